@@ -1,0 +1,50 @@
+"""Pardalis: early-fusion mixed-modal models, from raw documents to interleaved answers.
+
+    import pardalis
+    bundle = pardalis.load("runs/quickstart/bundle")
+    answer = pardalis.generate(bundle, "an owl", mode="picture")
+
+The names below load what they need when they are first used, so ``import pardalis`` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pardalis.bundle import Bundle, load
+    from pardalis.documents import Document, Picture, Text
+    from pardalis.inference import SamplingConfig, generate, generate_many
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bundle",
+    "Document",
+    "Picture",
+    "SamplingConfig",
+    "Text",
+    "generate",
+    "generate_many",
+    "load",
+]
+
+_HOME = {
+    "Bundle": "pardalis.bundle",
+    "load": "pardalis.bundle",
+    "Document": "pardalis.documents",
+    "Picture": "pardalis.documents",
+    "Text": "pardalis.documents",
+    "SamplingConfig": "pardalis.inference",
+    "generate": "pardalis.inference",
+    "generate_many": "pardalis.inference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pardalis' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,173 @@
+"""The bundle: a portable model as one folder.
+
+    bundle.json                 format version, model config, vocabulary, who made it
+    model.safetensors           the decoder
+    text_tokenizer.json         opens with the ``tokenizers`` library
+    image_tokenizer/            config.json and model.safetensors
+    LICENCES.md                 of the data behind the weights, when known
+
+A bundle appears under its name whole or not at all. A checkpoint, which resumes one training run,
+is something else (:mod:`pardalis.train.checkpoint`).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from pardalis import config as configs
+from pardalis.codec import Codec
+from pardalis.errors import BundleError, ConfigError
+from pardalis.files import atomic_folder, recover_folder, write_json, write_text
+from pardalis.model import Decoder, ModelConfig
+from pardalis.tokens import TextTokenizer, Vocabulary
+from pardalis.vq import ImageTokenizer
+
+FORMAT_VERSION = 1
+
+_DESCRIPTION = "bundle.json"
+_MODEL = "model.safetensors"
+_TEXT = "text_tokenizer.json"
+_IMAGE = "image_tokenizer"
+_LICENCES = "LICENCES.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A model with everything that is needed to use it."""
+
+    model: Decoder
+    codec: Codec
+    made_by: dict[str, Any]  # free facts about the run: recipe name, steps, held-out losses
+    licences: str = ""  # Markdown; of the data behind the weights
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle, atomically; a bundle that stood there is replaced only at the end.
+
+        Raises:
+            BundleError: the disk is full or the folder cannot be written; what stood there is
+                untouched.
+        """
+        try:
+            with atomic_folder(folder) as partial:
+                self._write(partial)
+        except OSError as error:
+            raise BundleError(
+                f"The bundle could not be written to {folder}: {error.strerror or error}; "
+                "nothing there was changed. Free some space or choose another folder."
+            ) from error
+
+    def _write(self, folder: Path) -> None:
+        weights = {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / _MODEL)
+        self.codec.text_tokenizer.save(folder / _TEXT)
+        self.codec.image_tokenizer.save(folder / _IMAGE)
+        if self.licences:
+            write_text(folder / _LICENCES, self.licences)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "model": configs.to_dict(self.model.config),
+            "vocabulary": self.codec.vocabulary.to_dict(),
+            "made_by": self.made_by,
+        }
+        write_json(folder / _DESCRIPTION, description)
+
+
+def load(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
+    """Load a bundle, ready for inference.
+
+    Raises:
+        BundleError: the folder is missing, incomplete, from a newer version, or its parts do not
+            fit each other; the message names the file.
+    """
+    folder = Path(folder)
+    recover_folder(folder)
+    description = describe(folder)
+    try:
+        config = configs.from_dict(ModelConfig, description["model"], "model.")
+    except ConfigError as error:
+        raise BundleError(f"{folder / _DESCRIPTION}: {error}") from error
+    vocabulary = Vocabulary.from_dict(description["vocabulary"])
+    codec = Codec(
+        vocabulary,
+        TextTokenizer.load(folder / _TEXT),
+        ImageTokenizer.load(folder / _IMAGE).to(device).eval(),
+    )
+    _check_sizes(folder, config, codec)
+    model = Decoder(config)
+    _load_weights(model, folder / _MODEL)
+    licences = folder / _LICENCES
+    return Bundle(
+        model.to(device).eval(),
+        codec,
+        description["made_by"],
+        licences.read_text() if licences.is_file() else "",
+    )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what ``bundle.json`` says, after checking that the folder is whole; weights stay on disk.
+
+    Raises:
+        BundleError: as :func:`load`.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"No bundle at {folder}; give the path of a bundle's folder.")
+    for name in (_DESCRIPTION, _MODEL, _TEXT, _IMAGE):
+        if not (folder / name).exists():
+            raise BundleError(
+                f"The bundle {folder} is incomplete: {name} is missing. Copy the whole folder again."
+            )
+    try:
+        description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
+        version = description["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder / _DESCRIPTION} is not a bundle description: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"The bundle {folder} has format version {version}; this Pardalis reads up to "
+            f"{FORMAT_VERSION}. Upgrade Pardalis."
+        )
+    missing = {"model", "vocabulary", "made_by"} - set(description)
+    if missing:
+        raise BundleError(f"{folder / _DESCRIPTION} lacks {', '.join(sorted(missing))}.")
+    return description
+
+
+def _check_sizes(folder: Path, config: ModelConfig, codec: Codec) -> None:
+    vocabulary = codec.vocabulary
+    for what, found, needed in (
+        ("ids in the model", config.vocab_size, vocabulary.size),
+        ("pieces in the text tokenizer", codec.text_tokenizer.size, len(vocabulary.text)),
+        ("codes in the image tokenizer", codec.image_tokenizer.config.n_codes, vocabulary.n_codes),
+    ):
+        if found != needed:
+            raise BundleError(
+                f"The parts of the bundle {folder} do not fit: found {found} {what}, the vocabulary "
+                f"needs {needed}. Do not mix files of different bundles."
+            )
+
+
+def _load_weights(model: Decoder, path: Path) -> None:
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again.") from error
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if wanted != found:
+        wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        name = wrong[0]
+        raise BundleError(
+            f"{path} does not fit the model of its bundle.json in {len(wrong)} tensors, first "
+            f"{name}: found {_shape(found.get(name))}, needed {_shape(wanted.get(name))}."
+        )
+    model.load_state_dict(weights, assign=True)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "nothing" if shape is None else "x".join(map(str, shape))

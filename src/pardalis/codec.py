@@ -1,0 +1,148 @@
+"""Document ⇄ ids: joins the text tokenizer and the image tokenizer in one vocabulary."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from PIL import Image
+
+from pardalis.documents import Document, Picture, Role, Segment, Text, open_picture
+from pardalis.errors import DataError
+from pardalis.tokens import Grammar, Mode, TextTokenizer, Vocabulary, render
+from pardalis.vq import ImageTokenizer
+
+_ROLES: tuple[Role, Role] = ("user", "assistant")
+
+
+class Codec:
+    """Turns documents into ids and ids into documents.
+
+    A document is ``bos``, its segments in order, ``eos``; a picture is ``begin_image``, its codes
+    row by row, ``end_image``; where the role of a conversation changes stands ``end_turn``.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.grammar = Grammar(vocabulary, image_tokenizer.config.codes_per_picture)
+
+    @classmethod
+    def of(cls, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> "Codec":
+        """Join two tokenizers in a new vocabulary."""
+        vocabulary = Vocabulary.build(image_tokenizer.config.n_codes, text_tokenizer.size)
+        return cls(vocabulary, text_tokenizer, image_tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that changes when a document might get other ids: of the vocabulary and all weights."""
+        digest = hashlib.sha256(repr(sorted(self.vocabulary.to_dict().items())).encode())
+        digest.update(self.text_tokenizer.to_json().encode())
+        for name, tensor in sorted(self.image_tokenizer.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    # ── document → ids ───────────────────────────────────────────────────────────────────────
+
+    def encode(self, document: Document) -> list[int]:
+        """Return the ids of a whole document; raises DataError for a picture that cannot be read."""
+        [ids] = self.encode_many([document])
+        if isinstance(ids, DataError):
+            raise ids
+        return ids
+
+    def encode_prompt(self, document: Document) -> list[int]:
+        """Return the ids after which an answer is written: a document without its eos.
+
+        After a conversation's last turn stands ``end_turn``, so that what follows is the answer.
+        """
+        ids = self.encode(document)[:-1]
+        last_role = document.segments[-1].role if document.segments else None
+        return [*ids, self.vocabulary.end_turn_id] if last_role else ids
+
+    def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
+        """Encode documents, all their pictures in one batch; an error stands in its document's place."""
+        opened = [_open_pictures(document) for document in documents]
+        images = [image for result in opened if isinstance(result, list) for image in result]
+        codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])
+        return [
+            self._ids(document.segments, codes) if isinstance(result, list) else result
+            for document, result in zip(documents, opened, strict=True)
+        ]
+
+    def _ids(self, segments: Sequence[Segment], codes: Iterator[list[int]]) -> list[int]:
+        ids = self.vocabulary
+        out = [ids.bos_id]
+        for previous, segment in zip((None, *segments), segments, strict=False):
+            if previous is not None and previous.role != segment.role:
+                out.append(ids.end_turn_id)
+            if isinstance(segment, Picture):
+                picture = [ids.image.start + code for code in next(codes)]
+                out += [ids.begin_image_id, *picture, ids.end_image_id]
+            else:
+                out += [ids.text.start + p for p in self.text_tokenizer.encode(segment.text)]
+        return [*out, ids.eos_id]
+
+    # ── ids → document ───────────────────────────────────────────────────────────────────────
+
+    def decode(self, token_ids: Sequence[int], name: str = "") -> Document:
+        """Return the document that ids stand for.
+
+        Tolerates what a model leaves unfinished: a missing eos, and a last picture cut short, whose
+        missing codes repeat its first one (as Chameleon's release does). Turns become the roles
+        user, assistant, user, ...
+
+        Raises:
+            GrammarError: an id stands where it may not.
+        """
+        unfinished = self.grammar.state_after(token_ids).mode is Mode.IMAGE
+        parts = self._parts([int(i) for i in token_ids], unfinished)
+        grids = [part for kind, part in parts if kind == "picture"]
+        images = iter(self.image_tokenizer.images_of(torch.tensor(grids)) if grids else [])
+        has_turns = any(kind == "end_turn" for kind, _ in parts)
+        segments: list[Segment] = []
+        turn = 0
+        for kind, part in parts:
+            role = _ROLES[turn % 2] if has_turns else None
+            if kind == "end_turn":
+                turn += 1
+            elif kind == "picture":
+                segments.append(Picture(next(images), role=role))
+            else:
+                segments.append(Text(self.text_tokenizer.decode(part), role=role))
+        return Document(tuple(segments), name=name)
+
+    def _parts(self, token_ids: list[int], unfinished: bool) -> list[tuple[str, list[int]]]:
+        """Cut valid ids into runs: ("text", pieces), ("picture", codes) and ("end_turn", [])."""
+        ids, n_codes = self.vocabulary, self.grammar.codes_per_picture
+        parts: list[tuple[str, list[int]]] = []
+        for token_id in token_ids:
+            if token_id == ids.begin_image_id:
+                parts.append(("picture", []))
+            elif token_id in ids.image:
+                parts[-1][1].append(token_id - ids.image.start)
+            elif token_id == ids.end_turn_id:
+                parts.append(("end_turn", []))
+            elif token_id in ids.text:
+                if not parts or parts[-1][0] != "text":
+                    parts.append(("text", []))
+                parts[-1][1].append(token_id - ids.text.start)
+        if unfinished:
+            codes = parts[-1][1]
+            codes += [codes[0] if codes else 0] * (n_codes - len(codes))
+        return parts
+
+    def render(self, token_ids: Sequence[int]) -> str:
+        """Write ids as one line for a person; see :func:`pardalis.tokens.render`."""
+        return render(token_ids, self.vocabulary, self.text_tokenizer)
+
+
+def _open_pictures(document: Document) -> list[Image.Image] | DataError:
+    try:
+        return [open_picture(picture.source) for picture in document.pictures]
+    except DataError as error:
+        return error

@@ -1,0 +1,162 @@
+"""Recipes: TOML → dotted overrides → frozen dataclasses, strictly.
+
+A config is a frozen dataclass beside the thing it describes, holding plain values and other
+configs. This module turns the tables of a TOML file into them. What it does not understand it
+refuses, naming the place, what it found, what it needed and the nearest name that exists.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+
+from pardalis.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def load(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe.
+
+    Args:
+        cls: the dataclass that the whole file describes.
+        overrides: ``"train.steps=20"``; the value is TOML, or a bare string. A number in the path
+            picks an item of a list: ``"sources.0.weight=2"``.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown or missing, a value has the
+            wrong type or is out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"No recipe at {path}; give the path of a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    return from_dict(cls, values)
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build a config from plain values; raises ConfigError as :func:`load` does."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ConfigError(_unknown_key(where + key, key, fields))
+    for name, field in fields.items():
+        if name not in values and _has_no_default(field):
+            raise ConfigError(f"{where}{name} is missing; it has no default, so set it.")
+    built = {key: _convert(hints[key], value, where + key) for key, value in values.items()}
+    return cls(**built)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the plain values of a config, all of them, defaults included."""
+    return {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) is not None  # TOML has no null: absent means None
+    }
+
+
+def to_toml(config: Any) -> str:
+    """Write a resolved config as TOML; :func:`load` reads it back to an equal config."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def fingerprint(*configs: Any) -> str:
+    """Return a short hash that changes when any value of any of the configs (or strings) does."""
+    plain = [to_dict(c) if dataclasses.is_dataclass(c) else c for c in configs]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _unknown_key(path: str, key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}."
+    return f"Unknown key {path!r}; {hint}"
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, got {value!r}.")
+        return from_dict(typing.cast(type[Any], hint), value, f"{where}.")
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list, got {value!r}.")
+        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+            raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
+        return tuple(_convert(arguments[0], v, f"{where}.{i}") for i, v in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}.")
+    return value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"An override has the form key.key=value, got {override!r}.")
+    *parents, last = path.strip().split(".")
+    table: Any = values
+    for depth, key in enumerate(parents):
+        table = _step_into(table, key, ".".join(parents[: depth + 1]))
+    value = _parse_value(text.strip())
+    if isinstance(table, list):
+        table[_list_index(table, last, path)] = value
+    else:
+        table[last] = value
+
+
+def _step_into(table: Any, key: str, path: str) -> Any:
+    if isinstance(table, list):
+        return table[_list_index(table, key, path)]
+    inner = table.setdefault(key, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"{path} is the value {inner!r}, not a table; an override cannot enter it.")
+    return inner
+
+
+def _list_index(items: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(f"{path}: expected an index below {len(items)}, got {key!r}.")
+    return int(key)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,61 @@
+"""Every error that a user can cause, as one small tree.
+
+    PardalisError
+    ├─ ConfigError         a recipe, an override or an option is wrong      exit 2
+    ├─ DataError           a source, picture, shard or manifest is wrong    exit 3
+    │  └─ GrammarError     a sequence of ids breaks the grammar
+    ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
+    ├─ TrainingError       the loss is not finite, a run cannot go on       exit 5
+    └─ RequestError        a prompt that cannot be answered                 exit 6
+
+A message says what was found, what was needed, where, and what to do, in one sentence or two.
+Misuse of a function by a programmer stays a ``ValueError`` or ``TypeError``.
+"""
+
+
+class PardalisError(Exception):
+    """Base of all errors that a user can cause; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(PardalisError):
+    """A recipe, an override or an option is wrong."""
+
+    exit_code = 2
+
+
+class DataError(PardalisError):
+    """A source, picture, document, shard or manifest is wrong."""
+
+    exit_code = 3
+
+
+class GrammarError(DataError):
+    """A sequence of ids breaks the grammar.
+
+    Attributes:
+        position: index of the first wrong id (the length of the sequence when it ends too early).
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class BundleError(PardalisError):
+    """A bundle or a checkpoint is incomplete, too new, or does not fit."""
+
+    exit_code = 4
+
+
+class TrainingError(PardalisError):
+    """A training run cannot go on; its last good checkpoint is intact."""
+
+    exit_code = 5
+
+
+class RequestError(PardalisError):
+    """A prompt that cannot be answered as asked."""
+
+    exit_code = 6

@@ -1,0 +1,91 @@
+"""Writing that a crash cannot spoil: a file or folder appears under its name whole, or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PARTIAL = ".partial"
+_PREVIOUS = ".previous"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: readers see the old content or the new one, never a mixture."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; on an error (a full disk, say) the previous file stays as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, which takes the name ``path`` only when the block ends well.
+
+    A folder that already has that name is replaced. If the block raises, or the process dies in it,
+    the previous folder is untouched. Between the two renames of a replacement the previous folder
+    bears the suffix ``.previous``; :func:`recover_folder` puts it back after a crash at that instant.
+    """
+    recover_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + _PARTIAL)
+    previous = path.with_name(path.name + _PREVIOUS)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _sync_tree(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        os.rename(path, previous)
+    os.rename(partial, path)
+    _sync_folder(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Finish or undo a replacement that a crash cut between its two renames."""
+    previous = path.with_name(path.name + _PREVIOUS)
+    if not previous.exists():
+        return
+    if path.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    else:
+        os.rename(previous, path)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Progress of long work, on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 10.0
+
+Advance = Callable[..., None]
+
+
+@contextmanager
+def bar(description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Advance]:
+    """Yield ``advance(n=1, **fields)``, which counts work done and shows the fields beside the bar.
+
+    Args:
+        description: what is being done, shown first.
+        total: amount of work, in ``unit``.
+        unit: the name of one piece of work, plural.
+        done: how much of it was done before (a resumed run).
+    """
+    if sys.stderr.isatty():
+        with _live_bar(description, total, unit, done) as advance:
+            yield advance
+    else:
+        yield _line_writer(description, total, unit, done)
+
+
+@contextmanager
+def _live_bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, completed=done, shown="")
+
+        def advance(n: int = 1, **fields: object) -> None:
+            if fields:
+                progress.update(task, advance=n, shown=_fields_text(fields))
+            else:
+                progress.update(task, advance=n)
+
+        yield advance
+
+
+def _line_writer(description: str, total: int, unit: str, done: int) -> Advance:
+    start = time.monotonic()
+    state = {"done": done, "last": start, "shown": ""}
+
+    def advance(n: int = 1, **fields: object) -> None:
+        state["done"] += n
+        if fields:
+            state["shown"] = _fields_text(fields)
+        now = time.monotonic()
+        if state["done"] >= total or now - state["last"] >= _LINE_EVERY_S:
+            state["last"] = now
+            logger.info(
+                "%s: %d/%d %s, %.0f s  %s",
+                description, state["done"], total, unit, now - start, state["shown"],
+            )  # fmt: skip
+
+    return advance
+
+
+def _fields_text(fields: dict[str, object]) -> str:
+    return "  ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in fields.items()
+    )
