@@ -1,0 +1,18 @@
+"""Ids: the vocabulary of all modalities, the grammar of their sequences, and text ⇄ pieces. No torch."""
+
+from pardalis.tokens.grammar import Grammar, Limits, Mode, Rule, State
+from pardalis.tokens.render import render
+from pardalis.tokens.text import TextTokenizer, train_text_tokenizer
+from pardalis.tokens.vocabulary import Vocabulary
+
+__all__ = [
+    "Grammar",
+    "Limits",
+    "Mode",
+    "Rule",
+    "State",
+    "TextTokenizer",
+    "Vocabulary",
+    "render",
+    "train_text_tokenizer",
+]

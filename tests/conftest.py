@@ -1,0 +1,50 @@
+"""What the whole suite shares: shapes checked at run time, and a tiny model built in a second."""
+
+from jaxtyping import install_import_hook
+
+# Every annotated function of the package checks its dtypes and shapes while tests run.
+install_import_hook("pardalis", "beartype.beartype")
+
+import pytest
+import torch
+
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.tokens import Grammar, TextTokenizer, Vocabulary, train_text_tokenizer
+
+TEXTS = ["An owl sat on the old oak.", "The owl, the cat and the fox.", "A fox ran. naïve 🦉\tok\n"]
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer() -> TextTokenizer:
+    return train_text_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """12 codes and 20 text pieces: small enough to enumerate."""
+    return Vocabulary.build(n_codes=12, n_text=20)
+
+
+@pytest.fixture(scope="session")
+def grammar(vocabulary: Vocabulary) -> Grammar:
+    return Grammar(vocabulary, codes_per_picture=4)
+
+
+@pytest.fixture
+def tiny_config(vocabulary: Vocabulary) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocabulary.size,
+        context=48,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=64,
+        init_std=0.3,  # large, so that logits differ enough to show a wrong position
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: ModelConfig) -> Decoder:
+    torch.set_num_threads(1)
+    return initialise(Decoder(tiny_config), seed=0).eval()

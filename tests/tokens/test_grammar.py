@@ -1,0 +1,177 @@
+"""The grammar, by example and by random walks over the ids it allows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pardalis.errors import GrammarError, RequestError
+from pardalis.tokens import Grammar, Limits, Mode, Rule, State, Vocabulary
+
+IDS = Vocabulary.build(n_codes=12, n_text=20)
+GRAMMAR = Grammar(IDS, codes_per_picture=4)
+BOS, EOS, BOI, EOI, TURN = (
+    IDS.bos_id, IDS.eos_id, IDS.begin_image_id, IDS.end_image_id, IDS.end_turn_id
+)  # fmt: skip
+A, B = IDS.text.start, IDS.text.start + 1
+PICTURE = [BOI, *range(IDS.image.start, IDS.image.start + 4), EOI]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [BOS, EOS],
+        [BOS, A, B, EOS],
+        [BOS, *PICTURE, EOS],
+        [BOS, A, *PICTURE, *PICTURE, B, EOS],
+        [BOS, A, TURN, *PICTURE, TURN, EOS],
+    ],
+)
+def test_accepts(ids):
+    GRAMMAR.validate(ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "position", "message"),
+    [
+        ([], 0, "The sequence ends at position 0; expected <bos>"),
+        ([A], 0, r"Found <text 0> at position 0; expected <bos>"),
+        ([BOS], 1, "ends at position 1; expected text"),
+        ([BOS, BOS, EOS], 1, "Found <bos> at position 1"),
+        ([BOS, IDS.image.start, EOS], 1, "Found <image 0> at position 1; expected text"),
+        ([BOS, EOI, EOS], 1, "Found <end_image>"),
+        ([BOS, IDS.pad_id, EOS], 1, "Found <pad>"),
+        ([BOS, 7, EOS], 1, "Found <unused 7>"),
+        ([BOS, IDS.size, EOS], 1, "Found <outside 40>"),
+        ([BOS, *PICTURE[:-2], EOI, EOS], 5, "open picture has 3 of its 4 codes"),
+        ([BOS, *PICTURE[:-1], IDS.image.start, EOI, EOS], 6, "has all of its 4 codes"),
+        ([BOS, BOI, A, EOS], 2, "open picture has 0 of its 4 codes"),
+        ([BOS, BOI, BOI], 2, "Found <begin_image>"),
+        ([BOS, BOI], 2, "ends at position 2; expected an image id"),
+        ([BOS, EOS, A], 2, "expected nothing after <eos>"),
+    ],
+)
+def test_rejects_saying_where_and_what_was_expected(ids, position, message):
+    with pytest.raises(GrammarError, match=message) as caught:
+        GRAMMAR.validate(ids)
+    assert caught.value.position == position
+
+
+segments = st.lists(
+    st.one_of(
+        st.lists(st.sampled_from([A, B, TURN]), max_size=5),
+        st.lists(st.sampled_from(list(IDS.image)), min_size=4, max_size=4).map(
+            lambda codes: [BOI, *codes, EOI]
+        ),
+    ),
+    max_size=5,
+)
+
+
+@given(segments)
+def test_every_document_of_whole_segments_is_valid(parts):
+    GRAMMAR.validate([BOS, *(i for part in parts for i in part), EOS])
+
+
+@given(segments, st.data())
+def test_a_changed_modality_is_always_found(parts, data):
+    """Whatever valid document, an id replaced by one of another class is malformed."""
+    ids = [BOS, *(i for part in parts for i in part), EOS]
+    position = data.draw(st.integers(0, len(ids) - 1))
+    table = GRAMMAR.allowed_ids()
+    rule = GRAMMAR.rule(GRAMMAR.state_after(ids[:position]), Limits(room=1000))
+    forbidden = np.flatnonzero(~table[rule]).tolist()
+    ids[position] = data.draw(st.sampled_from(forbidden))
+    with pytest.raises(GrammarError) as caught:
+        GRAMMAR.validate(ids)
+    assert caught.value.position == position
+
+
+@given(
+    st.integers(1, 40), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), st.data()
+)
+def test_whatever_is_chosen_among_the_allowed_ids_is_well_formed(room, text, pictures, data):
+    """A random walk over the table's ids ends in a valid document within its room."""
+    limits = Limits(room=room, text=text, max_pictures=pictures)
+    try:
+        state = GRAMMAR.begin([BOS], limits)
+    except RequestError:
+        assert not text and (pictures is None or room < 6 * pictures)
+        return
+    table, written = GRAMMAR.allowed_ids(), []
+    while (rule := GRAMMAR.rule(state, limits)) is not Rule.NOTHING:
+        chosen = data.draw(st.sampled_from(np.flatnonzero(table[rule]).tolist()))
+        state = GRAMMAR.advance(state, chosen)
+        written.append(chosen)
+    assert len(written) <= room
+    assert written.count(BOI) <= (99 if pictures is None else pictures)
+    if text:
+        GRAMMAR.validate([BOS, *written])
+    else:
+        GRAMMAR.validate([BOS, *written, EOS])
+        assert written.count(BOI) == pictures
+
+
+def test_the_table_agrees_with_the_automaton():
+    """For every state, the ids that the table allows are those that advance accepts."""
+    limits = Limits(room=1000)
+    for state in (
+        State(),
+        State(Mode.TEXT),
+        State(Mode.IMAGE, 3),
+        State(Mode.IMAGE, 0),
+        State(Mode.DONE),
+    ):
+        allowed = GRAMMAR.allowed_ids()[GRAMMAR.rule(state, limits)]
+        for token_id in range(IDS.size):
+            try:
+                GRAMMAR.advance(state, token_id)
+                accepted = True
+            except GrammarError:
+                accepted = False
+            assert accepted == allowed[token_id], (state, IDS.name_of(token_id))
+
+
+def test_a_picture_opens_only_where_it_fits_with_its_eos():
+    limits = Limits(room=7)
+    state = GRAMMAR.begin([BOS, A], limits)
+    assert GRAMMAR.rule(state, limits) is Rule.TEXT_OR_PICTURE
+    assert GRAMMAR.rule(GRAMMAR.advance(state, A), limits) is Rule.TEXT
+
+
+def test_the_last_id_is_eos():
+    limits = Limits(room=1)
+    assert GRAMMAR.rule(GRAMMAR.begin([BOS], limits), limits) is Rule.EOS
+
+
+def test_chameleons_sizes():
+    """1,026 ids a picture; at most three fit in 4,096 with bos; none opens from index 3,070 on."""
+    ids = Vocabulary.build(n_codes=8192, n_text=100)
+    grammar = Grammar(ids, codes_per_picture=1024)
+    assert grammar.picture_ids == 1026
+    assert (4096 - 1) // grammar.picture_ids == 3
+    for index, rule in ((3069, Rule.TEXT_OR_PICTURE), (3070, Rule.TEXT)):
+        limits = Limits(room=4096 - index)
+        assert grammar.rule(State(Mode.TEXT), limits) is rule
+
+
+def test_a_prompt_may_end_inside_a_picture():
+    limits = Limits(room=20)
+    state = GRAMMAR.begin([BOS, *PICTURE[:3]], limits)
+    assert GRAMMAR.rule(state, limits) is Rule.CODE
+    assert state.codes_left == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limits", "message"),
+    [
+        ([BOS, EOS], Limits(room=5), "ends with <eos>"),
+        ([BOS], Limits(room=5, text=False), "needs max_pictures"),
+        ([BOS], Limits(room=5, text=False, max_pictures=1), "room for 5 more, but 6 are needed"),
+        ([BOS], Limits(room=0), "room for 0 more, but 1 are needed"),
+        ([BOS, BOI], Limits(room=4), "room for 4 more, but 5 are needed"),
+    ],
+)
+def test_requests_that_cannot_be_answered(prompt, limits, message):
+    with pytest.raises(RequestError, match=message):
+        GRAMMAR.begin(prompt, limits)
