@@ -1,0 +1,115 @@
+"""Attention with QK-norm, RoPE and grouped heads, and the masks that say who sees whom."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pardalis.model.config import ModelConfig
+
+
+@runtime_checkable
+class LayerCache(Protocol):
+    """Keys and values of earlier positions of one layer, owned by whoever decodes."""
+
+    def append(
+        self, keys: Float[Tensor, "B K T H"], values: Float[Tensor, "B K T H"]
+    ) -> tuple[Float[Tensor, "B K S H"], Float[Tensor, "B K S H"]]:
+        """Store new keys and values; return all of them, old and new."""
+        ...
+
+
+class HeadNorm(nn.Module):
+    """QK-norm: LayerNorm over a head's width, with its own scale and shift for every head.
+
+    Chameleon (arXiv 2405.09818, section 2.3) normalises queries and keys before RoPE. Its weights
+    are shared by the heads of one model-parallel rank, so a scale per head holds them all.
+    """
+
+    def __init__(self, n_heads: int, d_head: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_heads, d_head))
+        self.bias = nn.Parameter(torch.empty(n_heads, d_head))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+
+
+class Attention(nn.Module):
+    """Causal self-attention; the mask and the cache are arguments."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.d_head = (
+            config.n_heads,
+            config.n_kv_heads,
+            config.d_head,
+        )
+        d_kv = config.n_kv_heads * config.d_head
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)
+        self.v_proj = nn.Linear(config.d_model, d_kv, bias=False)
+        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm == "layer_norm":
+            self.q_norm = HeadNorm(config.n_heads, config.d_head, config.norm_eps)
+            self.k_norm = HeadNorm(config.n_kv_heads, config.d_head, config.norm_eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
+        mask: Bool[Tensor, "B 1 T S"] | None,
+        cache: LayerCache | None,
+    ) -> Float[Tensor, "B T D"]:
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (self.n_heads, self.d_head))), rotation)
+        k = rotate(
+            self.k_norm(self.k_proj(x).unflatten(-1, (self.n_kv_heads, self.d_head))), rotation
+        )
+        v = self.v_proj(x).unflatten(-1, (self.n_kv_heads, self.d_head))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        attended = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+
+
+def rotation_of(
+    positions: Int[Tensor, "B T"], d_head: int, theta: float
+) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
+    """Return cosines and sines of RoPE (arXiv 2104.09864), the two halves of a head paired."""
+    exponents = torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32) / d_head
+    angles = positions[..., None].float() * theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "B T N H"],
+    rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
+) -> Float[Tensor, "B T N H"]:
+    """Turn each pair (x_i, x_{i + H/2}) by the angle of its position."""
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def document_mask(documents: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """Let each position see itself and what precedes it in its own document.
+
+    Padding (document -1) sees the padding before it, so that no row of the softmax is empty.
+    """
+    same = documents[:, :, None] == documents[:, None, :]
+    causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=documents.device).tril()
+    return (same & causal).unsqueeze(1)

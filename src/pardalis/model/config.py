@@ -1,0 +1,121 @@
+"""The shape of a decoder, and the named shapes that people use.
+
+Presets are functions that return configs; a test counts their parameters on the meta device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pardalis.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape and options of a decoder."""
+
+    vocab_size: int  # ids, all modalities together
+    context: int  # positions a sequence may have
+    d_model: int  # width of the residual stream
+    n_layers: int
+    n_heads: int  # query heads
+    n_kv_heads: int  # key and value heads; below n_heads it is grouped-query attention
+    d_ff: int  # hidden width of the SwiGLU feed-forward
+    rope_theta: float = 10_000.0  # base of the rotary position embedding
+    qk_norm: Literal["layer_norm", "none"] = "layer_norm"  # on queries and keys, before RoPE
+    norm_placement: Literal["pre", "reordered"] = "pre"  # before each branch, or on its output
+    dropout: float = 0.0  # probability, on the output of attention and of feed-forward
+    norm_eps: float = 1e-5
+    init_std: float = 0.02  # of every matrix; residual outputs get init_std / sqrt(2 n_layers)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.d_model % (2 * self.n_heads):
+            raise ConfigError(
+                f"model.d_model ({self.d_model}) must be a multiple of twice model.n_heads "
+                f"({self.n_heads}): a head's width must be whole and even for RoPE."
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"model.n_heads ({self.n_heads}) must be a multiple of model.n_kv_heads "
+                f"({self.n_kv_heads})."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}.")
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+
+def swiglu_width(d_model: int) -> int:
+    """Return Llama's feed-forward width: two thirds of 4 d, rounded up to a multiple of 256."""
+    return -(-(2 * 4 * d_model // 3) // 256) * 256
+
+
+def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
+    """The quickstart's decoder: a few million parameters, trained on a laptop in minutes."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        context=context,
+        d_model=192,
+        n_layers=6,
+        n_heads=6,
+        n_kv_heads=6,
+        d_ff=512,
+    )
+
+
+def small(vocab_size: int, context: int = 1024) -> ModelConfig:
+    """30 million parameters besides the embeddings: an hour on a GPU."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        context=context,
+        d_model=512,
+        n_layers=8,
+        n_heads=8,
+        n_kv_heads=8,
+        d_ff=swiglu_width(512),
+    )
+
+
+def chameleon_7b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
+    """Chameleon-7B (arXiv 2405.09818, Table 1): pre-norm, dropout 0.1 in pre-training."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        context=context,
+        d_model=4096,
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=32,
+        d_ff=swiglu_width(4096),
+        dropout=0.1,
+    )
+
+
+def chameleon_34b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
+    """Chameleon-34B: re-ordered norms, grouped-query attention, no dropout.
+
+    The paper does not print layer and head counts; these give its size and agree with the
+    four-way sharding of the released checkpoint.
+    """
+    return ModelConfig(
+        vocab_size=vocab_size,
+        context=context,
+        d_model=8192,
+        n_layers=48,
+        n_heads=64,
+        n_kv_heads=8,
+        d_ff=swiglu_width(8192),
+        norm_placement="reordered",
+    )
+
+
+PRESETS: dict[str, Callable[..., ModelConfig]] = {
+    "tiny": tiny,
+    "small": small,
+    "chameleon_7b": chameleon_7b,
+    "chameleon_34b": chameleon_34b,
+}

@@ -1,0 +1,127 @@
+"""The decoder transformer: embedding, trunk, head. No loss, no sampling, no cache of its own.
+
+One Llama-like trunk reads and writes every modality (early fusion): bias-free linears, RMSNorm,
+SwiGLU, RoPE, untied embedding and head. What Chameleon adds for stability are options of the
+config: QK-norm, and norms re-ordered to sit on the output of each branch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from pardalis.model.attention import Attention, LayerCache, rotation_of
+from pardalis.model.config import ModelConfig
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream.
+
+    With norms placed ``pre``: x + branch(norm(x)). ``reordered`` (Swin; Chameleon-34B):
+    x + norm(branch(x)), which bounds what a branch can add.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_placement = config.norm_placement
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
+        mask: Bool[Tensor, "B 1 T S"] | None,
+        cache: LayerCache | None,
+    ) -> Float[Tensor, "B T D"]:
+        if self.norm_placement == "pre":
+            attended = self.attention(self.attention_norm(x), rotation, mask, cache)
+            x = x + self.dropout(attended)
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        attended = self.attention_norm(self.attention(x, rotation, mask, cache))
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
+
+
+class Trunk(nn.Module):
+    """The blocks and the final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        rotation = rotation_of(positions, self.config.d_head, self.config.rope_theta)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotation, mask, None if cache is None else cache[i])
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """embedding → trunk → head.
+
+    The parameters of a new decoder are undefined until :func:`pardalis.model.initialise` or a state
+    dict fills them, so a large one can be built on the meta device.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.trunk = Trunk(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Return what the head reads.
+
+        Args:
+            positions: of each id in its own document, for RoPE; 0, 1, 2, ... when left out.
+            mask: True where attention is allowed; plain causal when left out.
+            cache: one entry per layer, holding earlier keys and values. With a cache the mask must
+                be given, since its columns are the cache's.
+        """
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        return self.trunk(self.embedding(ids), positions, mask, cache)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Return the logits of the next id at every position; arguments as of :meth:`hidden`."""
+        return self.head(self.hidden(ids, positions, mask, cache))
