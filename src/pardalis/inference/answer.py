@@ -1,0 +1,123 @@
+"""Prompts in, documents out: what the command line and Python users call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from pardalis.bundle import Bundle
+from pardalis.documents import Document, Picture, Segment, Text
+from pardalis.errors import RequestError
+from pardalis.inference.cached import generate_cached
+from pardalis.inference.request import Request, SamplingConfig
+from pardalis.seeds import derive
+from pardalis.tokens import Limits
+
+Mode = Literal["text", "picture", "interleaved"]
+Part = str | Path | bytes | Image.Image
+Prompt = str | Sequence[Part] | Document
+
+
+def as_document(prompt: Prompt) -> Document:
+    """Read a prompt: a string is text, a path, bytes or PIL image is a picture."""
+    if isinstance(prompt, Document):
+        return prompt
+    parts: Sequence[Part] = [prompt] if isinstance(prompt, str) else prompt
+    segments: list[Segment] = [Text(p) if isinstance(p, str) else Picture(p) for p in parts]
+    return Document(tuple(segments))
+
+
+def generate(
+    bundle: Bundle,
+    prompt: Prompt,
+    *,
+    mode: Mode = "interleaved",
+    max_tokens: int | None = None,
+    max_pictures: int | None = None,
+    text: SamplingConfig | None = None,
+    picture: SamplingConfig | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> Document:
+    """Answer one prompt; arguments as of :func:`generate_many`."""
+    [answer] = generate_many(
+        bundle,
+        [prompt],
+        mode=mode,
+        max_tokens=max_tokens,
+        max_pictures=max_pictures,
+        text=text,
+        picture=picture,
+        guidance=guidance,
+        seed=seed,
+    )
+    return answer
+
+
+def generate_many(
+    bundle: Bundle,
+    prompts: Sequence[Prompt],
+    *,
+    mode: Mode = "interleaved",
+    max_tokens: int | None = None,
+    max_pictures: int | None = None,
+    text: SamplingConfig | None = None,
+    picture: SamplingConfig | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+) -> list[Document]:
+    """Answer prompts in one batch.
+
+    Args:
+        mode: ``text`` writes text only, ``picture`` draws ``max_pictures`` (default 1) and writes
+            nothing, ``interleaved`` lets the model decide when to draw.
+        max_tokens: ids an answer may have; default: what the model's context leaves.
+        max_pictures: pictures an answer may have; default: 1 for ``picture``, no limit otherwise.
+        text: how text is sampled; default: the most likely id.
+        picture: how codes are sampled; default: temperature 1.
+        guidance: classifier-free guidance of pictures; 1 is none, more follows the prompt closer.
+        seed: the answer to prompt number i depends on (seed, i) and the prompt, not on the others.
+
+    Returns:
+        The answers, without their prompts.
+
+    Raises:
+        RequestError: a prompt leaves no room for what is asked.
+        DataError: a picture of a prompt cannot be read.
+    """
+    requests = []
+    for i, prompt in enumerate(prompts):
+        prompt_ids = bundle.codec.encode_prompt(as_document(prompt))
+        room = bundle.model.config.context - len(prompt_ids)
+        if room < 1:
+            raise RequestError(
+                f"The prompt has {len(prompt_ids)} ids, which fills the model's context of "
+                f"{bundle.model.config.context}; shorten it."
+            )
+        requests.append(
+            Request(
+                prompt_ids=tuple(prompt_ids),
+                limits=_limits(mode, room if max_tokens is None else min(max_tokens, room), max_pictures),
+                text=text or SamplingConfig(temperature=0.0),
+                picture=picture or SamplingConfig(),
+                guidance=guidance,
+                seed=derive(seed, "answer", i),
+            )
+        )
+    answers = generate_cached(bundle.model, bundle.codec.grammar, requests)
+    bos_id = bundle.codec.vocabulary.bos_id
+    return [bundle.codec.decode([bos_id, *ids]) for ids in answers]
+
+
+def _limits(mode: Mode, room: int, max_pictures: int | None) -> Limits:
+    match mode:
+        case "text":
+            if max_pictures:
+                raise RequestError("mode 'text' draws nothing; leave max_pictures out or choose another mode.")
+            return Limits(max_pictures=0, room=room)
+        case "picture":
+            return Limits(text=False, max_pictures=1 if max_pictures is None else max_pictures, room=room)
+        case "interleaved":
+            return Limits(max_pictures=max_pictures, room=room)
+    raise RequestError(f"mode must be 'text', 'picture' or 'interleaved', got {mode!r}.")
