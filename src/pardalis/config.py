@@ -118,6 +118,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if arguments[-1] is not Ellipsis and len(arguments) != len(value):
             raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
         return tuple(_convert(arguments[0], v, f"{where}.{i}") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, got {value!r}.")
+        return dict(value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

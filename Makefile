@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make quickstart` or `make test`, each alone, on a machine with nothing
+# but Python 3.11+, git and make. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Idle OpenMP threads that spin steal time from whatever else runs.
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart smoke test lint format clean
+
+help:                 ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 22
+
+quickstart: $(VENV)/.demo   ## set up, then train a model on real data and write its report
+	$(BIN)/pardalis quickstart $(ARGS)
+
+smoke: $(VENV)/.demo        ## the quickstart, shortened to two minutes: every stage, no quality
+	$(BIN)/pardalis quickstart --recipe smoke $(ARGS)
+
+test: $(VENV)/.dev          ## set up, then lint, check types and layers, and run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/.dev        ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:                ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,98 @@
+"""Whatever goes wrong while writing, what stood there before is whole."""
+
+import errno
+import os
+
+import pytest
+
+from pardalis import files
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    files.write_json(path, {"a": 1})
+    files.write_json(path, {"a": "é"})
+    assert path.read_text() == '{\n  "a": "é"\n}\n'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_whole(tmp_path):
+    target = tmp_path / "runs" / "bundle"
+    with files.atomic_folder(target) as partial:
+        (partial / "a").write_text("1")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["a"]
+    assert [p.name for p in target.parent.iterdir()] == ["bundle"]
+
+
+def test_a_folder_is_replaced_only_at_the_end(tmp_path):
+    target = tmp_path / "bundle"
+    for content in ("old", "new"):
+        with files.atomic_folder(target) as partial:
+            (partial / content).touch()
+            if content == "new":
+                assert (target / "old").exists()
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_error_leaves_the_old_folder(tmp_path):
+    target = tmp_path / "bundle"
+    with files.atomic_folder(target) as partial:
+        (partial / "old").touch()
+    with pytest.raises(RuntimeError), files.atomic_folder(target) as partial:
+        (partial / "new").touch()
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_crash_at_any_instant_leaves_one_whole_folder(tmp_path, monkeypatch):
+    """Die before each rename in turn: after recovery the folder is the old one or the new one."""
+
+    class Killed(BaseException):
+        pass
+
+    for instant in (0, 1):
+        target = tmp_path / str(instant) / "bundle"
+        with files.atomic_folder(target) as partial:
+            (partial / "old").touch()
+        renames, real = [], os.rename
+
+        def rename(source, destination, renames=renames, real=real, instant=instant):
+            if len(renames) == instant:
+                raise Killed
+            renames.append(source)
+            real(source, destination)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            with pytest.raises(Killed), files.atomic_folder(target) as partial:
+                (partial / "new").touch()
+        files.recover_folder(target)
+        assert [p.name for p in target.iterdir()] == ["old"]
+        with files.atomic_folder(target) as partial:  # leftovers do not disturb the next attempt
+            (partial / "newest").touch()
+        assert [p.name for p in target.iterdir()] == ["newest"]
+        assert [p.name for p in target.parent.iterdir()] == ["bundle"]
+
+
+def test_recovery_after_the_last_rename_keeps_the_new_folder(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle.previous").mkdir()
+    files.recover_folder(tmp_path / "bundle")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
