@@ -1,0 +1,53 @@
+"""Mixed-modal documents: what one is, reading and writing them, conversations. No torch here."""
+
+from pardalis.documents.chat import document_to_messages, messages_to_document
+from pardalis.documents.document import (
+    ROLES,
+    Document,
+    Picture,
+    PictureSource,
+    Rejection,
+    Role,
+    Segment,
+    Text,
+)
+from pardalis.documents.encyclopedia import EncyclopediaConfig, build_encyclopedia
+from pardalis.documents.pictures import (
+    MAX_PIXELS,
+    from_data_uri,
+    media_type,
+    open_picture,
+    to_data_uri,
+    to_png,
+)
+from pardalis.documents.readers import READERS, Reader, read_folder, read_html, read_jsonl
+from pardalis.documents.writers import to_html, to_markdown, write_jsonl
+
+__all__ = [
+    "MAX_PIXELS",
+    "READERS",
+    "ROLES",
+    "Document",
+    "EncyclopediaConfig",
+    "Picture",
+    "PictureSource",
+    "Reader",
+    "Rejection",
+    "Role",
+    "Segment",
+    "Text",
+    "build_encyclopedia",
+    "document_to_messages",
+    "from_data_uri",
+    "media_type",
+    "messages_to_document",
+    "open_picture",
+    "read_folder",
+    "read_html",
+    "read_jsonl",
+    "to_data_uri",
+    "to_html",
+    "to_markdown",
+    "to_png",
+    "write_jsonl",
+]

@@ -1,0 +1,130 @@
+"""Conversations as documents: the OpenAI chat shape to :class:`Document` and back.
+
+A message's content is text, or a list of parts: ``{"type": "text", "text": ...}`` and
+``{"type": "image_url", "image_url": {"url": "data:..."}}``. Each part becomes one segment with the
+message's role, so the way back gives the same messages; consecutive messages of one role become
+one. Pictures stay encoded as they came. Nothing is ever fetched from a network.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+from pardalis.documents.document import (
+    ROLES,
+    Document,
+    Picture,
+    PictureSource,
+    Role,
+    Segment,
+    Text,
+)
+from pardalis.documents.pictures import from_data_uri, media_type, read_source, to_data_uri, to_png
+from pardalis.errors import DataError, RequestError
+
+
+def messages_to_document(messages: Sequence[Any], name: str = "") -> Document:
+    """Return the conversation as one document, each part of a message a segment with its role.
+
+    Raises:
+        RequestError: the messages do not have the shape above, or name a picture by a remote URL.
+    """
+    if not messages:
+        raise RequestError("There are no messages; at least one is needed.")
+    segments: list[Segment] = []
+    for number, message in enumerate(messages):
+        segments += _segments(message, f"messages[{number}]")
+    return Document(tuple(segments), name)
+
+
+def document_to_messages(document: Document) -> list[dict[str, Any]]:
+    """Return the document as messages; segments without a role are the user's.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    messages: list[dict[str, Any]] = []
+    for role, group in groupby(document.segments, key=lambda segment: segment.role or "user"):
+        segments = list(group)
+        content: str | list[dict[str, Any]]
+        if len(segments) == 1 and isinstance(segments[0], Text):
+            content = segments[0].text
+        else:
+            content = [_part(segment) for segment in segments]
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _segments(message: Any, where: str) -> list[Segment]:
+    if not isinstance(message, dict):
+        raise RequestError(f'{where} must be an object with "role" and "content".')
+    role = message.get("role")
+    if role not in ROLES:
+        raise RequestError(f"{where} has the role {role!r}; it must be one of {', '.join(ROLES)}.")
+    # Clients send an assistant's message back with empty fields, such as "refusal": null.
+    extra = sorted(
+        key for key, value in message.items() if key not in ("role", "content") and value
+    )
+    if extra:
+        raise RequestError(
+            f"{where} has {', '.join(extra)}, which this model does not know; drop it."
+        )
+    content = message.get("content")
+    if isinstance(content, str):
+        return [Text(_unicode(content, where), cast(Role, role))]
+    if not isinstance(content, list) or not content:
+        raise RequestError(
+            f'{where} needs "content": a text, or a list of parts with at least one.'
+        )
+    return [
+        _segment(part, cast(Role, role), f"{where}.content[{number}]")
+        for number, part in enumerate(content)
+    ]
+
+
+def _segment(part: Any, role: Role, where: str) -> Segment:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return Text(_unicode(text, where), role)
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            return Picture(_picture(url, where), role=role)
+    raise RequestError(
+        f'{where} must be {{"type": "text", "text": ...}} or '
+        '{"type": "image_url", "image_url": {"url": "data:..."}}.'
+    )
+
+
+def _picture(url: str, where: str) -> bytes:
+    if url[:5].lower() != "data:":
+        raise RequestError(
+            f"{where} names its picture by the URL {url[:60]!r}, and pictures are not fetched from "
+            "a network; send it as a data:image/png;base64,... URL."
+        )
+    try:
+        return from_data_uri(url)
+    except DataError as error:
+        raise RequestError(f"{where}: {error}") from error
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where} holds broken Unicode: half of a surrogate pair.") from error
+    return text
+
+
+def _part(segment: Segment) -> dict[str, Any]:
+    if isinstance(segment, Text):
+        return {"type": "text", "text": segment.text}
+    return {"type": "image_url", "image_url": {"url": _uri(segment.source)}}
+
+
+def _uri(source: PictureSource) -> str:
+    if isinstance(source, Path | bytes):
+        content = read_source(source)
+        kind = media_type(content)
+        if kind is not None:
+            return to_data_uri(content, kind)
+    return to_data_uri(to_png(source))

@@ -1,0 +1,75 @@
+"""What a mixed-modal document is: text and pictures in reading order.
+
+Every reader yields :class:`Document`, or :class:`Rejection` for an item it could not use. Nothing
+here opens a file or decodes a picture; that is :mod:`pardalis.documents.pictures`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from PIL import Image
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: tuple[str, ...] = get_args(Role)
+
+PictureSource: TypeAlias = Path | bytes | Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of text; ``role`` says who speaks it in a conversation."""
+
+    text: str
+    role: Role | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture: the path of its file, the bytes of one, or the picture already decoded."""
+
+    source: PictureSource
+    alt: str = ""
+    role: Role | None = None
+
+
+Segment: TypeAlias = Text | Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Segments in reading order; ``name`` is a stable key, unique in the document's source."""
+
+    segments: tuple[Segment, ...]
+    name: str = ""
+    licence: str = ""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(segment for segment in self.segments if isinstance(segment, Picture))
+
+    @property
+    def text(self) -> str:
+        """All text of the document, joined as it stands."""
+        return "".join(segment.text for segment in self.segments if isinstance(segment, Text))
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there is nothing to learn from: no picture, and no text but whitespace."""
+        return not self.pictures and not self.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An item that a reader could not use.
+
+    Attributes:
+        where: the file, with the line or the picture inside it.
+        kind: a short slug to count by, such as ``missing-picture``.
+        reason: what was found and what was needed, as a sentence.
+    """
+
+    where: str
+    kind: str
+    reason: str

@@ -1,0 +1,208 @@
+"""Building the encyclopedia's folder.
+
+pictures/<key>.png            RGB on white
+pairs.<split>.jsonl           name, picture
+encyclopedia.<split>.jsonl    title, picture, lead; and pages that relate several concepts
+articles.<split>.jsonl        other articles, as text
+concepts.json                 name, key, split, picture and lead of each concept
+LICENCES.json, LICENCES.md    what was taken from which package, under which licence
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pardalis import progress, seeds
+from pardalis.documents.document import Document, Picture
+from pardalis.documents.encyclopedia import packages, pages
+from pardalis.documents.encyclopedia.concepts import SPLITS, Concept, Split, all_concepts, split_of
+from pardalis.documents.encyclopedia.packages import Article
+from pardalis.documents.encyclopedia.prose import shorten
+from pardalis.documents.writers import to_record, write_records
+from pardalis.errors import ConfigError
+from pardalis.files import atomic_folder, write_json, write_text
+
+Selection = Literal["described", "all"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncyclopediaConfig:
+    """What goes into the demo corpus."""
+
+    concepts: int = 0
+    """The most concepts to take; 0 takes all. Of drawings that look the same, only one remains."""
+    selection: Selection = "described"
+    """Take only concepts that an article describes, or all that have a name."""
+    flags: bool = True
+    """Take the flags of countries: more than a third of the described concepts, and much alike."""
+    picture_side: int = 64
+    """Side of the pictures, in pixels."""
+    text_articles: int = 0
+    """The most articles without a picture to take as text; 0 takes all."""
+    lead_words: int = 80
+    """The most words of a lead, which is cut at a sentence end where one fits."""
+    heldout_percent: int = 10
+    """Percentage of the concepts, and of the articles, that is kept out of training."""
+    seed: int = 0
+    """Chooses which concepts and articles are taken when not all are; never their split."""
+
+    def __post_init__(self) -> None:
+        for field, least, most in (
+            ("concepts", 0, None),
+            ("picture_side", 8, 1024),
+            ("text_articles", 0, None),
+            ("lead_words", 1, None),
+            ("heldout_percent", 0, 99),
+        ):
+            value = getattr(self, field)
+            if value < least or (most is not None and value > most):
+                limits = f"from {least} to {most}" if most is not None else f"at least {least}"
+                raise ConfigError(f"EncyclopediaConfig.{field} is {value}; it must be {limits}.")
+        if self.selection not in get_args(Selection):
+            raise ConfigError(
+                f"EncyclopediaConfig.selection is {self.selection!r}; it must be one of "
+                f"{', '.join(get_args(Selection))}."
+            )
+
+
+def build_encyclopedia(config: EncyclopediaConfig, folder: Path) -> dict[str, Any]:
+    """Write the corpus into a folder, replacing it whole, and return how much of each there is.
+
+    The same config and package versions give the same bytes.
+
+    Raises:
+        ConfigError: a package of the extra ``demo`` is not installed.
+    """
+    packages.require_packages()
+    articles = packages.articles()
+    candidates = all_concepts(articles, config.heldout_percent)
+    chosen = _choose_concepts(candidates, config)
+    with atomic_folder(folder) as partial:
+        concepts = _draw(chosen, config.picture_side, partial)
+        texts = _choose_articles(articles, candidates, config)
+        counts: dict[str, Any] = {
+            "concepts": len(concepts),
+            "described": sum(concept.article is not None for concept in concepts),
+            "dropped_identical": len(chosen) - len(concepts),
+        }
+        for split in SPLITS:
+            members = [concept for concept in concepts if concept.split == split]
+            counts[split] = _write_split(split, members, texts[split], config.lead_words, partial)
+        write_json(
+            partial / "concepts.json", [_entry(concept, config.lead_words) for concept in concepts]
+        )
+        n_articles = counts["described"] + sum(map(len, texts.values()))
+        _write_licences(packages.licences(len(concepts), n_articles), partial)
+    return counts
+
+
+def _choose_concepts(candidates: list[Concept], config: EncyclopediaConfig) -> list[Concept]:
+    if config.selection == "described":
+        candidates = [concept for concept in candidates if concept.article is not None]
+    if not config.flags:
+        candidates = [concept for concept in candidates if not concept.is_flag]
+    if not config.concepts:
+        return candidates
+    ranked = sorted(
+        candidates, key=lambda concept: seeds.derive(config.seed, "concept", concept.key)
+    )
+    return sorted(ranked[: config.concepts], key=lambda concept: concept.code_points)
+
+
+def _choose_articles(
+    articles: list[Article], candidates: list[Concept], config: EncyclopediaConfig
+) -> dict[Split, list[Article]]:
+    """Return the articles that no concept illustrates, by split.
+
+    An article about a concept stays out of them even when the concept was not chosen, so that
+    corpora of different sizes never disagree about what was held out.
+    """
+    illustrated = {concept.article.title for concept in candidates if concept.article is not None}
+    others = [article for article in articles if article.title not in illustrated]
+    if config.text_articles:
+        others.sort(key=lambda article: seeds.derive(config.seed, "article", article.title))
+        others = others[: config.text_articles]
+    others.sort(key=lambda article: article.title)
+    # A name without an article of its own (the insect cricket) may still be an article's title.
+    heldout_names = {
+        concept.name.casefold() for concept in candidates if concept.split == "heldout"
+    }
+    chosen: dict[Split, list[Article]] = {split: [] for split in SPLITS}
+    for article in others:
+        if article.title.casefold() in heldout_names:
+            chosen["heldout"].append(article)
+        else:
+            chosen[split_of(article.title, config.heldout_percent)].append(article)
+    return chosen
+
+
+def _draw(concepts: list[Concept], side: int, folder: Path) -> list[Concept]:
+    """Write the pictures and return the concepts kept: of those that look the same, the first.
+
+    Described ones come first. Islands flying their country's flag would else stand in both splits.
+    """
+    (folder / "pictures").mkdir()
+    seen: set[bytes] = set()
+    kept: list[Concept] = []
+    with progress.bar("Drawing", total=len(concepts), unit="pictures") as advance:
+        for concept in sorted(concepts, key=lambda concept: concept.article is None):
+            picture = packages.draw(concept.drawing, side)
+            pixels = picture.tobytes()
+            if pixels not in seen:
+                seen.add(pixels)
+                kept.append(concept)
+                picture.save(folder / pages.picture_path(concept), format="PNG")
+            advance()
+    return sorted(kept, key=lambda concept: concept.code_points)
+
+
+def _write_split(
+    split: Split, concepts: list[Concept], texts: list[Article], lead_words: int, folder: Path
+) -> dict[str, int]:
+    described = [(concept, concept.article) for concept in concepts if concept.article is not None]
+
+    def encyclopedia() -> Iterator[Document]:
+        for concept, article in described:
+            yield pages.page(concept, article, lead_words)
+        yield from pages.related_pages(described)
+
+    sources: dict[str, Iterable[Document]] = {
+        "pairs": map(pages.pair, concepts),
+        "encyclopedia": encyclopedia(),
+        "articles": (pages.article_page(article, lead_words) for article in texts),
+    }
+    return {
+        name: write_records(
+            (to_record(document, _relative_path) for document in documents),
+            folder / f"{name}.{split}.jsonl",
+        )
+        for name, documents in sources.items()
+    }
+
+
+def _relative_path(picture: Picture) -> str:
+    assert isinstance(picture.source, Path)  # pages only make such
+    return picture.source.as_posix()
+
+
+def _entry(concept: Concept, lead_words: int) -> dict[str, Any]:
+    return {
+        "name": concept.name,
+        "key": concept.key,
+        "split": concept.split,
+        "picture": pages.picture_path(concept).as_posix(),
+        "lead": shorten(concept.article.lead, lead_words) if concept.article else None,
+    }
+
+
+def _write_licences(records: list[dict[str, Any]], folder: Path) -> None:
+    write_json(folder / "LICENCES.json", {"packages": records})
+    columns = ("package", "version", "licence", "taken", "count", "attribution")
+    rows = [columns, ("---",) * len(columns)]
+    rows += [tuple(str(record[column]) for column in columns) for record in records]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    intro = (
+        "This corpus was made from the packages below. Whoever passes it on must keep these lines."
+    )
+    write_text(folder / "LICENCES.md", f"# Licences\n\n{intro}\n\n{table}\n")

@@ -1,0 +1,160 @@
+"""Turning any picture file into plain RGB pixels, and pictures into PNG bytes and data URIs.
+
+This is the only place that decodes pictures. Resizing and cropping belong to the image tokenizer.
+"""
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pardalis.documents.document import PictureSource
+from pardalis.errors import DataError
+
+# Above this many pixels a picture is refused before it is decoded: its RGB form would take 240 MB,
+# and a file of a few kilobytes can claim any size. Pillow begins to warn at a slightly larger size.
+MAX_PIXELS = 80_000_000
+
+# 32-bit numbers of no stated range, and a colour space that Pillow does not convert.
+_MODES_WITHOUT_RGB = ("I", "F", "LAB")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def open_picture(source: PictureSource) -> Image.Image:
+    """Return the picture as 8-bit RGB, upright, on white, and of an animation the first frame.
+
+    Raises:
+        DataError: the picture is missing, empty, truncated, of an unknown kind or too large.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the picture in memory")
+    where = str(source) if isinstance(source, Path) else "the picture in memory"
+    content = read_source(source)
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{where} is not a picture of a kind that can be read; save it as PNG or JPEG."
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # see _to_rgb; WebP is unpacked at once
+        raise _damaged(where, error) from error
+    with image:
+        return _to_rgb(image, where)
+
+
+def read_source(source: Path | bytes) -> bytes:
+    """Return the bytes of an encoded picture, which are never empty.
+
+    Raises:
+        DataError: the file is missing or cannot be read, or there are no bytes.
+    """
+    where = str(source) if isinstance(source, Path) else "the picture in memory"
+    if isinstance(source, Path):
+        try:
+            content = source.read_bytes()
+        except FileNotFoundError as error:
+            raise DataError(f"{where} does not exist; a picture was expected there.") from error
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+    else:
+        content = source
+    if not content:
+        raise DataError(f"{where} holds zero bytes; a picture was expected.")
+    return content
+
+
+def to_png(source: PictureSource) -> bytes:
+    """Return the picture, opened by :func:`open_picture`, as PNG bytes."""
+    buffer = io.BytesIO()
+    open_picture(source).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def media_type(content: bytes) -> str | None:
+    """Return the media type of an encoded PNG, JPEG, GIF or WebP, and None for anything else."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return None
+
+
+def to_data_uri(content: bytes, kind: str = "image/png") -> str:
+    """Return the bytes as a base64 ``data:`` URI of that media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def from_data_uri(uri: str) -> bytes:
+    """Return the bytes that a ``data:`` URI carries.
+
+    Raises:
+        DataError: it is not a data URI, or its base64 is broken.
+    """
+    head, comma, body = uri.partition(",")
+    if not comma or not head.lower().startswith("data:"):
+        raise DataError(f"{uri[:40]!r} is not a data URI, which reads data:image/png;base64,...")
+    content = unquote_to_bytes(body)
+    if not head.lower().endswith(";base64"):
+        return content
+    return from_base64(content)
+
+
+def from_base64(text: str | bytes) -> bytes:
+    """Return the bytes that base64 text stands for; line breaks inside it are allowed.
+
+    Raises:
+        DataError: the text is not base64.
+    """
+    try:
+        content = text.encode("ascii") if isinstance(text, str) else text
+        return base64.b64decode(b"".join(content.split()), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise DataError(f"The picture's base64 text is broken: {error}.") from error
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(where)
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many classes when bytes are damaged
+        raise _damaged(where, error) from error
+    if upright.mode in _SIXTEEN_BIT_MODES:
+        # Pillow clips instead of scaling when it converts these to 8 bits.
+        grey = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        return grey.convert("RGB")
+    if upright.mode in _MODES_WITHOUT_RGB:
+        raise DataError(
+            f"{where} has pixels of mode {upright.mode}, whose RGB colours are not defined; "
+            "save it as RGB with 8 bits per channel."
+        )
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    layer = upright.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(f"{where} is truncated or damaged, and could not be decoded: {error}.")
+
+
+def _too_large(where: str) -> DataError:
+    return DataError(
+        f"{where} has more than {MAX_PIXELS // 1_000_000} million pixels, the most that is "
+        "decoded; scale it down."
+    )

@@ -1,0 +1,22 @@
+"""Reading documents from folders, JSONL and HTML, one at a time and never all in memory.
+
+A reader yields a :class:`~pardalis.documents.document.Document` for each good item and a
+:class:`~pardalis.documents.document.Rejection` for each bad one. A root path that does not exist
+raises :class:`~pardalis.errors.DataError` at the call. Pictures are not decoded here; that happens
+once, when they are encoded.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from pardalis.documents.document import Document, Rejection
+from pardalis.documents.readers.folder import read_folder
+from pardalis.documents.readers.html import read_html
+from pardalis.documents.readers.jsonl import read_jsonl
+
+Reader: TypeAlias = Callable[[Path], Iterator[Document | Rejection]]
+
+READERS: dict[str, Reader] = {"folder": read_folder, "jsonl": read_jsonl, "html": read_html}
+
+__all__ = ["READERS", "Reader", "read_folder", "read_html", "read_jsonl"]

@@ -1,0 +1,122 @@
+"""Documents from a JSONL file: one document a line, its pictures in files or inside the line.
+
+A line reads ``{"name": "...", "licence": "...", "segments": [...]}``, where a segment is one of
+
+    {"text": "..."}
+    {"picture": "relative/path.png", "alt": "..."}
+    {"picture_base64": "...", "alt": "..."}
+
+each with an optional ``"role"``. Picture paths are relative to the JSONL file.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pardalis.documents.document import ROLES, Document, Picture, Rejection, Segment, Text
+from pardalis.documents.pictures import from_base64
+from pardalis.documents.readers._lines import is_unicode, json_objects, require_file
+from pardalis.errors import DataError
+
+_DOCUMENT_KEYS = {"name", "licence", "segments"}
+_SEGMENT_KEYS = {
+    "text": {"text", "role"},
+    "picture": {"picture", "alt", "role"},
+    "picture_base64": {"picture_base64", "alt", "role"},
+}
+
+
+def read_jsonl(path: Path) -> Iterator[Document | Rejection]:
+    """Yield the document of each line; a document without a name is called ``<file stem>:<line>``.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    require_file(path, "a JSONL file of documents")
+    return _read(path)
+
+
+def _read(path: Path) -> Iterator[Document | Rejection]:
+    for where, record in json_objects(path):
+        if isinstance(record, Rejection):
+            yield record
+            continue
+        line = where.rpartition(":")[2]
+        try:
+            document = _document(record, path.parent, default_name=f"{path.stem}:{line}")
+        except _BadRecordError as error:
+            yield Rejection(where, error.kind, str(error))
+        else:
+            yield document
+
+
+class _BadRecordError(Exception):
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:
+    _refuse_unknown_keys(record, _DOCUMENT_KEYS, "document")
+    segments = record.get("segments")
+    if not isinstance(segments, list):
+        raise _BadRecordError("bad-record", 'The document needs a list under "segments".')
+    document = Document(
+        segments=tuple(
+            _segment(segment, number, folder) for number, segment in enumerate(segments)
+        ),
+        name=_string(record, "name", "document") or default_name,
+        licence=_string(record, "licence", "document"),
+    )
+    if document.is_empty:
+        raise _BadRecordError("empty-document", "The document has neither text nor pictures.")
+    return document
+
+
+def _segment(record: Any, number: int, folder: Path) -> Segment:
+    where = f"segment {number}"
+    kinds = [kind for kind in _SEGMENT_KEYS if isinstance(record, dict) and kind in record]
+    if len(kinds) != 1:
+        reason = f'{where} must be an object with one of "text", "picture" and "picture_base64".'
+        raise _BadRecordError("bad-record", reason)
+    _refuse_unknown_keys(record, _SEGMENT_KEYS[kinds[0]], where)
+    role = record.get("role")
+    if role is not None and role not in ROLES:
+        reason = f"{where} has the role {role!r}; it must be one of {', '.join(ROLES)}."
+        raise _BadRecordError("bad-record", reason)
+    content = _string(record, kinds[0], where)
+    if kinds[0] == "text":
+        return Text(content, role)
+    alt = _string(record, "alt", where)
+    if kinds[0] == "picture":
+        return Picture(_file(content, where, folder), alt, role)
+    try:
+        return Picture(from_base64(content), alt, role)
+    except DataError as error:
+        raise _BadRecordError("bad-base64", f"{where}: {error}") from error
+
+
+def _file(name: str, where: str, folder: Path) -> Path:
+    file = folder / name
+    if not os.path.isfile(file):  # unlike Path.is_file, it bears a name of any length
+        reason = f"{where} names the picture {name!r}, which is not a file in {folder}."
+        raise _BadRecordError("missing-picture", reason)
+    return file
+
+
+def _string(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key, "")
+    if not isinstance(value, str) or not is_unicode(value):
+        found = "broken Unicode" if isinstance(value, str) else f"a {type(value).__name__}"
+        raise _BadRecordError("bad-record", f'{where} has {found} under "{key}"; it must be text.')
+    return value
+
+
+def _refuse_unknown_keys(record: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(record.keys() - known)
+    if unknown:
+        reason = (
+            f"{where} has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )
+        raise _BadRecordError("unknown-key", reason)

@@ -1,0 +1,137 @@
+"""Writing documents: as JSONL that the JSONL reader reads back, as HTML or as Markdown.
+
+HTML is for looking at one document in a browser, Markdown for carrying it elsewhere.
+"""
+
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pardalis.documents.document import Document, Picture, PictureSource, Text
+from pardalis.documents.pictures import to_data_uri, to_png
+from pardalis.files import write_bytes
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ max-width: 42rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 sans-serif; }}
+img {{ display: block; max-width: 100%; margin: 1rem 0; }}
+.role {{ margin: 1.5rem 0 0; font-weight: bold; }}
+footer {{ margin-top: 2rem; font-size: 0.8rem; color: #666; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_jsonl(documents: Iterable[Document], path: Path, pictures_folder: Path) -> int:
+    """Write documents one by one, their pictures as RGB PNG files; return the number of documents.
+
+    A picture file is named by its content, so a picture used twice is stored once. The JSONL file
+    appears under its name only when it is whole.
+
+    Raises:
+        DataError: a picture cannot be decoded.
+    """
+    relative = Path(os.path.relpath(pictures_folder, path.parent))
+
+    def store(picture: Picture) -> str:
+        return (relative / _store_png(picture.source, pictures_folder)).as_posix()
+
+    return write_records((to_record(document, store) for document in documents), path)
+
+
+def to_record(document: Document, picture_path: Callable[[Picture], str]) -> dict[str, Any]:
+    """Return the document as one JSONL object; ``picture_path`` says where each picture stands."""
+    segments: list[dict[str, str]] = []
+    for segment in document.segments:
+        if isinstance(segment, Text):
+            record = {"text": segment.text}
+        else:
+            record = {"picture": picture_path(segment)}
+            if segment.alt:
+                record["alt"] = segment.alt
+        if segment.role:
+            record["role"] = segment.role
+        segments.append(record)
+    head = {"name": document.name, "licence": document.licence}
+    return {key: value for key, value in head.items() if value} | {"segments": segments}
+
+
+def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
+    """Write objects one a line as they come, whole or not at all; return how many there were."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    n_records = 0
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                n_records += 1
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return n_records
+
+
+def to_html(document: Document) -> str:
+    """Return a page that stands alone: pictures inlined as PNG, each line of text a paragraph.
+
+    Raises:
+        DataError: a picture cannot be decoded.
+    """
+    parts: list[str] = []
+    role = None
+    for segment in document.segments:
+        if segment.role and segment.role != role:
+            parts.append(f'<p class="role">{segment.role}</p>')
+        role = segment.role
+        if isinstance(segment, Text):
+            lines = (line.strip() for line in segment.text.splitlines())
+            parts += [f"<p>{html.escape(line)}</p>" for line in lines if line]
+        else:
+            uri = to_data_uri(to_png(segment.source))
+            parts.append(f'<img src="{uri}" alt="{html.escape(segment.alt)}">')
+    if document.licence:
+        parts.append(f"<footer>{html.escape(document.licence)}</footer>")
+    return _PAGE.format(title=html.escape(document.name or "Document"), body="\n".join(parts))
+
+
+def to_markdown(document: Document, folder: Path) -> str:
+    """Return the document as Markdown, and write its pictures into the folder as PNG.
+
+    Text stands as it is, unescaped, because Markdown is mostly read as plain text.
+
+    Raises:
+        DataError: a picture cannot be decoded.
+    """
+    parts: list[str] = []
+    for segment in document.segments:
+        if isinstance(segment, Text):
+            parts.append(segment.text)
+        else:
+            alt = re.sub(r"([\\\[\]])", r"\\\1", segment.alt)
+            parts.append(f"\n\n![{alt}]({_store_png(segment.source, folder)})\n\n")
+    return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip() + "\n"
+
+
+def _store_png(source: PictureSource, folder: Path) -> str:
+    content = to_png(source)
+    name = hashlib.sha256(content).hexdigest()[:16] + ".png"
+    if not (folder / name).exists():
+        write_bytes(folder / name, content)
+    return name

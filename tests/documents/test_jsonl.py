@@ -1,0 +1,113 @@
+"""JSONL: what a line means, and what is said of a line that means nothing."""
+
+import base64
+import json
+import tracemalloc
+
+import pytest
+
+from pardalis.documents import Document, Picture, Rejection, Text, read_jsonl
+from pardalis.errors import DataError
+
+
+def read(tmp_path, *lines):
+    path = tmp_path / "docs.jsonl"
+    content = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    path.write_bytes(b"\n".join(content) + b"\n")
+    return list(read_jsonl(path))
+
+
+def test_a_full_line(tmp_path, red_file, red_png):
+    line = {
+        "name": "owl",
+        "licence": "CC0",
+        "segments": [
+            {"text": "An owl", "role": "user"},
+            {"picture": "red.png", "alt": "red", "role": "assistant"},
+            {"picture_base64": base64.b64encode(red_png).decode()},
+        ],
+    }
+    segments = (
+        Text("An owl", "user"),
+        Picture(red_file, "red", "assistant"),
+        Picture(red_png),
+    )
+    assert read(tmp_path, line) == [Document(segments, "owl", "CC0")]
+
+
+def test_a_document_without_a_name_is_named_by_its_line(tmp_path):
+    (document,) = read(tmp_path, b"", {"segments": [{"text": "a"}]})
+    assert document.name == "docs:2"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "reason"),
+    [
+        (b"{", "bad-json", "The line is not JSON"),
+        (b"\xff{}", "bad-json", "The line is not JSON"),
+        (b"[" * 100_000, "bad-json", "The line is not JSON"),
+        ([1], "bad-record", "The line holds a JSON list; an object was expected."),
+        ({}, "bad-record", 'needs a list under "segments"'),
+        ({"segments": "a"}, "bad-record", 'needs a list under "segments"'),
+        ({"segments": [], "colour": 1}, "unknown-key", "unknown keys colour; known are licence"),
+        ({"segments": []}, "empty-document", "neither text nor pictures"),
+        ({"segments": [{"text": "  "}]}, "empty-document", "neither text nor pictures"),
+        ({"segments": [1]}, "bad-record", "segment 0 must be an object with one of"),
+        ({"segments": [{}]}, "bad-record", "segment 0 must be an object with one of"),
+        (
+            {"segments": [{"text": "a", "picture": "b"}]},
+            "bad-record",
+            "segment 0 must be an object",
+        ),
+        ({"segments": [{"text": 1}]}, "bad-record", 'segment 0 has a int under "text"'),
+        ({"segments": [{"text": "\ud800"}]}, "bad-record", 'broken Unicode under "text"'),
+        ({"segments": [{"text": "a"}], "name": 3}, "bad-record", 'document has a int under "name"'),
+        (
+            {"segments": [{"text": "a", "alt": "b"}]},
+            "unknown-key",
+            "segment 0 has unknown keys alt",
+        ),
+        (
+            {"segments": [{"text": "a", "role": "owl"}]},
+            "bad-record",
+            "the role 'owl'; it must be one of system, user, assistant",
+        ),
+        ({"segments": [{"text": "a", "role": []}]}, "bad-record", "the role []"),
+        ({"segments": [{"picture": "no.png"}]}, "missing-picture", "names the picture 'no.png'"),
+        ({"segments": [{"picture": ""}]}, "missing-picture", "names the picture ''"),
+        ({"segments": [{"picture": "a\0"}]}, "missing-picture", "which is not a file in"),
+        ({"segments": [{"picture": "a" * 5000}]}, "missing-picture", "which is not a file in"),
+        (
+            {"segments": [{"picture_base64": "b3d"}]},
+            "bad-base64",
+            "segment 0: The picture's base64",
+        ),
+    ],
+)
+def test_a_bad_line_is_rejected_and_the_next_one_read(tmp_path, line, kind, reason):
+    good = {"name": "good", "segments": [{"text": "a"}]}
+    rejection, document = read(tmp_path, line, good)
+    assert isinstance(rejection, Rejection)
+    assert rejection.where == f"{tmp_path / 'docs.jsonl'}:1"
+    assert rejection.kind == kind
+    assert reason in rejection.reason
+    assert document == Document((Text("a"),), "good")
+
+
+def test_a_root_that_is_no_file(tmp_path):
+    with pytest.raises(DataError, match=r"no\.jsonl does not exist; a JSONL file of documents was"):
+        read_jsonl(tmp_path / "no.jsonl")
+    with pytest.raises(DataError, match="is a folder; a JSONL file"):
+        read_jsonl(tmp_path)
+
+
+def test_a_file_larger_than_memory_streams_through(tmp_path):
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"segments": [{"text": "a" * 10_000}]}) + "\n"
+    path.write_text(line * 1_000)
+    tracemalloc.start()
+    try:
+        assert sum(len(document.text) for document in read_jsonl(path)) == 10_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

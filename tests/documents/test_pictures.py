@@ -1,0 +1,202 @@
+"""Every kind of picture file becomes RGB, and every kind of damage becomes one clear error."""
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pardalis.documents import (
+    MAX_PIXELS,
+    from_data_uri,
+    media_type,
+    open_picture,
+    to_data_uri,
+    to_png,
+)
+from pardalis.documents.pictures import from_base64
+from pardalis.errors import DataError
+
+
+def pixels(image):
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_rgb_comes_back_exactly_from_path_bytes_and_image(red_file, red_png):
+    for source in (red_file, red_png, Image.new("RGB", (4, 3), "red")):
+        assert (pixels(open_picture(source)) == [255, 0, 0]).all()
+        assert open_picture(source).size == (4, 3)
+
+
+def test_transparency_is_laid_on_white(encode):
+    half = Image.new("RGBA", (2, 2), (0, 0, 0, 128))
+    assert (pixels(open_picture(encode(half))) == 127).all()
+    assert (pixels(open_picture(half)) == 127).all()
+
+
+def test_grey_with_alpha_and_black_and_white(encode):
+    assert (pixels(open_picture(encode(Image.new("LA", (2, 2), (0, 0))))) == 255).all()
+    assert (pixels(open_picture(encode(Image.new("1", (2, 2), 1)))) == 255).all()
+    assert (pixels(open_picture(encode(Image.new("L", (2, 2), 77)))) == 77).all()
+
+
+def test_a_palette_with_a_transparent_colour(encode):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    assert pixels(open_picture(encode(image, transparency=0)))[0].tolist() == [
+        [255, 255, 255],
+        [0, 0, 255],
+    ]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(encode):
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    assert pixels(open_picture(encode(Image.fromarray(values))))[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_pixels_without_defined_colours_are_refused(encode, mode):
+    with pytest.raises(DataError, match=f"mode {mode}, whose RGB colours are not defined; save it"):
+        open_picture(encode(Image.new(mode, (2, 2)), "TIFF"))
+
+
+def test_cmyk_jpeg(encode):
+    content = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert np.abs(pixels(open_picture(content)).astype(int) - [255, 0, 0]).max() <= 6  # measured 1
+
+
+def test_a_rotated_jpeg_stands_upright(encode):
+    image = Image.new("RGB", (16, 8), "black")
+    image.paste("white", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn a quarter to the right to see it"
+    upright = open_picture(encode(image, "JPEG", exif=exif, quality=95))
+    assert upright.size == (8, 16)
+    assert pixels(upright)[2].mean() > 200 > 50 > pixels(upright)[13].mean()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_an_animation_gives_its_first_frame(encode, kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert (pixels(open_picture(content)) == [255, 0, 0]).all()
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(DataError, match=r"owl\.png does not exist; a picture was expected there\."):
+        open_picture(tmp_path / "owl.png")
+    with pytest.raises(DataError, match=r"cannot be read: Is a directory\."):
+        open_picture(tmp_path)
+
+
+def test_zero_bytes(tmp_path):
+    (tmp_path / "zero.png").touch()
+    with pytest.raises(DataError, match=r"zero\.png holds zero bytes; a picture was expected\."):
+        open_picture(tmp_path / "zero.png")
+    with pytest.raises(DataError, match="the picture in memory holds zero bytes"):
+        open_picture(b"")
+
+
+def test_unknown_kind():
+    with pytest.raises(DataError, match="not a picture of a kind that can be read; save it as PNG"):
+        open_picture(b"these are words")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_truncated_files(encode, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encode(Image.fromarray(noise), kind)
+    with pytest.raises(DataError, match="is truncated or damaged, and could not be decoded: "):
+        open_picture(content[: len(content) // 2])
+
+
+@given(st.data())
+def test_damage_anywhere_gives_a_picture_or_a_data_error(data):
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]))
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((9, 9)).convert("RGB").save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    try:
+        picture = open_picture(bytes(content))
+    except DataError:
+        return
+    assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["PIL.Image.open", "PIL.Image.Image.load"])
+def test_running_out_of_memory_is_not_called_damage(monkeypatch, red_png, name):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    source = red_png if name.endswith("open") else Image.new("RGB", (2, 2))
+    monkeypatch.setattr(name, fail)
+    with pytest.raises(MemoryError):
+        open_picture(source)
+
+
+def png_claiming(width, height):
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("height", [8_001, 9_500, 60_000])  # ours, Pillow's warning, Pillow's error
+def test_a_picture_of_too_many_pixels_is_refused_before_decoding(height):
+    assert height * 10_000 > MAX_PIXELS
+    with pytest.raises(
+        DataError, match="more than 80 million pixels, the most that is decoded; scale"
+    ):
+        open_picture(png_claiming(10_000, height))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("GIF", "image/gif"), ("WEBP", "image/webp")],
+)
+def test_media_types(encode, kind, expected):
+    assert media_type(encode(Image.new("RGB", (2, 2)), kind)) == expected
+    assert media_type(b"BM....") is None
+
+
+def test_png_bytes_hold_the_same_pixels(encode):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(to_png(Image.fromarray(noise)))) as image:
+        assert image.format == "PNG"
+        assert (pixels(image) == noise).all()
+
+
+@given(st.binary())
+def test_data_uris_round_trip(content):
+    assert from_data_uri(to_data_uri(content)) == content
+
+
+def test_data_uris_in_other_spellings():
+    assert from_data_uri("DATA:image/png;BASE64,b3ds") == b"owl"
+    assert from_data_uri("data:,an%20owl") == b"an owl"
+    assert from_data_uri("data:;base64,b3%64s") == b"owl"
+    assert from_base64(base64.encodebytes(bytes(200))) == bytes(200)
+
+
+@pytest.mark.parametrize("uri", ["owl.png", "data:image/png;base64", "http://a/b,c"])
+def test_what_is_not_a_data_uri(uri):
+    with pytest.raises(DataError, match="is not a data URI, which reads data:image/png;base64"):
+        from_data_uri(uri)
+
+
+@pytest.mark.parametrize("text", ["b3d", "b3d$", "öö=="])
+def test_broken_base64(text):
+    with pytest.raises(DataError, match="The picture's base64 text is broken"):
+        from_base64(text)

@@ -1,0 +1,97 @@
+"""Documents written and read back, and pages for people."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from pardalis.documents import (
+    Document,
+    Picture,
+    Rejection,
+    Text,
+    from_data_uri,
+    open_picture,
+    read_html,
+    read_jsonl,
+    to_html,
+    to_markdown,
+    write_jsonl,
+)
+from pardalis.errors import DataError
+
+
+def owl(red_png):
+    segments = (
+        Text("An owl: ü\n", "user"),
+        Picture(Image.new("RGB", (4, 3), "red"), "red", "assistant"),
+        Picture(red_png),
+    )
+    return Document(segments, "owl", "CC0")
+
+
+def test_jsonl_round_trip(tmp_path, red_png):
+    document = owl(red_png)
+    path = tmp_path / "out" / "docs.jsonl"
+    plain = Document((Text("b"),), "plain")
+    assert write_jsonl(iter([document, plain]), path, tmp_path / "pictures") == 2
+    back, plain_back = read_jsonl(path)
+    assert plain_back == plain
+    assert (back.name, back.licence, back.text) == ("owl", "CC0", "An owl: ü\n")
+    assert [segment.role for segment in back.segments] == ["user", "assistant", None]
+    assert [picture.alt for picture in back.pictures] == ["red", ""]
+    for picture, original in zip(back.pictures, document.pictures, strict=True):
+        assert open_picture(picture.source) == open_picture(original.source)
+    assert len(list((tmp_path / "pictures").iterdir())) == 1  # equal pictures are stored once
+
+
+def test_picture_paths_are_relative_to_the_jsonl_file(tmp_path, red_png):
+    write_jsonl([owl(red_png)], tmp_path / "a/docs.jsonl", tmp_path / "b")
+    record = json.loads((tmp_path / "a/docs.jsonl").read_text())
+    assert re.fullmatch(r"\.\./b/[0-9a-f]{16}\.png", record["segments"][1]["picture"])
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert not isinstance(next(read_jsonl(tmp_path / "c/docs.jsonl")), Rejection)
+
+
+def test_a_broken_picture_leaves_the_previous_file_whole(tmp_path):
+    path = tmp_path / "docs.jsonl"
+    path.write_text("previous")
+    with pytest.raises(DataError, match="not a picture of a kind"):
+        write_jsonl([Document((Picture(b"broken"),))], path, tmp_path)
+    assert path.read_text() == "previous"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_html_is_escaped_self_contained_and_readable_again(tmp_path, red_png):
+    segments = (
+        Text("1 < 2 & {x}\n\n second ", "user"),
+        Text("third", "user"),
+        Picture(red_png, 'the "owl"', "assistant"),
+    )
+    page = to_html(Document(segments, "<owl>", "CC <0>"))
+    assert "<title>&lt;owl&gt;</title>" in page
+    assert "<p>1 &lt; 2 &amp; {x}</p>\n<p>second</p>\n<p>third</p>" in page
+    assert page.count('class="role">user') == page.count('class="role">assistant') == 1
+    assert "<footer>CC &lt;0&gt;</footer>" in page
+    (uri,) = re.findall('src="([^"]*)"', page)
+    assert open_picture(from_data_uri(uri)) == open_picture(red_png)
+
+    (tmp_path / "page.html").write_text(page)
+    (document,) = read_html(tmp_path)
+    assert document.pictures[0].alt == 'the "owl"'
+    assert "1 < 2 & {x}\nsecond\nthird" in document.text
+
+
+def test_html_without_name_and_licence():
+    page = to_html(Document((Text("a"),)))
+    assert "<title>Document</title>" in page
+    assert "<footer>" not in page
+
+
+def test_markdown(tmp_path, red_png):
+    document = Document((Text("# Owl\n"), Picture(red_png, "an [owl]"), Text("\nIt hunts.\n")))
+    text = to_markdown(document, tmp_path)
+    match = re.fullmatch(r"# Owl\n\n!\[an \\\[owl\\\]\]\((\w+\.png)\)\n\nIt hunts\.\n", text)
+    assert match is not None
+    assert open_picture(tmp_path / match[1]) == open_picture(red_png)
