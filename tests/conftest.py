@@ -8,8 +8,10 @@ install_import_hook("pardalis", "beartype.beartype")
 import pytest
 import torch
 
+from pardalis.codec import Codec
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.tokens import Grammar, TextTokenizer, Vocabulary, train_text_tokenizer
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 TEXTS = ["An owl sat on the old oak.", "The owl, the cat and the fox.", "A fox ran. naïve 🦉\tok\n"]
 
@@ -48,3 +50,26 @@ def tiny_config(vocabulary: Vocabulary) -> ModelConfig:
 def tiny_model(tiny_config: ModelConfig) -> Decoder:
     torch.set_num_threads(1)
     return initialise(Decoder(tiny_config), seed=0).eval()
+
+
+@pytest.fixture(scope="session")
+def codec(text_tokenizer: TextTokenizer) -> Codec:
+    """16-pixel pictures as 2 x 2 codes of 32; untrained, but a real network."""
+    config = ImageTokenizerConfig(
+        resolution=16,
+        patch_size=4,
+        channels=8,
+        channel_multipliers=(1, 2),
+        n_res_blocks=1,
+        norm_groups=4,
+        z_channels=8,
+        code_width=8,
+        n_codes=32,
+    )
+    torch.set_num_threads(1)
+    tokenizer = ImageTokenizer(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return Codec.of(text_tokenizer, tokenizer)

@@ -88,7 +88,7 @@ def test_guidance_changes_codes(tiny_model, grammar):
         request = Request(
             prompt_ids=PROMPTS[1],
             limits=Limits(room=30, text=False, max_pictures=3),
-            picture=SamplingConfig(temperature=0),
+            picture=SamplingConfig(temperature=0.0),
             guidance=guidance,
         )
         return generate_cached(tiny_model, grammar, [request])[0]

@@ -131,7 +131,8 @@ class _Batch:
 
     def _guided(
         self, logits: Float[Tensor, "B V"], active: list[int], rows: list[_Row]
-    ) -> Float[Tensor, "B V"]:
+    ) -> Float[Tensor, "A V"]:
+        """Return the logits of the active rows, guided where that is asked."""
         twins = [row.twin if row.rule is Rule.CODE and row.twin_ids else -1 for row in rows]
         if all(twin < 0 for twin in twins):
             return logits[active]

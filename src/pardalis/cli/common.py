@@ -1,0 +1,67 @@
+"""What several commands share: arguments of a run, running one of its stages, printing results."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+Commands = Any  # argparse keeps the type of add_subparsers() private
+
+OVERRIDE_HELP = "change a value of the recipe: --set training_loop.steps=20 (may be repeated)"
+
+
+def add_command(commands: Commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    """Add a command whose ``--help`` shows its description as it is written."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> None:
+    """Add the recipe, the run folder, overrides, the device and ``--json``."""
+    if recipe:
+        parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file that describes the run")
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="folder of the run (default: runs/ and the recipe's name)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP)
+    parser.add_argument("--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)")
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run_stages(options: argparse.Namespace, *stages: str) -> Path:
+    """Run stages of a recipe and print what they took; returns the run folder."""
+    from dataclasses import asdict
+
+    from pardalis.pipeline import load_recipe, run
+
+    recipe = load_recipe(options.recipe, options.set)
+    folder = options.out or Path("runs") / recipe.name
+    records = run(recipe, folder, stages, options.device)
+    shown = [record for record in records if not stages or record.name in stages]
+    if options.json:
+        print_json({"run": str(folder), "stages": [asdict(record) for record in shown]})
+    else:
+        for record in shown:
+            echo(f"{record.name:<16} {record.seconds:7.1f} s   {record.peak_rss_gib:.2f} GiB")
+    return folder
+
+
+def echo(text: str) -> None:
+    """Print a line of a result."""
+    sys.stdout.write(text + "\n")
+
+
+def print_json(value: Any) -> None:
+    """Print a result for a program."""
+    echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,83 @@
+"""``pardalis data``: the demo corpus, documents to shards, and looking at training rows."""
+
+import argparse
+from pathlib import Path
+
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_json,
+    add_run_arguments,
+    echo,
+    print_json,
+    run_stages,
+)
+from pardalis.errors import ConfigError
+
+_CORPUS = """\
+Build the recipe's demo corpus from installed packages into RUN/corpus: pictures, documents split
+by concept, and the licence of everything in it. Nothing is downloaded.
+"""
+
+_PREPARE = """\
+Turn the recipe's documents into shards of ids, checked by the grammar, and report what was rejected
+and why. Needs the run's tokenizers. A source that has not changed is skipped.
+"""
+
+_SHOW = """\
+Show a training row as text: the row itself, or the one that training meets at a position.
+
+  pardalis data show RUN --source pairs --row 12
+  pardalis data show RUN --position 12345       the 12,345th row of the mixture
+"""
+
+
+def add(commands: Commands) -> None:
+    group = add_command(commands, "data", "documents to shards; look at rows", __doc__ or "")
+    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    corpus = add_command(verbs, "corpus", "build the demo corpus", _CORPUS)
+    add_run_arguments(corpus)
+    corpus.set_defaults(run=lambda options: run_stages(options, "corpus"))
+
+    prepare = add_command(verbs, "prepare", "turn documents into shards", _PREPARE)
+    add_run_arguments(prepare)
+    prepare.set_defaults(run=lambda options: run_stages(options, "prepare"))
+
+    show = add_command(verbs, "show", "show a training row", _SHOW)
+    show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    show.add_argument("--source", help="name of a source")
+    show.add_argument("--row", type=int, help="a row of that source")
+    show.add_argument("--position", type=int, help="a position of the training mixture")
+    add_json(show)
+    show.set_defaults(run=_show)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from pardalis.data import Shards
+    from pardalis.pipeline import load_codec, load_recipe, training_loader
+
+    run = options.folder
+    recipe = load_recipe(run / "recipe.toml")
+    codec = load_codec(run)
+    if options.position is not None:
+        location = training_loader(recipe, run, codec).locate(options.position)
+        source, row = location.source, location.row
+    elif options.source is not None and options.row is not None:
+        source, row = options.source, options.row
+    else:
+        raise ConfigError("Say which row: --source NAME --row N, or --position N.")
+    shards = Shards.open(run / "shards" / source)
+    if not 0 <= row < shards.n_rows:
+        raise ConfigError(f"Source {source!r} has rows 0 to {shards.n_rows - 1}, got --row {row}.")
+    documents = [
+        {"name": shards.names[i], "ids": len(shards.document(i)), "text": codec.render(shards.document(i))}
+        for i in shards.row(row)
+    ]
+    if options.json:
+        print_json({"source": source, "row": row, "documents": documents})
+        return
+    n_ids = sum(document["ids"] for document in documents)
+    echo(f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids")
+    for document in documents:
+        echo(f"\n{document['name']} ({document['ids']} ids)\n{document['text']}")

@@ -1,0 +1,65 @@
+"""``pardalis``: finds the command, runs it, and turns every error of ours into one line and a code.
+
+Results go to stdout, progress and logs to stderr. A command's module imports what it needs only
+when it runs, so that ``pardalis --help`` answers at once.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+import pardalis
+from pardalis.cli import answer, data, generate, quickstart, report, show, tokenizer, train
+from pardalis.errors import PardalisError
+
+_COMMANDS = (quickstart, tokenizer, data, train, answer, report, generate, show)
+
+_DESCRIPTION = """\
+Early-fusion mixed-modal models: pictures become tokens in the vocabulary of text, and one
+transformer reads and writes both.
+
+  pardalis quickstart                    everything, on real data, on a laptop, with a report
+  pardalis generate BUNDLE "an owl"      ask a trained model
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else logging.INFO,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        options.run(options)
+    except PardalisError as error:
+        if options.traceback:
+            raise
+        print(f"pardalis: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has had enough
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="pardalis",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pardalis {pardalis.__version__}")
+    parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

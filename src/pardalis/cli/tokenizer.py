@@ -1,0 +1,82 @@
+"""``pardalis tokenizer``: train the two tokenizers, and look at what they do."""
+
+import argparse
+from pathlib import Path
+
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_json,
+    add_run_arguments,
+    echo,
+    print_json,
+    run_stages,
+)
+from pardalis.errors import ConfigError
+
+_TEXT = """\
+Train the recipe's text tokenizer, a byte-level BPE, on the text of its sources.
+"""
+
+_IMAGE = """\
+Train the recipe's image tokenizer, a VQ-GAN encoder, codebook and decoder, on the pictures of its
+sources. Can be interrupted; the same command goes on.
+"""
+
+_SHOW = """\
+Show what a bundle's tokenizers make of a text or a picture.
+
+  pardalis tokenizer show BUNDLE --text "A snowy owl."
+  pardalis tokenizer show BUNDLE --picture owl.png --out reconstruction.png
+"""
+
+
+def add(commands: Commands) -> None:
+    group = add_command(commands, "tokenizer", "train and look at tokenizers", __doc__ or "")
+    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    text = add_command(verbs, "train-text", "train the text tokenizer", _TEXT)
+    add_run_arguments(text)
+    text.set_defaults(run=lambda options: run_stages(options, "text_tokenizer"))
+
+    image = add_command(verbs, "train-image", "train the image tokenizer", _IMAGE)
+    add_run_arguments(image)
+    image.set_defaults(run=lambda options: run_stages(options, "image_tokenizer"))
+
+    show = add_command(verbs, "show", "show what tokenizers make of a text or a picture", _SHOW)
+    show.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    show.add_argument("--text", help="a text to cut into pieces")
+    show.add_argument("--picture", type=Path, help="a picture to turn into codes")
+    show.add_argument("--out", type=Path, help="where to write the picture after the round trip")
+    add_json(show)
+    show.set_defaults(run=_show)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from pardalis import load
+    from pardalis.documents import open_picture
+
+    if options.text is None and options.picture is None:
+        raise ConfigError("Say what to show: --text TEXT or --picture PATH, or both.")
+    codec = load(options.bundle).codec
+    shown: dict[str, object] = {}
+    if options.text is not None:
+        pieces = codec.text_tokenizer.encode(options.text)
+        shown["pieces"] = [codec.text_tokenizer.decode([piece]) for piece in pieces]
+        shown["text_ids"] = [codec.vocabulary.text.start + piece for piece in pieces]
+    if options.picture is not None:
+        tokenizer = codec.image_tokenizer
+        codes = tokenizer.codes_of([open_picture(options.picture)])
+        grid = codes.view(tokenizer.config.grid, -1).tolist()
+        shown["codes"] = grid
+        if options.out is not None:
+            tokenizer.images_of(codes)[0].save(options.out)
+    if options.json:
+        print_json(shown)
+        return
+    if options.text is not None:
+        echo(" | ".join(shown["pieces"]))  # type: ignore[arg-type]
+    if options.picture is not None:
+        width = len(str(codec.vocabulary.n_codes - 1))
+        for row in grid:
+            echo(" ".join(f"{code:>{width}}" for code in row))

@@ -1,0 +1,30 @@
+"""Data: documents become shards once, and shards become batches by index arithmetic."""
+
+from pardalis.data.batch import Batch
+from pardalis.data.loader import Loader, Location
+from pardalis.data.mixture import Mixture
+from pardalis.data.order import Order
+from pardalis.data.packing import Packing, best_fit, split_long
+from pardalis.data.prepare import PrepareConfig, prepare_source
+from pardalis.data.report import PrepareReport, Rejected
+from pardalis.data.shards import Shards, ShardWriter
+from pardalis.data.source import SourceConfig, read_source
+
+__all__ = [
+    "Batch",
+    "Loader",
+    "Location",
+    "Mixture",
+    "Order",
+    "Packing",
+    "PrepareConfig",
+    "PrepareReport",
+    "Rejected",
+    "ShardWriter",
+    "Shards",
+    "SourceConfig",
+    "best_fit",
+    "prepare_source",
+    "read_source",
+    "split_long",
+]

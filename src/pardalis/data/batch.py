@@ -1,0 +1,22 @@
+"""What a training step reads: packed rows as tensors of one shape, aligned position by position."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of ids with everything that the model and the objective need to know about them."""
+
+    ids: Int[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]  # the next id of the same document
+    weights: Float[Tensor, "B T"]  # of each target in the loss; 0 = not learnt
+    positions: Int[Tensor, "B T"]  # restart at 0 in each document
+    documents: Int[Tensor, "B T"]  # number of the document inside its row; -1 at padding
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

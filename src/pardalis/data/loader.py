@@ -1,0 +1,124 @@
+"""The loader: a step number in, the batch of that step out.
+
+Position p of the data is one integer: step s holds the positions s·batch_rows onwards. The mixture
+says which source serves p, the order says which of its rows, the shards hold its documents. All are
+pure functions of the seed, so a run resumes at any step without having stored anything, and ranks
+that slice the positions among them see the same sequence however many they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pardalis.data.batch import Batch
+from pardalis.data.mixture import Mixture
+from pardalis.data.order import Order
+from pardalis.data.shards import Shards
+from pardalis.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the row at a position comes from."""
+
+    source: str
+    epoch: int  # how often the source was gone through before
+    row: int
+    documents: tuple[str, ...]  # names
+
+
+class Loader:
+    """Rows of several sources as batches.
+
+    Args:
+        sources: opened shards by name.
+        weights: of the sources' rows in a batch, by the same names; only ratios matter.
+        row_tokens: ids of a row, for which the shards must have been prepared.
+        batch_rows: rows of a step, over all ranks.
+        seed: the root seed of the run.
+        pad_id: fills the end of a row.
+
+    Raises:
+        ConfigError: sources and weights have different names, or a weight is not above 0.
+        DataError: shards were prepared for rows of another length.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Shards],
+        weights: Mapping[str, float],
+        row_tokens: int,
+        batch_rows: int,
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        if set(sources) != set(weights):
+            raise ConfigError(
+                f"Sources {sorted(sources)} and weights {sorted(weights)} name different things; "
+                "give every source one weight."
+            )
+        for name, shards in sources.items():
+            if shards.row_tokens != row_tokens:
+                raise DataError(
+                    f"Source {name!r} in {shards.folder} was prepared for rows of "
+                    f"{shards.row_tokens} ids, but {row_tokens} are asked; prepare it again with "
+                    f"row_tokens = {row_tokens}."
+                )
+        self.batch_rows = batch_rows
+        self._sources = dict(sources)
+        self._row_tokens = row_tokens
+        self._pad_id = pad_id
+        self._mixture = Mixture(weights)
+        self._orders = {name: Order(s.n_rows, seed, name) for name, s in sources.items()}
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, the same whatever was asked before."""
+        first = step * self.batch_rows
+        return self.at(range(first, first + self.batch_rows))
+
+    def at(self, positions: Sequence[int]) -> Batch:
+        """Return the rows at some positions: a rank's share of a step, say."""
+        rows = []
+        for position in positions:
+            source, _, row = self._find(position)
+            rows.append((source, row))
+        return self._build(rows)
+
+    def row(self, source: str, row: int) -> Batch:
+        """Return one row of a source, to look at it."""
+        return self._build([(source, row)])
+
+    def locate(self, position: int) -> Location:
+        """Say where the row at a position comes from."""
+        source, epoch, row = self._find(position)
+        shards = self._sources[source]
+        names = tuple(shards.names[document] for document in shards.row(row))
+        return Location(source, epoch, row, names)
+
+    def _find(self, position: int) -> tuple[str, int, int]:
+        source, own_position = self._mixture.at(position)
+        return source, *self._orders[source].at(own_position)
+
+    def _build(self, rows: Sequence[tuple[str, int]]) -> Batch:
+        shape = (len(rows), self._row_tokens)
+        ids = np.full(shape, self._pad_id, dtype=np.int64)
+        targets = np.full(shape, self._pad_id, dtype=np.int64)
+        weights = np.zeros(shape, dtype=np.float32)
+        positions = np.zeros(shape, dtype=np.int64)
+        documents = np.full(shape, -1, dtype=np.int64)
+        for b, (source, row) in enumerate(rows):
+            shards = self._sources[source]
+            members = [shards.document(document) for document in shards.row(row)]
+            lengths = np.array([len(member) for member in members])
+            ends = np.cumsum(lengths)
+            n = ends[-1]
+            ids[b, :n] = np.concatenate(members)
+            targets[b, : n - 1] = ids[b, 1:n]
+            targets[b, ends - 1] = self._pad_id  # after a document's last id comes another document
+            weights[b, :n] = 1
+            weights[b, ends - 1] = 0
+            positions[b, :n] = np.arange(n) - np.repeat(ends - lengths, lengths)
+            documents[b, :n] = np.repeat(np.arange(len(members)), lengths)
+        return Batch(*map(torch.from_numpy, (ids, targets, weights, positions, documents)))

@@ -1,0 +1,210 @@
+"""Preparing a source: documents in, shards out, and a report of what was rejected.
+
+Pictures are encoded here, once; training reads ids only. Every document is checked by the grammar
+before it is written, so nothing downstream needs to. A source whose content, options and codec
+are those of its finished shards is left alone; else the old shards stay until the new are whole.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Integer
+
+from pardalis.codec import Codec
+from pardalis.config import fingerprint
+from pardalis.data.packing import split_long
+from pardalis.data.report import PrepareReport
+from pardalis.data.shards import VERSION, Shards, ShardWriter, read_index
+from pardalis.data.source import SourceConfig, read_source, survey
+from pardalis.documents import Document, Picture, Rejection, Text
+from pardalis.errors import ConfigError, DataError, GrammarError
+from pardalis.files import atomic_folder, recover_folder, write_json
+from pardalis.progress import bar
+from pardalis.seeds import derive
+from pardalis.tokens import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.json"
+
+Ids = Integer[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """How documents become rows."""
+
+    row_tokens: int  # ids of a row: the context of the model
+    batch_documents: int = 64  # documents whose pictures are encoded together
+    long_documents: Literal["split", "reject"] = "split"  # what to do with those longer than a row
+    shard_tokens: int = 2**26  # ids of a shard file (128 MiB at two bytes each)
+
+    def __post_init__(self) -> None:
+        for name, least in (("row_tokens", 3), ("batch_documents", 1), ("shard_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
+
+def prepare_source(
+    source: SourceConfig, codec: Codec, folder: Path, config: PrepareConfig, base_folder: Path
+) -> PrepareReport:
+    """Write the shards of a source to a folder, or find that they are there and still hold.
+
+    Args:
+        folder: takes ``index.json``, the shards and ``report.json``; replaced as a whole.
+        base_folder: what the path of the source is relative to.
+
+    Raises:
+        DataError: the source does not exist or gave no document that can be used, or writing
+            failed; shards that were in the folder before are intact.
+    """
+    logger.info("Looking through source %r.", source.name)
+    n_items, content = survey(source, base_folder)
+    prepared = fingerprint(
+        VERSION, source.pair_order, config.row_tokens, config.long_documents, config.shard_tokens,
+        codec.fingerprint, content,
+    )  # fmt: skip
+    recover_folder(folder)
+    if (report := _finished(folder, prepared)) is not None:
+        return report
+    try:
+        with atomic_folder(folder) as partial:
+            return _prepare(source, codec, partial, config, base_folder, n_items, prepared)
+    except OSError as error:
+        raise DataError(
+            f"Preparing source {source.name!r} into {folder} stopped: {error}. What was there "
+            "before is untouched; correct the cause (free disk space, say) and prepare again."
+        ) from error
+
+
+def _finished(folder: Path, prepared: str) -> PrepareReport | None:
+    """Return the report of an earlier run if its shards are whole and made from the same things."""
+    try:
+        Shards.open(folder)
+        if read_index(folder)["prepared"] != prepared:
+            return None
+        report = PrepareReport.from_dict(json.loads((folder / REPORT).read_text()))
+    except (DataError, OSError, ValueError):
+        return None
+    report.unchanged = True
+    return report
+
+
+def _prepare(
+    source: SourceConfig, codec: Codec, folder: Path, config: PrepareConfig, base_folder: Path,
+    n_items: int, prepared: str,
+) -> PrepareReport:  # fmt: skip
+    report = PrepareReport(source.name, config.row_tokens)
+    writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
+    with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
+        for chunk in _chunks(read_source(source, base_folder), config.batch_documents):
+            report.read += len(chunk)
+            for result in _encode(chunk, source, codec, config):
+                if isinstance(result, Rejection):
+                    report.add_rejection(result)
+                    continue
+                report.split += result.is_split
+                for name, ids in result.entries:
+                    writer.add(name, ids)
+                    report.add_written(ids, codec.vocabulary)
+            advance(len(chunk), pictures=report.pictures, rejected=report.n_rejected)
+    if report.written == 0:
+        raise DataError(
+            f"Source {source.name!r} at {base_folder / source.path} gave no document that can be "
+            f"used: {report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
+        )
+    packing = writer.finish(config.row_tokens, codec.fingerprint, prepared)
+    report.add_rows(packing.n_rows)
+    write_json(folder / REPORT, report.to_dict())
+    return report
+
+
+def _chunks(
+    items: Iterable[Document | Rejection], size: int
+) -> Iterator[list[Document | Rejection]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """What one document becomes in the shards."""
+
+    entries: list[tuple[str, Ids]]  # names and ids
+    is_split: bool
+
+
+def _encode(
+    chunk: list[Document | Rejection], source: SourceConfig, codec: Codec, config: PrepareConfig
+) -> Iterator[_Encoded | Rejection]:
+    documents = []
+    for item in chunk:
+        if isinstance(item, Rejection):
+            yield item
+        elif item.is_empty:
+            yield Rejection(item.name, "empty", "The document has neither text nor a picture.")
+        else:
+            documents.append(item)
+    for document, ids in zip(documents, codec.encode_many(documents), strict=True):
+        if isinstance(ids, DataError):
+            yield Rejection(document.name, "unreadable-picture", str(ids))
+        else:
+            yield _encoded(document, ids, source, codec, config)
+
+
+def _encoded(
+    document: Document, ids: list[int], source: SourceConfig, codec: Codec, config: PrepareConfig
+) -> _Encoded | Rejection:
+    try:
+        codec.grammar.validate(ids)
+    except GrammarError as error:
+        return Rejection(document.name, "grammar", str(error))
+    is_long = len(ids) > config.row_tokens
+    if is_long and config.long_documents == "reject":
+        reason = f"The document has {len(ids)} ids, a row has {config.row_tokens}."
+        return Rejection(document.name, "too-long", reason)
+    entries = []
+    for name, ordered in _orders(document, np.array(ids), source, codec.vocabulary):
+        try:
+            pieces = split_long(ordered, config.row_tokens, codec.vocabulary)
+        except DataError as error:
+            return Rejection(document.name, "too-long-picture", str(error))
+        for number, piece in enumerate(pieces, start=1):
+            entries.append((name if len(pieces) == 1 else f"{name}#{number}", piece))
+    return _Encoded(entries, is_long)
+
+
+def _orders(
+    document: Document, ids: Ids, source: SourceConfig, vocabulary: Vocabulary
+) -> list[tuple[str, Ids]]:
+    """Return the orders in which a document is written: one, or both of a pair."""
+    as_written = (document.name, ids)
+    if source.pair_order == "as_written" or not _is_pair(document):
+        return [as_written]
+    swapped = (f"{document.name}#swapped", _swap(ids, vocabulary))
+    if source.pair_order == "both":
+        return [as_written, swapped]
+    return [swapped if derive(0, "pair order", ascii(document.name)) % 2 else as_written]
+
+
+def _is_pair(document: Document) -> bool:
+    """Tell a text and a picture, in either order and not of a conversation, from all else."""
+    kinds = [type(segment) for segment in document.segments if segment.role is None]
+    return len(document.segments) == 2 and (kinds in ([Text, Picture], [Picture, Text]))
+
+
+def _swap(ids: Ids, vocabulary: Vocabulary) -> Ids:
+    """Exchange the text and the picture of a pair: cheaper than encoding the picture twice."""
+    bos, body, eos = ids[:1], ids[1:-1], ids[-1:]
+    if body[0] == vocabulary.begin_image_id:
+        cut = int(np.flatnonzero(body == vocabulary.end_image_id)[0]) + 1
+    else:
+        cut = int(np.flatnonzero(body == vocabulary.begin_image_id)[0])
+    return np.concatenate([bos, body[cut:], body[:cut], eos])

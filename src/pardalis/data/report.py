@@ -1,0 +1,91 @@
+"""What preparing a source came to: counts, and the rejected items by kind with examples."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from pardalis.documents import Rejection
+from pardalis.tokens import Vocabulary
+
+N_EXAMPLES = 5  # rejected items of a kind that a report names
+
+
+@dataclass(slots=True)
+class Rejected:
+    """The rejected items of one kind."""
+
+    count: int = 0
+    examples: list[dict[str, str]] = field(default_factory=list)  # the first: where and reason
+
+
+@dataclass(slots=True)
+class PrepareReport:
+    """Counts of one source, saved as ``report.json`` beside its shards."""
+
+    source: str
+    row_tokens: int
+    read: int = 0  # items of the source, rejected ones included
+    split: int = 0  # documents cut into pieces because they are longer than a row
+    written: int = 0  # documents in the shards: pieces and both orders of a pair count each
+    pictures: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"text": 0, "image": 0, "special": 0})
+    rows: int = 0
+    fill_percent: float = 0.0  # part of the rows that is not padding
+    rejected: dict[str, Rejected] = field(default_factory=dict)  # by kind
+    unchanged: bool = False  # True: the shards of an earlier run still hold, nothing was done
+
+    @property
+    def n_rejected(self) -> int:
+        return sum(rejected.count for rejected in self.rejected.values())
+
+    def add_rejection(self, rejection: Rejection) -> None:
+        """Count a rejected item, and keep it if it is among the first of its kind."""
+        rejected = self.rejected.setdefault(rejection.kind, Rejected())
+        rejected.count += 1
+        if len(rejected.examples) < N_EXAMPLES:
+            rejected.examples.append(
+                {"where": _printable(rejection.where), "reason": _printable(rejection.reason)}
+            )
+
+    def add_written(self, ids: Integer[np.ndarray, " n"], vocabulary: Vocabulary) -> None:
+        """Count a document of the shards."""
+        n_text, n_image = (
+            int(((ids >= span.start) & (ids < span.stop)).sum())
+            for span in (vocabulary.text, vocabulary.image)
+        )
+        self.written += 1
+        self.pictures += int((ids == vocabulary.begin_image_id).sum())
+        self.tokens["text"] += n_text
+        self.tokens["image"] += n_image
+        self.tokens["special"] += len(ids) - n_text - n_image
+
+    def add_rows(self, rows: int) -> None:
+        """Note how many rows the written documents fill."""
+        self.rows = rows
+        self.fill_percent = 100 * sum(self.tokens.values()) / (rows * self.row_tokens)
+
+    def rejection_summary(self) -> str:
+        """Return one line per kind of rejection: how many, and the first example."""
+        return "\n".join(
+            f"  {rejected.count} {kind}, such as {rejected.examples[0]['where']}: "
+            f"{rejected.examples[0]['reason']}"
+            for kind, rejected in sorted(self.rejected.items())
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PrepareReport":
+        """Rebuild a report from its JSON file."""
+        rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
+        return cls(**{**values, "rejected": rejected})
+
+
+def _printable(text: str) -> str:
+    """Escape what a file name that is not UTF-8 leaves in a string, since JSON cannot hold it."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,223 @@
+"""Shards: encoded documents on disk, in plain files that other tools can open.
+
+    index.json                 format version, dtype, codec fingerprint, the files and their sizes
+    ids-00000.npy ...          ids of the documents, end to end (uint16 where the vocabulary fits)
+    documents.npy              int64 [documents, 3]: shard, start in it, length
+    names.jsonl                the name of each document, one JSON string a line
+    rows-<T>-offsets.npy       the row plan for rows of T ids: row r holds the documents
+    rows-<T>-members.npy       members[offsets[r]:offsets[r + 1]]
+
+Everything is read memory-mapped. Whole folders appear or not: writers work in
+:func:`pardalis.files.atomic_folder`.
+"""
+
+import json
+from array import array
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from pardalis.data.packing import Packing, best_fit
+from pardalis.errors import DataError
+from pardalis.files import write_bytes, write_json
+
+FORMAT = "pardalis-shards"
+VERSION = 1
+INDEX = "index.json"
+_INT64 = np.dtype(np.int64)
+_DOCUMENTS = "documents.npy"
+_NAMES = "names.jsonl"
+
+
+class ShardWriter:
+    """Writes documents to a folder one by one; :meth:`finish` writes the row plan and the index.
+
+    Args:
+        folder: exists and is empty.
+        vocab_size: decides the width of an id on disk.
+        tokens_per_shard: a file is closed when it holds at least so many ids.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, tokens_per_shard: int) -> None:
+        self._folder = folder
+        self._tokens_per_shard = tokens_per_shard
+        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self._open: list[np.ndarray] = []  # documents of the shard that is not written yet
+        self._open_tokens = 0
+        self._shards: list[dict[str, Any]] = []
+        self._documents = array("q")
+        self._names: list[str] = []
+
+    def add(self, name: str, ids: Integer[np.ndarray, " n"]) -> None:
+        """Append a document; raises OSError if the disk is full."""
+        self._documents.extend((len(self._shards), self._open_tokens, len(ids)))
+        self._names.append(json.dumps(name) + "\n")
+        self._open.append(ids.astype(self._dtype))
+        self._open_tokens += len(ids)
+        if self._open_tokens >= self._tokens_per_shard:
+            self._close_shard()
+
+    def finish(self, row_tokens: int, codec: str, prepared: str = "") -> Packing:
+        """Write what remains, the row plan and the index.
+
+        Args:
+            row_tokens: ids of a row.
+            codec: fingerprint of the codec that made the ids.
+            prepared: fingerprint of everything that the folder depends on, kept for comparison.
+
+        Raises:
+            ValueError: no document was added.
+            OSError: the disk is full.
+        """
+        if not self._names:
+            raise ValueError("shards need at least one document")
+        if self._open:
+            self._close_shard()
+        documents = np.array(self._documents, dtype=np.int64).reshape(-1, 3)
+        packing = best_fit(documents[:, 2], row_tokens)
+        self._save(_DOCUMENTS, documents)
+        self._save(_offsets_file(row_tokens), packing.offsets)
+        self._save(_members_file(row_tokens), packing.members)
+        write_bytes(self._folder / _NAMES, "".join(self._names).encode())
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "codec": codec,
+            "prepared": prepared,
+            "dtype": self._dtype.name,
+            "documents": len(documents),
+            "tokens": int(documents[:, 2].sum()),
+            "row_tokens": row_tokens,
+            "rows": packing.n_rows,
+            "shards": self._shards,
+        }
+        write_json(self._folder / INDEX, index)
+        return packing
+
+    def _close_shard(self) -> None:
+        name = f"ids-{len(self._shards):05d}.npy"
+        self._save(name, np.concatenate(self._open))
+        self._shards.append({"file": name, "tokens": self._open_tokens})
+        self._open, self._open_tokens = [], 0
+
+    def _save(self, name: str, values: np.ndarray) -> None:
+        np.save(self._folder / name, values)
+
+
+class Shards:
+    """The documents of a source and their rows, memory-mapped. Use :meth:`open`."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        self.folder = folder
+        self.row_tokens: int = index["row_tokens"]
+        self.n_documents: int = index["documents"]
+        self.n_tokens: int = index["tokens"]
+        self.n_rows: int = index["rows"]
+        dtype = np.dtype(index["dtype"])
+        self._ids = [
+            _map(folder / shard["file"], (shard["tokens"],), dtype) for shard in index["shards"]
+        ]
+        self._documents = _map(folder / _DOCUMENTS, (self.n_documents, 3))
+        self._rows = Packing(
+            _map(folder / _offsets_file(self.row_tokens), (self.n_rows + 1,)),
+            _map(folder / _members_file(self.row_tokens), (self.n_documents,)),
+        )
+
+    @classmethod
+    def open(cls, folder: Path, codec: str | None = None) -> "Shards":
+        """Open the shards of a folder.
+
+        Args:
+            codec: fingerprint that the ids must have been made with; None opens any.
+
+        Raises:
+            DataError: a file is missing, incomplete, newer than this version, or of another codec.
+        """
+        index = read_index(folder)
+        if codec is not None and index["codec"] != codec:
+            raise DataError(
+                f"The ids in {folder} were made by codec {index['codec']}, but {codec} is in use; "
+                "prepare the source again with the tokenizers of this model."
+            )
+        return cls(folder, index)
+
+    def document(self, document: int) -> Integer[np.ndarray, " n"]:
+        """Return the ids of a document, a view of its shard."""
+        shard, start, length = self._documents[document].tolist()
+        ids: np.ndarray = self._ids[shard][start : start + length]
+        return ids
+
+    def row(self, row: int) -> Sequence[int]:
+        """Return the documents of a row."""
+        documents: list[int] = self._rows.row(row).tolist()
+        return documents
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of each document; read on first use, since training does not need names."""
+        path = self.folder / _NAMES
+        try:
+            with path.open(encoding="utf-8") as lines:
+                names = [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); {_PREPARE_AGAIN}") from error
+        if len(names) != self.n_documents:
+            raise DataError(
+                f"{path} has {len(names)} names for {self.n_documents} documents; {_PREPARE_AGAIN}"
+            )
+        return names
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a shard folder; raises DataError if there is none of a known version."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"No shards in {folder}: {path} is missing; prepare the source.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); {_PREPARE_AGAIN}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{path} does not describe shards; {_PREPARE_AGAIN}")
+    if index.get("version", 0) > VERSION:
+        raise DataError(
+            f"{path} has format version {index['version']}, this version of pardalis reads up to "
+            f"{VERSION}; update pardalis or prepare the source with this version."
+        )
+    if missing := _KEYS - set(index):
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))}; {_PREPARE_AGAIN}")
+    return index
+
+
+_KEYS = {
+    "codec", "prepared", "dtype", "documents", "tokens", "row_tokens", "rows", "shards",
+}  # fmt: skip
+_PREPARE_AGAIN = "delete the folder and prepare the source again."
+
+
+def _offsets_file(row_tokens: int) -> str:
+    return f"rows-{row_tokens}-offsets.npy"
+
+
+def _members_file(row_tokens: int) -> str:
+    return f"rows-{row_tokens}-members.npy"
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype = _INT64) -> np.ndarray:
+    """Memory-map a file of a known shape, as a plain array: slicing a np.memmap is slow."""
+    try:
+        values = np.asarray(np.load(path, mmap_mode="r"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {_PREPARE_AGAIN}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is incomplete or damaged ({error}); {_PREPARE_AGAIN}") from error
+    if values.shape != shape or values.dtype != dtype:
+        raise DataError(
+            f"{path} holds {values.dtype}{list(values.shape)} where {INDEX} says "
+            f"{dtype}{list(shape)}; {_PREPARE_AGAIN}"
+        )
+    return values

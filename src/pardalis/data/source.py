@@ -1,0 +1,71 @@
+"""A source of documents: how a recipe names it, how it is read, how a change in it is noticed."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pardalis.documents import READERS, Document, Picture, Rejection, Segment
+from pardalis.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One source of training documents."""
+
+    name: str  # what reports, folders and the mixture call it
+    reader: Literal["jsonl", "folder", "html"]  # the shape of what stands at path
+    path: str  # file or folder, relative to the recipe
+    weight: float = 1.0  # of its rows in the mixture; only ratios matter
+    # What becomes of a text with one picture. Chameleon shows the picture first in half of its
+    # pairs (arXiv 2405.09818, section 2.2), so that a model learns to describe and to draw.
+    # "both": written once in each order; "random": in one of the two, by a hash of the name.
+    pair_order: Literal["as_written", "both", "random"] = "as_written"
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("name of a source is empty; give it one, since reports go by it.")
+        if not self.weight > 0:
+            raise ConfigError(
+                f"weight of source {self.name!r} must be above 0, got {self.weight}; "
+                "correct it or leave the source out."
+            )
+
+
+def read_source(source: SourceConfig, base_folder: Path) -> Iterator[Document | Rejection]:
+    """Yield the documents of a source lazily; raises DataError if there is nothing at its path."""
+    return READERS[source.reader](base_folder / source.path)
+
+
+def survey(source: SourceConfig, base_folder: Path) -> tuple[int, str]:
+    """Count the items of a source and hash them, without opening a picture file.
+
+    A picture file counts as changed when its size or time of change differs, everything else when
+    its content does. One more reading is little beside encoding, and gives progress an end.
+    """
+    digest = hashlib.sha256()
+    n_items = 0
+    for n_items, item in enumerate(read_source(source, base_folder), start=1):  # noqa: B007
+        if isinstance(item, Document):
+            key = (item.name, *map(_segment_key, item.segments))
+        else:
+            key = (item.where, item.kind)
+        digest.update(repr(key).encode())
+    return n_items, digest.hexdigest()
+
+
+def _segment_key(segment: Segment) -> tuple[object, ...]:
+    if not isinstance(segment, Picture):
+        return segment.role, segment.text
+    match segment.source:
+        case Path() as path:
+            try:
+                status = path.stat()
+            except OSError:
+                return segment.role, "missing"
+            return segment.role, status.st_size, status.st_mtime_ns
+        case bytes() as content:
+            return segment.role, hashlib.sha256(content).hexdigest()
+        case image:
+            return segment.role, image.mode, image.size, hashlib.sha256(image.tobytes()).hexdigest()

@@ -1,0 +1,120 @@
+from bisect import bisect_left, insort
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pardalis.data import Packing, best_fit, split_long
+from pardalis.errors import DataError
+from pardalis.tokens import Grammar, Vocabulary
+
+VOCABULARY = Vocabulary.build(n_codes=12, n_text=20)
+GRAMMAR = Grammar(VOCABULARY, codes_per_picture=4)
+
+lengths_and_room = st.integers(1, 60).flatmap(
+    lambda room: st.tuples(st.lists(st.integers(1, room), max_size=120), st.just(room))
+)
+
+
+def rows_of(packing: Packing) -> list[list[int]]:
+    return [packing.row(row).tolist() for row in range(packing.n_rows)]
+
+
+@given(lengths_and_room)
+@settings(deadline=None)
+def test_every_document_stands_in_one_row_and_no_row_overflows(case: tuple[list[int], int]):
+    lengths, room = case
+    rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), room))
+    assert sorted(document for row in rows for document in row) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[document] for document in row) <= room for row in rows)
+
+
+@given(lengths_and_room)
+@settings(deadline=None)
+def test_rows_are_filled_as_by_best_fit_decreasing_one_by_one(case: tuple[list[int], int]):
+    lengths, room = case
+    rooms: list[int] = []  # the oracle: ascending remaining rooms
+    for length in sorted(lengths, reverse=True):
+        best = bisect_left(rooms, length)
+        insort(rooms, (rooms.pop(best) if best < len(rooms) else room) - length)
+    rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), room))
+    assert sorted(room - sum(lengths[document] for document in row) for row in rows) == rooms
+
+
+def test_example():
+    assert rows_of(best_fit(np.array([3, 7, 5, 5, 2]), 10)) == [[0, 1], [2, 3], [4]]
+
+
+def test_same_lengths_same_plan():
+    lengths = np.random.default_rng(0).integers(1, 100, 5_000)
+    first, second = best_fit(lengths, 128), best_fit(lengths.copy(), 128)
+    assert np.array_equal(first.members, second.members)
+    assert np.array_equal(first.offsets, second.offsets)
+
+
+def test_a_realistic_mixture_of_lengths_leaves_little_padding():
+    lengths = np.clip(np.random.default_rng(0).lognormal(5, 1, 20_000), 1, 2048).astype(np.int64)
+    packing = best_fit(lengths, 2048)
+    assert lengths.sum() / (packing.n_rows * 2048) > 0.999
+
+
+@pytest.mark.parametrize("length", [0, 11])
+def test_a_length_outside_a_row_is_refused(length: int):
+    with pytest.raises(ValueError, match=rf"lengths must be in 1\.\.10, got .*{length}"):
+        best_fit(np.array([5, length]), 10)
+
+
+# ── split_long ───────────────────────────────────────────────────────────────────────────────
+
+PICTURE = [VOCABULARY.begin_image_id, *[VOCABULARY.image.start] * 4, VOCABULARY.end_image_id]
+
+segments = st.one_of(
+    st.just(PICTURE),
+    st.lists(st.sampled_from([*VOCABULARY.text, VOCABULARY.end_turn_id]), max_size=30),
+)
+
+
+@st.composite
+def valid_ids(draw: st.DrawFn) -> np.ndarray:
+    body = [token_id for segment in draw(st.lists(segments, max_size=6)) for token_id in segment]
+    return np.array([VOCABULARY.bos_id, *body, VOCABULARY.eos_id])
+
+
+@given(valid_ids(), st.integers(8, 30))
+@settings(deadline=None)
+def test_pieces_are_whole_sequences_that_fit_and_join_to_the_document(ids: np.ndarray, room: int):
+    pieces = split_long(ids, room, VOCABULARY)
+    joined = [token_id for piece in pieces for token_id in piece[1:].tolist()]
+    assert joined == ids[1:].tolist()
+    for piece in pieces:
+        assert piece[0] == VOCABULARY.bos_id
+        assert len(piece) <= room
+        ending = [] if piece is pieces[-1] else [VOCABULARY.eos_id]
+        GRAMMAR.validate([*piece.tolist(), *ending])  # raises if a picture was cut
+        assert piece[1] != VOCABULARY.eos_id or len(pieces) == 1  # eos never stands alone
+
+
+def test_a_document_that_fits_stays_one_piece():
+    ids = np.array([0, 25, 26, 2])
+    [piece] = split_long(ids, 4, VOCABULARY)
+    assert piece.tolist() == ids.tolist()
+
+
+def test_a_cut_goes_before_a_picture_that_does_not_fit_any_more():
+    ids = np.array([0, 25, 26, *PICTURE, 27, 2])
+    pieces = split_long(ids, 8, VOCABULARY)
+    assert [piece.tolist() for piece in pieces] == [[0, 25, 26], [0, *PICTURE], [0, 27, 2]]
+
+
+def test_a_picture_longer_than_a_row_is_refused():
+    with pytest.raises(
+        DataError,
+        match=r"picture at position 2 needs 7 ids with its <bos>, but a row has 6; raise row_",
+    ):
+        split_long(np.array([0, 25, *PICTURE, 27, 2]), 6, VOCABULARY)
+
+
+def test_the_last_picture_needs_room_for_eos_too():
+    with pytest.raises(DataError, match=r"picture at position 3 needs 8 ids .* a row has 7"):
+        split_long(np.array([0, 25, 26, *PICTURE, 2]), 7, VOCABULARY)

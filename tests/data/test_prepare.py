@@ -1,0 +1,324 @@
+import errno
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pardalis.codec import Codec
+from pardalis.data import PrepareConfig, PrepareReport, Shards, SourceConfig, prepare_source
+from pardalis.documents import Document, Picture, Text
+from pardalis.errors import ConfigError, DataError
+from pardalis.tokens import Grammar
+
+CONFIG = PrepareConfig(row_tokens=64, batch_documents=2)
+SOURCE = SourceConfig(name="owls", reader="folder", path="owls")
+CAPTIONS = ["an owl", "a fox and a cat", "the oak", "two owls", "a cat"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with five captioned pictures in ``owls``."""
+    folder = tmp_path / "owls"
+    folder.mkdir()
+    for number, caption in enumerate(CAPTIONS):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return tmp_path
+
+
+def prepare(base: Path, codec: Codec, source: SourceConfig = SOURCE, **changes) -> PrepareReport:
+    return prepare_source(source, codec, base / "shards", replace(CONFIG, **changes), base)
+
+
+def documents_in(base: Path) -> dict[str, list[int]]:
+    shards = Shards.open(base / "shards")
+    return {name: shards.document(i).tolist() for i, name in enumerate(shards.names)}
+
+
+def pair(base: Path, number: int) -> Document:
+    picture = Picture(base / "owls" / f"{number}.png")
+    return Document((Text(CAPTIONS[number]), picture), f"{number}.png")
+
+
+def write_jsonl(base: Path, *records: object) -> SourceConfig:
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    (base / "notes.jsonl").write_text("\n".join(lines) + "\n")
+    return SourceConfig(name="notes", reader="jsonl", path="notes.jsonl")
+
+
+# ── what is written ──────────────────────────────────────────────────────────────────────────
+
+
+def test_shards_hold_what_the_codec_makes_of_each_document(base: Path, codec: Codec):
+    report = prepare(base, codec)
+    expected = {f"{n}.png": codec.encode(pair(base, n)) for n in range(5)}
+    assert documents_in(base) == expected
+    n_tokens = sum(map(len, expected.values()))
+    assert (report.read, report.written, report.pictures, report.split) == (5, 5, 5, 0)
+    assert report.tokens == {"text": n_tokens - 5 * 8, "image": 5 * 4, "special": 5 * 4}
+    assert report.fill_percent == pytest.approx(100 * n_tokens / (report.rows * 64))
+    assert report.rows == Shards.open(base / "shards").n_rows
+    assert not report.unchanged
+
+
+def test_the_report_stands_beside_the_shards(base: Path, codec: Codec):
+    report = prepare(base, codec)
+    saved = json.loads((base / "shards" / "report.json").read_text())
+    assert PrepareReport.from_dict(saved) == report
+
+
+def test_shards_can_be_opened_only_with_the_codec_that_made_them(base: Path, codec: Codec):
+    prepare(base, codec)
+    assert Shards.open(base / "shards", codec=codec.fingerprint).n_documents == 5
+    with pytest.raises(DataError, match="prepare the source again"):
+        Shards.open(base / "shards", codec="another")
+
+
+def test_the_size_of_a_batch_does_not_change_what_is_written(base: Path, codec: Codec):
+    prepare(base, codec, batch_documents=1)
+    one_by_one = documents_in(base)
+    shutil.rmtree(base / "shards")
+    prepare(base, codec, batch_documents=64)
+    assert documents_in(base) == one_by_one
+
+
+# ── pair order ───────────────────────────────────────────────────────────────────────────────
+
+
+def swapped(base: Path, codec: Codec, number: int) -> list[int]:
+    document = pair(base, number)
+    return codec.encode(replace(document, segments=document.segments[::-1]))
+
+
+def test_both_orders_are_what_the_codec_makes_of_them(base: Path, codec: Codec):
+    report = prepare(base, codec, replace(SOURCE, pair_order="both"))
+    found = documents_in(base)
+    assert (report.read, report.written, report.pictures) == (5, 10, 10)
+    for number in range(5):
+        assert found[f"{number}.png"] == codec.encode(pair(base, number))
+        assert found[f"{number}.png#swapped"] == swapped(base, codec, number)
+
+
+def test_random_order_takes_one_of_the_two_by_name(base: Path, codec: Codec):
+    for number in range(5, 20):
+        shutil.copy(base / "owls/0.png", base / f"owls/{number}.png")
+        shutil.copy(base / "owls/0.txt", base / f"owls/{number}.txt")
+    prepare(base, codec, replace(SOURCE, pair_order="random"))
+    picture_first = {
+        name.removesuffix("#swapped"): ids[1] == codec.vocabulary.begin_image_id
+        for name, ids in documents_in(base).items()
+    }
+    assert len(picture_first) == 20
+    assert 5 <= sum(picture_first.values()) <= 15
+    (base / "owls/0.png").unlink()  # the others are not affected by what stands beside them
+    (base / "owls/0.txt").unlink()
+    prepare(base, codec, replace(SOURCE, pair_order="random"))
+    for name, ids in documents_in(base).items():
+        is_first = ids[1] == codec.vocabulary.begin_image_id
+        assert is_first == picture_first[name.removesuffix("#swapped")]
+
+
+def test_a_picture_written_first_is_swapped_back(base: Path, codec: Codec):
+    segments = [{"picture": "owls/0.png"}, {"text": "an owl"}]
+    source = write_jsonl(base, {"name": "a", "segments": segments})
+    prepare(base, codec, replace(source, pair_order="both"))
+    assert documents_in(base)["a#swapped"] == codec.encode(pair(base, 0))
+
+
+def test_only_pairs_have_two_orders(base: Path, codec: Codec):
+    picture, words = {"picture": "owls/0.png"}, {"text": "an owl"}
+    source = write_jsonl(
+        base,
+        {"name": "three", "segments": [words, picture, words]},
+        {"name": "two texts", "segments": [words, words]},
+        {"name": "alone", "segments": [picture]},
+        {"name": "chat", "segments": [words | {"role": "user"}, picture | {"role": "assistant"}]},
+    )
+    prepare(base, codec, replace(source, pair_order="both"))
+    assert list(documents_in(base)) == ["three", "two texts", "alone", "chat"]
+
+
+# ── long documents ───────────────────────────────────────────────────────────────────────────
+
+
+def long_source(base: Path) -> SourceConfig:
+    words = {"text": "the owl sat on the old oak " * 20}
+    segments = [words, {"picture": "owls/0.png"}, words]
+    short = {"name": "short", "segments": [{"text": "a fox"}]}
+    return write_jsonl(base, {"name": "long", "segments": segments}, short)
+
+
+def test_long_documents_are_split_into_pieces_that_fit(base: Path, codec: Codec):
+    report = prepare(base, codec, long_source(base), row_tokens=32)
+    found = documents_in(base)
+    pieces = [name for name in found if name.startswith("long#")]
+    assert pieces == [f"long#{number}" for number in range(1, len(pieces) + 1)]
+    assert len(pieces) > 3
+    assert all(len(ids) <= 32 for ids in found.values())
+    assert (report.read, report.split, report.written) == (2, 1, len(pieces) + 1)
+    assert report.pictures == 1
+
+
+def test_long_documents_are_rejected_if_asked(base: Path, codec: Codec):
+    report = prepare(base, codec, long_source(base), row_tokens=32, long_documents="reject")
+    assert list(documents_in(base)) == ["short"]
+    assert report.rejected["too-long"].count == 1
+    [example] = report.rejected["too-long"].examples
+    assert example["where"] == "long"
+    assert "ids, a row has 32" in example["reason"]
+
+
+def test_a_picture_that_no_row_holds_is_rejected(base: Path, codec: Codec):
+    report = prepare(base, codec, long_source(base), row_tokens=6)
+    assert report.rejected["too-long-picture"].count == 1
+    assert {name.partition("#")[0] for name in documents_in(base)} == {"short"}
+
+
+# ── rejections ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec: Codec):
+    (base / "owls/1.png").write_bytes((base / "owls/1.png").read_bytes()[:50])
+    (base / "cut.png").write_bytes(b"not a picture")
+    good = {"name": "good", "segments": [{"text": "an owl"}, {"picture": "owls/0.png"}]}
+    source = write_jsonl(
+        base,
+        "{",
+        {"name": "truncated", "segments": [{"picture": "owls/0.png"}, {"picture": "owls/1.png"}]},
+        {"name": "no picture", "segments": [{"picture": "cut.png"}]},
+        good,
+    )
+    report = prepare(base, codec, source)
+    assert list(documents_in(base)) == ["good"]
+    assert (report.read, report.written, report.n_rejected) == (4, 1, 3)
+    assert report.rejected["bad-json"].count == 1
+    unreadable = report.rejected["unreadable-picture"]
+    assert [example["where"] for example in unreadable.examples] == ["truncated", "no picture"]
+
+
+def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Codec, monkeypatch):
+    documents = [pair(base, 0), Document((Text(" \n"),), "blank"), Document((), "nothing")]
+    monkeypatch.setattr("pardalis.data.source.READERS", {"folder": lambda _: iter(documents)})
+    report = prepare(base, codec)
+    assert report.rejected["empty"].count == 2
+    monkeypatch.setattr(codec, "grammar", Grammar(codec.vocabulary, codes_per_picture=5))
+    shutil.rmtree(base / "shards")
+    with pytest.raises(DataError, match=r"1 grammar, such as 0\.png: Found <end_image> at posi"):
+        prepare(base, codec)
+
+
+def test_a_source_that_gives_nothing_is_refused_with_the_reasons(base: Path, codec: Codec):
+    with pytest.raises(
+        DataError, match=r"'notes' at .* gave no document .*: 1 read, 1 rejected"
+    ) as e:
+        prepare(base, codec, write_jsonl(base, "{"))
+    assert "1 bad-json, such as" in str(e.value)
+    assert not (base / "shards").exists()
+
+
+# ── restarting ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_unchanged_source_is_not_encoded_again(base: Path, codec: Codec, monkeypatch):
+    first = prepare(base, codec)
+    monkeypatch.setattr(codec, "encode_many", None)  # calling it would raise
+    again = prepare(base, codec, replace(SOURCE, weight=7.0), batch_documents=5)
+    assert again == replace(first, unchanged=True)
+
+
+@pytest.mark.parametrize("change", ["caption", "config", "pair_order", "codec", "damage", "report"])
+def test_a_change_prepares_again(base: Path, codec: Codec, change: str):
+    prepare(base, codec)
+    source, changes = SOURCE, {}
+    match change:
+        case "caption":
+            (base / "owls/0.txt").write_text("a white owl")
+        case "config":
+            changes = {"row_tokens": 96}
+        case "pair_order":
+            source = replace(SOURCE, pair_order="both")
+        case "codec":
+            torch.manual_seed(1)
+            codec = Codec.of(codec.text_tokenizer, type(codec.image_tokenizer)(
+                codec.image_tokenizer.config
+            ))  # fmt: skip
+        case "damage":
+            (base / "shards/ids-00000.npy").write_bytes(b"")
+        case "report":
+            (base / "shards/report.json").unlink()
+    assert not prepare(base, codec, source, **changes).unchanged
+    assert Shards.open(base / "shards", codec=codec.fingerprint).n_documents >= 5
+    assert prepare(base, codec, source, **changes).unchanged
+
+
+class PulledPlugError(BaseException):
+    """Stands for Ctrl-C and the like."""
+
+
+def test_an_interruption_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch):
+    prepare(base, codec)
+    before = documents_in(base)
+    (base / "owls/0.txt").write_text("a white owl")
+    encode_many, calls = codec.encode_many, iter(range(10))
+
+    def interrupted(documents: list[Document]) -> list[list[int] | DataError]:
+        if next(calls) == 2:
+            raise PulledPlugError
+        return encode_many(documents)
+
+    monkeypatch.setattr(codec, "encode_many", interrupted)
+    with pytest.raises(PulledPlugError):
+        prepare(base, codec, shard_tokens=10)
+    assert documents_in(base) == before
+    assert sorted(path.name for path in base.iterdir()) == ["owls", "shards"]
+
+
+def test_an_interruption_of_the_first_run_leaves_nothing(base: Path, codec: Codec, monkeypatch):
+    monkeypatch.setattr(codec, "encode_many", lambda _: (_ for _ in ()).throw(PulledPlugError))
+    with pytest.raises(PulledPlugError):
+        prepare(base, codec)
+    assert [path.name for path in base.iterdir()] == ["owls"]
+
+
+def test_what_a_killed_process_left_behind_is_cleared(base: Path, codec: Codec):
+    prepare(base, codec)
+    (base / "shards").rename(base / "shards.previous")  # killed between the two renames
+    (base / "shards.partial").mkdir()
+    (base / "shards.partial" / "ids-00000.npy").write_bytes(b"half")
+    assert prepare(base, codec).unchanged
+    (base / "owls/0.txt").write_text("a white owl")
+    assert not prepare(base, codec).unchanged
+    assert sorted(path.name for path in base.iterdir()) == ["owls", "shards"]
+
+
+@pytest.mark.parametrize("failing_save", range(4))
+def test_a_full_disk_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch, failing_save):
+    prepare(base, codec)
+    before = documents_in(base)
+    (base / "owls/0.txt").write_text("a white owl")
+    save, calls = np.save, iter(range(10))
+
+    def full(path: Path, values: np.ndarray) -> None:
+        if next(calls) == failing_save:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, values)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(
+        DataError, match=r"'owls' into .*shards stopped: .*No space left .*free disk"
+    ):
+        prepare(base, codec)
+    assert documents_in(base) == before
+    assert sorted(path.name for path in base.iterdir()) == ["owls", "shards"]
+
+
+@pytest.mark.parametrize("field", ["row_tokens", "batch_documents", "shard_tokens"])
+def test_sizes_must_be_positive(field: str):
+    with pytest.raises(ConfigError, match=f"{field} must be at least"):
+        replace(CONFIG, **{field: 0})

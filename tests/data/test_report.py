@@ -1,0 +1,39 @@
+import json
+
+import numpy as np
+
+from pardalis.data import PrepareReport
+from pardalis.documents import Rejection
+from pardalis.tokens import Vocabulary
+
+
+def test_ids_are_counted_by_modality(vocabulary: Vocabulary):
+    report = PrepareReport("owls", row_tokens=20)
+    report.add_written(np.array([0, 20, 21, 5, 8, 9, 10, 11, 4, 6, 2]), vocabulary)
+    report.add_written(np.array([0, 39, 2]), vocabulary)
+    report.add_rows(2)
+    assert report.tokens == {"text": 3, "image": 4, "special": 7}
+    assert (report.written, report.pictures, report.rows, report.fill_percent) == (2, 1, 2, 35.0)
+
+
+def test_rejections_are_counted_by_kind_and_the_first_named():
+    report = PrepareReport("owls", row_tokens=20)
+    for number in range(8):
+        report.add_rejection(Rejection(f"line {number}", "bad-json", "It is not JSON."))
+    report.add_rejection(Rejection("owl.png", "truncated", "It ends early."))
+    assert report.n_rejected == 9
+    assert report.rejected["bad-json"].count == 8
+    assert [e["where"] for e in report.rejected["bad-json"].examples] == [
+        f"line {number}" for number in range(5)
+    ]
+    assert report.rejection_summary() == (
+        "  8 bad-json, such as line 0: It is not JSON.\n"
+        "  1 truncated, such as owl.png: It ends early."
+    )
+
+
+def test_a_report_survives_json_even_with_a_broken_file_name():
+    report = PrepareReport("owls", row_tokens=20)
+    report.add_rejection(Rejection("\udc80.png", "missing", "There is no \udc80.png."))
+    text = json.dumps(report.to_dict(), ensure_ascii=False)
+    assert PrepareReport.from_dict(json.loads(text.encode())) == report

@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pardalis.data import Shards, ShardWriter
+from pardalis.errors import DataError
+
+DOCUMENTS = [[0, *range(10, 10 + n), 2] for n in (3, 30, 7, 40, 1, 12)]
+
+
+def test_documents_come_back_over_several_shards(write_shards):
+    shards = write_shards(DOCUMENTS, 64)
+    assert [shards.document(i).tolist() for i in range(6)] == DOCUMENTS
+    assert shards.names == [f"shards-{i}" for i in range(6)]
+    assert (shards.n_documents, shards.n_tokens, shards.row_tokens) == (6, 105, 64)
+    assert sorted(d for row in range(shards.n_rows) for d in shards.row(row)) == list(range(6))
+    assert len(list(shards.folder.glob("ids-*.npy"))) == 2
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
+def test_ids_are_as_narrow_as_the_vocabulary_allows(write_shards, vocab_size, dtype):
+    shards = write_shards([[0, vocab_size - 1, 2]], 8, vocab_size=vocab_size)
+    assert shards.document(0).tolist() == [0, vocab_size - 1, 2]
+    assert np.load(shards.folder / "ids-00000.npy").dtype == dtype
+
+
+def test_plain_numpy_opens_the_files(write_shards):
+    folder = write_shards(DOCUMENTS, 64).folder
+    documents = np.load(folder / "documents.npy")
+    offsets = np.load(folder / "rows-64-offsets.npy")
+    members = np.load(folder / "rows-64-members.npy")
+    for row in range(len(offsets) - 1):
+        lengths = documents[members[offsets[row] : offsets[row + 1]], 2]
+        assert 0 < lengths.sum() <= 64
+    shard, start, length = documents[3]
+    ids = np.load(folder / f"ids-{shard:05d}.npy")[start : start + length]
+    assert ids.tolist() == DOCUMENTS[3]
+
+
+def test_a_name_may_hold_any_character(tmp_path: Path):
+    names = ["a\nb", "\u2028 \x85", "naïve 🦉", "\udc80", ""]
+    writer = ShardWriter(tmp_path, 100, 10)
+    for name in names:
+        writer.add(name, np.array([0, 2]))
+    writer.finish(8, codec="")
+    assert Shards.open(tmp_path).names == names
+
+
+def test_shards_without_documents_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="at least one document"):
+        ShardWriter(tmp_path, 100, 10).finish(8, codec="")
+
+
+def test_another_codec_is_refused(write_shards):
+    folder = write_shards(DOCUMENTS, 64).folder
+    assert Shards.open(folder, codec="codec-a").n_documents == 6
+    with pytest.raises(DataError, match=r"made by codec codec-a, but codec-b is in use; prepare"):
+        Shards.open(folder, codec="codec-b")
+
+
+@pytest.mark.parametrize(
+    "name", ["ids-00001.npy", "documents.npy", "rows-64-offsets.npy", "rows-64-members.npy"]
+)
+def test_a_missing_or_truncated_file_is_named(write_shards, name):
+    file = write_shards(DOCUMENTS, 64).folder / name
+    content = file.read_bytes()
+    for n_bytes in (len(content) - 1, 60, 0):
+        file.write_bytes(content[:n_bytes])
+        with pytest.raises(DataError, match=rf"{name} is incomplete or damaged .*prepare the sour"):
+            Shards.open(file.parent)
+    file.unlink()
+    with pytest.raises(DataError, match=rf"{name} is missing; delete the folder and prepare"):
+        Shards.open(file.parent)
+
+
+def test_a_file_of_another_size_than_the_index_says_is_refused(write_shards):
+    folder = write_shards(DOCUMENTS, 64).folder
+    np.save(folder / "ids-00000.npy", np.zeros(7, dtype=np.uint16))
+    with pytest.raises(DataError, match=r"holds uint16\[7\] where index.json says uint16\[88\]"):
+        Shards.open(folder)
+
+
+def test_damaged_names_are_refused(write_shards):
+    shards = write_shards(DOCUMENTS, 64)
+    (shards.folder / "names.jsonl").write_text('"a"\n')
+    with pytest.raises(DataError, match=r"names.jsonl has 1 names for 6 documents"):
+        _ = shards.names
+    (shards.folder / "names.jsonl").write_text('"a')
+    with pytest.raises(DataError, match=r"names.jsonl cannot be read"):
+        _ = shards.names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, r"format version 2, this version of pardalis reads up to 1; update"),
+        ({"format": "other"}, r"index.json does not describe shards"),
+        ({"rows": None}, r"index.json lacks rows; delete the folder and prepare"),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_refused(write_shards, change, message):
+    path = write_shards(DOCUMENTS, 64).folder / "index.json"
+    index = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in index.items() if value is not None}))
+    with pytest.raises(DataError, match=message):
+        Shards.open(path.parent)
+
+
+def test_a_missing_or_garbled_index_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"No shards in .*index.json is missing; prepare"):
+        Shards.open(tmp_path)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(DataError, match=r"index.json is not valid JSON"):
+        Shards.open(tmp_path)

@@ -1,0 +1,86 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pardalis.data import SourceConfig, read_source
+from pardalis.data.source import survey
+from pardalis.documents import Document, Picture, Text
+from pardalis.errors import ConfigError, DataError
+
+SOURCE = SourceConfig(name="notes", reader="jsonl", path="notes.jsonl")
+
+
+def write(folder: Path, *lines: object) -> None:
+    (folder / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def text(name: str, words: str) -> dict[str, object]:
+    return {"name": name, "segments": [{"text": words}]}
+
+
+def test_documents_are_read_relative_to_the_base_folder(tmp_path: Path):
+    write(tmp_path, text("a", "An owl."), {"segments": 3})
+    document, rejection = read_source(SOURCE, tmp_path)
+    assert document == Document((Text("An owl."),), "a")
+    assert not isinstance(rejection, Document)
+
+
+def test_a_survey_counts_and_notices_changed_content(tmp_path: Path):
+    write(tmp_path, text("a", "An owl."), {"segments": 3})
+    n_items, before = survey(SOURCE, tmp_path)
+    assert n_items == 2
+    os.utime(tmp_path / "notes.jsonl", (0, 0))
+    assert survey(SOURCE, tmp_path) == (2, before)  # the same content, written again
+    write(tmp_path, text("a", "A fox."), {"segments": 3})
+    assert survey(SOURCE, tmp_path)[1] != before
+
+
+def test_a_survey_notices_changed_picture_files(tmp_path: Path):
+    (tmp_path / "owl.png").write_bytes(b"first")
+    source = SourceConfig(name="owls", reader="folder", path=".")
+    before = survey(source, tmp_path)
+    (tmp_path / "owl.png").write_bytes(b"other!")
+    changed = survey(source, tmp_path)
+    assert changed[0] == before[0] == 1
+    assert changed[1] != before[1]
+
+
+def test_a_survey_sees_pictures_of_every_kind(monkeypatch, tmp_path: Path):
+    def found(*pictures: object) -> str:
+        document = Document(tuple(Picture(picture) for picture in pictures), "a")
+        monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
+        return survey(SOURCE, tmp_path)[1]
+
+    hashes = {
+        found(b"a"),
+        found(b"b"),
+        found(Image.new("RGB", (2, 2))),
+        found(Image.new("RGB", (2, 2), "white")),
+        found(tmp_path / "missing.png"),
+        found(b"a", b"b"),
+    }
+    assert len(hashes) == 6
+
+
+def test_an_empty_source_has_no_items(tmp_path: Path):
+    write(tmp_path)
+    assert survey(SOURCE, tmp_path)[0] == 0
+
+
+def test_nothing_at_the_path_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"notes.jsonl"):
+        survey(SOURCE, tmp_path)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_weight_must_be_positive(weight: float):
+    with pytest.raises(ConfigError, match=r"weight of source 'a' must be above 0"):
+        SourceConfig(name="a", reader="jsonl", path="a", weight=weight)
+
+
+def test_a_name_is_needed():
+    with pytest.raises(ConfigError, match="name of a source is empty"):
+        SourceConfig(name="", reader="jsonl", path="a")

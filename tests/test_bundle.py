@@ -1,0 +1,126 @@
+"""A bundle is whole or refused, and says in a sentence what is wrong."""
+
+import errno
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from pardalis import bundle as bundles
+from pardalis.bundle import Bundle
+from pardalis.errors import BundleError
+from pardalis.model import Decoder, ModelConfig, initialise
+
+
+@pytest.fixture
+def bundle(codec) -> Bundle:
+    config = ModelConfig(
+        vocab_size=codec.vocabulary.size, context=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=16
+    )  # fmt: skip
+    return Bundle(initialise(Decoder(config), 0).eval(), codec, {"recipe": "test"}, "# Licences\n")
+
+
+@pytest.fixture
+def folder(bundle, tmp_path):
+    bundle.save(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_survives_a_folder(bundle, folder):
+    loaded = bundles.load(folder)
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded.model(ids), bundle.model(ids))
+    assert loaded.codec.fingerprint == bundle.codec.fingerprint
+    assert loaded.codec.vocabulary == bundle.codec.vocabulary
+    assert loaded.made_by == {"recipe": "test"}
+    assert loaded.licences == "# Licences\n"
+    assert not loaded.model.training
+
+
+def test_a_moved_bundle_still_loads(folder, tmp_path):
+    shutil.move(folder, tmp_path / "elsewhere")
+    bundles.load(str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle.json", "model.safetensors", "text_tokenizer.json", "image_tokenizer"]
+)
+def test_a_missing_file(folder, name):
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(BundleError, match=f"incomplete: {name} is missing"):
+        bundles.load(folder)
+
+
+def test_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match="No bundle at"):
+        bundles.load(tmp_path / "none")
+
+
+def change(folder, **values) -> None:
+    path = folder / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_newer_version(folder):
+    change(folder, format_version=99)
+    with pytest.raises(BundleError, match="format version 99; this Pardalis reads up to 1. Upgrade"):
+        bundles.load(folder)
+
+
+def test_a_description_that_is_none(folder):
+    (folder / "bundle.json").write_text("[]")
+    with pytest.raises(BundleError, match="is not a bundle description"):
+        bundles.load(folder)
+
+
+def test_a_description_that_lacks_a_part(folder):
+    description = json.loads((folder / "bundle.json").read_text())
+    del description["vocabulary"]
+    (folder / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(BundleError, match="lacks vocabulary"):
+        bundles.load(folder)
+
+
+def test_an_unknown_option_of_the_model(folder):
+    model = json.loads((folder / "bundle.json").read_text())["model"]
+    change(folder, model=model | {"qk_nrom": "none"})
+    with pytest.raises(BundleError, match="did you mean 'qk_norm'"):
+        bundles.load(folder)
+
+
+def test_weights_of_another_model(folder):
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["head.weight"] = weights["head.weight"][:, :-1].contiguous()
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    with pytest.raises(BundleError, match=r"in 1 tensors, first head.weight: found \d+x15, needed \d+x16"):
+        bundles.load(folder)
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match="cannot be read"):
+        bundles.load(folder)
+
+
+def test_parts_of_different_bundles(folder):
+    model = json.loads((folder / "bundle.json").read_text())["model"]
+    change(folder, model=model | {"vocab_size": 7})
+    with pytest.raises(BundleError, match="found 7 ids in the model, the vocabulary needs"):
+        bundles.load(folder)
+
+
+def test_a_full_disk_leaves_the_previous_bundle(bundle, folder, monkeypatch):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(BundleError, match="No space left on device; nothing there was changed"):
+        bundle.save(folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    bundles.load(folder)

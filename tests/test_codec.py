@@ -1,0 +1,113 @@
+"""Documents to ids and back, with a real (untrained) image tokenizer."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pardalis.codec import Codec
+from pardalis.documents import Document, Picture, Text
+from pardalis.errors import DataError, GrammarError
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8))
+
+
+def test_the_form_of_a_document(codec: Codec):
+    ids = codec.vocabulary
+    document = Document((Text("An owl"), Picture(picture(0)), Text("sat.")))
+    encoded = codec.encode(document)
+    codes = codec.image_tokenizer.codes_of([picture(0)])[0].tolist()
+    assert encoded == [
+        ids.bos_id,
+        *[ids.text.start + p for p in codec.text_tokenizer.encode("An owl")],
+        ids.begin_image_id,
+        *[ids.image.start + c for c in codes],
+        ids.end_image_id,
+        *[ids.text.start + p for p in codec.text_tokenizer.encode("sat.")],
+        ids.eos_id,
+    ]
+    assert len(codes) == codec.grammar.codes_per_picture == 4
+    codec.grammar.validate(encoded)
+
+
+segments = st.lists(
+    st.one_of(
+        st.text(min_size=1, max_size=20).map(Text), st.integers(0, 9).map(lambda n: Picture(picture(n)))
+    ),
+    max_size=5,
+)
+
+
+@given(segments)
+def test_ids_survive_the_round_trip(codec: Codec, parts):
+    """Text comes back exactly, pictures as their codes decode, and encoding is always valid."""
+    document = Document(tuple(parts), name="d")
+    encoded = codec.encode(document)
+    codec.grammar.validate(encoded)
+    decoded = codec.decode(encoded, name="d")
+    assert decoded.name == "d"
+    assert decoded.text == document.text
+    assert len(decoded.pictures) == len(document.pictures)
+    for was, came in zip(document.pictures, decoded.pictures, strict=True):
+        codes = codec.image_tokenizer.codes_of([was.source])
+        expected = codec.image_tokenizer.images_of(codes)[0]
+        assert np.array_equal(np.asarray(came.source), np.asarray(expected))
+
+
+def test_turns_become_end_turn_and_come_back(codec: Codec):
+    document = Document(
+        (Text("Draw an owl.", role="user"), Picture(picture(1), role="assistant"), Text("Done.", role="assistant"))
+    )  # fmt: skip
+    encoded = codec.encode(document)
+    assert encoded.count(codec.vocabulary.end_turn_id) == 1
+    assert [segment.role for segment in codec.decode(encoded).segments] == ["user", "assistant", "assistant"]
+
+
+def test_a_prompt_has_no_eos_and_a_conversation_hands_over_the_turn(codec: Codec):
+    plain = codec.encode_prompt(Document((Text("An owl"),)))
+    assert plain == codec.encode(Document((Text("An owl"),)))[:-1]
+    asked = codec.encode_prompt(Document((Text("An owl?", role="user"),)))
+    assert asked[-1] == codec.vocabulary.end_turn_id
+    assert codec.encode_prompt(Document(())) == [codec.vocabulary.bos_id]
+
+
+def test_many_documents_equal_one_by_one_and_a_bad_one_stands_alone(codec: Codec, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    good = [Document((Picture(picture(n)), Text(f"number {n}"))) for n in range(3)]
+    bad = Document((Picture(picture(7)), Picture(tmp_path / "broken.png")))
+    together = codec.encode_many([good[0], bad, good[1], good[2]])
+    assert isinstance(together[1], DataError)
+    assert "broken.png" in str(together[1])
+    assert [together[0], together[2], together[3]] == [codec.encode(document) for document in good]
+    with pytest.raises(DataError, match=r"broken\.png"):
+        codec.encode(bad)
+
+
+@pytest.mark.parametrize("n_codes", [0, 1, 3])
+def test_an_unfinished_picture_repeats_its_first_code(codec: Codec, n_codes):
+    ids = codec.vocabulary
+    start = [ids.bos_id, ids.begin_image_id]
+    cut = codec.decode([*start, *range(ids.image.start + 5, ids.image.start + 5 + n_codes)])
+    codes = [*range(5, 5 + n_codes), *[5 if n_codes else 0] * (4 - n_codes)]
+    whole = codec.decode([*start, *[ids.image.start + c for c in codes], ids.end_image_id])
+    assert np.array_equal(np.asarray(cut.pictures[0].source), np.asarray(whole.pictures[0].source))
+
+
+def test_malformed_ids_are_refused(codec: Codec):
+    with pytest.raises(GrammarError, match="expected <bos>"):
+        codec.decode([codec.vocabulary.text.start])
+
+
+def test_the_fingerprint_follows_the_weights(codec: Codec):
+    again = Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
+    assert again.fingerprint == codec.fingerprint
+    weight = codec.image_tokenizer.quantize.embedding.weight
+    before = weight[0, 0].item()
+    try:
+        weight.data[0, 0] += 1e-3
+        assert Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer).fingerprint != codec.fingerprint
+    finally:
+        weight.data[0, 0] = before
