@@ -1,0 +1,111 @@
+"""Curves over training steps, as SVG text to place in a page.
+
+Matplotlib draws them on a figure of its own: no window, no global figure, no file. Text stays text,
+so the page's fonts apply and the words can be found.
+"""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pardalis.evaluate.extras import demo_extra
+
+_INK = "#5d594f"
+_GRID = "#e6e1d6"
+_SMOOTHED_FROM = 60
+"""Curves with at least as many points are drawn as a moving mean over their faint raw line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One line of a chart."""
+
+    label: str
+    steps: Sequence[int]
+    values: Sequence[float | int]
+    colour: str
+    is_held_out: bool = False
+    """Drawn as dots joined by dashes: measured now and then, on pictures and texts never learnt."""
+
+
+def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> str:
+    """Return an inline ``<svg>`` element with the curves over steps; empty curves are left out.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    with demo_extra("The report"):
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}):
+        figure = Figure(figsize=(4.9, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for curve in curves:
+            if curve.steps:
+                _draw(axes, curve)
+        axes.set_xlabel("step", color=_INK)
+        axes.set_ylabel(y_label, color=_INK)
+        axes.grid(color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_INK, length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.spines[:].set_visible(False)
+        axes.margins(x=0.01)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if sum(bool(curve.steps) for curve in curves) > 1:
+            axes.legend(frameon=False, labelcolor=_INK, handlelength=1.8)
+        text = io.StringIO()
+        # No metadata: it would carry a date and addresses.
+        empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=empty)
+    return _inline(text.getvalue(), f"{y_label} over steps")
+
+
+def _draw(axes: Any, curve: Curve) -> None:
+    steps, values = np.asarray(curve.steps), np.asarray(curve.values, dtype=float)
+    if curve.is_held_out:
+        axes.plot(
+            steps, values, color=curve.colour, label=curve.label,
+            linestyle=(0, (3, 2)), linewidth=1.2, marker="o", markersize=4,
+        )  # fmt: skip
+        return
+    if len(steps) >= _SMOOTHED_FROM:
+        axes.plot(steps, values, color=curve.colour, alpha=0.25, linewidth=0.8)
+        steps, values = steps, _moving_mean(values, len(values) // 30)
+    axes.plot(steps, values, color=curve.colour, label=curve.label, linewidth=1.8)
+
+
+def _moving_mean(values: np.ndarray, half_width: int) -> np.ndarray:
+    """Return the mean of each value and as many neighbours on either side, fewer near the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    # The same number on both sides, or the ends of a slope would be bent.
+    reach = np.minimum(half_width, np.minimum(places, places[::-1]))
+    means: np.ndarray = (sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1)
+    return means
+
+
+def _inline(document: str, title: str) -> str:
+    """Turn an SVG document into an element that takes its size and font from the page around it."""
+    element = document[document.index("<svg") :]
+    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r"font-family: [^;]*; ", "", element)
+    # A style element would apply to the whole page; lines inherit from the root instead.
+    element = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", element, count=1, flags=re.DOTALL)
+    # Groups bear the same names in every chart; only what is referred to needs one, and those are
+    # random numbers.
+    used = set(re.findall(r"#([\w.]+)", element))
+    element = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", element)
+    label = f'role="img" aria-label="{html.escape(title)}" style="stroke-linejoin: round"'
+    return element.replace("<svg", f"<svg {label}", 1)

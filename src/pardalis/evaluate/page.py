@@ -1,0 +1,268 @@
+"""The page a person opens after a run: its numbers and pictures, laid out.
+
+``report.html.jinja`` holds the words and the design; this module gives it plain values. Whatever is
+sampled for the page is evenly spaced over its list, never chosen by quality.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from pardalis.documents.pictures import open_picture, to_data_uri, to_png
+from pardalis.evaluate.captions import is_exact
+from pardalis.evaluate.curves import Curve, chart
+from pardalis.evaluate.extras import demo_extra
+from pardalis.evaluate.run_folder import SPLITS, Metrics, RunFolder, Split
+from pardalis.evaluate.scored import Corpus, Drawn, Rebuilt
+from pardalis.vq.config import ImageTokenizerConfig
+
+T = TypeVar("T")
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_LARGEST_PIXELS = 192
+_SHOWN_MOSAIC = 16
+_SHOWN_CORPUS = 36
+_SHOWN_REBUILT = 10
+_SHOWN_DRAWN = 30
+_SHOWN_CAPTIONS = 24
+_SHOWN_PAGES = 12
+# The colours of the template: text, pictures, the image tokenizer.
+_BLUE, _CORAL, _TEAL = "#2f5d8c", "#cf5239", "#15806a"
+
+
+def render(
+    folder: RunFolder,
+    corpus: Corpus,
+    drawn: Mapping[Split, Drawn],
+    rebuilt: Mapping[Split, Rebuilt],
+    numbers: Mapping[str, Any],
+    tokenizer: ImageTokenizerConfig,
+) -> str:
+    """Return the page as one self-contained HTML document.
+
+    Raises:
+        DataError: a picture of an illustrated page is missing.
+        ConfigError: jinja2 or matplotlib is not installed.
+    """
+    with demo_extra("The report"):
+        import jinja2
+        from markupsafe import Markup
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        percent=_or_dash(_percent),
+        duration=_or_dash(_duration),
+        count=_or_dash(lambda value: f"{value:,.0f}"),
+        loss=_or_dash(lambda value: f"{value:.3f}"),
+        db=_or_dash(lambda value: f"{value:.1f} dB"),
+        gib=_or_dash(lambda value: f"{value:.2f} GiB"),
+        ordinal=_ordinal,
+    )
+    return environment.from_string(_TEMPLATE.read_text()).render(
+        n=numbers,
+        table=[(key, _MEANINGS[key], _shown(numbers[key])) for key in numbers],
+        tokenizer=tokenizer,
+        stages=folder.stages,
+        recipe=folder.recipe,
+        licences=folder.licences,
+        corpus={split: _corpus_samples(corpus, split) for split in SPLITS},
+        rebuilt={split: _rebuilt_samples(corpus, rebuilt[split]) for split in SPLITS},
+        mosaic=[
+            {"prompt": drawn["train"].prompts[k], "drawn": _uri(drawn["train"].images[k])}
+            for k in _spread(range(len(drawn["train"].images)), _SHOWN_MOSAIC)
+        ],
+        drawn={split: _drawn_samples(corpus, drawn[split]) for split in SPLITS},
+        captions={split: _caption_samples(folder, split) for split in SPLITS},
+        pages=_pages(folder),
+        shards=folder.shards,
+        charts=_charts(folder.image_tokenizer, folder.training, Markup),
+    )
+
+
+def _corpus_samples(corpus: Corpus, split: Split) -> list[dict[str, Any]]:
+    return [
+        {"name": corpus.names[i], "picture": _uri(corpus.images[i])}
+        for i in _spread(corpus.of_split(split), _SHOWN_CORPUS)
+    ]
+
+
+def _rebuilt_samples(corpus: Corpus, rebuilt: Rebuilt) -> list[dict[str, Any]]:
+    triples = list(zip(rebuilt.members, rebuilt.images, rebuilt.scores.psnr_of_each, strict=True))
+    return [
+        {
+            "name": corpus.names[i],
+            "original": _uri(corpus.images[i]),
+            "rebuilt": _uri(image),
+            "psnr": psnr,
+        }
+        for i, image, psnr in _spread(triples, _SHOWN_REBUILT)
+    ]
+
+
+def _drawn_samples(corpus: Corpus, drawn: Drawn) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": drawn.prompts[k],
+            "drawn": _uri(drawn.images[k]),
+            "original": _uri(corpus.images[drawn.originals[k]]),
+            "original_name": corpus.names[drawn.originals[k]],
+            "nearest": _nearest_sample(corpus, drawn, k) if drawn.nearest else None,
+            "rank": drawn.retrieval.ranks[k],
+        }
+        for k in _spread(range(len(drawn.images)), _SHOWN_DRAWN)
+    ]
+
+
+def _nearest_sample(corpus: Corpus, drawn: Drawn, k: int) -> dict[str, Any]:
+    i = drawn.nearest[k]
+    is_original = i == drawn.originals[k]
+    return {
+        "picture": _uri(corpus.images[i]),
+        "name": "the same picture" if is_original else corpus.names[i],
+        "similarity": drawn.similarities[k],
+    }
+
+
+def _caption_samples(folder: RunFolder, split: Split) -> list[dict[str, Any]]:
+    answers = [answer for answer in folder.answers["captions"] if answer["split"] == split]
+    return [
+        {
+            "picture": _uri(open_picture(folder.path / answer["picture"])),
+            "caption": answer["caption"],
+            "expected": answer["expected"],
+            "is_right": is_exact(answer["caption"], answer["expected"]),
+        }
+        for answer in _spread(answers, _SHOWN_CAPTIONS)
+    ]
+
+
+def _pages(folder: RunFolder) -> list[dict[str, Any]]:
+    def shown(segment: Mapping[str, str]) -> dict[str, str]:
+        if "text" in segment:
+            return {"text": segment["text"]}
+        return {"picture": _uri(open_picture(folder.path / "answers" / segment["picture"]))}
+
+    return [
+        {
+            "prompt": answer["prompt"],
+            "split": answer["split"],
+            "segments": [shown(segment) for segment in answer["segments"]],
+        }
+        for answer in _spread(folder.answers["pages"], _SHOWN_PAGES)
+    ]
+
+
+def _charts(tokenizer: Metrics, model: Metrics, safe: Callable[[str], T]) -> dict[str, T]:
+    def curve(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
+        steps, values = metrics.curve(name)
+        held_out = name.startswith("heldout_")
+        return Curve(label=label, steps=steps, values=values, colour=colour, is_held_out=held_out)
+
+    charts = {
+        "psnr": chart([curve(tokenizer, "heldout_psnr", "held-out pictures", _TEAL)], "PSNR (dB)"),
+        "codebook": chart(
+            [curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)],
+            "codebook use",
+            from_zero=True,
+        ),
+        "loss_text": chart(
+            [
+                curve(model, "loss_text", "train", _BLUE),
+                curve(model, "heldout_loss_text", "held-out", _BLUE),
+            ],
+            "loss per text token (nats)",
+        ),
+        "loss_image": chart(
+            [
+                curve(model, "loss_image", "train", _CORAL),
+                curve(model, "heldout_loss_image", "held-out", _CORAL),
+            ],
+            "loss per picture token (nats)",
+        ),
+        "speed": chart(
+            [curve(model, "tokens_per_second", "tokens learnt a second", _TEAL)],
+            "tokens per second",
+            from_zero=True,
+        ),
+    }
+    return {name: safe(svg) for name, svg in charts.items()}
+
+
+def _spread(items: Sequence[T], n: int) -> list[T]:
+    """Return at most n items, evenly spaced, in their order."""
+    if len(items) <= n:
+        return list(items)
+    return [items[k * len(items) // n] for k in range(n)]
+
+
+def _uri(image: Image.Image) -> str:
+    if max(image.size) > _LARGEST_PIXELS:
+        image = image.copy()
+        image.thumbnail((_LARGEST_PIXELS, _LARGEST_PIXELS), Image.Resampling.LANCZOS)
+    return to_data_uri(to_png(image))
+
+
+def _or_dash(show: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: "—" if value is None else show(value)
+
+
+def _percent(share: float | int) -> str:
+    percent = 100 * share
+    needs_tenths = (0 < percent < 10 or 99 < percent < 100) and percent != round(percent)
+    return f"{percent:.1f} %" if needs_tenths else f"{percent:.0f} %"
+
+
+def _duration(seconds: float | int) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _ordinal(number: int) -> str:
+    teen = 10 <= number % 100 <= 20
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def _shown(value: float | int | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+_MEANINGS = {
+    "seconds": "all stages before the report together, in seconds",
+    "peak_rss_gib": "most memory any stage held, in GiB",
+    "n_concepts_train": "captioned pictures trained on",
+    "n_concepts_heldout": "captioned pictures kept out of all training",
+    "gallery_size": "pictures that retrieval ranks among: all captioned ones",
+    "tokens_text": "text tokens in the shards, train and held-out",
+    "tokens_image": "picture tokens in the shards, train and held-out",
+    "psnr": "held-out pictures after the image tokenizer: mean of each picture's PSNR, dB",
+    "psnr_train": "the same for the pictures it was trained on, dB",
+    "codebook_use": "share of the codes that some train picture uses",
+    "perplexity": "codes in even use, in effect: exp(entropy) over the train pictures",
+    "loss_text": "nats per text token, train: mean of the last ten reports",
+    "loss_image": "nats per picture token, train: mean of the last ten reports",
+    "heldout_loss_text": "nats per text token on held-out documents, last measured",
+    "heldout_loss_image": "nats per picture token on held-out documents, last measured",
+    "tokens_per_second": "training speed: mean of the last ten reports",
+    "n_drawn_train": "pictures drawn of train concepts",
+    "n_drawn_heldout": "pictures drawn of held-out concepts",
+    "retrieval_top1_train": "share of them nearest their own original among the candidates",
+    "retrieval_top1_heldout": "the same for held-out concepts",
+    "retrieval_candidates": "candidates: the original and random other pictures of the corpus",
+    "retrieval_chance": "what guessing would reach",
+    "n_captions_train": "captions written for train pictures",
+    "n_captions_heldout": "captions written for held-out pictures",
+    "caption_exact_train": "share equal to the expected name, ignoring case",
+    "caption_exact_heldout": "the same for held-out pictures",
+    "caption_f1_train": "mean F1 of the words",
+    "caption_f1_heldout": "the same for held-out pictures",
+    "image_tokens_per_second": "drawing speed, in picture tokens a second",
+}

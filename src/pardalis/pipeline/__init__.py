@@ -1,0 +1,20 @@
+"""Whole runs: the recipe that describes one, its stages, and the runner that resumes and skips them."""
+
+from pardalis.pipeline.recipe import AnswerConfig, Recipe, TextTokenizerConfig, load_recipe
+from pardalis.pipeline.runner import Record, read_records, run
+from pardalis.pipeline.stages import STAGES, Stage, load_codec, stages_of, training_loader
+
+__all__ = [
+    "STAGES",
+    "AnswerConfig",
+    "Recipe",
+    "Record",
+    "Stage",
+    "TextTokenizerConfig",
+    "load_codec",
+    "load_recipe",
+    "read_records",
+    "run",
+    "stages_of",
+    "training_loader",
+]

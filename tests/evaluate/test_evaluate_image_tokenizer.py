@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer, psnr
+
+
+def picture(value: int, side: int = 32) -> Image.Image:
+    return Image.new("RGB", (side, side), (value, value, value))
+
+
+def noise(seed: int, side: int = 32) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "db"),
+    [
+        (10, 10, 100.0),
+        (0, 255, 0.0),
+        (100, 101, 20 * math.log10(255)),
+        (50, 60, 20 * math.log10(25.5)),
+    ],
+)
+def test_psnr_by_hand(a, b, db):
+    assert psnr(picture(a), picture(b)) == pytest.approx(db)
+
+
+def test_psnr_of_pictures_of_different_sizes_is_refused():
+    with pytest.raises(ValueError, match="PSNR of pictures"):
+        psnr(picture(0, 8), picture(0, 9))
+
+
+def test_scores_equal_those_from_single_round_trips(image_tokenizer):
+    images = [noise(seed) for seed in range(40)]  # more than one batch
+    scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, images)
+    codes = image_tokenizer.codes_of(images)
+    expected = [psnr(a, b) for a, b in zip(images, image_tokenizer.images_of(codes), strict=True)]
+    assert len(rebuilt) == 40
+    # Batches of another size may round a pixel differently.
+    assert scores.psnr_of_each == pytest.approx(expected, abs=0.02)
+    assert scores.psnr == pytest.approx(np.mean(scores.psnr_of_each))
+    used, counts = torch.unique(codes, return_counts=True)
+    shares = counts.numpy() / codes.numel()
+    assert scores.codebook_use == pytest.approx(len(used) / image_tokenizer.config.n_codes)
+    assert scores.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_resizing_is_not_counted(image_tokenizer):
+    small = noise(0)
+    large = small.resize((64, 64), Image.Resampling.NEAREST)
+    scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, [large])
+    assert rebuilt[0].size == (32, 32)
+    assert scores.psnr < 100
+
+
+def test_no_pictures_have_no_scores(image_tokenizer):
+    scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, [])
+    assert math.isnan(scores.psnr)
+    assert math.isnan(scores.perplexity)
+    assert scores.codebook_use == 0
+    assert rebuilt == []
