@@ -66,7 +66,9 @@ def change(folder, **values) -> None:
 
 def test_a_newer_version(folder):
     change(folder, format_version=99)
-    with pytest.raises(BundleError, match="format version 99; this Pardalis reads up to 1. Upgrade"):
+    with pytest.raises(
+        BundleError, match="format version 99; this Pardalis reads up to 1. Upgrade"
+    ):
         bundles.load(folder)
 
 
@@ -95,7 +97,9 @@ def test_weights_of_another_model(folder):
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights["head.weight"] = weights["head.weight"][:, :-1].contiguous()
     safetensors.torch.save_file(weights, folder / "model.safetensors")
-    with pytest.raises(BundleError, match=r"in 1 tensors, first head.weight: found \d+x15, needed \d+x16"):
+    with pytest.raises(
+        BundleError, match=r"in 1 tensors, first head.weight: found \d+x15, needed \d+x16"
+    ):
         bundles.load(folder)
 
 

@@ -35,7 +35,8 @@ def test_the_form_of_a_document(codec: Codec):
 
 segments = st.lists(
     st.one_of(
-        st.text(min_size=1, max_size=20).map(Text), st.integers(0, 9).map(lambda n: Picture(picture(n)))
+        st.text(min_size=1, max_size=20).map(Text),
+        st.integers(0, 9).map(lambda n: Picture(picture(n))),
     ),
     max_size=5,
 )
@@ -63,7 +64,11 @@ def test_turns_become_end_turn_and_come_back(codec: Codec):
     )  # fmt: skip
     encoded = codec.encode(document)
     assert encoded.count(codec.vocabulary.end_turn_id) == 1
-    assert [segment.role for segment in codec.decode(encoded).segments] == ["user", "assistant", "assistant"]
+    assert [segment.role for segment in codec.decode(encoded).segments] == [
+        "user",
+        "assistant",
+        "assistant",
+    ]
 
 
 def test_a_prompt_has_no_eos_and_a_conversation_hands_over_the_turn(codec: Codec):
@@ -108,6 +113,9 @@ def test_the_fingerprint_follows_the_weights(codec: Codec):
     before = weight[0, 0].item()
     try:
         weight.data[0, 0] += 1e-3
-        assert Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer).fingerprint != codec.fingerprint
+        assert (
+            Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer).fingerprint
+            != codec.fingerprint
+        )
     finally:
         weight.data[0, 0] = before

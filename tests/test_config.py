@@ -66,7 +66,10 @@ def test_builds_nested_configs():
         ({"steps": 1, "free": 3}, "free must be a table, got 3"),
         ({"steps": 1, "items": "a"}, "items must be a list, got 'a'"),
         ({"steps": 1, "pair": [1.0]}, "pair must have 2 items, got 1"),
-        ({"steps": 1, "inner": {"name": "a", "kind": "c"}}, "inner.kind must be one of 'a', 'b', got 'c'"),
+        (
+            {"steps": 1, "inner": {"name": "a", "kind": "c"}},
+            "inner.kind must be one of 'a', 'b', got 'c'",
+        ),
     ],
 )
 def test_refuses_what_it_does_not_understand(values, message):

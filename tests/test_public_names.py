@@ -6,7 +6,18 @@ import pytest
 
 import pardalis
 
-PACKAGES = ("documents", "tokens", "vq", "data", "model", "objectives", "train", "inference", "evaluate", "pipeline")
+PACKAGES = (
+    "documents",
+    "tokens",
+    "vq",
+    "data",
+    "model",
+    "objectives",
+    "train",
+    "inference",
+    "evaluate",
+    "pipeline",
+)
 
 
 def test_the_top_level():

@@ -126,7 +126,9 @@ def describe(folder: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
         version = description["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / _DESCRIPTION} is not a bundle description: {error!r}") from error
+        raise BundleError(
+            f"{folder / _DESCRIPTION} is not a bundle description: {error!r}"
+        ) from error
     if version > FORMAT_VERSION:
         raise BundleError(
             f"The bundle {folder} has format version {version}; this Pardalis reads up to "

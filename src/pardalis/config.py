@@ -106,7 +106,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
+            raise ConfigError(
+                f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}."
+            )
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
@@ -149,7 +151,9 @@ def _step_into(table: Any, key: str, path: str) -> Any:
         return table[_list_index(table, key, path)]
     inner = table.setdefault(key, {})
     if not isinstance(inner, dict | list):
-        raise ConfigError(f"{path} is the value {inner!r}, not a table; an override cannot enter it.")
+        raise ConfigError(
+            f"{path} is the value {inner!r}, not a table; an override cannot enter it."
+        )
     return inner
 
 

@@ -39,7 +39,9 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p, kept):
 
 def test_what_the_grammar_forbids_is_never_drawn():
     allowed = torch.tensor([[False, True, False, True]])
-    assert frequencies(SamplingConfig(top_k=3), allowed) == pytest.approx([0, 6 / 7, 0, 1 / 7], abs=0.03)
+    assert frequencies(SamplingConfig(top_k=3), allowed) == pytest.approx(
+        [0, 6 / 7, 0, 1 / 7], abs=0.03
+    )
     assert frequencies(SamplingConfig(temperature=0.0), allowed) == [0, 1, 0, 0]
 
 

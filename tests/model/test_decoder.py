@@ -57,7 +57,9 @@ def test_flops_of_7b():
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])
 def test_causal(tiny_config, norm_placement, n_kv_heads, qk_norm):
-    model = build(tiny_config, norm_placement=norm_placement, n_kv_heads=n_kv_heads, qk_norm=qk_norm)
+    model = build(
+        tiny_config, norm_placement=norm_placement, n_kv_heads=n_kv_heads, qk_norm=qk_norm
+    )
     ids = torch.arange(10).view(1, 10)
     changed = ids.clone()
     changed[0, 6] = 30
@@ -168,7 +170,9 @@ def test_initial_spread(tiny_config):
     # A normal cut at 3 std keeps 0.9866 of its spread.
     assert float(model.head.weight.detach().std()) == pytest.approx(0.02 * 0.9866, rel=0.05)
     down = model.trunk.blocks[0].feed_forward.down_proj.weight
-    assert float(down.detach().std()) == pytest.approx(0.02 * 0.9866 / 2, rel=0.05)  # / sqrt(2 * 2 layers)
+    assert float(down.detach().std()) == pytest.approx(
+        0.02 * 0.9866 / 2, rel=0.05
+    )  # / sqrt(2 * 2 layers)
     assert down.abs().max() <= 0.03
     for name, parameter in model.named_parameters():
         if "norm" in name:

@@ -87,9 +87,7 @@ def test_a_changed_modality_is_always_found(parts, data):
     assert caught.value.position == position
 
 
-@given(
-    st.integers(1, 40), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), st.data()
-)
+@given(st.integers(1, 40), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), st.data())
 def test_whatever_is_chosen_among_the_allowed_ids_is_well_formed(room, text, pictures, data):
     """A random walk over the table's ids ends in a valid document within its room."""
     limits = Limits(room=room, text=text, max_pictures=pictures)

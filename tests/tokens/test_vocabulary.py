@@ -16,7 +16,12 @@ def test_ranges_are_disjoint_and_cover_the_ids():
 
 def test_special_ids_follow_chameleon():
     vocabulary = Vocabulary.build(n_codes=1, n_text=1)
-    assert (vocabulary.bos_id, vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2, 3)
+    assert (vocabulary.bos_id, vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
     assert vocabulary.end_image_id < vocabulary.begin_image_id
 
 

@@ -13,7 +13,9 @@ RUN/answers, where 'pardalis report' finds them.
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "answer", "draw, caption and write for prompts of the sources", _DESCRIPTION)
+    parser = add_command(
+        commands, "answer", "draw, caption and write for prompts of the sources", _DESCRIPTION
+    )
     add_run_arguments(parser)
     parser.set_defaults(run=_run)
 

@@ -11,7 +11,9 @@ Commands = Any  # argparse keeps the type of add_subparsers() private
 OVERRIDE_HELP = "change a value of the recipe: --set training_loop.steps=20 (may be repeated)"
 
 
-def add_command(commands: Commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Commands, name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
     """Add a command whose ``--help`` shows its description as it is written."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -25,12 +27,21 @@ def add_command(commands: Commands, name: str, summary: str, description: str) -
 def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> None:
     """Add the recipe, the run folder, overrides, the device and ``--json``."""
     if recipe:
-        parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file that describes the run")
+        parser.add_argument(
+            "recipe", metavar="RECIPE", type=Path, help="TOML file that describes the run"
+        )
     parser.add_argument(
-        "--out", type=Path, metavar="RUN", help="folder of the run (default: runs/ and the recipe's name)"
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="folder of the run (default: runs/ and the recipe's name)",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP)
-    parser.add_argument("--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
+    )
     add_json(parser)
 
 

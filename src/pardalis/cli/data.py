@@ -71,7 +71,11 @@ def _show(options: argparse.Namespace) -> None:
     if not 0 <= row < shards.n_rows:
         raise ConfigError(f"Source {source!r} has rows 0 to {shards.n_rows - 1}, got --row {row}.")
     documents = [
-        {"name": shards.names[i], "ids": len(shards.document(i)), "text": codec.render(shards.document(i))}
+        {
+            "name": shards.names[i],
+            "ids": len(shards.document(i)),
+            "text": codec.render(shards.document(i)),
+        }
         for i in shards.row(row)
     ]
     if options.json:

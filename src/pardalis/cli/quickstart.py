@@ -30,7 +30,9 @@ def add(commands: Commands) -> None:
         commands, "quickstart", "train a small model on real data, with a report", _DESCRIPTION
     )
     quickstart.add_argument(
-        "--recipe", default="quickstart", help="a recipe that comes with Pardalis, or a path (default: %(default)s)"
+        "--recipe",
+        default="quickstart",
+        help="a recipe that comes with Pardalis, or a path (default: %(default)s)",
     )
     add_run_arguments(quickstart, recipe=False)
     quickstart.set_defaults(run=_quickstart)
@@ -48,7 +50,9 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     folder = run_stages(options)
     if not options.json:
-        echo(f"\nOpen {folder / 'report.html'}; ask the model with: pardalis generate {folder / 'bundle'} \"owl\"")
+        echo(
+            f'\nOpen {folder / "report.html"}; ask the model with: pardalis generate {folder / "bundle"} "owl"'
+        )
 
 
 def shipped_recipe(name: str) -> Path:
@@ -61,4 +65,6 @@ def shipped_recipe(name: str) -> Path:
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
-    raise ConfigError(f"No recipe {name!r}; there are {', '.join(known)}, or give the path of a file.")
+    raise ConfigError(
+        f"No recipe {name!r}; there are {', '.join(known)}, or give the path of a file."
+    )

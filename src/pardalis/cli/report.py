@@ -11,7 +11,9 @@ with the same numbers.
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "report", "score a run's answers and write its report", _DESCRIPTION)
+    parser = add_command(
+        commands, "report", "score a run's answers and write its report", _DESCRIPTION
+    )
     add_run_arguments(parser)
     parser.set_defaults(run=_run)
 

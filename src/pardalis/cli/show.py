@@ -20,7 +20,9 @@ def add(commands: Commands) -> None:
 
     config = add_command(verbs, "config", "print a resolved recipe", _CONFIG)
     config.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file")
-    config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP)
+    config.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP
+    )
     add_json(config)
     config.set_defaults(run=_config)
 
@@ -57,8 +59,12 @@ def _bundle(options: argparse.Namespace) -> None:
     vocabulary = description["vocabulary"]
     image, text = (range(*vocabulary[name]) for name in ("image", "text"))
     echo(f"{options.bundle}")
-    echo(f"  decoder     {description['counts']['parameters']:,} parameters, context {model.context}")
-    echo(f"              {model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, {model.norm_placement} norms")
+    echo(
+        f"  decoder     {description['counts']['parameters']:,} parameters, context {model.context}"
+    )
+    echo(
+        f"              {model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, {model.norm_placement} norms"
+    )
     echo(f"  vocabulary  {model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
     for name, value in description["made_by"].items():
         echo(f"  {name:<11} {value}")

@@ -98,7 +98,9 @@ def generate_many(
         requests.append(
             Request(
                 prompt_ids=tuple(prompt_ids),
-                limits=_limits(mode, room if max_tokens is None else min(max_tokens, room), max_pictures),
+                limits=_limits(
+                    mode, room if max_tokens is None else min(max_tokens, room), max_pictures
+                ),
                 text=text or SamplingConfig(temperature=0.0),
                 picture=picture or SamplingConfig(),
                 guidance=guidance,
@@ -114,10 +116,14 @@ def _limits(mode: Mode, room: int, max_pictures: int | None) -> Limits:
     match mode:
         case "text":
             if max_pictures:
-                raise RequestError("mode 'text' draws nothing; leave max_pictures out or choose another mode.")
+                raise RequestError(
+                    "mode 'text' draws nothing; leave max_pictures out or choose another mode."
+                )
             return Limits(max_pictures=0, room=room)
         case "picture":
-            return Limits(text=False, max_pictures=1 if max_pictures is None else max_pictures, room=room)
+            return Limits(
+                text=False, max_pictures=1 if max_pictures is None else max_pictures, room=room
+            )
         case "interleaved":
             return Limits(max_pictures=max_pictures, room=room)
     raise RequestError(f"mode must be 'text', 'picture' or 'interleaved', got {mode!r}.")

@@ -18,7 +18,10 @@ class KeyValueCache:
         self, config: ModelConfig, n_rows: int, n_columns: int, like: Float[Tensor, "..."]
     ) -> None:
         shape = (n_rows, config.n_kv_heads, n_columns, config.d_head)
-        self.layers = [_Layer(like.new_zeros(shape), like.new_zeros(shape), self) for _ in range(config.n_layers)]
+        self.layers = [
+            _Layer(like.new_zeros(shape), like.new_zeros(shape), self)
+            for _ in range(config.n_layers)
+        ]
         self.columns: Int[Tensor, "B T"] = torch.zeros(n_rows, 0, dtype=torch.long)
         self.width = 0  # columns that any row uses, so that no work goes into the rest
 

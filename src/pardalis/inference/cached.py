@@ -62,7 +62,9 @@ class _Batch:
 
     def _open(self, request: Request) -> _Row:
         state = self.grammar.begin(request.prompt_ids, request.limits)
-        return _Row(request, state, list(request.prompt_ids), self.grammar.rule(state, request.limits))
+        return _Row(
+            request, state, list(request.prompt_ids), self.grammar.rule(state, request.limits)
+        )
 
     def _twin_prompt(self, row: _Row) -> list[int]:
         vocabulary = self.grammar.vocabulary
@@ -81,7 +83,9 @@ class _Batch:
 
     def _prefill(self) -> Float[Tensor, "B V"]:
         """Read all prompts at once, padded on the right; return each row's last logits."""
-        prompts = [row.ids for row in self.rows] + [row.twin_ids for row in self.rows if row.twin_ids]
+        prompts = [row.ids for row in self.rows] + [
+            row.twin_ids for row in self.rows if row.twin_ids
+        ]
         width = max(map(len, prompts))
         pad_id = self.grammar.vocabulary.pad_id
         padded = [ids + [pad_id] * (width - len(ids)) for ids in prompts]

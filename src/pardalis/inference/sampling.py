@@ -23,7 +23,9 @@ def guide(
     return unconditional + scale[:, None] * (conditional - unconditional)
 
 
-def gumbel_noise(seeds: Sequence[int], index: Sequence[int], vocab_size: int) -> Float[Tensor, "B V"]:
+def gumbel_noise(
+    seeds: Sequence[int], index: Sequence[int], vocab_size: int
+) -> Float[Tensor, "B V"]:
     """Return standard Gumbel noise, row b a function of ``(seeds[b], index[b])`` alone."""
     noise = torch.empty(len(seeds), vocab_size)
     for row, seed, i in zip(noise, seeds, index, strict=True):

@@ -29,7 +29,15 @@ class ModelConfig:
     init_std: float = 0.02  # of every matrix; residual outputs get init_std / sqrt(2 n_layers)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+        for name in (
+            "vocab_size",
+            "context",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "d_ff",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
         if self.d_model % (2 * self.n_heads):

@@ -29,9 +29,7 @@ def initialise(model: Decoder, seed: int) -> Decoder:
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * config.n_layers)
             generator = torch.Generator(parameter.device).manual_seed(derive(seed, "init", name))
-            nn.init.trunc_normal_(
-                parameter, std=std, a=-3 * std, b=3 * std, generator=generator
-            )
+            nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
         else:

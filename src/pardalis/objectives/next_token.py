@@ -28,11 +28,16 @@ class NextTokenConfig:
 class TokenBatch(Protocol):
     """What the objective reads of a batch of packed rows."""
 
-    ids: Int[Tensor, "B T"]
-    targets: Int[Tensor, "B T"]
-    weights: Float[Tensor, "B T"]
-    positions: Int[Tensor, "B T"]
-    documents: Int[Tensor, "B T"]
+    @property
+    def ids(self) -> Int[Tensor, "B T"]: ...
+    @property
+    def targets(self) -> Int[Tensor, "B T"]: ...
+    @property
+    def weights(self) -> Float[Tensor, "B T"]: ...
+    @property
+    def positions(self) -> Int[Tensor, "B T"]: ...
+    @property
+    def documents(self) -> Int[Tensor, "B T"]: ...
 
 
 @dataclass(frozen=True, slots=True)

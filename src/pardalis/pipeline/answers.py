@@ -51,7 +51,9 @@ def write_answers(
         answers = {
             "pictures": drawings,
             "captions": [c for split in pairs for c in asker.caption(split, pairs[split], run)],
-            "pages": [p for split in titles for p in asker.write_pages(split, titles[split], folder)],
+            "pages": [
+                p for split in titles for p in asker.write_pages(split, titles[split], folder)
+            ],
             "gallery": [
                 {
                     "name": pair.name,
@@ -133,7 +135,11 @@ class _Asker:
         chosen = self._choose(titles, self.config.pages, f"pages {split}")
         pages = []
         for number, (title, answer) in enumerate(
-            zip(chosen, self._ask(f"Writing pages ({split})", [[t] for t in chosen], "interleaved"), strict=True)
+            zip(
+                chosen,
+                self._ask(f"Writing pages ({split})", [[t] for t in chosen], "interleaved"),
+                strict=True,
+            )
         ):
             segments: list[dict[str, str]] = []
             for segment in answer.segments:

@@ -91,7 +91,9 @@ class Recipe:
         return configs.from_dict(ModelConfig, configs.to_dict(base) | changes, "model.")
 
 
-def _preset(table: dict[str, Any], presets: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+def _preset(
+    table: dict[str, Any], presets: dict[str, Any], where: str
+) -> tuple[Any, dict[str, Any]]:
     changes = dict(table)
     name = changes.pop("preset", "tiny")
     if name not in presets:

@@ -71,7 +71,9 @@ def read_records(folder: Path) -> list[Record]:
     try:
         return [Record(**values) for values in json.loads(path.read_text())]
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); delete it to check every stage anew.") from error
+        raise DataError(
+            f"{path} cannot be read ({error}); delete it to check every stage anew."
+        ) from error
 
 
 def _identities(recipe: Recipe) -> dict[str, str]:

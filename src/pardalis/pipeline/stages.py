@@ -1,16 +1,16 @@
 """The stages of a run, in order: each reads what earlier ones left in the run folder, and adds to it.
 
-    RUN/
-    ├─ recipe.toml            the resolved recipe
-    ├─ stages.json            what each stage took, and what it was made from
-    ├─ corpus/                the demo corpus, if the recipe asks for it
-    ├─ text_tokenizer/        tokenizer.json
-    ├─ image_tokenizer/       metrics and checkpoints; final/ is the trained tokenizer
-    ├─ shards/<source>/       ids, row plan, report of rejections
-    ├─ training/              metrics and checkpoints of the decoder
-    ├─ bundle/                the portable model
-    ├─ answers/               what the model answered
-    └─ report.html, report.json
+RUN/
+├─ recipe.toml            the resolved recipe
+├─ stages.json            what each stage took, and what it was made from
+├─ corpus/                the demo corpus, if the recipe asks for it
+├─ text_tokenizer/        tokenizer.json
+├─ image_tokenizer/       metrics and checkpoints; final/ is the trained tokenizer
+├─ shards/<source>/       ids, row plan, report of rejections
+├─ training/              metrics and checkpoints of the decoder
+├─ bundle/                the portable model
+├─ answers/               what the model answered
+└─ report.html, report.json
 """
 
 import dataclasses
@@ -219,9 +219,7 @@ def _report(recipe: Recipe, run: Path, device: str) -> None:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(
-        "corpus", "data corpus", (), lambda r: [r.corpus], lambda r: [], ("corpus",), _corpus
-    ),
+    Stage("corpus", "data corpus", (), lambda r: [r.corpus], lambda r: [], ("corpus",), _corpus),
     Stage(
         "text_tokenizer",
         "tokenizer train-text",

@@ -156,7 +156,9 @@ class Grammar:
         """
         state = self.state_after(prompt_ids)
         if state.mode is Mode.DONE:
-            raise RequestError("The prompt ends with <eos>, so nothing can follow it; leave it out.")
+            raise RequestError(
+                "The prompt ends with <eos>, so nothing can follow it; leave it out."
+            )
         if not limits.text and limits.max_pictures is None:
             raise RequestError("A request without text needs max_pictures: how many to draw.")
         demanded = state.codes_left + 1 if state.mode is Mode.IMAGE else 0

@@ -51,7 +51,9 @@ class TextTokenizer:
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception for every parse error
-            raise BundleError(f"{path} is not a text tokenizer that can be read: {error}") from error
+            raise BundleError(
+                f"{path} is not a text tokenizer that can be read: {error}"
+            ) from error
 
 
 def train_text_tokenizer(texts: Iterable[str], n_pieces: int) -> TextTokenizer:

@@ -1,0 +1,23 @@
+"""Training: the loop, its checkpoints and metrics, and one task per kind of run."""
+
+from pardalis.train.image_tokenizer import ImageTokenizerTask, ImageTokenizerTrainConfig
+from pardalis.train.loop import Interrupted, LoopConfig, train
+from pardalis.train.metrics import read_metrics
+from pardalis.train.optimizer import AdamWConfig
+from pardalis.train.pretrain import PretrainConfig, PretrainTask
+from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.task import Task
+
+__all__ = [
+    "AdamWConfig",
+    "ImageTokenizerTask",
+    "ImageTokenizerTrainConfig",
+    "Interrupted",
+    "LoopConfig",
+    "PretrainConfig",
+    "PretrainTask",
+    "ScheduleConfig",
+    "Task",
+    "read_metrics",
+    "train",
+]

@@ -1,0 +1,152 @@
+"""The numbers of a run over its steps: lines of ``metrics.jsonl``, and TensorBoard if asked.
+
+Metrics are not logs: they hold numbers only, and a run that crashed and resumed leaves the same
+lines as one that did not.
+"""
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pardalis.errors import ConfigError, DataError, TrainingError
+from pardalis.files import write_text
+
+FILE_NAME = "metrics.jsonl"
+
+Line = dict[str, int | float]
+
+
+class Window:
+    """The metrics of the steps since the last report.
+
+    Tensors stay on their device until :meth:`fetch`, which brings all of them in one transfer.
+    """
+
+    def __init__(self, steps: list[dict[str, float]] | None = None) -> None:
+        self._fetched: list[dict[str, float]] = list(steps or [])
+        self._waiting: list[dict[str, float | Tensor]] = []
+
+    def add(self, values: dict[str, float | Tensor]) -> None:
+        """Take the metrics of one step."""
+        self._waiting.append(values)
+
+    def fetch(self) -> list[dict[str, float]]:
+        """Return the metrics of every step in the window as numbers."""
+        tensors = [v for step in self._waiting for v in step.values() if isinstance(v, Tensor)]
+        numbers = iter(_to_numbers(tensors))
+        self._fetched += [
+            {n: next(numbers) if isinstance(v, Tensor) else float(v) for n, v in step.items()}
+            for step in self._waiting
+        ]
+        self._waiting.clear()
+        return self._fetched
+
+    def mean(self) -> dict[str, float]:
+        """Return each metric's mean over the steps where it has a value."""
+        values: dict[str, list[float]] = {}
+        for step in self.fetch():
+            for name, value in step.items():
+                if not math.isnan(value):
+                    values.setdefault(name, []).append(value)
+        return {name: math.fsum(seen) / len(seen) for name, seen in values.items()}
+
+
+def _to_numbers(scalars: list[Tensor]) -> list[float]:
+    if not scalars:
+        return []
+    device = scalars[0].device
+    return torch.stack([s.detach().to(device, torch.float32) for s in scalars]).tolist()
+
+
+class MetricsWriter:
+    """Appends lines ``{"step": 100, "time_s": 12.5, "loss": ...}`` to a run's metrics file.
+
+    Args:
+        step: of the checkpoint that the run resumes from; lines of later steps are dropped, since
+            those steps are done again.
+        tensorboard: also write event files to ``RUN/tensorboard``.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+        DataError: the metrics file is damaged elsewhere than in its last line.
+    """
+
+    def __init__(self, run_folder: Path, step: int = 0, tensorboard: bool = False) -> None:
+        self._path = run_folder / FILE_NAME
+        lines = read_metrics(self._path) if self._path.exists() else []
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.last: Line = kept[-1] if kept else {}
+        self._board = _open_board(run_folder / "tensorboard", step) if tensorboard else None
+        # Unbuffered, so that a failed write leaves nothing to be written later.
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+
+    def write(self, step: int, time_s: float, values: dict[str, float]) -> None:
+        """Append a line, on disk when this returns; a value that is not finite is left out.
+
+        Raises:
+            TrainingError: the line could not be written (a full disk, say).
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.last = {"step": step, "time_s": round(time_s, 3), **finite}
+        content = (json.dumps(self.last) + "\n").encode()
+        try:
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+            if self._board is not None:
+                for name, value in finite.items():
+                    self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise TrainingError(
+                f"The metrics of step {step} could not be written to {self._path} ({error}); "
+                "make room on the disk, then run the same command again."
+            ) from error
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """Read a metrics file; a last line that a crash cut short is left out.
+
+    Raises:
+        DataError: the file is missing, or another line is not a metrics line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"No metrics can be read at {path} ({error.strerror}).") from error
+    metrics = []
+    for i, line in enumerate(lines[:-1]):  # after the last newline there is nothing, or half a line
+        try:
+            values = json.loads(line)
+            values["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"Line {i + 1} of {path} is not a metrics line; correct or delete it."
+            ) from error
+        metrics.append(values)
+    return metrics
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "train.tensorboard is on and TensorBoard is not installed: "
+            "pip install 'pardalis[track]', or turn it off."
+        ) from error
+    return SummaryWriter(folder, purge_step=step + 1)
