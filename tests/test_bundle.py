@@ -17,7 +17,8 @@ from pardalis.model import Decoder, ModelConfig, initialise
 @pytest.fixture
 def bundle(codec) -> Bundle:
     config = ModelConfig(
-        vocab_size=codec.vocabulary.size, context=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=16
+        vocab_size=codec.vocabulary.size, context=64, d_model=16, n_layers=1, n_heads=2,
+        n_kv_heads=1, d_ff=16,
     )  # fmt: skip
     return Bundle(initialise(Decoder(config), 0).eval(), codec, {"recipe": "test"}, "# Licences\n")
 
@@ -67,7 +68,7 @@ def change(folder, **values) -> None:
 def test_a_newer_version(folder):
     change(folder, format_version=99)
     with pytest.raises(
-        BundleError, match="format version 99; this Pardalis reads up to 1. Upgrade"
+        BundleError, match=r"format version 99; this Pardalis reads up to 1\. Upgrade"
     ):
         bundles.load(folder)
 

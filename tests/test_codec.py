@@ -60,8 +60,12 @@ def test_ids_survive_the_round_trip(codec: Codec, parts):
 
 def test_turns_become_end_turn_and_come_back(codec: Codec):
     document = Document(
-        (Text("Draw an owl.", role="user"), Picture(picture(1), role="assistant"), Text("Done.", role="assistant"))
-    )  # fmt: skip
+        (
+            Text("Draw an owl.", role="user"),
+            Picture(picture(1), role="assistant"),
+            Text("Done.", role="assistant"),
+        )
+    )
     encoded = codec.encode(document)
     assert encoded.count(codec.vocabulary.end_turn_id) == 1
     assert [segment.role for segment in codec.decode(encoded).segments] == [

@@ -87,8 +87,8 @@ def write(tmp_path, text):
 def test_overrides(tmp_path):
     path = write(tmp_path, 'steps = 1\n[inner]\nname = "a"\n[[items]]\nname = "b"')
     built = configs.load(
-        Outer, path, ["steps=20", "inner.name=owl of Athena", "items.0.weight=0.5", "maybe.name='m'",
-                      "pair=[0.1, 0.2]", "flag=true"],
+        Outer, path, ["steps=20", "inner.name=owl of Athena", "items.0.weight=0.5",
+                      "maybe.name='m'", "pair=[0.1, 0.2]", "flag=true"],
     )  # fmt: skip
     assert built.steps == 20
     assert built.inner.name == "owl of Athena"

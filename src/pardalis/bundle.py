@@ -110,7 +110,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Return what ``bundle.json`` says, after checking that the folder is whole; weights stay on disk.
+    """Return what ``bundle.json`` says, once the folder is seen to be whole; reads no weights.
 
     Raises:
         BundleError: as :func:`load`.
@@ -120,7 +120,7 @@ def describe(folder: Path) -> dict[str, Any]:
     for name in (_DESCRIPTION, _MODEL, _TEXT, _IMAGE):
         if not (folder / name).exists():
             raise BundleError(
-                f"The bundle {folder} is incomplete: {name} is missing. Copy the whole folder again."
+                f"The bundle {folder} is incomplete: {name} is missing. Copy the whole folder."
             )
     try:
         description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
@@ -149,8 +149,8 @@ def _check_sizes(folder: Path, config: ModelConfig, codec: Codec) -> None:
     ):
         if found != needed:
             raise BundleError(
-                f"The parts of the bundle {folder} do not fit: found {found} {what}, the vocabulary "
-                f"needs {needed}. Do not mix files of different bundles."
+                f"The parts of the bundle {folder} do not fit: found {found} {what}, the "
+                f"vocabulary needs {needed}. Do not mix files of different bundles."
             )
 
 

@@ -38,7 +38,7 @@ class Codec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that changes when a document might get other ids: of the vocabulary and all weights."""
+        """A hash of the vocabulary and all weights: while it stays, a document keeps its ids."""
         digest = hashlib.sha256(repr(sorted(self.vocabulary.to_dict().items())).encode())
         digest.update(self.text_tokenizer.to_json().encode())
         for name, tensor in sorted(self.image_tokenizer.state_dict().items()):
@@ -49,7 +49,7 @@ class Codec:
     # ── document → ids ───────────────────────────────────────────────────────────────────────
 
     def encode(self, document: Document) -> list[int]:
-        """Return the ids of a whole document; raises DataError for a picture that cannot be read."""
+        """Return the ids of a whole document; raises DataError for an unreadable picture."""
         [ids] = self.encode_many([document])
         if isinstance(ids, DataError):
             raise ids
@@ -65,7 +65,7 @@ class Codec:
         return [*ids, self.vocabulary.end_turn_id] if last_role else ids
 
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
-        """Encode documents, all their pictures in one batch; an error stands in its document's place."""
+        """Encode documents, all pictures in one batch; an error stands in its document's place."""
         opened = [_open_pictures(document) for document in documents]
         images = [image for result in opened if isinstance(result, list) for image in result]
         codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])

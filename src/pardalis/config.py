@@ -110,25 +110,25 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}."
             )
         return value
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}.")
-        return from_dict(typing.cast(type[Any], hint), value, f"{where}.")
+        return dict(value) if origin is dict else from_dict(hint, value, f"{where}.")
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} must be a list, got {value!r}.")
-        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-            raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
-        return tuple(_convert(arguments[0], v, f"{where}.{i}") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, got {value!r}.")
-        return dict(value)
+        return _convert_list(arguments, value, where)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}.")
     return value
+
+
+def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} must be a list, got {value!r}.")
+    if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+        raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
+    return tuple(_convert(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

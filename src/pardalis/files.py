@@ -1,4 +1,4 @@
-"""Writing that a crash cannot spoil: a file or folder appears under its name whole, or not at all."""
+"""Writing that a crash cannot spoil: a file or folder appears whole, or not at all."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A folder that already has that name is replaced. If the block raises, or the process dies in it,
     the previous folder is untouched. Between the two renames of a replacement the previous folder
-    bears the suffix ``.previous``; :func:`recover_folder` puts it back after a crash at that instant.
+    bears the suffix ``.previous``; :func:`recover_folder` puts it back after a crash just then.
     """
     recover_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)

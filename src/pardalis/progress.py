@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work, on stderr: a live bar on a terminal, a line now and then elsewhere."""
 
 import logging
 import sys
@@ -64,19 +64,20 @@ def _live_bar(description: str, total: int, unit: str, done: int) -> Iterator[Ad
 
 
 def _line_writer(description: str, total: int, unit: str, done: int) -> Advance:
-    start = time.monotonic()
-    state = {"done": done, "last": start, "shown": ""}
+    start = last = time.monotonic()
+    shown = ""
 
     def advance(n: int = 1, **fields: object) -> None:
-        state["done"] += n
+        nonlocal done, last, shown
+        done += n
         if fields:
-            state["shown"] = _fields_text(fields)
+            shown = _fields_text(fields)
         now = time.monotonic()
-        if state["done"] >= total or now - state["last"] >= _LINE_EVERY_S:
-            state["last"] = now
+        if done >= total or now - last >= _LINE_EVERY_S:
+            last = now
             logger.info(
                 "%s: %d/%d %s, %.0f s  %s",
-                description, state["done"], total, unit, now - start, state["shown"],
+                description, done, total, unit, now - start, shown,
             )  # fmt: skip
 
     return advance

@@ -1,4 +1,4 @@
-"""Randomness as a function of names: one root seed per run, and a seed for every purpose derived from it.
+"""Randomness as a function of names: a root seed per run, and one derived for every purpose.
 
 Nothing in the library draws from a global generator. A draw that belongs to step 7 uses
 ``derive(seed, "step", 7)``, so a resumed run draws what the uninterrupted one would have drawn,
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def derive(root: int, *names: str | int) -> int:
-    """Return a seed in [0, 2**63) that depends on the root seed and the names, and on nothing else."""
+    """Return a seed in [0, 2**63) that depends on nothing but the root seed and the names."""
     text = "/".join([str(root), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

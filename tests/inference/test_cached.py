@@ -33,7 +33,10 @@ LIMITS = [
 
 def requests() -> list[Request]:
     return [
-        Request(prompt_ids=prompt, limits=limits, text=sampling, picture=sampling, guidance=guidance, seed=n)
+        Request(
+            prompt_ids=prompt, limits=limits, text=sampling, picture=sampling, guidance=guidance,
+            seed=n,
+        )
         for n, (prompt, sampling, limits, guidance) in enumerate(
             itertools.product(PROMPTS, SAMPLINGS, LIMITS, [1.0, 3.0])
         )

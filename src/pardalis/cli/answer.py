@@ -1,4 +1,4 @@
-"""``pardalis answer``: what a trained model draws, captions and writes for prompts of its sources."""
+"""``pardalis answer``: what a trained model makes of prompts from its sources."""
 
 import argparse
 

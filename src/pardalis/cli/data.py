@@ -74,7 +74,7 @@ def _show(options: argparse.Namespace) -> None:
         {
             "name": shards.names[i],
             "ids": len(shards.document(i)),
-            "text": codec.render(shards.document(i)),
+            "text": codec.render(shards.document(i).tolist()),
         }
         for i in shards.row(row)
     ]

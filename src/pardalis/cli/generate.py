@@ -4,10 +4,13 @@ import argparse
 from pathlib import Path
 
 from pardalis.cli.common import Commands, add_command, add_json, echo, print_json
+from pardalis.documents import Document, Text, open_picture, to_html, to_markdown
+from pardalis.errors import RequestError
+from pardalis.files import write_text
 
 _DESCRIPTION = """\
-Answer a prompt of texts and pictures. A part of the prompt that is the path of an existing file is a
-picture, everything else is text.
+Answer a prompt of texts and pictures. A part of the prompt that is the path of an existing file is
+a picture, everything else is text.
 
   pardalis generate BUNDLE "owl" --mode picture --out owl.html
   pardalis generate BUNDLE photo.png --mode text
@@ -63,7 +66,6 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     import pardalis
-    from pardalis.documents import Document, Text
     from pardalis.inference import as_document
 
     bundle = pardalis.load(options.bundle, options.device)
@@ -104,11 +106,7 @@ def _part(text: str) -> str | Path:
     return text.replace("\\n", "\n")
 
 
-def _write(document: "pardalis.Document", answer: "pardalis.Document", path: Path) -> None:  # noqa: F821
-    from pardalis.documents import open_picture, to_html, to_markdown
-    from pardalis.errors import RequestError
-    from pardalis.files import write_text
-
+def _write(document: Document, answer: Document, path: Path) -> None:
     match path.suffix.lower():
         case ".html" | ".htm":
             write_text(path, to_html(document))

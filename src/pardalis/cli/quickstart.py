@@ -51,7 +51,8 @@ def _run(options: argparse.Namespace) -> None:
     folder = run_stages(options)
     if not options.json:
         echo(
-            f'\nOpen {folder / "report.html"}; ask the model with: pardalis generate {folder / "bundle"} "owl"'
+            f"\nOpen {folder / 'report.html'}, or ask the model:\n"
+            f"pardalis generate {folder / 'bundle'} owl --mode picture --out owl.html"
         )
 
 

@@ -63,7 +63,8 @@ def _bundle(options: argparse.Namespace) -> None:
         f"  decoder     {description['counts']['parameters']:,} parameters, context {model.context}"
     )
     echo(
-        f"              {model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, {model.norm_placement} norms"
+        f"              {model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, "
+        f"{model.norm_placement} norms"
     )
     echo(f"  vocabulary  {model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
     for name, value in description["made_by"].items():

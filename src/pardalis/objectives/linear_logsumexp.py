@@ -1,4 +1,4 @@
-"""The head and its log-sum-exp in chunks of the vocabulary, so that full logits are never stored."""
+"""The head and its log-sum-exp in chunks of the vocabulary, so that all logits are never stored."""
 
 from typing import Any
 
@@ -70,4 +70,4 @@ def linear_logsumexp(
     Args:
         chunk: rows of the head multiplied at once.
     """
-    return _LinearLogSumExp.apply(hidden, weight, targets, chunk)
+    return _LinearLogSumExp.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ class TokenBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Sums over the targets of a batch, each a scalar tensor; ``total`` is the one to differentiate."""
+    """Sums over the targets of a batch, each a scalar; ``total`` is the one to differentiate."""
 
     total: Tensor  # weighted cross-entropy + z_loss * (log Z)²
     count: Tensor  # sum of weights

@@ -1,4 +1,4 @@
-"""Whole runs: the recipe that describes one, its stages, and the runner that resumes and skips them."""
+"""Whole runs: the recipe that describes one, its stages, and what resumes and skips them."""
 
 from pardalis.pipeline.recipe import AnswerConfig, Recipe, TextTokenizerConfig, load_recipe
 from pardalis.pipeline.runner import Record, read_records, run

@@ -4,7 +4,7 @@ Prompts are taken from the sources themselves, those it learnt and those it neve
 report can put what the model made beside what there was.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -31,7 +31,7 @@ class _Pair:
 
 
 def write_answers(
-    bundle: Bundle, documents: dict[str, Iterable[Document]], config: AnswerConfig, run: Path
+    bundle: Bundle, documents: Mapping[str, Iterable[Document]], config: AnswerConfig, run: Path
 ) -> None:
     """Answer prompts of each split and write ``answers/answers.json`` with the pictures beside it.
 

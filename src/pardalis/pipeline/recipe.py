@@ -85,7 +85,7 @@ class Recipe:
         for name in ("vocab_size", "context"):
             if name in changes:
                 raise ConfigError(
-                    f"model.{name} follows from the tokenizers and from prepare.row_tokens; leave it out."
+                    f"model.{name} follows from tokenizers and prepare.row_tokens; leave it out."
                 )
         base = preset(vocab_size=vocab_size, context=self.prepare.row_tokens)
         return configs.from_dict(ModelConfig, configs.to_dict(base) | changes, "model.")

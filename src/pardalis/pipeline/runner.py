@@ -102,8 +102,8 @@ def _require(
         record = records.get(need.name)
         if record is None or record.finished is None or record.identity != identities[need.name]:
             raise ConfigError(
-                f"The stage {stage.name!r} needs {need.name!r}, which has not been run in {folder} with this "
-                f"recipe; run 'pardalis {need.command}' first, or 'pardalis run' for all stages."
+                f"The stage {stage.name!r} needs {need.name!r}, which has not been run in {folder} "
+                f"with this recipe; run 'pardalis {need.command}' first, or 'pardalis run' for all."
             )
 
 
@@ -160,6 +160,6 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"Another process is running in {folder}; wait for it or choose another folder with --out."
+                f"Another process is running in {folder}; wait for it, or choose another --out."
             ) from None
         yield

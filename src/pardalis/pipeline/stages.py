@@ -1,4 +1,4 @@
-"""The stages of a run, in order: each reads what earlier ones left in the run folder, and adds to it.
+"""The stages of a run, in order: each reads what earlier ones left in the run folder.
 
 RUN/
 ├─ recipe.toml            the resolved recipe
@@ -28,15 +28,13 @@ from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.data import Loader, Shards, SourceConfig, prepare_source, read_source
-from pardalis.documents import Document, Picture, open_picture
+from pardalis.documents import Document, open_picture
 from pardalis.documents.encyclopedia import build_encyclopedia
 from pardalis.errors import DataError
 from pardalis.evaluate import PictureFeatures, write_report
-from pardalis.files import write_text
 from pardalis.model import Decoder, initialise
 from pardalis.pipeline.answers import write_answers
 from pardalis.pipeline.recipe import RUN, Recipe
-from pardalis.progress import bar
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
 from pardalis.train import ImageTokenizerTask, PretrainTask, train
 from pardalis.vq import ImageTokenizer, square

@@ -1,4 +1,4 @@
-"""Ids: the vocabulary of all modalities, the grammar of their sequences, and text ⇄ pieces. No torch."""
+"""Ids: the vocabulary of all modalities, the grammar of sequences, text ⇄ pieces. No torch."""
 
 from pardalis.tokens.grammar import Grammar, Limits, Mode, Rule, State
 from pardalis.tokens.render import render

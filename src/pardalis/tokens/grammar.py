@@ -10,10 +10,10 @@
                   ▼
                 DONE
 
-This automaton is written here and nowhere else. Data validation walks it (:meth:`Grammar.validate`),
-decoding asks it what may come next (:meth:`Grammar.rule`), and a decoder on a device reads it as
-the small table of :meth:`Grammar.allowed_ids`. It is the only place that knows how many codes a
-picture has, and so the only place that knows whether a picture still fits.
+This automaton is written here and nowhere else. Data validation walks it
+(:meth:`Grammar.validate`), decoding asks it what may come next (:meth:`Grammar.rule`), and a
+decoder on a device reads it as the small table of :meth:`Grammar.allowed_ids`. It is the only
+place that knows how many codes a picture has, and so whether a picture still fits.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ class Grammar:
         return state
 
     def validate(self, token_ids: Sequence[int]) -> None:
-        """Check a whole document, bos to eos; raises GrammarError saying where and what was expected."""
+        """Check a whole document; raises GrammarError saying where it is wrong and why."""
         state = self.state_after(token_ids)
         if state.mode is not Mode.DONE:
             raise GrammarError(

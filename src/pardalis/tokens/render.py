@@ -1,6 +1,7 @@
 """A sequence of ids as a line that a person can read."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from pardalis.tokens.text import TextTokenizer
 from pardalis.tokens.vocabulary import Vocabulary
@@ -11,26 +12,20 @@ def render(token_ids: Sequence[int], vocabulary: Vocabulary, text: TextTokenizer
 
     Tolerates malformed sequences: it is what one looks at when something is wrong.
     """
+
+    def modality(token_id: int) -> str:
+        if token_id in vocabulary.text:
+            return "text"
+        return "image" if token_id in vocabulary.image else vocabulary.name_of(token_id)
+
     parts: list[str] = []
-    position = 0
-    while position < len(token_ids):
-        for ids, show in (
-            (vocabulary.text, lambda run: text.decode([i - vocabulary.text.start for i in run])),
-            (vocabulary.image, lambda run: f"[{len(run)} codes]"),
-        ):
-            run = _run(token_ids, position, ids)
-            if run:
-                parts.append(show(run))
-                position += len(run)
-                break
-        else:
-            parts.append(vocabulary.name_of(int(token_ids[position])))
-            position += 1
+    for kind, group in groupby(map(int, token_ids), modality):
+        run = list(group)
+        match kind:
+            case "text":
+                parts.append(text.decode([i - vocabulary.text.start for i in run]))
+            case "image":
+                parts.append(f"[{len(run)} codes]")
+            case name:
+                parts.append(name * len(run))
     return "".join(parts)
-
-
-def _run(token_ids: Sequence[int], start: int, ids: range) -> list[int]:
-    stop = start
-    while stop < len(token_ids) and int(token_ids[stop]) in ids:
-        stop += 1
-    return [int(token_id) for token_id in token_ids[start:stop]]
