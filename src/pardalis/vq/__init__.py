@@ -1,0 +1,25 @@
+"""The image tokenizer: pictures to grids of codes and back."""
+
+from pardalis.vq.codebook import EmaCodebook, codebook_use, perplexity
+from pardalis.vq.config import PRESETS, ImageTokenizerConfig, QuantizerConfig, chameleon, tiny
+from pardalis.vq.init import initialise
+from pardalis.vq.losses import psnr
+from pardalis.vq.quantizer import VectorQuantizer, nearest_codes
+from pardalis.vq.tokenizer import ImageTokenizer, square
+
+__all__ = [
+    "PRESETS",
+    "EmaCodebook",
+    "ImageTokenizer",
+    "ImageTokenizerConfig",
+    "QuantizerConfig",
+    "VectorQuantizer",
+    "chameleon",
+    "codebook_use",
+    "initialise",
+    "nearest_codes",
+    "perplexity",
+    "psnr",
+    "square",
+    "tiny",
+]

@@ -1,0 +1,106 @@
+"""What keeps an EMA codebook alive in training: start from data, running means, restarts.
+
+This is training state: it is saved in checkpoints, never in a finished tokenizer. Here are also
+the measures of how much of a codebook is in use.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pardalis.vq.quantizer import nearest_codes
+
+# In units of the mean use per code. A new code survives ln(0.3 / 0.1) / (1 - decay) steps without
+# any use, 22 at a decay of 0.95: long enough to be found, short enough to try another place.
+_DEAD_BELOW = 0.1
+_FRESH = 0.3
+_START_ROUNDS = 8
+_LEAST_COUNT = 1e-6  # of an unused code that may not restart: it stays where it is
+
+
+class EmaCodebook:
+    """Moves a codebook to the running mean of the vectors that choose each entry.
+
+    The update is that of van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1. Ours are the
+    start and the restarts: both draw vectors of the batch in proportion to their squared distance
+    from the nearest code, as k-means++ does. What is represented worst gets help first, and the
+    many equal vectors of an empty background attract no codes.
+    """
+
+    def __init__(self, codebook: Float[Tensor, "N Z"], decay: float) -> None:
+        """Take over a codebook, changed in place; ``decay`` of a mean is kept each step."""
+        self.codebook = codebook
+        self.decay = decay
+        self.counts = torch.zeros(len(codebook), device=codebook.device)
+        self.sums = torch.zeros(codebook.shape, device=codebook.device)
+        self.started = False
+
+    @torch.no_grad()
+    def start(self, vectors: Float[Tensor, "M Z"], generator: torch.Generator) -> None:
+        """Place all codes on vectors of a batch, an eighth at a time."""
+        n_codes = len(self.codebook)
+        n_round = -(-n_codes // _START_ROUNDS)
+        chosen = vectors[_draw(torch.ones(len(vectors)), n_round, generator)]
+        while len(chosen) < n_codes:
+            errors = (vectors - chosen[nearest_codes(vectors, chosen)]).square().sum(1)
+            drawn = _draw(errors, min(n_round, n_codes - len(chosen)), generator)
+            chosen = torch.cat([chosen, vectors[drawn]])
+        self._set(torch.arange(n_codes), chosen, len(vectors) / n_codes)
+        self.codebook.copy_(chosen)
+        self.started = True
+
+    @torch.no_grad()
+    def update(
+        self,
+        vectors: Float[Tensor, "M Z"],
+        codes: Int[Tensor, " M"],
+        generator: torch.Generator,
+        restart: bool = True,
+    ) -> int:
+        """Follow the vectors of one step and restart dead codes; return how many."""
+        ones = torch.ones(len(codes), device=codes.device)
+        counts = torch.zeros_like(self.counts).index_add_(0, codes, ones)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        mean_count = len(vectors) / len(self.codebook)
+        dead = (self.counts < _DEAD_BELOW * mean_count).nonzero().flatten()
+        if restart and len(dead):
+            errors = (vectors - self.codebook[codes]).square().sum(1)
+            self._set(dead, vectors[_draw(errors, len(dead), generator)], _FRESH * mean_count)
+        used = (self.counts > _LEAST_COUNT)[:, None]
+        means = self.sums / self.counts.clamp_min(_LEAST_COUNT)[:, None]
+        self.codebook.copy_(torch.where(used, means, self.codebook))
+        return len(dead) if restart else 0
+
+    def state_dict(self) -> dict[str, Tensor | bool]:
+        """Return all but the codebook itself, which belongs to the network."""
+        return {"counts": self.counts, "sums": self.sums, "started": self.started}
+
+    def load_state_dict(self, state: dict[str, Tensor | bool]) -> None:
+        self.counts.copy_(torch.as_tensor(state["counts"]))
+        self.sums.copy_(torch.as_tensor(state["sums"]))
+        self.started = bool(state["started"])
+
+    def _set(self, codes: Int[Tensor, " K"], vectors: Float[Tensor, "K Z"], count: float) -> None:
+        self.counts[codes] = count
+        self.sums[codes] = vectors * count
+
+
+def codebook_use(counts: Int[Tensor, " N"]) -> float:
+    """Return the share of codes that occur at all, from how often each occurs."""
+    return float((counts > 0).float().mean())
+
+
+def perplexity(counts: Int[Tensor, " N"]) -> float:
+    """Return how many codes in even use carry as much: exp(entropy); NaN if none occurs."""
+    probs = counts.double() / counts.sum()
+    return float(torch.special.entr(probs).sum().exp())
+
+
+def _draw(errors: Float[Tensor, " M"], n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Draw places in proportion to their errors, on the CPU so that every device draws the same."""
+    weights = errors.double().cpu()
+    weights += weights.mean() * 1e-6 + 1e-30  # where nothing is wrong, any place will do
+    drawn = torch.multinomial(weights, n, replacement=n > len(weights), generator=generator)
+    return drawn.to(errors.device)

@@ -1,0 +1,38 @@
+"""How far a reconstruction is from its picture. Pixels are in [-1, 1] throughout."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+_LEAST_MSE = 1e-8  # a perfect reconstruction has a PSNR of 86 dB, not an infinite one
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of a tokenizer's loss, each a mean, unweighted."""
+
+    l1: Float[Tensor, ""]
+    l2: Float[Tensor, ""]
+    quantizer: Float[Tensor, ""]
+
+    def total(self, l1_weight: float, l2_weight: float) -> Float[Tensor, ""]:
+        """Return what is differentiated; the quantizer's part carries its own weights."""
+        return l1_weight * self.l1 + l2_weight * self.l2 + self.quantizer
+
+
+def l1_and_l2(
+    reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the mean absolute and the mean squared difference."""
+    return F.l1_loss(reconstruction, pixels), F.mse_loss(reconstruction, pixels)
+
+
+def psnr(
+    reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
+) -> Float[Tensor, " B"]:
+    """Return the peak signal-to-noise ratio of each picture in dB, for a range of 2."""
+    mse = (reconstruction.clamp(-1, 1) - pixels).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / mse.clamp_min(_LEAST_MSE))

@@ -1,0 +1,68 @@
+"""What a user meets when something is wrong: one line, a code, nothing lost."""
+
+import pytest
+
+from pardalis.cli.main import build_parser, main
+from pardalis.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "none.toml"], 2, "No recipe at none.toml"),
+        (["quickstart", "--recipe", "nonsense"], 2, "No recipe 'nonsense'; there are"),
+        (["generate", "none", "owl"], 4, "No bundle at none"),
+        (["show", "bundle", "none"], 4, "No bundle at none"),
+        (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --picture PATH"),
+        (["data", "show", "none", "--position", "1"], 2, "No recipe at none/recipe.toml"),
+    ],
+)
+def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("pardalis: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_traceback_on_demand():
+    with pytest.raises(ConfigError):
+        main(["--traceback", "run", "none.toml"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["generate"]])
+def test_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: pardalis" in capsys.readouterr().err
+
+
+def commands(parser, prefix=()):
+    for action in parser._subparsers._group_actions if parser._subparsers else ():
+        for name, sub in action.choices.items():
+            yield (*prefix, name), sub
+            yield from commands(sub, (*prefix, name))
+
+
+COMMANDS = list(commands(build_parser()))
+
+
+def test_the_commands_grow_only_on_purpose():
+    assert sorted(" ".join(name) for name, _ in COMMANDS) == [
+        "answer", "data", "data corpus", "data prepare", "data show", "generate", "quickstart",
+        "report", "run", "show", "show bundle", "show config", "tokenizer", "tokenizer show",
+        "tokenizer train-image", "tokenizer train-text", "train",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parser"), COMMANDS, ids=lambda x: " ".join(x) if type(x) is tuple else "")
+def test_every_command_explains_itself(name, parser):
+    text = parser.format_help()
+    assert len(parser.description.strip()) > 40
+    for action in parser._actions:
+        if action.option_strings and not text.startswith("usage: pardalis -h"):
+            assert action.help, (name, action.option_strings)
+    assert max(map(len, text.splitlines())) <= 110

@@ -1,0 +1,115 @@
+"""A whole run in seconds: twelve small pictures with captions, and the recipe that learns them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "grey": (120,) * 3}
+SHAPES = ("ellipse", "rectangle", "line")
+
+RECIPE = """
+name = "tiny-run"
+
+[[sources]]
+name = "pairs"
+reader = "jsonl"
+path = "pairs.jsonl"
+weight = 0.8
+pair_order = "both"
+
+[[sources]]
+name = "pages"
+reader = "jsonl"
+path = "pages.jsonl"
+weight = 0.2
+
+[[heldout]]
+name = "unseen"
+reader = "jsonl"
+path = "unseen.jsonl"
+
+[text_tokenizer]
+n_pieces = 300
+
+[image_tokenizer]
+preset = "tiny"
+resolution = 16
+channels = 16
+z_channels = 16
+code_width = 8
+n_codes = 32
+
+[image_tokenizer_training]
+batch_pictures = 8
+[image_tokenizer_training.schedule]
+learning_rate = 1.5e-3
+warmup_steps = 2
+
+[image_tokenizer_loop]
+steps = 12
+save_every = 4
+report_every = 4
+
+[prepare]
+row_tokens = 64
+
+[model]
+preset = "tiny"
+d_model = 32
+n_layers = 2
+n_heads = 2
+n_kv_heads = 2
+d_ff = 64
+
+[training]
+batch_rows = 4
+[training.schedule]
+kind = "warmup_cosine"
+learning_rate = 5e-3
+warmup_steps = 2
+
+[training_loop]
+steps = 12
+save_every = 4
+report_every = 4
+evaluate_every = 4
+
+[answer]
+drawings = 4
+captions = 3
+pages = 2
+"""
+
+
+def draw(colour: str, shape: str) -> Image.Image:
+    image = Image.new("RGB", (20, 20), "white")
+    getattr(ImageDraw.Draw(image), shape)((4, 4, 15, 15), fill=COLOURS[colour])
+    return image
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with recipe.toml and its sources."""
+    (tmp_path / "pictures").mkdir()
+    pairs, pages = [], []
+    for n, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        name = f"{colour}-{shape}"
+        draw(colour, shape).save(tmp_path / "pictures" / f"{name}.png")
+        picture = {"picture": f"pictures/{name}.png"}
+        pairs.append({"name": name, "segments": [{"text": f"{colour} {shape}"}, picture]})
+        if n % 3 == 0:
+            title, rest = {"text": f"{colour.title()}\n"}, {"text": "is a colour."}
+            pages.append({"name": f"page-{colour}", "segments": [title, picture, rest]})
+    for name, records in (("pairs", pairs[:-2]), ("unseen", pairs[-2:]), ("pages", pages)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))

@@ -1,0 +1,173 @@
+"""From raw documents to a report and an answer, through the command line, on real files."""
+
+import json
+import logging
+import shutil
+
+import pytest
+
+import pardalis
+from pardalis.cli.main import main
+from pardalis.documents import Picture
+from pardalis.evaluate import PictureFeatures
+from pardalis.pipeline import load_recipe, read_records, run
+from pardalis.train import Interrupted, read_metrics
+
+STAGES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "answer", "report"]
+
+
+@pytest.fixture
+def finished(project):
+    folder = project / "run"
+    run(load_recipe(project / "recipe.toml"), folder)
+    return project, folder
+
+
+def modified(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_the_whole_way(project, capsys, noise):
+    folder = project / "run"
+    arguments = ["--quiet", "run", str(project / "recipe.toml"), "--out", str(folder), "--json"]
+    assert main(arguments) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["name"] for stage in stages] == STAGES
+    assert all(stage["finished"] and stage["seconds"] >= 0 for stage in stages)
+
+    numbers = json.loads((folder / "report.json").read_text())
+    for name in (
+        "seconds", "peak_rss_gib", "retrieval_top1_train", "retrieval_top1_heldout", "loss_text",
+        "loss_image", "psnr", "codebook_use",
+    ):  # fmt: skip
+        assert numbers[name] is not None, name
+    page = (folder / "report.html").read_text()
+    assert "<html" in page
+    assert 'src="data:image/png' in page
+
+    lines = read_metrics(folder / "training")
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert "heldout_loss_image" in lines[-1]
+
+    # The bundle alone answers, from Python and from the command line.
+    shutil.move(folder / "bundle", project / "bundle")
+    bundle = pardalis.load(project / "bundle")
+    answer = pardalis.generate(bundle, ["red ellipse"], mode="picture")
+    assert [type(segment) for segment in answer.segments] == [Picture]
+    described = pardalis.generate(bundle, [noise, "what?"], mode="text", max_tokens=5)
+    assert not described.pictures
+
+    ask = ["generate", str(project / "bundle"), "red ellipse", "--mode", "picture"]
+    for name in ("owl.png", "page.html", "page.md"):
+        assert main([*ask, "--out", str(project / "out" / name)]) == 0
+        assert (project / "out" / name).stat().st_size > 0
+        assert capsys.readouterr().out.strip() == "[picture]"
+    assert main([*ask, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == [{"picture": True}]
+
+    assert main(["show", "bundle", str(project / "bundle"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made_by"]["recipe"] == "tiny-run"
+    assert main(["show", "bundle", str(project / "bundle")]) == 0
+    assert "context 64" in capsys.readouterr().out
+    look = ["tokenizer", "show", str(project / "bundle"), "--text", "red", "--picture"]
+    look += [str(project / "pictures" / "red-line.png"), "--out", str(project / "again.png")]
+    assert main([*look, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "".join(shown["pieces"]) == "red"
+    assert len(shown["codes"]) == len(shown["codes"][0]) == 2
+    assert (project / "again.png").exists()
+    assert main(look) == 0
+
+
+def test_nothing_is_done_twice(finished, caplog):
+    project, folder = finished
+    before = modified(folder)
+    with caplog.at_level(logging.INFO):
+        run(load_recipe(project / "recipe.toml"), folder)
+    assert modified(folder) | {folder / "recipe.toml": 0} == before | {folder / "recipe.toml": 0}
+    assert sum("unchanged" in message for message in caplog.messages) == len(STAGES)
+
+
+def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
+    project, folder = finished
+    before = modified(folder)
+    records = {record.name: record for record in read_records(folder)}
+    run(load_recipe(project / "recipe.toml", ["training.schedule.learning_rate=1e-3"]), folder)
+    after = modified(folder)
+    for path in before:
+        if path.is_relative_to(folder / "shards") or path.is_relative_to(folder / "image_tokenizer"):
+            assert after[path] == before[path]
+    aside = folder / f"training.{records['train'].identity}"
+    assert (aside / "metrics.jsonl").exists()
+    assert after[folder / "report.html"] != before[folder / "report.html"]
+
+
+def test_more_steps_go_on_where_the_run_was(finished):
+    project, folder = finished
+    run(load_recipe(project / "recipe.toml", ["training_loop.steps=16"]), folder)
+    assert [line["step"] for line in read_metrics(folder / "training")] == [4, 8, 12, 16]
+    assert not list(folder.glob("training.*"))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
+    """Stop in the middle of each training; the answers are those of an uninterrupted run."""
+    recipe = load_recipe(project / "recipe.toml")
+    run(recipe, project / "whole", only=STAGES[:-1])
+
+    from pardalis.train import loop
+
+    class Stop:
+        made = False
+
+    real, stops = loop.checkpoint.save, []
+
+    def save(folder, done, *rest):
+        real(folder, done, *rest)
+        if len(stops) < 2 and done == 8 and folder not in stops:
+            stops.append(folder)
+            raise Interrupted(done, 12)
+
+    monkeypatch.setattr(loop.checkpoint, "save", save)
+    for _ in range(2):
+        with pytest.raises(Interrupted, match="Stopped at step 8 of 12; run the same command"):
+            run(recipe, project / "cut", only=STAGES[:-1])
+    run(recipe, project / "cut", only=STAGES[:-1])
+    for name in ("bundle/model.safetensors", "bundle/image_tokenizer/model.safetensors"):
+        assert (project / "cut" / name).read_bytes() == (project / "whole" / name).read_bytes()
+    assert [record.name for record in read_records(project / "cut")] == STAGES[:-1]
+
+
+def test_data_show(finished, capsys):
+    _, folder = finished
+    assert main(["data", "show", str(folder), "--source", "pairs", "--row", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("pairs, row 0: ")
+    assert "<begin_image>[4 codes]<end_image>" in shown
+    assert main(["data", "show", str(folder), "--position", "12345", "--json"]) == 0
+    located = json.loads(capsys.readouterr().out)
+    assert located["source"] in ("pairs", "pages")
+    assert main(["data", "show", str(folder), "--source", "pairs", "--row", "999"]) == 2
+    assert "has rows 0 to" in capsys.readouterr().err
+    assert main(["data", "show", str(folder)]) == 2
+
+
+def test_a_bad_picture_is_counted_and_the_rest_is_learnt(project):
+    path = project / "pictures" / "red-ellipse.png"
+    path.write_bytes(path.read_bytes()[:60])
+    (project / "pictures" / "blue-line.png").unlink()
+    run(load_recipe(project / "recipe.toml"), project / "run", only=STAGES[:3])
+    report = json.loads((project / "run" / "shards" / "pairs" / "report.json").read_text())
+    kinds = {kind: entry["count"] for kind, entry in report["rejected"].items()}
+    assert kinds == {"missing-picture": 1, "unreadable-picture": 1}
+
+
+def test_features_are_not_needed_to_train(finished, monkeypatch):
+    """Only the report needs the scoring net: without it everything before still runs."""
+    project, _ = finished
+
+    def missing():
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(PictureFeatures, "load", missing)
+    run(load_recipe(project / "recipe.toml"), project / "again", only=STAGES[:-1])

@@ -1,0 +1,103 @@
+"""Every shipped recipe resolves, builds its networks on the meta device, and says what it costs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pardalis import config as configs
+from pardalis.cli.main import main
+from pardalis.errors import ConfigError
+from pardalis.model import count
+from pardalis.pipeline import Recipe, load_recipe
+from pardalis.vq import ImageTokenizer
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.toml"))
+
+
+def test_there_are_recipes():
+    assert {"quickstart", "encyclopedia"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_resolves_and_builds(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    with torch.device("meta"):
+        ImageTokenizer(recipe.image_tokenizer_config())
+    assert count(recipe.model_config(5000)).parameters > 0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_begins_with_its_command_and_cost(path):
+    header = re.match(r"(#.*\n)+", path.read_text())
+    assert header, "a recipe begins with a comment"
+    for word in ("pardalis", "Hardware:", "Duration:", "Result:"):
+        assert word in header[0], word
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_resolved_recipe_is_the_recipe(path, tmp_path, capsys):
+    assert main(["show", "config", str(path)]) == 0
+    resolved = tmp_path / "resolved.toml"
+    resolved.write_text(capsys.readouterr().out)
+    assert load_recipe(resolved) == load_recipe(path)
+
+
+QUICKSTART = FOLDER / "quickstart.toml"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainnig.seed=1", "did you mean 'training'"),
+        ("training.seeed=1", "Unknown key 'training.seeed'; did you mean 'seed'"),
+        ("model.preset=huge", "model.preset must be one of 'tiny'"),
+        ("model.d_modle=64", "Unknown key 'model.d_modle'; did you mean 'd_model'"),
+        ("model.vocab_size=7", "follows from tokenizers"),
+        ("model.n_heads=5", "must be a multiple of twice model.n_heads"),
+        ("image_tokenizer.preset=vast", "image_tokenizer.preset must be one of"),
+        ("image_tokenizer.chanels=7", "did you mean 'channels'"),
+        ("sources.1.name=pairs", "Two sources are called 'pairs'"),
+        ("training_loop.steps=many", "training_loop.steps must be of type int, got 'many'"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(QUICKSTART, [override])
+    assert message in str(caught.value)
+
+
+def test_no_sources():
+    values = configs.to_dict(load_recipe(QUICKSTART)) | {"sources": []}
+    with pytest.raises(ConfigError, match="sources is empty"):
+        configs.from_dict(Recipe, values)
+
+
+def test_every_field_of_every_config_is_read_somewhere():
+    """An option that nothing reads is a lie."""
+    import dataclasses
+
+    source = "\n".join(p.read_text() for p in (FOLDER.parent / "src").rglob("*.py"))
+    unread, seen = [], set()
+
+    def visit(config):
+        if type(config) in seen:
+            return
+        seen.add(type(config))
+        for field in dataclasses.fields(config):
+            if not re.search(rf"\.{field.name}\b", source):
+                unread.append(f"{type(config).__name__}.{field.name}")
+            value = getattr(config, field.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if dataclasses.is_dataclass(item):
+                    visit(item)
+
+    recipe = load_recipe(QUICKSTART)
+    visit(recipe)
+    visit(recipe.model_config(100))
+    visit(recipe.image_tokenizer_config())
+    assert len(seen) > 10
+    assert not unread

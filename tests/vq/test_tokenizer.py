@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pardalis.errors import BundleError
+from pardalis.vq import ImageTokenizer, square
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(array)
+
+
+# ── pictures to pixels and back ──────────────────────────────────────────────────────────────────
+
+
+def test_the_shorter_side_is_scaled_and_the_centre_kept():
+    """Chameleon's pipeline: 1000 x 600 at 512 becomes 853 x 512, cut at x = 170."""
+    image = noise(1000, 600)
+    expected = image.resize((853, 512), Image.Resampling.LANCZOS).crop((170, 0, 682, 512))
+    assert np.array_equal(square(image, 512), np.asarray(expected))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
+def test_any_size_becomes_a_square(width, height, side):
+    assert square(noise(width, height), side).shape == (side, side, 3)
+
+
+def test_a_square_of_the_right_size_is_untouched():
+    image = noise(16, 16)
+    assert np.array_equal(square(image, 16), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [(100_000, 2), (2, 100_000)])
+def test_elongated_pictures_need_no_huge_memory(size, monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, to, how: sizes.append(to) or resize(image, to, how)
+    )
+    assert square(Image.new("RGB", size, (9, 8, 7)), 64)[0, 0].tolist() == [9, 8, 7]
+    assert max(sizes[0]) == 64 * 32
+
+
+def test_white_is_one_and_black_minus_one(small_tokenizer):
+    images = [Image.new("RGB", (30, 20), colour) for colour in ("white", "black")]
+    pixels = small_tokenizer.preprocess(images)
+    assert pixels.shape == (2, 3, 16, 16)
+    assert torch.equal(pixels[0], torch.ones(3, 16, 16))
+    assert torch.equal(pixels[1], -torch.ones(3, 16, 16))
+
+
+def test_fractions_are_cut_off_and_values_clamped(small_tokenizer):
+    values = torch.tensor([-9.0, -1.0, 0.0, 0.999, 1.0, 9.0])
+    images = small_tokenizer.to_images(values.view(6, 1, 1, 1).expand(6, 3, 16, 16))
+    assert [image.getpixel((0, 0))[0] for image in images] == [0, 0, 127, 254, 255, 255]
+
+
+def test_pixels_come_back_within_one_level(small_tokenizer):
+    """Cutting fractions off loses a level where float32 falls just short; never more."""
+    image = noise(16, 16)
+    (back,) = small_tokenizer.to_images(small_tokenizer.preprocess([image]))
+    assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).max() <= 1
+
+
+# ── codes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_training_and_inference_agree(small_tokenizer):
+    pixels = small_tokenizer.preprocess([noise(16, 16, seed) for seed in range(3)])
+    output = small_tokenizer(pixels)
+    codes = small_tokenizer.encode(pixels)
+    assert torch.equal(output.codes, codes)
+    assert len(codes.unique()) > 1
+    torch.testing.assert_close(output.reconstruction, small_tokenizer.decode(codes))
+    assert output.losses.l1.item() == pytest.approx(
+        (output.reconstruction - pixels).abs().mean().item()
+    )
+
+
+def test_neighbours_in_a_pass_change_nothing(small_tokenizer, monkeypatch):
+    images = [noise(20, 20, seed) for seed in range(7)]
+    codes = small_tokenizer.codes_of(images)
+    shown = small_tokenizer.images_of(codes)
+    monkeypatch.setattr("pardalis.vq.tokenizer._PIXELS_PER_PASS", 3 * 16 * 16)  # 3, 3 and 1
+    assert torch.equal(small_tokenizer.codes_of(images), codes)
+    again = small_tokenizer.images_of(codes)
+    for image, same in zip(shown, again, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(same))
+
+
+def test_no_pictures_are_no_codes(small_tokenizer):
+    codes = small_tokenizer.codes_of([])
+    assert codes.shape == (0, 4)
+    assert small_tokenizer.images_of(codes) == []
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_saved_is_loaded(small_tokenizer, tmp_path):
+    small_tokenizer.save(tmp_path / "tokenizer")
+    loaded = ImageTokenizer.load(tmp_path / "tokenizer")
+    assert loaded.config == small_tokenizer.config
+    assert not loaded.training
+    images = [noise(16, 16)]
+    assert torch.equal(loaded.codes_of(images), small_tokenizer.codes_of(images))
+    state = loaded.state_dict()
+    assert all(
+        torch.equal(state[name], value) for name, value in small_tokenizer.state_dict().items()
+    )
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        p.requires_grad for p in small_tokenizer.parameters()
+    ]
+    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == [
+        "config.json", "model.safetensors",
+    ]  # fmt: skip
+
+
+def edit_weights(folder, change) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def test_weights_that_do_not_fit_are_named(small_tokenizer, tmp_path):
+    small_tokenizer.save(tmp_path)
+
+    def change(weights):
+        del weights["quant_conv.bias"]
+        weights["loss.discriminator"] = torch.zeros(1)
+        weights["encoder.conv_in.bias"] = torch.zeros(5)
+
+    edit_weights(tmp_path, change)
+    with pytest.raises(
+        BundleError,
+        match=r"model\.safetensors does not fit its config\.json: missing: quant_conv\.bias; "
+        r"unexpected: loss\.discriminator; "
+        r"of another shape: encoder\.conv_in\.bias \[5\] instead of \[12\]",
+    ):
+        ImageTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(small_tokenizer, tmp_path, name):
+    small_tokenizer.save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} is missing"):
+        ImageTokenizer.load(tmp_path)
+
+
+def test_a_truncated_file_is_named(small_tokenizer, tmp_path):
+    small_tokenizer.save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"model\.safetensors is truncated or not safetensors"):
+        ImageTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header.update(version=2), "version 2; this Pardalis reads .* version 1"),
+        (lambda header: header.pop("config"), r"config\.json is not an image tokenizer's config"),
+        (lambda header: header["config"].update(resolution=15), r"config\.json: resolution is 15"),
+        (lambda header: header["config"].update(colour=1), r"config\.json: .*colour"),
+    ],
+)
+def test_a_wrong_config_is_named(small_tokenizer, tmp_path, change, message):
+    small_tokenizer.save(tmp_path)
+    path = tmp_path / "config.json"
+    header = json.loads(path.read_text())
+    change(header)
+    path.write_text(json.dumps(header))
+    with pytest.raises(BundleError, match=message):
+        ImageTokenizer.load(tmp_path)
