@@ -58,7 +58,9 @@ def test_the_commands_grow_only_on_purpose():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "parser"), COMMANDS, ids=lambda x: " ".join(x) if type(x) is tuple else "")
+@pytest.mark.parametrize(
+    ("name", "parser"), COMMANDS, ids=lambda x: " ".join(x) if type(x) is tuple else ""
+)
 def test_every_command_explains_itself(name, parser):
     text = parser.format_help()
     assert len(parser.description.strip()) > 40

@@ -96,7 +96,9 @@ def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
     run(load_recipe(project / "recipe.toml", ["training.schedule.learning_rate=1e-3"]), folder)
     after = modified(folder)
     for path in before:
-        if path.is_relative_to(folder / "shards") or path.is_relative_to(folder / "image_tokenizer"):
+        if path.is_relative_to(folder / "shards") or path.is_relative_to(
+            folder / "image_tokenizer"
+        ):
             assert after[path] == before[path]
     aside = folder / f"training.{records['train'].identity}"
     assert (aside / "metrics.jsonl").exists()

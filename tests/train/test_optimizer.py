@@ -6,7 +6,12 @@ from torch import nn
 
 from pardalis.errors import ConfigError
 from pardalis.model import Decoder, ModelConfig
-from pardalis.train.optimizer import AdamWConfig, adamw, set_learning_rate
+from pardalis.train.optimizer import (
+    AdamWConfig,
+    adamw,
+    load_optimizer_state,
+    set_learning_rate,
+)
 
 
 def groups_of(model: nn.Module) -> dict[float, list[str]]:
@@ -66,3 +71,41 @@ def test_decay_and_learning_rate_do_what_adamw_says() -> None:
 def test_a_wrong_field_is_named(options: dict) -> None:
     with pytest.raises(ConfigError, match=rf"optimizer\.{next(iter(options))}"):
         AdamWConfig(**options)
+
+
+def test_a_state_that_was_stored_row_by_row_fits_a_channels_last_weight():
+    """What a checkpoint does to memory layouts must not change the next update."""
+
+    def net() -> nn.Conv2d:
+        conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            conv.weight.copy_(torch.arange(108.0).view(4, 3, 3, 3) / 108)
+        return conv
+
+    def update(conv: nn.Conv2d, optimizer: torch.optim.Optimizer) -> None:
+        conv.weight.grad = (
+            torch.sin(torch.arange(108.0))
+            .view(4, 3, 3, 3)
+            .contiguous(memory_format=torch.channels_last)
+        )
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+
+    whole = net()
+    first = adamw(whole, AdamWConfig(fused=True))
+    update(whole, first)
+    state = first.state_dict()
+    state["state"] = {
+        i: {
+            name: moment.clone(memory_format=torch.contiguous_format)
+            for name, moment in moments.items()
+        }
+        for i, moments in state["state"].items()
+    }
+    resumed = net()
+    resumed.load_state_dict(whole.state_dict())
+    second = adamw(resumed, AdamWConfig(fused=True))
+    load_optimizer_state(second, state)
+    update(whole, first)
+    update(resumed, second)
+    assert torch.equal(whole.weight, resumed.weight)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pardalis.data.order import Order
 from pardalis.errors import ConfigError, DataError
 from pardalis.seeds import derive
-from pardalis.train.optimizer import AdamWConfig, adamw, set_learning_rate
+from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
 from pardalis.train.schedule import ScheduleConfig, learning_rate
 from pardalis.vq.codebook import EmaCodebook, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
@@ -183,7 +183,7 @@ class ImageTokenizerTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tokenizer.load_state_dict(state["tokenizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if self.codebook is not None:
             self.codebook.load_state_dict(state["codebook"])
         self._recent_counts.clear()

@@ -64,3 +64,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Give every parameter group the learning rate of the coming update."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, giving each moment the memory layout of its parameter.
+
+    A checkpoint stores tensors row by row. The fused update walks parameter and moments in memory
+    order, so beside a channels-last weight a row-by-row moment would meet the wrong elements.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment)

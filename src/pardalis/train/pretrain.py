@@ -18,7 +18,7 @@ from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder
 from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, no_losses
 from pardalis.seeds import derive
-from pardalis.train.optimizer import AdamWConfig, adamw, set_learning_rate
+from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
 from pardalis.train.schedule import ScheduleConfig, learning_rate
 
 
@@ -150,7 +150,7 @@ class PretrainTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
 
     def _losses(self, batch: Batch) -> Losses:
         batch = batch.to(self.device)
