@@ -1,6 +1,7 @@
 """A whole run in seconds: twelve small pictures with captions, and the recipe that learns them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +91,18 @@ def draw(colour: str, shape: str) -> Image.Image:
     return image
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A folder with recipe.toml and its sources."""
-    (tmp_path / "pictures").mkdir()
+@pytest.fixture(scope="session")
+def write_project() -> Callable[[Path], Path]:
+    """A function that writes a recipe and its sources into a folder, and returns the folder."""
+    return _write_project
+
+
+def _write_project(folder: Path) -> Path:
+    (folder / "pictures").mkdir()
     pairs, pages = [], []
     for n, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
         name = f"{colour}-{shape}"
-        draw(colour, shape).save(tmp_path / "pictures" / f"{name}.png")
+        draw(colour, shape).save(folder / "pictures" / f"{name}.png")
         picture = {"picture": f"pictures/{name}.png"}
         pairs.append({"name": name, "segments": [{"text": f"{colour} {shape}"}, picture]})
         if n % 3 == 0:
@@ -105,9 +110,15 @@ def project(tmp_path: Path) -> Path:
             pages.append({"name": f"page-{colour}", "segments": [title, picture, rest]})
     for name, records in (("pairs", pairs[:-2]), ("unseen", pairs[-2:]), ("pages", pages)):
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        (tmp_path / f"{name}.jsonl").write_text(lines)
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return tmp_path
+        (folder / f"{name}.jsonl").write_text(lines)
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, write_project: Callable[[Path], Path]) -> Path:
+    """A folder with recipe.toml and its sources."""
+    return write_project(tmp_path)
 
 
 @pytest.fixture

@@ -9,15 +9,16 @@ import pytest
 import pardalis
 from pardalis.cli.main import main
 from pardalis.documents import Picture
-from pardalis.evaluate import PictureFeatures
 from pardalis.pipeline import load_recipe, read_records, run
-from pardalis.train import Interrupted, read_metrics
+from pardalis.train import Interrupted, loop, read_metrics
 
 STAGES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "answer", "report"]
 
 
-@pytest.fixture
-def finished(project):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, write_project):
+    """A run that the tests below look at, then extend, then change."""
+    project = write_project(tmp_path_factory.mktemp("finished"))
     folder = project / "run"
     run(load_recipe(project / "recipe.toml"), folder)
     return project, folder
@@ -45,7 +46,7 @@ def test_the_whole_way(project, capsys, noise):
     assert "<html" in page
     assert 'src="data:image/png' in page
 
-    lines = read_metrics(folder / "training")
+    lines = read_metrics(folder / "training" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert "heldout_loss_image" in lines[-1]
@@ -80,6 +81,20 @@ def test_the_whole_way(project, capsys, noise):
     assert main(look) == 0
 
 
+def test_data_show(finished, capsys):
+    _, folder = finished
+    assert main(["data", "show", str(folder), "--source", "pairs", "--row", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("pairs, row 0: ")
+    assert "<begin_image>[4 codes]<end_image>" in shown
+    assert main(["data", "show", str(folder), "--position", "12345", "--json"]) == 0
+    located = json.loads(capsys.readouterr().out)
+    assert located["source"] in ("pairs", "pages")
+    assert main(["data", "show", str(folder), "--source", "pairs", "--row", "999"]) == 2
+    assert "has rows 0 to" in capsys.readouterr().err
+    assert main(["data", "show", str(folder)]) == 2
+
+
 def test_nothing_is_done_twice(finished, caplog):
     project, folder = finished
     before = modified(folder)
@@ -89,11 +104,24 @@ def test_nothing_is_done_twice(finished, caplog):
     assert sum("unchanged" in message for message in caplog.messages) == len(STAGES)
 
 
+def test_more_steps_go_on_where_the_run_was(finished):
+    project, folder = finished
+    run(load_recipe(project / "recipe.toml", ["training_loop.steps=16"]), folder)
+    assert [line["step"] for line in read_metrics(folder / "training" / "metrics.jsonl")] == [
+        4,
+        8,
+        12,
+        16,
+    ]
+    assert not list(folder.glob("training.*"))
+
+
 def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
     project, folder = finished
     before = modified(folder)
     records = {record.name: record for record in read_records(folder)}
-    run(load_recipe(project / "recipe.toml", ["training.schedule.learning_rate=1e-3"]), folder)
+    changes = ["training_loop.steps=16", "training.schedule.learning_rate=1e-3"]
+    run(load_recipe(project / "recipe.toml", changes), folder)
     after = modified(folder)
     for path in before:
         if path.is_relative_to(folder / "shards") or path.is_relative_to(
@@ -105,22 +133,10 @@ def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
     assert after[folder / "report.html"] != before[folder / "report.html"]
 
 
-def test_more_steps_go_on_where_the_run_was(finished):
-    project, folder = finished
-    run(load_recipe(project / "recipe.toml", ["training_loop.steps=16"]), folder)
-    assert [line["step"] for line in read_metrics(folder / "training")] == [4, 8, 12, 16]
-    assert not list(folder.glob("training.*"))
-
-
 def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
     """Stop in the middle of each training; the answers are those of an uninterrupted run."""
     recipe = load_recipe(project / "recipe.toml")
     run(recipe, project / "whole", only=STAGES[:-1])
-
-    from pardalis.train import loop
-
-    class Stop:
-        made = False
 
     real, stops = loop.checkpoint.save, []
 
@@ -140,20 +156,6 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
     assert [record.name for record in read_records(project / "cut")] == STAGES[:-1]
 
 
-def test_data_show(finished, capsys):
-    _, folder = finished
-    assert main(["data", "show", str(folder), "--source", "pairs", "--row", "0"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("pairs, row 0: ")
-    assert "<begin_image>[4 codes]<end_image>" in shown
-    assert main(["data", "show", str(folder), "--position", "12345", "--json"]) == 0
-    located = json.loads(capsys.readouterr().out)
-    assert located["source"] in ("pairs", "pages")
-    assert main(["data", "show", str(folder), "--source", "pairs", "--row", "999"]) == 2
-    assert "has rows 0 to" in capsys.readouterr().err
-    assert main(["data", "show", str(folder)]) == 2
-
-
 def test_a_bad_picture_is_counted_and_the_rest_is_learnt(project):
     path = project / "pictures" / "red-ellipse.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -162,14 +164,3 @@ def test_a_bad_picture_is_counted_and_the_rest_is_learnt(project):
     report = json.loads((project / "run" / "shards" / "pairs" / "report.json").read_text())
     kinds = {kind: entry["count"] for kind, entry in report["rejected"].items()}
     assert kinds == {"missing-picture": 1, "unreadable-picture": 1}
-
-
-def test_features_are_not_needed_to_train(finished, monkeypatch):
-    """Only the report needs the scoring net: without it everything before still runs."""
-    project, _ = finished
-
-    def missing():
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(PictureFeatures, "load", missing)
-    run(load_recipe(project / "recipe.toml"), project / "again", only=STAGES[:-1])

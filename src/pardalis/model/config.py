@@ -64,15 +64,15 @@ def swiglu_width(d_model: int) -> int:
 
 
 def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
-    """The quickstart's decoder: a few million parameters, trained on a laptop in minutes."""
+    """The quickstart's decoder: learns a few hundred pictures on a laptop in minutes."""
     return ModelConfig(
         vocab_size=vocab_size,
         context=context,
-        d_model=192,
-        n_layers=6,
-        n_heads=6,
-        n_kv_heads=6,
-        d_ff=512,
+        d_model=128,
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=4,
+        d_ff=384,
     )
 
 

@@ -1,0 +1,88 @@
+"""Prompts in, documents out, through the public functions."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pardalis
+from pardalis.bundle import Bundle
+from pardalis.documents import Document, Picture, Text
+from pardalis.errors import DataError, RequestError
+from pardalis.inference import as_document
+from pardalis.model import Decoder, ModelConfig, initialise
+
+
+@pytest.fixture
+def bundle(codec) -> Bundle:
+    config = ModelConfig(
+        vocab_size=codec.vocabulary.size, context=40, d_model=32, n_layers=2, n_heads=4,
+        n_kv_heads=2, d_ff=64, init_std=0.3,
+    )  # fmt: skip
+    return Bundle(initialise(Decoder(config), 0).eval(), codec, {})
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
+
+
+def test_what_a_prompt_may_be(image, tmp_path):
+    path = tmp_path / "owl.png"
+    assert as_document("owl") == Document((Text("owl"),))
+    mixed = as_document(["owl", path, b"bytes", image])
+    assert [type(s) for s in mixed.segments] == [Text, Picture, Picture, Picture]
+    assert as_document(mixed) is mixed
+
+
+def test_modes(bundle, image):
+    text = pardalis.generate(bundle, [image, "what"], mode="text", max_tokens=9)
+    assert all(isinstance(s, Text) for s in text.segments)
+    two = pardalis.generate(bundle, "owl", mode="picture", max_pictures=2)
+    assert [type(s) for s in two.segments] == [Picture, Picture]
+    assert two.pictures[0].source.size == (16, 16)
+    one = pardalis.generate(bundle, "owl", mode="interleaved", max_pictures=1, seed=3)
+    assert len(one.pictures) <= 1
+
+
+def codes(document, bundle):
+    return [np.asarray(picture.source).tolist() for picture in document.pictures]
+
+
+def test_the_seed_and_the_place_decide(bundle):
+    def draw(prompts, seed):
+        return [
+            codes(d, bundle)
+            for d in pardalis.generate_many(bundle, prompts, mode="picture", seed=seed)
+        ]
+
+    assert draw(["owl", "fox"], 1) == draw(["owl", "fox"], 1)
+    assert draw(["owl", "fox"], 1)[0] == draw(["owl"], 1)[0]
+    assert draw(["owl"], 1) != draw(["owl"], 2)
+    first, second = draw(["owl", "owl"], 1)
+    assert first != second
+
+
+def test_a_prompt_that_leaves_no_room_for_a_picture(bundle):
+    prompt = "x" * 34  # 35 ids with bos; a picture takes 6
+    with pytest.raises(RequestError, match="room for 5 more, but 6 are needed"):
+        pardalis.generate(bundle, prompt, mode="picture")
+    assert not pardalis.generate(bundle, prompt, mode="interleaved").pictures
+
+
+def test_a_prompt_that_fills_the_context(bundle):
+    with pytest.raises(RequestError, match="has 51 ids, which fills the model's context of 40"):
+        pardalis.generate(bundle, "x" * 50)
+
+
+def test_settings_that_contradict_each_other(bundle):
+    with pytest.raises(RequestError, match="mode 'text' draws nothing"):
+        pardalis.generate(bundle, "owl", mode="text", max_pictures=1)
+
+
+def test_a_picture_that_cannot_be_read(bundle, tmp_path):
+    with pytest.raises(DataError, match=r"none\.png"):
+        pardalis.generate(bundle, [tmp_path / "none.png"], mode="text")
+
+
+def test_no_prompt_at_all(bundle):
+    assert isinstance(pardalis.generate(bundle, [], max_tokens=5), Document)
