@@ -1,7 +1,8 @@
 """The decoder against transformers' Chameleon: a training step, and generating a batch of pictures.
 
 Both have the same weights. The peer's training step takes its hidden states and its head, since its
-own loss masks image ids; its generation cannot write any, so it writes as many other ids. Prints a table and, with ``--out``, writes it as JSON.
+own loss masks image ids; its generation cannot write any, so it writes as many other ids. Prints a
+table and, with ``--out``, writes it as JSON.
 """
 
 import argparse

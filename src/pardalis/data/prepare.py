@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 
-Ids = Integer[np.ndarray, " n"]
+Ids = Integer[np.ndarray, " _"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
