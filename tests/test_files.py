@@ -83,8 +83,10 @@ def test_a_crash_at_any_instant_leaves_one_whole_folder(tmp_path, monkeypatch):
             patch.setattr(os, "rename", rename)
             with pytest.raises(Killed), files.atomic_folder(target) as partial:
                 (partial / "new").touch()
+        assert [p.name for p in files.existing_folder(target).iterdir()] == ["old"]
         files.recover_folder(target)
         assert [p.name for p in target.iterdir()] == ["old"]
+        assert files.existing_folder(target) == target
         with files.atomic_folder(target) as partial:  # leftovers do not disturb the next attempt
             (partial / "newest").touch()
         assert [p.name for p in target.iterdir()] == ["newest"]

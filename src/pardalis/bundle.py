@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 
 from pardalis import config as configs
 from pardalis.codec import Codec
+from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import atomic_folder, recover_folder, write_json, write_text
+from pardalis.files import atomic_folder, existing_folder, write_json, write_text
 from pardalis.model import Decoder, ModelConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizer
@@ -83,9 +84,10 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
     Raises:
         BundleError: the folder is missing, incomplete, from a newer version, or its parts do not
             fit each other; the message names the file.
+        ConfigError: there is no such device.
     """
-    folder = Path(folder)
-    recover_folder(folder)
+    folder = existing_folder(Path(folder))
+    device = find_device(device)
     description = describe(folder)
     try:
         config = configs.from_dict(ModelConfig, description["model"], "model.")
@@ -129,7 +131,7 @@ def describe(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{folder / _DESCRIPTION} is not a bundle description: {error!r}"
         ) from error
-    if version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise BundleError(
             f"The bundle {folder} has format version {version}; this Pardalis reads up to "
             f"{FORMAT_VERSION}. Upgrade Pardalis."

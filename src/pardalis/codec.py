@@ -10,7 +10,7 @@ from PIL import Image
 from pardalis.documents import Document, Picture, Role, Segment, Text, open_picture
 from pardalis.errors import DataError
 from pardalis.tokens import Grammar, Mode, TextTokenizer, Vocabulary, render
-from pardalis.vq import ImageTokenizer
+from pardalis.vq import ImageTokenizer, square
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
 
@@ -66,7 +66,8 @@ class Codec:
 
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
         """Encode documents, all pictures in one batch; an error stands in its document's place."""
-        opened = [_open_pictures(document) for document in documents]
+        side = self.image_tokenizer.config.resolution
+        opened = [_open_pictures(document, side) for document in documents]
         images = [image for result in opened if isinstance(result, list) for image in result]
         codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])
         return [
@@ -141,8 +142,12 @@ class Codec:
         return render(token_ids, self.vocabulary, self.text_tokenizer)
 
 
-def _open_pictures(document: Document) -> list[Image.Image] | DataError:
+def _open_pictures(document: Document, side: int) -> list[Image.Image] | DataError:
+    """Open the pictures of a document, each reduced at once to what the tokenizer sees of it."""
     try:
-        return [open_picture(picture.source) for picture in document.pictures]
+        return [
+            Image.fromarray(square(open_picture(picture.source), side))
+            for picture in document.pictures
+        ]
     except DataError as error:
         return error

@@ -64,8 +64,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def existing_folder(path: Path) -> Path:
+    """Return where the folder of a name is: there, or for an instant of its replacement beside it.
+
+    For readers, which must not rename what a writer is about to rename.
+    """
+    previous = path.with_name(path.name + _PREVIOUS)
+    return previous if previous.exists() and not path.exists() else path
+
+
 def recover_folder(path: Path) -> None:
-    """Finish or undo a replacement that a crash cut between its two renames."""
+    """Finish or undo a replacement that a crash cut between its two renames; for writers."""
     previous = path.with_name(path.name + _PREVIOUS)
     if not previous.exists():
         return

@@ -32,6 +32,8 @@ def test_what_a_prompt_may_be(image, tmp_path):
     mixed = as_document(["owl", path, b"bytes", image])
     assert [type(s) for s in mixed.segments] == [Text, Picture, Picture, Picture]
     assert as_document(mixed) is mixed
+    for alone in (path, b"bytes", image):
+        assert as_document(alone) == Document((Picture(alone),))
 
 
 def test_modes(bundle, image):
@@ -86,3 +88,16 @@ def test_a_picture_that_cannot_be_read(bundle, tmp_path):
 
 def test_no_prompt_at_all(bundle):
     assert isinstance(pardalis.generate(bundle, [], max_tokens=5), Document)
+
+
+def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
+    """Whatever seed: the answer ends with its turn, and is the assistant's."""
+    asked = Document((Text("Draw an owl.", role="user"),))
+    sampling = pardalis.SamplingConfig(temperature=3.0)
+    ended = 0
+    for seed in range(30):
+        answer = pardalis.generate(bundle, asked, text=sampling, seed=seed)
+        assert all(segment.role == "assistant" for segment in answer.segments)
+        plain = pardalis.generate(bundle, ["Draw an owl."], text=sampling, seed=seed)
+        ended += any(segment.role == "assistant" for segment in plain.segments)
+    assert ended  # without roles some answers do hold turns, so the loop above had one to stop at

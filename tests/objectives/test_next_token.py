@@ -123,6 +123,10 @@ def test_document_mask_is_an_option_that_matters(tiny_model, vocabulary):
         tiny_model, rows, vocabulary.image, NextTokenConfig(document_mask=False)
     ).total
     assert abs(float((within - across).detach())) > 1e-2
+    rows.documents.zero_()  # as if the row were one document, with positions to match
+    rows.positions = torch.arange(rows.ids.shape[1]).expand(rows.ids.shape)
+    one = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total
+    torch.testing.assert_close(one, across, rtol=1e-5, atol=1e-4)
 
 
 def test_padding_yields_no_nan(tiny_model, vocabulary):

@@ -137,6 +137,15 @@ def test_a_picture_opens_only_where_it_fits_with_its_eos():
     assert GRAMMAR.rule(GRAMMAR.advance(state, A), limits) is Rule.TEXT
 
 
+def test_one_turn_ends_with_its_end_turn():
+    limits = Limits(room=20, one_turn=True)
+    state = GRAMMAR.begin([BOS, A, TURN], limits)
+    assert GRAMMAR.rule(state, limits) is Rule.TEXT_OR_PICTURE
+    state = GRAMMAR.state_after([B, *PICTURE, A], state)
+    assert GRAMMAR.rule(state, limits) is not Rule.NOTHING
+    assert GRAMMAR.rule(GRAMMAR.advance(state, TURN), limits) is Rule.NOTHING
+
+
 def test_the_last_id_is_eos():
     limits = Limits(room=1)
     assert GRAMMAR.rule(GRAMMAR.begin([BOS], limits), limits) is Rule.EOS

@@ -1,6 +1,7 @@
 """Prompts in, documents out: what the command line and Python users call."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +17,14 @@ from pardalis.tokens import Limits
 
 Mode = Literal["text", "picture", "interleaved"]
 Part = str | Path | bytes | Image.Image
-Prompt = str | Sequence[Part] | Document
+Prompt = Part | Sequence[Part] | Document
 
 
 def as_document(prompt: Prompt) -> Document:
-    """Read a prompt: a string is text, a path, bytes or PIL image is a picture."""
+    """Read a prompt: a string is text; a path, bytes or a PIL image is a picture."""
     if isinstance(prompt, Document):
         return prompt
-    parts: Sequence[Part] = [prompt] if isinstance(prompt, str) else prompt
+    parts = [prompt] if isinstance(prompt, str | Path | bytes | Image.Image) else prompt
     segments: list[Segment] = [Text(p) if isinstance(p, str) else Picture(p) for p in parts]
     return Document(tuple(segments))
 
@@ -86,21 +87,22 @@ def generate_many(
         RequestError: a prompt leaves no room for what is asked.
         DataError: a picture of a prompt cannot be read.
     """
+    documents = [as_document(prompt) for prompt in prompts]
     requests = []
-    for i, prompt in enumerate(prompts):
-        prompt_ids = bundle.codec.encode_prompt(as_document(prompt))
+    for i, document in enumerate(documents):
+        prompt_ids = bundle.codec.encode_prompt(document)
         room = bundle.model.config.context - len(prompt_ids)
         if room < 1:
             raise RequestError(
                 f"The prompt has {len(prompt_ids)} ids, which fills the model's context of "
                 f"{bundle.model.config.context}; shorten it."
             )
+        room = room if max_tokens is None else min(max_tokens, room)
+        limits = _limits(mode, room, max_pictures)
         requests.append(
             Request(
                 prompt_ids=tuple(prompt_ids),
-                limits=_limits(
-                    mode, room if max_tokens is None else min(max_tokens, room), max_pictures
-                ),
+                limits=replace(limits, one_turn=_is_conversation(document)),
                 text=text or SamplingConfig(temperature=0.0),
                 picture=picture or SamplingConfig(),
                 guidance=guidance,
@@ -108,8 +110,25 @@ def generate_many(
             )
         )
     answers = generate_cached(bundle.model, bundle.codec.grammar, requests)
-    bos_id = bundle.codec.vocabulary.bos_id
-    return [bundle.codec.decode([bos_id, *ids]) for ids in answers]
+    return [
+        _as_answer(bundle, ids, _is_conversation(document))
+        for ids, document in zip(answers, documents, strict=True)
+    ]
+
+
+def _is_conversation(document: Document) -> bool:
+    return bool(document.segments) and document.segments[-1].role is not None
+
+
+def _as_answer(bundle: Bundle, token_ids: list[int], conversation: bool) -> Document:
+    """Decode what was written; in a conversation it is the assistant's turn, without its end."""
+    vocabulary = bundle.codec.vocabulary
+    if conversation and token_ids[-1:] == [vocabulary.end_turn_id]:
+        token_ids = token_ids[:-1]
+    answer = bundle.codec.decode([vocabulary.bos_id, *token_ids])
+    if not conversation:
+        return answer
+    return replace(answer, segments=tuple(replace(s, role="assistant") for s in answer.segments))
 
 
 def _limits(mode: Mode, room: int, max_pictures: int | None) -> Limits:

@@ -21,16 +21,18 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
         RequestError: the limits leave no room for what they demand.
     """
     vocabulary = grammar.vocabulary
-    allowed_ids = torch.from_numpy(grammar.allowed_ids())
+    device = model.embedding.weight.device
+    allowed_ids = torch.from_numpy(grammar.allowed_ids()).to(device)
     ids = list(request.prompt_ids)
     state = grammar.begin(ids, request.limits)
     while (rule := grammar.rule(state, request.limits)) is not Rule.NOTHING:
-        logits = model(torch.tensor([ids]))[:, -1]
+        logits = model(torch.tensor([ids], device=device))[:, -1]
         in_picture = state.mode is Mode.IMAGE
         if rule is Rule.CODE and request.guidance != 1:
             opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-            unconditional = model(torch.tensor([[vocabulary.bos_id, *ids[opened:]]]))[:, -1]
-            logits = guide(logits, unconditional, torch.tensor([request.guidance]))
+            alone = torch.tensor([[vocabulary.bos_id, *ids[opened:]]], device=device)
+            scale = torch.tensor([request.guidance], device=device)
+            logits = guide(logits, model(alone)[:, -1], scale)
         sampling = request.picture if in_picture else request.text
         noise = gumbel_noise([request.seed], [len(ids)], vocabulary.size)
         chosen = int(sample(logits, allowed_ids[rule][None], [sampling], noise))

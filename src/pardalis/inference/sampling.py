@@ -71,5 +71,8 @@ def _keep_top_p(logits: Float[Tensor, "B V"], top_p: list[float]) -> Float[Tenso
     ordered, order = logits.sort(-1, descending=True)
     probs = ordered.softmax(-1)
     before = probs.cumsum(-1) - probs  # mass of what is more likely than this id
-    dropped = before >= logits.new_tensor(top_p)[:, None]
+    limit = logits.new_tensor(top_p)[:, None]
+    dropped = (before >= limit) & (
+        limit < 1
+    )  # rounding must not drop the tail of a row that keeps all
     return logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)

@@ -61,8 +61,10 @@ def next_token_losses(
     z-loss is 1e-5 (log Z)² per target in Chameleon (arXiv 2405.09818, section 2.3); it keeps the
     normaliser from drifting, to which softmax itself is blind.
     """
-    mask = document_mask(batch.documents) if config.document_mask else None
-    hidden = model.hidden(batch.ids, batch.positions, mask)
+    if config.document_mask:
+        hidden = model.hidden(batch.ids, batch.positions, document_mask(batch.documents))
+    else:  # a row is then one sequence, and its positions do not restart
+        hidden = model.hidden(batch.ids)
     learnt: Bool[Tensor, "B T"] = batch.weights > 0
     targets, weights = batch.targets[learnt], batch.weights[learnt]
     target_logit, lse = linear_logsumexp(

@@ -56,6 +56,7 @@ class Limits:
     room: int  # ids that may be written, eos included
     text: bool = True  # may text be written?
     max_pictures: int | None = None  # pictures that may be opened; None: as many as fit
+    one_turn: bool = False  # end_turn ends the answer, as in a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class State:
     mode: Mode = Mode.START
     codes_left: int = 0  # codes missing from the open picture
     pictures: int = 0  # pictures opened since writing began
+    turns: int = 0  # turns closed since writing began
     room: int | None = None  # ids that may still be written; None: only reading
 
 
@@ -94,10 +96,18 @@ class Grammar:
         match state.mode:
             case Mode.START if token_id == ids.bos_id:
                 return replace(state, mode=Mode.TEXT, room=room)
-            case Mode.TEXT if token_id in ids.text or token_id == ids.end_turn_id:
+            case Mode.TEXT if token_id in ids.text:
                 return replace(state, room=room)
+            case Mode.TEXT if token_id == ids.end_turn_id:
+                return replace(state, turns=state.turns + 1, room=room)
             case Mode.TEXT if token_id == ids.begin_image_id:
-                return State(Mode.IMAGE, self.codes_per_picture, state.pictures + 1, room)
+                return replace(
+                    state,
+                    mode=Mode.IMAGE,
+                    codes_left=self.codes_per_picture,
+                    pictures=state.pictures + 1,
+                    room=room,
+                )
             case Mode.TEXT if token_id == ids.eos_id:
                 return replace(state, mode=Mode.DONE, room=room)
             case Mode.IMAGE if state.codes_left > 0 and token_id in ids.image:
@@ -170,7 +180,7 @@ class Grammar:
                 f"but {max(demanded, 1)} are needed (a picture takes {self.picture_ids}); shorten "
                 "the prompt or raise the limit."
             )
-        return State(state.mode, state.codes_left, 0, limits.room)
+        return State(state.mode, state.codes_left, room=limits.room)
 
     def rule(self, state: State, limits: Limits) -> Rule:
         """Say which ids may come next when writing under limits.
@@ -189,7 +199,7 @@ class Grammar:
                 return Rule.NOTHING
             case Mode.IMAGE:
                 return Rule.CODE if state.codes_left > 0 else Rule.CLOSE_PICTURE
-        if room <= 0:
+        if room <= 0 or (limits.one_turn and state.turns > 0):
             return Rule.NOTHING
         may_open = limits.max_pictures is None or state.pictures < limits.max_pictures
         if not limits.text:
