@@ -35,7 +35,12 @@ format: $(VENV)/.dev        ## format the code
 clean:                ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
+# For a machine without a GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes.
+TORCH_INDEX ?=
+
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -z '$(TORCH_INDEX)' || \
+	  $(BIN)/pip install --quiet --index-url '$(TORCH_INDEX)' --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@

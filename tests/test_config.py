@@ -5,7 +5,9 @@ from typing import Any, Literal
 import pytest
 
 from pardalis import config as configs
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, PardalisError, RequestError
+
+ERRORS: dict[str, type[PardalisError]] = {"a": ConfigError, "b": RequestError}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,6 +15,10 @@ class Inner:
     name: str
     weight: float = 1.0
     kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ERRORS[self.kind](f"weight must be 0 or more, got {self.weight}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +84,18 @@ def test_refuses_what_it_does_not_understand(values, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ERRORS)
+def test_what_a_constructor_refuses_is_named_by_its_place(kind):
+    wrong = {"name": "a", "weight": -1, "kind": kind}
+    for values, place in (
+        ({"inner": wrong}, "inner."),
+        ({"items": [{"name": "b"}, wrong]}, "items.1."),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            configs.from_dict(Outer, {"steps": 1, **values})
+        assert str(caught.value) == f"{place}weight must be 0 or more, got -1.0."
+
+
 def write(tmp_path, text):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
@@ -117,6 +135,11 @@ def test_bad_overrides(tmp_path, override, message):
 def test_a_missing_recipe(tmp_path):
     with pytest.raises(ConfigError, match="No recipe at"):
         configs.load(Outer, tmp_path / "none.toml")
+
+
+def test_a_folder_as_recipe(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); give the path of a"):
+        configs.load(Outer, tmp_path)
 
 
 def test_a_recipe_that_is_not_toml(tmp_path):

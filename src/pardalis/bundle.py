@@ -17,7 +17,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from pardalis import config as configs
 from pardalis.codec import Codec
@@ -27,6 +26,7 @@ from pardalis.files import atomic_folder, existing_folder, write_json, write_tex
 from pardalis.model import Decoder, ModelConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizer
+from pardalis.weights import load_weights
 
 FORMAT_VERSION = 1
 
@@ -100,8 +100,9 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
         ImageTokenizer.load(folder / _IMAGE).to(device).eval(),
     )
     _check_sizes(folder, config, codec)
-    model = Decoder(config)
-    _load_weights(model, folder / _MODEL)
+    with torch.device("meta"):
+        model = Decoder(config)
+    load_weights(model, folder / _MODEL)
     licences = folder / _LICENCES
     return Bundle(
         model.to(device).eval(),
@@ -154,24 +155,3 @@ def _check_sizes(folder: Path, config: ModelConfig, codec: Codec) -> None:
                 f"The parts of the bundle {folder} do not fit: found {found} {what}, the "
                 f"vocabulary needs {needed}. Do not mix files of different bundles."
             )
-
-
-def _load_weights(model: Decoder, path: Path) -> None:
-    try:
-        weights = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again.") from error
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if wanted != found:
-        wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
-        name = wrong[0]
-        raise BundleError(
-            f"{path} does not fit the model of its bundle.json in {len(wrong)} tensors, first "
-            f"{name}: found {_shape(found.get(name))}, needed {_shape(wanted.get(name))}."
-        )
-    model.load_state_dict(weights, assign=True)
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "nothing" if shape is None else "x".join(map(str, shape))

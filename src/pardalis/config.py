@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, PardalisError
 
 Config = TypeVar("Config")
 
@@ -28,8 +28,8 @@ def load(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config
 
     Args:
         cls: the dataclass that the whole file describes.
-        overrides: ``"train.steps=20"``; the value is TOML, or a bare string. A number in the path
-            picks an item of a list: ``"sources.0.weight=2"``.
+        overrides: ``"training_loop.steps=20"``; the value is TOML, or a bare string. A number in
+            the path picks an item of a list: ``"sources.0.weight=2"``.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown or missing, a value has the
@@ -39,6 +39,10 @@ def load(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"No recipe at {path}; give the path of a TOML file.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); give the path of a TOML file."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
     for override in overrides:
@@ -47,7 +51,12 @@ def load(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a config from plain values; raises ConfigError as :func:`load` does."""
+    """Build a config from plain values; raises ConfigError as :func:`load` does.
+
+    ``where`` is the place of the values with a dot after it, such as ``"training."``. A config
+    refuses a value by a message that begins with the bare name of the field, since it cannot know
+    where it stands; the place is put in front of it here.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for key in values:
@@ -57,7 +66,10 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
         if name not in values and _has_no_default(field):
             raise ConfigError(f"{where}{name} is missing; it has no default, so set it.")
     built = {key: _convert(hints[key], value, where + key) for key, value in values.items()}
-    return cls(**built)
+    try:
+        return cls(**built)
+    except PardalisError as error:
+        raise ConfigError(f"{where}{error}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

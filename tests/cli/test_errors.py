@@ -1,7 +1,10 @@
 """What a user meets when something is wrong: one line, a code, nothing lost."""
 
+import errno
+
 import pytest
 
+from pardalis.cli import train
 from pardalis.cli.main import build_parser, main
 from pardalis.errors import ConfigError
 
@@ -15,6 +18,18 @@ from pardalis.errors import ConfigError
         (["show", "bundle", "none"], 4, "No bundle at none"),
         (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --picture PATH"),
         (["data", "show", "none", "--position", "1"], 2, "No recipe at none/recipe.toml"),
+        (["run", "."], 2, "."),
+        (["generate", "none", "none.png"], 6, "No picture at none.png"),
+        (
+            ["generate", "none", "owl", "--out", "owl.gif"],
+            6,
+            "is written as .html, .htm, .md, .png",
+        ),
+        (
+            ["tokenizer", "show", "none", "--text", "a", "--out", "a.foo"],
+            2,
+            "--out must end in .png",
+        ),
     ],
 )
 def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeypatch):
@@ -25,6 +40,18 @@ def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeyp
     assert shown.err.startswith("pardalis: ")
     assert message in shown.err
     assert shown.err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(options, *stages):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/answers")
+
+    monkeypatch.setattr(train, "run_stages", full)
+    assert main(["train", "recipe.toml"]) == 1
+    shown = capsys.readouterr().err
+    assert shown == (
+        "pardalis: No space left on device (runs/x/answers); what was finished before stays.\n"
+    )
 
 
 def test_traceback_on_demand():

@@ -320,5 +320,5 @@ def test_a_full_disk_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch
 
 @pytest.mark.parametrize("field", ["row_tokens", "batch_documents", "shard_tokens"])
 def test_sizes_must_be_positive(field: str):
-    with pytest.raises(ConfigError, match=f"{field} must be at least"):
+    with pytest.raises(ConfigError, match=f"^{field} must be at least"):
         replace(CONFIG, **{field: 0})

@@ -77,10 +77,11 @@ def test_nothing_at_the_path_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_a_weight_must_be_positive(weight: float):
-    with pytest.raises(ConfigError, match=r"weight of source 'a' must be above 0"):
+    with pytest.raises(ConfigError, match=r"^weight must be above 0, got"):
         SourceConfig(name="a", reader="jsonl", path="a", weight=weight)
 
 
-def test_a_name_is_needed():
-    with pytest.raises(ConfigError, match="name of a source is empty"):
-        SourceConfig(name="", reader="jsonl", path="a")
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b"])
+def test_a_name_must_be_that_of_a_folder(name: str):
+    with pytest.raises(ConfigError, match=r"^name must consist of letters, digits"):
+        SourceConfig(name=name, reader="jsonl", path="a")

@@ -94,6 +94,8 @@ def write_run(
     _write_metrics(run, steps)
     _write_shards(run)
     answers = {"gallery": gallery, "pictures": [], "captions": [], "pages": [], "seconds": 61.2,
+               "captioned": {"train": N_TRAIN, "heldout": N_HELD_OUT},
+               "left_out": {"unreadable": 0, "too_long": 0},
                "image_tokens_per_second": 930.0}  # fmt: skip
     wrong = {"train", "heldout"}
     for i, (name, split, image) in enumerate(pictures):
@@ -137,22 +139,24 @@ def _write_metrics(run: Path, steps: int) -> None:
     tokenizer, model = [], []
     for step in range(steps):
         done = step / steps
+        held_out: tuple[dict, dict] = ({}, {})
+        if step % (steps // 10) == 0:
+            held_out = (
+                {"heldout_psnr": 24 - 10 * math.exp(-4 * done)},
+                {"heldout_loss_text": 2.3 + 4.8 * math.exp(-5 * done),
+                 "heldout_loss_image": 4 + 3 * math.exp(-3 * done)},
+            )  # fmt: skip
         tokenizer.append(
             {"step": step, "time_s": 1.6 * step, "loss_l1": 0.2 * math.exp(-3 * done) + 0.05,
-             "codebook_use": 1 - 0.6 * math.exp(-6 * done), "perplexity": 400 + 200 * done}
+             "codebook_use": 1 - 0.6 * math.exp(-6 * done), "perplexity": 400 + 200 * done,
+             **held_out[0]}
         )  # fmt: skip
         model.append(
             {"step": step, "time_s": 2.4 * step, "loss": 5.0,
              "loss_text": 2 + 5 * math.exp(-5 * done) + noise[step, 0],
              "loss_image": 3 + 4 * math.exp(-3 * done) + noise[step, 1],
-             "tokens_per_second": 3400 + 500 * noise[step, 0], "grad_norm": 0.7}
+             "tokens_per_second": 3400 + 500 * noise[step, 0], "grad_norm": 0.7, **held_out[1]}
         )  # fmt: skip
-        if step % (steps // 10) == 0:
-            tokenizer.append({"step": step, "heldout_psnr": 24 - 10 * math.exp(-4 * done)})
-            model.append(
-                {"step": step, "heldout_loss_text": 2.3 + 4.8 * math.exp(-5 * done),
-                 "heldout_loss_image": 4 + 3 * math.exp(-3 * done)}
-            )  # fmt: skip
     write_lines(run / "image_tokenizer/metrics.jsonl", tokenizer)
     write_lines(run / "training/metrics.jsonl", model)
 

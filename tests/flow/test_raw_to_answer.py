@@ -65,12 +65,15 @@ def test_the_whole_way(project, capsys, noise):
         assert (project / "out" / name).stat().st_size > 0
         assert capsys.readouterr().out.strip() == "[picture]"
     assert main([*ask, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["answer"] == [{"picture": True}]
+    [part] = json.loads(capsys.readouterr().out)["answer"]
+    assert part["picture"].startswith("data:image/png;base64,")
 
     assert main(["show", "bundle", str(project / "bundle"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["made_by"]["recipe"] == "tiny-run"
     assert main(["show", "bundle", str(project / "bundle")]) == 0
     assert "context 64" in capsys.readouterr().out
+    assert main(["tokenizer", "show", str(folder), "--text", "red", "--json"]) == 0
+    assert "".join(json.loads(capsys.readouterr().out)["pieces"]) == "red"
     look = ["tokenizer", "show", str(project / "bundle"), "--text", "red", "--picture"]
     look += [str(project / "pictures" / "red-line.png"), "--out", str(project / "again.png")]
     assert main([*look, "--json"]) == 0
@@ -160,7 +163,8 @@ def test_a_bad_picture_is_counted_and_the_rest_is_learnt(project):
     path = project / "pictures" / "red-ellipse.png"
     path.write_bytes(path.read_bytes()[:60])
     (project / "pictures" / "blue-line.png").unlink()
-    run(load_recipe(project / "recipe.toml"), project / "run", only=STAGES[:3])
+    run(load_recipe(project / "recipe.toml"), project / "run")
+    assert (project / "run" / "report.html").exists()
     report = json.loads((project / "run" / "shards" / "pairs" / "report.json").read_text())
     kinds = {kind: entry["count"] for kind, entry in report["rejected"].items()}
     assert kinds == {"missing-picture": 1, "unreadable-picture": 1}

@@ -182,12 +182,27 @@ def test_initial_spread(tiny_config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_heads": 3}, "d_model .32. must be a multiple of twice model.n_heads .3."),
-        ({"n_kv_heads": 3}, "n_heads .4. must be a multiple of model.n_kv_heads .3."),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"n_layers": 0}, "model.n_layers must be at least 1, got 0"),
+        ({"n_heads": 3}, "^d_model .32. must be a multiple of twice n_heads .3."),
+        ({"n_kv_heads": 3}, "^n_heads .4. must be a multiple of n_kv_heads .3."),
+        ({"dropout": 1.0}, r"^dropout must lie in \[0, 1\), got 1.0"),
+        ({"n_layers": 0}, "^n_layers must be at least 1, got 0"),
     ],
 )
 def test_refuses_shapes_that_cannot_be(tiny_config, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny_config, **changes)
+
+
+def test_a_seed_gives_the_same_weights_wherever_they_lie(tiny_config):
+    """Drawn on the CPU in single precision and then copied, whatever takes them."""
+    one = initialise(Decoder(tiny_config), seed=1).state_dict()
+    other = initialise(Decoder(tiny_config).double(), seed=1).state_dict()
+    assert all(torch.equal(one[name].double(), other[name]) for name in one)
+    with torch.device("meta"):
+        nowhere = Decoder(tiny_config)
+    assert all(parameter.is_meta for parameter in initialise(nowhere, seed=1).parameters())
+
+
+def test_small_is_as_large_as_it_says():
+    counts = count(PRESETS["small"](vocab_size=1000))
+    assert counts.parameters - 2 * counts.embedding_parameters == 27_288_064

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from pardalis.errors import BundleError, TrainingError
 from pardalis.train import checkpoint
@@ -113,6 +114,34 @@ def test_a_damaged_checkpoint_names_its_folder_and_what_to_do(
     with pytest.raises(BundleError, match="step-00000007 is not a whole checkpoint") as caught:
         checkpoint.load(folder)
     assert "delete this folder to go on from the checkpoint before it" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.json", ".metadata", "__0_0.distcp"])
+def test_a_file_that_the_system_refuses_is_no_reason_to_delete(tmp_path: Path, name: str) -> None:
+    folder = checkpoint.save(tmp_path, 7, trained_state(), {})
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder / name)  # refused with another error than "not found"
+    message = r"step-00000007 could not be read \(.*Too many levels of symbolic links.* again"
+    with pytest.raises(BundleError, match=message) as caught:
+        checkpoint.load(folder)
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["read_metadata", "read_data"])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_little_memory_is_no_reason_to_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    folder = checkpoint.save(tmp_path, 7, trained_state(), {})
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileSystemReader, method, fail)
+    with pytest.raises(MemoryError):
+        checkpoint.load(folder)
 
 
 def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:

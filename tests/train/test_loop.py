@@ -22,7 +22,7 @@ from pardalis.train import checkpoint
 from pardalis.train.loop import Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
 
-TIMINGS = {"time_s", "steps_per_second", "tokens_per_second"}
+TIMINGS = {"time_s", "steps_per_second", "tokens_per_second", "pictures_per_second"}
 
 
 class Walk:
@@ -41,7 +41,7 @@ class Walk:
         loss.backward()
         self.optimizer.step()
         sometimes = float(step) if step % 3 else math.nan
-        return {"loss": loss.detach(), "sometimes": sometimes, "tokens": 5.0}
+        return {"loss": loss.detach(), "sometimes": sometimes, "tokens": 5.0, "pictures": 2.0}
 
     def evaluate(self) -> dict[str, float]:
         return {"heldout_loss": self.place.square().sum().item()}
@@ -92,6 +92,7 @@ def test_lines_and_checkpoints_of_a_run(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "heldout_loss" in line] == [5, 10, 11]
     assert lines[0]["sometimes"] == 1.5  # of steps 1 and 2; at 0 it has no value
     assert lines[0]["tokens_per_second"] == pytest.approx(5 * lines[0]["steps_per_second"])
+    assert lines[0]["pictures_per_second"] == pytest.approx(2 * lines[0]["steps_per_second"])
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000008", "step-00000011"]
 
@@ -159,8 +160,23 @@ def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: 
     assert newest.name == "step-00000004"
 
 
-def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
-    assert train(Walk(stop_at(10)), tmp_path, CONFIG)["step"] == 11
+def test_a_signal_at_the_last_step_stops_what_would_follow(
+    tmp_path: Path, whole: tuple[list[Line], Tensor]
+) -> None:
+    with pytest.raises(Interrupted, match="Stopped at step 11 of 11; run the same command"):
+        train(Walk(stop_at(10)), tmp_path, CONFIG)
+    assert train(Walk(fail_at(0)), tmp_path, CONFIG)["step"] == 11  # it is finished
+    assert lines_of(tmp_path) == whole[0]
+
+
+def test_a_signal_during_the_last_evaluation_stops_what_would_follow(tmp_path: Path) -> None:
+    class Asked(Walk):
+        def evaluate(self) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().evaluate()
+
+    with pytest.raises(Interrupted):
+        train(Asked(), tmp_path, LoopConfig(steps=2))
 
 
 def test_handlers_are_put_back_after_an_error(tmp_path: Path) -> None:
@@ -293,5 +309,5 @@ def test_a_checkpoint_of_another_model_ends_in_a_sentence(tmp_path: Path) -> Non
     [("steps", 0), ("save_every", 0), ("report_every", -1), ("evaluate_every", -1)],
 )
 def test_a_wrong_field_is_named(field: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=rf"train\.{field}"):
+    with pytest.raises(ConfigError, match=rf"^{field} must"):
         LoopConfig(**{"steps": 1, field: value})

@@ -142,9 +142,8 @@ def test_weights_that_do_not_fit_are_named(small_tokenizer, tmp_path):
     edit_weights(tmp_path, change)
     with pytest.raises(
         BundleError,
-        match=r"model\.safetensors does not fit its config\.json: missing: quant_conv\.bias; "
-        r"unexpected: loss\.discriminator; "
-        r"of another shape: encoder\.conv_in\.bias \[5\] instead of \[12\]",
+        match=r"model\.safetensors does not fit its config in 3 tensors, first "
+        r"encoder\.conv_in\.bias: found 5, needed 12\.",
     ):
         ImageTokenizer.load(tmp_path)
 
@@ -161,7 +160,7 @@ def test_a_truncated_file_is_named(small_tokenizer, tmp_path):
     small_tokenizer.save(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BundleError, match=r"model\.safetensors is truncated or not safetensors"):
+    with pytest.raises(BundleError, match=r"model\.safetensors cannot be read .*: it is truncated"):
         ImageTokenizer.load(tmp_path)
 
 

@@ -28,7 +28,7 @@ _SHOW = """\
 Show a training row as text: the row itself, or the one that training meets at a position.
 
   pardalis data show RUN --source pairs --row 12
-  pardalis data show RUN --position 12345       the 12,345th row of the mixture
+  pardalis data show RUN --position 12345       the row that training meets there, from 0
 """
 
 
@@ -61,6 +61,8 @@ def _show(options: argparse.Namespace) -> None:
     recipe = load_recipe(run / "recipe.toml")
     codec = load_codec(run)
     if options.position is not None:
+        if options.position < 0:
+            raise ConfigError(f"--position must be 0 or more, got {options.position}.")
         location = training_loader(recipe, run, codec).locate(options.position)
         source, row = location.source, location.row
     elif options.source is not None and options.row is not None:

@@ -2,19 +2,24 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pardalis.cli.common import Commands, add_command, add_json, echo, print_json
-from pardalis.documents import Document, Text, open_picture, to_html, to_markdown
 from pardalis.errors import RequestError
-from pardalis.files import write_text
+
+if TYPE_CHECKING:
+    from pardalis.documents import Document
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+_WRITABLE = (".html", ".htm", ".md", ".png")
 
 _DESCRIPTION = """\
 Answer a prompt of texts and pictures. A part of the prompt that is the path of an existing file is
 a picture, everything else is text.
 
-  pardalis generate BUNDLE "owl" --mode picture --out owl.html
-  pardalis generate BUNDLE photo.png --mode text
-  pardalis generate BUNDLE "Owl\\n" --out page.md
+  pardalis generate BUNDLE rocket --mode picture --out rocket.png
+  pardalis generate BUNDLE rocket.png --mode text
+  pardalis generate BUNDLE $'Rocket\\n' --out page.html
 
 The answer is printed, with [picture] where one was drawn; --out writes it with its pictures as HTML
 (one file) or Markdown (pictures beside it), or the drawn picture itself as PNG.
@@ -66,12 +71,14 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     import pardalis
+    from pardalis.documents import Document, Picture, Text, open_picture, to_data_uri, to_png
     from pardalis.inference import as_document
 
-    bundle = pardalis.load(options.bundle, options.device)
+    if options.out is not None and options.out.suffix.lower() not in _WRITABLE:
+        raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {options.out}.")
     prompt = as_document([_part(text) for text in options.prompt])
     answer = pardalis.generate(
-        bundle,
+        pardalis.load(options.bundle, options.device),
         prompt,
         mode=options.mode,
         max_tokens=options.max_tokens,
@@ -85,15 +92,18 @@ def _run(options: argparse.Namespace) -> None:
         guidance=options.guidance,
         seed=options.seed,
     )
-    if options.out is not None:
-        _write(Document((*prompt.segments, *answer.segments)), answer, options.out)
     if options.json:
         parts = [
-            {"text": s.text} if isinstance(s, Text) else {"picture": True} for s in answer.segments
+            {"picture": to_data_uri(to_png(open_picture(segment.source)))}
+            if isinstance(segment, Picture)
+            else {"text": segment.text}
+            for segment in answer.segments
         ]
         print_json({"answer": parts, "out": str(options.out) if options.out else None})
     else:
         echo("".join(s.text if isinstance(s, Text) else "[picture]" for s in answer.segments))
+    if options.out is not None:
+        _write(Document((*prompt.segments, *answer.segments)), answer, options.out)
 
 
 def _part(text: str) -> str | Path:
@@ -102,25 +112,25 @@ def _part(text: str) -> str | Path:
         if path.is_file():
             return path
     except OSError:  # longer than a file name may be: certainly a text
-        pass
-    return text.replace("\\n", "\n")
+        return text
+    if path.suffix.lower() in _PICTURES and " " not in text:
+        raise RequestError(f"No picture at {text}; give the path of an existing file.")
+    return text
 
 
-def _write(document: Document, answer: Document, path: Path) -> None:
+def _write(document: "Document", answer: "Document", path: Path) -> None:
+    from pardalis.documents import open_picture, to_html, to_markdown
+    from pardalis.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     match path.suffix.lower():
         case ".html" | ".htm":
             write_text(path, to_html(document))
         case ".md":
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, to_markdown(document, path.parent))
-        case ".png":
-            if not answer.pictures:
-                raise RequestError(
-                    f"The answer has no picture to write to {path}; ask with --mode picture."
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            open_picture(answer.pictures[0].source).save(path)
-        case suffix:
+        case _ if not answer.pictures:
             raise RequestError(
-                f"An answer is written as .html, .md or .png, got {suffix or path.name!r}."
+                f"The answer has no picture to write to {path}; ask with --mode picture."
             )
+        case _:
+            open_picture(answer.pictures[0].source).save(path)

@@ -39,14 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PardalisError as error:
         if options.traceback:
             raise
-        print(f"pardalis: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return _fail("interrupted.", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has had enough
         sys.stderr.close()
-        return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        if options.traceback:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; what was finished before stays.", 1)
     return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"pardalis: {message}\n")
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ sources. Can be interrupted; the same command goes on.
 """
 
 _SHOW = """\
-Show what a bundle's tokenizers make of a text or a picture.
+Show what the tokenizers of a bundle, or of a run, make of a text or a picture.
 
   pardalis tokenizer show BUNDLE --text "A snowy owl."
   pardalis tokenizer show BUNDLE --picture owl.png --out reconstruction.png
@@ -44,7 +44,12 @@ def add(commands: Commands) -> None:
     image.set_defaults(run=lambda options: run_stages(options, "image_tokenizer"))
 
     show = add_command(verbs, "show", "show what tokenizers make of a text or a picture", _SHOW)
-    show.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    show.add_argument(
+        "folder",
+        metavar="BUNDLE",
+        type=Path,
+        help="folder of a bundle, or of a run with tokenizers",
+    )
     show.add_argument("--text", help="a text to cut into pieces")
     show.add_argument("--picture", type=Path, help="a picture to turn into codes")
     show.add_argument("--out", type=Path, help="where to write the picture after the round trip")
@@ -55,10 +60,14 @@ def add(commands: Commands) -> None:
 def _show(options: argparse.Namespace) -> None:
     from pardalis import load
     from pardalis.documents import open_picture
+    from pardalis.pipeline import load_codec
 
+    if options.out is not None and options.out.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise ConfigError(f"--out must end in .png, .jpg or .webp, got {options.out}.")
     if options.text is None and options.picture is None:
         raise ConfigError("Say what to show: --text TEXT or --picture PATH, or both.")
-    codec = load(options.bundle).codec
+    is_run = (options.folder / "image_tokenizer" / "final").is_dir()
+    codec = load_codec(options.folder) if is_run else load(options.folder).codec
     shown: dict[str, object] = {}
     if options.text is not None:
         pieces = codec.text_tokenizer.encode(options.text)

@@ -8,7 +8,7 @@ from pardalis.data.packing import Packing, best_fit, split_long
 from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
-from pardalis.data.source import SourceConfig, read_source
+from pardalis.data.source import SourceConfig, read_source, survey
 
 __all__ = [
     "Batch",
@@ -27,4 +27,5 @@ __all__ = [
     "prepare_source",
     "read_source",
     "split_long",
+    "survey",
 ]

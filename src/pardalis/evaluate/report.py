@@ -4,10 +4,14 @@ Nothing is trained or drawn here. ``run_folder.py`` reads, this module scores, `
 """
 
 import math
-from collections.abc import Sequence
+import resource
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from pardalis import files
 from pardalis.documents.pictures import open_picture
@@ -22,8 +26,10 @@ from pardalis.evaluate.scored import Corpus, Drawn, Rebuilt
 from pardalis.vq.tokenizer import ImageTokenizer
 
 _CANDIDATES = 100
+# Training losses are the mean of as many last lines of metrics: one line is one noisy batch.
 _LAST_LINES = 10
-"""Training losses are the mean of as many last lines of metrics: one line is one noisy batch."""
+# Pixels of the shorter side of gallery pictures, which the net and the page see at 224 and less.
+_GALLERY_SIDE = 256
 
 
 def write_report(
@@ -31,8 +37,8 @@ def write_report(
 ) -> dict[str, object]:
     """Score a finished run; write ``report.json`` and the page ``report.html`` into its folder.
 
-    Drawn pictures are ranked among all pictures of the corpus, train and held-out. Every picture
-    of the corpus goes through the image tokenizer.
+    Drawn pictures are ranked among the gallery, train and held-out, and every picture of it goes
+    through the image tokenizer.
 
     Returns:
         The numbers of ``report.json``; None where a run has nothing to measure.
@@ -41,27 +47,52 @@ def write_report(
         DataError: a file of the run is missing or broken; names the stage to run.
         ConfigError: a package of the extra ``demo`` is missing.
     """
+    start = time.monotonic()
     folder = RunFolder.read(run)
-    corpus = _corpus(folder, features)
+    corpus = _corpus(folder, features, max(_GALLERY_SIDE, image_tokenizer.config.resolution))
     drawn = {split: _drawn(folder, corpus, features, split) for split in SPLITS}
     rebuilt = {split: _rebuilt(corpus, image_tokenizer, split) for split in SPLITS}
     captions = {split: _captions(folder, split) for split in SPLITS}
-    numbers = _numbers(folder, corpus, drawn, rebuilt, captions)
-    html = page.render(folder, corpus, drawn, rebuilt, numbers, image_tokenizer.config)
+    shown = page.gather(folder, corpus, drawn, rebuilt, image_tokenizer.config)
+    stages = [*folder.stages, _this_stage(time.monotonic() - start)]
+    numbers = _costs(stages) | _numbers(folder, corpus, drawn, rebuilt, captions)
+    html = page.render(shown, stages, numbers)
     files.write_json(run / "report.json", numbers)
     files.write_text(run / "report.html", html)
     return numbers
 
 
-def _corpus(folder: RunFolder, features: PictureFeatures) -> Corpus:
+def _this_stage(seconds: float) -> dict[str, Any]:
+    """Describe the report as ``stages.json`` describes the stages before it."""
+    peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"name": "report", "seconds": seconds, "peak_rss_gib": peak_rss_gib}
+
+
+def _costs(stages: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    return {
+        "seconds": math.fsum(stage["seconds"] for stage in stages),
+        "peak_rss_gib": max(stage["peak_rss_gib"] for stage in stages),
+    }
+
+
+def _corpus(folder: RunFolder, features: PictureFeatures, side: int) -> Corpus:
     gallery = folder.answers["gallery"]
-    images = [open_picture(folder.path / entry["picture"]) for entry in gallery]
+    images = [_shrunk(open_picture(folder.path / entry["picture"]), side) for entry in gallery]
     return Corpus(
         names=[entry.get("caption", entry["name"]) for entry in gallery],
         splits=[entry["split"] for entry in gallery],
         images=images,
         features=features.of(images),
     )
+
+
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    """Scale the shorter side down to ``side``, as the image tokenizer does; never up."""
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    size = (round(scale * image.width), round(scale * image.height))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _drawn(folder: RunFolder, corpus: Corpus, features: PictureFeatures, split: Split) -> Drawn:
@@ -119,10 +150,8 @@ def _numbers(
     train, held_out = SPLITS
     candidates = min(_CANDIDATES, len(corpus.images))
     numbers: dict[str, float | int | None] = {
-        "seconds": math.fsum(stage["seconds"] for stage in folder.stages),
-        "peak_rss_gib": max((stage["peak_rss_gib"] for stage in folder.stages), default=None),
-        "n_concepts_train": len(corpus.of_split(train)),
-        "n_concepts_heldout": len(corpus.of_split(held_out)),
+        "n_concepts_train": folder.answers["captioned"].get(train, 0),
+        "n_concepts_heldout": folder.answers["captioned"].get(held_out, 0),
         "gallery_size": len(corpus.images),
         "tokens_text": sum(shard.tokens["text"] for shard in folder.shards.values()),
         "tokens_image": sum(shard.tokens["image"] for shard in folder.shards.values()),
@@ -147,7 +176,7 @@ def _numbers(
         "caption_exact_heldout": captions[held_out].exact,
         "caption_f1_train": captions[train].f1,
         "caption_f1_heldout": captions[held_out].f1,
-        "image_tokens_per_second": folder.answers.get("image_tokens_per_second"),
+        "image_tokens_per_second": folder.answers["image_tokens_per_second"],
     }
     # JSON has no NaN.
     return {

@@ -19,14 +19,10 @@ from pardalis import seeds
 class Retrieval:
     """How often the right picture came first among the candidates."""
 
+    # Share of drawn pictures whose right picture is strictly nearest; NaN when none was drawn.
     top1: float
-    """Share of drawn pictures whose right picture is strictly nearest; NaN when none was drawn."""
-
-    ranks: tuple[int, ...]
-    """Place of the right picture for each drawn one, from 1 (best) to ``n_candidates``."""
-
-    n_candidates: int
-    """Candidates for each drawn picture, the right one included; chance is one in as many."""
+    ranks: tuple[int, ...]  # place of the right picture for each drawn one, 1 (best) and up
+    n_candidates: int  # for each drawn picture, the right one included; chance is one in as many
 
 
 def retrieval_top1(

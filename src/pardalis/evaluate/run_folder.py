@@ -4,7 +4,6 @@ A missing or broken file is a :class:`~pardalis.errors.DataError` that names the
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from pardalis.data.report import PrepareReport
 from pardalis.errors import DataError
+from pardalis.train.metrics import Line, read_metrics
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -29,25 +29,15 @@ _STAGE_OF = {
 
 
 class Metrics:
-    """The numbers of one training run by name, each a curve over steps.
+    """The numbers of one training run by name, each a curve over steps."""
 
-    A resumed run may have written a step twice; the later line counts. ``a/b`` and ``a_b`` are one
-    name.
-    """
-
-    def __init__(self, lines: Sequence[dict[str, Any]]) -> None:
-        self._curves: dict[str, dict[int, float]] = {}
-        for line in lines:
-            for name, value in line.items():
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    self._curves.setdefault(name.replace("/", "_"), {})[int(line["step"])] = float(
-                        value
-                    )
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._lines = lines
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of one number, in order of steps; empty when never told."""
-        points = sorted(self._curves.get(name, {}).items())
-        return [step for step, _ in points], [value for _, value in points]
+        """Return the steps and values of one number; empty when it was never told."""
+        lines = [line for line in self._lines if name in line]
+        return [int(line["step"]) for line in lines], [float(line[name]) for line in lines]
 
     def last(self, name: str, n: int = 1) -> float | None:
         """Return the mean of the last ``n`` values of a number, None when it was never told."""
@@ -61,19 +51,13 @@ class RunFolder:
 
     path: Path
     recipe: str
-    stages: list[dict[str, Any]]
-    """Records of the finished stages before the report."""
-
+    stages: list[dict[str, Any]]  # records of the finished stages before the report
+    # Of the packages that the demo corpus was made from; empty for the user's own documents.
     licences: list[dict[str, Any]]
-    """Of the packages that the demo corpus was made from; empty for the user's own documents."""
-
     image_tokenizer: Metrics
     training: Metrics
-    shards: dict[str, PrepareReport]
-    """What prepare told about each source, by the name of its folder."""
-
-    answers: dict[str, Any]
-    """Its ``gallery`` lists every picture of the corpus that has a caption."""
+    shards: dict[str, PrepareReport]  # what prepare told about each source, by its folder's name
+    answers: dict[str, Any]  # answers.json, as pardalis.pipeline.answers writes it
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
@@ -89,61 +73,45 @@ class RunFolder:
         stages = _json(path, "stages.json", list)
         return cls(
             path=path,
-            recipe=_text(path, "recipe.toml"),
+            recipe=_existing(path, "recipe.toml").read_text(),
             stages=[s for s in stages if s["finished"] is not None and s["name"] != "report"],
             licences=_licences(path),
-            image_tokenizer=_metrics(path, "image_tokenizer/metrics.jsonl"),
-            training=_metrics(path, "training/metrics.jsonl"),
+            image_tokenizer=Metrics(read_metrics(_existing(path, "image_tokenizer/metrics.jsonl"))),
+            training=Metrics(read_metrics(_existing(path, "training/metrics.jsonl"))),
             shards=_shards(path),
             answers=answers,
         )
 
 
-def _text(run: Path, name: str) -> str:
+def _existing(run: Path, name: str) -> Path:
     path = run / name
-    try:
-        return path.read_text()
-    except FileNotFoundError:
+    if not path.is_file():
         stage = _STAGE_OF[name.split("/")[0]]
         raise DataError(
             f"{path} is missing, so the report cannot be written; it comes from the stage "
             f"'{stage}': run that stage first."
-        ) from None
+        )
+    return path
 
 
 def _json(run: Path, name: str, kind: type) -> Any:
-    text = _text(run, name)
+    path = _existing(run, name)
     try:
-        value = json.loads(text)
+        value = json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"{run / name} is not JSON ({error}); run its stage again.") from error
+        raise DataError(f"{path} is not JSON ({error}); run its stage again.") from error
     if not isinstance(value, kind):
         raise DataError(
-            f"{run / name} holds a {type(value).__name__}, where a {kind.__name__} was expected; "
+            f"{path} holds a {type(value).__name__}, where a {kind.__name__} was expected; "
             "run its stage again."
         )
     return value
 
 
-def _metrics(run: Path, name: str) -> Metrics:
-    lines = []
-    for number, text in enumerate(_text(run, name).splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            line["step"] = int(line["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{run / name}, line {number}, is not a line of metrics with a step ({error}); "
-                "resume that training, which rewrites it."
-            ) from error
-        lines.append(line)
-    return Metrics(lines)
-
-
 def _shards(run: Path) -> dict[str, PrepareReport]:
     names = sorted(path.parent.name for path in run.glob("shards/*/report.json"))
     if not names:
-        _text(run, "shards/*/report.json")
+        _existing(run, "shards/*/report.json")
     reports = {}
     for name in names:
         values = _json(run, f"shards/{name}/report.json", dict)
@@ -165,10 +133,11 @@ def _licences(run: Path) -> list[dict[str, Any]]:
 
 
 def _check_answers(path: Path, answers: dict[str, Any]) -> None:
-    needed = ("gallery", "pictures", "captions", "pages")
+    lists = ("gallery", "pictures", "captions", "pages")
+    needed = (*lists, "captioned", "left_out", "image_tokens_per_second")
     if missing := [key for key in needed if key not in answers]:
         raise DataError(f"{path} lacks {', '.join(missing)}; run the stage 'answer' again.")
-    for key in needed:
+    for key in lists:
         for answer in answers[key]:
             if answer.get("split") not in SPLITS:
                 raise DataError(

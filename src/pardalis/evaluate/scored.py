@@ -12,12 +12,12 @@ from pardalis.evaluate.run_folder import Split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus:
-    """The captioned pictures of a run, in the order of the gallery in ``answers.json``."""
+    """The gallery of a run, in the order of ``answers.json``."""
 
     names: list[str]
     splits: list[Split]
-    images: list[Image.Image]
-    features: Tensor
+    images: list[Image.Image]  # no larger than scores and page need
+    features: Tensor  # a row each
 
     def of_split(self, split: Split) -> list[int]:
         """Return the indices of the pictures of one split."""
@@ -30,15 +30,9 @@ class Drawn:
 
     prompts: list[str]
     images: list[Image.Image]
-    originals: list[int]
-    """Index into the corpus of each drawn picture's original."""
-
-    nearest: list[int]
-    """Index into the corpus of the most similar picture that was trained on; empty if none was."""
-
-    similarities: list[float]
-    """Cosine with that picture."""
-
+    originals: list[int]  # index into the corpus of each drawn picture's original
+    nearest: list[int]  # index of the most similar picture that was trained on; empty if none was
+    similarities: list[float]  # cosine with that picture
     retrieval: Retrieval
 
 
@@ -46,8 +40,6 @@ class Drawn:
 class Rebuilt:
     """The corpus pictures of one split after a round trip through the image tokenizer."""
 
-    members: list[int]
-    """Index into the corpus of each."""
-
+    members: list[int]  # index into the corpus of each
     scores: ImageTokenizerScores
     images: list[Image.Image]

@@ -38,11 +38,28 @@ class AnswerConfig:
     drawings: int = 100  # pictures drawn from captions, at most, of each split
     captions: int = 40  # pictures captioned, at most, of each split
     pages: int = 6  # interleaved documents written from their first line, at most, of each split
+    caption_tokens: int = 24  # ids that a caption may have, its end included
+    # Pictures of the corpus that drawings are compared with, at most, of each split. Those that
+    # were drawn or captioned are always among them.
+    gallery: int = 2000
     picture: SamplingConfig = field(default_factory=SamplingConfig)  # how codes are sampled
     text: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
     guidance: float = 1.0  # classifier-free guidance of pictures; 1 is none
     batch: int = 64  # prompts answered together
     seed: int = 0  # chooses the prompts and the answers
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("drawings", 0),
+            ("captions", 0),
+            ("pages", 0),
+            ("caption_tokens", 1),
+            ("gallery", 0),
+            ("guidance", 0),
+            ("batch", 1),
+        ):
+            if not getattr(self, name) >= least:  # also refuses NaN
+                raise ConfigError(f"{name} must be {least} or more, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +72,13 @@ class Recipe:
     image_tokenizer: dict[str, Any]  # "preset", and fields of ImageTokenizerConfig that differ
     image_tokenizer_training: ImageTokenizerTrainConfig
     image_tokenizer_loop: LoopConfig
+    image_tokenizer_pictures: int = 100_000  # it is trained on, at most; they stay in memory
     prepare: PrepareConfig
     model: dict[str, Any]  # "preset", and fields of ModelConfig that differ
     training: PretrainConfig
     training_loop: LoopConfig
     heldout: tuple[SourceConfig, ...] = ()  # what is only evaluated
-    heldout_rows: int = 256  # rows of each evaluation, at most
+    heldout_rows: int = 256  # rows of an evaluation, at most, each once
     corpus: EncyclopediaConfig | None = None  # builds the demo corpus into {run}/corpus first
     answer: AnswerConfig = field(default_factory=AnswerConfig)
 

@@ -1,23 +1,36 @@
-"""Running stages: what is finished and unchanged is skipped, what was interrupted goes on."""
+"""Running stages: what is finished and unchanged is skipped, what was interrupted goes on.
+
+A stage's *identity* is a hash of everything that decides its result: its part of the recipe, the
+content of its sources, and the identities and steps of the stages that it reads.
+
+    same identity, same steps     finished: skipped
+    same identity, other steps    goes on where it was
+    other identity                runs anew; what was costly is kept beside it, under its identity
+"""
 
 import dataclasses
 import fcntl
 import json
 import logging
-import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 import pardalis
 from pardalis import config as configs
+from pardalis.data import SourceConfig, survey
+from pardalis.devices import find_device
 from pardalis.errors import ConfigError, DataError
+from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.stages import STAGES, Stage, stages_of
+from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,38 +42,40 @@ class Record:
     """What ``stages.json`` says of one stage."""
 
     name: str
-    identity: str  # hash of what decides its result, that of its inputs included
-    extent: str  # hash of what decides how far it goes
+    identity: str
+    steps: int
     seconds: float = 0.0  # over all attempts
     peak_rss_gib: float = 0.0  # of the process, up to the stage's end
-    finished: str | None = None  # UTC, ISO 8601; None: interrupted
+    finished: str | None = None  # UTC, ISO 8601; None: begun and interrupted
 
 
 def run(
-    recipe: Recipe, folder: Path, only: Sequence[str] = (), device: str = "cpu"
+    recipe: Recipe, folder: Path, only: Sequence[str] = (), device: torch.device | str = "cpu"
 ) -> list[Record]:
     """Run a recipe in a folder.
 
     Args:
-        only: names of the stages to run; all of them when empty. Earlier stages must be finished.
+        only: names of the stages to run; all of them when empty. The stages that these read must
+            be finished.
 
     Returns:
-        The records of all stages that have run, in order.
+        The records of all stages that have run in the folder, in order.
 
     Raises:
-        PardalisError: whatever a stage raises; what it had finished stays.
+        PardalisError: whatever a stage raises; what was finished before stays.
     """
+    stages = stages_of(recipe)
+    if unknown := sorted(set(only) - {stage.name for stage in stages}):
+        raise ConfigError(
+            f"This recipe has no stage {unknown[0]!r}; it has "
+            f"{', '.join(stage.name for stage in stages)}."
+        )
+    if not only or "report" in only:
+        require_packages()  # the report comes last: do not find out then
+    found = find_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        write_text(folder / "recipe.toml", configs.to_toml(recipe))
-        records = {record.name: record for record in read_records(folder)}
-        identities = _identities(recipe)
-        for stage in stages_of(recipe):
-            if only and stage.name not in only:
-                continue
-            _require(stage, records, identities, folder)
-            _run_stage(stage, recipe, folder, records, identities[stage.name], device)
-    return list(records.values())
+        return _Run(recipe, folder, found).go(stages, only)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -76,80 +91,107 @@ def read_records(folder: Path) -> list[Record]:
         ) from error
 
 
-def _identities(recipe: Recipe) -> dict[str, str]:
-    """Hash each stage's settings together with the hashes of the stages that it reads."""
-    identities: dict[str, str] = {}
-    stages = stages_of(recipe)
-    for stage in stages:
-        # How far a stage went matters to those that read it.
-        inputs = [identities[s.name] + _extent(s, recipe) for s in stages if s.name in stage.needs]
-        identities[stage.name] = configs.fingerprint(
-            pardalis.__version__, *stage.identity(recipe), *inputs
+class _Run:
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
+        self.recipe, self.folder, self.device = recipe, folder, device
+        self.records = {record.name: record for record in read_records(folder)}
+        self.identities: dict[str, str] = {}
+        self.contents: dict[str, str] = {}  # hash of a source's content, by its name
+
+    def go(self, stages: Sequence[Stage], only: Sequence[str]) -> list[Record]:
+        for stage in stages:
+            if only and stage.name not in only:
+                self._note_identity(stage)
+                continue
+            self._require(stage)
+            self.identities[stage.name] = self._identity(stage)
+            write_text(self.folder / "recipe.toml", configs.to_toml(self.recipe))
+            self._run(stage)
+        return list(self.records.values())
+
+    def _identity(self, stage: Stage) -> str:
+        """Hash what decides a stage's result; raises DataError when a source is not there."""
+        sources = [
+            [source.name, source.reader, source.pair_order, self._content(source)]
+            for source in stage.sources(self.recipe)
+        ]
+        inputs = [
+            [need.name, self.identities[need.name], need.steps(self.recipe)]
+            for need in stages_of(self.recipe)
+            if need.name in stage.needs
+        ]
+        return configs.fingerprint(
+            pardalis.__version__, *stage.settings(self.recipe), sources, inputs
         )
-    return identities
 
+    def _content(self, source: SourceConfig) -> str:
+        if source.name not in self.contents:
+            _, digest = survey(located(source, self.folder), self.folder)
+            self.contents[source.name] = digest
+        return self.contents[source.name]
 
-def _extent(stage: Stage, recipe: Recipe) -> str:
-    return configs.fingerprint(*stage.extent(recipe))
+    def _note_identity(self, stage: Stage) -> None:
+        """Find the identity of a stage that is not run; it has none while its input is absent."""
+        try:
+            self.identities[stage.name] = self._identity(stage)
+        except DataError:
+            self.identities[stage.name] = ""
 
-
-def _require(
-    stage: Stage, records: dict[str, Record], identities: dict[str, str], folder: Path
-) -> None:
-    for need in STAGES:
-        if need.name not in stage.needs or need.name not in identities:
-            continue
-        record = records.get(need.name)
-        if record is None or record.finished is None or record.identity != identities[need.name]:
+    def _require(self, stage: Stage) -> None:
+        for need in stages_of(self.recipe):
+            if need.name not in stage.needs:
+                continue
+            record = self.records.get(need.name)
+            wanted = (self.identities[need.name], need.steps(self.recipe))
+            if record and record.finished and (record.identity, record.steps) == wanted:
+                continue
             raise ConfigError(
-                f"The stage {stage.name!r} needs {need.name!r}, which has not been run in {folder} "
-                f"with this recipe; run 'pardalis {need.command}' first, or 'pardalis run' for all."
+                f"The stage {stage.name!r} needs {need.name!r}, which is not finished in "
+                f"{self.folder} for this recipe and its data; run 'pardalis {need.command}' "
+                "first, or 'pardalis run' for all."
             )
 
+    def _run(self, stage: Stage) -> None:
+        identity, steps = self.identities[stage.name], stage.steps(self.recipe)
+        record = self.records.get(stage.name)
+        if record is not None and record.identity != identity:
+            self._exchange(stage, record.identity, identity)
+            record = None
+        whole = all((self.folder / output).exists() for output in stage.outputs)
+        if record is not None and record.finished and record.steps == steps and whole:
+            logger.info("%s: unchanged since %s, skipped.", stage.name, record.finished)
+            return
+        record = record or Record(stage.name, identity, steps)
+        record.steps, record.finished = steps, None
+        self.records[stage.name] = record
+        self._write_records()
+        logger.info("%s ...", stage.name)
+        earlier, start = record.seconds, time.monotonic()
+        try:
+            stage.run(self.recipe, self.folder, self.device)
+            record.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        finally:
+            record.seconds = earlier + time.monotonic() - start
+            record.peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            self._write_records()
+        logger.info("%s: done in %.0f s.", stage.name, record.seconds)
 
-def _run_stage(
-    stage: Stage,
-    recipe: Recipe,
-    folder: Path,
-    records: dict[str, Record],
-    identity: str,
-    device: str,
-) -> None:
-    before, extent = records.get(stage.name), _extent(stage, recipe)
-    if before is not None and before.identity != identity:
-        _put_aside(folder / stage.outputs[0], before.identity)
-        before = None
-    whole = all((folder / output).exists() for output in stage.outputs)
-    if before is not None and before.finished and before.extent == extent and whole:
-        logger.info("%s: unchanged since %s, skipped.", stage.name, before.finished)
-        return
-    record = before or Record(stage.name, identity, extent)
-    record.extent, record.finished = extent, None
-    records[stage.name] = record
-    earlier, start = record.seconds, time.monotonic()
-    _write(folder, records)
-    logger.info("%s ...", stage.name)
-    try:
-        stage.run(recipe, folder, device)
-        record.finished = datetime.now(UTC).isoformat(timespec="seconds")
-    finally:
-        record.seconds = earlier + time.monotonic() - start
-        record.peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        _write(folder, records)
-    logger.info("%s: done in %.0f s.", stage.name, record.seconds)
+    def _exchange(self, stage: Stage, old: str, new: str) -> None:
+        """Keep what was costly under its identity, and take back what was kept for the new one."""
+        for output in stage.costly:
+            path = self.folder / output
+            aside, back = (path.with_name(f"{path.name}.{identity}") for identity in (old, new))
+            if path.exists():
+                shutil.rmtree(aside, ignore_errors=True)  # an older state of the same identity
+                path.rename(aside)
+                logger.info("The recipe or its data changed: %s is kept as %s.", path, aside.name)
+            if back.exists():
+                back.rename(path)
+                logger.info("%s is taken back from %s.", path, back.name)
 
-
-def _write(folder: Path, records: dict[str, Record]) -> None:
-    ordered = [records[stage.name] for stage in STAGES if stage.name in records]
-    write_json(folder / _RECORDS, [dataclasses.asdict(record) for record in ordered])
-
-
-def _put_aside(path: Path, identity: str) -> None:
-    """Keep the result of another recipe under another name: it may have cost hours."""
-    if path.exists():
-        aside = path.with_name(f"{path.name}.{identity}")
-        logger.info("The recipe changed: %s is kept as %s.", path, aside.name)
-        os.rename(path, aside)
+    def _write_records(self) -> None:
+        ordered = [self.records[stage.name] for stage in STAGES if stage.name in self.records]
+        write_json(self.folder / _RECORDS, [dataclasses.asdict(record) for record in ordered])
 
 
 @contextmanager

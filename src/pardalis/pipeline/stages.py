@@ -14,7 +14,9 @@ RUN/
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,10 @@ from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.data import Loader, Shards, SourceConfig, prepare_source, read_source
 from pardalis.documents import Document, open_picture
-from pardalis.documents.encyclopedia import build_encyclopedia
+from pardalis.documents.encyclopedia import build_encyclopedia, package_versions
 from pardalis.errors import DataError
 from pardalis.evaluate import PictureFeatures, write_report
+from pardalis.files import write_text
 from pardalis.model import Decoder, initialise
 from pardalis.pipeline.answers import write_answers
 from pardalis.pipeline.recipe import RUN, Recipe
@@ -39,8 +42,10 @@ from pardalis.tokens import TextTokenizer, train_text_tokenizer
 from pardalis.train import ImageTokenizerTask, PretrainTask, train
 from pardalis.vq import ImageTokenizer, square
 
+_LICENCES = "LICENCES.md"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """One step of a run.
 
@@ -48,18 +53,23 @@ class Stage:
         name: what the command line and ``stages.json`` call it.
         command: the command that runs it alone.
         needs: stages whose results it reads.
-        identity: the parts of the recipe that decide its result.
-        extent: parts that only decide how far it goes; when they grow, it goes on where it was.
-        outputs: what it makes, relative to the run folder; the first is the one it owns.
+        settings: the parts of the recipe that decide its result.
+        sources: the sources whose content decides its result.
+        steps: how far it goes; when this grows, it goes on where it was.
+        outputs: what it makes, relative to the run folder.
+        costly: what of it is kept under another name when the recipe changes.
+        run: does it: (recipe, run folder, device).
     """
 
     name: str
     command: str
-    needs: tuple[str, ...]
-    identity: Callable[[Recipe], list[Any]]
-    extent: Callable[[Recipe], list[Any]]
+    run: Callable[[Recipe, Path, torch.device], None]
     outputs: tuple[str, ...]
-    run: Callable[[Recipe, Path, str], None]
+    needs: tuple[str, ...] = ()
+    settings: Callable[[Recipe], list[Any]] = lambda recipe: []
+    sources: Callable[[Recipe], tuple[SourceConfig, ...]] = lambda recipe: ()
+    steps: Callable[[Recipe], int] = lambda recipe: 0
+    costly: tuple[str, ...] = ()
 
 
 def located(source: SourceConfig, run: Path) -> SourceConfig:
@@ -74,7 +84,7 @@ def documents_of(sources: tuple[SourceConfig, ...], run: Path) -> Iterator[Docum
         yield from (item for item in items if isinstance(item, Document))
 
 
-def load_codec(run: Path, device: str = "cpu") -> Codec:
+def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
     """Join the two tokenizers that a run has trained."""
     image_tokenizer = ImageTokenizer.load(run / "image_tokenizer" / "final").to(device)
     return Codec.of(TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json"), image_tokenizer)
@@ -83,22 +93,22 @@ def load_codec(run: Path, device: str = "cpu") -> Codec:
 # ── the stages ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _corpus(recipe: Recipe, run: Path, device: str) -> None:
+def _corpus(recipe: Recipe, run: Path, device: torch.device) -> None:
     assert recipe.corpus is not None, "stages_of leaves this stage out of a recipe without it"
     build_encyclopedia(recipe.corpus, run / "corpus")
 
 
-def _text_tokenizer(recipe: Recipe, run: Path, device: str) -> None:
+def _text_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
     texts = (document.text for document in documents_of(recipe.sources, run))
     tokenizer = train_text_tokenizer(texts, recipe.text_tokenizer.n_pieces)
     tokenizer.save(run / "text_tokenizer" / "tokenizer.json")
 
 
-def _image_tokenizer(recipe: Recipe, run: Path, device: str) -> None:
+def _image_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
     config = recipe.image_tokenizer_config()
-    seen: set[Path | bytes] = set()
-    pictures = _pixels(documents_of(recipe.sources, run), config.resolution, seen)
-    heldout = _pixels(documents_of(recipe.heldout, run), config.resolution, seen)
+    most, seen = recipe.image_tokenizer_pictures, set[Path | bytes]()
+    pictures = _pixels(documents_of(recipe.sources, run), config.resolution, most, seen)
+    heldout = _pixels(documents_of(recipe.heldout, run), config.resolution, most // 10, seen)
     if len(pictures) == 0:
         raise DataError(
             "The sources hold no picture that can be read, so no image tokenizer can be trained; "
@@ -123,33 +133,38 @@ def _image_tokenizer(recipe: Recipe, run: Path, device: str) -> None:
 
 
 def _pixels(
-    documents: Iterator[Document], side: int, seen: set[Path | bytes]
+    documents: Iterator[Document], side: int, most: int, seen: set[Path | bytes]
 ) -> UInt8[Tensor, "N 3 Y X"]:
-    """Read every picture once, as squares; what cannot be read is left to prepare to report."""
-    arrays = []
-    for document in documents:
-        for picture in document.pictures:
-            key = picture.source
-            if not isinstance(key, Path | bytes) or key in seen:
-                continue
-            seen.add(key)
-            try:
-                arrays.append(square(open_picture(key), side))
-            except DataError:
-                continue
+    """Read pictures as squares, each once; what cannot be read is left to prepare to report."""
+    arrays: list[np.ndarray] = []
+    for picture in (picture for document in documents for picture in document.pictures):
+        key = picture.source
+        if len(arrays) == most:
+            break
+        if not isinstance(key, Path | bytes) or key in seen:
+            continue
+        seen.add(key)
+        with suppress(DataError):
+            arrays.append(square(open_picture(key), side))
     if not arrays:
         return torch.zeros(0, 3, side, side, dtype=torch.uint8)
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-def _prepare(recipe: Recipe, run: Path, device: str) -> None:
-    codec = load_codec(run, device)
-    for source in (*recipe.sources, *recipe.heldout):
-        folder = run / "shards" / source.name
+def _prepare(recipe: Recipe, run: Path, device: torch.device) -> None:
+    codec, shards = load_codec(run, device), run / "shards"
+    sources = _all_sources(recipe)
+    for leftover in set(shards.glob("*/")) - {shards / source.name for source in sources}:
+        shutil.rmtree(leftover)
+    for source in sources:
+        folder = shards / source.name
         prepare_source(located(source, run), codec, folder, recipe.prepare, run)
+    licences = run / "corpus" / _LICENCES
+    if licences.is_file():
+        write_text(shards / _LICENCES, licences.read_text())
 
 
-def _training(recipe: Recipe, run: Path, device: str) -> None:
+def _training(recipe: Recipe, run: Path, device: torch.device) -> None:
     codec = load_codec(run)
     config = recipe.training
     model = Decoder(recipe.model_config(codec.vocabulary.size))
@@ -169,7 +184,7 @@ def _training(recipe: Recipe, run: Path, device: str) -> None:
         "sources": {source.name: source.weight for source in recipe.sources},
     }
     last = train(task, run / "training", recipe.training_loop, "Decoder", settings)
-    licences = run / "corpus" / "LICENCES.md"
+    licences = run / "shards" / _LICENCES
     bundles.Bundle(
         model,
         codec,
@@ -180,13 +195,23 @@ def _training(recipe: Recipe, run: Path, device: str) -> None:
 
 def training_loader(recipe: Recipe, run: Path, codec: Codec) -> Loader:
     """Return the loader of a run's training rows."""
-    return _loader(recipe.sources, run, codec, recipe)
+    weights = {source.name: source.weight for source in recipe.sources}
+    return _loader(_shards(recipe.sources, run, codec), weights, codec, recipe)
 
 
-def _loader(sources: tuple[SourceConfig, ...], run: Path, codec: Codec, recipe: Recipe) -> Loader:
+def _shards(sources: tuple[SourceConfig, ...], run: Path, codec: Codec) -> dict[str, Shards]:
+    return {
+        source.name: Shards.open(run / "shards" / source.name, codec.fingerprint)
+        for source in sources
+    }
+
+
+def _loader(
+    shards: dict[str, Shards], weights: dict[str, float], codec: Codec, recipe: Recipe
+) -> Loader:
     return Loader(
-        {source.name: Shards.open(run / "shards" / source.name) for source in sources},
-        {source.name: source.weight for source in sources},
+        shards,
+        weights,
         row_tokens=recipe.prepare.row_tokens,
         batch_rows=recipe.training.batch_rows,
         seed=recipe.training.data_seed,
@@ -195,14 +220,17 @@ def _loader(sources: tuple[SourceConfig, ...], run: Path, codec: Codec, recipe: 
 
 
 def _heldout(recipe: Recipe, run: Path, codec: Codec) -> dict[str, Any]:
+    """Return what evaluates the held-out rows: each at most once, whatever source it is of."""
     if not recipe.heldout:
         return {}
-    loader = _loader(recipe.heldout, run, codec, recipe)
-    batches = max(1, recipe.heldout_rows // recipe.training.batch_rows)
-    return {"heldout_loader": loader, "heldout_batches": batches}
+    shards = _shards(recipe.heldout, run, codec)
+    weights = {name: float(some.n_rows) for name, some in shards.items()}
+    rows = min(recipe.heldout_rows, sum(some.n_rows for some in shards.values()))
+    batches = max(1, rows // recipe.training.batch_rows)
+    return {"heldout_loader": _loader(shards, weights, codec, recipe), "heldout_batches": batches}
 
 
-def _answer(recipe: Recipe, run: Path, device: str) -> None:
+def _answer(recipe: Recipe, run: Path, device: torch.device) -> None:
     model = bundles.load(run / "bundle", device)
     documents = {
         "train": documents_of(recipe.sources, run),
@@ -211,60 +239,88 @@ def _answer(recipe: Recipe, run: Path, device: str) -> None:
     write_answers(model, documents, recipe.answer, run)
 
 
-def _report(recipe: Recipe, run: Path, device: str) -> None:
+def _report(recipe: Recipe, run: Path, device: torch.device) -> None:
     tokenizer = ImageTokenizer.load(run / "image_tokenizer" / "final")
     write_report(run, tokenizer, PictureFeatures.load())
 
 
+def _learnt(recipe: Recipe) -> tuple[SourceConfig, ...]:
+    return recipe.sources
+
+
+def _all_sources(recipe: Recipe) -> tuple[SourceConfig, ...]:
+    return (*recipe.sources, *recipe.heldout)
+
+
 STAGES: tuple[Stage, ...] = (
-    Stage("corpus", "data corpus", (), lambda r: [r.corpus], lambda r: [], ("corpus",), _corpus),
     Stage(
-        "text_tokenizer",
-        "tokenizer train-text",
-        ("corpus",),
-        lambda r: [r.text_tokenizer, *r.sources],
-        lambda r: [],
-        ("text_tokenizer",),
-        _text_tokenizer,
+        name="corpus",
+        command="data corpus",
+        settings=lambda recipe: [recipe.corpus, package_versions()],
+        outputs=("corpus",),
+        run=_corpus,
     ),
     Stage(
-        "image_tokenizer",
-        "tokenizer train-image",
-        ("corpus",),
-        lambda r: [r.image_tokenizer_config(), r.image_tokenizer_training, *r.sources],
-        lambda r: [r.image_tokenizer_loop, *r.heldout],
-        ("image_tokenizer",),
-        _image_tokenizer,
+        name="text_tokenizer",
+        command="tokenizer train-text",
+        needs=("corpus",),
+        settings=lambda recipe: [recipe.text_tokenizer],
+        sources=_learnt,
+        outputs=("text_tokenizer",),
+        run=_text_tokenizer,
     ),
     Stage(
-        "prepare",
-        "data prepare",
-        ("text_tokenizer", "image_tokenizer"),
-        lambda r: [r.prepare, *r.sources, *r.heldout],
-        lambda r: [],
-        ("shards",),
-        _prepare,
+        name="image_tokenizer",
+        command="tokenizer train-image",
+        needs=("corpus",),
+        settings=lambda recipe: [
+            recipe.image_tokenizer_config(),
+            recipe.image_tokenizer_training,
+            recipe.image_tokenizer_pictures,
+        ],
+        sources=_learnt,
+        steps=lambda recipe: recipe.image_tokenizer_loop.steps,
+        outputs=("image_tokenizer",),
+        costly=("image_tokenizer",),
+        run=_image_tokenizer,
     ),
     Stage(
-        "train",
-        "train",
-        ("prepare",),
-        lambda r: [r.model, r.training, *r.sources],
-        lambda r: [r.training_loop, r.heldout_rows, *r.heldout],
-        ("training", "bundle"),
-        _training,
+        name="prepare",
+        command="data prepare",
+        needs=("text_tokenizer", "image_tokenizer"),
+        settings=lambda recipe: [recipe.prepare],
+        sources=_all_sources,
+        outputs=("shards",),  # each source is replaced alone, when it changed
+        run=_prepare,
     ),
     Stage(
-        "answer", "answer", ("train",), lambda r: [r.answer], lambda r: [], ("answers",), _answer
+        name="train",
+        command="train",
+        needs=("prepare",),
+        settings=lambda recipe: [
+            recipe.model_config(vocab_size=1),
+            recipe.training,
+            {source.name: source.weight for source in recipe.sources},
+        ],
+        steps=lambda recipe: recipe.training_loop.steps,
+        outputs=("training", "bundle"),
+        costly=("training", "bundle"),
+        run=_training,
     ),
     Stage(
-        "report",
-        "report",
-        ("answer",),
-        lambda r: [r.name],
-        lambda r: [],
-        ("report.json", "report.html"),
-        _report,
+        name="answer",
+        command="answer",
+        needs=("train",),
+        settings=lambda recipe: [recipe.answer],
+        outputs=("answers",),
+        run=_answer,
+    ),
+    Stage(
+        name="report",
+        command="report",
+        needs=("answer",),
+        outputs=("report.json", "report.html"),
+        run=_report,
     ),
 )
 

@@ -87,7 +87,8 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint's state, on the CPU, and its notes.
 
     Raises:
-        BundleError: the checkpoint is incomplete, damaged, or of a newer format.
+        BundleError: the checkpoint is incomplete, damaged, or of a newer format, or the system
+            refuses to read it.
     """
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
@@ -114,7 +115,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         state = _put_tensors(loaded.pop(_STRUCTURE), loaded)
     except (CheckpointException, Exception) as error:
         cause = _cause(error)
-        raise BundleError(_damaged(folder, f"{type(cause).__name__}: {cause}")) from cause
+        raise _unreadable(folder, cause, f"{type(cause).__name__}: {cause}") from cause
     return state, about["notes"]
 
 
@@ -190,24 +191,32 @@ def _read_about(folder: Path) -> dict[str, Any]:
             )
         return {"notes": about["notes"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(_damaged(folder, f"{path.name} cannot be read")) from error
+        raise _unreadable(folder, error, f"{path.name} cannot be read") from error
 
 
-def _damaged(folder: Path, finding: str) -> str:
-    return (
+def _unreadable(folder: Path, error: BaseException, finding: str) -> BundleError:
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        # Of permissions, a lost disk or too many open files: the checkpoint itself may be whole.
+        return BundleError(
+            f"{folder} could not be read ({error}); make its files readable, then run the same "
+            "command again."
+        )
+    return BundleError(
         f"{folder} is not a whole checkpoint ({finding}); delete this folder to go on from the "
         "checkpoint before it."
     )
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what PyTorch wrapped; an interruption goes on its way."""
+    """Return what PyTorch wrapped; an interruption and a lack of memory go on their way."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    if not isinstance(error, Exception):
+    if isinstance(error, MemoryError) or not isinstance(error, Exception):
         raise error
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        raise MemoryError(str(error)) from error  # PyTorch's own has no class on the CPU
     return error
 
 

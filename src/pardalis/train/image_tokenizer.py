@@ -4,7 +4,6 @@ The step number decides everything that is drawn (pictures, restarts of codes), 
 ever saved. The loss is that of pixels and codebook; there is no perceptual or adversarial part.
 """
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from pardalis.errors import ConfigError, DataError
 from pardalis.seeds import derive
 from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
 from pardalis.train.schedule import ScheduleConfig, learning_rate
-from pardalis.vq.codebook import EmaCodebook, codebook_use, perplexity
+from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import l1_and_l2, psnr
@@ -43,10 +42,8 @@ class ImageTokenizerTrainConfig:
     )
     l1_weight: float = 0.0  # of the mean absolute difference of pixels in [-1, 1]
     l2_weight: float = 4.0  # of the mean squared difference
-    codebook_decay: float = 0.95  # EMA codebook: share of a code's mean that each step keeps
-    restart_until: float = (
-        0.8  # EMA codebook: share of the run after which dead codes are left alone
-    )
+    codebook_decay: float = 0.95  # share of a code's mean use, and mean vector, that a step keeps
+    restart_until: float = 0.8  # share of the run after which dead codes are left alone
     grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
     seed: int = 0  # root of initial values, order of pictures and restarts
 
@@ -102,24 +99,23 @@ class ImageTokenizerTask:
         self.device = torch.device(device)
         self.tokenizer = initialise(ImageTokenizer(model_config), config.seed).to(self.device)
         self.optimizer = adamw(self.tokenizer, config.optimizer)
-        self.codebook: EmaCodebook | None = None
-        if model_config.quantizer.kind == "ema":
-            self.codebook = EmaCodebook(
-                self.tokenizer.quantize.embedding.weight, config.codebook_decay
-            )
+        self.codebook = LiveCodebook(
+            self.tokenizer.quantize.embedding.weight,
+            follows_means=model_config.quantizer.kind == "ema",
+            decay=config.codebook_decay,
+        )
         self._order = Order(len(pictures), config.seed, "pictures")
         self._recent_counts: deque[Int[Tensor, " N"]] = deque(maxlen=_USE_WINDOW_STEPS)
 
     def step(self, step: int) -> dict[str, float | Tensor]:
-        """Do one update from the pictures of this step, then move an EMA codebook."""
-        begin = time.monotonic()
+        """Do one update from the pictures of this step, then tend the codebook."""
         config = self.config
         rate = learning_rate(config.schedule, step, self.total_steps)
         set_learning_rate(self.optimizer, rate)
         generator = torch.Generator().manual_seed(derive(config.seed, "codebook", step))
         pixels = self._pixels(self.pictures[self._members(step)])
         self.tokenizer.train()
-        if self.codebook is not None and not self.codebook.started:
+        if not self.codebook.started:
             with torch.no_grad():
                 self.codebook.start(_vectors(self.tokenizer.latents(pixels)), generator)
         output = self.tokenizer(pixels)
@@ -128,14 +124,12 @@ class ImageTokenizerTask:
         torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.grad_clip)
         self.optimizer.step()
-        restarted = 0
-        if self.codebook is not None:
-            restarted = self.codebook.update(
-                _vectors(output.latents),
-                output.codes.flatten(),
-                generator,
-                restart=step < config.restart_until * self.total_steps,
-            )
+        restarted = self.codebook.update(
+            _vectors(output.latents),
+            output.codes.flatten(),
+            generator,
+            restart=step < config.restart_until * self.total_steps,
+        )
         self._recent_counts.append(self._counts(output.codes))
         recent = torch.stack(tuple(self._recent_counts)).sum(0)
         return {
@@ -148,7 +142,7 @@ class ImageTokenizerTask:
             "restarted_codes": float(restarted),
             "grad_norm": norm.detach(),
             "learning_rate": rate,
-            "pictures_per_second": len(pixels) / (time.monotonic() - begin),
+            "pictures": float(len(pixels)),
         }
 
     @torch.no_grad()
@@ -169,23 +163,22 @@ class ImageTokenizerTask:
         return {
             "heldout_psnr": psnr_sum / len(self.heldout),
             "heldout_l1": l1_sum / len(self.heldout),
-            "heldout_codebook_use": codebook_use(counts),
-            "heldout_perplexity": perplexity(counts),
+            "heldout_codebook_use": codebook_use(counts).item(),
+            "heldout_perplexity": perplexity(counts).item(),
         }
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "tokenizer": self.tokenizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "codebook": {} if self.codebook is None else self.codebook.state_dict(),
+            "codebook": self.codebook.state_dict(),
             "recent_counts": list(self._recent_counts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tokenizer.load_state_dict(state["tokenizer"])
         load_optimizer_state(self.optimizer, state["optimizer"])
-        if self.codebook is not None:
-            self.codebook.load_state_dict(state["codebook"])
+        self.codebook.load_state_dict(state["codebook"])
         self._recent_counts.clear()
         self._recent_counts.extend(counts.to(self.device) for counts in state["recent_counts"])
 

@@ -43,9 +43,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "report_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.evaluate_every < 0:
-            raise ConfigError(f"train.evaluate_every must be 0 or more, got {self.evaluate_every}.")
+            raise ConfigError(f"evaluate_every must be 0 or more, got {self.evaluate_every}.")
 
 
 class Interrupted(TrainingError):
@@ -79,7 +79,8 @@ def train(
         The last line of the run's metrics.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved. After the last step too, since
+            whoever asked wants nothing else begun; the next call finds the run finished.
         TrainingError: the loss or the state is not finite, or the disk is full.
         ConfigError: the settings are not those that the run was begun with.
         BundleError: the newest checkpoint is damaged, or of another model.
@@ -117,7 +118,7 @@ def train(
                 advance(1, loss=line["loss"], rate=f"{line['steps_per_second']:.3g}/s")
             else:
                 advance(1)
-            if saves and stop.made and not ended:
+            if saves and stop.made:
                 raise Interrupted(done, config.steps)
         return metrics.last
 
@@ -135,8 +136,9 @@ class _Pace:
 
     def add_to(self, line: dict[str, float]) -> dict[str, float]:
         line["steps_per_second"] = self.steps / max(self.seconds, 1e-9)
-        if "tokens" in line:
-            line["tokens_per_second"] = line["tokens"] * line["steps_per_second"]
+        for what in ("tokens", "pictures"):
+            if what in line:
+                line[f"{what}_per_second"] = line[what] * line["steps_per_second"]
         return line
 
 

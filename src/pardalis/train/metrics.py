@@ -146,7 +146,7 @@ def _open_board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            "train.tensorboard is on and TensorBoard is not installed: "
+            "tensorboard is on and TensorBoard is not installed: "
             "pip install 'pardalis[track]', or turn it off."
         ) from error
     return SummaryWriter(folder, purge_step=step + 1)

@@ -26,10 +26,10 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
-                raise ConfigError(f"optimizer.{name} must lie in [0, 1), got {value}.")
+                raise ConfigError(f"{name} must lie in [0, 1), got {value}.")
         for name, value in (("eps", self.eps), ("weight_decay", self.weight_decay)):
             if not value >= 0:
-                raise ConfigError(f"optimizer.{name} must be 0 or more, got {value}.")
+                raise ConfigError(f"{name} must be 0 or more, got {value}.")
 
 
 def adamw(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:

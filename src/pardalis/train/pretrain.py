@@ -37,14 +37,14 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_rows", "accumulation_steps"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"pretrain.{name} must be at least 1, got {getattr(self, name)}.")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_rows % self.accumulation_steps:
             raise ConfigError(
-                f"pretrain.batch_rows ({self.batch_rows}) must be a multiple of "
-                f"pretrain.accumulation_steps ({self.accumulation_steps})."
+                f"batch_rows ({self.batch_rows}) must be a multiple of accumulation_steps "
+                f"({self.accumulation_steps})."
             )
         if not self.grad_clip > 0:
-            raise ConfigError(f"pretrain.grad_clip must be above 0, got {self.grad_clip}.")
+            raise ConfigError(f"grad_clip must be above 0, got {self.grad_clip}.")
 
     @property
     def init_seed(self) -> int:

@@ -21,22 +21,20 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(
-                f"schedule.learning_rate must be a positive number, got {self.learning_rate}."
-            )
+            raise ConfigError(f"learning_rate must be a positive number, got {self.learning_rate}.")
         if self.warmup_steps < 0:
-            raise ConfigError(f"schedule.warmup_steps must be 0 or more, got {self.warmup_steps}.")
+            raise ConfigError(f"warmup_steps must be 0 or more, got {self.warmup_steps}.")
         if not 0 <= self.floor_ratio <= 1:
-            raise ConfigError(f"schedule.floor_ratio must lie in [0, 1], got {self.floor_ratio}.")
+            raise ConfigError(f"floor_ratio must lie in [0, 1], got {self.floor_ratio}.")
         if self.kind == "warmup_exponential" and self.floor_ratio == 0:
             raise ConfigError(
-                "schedule.floor_ratio must be above 0 when schedule.kind is warmup_exponential: "
-                "an exponential never reaches 0."
+                "floor_ratio must be above 0 when kind is warmup_exponential: an exponential never "
+                "reaches 0."
             )
         if (self.kind == "constant_then_decay") != (self.decay_steps > 0):
             raise ConfigError(
-                "schedule.decay_steps must be above 0 when schedule.kind is constant_then_decay "
-                f"and 0 otherwise, got {self.decay_steps} with {self.kind}."
+                "decay_steps must be above 0 when kind is constant_then_decay and 0 otherwise, got "
+                f"{self.decay_steps} with {self.kind}."
             )
 
 
@@ -58,9 +56,9 @@ def learning_rate(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """
     if config.warmup_steps + max(config.decay_steps, 1) > total_steps:
         raise ConfigError(
-            f"schedule.warmup_steps ({config.warmup_steps}) and schedule.decay_steps "
-            f"({config.decay_steps}) do not fit into {total_steps} steps: shorten them or "
-            "train longer."
+            f"warmup_steps ({config.warmup_steps}) and decay_steps ({config.decay_steps}) of a "
+            f"{config.kind} schedule do not fit into {total_steps} steps: shorten them, or raise "
+            "the steps of the run."
         )
     peak, floor = config.learning_rate, config.floor_ratio
     if step < config.warmup_steps:

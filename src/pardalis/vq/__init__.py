@@ -1,6 +1,6 @@
 """The image tokenizer: pictures to grids of codes and back."""
 
-from pardalis.vq.codebook import EmaCodebook, codebook_use, perplexity
+from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
 from pardalis.vq.config import PRESETS, ImageTokenizerConfig, QuantizerConfig, chameleon, tiny
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import psnr
@@ -9,9 +9,9 @@ from pardalis.vq.tokenizer import ImageTokenizer, square
 
 __all__ = [
     "PRESETS",
-    "EmaCodebook",
     "ImageTokenizer",
     "ImageTokenizerConfig",
+    "LiveCodebook",
     "QuantizerConfig",
     "VectorQuantizer",
     "chameleon",

@@ -1,4 +1,4 @@
-"""What keeps an EMA codebook alive in training: start from data, running means, restarts.
+"""What keeps a codebook alive in training: a start from data, restarts, and running means for some.
 
 This is training state: it is saved in checkpoints, never in a finished tokenizer. Here are also
 the measures of how much of a codebook is in use.
@@ -18,18 +18,21 @@ _START_ROUNDS = 8
 _LEAST_COUNT = 1e-6  # of an unused code that may not restart: it stays where it is
 
 
-class EmaCodebook:
-    """Moves a codebook to the running mean of the vectors that choose each entry.
+class LiveCodebook:
+    """Places a codebook on data, and places again each entry that nothing chooses any more.
 
-    The update is that of van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1. Ours are the
-    start and the restarts: both draw vectors of the batch in proportion to their squared distance
-    from the nearest code, as k-means++ does. What is represented worst gets help first, and the
-    many equal vectors of an empty background attract no codes.
+    Both draw vectors of the batch in proportion to their squared distance from the nearest code,
+    as k-means++ does. What is represented worst gets help first, and the many equal vectors of an
+    empty background attract no codes.
+
+    Between restarts an entry is moved by the optimizer, or (``follows_means``) to the running mean
+    of the vectors that choose it, as van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1) do.
     """
 
-    def __init__(self, codebook: Float[Tensor, "N Z"], decay: float) -> None:
+    def __init__(self, codebook: Float[Tensor, "N Z"], follows_means: bool, decay: float) -> None:
         """Take over a codebook, changed in place; ``decay`` of a mean is kept each step."""
         self.codebook = codebook
+        self.follows_means = follows_means
         self.decay = decay
         self.counts = torch.zeros(len(codebook), device=codebook.device)
         self.sums = torch.zeros(codebook.shape, device=codebook.device)
@@ -45,8 +48,7 @@ class EmaCodebook:
             errors = (vectors - chosen[nearest_codes(vectors, chosen)]).square().sum(1)
             drawn = _draw(errors, min(n_round, n_codes - len(chosen)), generator)
             chosen = torch.cat([chosen, vectors[drawn]])
-        self._set(torch.arange(n_codes), chosen, len(vectors) / n_codes)
-        self.codebook.copy_(chosen)
+        self._place(torch.arange(n_codes), chosen, len(vectors) / n_codes)
         self.started = True
 
     @torch.no_grad()
@@ -57,7 +59,7 @@ class EmaCodebook:
         generator: torch.Generator,
         restart: bool = True,
     ) -> int:
-        """Follow the vectors of one step and restart dead codes; return how many."""
+        """Count the vectors of one step, restart dead codes, follow means; return the restarts."""
         ones = torch.ones(len(codes), device=codes.device)
         counts = torch.zeros_like(self.counts).index_add_(0, codes, ones)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
@@ -67,10 +69,11 @@ class EmaCodebook:
         dead = (self.counts < _DEAD_BELOW * mean_count).nonzero().flatten()
         if restart and len(dead):
             errors = (vectors - self.codebook[codes]).square().sum(1)
-            self._set(dead, vectors[_draw(errors, len(dead), generator)], _FRESH * mean_count)
-        used = (self.counts > _LEAST_COUNT)[:, None]
-        means = self.sums / self.counts.clamp_min(_LEAST_COUNT)[:, None]
-        self.codebook.copy_(torch.where(used, means, self.codebook))
+            self._place(dead, vectors[_draw(errors, len(dead), generator)], _FRESH * mean_count)
+        if self.follows_means:
+            used = (self.counts > _LEAST_COUNT)[:, None]
+            means = self.sums / self.counts.clamp_min(_LEAST_COUNT)[:, None]
+            self.codebook.copy_(torch.where(used, means, self.codebook))
         return len(dead) if restart else 0
 
     def state_dict(self) -> dict[str, Tensor | bool]:
@@ -82,20 +85,21 @@ class EmaCodebook:
         self.sums.copy_(torch.as_tensor(state["sums"]))
         self.started = bool(state["started"])
 
-    def _set(self, codes: Int[Tensor, " K"], vectors: Float[Tensor, "K Z"], count: float) -> None:
+    def _place(self, codes: Int[Tensor, " K"], vectors: Float[Tensor, "K Z"], count: float) -> None:
+        self.codebook[codes] = vectors
         self.counts[codes] = count
         self.sums[codes] = vectors * count
 
 
-def codebook_use(counts: Int[Tensor, " N"]) -> float:
+def codebook_use(counts: Int[Tensor, " N"]) -> Float[Tensor, ""]:
     """Return the share of codes that occur at all, from how often each occurs."""
-    return float((counts > 0).float().mean())
+    return (counts > 0).float().mean()
 
 
-def perplexity(counts: Int[Tensor, " N"]) -> float:
+def perplexity(counts: Int[Tensor, " N"]) -> Float[Tensor, ""]:
     """Return how many codes in even use carry as much: exp(entropy); NaN if none occurs."""
     probs = counts.double() / counts.sum()
-    return float(torch.special.entr(probs).sum().exp())
+    return torch.special.entr(probs).sum().exp()
 
 
 def _draw(errors: Float[Tensor, " M"], n: int, generator: torch.Generator) -> Int[Tensor, " n"]:

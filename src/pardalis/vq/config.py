@@ -15,7 +15,8 @@ class QuantizerConfig:
     """How the codebook learns.
 
     ``gradient``: it is a weight with a loss, as Chameleon's. ``ema``: each entry follows the mean
-    of the vectors that choose it, and entries that nothing chooses are restarted.
+    of the vectors that choose it. Either starts from data and has its unused entries restarted
+    (:class:`pardalis.vq.LiveCodebook`).
     """
 
     kind: Literal["gradient", "ema"] = "gradient"
@@ -24,7 +25,7 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:
-            raise ConfigError(f"quantizer.beta must be 0 or more, got {self.beta}.")
+            raise ConfigError(f"beta must be 0 or more, got {self.beta}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +34,13 @@ class ImageTokenizerConfig:
 
     resolution: int  # pixels per side of a picture
     channels: int  # width of the first level; the others are multiples of it
-    channel_multipliers: tuple[
-        int, ...
-    ]  # one per level; each level after the first halves the side
+    channel_multipliers: tuple[int, ...]  # one per level; each after the first halves the side
     n_res_blocks: int  # residual blocks per level of the encoder; the decoder has one more
     z_channels: int  # width at the encoder's exit and the decoder's entry
     code_width: int  # width of a codebook entry
     n_codes: int  # entries of the codebook
-    attention_resolutions: tuple[
-        int, ...
-    ] = ()  # sides of maps with attention; the middle always has
-    patch_size: int = (
-        1  # pixels per side folded into channels at the entrance; 1 = none (Chameleon)
-    )
+    attention_resolutions: tuple[int, ...] = ()  # sides of maps with attention, besides the middle
+    patch_size: int = 1  # pixels per side folded into channels at the entrance; 1 = none
     norm_groups: int = 32  # most groups of a normalisation (see network.normalisation); 0 = none
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
@@ -55,7 +50,7 @@ class ImageTokenizerConfig:
             "patch_size",
         ):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.norm_groups < 0:
             raise ConfigError(f"norm_groups must be 0 or more, got {self.norm_groups}.")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:

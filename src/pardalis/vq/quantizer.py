@@ -1,6 +1,6 @@
 """From latent vectors to codes and back: the nearest code, and how gradients pass it.
 
-What keeps a codebook alive in training (following means, restarting unused codes) is training
+What keeps a codebook alive in training (a start from data, restarts, running means) is training
 state and lives in :mod:`pardalis.vq.codebook`; here is only what a finished tokenizer needs too.
 """
 
@@ -12,20 +12,18 @@ from torch import Tensor, nn
 
 from pardalis.vq.config import ImageTokenizerConfig
 
+# Distances held at once: 16 MB, instead of 33 MB for each 512-pixel picture with 8,192 codes.
 _BLOCK_ELEMENTS = 1 << 22
-"""Distances held at once: 16 MB, instead of 33 MB for each 512-pixel picture with 8,192 codes."""
 
 
 @dataclass(frozen=True)
 class Quantized:
     """Latents snapped to their nearest codes."""
 
+    # Values of the codebook; the gradient reaches the encoder as if nothing had been snapped.
     latents: Float[Tensor, "B Z y x"]
-    """Values of the codebook; the gradient reaches the encoder as if nothing had been snapped."""
-    codes: Int[Tensor, "B G"]
-    """Raster order."""
-    loss: Float[Tensor, ""]
-    """What draws latents and codes together."""
+    codes: Int[Tensor, "B G"]  # in raster order
+    loss: Float[Tensor, ""]  # what draws latents and codes together
 
 
 def nearest_codes(
@@ -56,7 +54,7 @@ class VectorQuantizer(nn.Module):
         self.config = config.quantizer
         self.grid = config.grid
         self.embedding = nn.Embedding(config.n_codes, config.code_width)
-        # An EMA codebook is moved by `pardalis.vq.codebook`, not by the optimizer.
+        # An EMA codebook is moved by LiveCodebook, not by the optimizer.
         self.embedding.weight.requires_grad_(config.quantizer.kind == "gradient")
 
     def forward(self, latents: Float[Tensor, "B Z y x"]) -> Quantized:

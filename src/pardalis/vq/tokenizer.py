@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
@@ -27,6 +25,7 @@ from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.losses import Losses, l1_and_l2
 from pardalis.vq.network import Decoder, Encoder
 from pardalis.vq.quantizer import VectorQuantizer
+from pardalis.weights import load_weights
 
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
@@ -45,8 +44,7 @@ class TokenizerOutput:
     reconstruction: Float[Tensor, "B 3 Y X"]
     losses: Losses
     codes: Int[Tensor, "B G"]
-    latents: Float[Tensor, "B Z y x"]
-    """The encoder's exit before it is snapped to codes: what an EMA codebook follows."""
+    latents: Float[Tensor, "B Z y x"]  # the encoder's exit before it is snapped to codes
 
 
 class ImageTokenizer(nn.Module):
@@ -136,12 +134,9 @@ class ImageTokenizer(nn.Module):
             BundleError: a file is missing or broken, or weights do not fit the config.
         """
         config = _read_config(folder / _CONFIG_FILE)
-        weights = _read_weights(folder / _WEIGHTS_FILE)
         with torch.device("meta"):
             tokenizer = cls(config)
-        _check_fit(tokenizer.state_dict(), weights, folder / _WEIGHTS_FILE)
-        tokenizer.load_state_dict(weights, assign=True)
-        tokenizer.quantize.embedding.weight.requires_grad_(config.quantizer.kind == "gradient")
+        load_weights(tokenizer, folder / _WEIGHTS_FILE)
         _lay_channels_last(tokenizer)
         return tokenizer.eval()
 
@@ -203,31 +198,3 @@ def _read_config(path: Path) -> ImageTokenizerConfig:
         raise BundleError(f"{path} is not an image tokenizer's config: {error!r}.") from error
     except ConfigError as error:
         raise BundleError(f"{path}: {error}") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; the folder is incomplete, copy it again.")
-    try:
-        return load_safetensors(path.read_bytes())
-    except SafetensorError as error:
-        raise BundleError(
-            f"{path} is truncated or not safetensors ({error}); copy it again."
-        ) from error
-
-
-def _check_fit(needed: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    problems = {
-        "missing": [name for name in needed if name not in found],
-        "unexpected": [name for name in found if name not in needed],
-        "of another shape": [
-            f"{name} {list(found[name].shape)} instead of {list(needed[name].shape)}"
-            for name in needed
-            if name in found and found[name].shape != needed[name].shape
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(
-            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
-        )
-        raise BundleError(f"{path} does not fit its {_CONFIG_FILE}: {listed}.")

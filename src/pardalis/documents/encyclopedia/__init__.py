@@ -11,5 +11,6 @@ The packages are the extra ``demo``; their data is read, and never becomes part 
 """
 
 from pardalis.documents.encyclopedia.build import EncyclopediaConfig, build_encyclopedia
+from pardalis.documents.encyclopedia.packages import package_versions
 
-__all__ = ["EncyclopediaConfig", "build_encyclopedia"]
+__all__ = ["EncyclopediaConfig", "build_encyclopedia", "package_versions"]

@@ -58,11 +58,11 @@ class EncyclopediaConfig:
             value = getattr(self, field)
             if value < least or (most is not None and value > most):
                 limits = f"from {least} to {most}" if most is not None else f"at least {least}"
-                raise ConfigError(f"EncyclopediaConfig.{field} is {value}; it must be {limits}.")
+                raise ConfigError(f"{field} must be {limits}, got {value}.")
         if self.selection not in get_args(Selection):
             raise ConfigError(
-                f"EncyclopediaConfig.selection is {self.selection!r}; it must be one of "
-                f"{', '.join(get_args(Selection))}."
+                f"selection must be one of {', '.join(map(repr, get_args(Selection)))}, got "
+                f"{self.selection!r}."
             )
 
 

@@ -42,6 +42,18 @@ def require_packages() -> None:
         )
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of the demo packages, on which the corpus depends; "" if missing."""
+    versions = {}
+    for module in _MODULES:
+        name = module.replace("_", "-")
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = ""
+    return versions
+
+
 def articles() -> list[Article]:
     """Return the English articles, in the package's order."""
     # The package's code is GPL; only its data is used, so it is found and not imported.

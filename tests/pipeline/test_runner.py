@@ -1,0 +1,211 @@
+"""What is done again when something changes, what is kept, and what is refused."""
+
+import dataclasses
+import fcntl
+import json
+
+import pytest
+
+from pardalis.errors import ConfigError, DataError
+from pardalis.pipeline import runner, stages
+from pardalis.pipeline.recipe import Recipe, load_recipe
+from pardalis.pipeline.runner import read_records, run
+
+RECIPE = """
+name = "fake"
+[[sources]]
+name = "pairs"
+reader = "jsonl"
+path = "pairs.jsonl"
+[image_tokenizer]
+[image_tokenizer_training]
+[image_tokenizer_loop]
+steps = 100
+[prepare]
+row_tokens = 128
+[model]
+[training]
+batch_rows = 4
+[training.schedule]
+learning_rate = 1e-3
+warmup_steps = 1
+[training_loop]
+steps = 100
+"""
+
+NAMES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "answer", "report"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A run whose stages only write down that they ran, and with which learning rate."""
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    write_source(tmp_path, "an owl")
+    ran: list[str] = []
+
+    def fake(stage):
+        def do(recipe, folder, device):
+            ran.append(stage.name)
+            for output in stage.outputs:
+                if "." in output:
+                    (folder / output).write_text("{}")
+                else:
+                    (folder / output).mkdir(exist_ok=True)
+                    rate = str(recipe.training.schedule.learning_rate)
+                    (folder / output / "rate").write_text(rate)
+
+        return dataclasses.replace(stage, run=do)
+
+    fakes = tuple(map(fake, stages.STAGES))
+    monkeypatch.setattr(stages, "STAGES", fakes)
+    monkeypatch.setattr(runner, "STAGES", fakes)
+    return tmp_path, ran
+
+
+def write_source(folder, text: str) -> None:
+    (folder / "pairs.jsonl").write_text(
+        json.dumps({"name": "a", "segments": [{"text": text}]}) + "\n"
+    )
+
+
+def go(project, *changes: str, only: tuple[str, ...] = ()) -> list[str]:
+    """Run with changes to the recipe; return which stages ran."""
+    folder, ran = project
+    ran.clear()
+    run(load_recipe(folder / "recipe.toml", changes), folder / "run", only)
+    return list(ran)
+
+
+def test_all_then_nothing(project):
+    assert go(project) == NAMES
+    assert go(project) == []
+    assert all(record.finished for record in read_records(project[0] / "run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        ("text_tokenizer.n_pieces=999", ["text_tokenizer", *NAMES[2:]]),
+        ("image_tokenizer.n_codes=64", NAMES[1:]),
+        ("prepare.long_documents=reject", NAMES[2:]),
+        ("sources.0.weight=2.5", NAMES[3:]),
+        ("model.n_layers=1", NAMES[3:]),
+        ("training.seed=5", NAMES[3:]),
+        ("training_loop.steps=200", NAMES[3:]),
+        ("image_tokenizer_loop.steps=200", NAMES[1:]),
+        ("answer.seed=5", NAMES[4:]),
+        ("training_loop.report_every=3", []),
+        ("image_tokenizer_loop.save_every=7", []),
+        ("name=other", []),
+    ],
+)
+def test_a_change_runs_what_depends_on_it_and_no_more(project, change, rerun):
+    go(project)
+    assert go(project, change) == rerun
+    assert go(project, change) == []
+
+
+def test_changed_documents_are_noticed(project):
+    go(project)
+    write_source(project[0], "a fox")
+    assert go(project) == NAMES
+
+
+def test_what_was_costly_is_kept_and_taken_back(project):
+    folder = project[0] / "run"
+    for rate in ("1e-3", "2e-3", "1e-3", "2e-3", "3e-3"):
+        go(project, f"training.schedule.learning_rate={rate}")
+        assert float((folder / "bundle" / "rate").read_text()) == float(rate)
+    kept = sorted(float((p / "rate").read_text()) for p in folder.glob("training.*"))
+    assert kept == [1e-3, 2e-3]
+    assert len(list(folder.glob("bundle.*"))) == 2
+
+
+def test_more_steps_go_on_in_place(project):
+    go(project)
+    go(project, "training_loop.steps=200")
+    assert not list((project[0] / "run").glob("training.*"))
+
+
+def test_a_stage_alone_needs_those_before_it(project):
+    with pytest.raises(
+        ConfigError, match=r"'prepare' needs 'text_tokenizer'.*run 'pardalis tokenizer train-text'"
+    ):
+        go(project, only=("prepare",))
+    assert go(project, only=("text_tokenizer",)) == ["text_tokenizer"]
+    assert go(project, only=("image_tokenizer",)) == ["image_tokenizer"]
+    assert go(project, only=("prepare",)) == ["prepare"]
+
+
+def test_an_outdated_stage_is_not_built_upon(project):
+    go(project)
+    for change in ("training_loop.steps=200", "training.seed=1"):
+        with pytest.raises(ConfigError, match="'answer' needs 'train', which is not finished"):
+            go(project, change, only=("answer",))
+    write_source(project[0], "a fox")
+    with pytest.raises(ConfigError, match="'train' needs 'prepare', which is not finished"):
+        go(project, only=("train",))
+
+
+def test_a_refused_command_changes_nothing(project):
+    go(project)
+    before = (project[0] / "run" / "recipe.toml").read_text()
+    with pytest.raises(ConfigError):
+        go(project, "training.seed=1", only=("answer",))
+    assert (project[0] / "run" / "recipe.toml").read_text() == before
+
+
+def test_a_stage_that_failed_runs_again(project, monkeypatch):
+    folder, _ = project
+    broken = [dataclasses.replace(s, run=fail) if s.name == "train" else s for s in stages.STAGES]
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "STAGES", tuple(broken))
+        patch.setattr(runner, "STAGES", tuple(broken))
+        with pytest.raises(DataError, match="broken"):
+            go(project)
+    records = {record.name: record for record in read_records(folder / "run")}
+    assert records["prepare"].finished
+    assert records["train"].finished is None
+    assert go(project) == NAMES[3:]
+
+
+def fail(recipe: Recipe, folder, device) -> None:
+    raise DataError("broken")
+
+
+def test_a_missing_output_is_made_again(project):
+    go(project)
+    (project[0] / "run" / "report.html").unlink()
+    assert go(project) == ["report"]
+
+
+def test_a_missing_source(project):
+    (project[0] / "pairs.jsonl").unlink()
+    with pytest.raises(DataError, match=r"pairs\.jsonl"):
+        go(project)
+
+
+def test_a_stage_that_the_recipe_does_not_have(project):
+    with pytest.raises(ConfigError, match="no stage 'corpus'; it has text_tokenizer"):
+        go(project, only=("corpus",))
+
+
+def test_two_processes_do_not_share_a_folder(project):
+    go(project)
+    with open(project[0] / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="Another process is running in"):
+            go(project)
+
+
+def test_records_that_cannot_be_read(project):
+    go(project)
+    (project[0] / "run" / "stages.json").write_text("[{]")
+    with pytest.raises(DataError, match="delete it to check every stage anew"):
+        go(project)
+
+
+def test_a_device_that_is_not_there(project):
+    recipe = load_recipe(project[0] / "recipe.toml")
+    with pytest.raises(ConfigError, match="No device 'abacus' can be used here"):
+        run(recipe, project[0] / "run", device="abacus")
