@@ -18,7 +18,7 @@ quickstart: $(VENV)/.demo   ## set up, then train a model on real data and write
 SHORT := corpus.text_articles=50 image_tokenizer_loop.steps=40 training_loop.steps=40 \
          training.schedule.warmup_steps=10 answer.drawings=16 answer.captions=8 answer.pages=2
 
-smoke: $(VENV)/.demo        ## the quickstart's recipe, shortened to a minute: every stage, no quality
+smoke: $(VENV)/.demo        ## the quickstart's recipe, shortened to a minute, for its stages only
 	$(BIN)/pardalis quickstart --out runs/smoke $(addprefix --set ,$(SHORT)) $(ARGS)
 
 test: $(VENV)/.dev          ## set up, then lint, check types and layers, and run the tests
@@ -39,8 +39,8 @@ clean:                ## remove the virtual environment and caches; runs/ stays
 TORCH_INDEX ?=
 
 $(VENV)/.%: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -z '$(TORCH_INDEX)' || \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -z '$(TORCH_INDEX)' || \
 	  $(BIN)/pip install --quiet --index-url '$(TORCH_INDEX)' --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	touch $@
+	@touch $@

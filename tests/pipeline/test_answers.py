@@ -12,6 +12,7 @@ from pardalis.documents import Document, Picture, Text, open_picture
 from pardalis.errors import ConfigError
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.pipeline import answers as answers_module
+from pardalis.pipeline import prompts as prompts_module
 from pardalis.pipeline.answers import write_answers
 from pardalis.pipeline.recipe import AnswerConfig
 
@@ -160,7 +161,7 @@ def test_a_large_source_is_streamed_and_looked_at_only_as_far_as_needed(
         return open_picture(source)
 
     monkeypatch.setattr(bundle.codec, "encode_prompt", count_encoded)
-    monkeypatch.setattr(answers_module, "open_picture", count_opened)
+    monkeypatch.setattr(prompts_module, "open_picture", count_opened)
 
     def documents() -> Iterator[Document]:
         for i in range(300):

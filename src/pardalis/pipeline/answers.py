@@ -1,53 +1,21 @@
 """Asking a trained model: pictures for captions, captions for pictures, pages from a first line.
 
-Prompts are taken from the sources themselves, those it learnt and those it never saw, so that the
-report can put what the model made beside what there was. What cannot be asked, because a picture
-does not open or a prompt leaves no room for its answer, is left out and counted.
+Prompts are taken from the sources, those it learnt and those it never saw, so that the report can
+put what the model made beside what there was.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Picture, Text, open_picture
-from pardalis.errors import DataError
 from pardalis.files import atomic_folder, write_json
-from pardalis.inference import Mode, Prompt, as_document, generate_many
+from pardalis.inference import Mode, Prompt, generate_many
+from pardalis.pipeline.prompts import Chooser, Prompts
 from pardalis.pipeline.recipe import AnswerConfig
 from pardalis.progress import bar
-from pardalis.seeds import numpy_generator
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_LEAST_TEXT = 2  # ids of the shortest text worth asking for: one piece and eos
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """A picture and its caption, in whichever order its document has them."""
-
-    name: str
-    caption: str
-    picture: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompts:
-    """What is asked of one split, and the pictures that drawings are compared with."""
-
-    split: str
-    drawings: list[_Pair]
-    captions: list[_Pair]
-    titles: list[str]
-    gallery: list[_Pair]
-    n_captioned: int  # pairs of the split, but for those found unreadable
 
 
 def write_answers(
@@ -59,7 +27,7 @@ def write_answers(
         documents: by split, ``train`` and ``heldout``; read once, from beginning to end.
         run: run folder; pictures of the corpus are named relative to it.
     """
-    chooser = _Chooser(bundle, config)
+    chooser = Chooser(bundle, config)
     prompts = [chooser.choose(split, items) for split, items in documents.items()]
     chooser.warn()
     asker = _Asker(bundle, config)
@@ -91,141 +59,6 @@ def write_answers(
         write_json(folder / "answers.json", answers)
 
 
-# ── choosing ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _sort_out(documents: Iterable[Document]) -> tuple[list[_Pair], list[str]]:
-    """Find the pairs, and the first lines of the longer interleaved documents."""
-    pairs: dict[Path, _Pair] = {}
-    titles: dict[str, None] = {}
-    for document in documents:
-        match document.segments:
-            case (Text(text=caption), Picture(source=Path() as path)) | (
-                Picture(source=Path() as path),
-                Text(text=caption),
-            ):
-                pairs.setdefault(path, _Pair(document.name, caption, path))
-            case (Text(text=text), *rest) if any(isinstance(s, Picture) for s in rest):
-                title = "".join(text.partition("\n")[:2])
-                if title.strip():
-                    titles.setdefault(title)
-    return list(pairs.values()), list(titles)
-
-
-class _Chooser:
-    """Chooses at random what is asked, among what can be.
-
-    It looks only at as much as that takes, so that a large source is neither encoded nor opened as
-    a whole; what it came upon and could not use it counts.
-    """
-
-    def __init__(self, bundle: Bundle, config: AnswerConfig) -> None:
-        self.codec, self.context = bundle.codec, bundle.model.config.context
-        self.config = config
-        self.readable: set[Path] = set()
-        self.unreadable: set[Path] = set()
-        self.n_too_long = 0
-        self.first_reason = ""
-
-    def choose(self, split: str, documents: Iterable[Document]) -> _Prompts:
-        config = self.config
-        pairs, titles = _sort_out(documents)
-        drawings = self._take(
-            pairs,
-            config.drawings,
-            f"draw {split}",
-            lambda pair: self._can_be_drawn(pair) and self._opens(pair.picture),
-        )
-        captions = self._take(
-            pairs,
-            config.captions,
-            f"caption {split}",
-            lambda pair: self._can_be_captioned(pair) and self._opens(pair.picture),
-        )
-        return _Prompts(
-            split=split,
-            drawings=drawings,
-            captions=captions,
-            titles=self._take(titles, config.pages, f"pages {split}", self._can_be_continued),
-            gallery=self._gallery(split, pairs, [*drawings, *captions]),
-            n_captioned=sum(pair.picture not in self.unreadable for pair in pairs),
-        )
-
-    def warn(self) -> None:
-        """Log what was left out, if anything was."""
-        if self.first_reason:
-            logger.warning(
-                "Left out of the answers: %d unreadable, %d too long; the first: %s",
-                len(self.unreadable),
-                self.n_too_long,
-                self.first_reason,
-            )
-
-    def _take(
-        self, items: Sequence[T], n: int, purpose: str, suits: Callable[[T], bool]
-    ) -> list[T]:
-        shuffled = (items[i] for i in self._order(len(items), purpose))
-        return list(islice(filter(suits, shuffled), n))
-
-    def _gallery(
-        self, split: str, pairs: Sequence[_Pair], originals: Sequence[_Pair]
-    ) -> list[_Pair]:
-        """Choose the originals and others up to the limit; they stay in the order of the source."""
-        chosen = {pair.picture for pair in originals}
-        n = min(max(self.config.gallery, len(chosen)), len(pairs))
-        with bar(f"Opening pictures ({split})", total=n, unit="pictures", done=len(chosen)) as add:
-            for i in self._order(len(pairs), f"gallery {split}"):
-                if len(chosen) >= n:
-                    break
-                picture = pairs[i].picture
-                if picture not in chosen and self._opens(picture):
-                    chosen.add(picture)
-                    add()
-        return [pair for pair in pairs if pair.picture in chosen]
-
-    def _order(self, n: int, purpose: str) -> list[int]:
-        return numpy_generator(self.config.seed, purpose).permutation(n).tolist()
-
-    def _can_be_drawn(self, pair: _Pair) -> bool:
-        return self._fits(self._text_ids(pair.caption), self.codec.grammar.picture_ids, pair.name)
-
-    def _can_be_captioned(self, pair: _Pair) -> bool:
-        return self._fits(1 + self.codec.grammar.picture_ids, _LEAST_TEXT, pair.name)  # 1 for bos
-
-    def _can_be_continued(self, title: str) -> bool:
-        return self._fits(self._text_ids(title), _LEAST_TEXT, f"{title[:40]!r}")
-
-    def _text_ids(self, text: str) -> int:
-        return len(self.codec.encode_prompt(as_document(text)))
-
-    def _fits(self, prompt_ids: int, answer_ids: int, what: str) -> bool:
-        if prompt_ids + answer_ids <= self.context:
-            return True
-        self.n_too_long += 1
-        self.first_reason = self.first_reason or (
-            f"{what} is a prompt of {prompt_ids} ids, whose answer needs {answer_ids}; together "
-            f"they exceed the model's context of {self.context}."
-        )
-        return False
-
-    def _opens(self, picture: Path) -> bool:
-        """Tell whether a picture can be read; nothing of it is kept."""
-        if picture in self.readable:
-            return True
-        if picture in self.unreadable:
-            return False
-        try:
-            open_picture(picture)
-        except DataError as error:
-            self.unreadable.add(picture)
-            self.first_reason = self.first_reason or str(error)
-            return False
-        self.readable.add(picture)
-        return True
-
-
-# ── asking ───────────────────────────────────────────────────────────────────────────────────────
-
 
 class _Asker:
     """Asks in batches, so that memory stays bounded, and shows how far it is."""
@@ -233,7 +66,7 @@ class _Asker:
     def __init__(self, bundle: Bundle, config: AnswerConfig) -> None:
         self.bundle, self.config = bundle, config
 
-    def draw(self, prompts: _Prompts, folder: Path, run: Path) -> list[dict[str, Any]]:
+    def draw(self, prompts: Prompts, folder: Path, run: Path) -> list[dict[str, Any]]:
         split, pairs = prompts.split, prompts.drawings
         answers = self._ask(f"Drawing ({split})", [[pair.caption] for pair in pairs], "picture")
         drawn = []
@@ -251,7 +84,7 @@ class _Asker:
             )
         return drawn
 
-    def caption(self, prompts: _Prompts, run: Path) -> list[dict[str, Any]]:
+    def caption(self, prompts: Prompts, run: Path) -> list[dict[str, Any]]:
         split, pairs = prompts.split, prompts.captions
         pictures = [[pair.picture] for pair in pairs]
         answers = self._ask(
@@ -268,7 +101,7 @@ class _Asker:
             for pair, answer in zip(pairs, answers, strict=True)
         ]
 
-    def write_pages(self, prompts: _Prompts, folder: Path) -> list[dict[str, Any]]:
+    def write_pages(self, prompts: Prompts, folder: Path) -> list[dict[str, Any]]:
         split, titles = prompts.split, prompts.titles
         answers = self._ask(f"Writing pages ({split})", titles, "interleaved")
         pages = []

@@ -30,22 +30,14 @@ Selection = Literal["described", "all"]
 class EncyclopediaConfig:
     """What goes into the demo corpus."""
 
-    concepts: int = 0
-    """The most concepts to take; 0 takes all. Of drawings that look the same, only one remains."""
-    selection: Selection = "described"
-    """Take only concepts that an article describes, or all that have a name."""
-    flags: bool = True
-    """Take the flags of countries: more than a third of the described concepts, and much alike."""
-    picture_side: int = 64
-    """Side of the pictures, in pixels."""
-    text_articles: int = 0
-    """The most articles without a picture to take as text; 0 takes all."""
-    lead_words: int = 80
-    """The most words of a lead, which is cut at a sentence end where one fits."""
-    heldout_percent: int = 10
-    """Percentage of the concepts, and of the articles, that is kept out of training."""
-    seed: int = 0
-    """Chooses which concepts and articles are taken when not all are; never their split."""
+    concepts: int = 0  # the most to take; 0 takes all; of drawings that look the same one remains
+    selection: Selection = "described"  # concepts that an article describes, or all with a name
+    flags: bool = True  # of countries: more than a third of the described concepts, and much alike
+    picture_side: int = 64  # pixels
+    text_articles: int = 0  # the most articles without a picture to take as text; 0 takes all
+    lead_words: int = 80  # the most words of a lead, cut at the end of a sentence where one fits
+    heldout_percent: int = 10  # share of concepts and of articles that is kept out of training
+    seed: int = 0  # chooses what is taken when not all is; never the split
 
     def __post_init__(self) -> None:
         for field, least, most in (
