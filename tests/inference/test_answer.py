@@ -95,7 +95,7 @@ def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
     hot = pardalis.SamplingConfig(temperature=3.0)
 
     def ask(document: Document) -> list[Document]:
-        return pardalis.generate_many(bundle, [document] * 60, text=hot, max_tokens=12)
+        return pardalis.generate_many(bundle, [document] * 300, text=hot, max_tokens=12)
 
     for answer in ask(Document((Text("Draw an owl.", role="user"),))):
         assert all(segment.role == "assistant" for segment in answer.segments)

@@ -43,18 +43,22 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--max-pictures", type=int, help="pictures of the answer (default: what fits)"
     )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="of text; 0: most likely (default)"
-    )
-    parser.add_argument(
-        "--picture-temperature", type=float, default=1.0, help="of pictures (default: 1)"
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=0, help="of text and pictures; 0: all (default)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="of text and pictures (default: 1, all)"
-    )
+    for prefix, what, temperature, top_p in (
+        ("", "text", 0.0, 1.0),
+        ("picture-", "pictures", 0.7, 0.9),
+    ):
+        parser.add_argument(
+            f"--{prefix}temperature", type=float, default=temperature, metavar="T",
+            help=f"of {what}; 0 takes the most likely id (default: %(default)s)",
+        )  # fmt: skip
+        parser.add_argument(
+            f"--{prefix}top-k", type=int, default=0, metavar="K",
+            help=f"for {what}, keep the K most likely ids; 0 keeps all (default)",
+        )  # fmt: skip
+        parser.add_argument(
+            f"--{prefix}top-p", type=float, default=top_p, metavar="P",
+            help=f"for {what}, keep the likeliest ids that reach P together (default: %(default)s)",
+        )  # fmt: skip
     parser.add_argument(
         "--guidance",
         type=float,
@@ -87,7 +91,9 @@ def _run(options: argparse.Namespace) -> None:
             temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
         ),
         picture=pardalis.SamplingConfig(
-            temperature=options.picture_temperature, top_k=options.top_k, top_p=options.top_p
+            temperature=options.picture_temperature,
+            top_k=options.picture_top_k,
+            top_p=options.picture_top_p,
         ),
         guidance=options.guidance,
         seed=options.seed,

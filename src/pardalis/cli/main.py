@@ -21,7 +21,7 @@ Early-fusion mixed-modal models: pictures become tokens in the vocabulary of tex
 transformer reads and writes both.
 
   pardalis quickstart                    everything, on real data, on a laptop, with a report
-  pardalis generate BUNDLE "an owl"      ask a trained model
+  pardalis generate BUNDLE rocket        ask a trained model
 """
 
 

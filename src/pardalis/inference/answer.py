@@ -17,6 +17,10 @@ from pardalis.tokens import Limits
 
 Mode = Literal["text", "picture", "interleaved"]
 Part = str | Path | bytes | Image.Image
+# Text takes the most likely id; pictures are sampled as in Chameleon's release.
+TEXT_SAMPLING = SamplingConfig(temperature=0.0)
+PICTURE_SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9)
+
 Prompt = Part | Sequence[Part] | Document
 
 
@@ -76,7 +80,7 @@ def generate_many(
         max_tokens: ids an answer may have; default: what the model's context leaves.
         max_pictures: pictures an answer may have; default: 1 for ``picture``, no limit otherwise.
         text: how text is sampled; default: the most likely id.
-        picture: how codes are sampled; default: temperature 1.
+        picture: how codes are sampled; default: temperature 0.7, top-p 0.9.
         guidance: classifier-free guidance of pictures; 1 is none, more follows the prompt closer.
         seed: the answer to prompt number i depends on (seed, i) and the prompt, not on the others.
 
@@ -103,8 +107,8 @@ def generate_many(
             Request(
                 prompt_ids=tuple(prompt_ids),
                 limits=replace(limits, one_turn=_is_conversation(document)),
-                text=text or SamplingConfig(temperature=0.0),
-                picture=picture or SamplingConfig(),
+                text=text or TEXT_SAMPLING,
+                picture=picture or PICTURE_SAMPLING,
                 guidance=guidance,
                 seed=derive(seed, "answer", i),
             )

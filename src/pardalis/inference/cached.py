@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pardalis.inference.cache import KeyValueCache
 from pardalis.inference.request import Request
-from pardalis.inference.sampling import guide, gumbel_noise, sample
+from pardalis.inference.sampling import guide, sample
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Mode, Rule, State
 
@@ -31,7 +31,7 @@ class _Row:
     twin_ids: list[int] = field(default_factory=list)  # what that stream has read
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_cached(
     model: Decoder, grammar: Grammar, requests: Sequence[Request]
 ) -> list[list[int]]:
@@ -120,11 +120,8 @@ class _Batch:
             self._guided(logits, active, rows),
             self.allowed_ids[[row.rule for row in rows]],
             [r.request.picture if r.state.mode is Mode.IMAGE else r.request.text for r in rows],
-            gumbel_noise(
-                [row.request.seed for row in rows],
-                [len(row.ids) for row in rows],
-                self.grammar.vocabulary.size,
-            ),
+            [row.request.seed for row in rows],
+            [len(row.ids) for row in rows],
         )
         for row, token_id in zip(rows, chosen.tolist(), strict=True):
             row.state = self.grammar.advance(row.state, token_id, len(row.ids))

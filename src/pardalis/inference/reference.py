@@ -7,12 +7,12 @@ with this one.
 import torch
 
 from pardalis.inference.request import Request
-from pardalis.inference.sampling import guide, gumbel_noise, sample
+from pardalis.inference.sampling import guide, sample
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Mode, Rule
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> list[int]:
     """Return the ids that follow the prompt.
 
@@ -34,8 +34,8 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
             scale = torch.tensor([request.guidance], device=device)
             logits = guide(logits, model(alone)[:, -1], scale)
         sampling = request.picture if in_picture else request.text
-        noise = gumbel_noise([request.seed], [len(ids)], vocabulary.size)
-        chosen = int(sample(logits, allowed_ids[rule][None], [sampling], noise))
+        allowed = allowed_ids[rule][None]
+        chosen = int(sample(logits, allowed, [sampling], [request.seed], [len(ids)]))
         state = grammar.advance(state, chosen, len(ids))
         ids.append(chosen)
     return ids[len(request.prompt_ids) :]

@@ -30,28 +30,33 @@ def gumbel_noise(
     noise = torch.empty(len(seeds), vocab_size)
     for row, seed, i in zip(noise, seeds, index, strict=True):
         row.exponential_(generator=torch.Generator().manual_seed(derive(seed, "sample", i)))
-    return -noise.log()
+    return noise.log_().neg_()
 
 
 def sample(
     logits: Float[Tensor, "B V"],
     allowed: Bool[Tensor, "B V"],
     sampling: Sequence[SamplingConfig],
-    noise: Float[Tensor, "B V"],
+    seeds: Sequence[int],
+    index: Sequence[int],
 ) -> Int[Tensor, " B"]:
     """Choose one id a row.
 
     Args:
         allowed: ids that the grammar admits; at least one a row.
-        sampling: how each row chooses.
-        noise: Gumbel noise of :func:`gumbel_noise`; rows with temperature 0 ignore it.
+        sampling: how each row chooses; temperature 0 takes the most likely id.
+        seeds: of the rows' requests.
+        index: of the id that is chosen, in its sequence.
     """
     logits = logits.float().masked_fill(~allowed, -torch.inf)
     greedy = logits.argmax(-1)
+    if all(s.temperature == 0 for s in sampling):
+        return greedy
     temperature = logits.new_tensor([s.temperature for s in sampling])
     scaled = logits / temperature.clamp(min=1e-6)[:, None]
     scaled = _keep_top_k(scaled, [s.top_k for s in sampling])
     scaled = _keep_top_p(scaled, [s.top_p for s in sampling])
+    noise = gumbel_noise(seeds, index, logits.shape[-1])
     drawn = (scaled + noise.to(scaled.device)).argmax(-1)
     return torch.where(temperature == 0, greedy, drawn)
 

@@ -59,7 +59,6 @@ def write_answers(
         write_json(folder / "answers.json", answers)
 
 
-
 class _Asker:
     """Asks in batches, so that memory stays bounded, and shows how far it is."""
 

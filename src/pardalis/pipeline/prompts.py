@@ -47,7 +47,6 @@ class Prompts:
     n_captioned: int  # pairs of the split, but for those found unreadable
 
 
-
 def _sort_out(documents: Iterable[Document]) -> tuple[list[Pair], list[str]]:
     """Find the pairs, and the first lines of the longer interleaved documents."""
     pairs: dict[Path, Pair] = {}
@@ -121,9 +120,7 @@ class Chooser:
         shuffled = (items[i] for i in self._order(len(items), purpose))
         return list(islice(filter(suits, shuffled), n))
 
-    def _gallery(
-        self, split: str, pairs: Sequence[Pair], originals: Sequence[Pair]
-    ) -> list[Pair]:
+    def _gallery(self, split: str, pairs: Sequence[Pair], originals: Sequence[Pair]) -> list[Pair]:
         """Choose the originals and others up to the limit; they stay in the order of the source."""
         chosen = {pair.picture for pair in originals}
         n = min(max(self.config.gallery, len(chosen)), len(pairs))
