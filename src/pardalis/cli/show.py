@@ -67,5 +67,8 @@ def _bundle(options: argparse.Namespace) -> None:
         f"{model.norm_placement} norms"
     )
     echo(f"  vocabulary  {model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
+    numbers = description["made_by"].pop("numbers", {})
     for name, value in description["made_by"].items():
         echo(f"  {name:<11} {value}")
+    for name, value in numbers.items():
+        echo(f"  {name:<22} {value:.4g}")
