@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from pardalis.cli import train
+from pardalis.cli import common
 from pardalis.cli.main import build_parser, main
 from pardalis.errors import ConfigError
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(options, *stages):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/answers")
 
-    monkeypatch.setattr(train, "run_stages", full)
+    monkeypatch.setattr(common, "run_stages", full)
     assert main(["train", "recipe.toml"]) == 1
     shown = capsys.readouterr().err
     assert shown == (

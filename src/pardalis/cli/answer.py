@@ -1,8 +1,6 @@
 """``pardalis answer``: what a trained model makes of prompts from its sources."""
 
-import argparse
-
-from pardalis.cli.common import Commands, add_command, add_run_arguments, run_stages
+from pardalis.cli.common import Commands, add_stage_command
 
 _DESCRIPTION = """\
 Ask the trained model of a run: pictures for captions, captions for pictures, interleaved pages.
@@ -13,12 +11,10 @@ RUN/answers, where 'pardalis report' finds them.
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "answer", "draw, caption and write for prompts of the sources", _DESCRIPTION
+    add_stage_command(
+        commands,
+        "answer",
+        "answer",
+        "draw, caption and write for prompts of the sources",
+        _DESCRIPTION,
     )
-    add_run_arguments(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> None:
-    run_stages(options, "answer")

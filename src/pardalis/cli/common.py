@@ -45,6 +45,15 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> N
     add_json(parser)
 
 
+def add_stage_command(
+    commands: Commands, name: str, stage: str, summary: str, description: str
+) -> None:
+    """Add a command that runs one stage of a recipe."""
+    parser = add_command(commands, name, summary, description)
+    add_run_arguments(parser)
+    parser.set_defaults(run=lambda options: run_stages(options, stage))
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

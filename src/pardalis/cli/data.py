@@ -7,10 +7,9 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_json,
-    add_run_arguments,
+    add_stage_command,
     echo,
     print_json,
-    run_stages,
 )
 from pardalis.errors import ConfigError
 
@@ -36,14 +35,8 @@ def add(commands: Commands) -> None:
     group = add_command(commands, "data", "documents to shards; look at rows", __doc__ or "")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    corpus = add_command(verbs, "corpus", "build the demo corpus", _CORPUS)
-    add_run_arguments(corpus)
-    corpus.set_defaults(run=lambda options: run_stages(options, "corpus"))
-
-    prepare = add_command(verbs, "prepare", "turn documents into shards", _PREPARE)
-    add_run_arguments(prepare)
-    prepare.set_defaults(run=lambda options: run_stages(options, "prepare"))
-
+    add_stage_command(verbs, "corpus", "corpus", "build the demo corpus", _CORPUS)
+    add_stage_command(verbs, "prepare", "prepare", "turn documents into shards", _PREPARE)
     show = add_command(verbs, "show", "show a training row", _SHOW)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     show.add_argument("--source", help="name of a source")

@@ -7,10 +7,9 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_json,
-    add_run_arguments,
+    add_stage_command,
     echo,
     print_json,
-    run_stages,
 )
 from pardalis.errors import ConfigError
 
@@ -35,14 +34,8 @@ def add(commands: Commands) -> None:
     group = add_command(commands, "tokenizer", "train and look at tokenizers", __doc__ or "")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    text = add_command(verbs, "train-text", "train the text tokenizer", _TEXT)
-    add_run_arguments(text)
-    text.set_defaults(run=lambda options: run_stages(options, "text_tokenizer"))
-
-    image = add_command(verbs, "train-image", "train the image tokenizer", _IMAGE)
-    add_run_arguments(image)
-    image.set_defaults(run=lambda options: run_stages(options, "image_tokenizer"))
-
+    add_stage_command(verbs, "train-text", "text_tokenizer", "train the text tokenizer", _TEXT)
+    add_stage_command(verbs, "train-image", "image_tokenizer", "train the image tokenizer", _IMAGE)
     show = add_command(verbs, "show", "show what tokenizers make of a text or a picture", _SHOW)
     show.add_argument(
         "folder",
@@ -69,23 +62,22 @@ def _show(options: argparse.Namespace) -> None:
     is_run = (options.folder / "image_tokenizer" / "final").is_dir()
     codec = load_codec(options.folder) if is_run else load(options.folder).codec
     shown: dict[str, object] = {}
+    lines: list[str] = []
     if options.text is not None:
-        pieces = codec.text_tokenizer.encode(options.text)
-        shown["pieces"] = [codec.text_tokenizer.decode([piece]) for piece in pieces]
-        shown["text_ids"] = [codec.vocabulary.text.start + piece for piece in pieces]
+        ids = codec.text_tokenizer.encode(options.text)
+        pieces = [codec.text_tokenizer.decode([piece]) for piece in ids]
+        shown |= {"pieces": pieces, "text_ids": [codec.vocabulary.text.start + i for i in ids]}
+        lines.append(" | ".join(pieces))
     if options.picture is not None:
         tokenizer = codec.image_tokenizer
         codes = tokenizer.codes_of([open_picture(options.picture)])
         grid = codes.view(tokenizer.config.grid, -1).tolist()
         shown["codes"] = grid
+        width = len(str(codec.vocabulary.n_codes - 1))
+        lines += [" ".join(f"{code:>{width}}" for code in row) for row in grid]
         if options.out is not None:
             tokenizer.images_of(codes)[0].save(options.out)
     if options.json:
         print_json(shown)
-        return
-    if options.text is not None:
-        echo(" | ".join(shown["pieces"]))  # type: ignore[arg-type]
-    if options.picture is not None:
-        width = len(str(codec.vocabulary.n_codes - 1))
-        for row in grid:
-            echo(" ".join(f"{code:>{width}}" for code in row))
+    else:
+        echo("\n".join(lines))

@@ -1,8 +1,6 @@
 """``pardalis train``: the decoder."""
 
-import argparse
-
-from pardalis.cli.common import Commands, add_command, add_run_arguments, run_stages
+from pardalis.cli.common import Commands, add_stage_command
 
 _DESCRIPTION = """\
 Train the decoder of a recipe on its prepared shards, and write the bundle.
@@ -13,10 +11,6 @@ never interrupted. metrics.jsonl in RUN/training has a line per report.
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "train", "train the decoder on prepared shards", _DESCRIPTION)
-    add_run_arguments(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> None:
-    run_stages(options, "train")
+    add_stage_command(
+        commands, "train", "train", "train the decoder on prepared shards", _DESCRIPTION
+    )
