@@ -22,20 +22,23 @@ class LayerCache(Protocol):
 
 
 class HeadNorm(nn.Module):
-    """QK-norm: LayerNorm over a head's width, with its own scale and shift for every head.
+    """QK-norm: LayerNorm over a head's width, with a scale and shift for each group of heads.
 
-    Chameleon (arXiv 2405.09818, section 2.3) normalises queries and keys before RoPE. Its weights
-    are shared by the heads of one model-parallel rank, so a scale per head holds them all.
+    Chameleon (arXiv 2405.09818, section 2.3) normalises queries and keys before RoPE. In its
+    weights the heads of one model-parallel rank share a scale: they are a group.
     """
 
-    def __init__(self, n_heads: int, d_head: int, eps: float) -> None:
+    def __init__(self, n_heads: int, d_head: int, n_groups: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_heads, d_head))
-        self.bias = nn.Parameter(torch.empty(n_heads, d_head))
+        self.weight = nn.Parameter(torch.empty(n_groups, d_head))
+        self.bias = nn.Parameter(torch.empty(n_groups, d_head))
+        self.heads_per_group = n_heads // n_groups
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+        x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        x = torch.unflatten(x, 2, (-1, self.heads_per_group))
+        return (x * self.weight[:, None] + self.bias[:, None]).flatten(2, 3)
 
 
 class Attention(nn.Module):
@@ -56,8 +59,11 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm == "layer_norm":
-            self.q_norm = HeadNorm(config.n_heads, config.d_head, config.norm_eps)
-            self.k_norm = HeadNorm(config.n_kv_heads, config.d_head, config.norm_eps)
+            eps, groups = config.qk_norm_eps, config.qk_norm_groups
+            self.q_norm = HeadNorm(config.n_heads, config.d_head, groups or config.n_heads, eps)
+            self.k_norm = HeadNorm(
+                config.n_kv_heads, config.d_head, groups or config.n_kv_heads, eps
+            )
 
     def forward(
         self,
@@ -90,7 +96,8 @@ def rotation_of(
 ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
     """Return cosines and sines of RoPE (arXiv 2104.09864), the two halves of a head paired."""
     exponents = torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32) / d_head
-    angles = positions[..., None].float() * theta**-exponents
+    # The reciprocal of the power, not a negative power: so it is rounded in the published models.
+    angles = positions[..., None].float() * (1.0 / theta**exponents)
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)
     return angles.cos(), angles.sin()
 

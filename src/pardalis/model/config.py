@@ -23,6 +23,8 @@ class ModelConfig:
     d_ff: int  # hidden width of the SwiGLU feed-forward
     rope_theta: float = 10_000.0  # base of the rotary position embedding
     qk_norm: Literal["layer_norm", "none"] = "layer_norm"  # on queries and keys, before RoPE
+    qk_norm_groups: int | None = None  # equal runs of heads that share a scale; None: none share
+    qk_norm_eps: float = 1e-5
     norm_placement: Literal["pre", "reordered"] = "pre"  # before each branch, or on its output
     dropout: float = 0.0  # probability, on the output of attention and of feed-forward
     norm_eps: float = 1e-5
@@ -43,6 +45,12 @@ class ModelConfig:
             raise ConfigError(
                 f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})."
             )
+        groups = self.qk_norm_groups
+        if groups is not None and (groups < 1 or self.n_kv_heads % groups):
+            raise ConfigError(
+                f"qk_norm_groups ({groups}) must divide n_kv_heads ({self.n_kv_heads}): every "
+                "group has as many key heads."
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}.")
 
@@ -51,9 +59,10 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
 
-def swiglu_width(d_model: int) -> int:
-    """Return Llama's feed-forward width: two thirds of 4 d, rounded up to a multiple of 256."""
-    return -(-(2 * 4 * d_model // 3) // 256) * 256
+def swiglu_width(d_model: int, multiplier: float = 1.0, multiple_of: int = 256) -> int:
+    """Return Llama's feed-forward width: two thirds of 4 d times a factor, rounded up."""
+    width = int(multiplier * (2 * 4 * d_model // 3))
+    return -(-width // multiple_of) * multiple_of
 
 
 def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
@@ -92,6 +101,7 @@ def chameleon_7b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
         n_heads=32,
         n_kv_heads=32,
         d_ff=swiglu_width(4096),
+        qk_norm_groups=1,
         dropout=0.1,
     )
 
@@ -100,7 +110,7 @@ def chameleon_34b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
     """Chameleon-34B: re-ordered norms, grouped-query attention, no dropout.
 
     The paper does not print layer and head counts; these give its size and agree with the
-    four-way sharding of the released checkpoint.
+    four-way sharding of the released checkpoint, whose ranks are the groups of QK-norm.
     """
     return ModelConfig(
         vocab_size=vocab_size,
@@ -110,6 +120,7 @@ def chameleon_34b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
         n_heads=64,
         n_kv_heads=8,
         d_ff=swiglu_width(8192),
+        qk_norm_groups=4,
         norm_placement="reordered",
     )
 

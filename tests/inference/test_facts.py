@@ -1,0 +1,53 @@
+"""Decoding at Chameleon's sizes: 1,024 codes a picture, 4,096 positions (arXiv 2405.09818)."""
+
+import pytest
+import torch
+
+from pardalis.inference import Request, generate_cached
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.tokens import Grammar, Limits, Rule, Vocabulary
+
+IDS = Vocabulary.build(n_codes=12, n_text=20)
+GRAMMAR = Grammar(IDS, codes_per_picture=1024)
+WINDOW = 4096
+
+
+def test_a_picture_is_1024_codes_and_its_end():
+    """Whatever an untrained model prefers."""
+    torch.set_num_threads(1)
+    config = ModelConfig(
+        vocab_size=IDS.size, context=WINDOW, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
+        d_ff=8, init_std=0.3,
+    )  # fmt: skip
+    model = initialise(Decoder(config), seed=0).eval()
+    request = Request(
+        prompt_ids=(IDS.bos_id, IDS.text.start),
+        limits=Limits(text=False, max_pictures=1, room=WINDOW - 2),
+    )
+    [ids] = generate_cached(model, GRAMMAR, [request])
+    assert len(ids) == 1026
+    assert (ids[0], ids[-1]) == (IDS.begin_image_id, IDS.end_image_id)
+    assert all(token_id in IDS.image for token_id in ids[1:-1])
+    assert len(set(ids[1:-1])) == IDS.n_codes
+
+
+@pytest.mark.parametrize("n_text", [0, 1, 500, 1015, 1016, 2042, 3068, 3069])
+def test_whole_pictures_of_a_window(n_text):
+    """One after the other behind bos and text, as many as leave room for eos: at most three."""
+    limits = Limits(room=WINDOW - 1 - n_text)
+    state = GRAMMAR.begin([IDS.bos_id] + [IDS.text.start] * n_text, limits)
+    table, begins, index = GRAMMAR.allowed_ids(), [], 1 + n_text
+    while (rule := GRAMMAR.rule(state, limits)) is not Rule.NOTHING:
+        allowed = table[rule]
+        if allowed[IDS.begin_image_id]:
+            chosen = IDS.begin_image_id
+            begins.append(index)
+        else:
+            chosen = IDS.text.start if allowed[IDS.text.start] else int(allowed.argmax())
+        state = GRAMMAR.advance(state, chosen, index)
+        index += 1
+    assert index == WINDOW  # text fills what is left, and eos is last
+    assert len(begins) == (WINDOW - 2 - n_text) // 1026 <= 3
+    assert all(begin < 3070 for begin in begins)
+    if n_text == 3068:  # the last index at which a picture begins
+        assert begins == [3069]
