@@ -5,6 +5,7 @@
     text_tokenizer.json         opens with the ``tokenizers`` library
     image_tokenizer/            config.json and model.safetensors
     LICENCES.md                 of the data behind the weights, when known
+    foreign.safetensors         tensors of an imported model that have no place in ours, if any
 
 A bundle appears under its name whole or not at all. A checkpoint, which resumes one training run,
 is something else (:mod:`pardalis.train.checkpoint`).
@@ -28,13 +29,14 @@ from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizer
 from pardalis.weights import load_weights
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: a vocabulary may carry the ids of the one it was taken from
 
-_DESCRIPTION = "bundle.json"
-_MODEL = "model.safetensors"
-_TEXT = "text_tokenizer.json"
-_IMAGE = "image_tokenizer"
-_LICENCES = "LICENCES.md"
+DESCRIPTION = "bundle.json"
+MODEL = "model.safetensors"
+TEXT_TOKENIZER = "text_tokenizer.json"
+IMAGE_TOKENIZER = "image_tokenizer"
+LICENCES = "LICENCES.md"
+FOREIGN = "foreign.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +66,35 @@ class Bundle:
 
     def _write(self, folder: Path) -> None:
         weights = {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / _MODEL)
-        self.codec.text_tokenizer.save(folder / _TEXT)
-        self.codec.image_tokenizer.save(folder / _IMAGE)
+        safetensors.torch.save_file(weights, folder / MODEL)
+        self.codec.text_tokenizer.save(folder / TEXT_TOKENIZER)
+        self.codec.image_tokenizer.save(folder / IMAGE_TOKENIZER)
         if self.licences:
-            write_text(folder / _LICENCES, self.licences)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "model": configs.to_dict(self.model.config),
-            "vocabulary": self.codec.vocabulary.to_dict(),
-            "made_by": self.made_by,
-        }
-        write_json(folder / _DESCRIPTION, description)
+            write_text(folder / LICENCES, self.licences)
+        write_description(folder, self.model.config, self.codec.vocabulary, self.made_by)
 
 
-def load(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
+def write_description(
+    folder: Path, model: ModelConfig, vocabulary: Vocabulary, made_by: dict[str, Any]
+) -> None:
+    """Write ``bundle.json``."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "model": configs.to_dict(model),
+        "vocabulary": vocabulary.to_dict(),
+        "made_by": made_by,
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def load(
+    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Bundle:
     """Load a bundle, ready for inference.
+
+    Args:
+        dtype: of the decoder's weights; as they are stored when left out. The image tokenizer
+            always computes in 32 bits.
 
     Raises:
         BundleError: the folder is missing, incomplete, from a newer version, or its parts do not
@@ -89,27 +104,41 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
     folder = existing_folder(Path(folder))
     device = find_device(device)
     description = describe(folder)
-    try:
-        config = configs.from_dict(ModelConfig, description["model"], "model.")
-    except ConfigError as error:
-        raise BundleError(f"{folder / _DESCRIPTION}: {error}") from error
-    vocabulary = Vocabulary.from_dict(description["vocabulary"])
-    codec = Codec(
-        vocabulary,
-        TextTokenizer.load(folder / _TEXT),
-        ImageTokenizer.load(folder / _IMAGE).to(device).eval(),
-    )
-    _check_sizes(folder, config, codec)
+    config = model_config(folder, description)
+    codec = load_codec(folder, device)
+    _check_size(folder, "ids in the model", config.vocab_size, codec.vocabulary.size)
     with torch.device("meta"):
         model = Decoder(config)
-    load_weights(model, folder / _MODEL)
-    licences = folder / _LICENCES
+    load_weights(model, folder / MODEL)
+    licences = folder / LICENCES
     return Bundle(
-        model.to(device).eval(),
+        model.to(device, dtype).eval(),
         codec,
         description["made_by"],
         licences.read_text() if licences.is_file() else "",
     )
+
+
+def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
+    """Load only what turns documents into ids and back; raises as :func:`load`."""
+    folder = existing_folder(Path(folder))
+    vocabulary = Vocabulary.from_dict(describe(folder)["vocabulary"])
+    text_tokenizer = TextTokenizer.load(folder / TEXT_TOKENIZER, vocabulary)
+    image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
+    for what, found, needed in (
+        ("pieces in the text tokenizer", text_tokenizer.size, len(vocabulary.text)),
+        ("codes in the image tokenizer", image_tokenizer.config.n_codes, vocabulary.n_codes),
+    ):
+        _check_size(folder, what, found, needed)
+    return Codec(vocabulary, text_tokenizer, image_tokenizer.to(find_device(device)).eval())
+
+
+def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
+    """Return the decoder's shape from a description; raises BundleError if it is none."""
+    try:
+        return configs.from_dict(ModelConfig, description["model"], "model.")
+    except ConfigError as error:
+        raise BundleError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -120,17 +149,17 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise BundleError(f"No bundle at {folder}; give the path of a bundle's folder.")
-    for name in (_DESCRIPTION, _MODEL, _TEXT, _IMAGE):
+    for name in (DESCRIPTION, MODEL, TEXT_TOKENIZER, IMAGE_TOKENIZER):
         if not (folder / name).exists():
             raise BundleError(
                 f"The bundle {folder} is incomplete: {name} is missing. Copy the whole folder."
             )
     try:
-        description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
         version = description["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{folder / _DESCRIPTION} is not a bundle description: {error!r}"
+            f"{folder / DESCRIPTION} is not a bundle description: {error!r}"
         ) from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise BundleError(
@@ -139,19 +168,13 @@ def describe(folder: Path) -> dict[str, Any]:
         )
     missing = {"model", "vocabulary", "made_by"} - set(description)
     if missing:
-        raise BundleError(f"{folder / _DESCRIPTION} lacks {', '.join(sorted(missing))}.")
+        raise BundleError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}.")
     return description
 
 
-def _check_sizes(folder: Path, config: ModelConfig, codec: Codec) -> None:
-    vocabulary = codec.vocabulary
-    for what, found, needed in (
-        ("ids in the model", config.vocab_size, vocabulary.size),
-        ("pieces in the text tokenizer", codec.text_tokenizer.size, len(vocabulary.text)),
-        ("codes in the image tokenizer", codec.image_tokenizer.config.n_codes, vocabulary.n_codes),
-    ):
-        if found != needed:
-            raise BundleError(
-                f"The parts of the bundle {folder} do not fit: found {found} {what}, the "
-                f"vocabulary needs {needed}. Do not mix files of different bundles."
-            )
+def _check_size(folder: Path, what: str, found: int, needed: int) -> None:
+    if found != needed:
+        raise BundleError(
+            f"The parts of the bundle {folder} do not fit: found {found} {what}, the "
+            f"vocabulary needs {needed}. Do not mix files of different bundles."
+        )

@@ -7,6 +7,7 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_json,
+    add_output,
     add_stage_command,
     echo,
     print_json,
@@ -20,6 +21,14 @@ Train the recipe's text tokenizer, a byte-level BPE, on the text of its sources.
 _IMAGE = """\
 Train the recipe's image tokenizer, a VQ-GAN encoder, codebook and decoder, on the pictures of its
 sources. Can be interrupted; the same command goes on.
+"""
+
+_IMPORT_IMAGE = """\
+Turn a VQ-GAN of another library into an image tokenizer of this one: of the original layout, which
+Chameleon's own vqgan.ckpt has, or of LlamaGen's. The network must be the same.
+
+  pardalis tokenizer import-image vqgan.ckpt --config vqgan.yaml -o image_tokenizer
+  pardalis tokenizer import-image vq_ds16_c2i.pt -o image_tokenizer
 """
 
 _SHOW = """\
@@ -36,6 +45,20 @@ def add(commands: Commands) -> None:
 
     add_stage_command(verbs, "train-text", "text_tokenizer", "train the text tokenizer", _TEXT)
     add_stage_command(verbs, "train-image", "image_tokenizer", "train the image tokenizer", _IMAGE)
+    imported = add_command(
+        verbs, "import-image", "bring an image tokenizer of another library", _IMPORT_IMAGE
+    )
+    imported.add_argument("weights", metavar="WEIGHTS", type=Path, help=".ckpt, .pt, .safetensors")
+    imported.add_argument(
+        "--config", type=Path, metavar="YAML", help="describes weights of the original layout"
+    )
+    imported.add_argument(
+        "--resolution", type=int, help="pixels per side, for LlamaGen's weights (default: 256)"
+    )
+    add_output(imported, "FOLDER", "folder of the image tokenizer")
+    add_json(imported)
+    imported.set_defaults(run=_import_image)
+
     show = add_command(verbs, "show", "show what tokenizers make of a text or a picture", _SHOW)
     show.add_argument(
         "folder",
@@ -48,6 +71,22 @@ def add(commands: Commands) -> None:
     show.add_argument("--out", type=Path, help="where to write the picture after the round trip")
     add_json(show)
     show.set_defaults(run=_show)
+
+
+def _import_image(options: argparse.Namespace) -> None:
+    from pardalis import config as configs
+    from pardalis.interop import import_image_tokenizer
+
+    config = import_image_tokenizer(
+        options.weights, options.output, options.config, options.resolution
+    )
+    if options.json:
+        print_json({"image_tokenizer": str(options.output), "config": configs.to_dict(config)})
+    else:
+        echo(
+            f"{options.output}: {config.resolution} pixels, {config.grid} x {config.grid} codes of "
+            f"{config.n_codes:,}"
+        )
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -66,7 +105,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.text is not None:
         ids = codec.text_tokenizer.encode(options.text)
         pieces = [codec.text_tokenizer.decode([piece]) for piece in ids]
-        shown |= {"pieces": pieces, "text_ids": [codec.vocabulary.text.start + i for i in ids]}
+        shown |= {"pieces": pieces, "text_ids": [codec.vocabulary.text_id(piece) for piece in ids]}
         lines.append(" | ".join(pieces))
     if options.picture is not None:
         tokenizer = codec.image_tokenizer

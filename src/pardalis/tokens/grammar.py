@@ -98,6 +98,8 @@ class Grammar:
                 return replace(state, mode=Mode.TEXT, room=room)
             case Mode.TEXT if token_id in ids.text:
                 return replace(state, room=room)
+            case Mode.TEXT if state.room is None and token_id == ids.readable_unk_id:
+                return state  # never written
             case Mode.TEXT if token_id == ids.end_turn_id:
                 return replace(state, turns=state.turns + 1, room=room)
             case Mode.TEXT if token_id == ids.begin_image_id:

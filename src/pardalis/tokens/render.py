@@ -23,7 +23,7 @@ def render(token_ids: Sequence[int], vocabulary: Vocabulary, text: TextTokenizer
         run = list(group)
         match kind:
             case "text":
-                parts.append(text.decode([i - vocabulary.text.start for i in run]))
+                parts.append(text.decode([vocabulary.piece(i) for i in run]))
             case "image":
                 parts.append(f"[{len(run)} codes]")
             case name:

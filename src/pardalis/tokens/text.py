@@ -3,6 +3,9 @@
 Byte-level means that any string survives the round trip exactly, emoji and tabs included, and that
 there is no unknown piece. Pieces are numbered from 0; where they stand in the vocabulary is the
 vocabulary's business.
+
+The tokenizer of an imported model is used as its file has it. That file numbers special and image
+tokens too, so which of its ids are pieces of text is said beside it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,30 +13,63 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pardalis.errors import BundleError, ConfigError
+from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.files import write_text
+from pardalis.tokens.vocabulary import Vocabulary
 
 N_BYTES = 256
 
 
 class TextTokenizer:
-    """A trained byte-level BPE."""
+    """A trained BPE.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: of the library.
+        pieces: the tokenizer's own id of each piece; all of its ids in order when left out.
+        unknown: its own id of what it has no piece for, which is numbered last, at ``size``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        pieces: Sequence[int] | None = None,
+        unknown: int | None = None,
+    ) -> None:
+        # A special token's name within a text is text, not that token.
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self.pieces = range(tokenizer.get_vocab_size()) if pieces is None else pieces
+        self._own_ids = [*self.pieces] if unknown is None else [*self.pieces, unknown]
+        self._piece_of = {own_id: piece for piece, own_id in enumerate(self._own_ids)}
 
     @property
     def size(self) -> int:
-        """Number of pieces."""
-        return self._tokenizer.get_vocab_size()
+        """Number of pieces, the unknown one not counted."""
+        return len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """Split a text into piece numbers."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Split a text into piece numbers.
+
+        Raises:
+            DataError: an imported tokenizer writes something that is not a piece of text.
+        """
+        own_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return [self._piece_of[own_id] for own_id in own_ids]
+        except KeyError as error:
+            raise DataError(
+                f"The text tokenizer cuts {text[:40]!r} so that it holds "
+                f"{self._tokenizer.id_to_token(error.args[0])!r}, which is no text but a special "
+                "token; rewrite that text."
+            ) from None
 
     def decode(self, pieces: Sequence[int]) -> str:
-        """Join pieces; bytes that do not form UTF-8 (a cut character) become U+FFFD."""
-        return self._tokenizer.decode(list(pieces), skip_special_tokens=False)
+        """Join pieces; bytes that do not form UTF-8 (a cut character) become U+FFFD.
+
+        The unknown piece of a tokenizer that has none is left out.
+        """
+        own_ids = [self._own_ids[piece] for piece in pieces if piece < len(self._own_ids)]
+        return self._tokenizer.decode(own_ids, skip_special_tokens=False)
 
     def to_json(self) -> str:
         """Return the content of a ``tokenizer.json``."""
@@ -44,16 +80,27 @@ class TextTokenizer:
         write_text(path, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> "TextTokenizer":
-        """Read a ``tokenizer.json``; raises BundleError if it is missing or unreadable."""
+    def load(cls, path: Path, vocabulary: Vocabulary | None = None) -> "TextTokenizer":
+        """Read a ``tokenizer.json``.
+
+        Args:
+            vocabulary: of an imported model, which says what in the file is text.
+
+        Raises:
+            BundleError: the file is missing or unreadable.
+        """
         if not path.is_file():
             raise BundleError(f"No text tokenizer at {path}; train one or copy the whole bundle.")
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every parse error
             raise BundleError(
                 f"{path} is not a text tokenizer that can be read: {error}"
             ) from error
+        if vocabulary is None or vocabulary.foreign_ids is None:
+            return cls(tokenizer)
+        foreign = vocabulary.foreign_ids
+        return cls(tokenizer, [foreign[i] for i in vocabulary.text], foreign[vocabulary.unk_id])
 
 
 def train_text_tokenizer(texts: Iterable[str], n_pieces: int) -> TextTokenizer:

@@ -5,9 +5,11 @@
     8 + n_codes .. size        text ids, one for each piece of the text tokenizer
 
 Nothing is ever recognised by its token's name. The image ids are contiguous, so the rows of the
-output head that write a picture are a slice.
+output head that write a picture are a slice. A vocabulary taken from elsewhere may have its single
+ids in other places, and remembers which number each id had there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +31,13 @@ class Vocabulary:
     bos_id: int = 0  # begins a document
     pad_id: int = 1  # fills a row
     eos_id: int = 2  # ends a document
-    unk_id: int = 3  # never written by our byte-level tokenizer; kept for foreign ones
+    unk_id: int = 3  # what an imported text tokenizer has no piece for; read, never written
     end_image_id: int = 4  # closes a picture
     begin_image_id: int = 5  # opens a picture
     end_turn_id: int = 6  # closes a turn of a conversation
+    # Of an imported vocabulary: the number that each id has in the files it came from, the text
+    # tokenizer's among them. A range says that all are unchanged.
+    foreign_ids: Sequence[int] | None = None
 
     @classmethod
     def build(cls, n_codes: int, n_text: int) -> "Vocabulary":
@@ -43,11 +48,26 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Number of ids, special ones included."""
+        if self.foreign_ids is not None:
+            return len(self.foreign_ids)
         return max(self.image.stop, self.text.stop)
+
+    @property
+    def readable_unk_id(self) -> int | None:
+        """The id of what a text tokenizer does not know; ours knows every byte and has none."""
+        return None if self.foreign_ids is None else self.unk_id
 
     @property
     def n_codes(self) -> int:
         return len(self.image)
+
+    def text_id(self, piece: int) -> int:
+        """Return the id of a piece of text; the unknown piece is numbered after all others."""
+        return self.text[piece] if piece < len(self.text) else self.unk_id
+
+    def piece(self, text_id: int) -> int:
+        """Return the piece of an id of text: the inverse of :meth:`text_id`."""
+        return text_id - self.text.start if text_id in self.text else len(self.text)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
@@ -55,18 +75,25 @@ class Vocabulary:
             "image": [self.image.start, self.image.stop],
             "text": [self.text.start, self.text.stop],
             **{name: getattr(self, name) for name in _SINGLE_IDS},
+            **({} if self.foreign_ids is None else {"foreign_ids": _plain(self.foreign_ids)}),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Vocabulary":
         """Rebuild a vocabulary; raises BundleError for missing or unknown keys."""
         expected = {"image", "text", *_SINGLE_IDS}
-        if set(values) != expected:
+        if set(values) - {"foreign_ids"} != expected:
             raise BundleError(
                 f"A vocabulary needs exactly the keys {sorted(expected)}, found {sorted(values)}."
             )
         singles = {name: values[name] for name in _SINGLE_IDS}
-        return cls(image=range(*values["image"]), text=range(*values["text"]), **singles)
+        foreign = values.get("foreign_ids")
+        return cls(
+            image=range(*values["image"]),
+            text=range(*values["text"]),
+            **singles,
+            foreign_ids=range(foreign) if isinstance(foreign, int) else foreign and tuple(foreign),
+        )
 
     def name_of(self, token_id: int) -> str:
         """Name an id for a person: ``<bos>``, ``<image 17>`` or ``<text 803>``."""
@@ -78,6 +105,11 @@ class Vocabulary:
         if token_id in self.text:
             return f"<text {token_id - self.text.start}>"
         return f"<unused {token_id}>" if 0 <= token_id < self.size else f"<outside {token_id}>"
+
+
+def _plain(foreign_ids: Sequence[int]) -> int | list[int]:
+    """Return foreign ids for a JSON file: how many there are, when all are unchanged."""
+    return len(foreign_ids) if isinstance(foreign_ids, range) else list(foreign_ids)
 
 
 _SINGLE_IDS = (
