@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 from PIL import Image
 
-from pardalis.documents import Document, Picture, Role, Segment, Text, open_picture
+from pardalis.documents import Document, Picture, Role, Segment, Text
 from pardalis.errors import DataError
 from pardalis.tokens import Grammar, Mode, TextTokenizer, Vocabulary, render
-from pardalis.vq import ImageTokenizer, square
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, open_square
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
 
@@ -66,8 +66,8 @@ class Codec:
 
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
         """Encode documents, all pictures in one batch; an error stands in its document's place."""
-        side = self.image_tokenizer.config.resolution
-        opened = [_open_pictures(document, side) for document in documents]
+        config = self.image_tokenizer.config
+        opened = [_open_pictures(document, config) for document in documents]
         images = [image for result in opened if isinstance(result, list) for image in result]
         codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])
         return [
@@ -85,7 +85,7 @@ class Codec:
                 picture = [ids.image.start + code for code in next(codes)]
                 out += [ids.begin_image_id, *picture, ids.end_image_id]
             else:
-                out += [ids.text.start + p for p in self.text_tokenizer.encode(segment.text)]
+                out += map(ids.text_id, self.text_tokenizer.encode(segment.text))
         return [*out, ids.eos_id]
 
     # ── ids → document ───────────────────────────────────────────────────────────────────────
@@ -128,10 +128,10 @@ class Codec:
                 parts[-1][1].append(token_id - ids.image.start)
             elif token_id == ids.end_turn_id:
                 parts.append(("end_turn", []))
-            elif token_id in ids.text:
+            elif token_id in ids.text or token_id == ids.unk_id:
                 if not parts or parts[-1][0] != "text":
                     parts.append(("text", []))
-                parts[-1][1].append(token_id - ids.text.start)
+                parts[-1][1].append(ids.piece(token_id))
         if unfinished:
             codes = parts[-1][1]
             codes += [codes[0] if codes else 0] * (n_codes - len(codes))
@@ -142,11 +142,13 @@ class Codec:
         return render(token_ids, self.vocabulary, self.text_tokenizer)
 
 
-def _open_pictures(document: Document, side: int) -> list[Image.Image] | DataError:
+def _open_pictures(
+    document: Document, config: ImageTokenizerConfig
+) -> list[Image.Image] | DataError:
     """Open the pictures of a document, each reduced at once to what the tokenizer sees of it."""
     try:
         return [
-            Image.fromarray(square(open_picture(picture.source), side))
+            Image.fromarray(open_square(picture.source, config.resolution, config.preprocessing))
             for picture in document.pictures
         ]
     except DataError as error:

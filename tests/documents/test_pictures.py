@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -38,6 +38,30 @@ def test_transparency_is_laid_on_white(encode):
     half = Image.new("RGBA", (2, 2), (0, 0, 0, 128))
     assert (pixels(open_picture(encode(half))) == 127).all()
     assert (pixels(open_picture(half)) == 127).all()
+
+
+def test_the_two_blends_differ_by_less_than_a_level():
+    """Chameleon's cuts off what Pillow's rounds: at every pair of opacity and colour."""
+    opacity, colour = np.mgrid[:256, :256]
+    rgba = np.stack([colour, colour, colour, opacity], axis=2).astype(np.uint8)
+    layer = Image.fromarray(rgba)
+    cut_off = pixels(open_picture(layer, "chameleon"))[:, :, 0]
+    rounded = pixels(open_picture(layer, "pillow"))[:, :, 0]
+    exact = opacity / 255 * colour + (1 - opacity / 255) * 255
+    assert (np.abs(cut_off - (exact - 0.5)) < 0.5 + 1e-9).all()
+    assert (np.abs(rounded - exact) < 0.5 + 1e-9).all()
+    assert (rounded != cut_off).mean() == pytest.approx(0.487, abs=0.001)
+    assert np.array_equal(cut_off[255], np.arange(256))
+    assert (cut_off[0] == 255).all()
+    assert np.array_equal(pixels(open_picture(layer))[:, :, 0], cut_off)
+
+
+def test_a_large_picture_is_blended_in_blocks():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 500, 4), dtype=np.uint8)
+    whole = pixels(open_picture(Image.fromarray(noise)))
+    for y in (0, 131, 132, 299):
+        row = pixels(open_picture(Image.fromarray(noise[y : y + 1])))
+        assert np.array_equal(whole[y], row[0])
 
 
 def test_grey_with_alpha_and_black_and_white(encode):
@@ -118,6 +142,7 @@ def test_truncated_files(encode, kind):
         open_picture(content[: len(content) // 2])
 
 
+@settings(deadline=None)  # a damaged header may claim millions of pixels
 @given(st.data())
 def test_damage_anywhere_gives_a_picture_or_a_data_error(data):
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]))

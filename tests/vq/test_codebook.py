@@ -90,6 +90,34 @@ def test_without_restarts_an_unused_code_stays_where_it_is():
     assert book.tolist() == [[1.0], [50.0]]
 
 
+@pytest.mark.parametrize("follows_means", [True, False])
+def test_on_the_sphere_everything_has_length_1(follows_means):
+    """Vectors of any length and a moved codebook; the dead code goes where the angle is largest."""
+    book = torch.tensor([[3.0, 0.0], [0.0, -0.1]])
+    live = LiveCodebook(book, follows_means, decay=0.0, normalise=True)
+    vectors = torch.tensor([[9.0, 0.0], [1.0, 0.0], [100.0, 1.0], [-0.01, 0.01]])
+    codes = torch.zeros(4, dtype=torch.long)
+    assert live.update(vectors, codes, torch.Generator().manual_seed(1)) == 1
+    torch.testing.assert_close(book.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(book[1], torch.tensor([-(0.5**0.5), 0.5**0.5]))
+    if follows_means:
+        mean = torch.nn.functional.normalize(vectors).mean(0)
+        torch.testing.assert_close(book[0], mean / mean.norm())
+    else:
+        assert book[0].tolist() == [1.0, 0.0]
+
+
+def test_on_the_sphere_a_codebook_starts_on_directions():
+    angles = torch.arange(4) * torch.pi / 2
+    directions = torch.stack([angles.cos(), angles.sin()], dim=1)
+    vectors = directions.repeat_interleave(8, 0) * torch.linspace(0.1, 9, 32)[:, None]
+    book = torch.zeros(4, 2)
+    live = LiveCodebook(book, follows_means=False, decay=0.9, normalise=True)
+    live.start(vectors, torch.Generator().manual_seed(0))
+    assert sorted(nearest_codes(directions, book).tolist()) == [0, 1, 2, 3]
+    torch.testing.assert_close(book.norm(dim=1), torch.ones(4))
+
+
 def test_fewer_vectors_than_codes_can_start():
     book = torch.zeros(20, 2)
     LiveCodebook(book, True, 0.9).start(torch.ones(3, 2), torch.Generator().manual_seed(0))

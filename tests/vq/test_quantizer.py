@@ -75,6 +75,64 @@ def test_legacy_decides_which_side_beta_weighs(small_config, legacy, ratio):
     assert on_latents.sum().abs() / on_codes.sum().abs() == pytest.approx(ratio)
 
 
+def test_equal_losses_of_both_kinds_of_weighing_have_the_stated_gradients(small_config):
+    """With latents of 1 and codes of 0, d(loss)/d(latent) is 2 / n, weighed by 1 or beta."""
+    n = 2 * small_config.code_width * 2 * 2
+    for legacy, weights in ((True, (1.0, 0.25)), (False, (0.25, 1.0))):
+        _, on_latents, on_codes = ones_against_zeros(small_config, legacy=legacy)
+        assert on_latents.unique().tolist() == pytest.approx([weights[0] * 2 / n])
+        assert on_codes.sum().item() == pytest.approx(-weights[1] * 2)
+
+
+# ── codes of length 1 ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["gradient", "ema"])
+def test_normalised_codes_are_those_of_the_nearest_direction(small_config, kind):
+    module = quantizer(small_config, kind=kind, normalise=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # lengths from 0.01 to 100, which must not matter
+        lengths = 10 ** (torch.rand(small_config.n_codes, 1, generator=generator) * 4 - 2)
+        module.embedding.weight.mul_(lengths)
+    latents = torch.randn(3, small_config.code_width, 2, 2, generator=generator) * 5
+    vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)[:, None]
+    entries = module.embedding.weight.detach()
+    nearest = torch.cosine_similarity(vectors, entries[None], dim=2).argmax(1)
+    quantized = module(latents)
+    assert len(nearest.unique()) > 4
+    assert torch.equal(quantized.codes.flatten(), nearest)
+    assert torch.equal(module.codes(latents), quantized.codes)
+    directions = entries[nearest] / entries[nearest].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(quantized.latents.permute(0, 2, 3, 1).flatten(0, 2), directions)
+    torch.testing.assert_close(module.latents(quantized.codes), quantized.latents)
+
+
+def test_the_loss_of_normalised_codes_is_taken_on_the_sphere(small_config):
+    """By hand: at a right angle two directions are the root of 2 apart, whatever their lengths."""
+    module = quantizer(small_config, normalise=True)
+    width = small_config.code_width
+    with torch.no_grad():
+        module.embedding.weight.zero_()[:, 0] = 7.0
+    latents = torch.zeros(1, width, 2, 2)
+    latents[:, 1] = 0.2
+    latents.requires_grad_()
+    loss = module(latents).loss
+    assert loss.item() == pytest.approx(1.25 * 2 / width)
+    loss.backward()
+    assert latents.grad[:, 1].abs().max() < 1e-6  # a longer vector is no better
+    assert (latents.grad[:, 0] < 0).all()
+
+
+def test_the_gradient_passes_straight_through_to_the_direction(small_config):
+    module = quantizer(small_config, normalise=True)
+    latents = torch.randn(2, small_config.code_width, 2, 2, requires_grad=True)
+    output = module(latents).latents
+    seed = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, latents, seed)
+    (expected,) = torch.autograd.grad(latents / latents.norm(dim=1, keepdim=True), latents, seed)
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_an_ema_codebook_has_no_gradient(small_config):
     loss, on_latents, on_codes = ones_against_zeros(small_config, kind="ema", beta=0.5)
     assert loss == pytest.approx(0.5)

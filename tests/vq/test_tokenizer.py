@@ -1,15 +1,14 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pardalis.errors import BundleError
-from pardalis.vq import ImageTokenizer, square
+from pardalis.errors import BundleError, RequestError
+from pardalis.vq import ImageTokenizer, initialise
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -18,35 +17,6 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 # ── pictures to pixels and back ──────────────────────────────────────────────────────────────────
-
-
-def test_the_shorter_side_is_scaled_and_the_centre_kept():
-    """Chameleon's pipeline: 1000 x 600 at 512 becomes 853 x 512, cut at x = 170."""
-    image = noise(1000, 600)
-    expected = image.resize((853, 512), Image.Resampling.LANCZOS).crop((170, 0, 682, 512))
-    assert np.array_equal(square(image, 512), np.asarray(expected))
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
-def test_any_size_becomes_a_square(width, height, side):
-    assert square(noise(width, height), side).shape == (side, side, 3)
-
-
-def test_a_square_of_the_right_size_is_untouched():
-    image = noise(16, 16)
-    assert np.array_equal(square(image, 16), np.asarray(image))
-
-
-@pytest.mark.parametrize("size", [(100_000, 2), (2, 100_000)])
-def test_elongated_pictures_need_no_huge_memory(size, monkeypatch):
-    sizes = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda image, to, how: sizes.append(to) or resize(image, to, how)
-    )
-    assert square(Image.new("RGB", size, (9, 8, 7)), 64)[0, 0].tolist() == [9, 8, 7]
-    assert max(sizes[0]) == 64 * 32
 
 
 def test_white_is_one_and_black_minus_one(small_tokenizer):
@@ -68,6 +38,20 @@ def test_pixels_come_back_within_one_level(small_tokenizer):
     image = noise(16, 16)
     (back,) = small_tokenizer.to_images(small_tokenizer.preprocess([image]))
     assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).max() <= 1
+
+
+def test_any_kind_of_picture_will_do(small_tokenizer, tmp_path):
+    """What is soft or on disk is opened as the config says."""
+    layer = Image.fromarray(np.asarray(noise(16, 16).convert("RGBA")) // 2)
+    layer.save(tmp_path / "layer.png")
+    ours, theirs = (
+        ImageTokenizer(dataclasses.replace(small_tokenizer.config, preprocessing=name))
+        for name in ("chameleon", "transformers")
+    )
+    pixels = ours.preprocess([layer, tmp_path / "layer.png"])
+    assert torch.equal(pixels[0], pixels[1])
+    other = (theirs.preprocess([layer]) + 1) / 0.0078 - (pixels[:1] + 1) / 2 * 255
+    assert other.round().unique().tolist() == [0, 1]  # rounded, not cut off
 
 
 # ── codes ────────────────────────────────────────────────────────────────────────────────────────
@@ -102,6 +86,41 @@ def test_no_pictures_are_no_codes(small_tokenizer):
     assert small_tokenizer.images_of(codes) == []
 
 
+@pytest.fixture
+def without_decoder(small_tokenizer, tmp_path) -> ImageTokenizer:
+    """The same weights without the decoder's, saved and loaded."""
+    config = dataclasses.replace(small_tokenizer.config, has_decoder=False)
+    tokenizer = ImageTokenizer(config)
+    weights = small_tokenizer.state_dict()
+    tokenizer.load_state_dict({n: t for n, t in weights.items() if not n.startswith("decoder.")})
+    tokenizer.save(tmp_path)
+    return ImageTokenizer.load(tmp_path)
+
+
+def test_without_a_decoder_pictures_become_codes(small_tokenizer, without_decoder):
+    images = [noise(16, 16, seed) for seed in range(3)]
+    assert torch.equal(without_decoder.codes_of(images), small_tokenizer.codes_of(images))
+    initialise(without_decoder, seed=0)
+    assert without_decoder.codes_of(images).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda tokenizer: tokenizer.decode(torch.zeros(1, 4, dtype=torch.long)),
+        lambda tokenizer: tokenizer.images_of(torch.zeros(2, 4, dtype=torch.long)),
+        lambda tokenizer: tokenizer(torch.zeros(1, 3, 16, 16)),
+    ],
+)
+def test_without_a_decoder_codes_become_no_pictures(without_decoder, use):
+    with pytest.raises(
+        RequestError,
+        match=r"^This image tokenizer has no decoder \(Hugging Face's Chameleon folders have "
+        r"none\), so it cannot draw; import the model again with the original vqgan\.ckpt\.$",
+    ):
+        use(without_decoder)
+
+
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -129,6 +148,16 @@ def edit_weights(folder, change) -> None:
     weights = load_file(path)
     change(weights)
     save_file(weights, path)
+
+
+def test_sixteen_bits_on_disk_are_thirty_two_in_use(small_tokenizer, tmp_path):
+    small_tokenizer.save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
+    save_file(halves, path)
+    weights = ImageTokenizer.load(tmp_path).state_dict()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(torch.equal(weights[name], half.float()) for name, half in halves.items())
 
 
 def test_weights_that_do_not_fit_are_named(small_tokenizer, tmp_path):

@@ -90,16 +90,15 @@ def _import_image(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from pardalis import load
-    from pardalis.documents import open_picture
+    from pardalis import bundle
     from pardalis.pipeline import load_codec
 
     if options.out is not None and options.out.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise ConfigError(f"--out must end in .png, .jpg or .webp, got {options.out}.")
     if options.text is None and options.picture is None:
         raise ConfigError("Say what to show: --text TEXT or --picture PATH, or both.")
-    is_run = (options.folder / "image_tokenizer" / "final").is_dir()
-    codec = load_codec(options.folder) if is_run else load(options.folder).codec
+    is_run = (options.folder / "recipe.toml").is_file()
+    codec = load_codec(options.folder) if is_run else bundle.load_codec(options.folder)
     shown: dict[str, object] = {}
     lines: list[str] = []
     if options.text is not None:
@@ -109,7 +108,7 @@ def _show(options: argparse.Namespace) -> None:
         lines.append(" | ".join(pieces))
     if options.picture is not None:
         tokenizer = codec.image_tokenizer
-        codes = tokenizer.codes_of([open_picture(options.picture)])
+        codes = tokenizer.codes_of([options.picture])
         grid = codes.view(tokenizer.config.grid, -1).tolist()
         shown["codes"] = grid
         width = len(str(codec.vocabulary.n_codes - 1))

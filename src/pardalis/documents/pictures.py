@@ -7,8 +7,10 @@ import base64
 import binascii
 import io
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pardalis.documents.document import PictureSource
@@ -18,19 +20,27 @@ from pardalis.errors import DataError
 # and a file of a few kilobytes can claim any size. Pillow begins to warn at a slightly larger size.
 MAX_PIXELS = 80_000_000
 
+Blend = Literal["chameleon", "pillow"]
+_BLENDED_AT_ONCE = 1 << 16  # pixels; as floats they take 24 times the memory
+
 # 32-bit numbers of no stated range, and a colour space that Pillow does not convert.
 _MODES_WITHOUT_RGB = ("I", "F", "LAB")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def open_picture(source: PictureSource) -> Image.Image:
+def open_picture(source: PictureSource, blend: Blend = "chameleon") -> Image.Image:
     """Return the picture as 8-bit RGB, upright, on white, and of an animation the first frame.
+
+    Half of all pairs of opacity and colour have another byte on white in Chameleon's release, which
+    cuts fractions off (``chameleon``), than by ``alpha_composite`` of Pillow (``pillow``), which is
+    one level brighter there. An image tokenizer's config says which one it needs
+    (:mod:`pardalis.vq.preprocessing`).
 
     Raises:
         DataError: the picture is missing, empty, truncated, of an unknown kind or too large.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the picture in memory")
+        return _to_rgb(source, "the picture in memory", blend)
     where = str(source) if isinstance(source, Path) else "the picture in memory"
     content = read_source(source)
     try:
@@ -46,7 +56,7 @@ def open_picture(source: PictureSource) -> Image.Image:
     except Exception as error:  # see _to_rgb; WebP is unpacked at once
         raise _damaged(where, error) from error
     with image:
-        return _to_rgb(image, where)
+        return _to_rgb(image, where, blend)
 
 
 def read_source(source: Path | bytes) -> bytes:
@@ -123,7 +133,7 @@ def from_base64(text: str | bytes) -> bytes:
         raise DataError(f"The picture's base64 text is broken: {error}.") from error
 
 
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+def _to_rgb(image: Image.Image, where: str, blend: Blend) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(where)
     try:
@@ -145,8 +155,22 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if not upright.has_transparency_data:
         return upright.convert("RGB")
     layer = upright.convert("RGBA")
+    if blend == "chameleon":
+        return _blended_as_chameleon(layer)
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _blended_as_chameleon(layer: Image.Image) -> Image.Image:
+    """Lay an RGBA picture on white, in Chameleon's order of operations: rounding depends on it."""
+    rgba = np.asarray(layer).reshape(-1, 4)
+    rgb = np.empty((len(rgba), 3), dtype=np.uint8)
+    for start in range(0, len(rgba), _BLENDED_AT_ONCE):
+        block = rgba[start : start + _BLENDED_AT_ONCE]
+        opacity = block[:, 3:] / 255
+        blended = (1 - opacity) * 255 + opacity * block[:, :3]
+        rgb[start : start + _BLENDED_AT_ONCE] = blended.astype(np.uint8)  # cuts fractions off
+    return Image.fromarray(rgb.reshape(layer.height, layer.width, 3))
 
 
 def _damaged(where: str, error: Exception) -> DataError:

@@ -21,6 +21,7 @@ from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import l1_and_l2, psnr
+from pardalis.vq.preprocessing import to_pixels
 from pardalis.vq.tokenizer import ImageTokenizer
 
 # One batch is too small to show a large codebook's use, so it is counted over some steps.
@@ -92,6 +93,10 @@ class ImageTokenizerTask:
         for some in (pictures, heldout):
             if some is not None:
                 _check_pictures(some, model_config.resolution)
+        if not model_config.has_decoder:
+            raise ConfigError(
+                "image_tokenizer.has_decoder is false, but training draws; leave it out."
+            )
         self.config = config
         self.pictures = pictures
         self.heldout = heldout
@@ -103,6 +108,7 @@ class ImageTokenizerTask:
             self.tokenizer.quantize.embedding.weight,
             follows_means=model_config.quantizer.kind == "ema",
             decay=config.codebook_decay,
+            normalise=model_config.quantizer.normalise,
         )
         self._order = Order(len(pictures), config.seed, "pictures")
         self._recent_counts: deque[Int[Tensor, " N"]] = deque(maxlen=_USE_WINDOW_STEPS)
@@ -188,7 +194,7 @@ class ImageTokenizerTask:
         return [self._order.at(first + i)[1] for i in range(self.config.batch_pictures)]
 
     def _pixels(self, pictures: UInt8[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 3 Y X"]:
-        return pictures.to(self.device).float() / 255 * 2 - 1
+        return to_pixels(pictures.to(self.device), self.tokenizer.config.preprocessing)
 
     def _counts(self, codes: Int[Tensor, "B G"]) -> Int[Tensor, " N"]:
         return torch.bincount(codes.flatten(), minlength=self.tokenizer.config.n_codes)
@@ -205,5 +211,5 @@ def _check_pictures(pictures: UInt8[Tensor, "N 3 Y X"], resolution: int) -> None
     if pictures.shape[2:] != (resolution, resolution):
         raise DataError(
             f"The pictures have {pictures.shape[3]} x {pictures.shape[2]} pixels and the image "
-            f"tokenizer {resolution} x {resolution}; scale them with pardalis.vq.square."
+            f"tokenizer {resolution} x {resolution}; scale them with pardalis.vq.open_square."
         )

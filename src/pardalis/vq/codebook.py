@@ -5,6 +5,7 @@ the measures of how much of a codebook is in use.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,13 +28,22 @@ class LiveCodebook:
 
     Between restarts an entry is moved by the optimizer, or (``follows_means``) to the running mean
     of the vectors that choose it, as van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1) do.
+
+    With ``normalise`` all this happens on the unit sphere, and the entries stay on it.
     """
 
-    def __init__(self, codebook: Float[Tensor, "N Z"], follows_means: bool, decay: float) -> None:
+    def __init__(
+        self,
+        codebook: Float[Tensor, "N Z"],
+        follows_means: bool,
+        decay: float,
+        normalise: bool = False,
+    ) -> None:
         """Take over a codebook, changed in place; ``decay`` of a mean is kept each step."""
         self.codebook = codebook
         self.follows_means = follows_means
         self.decay = decay
+        self.normalise = normalise
         self.counts = torch.zeros(len(codebook), device=codebook.device)
         self.sums = torch.zeros(codebook.shape, device=codebook.device)
         self.started = False
@@ -41,6 +51,7 @@ class LiveCodebook:
     @torch.no_grad()
     def start(self, vectors: Float[Tensor, "M Z"], generator: torch.Generator) -> None:
         """Place all codes on vectors of a batch, an eighth at a time."""
+        vectors = self._normalised(vectors)
         n_codes = len(self.codebook)
         n_round = -(-n_codes // _START_ROUNDS)
         chosen = vectors[_draw(torch.ones(len(vectors)), n_round, generator)]
@@ -60,6 +71,8 @@ class LiveCodebook:
         restart: bool = True,
     ) -> int:
         """Count the vectors of one step, restart dead codes, follow means; return the restarts."""
+        vectors = self._normalised(vectors)
+        self.codebook.copy_(self._normalised(self.codebook))  # the optimizer has moved it
         ones = torch.ones(len(codes), device=codes.device)
         counts = torch.zeros_like(self.counts).index_add_(0, codes, ones)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
@@ -73,7 +86,7 @@ class LiveCodebook:
         if self.follows_means:
             used = (self.counts > _LEAST_COUNT)[:, None]
             means = self.sums / self.counts.clamp_min(_LEAST_COUNT)[:, None]
-            self.codebook.copy_(torch.where(used, means, self.codebook))
+            self.codebook.copy_(self._normalised(torch.where(used, means, self.codebook)))
         return len(dead) if restart else 0
 
     def state_dict(self) -> dict[str, Tensor | bool]:
@@ -84,6 +97,9 @@ class LiveCodebook:
         self.counts.copy_(torch.as_tensor(state["counts"]))
         self.sums.copy_(torch.as_tensor(state["sums"]))
         self.started = bool(state["started"])
+
+    def _normalised(self, vectors: Float[Tensor, "M Z"]) -> Float[Tensor, "M Z"]:
+        return F.normalize(vectors, dim=1) if self.normalise else vectors
 
     def _place(self, codes: Int[Tensor, " K"], vectors: Float[Tensor, "K Z"], count: float) -> None:
         self.codebook[codes] = vectors

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pardalis.errors import ConfigError
 
+Preprocessing = Literal["chameleon", "transformers"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizerConfig:
@@ -22,6 +24,9 @@ class QuantizerConfig:
     kind: Literal["gradient", "ema"] = "gradient"
     beta: float = 0.25  # weight of the commitment; of the codebook's loss instead if legacy
     legacy: bool = True  # gradient only: put beta where Chameleon's code has it, not the paper
+    # Vectors and entries are compared, and entries decoded, at length 1, as in ViT-VQGAN
+    # (arXiv 2110.04627) and LlamaGen (arXiv 2406.06525).
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:
@@ -43,6 +48,8 @@ class ImageTokenizerConfig:
     patch_size: int = 1  # pixels per side folded into channels at the entrance; 1 = none
     norm_groups: int = 32  # most groups of a normalisation (see network.normalisation); 0 = none
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    preprocessing: Preprocessing = "chameleon"  # see pardalis.vq.preprocessing
+    has_decoder: bool = True  # without it pictures become codes, and codes no pictures
 
     def __post_init__(self) -> None:
         for name in (

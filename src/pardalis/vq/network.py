@@ -27,7 +27,30 @@ def normalisation(channels: int, max_groups: int) -> nn.Module:
     if max_groups == 0:
         return nn.Identity()
     groups = max(n for n in range(1, max_groups + 1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that is accurate on the CPU too.
+
+    There torch's kernel for channels laid innermost sums up large maps carelessly. At Chameleon's
+    512 pixels it put vectors of size 3.7 off by 3e-3, and one code in 3,000 was another; this puts
+    them off by 1e-5.
+    """
+
+    def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        centred = x - self._group_mean(x)
+        scale = (self._group_mean(centred.square()) + self.eps).rsqrt()
+        weight, bias = (values.view(1, -1, 1, 1) for values in (self.weight, self.bias))
+        return torch.addcmul(bias, centred, weight * scale)
+
+    def _group_mean(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C 1 1"]:
+        """Return the mean of each channel's group."""
+        width = self.num_channels // self.num_groups
+        means = x.mean((2, 3)).view(len(x), self.num_groups, width).mean(2)
+        return means.repeat_interleave(width, dim=1)[:, :, None, None]
 
 
 class ResnetBlock(nn.Module):

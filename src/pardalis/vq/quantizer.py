@@ -7,6 +7,7 @@ state and lives in :mod:`pardalis.vq.codebook`; here is only what a finished tok
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ _BLOCK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Quantized:
-    """Latents snapped to their nearest codes."""
+    """Latents snapped to their nearest codes; of length 1, if the quantizer normalises."""
 
     # Values of the codebook; the gradient reaches the encoder as if nothing had been snapped.
     latents: Float[Tensor, "B Z y x"]
@@ -59,6 +60,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, latents: Float[Tensor, "B Z y x"]) -> Quantized:
         codes = self.codes(latents)
+        latents = self._normalised(latents)
         quantized = self.latents(codes)
         return Quantized(
             latents=latents + (quantized - latents).detach(),
@@ -68,12 +70,18 @@ class VectorQuantizer(nn.Module):
 
     def codes(self, latents: Float[Tensor, "B Z y x"]) -> Int[Tensor, "B G"]:
         """Return the nearest code of each latent vector, in raster order."""
-        vectors = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
-        return nearest_codes(vectors, self.embedding.weight.detach()).view(len(latents), -1)
+        vectors = self._normalised(latents.detach()).permute(0, 2, 3, 1).flatten(0, 2)
+        codebook = self._normalised(self.embedding.weight.detach())
+        return nearest_codes(vectors, codebook).view(len(latents), -1)
 
     def latents(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B Z y x"]:
         """Return the codebook entries of raster-ordered codes, as a feature map."""
-        return self.embedding(codes).unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        entries = self.embedding(codes).unflatten(1, (self.grid, self.grid))
+        return self._normalised(entries.permute(0, 3, 1, 2))
+
+    def _normalised(self, vectors: Float[Tensor, "A Z *rest"]) -> Float[Tensor, "A Z *rest"]:
+        """Scale vectors, which lie along the second axis, to length 1, if the config says so."""
+        return F.normalize(vectors, dim=1) if self.config.normalise else vectors
 
     def _loss(
         self, latents: Float[Tensor, "B Z y x"], quantized: Float[Tensor, "B Z y x"]

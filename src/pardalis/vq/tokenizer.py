@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from pardalis import config as configs
 from pardalis import files
-from pardalis.errors import BundleError, ConfigError
+from pardalis.documents.document import PictureSource
+from pardalis.errors import BundleError, ConfigError, RequestError
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.losses import Losses, l1_and_l2
 from pardalis.vq.network import Decoder, Encoder
+from pardalis.vq.preprocessing import open_square, to_images, to_pixels
 from pardalis.vq.quantizer import VectorQuantizer
 from pardalis.weights import load_weights
 
@@ -32,9 +34,6 @@ _WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "pardalis-image-tokenizer"
 _VERSION = 1
 _PIXELS_PER_PASS = 1 << 18  # at once: 1 picture of 512 x 512, 64 of 64 x 64
-# The rest of a more elongated picture is cut off before scaling, which else would need memory
-# for a picture of 10,000 x 1 pixels at 5 million x 512. Only the middle square is kept anyway.
-_MOST_ELONGATED = 32
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,17 @@ class TokenizerOutput:
 
 
 class ImageTokenizer(nn.Module):
-    """Encoder, codebook and decoder, with the parameter names of the original VQ-GAN."""
+    """Encoder, codebook and decoder, with the parameter names of the original VQ-GAN.
+
+    One without a decoder (``config.has_decoder``) turns pictures into codes only; whatever needs
+    the decoder raises RequestError.
+    """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config) if config.has_decoder else None
         self.quantize = VectorQuantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_width, 1)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.z_channels, 1)
@@ -64,7 +67,7 @@ class ImageTokenizer(nn.Module):
         """Reconstruct pixels in [-1, 1] through the codebook, for training."""
         latents = self.latents(pixels)
         quantized = self.quantize(latents)
-        reconstruction = self.decoder(self.post_quant_conv(quantized.latents))
+        reconstruction = self._drawn(quantized.latents)
         l1, l2 = l1_and_l2(reconstruction, pixels)
         return TokenizerOutput(
             reconstruction=reconstruction,
@@ -84,30 +87,28 @@ class ImageTokenizer(nn.Module):
 
     def decode(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
         """Return the pixels of raster-ordered codes, about [-1, 1] (not clamped)."""
-        return self.decoder(self.post_quant_conv(self.quantize.latents(codes)))
+        return self._drawn(self.quantize.latents(codes))
 
-    def preprocess(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 3 Y X"]:
-        """Scale the shorter side to the resolution, crop the centre, and map 0..255 to -1..1.
+    def preprocess(self, pictures: Sequence[PictureSource]) -> Float[Tensor, "B 3 Y X"]:
+        """Return the pixels of pictures of any size and kind, about [-1, 1].
 
-        Chameleon's own policy: Lanczos, sizes rounded to the nearest pixel, crop offsets rounded
-        down, 255 exactly 1 (other implementations of it stop at 0.989 and get other codes).
+        What is done to them is in :mod:`pardalis.vq.preprocessing`.
         """
-        side = self.config.resolution
-        pixels = torch.from_numpy(np.stack([square(image, side) for image in images]))
-        return pixels.permute(0, 3, 1, 2).to(self._device).float() / 255 * 2 - 1
+        side, preprocessing = self.config.resolution, self.config.preprocessing
+        squares = np.stack([open_square(picture, side, preprocessing) for picture in pictures])
+        bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        return to_pixels(bytes_.to(self._device), preprocessing)
 
     def to_images(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Image.Image]:
         """Return pictures of pixels, clamped; fractions are cut off, as Chameleon does."""
-        scaled = (pixels.detach().float().clamp(-1, 1) + 1) / 2 * 255
-        arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(array) for array in arrays]
+        return to_images(pixels)
 
     @torch.no_grad()
-    def codes_of(self, images: Sequence[Image.Image]) -> Int[Tensor, "B G"]:
-        """Return the codes of RGB pictures of any size, on the CPU, in passes of bounded memory."""
+    def codes_of(self, pictures: Sequence[PictureSource]) -> Int[Tensor, "B G"]:
+        """Return the codes of pictures of any size, on the CPU, in passes of bounded memory."""
         codes = [torch.empty(0, self.config.codes_per_picture, dtype=torch.long)]
-        for start in range(0, len(images), self._pass):
-            pixels = self.preprocess(images[start : start + self._pass])
+        for start in range(0, len(pictures), self._pass):
+            pixels = self.preprocess(pictures[start : start + self._pass])
             codes.append(self.encode(self._never_alone(pixels))[: len(pixels)].cpu())
         return torch.cat(codes)
 
@@ -122,23 +123,43 @@ class ImageTokenizer(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder, each file atomically."""
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        header = {"format": _FORMAT, "version": _VERSION, "config": configs.to_dict(self.config)}
         files.write_bytes(folder / _WEIGHTS_FILE, save_safetensors(weights))
+        self.save_config(folder, self.config)
+
+    @staticmethod
+    def save_config(folder: Path, config: ImageTokenizerConfig) -> None:
+        """Write only ``config.json``, for whoever brings weights of that shape."""
+        header = {"format": _FORMAT, "version": _VERSION, "config": configs.to_dict(config)}
         files.write_json(folder / _CONFIG_FILE, header)
+
+    @staticmethod
+    def load_config(folder: Path) -> ImageTokenizerConfig:
+        """Read only the config of what :meth:`save` wrote; raises as :meth:`load`."""
+        return _read_config(folder / _CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "ImageTokenizer":
         """Read what :meth:`save` wrote; the tokenizer is in evaluation mode, on the CPU.
 
+        It computes in 32 bits, whatever the file stores: in 16, near codes change places.
+
         Raises:
             BundleError: a file is missing or broken, or weights do not fit the config.
         """
-        config = _read_config(folder / _CONFIG_FILE)
+        config = cls.load_config(folder)
         with torch.device("meta"):
             tokenizer = cls(config)
         load_weights(tokenizer, folder / _WEIGHTS_FILE)
-        _lay_channels_last(tokenizer)
+        _lay_channels_last(tokenizer.float())
         return tokenizer.eval()
+
+    def _drawn(self, latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "B 3 Y X"]:
+        if self.decoder is None:
+            raise RequestError(
+                "This image tokenizer has no decoder (Hugging Face's Chameleon folders have none), "
+                "so it cannot draw; import the model again with the original vqgan.ckpt."
+            )
+        return self.decoder(self.post_quant_conv(latents))
 
     @property
     def _device(self) -> torch.device:
@@ -162,24 +183,6 @@ def _lay_channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def square(image: Image.Image, side: int) -> np.ndarray:
-    """Return the centre of an RGB picture, its shorter side scaled to ``side``, as bytes Y X C."""
-    if max(image.size) > _MOST_ELONGATED * min(image.size):
-        image = _middle(image, _MOST_ELONGATED * min(image.size))
-    scale = side / min(image.size)
-    width, height = (round(scale * length) for length in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(resized.crop((left, top, left + side, top + side)))
-
-
-def _middle(image: Image.Image, length: int) -> Image.Image:
-    """Cut a picture down to at most ``length`` pixels a side, around its centre."""
-    width, height = (min(length, size) for size in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _read_config(path: Path) -> ImageTokenizerConfig:

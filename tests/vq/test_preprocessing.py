@@ -1,0 +1,127 @@
+"""Chameleon's own convention against obvious arithmetic; that of transformers is in parity/."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, open_square, square, to_pixels
+
+
+def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    array = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image = Image.fromarray(array)
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+def as_chameleon(image: Image.Image, side: int) -> np.ndarray:
+    """Do what Chameleon's release does, step by step, in 64 bits; channels first."""
+    if image.mode == "RGBA":
+        layer = np.asarray(image).astype(np.float64)
+        alpha = layer[:, :, 3:] / 255
+        on_white = (1 - alpha) * 255 + alpha * layer[:, :, :3]
+        image = Image.fromarray(np.floor(on_white).astype(np.uint8))
+    image = image.convert("RGB")
+    scale = side / min(image.size)
+    width, height = round(scale * image.width), round(scale * image.height)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    x, y = (width - side) // 2, (height - side) // 2
+    bytes_ = np.asarray(image)[y : y + side, x : x + side].astype(np.float64)
+    return (bytes_ / 255 * 2 - 1).astype(np.float32).transpose(2, 0, 1)
+
+
+def tokenizer(side: int, **changes) -> ImageTokenizer:
+    return ImageTokenizer(
+        ImageTokenizerConfig(
+            resolution=side, channels=4, channel_multipliers=(1,), n_res_blocks=1, z_channels=4,
+            code_width=4, n_codes=4, **changes,
+        )
+    )  # fmt: skip
+
+
+# ── the three differences ────────────────────────────────────────────────────────────────────────
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.sampled_from(["RGB", "RGBA", "L", "P"]),
+)
+def test_pixels_are_those_of_chameleon(width, height, side, mode):
+    if max(width, height) > 32 * min(width, height):
+        return  # cut before it is scaled
+    image = noise(width, height, mode, seed=width)
+    (pixels,) = tokenizer(side).preprocess([image]).numpy()
+    assert np.array_equal(pixels, as_chameleon(image, side))
+
+
+def test_pixels_of_every_byte():
+    """Computed in 32 bits, 128 of them would differ in the last one."""
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    values = np.arange(256)
+    chameleon = to_pixels(ramp)[0, 0].flatten().numpy()
+    assert np.array_equal(chameleon, (values / 255.0 * 2.0 - 1.0).astype(np.float32))
+    assert (chameleon[0], chameleon[255]) == (-1, 1)
+    transformers = to_pixels(ramp, "transformers")[0, 0].flatten().numpy()
+    assert np.abs(transformers - (values * 0.0078 - 1)).max() < 1e-7
+    assert transformers[255] == pytest.approx(0.989)
+
+
+def sizes_of(monkeypatch) -> list[tuple[int, int]]:
+    """Return the list in which the size of each resize will stand."""
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, to, how: sizes.append(to) or resize(image, to, how)
+    )
+    return sizes
+
+
+def test_the_longer_side_is_rounded_or_cut_off(monkeypatch):
+    """Of 1001 x 600 it is 854.19, of 997 x 600 it is 850.77."""
+    sizes = sizes_of(monkeypatch)
+    for size in ((1001, 600), (997, 600), (600, 997)):
+        for preprocessing in ("chameleon", "transformers"):
+            square(Image.new("RGB", size), 512, preprocessing)
+    assert sizes == [(854, 512), (854, 512), (851, 512), (850, 512), (512, 851), (512, 850)]
+
+
+# ── what both share ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("preprocessing", ["chameleon", "transformers"])
+def test_the_shorter_side_is_scaled_and_the_centre_kept(preprocessing):
+    """1000 x 600 at 512 becomes 853 x 512, cut at x = 170."""
+    image = noise(1000, 600)
+    expected = image.resize((853, 512), Image.Resampling.LANCZOS).crop((170, 0, 682, 512))
+    assert np.array_equal(square(image, 512, preprocessing), np.asarray(expected))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.sampled_from(["chameleon", "transformers"]),
+)
+def test_any_size_becomes_a_square(width, height, side, preprocessing):
+    assert square(noise(width, height), side, preprocessing).shape == (side, side, 3)
+
+
+def test_a_square_of_the_right_size_is_untouched():
+    image = noise(16, 16)
+    assert np.array_equal(square(image, 16), np.asarray(image))
+    assert np.array_equal(open_square(image, 16, "transformers"), np.asarray(image))
+
+
+@pytest.mark.parametrize("preprocessing", ["chameleon", "transformers"])
+@pytest.mark.parametrize("size", [(100_000, 2), (2, 100_000)])
+def test_elongated_pictures_need_no_huge_memory(size, preprocessing, monkeypatch):
+    sizes = sizes_of(monkeypatch)
+    image = Image.new("RGB", size, (9, 8, 7))
+    assert square(image, 64, preprocessing)[0, 0].tolist() == [9, 8, 7]
+    assert max(sizes[0]) == 64 * 32
