@@ -4,7 +4,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 Commands = Any  # argparse keeps the type of add_subparsers() private
 
@@ -45,6 +48,29 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> N
     add_json(parser)
 
 
+_COMPUTES = """\
+numbers that the decoder computes with: as the bundle stores them (default), 32 bits, or 16, which
+halves memory and is slow on most CPUs"""
+
+
+def add_dtype(parser: argparse.ArgumentParser, meaning: str = _COMPUTES) -> None:
+    """Add ``--dtype``, which :func:`chosen_dtype` turns into a type, None for ``stored``."""
+    parser.add_argument(
+        "--dtype",
+        choices=("stored", "float32", "bfloat16"),
+        default="stored",
+        help=meaning,
+    )
+
+
+def chosen_dtype(options: argparse.Namespace) -> "torch.dtype | None":
+    """Return the type of ``--dtype``; None for weights as they are stored."""
+    import torch
+
+    known = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    return known[options.dtype]
+
+
 def add_stage_command(
     commands: Commands, name: str, stage: str, summary: str, description: str
 ) -> None:
@@ -52,6 +78,13 @@ def add_stage_command(
     parser = add_command(commands, name, summary, description)
     add_run_arguments(parser)
     parser.set_defaults(run=lambda options: run_stages(options, stage))
+
+
+def add_output(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> None:
+    """Add ``-o``, a folder that is written whole or not at all."""
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar=metavar, required=True, help=f"{meaning}, to write"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pardalis.cli.common import Commands, add_command, add_json, echo, print_json
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_dtype,
+    add_json,
+    chosen_dtype,
+    echo,
+    print_json,
+)
 from pardalis.errors import RequestError
 
 if TYPE_CHECKING:
@@ -69,6 +77,7 @@ def add(commands: Commands) -> None:
         "--seed", type=int, default=0, help="the same seed gives the same answer (default: 0)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add_dtype(parser)
     add_json(parser)
     parser.set_defaults(run=_run)
 
@@ -82,7 +91,7 @@ def _run(options: argparse.Namespace) -> None:
         raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {options.out}.")
     prompt = as_document([_part(text) for text in options.prompt])
     answer = pardalis.generate(
-        pardalis.load(options.bundle, options.device),
+        pardalis.load(options.bundle, options.device, chosen_dtype(options)),
         prompt,
         mode=options.mode,
         max_tokens=options.max_tokens,

@@ -51,6 +51,7 @@ def gather(
         from markupsafe import Markup
     return {
         "tokenizer": tokenizer,
+        "tokenizer_was_trained": folder.image_tokenizer is not None,
         "recipe": folder.recipe,
         "licences": folder.licences,
         "corpus": {split: _corpus_samples(corpus, split) for split in SPLITS},
@@ -177,19 +178,13 @@ def _pages(folder: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def _charts(tokenizer: Metrics, model: Metrics, safe: Callable[[str], T]) -> dict[str, T]:
+def _charts(tokenizer: Metrics | None, model: Metrics, safe: Callable[[str], T]) -> dict[str, T]:
     def curve(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
         steps, values = metrics.curve(name)
         held_out = name.startswith("heldout_")
         return Curve(label=label, steps=steps, values=values, colour=colour, is_held_out=held_out)
 
     charts = {
-        "psnr": chart([curve(tokenizer, "heldout_psnr", "held-out pictures", _TEAL)], "PSNR (dB)"),
-        "codebook": chart(
-            [curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)],
-            "codebook use",
-            from_zero=True,
-        ),
         "loss_text": chart(
             [
                 curve(model, "loss_text", "train", _BLUE),
@@ -210,6 +205,11 @@ def _charts(tokenizer: Metrics, model: Metrics, safe: Callable[[str], T]) -> dic
             from_zero=True,
         ),
     }
+    if tokenizer is not None:
+        likeness = curve(tokenizer, "heldout_psnr", "held-out pictures", _TEAL)
+        use = curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)
+        charts["psnr"] = chart([likeness], "PSNR (dB)")
+        charts["codebook"] = chart([use], "codebook use", from_zero=True)
     return {name: safe(svg) for name, svg in charts.items()}
 
 

@@ -4,6 +4,7 @@ A missing or broken file is a :class:`~pardalis.errors.DataError` that names the
 """
 
 import json
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class RunFolder:
     stages: list[dict[str, Any]]  # records of the finished stages before the report
     # Of the packages that the demo corpus was made from; empty for the user's own documents.
     licences: list[dict[str, Any]]
-    image_tokenizer: Metrics
+    image_tokenizer: Metrics | None  # None: the run started from a bundle and trained none
     training: Metrics
     shards: dict[str, PrepareReport]  # what prepare told about each source, by its folder's name
     answers: dict[str, Any]  # answers.json, as pardalis.pipeline.answers writes it
@@ -71,16 +72,28 @@ class RunFolder:
         answers = _json(path, "answers/answers.json", dict)
         _check_answers(path / "answers/answers.json", answers)
         stages = _json(path, "stages.json", list)
+        recipe = _existing(path, "recipe.toml").read_text()
+        image_tokenizer = None
+        if not _starts_from_a_bundle(path / "recipe.toml", recipe):
+            metrics = _existing(path, "image_tokenizer/metrics.jsonl")
+            image_tokenizer = Metrics(read_metrics(metrics))
         return cls(
             path=path,
-            recipe=_existing(path, "recipe.toml").read_text(),
+            recipe=recipe,
             stages=[s for s in stages if s["finished"] is not None and s["name"] != "report"],
             licences=_licences(path),
-            image_tokenizer=Metrics(read_metrics(_existing(path, "image_tokenizer/metrics.jsonl"))),
+            image_tokenizer=image_tokenizer,
             training=Metrics(read_metrics(_existing(path, "training/metrics.jsonl"))),
             shards=_shards(path),
             answers=answers,
         )
+
+
+def _starts_from_a_bundle(path: Path, recipe: str) -> bool:
+    try:
+        return "start_from" in tomllib.loads(recipe)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} is not TOML ({error}); run any stage again.") from error
 
 
 def _existing(run: Path, name: str) -> Path:

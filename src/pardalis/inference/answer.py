@@ -76,7 +76,8 @@ def generate_many(
 
     Args:
         mode: ``text`` writes text only, ``picture`` draws ``max_pictures`` (default 1) and writes
-            nothing, ``interleaved`` lets the model decide when to draw.
+            nothing, ``interleaved`` lets the model decide when to draw. A model whose image
+            tokenizer has no decoder (an imported one may not) only writes text.
         max_tokens: ids an answer may have; default: what the model's context leaves.
         max_pictures: pictures an answer may have; default: 1 for ``picture``, no limit otherwise.
         text: how text is sampled; default: the most likely id.
@@ -88,9 +89,12 @@ def generate_many(
         The answers, without their prompts.
 
     Raises:
-        RequestError: a prompt leaves no room for what is asked.
+        RequestError: a prompt leaves no room for what is asked, or a picture is asked of a model
+            that cannot draw.
         DataError: a picture of a prompt cannot be read.
     """
+    if not bundle.codec.image_tokenizer.config.has_decoder:
+        max_pictures = _no_pictures(mode, max_pictures)
     documents = [as_document(prompt) for prompt in prompts]
     requests = []
     for i, document in enumerate(documents):
@@ -133,6 +137,16 @@ def _as_answer(bundle: Bundle, token_ids: list[int], conversation: bool) -> Docu
     if not conversation:
         return answer
     return replace(answer, segments=tuple(replace(s, role="assistant") for s in answer.segments))
+
+
+def _no_pictures(mode: Mode, max_pictures: int | None) -> int:
+    """Return the limit of a model that cannot draw; raises RequestError when it is asked to."""
+    if mode == "picture" or max_pictures:
+        raise RequestError(
+            "This model's image tokenizer has no decoder, so it reads pictures but cannot draw; "
+            "ask for text, or import it again with --image-tokenizer."
+        )
+    return 0
 
 
 def _limits(mode: Mode, room: int, max_pictures: int | None) -> Limits:

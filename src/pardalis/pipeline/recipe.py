@@ -2,6 +2,9 @@
 
 Every table is the config of the part it is named after, so what a key means stands beside that
 part. Two tables begin with a preset and change it: ``[image_tokenizer]`` and ``[model]``.
+
+A recipe with ``start_from`` trains a model further. The tokenizers and the model's shape are then
+those of the bundle that it names, so it has no tables for them.
 """
 
 import dataclasses
@@ -22,6 +25,14 @@ from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import ImageTokenizerConfig
 
 RUN = "{run}"  # in the path of a source: the folder of this run
+
+_TOKENIZERS = (  # what a recipe says of the tokenizers that it trains
+    "text_tokenizer",
+    "image_tokenizer",
+    "image_tokenizer_training",
+    "image_tokenizer_loop",
+    "image_tokenizer_pictures",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +79,18 @@ class Recipe:
 
     name: str
     sources: tuple[SourceConfig, ...]  # what is learnt
-    text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
-    image_tokenizer: dict[str, Any]  # "preset", and fields of ImageTokenizerConfig that differ
-    image_tokenizer_training: ImageTokenizerTrainConfig
-    image_tokenizer_loop: LoopConfig
-    image_tokenizer_pictures: int = 100_000  # it is trained on, at most; they stay in memory
+    start_from: str | None = None  # folder of a bundle, relative to the recipe, to train further
+    # The tokenizers. None of the five stands beside start_from; without it, those that have no
+    # default are needed.
+    text_tokenizer: TextTokenizerConfig | None = None  # default: TextTokenizerConfig()
+    image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
+    image_tokenizer_training: ImageTokenizerTrainConfig | None = None
+    image_tokenizer_loop: LoopConfig | None = None
+    # Pictures that it is trained on, at most; they stay in memory. Default: 100,000.
+    image_tokenizer_pictures: int | None = None
     prepare: PrepareConfig
-    model: dict[str, Any]  # "preset", and fields of ModelConfig that differ
+    # "preset", and fields of ModelConfig that differ; beside start_from nothing but "dropout".
+    model: dict[str, Any] | None = None
     training: PretrainConfig
     training_loop: LoopConfig
     heldout: tuple[SourceConfig, ...] = ()  # what is only evaluated
@@ -88,17 +104,46 @@ class Recipe:
         names = [source.name for source in (*self.sources, *self.heldout)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"Two sources are called {twice[0]!r}; their names must differ.")
+        if self.start_from is None:
+            self._complete()
+        else:
+            self._refuse_what_the_bundle_decides()
+
+    def _complete(self) -> None:
+        defaults = {"text_tokenizer": TextTokenizerConfig(), "image_tokenizer_pictures": 100_000}
+        for name in (*_TOKENIZERS, "model"):
+            if getattr(self, name) is None:
+                if name not in defaults:
+                    raise ConfigError(
+                        f"{name} is missing; set it, or name a trained bundle by start_from."
+                    )
+                object.__setattr__(self, name, defaults[name])  # it is frozen only from here on
         self.image_tokenizer_config()  # so that a mistake is found before anything runs
         self.model_config(vocab_size=1)
 
+    def _refuse_what_the_bundle_decides(self) -> None:
+        for name in _TOKENIZERS:
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name} cannot stand beside start_from, whose bundle has trained tokenizers; "
+                    "leave one of the two out."
+                )
+        if others := sorted(set(self.model or {}) - {"dropout"}):
+            raise ConfigError(
+                f"model.{others[0]} cannot stand beside start_from, whose bundle decides the "
+                "model; only model.dropout can be set, so leave it out."
+            )
+
     def image_tokenizer_config(self) -> ImageTokenizerConfig:
-        """Return the shape of the image tokenizer."""
+        """Return the shape of the image tokenizer that this recipe trains."""
+        assert self.image_tokenizer is not None, "only without start_from"
         preset, changes = _preset(self.image_tokenizer, IMAGE_TOKENIZER_PRESETS, "image_tokenizer")
         values = configs.to_dict(preset()) | changes
         return configs.from_dict(ImageTokenizerConfig, values, "image_tokenizer.")
 
     def model_config(self, vocab_size: int) -> ModelConfig:
-        """Return the shape of the decoder, whose vocabulary the tokenizers decide."""
+        """Return the shape of a new decoder, whose vocabulary the tokenizers decide."""
+        assert self.model is not None, "only without start_from"
         preset, changes = _preset(self.model, MODEL_PRESETS, "model")
         for name in ("vocab_size", "context"):
             if name in changes:
@@ -121,7 +166,7 @@ def _preset(
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; the paths of its sources become absolute, but for those in ``{run}``.
+    """Read a recipe; its paths become absolute, but for those of sources in ``{run}``.
 
     Raises:
         ConfigError: as :func:`pardalis.config.load`.
@@ -136,6 +181,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     return dataclasses.replace(
         recipe,
+        start_from=None if recipe.start_from is None else str(folder / recipe.start_from),
         sources=tuple(map(absolute, recipe.sources)),
         heldout=tuple(map(absolute, recipe.heldout)),
     )

@@ -31,6 +31,7 @@ from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
+from pardalis.pipeline.start import check_start
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def run(
         )
     if not only or "report" in only:
         require_packages()  # the report comes last: do not find out then
+    if recipe.start_from is not None:
+        check_start(recipe, folder)  # nothing runs, and nothing is moved aside, for a wrong bundle
     found = find_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):

@@ -11,6 +11,8 @@ RUN/
 ├─ bundle/                the portable model
 ├─ answers/               what the model answered
 └─ report.html, report.json
+
+A run that starts from a bundle has that bundle's tokenizers, and no folders of its own for them.
 """
 
 import dataclasses
@@ -30,19 +32,21 @@ from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.data import Loader, Shards, SourceConfig, prepare_source, read_source
-from pardalis.documents import Document, open_picture
+from pardalis.documents import Document
 from pardalis.documents.encyclopedia import build_encyclopedia, package_versions
 from pardalis.errors import DataError
 from pardalis.evaluate import PictureFeatures, write_report
 from pardalis.files import write_text
 from pardalis.model import Decoder, initialise
 from pardalis.pipeline.answers import write_answers
-from pardalis.pipeline.recipe import RUN, Recipe
+from pardalis.pipeline.recipe import RUN, Recipe, load_recipe
+from pardalis.pipeline.start import load_start, start_content, start_folder
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
 from pardalis.train import ImageTokenizerTask, PretrainTask, train
-from pardalis.vq import ImageTokenizer, square
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, open_square
 
 _LICENCES = "LICENCES.md"
+_ABSENT = "stages_of leaves this stage out of a recipe without it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +89,18 @@ def documents_of(sources: tuple[SourceConfig, ...], run: Path) -> Iterator[Docum
 
 
 def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
-    """Join the two tokenizers that a run has trained."""
+    """Join the two tokenizers that a run has trained, or load those of the bundle it starts from.
+
+    Raises:
+        ConfigError: nothing ever ran in the folder.
+        BundleError: the tokenizers or the bundle are not there.
+    """
+    return _codec(load_recipe(run / "recipe.toml"), run, device)
+
+
+def _codec(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Codec:
+    if recipe.start_from is not None:
+        return bundles.load_codec(start_folder(recipe), device)
     image_tokenizer = ImageTokenizer.load(run / "image_tokenizer" / "final").to(device)
     return Codec.of(TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json"), image_tokenizer)
 
@@ -94,21 +109,24 @@ def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
 
 
 def _corpus(recipe: Recipe, run: Path, device: torch.device) -> None:
-    assert recipe.corpus is not None, "stages_of leaves this stage out of a recipe without it"
+    assert recipe.corpus is not None, _ABSENT
     build_encyclopedia(recipe.corpus, run / "corpus")
 
 
 def _text_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
+    assert recipe.text_tokenizer is not None, _ABSENT
     texts = (document.text for document in documents_of(recipe.sources, run))
     tokenizer = train_text_tokenizer(texts, recipe.text_tokenizer.n_pieces)
     tokenizer.save(run / "text_tokenizer" / "tokenizer.json")
 
 
 def _image_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
-    config = recipe.image_tokenizer_config()
-    most, seen = recipe.image_tokenizer_pictures, set[Path | bytes]()
-    pictures = _pixels(documents_of(recipe.sources, run), config.resolution, most, seen)
-    heldout = _pixels(documents_of(recipe.heldout, run), config.resolution, most // 10, seen)
+    config, training = recipe.image_tokenizer_config(), recipe.image_tokenizer_training
+    loop, most = recipe.image_tokenizer_loop, recipe.image_tokenizer_pictures
+    assert training is not None and loop is not None and most is not None, _ABSENT
+    seen = set[Path | bytes]()
+    pictures = _pixels(documents_of(recipe.sources, run), config, most, seen)
+    heldout = _pixels(documents_of(recipe.heldout, run), config, most // 10, seen)
     if len(pictures) == 0:
         raise DataError(
             "The sources hold no picture that can be read, so no image tokenizer can be trained; "
@@ -116,26 +134,30 @@ def _image_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
         )
     task = ImageTokenizerTask(
         config,
-        recipe.image_tokenizer_training,
+        training,
         pictures,
         heldout if len(heldout) else None,
-        total_steps=recipe.image_tokenizer_loop.steps,
+        total_steps=loop.steps,
         device=device,
     )
     settings = {
         "model": configs.to_dict(config),
-        "training": configs.to_dict(recipe.image_tokenizer_training),
+        "training": configs.to_dict(training),
         "pictures": len(pictures),
     }
     folder = run / "image_tokenizer"
-    train(task, folder, recipe.image_tokenizer_loop, "Image tokenizer", settings)
+    train(task, folder, loop, "Image tokenizer", settings)
     task.tokenizer.save(folder / "final")
 
 
 def _pixels(
-    documents: Iterator[Document], side: int, most: int, seen: set[Path | bytes]
+    documents: Iterator[Document],
+    config: ImageTokenizerConfig,
+    most: int,
+    seen: set[Path | bytes],
 ) -> UInt8[Tensor, "N 3 Y X"]:
     """Read pictures as squares, each once; what cannot be read is left to prepare to report."""
+    side = config.resolution
     arrays: list[np.ndarray] = []
     for picture in (picture for document in documents for picture in document.pictures):
         key = picture.source
@@ -145,14 +167,14 @@ def _pixels(
             continue
         seen.add(key)
         with suppress(DataError):
-            arrays.append(square(open_picture(key), side))
+            arrays.append(open_square(key, side, config.preprocessing))
     if not arrays:
         return torch.zeros(0, 3, side, side, dtype=torch.uint8)
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def _prepare(recipe: Recipe, run: Path, device: torch.device) -> None:
-    codec, shards = load_codec(run, device), run / "shards"
+    codec, shards = _codec(recipe, run, device), run / "shards"
     sources = _all_sources(recipe)
     for leftover in set(shards.glob("*/")) - {shards / source.name for source in sources}:
         shutil.rmtree(leftover)
@@ -165,11 +187,10 @@ def _prepare(recipe: Recipe, run: Path, device: torch.device) -> None:
 
 
 def _training(recipe: Recipe, run: Path, device: torch.device) -> None:
-    codec = load_codec(run)
-    config = recipe.training
-    model = Decoder(recipe.model_config(codec.vocabulary.size))
+    begun = _beginning(recipe, run)
+    model, codec, config = begun.model, begun.codec, recipe.training
     task = PretrainTask(
-        initialise(model, config.init_seed),
+        model,
         training_loader(recipe, run, codec),
         config,
         codec.vocabulary.image,
@@ -184,13 +205,25 @@ def _training(recipe: Recipe, run: Path, device: torch.device) -> None:
         "sources": {source.name: source.weight for source in recipe.sources},
     }
     last = train(task, run / "training", recipe.training_loop, "Decoder", settings)
-    licences = run / "shards" / _LICENCES
-    bundles.Bundle(
-        model,
-        codec,
-        {"recipe": recipe.name, "steps": recipe.training_loop.steps, "numbers": last},
-        licences.read_text() if licences.is_file() else "",
-    ).save(run / "bundle")
+    made_by = {"recipe": recipe.name, "steps": recipe.training_loop.steps, **begun.made_by}
+    made_by["numbers"] = last
+    licences = _with_licences(begun.licences, run / "shards" / _LICENCES)
+    bundles.Bundle(model, codec, made_by, licences).save(run / "bundle")
+
+
+def _beginning(recipe: Recipe, run: Path) -> bundles.Bundle:
+    """Return what training begins with: the bundle to start from, or a model that knows nothing."""
+    if recipe.start_from is not None:
+        return load_start(recipe)
+    codec = _codec(recipe, run)
+    model = Decoder(recipe.model_config(codec.vocabulary.size))
+    return bundles.Bundle(initialise(model, recipe.training.init_seed), codec, made_by={})
+
+
+def _with_licences(before: str, of_run: Path) -> str:
+    """Join the licences of what was learnt before and in this run; the same text stands once."""
+    new = of_run.read_text() if of_run.is_file() else ""
+    return before if new in before else "\n".join(filter(None, (before, new)))
 
 
 def training_loader(recipe: Recipe, run: Path, codec: Codec) -> Loader:
@@ -240,12 +273,16 @@ def _answer(recipe: Recipe, run: Path, device: torch.device) -> None:
 
 
 def _report(recipe: Recipe, run: Path, device: torch.device) -> None:
-    tokenizer = ImageTokenizer.load(run / "image_tokenizer" / "final")
-    write_report(run, tokenizer, PictureFeatures.load())
+    write_report(run, _codec(recipe, run).image_tokenizer, PictureFeatures.load())
 
 
 def _learnt(recipe: Recipe) -> tuple[SourceConfig, ...]:
     return recipe.sources
+
+
+def _decoder_settings(recipe: Recipe) -> Any:
+    """Return what the recipe says of the decoder; what a bundle says of it is in start_content."""
+    return recipe.model_config(vocab_size=1) if recipe.start_from is None else recipe.model
 
 
 def _all_sources(recipe: Recipe) -> tuple[SourceConfig, ...]:
@@ -279,7 +316,9 @@ STAGES: tuple[Stage, ...] = (
             recipe.image_tokenizer_pictures,
         ],
         sources=_learnt,
-        steps=lambda recipe: recipe.image_tokenizer_loop.steps,
+        steps=lambda recipe: (
+            recipe.image_tokenizer_loop.steps if recipe.image_tokenizer_loop else 0
+        ),
         outputs=("image_tokenizer",),
         costly=("image_tokenizer",),
         run=_image_tokenizer,
@@ -287,8 +326,12 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="prepare",
         command="data prepare",
-        needs=("text_tokenizer", "image_tokenizer"),
-        settings=lambda recipe: [recipe.prepare],
+        needs=("corpus", "text_tokenizer", "image_tokenizer"),
+        # Everything that reads the bundle to start from comes after this stage and needs it.
+        settings=lambda recipe: [
+            recipe.prepare,
+            *(start_content(recipe) if recipe.start_from is not None else []),
+        ],
         sources=_all_sources,
         outputs=("shards",),  # each source is replaced alone, when it changed
         run=_prepare,
@@ -298,7 +341,7 @@ STAGES: tuple[Stage, ...] = (
         command="train",
         needs=("prepare",),
         settings=lambda recipe: [
-            recipe.model_config(vocab_size=1),
+            _decoder_settings(recipe),
             recipe.training,
             {source.name: source.weight for source in recipe.sources},
         ],
@@ -326,5 +369,8 @@ STAGES: tuple[Stage, ...] = (
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
-    """Return the stages that a recipe has: without a demo corpus there is none to build."""
-    return [stage for stage in STAGES if stage.name != "corpus" or recipe.corpus is not None]
+    """Return the stages that a recipe has: no corpus to build, no tokenizers to train for some."""
+    absent = set() if recipe.corpus is not None else {"corpus"}
+    if recipe.start_from is not None:
+        absent |= {"text_tokenizer", "image_tokenizer"}
+    return [stage for stage in STAGES if stage.name not in absent]

@@ -1,0 +1,102 @@
+"""Training further: what a run takes from the bundle that it starts from.
+
+The bundle's codec, the weights of its decoder and its context stay as they are, however short the
+rows are that it now learns from. The recipe decides the dropout.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from pardalis import bundle as bundles
+from pardalis import config as configs
+from pardalis.bundle import Bundle
+from pardalis.errors import ConfigError
+from pardalis.model import Decoder, ModelConfig
+from pardalis.pipeline.recipe import Recipe
+from pardalis.vq import ImageTokenizer
+
+
+def start_folder(recipe: Recipe) -> Path:
+    """Return the folder of the bundle that a recipe starts from."""
+    assert recipe.start_from is not None, "only asked of a recipe that starts from a bundle"
+    return Path(recipe.start_from)
+
+
+def start_config(recipe: Recipe) -> ModelConfig:
+    """Return the shape of the decoder that is trained further; reads no weights.
+
+    Raises:
+        BundleError: there is no whole bundle.
+        ConfigError: the rows are longer than the bundle's context, or the dropout is wrong.
+    """
+    folder, row_tokens = start_folder(recipe), recipe.prepare.row_tokens
+    config = bundles.model_config(folder, bundles.describe(folder))
+    if row_tokens > config.context:
+        raise ConfigError(
+            f"prepare.row_tokens is {row_tokens}, but the model in {folder} has a context of "
+            f"{config.context}; set prepare.row_tokens to at most that."
+        )
+    return configs.from_dict(
+        ModelConfig, configs.to_dict(config) | dict(recipe.model or {}), "model."
+    )
+
+
+def check_start(recipe: Recipe, run: Path) -> None:
+    """Find what is wrong with the bundle to start from before anything runs.
+
+    Raises:
+        BundleError, ConfigError: as :func:`start_config`; or the bundle is that of the run itself,
+            or cannot draw what the recipe asks for.
+    """
+    folder = start_folder(recipe)
+    if folder.resolve() == (run / "bundle").resolve():
+        raise ConfigError(
+            f"start_from is {folder}, which this run would replace by its own bundle; choose "
+            "another --out, or another name for the recipe."
+        )
+    start_config(recipe)
+    config = ImageTokenizer.load_config(folder / bundles.IMAGE_TOKENIZER)
+    if not config.has_decoder and (recipe.answer.drawings or recipe.answer.pages):
+        raise ConfigError(
+            f"The image tokenizer in {folder} has no decoder, so its model cannot draw; set "
+            "answer.drawings and answer.pages to 0, or import it again with --image-tokenizer."
+        )
+
+
+def start_content(recipe: Recipe) -> list[list[str | int]]:
+    """Return what tells the bundle to start from apart from any other, without reading weights.
+
+    A file of weights counts as changed when its size or time of change differs, a description or a
+    text tokenizer when its content does. Every command asks this, and reading the 14 GB of a
+    7-billion-parameter model takes nine seconds or more; pictures of sources are treated alike.
+    The price: a copy that did not keep the times counts as another bundle. Licences are left out,
+    since no number depends on them.
+    """
+    folder = start_folder(recipe)
+    found: list[list[str | int]] = []
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".json":
+            found.append([name, hashlib.sha256(path.read_bytes()).hexdigest()])
+        elif path.suffix == ".safetensors":
+            status = path.stat()
+            found.append([name, status.st_size, status.st_mtime_ns])
+    return found
+
+
+def load_start(recipe: Recipe) -> Bundle:
+    """Load the bundle to start from, with the shape of :func:`start_config`, to be trained.
+
+    Its ``made_by`` is what the next bundle says of this one: all but the numbers.
+
+    The weights become 32-bit floats whatever the bundle stores: an update is often smaller than
+    the step between two bfloat16 numbers, and would be lost.
+    """
+    base = bundles.load(start_folder(recipe), dtype=torch.float32)
+    with torch.device("meta"):
+        model = Decoder(start_config(recipe))
+    model.load_state_dict(base.model.state_dict(), assign=True)
+    facts = {name: fact for name, fact in base.made_by.items() if name != "numbers"}
+    return Bundle(model, base.codec, {"start_from": facts}, base.licences)
