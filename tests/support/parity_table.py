@@ -1,0 +1,102 @@
+"""What all comparisons with peers share: one way to compare, and a table of how close they came.
+
+A test takes the fixture ``compare``::
+
+    def test_logits(compare):
+        compare("decoder, reordered norms", "logits", ours, theirs, atol=1e-5)
+        compare("text tokenizer, Chameleon's", "ids", our_ids, their_ids)  # no bound: equal
+
+``pytest tests/parity`` ends with a table of the largest difference of each (comparison, what);
+``--parity-table PATH`` writes it as Markdown too. Calls of the same two names share one row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+_COLUMNS = ("comparison", "what", "largest difference", "of values up to", "bound")
+
+
+@dataclass
+class Row:
+    """What is known of one (comparison, what)."""
+
+    difference: float = 0.0  # largest absolute difference
+    size: float | None = None  # largest absolute value of the peer; None: there are no numbers
+    bound: float = 0.0  # largest difference allowed; 0: equal
+
+    def cells(self) -> tuple[str, str, str]:
+        size = "" if self.size is None else f"{self.size:.3g}"
+        if self.bound == 0:
+            return "equal" if self.difference == 0 else "NOT EQUAL", size, "equal"
+        return f"{self.difference:.1e}", size, f"{self.bound:.1e}"
+
+
+_ROWS = pytest.StashKey[dict[tuple[str, str], Row]]()
+
+
+@pytest.fixture(scope="session")
+def compare(pytestconfig) -> Callable[..., None]:
+    """Assert that ours is close to a peer's, and remember how close it came.
+
+    ``compare(name, what, ours, theirs, *, atol=0.0, rtol=0.0)``: ``name`` says which peer and
+    case, ``what`` which result. Tensors and arrays may differ by ``atol + rtol * |theirs|``, by
+    default by nothing; shapes and dtypes are always equal. Anything else (ids in lists, text) is
+    compared by ``==``. A difference is remembered before it fails the test.
+    """
+    rows = pytestconfig.stash.setdefault(_ROWS, {})
+
+    def compare(
+        name: str, what: str, ours: Any, theirs: Any, *, atol: float = 0.0, rtol: float = 0.0
+    ) -> None:
+        row = rows.setdefault((name, what), Row())
+        if not isinstance(ours, torch.Tensor | np.ndarray):
+            row.difference = max(row.difference, float(ours != theirs))
+            assert ours == theirs, f"{name}: {what}"
+            return
+        ours, theirs = (torch.as_tensor(values).detach() for values in (ours, theirs))
+        if ours.shape == theirs.shape and ours.numel():
+            size = theirs.double().abs().max().item()
+            difference = (ours.double() - theirs.double()).abs().max().item()
+            row.size = max(row.size or 0.0, size)
+            row.bound = max(row.bound, atol + rtol * size)
+            # a NaN is no number to be below the bound
+            row.difference = (
+                difference if difference != difference else max(row.difference, difference)
+            )
+        torch.testing.assert_close(
+            ours, theirs, atol=atol, rtol=rtol, msg=lambda text: f"{name}: {what}: {text}"
+        )
+
+    return compare
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--parity-table",
+        type=Path,
+        metavar="PATH",
+        help="write the largest difference of each comparison with a peer as a Markdown table",
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(_ROWS, {})
+    if not rows:
+        return
+    lines = [_COLUMNS, *((*key, *rows[key].cells()) for key in sorted(rows))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    terminalreporter.section("largest difference per comparison")
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        terminalreporter.write_line("  ".join(cells).rstrip())
+    # Given to a run that begins above this folder, the option is not known yet.
+    path = config.getoption("parity_table", default=None)
+    if path is not None:
+        lines.insert(1, ("---", "---", "---:", "---:", "---:"))
+        path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
