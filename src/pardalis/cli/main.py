@@ -11,10 +11,20 @@ import sys
 from collections.abc import Sequence
 
 import pardalis
-from pardalis.cli import answer, data, generate, quickstart, report, show, tokenizer, train
+from pardalis.cli import (
+    answer,
+    convert,
+    data,
+    generate,
+    quickstart,
+    report,
+    show,
+    tokenizer,
+    train,
+)
 from pardalis.errors import PardalisError
 
-_COMMANDS = (quickstart, tokenizer, data, train, answer, report, generate, show)
+_COMMANDS = (quickstart, tokenizer, data, train, answer, report, generate, convert, show)
 
 _DESCRIPTION = """\
 Early-fusion mixed-modal models: pictures become tokens in the vocabulary of text, and one

@@ -1,0 +1,139 @@
+"""``pardalis import`` and ``pardalis export``: checkpoints of other libraries, in and out."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_dtype,
+    add_json,
+    add_output,
+    chosen_dtype,
+    echo,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from pardalis.interop import ForeignModel, NewRows
+
+_IMPORT = """\
+Turn a checkpoint into a bundle, which every other command takes. What it is shows by its files:
+
+  a Chameleon of Hugging Face's   config.json, model*.safetensors, tokenizer.json
+  a Chameleon as released         models/7b/params.json, consolidated*.pth, tokenizer/
+  a text-only Llama               config.json, model*.safetensors, tokenizer.json
+
+  pardalis import chameleon-7b -o bundles/chameleon-7b
+  pardalis import chameleon-7b -o bundles/chameleon-7b --image-tokenizer tokenizer/vqgan.ckpt
+  pardalis import llama -o bundles/llama --image-tokenizer runs/quickstart/bundle
+
+Hugging Face's folders lack what draws pictures from codes. The second line takes it from the
+original release; without it the model reads pictures and writes text. A text-only model gets an
+image tokenizer, and rows for its codes that are still to be trained.
+
+Weights are read and written one tensor at a time. If anything does not fit, nothing is written.
+"""
+
+_EXPORT = """\
+Write a bundle in another library's layout.
+
+  pardalis export BUNDLE -o FOLDER --to hf      ChameleonForConditionalGeneration loads it
+  pardalis export BUNDLE -o FOLDER --to meta    the original release's layout
+
+What the layout cannot hold is refused with the option that does not fit.
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "import", "turn another library's checkpoint into a bundle",
+                         _IMPORT)  # fmt: skip
+    parser.add_argument("source", metavar="PATH", type=Path, help="folder of the checkpoint")
+    add_output(parser, "BUNDLE", "folder of the bundle")
+    parser.add_argument(
+        "--image-tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="what a text-only model gets, or what completes Hugging Face's: a bundle, a folder of "
+        "an image tokenizer, or vqgan.ckpt with vqgan.yaml beside it",
+    )
+    parser.add_argument(
+        "--new-rows",
+        choices=("mean", "normal"),
+        help="how a text-only model's rows of new ids begin: near the mean of the old ones "
+        "(default), or normal as in a new model",
+    )
+    parser.add_argument("--seed", type=int, help="of the new rows (default: 0)")
+    add_dtype(parser, "type of the weights in the bundle: as they come (default), or another")
+    add_json(parser)
+    parser.set_defaults(run=_import)
+
+    parser = add_command(commands, "export", "write a bundle as another library has it", _EXPORT)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    add_output(parser, "FOLDER", "folder of the checkpoint")
+    parser.add_argument("--to", choices=("hf", "meta"), required=True, help="the layout")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="of meta: files to divide the decoder among (default: the groups of QK-norm)",
+    )
+    add_dtype(parser, "type of the weights: as the bundle has them (default), or another")
+    add_json(parser)
+    parser.set_defaults(run=_export)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from pardalis.interop import import_model
+
+    model = import_model(
+        options.source,
+        options.output,
+        dtype=chosen_dtype(options),
+        image_tokenizer=options.image_tokenizer,
+        new_rows=_new_rows(options),
+    )
+    if options.json:
+        print_json({"bundle": str(options.output), **_facts(model)})
+        return
+    echo(f"{options.output}")
+    for name, value in _facts(model).items():
+        echo(f"  {name.replace('_', ' '):<15} {value}")
+
+
+def _new_rows(options: argparse.Namespace) -> "NewRows | None":
+    from pardalis.interop import NewRows
+
+    given = {"init": options.new_rows, "seed": options.seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    return NewRows(**given) if given else None
+
+
+def _facts(model: "ForeignModel") -> dict[str, object]:
+    vocabulary, vq = model.vocabulary, model.image_tokenizer
+    moved = not isinstance(vocabulary.foreign_ids, range | None)
+    return {
+        "imported_from": model.origin,
+        "parameters": sum(tensor.n_elements for tensor in model.decoder.values()),
+        "image_codes": vq.n_codes,
+        "ids": "moved, to have pictures and text in one run each" if moved else "unchanged",
+        "draws_pictures": "yes" if vq.has_decoder else "no, it has no decoder for them",
+        "preprocessing": vq.preprocessing,
+    }
+
+
+def _export(options: argparse.Namespace) -> None:
+    from pardalis.interop import export_model
+
+    export_model(
+        options.bundle,
+        options.output,
+        options.to,
+        dtype=chosen_dtype(options),
+        n_ranks=options.ranks,
+    )
+    if options.json:
+        print_json({"folder": str(options.output), "layout": options.to})
+    else:
+        echo(f"{options.output}")

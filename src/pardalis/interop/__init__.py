@@ -1,0 +1,35 @@
+"""Foreign checkpoints in and out: Chameleon's two layouts, text-only Llamas, image tokenizers.
+
+    Hugging Face's Chameleon ─┐                     ┌─ Hugging Face's Chameleon
+    Chameleon's release       ├─►  ForeignModel  ───┼─ Chameleon's release
+    a text-only Llama         │   nothing is read   └─ bundle
+    bundle                   ─┘
+
+What tensors are called is one table for all directions (:mod:`.names`); tensors are read one at a
+time when they are written (:mod:`.tensors`).
+"""
+
+from pardalis.interop.convert import (
+    export_model,
+    import_model,
+    open_image_tokenizer,
+    read_model,
+)
+from pardalis.interop.huggingface import write_chameleon
+from pardalis.interop.llama import NewRows
+from pardalis.interop.meta import write_meta
+from pardalis.interop.model import ForeignModel, write_bundle
+from pardalis.interop.vqgan import import_image_tokenizer
+
+__all__ = [
+    "ForeignModel",
+    "NewRows",
+    "export_model",
+    "import_image_tokenizer",
+    "import_model",
+    "open_image_tokenizer",
+    "read_model",
+    "write_bundle",
+    "write_chameleon",
+    "write_meta",
+]

@@ -1,0 +1,150 @@
+"""Foreign checkpoints in and out, whatever their layout."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pardalis import bundle as bundles
+from pardalis.errors import BundleError, ConfigError
+from pardalis.interop.huggingface import read_chameleon, read_config, write_chameleon
+from pardalis.interop.llama import MODEL_TYPES, NewRows, read_llama
+from pardalis.interop.meta import is_meta, read_meta, write_meta
+from pardalis.interop.model import ForeignModel, read_bundle, write_bundle
+from pardalis.interop.tensors import LazyTensor, open_tensors
+from pardalis.interop.vqgan import read_vqgan
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
+
+logger = logging.getLogger(__name__)
+
+Layout = Literal["hf", "meta"]
+
+
+def import_model(
+    source: Path,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    image_tokenizer: Path | None = None,
+    new_rows: NewRows | None = None,
+) -> ForeignModel:
+    """Turn a foreign checkpoint into a bundle; a bundle that stood there is replaced at the end.
+
+    Args:
+        source: a Hugging Face folder of a Chameleon or of a text-only Llama, or the original
+            release of a Chameleon.
+        folder: of the bundle.
+        dtype: of the decoder's weights; as they come when left out.
+        image_tokenizer: for a text-only model, the image tokenizer that it gets; for a Chameleon of
+            Hugging Face's, the one whose decoder it lacks. A folder of ours (an image tokenizer or
+            a bundle) or the original ``vqgan.ckpt`` with ``vqgan.yaml`` beside it.
+        new_rows: for a text-only model, how the rows of the new ids begin.
+
+    Returns:
+        What was imported, with its weights still to be read.
+
+    Raises:
+        BundleError: something in the source is missing or does not fit; nothing is written.
+        ConfigError: an argument does not suit the source.
+    """
+    _check_target(folder, source, bundles.DESCRIPTION)
+    model = read_model(source, image_tokenizer=image_tokenizer, new_rows=new_rows)
+    write_bundle(model, folder, dtype)
+    return model
+
+
+def read_model(
+    source: Path, *, image_tokenizer: Path | None = None, new_rows: NewRows | None = None
+) -> ForeignModel:
+    """Read whatever layout lies in a folder; arguments and errors as of :func:`import_model`."""
+    if not source.is_dir():
+        raise BundleError(f"No folder at {source}; give that of a checkpoint.")
+    if (source / bundles.DESCRIPTION).is_file():
+        return read_bundle(source)
+    if is_meta(source):
+        _refuse(image_tokenizer is not None, "--image-tokenizer", "the release has its own")
+        _refuse(new_rows is not None, "--new-rows", "the release has ids for pictures")
+        return read_meta(source)
+    if not (source / "config.json").is_file():
+        raise BundleError(
+            f"{source} holds no checkpoint that can be imported: neither config.json (Hugging "
+            "Face) nor params.json or models/*/params.json (the original release) is there."
+        )
+    kind = read_config(source).get("model_type")
+    if kind == "chameleon":
+        _refuse(new_rows is not None, "--new-rows", "a Chameleon has ids for pictures")
+        complete = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)[1]
+        return read_chameleon(source, complete)
+    if kind in MODEL_TYPES:
+        if image_tokenizer is None:
+            raise ConfigError(
+                f"{source} is a text-only model ({kind}); name the image tokenizer that it gets "
+                "with --image-tokenizer PATH."
+            )
+        return read_llama(source, *open_image_tokenizer(image_tokenizer), new_rows)
+    raise BundleError(
+        f"{source / 'config.json'} is of a model of type {kind!r}; chameleon, "
+        f"{' and '.join(MODEL_TYPES)} can be imported."
+    )
+
+
+def export_model(
+    source: Path,
+    folder: Path,
+    to: Layout,
+    *,
+    dtype: torch.dtype | None = None,
+    n_ranks: int | None = None,
+) -> None:
+    """Write a bundle in a foreign layout; a folder that stood there is replaced at the end.
+
+    Args:
+        to: ``hf``, which Hugging Face's classes load as it is, or ``meta``, the original release's.
+        dtype: of the weights; as the bundle has them when left out.
+        n_ranks: of ``meta``: files to divide the decoder among.
+
+    Raises:
+        BundleError: the bundle is broken, or the layout cannot hold its model.
+        ConfigError: an argument does not suit the layout.
+    """
+    _check_target(folder, source, "config.json" if to == "hf" else "models")
+    model = read_bundle(source)
+    if to == "hf":
+        _refuse(n_ranks is not None, "--ranks", "only the original release's layout has ranks")
+        write_chameleon(model, folder, dtype)
+    else:
+        write_meta(model, folder, dtype, n_ranks)
+
+
+def open_image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, dict[str, LazyTensor]]:
+    """Open an image tokenizer of ours or of the original layout.
+
+    Args:
+        path: a folder of ours, a bundle, or a ``.ckpt`` with a ``.yaml`` of its name beside it.
+    """
+    if path.is_file():
+        return read_vqgan(path, path.with_suffix(".yaml"))
+    folder = path / bundles.IMAGE_TOKENIZER if (path / bundles.DESCRIPTION).is_file() else path
+    return ImageTokenizer.load_config(folder), open_tensors(folder / "model.safetensors")
+
+
+def _check_target(folder: Path, source: Path, mark: str) -> None:
+    """Refuse to replace what is not an earlier result: a folder without the file ``mark``."""
+    there, here = folder.resolve(), source.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise ConfigError(f"{folder} is, holds or lies in the source {source}; choose another.")
+    if folder.exists() and not (folder / mark).exists() and not _is_empty(folder):
+        raise ConfigError(
+            f"{folder} exists and is not an earlier result of this command; choose another folder, "
+            "or remove it first."
+        )
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _refuse(given: bool, option: str, because: str) -> None:
+    if given:
+        raise ConfigError(f"{option} does not apply: {because}. Leave it out.")

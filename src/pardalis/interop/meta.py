@@ -1,0 +1,380 @@
+"""Chameleon's original release, read and written.
+
+FOLDER/
+├─ models/7b/
+│  ├─ params.json, consolidate_params.json
+│  └─ consolidated.pth               or consolidated.00.pth, .01.pth, ... one for each rank
+└─ tokenizer/
+   ├─ text_tokenizer.json
+   └─ vqgan.yaml, vqgan.ckpt         the image tokenizer, encoder and decoder (:mod:`.vqgan`)
+
+A rank's file has its part of every matrix, its own copy of every RMSNorm scale, and one QK-norm
+scale for all its heads. The ranks were trained without averaging what each has a copy of, so copies
+may differ. Ours is then their mean, as in Hugging Face's conversion; the copies go along as foreign
+tensors, and are written again as long as the mean is still the model's.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pardalis.errors import BundleError, ConfigError
+from pardalis.files import atomic_folder, write_json, write_text
+from pardalis.interop.licences import licences_of
+from pardalis.interop.model import (
+    ForeignModel,
+    check_tensors,
+    decoder_shapes,
+    halves_from_pairs,
+    pairs_from_halves,
+    refuse,
+    reorder_ids,
+)
+from pardalis.interop.names import TensorName, lines
+from pardalis.interop.tensors import (
+    LazyTensor,
+    Tensors,
+    join,
+    lazy,
+    open_tensors,
+    write_checkpoints,
+)
+from pardalis.interop.vocabulary import (
+    PLACEHOLDER_AT_META,
+    chameleon_tokenizer,
+    from_foreign,
+    read_vocabulary,
+    to_foreign,
+)
+from pardalis.interop.vqgan import read_vqgan, write_vqgan
+from pardalis.model import ModelConfig, swiglu_width
+from pardalis.tokens import TextTokenizer
+
+_PARAMS, _MORE_PARAMS = "params.json", "consolidate_params.json"
+_FREQS = "rope.freqs"  # a buffer of the release: the angles of RoPE, which follow from rope_theta
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_meta(folder: Path) -> ForeignModel:
+    """Read a release.
+
+    Args:
+        folder: the one that holds ``models/`` and ``tokenizer/``, or that of one model in it.
+
+    Raises:
+        BundleError: something is missing or does not fit.
+    """
+    model, tokenizer = _find(folder)
+    params = _read_params(model)
+    ranks = [open_tensors(path) for path in _rank_files(model, params)]
+    where = model / _PARAMS
+    vocab_size = ranks[0]["tok_embeddings.weight"].shape[0] if "tok_embeddings.weight" in ranks[0] \
+        else params.get("vocab_size", 0)  # fmt: skip
+    config = _config(params, where, vocab_size, len(ranks))
+    for path, tensors in zip(_rank_files(model, params), ranks, strict=True):
+        expected = _expected(config, len(ranks))
+        found = {name: t for name, t in tensors.items() if name != _FREQS}
+        check_tensors(path, expected, found)
+    path = tokenizer / "text_tokenizer.json"
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the whole folder again.")
+    vocabulary = read_vocabulary(path.read_text(encoding="utf-8"), vocab_size, str(path))
+    image_tokenizer, image_tensors = read_vqgan(tokenizer / "vqgan.ckpt", tokenizer / "vqgan.yaml")
+    if vocabulary.n_codes != image_tokenizer.n_codes:
+        raise BundleError(
+            f"{path} names {vocabulary.n_codes} image codes, but vqgan.yaml beside it has "
+            f"{image_tokenizer.n_codes}. Do not mix files of different models."
+        )
+    decoder, foreign = _join_ranks(ranks, config)
+    return ForeignModel(
+        config=config,
+        vocabulary=vocabulary,
+        text_tokenizer=TextTokenizer.load(path, vocabulary),
+        image_tokenizer=image_tokenizer,
+        decoder=reorder_ids(decoder, to_foreign(vocabulary)),
+        image_tensors=image_tensors,
+        origin="meta",
+        foreign=foreign,
+        licences=licences_of(folder, model, tokenizer),
+    )
+
+
+def is_meta(folder: Path) -> bool:
+    """Say whether a folder looks like a release, or like one model of it."""
+    return (folder / _PARAMS).is_file() or any(folder.glob(f"models/*/{_PARAMS}"))
+
+
+def _find(folder: Path) -> tuple[Path, Path]:
+    """Return the folder of the model and that of the tokenizers."""
+    models = [folder] if (folder / _PARAMS).is_file() else sorted(
+        path.parent for path in folder.glob(f"models/*/{_PARAMS}")
+    )  # fmt: skip
+    if len(models) != 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in models)
+        raise BundleError(f"{folder} holds {len(models)} models ({names}); give the path of one.")
+    for parent in (models[0], models[0].parent, models[0].parent.parent):
+        if (parent / "tokenizer").is_dir():
+            return models[0], parent / "tokenizer"
+    raise BundleError(
+        f"{models[0]} has no folder 'tokenizer' beside it or above it; copy the whole release."
+    )
+
+
+def _read_params(model: Path) -> dict[str, Any]:
+    """Merge the two files as the release's own loader does."""
+    merged: dict[str, Any] = {}
+    for name in (_PARAMS, _MORE_PARAMS):
+        path = model / name
+        if name == _MORE_PARAMS and not path.is_file():
+            continue
+        try:
+            values = json.loads(path.read_text())
+            merged = {**merged, **values, **values.get("model", {})}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{path} is not a model's parameters ({error}); copy it again."
+            ) from error
+    return merged
+
+
+def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
+    whole = model / "consolidated.pth"
+    paths = [whole] if whole.is_file() else sorted(model.glob("consolidated.[0-9][0-9].pth"))
+    needed = int(params.get("model_parallel_size", len(paths)))
+    names = (
+        [whole.name] if needed == 1 else [f"consolidated.{rank:02}.pth" for rank in range(needed)]
+    )
+    missing = sorted({*names} - {path.name for path in paths} - {"consolidated.pth"})
+    if not paths or (missing and len(paths) != needed):
+        raise BundleError(
+            f"{model} has {len(paths)} of the {max(needed, 1)} files of its ranks: missing "
+            f"{', '.join(missing) or whole.name}. Copy the whole folder again."
+        )
+    return paths
+
+
+def _config(params: Mapping[str, Any], where: Path, vocab_size: int, n_ranks: int) -> ModelConfig:
+    try:
+        heads, width = params["n_heads"], params["dim"]
+        theta = float(params.get("rope_theta") or 10_000.0)
+        # What the release does not say follows Hugging Face's conversion of it.
+        context = params.get("max_seq_len") or (16_384 if theta > 10_000 else 4096)
+        return ModelConfig(
+            vocab_size=vocab_size,
+            context=context,
+            d_model=width,
+            n_layers=params["n_layers"],
+            n_heads=heads,
+            n_kv_heads=params.get("n_kv_heads") or heads,
+            d_ff=swiglu_width(
+                width, params.get("ffn_dim_multiplier") or 1.0, params.get("multiple_of") or 256
+            ),
+            rope_theta=theta,
+            qk_norm="layer_norm" if params.get("qk_normalization") else "none",
+            qk_norm_groups=n_ranks if params.get("qk_normalization") else None,
+            norm_placement="reordered" if params.get("swin_norm") else "pre",
+            norm_eps=params.get("norm_eps", 1e-5),
+        )
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{where} lacks {error}; copy it again.") from error
+    except ConfigError as error:
+        raise BundleError(f"{where}: {error}") from error
+
+
+def _expected(config: ModelConfig, n_ranks: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a rank's file."""
+    ours = decoder_shapes(config)
+    expected = {}
+    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+        shape = list(ours[line.ours.format(n=n)])
+        if line.qk_norm:
+            shape = [config.d_head]
+        elif line.cut is not None:
+            shape[line.cut] //= n_ranks
+        expected[line.meta.format(n=n)] = tuple(shape)
+    return expected
+
+
+def _join_ranks(
+    ranks: Sequence[Tensors], config: ModelConfig
+) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
+    """Return the decoder under our names, and what only the release has."""
+    decoder: dict[str, LazyTensor] = {}
+    foreign: dict[str, LazyTensor] = {}
+    if _FREQS in ranks[0]:
+        foreign[_FREQS] = ranks[0][_FREQS]
+    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+        name = line.meta.format(n=n)
+        parts = [rank[name] for rank in ranks]
+        if line.qk_norm:
+            rows = [part.map(lambda t: t[None], (1, *part.shape)) for part in parts]
+            tensor = halves_from_pairs(join(rows, 0), len(ranks))
+        elif line.cut is None:
+            tensor = parts[0]
+            copies = torch.stack([part.read() for part in parts])  # a vector of each rank
+            if not torch.equal(copies, copies[:1].expand_as(copies)):
+                foreign[name] = lazy(copies)
+                tensor = lazy(copies.mean(0))
+        else:
+            tensor = join(parts, line.cut)
+            if line.rotary:
+                tensor = halves_from_pairs(tensor, _heads(line, config))
+        decoder[line.ours.format(n=n)] = tensor
+    return decoder, foreign
+
+
+def _heads(line: TensorName, config: ModelConfig) -> int:
+    return config.n_heads if ".q_" in line.ours else config.n_kv_heads
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_meta(
+    model: ForeignModel,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    n_ranks: int | None = None,
+) -> None:
+    """Write a model as the release has it, under ``models/``.
+
+    Args:
+        dtype: of the decoder; as it is when left out.
+        n_ranks: files to divide the decoder among; when left out, as many as QK-norm has groups.
+
+    Raises:
+        BundleError: the layout cannot hold the model; the message names every option why.
+    """
+    config = model.config
+    ranks = n_ranks or config.qk_norm_groups or 1
+    refuse(folder, "Meta's layout cannot hold this model", _unheld_by_meta(model, ranks))
+    tokenizer_json = chameleon_tokenizer(
+        model.vocabulary, model.text_tokenizer, placeholder=PLACEHOLDER_AT_META, adds_bos=False
+    )
+    files = _divide(model, ranks, dtype)
+    with atomic_folder(folder) as partial:
+        home, tokenizer = partial / "models" / _name(config), partial / "tokenizer"
+        home.mkdir(parents=True)
+        tokenizer.mkdir()
+        write_text(tokenizer / "text_tokenizer.json", tokenizer_json)
+        write_vqgan(model.image_tokenizer, model.image_tensors, tokenizer)
+        write_json(home / _PARAMS, {"model_parallel_size": ranks, "model": _params(config)})
+        write_json(
+            home / _MORE_PARAMS, {"model_parallel_size": ranks, "vocab_size": config.vocab_size}
+        )
+        if model.licences:
+            write_text(partial / "LICENCES.md", model.licences)
+        names = (
+            ["consolidated.pth"]
+            if ranks == 1
+            else [f"consolidated.{r:02}.pth" for r in range(ranks)]
+        )
+        write_checkpoints({home / n: f for n, f in zip(names, files, strict=True)}, "Model")
+
+
+def _name(config: ModelConfig) -> str:
+    """Return the folder's name in the release, where others look for the two published sizes."""
+    published = {(32, 4096): "7b", (48, 8192): "30b"}
+    return published.get((config.n_layers, config.d_model), "model")
+
+
+def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
+    config = model.config
+    wrong = [
+        f"{name} is {count}, which {n_ranks} ranks do not divide"
+        for name, count in (
+            ("model.n_heads", config.n_heads), ("model.n_kv_heads", config.n_kv_heads),
+            ("model.d_model", config.d_model), ("model.d_ff", config.d_ff),
+            ("model.vocab_size", config.vocab_size),
+        )
+        if count % n_ranks
+    ]  # fmt: skip
+    if config.qk_norm != "none":
+        if config.qk_norm_groups is None:
+            wrong.append(
+                "model.qk_norm_groups is not set, so each head has its own scale (needed: one for "
+                "all heads of a rank)"
+            )
+        elif n_ranks % config.qk_norm_groups:
+            wrong.append(
+                f"model.qk_norm_groups is {config.qk_norm_groups}, which needs that many ranks or "
+                f"a multiple, not {n_ranks}"
+            )
+        if config.qk_norm_eps != 1e-5:
+            wrong.append(f"model.qk_norm_eps is {config.qk_norm_eps} (needed: 1e-05)")
+    if not model.image_tokenizer.has_decoder:
+        wrong.append(
+            "the image tokenizer has no decoder; import again with --image-tokenizer and the "
+            "original vqgan.ckpt"
+        )
+    return wrong
+
+
+def _params(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "dim": config.d_model,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        **_ffn_params(config),
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "qk_normalization": config.qk_norm != "none",
+        "swin_norm": config.norm_placement == "reordered",
+        "vocab_size": config.vocab_size,
+        "max_seq_len": config.context,  # not of the release, whose loader passes over it
+    }
+
+
+def _ffn_params(config: ModelConfig) -> dict[str, Any]:
+    """Return the two numbers from which the release computes the feed-forward's width."""
+    if swiglu_width(config.d_model) == config.d_ff:
+        return {"multiple_of": 256}
+    ratio = (config.d_ff + 0.5) / int(8 * config.d_model / 3)  # the half survives rounding down
+    return {"ffn_dim_multiplier": ratio, "multiple_of": 1}
+
+
+def _divide(
+    model: ForeignModel, n_ranks: int, dtype: torch.dtype | None
+) -> list[dict[str, LazyTensor]]:
+    """Return the tensors of each rank's file."""
+    config = model.config
+    decoder = reorder_ids(model.decoder, from_foreign(model.vocabulary))
+    files: list[dict[str, LazyTensor]] = [{} for _ in range(n_ranks)]
+    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+        tensor, name = decoder[line.ours.format(n=n)], line.meta.format(n=n)
+        if line.qk_norm:
+            tensor = pairs_from_halves(tensor, tensor.shape[0])
+            rows = tensor.split(tensor.shape[0], 0)
+            flat = [row.map(lambda t: t[0], row.shape[1:]) for row in rows]
+            parts = [flat[rank * len(flat) // n_ranks] for rank in range(n_ranks)]
+        elif line.cut is None:
+            parts = _copies(model, name, tensor, n_ranks)
+        else:
+            if line.rotary:
+                tensor = pairs_from_halves(tensor, _heads(line, config))
+            parts = tensor.split(n_ranks, line.cut)
+        for file, part in zip(files, parts, strict=True):
+            file[name] = part.to(dtype)
+    freqs = model.foreign.get(_FREQS) or lazy(_rope_freqs(config))
+    return [{**file, _FREQS: freqs} for file in files]
+
+
+def _copies(model: ForeignModel, name: str, tensor: LazyTensor, n_ranks: int) -> list[LazyTensor]:
+    """Return a norm's scale for every rank: each its own, where the model still has their mean."""
+    kept = model.foreign.get(name)
+    if kept is not None and kept.shape[0] == n_ranks:
+        copies = kept.read()
+        if torch.equal(copies.mean(0), tensor.read()):
+            return [lazy(copy) for copy in copies]
+    return [tensor] * n_ranks
+
+
+def _rope_freqs(config: ModelConfig) -> torch.Tensor:
+    exponents = torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head
+    return 1.0 / config.rope_theta**exponents

@@ -1,0 +1,183 @@
+"""A whole model between two layouts: everything known of it, no weight read yet.
+
+Every reader of a layout returns one and every writer takes one, so each pair of layouts converts.
+The decoder's tensors have our names, our order of rows within a head (:mod:`.names`) and our order
+of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's names.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pardalis import bundle as bundles
+from pardalis.errors import BundleError
+from pardalis.files import atomic_folder, existing_folder, write_text
+from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
+from pardalis.model import Decoder, ModelConfig
+from pardalis.tokens import TextTokenizer, Vocabulary
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
+
+_SHOWN = 6  # names in a message; of more only the number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignModel:
+    """A model on its way from one layout to another."""
+
+    config: ModelConfig
+    vocabulary: Vocabulary
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizerConfig
+    decoder: Tensors
+    image_tensors: Tensors
+    origin: str  # the layout that it comes from
+    # Tensors of that layout that have no place in ours but are needed to write it again as it was.
+    foreign: Tensors = field(default_factory=dict)
+    licences: str = ""  # Markdown
+
+
+# ── bundles ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_bundle(folder: Path) -> ForeignModel:
+    """Read a bundle; raises BundleError as :func:`pardalis.load`."""
+    folder = existing_folder(folder)
+    description = bundles.describe(folder)
+    codec = bundles.load_codec(folder)
+    config = bundles.model_config(folder, description)
+    decoder = open_tensors(folder / bundles.MODEL)
+    check_tensors(folder / bundles.MODEL, decoder_shapes(config), decoder)
+    foreign, licences = folder / bundles.FOREIGN, folder / bundles.LICENCES
+    return ForeignModel(
+        config=config,
+        vocabulary=codec.vocabulary,
+        text_tokenizer=codec.text_tokenizer,
+        image_tokenizer=codec.image_tokenizer.config,
+        decoder=decoder,
+        image_tensors=open_tensors(folder / bundles.IMAGE_TOKENIZER / "model.safetensors"),
+        origin="pardalis",
+        foreign=open_tensors(foreign) if foreign.is_file() else {},
+        licences=licences.read_text() if licences.is_file() else "",
+    )
+
+
+def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a bundle, one tensor in memory at a time; it appears whole or not at all.
+
+    Args:
+        dtype: of the decoder; as it came when left out.
+    """
+    with atomic_folder(folder) as partial:
+        model.text_tokenizer.save(partial / bundles.TEXT_TOKENIZER)
+        image_tokenizer = partial / bundles.IMAGE_TOKENIZER
+        ImageTokenizer.save_config(image_tokenizer, model.image_tokenizer)
+        write_safetensors(
+            image_tokenizer / "model.safetensors", model.image_tensors, "Image tokenizer"
+        )
+        decoder = {name: tensor.to(dtype) for name, tensor in model.decoder.items()}
+        write_safetensors(partial / bundles.MODEL, decoder, "Decoder")
+        if model.foreign:
+            write_safetensors(partial / bundles.FOREIGN, model.foreign, "What only they have")
+        if model.licences:
+            write_text(partial / bundles.LICENCES, model.licences)
+        made_by = {"imported_from": model.origin}
+        bundles.write_description(partial, model.config, model.vocabulary, made_by)
+
+
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a decoder, by its name here."""
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in Decoder(config).state_dict().items()}
+
+
+def image_tokenizer_shapes(config: ImageTokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of an image tokenizer."""
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in ImageTokenizer(config).state_dict().items()}
+
+
+def check_tensors(where: Path, expected: Shapes, found: Tensors) -> None:
+    """Compare names and shapes with what a config describes; reads nothing.
+
+    Raises:
+        BundleError: with everything that is wrong, in one sentence.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} ({_by(found[name].shape)} instead of {_by(shape)})"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    wrong = [
+        f"{kind} {_listed(names)}"
+        for kind, names in (
+            ("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen),
+        )
+        if names
+    ]  # fmt: skip
+    if wrong:
+        raise BundleError(
+            f"The weights in {where} do not fit their config: {'; '.join(wrong)}. Nothing was "
+            "written; copy the whole folder again, and do not mix files of different models."
+        )
+
+
+def refuse(where: Path, what: str, reasons: Iterable[str]) -> None:
+    """Raise one BundleError with all reasons why a layout cannot hold a model, if there are any."""
+    reasons = list(reasons)
+    if reasons:
+        raise BundleError(f"{where}: {what}: {'; '.join(reasons)}. Nothing was written.")
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+# ── transforms ───────────────────────────────────────────────────────────────────────────────────
+
+
+def halves_from_pairs(tensor: LazyTensor, n_heads: int) -> LazyTensor:
+    """Reorder the rows of heads from Meta's order of RoPE to ours.
+
+    Row 2i of a head goes to i, row 2i + 1 to i + H/2. ``tensor`` has the rows of all heads first,
+    (heads * H, ...), or a row for each group of heads, (groups, H).
+    """
+    return tensor.map(lambda t: _swap(t, n_heads, pairs_last=True), tensor.shape)
+
+
+def pairs_from_halves(tensor: LazyTensor, n_heads: int) -> LazyTensor:
+    """Undo :func:`halves_from_pairs`."""
+    return tensor.map(lambda t: _swap(t, n_heads, pairs_last=False), tensor.shape)
+
+
+def _swap(tensor: Tensor, n_heads: int, pairs_last: bool) -> Tensor:
+    rows = tensor if tensor.shape[0] == n_heads else torch.unflatten(tensor, 0, (n_heads, -1))
+    half = rows.shape[1] // 2
+    pairs = torch.unflatten(rows, 1, (half, 2) if pairs_last else (2, half))
+    return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
+def reorder_ids(tensors: Tensors, rows: Sequence[int]) -> dict[str, LazyTensor]:
+    """Give embedding and head the rows ``rows``, which are as many as they have."""
+    if isinstance(rows, range):  # nothing moves
+        return dict(tensors)
+    index = torch.tensor(rows)
+    moved = {
+        name: tensors[name].map(lambda t: t[index], tensors[name].shape)
+        for name in ("embedding.weight", "head.weight")
+    }
+    return {**tensors, **moved}

@@ -1,0 +1,92 @@
+"""What each tensor of a decoder is called, here and elsewhere: one table for both directions.
+
+========================  ======================================================================
+ours                      :class:`pardalis.model.Decoder`
+transformers              Hugging Face's Chameleon; its Llama has the same names
+meta                      the original release, and the Llama releases before it
+========================  ======================================================================
+
+``{n}`` is the number of a layer. Two things differ besides the names.
+
+Meta's files are cut among model-parallel ranks, along the dimension ``cut``; what has none is
+whole in the file of every rank. QK-norm is special: every rank has one scale for all its heads.
+
+Meta rotates the neighbouring pairs (2i, 2i + 1) of a head, the others the pairs (i, i + H/2). What
+a query or key is made with is ``rotary``: its rows change places within each head.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Layout = Literal["ours", "transformers", "meta"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """One line of the table."""
+
+    ours: str
+    transformers: str
+    meta: str
+    cut: int | None = None  # dimension along which Meta's ranks divide it; None: each has all
+    rotary: bool = False  # its rows are those of heads, in the order of RoPE's pairs
+    qk_norm: bool = False  # one row for each group of heads
+
+
+_OURS, _HF, _META = "trunk.blocks.{n}.", "model.layers.{n}.", "layers.{n}."
+
+
+def _layer(ours: str, hf: str, meta: str, cut: int | None = None, rotary: bool = False,
+           qk_norm: bool = False) -> TensorName:  # fmt: skip
+    return TensorName(_OURS + ours, _HF + hf, _META + meta, cut, rotary, qk_norm)
+
+
+DECODER: tuple[TensorName, ...] = (
+    TensorName("embedding.weight", "model.embed_tokens.weight", "tok_embeddings.weight", cut=1),
+    _layer("attention_norm.weight", "input_layernorm.weight", "attention_norm.weight"),
+    _layer("attention.q_proj.weight", "self_attn.q_proj.weight", "attention.wq.weight", 0, True),
+    _layer("attention.k_proj.weight", "self_attn.k_proj.weight", "attention.wk.weight", 0, True),
+    _layer("attention.v_proj.weight", "self_attn.v_proj.weight", "attention.wv.weight", 0),
+    _layer("attention.o_proj.weight", "self_attn.o_proj.weight", "attention.wo.weight", 1),
+    _layer("attention.q_norm.weight", "self_attn.q_norm.weight",
+           "attention.q_normalization.weight", 0, True, True),
+    _layer("attention.q_norm.bias", "self_attn.q_norm.bias",
+           "attention.q_normalization.bias", 0, True, True),
+    _layer("attention.k_norm.weight", "self_attn.k_norm.weight",
+           "attention.k_normalization.weight", 0, True, True),
+    _layer("attention.k_norm.bias", "self_attn.k_norm.bias",
+           "attention.k_normalization.bias", 0, True, True),
+    _layer("feed_forward_norm.weight", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    _layer("feed_forward.gate_proj.weight", "mlp.gate_proj.weight", "feed_forward.w1.weight", 0),
+    _layer("feed_forward.up_proj.weight", "mlp.up_proj.weight", "feed_forward.w3.weight", 0),
+    _layer("feed_forward.down_proj.weight", "mlp.down_proj.weight", "feed_forward.w2.weight", 1),
+    TensorName("trunk.norm.weight", "model.norm.weight", "norm.weight"),
+    TensorName("head.weight", "lm_head.weight", "output.weight", cut=0),
+)  # fmt: skip
+
+# Hugging Face keeps Chameleon's image tokenizer in the same files, under the original VQ-GAN's own
+# names, which are also ours.
+TRANSFORMERS_VQ = "model.vqmodel."
+
+
+def lines(n_layers: int, qk_norm: bool = True) -> Iterator[tuple[TensorName, int]]:
+    """Yield every tensor of a decoder as its line of the table and its layer (0 outside layers)."""
+    before = DECODER[:1]
+    of_layer = [line for line in DECODER if "{n}" in line.ours and (qk_norm or not line.qk_norm)]
+    after = DECODER[-2:]
+    yield from ((line, 0) for line in before)
+    for n in range(n_layers):
+        yield from ((line, n) for line in of_layer)
+    yield from ((line, 0) for line in after)
+
+
+def rename(name: str, source: Layout, target: Layout) -> str:
+    """Translate one name; raises KeyError if the source has no such tensor."""
+    number = next((part for part in name.split(".") if part.isdigit()), "")
+    pattern = ".".join("{n}" if part == number else part for part in name.split("."))
+    for line in DECODER:
+        if getattr(line, source) == pattern:
+            translated: str = getattr(line, target)
+            return translated.replace("{n}", number)
+    raise KeyError(name)

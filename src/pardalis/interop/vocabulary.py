@@ -1,0 +1,263 @@
+"""Vocabularies by token name, as others keep them, and by id range, as ours are.
+
+Chameleon names its tokens: ``<s>`` begins a document, ``IMGIMGBHZ`` is image code 17. Names are
+read here, once, when a model comes in, and written here when one goes out; nothing else in the
+library knows them.
+
+An imported vocabulary keeps its ids where its image ids already stand in one run in the order of
+their codes and its text ids in one run. Otherwise ids change places: first what is neither image
+nor text, then the image ids by code, then the text ids. ``Vocabulary.foreign_ids`` records it.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pardalis.errors import BundleError
+from pardalis.tokens import TextTokenizer, Vocabulary
+
+# Chameleon's names of the single ids.
+SINGLE_NAMES = {
+    "bos_id": "<s>",
+    "pad_id": "<pad>",
+    "eos_id": "</s>",
+    "unk_id": "<unk>",
+    "end_image_id": "<eoss>",
+    "begin_image_id": "<racm3:break>",
+    "end_turn_id": "<reserved08706>",
+}
+# Stands for the codes of a picture in a prompt until they are known. Meta has no such token;
+# Hugging Face renamed a reserved one.
+PLACEHOLDER = "<image>"
+PLACEHOLDER_AT_META = "<reserved08707>"
+
+_RESERVED = re.compile(r"<reserved\d+>")
+_IMAGE = re.compile(r"IMGIMG([A-J]+)Z")
+_LETTERS = "ABCDEFGHIJ"  # for the digits 0 to 9
+
+
+def image_name(code: int) -> str:
+    """Return Chameleon's name of an image code: its decimal digits as letters, ``IMGIMGBHZ``."""
+    return "IMGIMG" + "".join(_LETTERS[int(digit)] for digit in str(code)) + "Z"
+
+
+def image_code(name: str) -> int | None:
+    """Return the image code that a token names; None if it names none."""
+    found = _IMAGE.fullmatch(name)
+    return int("".join(str(_LETTERS.index(c)) for c in found[1])) if found else None
+
+
+def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
+    """Return the vocabulary that a tokenizer file with Chameleon's names describes.
+
+    Args:
+        tokenizer_json: content of a ``tokenizer.json``.
+        size: rows of the model's embedding; ids without a name are unused.
+        where: the file, for messages.
+
+    Raises:
+        BundleError: names are missing or stand for ids that the model does not have.
+    """
+    names = token_ids(tokenizer_json, where)
+    codes = {code: i for name, i in names.items() if (code := image_code(name)) is not None}
+    wrong = [f"no {name}" for name in SINGLE_NAMES.values() if name not in names]
+    if not codes:
+        wrong.append("no image token (IMGIMG...Z)")
+    elif sorted(codes) != list(range(len(codes))):
+        gap = min(set(range(max(codes) + 1)) - set(codes))
+        wrong.append(f"no {image_name(gap)} among its {len(codes)} image tokens")
+    if outside := [name for name, i in names.items() if i >= size]:
+        wrong.append(f"{outside[0]} with id {names[outside[0]]}, but the model has {size} ids")
+    if wrong:
+        raise BundleError(
+            f"{where} is not a Chameleon vocabulary: {'; '.join(wrong)}. Use the tokenizer that "
+            "belongs to the model."
+        )
+    special = special_tokens(tokenizer_json)
+    text = sorted(
+        i for name, i in names.items() if name not in special and image_code(name) is None
+    )
+    return arrange(
+        size,
+        {single: names[name] for single, name in SINGLE_NAMES.items()},
+        [codes[code] for code in range(len(codes))],
+        text,
+    )
+
+
+def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
+    """Return the id of every token of a tokenizer file, added ones included."""
+    try:
+        content = json.loads(tokenizer_json)
+        names: dict[str, int] = dict(content["model"]["vocab"])
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{where} is not a tokenizer that can be read ({error!r}): needed is the BPE file of "
+            "the tokenizers library."
+        ) from error
+    return names | added
+
+
+def special_tokens(tokenizer_json: str) -> set[str]:
+    """Return the names of the tokens that are no text."""
+    content = json.loads(tokenizer_json)
+    added = {token["content"] for token in content["added_tokens"] if token.get("special")}
+    reserved = {name for name in content["model"]["vocab"] if _RESERVED.fullmatch(name)}
+    return {*SINGLE_NAMES.values(), PLACEHOLDER} | added | reserved
+
+
+def arrange(
+    size: int, singles: Mapping[str, int], image_ids: Sequence[int], text_ids: Sequence[int]
+) -> Vocabulary:
+    """Return a vocabulary of ranges for foreign ids; see the top of this file.
+
+    Args:
+        singles: foreign id of each single id, by the name of the field.
+        image_ids: foreign id of each image code.
+        text_ids: foreign ids of text, ascending.
+    """
+    if _is_run(image_ids) and _is_run(text_ids):
+        foreign: Sequence[int] = range(size)
+    else:
+        placed = {*image_ids, *text_ids}
+        foreign = (*(i for i in range(size) if i not in placed), *image_ids, *text_ids)
+    ours = {theirs: i for i, theirs in enumerate(foreign)}
+    return Vocabulary(
+        image=range(ours[image_ids[0]], ours[image_ids[0]] + len(image_ids)),
+        text=range(ours[text_ids[0]], ours[text_ids[0]] + len(text_ids)),
+        **{name: ours[theirs] for name, theirs in singles.items()},
+        foreign_ids=foreign,
+    )
+
+
+def _is_run(ids: Sequence[int]) -> bool:
+    return list(ids) == list(range(ids[0], ids[0] + len(ids)))
+
+
+# ── going out ────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_foreign(vocabulary: Vocabulary) -> Sequence[int]:
+    """Return the foreign id of each of our ids; the same id in a vocabulary of our own."""
+    return range(vocabulary.size) if vocabulary.foreign_ids is None else vocabulary.foreign_ids
+
+
+def from_foreign(vocabulary: Vocabulary) -> Sequence[int]:
+    """Return our id of each foreign id: the inverse of :func:`to_foreign`."""
+    foreign = to_foreign(vocabulary)
+    if isinstance(foreign, range):
+        return foreign
+    return sorted(range(len(foreign)), key=foreign.__getitem__)
+
+
+def chameleon_tokenizer(
+    vocabulary: Vocabulary, text_tokenizer: TextTokenizer, *, placeholder: str, adds_bos: bool
+) -> str:
+    """Return a ``tokenizer.json`` with Chameleon's names for all ids of a vocabulary.
+
+    That of an imported model is returned as it came, but for the two arguments. For one of ours
+    the pieces take their ids, and special and image ids are named.
+
+    Args:
+        placeholder: what the token is called that stands for an image code, here or at Meta.
+        adds_bos: whether the tokenizer itself puts ``<s>`` first, as Hugging Face's do.
+
+    Raises:
+        BundleError: a piece of text is called as a special token, or no id is free for the
+            placeholder.
+    """
+    content: dict[str, Any] = json.loads(text_tokenizer.to_json())
+    if vocabulary.foreign_ids is None:
+        _name_all(content, vocabulary)
+    _name_placeholder(content, placeholder, vocabulary)
+    bos = SINGLE_NAMES["bos_id"]
+    content["post_processor"] = None
+    if adds_bos:
+        begin: list[Any] = [{"SpecialToken": {"id": bos, "type_id": 0}}]
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [*begin, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [*begin, *({"Sequence": {"id": name, "type_id": 0}} for name in "AB")],
+            "special_tokens": {
+                bos: {
+                    "id": bos,
+                    "ids": [to_foreign(vocabulary)[vocabulary.bos_id]],
+                    "tokens": [bos],
+                }
+            },
+        }
+    return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
+    pieces: dict[str, int] = content["model"]["vocab"]
+    special = {name: getattr(vocabulary, single) for single, name in SINGLE_NAMES.items()}
+    special |= {image_name(code): i for code, i in enumerate(vocabulary.image)}
+    if clash := sorted({*special, PLACEHOLDER, PLACEHOLDER_AT_META} & pieces.keys()):
+        raise BundleError(
+            f"The text tokenizer has a piece called {clash[0]!r}, which in Chameleon's vocabulary "
+            "is the name of a special token; train a text tokenizer on text without it."
+        )
+    content["model"]["vocab"] = special | {
+        piece: vocabulary.text_id(p) for piece, p in pieces.items()
+    }
+    content["model"]["unk_token"] = None
+    content["added_tokens"] = [_added(name, i) for name, i in special.items()]
+
+
+def _name_placeholder(content: dict[str, Any], name: str, vocabulary: Vocabulary) -> None:
+    vocab: dict[str, int] = content["model"]["vocab"]
+    added: list[dict[str, Any]] = content["added_tokens"]
+    names = vocab | {token["content"]: token["id"] for token in added}
+    present = [old for old in (PLACEHOLDER, PLACEHOLDER_AT_META) if old in names]
+    if present:
+        number = names[present[0]]
+    else:
+        free = set(range(vocabulary.size)) - set(names.values())
+        if not free:
+            raise BundleError(
+                f"No id of the vocabulary is free for {name}, which Chameleon's tokenizers need; "
+                "its format cannot hold this vocabulary."
+            )
+        number = min(free)
+    for old in present:
+        vocab.pop(old, None)
+    vocab[name] = number
+    content["added_tokens"] = sorted(
+        [token for token in added if token["id"] != number] + [_added(name, number)],
+        key=lambda token: token["id"],
+    )
+
+
+def _added(name: str, number: int) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": number, "content": name, **flags, "special": True}
+
+
+# ── text-only vocabularies ───────────────────────────────────────────────────────────────────────
+
+
+def extend_text_vocabulary(
+    tokenizer_json: str, size: int, singles: Mapping[str, int], n_codes: int, where: str
+) -> Vocabulary:
+    """Return the vocabulary of a text-only model with ids for pictures added after its own.
+
+    Args:
+        tokenizer_json: of the text-only model.
+        size: its number of ids.
+        singles: those of its single ids that it has, by the name of the field; the others, and
+            ``n_codes`` image ids, are new.
+    """
+    names = token_ids(tokenizer_json, where)
+    special = {name for name in special_tokens(tokenizer_json) if name in names}
+    taken = {names[name] for name in special} | set(singles.values())
+    text = sorted(i for i in names.values() if i not in taken and i < size)
+    if not text:
+        raise BundleError(f"{where} has no token of text; use the model's own tokenizer.")
+    missing = [name for name in SINGLE_NAMES if name not in singles]
+    first_code = size + len(missing)
+    added = {name: size + i for i, name in enumerate(missing)}
+    image_ids = range(first_code, first_code + n_codes)
+    return arrange(first_code + n_codes, {**singles, **added}, image_ids, text)

@@ -1,0 +1,229 @@
+"""Foreign image tokenizers: the original VQ-GAN's layout, Chameleon's among them, and LlamaGen's.
+
+=========  ==========================================================  ============================
+layout     files                                                       names
+=========  ==========================================================  ============================
+taming     a ``.ckpt`` and the ``.yaml`` that describes it             ours are these
+llamagen   a ``.pt``; the shape follows from the weights               translated by ``LLAMAGEN``
+=========  ==========================================================  ============================
+
+What else a training checkpoint holds (discriminator, perceptual net) is left behind.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pardalis.errors import BundleError, ConfigError
+from pardalis.files import atomic_folder, write_text
+from pardalis.interop.model import check_tensors, image_tokenizer_shapes, refuse
+from pardalis.interop.tensors import (
+    LazyTensor,
+    Tensors,
+    open_tensors,
+    write_checkpoints,
+    write_safetensors,
+)
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig
+
+logger = logging.getLogger(__name__)
+
+NORM_GROUPS = 32  # of every normalisation; fixed in the code of all these layouts
+
+# Our field and the key of ``params.ddconfig`` (or of ``params``) that says it.
+_DD_KEYS = {
+    "resolution": "resolution",
+    "channels": "ch",
+    "channel_multipliers": "ch_mult",
+    "n_res_blocks": "num_res_blocks",
+    "z_channels": "z_channels",
+    "attention_resolutions": "attn_resolutions",
+}
+_PARAM_KEYS = {"code_width": "embed_dim", "n_codes": "n_embed"}
+
+# LlamaGen's names as patterns, and ours. In its decoder the levels are numbered in the order in
+# which they are passed, from the smallest map, here and in the original from the largest.
+LLAMAGEN = (
+    (r"encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
+    (r"encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
+    (r"decoder\.conv_blocks\.(\d+)\.res\.", r"decoder.up.\1.block."),
+    (r"decoder\.conv_blocks\.(\d+)\.", r"decoder.up.\1."),
+    (r"coder\.mid\.0\.", r"coder.mid.block_1."),
+    (r"coder\.mid\.1\.", r"coder.mid.attn_1."),
+    (r"coder\.mid\.2\.", r"coder.mid.block_2."),
+)
+_COUNTER = "quantize.codebook_used"  # of LlamaGen: a statistic of training
+
+_PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+
+
+def import_image_tokenizer(
+    weights: Path, folder: Path, config: Path | None = None, resolution: int | None = None
+) -> ImageTokenizerConfig:
+    """Turn a foreign image tokenizer into a folder that :meth:`ImageTokenizer.load` reads.
+
+    Args:
+        weights: a ``.ckpt``, ``.pt`` or ``.safetensors`` file.
+        config: the ``.yaml`` of the original layout; LlamaGen's has none.
+        resolution: pixels per side of LlamaGen's, which its weights do not say; 256 when left out.
+
+    Raises:
+        BundleError: a file is missing, or the network is another one than ours.
+    """
+    found, tensors = read_vqgan(weights, config, resolution)
+    with atomic_folder(folder) as partial:
+        write_safetensors(partial / "model.safetensors", tensors, "Image tokenizer")
+        ImageTokenizer.save_config(partial, found)
+    return found
+
+
+def read_vqgan(
+    weights: Path, config: Path | None = None, resolution: int | None = None
+) -> tuple[ImageTokenizerConfig, dict[str, LazyTensor]]:
+    """Return shape and tensors of a foreign image tokenizer; as :func:`import_image_tokenizer`."""
+    every = open_tensors(weights)
+    tensors = {name: t for name, t in every.items() if name.startswith(_PARTS)}
+    if others := len(every) - len(tensors):
+        logger.info("%s: %d tensors of training alone are left behind.", weights.name, others)
+    tensors.pop(_COUNTER, None)
+    if any(name.startswith("encoder.conv_blocks.") for name in tensors):
+        found = _llamagen_config(tensors, weights, resolution or 256)
+        tensors = _from_llamagen(tensors, len(found.channel_multipliers))
+    elif "encoder.down.0.block.0.conv1.weight" in tensors:
+        if config is None:
+            raise BundleError(
+                f"{weights} has the layout of the original VQ-GAN, whose shape stands in a .yaml "
+                "file; give its path too."
+            )
+        found = _taming_config(config)
+    else:
+        raise BundleError(
+            f"{weights} is not an image tokenizer that can be imported: its names are neither "
+            "those of the original VQ-GAN (encoder.down.0.block.0...) nor LlamaGen's "
+            "(encoder.conv_blocks.0.res.0...)."
+        )
+    check_tensors(weights, image_tokenizer_shapes(found), tensors)
+    return found, tensors
+
+
+def _taming_config(path: Path) -> ImageTokenizerConfig:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the whole folder again.")
+    try:
+        model = yaml.safe_load(path.read_text())["model"]
+        params = model["params"]
+        dd: Mapping[str, Any] = params["ddconfig"]
+        values = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
+        values |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{path} does not describe an image tokenizer ({error!r}); needed is the .yaml beside "
+            "its checkpoint."
+        ) from error
+    target = str(model.get("target", "VQModel")).rpartition(".")[2]
+    wrong = {
+        f"model.target = {target} (ours: VQModel)": target != "VQModel",
+        "double_z = true (ours: false)": dd.get("double_z"),
+        f"in_channels = {dd.get('in_channels')} (ours: 3)": dd.get("in_channels", 3) != 3,
+        f"out_ch = {dd.get('out_ch')} (ours: 3)": dd.get("out_ch", 3) != 3,
+        "resamp_with_conv = false (ours: true)": not dd.get("resamp_with_conv", True),
+        f"attn_type = {dd.get('attn_type')!r} (ours: 'vanilla')":
+            dd.get("attn_type", "vanilla") != "vanilla",
+        f"remap = {params.get('remap')} (ours: none)": params.get("remap"),
+    }  # fmt: skip
+    refuse(
+        path, "our image tokenizer is another network", [w for w, holds in wrong.items() if holds]
+    )
+    shape: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    try:
+        return ImageTokenizerConfig(**shape)
+    except ConfigError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _llamagen_config(tensors: Tensors, path: Path, resolution: int) -> ImageTokenizerConfig:
+    """Read the shape off the weights; LlamaGen's codes have length 1, its last level attends."""
+    try:
+        channels = tensors["encoder.conv_in.weight"].shape[0]
+        n_levels = 1 + max(
+            int(name.split(".")[2]) for name in tensors if "coder.conv_blocks." in name
+        )
+        widths = [
+            tensors[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in range(n_levels)
+        ]
+        n_blocks = 1 + max(
+            int(name.split(".")[4])
+            for name in tensors
+            if name.startswith("encoder.conv_blocks.0.res.")
+        )
+        n_codes, code_width = tensors["quantize.embedding.weight"].shape
+        return ImageTokenizerConfig(
+            resolution=resolution,
+            channels=channels,
+            channel_multipliers=tuple(width // channels for width in widths),
+            n_res_blocks=n_blocks,
+            z_channels=tensors["quant_conv.weight"].shape[1],
+            code_width=code_width,
+            n_codes=n_codes,
+            attention_resolutions=(resolution // 2 ** (n_levels - 1),),
+            quantizer=QuantizerConfig(legacy=False, normalise=True),
+        )
+    except (KeyError, ValueError) as error:
+        raise BundleError(
+            f"{path} has LlamaGen's names but lacks {error}; copy it again."
+        ) from error
+    except ConfigError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _from_llamagen(tensors: Tensors, n_levels: int) -> dict[str, LazyTensor]:
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, ours in LLAMAGEN:
+            name = re.sub(pattern, ours, name, count=1)
+        if name.startswith("decoder.up."):
+            first, second, level, rest = name.split(".", 3)
+            name = f"{first}.{second}.{n_levels - 1 - int(level)}.{rest}"
+        renamed[name] = tensor
+    return renamed
+
+
+def write_vqgan(config: ImageTokenizerConfig, tensors: Tensors, folder: Path) -> None:
+    """Write ``vqgan.yaml`` and ``vqgan.ckpt`` as the original layout has them.
+
+    Raises:
+        BundleError: the layout cannot hold the tokenizer; the message names every option why.
+    """
+    refuse(folder, "The original VQ-GAN's layout cannot hold this image tokenizer", unheld(config))
+    ddconfig = {theirs: _plain(getattr(config, ours)) for ours, theirs in _DD_KEYS.items()}
+    ddconfig |= {"double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
+    params = {
+        **{theirs: getattr(config, ours) for ours, theirs in _PARAM_KEYS.items()},
+        "ddconfig": ddconfig,
+        "lossconfig": {"target": "torch.nn.Identity"},
+        "ckpt_path": None,
+    }
+    described = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+    write_text(folder / "vqgan.yaml", yaml.safe_dump(described, sort_keys=False))
+    write_checkpoints({folder / "vqgan.ckpt": tensors}, "Image tokenizer", under="state_dict")
+
+
+def unheld(config: ImageTokenizerConfig) -> list[str]:
+    """Return why the original layout cannot hold an image tokenizer; nothing when it can."""
+    wrong = {
+        f"image_tokenizer.patch_size is {config.patch_size} (needed: 1)": config.patch_size != 1,
+        f"image_tokenizer.norm_groups is {config.norm_groups} (needed: {NORM_GROUPS})":
+            config.norm_groups != NORM_GROUPS,
+        f"image_tokenizer.channels is {config.channels} (needed: {NORM_GROUPS} divides all widths)":
+            any(config.channels * m % NORM_GROUPS for m in config.channel_multipliers),
+        "image_tokenizer.quantizer.normalise is true (needed: false)": config.quantizer.normalise,
+    }  # fmt: skip
+    return [reason for reason, holds in wrong.items() if holds]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
