@@ -1,5 +1,6 @@
 """Training a bundle further: on other documents, with its tokenizers, from its weights."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,10 +15,12 @@ import pardalis
 from pardalis.cli.main import main
 from pardalis.data import Shards
 from pardalis.data.source import read_source
+from pardalis.errors import ConfigError
 from pardalis.model import Decoder, initialise
 from pardalis.objectives import next_token_losses
 from pardalis.pipeline import load_codec, load_recipe, run, training_loader
 from pardalis.train import Interrupted, loop, read_metrics
+from pardalis.vq import ImageTokenizer
 
 RECIPE = """
 name = "further"
@@ -257,3 +260,18 @@ def test_the_documented_recipe_works(project):
     assert found.prepare.row_tokens == 64 < load_recipe(project / "owls.toml").prepare.row_tokens
     run(found, project / "runs" / "owls", only=TRAIN)
     assert pardalis.load(project / "runs" / "owls" / "bundle").made_by["recipe"] == "owls"
+
+
+def test_a_model_that_cannot_draw_is_trained_and_asked_for_captions(project):
+    bundle = pardalis.load(project / "base" / "run" / "bundle")
+    tokenizer = bundle.codec.image_tokenizer
+    config = dataclasses.replace(tokenizer.config, has_decoder=False)
+    blind = ImageTokenizer(config)
+    blind.load_state_dict(tokenizer.state_dict(), strict=False)
+    blind.save(project / "base" / "run" / "bundle" / "image_tokenizer")
+    with pytest.raises(ConfigError, match=r"has no decoder.*set answer.drawings and answer.pages"):
+        go(project, only=())
+    folder = go(project, "answer.drawings=0", only=())
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["n_captions_train"], report["psnr"]) == (2, None)
+    assert not pardalis.load(folder / "bundle").codec.image_tokenizer.config.has_decoder

@@ -1,15 +1,19 @@
 """Prompts in, documents out, through the public functions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import pardalis
 from pardalis.bundle import Bundle
+from pardalis.codec import Codec
 from pardalis.documents import Document, Picture, Text
 from pardalis.errors import DataError, RequestError
-from pardalis.inference import as_document
+from pardalis.inference import SamplingConfig, as_document
 from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.vq import ImageTokenizer
 
 
 @pytest.fixture
@@ -44,6 +48,21 @@ def test_modes(bundle, image):
     assert two.pictures[0].source.size == (16, 16)
     one = pardalis.generate(bundle, "owl", mode="interleaved", max_pictures=1, seed=3)
     assert len(one.pictures) <= 1
+
+
+def test_a_model_that_cannot_draw_reads_pictures_and_writes_text(bundle, image):
+    codec = bundle.codec
+    config = dataclasses.replace(codec.image_tokenizer.config, has_decoder=False)
+    blind = ImageTokenizer(config)
+    blind.load_state_dict(codec.image_tokenizer.state_dict(), strict=False)
+    bundle = Bundle(bundle.model, Codec(codec.vocabulary, codec.text_tokenizer, blind.eval()), {})
+    for seed in range(4):
+        hot = SamplingConfig(temperature=5.0)
+        answer = pardalis.generate(bundle, [image, "what"], text=hot, seed=seed)
+        assert not answer.pictures
+    for asked in ({"mode": "picture"}, {"max_pictures": 1}):
+        with pytest.raises(RequestError, match="has no decoder, so it reads pictures but cannot"):
+            pardalis.generate(bundle, "owl", **asked)
 
 
 def codes(document, bundle):

@@ -130,7 +130,8 @@ def _indices(folder: RunFolder, pictures: Sequence[str]) -> list[int]:
 
 
 def _rebuilt(corpus: Corpus, tokenizer: ImageTokenizer, split: Split) -> Rebuilt:
-    members = corpus.of_split(split)
+    # A tokenizer that was imported without a decoder rebuilds none.
+    members = corpus.of_split(split) if tokenizer.config.has_decoder else []
     scores, images = evaluate_image_tokenizer(tokenizer, [corpus.images[i] for i in members])
     return Rebuilt(members=members, scores=scores, images=images)
 

@@ -48,7 +48,11 @@ def import_model(
         BundleError: something in the source is missing or does not fit; nothing is written.
         ConfigError: an argument does not suit the source.
     """
-    _check_target(folder, source, bundles.DESCRIPTION)
+    _check_target(folder, source)
+    if folder.exists() and not (folder / bundles.DESCRIPTION).is_file() and not _is_empty(folder):
+        raise ConfigError(
+            f"{folder} exists and is not a bundle; choose another folder, or remove it first."
+        )
     model = read_model(source, image_tokenizer=image_tokenizer, new_rows=new_rows)
     write_bundle(model, folder, dtype)
     return model
@@ -61,7 +65,7 @@ def read_model(
     if not source.is_dir():
         raise BundleError(f"No folder at {source}; give that of a checkpoint.")
     if (source / bundles.DESCRIPTION).is_file():
-        return read_bundle(source)
+        raise BundleError(f"{source} is a bundle already; every command takes it as it is.")
     if is_meta(source):
         _refuse(image_tokenizer is not None, "--image-tokenizer", "the release has its own")
         _refuse(new_rows is not None, "--new-rows", "the release has ids for pictures")
@@ -97,18 +101,22 @@ def export_model(
     dtype: torch.dtype | None = None,
     n_ranks: int | None = None,
 ) -> None:
-    """Write a bundle in a foreign layout; a folder that stood there is replaced at the end.
+    """Write a bundle in a foreign layout.
 
     Args:
+        folder: new or empty. What stands in another is not ours to replace.
         to: ``hf``, which Hugging Face's classes load as it is, or ``meta``, the original release's.
         dtype: of the weights; as the bundle has them when left out.
         n_ranks: of ``meta``: files to divide the decoder among.
 
     Raises:
-        BundleError: the bundle is broken, or the layout cannot hold its model.
-        ConfigError: an argument does not suit the layout.
+        BundleError: the bundle is broken, the layout cannot hold its model, or the folder cannot be
+            written.
+        ConfigError: an argument does not suit the layout, or the folder is not empty.
     """
-    _check_target(folder, source, "config.json" if to == "hf" else "models")
+    _check_target(folder, source)
+    if folder.exists() and not _is_empty(folder):
+        raise ConfigError(f"{folder} exists and is not empty; choose another, or remove it first.")
     model = read_bundle(source)
     if to == "hf":
         _refuse(n_ranks is not None, "--ranks", "only the original release's layout has ranks")
@@ -129,16 +137,10 @@ def open_image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, dict[str, La
     return ImageTokenizer.load_config(folder), open_tensors(folder / "model.safetensors")
 
 
-def _check_target(folder: Path, source: Path, mark: str) -> None:
-    """Refuse to replace what is not an earlier result: a folder without the file ``mark``."""
+def _check_target(folder: Path, source: Path) -> None:
     there, here = folder.resolve(), source.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise ConfigError(f"{folder} is, holds or lies in the source {source}; choose another.")
-    if folder.exists() and not (folder / mark).exists() and not _is_empty(folder):
-        raise ConfigError(
-            f"{folder} exists and is not an earlier result of this command; choose another folder, "
-            "or remove it first."
-        )
 
 
 def _is_empty(path: Path) -> bool:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import atomic_folder, write_json, write_text
+from pardalis.files import write_json, write_text
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
@@ -32,6 +32,7 @@ from pardalis.interop.model import (
     check_tensors,
     decoder_shapes,
     image_tokenizer_shapes,
+    new_folder,
     refuse,
     reorder_ids,
 )
@@ -124,7 +125,9 @@ def read_chameleon(folder: Path, image_tokenizer: Tensors | None = None) -> Fore
         _check_codebook(folder, tensors, image_tokenizer)
         vq_decoder = _decoder_of(image_tokenizer)
     config = chameleon_config(values, where)
-    vq = _vq_config(values, where, _convention(pictures), has_decoder=bool(vq_decoder))
+    preprocessing = _convention(pictures)
+    assert preprocessing is not None, "refused above"
+    vq = _vq_config(values, where, preprocessing, has_decoder=bool(vq_decoder))
     check_tensors(folder, _expected(config, vq), tensors)
     config = _group_qk_norm(config, values.get("model_parallel_size") or 1, tensors)
 
@@ -154,14 +157,7 @@ def read_chameleon(folder: Path, image_tokenizer: Tensors | None = None) -> Fore
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of ``config.json``."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(_read_text(path))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON ({error}); copy it again.") from error
-    if not isinstance(values, dict):
-        raise BundleError(f"{path} is not a model's config; copy it again.")
-    return values
+    return _read_json(folder / "config.json")
 
 
 def open_folder(folder: Path) -> dict[str, LazyTensor]:
@@ -175,12 +171,11 @@ def open_folder(folder: Path) -> dict[str, LazyTensor]:
             )
         return _without_buffers(open_tensors(folder / _SINGLE))
     try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        shards = sorted(set(_read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{index} is not an index of shards ({error!r}); copy it again."
         ) from error
-    shards = sorted(set(places.values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise BundleError(
             f"{index} names {len(shards)} shards, of which {', '.join(missing)} "
@@ -224,8 +219,8 @@ def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelCon
 
 
 @contextmanager
-def _describing(where: Path) -> Iterator[None]:
-    """Say of any error that the file ``where`` does not describe a model."""
+def _describing(where: object) -> Iterator[None]:
+    """Say of what goes wrong with values that ``where`` they stand there is no model's config."""
     try:
         yield
     except KeyError as error:
@@ -243,9 +238,8 @@ def _rope(values: dict[str, Any]) -> dict[str, Any]:
 
 def _unheld_decoder(values: dict[str, Any]) -> Iterable[str]:
     rope_type = _rope(values).get("rope_type", _rope(values).get("type", "default"))
-    width, n_heads, d_head = (
-        values.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim")
-    )
+    width: Any = values.get("hidden_size")
+    n_heads, d_head = values.get("num_attention_heads"), values.get("head_dim")
     return _unheld(
         (f"hidden_act = {values.get('hidden_act')!r} (ours: 'silu')",
          values.get("hidden_act", "silu") != "silu"),
@@ -253,7 +247,7 @@ def _unheld_decoder(values: dict[str, Any]) -> Iterable[str]:
         ("mlp_bias = true (ours: none)", values.get("mlp_bias")),
         (f"RoPE of type {rope_type!r} (ours: 'default')", rope_type != "default"),
         (f"head_dim = {d_head} (ours: hidden_size / num_attention_heads)",
-         None not in (width, n_heads, d_head) and d_head * n_heads != width),
+         None not in (width, n_heads, d_head) and width / n_heads != d_head),
         ("sliding_window (ours: the whole context)", values.get("sliding_window")),
     )  # fmt: skip
 
@@ -303,7 +297,7 @@ def _vq_config(
     values: dict[str, Any], where: Path, preprocessing: Preprocessing, has_decoder: bool
 ) -> ImageTokenizerConfig:
     vq, published = _vq(values), chameleon()
-    with _describing(where):
+    with _describing(f"vq_config in {where}"):
         found = {
             ours: vq.get(theirs) or getattr(published, ours) for ours, theirs in _VQ_KEYS.items()
         }
@@ -348,19 +342,15 @@ def _unheld_pictures(values: dict[str, Any], found: dict[str, Any]) -> Iterable[
         "size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side},
         "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True,
     }  # fmt: skip
-    reasons = [
-        (f"preprocessing's {name} = {found.get(name)} (ours: {value})",
-         found.get(name, value) != value)
-        for name, value in ours.items()
-    ]  # fmt: skip
-    factor, (theirs, exact) = found.get("rescale_factor"), (0.0078, "2/255")
-    reasons.append(
-        (
-            f"preprocessing's rescale_factor = {factor} (ours: {theirs} or {exact})",
-            _convention(found) is None,
-        )
-    )
-    return _unheld(*reasons)
+    return _unheld(
+        *(
+            (f"{name} of pictures = {found.get(name)} (ours: {value})",
+             found.get(name, value) != value)
+            for name, value in ours.items()
+        ),
+        (f"rescale_factor of pictures = {found.get('rescale_factor')} (ours: 0.0078 or 2/255)",
+         _convention(found) is None),
+    )  # fmt: skip
 
 
 def _convention(pictures: dict[str, Any]) -> Preprocessing | None:
@@ -371,6 +361,17 @@ def _convention(pictures: dict[str, Any]) -> Preprocessing | None:
     """
     factor = pictures.get("rescale_factor", _RESCALE["transformers"])
     return next((name for name, ours in _RESCALE.items() if abs(factor - ours) < 1e-7), None)
+
+
+def _decoder_of(image_tokenizer: Tensors) -> dict[str, LazyTensor]:
+    """Return what completes a folder; raises BundleError if it is not there either."""
+    decoder = {n: t for n, t in image_tokenizer.items() if n.startswith(_VQ_DECODER)}
+    if not decoder:
+        raise BundleError(
+            "The image tokenizer that was named has no decoder either; name one that can draw, "
+            "such as the vqgan.ckpt of the original release."
+        )
+    return decoder
 
 
 def _check_codebook(folder: Path, tensors: Tensors, image_tokenizer: Tensors) -> None:
@@ -422,6 +423,16 @@ def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read_text(path))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); copy it again.") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{path} holds no values by name; copy it again.")
+    return values
+
+
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -432,7 +443,8 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
         dtype: of all weights; as they are when left out.
 
     Raises:
-        BundleError: the layout cannot hold the model; the message names every option why.
+        BundleError: the layout cannot hold the model (the message names every option why), or the
+            folder cannot be written.
     """
     config, vq = model.config, model.image_tokenizer
     refuse(folder, "Hugging Face's Chameleon cannot hold this model", _unheld_by_chameleon(model))
@@ -452,7 +464,7 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
     tokenizer_json = chameleon_tokenizer(
         model.vocabulary, model.text_tokenizer, placeholder=PLACEHOLDER, adds_bos=True
     )
-    with atomic_folder(folder) as partial:
+    with new_folder(folder) as partial:
         write_text(partial / "tokenizer.json", tokenizer_json)
         write_json(partial / "tokenizer_config.json", _tokenizer_config(config))
         names = token_ids(tokenizer_json, "tokenizer.json")

@@ -1,10 +1,12 @@
 """Text-only models of Llama's layout, which become mixed-modal decoders that are yet to learn.
 
 The text half of embedding and head is the model's own. The rows of the new ids (image codes, and
-the single ids that it lacks) are drawn as :class:`NewRows` says.
+the single ids that it lacks) are drawn as :class:`NewRows` says. Our documents begin and end with
+two ids; a model that has one for both gets another end, with the rows of the first.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pardalis.errors import BundleError, ConfigError
+from pardalis.errors import BundleError
 from pardalis.interop.huggingface import decoder_config, decoder_from, open_folder, read_config
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import ForeignModel, check_tensors, decoder_shapes, reorder_ids
 from pardalis.interop.names import lines
 from pardalis.interop.tensors import LazyTensor, Tensors
-from pardalis.interop.vocabulary import SINGLE_NAMES, extend_text_vocabulary, to_foreign
+from pardalis.interop.vocabulary import extend_text_vocabulary, to_foreign, token_ids
 from pardalis.model import ModelConfig
 from pardalis.seeds import derive
-from pardalis.tokens import TextTokenizer
+from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizerConfig
 
 MODEL_TYPES = ("llama", "mistral")
@@ -33,8 +35,11 @@ class NewRows:
     """How the rows of new ids in embedding and head begin.
 
     ``normal``: normal with the config's ``init_std``, as a model trained from nothing.
-    ``mean``: the mean of the old rows plus normal noise of a hundredth of their own spread, so
-    that at first all new ids are about as likely as an average old one (Hewitt 2021).
+    ``mean``: the mean of the old rows plus normal noise of a hundredth of their own spread. The
+    logit of a new id is then about the mean of the old ones, so at first no new id is likelier
+    than an average old one, and text is written as before (Hewitt 2021, "Initializing New Word
+    Embeddings for Pretrained Language Models"). Drawn as ``normal``, a new id has a logit near 0,
+    which may be far above those of all text.
     """
 
     init: Literal["normal", "mean"] = "mean"
@@ -64,11 +69,6 @@ def read_llama(
     new_rows = new_rows or NewRows()
     where = folder / "config.json"
     values = read_config(folder)
-    if values.get("model_type") not in MODEL_TYPES:
-        raise BundleError(
-            f"{where} is of a model of type {values.get('model_type')!r}; of text-only models "
-            f"{' and '.join(MODEL_TYPES)} can be imported."
-        )
     config = decoder_config(values, where, qk_norm="none")
     tensors = open_folder(folder)
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
@@ -85,19 +85,18 @@ def read_llama(
         raise BundleError(
             f"{path} is missing; save the tokenizer with the tokenizers library first."
         )
+    tokenizer_json = path.read_text(encoding="utf-8")
     vocabulary = extend_text_vocabulary(
-        path.read_text(encoding="utf-8"),
+        tokenizer_json,
         config.vocab_size,
-        _single_ids(values, folder),
+        _single_ids(values, folder, config.vocab_size, _unknown(tokenizer_json, str(path))),
         image_tokenizer.n_codes,
         str(path),
     )
     decoder = decoder_from(tensors, config)
     extended = replace(config, vocab_size=vocabulary.size)
-    decoder |= {
-        name: _extend(decoder[name], name, extended, new_rows)
-        for name in ("embedding.weight", "head.weight")
-    }
+    for name in ("embedding.weight", "head.weight"):
+        decoder[name] = _extend(decoder[name], name, extended, vocabulary, new_rows)
     return ForeignModel(
         config=extended,
         vocabulary=vocabulary,
@@ -110,36 +109,68 @@ def read_llama(
     )
 
 
-def _extend(tensor: LazyTensor, name: str, config: ModelConfig, new_rows: NewRows) -> LazyTensor:
-    n_new = config.vocab_size - tensor.shape[0]
+def _extend(
+    tensor: LazyTensor, name: str, config: ModelConfig, vocabulary: Vocabulary, new_rows: NewRows
+) -> LazyTensor:
+    n_old, width = tensor.shape
+    foreign = to_foreign(vocabulary)
+    bos, eos = foreign[vocabulary.bos_id], foreign[vocabulary.eos_id]
 
     def extended(old: Tensor) -> Tensor:
-        return torch.cat([old, new_rows.draw(name, old, n_new, config.init_std)])
+        new = new_rows.draw(name, old, config.vocab_size - n_old, config.init_std)
+        if eos >= n_old:  # the old id that ended documents begins them
+            new[eos - n_old] = old[bos]
+        return torch.cat([old, new])
 
-    return tensor.map(extended, (config.vocab_size, tensor.shape[1]))
+    return tensor.map(extended, (config.vocab_size, width))
 
 
-def _single_ids(values: dict[str, Any], folder: Path) -> dict[str, int]:
+def _unknown(tokenizer_json: str, where: str) -> int | None:
+    """Return the id of what the tokenizer has no piece for, if it has one."""
+    name = json.loads(tokenizer_json)["model"].get("unk_token")
+    return token_ids(tokenizer_json, where).get(name)
+
+
+def _single_ids(
+    values: dict[str, Any], folder: Path, size: int, unknown: int | None
+) -> dict[str, int]:
     """Return the single ids that a text-only model has: what its configs call so.
 
-    Of several ends of a sequence the first is ours, and another one ends a turn.
+    Of several ends the first is that of a document, and the last one ends a turn. No id has two
+    roles: the first of ours keeps it, and the others are new.
     """
     generation = folder / "generation_config.json"
-    merged = values | (json.loads(generation.read_text()) if generation.is_file() else {})
+    if generation.is_file():
+        values = values | {n: v for n, v in _read_json(generation).items() if v is not None}
+
+    def named(key: str) -> Sequence[int]:
+        found = values.get(key)
+        every = found if isinstance(found, list) else [found]
+        return [i for i in every if isinstance(i, int) and 0 <= i < size]  # -1 is a common none
+
+    for key in ("bos_token_id", "eos_token_id"):
+        if not named(key):
+            raise BundleError(
+                f"{folder / 'config.json'} names no {key} below {size}, with which documents "
+                f"{'begin' if key.startswith('bos') else 'end'}; add it."
+            )
+    ends = named("eos_token_id")
+    roles = {
+        "bos_id": named("bos_token_id")[0],
+        "eos_id": ends[0],
+        "end_turn_id": ends[-1],
+        "unk_id": unknown,
+        "pad_id": next(iter(named("pad_token_id")), None),
+    }
     singles: dict[str, int] = {}
-    for name in ("bos", "pad", "eos"):
-        found = merged.get(f"{name}_token_id")
-        ids = [i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)]
-        if ids and ids[0] >= 0:
-            singles[f"{name}_id"] = ids[0]
-        if name == "eos" and len(ids) > 1:
-            singles["end_turn_id"] = ids[-1]
-    if missing := [name for name in ("bos_id", "eos_id") if name not in singles]:
-        raise ConfigError(
-            f"{folder / 'config.json'} lacks {missing[0].replace('_id', '_token_id')}, with which "
-            "documents begin or end; add it."
-        )
-    if singles.get("pad_id") in (singles["bos_id"], singles["eos_id"]):
-        del singles["pad_id"]  # a common stand-in for having none
-    assert set(singles) <= set(SINGLE_NAMES)
+    for role, i in roles.items():
+        if i is not None and i not in singles.values():
+            singles[role] = i
     return singles
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise BundleError(f"{path} is not a JSON table ({error}); copy it again.") from error

@@ -5,7 +5,8 @@ The decoder's tensors have our names, our order of rows within a head (:mod:`.na
 of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's names.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +70,11 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
 
     Args:
         dtype: of the decoder; as it came when left out.
+
+    Raises:
+        BundleError: the folder cannot be written.
     """
-    with atomic_folder(folder) as partial:
+    with new_folder(folder) as partial:
         model.text_tokenizer.save(partial / bundles.TEXT_TOKENIZER)
         image_tokenizer = partial / bundles.IMAGE_TOKENIZER
         ImageTokenizer.save_config(image_tokenizer, model.image_tokenizer)
@@ -85,6 +89,24 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
             write_text(partial / bundles.LICENCES, model.licences)
         made_by = {"imported_from": model.origin}
         bundles.write_description(partial, model.config, model.vocabulary, made_by)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, which takes its name only when all went well.
+
+    Raises:
+        BundleError: the disk is full or the folder cannot be written; what stood there is
+            untouched.
+    """
+    try:
+        with atomic_folder(folder) as partial:
+            yield partial
+    except OSError as error:
+        raise BundleError(
+            f"{folder} could not be written: {error.strerror or error}; nothing there was changed. "
+            "Free some space or choose another folder."
+        ) from error
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────

@@ -61,7 +61,13 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     """
     names = token_ids(tokenizer_json, where)
     codes = {code: i for name, i in names.items() if (code := image_code(name)) is not None}
+    special = special_tokens(tokenizer_json)
+    text = sorted(
+        i for name, i in names.items() if name not in special and image_code(name) is None
+    )
     wrong = [f"no {name}" for name in SINGLE_NAMES.values() if name not in names]
+    if not text:
+        wrong.append("no token of text")
     if not codes:
         wrong.append("no image token (IMGIMG...Z)")
     elif sorted(codes) != list(range(len(codes))):
@@ -74,10 +80,6 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
             f"{where} is not a Chameleon vocabulary: {'; '.join(wrong)}. Use the tokenizer that "
             "belongs to the model."
         )
-    special = special_tokens(tokenizer_json)
-    text = sorted(
-        i for name, i in names.items() if name not in special and image_code(name) is None
-    )
     return arrange(
         size,
         {single: names[name] for single, name in SINGLE_NAMES.items()},
@@ -90,14 +92,20 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
     """Return the id of every token of a tokenizer file, added ones included."""
     try:
         content = json.loads(tokenizer_json)
-        names: dict[str, int] = dict(content["model"]["vocab"])
-        added = {token["content"]: token["id"] for token in content["added_tokens"]}
+        names: dict[str, int] = {**content["model"]["vocab"]}
+        names |= {token["content"]: token["id"] for token in content["added_tokens"]}
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{where} is not a tokenizer that can be read ({error!r}): needed is the BPE file of "
             "the tokenizers library."
         ) from error
-    return names | added
+    first: dict[int, str] = {}
+    for name, i in names.items():
+        if first.setdefault(i, name) != name:
+            raise BundleError(
+                f"{where} gives the id {i} to two tokens, {first[i]!r} and {name!r}; copy it again."
+            )
+    return names
 
 
 def special_tokens(tokenizer_json: str) -> set[str]:
@@ -195,7 +203,7 @@ def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
     pieces: dict[str, int] = content["model"]["vocab"]
     special = {name: getattr(vocabulary, single) for single, name in SINGLE_NAMES.items()}
     special |= {image_name(code): i for code, i in enumerate(vocabulary.image)}
-    if clash := sorted({*special, PLACEHOLDER, PLACEHOLDER_AT_META} & pieces.keys()):
+    if clash := sorted(name for name in pieces if name in special or _is_taken(name)):
         raise BundleError(
             f"The text tokenizer has a piece called {clash[0]!r}, which in Chameleon's vocabulary "
             "is the name of a special token; train a text tokenizer on text without it."
@@ -205,6 +213,11 @@ def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
     }
     content["model"]["unk_token"] = None
     content["added_tokens"] = [_added(name, i) for name, i in special.items()]
+
+
+def _is_taken(name: str) -> bool:
+    """Say whether Chameleon's readers take a name for a special or an image token's."""
+    return name == PLACEHOLDER or name.startswith("IMGIMG") or bool(_RESERVED.fullmatch(name))
 
 
 def _name_placeholder(content: dict[str, Any], name: str, vocabulary: Vocabulary) -> None:

@@ -12,12 +12,12 @@ What else a training checkpoint holds (discriminator, perceptual net) is left be
 
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pardalis import config as configs
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import atomic_folder, write_text
 from pardalis.interop.model import check_tensors, image_tokenizer_shapes, refuse
@@ -44,6 +44,15 @@ _DD_KEYS = {
     "attention_resolutions": "attn_resolutions",
 }
 _PARAM_KEYS = {"code_width": "embed_dim", "n_codes": "n_embed"}
+# What else may stand in ``params.ddconfig`` and changes the network, and how ours is.
+_FIXED = {
+    "double_z": False,
+    "in_channels": 3,
+    "out_ch": 3,
+    "resamp_with_conv": True,
+    "attn_type": "vanilla",
+    "tanh_out": False,
+}
 
 # LlamaGen's names as patterns, and ours. In its decoder the levels are numbered in the order in
 # which they are passed, from the smallest map, here and in the original from the largest.
@@ -57,6 +66,9 @@ LLAMAGEN = (
     (r"coder\.mid\.2\.", r"coder.mid.block_2."),
 )
 _COUNTER = "quantize.codebook_used"  # of LlamaGen: a statistic of training
+_LLAMAGEN_RESOLUTION = 256
+
+_CODEBOOK = "quantize.embedding.weight"
 
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
@@ -73,7 +85,9 @@ def import_image_tokenizer(
 
     Raises:
         BundleError: a file is missing, or the network is another one than ours.
+        ConfigError: an argument does not suit the weights, or the folder holds something else.
     """
+    _check_target(folder, weights)
     found, tensors = read_vqgan(weights, config, resolution)
     with atomic_folder(folder) as partial:
         write_safetensors(partial / "model.safetensors", tensors, "Image tokenizer")
@@ -90,14 +104,25 @@ def read_vqgan(
     if others := len(every) - len(tensors):
         logger.info("%s: %d tensors of training alone are left behind.", weights.name, others)
     tensors.pop(_COUNTER, None)
+    quantizer = [name for name in tensors if name.startswith("quantize.") and name != _CODEBOOK]
+    refuse(
+        weights,
+        f"our image tokenizer has another quantizer, of {_CODEBOOK} alone",
+        [f"found {', '.join(quantizer)}"] if quantizer else [],
+    )
     if any(name.startswith("encoder.conv_blocks.") for name in tensors):
-        found = _llamagen_config(tensors, weights, resolution or 256)
+        found = _llamagen_config(tensors, weights, resolution)
         tensors = _from_llamagen(tensors, len(found.channel_multipliers))
-    elif "encoder.down.0.block.0.conv1.weight" in tensors:
+    elif any(name.startswith("encoder.down.") for name in tensors):
         if config is None:
             raise BundleError(
                 f"{weights} has the layout of the original VQ-GAN, whose shape stands in a .yaml "
                 "file; give its path too."
+            )
+        if resolution is not None:
+            raise ConfigError(
+                f"A resolution of {resolution} does not apply to {weights}: {config} says the "
+                "original VQ-GAN's. Leave it out."
             )
         found = _taming_config(config)
     else:
@@ -110,57 +135,57 @@ def read_vqgan(
     return found, tensors
 
 
+def _check_target(folder: Path, weights: Path) -> None:
+    """Refuse to replace a folder that holds the weights, or is not an image tokenizer of ours."""
+    if weights.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{folder} holds the weights {weights} themselves; choose another.")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        try:
+            ImageTokenizer.load_config(folder)
+        except BundleError as error:
+            raise ConfigError(
+                f"{folder} exists and is not an image tokenizer, so it is not replaced; choose "
+                "another folder, or remove it first."
+            ) from error
+
+
 def _taming_config(path: Path) -> ImageTokenizerConfig:
     if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole folder again.")
+        raise BundleError(f"{path} is missing; it lies beside the weights and says their shape.")
     try:
-        model = yaml.safe_load(path.read_text())["model"]
-        params = model["params"]
-        dd: Mapping[str, Any] = params["ddconfig"]
-        values = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
-        values |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
+        dd = params["ddconfig"]
+        shape = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
+        shape |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
+        wrong = [
+            f"{key} = {dd[key]!r} (ours: {ours!r})"
+            for key, ours in _FIXED.items()
+            if dd.get(key, ours) != ours
+        ]
+        if params.get("remap"):
+            wrong.append(f"remap = {params['remap']!r} (ours: none)")
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
         raise BundleError(
-            f"{path} does not describe an image tokenizer ({error!r}); needed is the .yaml beside "
-            "its checkpoint."
+            f"{path} does not describe an image tokenizer ({reason}); needed is the .yaml that "
+            "belongs to the weights."
         ) from error
-    target = str(model.get("target", "VQModel")).rpartition(".")[2]
-    wrong = {
-        f"model.target = {target} (ours: VQModel)": target != "VQModel",
-        "double_z = true (ours: false)": dd.get("double_z"),
-        f"in_channels = {dd.get('in_channels')} (ours: 3)": dd.get("in_channels", 3) != 3,
-        f"out_ch = {dd.get('out_ch')} (ours: 3)": dd.get("out_ch", 3) != 3,
-        "resamp_with_conv = false (ours: true)": not dd.get("resamp_with_conv", True),
-        f"attn_type = {dd.get('attn_type')!r} (ours: 'vanilla')":
-            dd.get("attn_type", "vanilla") != "vanilla",
-        f"remap = {params.get('remap')} (ours: none)": params.get("remap"),
-    }  # fmt: skip
-    refuse(
-        path, "our image tokenizer is another network", [w for w, holds in wrong.items() if holds]
-    )
-    shape: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    refuse(path, "our image tokenizer is another network", wrong)
     try:
-        return ImageTokenizerConfig(**shape)
+        return configs.from_dict(ImageTokenizerConfig, shape)
     except ConfigError as error:
         raise BundleError(f"{path}: {error}") from error
 
 
-def _llamagen_config(tensors: Tensors, path: Path, resolution: int) -> ImageTokenizerConfig:
+def _llamagen_config(tensors: Tensors, path: Path, resolution: int | None) -> ImageTokenizerConfig:
     """Read the shape off the weights; LlamaGen's codes have length 1, its last level attends."""
+    resolution = _LLAMAGEN_RESOLUTION if resolution is None else resolution
+    level, block = "encoder.conv_blocks.{}.", "encoder.conv_blocks.0.res.{}."
+    n_levels, n_blocks = _count(tensors, level), _count(tensors, block)
     try:
         channels = tensors["encoder.conv_in.weight"].shape[0]
-        n_levels = 1 + max(
-            int(name.split(".")[2]) for name in tensors if "coder.conv_blocks." in name
-        )
-        widths = [
-            tensors[f"encoder.conv_blocks.{i}.res.0.conv1.weight"].shape[0] for i in range(n_levels)
-        ]
-        n_blocks = 1 + max(
-            int(name.split(".")[4])
-            for name in tensors
-            if name.startswith("encoder.conv_blocks.0.res.")
-        )
-        n_codes, code_width = tensors["quantize.embedding.weight"].shape
+        widths = [tensors[f"{level.format(i)}res.0.conv1.weight"].shape[0] for i in range(n_levels)]
+        n_codes, code_width = tensors[_CODEBOOK].shape
         return ImageTokenizerConfig(
             resolution=resolution,
             channels=channels,
@@ -172,12 +197,20 @@ def _llamagen_config(tensors: Tensors, path: Path, resolution: int) -> ImageToke
             attention_resolutions=(resolution // 2 ** (n_levels - 1),),
             quantizer=QuantizerConfig(legacy=False, normalise=True),
         )
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise BundleError(
             f"{path} has LlamaGen's names but lacks {error}; copy it again."
         ) from error
     except ConfigError as error:
         raise BundleError(f"{path}: {error}") from error
+
+
+def _count(tensors: Tensors, pattern: str) -> int:
+    """Return how many numbers from 0 on occur in names that begin with a pattern."""
+    n = 0
+    while any(name.startswith(pattern.format(n)) for name in tensors):
+        n += 1
+    return n
 
 
 def _from_llamagen(tensors: Tensors, n_levels: int) -> dict[str, LazyTensor]:
