@@ -18,16 +18,11 @@ import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from pardalis.inference import Request, SamplingConfig, generate_cached
+from pardalis.interop.names import rename
 from pardalis.model import Decoder, count, initialise, tiny
 from pardalis.objectives import linear_logsumexp
 from pardalis.tokens import Grammar, Limits, Vocabulary
 
-NAMES = (
-    ("embedding.", "model.embed_tokens."), ("head.", "lm_head."), ("trunk.norm.", "model.norm."),
-    ("trunk.blocks.", "model.layers."), (".attention.", ".self_attn."),
-    (".attention_norm.", ".input_layernorm."), (".feed_forward.", ".mlp."),
-    (".feed_forward_norm.", ".post_attention_layernorm."),
-)  # fmt: skip
 BATCH, LENGTH = 8, 256
 PROMPT, CODES = 17, 64
 
@@ -47,12 +42,8 @@ def peer_of(ours: Decoder) -> ChameleonForConditionalGeneration:
         )
     ).eval()  # fmt: skip
 
-    def theirs(name: str) -> str:
-        for a, b in NAMES:
-            name = name.replace(a, b)
-        return name
-
-    peer.load_state_dict({theirs(n): t for n, t in ours.state_dict().items()}, strict=False)
+    state = {rename(n, "ours", "transformers"): t for n, t in ours.state_dict().items()}
+    peer.load_state_dict(state, strict=False)
     return peer
 
 

@@ -1,14 +1,17 @@
 """Documents to ids and back, with a real (untrained) image tokenizer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from pardalis.codec import Codec
 from pardalis.documents import Document, Picture, Text
 from pardalis.errors import DataError, GrammarError
+from pardalis.tokens import Vocabulary
 
 
 def picture(seed: int) -> Image.Image:
@@ -123,3 +126,51 @@ def test_the_fingerprint_follows_the_weights(codec: Codec):
         )
     finally:
         weight.data[0, 0] = before
+
+
+# ── an imported vocabulary ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def foreign_codec(codec: Codec) -> Codec:
+    """The same tokenizers with text before pictures, and single ids between and behind them."""
+    n_text, n_codes = codec.text_tokenizer.size, codec.vocabulary.n_codes
+    text = range(4, 4 + n_text)
+    image = range(text.stop + 2, text.stop + 2 + n_codes)
+    size = image.stop + 3  # two ids that stand for nothing
+    # In its own file text is numbered from 0, which must not matter here.
+    foreign_ids = (*range(n_text, n_text + 4), *range(n_text), *range(n_text + 4, size))
+    vocabulary = Vocabulary(
+        image=image, text=text, end_image_id=text.stop, begin_image_id=text.stop + 1,
+        end_turn_id=image.stop, foreign_ids=foreign_ids,
+    )  # fmt: skip
+    return Codec(vocabulary, codec.text_tokenizer, codec.image_tokenizer)
+
+
+@settings(max_examples=30)
+@given(segments)
+def test_ids_of_another_layout_say_the_same(codec: Codec, foreign_codec: Codec, parts):
+    document = Document(tuple(parts))
+    ids = foreign_codec.encode(document)
+    foreign_codec.grammar.validate(ids)
+    ours, theirs = codec.decode(codec.encode(document)), foreign_codec.decode(ids)
+    assert theirs.text == ours.text
+    assert foreign_codec.render(ids) == codec.render(codec.encode(document))
+    names = [foreign_codec.vocabulary.name_of(i) for i in ids]
+    assert names == [codec.vocabulary.name_of(i) for i in codec.encode(document)]
+
+
+def test_the_fingerprint_follows_the_foreign_ids(foreign_codec: Codec):
+    """The same ids with another meaning in their file would be other text."""
+    unchanged = range(foreign_codec.vocabulary.size)
+    other = replace(foreign_codec.vocabulary, foreign_ids=unchanged)
+    assert (
+        Codec(other, foreign_codec.text_tokenizer, foreign_codec.image_tokenizer).fingerprint
+        != foreign_codec.fingerprint
+    )
+
+
+def test_ids_that_stand_for_nothing_are_refused(foreign_codec: Codec):
+    last = foreign_codec.vocabulary.size - 1
+    with pytest.raises(GrammarError, match=f"Found <unused {last}> at position 1"):
+        foreign_codec.decode([0, last])

@@ -12,6 +12,8 @@ is something else (:mod:`pardalis.train.checkpoint`).
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,8 @@ class Bundle:
             BundleError: the disk is full or the folder cannot be written; what stood there is
                 untouched.
         """
-        try:
-            with atomic_folder(folder) as partial:
-                self._write(partial)
-        except OSError as error:
-            raise BundleError(
-                f"The bundle could not be written to {folder}: {error.strerror or error}; "
-                "nothing there was changed. Free some space or choose another folder."
-            ) from error
+        with new_folder(folder) as partial:
+            self._write(partial)
 
     def _write(self, folder: Path) -> None:
         weights = {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
@@ -72,6 +68,24 @@ class Bundle:
         if self.licences:
             write_text(folder / LICENCES, self.licences)
         write_description(folder, self.model.config, self.codec.vocabulary, self.made_by)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, which takes its name only when all went well.
+
+    Raises:
+        BundleError: the disk is full or the folder cannot be written; what stood there is
+            untouched.
+    """
+    try:
+        with atomic_folder(folder) as partial:
+            yield partial
+    except OSError as error:
+        raise BundleError(
+            f"{folder} could not be written: {error.strerror or error}; nothing there was changed. "
+            "Free some space or choose another folder."
+        ) from error
 
 
 def write_description(

@@ -19,6 +19,10 @@ from pardalis.errors import ConfigError
         (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --picture PATH"),
         (["data", "show", "none", "--position", "1"], 2, "No recipe at none/recipe.toml"),
         (["run", "."], 2, "."),
+        (["import", "none", "-o", "bundle"], 4, "No folder at none; give that of a checkpoint."),
+        (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
+        (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
+        (["tokenizer", "import-image", "none.ckpt", "-o", "vq"], 4, "none.ckpt is missing"),
         (["generate", "none", "none.png"], 6, "No picture at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],
@@ -59,7 +63,17 @@ def test_traceback_on_demand():
         main(["--traceback", "run", "none.toml"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["generate"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["generate"],
+        ["import", "hf"],
+        ["export", "bundle", "-o", "hf"],
+        ["export", "bundle", "-o", "hf", "--to", "gguf"],
+    ],
+)
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -79,9 +93,10 @@ COMMANDS = list(commands(build_parser()))
 
 def test_the_commands_grow_only_on_purpose():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
-        "answer", "data", "data corpus", "data prepare", "data show", "generate", "quickstart",
-        "report", "run", "show", "show bundle", "show config", "tokenizer", "tokenizer show",
-        "tokenizer train-image", "tokenizer train-text", "train",
+        "answer", "data", "data corpus", "data prepare", "data show", "export", "generate",
+        "import", "quickstart", "report", "run", "show", "show bundle", "show config", "tokenizer",
+        "tokenizer import-image", "tokenizer show", "tokenizer train-image",
+        "tokenizer train-text", "train",
     ]  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from pardalis.errors import BundleError
@@ -44,3 +46,42 @@ def test_refuses_other_keys():
 )  # fmt: skip
 def test_names(token_id, name):
     assert Vocabulary.build(n_codes=12, n_text=20).name_of(token_id) == name
+
+
+# ── imported ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("foreign_ids", [range(12), (11, *range(11))])
+def test_foreign_ids_survive_a_file(foreign_ids):
+    vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=foreign_ids)
+    values = json.loads(json.dumps(vocabulary.to_dict()))
+    again = Vocabulary.from_dict(values)
+    assert again == vocabulary
+    assert again.foreign_ids == foreign_ids
+    assert type(again.foreign_ids) is type(foreign_ids)
+    assert again.size == 12  # two more than text and pictures need
+
+
+def test_unchanged_ids_are_one_number_in_a_file():
+    vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=range(12))
+    assert vocabulary.to_dict()["foreign_ids"] == 12
+    assert "foreign_ids" not in Vocabulary.build(n_codes=2, n_text=2).to_dict()
+
+
+def test_the_unknown_piece_is_numbered_after_all_others():
+    vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=range(12))
+    assert [vocabulary.text_id(piece) for piece in (0, 1, 2)] == [8, 9, vocabulary.unk_id]
+    assert [vocabulary.piece(i) for i in (8, 9, vocabulary.unk_id)] == [0, 1, 2]
+    assert vocabulary.readable_unk_id == vocabulary.unk_id == 3
+    assert Vocabulary.build(n_codes=2, n_text=2).readable_unk_id is None
+
+
+def test_single_ids_may_lie_between_ranges():
+    vocabulary = Vocabulary(
+        image=range(4, 6), text=range(8, 10), end_image_id=6, begin_image_id=7, end_turn_id=10,
+        foreign_ids=range(12),
+    )  # fmt: skip
+    assert [vocabulary.name_of(i) for i in (3, 6, 7, 8, 10, 11, 12)] == [
+        "<unk>", "<end_image>", "<begin_image>", "<text 0>", "<end_turn>", "<unused 11>",
+        "<outside 12>",
+    ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pardalis.cli.common import (
     Commands,
@@ -94,12 +94,22 @@ def _import(options: argparse.Namespace) -> None:
         image_tokenizer=options.image_tokenizer,
         new_rows=_new_rows(options),
     )
+    facts = _facts(model)
     if options.json:
-        print_json({"bundle": str(options.output), **_facts(model)})
+        print_json({"bundle": str(options.output), **facts})
         return
+    moved = "moved: text into one run, pictures into another"
+    lines = {
+        "imported from": facts["imported_from"],
+        "parameters": f"{facts['parameters']:,}",
+        "ids": moved if facts["ids_moved"] else "unchanged",
+        "pictures": f"{facts['image_codes']:,} codes, preprocessing of {facts['preprocessing']}",
+    }
+    if not facts["draws_pictures"]:
+        lines[""] = "read but not drawn: no decoder came along (--image-tokenizer adds one)"
     echo(f"{options.output}")
-    for name, value in _facts(model).items():
-        echo(f"  {name.replace('_', ' '):<15} {value}")
+    for name, value in lines.items():
+        echo(f"  {name:<14} {value}")
 
 
 def _new_rows(options: argparse.Namespace) -> "NewRows | None":
@@ -110,15 +120,14 @@ def _new_rows(options: argparse.Namespace) -> "NewRows | None":
     return NewRows(**given) if given else None
 
 
-def _facts(model: "ForeignModel") -> dict[str, object]:
+def _facts(model: "ForeignModel") -> dict[str, Any]:
     vocabulary, vq = model.vocabulary, model.image_tokenizer
-    moved = not isinstance(vocabulary.foreign_ids, range | None)
     return {
         "imported_from": model.origin,
         "parameters": sum(tensor.n_elements for tensor in model.decoder.values()),
         "image_codes": vq.n_codes,
-        "ids": "moved, to have pictures and text in one run each" if moved else "unchanged",
-        "draws_pictures": "yes" if vq.has_decoder else "no, it has no decoder for them",
+        "ids_moved": not isinstance(vocabulary.foreign_ids, range | None),
+        "draws_pictures": vq.has_decoder,
         "preprocessing": vq.preprocessing,
     }
 

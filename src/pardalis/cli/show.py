@@ -47,28 +47,42 @@ def _bundle(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from pardalis import config as configs
-    from pardalis.bundle import describe
-    from pardalis.model import ModelConfig, count
+    from pardalis.bundle import IMAGE_TOKENIZER, describe, model_config
+    from pardalis.model import count
+    from pardalis.vq import ImageTokenizer
 
     description = describe(options.bundle)
-    model = configs.from_dict(ModelConfig, description["model"], "model.")
+    model = model_config(options.bundle, description)
+    pictures = ImageTokenizer.load_config(options.bundle / IMAGE_TOKENIZER)
     description["counts"] = asdict(count(model))
+    description["image_tokenizer"] = configs.to_dict(pictures)
+    # Whether ids moved is of interest, not where each of thousands went.
+    foreign_ids = description["vocabulary"].pop("foreign_ids", None)
+    moved = isinstance(foreign_ids, list)
+    if foreign_ids is not None:
+        description["vocabulary"]["ids"] = "moved" if moved else "unchanged"
     if options.json:
         print_json(description)
         return
     vocabulary = description["vocabulary"]
     image, text = (range(*vocabulary[name]) for name in ("image", "text"))
     echo(f"{options.bundle}")
-    echo(
-        f"  decoder     {description['counts']['parameters']:,} parameters, context {model.context}"
+    _fact("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}")
+    _fact("", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, "
+              f"{model.norm_placement} norms")  # fmt: skip
+    _fact("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
+    if moved:
+        _fact("", "ids differ from those of the imported files: they moved into ranges")
+    drawn = "" if pictures.has_decoder else "; read but not drawn, it has no decoder"
+    _fact(
+        "pictures", f"{pictures.resolution} pixels, {pictures.grid} x {pictures.grid} codes{drawn}"
     )
-    echo(
-        f"              {model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, "
-        f"{model.norm_placement} norms"
-    )
-    echo(f"  vocabulary  {model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
     numbers = description["made_by"].pop("numbers", {})
     for name, value in description["made_by"].items():
-        echo(f"  {name:<11} {value}")
+        _fact(name.replace("_", " "), value)
     for name, value in numbers.items():
         echo(f"  {name:<22} {value:.4g}")
+
+
+def _fact(name: str, value: object) -> None:
+    echo(f"  {name:<13} {value}")

@@ -130,7 +130,15 @@ def open_image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, dict[str, La
 
     Args:
         path: a folder of ours, a bundle, or a ``.ckpt`` with a ``.yaml`` of its name beside it.
+
+    Raises:
+        BundleError: there is nothing, or no image tokenizer that can be read.
     """
+    if not path.exists():
+        raise BundleError(
+            f"No image tokenizer at {path}; give a bundle, a folder of an image tokenizer, or a "
+            "vqgan.ckpt with its vqgan.yaml beside it."
+        )
     if path.is_file():
         return read_vqgan(path, path.with_suffix(".yaml"))
     folder = path / bundles.IMAGE_TOKENIZER if (path / bundles.DESCRIPTION).is_file() else path

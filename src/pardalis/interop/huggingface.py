@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pardalis import config as configs
+from pardalis.bundle import new_folder
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import write_json, write_text
 from pardalis.interop.licences import licences_of
@@ -32,7 +34,6 @@ from pardalis.interop.model import (
     check_tensors,
     decoder_shapes,
     image_tokenizer_shapes,
-    new_folder,
     refuse,
     reorder_ids,
 )
@@ -113,6 +114,8 @@ def read_chameleon(folder: Path, image_tokenizer: Tensors | None = None) -> Fore
     where = folder / "config.json"
     values, pictures = read_config(folder), _read_preprocessing(folder)
     with _describing(where):
+        n_ranks = max(1, int(values.get("model_parallel_size") or 1))
+        named = _object(values, "vocabulary_map")
         reasons = [
             *_unheld_decoder(values),
             *_unheld_vq(values),
@@ -129,11 +132,11 @@ def read_chameleon(folder: Path, image_tokenizer: Tensors | None = None) -> Fore
     assert preprocessing is not None, "refused above"
     vq = _vq_config(values, where, preprocessing, has_decoder=bool(vq_decoder))
     check_tensors(folder, _expected(config, vq), tensors)
-    config = _group_qk_norm(config, values.get("model_parallel_size") or 1, tensors)
+    config = _group_qk_norm(config, n_ranks, tensors)
 
     path = folder / "tokenizer.json"
     tokenizer_json = _read_text(path)
-    _check_vocabulary_map(values, tokenizer_json, folder)
+    _check_vocabulary_map(named, tokenizer_json, folder)
     vocabulary = read_vocabulary(tokenizer_json, config.vocab_size, str(path))
     if vocabulary.n_codes != vq.n_codes:
         raise BundleError(
@@ -171,7 +174,7 @@ def open_folder(folder: Path) -> dict[str, LazyTensor]:
             )
         return _without_buffers(open_tensors(folder / _SINGLE))
     try:
-        shards = sorted(set(_read_json(index)["weight_map"].values()))
+        shards = sorted({str(name) for name in _read_json(index)["weight_map"].values()})
     except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{index} is not an index of shards ({error!r}); copy it again."
@@ -191,8 +194,9 @@ def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
     """Return our decoder's config for a Chameleon's."""
     published = chameleon_7b()
     defaults = {theirs: getattr(published, ours) for ours, theirs in _DECODER_KEYS.items()}
+    given = {name: value for name, value in values.items() if value is not None}
     return decoder_config(
-        defaults | values,
+        defaults | given,
         where,
         qk_norm="layer_norm",
         qk_norm_eps=QK_NORM_EPS,
@@ -208,14 +212,17 @@ def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelCon
     """
     with _describing(where):
         refuse(where, "our decoder cannot hold this one", _unheld_decoder(values))
-        named = {ours: values.get(theirs) for ours, theirs in _DECODER_KEYS.items()}
-        found: dict[str, Any] = {ours: value for ours, value in named.items() if value is not None}
+        found = _named(values, _DECODER_KEYS)
         theta = _rope(values).get("rope_theta", values.get("rope_theta", 10_000.0))
-        return ModelConfig(
-            **{"n_kv_heads": found["n_heads"], "norm_eps": 1e-6} | found,
-            rope_theta=float(theta),
-            **ours,
+        defaults = {"n_kv_heads": found["n_heads"], "norm_eps": 1e-6}
+        return configs.from_dict(
+            ModelConfig, {**defaults, **found, "rope_theta": float(theta), **ours}
         )
+
+
+def _named(values: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
+    """Return what a folder says, under our names; a null there is as good as nothing."""
+    return {ours: values[theirs] for ours, theirs in keys.items() if values.get(theirs) is not None}
 
 
 @contextmanager
@@ -225,15 +232,14 @@ def _describing(where: object) -> Iterator[None]:
         yield
     except KeyError as error:
         raise BundleError(f"{where} lacks {error}; copy it again.") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise BundleError(f"{where} is not a model's config ({error}); copy it again.") from error
     except ConfigError as error:
         raise BundleError(f"{where}: {error}") from error
 
 
 def _rope(values: dict[str, Any]) -> dict[str, Any]:
-    rope: dict[str, Any] = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    return rope
+    return _object(values, "rope_parameters") or _object(values, "rope_scaling")
 
 
 def _unheld_decoder(values: dict[str, Any]) -> Iterable[str]:
@@ -296,22 +302,26 @@ def _group_qk_norm(config: ModelConfig, n_ranks: int, tensors: Tensors) -> Model
 def _vq_config(
     values: dict[str, Any], where: Path, preprocessing: Preprocessing, has_decoder: bool
 ) -> ImageTokenizerConfig:
-    vq, published = _vq(values), chameleon()
+    ours = {
+        "norm_groups": NORM_GROUPS, "has_decoder": has_decoder, "preprocessing": preprocessing
+    }  # fmt: skip
     with _describing(f"vq_config in {where}"):
-        found = {
-            ours: vq.get(theirs) or getattr(published, ours) for ours, theirs in _VQ_KEYS.items()
-        }
-        shape: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in found.items()
-        }
-        return ImageTokenizerConfig(
-            **shape, norm_groups=NORM_GROUPS, has_decoder=has_decoder, preprocessing=preprocessing
+        return configs.from_dict(
+            ImageTokenizerConfig,
+            {**configs.to_dict(chameleon()), **_named(_vq(values), _VQ_KEYS), **ours},
         )
 
 
 def _vq(values: dict[str, Any]) -> dict[str, Any]:
-    vq: dict[str, Any] = values.get("vq_config") or {}
-    return vq
+    return _object(values, "vq_config")
+
+
+def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return values within values; none when the name is missing or null."""
+    value = values.get(name) or {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is {value!r}, not values by name")
+    return value
 
 
 def _unheld_vq(values: dict[str, Any]) -> Iterable[str]:
@@ -387,9 +397,8 @@ def _check_codebook(folder: Path, tensors: Tensors, image_tokenizer: Tensors) ->
         )
 
 
-def _check_vocabulary_map(values: dict[str, Any], tokenizer_json: str, folder: Path) -> None:
+def _check_vocabulary_map(named: dict[str, Any], tokenizer_json: str, folder: Path) -> None:
     """Refuse a tokenizer that names ids otherwise than the model's own config."""
-    named = values.get("vocabulary_map") or {}
     names = token_ids(tokenizer_json, str(folder / "tokenizer.json"))
     differ = [name for name, i in named.items() if names.get(name) != i]
     if differ:

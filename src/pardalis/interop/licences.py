@@ -7,7 +7,8 @@ _PATTERNS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 
 def licences_of(*folders: Path) -> str:
     """Return the licence texts that lie in folders as one Markdown text, or say that none does."""
-    paths = sorted({p for f in folders for pattern in _PATTERNS for p in f.glob(pattern)})
+    found = {p for f in folders for pattern in _PATTERNS for p in f.glob(pattern)}
+    paths = sorted(path for path in found if path.is_file())
     heading = f"# Weights imported from {folders[0].resolve().name}\n"
     if not paths:
         return heading + "\nNo licence lay beside them. Their terms are those of their source.\n"

@@ -72,7 +72,7 @@ def read_llama(
     config = decoder_config(values, where, qk_norm="none")
     tensors = open_folder(folder)
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
-        tensors[_HEAD] = tensors[_EMBEDDING]  # ours are two matrices, which begin alike
+        tensors[_HEAD] = tensors[_EMBEDDING]  # ours are two, whose old rows begin alike
     shapes = decoder_shapes(config)
     expected = {
         line.transformers.format(n=n): shapes[line.ours.format(n=n)]
@@ -127,8 +127,8 @@ def _extend(
 
 def _unknown(tokenizer_json: str, where: str) -> int | None:
     """Return the id of what the tokenizer has no piece for, if it has one."""
-    name = json.loads(tokenizer_json)["model"].get("unk_token")
-    return token_ids(tokenizer_json, where).get(name)
+    names = token_ids(tokenizer_json, where)
+    return names.get(json.loads(tokenizer_json)["model"].get("unk_token"))
 
 
 def _single_ids(

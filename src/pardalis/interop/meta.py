@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from pardalis.bundle import new_folder
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import atomic_folder, write_json, write_text
+from pardalis.files import write_json, write_text
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
@@ -49,7 +50,7 @@ from pardalis.interop.vocabulary import (
     read_vocabulary,
     to_foreign,
 )
-from pardalis.interop.vqgan import read_vqgan, write_vqgan
+from pardalis.interop.vqgan import read_vqgan, unheld, write_vqgan
 from pardalis.model import ModelConfig, swiglu_width
 from pardalis.tokens import TextTokenizer
 
@@ -71,15 +72,14 @@ def read_meta(folder: Path) -> ForeignModel:
     """
     model, tokenizer = _find(folder)
     params = _read_params(model)
-    ranks = [open_tensors(path) for path in _rank_files(model, params)]
-    where = model / _PARAMS
-    vocab_size = ranks[0]["tok_embeddings.weight"].shape[0] if "tok_embeddings.weight" in ranks[0] \
-        else params.get("vocab_size", 0)  # fmt: skip
-    config = _config(params, where, vocab_size, len(ranks))
-    for path, tensors in zip(_rank_files(model, params), ranks, strict=True):
-        expected = _expected(config, len(ranks))
-        found = {name: t for name, t in tensors.items() if name != _FREQS}
-        check_tensors(path, expected, found)
+    paths = _rank_files(model, params)
+    ranks = [open_tensors(path) for path in paths]
+    embedding = ranks[0].get("tok_embeddings.weight")
+    vocab_size = embedding.shape[0] if embedding else params.get("vocab_size", 1)
+    config = _config(params, model / _PARAMS, vocab_size, len(ranks))
+    expected = _expected(config, len(ranks))
+    for path, tensors in zip(paths, ranks, strict=True):
+        check_tensors(path, expected, {n: t for n, t in tensors.items() if n != _FREQS})
     path = tokenizer / "text_tokenizer.json"
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the whole folder again.")
@@ -117,7 +117,7 @@ def _find(folder: Path) -> tuple[Path, Path]:
     if len(models) != 1:
         names = ", ".join(str(path.relative_to(folder)) for path in models)
         raise BundleError(f"{folder} holds {len(models)} models ({names}); give the path of one.")
-    for parent in (models[0], models[0].parent, models[0].parent.parent):
+    for parent in (models[0], *models[0].resolve().parents[:2]):
         if (parent / "tokenizer").is_dir():
             return models[0], parent / "tokenizer"
     raise BundleError(
@@ -144,21 +144,22 @@ def _read_params(model: Path) -> dict[str, Any]:
 
 def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
     whole = model / "consolidated.pth"
-    paths = [whole] if whole.is_file() else sorted(model.glob("consolidated.[0-9][0-9].pth"))
-    needed = int(params.get("model_parallel_size", len(paths)))
-    names = (
-        [whole.name] if needed == 1 else [f"consolidated.{rank:02}.pth" for rank in range(needed)]
-    )
-    missing = sorted({*names} - {path.name for path in paths} - {"consolidated.pth"})
-    if not paths or (missing and len(paths) != needed):
+    found = [whole] if whole.is_file() else sorted(model.glob("consolidated.[0-9][0-9].pth"))
+    n_ranks = params.get("model_parallel_size") or len(found) or 1
+    needed = [model / f"consolidated.{rank:02}.pth" for rank in range(n_ranks)]
+    if found != needed and not (n_ranks == 1 and found == [whole]):
+        names = ", ".join(path.name for path in found) or "none"
         raise BundleError(
-            f"{model} has {len(paths)} of the {max(needed, 1)} files of its ranks: missing "
-            f"{', '.join(missing) or whole.name}. Copy the whole folder again."
+            f"{model} needs a file of weights for each of {n_ranks} ranks (model_parallel_size), "
+            f"consolidated.00.pth and so on or consolidated.pth for one, but has: {names}. Copy "
+            "the whole folder again."
         )
-    return paths
+    return found
 
 
 def _config(params: Mapping[str, Any], where: Path, vocab_size: int, n_ranks: int) -> ModelConfig:
+    if missing := [name for name in ("dim", "n_heads", "n_layers") if name not in params]:
+        raise BundleError(f"{where} lacks {', '.join(missing)}; copy it again.")
     try:
         heads, width = params["n_heads"], params["dim"]
         theta = float(params.get("rope_theta") or 10_000.0)
@@ -180,8 +181,10 @@ def _config(params: Mapping[str, Any], where: Path, vocab_size: int, n_ranks: in
             norm_placement="reordered" if params.get("swin_norm") else "pre",
             norm_eps=params.get("norm_eps", 1e-5),
         )
-    except (KeyError, TypeError) as error:
-        raise BundleError(f"{where} lacks {error}; copy it again.") from error
+    except (TypeError, ValueError) as error:
+        raise BundleError(
+            f"{where} is not a model's parameters ({error}); copy it again."
+        ) from error
     except ConfigError as error:
         raise BundleError(f"{where}: {error}") from error
 
@@ -251,13 +254,13 @@ def write_meta(
         BundleError: the layout cannot hold the model; the message names every option why.
     """
     config = model.config
-    ranks = n_ranks or config.qk_norm_groups or 1
+    ranks = config.qk_norm_groups or 1 if n_ranks is None else n_ranks
     refuse(folder, "Meta's layout cannot hold this model", _unheld_by_meta(model, ranks))
     tokenizer_json = chameleon_tokenizer(
         model.vocabulary, model.text_tokenizer, placeholder=PLACEHOLDER_AT_META, adds_bos=False
     )
     files = _divide(model, ranks, dtype)
-    with atomic_folder(folder) as partial:
+    with new_folder(folder) as partial:
         home, tokenizer = partial / "models" / _name(config), partial / "tokenizer"
         home.mkdir(parents=True)
         tokenizer.mkdir()
@@ -285,6 +288,8 @@ def _name(config: ModelConfig) -> str:
 
 def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
     config = model.config
+    if n_ranks < 1:
+        return [f"it needs 1 rank or more, not {n_ranks}"]
     wrong = [
         f"{name} is {count}, which {n_ranks} ranks do not divide"
         for name, count in (
@@ -307,12 +312,15 @@ def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
             )
         if config.qk_norm_eps != 1e-5:
             wrong.append(f"model.qk_norm_eps is {config.qk_norm_eps} (needed: 1e-05)")
+    codes = [to_foreign(model.vocabulary)[i] for i in model.vocabulary.image]
+    if codes != sorted(codes):
+        wrong.append("the ids of image codes are not in the order of the codes, as its code needs")
     if not model.image_tokenizer.has_decoder:
         wrong.append(
             "the image tokenizer has no decoder; import again with --image-tokenizer and the "
             "original vqgan.ckpt"
         )
-    return wrong
+    return [*wrong, *unheld(model.image_tokenizer)]
 
 
 def _params(config: ModelConfig) -> dict[str, Any]:
@@ -370,8 +378,8 @@ def _copies(model: ForeignModel, name: str, tensor: LazyTensor, n_ranks: int) ->
     kept = model.foreign.get(name)
     if kept is not None and kept.shape[0] == n_ranks:
         copies = kept.read()
-        if torch.equal(copies.mean(0), tensor.read()):
-            return [lazy(copy) for copy in copies]
+        if torch.equal(copies.mean(0).to(tensor.dtype), tensor.read()):
+            return [lazy(copy.to(tensor.dtype)) for copy in copies]
     return [tensor] * n_ranks
 
 

@@ -5,8 +5,7 @@ The decoder's tensors have our names, our order of rows within a head (:mod:`.na
 of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's names.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from pardalis import bundle as bundles
 from pardalis.errors import BundleError
-from pardalis.files import atomic_folder, existing_folder, write_text
+from pardalis.files import existing_folder, write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
 from pardalis.model import Decoder, ModelConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
@@ -74,7 +73,7 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
     Raises:
         BundleError: the folder cannot be written.
     """
-    with new_folder(folder) as partial:
+    with bundles.new_folder(folder) as partial:
         model.text_tokenizer.save(partial / bundles.TEXT_TOKENIZER)
         image_tokenizer = partial / bundles.IMAGE_TOKENIZER
         ImageTokenizer.save_config(image_tokenizer, model.image_tokenizer)
@@ -89,24 +88,6 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
             write_text(partial / bundles.LICENCES, model.licences)
         made_by = {"imported_from": model.origin}
         bundles.write_description(partial, model.config, model.vocabulary, made_by)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, which takes its name only when all went well.
-
-    Raises:
-        BundleError: the disk is full or the folder cannot be written; what stood there is
-            untouched.
-    """
-    try:
-        with atomic_folder(folder) as partial:
-            yield partial
-    except OSError as error:
-        raise BundleError(
-            f"{folder} could not be written: {error.strerror or error}; nothing there was changed. "
-            "Free some space or choose another folder."
-        ) from error
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────

@@ -6,11 +6,14 @@ without reading anything, a check compares shapes before anything is written, an
 reads one tensor at a time. No file stays mapped, so what was read leaves memory with its tensor.
 """
 
+import io
 import json
 import math
 import pickle
 import struct
 import zipfile
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,8 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals, skip_data
+from torch.serialization import skip_data
 
 from pardalis.errors import BundleError
 from pardalis.progress import bar
@@ -35,6 +37,12 @@ _DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# PyTorch's names of storages, each of one type.
+_STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,8 @@ def join(parts: Sequence[LazyTensor], dim: int) -> LazyTensor:
 def open_tensors(path: Path) -> dict[str, LazyTensor]:
     """Return the tensors of a ``.safetensors`` file or of a PyTorch checkpoint.
 
-    Of a checkpoint that holds more than tensors, the ``state_dict`` (or ``model``) is taken.
+    Of a checkpoint that holds more than tensors, the ``state_dict`` is taken, or the ``ema`` (the
+    averaged weights, which are what a model is used with), or the ``model``.
 
     Raises:
         BundleError: the file is missing, truncated, or of neither kind.
@@ -114,11 +123,9 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
         return _open_checkpoint(path)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile,
-            pickle.UnpicklingError) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (SafetensorError, ValueError) as error:
         raise BundleError(
-            f"{path} cannot be read ({reason}): it is truncated or not a file of weights; copy it "
+            f"{path} cannot be read ({error}): it is truncated or not a file of weights; copy it "
             "again."
         ) from error
 
@@ -131,6 +138,8 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
     with safe_open(path, framework="pt") as file:
         headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        if others := {header.get_dtype() for header in headers.values()} - _DTYPES.keys():
+            raise ValueError(f"it has tensors of the unknown type {min(others)}")
         return {
             name: LazyTensor(
                 tuple(header.get_shape()),
@@ -142,31 +151,59 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
-    """Read a checkpoint's structure without its values, which are read from their places later."""
+    """Read a checkpoint's structure; its values are read from their places later."""
     if not zipfile.is_zipfile(path):
         return _old_checkpoint(path)
-    with safe_globals(_placeholders(path)), FakeTensorMode():
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    return {
-        name: LazyTensor(tuple(t.shape), t.dtype, lambda t=t: _read_from(path, t))
-        for name, t in _state_dict(content).items()
-    }
+    try:
+        content = _Unpickler(path).load()
+    except Exception as error:  # what a broken archive or pickle raises is not limited
+        raise ValueError(f"no archive of PyTorch's: {error!r}") from error
+    return _state_dict(content)
 
 
 def _old_checkpoint(path: Path) -> dict[str, LazyTensor]:
     """Read a checkpoint of PyTorch before 1.6, which is one pickle and must be read whole."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: lazy(tensor) for name, tensor in _state_dict(content).items()}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Its own message is a page long, and advises to run what is in the file.
+        raise ValueError("no archive of PyTorch's, and no pickle of tensors alone") from error
+    return _state_dict(content)
 
 
-def _placeholders(path: Path) -> list[Any]:
-    """Return inert classes under the names of those that a checkpoint holds besides tensors.
+def _state_dict(content: Any) -> dict[str, LazyTensor]:
+    for key in ("state_dict", "ema", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it holds no tensors by name")
+    tensors = {name: lazy(t) if isinstance(t, Tensor) else t for name, t in content.items()}
+    others = [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]
+    if others:
+        raise ValueError(f"{others[0]!r} in it is not a tensor of a known type")
+    return tensors
 
-    Training frameworks pickle their own objects (callbacks, configs) beside the weights. They are
-    not wanted, and no foreign code may run to build them.
-    """
-    names = get_unsafe_globals_in_checkpoint(path)
-    return [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in names]
+
+def _records(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where the records of a checkpoint lie in its file: first byte and length of each."""
+    records = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} in it is compressed")
+            file.seek(entry.header_offset + 26)  # the lengths of what follows the entry's header
+            first = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+            records[entry.filename.partition("/")[2]] = (first, entry.file_size)
+    return records
+
+
+def _bytes_of(path: Path, first: int, length: int) -> Tensor:
+    found = torch.empty(length, dtype=torch.uint8)
+    with open(path, "rb") as file:
+        file.seek(first)
+        if file.readinto(found.numpy().data) != length:
+            raise BundleError(f"{path} ends before its last tensor; copy it again.")
+    return found
 
 
 class _Inert:
@@ -177,38 +214,53 @@ class _Inert:
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
-    def __setstate__(self, _: object) -> None: ...
+    def __call__(self, *_: object, **__: object) -> "_Inert":
+        return self
+
+    def _take(self, *_: object) -> None: ...
+
+    __setstate__ = __setitem__ = append = extend = add = _take
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise ValueError("it holds no tensors by name")
-    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(f"{others[0]!r} in it is not a tensor")
-    return content
+class _Unpickler(pickle.Unpickler):
+    """Builds the tensors of a checkpoint, not read yet, and of anything else an inert stand-in.
 
+    Training frameworks pickle their own objects (callbacks, configs) beside the weights. They are
+    not wanted, and no foreign code may run to build them: a name in the file means one of the few
+    things of :meth:`find_class`, whatever it means elsewhere.
+    """
 
-def _offset(fake: Tensor) -> int:
-    """Return where in its checkpoint the storage of a tensor loaded without values begins."""
-    offset = fake.untyped_storage()._checkpoint_offset
-    assert offset is not None, "PyTorch notes the offset of every storage it loads without values"
-    return offset
+    def __init__(self, path: Path) -> None:
+        self._path, self._records = path, _records(path)
+        structure = _bytes_of(path, *self._records["data.pkl"])
+        super().__init__(io.BytesIO(structure.numpy().tobytes()))
 
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+            **{f"torch.{kind}Storage": dtype for kind, dtype in _STORAGES.items()},
+        }
+        return known.get(f"{module}.{name}") or type(name, (_Inert,), {})
 
-def _read_from(path: Path, like: Tensor) -> Tensor:
-    """Read the values of a tensor whose place in the file is known from its storage."""
-    storage = like.untyped_storage()
-    whole = torch.empty(storage.nbytes(), dtype=torch.uint8)
-    with open(path, "rb") as file:
-        file.seek(_offset(like))
-        if file.readinto(whole.numpy().data) != storage.nbytes():
-            raise BundleError(f"{path} ends before its last tensor; copy it again.")
-    values = whole.view(like.dtype)
-    return values.as_strided(like.shape, like.stride(), like.storage_offset())
+    def persistent_load(self, pid: Any) -> tuple[Any, int, int]:
+        """Return a storage: its type, and where it lies."""
+        _, dtype, key, *_ = pid
+        return dtype, *self._records[f"data/{key}"]
+
+    def _tensor(self, storage: tuple[Any, int, int], start: int, shape: tuple[int, ...],
+                stride: tuple[int, ...], *_: object) -> LazyTensor | _Inert:  # fmt: skip
+        dtype, first, length = storage
+        if not isinstance(dtype, torch.dtype):
+            return _Inert()
+        return LazyTensor(
+            tuple(shape),
+            dtype,
+            lambda: (
+                _bytes_of(self._path, first, length).view(dtype).as_strided(shape, stride, start)
+            ),
+        )
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -272,21 +324,34 @@ def write_checkpoints(
     ):
         places = {path: _lay_out(path, tensors, under) for path, tensors in files.items()}
         opened = {path: stack.enter_context(open(path, "r+b")) for path in files}
-        for name in next(iter(files.values())):
+        checksums: dict[Path, list[int]] = {path: [] for path in files}
+        for i, name in enumerate(next(iter(files.values()))):
             for path, tensors in files.items():
-                opened[path].seek(places[path][name])
-                opened[path].write(_bytes(tensors[name]))
+                values = _bytes(tensors[name])
+                opened[path].seek(places[path][i])
+                opened[path].write(values)
+                checksums[path].append(zlib.crc32(values))
                 advance()
+    for path in files:
+        _note_checksums(path, checksums[path])
 
 
-def _lay_out(path: Path, tensors: Tensors, under: str | None) -> dict[str, int]:
+def _lay_out(path: Path, tensors: Tensors, under: str | None) -> list[int]:
     """Write a checkpoint without values; return where in the file those of each tensor go."""
     empty = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     with skip_data():
         torch.save(empty if under is None else {under: empty}, path)
-    with FakeTensorMode():
-        laid = _state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return {name: _offset(tensor) for name, tensor in laid.items()}
+    records = _records(path)
+    return [records[f"data/{i}"][0] for i in range(len(tensors))]
+
+
+def _note_checksums(path: Path, checksums: Sequence[int]) -> None:
+    """Say in an archive's directory what the values add up to; PyTorch could not know them."""
+    with zipfile.ZipFile(path, "a") as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        for i, checksum in enumerate(checksums):
+            entries[f"data/{i}"].CRC = checksum
+        archive.comment = b""  # so that the directory counts as changed and is written
 
 
 def _safetensors_header(tensors: Tensors) -> bytes:

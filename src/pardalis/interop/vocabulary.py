@@ -61,7 +61,8 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     """
     names = token_ids(tokenizer_json, where)
     codes = {code: i for name, i in names.items() if (code := image_code(name)) is not None}
-    special = special_tokens(tokenizer_json)
+    special = {*SINGLE_NAMES.values(), PLACEHOLDER} | special_tokens(tokenizer_json)
+    special |= {name for name in names if _RESERVED.fullmatch(name)}
     text = sorted(
         i for name, i in names.items() if name not in special and image_code(name) is None
     )
@@ -73,7 +74,7 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     elif sorted(codes) != list(range(len(codes))):
         gap = min(set(range(max(codes) + 1)) - set(codes))
         wrong.append(f"no {image_name(gap)} among its {len(codes)} image tokens")
-    if outside := [name for name, i in names.items() if i >= size]:
+    if outside := [name for name, i in names.items() if i not in range(size)]:
         wrong.append(f"{outside[0]} with id {names[outside[0]]}, but the model has {size} ids")
     if wrong:
         raise BundleError(
@@ -94,6 +95,8 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
         content = json.loads(tokenizer_json)
         names: dict[str, int] = {**content["model"]["vocab"]}
         names |= {token["content"]: token["id"] for token in content["added_tokens"]}
+        if wrong := [name for name, i in names.items() if not isinstance(i, int)]:
+            raise ValueError(f"the id of {wrong[0]!r} is no number")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{where} is not a tokenizer that can be read ({error!r}): needed is the BPE file of "
@@ -109,11 +112,9 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
 
 
 def special_tokens(tokenizer_json: str) -> set[str]:
-    """Return the names of the tokens that are no text."""
-    content = json.loads(tokenizer_json)
-    added = {token["content"] for token in content["added_tokens"] if token.get("special")}
-    reserved = {name for name in content["model"]["vocab"] if _RESERVED.fullmatch(name)}
-    return {*SINGLE_NAMES.values(), PLACEHOLDER} | added | reserved
+    """Return the names of the tokens that a tokenizer file itself calls special."""
+    added = json.loads(tokenizer_json)["added_tokens"]
+    return {token["content"] for token in added if token.get("special")}
 
 
 def arrange(
@@ -264,8 +265,7 @@ def extend_text_vocabulary(
             ``n_codes`` image ids, are new.
     """
     names = token_ids(tokenizer_json, where)
-    special = {name for name in special_tokens(tokenizer_json) if name in names}
-    taken = {names[name] for name in special} | set(singles.values())
+    taken = {names[name] for name in special_tokens(tokenizer_json)} | set(singles.values())
     text = sorted(i for i in names.values() if i not in taken and i < size)
     if not text:
         raise BundleError(f"{where} has no token of text; use the model's own tokenizer.")

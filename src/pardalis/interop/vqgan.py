@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from pardalis import config as configs
+from pardalis.bundle import new_folder
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import atomic_folder, write_text
+from pardalis.files import write_text
 from pardalis.interop.model import check_tensors, image_tokenizer_shapes, refuse
 from pardalis.interop.tensors import (
     LazyTensor,
@@ -80,7 +81,8 @@ def import_image_tokenizer(
 
     Args:
         weights: a ``.ckpt``, ``.pt`` or ``.safetensors`` file.
-        config: the ``.yaml`` of the original layout; LlamaGen's has none.
+        config: the ``.yaml`` of the original layout, if it lies elsewhere or has another name than
+            the weights; LlamaGen's has none.
         resolution: pixels per side of LlamaGen's, which its weights do not say; 256 when left out.
 
     Raises:
@@ -89,7 +91,7 @@ def import_image_tokenizer(
     """
     _check_target(folder, weights)
     found, tensors = read_vqgan(weights, config, resolution)
-    with atomic_folder(folder) as partial:
+    with new_folder(folder) as partial:
         write_safetensors(partial / "model.safetensors", tensors, "Image tokenizer")
         ImageTokenizer.save_config(partial, found)
     return found
@@ -114,15 +116,11 @@ def read_vqgan(
         found = _llamagen_config(tensors, weights, resolution)
         tensors = _from_llamagen(tensors, len(found.channel_multipliers))
     elif any(name.startswith("encoder.down.") for name in tensors):
-        if config is None:
-            raise BundleError(
-                f"{weights} has the layout of the original VQ-GAN, whose shape stands in a .yaml "
-                "file; give its path too."
-            )
+        config = config or weights.with_suffix(".yaml")
         if resolution is not None:
             raise ConfigError(
-                f"A resolution of {resolution} does not apply to {weights}: {config} says the "
-                "original VQ-GAN's. Leave it out."
+                f"--resolution does not apply: that of {weights.name} stands in {config}. Leave "
+                "it out."
             )
         found = _taming_config(config)
     else:
@@ -151,7 +149,10 @@ def _check_target(folder: Path, weights: Path) -> None:
 
 def _taming_config(path: Path) -> ImageTokenizerConfig:
     if not path.is_file():
-        raise BundleError(f"{path} is missing; it lies beside the weights and says their shape.")
+        raise BundleError(
+            f"{path} is missing, which describes weights of the original VQ-GAN; put it there, or "
+            "say where it is."
+        )
     try:
         params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
         dd = params["ddconfig"]

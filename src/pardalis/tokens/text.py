@@ -37,6 +37,9 @@ class TextTokenizer:
     ) -> None:
         # A special token's name within a text is text, not that token.
         tokenizer.encode_special_tokens = True
+        # Files of others keep the lengths that were last asked for.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.pieces = range(tokenizer.get_vocab_size()) if pieces is None else pieces
         self._own_ids = [*self.pieces] if unknown is None else [*self.pieces, unknown]
@@ -87,7 +90,7 @@ class TextTokenizer:
             vocabulary: of an imported model, which says what in the file is text.
 
         Raises:
-            BundleError: the file is missing or unreadable.
+            BundleError: the file is missing or unreadable, or lacks pieces of the vocabulary.
         """
         if not path.is_file():
             raise BundleError(f"No text tokenizer at {path}; train one or copy the whole bundle.")
@@ -100,7 +103,13 @@ class TextTokenizer:
         if vocabulary is None or vocabulary.foreign_ids is None:
             return cls(tokenizer)
         foreign = vocabulary.foreign_ids
-        return cls(tokenizer, [foreign[i] for i in vocabulary.text], foreign[vocabulary.unk_id])
+        pieces = [foreign[i] for i in vocabulary.text]
+        if missing := [own_id for own_id in pieces if tokenizer.id_to_token(own_id) is None]:
+            raise BundleError(
+                f"{path} lacks {len(missing)} of the {len(pieces)} pieces of text that its model "
+                f"knows, first id {missing[0]}. Do not mix files of different models."
+            )
+        return cls(tokenizer, pieces, foreign[vocabulary.unk_id])
 
 
 def train_text_tokenizer(texts: Iterable[str], n_pieces: int) -> TextTokenizer:

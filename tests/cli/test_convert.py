@@ -1,0 +1,191 @@
+"""``import``, ``export`` and ``tokenizer import-image``, as a user runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import pardalis
+from pardalis.bundle import Bundle
+from pardalis.cli.main import main
+from pardalis.codec import Codec
+from pardalis.interop.tensors import lazy
+from pardalis.interop.vqgan import write_vqgan
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
+
+
+@pytest.fixture(scope="module")
+def bundle(text_tokenizer, tmp_path_factory) -> Path:
+    """A bundle that the foreign layouts can hold."""
+    pictures = ImageTokenizerConfig(
+        resolution=8, channels=32, channel_multipliers=(1,), n_res_blocks=1, z_channels=4,
+        code_width=4, n_codes=1024,
+    )  # fmt: skip
+    codec = Codec.of(text_tokenizer, ImageTokenizer(pictures).eval())
+    config = ModelConfig(
+        vocab_size=codec.vocabulary.size, context=160, d_model=16, n_layers=1, n_heads=2,
+        n_kv_heads=2, d_ff=16, qk_norm_groups=1,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("own") / "bundle"
+    Bundle(initialise(Decoder(config), 0).eval(), codec, {"recipe": "own"}).save(folder)
+    return folder
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Return a function that runs a command in an empty folder and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, code: int = 0) -> str:
+        assert main(list(map(str, arguments))) == code
+        shown = capsys.readouterr()
+        assert (shown.out == "") == (code != 0)
+        return shown.err if code else shown.out
+
+    return run
+
+
+@pytest.fixture
+def bare(bundle, run) -> Path:
+    """A Hugging Face folder as the published ones are: without a decoder of pictures."""
+    run("export", bundle, "-o", "bare", "--to", "hf")
+    (Path("bare") / "pardalis.safetensors").unlink()
+    return Path("bare")
+
+
+def test_there_and_back(bundle, run):
+    assert run("export", bundle, "-o", "hf", "--to", "hf") == "hf\n"
+    n_ids = pardalis.load(bundle).codec.vocabulary.size
+    assert run("import", "hf", "-o", "bundles/own") == (
+        "bundles/own\n"
+        "  imported from  transformers\n"
+        f"  parameters     {n_ids * 2 * 16 + 1872:,}\n"
+        "  ids            unchanged\n"
+        "  pictures       1,024 codes, preprocessing of chameleon\n"
+    )
+    ours = [run("generate", folder, "An owl", "--mode", "text", "--max-tokens", 9)
+            for folder in (bundle, "bundles/own")]  # fmt: skip
+    assert ours[0] == ours[1]
+    run("generate", "bundles/own", "owl", "--mode", "picture", "--out", "owl.png")
+    with Image.open("owl.png") as image:
+        assert image.size == (8, 8)
+
+
+def test_without_a_decoder_pictures_are_read_but_not_drawn(bundle, bare, run):
+    shown = run("import", bare, "-o", "reads")
+    assert "read but not drawn: no decoder came along (--image-tokenizer adds one)" in shown
+    Image.new("RGB", (9, 9), "red").save("red.png")
+    run("generate", "reads", "red.png", "--mode", "text", "--max-tokens", 5)
+    shown = run("generate", "reads", "owl", "--mode", "picture", code=6)
+    assert "has no decoder" in shown
+    shown = run("import", bare, "-o", "draws", "--image-tokenizer", bundle)
+    assert "read but not drawn" not in shown
+    run("generate", "draws", "owl", "--mode", "picture")
+
+
+def test_the_original_image_tokenizer_completes_a_folder(bundle, bare, run):
+    pictures = pardalis.load(bundle).codec.image_tokenizer
+    tensors = {name: lazy(tensor.contiguous()) for name, tensor in pictures.state_dict().items()}
+    write_vqgan(pictures.config, tensors, Path())
+    assert run("tokenizer", "import-image", "vqgan.ckpt", "--config", "vqgan.yaml", "-o", "vq") == (
+        "vq: 8 pixels, 8 x 8 codes of 1,024\n"
+    )
+    for option in ("vqgan.ckpt", "vq"):
+        shown = json.loads(
+            run("import", bare, "-o", f"with {option}", "--image-tokenizer", option, "--json")
+        )
+        assert shown["draws_pictures"]
+        drawn = pardalis.load(f"with {option}").codec.image_tokenizer
+        for name, tensor in pictures.state_dict().items():
+            assert torch.equal(drawn.state_dict()[name], tensor)
+    shown = json.loads(
+        run("tokenizer", "import-image", "vqgan.ckpt", "--config", "vqgan.yaml", "-o", "vq2",
+            "--json")
+    )  # fmt: skip
+    assert shown["image_tokenizer"] == "vq2"
+    assert shown["config"]["n_codes"] == 1024
+
+
+def test_json(bundle, run):
+    shown = json.loads(run("export", bundle, "-o", "hf", "--to", "hf", "--json"))
+    assert shown == {"folder": "hf", "layout": "hf"}
+    shown = json.loads(run("import", "hf", "-o", "b", "--json", "--dtype", "bfloat16"))
+    assert shown.pop("parameters") > 0
+    assert shown == {
+        "bundle": "b",
+        "imported_from": "transformers",
+        "image_codes": 1024,
+        "ids_moved": False,
+        "draws_pictures": True,
+        "preprocessing": "chameleon",
+    }
+    assert pardalis.load("b").model.head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("import hf -o hf/b", 2, "hf/b is, holds or lies in the source hf; choose another."),
+        ("import hf -o full", 2, "full exists and is not a bundle; choose another folder, or"),
+        ("import hf -o b --new-rows mean", 2, "--new-rows does not apply: a Chameleon has ids for"),
+        ("import hf -o b --seed 1", 2, "--new-rows does not apply"),
+        ("import hf -o b --image-tokenizer x", 4, "No image tokenizer at x; give a bundle, a"),
+        ("import full -o b", 4, "full holds no checkpoint that can be imported: neither"),
+        ("import {bundle} -o b", 4, "is a bundle already; every command takes it as it is."),
+        ("export {bundle} -o full --to meta", 2, "full exists and is not empty; choose another"),
+        ("export {bundle} -o b --to hf --ranks 2", 2, "--ranks does not apply: only the original"),
+        ("export full -o b --to hf", 4, "The bundle full is incomplete: bundle.json is missing"),
+    ],
+)
+def test_one_line_and_a_code(arguments, code, message, bundle, run):
+    run("export", bundle, "-o", "hf", "--to", "hf")
+    Path("full").mkdir()
+    (Path("full") / "thesis.tex").touch()
+    shown = run(*(part.format(bundle=bundle) for part in arguments.split()), code=code)
+    last = shown.splitlines()[-1]
+    assert last.startswith("pardalis: ")
+    assert message in last
+    assert sorted(path.name for path in Path().iterdir()) == ["full", "hf"]
+
+
+def test_an_imported_bundle_is_shown_in_a_few_lines(bundle, run):
+    """Not with a list of where each of its ids went."""
+    run("export", bundle, "-o", "hf", "--to", "hf")
+    scatter(Path("hf"))
+    assert json.loads(run("import", "hf", "-o", "b", "--json"))["ids_moved"]
+    shown = run("show", "bundle", "b")
+    assert "  imported from transformers\n" in shown
+    assert "  pictures      8 pixels, 8 x 8 codes\n" in shown
+    assert "                ids differ from those of the imported files: they moved" in shown
+    assert len(shown) < 500
+    shown = run("show", "bundle", "b", "--json")
+    assert json.loads(shown)["vocabulary"]["ids"] == "moved"
+    assert "foreign_ids" not in shown
+    assert "ids differ" not in run("show", "bundle", bundle)
+    ours = [run("generate", folder, "An owl", "--mode", "text", "--max-tokens", 9)
+            for folder in (bundle, "b")]  # fmt: skip
+    assert ours[0] == ours[1]
+
+
+def scatter(folder: Path) -> None:
+    """Let two ids of text change places with two of codes, everywhere in a folder."""
+    values = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    n = values["vocab_size"]
+    place = list(range(n))
+    for one, other in ((10, n - 3), (20, n - 9)):
+        place[one], place[other] = other, one
+    for names in (values["vocabulary_map"], tokenizer["model"]["vocab"]):
+        names |= {name: place[i] for name, i in names.items()}
+    for token in tokenizer["added_tokens"]:
+        token["id"] = place[token["id"]]
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    weights = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = weights[name][place].contiguous()
+    save_file(weights, folder / "model.safetensors")

@@ -1,0 +1,646 @@
+"""Text-only models of Hugging Face's become mixed-modal ones that still write the same text."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import pardalis
+from pardalis.bundle import Bundle
+from pardalis.data import Batch
+from pardalis.documents import Document, Picture, Text
+from pardalis.errors import BundleError, ConfigError, PardalisError
+from pardalis.interop import NewRows, import_model, open_image_tokenizer, read_model
+from pardalis.interop.tensors import lazy
+from pardalis.interop.vocabulary import from_foreign, to_foreign
+from pardalis.interop.vqgan import write_vqgan
+from pardalis.train.pretrain import PretrainConfig, PretrainTask
+from pardalis.train.schedule import ScheduleConfig
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, initialise
+
+CORPUS = ["An owl sat on the old oak.", "The owl, the cat and the fox.", "A fox ran. 3 < 4\n"] * 3
+# Letters and an emoji that the corpus lacks, runs of spaces, a tab, special tokens' look-alikes.
+TEXTS = ["The owl and the fox.", "  two  spaces\tand a tab\n", "naïve 🦉 «où»", "<owl> <0x41> s>"]
+
+# Measured: equal, on one core of an AMD EPYC. Other machines may sum in another order.
+CLOSE = 1e-5
+
+
+# ── tokenizers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def trained(tokenizer: Tokenizer, n: int, **options) -> dict:
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=n, show_progress=False, **options)
+    )
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def bpe(
+    named: list[str], pieces: dict, last: list[str], special: list[str], **options
+) -> Tokenizer:
+    """Return a BPE with names before its pieces and after them, some of them special."""
+    ordered = sorted(pieces["vocab"], key=pieces["vocab"].__getitem__)
+    vocab = {name: i for i, name in enumerate([*named, *ordered, *last])}
+    merges = [tuple(merge) for merge in pieces["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, **options))
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in special])
+    return tokenizer
+
+
+def llama_2(metaspace: bool) -> Tokenizer:
+    """SentencePiece's kind: unknown letters become bytes, and a text begins with a space."""
+    specials = ["<unk>", "<s>", "</s>"]
+    plain = Tokenizer(models.BPE())
+    prepend = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    plain.normalizer = normalizers.Sequence(prepend)
+    tokenizer = bpe(
+        [*specials, *(f"<0x{byte:02X}>" for byte in range(256))], trained(plain, 60), [], specials,
+        unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+    )  # fmt: skip
+    if metaspace:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = plain.normalizer
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+         decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def byte_level(first: list[str], last: list[str]) -> Tokenizer:
+    """Return a byte-level BPE in the manner of Llama 3, with special tokens first or last."""
+    plain = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}{1,3}|\s+|[^\s\p{L}\p{N}]+"), "isolated")
+    plain.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = bpe(
+        first, trained(plain, 300, initial_alphabet=alphabet), last, [*first, *last],
+        ignore_merges=True,
+    )  # fmt: skip
+    tokenizer.pre_tokenizer = plain.pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|eom_id|>", "<|eot_id|>"]
+SMOL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "Llama 2": lambda: llama_2(metaspace=False),
+    "Mistral": lambda: llama_2(metaspace=True),
+    "Llama 3": lambda: byte_level([], LLAMA_3),
+    "SmolLM2": lambda: byte_level(SMOL, []),
+    "specials between": lambda: byte_level(SMOL[:1], LLAMA_3[:2]),
+}
+
+
+def ids_of(kind: str, tokenizer: Tokenizer) -> dict:
+    """Return what a model with such a tokenizer has in its configs."""
+    number = tokenizer.token_to_id
+    if kind == "Llama 3":
+        ends = [number(name) for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
+        return {"bos_token_id": number("<|begin_of_text|>"), "eos_token_id": ends}
+    if kind == "SmolLM2":
+        return {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+    if kind == "specials between":
+        return {"bos_token_id": number(LLAMA_3[0]), "eos_token_id": number(LLAMA_3[1])}
+    return {"bos_token_id": 1, "eos_token_id": 2}
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────
+
+CASES = {
+    "Llama 2": {"tokenizer": "Llama 2"},
+    "Llama 2, tied, rows to spare": {
+        "tokenizer": "Llama 2", "tie_word_embeddings": True, "spare": 13,
+    },
+    "Llama 3, bf16, shards": {
+        "tokenizer": "Llama 3", "rope_theta": 5e5, "dtype": torch.bfloat16, "shards": "40KB",
+    },
+    "SmolLM2, bf16, tied, shards": {
+        "tokenizer": "SmolLM2", "dtype": torch.bfloat16, "shards": "40KB",
+    },
+    "Mistral": {"tokenizer": "Mistral", "mistral": True, "num_key_value_heads": 1},
+    "specials between": {"tokenizer": "specials between", "num_key_value_heads": 4},
+}  # fmt: skip
+
+
+def make_llama(
+    folder: Path,
+    *,
+    tokenizer: str = "Llama 2",
+    mistral: bool = False,
+    rope_theta: float = 1e4,
+    dtype: torch.dtype = torch.float32,
+    shards: str = "1GB",
+    spare: int = 0,
+    **changes,
+) -> None:
+    """Write a folder of a text-only model with random weights, by the library's own classes."""
+    text = TOKENIZERS[tokenizer]()
+    values = {
+        "vocab_size": text.get_vocab_size() + spare,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.05,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+        **ids_of(tokenizer, text),
+        **changes,
+    }
+    if mistral:
+        model = MistralForCausalLM(MistralConfig(sliding_window=None, **values))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**values))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) * 0.1
+            # Old rows have a mean, as trained ones do.
+            parameter.copy_(drawn + (1 if "norm" in name else 0.05 if "proj" not in name else 0))
+    model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+    PreTrainedTokenizerFast(tokenizer_object=text).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Callable[[str], Path]:
+    """Return a function that makes the folder of a case, each once."""
+    made: dict[str, Path] = {}
+
+    def folder(case: str) -> Path:
+        if case not in made:
+            made[case] = tmp_path_factory.mktemp("llama") / "hf"
+            make_llama(made[case], **CASES[case])
+        return made[case]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer(codec, tmp_path_factory) -> Path:
+    """A folder of ours: 16 pixels, 4 codes of 32."""
+    folder = tmp_path_factory.mktemp("image") / "tokenizer"
+    codec.image_tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(llama, image_tokenizer, tmp_path_factory) -> Callable[[str], Path]:
+    """Return a function that imports a case with all options left out, each once."""
+    made: dict[str, Path] = {}
+
+    def bundle(case: str) -> Path:
+        if case not in made:
+            made[case] = tmp_path_factory.mktemp("bundles") / "bundle"
+            import_model(llama(case), made[case], image_tokenizer=image_tokenizer)
+        return made[case]
+
+    return bundle
+
+
+def peer(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    classes = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM}
+    return classes[kind].from_pretrained(folder, dtype=dtype).eval()
+
+
+def copy_of(folder: Path, to: Path, file: str = "config.json", **changes) -> Path:
+    """Copy a folder and change values of one of its JSON files; None removes one."""
+    shutil.copytree(folder, to)
+    path = to / file
+    values = (json.loads(path.read_text()) if path.is_file() else {}) | changes
+    path.write_text(json.dumps({n: v for n, v in values.items() if v is not None}))
+    return to
+
+
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+# ── what stays ───────────────────────────────────────────────────────────────────────────────────
+
+
+@each_case
+def test_text_ids_are_the_tokenizers_own(compare, llama, imported, case):
+    theirs = PreTrainedTokenizerFast.from_pretrained(llama(case))
+    codec = pardalis.load(imported(case)).codec
+    foreign = to_foreign(codec.vocabulary)
+    bos = json.loads((llama(case) / "config.json").read_text())["bos_token_id"]
+    for text in TEXTS:
+        ids = codec.encode(Document((Text(text),)))
+        expected = [bos, *theirs(text, add_special_tokens=False).input_ids]
+        compare(f"text-only, {case}", "ids of text", [foreign[i] for i in ids[:-1]], expected)
+        assert codec.decode(ids).text == theirs.decode(expected[1:])
+        if "Llama 2" in case:  # whose own tokenizer begins with <s>
+            assert theirs(text).input_ids == expected
+
+
+@each_case
+@torch.no_grad()
+def test_text_logits_are_the_models_own(compare, llama, imported, case):
+    model, bundle = peer(llama(case)), pardalis.load(imported(case), dtype=torch.float32)
+    places = torch.tensor(from_foreign(bundle.codec.vocabulary))[: model.config.vocab_size]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, model.config.vocab_size, (3, 20), generator=generator)
+    ours = bundle.model(places[ids])[..., places]
+    compare(f"text-only, {case}", "logits of old ids", ours, model(ids).logits, atol=CLOSE)
+
+
+@each_case
+def test_old_rows_keep_their_bits_and_their_dtype(llama, imported, case):
+    dtype = CASES[case].get("dtype", torch.float32)
+    model, bundle = peer(llama(case), dtype), pardalis.load(imported(case))
+    places = list(from_foreign(bundle.codec.vocabulary))[: model.config.vocab_size]
+    assert {parameter.dtype for parameter in bundle.model.parameters()} == {dtype}
+    for ours, theirs in (
+        (bundle.model.embedding, model.model.embed_tokens), (bundle.model.head, model.lm_head),
+    ):  # fmt: skip
+        assert torch.equal(ours.weight[places], theirs.weight)
+
+
+def test_another_dtype_is_an_option(llama, image_tokenizer, tmp_path):
+    folder = llama("Llama 2")
+    import_model(folder, tmp_path / "b", dtype=torch.bfloat16, image_tokenizer=image_tokenizer)
+    bundle = pardalis.load(tmp_path / "b")
+    size = peer(folder).config.vocab_size
+    expected = peer(folder).lm_head.weight.to(torch.bfloat16)
+    assert torch.equal(bundle.model.head.weight[:size], expected)
+
+
+# ── the vocabulary ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_new_ids_follow_the_old_ones(imported, llama):
+    ids = pardalis.load(imported("Llama 2, tied, rows to spare")).codec.vocabulary
+    size = peer(llama("Llama 2, tied, rows to spare")).config.vocab_size
+    assert ids.foreign_ids == range(ids.size)
+    assert (ids.unk_id, ids.bos_id, ids.eos_id) == (0, 1, 2)
+    assert ids.text == range(3, size - 13)  # rows to spare have no name and are no text
+    assert {ids.pad_id, ids.end_image_id, ids.begin_image_id, ids.end_turn_id} == set(
+        range(size, size + 4)
+    )
+    assert ids.image == range(size + 4, size + 36)
+    assert ids.size == size + 36
+
+
+def test_special_tokens_between_pieces_leave_one_run_of_text(imported, llama):
+    ids = pardalis.load(imported("Llama 3, bf16, shards")).codec.vocabulary
+    assert ids.text.start == 0
+    assert ids.foreign_ids == range(ids.size)
+    # <|endoftext|> is number 0 and no text, <|begin_of_text|> comes after the pieces.
+    moved = pardalis.load(imported("specials between")).codec.vocabulary
+    size = peer(llama("specials between")).config.vocab_size
+    assert [to_foreign(moved)[i] for i in moved.text] == list(range(1, size - 2))
+
+
+def test_a_piece_that_looks_like_a_special_token_is_text(llama, image_tokenizer, tmp_path):
+    """Text of web pages gives byte-level tokenizers such pieces."""
+    folder = copy_of(llama("Llama 3, bf16, shards"), tmp_path / "hf")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    longest = max(set(vocab) - set(LLAMA_3), key=len)
+    vocab["<s>"] = vocab.pop(longest)
+    content["model"]["merges"] = [
+        merge for merge in content["model"]["merges"] if "".join(merge) != longest
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    model = read_model(folder, image_tokenizer=image_tokenizer)
+    assert model.vocabulary.foreign_ids == range(model.vocabulary.size)
+    text = "an <s>owl</s>"
+    assert model.text_tokenizer.decode(model.text_tokenizer.encode(text)) == text
+
+
+def roles(folder: Path, image_tokenizer: Path) -> dict[str, int]:
+    """Return the old id of every role that an old id has."""
+    ids = read_model(folder, image_tokenizer=image_tokenizer).vocabulary
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    found = {
+        name: to_foreign(ids)[getattr(ids, f"{name}_id")]
+        for name in ("bos", "eos", "end_turn", "unk", "pad", "begin_image", "end_image")
+    }
+    assert len(set(found.values())) == len(found), "no id has two roles"
+    return {name: i for name, i in found.items() if i < size}
+
+
+LLAMA_2_ROLES = {"bos": 1, "eos": 2, "unk": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, LLAMA_2_ROLES),
+        ({"pad_token_id": -1}, LLAMA_2_ROLES),  # as old files say that there is none
+        ({"pad_token_id": 0}, LLAMA_2_ROLES),  # stand-ins for having none
+        ({"pad_token_id": 2}, LLAMA_2_ROLES),
+        ({"pad_token_id": 9999}, LLAMA_2_ROLES),  # beyond the embedding
+        ({"pad_token_id": 7}, {**LLAMA_2_ROLES, "pad": 7}),
+        ({"eos_token_id": [2, 9, 8]}, {**LLAMA_2_ROLES, "end_turn": 8}),
+        ({"eos_token_id": [2]}, LLAMA_2_ROLES),
+        ({"eos_token_id": 1}, {"bos": 1, "unk": 0}),
+        ({"eos_token_id": [1, 8]}, {"bos": 1, "unk": 0, "end_turn": 8}),
+        ({"bos_token_id": 0, "eos_token_id": 0}, {"bos": 0}),
+    ],
+)
+def test_what_configs_call_so_gets_the_role(llama, image_tokenizer, tmp_path, changes, expected):
+    folder = copy_of(llama("Llama 2"), tmp_path / "hf", **changes)
+    (folder / "generation_config.json").unlink()
+    assert roles(folder, image_tokenizer) == expected
+
+
+def test_the_generation_config_knows_better(llama, image_tokenizer, tmp_path):
+    instruct = copy_of(llama("Llama 2"), tmp_path / "hf", eos_token_id=8)
+    file = "generation_config.json"
+    (instruct / file).write_text(json.dumps({"eos_token_id": [2, 8], "bos_token_id": None}))
+    assert roles(instruct, image_tokenizer) == {**LLAMA_2_ROLES, "end_turn": 8}
+
+
+def test_of_llama_3s_ends_the_last_one_ends_a_turn(llama, image_tokenizer):
+    folder = llama("Llama 3, bf16, shards")
+    names = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert roles(folder, image_tokenizer) == {
+        "bos": names["<|begin_of_text|>"],
+        "eos": names["<|end_of_text|>"],
+        "end_turn": names["<|eot_id|>"],
+    }
+
+
+@torch.no_grad()
+def test_one_id_that_begins_and_ends_becomes_two_that_are_alike(imported):
+    bundle = pardalis.load(imported("SmolLM2, bf16, tied, shards"))
+    ids = bundle.codec.vocabulary
+    assert to_foreign(ids)[ids.bos_id] == 0
+    assert ids.eos_id != ids.bos_id
+    for matrix in (bundle.model.embedding.weight, bundle.model.head.weight):
+        assert torch.equal(matrix[ids.eos_id], matrix[ids.bos_id])
+        assert not torch.equal(matrix[ids.pad_id], matrix[ids.bos_id])
+
+
+# ── new rows ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def matrices(llama, image_tokenizer, case: str, **options) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return old and new rows of embedding and head after an import."""
+    folder = llama(case)
+    rows = NewRows(**options) if options else None
+    model = read_model(folder, image_tokenizer=image_tokenizer, new_rows=rows)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    assert model.vocabulary.foreign_ids == range(model.vocabulary.size)
+    found = {name: model.decoder[f"{name}.weight"].read() for name in ("embedding", "head")}
+    return {name: (matrix[:size], matrix[size:]) for name, matrix in found.items()}
+
+
+@pytest.mark.parametrize("case", ["Llama 2", "Llama 3, bf16, shards"])
+def test_normal_rows_have_the_spread_of_a_new_model(llama, image_tokenizer, case):
+    for _, new in matrices(llama, image_tokenizer, case, init="normal").values():
+        new = new.float()
+        # 2,200 values or more: their spread is within 1.5 % (one sigma), their mean within 0.001
+        assert new.std().item() == pytest.approx(0.05, rel=0.06)
+        assert new.mean().item() == pytest.approx(0, abs=0.005)
+        assert len(new.unique(dim=0)) == len(new)
+
+
+@pytest.mark.parametrize("case", ["Llama 2", "Llama 3, bf16, shards"])
+def test_mean_rows_lie_around_the_mean_at_a_hundredth_of_the_spread(llama, image_tokenizer, case):
+    rounding = 2**-9 if "bf16" in case else 0  # relative
+    for old, new in matrices(llama, image_tokenizer, case).values():
+        old, new = old.float(), new.float()
+        off = (new - old.mean(0)) / old.std(0)
+        assert off.std().item() == pytest.approx(0.01, rel=0.06)
+        assert off.mean().item() == pytest.approx(0, abs=1e-3)
+        assert off.abs().max() < 0.05 + rounding * (old.mean(0) / old.std(0)).abs().max()
+        assert len(new.unique(dim=0)) == len(new)
+
+
+def test_the_seed_decides_on_new_rows(llama, image_tokenizer):
+    def new(**options) -> Tensor:
+        return matrices(llama, image_tokenizer, "Llama 2", **options)["head"][1]
+
+    for init in ("mean", "normal"):
+        assert torch.equal(new(init=init, seed=1), new(init=init, seed=1))
+        assert not torch.equal(new(init=init, seed=1), new(init=init, seed=2))
+    assert torch.equal(new(), new(init="mean", seed=0))
+    parts = matrices(llama, image_tokenizer, "Llama 2", init="normal")
+    assert not torch.equal(parts["head"][1], parts["embedding"][1])
+
+
+@each_case
+@torch.no_grad()
+def test_new_ids_are_at_first_no_likelier_than_old_ones(llama, imported, case):
+    """By the inequality of arithmetic and geometric means, but for the noise."""
+    bundle = pardalis.load(imported(case), dtype=torch.float32)
+    n_old = peer(llama(case)).config.vocab_size
+    places = torch.tensor(from_foreign(bundle.codec.vocabulary))
+    new = places[n_old:][~torch.isin(places[n_old:], bundle.codec.vocabulary.eos_id)]
+    logits = bundle.model(places[torch.arange(n_old)[None, :60]])
+    probabilities = logits.softmax(-1)
+    assert (probabilities[..., new].mean(-1) < probabilities[..., places[:n_old]].mean(-1)).all()
+
+
+# ── image tokenizers ─────────────────────────────────────────────────────────────────────────────
+
+
+def original_layout(folder: Path) -> ImageTokenizer:
+    """Write ``vqgan.ckpt`` and ``vqgan.yaml``: 4 pixels, 4 codes of 16."""
+    config = ImageTokenizerConfig(
+        resolution=4, channels=32, channel_multipliers=(1, 2), n_res_blocks=1, z_channels=8,
+        code_width=8, n_codes=16,
+    )  # fmt: skip
+    tokenizer = initialise(ImageTokenizer(config), seed=0)
+    folder.mkdir()
+    write_vqgan(config, {name: lazy(t) for name, t in tokenizer.state_dict().items()}, folder)
+    return tokenizer
+
+
+def test_any_image_tokenizer_joins(llama, imported, image_tokenizer, codec, tmp_path):
+    original = original_layout(tmp_path / "vqgan")
+    for path, expected in (
+        (image_tokenizer, codec.image_tokenizer),
+        (imported("Mistral"), codec.image_tokenizer),
+        (tmp_path / "vqgan" / "vqgan.ckpt", original),
+    ):
+        import_model(llama("Llama 2"), tmp_path / "bundle", image_tokenizer=path)
+        found = pardalis.load(tmp_path / "bundle").codec
+        assert found.image_tokenizer.config == expected.config
+        assert found.vocabulary.n_codes == expected.config.n_codes
+        weights = found.image_tokenizer.state_dict()
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(weights[name], tensor), name
+        config, tensors = open_image_tokenizer(path)
+        assert (config, set(tensors)) == (expected.config, set(weights))
+
+
+# ── use ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def owl() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "case", ["Llama 2", "Llama 3, bf16, shards", "SmolLM2, bf16, tied, shards", "specials between"]
+)
+def test_it_writes_text_and_pictures(imported, owl, case):
+    bundle = pardalis.load(imported(case))
+    drawn = pardalis.generate(bundle, "An owl", mode="picture", max_pictures=2)
+    assert [picture.source.size for picture in drawn.pictures] == [(16, 16)] * 2
+    told = pardalis.generate(bundle, [owl, "what?"], mode="text", max_tokens=9)
+    assert all(isinstance(segment, Text) for segment in told.segments)
+    mixed = pardalis.generate(bundle, ["The fox", owl], mode="interleaved", max_tokens=30)
+    codec = bundle.codec
+    codec.grammar.validate(codec.encode(mixed))
+
+
+@torch.no_grad()
+def test_it_stops_where_the_text_only_model_does(llama, imported):
+    """Make the one id that ends documents the likeliest; the copy of it must end ours."""
+    folder = imported("SmolLM2, bf16, tied, shards")
+    bundle = pardalis.load(folder, dtype=torch.float32)
+    ids = bundle.codec.vocabulary
+    ends = [ids.bos_id, ids.eos_id]
+    prompt = torch.tensor([bundle.codec.encode_prompt(Document((Text("The owl"),)))])
+    hidden = bundle.model.hidden(prompt)[0, -1]
+    bundle.model.head.weight[ends] += hidden
+    answer = pardalis.generate(bundle, "The owl", mode="text", max_tokens=20)
+    assert answer.segments == ()
+
+
+class OneBatch:
+    """The same document in every batch."""
+
+    def __init__(self, ids: list[int]) -> None:
+        row = torch.tensor([ids])
+        self._batch = Batch(
+            ids=row[:, :-1],
+            targets=row[:, 1:],
+            weights=torch.ones(1, len(ids) - 1),
+            positions=torch.arange(len(ids) - 1)[None],
+            documents=torch.zeros(1, len(ids) - 1, dtype=torch.long),
+        )
+
+    def batch(self, step: int) -> Batch:
+        return self._batch
+
+
+def test_it_learns(imported, owl):
+    bundle: Bundle = pardalis.load(imported("Llama 2"))
+    ids = bundle.codec.encode(Document((Text("An owl:"), Picture(owl), Text("is it one?"))))
+    before = bundle.model.head.weight.detach().clone()
+    config = PretrainConfig(
+        batch_rows=1, schedule=ScheduleConfig(learning_rate=1e-2, warmup_steps=1)
+    )
+    task = PretrainTask(
+        bundle.model, OneBatch(ids), config, bundle.codec.vocabulary.image, total_steps=8
+    )
+    losses = [task.step(step) for step in range(8)]
+    for kind in ("loss_text", "loss_image"):
+        assert float(losses[-1][kind]) < 0.8 * float(losses[0][kind])
+    moved = (bundle.model.head.weight != before).any(1)
+    assert moved[ids[1:]].all()
+
+
+# ── refusals ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_image_tokenizer_must_be_named(llama, tmp_path):
+    with pytest.raises(ConfigError, match=r"is a text-only model \(llama\); name the image tok"):
+        import_model(llama("Llama 2"), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": LLAMA_3_ROPE}, "RoPE of type 'llama3' .ours: 'default'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+         "RoPE of type 'linear'"),
+        ({"attention_bias": True}, r"attention_bias = true \(ours: none\)"),
+        ({"mlp_bias": True, "hidden_act": "gelu"}, "hidden_act = 'gelu' .*; mlp_bias = true"),
+        ({"head_dim": 32}, r"head_dim = 32 \(ours: hidden_size / num_attention_heads\)"),
+        ({"model_type": "mistral", "sliding_window": 4096},
+         r"sliding_window \(ours: the whole context\)"),
+        ({"model_type": "gpt2"}, "of type 'gpt2'; chameleon, llama and mistral can be imported"),
+        ({"num_hidden_layers": 3}, "do not fit their config: missing model.layers.2"),
+        ({"num_hidden_layers": 1}, "do not fit their config: unexpected model.layers.1"),
+        ({"intermediate_size": 32}, "gate_proj.weight .96x64 instead of 32x64"),
+        ({"max_position_embeddings": None}, "config.json.* context"),
+        ({"bos_token_id": None}, "names no bos_token_id below 319, with which documents begin"),
+        ({"eos_token_id": None}, "names no eos_token_id below 319, with which documents end"),
+        ({"bos_token_id": 319}, "names no bos_token_id below 319"),
+        ({"eos_token_id": [-1]}, "names no eos_token_id below 319"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(llama, image_tokenizer, tmp_path, changes, message):
+    folder = copy_of(llama("Llama 2"), tmp_path / "hf", **changes)
+    (folder / "generation_config.json").unlink()
+    refused(folder, image_tokenizer, tmp_path, message)
+
+
+def refused(folder: Path, image_tokenizer: Path, tmp_path: Path, message: str) -> None:
+    with pytest.raises(PardalisError, match=message) as caught:
+        import_model(folder, tmp_path / "bundle", image_tokenizer=image_tokenizer)
+    assert type(caught.value) is BundleError
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "tokenizer.json is missing; save the tokenizer with"),
+        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer that can be read .*'model'"),
+        ("generation_config.json", "[1]", "generation_config.json is not a JSON table"),
+        ("generation_config.json", "{", "generation_config.json is not a JSON table"),
+        ("config.json", "{", "config.json is not JSON"),
+        ("model.safetensors", None, "has neither model.safetensors nor"),
+        ("model.safetensors", "x", "cannot be read"),
+    ],
+)
+def test_broken_files_are_named(llama, image_tokenizer, tmp_path, file, content, message):
+    folder = copy_of(llama("Llama 2"), tmp_path / "hf")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    refused(folder, image_tokenizer, tmp_path, message)
+
+
+def test_an_untied_model_needs_its_head(llama, image_tokenizer, tmp_path):
+    folder = copy_of(
+        llama("SmolLM2, bf16, tied, shards"), tmp_path / "hf", tie_word_embeddings=False
+    )
+    refused(folder, image_tokenizer, tmp_path, "missing lm_head.weight")

@@ -1,0 +1,97 @@
+"""One table of names: nothing is lost, nothing is left over, and the peers' names are theirs."""
+
+import pytest
+import torch
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from pardalis.interop.names import DECODER, TRANSFORMERS_VQ, lines, rename
+from pardalis.model import PRESETS, Decoder, ModelConfig
+
+LAYOUTS = ("ours", "transformers", "meta")
+
+
+def names(layout: str, n_layers: int, qk_norm: bool = True) -> list[str]:
+    return [getattr(line, layout).format(n=n) for line, n in lines(n_layers, qk_norm)]
+
+
+@pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_ours_are_the_decoders(preset, qk_norm):
+    shape = {name: getattr(PRESETS[preset](vocab_size=100), name) for name in ModelConfig.__slots__}
+    with torch.device("meta"):
+        decoder = Decoder(ModelConfig(**{**shape, "qk_norm": qk_norm}))
+    ours = names("ours", shape["n_layers"], qk_norm != "none")
+    assert sorted(ours) == sorted(decoder.state_dict())
+
+
+@pytest.mark.parametrize("target", LAYOUTS)
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_there_and_back(source, target):
+    there = [rename(name, source, target) for name in names(source, 12)]
+    assert there == names(target, 12)
+    assert [rename(name, target, source) for name in there] == names(source, 12)
+    assert len(set(there)) == len(there)
+
+
+def test_what_no_layout_calls_so():
+    for name in ("layers.0.attention.wx.weight", "model.layers.x.mlp.up_proj.weight", ""):
+        for layout in LAYOUTS:
+            with pytest.raises(KeyError):
+                rename(name, layout, "ours")
+
+
+def test_theirs_are_chameleons():
+    shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 11}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40}
+    pictures = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1}
+    names_of_codes = {"<image>": 0, "<s>": 1, "IMGIMGAZ": 2}
+    with torch.device("meta"):
+        model = ChameleonForConditionalGeneration(
+            ChameleonConfig(
+                **shape, **heads, vq_config=pictures, vocabulary_map=names_of_codes, pad_token_id=0
+            )
+        )
+    theirs = [name for name in model.state_dict() if not name.startswith(TRANSFORMERS_VQ)]
+    assert sorted(names("transformers", 11)) == sorted(theirs)
+    assert len(theirs) < len(model.state_dict())
+
+
+def test_theirs_are_llamas():
+    shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 11}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**shape, **heads))
+    assert sorted(names("transformers", 11, qk_norm=False)) == sorted(model.state_dict())
+
+
+def test_metas_are_those_of_the_release():
+    """Written out, as the release's loader demands them."""
+    layer = {
+        "attention.wq.weight", "attention.wk.weight", "attention.wv.weight", "attention.wo.weight",
+        "attention.q_normalization.weight", "attention.q_normalization.bias",
+        "attention.k_normalization.weight", "attention.k_normalization.bias",
+        "feed_forward.w1.weight", "feed_forward.w2.weight", "feed_forward.w3.weight",
+        "attention_norm.weight", "ffn_norm.weight",
+    }  # fmt: skip
+    whole = {"tok_embeddings.weight", "norm.weight", "output.weight"}
+    of_layers = {f"layers.{n}.{name}" for n in (0, 1) for name in layer}
+    assert set(names("meta", 2)) == whole | of_layers
+
+
+def test_what_ranks_have_a_copy_of():
+    """Everything else is cut; QK-norm is of a rank."""
+    whole = [line.meta for line in DECODER if line.cut is None]
+    assert whole == [
+        "layers.{n}.attention_norm.weight",
+        "layers.{n}.ffn_norm.weight",
+        "norm.weight",
+    ]
+    assert [line.ours for line in DECODER if line.rotary and not line.qk_norm] == [
+        "trunk.blocks.{n}.attention.q_proj.weight",
+        "trunk.blocks.{n}.attention.k_proj.weight",
+    ]
