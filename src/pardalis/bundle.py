@@ -79,7 +79,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             untouched.
     """
     try:
-        with atomic_folder(folder) as partial:
+        with atomic_folder(folder.resolve()) as partial:  # "." has no name to write beside
             yield partial
     except OSError as error:
         raise BundleError(

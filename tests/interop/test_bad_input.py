@@ -237,14 +237,20 @@ def test_the_older_way_to_say_rope_is_read_too(source, refused):
     assert "RoPE of type 'linear'" in refused()
 
 
+@pytest.mark.parametrize("factor", [0.5, None, "0.0078"])
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
-def test_either_file_says_how_pictures_are_prepared(name, source, refused):
-    write(source, name, json.dumps({"rescale_factor": 0.5}))
-    assert "rescale_factor of pictures = 0.5" in refused()
+def test_either_file_says_how_pictures_are_prepared(name, factor, source, refused):
+    write(source, name, json.dumps({"rescale_factor": factor}))
+    assert f"rescale_factor of pictures = {factor} (ours:" in refused()
+
+
+def test_an_image_processor_that_is_none(source, refused):
+    write(source, "processor_config.json", json.dumps({"image_processor": 3}))
+    assert "processor_config.json is not a model's config (image_processor is 3," in refused()
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", b"\xff"])
 def test_a_file_that_is_not_what_it_should_be(name, content, source, refused):
     write(source, name, content)
     assert str(source / name) in refused()
@@ -328,7 +334,7 @@ def test_a_tokenizer_of_fewer_codes(source, refused):
 
 
 def test_options_for_other_models(source, refused):
-    assert "--new-rows does not apply: a Chameleon has ids for pictures" in refused(
+    assert "--new-rows (or --seed) does not apply: a Chameleon has ids for pictures" in refused(
         new_rows=NewRows()
     )
 
@@ -383,6 +389,27 @@ def test_a_file_is_never_replaced(source, own_bundle, tmp_path):
     with pytest.raises(ConfigError):
         export_model(own_bundle, tmp_path / "file", "hf")
     assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_the_folder_where_one_stands(source, own_bundle, tmp_path, monkeypatch):
+    for name in ("bundle", "hf"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    import_model(source, ".")
+    pardalis.load(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path / "hf")
+    export_model(str(own_bundle), ".", "hf")
+    assert (tmp_path / "hf/config.json").is_file()
+
+
+def test_a_link_to_a_folder_stays_a_link(source, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        import_model(source, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    pardalis.load(tmp_path / "disk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link", "source"]
 
 
 def test_an_empty_folder_and_a_bundle_may_be_replaced(source, target, own_bundle, tmp_path):

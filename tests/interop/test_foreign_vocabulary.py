@@ -444,6 +444,7 @@ def as_file(vocab) -> str:
         ([image_name(c) for c in range(20)], {}, "no image token (IMGIMG...Z)"),
         (["owl", "fox"], {}, "no token of text"),
         ([], {"cat": 99}, "cat with id 99, but the model has 29 ids"),
+        ([], {"IMGIMGJJJJJJJJJJJJZ": 29}, "no IMGIMGCAZ among its 21 image tokens; IMGIMGJJJ"),
         (["<unk>", "owl"], {"cat": 99}, "no <unk>; cat with id 99"),
         ([], {"cat": 5}, "gives the id 5 to two tokens"),
         ([], {"cat": -1}, "cat with id -1"),

@@ -599,7 +599,8 @@ LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
         ({"num_hidden_layers": 3}, "do not fit their config: missing model.layers.2"),
         ({"num_hidden_layers": 1}, "do not fit their config: unexpected model.layers.1"),
         ({"intermediate_size": 32}, "gate_proj.weight .96x64 instead of 32x64"),
-        ({"max_position_embeddings": None}, "config.json.* context"),
+        ({"max_position_embeddings": None}, "config.json lacks 'max_position_embeddings'"),
+        ({"num_attention_heads": None}, "config.json lacks 'num_attention_heads'"),
         ({"bos_token_id": None}, "names no bos_token_id below 319, with which documents begin"),
         ({"eos_token_id": None}, "names no eos_token_id below 319, with which documents end"),
         ({"bos_token_id": 319}, "names no bos_token_id below 319"),
@@ -624,8 +625,9 @@ def refused(folder: Path, image_tokenizer: Path, tmp_path: Path, message: str) -
     [
         ("tokenizer.json", None, "tokenizer.json is missing; save the tokenizer with"),
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer that can be read .*'model'"),
-        ("generation_config.json", "[1]", "generation_config.json is not a JSON table"),
-        ("generation_config.json", "{", "generation_config.json is not a JSON table"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not a text file"),
+        ("generation_config.json", "[1]", "generation_config.json holds no values by name"),
+        ("generation_config.json", "{", "generation_config.json is not JSON"),
         ("config.json", "{", "config.json is not JSON"),
         ("model.safetensors", None, "has neither model.safetensors nor"),
         ("model.safetensors", "x", "cannot be read"),
@@ -635,8 +637,17 @@ def test_broken_files_are_named(llama, image_tokenizer, tmp_path, file, content,
     folder = copy_of(llama("Llama 2"), tmp_path / "hf")
     (folder / file).unlink()
     if content is not None:
-        (folder / file).write_text(content)
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(folder, image_tokenizer, tmp_path, message)
+
+
+def test_mistrals_own_parameters_beside_them_do_not_matter(llama, image_tokenizer, tmp_path):
+    """Its folders hold another layout of it too, with a params.json."""
+    folder = copy_of(llama("Mistral"), tmp_path / "hf")
+    (folder / "params.json").write_text('{"dim": 64, "n_layers": 2}')
+    (folder / "consolidated.safetensors").touch()
+    import_model(folder, tmp_path / "bundle", image_tokenizer=image_tokenizer)
+    assert pardalis.load(tmp_path / "bundle").model.config.n_kv_heads == 1
 
 
 def test_an_untied_model_needs_its_head(llama, image_tokenizer, tmp_path):

@@ -600,6 +600,10 @@ DAMAGE = {
         lambda m, t: change_model(m, rope_theta="large"),
         r"params\.json is not a model's parameters \(.*large.*\); copy it again",
     ),
+    "ranks of another kind": (
+        lambda m, t: change_json(m / "consolidate_params.json", model_parallel_size="2"),
+        r"params\.json is not a model's parameters \(model_parallel_size is '2'\); copy it again",
+    ),
     "parameters that no decoder has": (
         lambda m, t: change_model(m, n_heads=7),
         r"params\.json: d_model \(64\) must be a multiple of twice n_heads \(7\)",

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import struct
 import sys
 import types
 import weakref
@@ -16,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pardalis.errors import BundleError
+from pardalis.interop import tensors
 from pardalis.interop.tensors import (
     LazyTensor,
     join,
@@ -350,6 +352,41 @@ def test_a_checkpoint_of_something_else(tmp_path, content, what):
     assert_refused(tmp_path / "a.pth", what)
 
 
+@pytest.mark.parametrize(
+    ("start", "shape", "stride"),
+    [
+        (0, (17,), (1,)), (13, (4,), (1,)), (0, (4, 5), (4, 1)), (0, (2,), (16,)), (17, (0,), (1,)),
+        (-1, (4,), (1,)), (3, (4,), (-1,)), (0, (-4,), (1,)), (0, (4,), (1, 1)),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_is_not_in_its_storage(tmp_path, monkeypatch, start, shape, stride):
+    """Of 16 numbers; what lies beyond them in the file or in memory is nobody's business."""
+    whole = torch.arange(16.0)
+    monkeypatch.setattr(
+        torch.Tensor, "__reduce_ex__", lambda t, _: (
+            torch._utils._rebuild_tensor_v2, (t._typed_storage(), start, shape, stride, False, None)
+        )
+    )  # fmt: skip
+    torch.save({"a": whole}, tmp_path / "a.pth")
+    assert_refused(
+        tmp_path / "a.pth", "a tensor reaches beyond its storage|a tensor's place|argument 2"
+    )
+
+
+def test_records_that_end_after_the_file(tmp_path):
+    torch.save({"a": torch.ones(100)}, tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    size, huge = struct.pack("<II", 400, 400), struct.pack("<II", 2**31, 2**31)
+    assert content.count(size) == 2  # before the record, and in the directory
+    (tmp_path / "a.pth").write_bytes(content.replace(size, huge))
+    assert_refused(tmp_path / "a.pth", "data/0 in it ends after the file")
+
+
+def test_names_that_are_numbers(tmp_path):
+    torch.save({3: torch.ones(2)}, tmp_path / "a.pth")
+    assert_refused(tmp_path / "a.pth", "3 in it is not a name")
+
+
 def test_a_type_of_numbers_that_we_do_not_have(tmp_path):
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, path)
@@ -437,6 +474,24 @@ def test_what_ranks_divide_is_read_once(tmp_path):
     for rank, path in enumerate(paths):
         expected = {name: t[:, 3 * rank : 3 * rank + 3] for name, t in wholes.items()}
         assert_equal(read_all(path), expected)
+
+
+def test_of_a_shared_storage_only_the_part_is_read(tmp_path, monkeypatch):
+    """What is cut from one matrix is saved with all of it."""
+    whole = torch.arange(600.0).view(30, 20)
+    parts = {"q": whole[:10], "k": whole[10:20], "column": whole[:, 3]}
+    torch.save(parts, tmp_path / "a.pth")
+    opened = open_tensors(tmp_path / "a.pth")
+    read, original = [], tensors._bytes_of
+    monkeypatch.setattr(tensors, "_bytes_of", lambda *at: read.append(at[2]) or original(*at))
+    assert_equal({name: tensor.read() for name, tensor in opened.items()}, parts)
+    assert read == [800, 800, 4 * (29 * 20 + 1)]
+
+
+def test_what_is_not_as_it_was_announced_is_not_written(tmp_path):
+    wrong = lazy(torch.ones(2)).map(lambda t: t.double(), (2,))
+    with pytest.raises(AssertionError):
+        write_safetensors(tmp_path / "a.safetensors", {"a": wrong})
 
 
 def test_parts_in_any_order(tmp_path):

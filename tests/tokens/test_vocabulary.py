@@ -62,6 +62,13 @@ def test_foreign_ids_survive_a_file(foreign_ids):
     assert again.size == 12  # two more than text and pictures need
 
 
+@pytest.mark.parametrize("plain", [9, [2, 1, 0], [0] * 12, [*range(1, 13)], ["a"] * 12, 12.0, {}])
+def test_foreign_ids_that_are_none(plain):
+    vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=range(12))
+    with pytest.raises(BundleError, match=r"foreign_ids must be an order of its ids.* 10 or more"):
+        Vocabulary.from_dict(vocabulary.to_dict() | {"foreign_ids": plain})
+
+
 def test_unchanged_ids_are_one_number_in_a_file():
     vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=range(12))
     assert vocabulary.to_dict()["foreign_ids"] == 12

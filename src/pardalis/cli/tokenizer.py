@@ -28,7 +28,7 @@ Turn a VQ-GAN of another library into an image tokenizer of this one: of the ori
 Chameleon's own vqgan.ckpt has, or of LlamaGen's. The network must be the same.
 
   pardalis tokenizer import-image vqgan.ckpt --config vqgan.yaml -o image_tokenizer
-  pardalis tokenizer import-image vq_ds16_c2i.pt -o image_tokenizer
+  pardalis tokenizer import-image vq_ds16_c2i.pt -o llamagen
 """
 
 _SHOW = """\

@@ -1,6 +1,5 @@
 """Foreign checkpoints in and out, whatever their layout."""
 
-import logging
 from pathlib import Path
 from typing import Literal
 
@@ -16,17 +15,17 @@ from pardalis.interop.tensors import LazyTensor, open_tensors
 from pardalis.interop.vqgan import read_vqgan
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
-logger = logging.getLogger(__name__)
-
 Layout = Literal["hf", "meta"]
+
+_NEW_ROWS = "--new-rows (or --seed)"
 
 
 def import_model(
-    source: Path,
-    folder: Path,
+    source: Path | str,
+    folder: Path | str,
     *,
     dtype: torch.dtype | None = None,
-    image_tokenizer: Path | None = None,
+    image_tokenizer: Path | str | None = None,
     new_rows: NewRows | None = None,
 ) -> ForeignModel:
     """Turn a foreign checkpoint into a bundle; a bundle that stood there is replaced at the end.
@@ -48,6 +47,7 @@ def import_model(
         BundleError: something in the source is missing or does not fit; nothing is written.
         ConfigError: an argument does not suit the source.
     """
+    source, folder = Path(source), Path(folder)
     _check_target(folder, source)
     if folder.exists() and not (folder / bundles.DESCRIPTION).is_file() and not _is_empty(folder):
         raise ConfigError(
@@ -59,16 +59,20 @@ def import_model(
 
 
 def read_model(
-    source: Path, *, image_tokenizer: Path | None = None, new_rows: NewRows | None = None
+    source: Path | str,
+    *,
+    image_tokenizer: Path | str | None = None,
+    new_rows: NewRows | None = None,
 ) -> ForeignModel:
     """Read whatever layout lies in a folder; arguments and errors as of :func:`import_model`."""
+    source = Path(source)
     if not source.is_dir():
         raise BundleError(f"No folder at {source}; give that of a checkpoint.")
     if (source / bundles.DESCRIPTION).is_file():
         raise BundleError(f"{source} is a bundle already; every command takes it as it is.")
     if is_meta(source):
         _refuse(image_tokenizer is not None, "--image-tokenizer", "the release has its own")
-        _refuse(new_rows is not None, "--new-rows", "the release has ids for pictures")
+        _refuse(new_rows is not None, _NEW_ROWS, "the release has ids for pictures")
         return read_meta(source)
     if not (source / "config.json").is_file():
         raise BundleError(
@@ -77,7 +81,7 @@ def read_model(
         )
     kind = read_config(source).get("model_type")
     if kind == "chameleon":
-        _refuse(new_rows is not None, "--new-rows", "a Chameleon has ids for pictures")
+        _refuse(new_rows is not None, _NEW_ROWS, "a Chameleon has ids for pictures")
         complete = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)[1]
         return read_chameleon(source, complete)
     if kind in MODEL_TYPES:
@@ -94,8 +98,8 @@ def read_model(
 
 
 def export_model(
-    source: Path,
-    folder: Path,
+    source: Path | str,
+    folder: Path | str,
     to: Layout,
     *,
     dtype: torch.dtype | None = None,
@@ -114,6 +118,7 @@ def export_model(
             written.
         ConfigError: an argument does not suit the layout, or the folder is not empty.
     """
+    source, folder = Path(source), Path(folder)
     _check_target(folder, source)
     if folder.exists() and not _is_empty(folder):
         raise ConfigError(f"{folder} exists and is not empty; choose another, or remove it first.")
@@ -125,7 +130,7 @@ def export_model(
         write_meta(model, folder, dtype, n_ranks)
 
 
-def open_image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, dict[str, LazyTensor]]:
+def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[str, LazyTensor]]:
     """Open an image tokenizer of ours or of the original layout.
 
     Args:
@@ -134,13 +139,14 @@ def open_image_tokenizer(path: Path) -> tuple[ImageTokenizerConfig, dict[str, La
     Raises:
         BundleError: there is nothing, or no image tokenizer that can be read.
     """
+    path = Path(path)
     if not path.exists():
         raise BundleError(
             f"No image tokenizer at {path}; give a bundle, a folder of an image tokenizer, or a "
             "vqgan.ckpt with its vqgan.yaml beside it."
         )
     if path.is_file():
-        return read_vqgan(path, path.with_suffix(".yaml"))
+        return read_vqgan(path)
     folder = path / bundles.IMAGE_TOKENIZER if (path / bundles.DESCRIPTION).is_file() else path
     return ImageTokenizer.load_config(folder), open_tensors(folder / "model.safetensors")
 

@@ -14,7 +14,6 @@ that came from elsewhere keeps the decoder in the last file.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,8 @@ from pardalis.interop.model import (
     check_tensors,
     decoder_shapes,
     image_tokenizer_shapes,
+    read_json,
+    read_text,
     refuse,
     reorder_ids,
 )
@@ -84,6 +85,7 @@ _DECODER_KEYS = {
     "norm_eps": "rms_norm_eps",
     "init_std": "initializer_range",
 }
+_LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
 _VQ_KEYS = {
     "resolution": "resolution",
     "channels": "base_channels",
@@ -135,7 +137,7 @@ def read_chameleon(folder: Path, image_tokenizer: Tensors | None = None) -> Fore
     config = _group_qk_norm(config, n_ranks, tensors)
 
     path = folder / "tokenizer.json"
-    tokenizer_json = _read_text(path)
+    tokenizer_json = read_text(path)
     _check_vocabulary_map(named, tokenizer_json, folder)
     vocabulary = read_vocabulary(tokenizer_json, config.vocab_size, str(path))
     if vocabulary.n_codes != vq.n_codes:
@@ -160,7 +162,7 @@ def read_chameleon(folder: Path, image_tokenizer: Tensors | None = None) -> Fore
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of ``config.json``."""
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def open_folder(folder: Path) -> dict[str, LazyTensor]:
@@ -174,7 +176,7 @@ def open_folder(folder: Path) -> dict[str, LazyTensor]:
             )
         return _without_buffers(open_tensors(folder / _SINGLE))
     try:
-        shards = sorted({str(name) for name in _read_json(index)["weight_map"].values()})
+        shards = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{index} is not an index of shards ({error!r}); copy it again."
@@ -212,12 +214,11 @@ def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelCon
     """
     with _describing(where):
         refuse(where, "our decoder cannot hold this one", _unheld_decoder(values))
-        found = _named(values, _DECODER_KEYS)
-        theta = _rope(values).get("rope_theta", values.get("rope_theta", 10_000.0))
-        defaults = {"n_kv_heads": found["n_heads"], "norm_eps": 1e-6}
-        return configs.from_dict(
-            ModelConfig, {**defaults, **found, "rope_theta": float(theta), **ours}
-        )
+        given = {name: value for name, value in values.items() if value is not None}
+        given = {"num_key_value_heads": given["num_attention_heads"], **_LLAMA_DEFAULTS, **given}
+        theta = _rope(given).get("rope_theta", given.get("rope_theta", 10_000.0))
+        found = {ours: given[theirs] for ours, theirs in _DECODER_KEYS.items()}
+        return configs.from_dict(ModelConfig, {**found, "rope_theta": float(theta), **ours})
 
 
 def _named(values: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
@@ -340,8 +341,9 @@ def _read_preprocessing(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            content = _read_json(folder / name)
-            values |= content.get("image_processor", content)
+            content = read_json(folder / name)
+            with _describing(folder / name):
+                values |= _object(content, "image_processor") or content
     return values
 
 
@@ -370,6 +372,8 @@ def _convention(pictures: dict[str, Any]) -> Preprocessing | None:
     2/255 was made by :func:`write_chameleon`, or by someone who cares.
     """
     factor = pictures.get("rescale_factor", _RESCALE["transformers"])
+    if not isinstance(factor, float):
+        return None
     return next((name for name, ours in _RESCALE.items() if abs(factor - ours) < 1e-7), None)
 
 
@@ -424,22 +428,6 @@ def _without_buffers(tensors: Tensors) -> dict[str, LazyTensor]:
 
 def _unheld(*reasons: tuple[str, Any]) -> Iterable[str]:
     return [reason for reason, holds in reasons if holds]
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole folder again.")
-    return path.read_text(encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_read_text(path))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON ({error}); copy it again.") from error
-    if not isinstance(values, dict):
-        raise BundleError(f"{path} holds no values by name; copy it again.")
-    return values
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,14 @@ from torch import Tensor
 from pardalis.errors import BundleError
 from pardalis.interop.huggingface import decoder_config, decoder_from, open_folder, read_config
 from pardalis.interop.licences import licences_of
-from pardalis.interop.model import ForeignModel, check_tensors, decoder_shapes, reorder_ids
+from pardalis.interop.model import (
+    ForeignModel,
+    check_tensors,
+    decoder_shapes,
+    read_json,
+    read_text,
+    reorder_ids,
+)
 from pardalis.interop.names import lines
 from pardalis.interop.tensors import LazyTensor, Tensors
 from pardalis.interop.vocabulary import extend_text_vocabulary, to_foreign, token_ids
@@ -85,7 +92,7 @@ def read_llama(
         raise BundleError(
             f"{path} is missing; save the tokenizer with the tokenizers library first."
         )
-    tokenizer_json = path.read_text(encoding="utf-8")
+    tokenizer_json = read_text(path)
     vocabulary = extend_text_vocabulary(
         tokenizer_json,
         config.vocab_size,
@@ -141,7 +148,7 @@ def _single_ids(
     """
     generation = folder / "generation_config.json"
     if generation.is_file():
-        values = values | {n: v for n, v in _read_json(generation).items() if v is not None}
+        values = values | {n: v for n, v in read_json(generation).items() if v is not None}
 
     def named(key: str) -> Sequence[int]:
         found = values.get(key)
@@ -167,10 +174,3 @@ def _single_ids(
         if i is not None and i not in singles.values():
             singles[role] = i
     return singles
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise BundleError(f"{path} is not a JSON table ({error}); copy it again.") from error

@@ -31,6 +31,7 @@ from pardalis.interop.model import (
     decoder_shapes,
     halves_from_pairs,
     pairs_from_halves,
+    read_text,
     refuse,
     reorder_ids,
 )
@@ -81,10 +82,8 @@ def read_meta(folder: Path) -> ForeignModel:
     for path, tensors in zip(paths, ranks, strict=True):
         check_tensors(path, expected, {n: t for n, t in tensors.items() if n != _FREQS})
     path = tokenizer / "text_tokenizer.json"
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole folder again.")
-    vocabulary = read_vocabulary(path.read_text(encoding="utf-8"), vocab_size, str(path))
-    image_tokenizer, image_tensors = read_vqgan(tokenizer / "vqgan.ckpt", tokenizer / "vqgan.yaml")
+    vocabulary = read_vocabulary(read_text(path), vocab_size, str(path))
+    image_tokenizer, image_tensors = read_vqgan(tokenizer / "vqgan.ckpt")
     if vocabulary.n_codes != image_tokenizer.n_codes:
         raise BundleError(
             f"{path} names {vocabulary.n_codes} image codes, but vqgan.yaml beside it has "
@@ -105,8 +104,12 @@ def read_meta(folder: Path) -> ForeignModel:
 
 
 def is_meta(folder: Path) -> bool:
-    """Say whether a folder looks like a release, or like one model of it."""
-    return (folder / _PARAMS).is_file() or any(folder.glob(f"models/*/{_PARAMS}"))
+    """Say whether a folder looks like a release, or like one model of it.
+
+    Mistral's folders have a ``params.json`` of another kind beside their ``config.json``.
+    """
+    is_model = (folder / _PARAMS).is_file() and not (folder / "config.json").is_file()
+    return is_model or any(folder.glob(f"models/*/{_PARAMS}"))
 
 
 def _find(folder: Path) -> tuple[Path, Path]:
@@ -146,6 +149,11 @@ def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
     whole = model / "consolidated.pth"
     found = [whole] if whole.is_file() else sorted(model.glob("consolidated.[0-9][0-9].pth"))
     n_ranks = params.get("model_parallel_size") or len(found) or 1
+    if not isinstance(n_ranks, int):
+        raise BundleError(
+            f"{model / _PARAMS} is not a model's parameters (model_parallel_size is {n_ranks!r}); "
+            "copy it again."
+        )
     needed = [model / f"consolidated.{rank:02}.pth" for rank in range(n_ranks)]
     if found != needed and not (n_ranks == 1 and found == [whole]):
         names = ", ".join(path.name for path in found) or "none"

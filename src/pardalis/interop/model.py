@@ -5,9 +5,11 @@ The decoder's tensors have our names, our order of rows within a head (:mod:`.na
 of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's names.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,6 +141,27 @@ def refuse(where: Path, what: str, reasons: Iterable[str]) -> None:
     reasons = list(reasons)
     if reasons:
         raise BundleError(f"{where}: {what}: {'; '.join(reasons)}. Nothing was written.")
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file; raises BundleError if there is none."""
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the whole folder again.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not a text file ({error}); copy it again.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the values of a JSON file by name; raises BundleError if it has none."""
+    try:
+        values = json.loads(read_text(path))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); copy it again.") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{path} holds no values by name; copy it again.")
+    return values
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -177,6 +177,8 @@ def _state_dict(content: Any) -> dict[str, LazyTensor]:
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise ValueError("it holds no tensors by name")
+    if wrong := [name for name in content if not isinstance(name, str)]:
+        raise ValueError(f"{wrong[0]!r} in it is not a name")
     tensors = {name: lazy(t) if isinstance(t, Tensor) else t for name, t in content.items()}
     others = [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]
     if others:
@@ -187,12 +189,15 @@ def _state_dict(content: Any) -> dict[str, LazyTensor]:
 def _records(path: Path) -> dict[str, tuple[int, int]]:
     """Return where the records of a checkpoint lie in its file: first byte and length of each."""
     records = {}
+    end = path.stat().st_size
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} in it is compressed")
             file.seek(entry.header_offset + 26)  # the lengths of what follows the entry's header
             first = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+            if first + entry.file_size > end:
+                raise ValueError(f"{entry.filename} in it ends after the file")
             records[entry.filename.partition("/")[2]] = (first, entry.file_size)
     return records
 
@@ -254,12 +259,18 @@ class _Unpickler(pickle.Unpickler):
         dtype, first, length = storage
         if not isinstance(dtype, torch.dtype):
             return _Inert()
+        if not all(isinstance(n, int) and n >= 0 for n in (start, *shape, *stride)):
+            raise ValueError("a tensor's place is not said in whole numbers from 0 on")
+        # From its first element to its last: a slice may keep a storage of many gigabytes.
+        last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        extent = 0 if 0 in shape else (last + 1) * dtype.itemsize
+        first += start * dtype.itemsize
+        if start * dtype.itemsize + extent > length:
+            raise ValueError("a tensor reaches beyond its storage")
         return LazyTensor(
             tuple(shape),
             dtype,
-            lambda: (
-                _bytes_of(self._path, first, length).view(dtype).as_strided(shape, stride, start)
-            ),
+            lambda: _bytes_of(self._path, first, extent).view(dtype).as_strided(shape, stride),
         )
 
 
@@ -373,4 +384,6 @@ def _safetensors_header(tensors: Tensors) -> bytes:
 
 def _bytes(tensor: LazyTensor) -> memoryview:
     values = tensor.read().contiguous()
+    # Else what follows in the file would stand at other places than its header says.
+    assert (tuple(values.shape), values.dtype) == (tensor.shape, tensor.dtype)
     return values.reshape(-1).view(torch.uint8).numpy().data

@@ -72,7 +72,7 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     if not codes:
         wrong.append("no image token (IMGIMG...Z)")
     elif sorted(codes) != list(range(len(codes))):
-        gap = min(set(range(max(codes) + 1)) - set(codes))
+        gap = min(set(range(len(codes))) - set(codes))
         wrong.append(f"no {image_name(gap)} among its {len(codes)} image tokens")
     if outside := [name for name, i in names.items() if i not in range(size)]:
         wrong.append(f"{outside[0]} with id {names[outside[0]]}, but the model has {size} ids")

@@ -113,6 +113,11 @@ def read_vqgan(
         [f"found {', '.join(quantizer)}"] if quantizer else [],
     )
     if any(name.startswith("encoder.conv_blocks.") for name in tensors):
+        if config is not None:
+            raise ConfigError(
+                f"--config does not apply: the shape of {weights.name} follows from LlamaGen's "
+                "weights. Leave it out."
+            )
         found = _llamagen_config(tensors, weights, resolution)
         tensors = _from_llamagen(tensors, len(found.channel_multipliers))
     elif any(name.startswith("encoder.down.") for name in tensors):

@@ -80,20 +80,16 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Vocabulary":
-        """Rebuild a vocabulary; raises BundleError for missing or unknown keys."""
+        """Rebuild a vocabulary; raises BundleError for wrong keys or foreign ids."""
         expected = {"image", "text", *_SINGLE_IDS}
         if set(values) - {"foreign_ids"} != expected:
             raise BundleError(
                 f"A vocabulary needs exactly the keys {sorted(expected)}, found {sorted(values)}."
             )
+        image, text = range(*values["image"]), range(*values["text"])
         singles = {name: values[name] for name in _SINGLE_IDS}
-        foreign = values.get("foreign_ids")
-        return cls(
-            image=range(*values["image"]),
-            text=range(*values["text"]),
-            **singles,
-            foreign_ids=range(foreign) if isinstance(foreign, int) else foreign and tuple(foreign),
-        )
+        foreign_ids = _foreign_ids(values.get("foreign_ids"), max(image.stop, text.stop))
+        return cls(image=image, text=text, **singles, foreign_ids=foreign_ids)
 
     def name_of(self, token_id: int) -> str:
         """Name an id for a person: ``<bos>``, ``<image 17>`` or ``<text 803>``."""
@@ -110,6 +106,21 @@ class Vocabulary:
 def _plain(foreign_ids: Sequence[int]) -> int | list[int]:
     """Return foreign ids for a JSON file: how many there are, when all are unchanged."""
     return len(foreign_ids) if isinstance(foreign_ids, range) else list(foreign_ids)
+
+
+def _foreign_ids(plain: Any, least: int) -> Sequence[int] | None:
+    """Undo :func:`_plain`; raises BundleError unless it is an order of at least so many ids."""
+    if plain is None:
+        return None
+    ids = (
+        range(plain) if isinstance(plain, int) else tuple(plain) if isinstance(plain, list) else ()
+    )
+    if len(ids) < least or set(ids) != set(range(len(ids))):
+        raise BundleError(
+            f"A vocabulary's foreign_ids must be an order of its ids, of which it has {least} or "
+            "more; copy the whole bundle again."
+        )
+    return ids
 
 
 _SINGLE_IDS = (
