@@ -95,6 +95,17 @@ def test_a_crash_at_any_instant_leaves_one_whole_folder(tmp_path, monkeypatch):
 
 def test_recovery_after_the_last_rename_keeps_the_new_folder(tmp_path):
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle.previous").mkdir()
+    (tmp_path / ".bundle.pardalis-previous").mkdir()
     files.recover_folder(tmp_path / "bundle")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_a_person_put_beside_it_stays(tmp_path):
+    for name in ("bundle", "bundle.partial", "bundle.previous"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").touch()
+    with files.atomic_folder(tmp_path / "bundle") as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "bundle.partial" / "thesis.tex").is_file()
+    assert (tmp_path / "bundle.previous" / "thesis.tex").is_file()
+    assert [p.name for p in (tmp_path / "bundle").iterdir()] == ["new"]

@@ -70,6 +70,14 @@ class Bundle:
         write_description(folder, self.model.config, self.codec.vocabulary, self.made_by)
 
 
+def require_new(folder: Path) -> None:
+    """Raise ConfigError if a folder is there already and holds anything."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} exists and is not empty; choose another folder, or remove it first."
+        )
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, which takes its name only when all went well.

@@ -8,8 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_PARTIAL = ".partial"
-_PREVIOUS = ".previous"
+
+def working_name(path: Path, state: str) -> Path:
+    """Return the working name of a file or folder: hidden, and nothing that a person would choose.
+
+    What bears it is ours to delete; a person's ``bundle.previous`` is not.
+    """
+    return path.with_name(f".{path.name}.pardalis-{state}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; on an error (a full disk, say) the previous file stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = working_name(path, "partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -43,12 +48,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A folder that already has that name is replaced. If the block raises, or the process dies in it,
     the previous folder is untouched. Between the two renames of a replacement the previous folder
-    bears the suffix ``.previous``; :func:`recover_folder` puts it back after a crash just then.
+    bears a working name; :func:`recover_folder` puts it back after a crash just then.
     """
     recover_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _PARTIAL)
-    previous = path.with_name(path.name + _PREVIOUS)
+    partial = working_name(path, "partial")
+    previous = working_name(path, "previous")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -69,13 +74,13 @@ def existing_folder(path: Path) -> Path:
 
     For readers, which must not rename what a writer is about to rename.
     """
-    previous = path.with_name(path.name + _PREVIOUS)
+    previous = working_name(path, "previous")
     return previous if previous.exists() and not path.exists() else path
 
 
 def recover_folder(path: Path) -> None:
     """Finish or undo a replacement that a crash cut between its two renames; for writers."""
-    previous = path.with_name(path.name + _PREVIOUS)
+    previous = working_name(path, "previous")
     if not previous.exists():
         return
     if path.exists():

@@ -288,9 +288,9 @@ def test_an_interruption_of_the_first_run_leaves_nothing(base: Path, codec: Code
 
 def test_what_a_killed_process_left_behind_is_cleared(base: Path, codec: Codec):
     prepare(base, codec)
-    (base / "shards").rename(base / "shards.previous")  # killed between the two renames
-    (base / "shards.partial").mkdir()
-    (base / "shards.partial" / "ids-00000.npy").write_bytes(b"half")
+    (base / "shards").rename(base / ".shards.pardalis-previous")  # killed between the two renames
+    (base / ".shards.pardalis-partial").mkdir()
+    (base / ".shards.pardalis-partial" / "ids-00000.npy").write_bytes(b"half")
     assert prepare(base, codec).unchanged
     (base / "owls/0.txt").write_text("a white owl")
     assert not prepare(base, codec).unchanged

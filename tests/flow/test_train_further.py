@@ -131,7 +131,7 @@ def test_the_codec_is_the_bundles(project):
     assert not {"text_tokenizer", "image_tokenizer"} & {path.name for path in folder.iterdir()}
 
 
-def test_the_new_bundle_tells_where_it_comes_from(project):
+def test_the_new_bundle_tells_where_it_comes_from(project, capsys):
     (project / "run" / "corpus").mkdir(parents=True)
     (project / "run" / "corpus" / "LICENCES.md").write_text("# Of the run\n")
     go(project)
@@ -148,6 +148,10 @@ def test_the_new_bundle_tells_where_it_comes_from(project):
     bundle = pardalis.load(project / "again" / "bundle")
     assert bundle.licences == "# Of the base\n\n# Of the run\n"
     assert bundle.made_by["start_from"]["start_from"] == {"recipe": "tiny-run", "steps": 60}
+    assert main(["show", "bundle", str(project / "again" / "bundle")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("a bundle") == 2
+    assert re.search(r"recipe +tiny-run", shown)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):

@@ -65,6 +65,14 @@ def test_a_model_that_cannot_draw_reads_pictures_and_writes_text(bundle, image):
             pardalis.generate(bundle, "owl", **asked)
 
 
+def test_chat_is_a_turn_of_the_user(bundle, image):
+    asked = Document((Picture(image, role="user"), Text("what", role="user")))
+    answer = pardalis.generate(bundle, [image, "what"], chat=True, seed=2)
+    assert answer == pardalis.generate(bundle, asked, seed=2)
+    assert {segment.role for segment in answer.segments} == {"assistant"}
+    assert answer.text != pardalis.generate(bundle, [image, "what"], seed=2).text
+
+
 def codes(document, bundle):
     return [np.asarray(picture.source).tolist() for picture in document.pictures]
 

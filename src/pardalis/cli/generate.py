@@ -28,6 +28,7 @@ a picture, everything else is text.
   pardalis generate BUNDLE rocket --mode picture --out rocket.png
   pardalis generate BUNDLE rocket.png --mode text
   pardalis generate BUNDLE $'Rocket\\n' --out page.html
+  pardalis generate BUNDLE "What is this?" rocket.png --chat
 
 The answer is printed, with [picture] where one was drawn; --out writes it with its pictures as HTML
 (one file) or Markdown (pictures beside it), or the drawn picture itself as PNG.
@@ -74,6 +75,12 @@ def add(commands: Commands) -> None:
         help="classifier-free guidance of pictures (default: 1, none)",
     )
     parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="ask as a user in a conversation, for models that were trained on conversations; "
+        "otherwise the model goes on with the prompt",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same answer (default: 0)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
@@ -89,7 +96,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.out is not None and options.out.suffix.lower() not in _WRITABLE:
         raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {options.out}.")
-    prompt = as_document([_part(text) for text in options.prompt])
+    parts = [_part(text) for text in options.prompt]
+    prompt = as_document(parts, "user" if options.chat else None)
     answer = pardalis.generate(
         pardalis.load(options.bundle, options.device, chosen_dtype(options)),
         prompt,
@@ -108,13 +116,13 @@ def _run(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     if options.json:
-        parts = [
+        shown = [
             {"picture": to_data_uri(to_png(open_picture(segment.source)))}
             if isinstance(segment, Picture)
             else {"text": segment.text}
             for segment in answer.segments
         ]
-        print_json({"answer": parts, "out": str(options.out) if options.out else None})
+        print_json({"answer": shown, "out": str(options.out) if options.out else None})
     else:
         echo("".join(s.text if isinstance(s, Text) else "[picture]" for s in answer.segments))
     if options.out is not None:

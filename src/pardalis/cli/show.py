@@ -78,10 +78,19 @@ def _bundle(options: argparse.Namespace) -> None:
         "pictures", f"{pictures.resolution} pixels, {pictures.grid} x {pictures.grid} codes{drawn}"
     )
     numbers = description["made_by"].pop("numbers", {})
-    for name, value in description["made_by"].items():
-        _fact(name.replace("_", " "), value)
+    _show_origin(description["made_by"])
     for name, value in numbers.items():
         echo(f"  {name:<22} {value:.4g}")
+
+
+def _show_origin(made_by: dict[str, object]) -> None:
+    """Show how a bundle was made, and below it how the one it started from was."""
+    for name, value in made_by.items():
+        if isinstance(value, dict):
+            _fact(name.replace("_", " "), "a bundle")
+            _show_origin(value)
+        else:
+            _fact(name.replace("_", " "), value)
 
 
 def _fact(name: str, value: object) -> None:

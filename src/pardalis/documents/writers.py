@@ -14,7 +14,7 @@ from typing import Any
 
 from pardalis.documents.document import Document, Picture, PictureSource, Text
 from pardalis.documents.pictures import to_data_uri, to_png
-from pardalis.files import write_bytes
+from pardalis.files import working_name, write_bytes
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -72,7 +72,7 @@ def to_record(document: Document, picture_path: Callable[[Picture], str]) -> dic
 def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
     """Write objects one a line as they come, whole or not at all; return how many there were."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = working_name(path, "partial")
     n_records = 0
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:

@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image
 
 from pardalis.bundle import Bundle
-from pardalis.documents import Document, Picture, Segment, Text
+from pardalis.documents import Document, Picture, Role, Segment, Text
 from pardalis.errors import RequestError
 from pardalis.inference.cached import generate_cached
 from pardalis.inference.request import Request, SamplingConfig
@@ -24,12 +24,18 @@ PICTURE_SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9)
 Prompt = Part | Sequence[Part] | Document
 
 
-def as_document(prompt: Prompt) -> Document:
-    """Read a prompt: a string is text; a path, bytes or a PIL image is a picture."""
+def as_document(prompt: Prompt, role: Role | None = None) -> Document:
+    """Read a prompt: a string is text; a path, bytes or a PIL image is a picture.
+
+    Args:
+        role: whose turn it is; a document has its own roles.
+    """
     if isinstance(prompt, Document):
         return prompt
     parts = [prompt] if isinstance(prompt, str | Path | bytes | Image.Image) else prompt
-    segments: list[Segment] = [Text(p) if isinstance(p, str) else Picture(p) for p in parts]
+    segments: list[Segment] = [
+        Text(p, role=role) if isinstance(p, str) else Picture(p, role=role) for p in parts
+    ]
     return Document(tuple(segments))
 
 
@@ -43,6 +49,7 @@ def generate(
     text: SamplingConfig | None = None,
     picture: SamplingConfig | None = None,
     guidance: float = 1.0,
+    chat: bool = False,
     seed: int = 0,
 ) -> Document:
     """Answer one prompt; arguments as of :func:`generate_many`."""
@@ -55,6 +62,7 @@ def generate(
         text=text,
         picture=picture,
         guidance=guidance,
+        chat=chat,
         seed=seed,
     )
     return answer
@@ -70,6 +78,7 @@ def generate_many(
     text: SamplingConfig | None = None,
     picture: SamplingConfig | None = None,
     guidance: float = 1.0,
+    chat: bool = False,
     seed: int = 0,
 ) -> list[Document]:
     """Answer prompts in one batch.
@@ -83,6 +92,8 @@ def generate_many(
         text: how text is sampled; default: the most likely id.
         picture: how codes are sampled; default: temperature 0.7, top-p 0.9.
         guidance: classifier-free guidance of pictures; 1 is none, more follows the prompt closer.
+        chat: read a prompt as a user's turn, which the model answers in its own; otherwise it goes
+            on with the prompt. A prompt that is a document has its own roles.
         seed: the answer to prompt number i depends on (seed, i) and the prompt, not on the others.
 
     Returns:
@@ -95,7 +106,7 @@ def generate_many(
     """
     if not bundle.codec.image_tokenizer.config.has_decoder:
         max_pictures = _no_pictures(mode, max_pictures)
-    documents = [as_document(prompt) for prompt in prompts]
+    documents = [as_document(prompt, "user" if chat else None) for prompt in prompts]
     requests = []
     for i, document in enumerate(documents):
         prompt_ids = bundle.codec.encode_prompt(document)

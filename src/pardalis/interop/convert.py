@@ -28,12 +28,12 @@ def import_model(
     image_tokenizer: Path | str | None = None,
     new_rows: NewRows | None = None,
 ) -> ForeignModel:
-    """Turn a foreign checkpoint into a bundle; a bundle that stood there is replaced at the end.
+    """Turn a foreign checkpoint into a bundle, which appears whole or not at all.
 
     Args:
         source: a Hugging Face folder of a Chameleon or of a text-only Llama, or the original
             release of a Chameleon.
-        folder: of the bundle.
+        folder: of the bundle; new or empty.
         dtype: of the decoder's weights; as they come when left out.
         image_tokenizer: for a text-only model, the image tokenizer that it gets; for a Chameleon of
             Hugging Face's, the one whose decoder it lacks. A folder of ours (an image tokenizer or
@@ -45,14 +45,10 @@ def import_model(
 
     Raises:
         BundleError: something in the source is missing or does not fit; nothing is written.
-        ConfigError: an argument does not suit the source.
+        ConfigError: an argument does not suit the source, or the folder is not empty.
     """
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
-    if folder.exists() and not (folder / bundles.DESCRIPTION).is_file() and not _is_empty(folder):
-        raise ConfigError(
-            f"{folder} exists and is not a bundle; choose another folder, or remove it first."
-        )
     model = read_model(source, image_tokenizer=image_tokenizer, new_rows=new_rows)
     write_bundle(model, folder, dtype)
     return model
@@ -120,8 +116,6 @@ def export_model(
     """
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
-    if folder.exists() and not _is_empty(folder):
-        raise ConfigError(f"{folder} exists and is not empty; choose another, or remove it first.")
     model = read_bundle(source)
     if to == "hf":
         _refuse(n_ranks is not None, "--ranks", "only the original release's layout has ranks")
@@ -152,13 +146,11 @@ def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[s
 
 
 def _check_target(folder: Path, source: Path) -> None:
+    """Refuse to write where something is: a conversion is repeated sooner than a training."""
     there, here = folder.resolve(), source.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise ConfigError(f"{folder} is, holds or lies in the source {source}; choose another.")
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    bundles.require_new(folder)
 
 
 def _refuse(given: bool, option: str, because: str) -> None:
