@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 
+from pardalis import config as configs
 from pardalis.errors import ConfigError
 from pardalis.model import (
     PRESETS,
     Decoder,
     ModelConfig,
+    RopeScaling,
     chameleon_7b,
     chameleon_34b,
     count,
@@ -18,7 +20,7 @@ from pardalis.model import (
     initialise,
     swiglu_width,
 )
-from pardalis.model.attention import HeadNorm, rotate, rotation_of
+from pardalis.model.attention import HeadNorm, rope_frequencies, rotate, rotation_of
 
 
 def build(config: ModelConfig, **changes) -> Decoder:
@@ -193,6 +195,69 @@ def test_rope_depends_on_distance_alone():
 
     assert score(3, 1) == pytest.approx(score(40, 38), abs=1e-4)
     assert abs(score(3, 1) - score(3, 2)) > 1e-2
+
+
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=100)
+
+
+def test_scaled_rope_by_hand():
+    """Wavelengths of 6.3, 62.8, 628 and 6283 in 100 positions: kept, blended, divided, divided."""
+    torch.testing.assert_close(
+        rope_frequencies(8, 10_000.0), torch.tensor([1.0, 0.1, 0.01, 0.001]), rtol=1e-6, atol=0
+    )
+    # 100 / 62.8319 = 1.59155 turns lie 0.197183 of the way from 1 to 4:
+    # 0.802817 * 0.1 / 8 + 0.197183 * 0.1 = 0.0297535.
+    expected = torch.tensor([1.0, 0.0297535, 0.00125, 0.000125])
+    torch.testing.assert_close(rope_frequencies(8, 10_000.0, SCALING), expected, rtol=1e-6, atol=0)
+
+
+def test_the_rotation_turns_by_scaled_frequencies():
+    cos, sin = rotation_of(torch.tensor([[0, 1, 8]]), 8, 10_000.0, SCALING)
+    angles = torch.tensor([1.0, 0.0297535, 0.00125, 0.000125]).repeat(2)
+    for at, position in enumerate((0, 1, 8)):
+        torch.testing.assert_close(cos[0, at, 0], (position * angles).cos(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(sin[0, at, 0], (position * angles).sin(), rtol=0, atol=1e-6)
+
+
+def test_a_decoder_scales_its_rope(tiny_config):
+    ids = torch.arange(40)[None]
+    plain, scaled = (build(tiny_config, rope_scaling=scaling)(ids) for scaling in (None, SCALING))
+    assert torch.equal(plain[:, 0], scaled[:, 0])  # at position 0 nothing turns
+    assert (plain[:, 1:] - scaled[:, 1:]).abs().amax() > 1e-3
+
+
+def test_rope_scaling_reads_back_and_may_be_left_out(tiny_config, tmp_path):
+    path = tmp_path / "model.toml"
+    for scaling in (None, SCALING):
+        config = dataclasses.replace(tiny_config, rope_scaling=scaling)
+        assert configs.from_dict(ModelConfig, configs.to_dict(config)) == config
+        path.write_text(configs.to_toml(config))
+        assert configs.load(ModelConfig, path) == config
+    # What has none is written as before there was any: old bundles load, fingerprints stay.
+    assert "rope_scaling" not in configs.to_dict(tiny_config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factor": 0.5}, "^factor must be at least 1, got 0.5"),
+        ({"factor": math.nan}, "^factor must be at least 1, got nan"),
+        (
+            {"low_freq_factor": 0.0},
+            r"^low_freq_factor \(0.0\) must lie above 0 and below high_freq",
+        ),
+        ({"low_freq_factor": 4.0}, r"must lie above 0 and below high_freq_factor \(4.0\)"),
+        ({"high_freq_factor": 0.5}, r"must lie above 0 and below high_freq_factor \(0.5\)"),
+        ({"original_context": 0}, "^original_context must be at least 1, got 0"),
+    ],
+)
+def test_refuses_rope_scaling_that_cannot_be(tiny_config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SCALING, **changes)
+    values = configs.to_dict(dataclasses.replace(tiny_config, rope_scaling=SCALING))
+    values["rope_scaling"] |= changes
+    with pytest.raises(ConfigError, match=r"^model\.rope_scaling\."):
+        configs.from_dict(ModelConfig, values, "model.")
 
 
 @pytest.mark.parametrize("norm_placement", ["pre", "reordered"])

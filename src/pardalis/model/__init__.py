@@ -4,6 +4,7 @@ from pardalis.model.attention import LayerCache, document_mask
 from pardalis.model.config import (
     PRESETS,
     ModelConfig,
+    RopeScaling,
     chameleon_7b,
     chameleon_34b,
     small,
@@ -20,6 +21,7 @@ __all__ = [
     "Decoder",
     "LayerCache",
     "ModelConfig",
+    "RopeScaling",
     "chameleon_7b",
     "chameleon_34b",
     "count",

@@ -1,5 +1,6 @@
 """Attention with QK-norm, RoPE and grouped heads, and the masks that say who sees whom."""
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pardalis.model.config import ModelConfig
+from pardalis.model.config import ModelConfig, RopeScaling
 
 
 @runtime_checkable
@@ -91,13 +92,36 @@ class Attention(nn.Module):
         return self.o_proj(attended.transpose(1, 2).flatten(-2))
 
 
+def rope_frequencies(
+    d_head: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    device: torch.device | None = None,
+) -> Float[Tensor, "..."]:
+    """Return the frequency of each pair of a head, in radians a position; shape (d_head / 2,).
+
+    Scaled as for Llama 3.1 (arXiv 2407.21783; the formula by transformers'
+    ``_compute_llama3_parameters``): with n turns within the original context, a frequency f becomes
+    (1 - s) f / factor + s f, where s is (n - low) / (high - low), cut to [0, 1].
+    """
+    exponents = torch.arange(0, d_head, 2, device=device, dtype=torch.float32) / d_head
+    # The reciprocal of the power, not a negative power: so it is rounded in the published models.
+    frequencies = 1.0 / theta**exponents
+    if scaling is None:
+        return frequencies
+    # By way of the wavelength, and in this order, for the same rounding.
+    turns = scaling.original_context / (2 * math.pi / frequencies)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
 def rotation_of(
-    positions: Int[Tensor, "B T"], d_head: int, theta: float
+    positions: Int[Tensor, "B T"], d_head: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
     """Return cosines and sines of RoPE (arXiv 2104.09864), the two halves of a head paired."""
-    exponents = torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32) / d_head
-    # The reciprocal of the power, not a negative power: so it is rounded in the published models.
-    angles = positions[..., None].float() * (1.0 / theta**exponents)
+    frequencies = rope_frequencies(d_head, theta, scaling, positions.device)
+    angles = positions[..., None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)
     return angles.cos(), angles.sin()
 

@@ -11,6 +11,36 @@ from pardalis.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RopeScaling:
+    """Llama 3's change of RoPE's frequencies, which lengthens a trained context.
+
+    A pair of a head turns once in its wavelength. Pairs that turn at least ``high_freq_factor``
+    times within the original context keep their frequency, those that turn at most
+    ``low_freq_factor`` times have it divided by ``factor``, and between the two it is blended; see
+    :func:`pardalis.model.attention.rope_frequencies`.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    factor: float  # what the lowest frequencies are divided by
+    low_freq_factor: float  # turns within the original context
+    high_freq_factor: float  # turns within the original context
+    original_context: int  # positions a sequence had before it was lengthened
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1.0:
+            raise ConfigError(f"factor must be at least 1, got {self.factor}.")
+        if not 0.0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"low_freq_factor ({self.low_freq_factor}) must lie above 0 and below "
+                f"high_freq_factor ({self.high_freq_factor})."
+            )
+        if self.original_context < 1:
+            raise ConfigError(f"original_context must be at least 1, got {self.original_context}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Shape and options of a decoder."""
 
@@ -22,6 +52,7 @@ class ModelConfig:
     n_kv_heads: int  # key and value heads; below n_heads it is grouped-query attention
     d_ff: int  # hidden width of the SwiGLU feed-forward
     rope_theta: float = 10_000.0  # base of the rotary position embedding
+    rope_scaling: RopeScaling | None = None  # of its frequencies, as Llama 3.1 and later
     qk_norm: Literal["layer_norm", "none"] = "layer_norm"  # on queries and keys, before RoPE
     qk_norm_groups: int | None = None  # equal runs of heads that share a scale; None: none share
     qk_norm_eps: float = 1e-5

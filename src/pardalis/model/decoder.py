@@ -77,7 +77,8 @@ class Trunk(nn.Module):
         mask: Bool[Tensor, "B 1 T S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        rotation = rotation_of(positions, self.config.d_head, self.config.rope_theta)
+        config = self.config
+        rotation = rotation_of(positions, config.d_head, config.rope_theta, config.rope_scaling)
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, mask, None if cache is None else cache[i])
         return self.norm(x)
