@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,11 +36,9 @@ def source(chameleon_folder, tmp_path) -> Path:
 
 @pytest.fixture
 def target(tmp_path) -> Path:
-    """Where a bundle stands that must outlive what goes wrong."""
-    folder = tmp_path / "results" / "bundle"
-    folder.mkdir(parents=True)
-    (folder / "bundle.json").write_text("the old one")
-    return folder
+    """Where a bundle is to be, and nothing after what goes wrong."""
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results" / "bundle"
 
 
 @pytest.fixture
@@ -59,9 +58,7 @@ def refused(source, target) -> Callable[..., str]:
 
 
 def assert_untouched(target: Path) -> None:
-    assert [path.name for path in target.parent.iterdir()] == ["bundle"]
-    assert [path.name for path in target.iterdir()] == ["bundle.json"]
-    assert (target / "bundle.json").read_text() == "the old one"
+    assert not list(target.parent.iterdir())
 
 
 def write(folder: Path, name: str, content: str | bytes) -> None:
@@ -152,8 +149,9 @@ def test_a_truncated_file(kept, source, refused):
 
 def test_no_weights(source, refused):
     (source / "model.safetensors").unlink()
+    assert f"{source} has neither model.safetensors nor pytorch_model.bin, whole or" in refused()
     (source / "pytorch_model.bin").touch()
-    assert "neither model.safetensors nor model.safetensors.index.json" in refused()
+    assert f"{source / 'pytorch_model.bin'} cannot be read" in refused()
 
 
 INDEX = "model.safetensors.index.json"
@@ -199,7 +197,7 @@ def test_every_option_that_we_lack_is_named_at_once(source, refused):
         mlp_bias=True,
         hidden_act="gelu",
         head_dim=16,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0},
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0},
         sliding_window=512,
         vq_config__double_latent=True,
         vq_config__in_channels=1,
@@ -216,18 +214,18 @@ def test_every_option_that_we_lack_is_named_at_once(source, refused):
     message = refused()
     for part in (
         "hidden_act = 'gelu' (ours: 'silu')",
-        "attention_bias = true",
-        "mlp_bias = true",
-        "RoPE of type 'llama3' (ours: 'default')",
+        "attention_bias = True (ours: False)",
+        "mlp_bias = True (ours: False)",
+        "RoPE of type 'yarn' (ours: 'default' and 'llama3')",
         "head_dim = 16",
         "sliding_window",
-        "vq_config.double_latent = true",
+        "vq_config.double_latent = True (ours: False)",
         "vq_config.in_channels = 1",
         "vq_config.attn_type = None",
-        "rescale_factor of pictures = 0.00392156862745098 (ours: 0.0078 or 2/255)",
-        "image_mean of pictures = [0.5, 0.5, 0.5] (ours: [1.0, 1.0, 1.0])",
-        "size of pictures = {'shortest_edge': 9} (ours: {'shortest_edge': 8})",
-        "do_center_crop of pictures = False (ours: True)",
+        "image_processor.rescale_factor = 0.00392156862745098 (ours: 0.0078 or 2/255)",
+        "image_processor.image_mean = [0.5, 0.5, 0.5] (ours: [1.0, 1.0, 1.0])",
+        "image_processor.size = {'shortest_edge': 9} (ours: {'shortest_edge': 8})",
+        "image_processor.do_center_crop = False (ours: True)",
     ):
         assert part in message
 
@@ -241,7 +239,7 @@ def test_the_older_way_to_say_rope_is_read_too(source, refused):
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
 def test_either_file_says_how_pictures_are_prepared(name, factor, source, refused):
     write(source, name, json.dumps({"rescale_factor": factor}))
-    assert f"rescale_factor of pictures = {factor} (ours:" in refused()
+    assert f"image_processor.rescale_factor = {factor!r} (ours:" in refused()
 
 
 def test_an_image_processor_that_is_none(source, refused):
@@ -327,7 +325,7 @@ def test_a_tokenizer_of_fewer_codes(source, refused):
         del values["model"]["vocab"][name]
     values["added_tokens"] = [t for t in values["added_tokens"] if t["content"] not in names]
     write(source, "tokenizer.json", json.dumps(values))
-    assert "names 8180 image codes, but vq_config.num_embeddings in" in refused()
+    assert "names 8180 image codes, but the image tokenizer has 8192. Do not mix" in refused()
 
 
 # ── arguments ────────────────────────────────────────────────────────────────────────────────────
@@ -343,6 +341,27 @@ def test_an_image_tokenizer_that_completes_nothing(source, imported_bundle, own_
     assert "has no decoder either" in refused(image_tokenizer=imported_bundle())
     assert "another codebook" in refused(image_tokenizer=own_bundle)
     assert "No image tokenizer at" in refused(image_tokenizer=source / "none.ckpt")
+    change_tensors(source, lambda weights: weights.pop("model.vqmodel.quantize.embedding.weight"))
+    message = refused(image_tokenizer=own_bundle)
+    assert "names 8192 image codes, but the image tokenizer has 64. Do not mix" in message
+
+
+def test_an_image_tokenizer_that_is_broken(source, own_bundle, tmp_path, refused):
+    folder = tmp_path / "vq"
+    shutil.copytree(own_bundle / "image_tokenizer", folder)
+    change_tensors(folder, lambda weights: weights.pop("quantize.embedding.weight"))
+    message = refused(image_tokenizer=folder)
+    assert "The weights in the image tokenizer that was named do not fit their config" in message
+    assert "missing quantize.embedding.weight." in message
+
+
+def test_a_decoder_of_pictures_that_is_broken(own_bundle, tmp_path, refused):
+    export_model(own_bundle, tmp_path / "hf", "hf")
+    path = tmp_path / "hf/pardalis.safetensors"
+    save_file(dict(list(load_file(path).items())[1:]), path)
+    assert f"The weights in {path} do not fit their config: missing decoder." in refused(
+        path.parent
+    )
 
 
 def test_a_bundle_is_no_foreign_checkpoint(own_bundle, refused):
@@ -369,12 +388,12 @@ def test_an_output_that_overlaps_the_source(output, source, tmp_path, own_bundle
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "config.json", "models/notes", "model.safetensors"])
-def test_what_is_not_ours_is_never_replaced(name, source, own_bundle, tmp_path):
+@pytest.mark.parametrize("name", ["thesis.tex", "bundle.json", "models/notes", "model.safetensors"])
+def test_nothing_is_ever_replaced(name, source, own_bundle, tmp_path):
     folder = tmp_path / "precious"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("years of work")
-    with pytest.raises(ConfigError, match="precious exists and is not a bundle; choose another"):
+    with pytest.raises(ConfigError, match="precious exists and is not empty; choose another"):
         import_model(source, folder)
     for layout in ("hf", "meta"):
         with pytest.raises(ConfigError, match="precious exists and is not empty; choose another"):
@@ -405,14 +424,14 @@ def test_the_folder_where_one_stands(source, own_bundle, tmp_path, monkeypatch):
 def test_a_link_to_a_folder_stays_a_link(source, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    for _ in range(2):
-        import_model(source, tmp_path / "link")
+    import_model(source, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     pardalis.load(tmp_path / "disk")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link", "source"]
 
 
-def test_an_empty_folder_and_a_bundle_may_be_replaced(source, target, own_bundle, tmp_path):
+def test_an_empty_folder_may_be_filled(source, target, own_bundle, tmp_path):
+    target.mkdir()
     import_model(source, target)
     pardalis.load(target)
     (tmp_path / "empty").mkdir()
@@ -488,9 +507,8 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(source, target):
         capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL
-    assert (target / "bundle.json").read_text() == "the old one"
-    left = [path for path in target.parent.iterdir() if path != target]
-    assert left == [target.with_name("bundle.partial")]
+    left = list(target.parent.iterdir())
+    assert left == [target.with_name(".bundle.pardalis-partial")]
     with pytest.raises(BundleError, match="is incomplete"):
         pardalis.load(left[0])
     import_model(source, target)

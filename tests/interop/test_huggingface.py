@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
     ChameleonConfig,
@@ -19,10 +19,12 @@ from transformers import (
 
 import pardalis
 from pardalis.documents import Document, Picture, Text
+from pardalis.errors import BundleError
 from pardalis.inference import Request, SamplingConfig, generate_cached
 from pardalis.interop import export_model, huggingface, import_model
 from pardalis.interop.vocabulary import from_foreign, to_foreign
 from pardalis.tokens import Limits, Rule
+from pardalis.vq import ImageTokenizer
 
 BF16, FP16 = torch.bfloat16, torch.float16
 
@@ -35,6 +37,16 @@ KINDS = {
     "scattered ids": {"scattered": True, "num_key_value_heads": 8},
     "bfloat16": {"dtype": BF16, "scattered": True, "ranks": 2},
     "float16": {"dtype": FP16},
+    "RoPE of Llama 3.1": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 GROUPS = {"34B, shards": 2, "all heads differ": None, "bfloat16": 2}
@@ -180,19 +192,38 @@ def test_the_decoder_of_pictures_comes_along(own_bundle, exported, tmp_path):
     assert after.codec.image_tokenizer.config == before.codec.image_tokenizer.config
 
 
-def test_the_missing_decoder_of_pictures_is_taken_from_elsewhere(own_bundle, exported, tmp_path):
+@pytest.mark.parametrize("left", ["all", "codebook", "nothing"])
+def test_an_image_tokenizer_takes_the_place_of_the_folders(left, own_bundle, tmp_path):
+    """Which has no decoder, is rounded, prepares pictures in another way, or is not there."""
     bare = tmp_path / "hf"
-    bare.mkdir()
-    for path in exported.iterdir():
-        if path.name != "pardalis.safetensors":
-            (bare / path.name).symlink_to(path)
-    import_model(bare, tmp_path / "reads")
-    assert not pardalis.load(tmp_path / "reads").codec.image_tokenizer.config.has_decoder
+    export_model(own_bundle, bare, "hf", dtype=BF16)
+    (bare / "pardalis.safetensors").unlink()
+    values = json.loads((bare / "preprocessor_config.json").read_text())
+    values["rescale_factor"] = 0.0078
+    (bare / "preprocessor_config.json").write_text(json.dumps(values))
+    if left == "all":
+        import_model(bare, tmp_path / "reads")
+        own = ImageTokenizer.load_config(tmp_path / "reads/image_tokenizer")
+        assert (own.has_decoder, own.preprocessing) == (False, "transformers")
+    else:
+        values["image_mean"] = [0.5, 0.5, 0.5]
+        (bare / "preprocessor_config.json").write_text(json.dumps(values))
+        kept = "model.vqmodel.quantize.embedding.weight" if left == "codebook" else ""
+        tensors = {n: t for n, t in load_file(bare / "model.safetensors").items()
+                   if not n.startswith("model.vqmodel.") or n == kept}  # fmt: skip
+        save_file(tensors, bare / "model.safetensors")
+        with pytest.raises(BundleError, match=r"image_processor\.image_mean"):
+            import_model(bare, tmp_path / "reads")
     import_model(bare, tmp_path / "draws", image_tokenizer=own_bundle)
-    assert_bits_equal(
-        load_file(tmp_path / "draws/image_tokenizer/model.safetensors"),
-        load_file(own_bundle / "image_tokenizer/model.safetensors"),
+    name = "image_tokenizer/model.safetensors"
+    assert_bits_equal(load_file(tmp_path / "draws" / name), load_file(own_bundle / name))
+    found, expected = (
+        ImageTokenizer.load_config(folder / "image_tokenizer")
+        for folder in (tmp_path / "draws", own_bundle)
     )
+    assert found == expected
+    assert found.preprocessing == "chameleon"
+    assert pardalis.load(tmp_path / "draws").model.head.weight.dtype == BF16
 
 
 def test_licences_come_along(chameleon_folder, tmp_path):
@@ -372,3 +403,8 @@ def test_a_loaded_bundle_saves_everything(imported_bundle, tmp_path, picture):
     assert after.codec.encode(document) == ids
     with torch.no_grad():
         assert torch.equal(after.model(torch.tensor([ids])), before.model(torch.tensor([ids])))
+
+
+def test_the_release_has_no_scaling_of_rope(imported_bundle, tmp_path):
+    with pytest.raises(BundleError, match=r"model.rope_scaling is set \(needed: none\)"):
+        export_model(imported_bundle(**KINDS["RoPE of Llama 3.1"]), tmp_path / "meta", "meta")

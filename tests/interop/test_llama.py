@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
     Regex,
@@ -146,6 +147,13 @@ CASES = {
     },
     "Llama 3, bf16, shards": {
         "tokenizer": "Llama 3", "rope_theta": 5e5, "dtype": torch.bfloat16, "shards": "40KB",
+    },
+    "Llama 3.1": {
+        "tokenizer": "Llama 3",
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        },
     },
     "SmolLM2, bf16, tied, shards": {
         "tokenizer": "SmolLM2", "dtype": torch.bfloat16, "shards": "40KB",
@@ -289,6 +297,37 @@ def test_old_rows_keep_their_bits_and_their_dtype(llama, imported, case):
         (bundle.model.embedding, model.model.embed_tokens), (bundle.model.head, model.lm_head),
     ):  # fmt: skip
         assert torch.equal(ours.weight[places], theirs.weight)
+
+
+@pytest.mark.parametrize("case", ["Llama 2", "Llama 3, bf16, shards"])
+def test_weights_in_pytorchs_own_files(llama, imported, image_tokenizer, tmp_path, case):
+    """With a buffer that old versions wrote. Safetensors are taken where both lie."""
+    folder = copy_of(llama(case), tmp_path / "hf")
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    files = sorted(folder.glob("model*.safetensors"))
+    assert (len(files) > 1) == ("shards" in case)
+    for path in files:
+        tensors = load_file(path)
+        if path == files[0]:
+            tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+        name = path.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        torch.save(tensors, folder / name)
+        path.unlink()
+    if places:
+        index.unlink()
+        names = {n: f.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+                 for n, f in places.items()}  # fmt: skip
+        index = folder / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": names}))
+    import_model(folder, tmp_path / "bundle", image_tokenizer=image_tokenizer)
+    found, expected = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "bundle", imported(case))
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (folder / "model.safetensors").write_text("x")
+    refused(folder, image_tokenizer, tmp_path / "safetensors", "model.safetensors cannot be read")
 
 
 def test_another_dtype_is_an_option(llama, image_tokenizer, tmp_path):
@@ -486,13 +525,13 @@ def original_layout(folder: Path) -> ImageTokenizer:
 
 def test_any_image_tokenizer_joins(llama, imported, image_tokenizer, codec, tmp_path):
     original = original_layout(tmp_path / "vqgan")
-    for path, expected in (
-        (image_tokenizer, codec.image_tokenizer),
-        (imported("Mistral"), codec.image_tokenizer),
-        (tmp_path / "vqgan" / "vqgan.ckpt", original),
+    for name, path, expected in (
+        ("folder", image_tokenizer, codec.image_tokenizer),
+        ("bundle", imported("Mistral"), codec.image_tokenizer),
+        ("original", tmp_path / "vqgan" / "vqgan.ckpt", original),
     ):
-        import_model(llama("Llama 2"), tmp_path / "bundle", image_tokenizer=path)
-        found = pardalis.load(tmp_path / "bundle").codec
+        import_model(llama("Llama 2"), tmp_path / name, image_tokenizer=path)
+        found = pardalis.load(tmp_path / name).codec
         assert found.image_tokenizer.config == expected.config
         assert found.vocabulary.n_codes == expected.config.n_codes
         weights = found.image_tokenizer.state_dict()
@@ -587,11 +626,11 @@ LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": LLAMA_3_ROPE}, "RoPE of type 'llama3' .ours: 'default'"),
+        ({"rope_parameters": LLAMA_3_ROPE}, "config.json lacks 'low_freq_factor'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
          "RoPE of type 'linear'"),
-        ({"attention_bias": True}, r"attention_bias = true \(ours: none\)"),
-        ({"mlp_bias": True, "hidden_act": "gelu"}, "hidden_act = 'gelu' .*; mlp_bias = true"),
+        ({"attention_bias": True}, r"attention_bias = True \(ours: False\)"),
+        ({"mlp_bias": True, "hidden_act": "gelu"}, "hidden_act = 'gelu' .*; mlp_bias = True"),
         ({"head_dim": 32}, r"head_dim = 32 \(ours: hidden_size / num_attention_heads\)"),
         ({"model_type": "mistral", "sliding_window": 4096},
          r"sliding_window \(ours: the whole context\)"),
@@ -648,6 +687,15 @@ def test_mistrals_own_parameters_beside_them_do_not_matter(llama, image_tokenize
     (folder / "consolidated.safetensors").touch()
     import_model(folder, tmp_path / "bundle", image_tokenizer=image_tokenizer)
     assert pardalis.load(tmp_path / "bundle").model.config.n_kv_heads == 1
+
+
+def test_an_image_tokenizer_must_be_whole(llama, image_tokenizer, tmp_path):
+    folder = tmp_path / "vq"
+    shutil.copytree(image_tokenizer, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["quantize.embedding.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    refused(llama("Llama 2"), folder, tmp_path, "named do not fit .* missing quantize.embedding")
 
 
 def test_an_untied_model_needs_its_head(llama, image_tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import resource
 import struct
 import sys
 import types
@@ -252,6 +253,52 @@ def test_what_else_a_checkpoint_holds_is_not_built(tmp_path, framework, monkeypa
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def archive_of(pickled: bytes, path: Path) -> Path:
+    """Write a checkpoint with a pickle of one's own and a storage of 6 numbers."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", pickled)
+        archive.writestr("a/data/0", torch.arange(6.0).numpy().tobytes())
+    return path
+
+
+# {"a": a tensor of 2 x 3}, of which the last two bytes close dict and pickle.
+TENSOR = (
+    b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n"
+    b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ"
+    b"K\x00K\x02K\x03\x86K\x03K\x01\x86\x89NtRs."
+)
+
+
+def test_a_pickle_does_not_say_how_much_memory_it_takes(tmp_path):
+    """Of 2**32 - 2 objects, it says, for which C's unpickler reserves 32 GB and more."""
+    huge = b"r" + struct.pack("<I", 2**32 - 2)  # LONG_BINPUT
+    assert TENSOR.startswith(b"\x80\x02}")
+    path = archive_of(TENSOR[:3] + huge + TENSOR[3:], tmp_path / "a.pth")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, hard))
+    try:
+        found = read_all(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert_equal(found, {"a": torch.arange(6.0).view(2, 3)})
+    path = archive_of(b"\x80\x02j" + huge[1:] + b".", tmp_path / "b.pth")  # LONG_BINGET
+    assert_refused(path, "no archive of PyTorch's")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"](K\x05\x85NNeb",  # a list: what a frozen dataclass with slots takes as its fields
+        b"}X\x05\x00\x00\x00shapeK\x05\x85sb",
+        b"N}X\x05\x00\x00\x00shapeK\x05\x85s\x86b",  # nothing, and slots
+    ],
+)
+def test_a_tensors_place_is_not_changed_afterwards(tmp_path, state):
+    path = archive_of(TENSOR[:-2] + state + TENSOR[-2:], tmp_path / "a.pth")
+    assert_equal(read_all(path), {"a": torch.arange(6.0).view(2, 3)})
+
+
 def test_the_traps_work(tmp_path, framework):
     """What would run if a checkpoint were loaded as a pickle."""
     for name in ("call", "object", "list"):
@@ -447,6 +494,16 @@ def test_nothing_is_read_before_it_is_written(tmp_path):
         "half": grid[1:],
     }  # fmt: skip
     assert_equal(read_all(tmp_path / "a.safetensors"), expected)
+
+
+def test_joined_parts_of_several_dtypes_have_room_for_all(tmp_path):
+    """As of a rank that was saved in another type than the others."""
+    parts = [torch.tensor([1.0, 2.0]), torch.tensor([3.0]).bfloat16(), torch.tensor([4.0]).half()]
+    for order in (parts, parts[::-1], parts[1:]):
+        joined = join([lazy(part) for part in order], 0)
+        assert joined.dtype == torch.float32  # bfloat16 and float16 together need it too
+        write_safetensors(tmp_path / "a.safetensors", {"a": joined})
+        assert_equal(read_all(tmp_path / "a.safetensors"), {"a": torch.cat(order)})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

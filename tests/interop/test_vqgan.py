@@ -332,19 +332,14 @@ def test_what_the_original_layout_cannot_hold_is_not_written(tmp_path, changes, 
 # ── where it is written ──────────────────────────────────────────────────────────────────────────
 
 
-def test_an_earlier_result_is_replaced_and_nothing_else(original, tmp_path):
+def test_it_is_written_only_where_nothing_is(original, tmp_path):
     paths = original(small().state_dict(), described(SMALL))
     folder = tmp_path / "ours"
     folder.mkdir()
     import_image_tokenizer(paths[0], folder, paths[1])  # an empty folder holds nothing
-    import_image_tokenizer(paths[0], folder, paths[1])
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match="exists and is not an image tokenizer"):
-        import_image_tokenizer(paths[0], folder, paths[1])
-    with pytest.raises(ConfigError, match=r"holds the weights .* themselves"):
-        import_image_tokenizer(paths[0], tmp_path, paths[1])
-    with pytest.raises(ConfigError, match="exists and is not an image tokenizer"):
-        import_image_tokenizer(paths[0], paths[1], paths[1])
+    for target in (folder, tmp_path, paths[1]):
+        with pytest.raises(ConfigError, match="exists and is not empty"):
+            import_image_tokenizer(paths[0], target, paths[1])
     assert all(path.is_file() for path in paths)
 
 

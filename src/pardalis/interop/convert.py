@@ -36,8 +36,9 @@ def import_model(
         folder: of the bundle; new or empty.
         dtype: of the decoder's weights; as they come when left out.
         image_tokenizer: for a text-only model, the image tokenizer that it gets; for a Chameleon of
-            Hugging Face's, the one whose decoder it lacks. A folder of ours (an image tokenizer or
-            a bundle) or the original ``vqgan.ckpt`` with ``vqgan.yaml`` beside it.
+            Hugging Face's, the one of its release, which takes the place of the folder's own. A
+            folder of ours (an image tokenizer or a bundle) or the original ``vqgan.ckpt`` with
+            ``vqgan.yaml`` beside it.
         new_rows: for a text-only model, how the rows of the new ids begin.
 
     Returns:
@@ -78,8 +79,8 @@ def read_model(
     kind = read_config(source).get("model_type")
     if kind == "chameleon":
         _refuse(new_rows is not None, _NEW_ROWS, "a Chameleon has ids for pictures")
-        complete = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)[1]
-        return read_chameleon(source, complete)
+        given = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)
+        return read_chameleon(source, given)
     if kind in MODEL_TYPES:
         if image_tokenizer is None:
             raise ConfigError(

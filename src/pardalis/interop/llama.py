@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import BundleError
-from pardalis.interop.huggingface import decoder_config, decoder_from, open_folder, read_config
+from pardalis.interop.huggingface import decoder_from, expected_decoder, open_folder, read_config
+from pardalis.interop.huggingface_configs import decoder_config, describing, unheld_decoder
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
+    check_image_tokenizer,
     check_tensors,
-    decoder_shapes,
     read_json,
     read_text,
+    refuse,
     reorder_ids,
 )
-from pardalis.interop.names import lines
 from pardalis.interop.tensors import LazyTensor, Tensors
 from pardalis.interop.vocabulary import extend_text_vocabulary, to_foreign, token_ids
 from pardalis.model import ModelConfig
@@ -76,16 +77,15 @@ def read_llama(
     new_rows = new_rows or NewRows()
     where = folder / "config.json"
     values = read_config(folder)
+    with describing(where):
+        unheld = unheld_decoder(values)
+    refuse(where, "our decoder cannot hold this one", unheld)
     config = decoder_config(values, where, qk_norm="none")
     tensors = open_folder(folder)
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
         tensors[_HEAD] = tensors[_EMBEDDING]  # ours are two, whose old rows begin alike
-    shapes = decoder_shapes(config)
-    expected = {
-        line.transformers.format(n=n): shapes[line.ours.format(n=n)]
-        for line, n in lines(config.n_layers, qk_norm=False)
-    }
-    check_tensors(folder, expected, tensors)
+    check_tensors(folder, expected_decoder(config), tensors)
+    check_image_tokenizer(image_tokenizer, image_tensors)
 
     path = folder / "tokenizer.json"
     if not path.is_file():

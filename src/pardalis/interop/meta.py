@@ -53,6 +53,7 @@ from pardalis.interop.vocabulary import (
 )
 from pardalis.interop.vqgan import read_vqgan, unheld, write_vqgan
 from pardalis.model import ModelConfig, swiglu_width
+from pardalis.model.attention import rope_frequencies
 from pardalis.tokens import TextTokenizer
 
 _PARAMS, _MORE_PARAMS = "params.json", "consolidate_params.json"
@@ -307,6 +308,8 @@ def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
         )
         if count % n_ranks
     ]  # fmt: skip
+    if config.rope_scaling is not None:
+        wrong.append("model.rope_scaling is set (needed: none)")
     if config.qk_norm != "none":
         if config.qk_norm_groups is None:
             wrong.append(
@@ -377,7 +380,7 @@ def _divide(
             parts = tensor.split(n_ranks, line.cut)
         for file, part in zip(files, parts, strict=True):
             file[name] = part.to(dtype)
-    freqs = model.foreign.get(_FREQS) or lazy(_rope_freqs(config))
+    freqs = model.foreign.get(_FREQS) or lazy(rope_frequencies(config.d_head, config.rope_theta))
     return [{**file, _FREQS: freqs} for file in files]
 
 
@@ -389,8 +392,3 @@ def _copies(model: ForeignModel, name: str, tensor: LazyTensor, n_ranks: int) ->
         if torch.equal(copies.mean(0).to(tensor.dtype), tensor.read()):
             return [lazy(copy.to(tensor.dtype)) for copy in copies]
     return [tensor] * n_ranks
-
-
-def _rope_freqs(config: ModelConfig) -> torch.Tensor:
-    exponents = torch.arange(0, config.d_head, 2, dtype=torch.float32) / config.d_head
-    return 1.0 / config.rope_theta**exponents

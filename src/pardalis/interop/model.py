@@ -6,7 +6,7 @@ of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's na
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
         decoder = {name: tensor.to(dtype) for name, tensor in model.decoder.items()}
         write_safetensors(partial / bundles.MODEL, decoder, "Decoder")
         if model.foreign:
-            write_safetensors(partial / bundles.FOREIGN, model.foreign, "What only they have")
+            write_safetensors(partial / bundles.FOREIGN, model.foreign, "Foreign tensors")
         if model.licences:
             write_text(partial / bundles.LICENCES, model.licences)
         made_by = {"imported_from": model.origin}
@@ -109,7 +109,12 @@ def image_tokenizer_shapes(config: ImageTokenizerConfig) -> dict[str, tuple[int,
         return {name: tuple(t.shape) for name, t in ImageTokenizer(config).state_dict().items()}
 
 
-def check_tensors(where: Path, expected: Shapes, found: Tensors) -> None:
+def check_image_tokenizer(config: ImageTokenizerConfig, tensors: Tensors) -> None:
+    """Check one that was named beside the model's folder; raises as :func:`check_tensors`."""
+    check_tensors("the image tokenizer that was named", image_tokenizer_shapes(config), tensors)
+
+
+def check_tensors(where: Path | str, expected: Shapes, found: Tensors) -> None:
     """Compare names and shapes with what a config describes; reads nothing.
 
     Raises:
@@ -136,11 +141,26 @@ def check_tensors(where: Path, expected: Shapes, found: Tensors) -> None:
         )
 
 
-def refuse(where: Path, what: str, reasons: Iterable[str]) -> None:
+def refuse(where: Path, what: str, because: Sequence[str]) -> None:
     """Raise one BundleError with all reasons why a layout cannot hold a model, if there are any."""
-    reasons = list(reasons)
-    if reasons:
-        raise BundleError(f"{where}: {what}: {'; '.join(reasons)}. Nothing was written.")
+    if because:
+        raise BundleError(f"{where}: {what}: {'; '.join(because)}. Nothing was written.")
+
+
+def reasons(holds: Mapping[str, object]) -> list[str]:
+    """Return the texts whose condition holds."""
+    return [text for text, condition in holds.items() if condition]
+
+
+def unlike(values: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return what a config says otherwise than ``ours``; what it leaves out is as ours."""
+    return reasons(
+        {
+            f"{prefix}{name} = {values[name]!r} (ours: {needed!r})": values[name] != needed
+            for name, needed in ours.items()
+            if name in values
+        }
+    )
 
 
 def read_text(path: Path) -> str:

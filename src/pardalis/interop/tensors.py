@@ -17,8 +17,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -97,11 +98,12 @@ def lazy(tensor: Tensor) -> LazyTensor:
 
 
 def join(parts: Sequence[LazyTensor], dim: int) -> LazyTensor:
-    """Concatenate along a dimension."""
+    """Concatenate along a dimension, in the narrowest dtype that holds the values of all parts."""
     shape = list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
     return LazyTensor(
-        tuple(shape), parts[0].dtype, lambda: torch.cat([part.read() for part in parts], dim)
+        tuple(shape), dtype, lambda: torch.cat([part.to(dtype).read() for part in parts], dim)
     )
 
 
@@ -224,16 +226,29 @@ class _Inert:
 
     def _take(self, *_: object) -> None: ...
 
-    __setstate__ = __setitem__ = append = extend = add = _take
+    __setitem__ = append = extend = add = _take
 
 
-class _Unpickler(pickle.Unpickler):
+def _drop_state(unpickler: Any) -> None:
+    """Leave an object as it was made: none has a state, and where a tensor lies was checked."""
+    unpickler.stack.pop()
+
+
+class _Unpickler(pickle._Unpickler):
     """Builds the tensors of a checkpoint, not read yet, and of anything else an inert stand-in.
 
     Training frameworks pickle their own objects (callbacks, configs) beside the weights. They are
     not wanted, and no foreign code may run to build them: a name in the file means one of the few
     things of :meth:`find_class`, whatever it means elsewhere.
+
+    Python's own unpickler is in C, and reserves memory for as many objects as a number in the file
+    says. This one is the same in Python, where they are in a dict.
     """
+
+    dispatch: ClassVar[dict[int, Callable[[pickle.Unpickler], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _drop_state,
+    }
 
     def __init__(self, path: Path) -> None:
         self._path, self._records = path, _records(path)

@@ -18,10 +18,16 @@ from typing import Any
 import yaml
 
 from pardalis import config as configs
-from pardalis.bundle import new_folder
+from pardalis.bundle import new_folder, require_new
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import write_text
-from pardalis.interop.model import check_tensors, image_tokenizer_shapes, refuse
+from pardalis.interop.model import (
+    check_tensors,
+    image_tokenizer_shapes,
+    reasons,
+    refuse,
+    unlike,
+)
 from pardalis.interop.tensors import (
     LazyTensor,
     Tensors,
@@ -87,9 +93,9 @@ def import_image_tokenizer(
 
     Raises:
         BundleError: a file is missing, or the network is another one than ours.
-        ConfigError: an argument does not suit the weights, or the folder holds something else.
+        ConfigError: an argument does not suit the weights, or the folder is not empty.
     """
-    _check_target(folder, weights)
+    require_new(folder)
     found, tensors = read_vqgan(weights, config, resolution)
     with new_folder(folder) as partial:
         write_safetensors(partial / "model.safetensors", tensors, "Image tokenizer")
@@ -110,7 +116,7 @@ def read_vqgan(
     refuse(
         weights,
         f"our image tokenizer has another quantizer, of {_CODEBOOK} alone",
-        [f"found {', '.join(quantizer)}"] if quantizer else [],
+        reasons({f"found {', '.join(quantizer)}": quantizer}),
     )
     if any(name.startswith("encoder.conv_blocks.") for name in tensors):
         if config is not None:
@@ -138,20 +144,6 @@ def read_vqgan(
     return found, tensors
 
 
-def _check_target(folder: Path, weights: Path) -> None:
-    """Refuse to replace a folder that holds the weights, or is not an image tokenizer of ours."""
-    if weights.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{folder} holds the weights {weights} themselves; choose another.")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        try:
-            ImageTokenizer.load_config(folder)
-        except BundleError as error:
-            raise ConfigError(
-                f"{folder} exists and is not an image tokenizer, so it is not replaced; choose "
-                "another folder, or remove it first."
-            ) from error
-
-
 def _taming_config(path: Path) -> ImageTokenizerConfig:
     if not path.is_file():
         raise BundleError(
@@ -163,13 +155,8 @@ def _taming_config(path: Path) -> ImageTokenizerConfig:
         dd = params["ddconfig"]
         shape = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
         shape |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
-        wrong = [
-            f"{key} = {dd[key]!r} (ours: {ours!r})"
-            for key, ours in _FIXED.items()
-            if dd.get(key, ours) != ours
-        ]
-        if params.get("remap"):
-            wrong.append(f"remap = {params['remap']!r} (ours: none)")
+        remap = params.get("remap")
+        wrong = [*unlike(dd, _FIXED), *reasons({f"remap = {remap!r} (ours: none)": remap})]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
         raise BundleError(
@@ -253,15 +240,14 @@ def write_vqgan(config: ImageTokenizerConfig, tensors: Tensors, folder: Path) ->
 
 def unheld(config: ImageTokenizerConfig) -> list[str]:
     """Return why the original layout cannot hold an image tokenizer; nothing when it can."""
-    wrong = {
+    return reasons({
         f"image_tokenizer.patch_size is {config.patch_size} (needed: 1)": config.patch_size != 1,
         f"image_tokenizer.norm_groups is {config.norm_groups} (needed: {NORM_GROUPS})":
             config.norm_groups != NORM_GROUPS,
         f"image_tokenizer.channels is {config.channels} (needed: {NORM_GROUPS} divides all widths)":
             any(config.channels * m % NORM_GROUPS for m in config.channel_multipliers),
         "image_tokenizer.quantizer.normalise is true (needed: false)": config.quantizer.normalise,
-    }  # fmt: skip
-    return [reason for reason, holds in wrong.items() if holds]
+    })  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

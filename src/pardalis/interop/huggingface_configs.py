@@ -1,0 +1,325 @@
+"""The JSON files of Hugging Face's Chameleon and Llama, and our configs.
+
+A table here serves both directions: it says where a value of ours stands there, or which value
+there is the only one that we have.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pardalis import config as configs
+from pardalis.errors import BundleError, ConfigError
+from pardalis.interop.model import ForeignModel, reasons, unlike
+from pardalis.interop.vocabulary import PLACEHOLDER, SINGLE_NAMES, to_foreign
+from pardalis.interop.vqgan import NORM_GROUPS, unheld
+from pardalis.model import ModelConfig, chameleon_7b
+from pardalis.tokens import Vocabulary
+from pardalis.vq import ImageTokenizerConfig, chameleon
+from pardalis.vq.config import Preprocessing
+
+QK_NORM_EPS = 1e-5  # fixed in its code, whatever rms_norm_eps says
+
+_DECODER_KEYS = {
+    "vocab_size": "vocab_size",
+    "context": "max_position_embeddings",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
+}
+_DECODER_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
+
+_ROPE_KEYS = {  # of RoPE that is scaled as for Llama 3.1
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
+_VQ_KEYS = {
+    "resolution": "resolution",
+    "channels": "base_channels",
+    "channel_multipliers": "channel_multiplier",
+    "n_res_blocks": "num_res_blocks",
+    "z_channels": "latent_channels",
+    "code_width": "embed_dim",
+    "n_codes": "num_embeddings",
+    "attention_resolutions": "attn_resolutions",
+}
+_VQ_FIXED = {"double_latent": False, "in_channels": 3, "attn_type": "vanilla"}
+
+# How one grey level counts in preprocessor_config.json, for each convention of ours.
+_RESCALE: dict[Preprocessing, float] = {"chameleon": 2 / 255, "transformers": 0.0078}
+
+_SINGLE_IDS = {"bos_token_id": "bos_id", "pad_token_id": "pad_id", "eos_token_id": "eos_id"}
+_SINGLE_TOKENS = {
+    "bos_token": "bos_id",
+    "eos_token": "eos_id",
+    "pad_token": "pad_id",
+    "unk_token": "unk_id",
+    "sep_token": "end_turn_id",
+}
+
+
+def _pictures_fixed(side: int) -> dict[str, Any]:
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 1,  # Lanczos
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": [1.0, 1.0, 1.0],
+        "image_std": [1.0, 1.0, 1.0],
+    }
+
+
+# ── theirs to ours ───────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def describing(where: object) -> Iterator[None]:
+    """Say of what goes wrong with values that ``where`` they stand there is no model's config."""
+    try:
+        yield
+    except KeyError as error:
+        raise BundleError(f"{where} lacks {error}; copy it again.") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise BundleError(f"{where} is not a model's config ({error}); copy it again.") from error
+    except ConfigError as error:
+        raise BundleError(f"{where}: {error}") from error
+
+
+def inside(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return values within values; none when the name is missing or null."""
+    value = values.get(name) or {}
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is {value!r}, not values by name")
+    return value
+
+
+def unheld_decoder(values: dict[str, Any]) -> list[str]:
+    """Return why our decoder cannot hold one with the keys of Llama's."""
+    given, rope_type = _given(values), _rope_type(_rope(values))
+    width: Any = values.get("hidden_size")
+    n_heads, d_head = values.get("num_attention_heads"), values.get("head_dim")
+    return unlike(given, _DECODER_FIXED) + reasons({
+        f"RoPE of type {rope_type!r} (ours: 'default' and 'llama3')":
+            rope_type not in ("default", "llama3"),
+        f"head_dim = {d_head} (ours: hidden_size / num_attention_heads)":
+            None not in (width, n_heads, d_head) and width / n_heads != d_head,
+        "sliding_window (ours: the whole context)": values.get("sliding_window"),
+    })  # fmt: skip
+
+
+def unheld_image_tokenizer(values: dict[str, Any], pictures: dict[str, Any]) -> list[str]:
+    """Return why our image tokenizer cannot hold a Chameleon's.
+
+    Args:
+        values: of ``config.json``.
+        pictures: how they become pixels, of ``preprocessor_config.json``.
+    """
+    vq = inside(values, "vq_config")
+    side = vq.get("resolution") or chameleon().resolution
+    factor = f"rescale_factor = {pictures.get('rescale_factor')!r} (ours: 0.0078 or 2/255)"
+    return [
+        *unlike(vq, _VQ_FIXED, "vq_config."),
+        *unlike(pictures, _pictures_fixed(side), "image_processor."),
+        *reasons({f"image_processor.{factor}": _convention(pictures) is None}),
+    ]
+
+
+def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
+    """Return our decoder's config for a Chameleon's.
+
+    What it leaves out has the value of the published model, as it has in that library.
+    """
+    published = chameleon_7b()
+    defaults = {theirs: getattr(published, ours) for ours, theirs in _DECODER_KEYS.items()}
+    return decoder_config(
+        defaults | _given(values),
+        where,
+        qk_norm="layer_norm",
+        qk_norm_eps=QK_NORM_EPS,
+        norm_placement="reordered" if values.get("swin_norm") else "pre",
+    )
+
+
+def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelConfig:
+    """Return our decoder's config for one with the keys of Llama's.
+
+    Raises:
+        BundleError: a value is missing, or describes no model.
+    """
+    with describing(where):
+        given = _given(values)
+        given = {"num_key_value_heads": given["num_attention_heads"], **_LLAMA_DEFAULTS, **given}
+        found = {ours: given[theirs] for ours, theirs in _DECODER_KEYS.items()}
+        rope = _rope(given)
+        found["rope_theta"] = float(rope.get("rope_theta", given.get("rope_theta", 10_000.0)))
+        if _rope_type(rope) == "llama3":
+            found["rope_scaling"] = {ours: rope[theirs] for ours, theirs in _ROPE_KEYS.items()}
+        return configs.from_dict(ModelConfig, {**found, **ours})
+
+
+def image_tokenizer_config(
+    values: dict[str, Any], pictures: dict[str, Any], where: Path, has_decoder: bool
+) -> ImageTokenizerConfig:
+    """Return our image tokenizer's config; arguments as of :func:`unheld_image_tokenizer`."""
+    with describing(f"vq_config in {where}"):
+        vq = _given(inside(values, "vq_config"))
+        found = {ours: vq[theirs] for ours, theirs in _VQ_KEYS.items() if theirs in vq}
+        fixed = {
+            "norm_groups": NORM_GROUPS,
+            "has_decoder": has_decoder,
+            "preprocessing": _convention(pictures),
+        }
+        return configs.from_dict(
+            ImageTokenizerConfig, {**configs.to_dict(chameleon()), **found, **fixed}
+        )
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said; a null is as good as nothing."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _rope(values: dict[str, Any]) -> dict[str, Any]:
+    return inside(values, "rope_parameters") or inside(values, "rope_scaling")
+
+
+def _rope_type(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _convention(pictures: dict[str, Any]) -> Preprocessing | None:
+    """Return which of our conventions a folder's picture preprocessing is, None if neither.
+
+    The release converted to this layout has 0.0078 for a grey level instead of 2/255. A folder with
+    2/255 was exported here, or made by someone who cares.
+    """
+    factor = pictures.get("rescale_factor", _RESCALE["transformers"])
+    if not isinstance(factor, float):
+        return None
+    return next((name for name, ours in _RESCALE.items() if abs(factor - ours) < 1e-7), None)
+
+
+# ── ours to theirs ───────────────────────────────────────────────────────────────────────────────
+
+
+def unheld_by_chameleon(model: ForeignModel) -> list[str]:
+    """Return why Hugging Face's Chameleon cannot hold a model of ours."""
+    config = model.config
+    return [
+        *reasons({
+            "model.qk_norm is 'none' (needed: 'layer_norm')": config.qk_norm == "none",
+            f"model.qk_norm_eps is {config.qk_norm_eps} (needed: {QK_NORM_EPS})":
+                config.qk_norm_eps != QK_NORM_EPS,
+        }),
+        *unheld(model.image_tokenizer),
+    ]  # fmt: skip
+
+
+def chameleon_files(
+    model: ForeignModel, names: dict[str, int], dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
+    """Return the content of every JSON file of a folder but the tokenizer's own.
+
+    Args:
+        names: all tokens of that tokenizer.
+        dtype: of the weights.
+    """
+    return {
+        "config.json": _config(model, names, dtype),
+        "generation_config.json": _generation_config(model.vocabulary),
+        "tokenizer_config.json": _tokenizer_config(model.config),
+        "preprocessor_config.json": _preprocessor_config(model.image_tokenizer),
+        "processor_config.json": _processor_config(model.image_tokenizer),
+    }
+
+
+def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
+    config, vq = model.config, model.image_tokenizer
+    return {
+        "architectures": ["ChameleonForConditionalGeneration"],
+        "model_type": "chameleon",
+        "dtype": str(dtype).removeprefix("torch."),
+        **_single_ids(model.vocabulary),
+        **{theirs: getattr(config, ours) for ours, theirs in _DECODER_KEYS.items()},
+        **_DECODER_FIXED,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": _rope_parameters(config),
+        "tie_word_embeddings": False,
+        "swin_norm": config.norm_placement == "reordered",
+        "model_parallel_size": config.qk_norm_groups or 1,
+        "vq_config": {
+            "model_type": "chameleon_vqgan",
+            **{theirs: getattr(vq, ours) for ours, theirs in _VQ_KEYS.items()},
+            **_VQ_FIXED,
+        },
+        "vocabulary_map": names,
+    }
+
+
+def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": config.rope_theta}
+    scaled = {theirs: getattr(scaling, ours) for ours, theirs in _ROPE_KEYS.items()}
+    return {"rope_type": "llama3", "rope_theta": config.rope_theta, **scaled}
+
+
+def _single_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the ids that both configs name; the class's own default takes <pad> for <bos>."""
+    ids = to_foreign(vocabulary)
+    return {theirs: ids[getattr(vocabulary, ours)] for theirs, ours in _SINGLE_IDS.items()}
+
+
+def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
+    ids = _single_ids(vocabulary)
+    return {
+        **ids,
+        "eos_token_id": [ids["eos_token_id"], to_foreign(vocabulary)[vocabulary.end_turn_id]],
+    }
+
+
+def _tokenizer_config(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "ChameleonProcessor",
+        **{theirs: SINGLE_NAMES[ours] for theirs, ours in _SINGLE_TOKENS.items()},
+        "extra_special_tokens": {
+            "image_token": PLACEHOLDER,
+            "boi_token": SINGLE_NAMES["begin_image_id"],
+            "eoi_token": SINGLE_NAMES["end_image_id"],
+        },
+        "padding_side": "left",
+        "model_max_length": config.context,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _preprocessor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
+    return {
+        "image_processor_type": "ChameleonImageProcessor",
+        "processor_class": "ChameleonProcessor",
+        **_pictures_fixed(vq.resolution),
+        "rescale_factor": _RESCALE[vq.preprocessing],
+    }
+
+
+def _processor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
+    return {
+        "processor_class": "ChameleonProcessor",
+        "image_seq_length": vq.codes_per_picture,
+        "image_token": PLACEHOLDER,
+    }
