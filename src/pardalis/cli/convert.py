@@ -29,9 +29,9 @@ Turn a checkpoint into a bundle, which every other command takes. What it is sho
   pardalis import chameleon-7b -o bundles/chameleon-7b --image-tokenizer tokenizer/vqgan.ckpt
   pardalis import llama -o bundles/llama --image-tokenizer runs/quickstart/bundle
 
-Hugging Face's folders lack what draws pictures from codes. The second line takes the image tokenizer
-of the original release instead; without it the model reads pictures and writes text. A text-only
-model gets an image tokenizer, and rows for its codes that are still to be trained.
+Hugging Face's folders lack what draws pictures from codes. The second line takes the image
+tokenizer of the original release instead; without it the model reads pictures and writes text. A
+text-only model gets an image tokenizer, and rows for its codes that are still to be trained.
 
 Weights are read and written one tensor at a time. If anything does not fit, nothing is written.
 """
