@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from random_weights import lively
 from torch import Tensor, nn
 
 from pardalis import vq
@@ -24,20 +25,6 @@ SMALL = ImageTokenizerConfig(
     resolution=16, channels=32, channel_multipliers=(1, 2), n_res_blocks=1, z_channels=16,
     code_width=8, n_codes=64, attention_resolutions=(8,),
 )  # fmt: skip
-
-
-@torch.no_grad()
-def lively(module: nn.Module) -> nn.Module:
-    """Draw weights so that signals keep their size, and norms are not at 1 and 0."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in module.named_parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        if parameter.ndim == 4:
-            parameter.div_(parameter[0].numel() ** 0.5)
-        elif parameter.ndim == 1:
-            parameter.mul_(0.3).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    return module.eval()
 
 
 def pixels(side: int, n: int = 3) -> Tensor:

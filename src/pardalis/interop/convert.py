@@ -15,7 +15,7 @@ from pardalis.interop.tensors import LazyTensor, open_tensors
 from pardalis.interop.vqgan import read_vqgan
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
-Layout = Literal["hf", "meta"]
+Target = Literal["hf", "meta"]
 
 _NEW_ROWS = "--new-rows (or --seed)"
 
@@ -97,7 +97,7 @@ def read_model(
 def export_model(
     source: Path | str,
     folder: Path | str,
-    to: Layout,
+    to: Target,
     *,
     dtype: torch.dtype | None = None,
     n_ranks: int | None = None,

@@ -33,13 +33,16 @@ class HeadNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_groups, d_head))
         self.bias = nn.Parameter(torch.empty(n_groups, d_head))
-        self.heads_per_group = n_heads // n_groups
+        # One row for all heads, or one for each, is broadcast as it is.
+        self.repeats = n_heads // n_groups if n_groups > 1 else 1
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
-        x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        x = torch.unflatten(x, 2, (-1, self.heads_per_group))
-        return (x * self.weight[:, None] + self.bias[:, None]).flatten(2, 3)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.repeats > 1:
+            weight, bias = (p.repeat_interleave(self.repeats, 0) for p in (weight, bias))
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * weight + bias
 
 
 class Attention(nn.Module):
