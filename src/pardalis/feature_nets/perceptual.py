@@ -1,0 +1,88 @@
+"""How different two pictures look to a feature net (LPIPS, arXiv 1801.03924)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pardalis.errors import ConfigError
+from pardalis.feature_nets.config import FeatureNetConfig
+from pardalis.feature_nets.files import fitted, read_tensors
+from pardalis.feature_nets.load import load_feature_net
+from pardalis.feature_nets.net import FeatureNet
+
+_LEAST_LENGTH = 1e-10
+
+
+class PerceptualDistance(nn.Module):
+    """Squared differences of unit feature vectors: weighted by channel, averaged over places, and
+    summed over layers.
+
+    With heads the weights are LPIPS's, fitted to what people see. Without them a layer counts
+    ``2 - 2 cos`` of the vectors, and the layers are averaged: the distance is of one scale whatever
+    the net, from 0 to 2 where features are rectified, but it is no LPIPS and is not named so.
+    """
+
+    def __init__(self, net: FeatureNet, weights: Sequence[Tensor], name: str) -> None:
+        """Take the net and, for each layer, weights that broadcast over C x 1 x 1 channels."""
+        super().__init__()
+        self.name = name
+        self.net = net
+        for layer, weight in enumerate(weights):
+            self.register_buffer(f"weights_{layer}", weight.detach().float(), persistent=False)
+
+    def forward(
+        self, reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
+    ) -> Float[Tensor, " B"]:
+        """Return the distance of each pair, differentiable in the reconstruction alone.
+
+        Sides are 32 pixels or more.
+        """
+        with torch.no_grad():
+            targets = self.net.maps(pixels)
+        total = torch.zeros(len(pixels), device=pixels.device)
+        for layer, (map_, target) in enumerate(
+            zip(self.net.maps(reconstruction), targets, strict=True)
+        ):
+            difference = (_unit(map_) - _unit(target)).square()
+            weights: Tensor = getattr(self, f"weights_{layer}")
+            total = total + (difference * weights).sum(1).mean((1, 2))
+        return total
+
+
+def load_perceptual_distance(config: FeatureNetConfig) -> PerceptualDistance:
+    """Load the net and, if the config names them, the heads.
+
+    Raises:
+        ConfigError: a package is missing, or there are not as many layer weights as layers.
+        BundleError: a file cannot be read, or holds other tensors.
+    """
+    net = load_feature_net(config)
+    widths = net.network.widths
+    if config.heads is not None:
+        return PerceptualDistance(net, _read_heads(config.heads, widths), f"lpips_{net.name}")
+    layer_weights = config.layer_weights or (1 / len(widths),) * len(widths)
+    if len(layer_weights) != len(widths):
+        raise ConfigError(
+            f"layer_weights has {len(layer_weights)} numbers, but {config.name} has {len(widths)} "
+            "layers; give one for each."
+        )
+    weights = [torch.full((1, 1, 1), weight) for weight in layer_weights]
+    return PerceptualDistance(net, weights, f"perceptual_{net.name}")
+
+
+def _read_heads(path: str, widths: Sequence[int]) -> list[Float[Tensor, "C 1 1"]]:
+    """Return the weights of each layer's channels, as the package lpips keeps them."""
+    needed = {
+        f"lin{layer}.model.1.weight": torch.Size((1, width, 1, 1))
+        for layer, width in enumerate(widths)
+    }
+    heads = fitted(read_tensors(Path(path)), needed, path)
+    return [heads[name][0].clamp_min(0) for name in needed]
+
+
+def _unit(vectors: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+    return F.normalize(vectors, dim=1, eps=_LEAST_LENGTH)
