@@ -522,7 +522,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(source, target):
 def test_every_option_that_they_lack_is_named_at_once(own_bundle, tmp_path):
     """The quickstart's image tokenizer among them."""
     model = read_bundle(own_bundle)
-    pictures = replace(tiny(), quantizer=QuantizerConfig(normalise=True), channels=48)
+    pictures = replace(tiny(), quantizer=QuantizerConfig(kind="ibq"), channels=48)
     unlike = replace(
         model,
         config=replace(model.config, qk_norm="none", qk_norm_groups=None, qk_norm_eps=1e-6),
@@ -538,7 +538,7 @@ def test_every_option_that_they_lack_is_named_at_once(own_bundle, tmp_path):
         "image_tokenizer.patch_size is 4 (needed: 1)",
         "image_tokenizer.norm_groups is 0 (needed: 32)",
         "image_tokenizer.channels is 48 (needed: 32 divides all widths)",
-        "image_tokenizer.quantizer.normalise is true (needed: false)",
+        "image_tokenizer.quantizer.kind is 'ibq' (needed: one of vq, ema, l2, simvq",
     ):
         assert part in message
     assert not list(tmp_path.iterdir())

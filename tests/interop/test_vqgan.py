@@ -5,6 +5,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,27 @@ def test_what_is_written_is_read_as_it_was(tmp_path, dtype):
     for name, tensor in weights.items():
         assert tensors[name].dtype == tensors[name].read().dtype == dtype
         assert torch.equal(tensors[name].read(), tensor)
+
+
+@pytest.mark.parametrize("kind", ["ema", "l2", "simvq"])
+def test_other_kinds_are_written_as_a_plain_codebook(compare, tmp_path, kind):
+    """Its entries are what the codes decode to, so codes and pictures stay."""
+    theirs = lively(ImageTokenizer(replace(SMALL, quantizer=QuantizerConfig(kind=kind))))
+    if kind == "simvq":
+        with torch.no_grad():
+            theirs.quantize.embedding_proj.weight.div_(SMALL.code_width**0.5)
+    state = {name: lazy(t) for name, t in theirs.state_dict().items()}
+    write_vqgan(theirs.config, state, tmp_path)
+    config, tensors = read_vqgan(tmp_path / "vqgan.ckpt", tmp_path / "vqgan.yaml")
+    assert config == SMALL
+    ours = ImageTokenizer(config)
+    ours.load_state_dict({name: tensor.read() for name, tensor in tensors.items()})
+    codes = theirs.encode(pixels(16))
+    assert len(codes.unique()) > 3
+    name = f"kind {kind}, written as a plain codebook"
+    with torch.no_grad():
+        compare(name, "codes", ours.encode(pixels(16)), codes)
+        compare(name, "pixels", ours.decode(codes), theirs.decode(codes))
 
 
 def test_what_is_written_is_what_the_original_library_reads(tmp_path):
@@ -306,7 +328,8 @@ def test_an_unknown_layout_is_refused(tmp_path):
         ({"patch_size": 2}, r"patch_size is 2 \(needed: 1\)"),
         ({"norm_groups": 8}, r"norm_groups is 8 \(needed: 32\)"),
         ({"channels": 24}, r"channels is 24 \(needed: 32 divides all widths\)"),
-        ({"quantizer": QuantizerConfig(normalise=True)}, "quantizer.normalise is true"),
+        ({"quantizer": QuantizerConfig(kind="ibq")}, "quantizer.kind is 'ibq'"),
+        ({"quantizer": QuantizerConfig(kind="fsq")}, "quantizer.kind is 'fsq'"),
     ],
 )
 def test_what_the_original_layout_cannot_hold_is_not_written(tmp_path, changes, message):
@@ -521,7 +544,7 @@ def test_the_shape_follows_from_the_weights(tmp_path, mult, resolution, grid):
         code_width=8,
         n_codes=16384,
         attention_resolutions=(grid,),
-        quantizer=QuantizerConfig(legacy=False, normalise=True),
+        quantizer=QuantizerConfig(kind="l2"),
     )
     assert config.grid == grid
     n_theirs = sum(parameter.numel() for parameter in theirs.parameters())

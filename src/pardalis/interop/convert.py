@@ -1,5 +1,6 @@
 """Foreign checkpoints in and out, whatever their layout."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ from pardalis.interop.model import ForeignModel, read_bundle, write_bundle
 from pardalis.interop.tensors import LazyTensor, open_tensors
 from pardalis.interop.vqgan import read_vqgan
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
+
+logger = logging.getLogger(__name__)
 
 Target = Literal["hf", "meta"]
 
@@ -118,6 +121,12 @@ def export_model(
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
     model = read_bundle(source)
+    if bundles.describe(source).get("prompt_pictures", "crop") != "crop":
+        logger.warning(
+            "%s shows pictures of prompts with white borders, which no foreign layout can say; "
+            "make them square before the exported model gets them.",
+            source,
+        )
     if to == "hf":
         _refuse(n_ranks is not None, "--ranks", "only the original release's layout has ranks")
         write_chameleon(model, folder, dtype)

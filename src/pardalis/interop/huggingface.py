@@ -65,6 +65,7 @@ from pardalis.interop.vocabulary import (
     to_foreign,
     token_ids,
 )
+from pardalis.interop.vqgan import plain_codebook
 from pardalis.model import ModelConfig
 from pardalis.tokens import TextTokenizer
 from pardalis.vq import ImageTokenizerConfig
@@ -297,7 +298,8 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
     refuse(folder, "Hugging Face's Chameleon cannot hold this model", unheld_by_chameleon(model))
     tensors = _decoder_to(model)
     extra = {_EXTRA_FOREIGN + name: tensor for name, tensor in model.foreign.items()}
-    for name, tensor in model.image_tensors.items():
+    held = plain_codebook(model.image_tokenizer, model.image_tensors)
+    for name, tensor in held.items():
         if name.startswith(_VQ_DECODER):
             extra[_EXTRA_VQ + name] = tensor
         else:

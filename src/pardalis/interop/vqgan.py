@@ -15,7 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 
 from pardalis import config as configs
 from pardalis.bundle import new_folder, require_new
@@ -35,7 +37,8 @@ from pardalis.interop.tensors import (
     write_checkpoints,
     write_safetensors,
 )
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig, build_quantizer
+from pardalis.vq.config import QuantizerKind
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +78,9 @@ LLAMAGEN = (
 _COUNTER = "quantize.codebook_used"  # of LlamaGen: a statistic of training
 _LLAMAGEN_RESOLUTION = 256
 
-_CODEBOOK = "quantize.embedding.weight"
+_QUANTIZER = "quantize."
+_CODEBOOK = _QUANTIZER + "embedding.weight"
+_NEAREST: tuple[QuantizerKind, ...] = ("vq", "ema", "l2", "simvq")
 
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
@@ -112,7 +117,7 @@ def read_vqgan(
     if others := len(every) - len(tensors):
         logger.info("%s: %d tensors of training alone are left behind.", weights.name, others)
     tensors.pop(_COUNTER, None)
-    quantizer = [name for name in tensors if name.startswith("quantize.") and name != _CODEBOOK]
+    quantizer = [name for name in tensors if name.startswith(_QUANTIZER) and name != _CODEBOOK]
     refuse(
         weights,
         f"our image tokenizer has another quantizer, of {_CODEBOOK} alone",
@@ -188,7 +193,7 @@ def _llamagen_config(tensors: Tensors, path: Path, resolution: int | None) -> Im
             code_width=code_width,
             n_codes=n_codes,
             attention_resolutions=(resolution // 2 ** (n_levels - 1),),
-            quantizer=QuantizerConfig(legacy=False, normalise=True),
+            quantizer=QuantizerConfig(kind="l2"),
         )
     except KeyError as error:
         raise BundleError(
@@ -235,19 +240,44 @@ def write_vqgan(config: ImageTokenizerConfig, tensors: Tensors, folder: Path) ->
     }
     described = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
     write_text(folder / "vqgan.yaml", yaml.safe_dump(described, sort_keys=False))
-    write_checkpoints({folder / "vqgan.ckpt": tensors}, "Image tokenizer", under="state_dict")
+    held = plain_codebook(config, tensors)
+    write_checkpoints({folder / "vqgan.ckpt": held}, "Image tokenizer", under="state_dict")
 
 
 def unheld(config: ImageTokenizerConfig) -> list[str]:
     """Return why the original layout cannot hold an image tokenizer; nothing when it can."""
+    kind = config.quantizer.kind
     return reasons({
         f"image_tokenizer.patch_size is {config.patch_size} (needed: 1)": config.patch_size != 1,
         f"image_tokenizer.norm_groups is {config.norm_groups} (needed: {NORM_GROUPS})":
             config.norm_groups != NORM_GROUPS,
         f"image_tokenizer.channels is {config.channels} (needed: {NORM_GROUPS} divides all widths)":
             any(config.channels * m % NORM_GROUPS for m in config.channel_multipliers),
-        "image_tokenizer.quantizer.normalise is true (needed: false)": config.quantizer.normalise,
+        f"image_tokenizer.quantizer.kind is {kind!r} (needed: one of {', '.join(_NEAREST)}, whose "
+        "codes are the nearest entries of a codebook)": kind not in _NEAREST,
     })  # fmt: skip
+
+
+def plain_codebook(config: ImageTokenizerConfig, tensors: Tensors) -> dict[str, LazyTensor]:
+    """Return an image tokenizer's tensors with what its codes decode to as the codebook.
+
+    That is all that the original layout has; of kinds that :func:`unheld` accepts it gives the same
+    codes and the same pictures.
+    """
+    if config.quantizer.kind in ("vq", "ema"):
+        return dict(tensors)
+    theirs = {name: t for name, t in tensors.items() if not name.startswith(_QUANTIZER)}
+    codebook = tensors[_CODEBOOK]
+
+    def entries() -> Tensor:
+        quantizer = build_quantizer(config)
+        quantizer.load_state_dict({
+            name.removeprefix(_QUANTIZER): tensor.to(torch.float32).read()
+            for name, tensor in tensors.items() if name.startswith(_QUANTIZER)
+        })  # fmt: skip
+        return quantizer.entries().detach().to(codebook.dtype)
+
+    return {**theirs, _CODEBOOK: LazyTensor(codebook.shape, codebook.dtype, entries)}
 
 
 def _plain(value: Any) -> Any:
