@@ -10,6 +10,7 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.bundle import Bundle
+from pardalis.codec import Codec
 from pardalis.errors import BundleError
 from pardalis.model import Decoder, ModelConfig, initialise
 
@@ -40,6 +41,24 @@ def test_survives_a_folder(bundle, folder):
     assert not loaded.model.training
 
 
+def test_padded_prompts_survive_a_folder(bundle, tmp_path):
+    codec = bundle.codec
+    parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
+    Bundle(bundle.model, Codec(*parts, "pad"), {}).save(tmp_path / "padded")
+    loaded = bundles.load_codec(tmp_path / "padded")
+    assert loaded.prompt_fit == "pad"
+    assert loaded.fingerprint == Codec(*parts, "pad").fingerprint != codec.fingerprint
+    change(tmp_path / "padded", prompt_pictures="stretch")
+    with pytest.raises(BundleError, match="prompt_pictures 'stretch'; it must be one of crop, pad"):
+        bundles.load_codec(tmp_path / "padded")
+
+
+def test_a_bundle_of_version_2_crops(folder):
+    change(folder, format_version=2)
+    assert "prompt_pictures" not in json.loads((folder / "bundle.json").read_text())
+    assert bundles.load_codec(folder).prompt_fit == "crop"
+
+
 def test_a_moved_bundle_still_loads(folder, tmp_path):
     shutil.move(folder, tmp_path / "elsewhere")
     bundles.load(str(tmp_path / "elsewhere"))
@@ -68,7 +87,7 @@ def change(folder, **values) -> None:
 def test_a_newer_version(folder):
     change(folder, format_version=99)
     with pytest.raises(
-        BundleError, match=r"format version 99; this Pardalis reads up to 2\. Upgrade"
+        BundleError, match=r"format version 99; this Pardalis reads up to 3\. Upgrade"
     ):
         bundles.load(folder)
 

@@ -12,6 +12,7 @@ from pardalis.codec import Codec
 from pardalis.documents import Document, Picture, Text
 from pardalis.errors import DataError, GrammarError
 from pardalis.tokens import Vocabulary
+from pardalis.vq import square
 
 
 def picture(seed: int) -> Image.Image:
@@ -36,19 +37,22 @@ def test_the_form_of_a_document(codec: Codec):
     codec.grammar.validate(encoded)
 
 
-segments = st.lists(
-    st.one_of(
-        st.text(min_size=1, max_size=20).map(Text),
-        st.integers(0, 9).map(lambda n: Picture(picture(n))),
-    ),
-    max_size=5,
+parts_of_a_document = st.lists(
+    st.one_of(st.text(min_size=1, max_size=20), st.integers(0, 9)), max_size=5
 )
 
 
-@given(segments)
+def document_of(parts: list[str | int]) -> Document:
+    """Return a document of texts, and of pictures by their seeds."""
+    segments = (Text(p) if isinstance(p, str) else Picture(picture(p)) for p in parts)
+    return Document(tuple(segments), name="d")
+
+
+@settings(deadline=None)  # the network's first call takes long on a busy machine
+@given(parts_of_a_document)
 def test_ids_survive_the_round_trip(codec: Codec, parts):
     """Text comes back exactly, pictures as their codes decode, and encoding is always valid."""
-    document = Document(tuple(parts), name="d")
+    document = document_of(parts)
     encoded = codec.encode(document)
     codec.grammar.validate(encoded)
     decoded = codec.decode(encoded, name="d")
@@ -84,6 +88,27 @@ def test_a_prompt_has_no_eos_and_a_conversation_hands_over_the_turn(codec: Codec
     asked = codec.encode_prompt(Document((Text("An owl?", role="user"),)))
     assert asked[-1] == codec.vocabulary.end_turn_id
     assert codec.encode_prompt(Document(())) == [codec.vocabulary.bos_id]
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", None])
+def test_only_pictures_of_a_prompt_are_padded(codec: Codec, role):
+    wide = Image.fromarray(np.random.default_rng(3).integers(0, 256, (16, 40, 3), np.uint8))
+    document = Document((Picture(wide, role=role),))
+    padding = Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, "pad")
+    fit = "pad" if role in ("system", "user") else "crop"
+    square_ = Image.fromarray(square(wide, 16, fit=fit))
+    (codes,) = codec.image_tokenizer.codes_of([square_]).tolist()
+    assert padding.grammar.codes_per_picture == len(codes)
+    begin = padding.vocabulary.image.start
+    assert padding.encode(document)[2 : 2 + len(codes)] == [begin + code for code in codes]
+    assert (padding.encode(document) == codec.encode(document)) == (fit == "crop")
+
+
+def test_the_fingerprint_depends_on_the_fit_only_where_it_is_padded(codec: Codec):
+    parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
+    assert Codec(*parts, "crop").fingerprint == codec.fingerprint
+    assert Codec(*parts, "pad").fingerprint != codec.fingerprint
+    assert Codec.of(codec.text_tokenizer, codec.image_tokenizer, "pad").prompt_fit == "pad"
 
 
 def test_many_documents_equal_one_by_one_and_a_bad_one_stands_alone(codec: Codec, tmp_path):
@@ -147,10 +172,10 @@ def foreign_codec(codec: Codec) -> Codec:
     return Codec(vocabulary, codec.text_tokenizer, codec.image_tokenizer)
 
 
-@settings(max_examples=30)
-@given(segments)
+@settings(max_examples=30, deadline=None)
+@given(parts_of_a_document)
 def test_ids_of_another_layout_say_the_same(codec: Codec, foreign_codec: Codec, parts):
-    document = Document(tuple(parts))
+    document = document_of(parts)
     ids = foreign_codec.encode(document)
     foreign_codec.grammar.validate(ids)
     ours, theirs = codec.decode(codec.encode(document)), foreign_codec.decode(ids)

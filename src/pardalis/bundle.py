@@ -1,6 +1,7 @@
 """The bundle: a portable model as one folder.
 
-    bundle.json                 format version, model config, vocabulary, who made it
+    bundle.json                 format version, model config, vocabulary, who made it, and how
+                                pictures of prompts fit the square if they are not cropped
     model.safetensors           the decoder
     text_tokenizer.json         opens with the ``tokenizers`` library
     image_tokenizer/            config.json and model.safetensors
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import safetensors.torch
 import torch
@@ -28,10 +29,12 @@ from pardalis.errors import BundleError, ConfigError
 from pardalis.files import atomic_folder, existing_folder, write_json, write_text
 from pardalis.model import Decoder, ModelConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
-from pardalis.vq import ImageTokenizer
+from pardalis.vq import Fit, ImageTokenizer
 from pardalis.weights import load_weights
 
-FORMAT_VERSION = 2  # 2: a vocabulary may carry the ids of the one it was taken from
+# 2: a vocabulary may carry the ids of the one it was taken from
+# 3: pictures of prompts may be padded
+FORMAT_VERSION = 3
 
 DESCRIPTION = "bundle.json"
 MODEL = "model.safetensors"
@@ -67,7 +70,13 @@ class Bundle:
         self.codec.image_tokenizer.save(folder / IMAGE_TOKENIZER)
         if self.licences:
             write_text(folder / LICENCES, self.licences)
-        write_description(folder, self.model.config, self.codec.vocabulary, self.made_by)
+        write_description(
+            folder,
+            self.model.config,
+            self.codec.vocabulary,
+            self.made_by,
+            self.codec.prompt_fit,
+        )
 
 
 def require_new(folder: Path) -> None:
@@ -97,15 +106,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_description(
-    folder: Path, model: ModelConfig, vocabulary: Vocabulary, made_by: dict[str, Any]
+    folder: Path,
+    model: ModelConfig,
+    vocabulary: Vocabulary,
+    made_by: dict[str, Any],
+    prompt_pictures: Fit = "crop",
 ) -> None:
     """Write ``bundle.json``."""
-    description = {
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": configs.to_dict(model),
         "vocabulary": vocabulary.to_dict(),
         "made_by": made_by,
     }
+    if prompt_pictures != "crop":
+        description["prompt_pictures"] = prompt_pictures
     write_json(folder / DESCRIPTION, description)
 
 
@@ -144,7 +159,8 @@ def load(
 def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     """Load only what turns documents into ids and back; raises as :func:`load`."""
     folder = existing_folder(Path(folder))
-    vocabulary = Vocabulary.from_dict(describe(folder)["vocabulary"])
+    description = describe(folder)
+    vocabulary = Vocabulary.from_dict(description["vocabulary"])
     text_tokenizer = TextTokenizer.load(folder / TEXT_TOKENIZER, vocabulary)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
     for what, found, needed in (
@@ -152,7 +168,8 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
         ("codes in the image tokenizer", image_tokenizer.config.n_codes, vocabulary.n_codes),
     ):
         _check_size(folder, what, found, needed)
-    return Codec(vocabulary, text_tokenizer, image_tokenizer.to(find_device(device)).eval())
+    image_tokenizer = image_tokenizer.to(find_device(device)).eval()
+    return Codec(vocabulary, text_tokenizer, image_tokenizer, _prompt_fit(folder, description))
 
 
 def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
@@ -192,6 +209,16 @@ def describe(folder: Path) -> dict[str, Any]:
     if missing:
         raise BundleError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}.")
     return description
+
+
+def _prompt_fit(folder: Path, description: dict[str, Any]) -> Fit:
+    fit = description.get("prompt_pictures", "crop")
+    if fit not in get_args(Fit):
+        raise BundleError(
+            f"{folder / DESCRIPTION} has prompt_pictures {fit!r}; it must be one of "
+            f"{', '.join(get_args(Fit))}."
+        )
+    return cast(Fit, fit)
 
 
 def _check_size(folder: Path, what: str, found: int, needed: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from pardalis.documents import Document, Picture, Role, Segment, Text
 from pardalis.errors import DataError
 from pardalis.tokens import Grammar, Mode, TextTokenizer, Vocabulary, render
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, open_square
+from pardalis.vq import Fit, ImageTokenizer, open_square
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
 
@@ -20,30 +20,46 @@ class Codec:
 
     A document is ``bos``, its segments in order, ``eos``; a picture is ``begin_image``, its codes
     row by row, ``end_image``; where the role of a conversation changes stands ``end_turn``.
+
+    Args:
+        prompt_fit: how pictures that a user or the system shows fit the square. All others are
+            cropped, so that a model does not learn to draw borders.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer
+        self,
+        vocabulary: Vocabulary,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        prompt_fit: Fit = "crop",
     ) -> None:
         self.vocabulary = vocabulary
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
+        self.prompt_fit = prompt_fit
         self.grammar = Grammar(vocabulary, image_tokenizer.config.codes_per_picture)
 
     @classmethod
-    def of(cls, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> "Codec":
+    def of(
+        cls,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        prompt_fit: Fit = "crop",
+    ) -> "Codec":
         """Join two tokenizers in a new vocabulary."""
         vocabulary = Vocabulary.build(image_tokenizer.config.n_codes, text_tokenizer.size)
-        return cls(vocabulary, text_tokenizer, image_tokenizer)
+        return cls(vocabulary, text_tokenizer, image_tokenizer, prompt_fit)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the vocabulary and all weights: while it stays, a document keeps its ids."""
+        """A hash of all that ids depend on: while it stays, a document keeps its ids."""
         digest = hashlib.sha256(repr(sorted(self.vocabulary.to_dict().items())).encode())
         digest.update(self.text_tokenizer.to_json().encode())
         for name, tensor in sorted(self.image_tokenizer.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if self.prompt_fit != "crop":
+            digest.update(self.prompt_fit.encode())
         return digest.hexdigest()[:16]
 
     # ── document → ids ───────────────────────────────────────────────────────────────────────
@@ -66,14 +82,31 @@ class Codec:
 
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
         """Encode documents, all pictures in one batch; an error stands in its document's place."""
-        config = self.image_tokenizer.config
-        opened = [_open_pictures(document, config) for document in documents]
+        opened = [self._open_pictures(document) for document in documents]
         images = [image for result in opened if isinstance(result, list) for image in result]
         codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])
         return [
             self._ids(document.segments, codes) if isinstance(result, list) else result
             for document, result in zip(documents, opened, strict=True)
         ]
+
+    def _open_pictures(self, document: Document) -> list[Image.Image] | DataError:
+        """Open the pictures of a document, each reduced at once to the square that is encoded."""
+        config = self.image_tokenizer.config
+        try:
+            return [
+                Image.fromarray(
+                    open_square(
+                        picture.source,
+                        config.resolution,
+                        config.preprocessing,
+                        self.prompt_fit if picture.role in ("user", "system") else "crop",
+                    )
+                )
+                for picture in document.pictures
+            ]
+        except DataError as error:
+            return error
 
     def _ids(self, segments: Sequence[Segment], codes: Iterator[list[int]]) -> list[int]:
         ids = self.vocabulary
@@ -140,16 +173,3 @@ class Codec:
     def render(self, token_ids: Sequence[int]) -> str:
         """Write ids as one line for a person; see :func:`pardalis.tokens.render`."""
         return render(token_ids, self.vocabulary, self.text_tokenizer)
-
-
-def _open_pictures(
-    document: Document, config: ImageTokenizerConfig
-) -> list[Image.Image] | DataError:
-    """Open the pictures of a document, each reduced at once to what the tokenizer sees of it."""
-    try:
-        return [
-            Image.fromarray(open_square(picture.source, config.resolution, config.preprocessing))
-            for picture in document.pictures
-        ]
-    except DataError as error:
-        return error

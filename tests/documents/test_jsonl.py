@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from pardalis.documents import Document, Picture, Rejection, Text, read_jsonl
+from pardalis.documents import Document, Picture, Region, Rejection, Text, read_jsonl
 from pardalis.errors import DataError
 
 
@@ -92,6 +92,54 @@ def test_a_bad_line_is_rejected_and_the_next_one_read(tmp_path, line, kind, reas
     assert rejection.kind == kind
     assert reason in rejection.reason
     assert document == Document((Text("a"),), "good")
+
+
+def picture_with(regions):
+    return {"segments": [{"picture": "red.png", "regions": regions}]}
+
+
+def test_regions_of_a_picture(tmp_path, red_file):
+    regions = [
+        {"box": [1, 0.5, 3, 2], "kind": "face", "weight": 2},
+        {"box": [-1, 0, 4, 3]},
+    ]
+    (document,) = read(tmp_path, picture_with(regions))
+    assert document.pictures[0].regions == (
+        Region((1.0, 0.5, 3.0, 2.0), "face", 2.0),
+        Region((-1.0, 0.0, 4.0, 3.0), "", 1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("regions", "kind", "reason"),
+    [
+        ({}, "bad-region", 'segment 0 needs a list under "regions".'),
+        ([3], "bad-region", 'segment 0, region 0 must be an object with a "box".'),
+        ([{}], "bad-region", "region 0 has the box None; it must be a list of four numbers"),
+        ([{"box": [1, 2, 3]}], "bad-region", "the box [1, 2, 3]; it must be a list of four"),
+        ([{"box": [0, 0, 1, "2"]}], "bad-region", "it must be a list of four numbers"),
+        ([{"box": [0, 0, 1, True]}], "bad-region", "it must be a list of four numbers"),
+        ([{"box": [0, 0, 1, 10**400]}], "bad-region", "it must be a list of four numbers"),
+        ([{"box": [0, 0, 1, float("inf")]}], "bad-region", "it must be a list of four numbers"),
+        ([{"box": [2, 0, 2, 3]}], "bad-region", "is empty; right must exceed left, and bottom"),
+        ([{"box": [0, 3, 2, 1]}], "bad-region", "is empty; right must exceed left, and bottom"),
+        ([{"box": [0, 0, 1, 1], "weight": 0}], "bad-region", "the weight 0; it must exceed 0."),
+        ([{"box": [0, 0, 1, 1], "weight": "a"}], "bad-region", "the weight 'a'; it must exceed"),
+        ([{"box": [0, 0, 1, 1], "weight": float("nan")}], "bad-region", "the weight nan"),
+        ([{"box": [0, 0, 1, 1], "kind": 1}], "bad-record", 'has a int under "kind"'),
+        ([{"box": [0, 0, 1, 1], "colour": 1}], "unknown-key", "region 0 has unknown keys colour"),
+    ],
+)
+def test_what_is_no_region(tmp_path, red_file, regions, kind, reason):
+    (rejection,) = read(tmp_path, picture_with(regions))
+    assert isinstance(rejection, Rejection)
+    assert rejection.kind == kind
+    assert reason in rejection.reason
+
+
+def test_text_has_no_regions(tmp_path):
+    (rejection,) = read(tmp_path, {"segments": [{"text": "a", "regions": []}]})
+    assert "segment 0 has unknown keys regions" in rejection.reason
 
 
 def test_a_root_that_is_no_file(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from pardalis.documents import (
     MAX_PIXELS,
@@ -85,6 +85,49 @@ def test_sixteen_bits_are_scaled_not_clipped(encode):
     assert pixels(open_picture(encode(Image.fromarray(values))))[0, :, 0].tolist() == [0, 100, 255]
 
 
+def chunk(kind, content):
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def png(width, depth, colour_type, row, *chunks):
+    """A PNG of one row, of a form that Pillow cannot write."""
+    header = struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + b"".join(chunks) + body + chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_of_colour_with_and_without_transparency():
+    """100 x 257 is a level of 100; Pillow keeps the upper bytes of colours."""
+    rgb = png(2, 16, 2, struct.pack(">6H", 0, 65535, 25700, 25700, 0, 0))
+    assert pixels(open_picture(rgb))[0].tolist() == [[0, 255, 100], [100, 0, 0]]
+    rgba = png(2, 16, 6, struct.pack(">8H", 0, 65535, 25700, 65535, 0, 0, 0, 0))
+    assert pixels(open_picture(rgba))[0].tolist() == [[0, 255, 100], [255, 255, 255]]
+    grey = png(2, 16, 4, struct.pack(">4H", 25700, 65535, 25700, 0))
+    assert pixels(open_picture(grey))[0].tolist() == [[100] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "row", "clear"),
+    [
+        (16, 0, struct.pack(">2H", 0, 25700), struct.pack(">H", 0)),
+        (8, 0, bytes([0, 100]), struct.pack(">H", 0)),
+        (8, 2, bytes([0, 0, 0, 100, 100, 100]), struct.pack(">3H", 0, 0, 0)),
+    ],
+)
+def test_one_colour_that_is_transparent(depth, colour_type, row, clear):
+    content = png(2, depth, colour_type, row, chunk(b"tRNS", clear))
+    assert pixels(open_picture(content))[0].tolist() == [[255] * 3, [100] * 3]
+
+
+def test_one_bit_with_a_transparent_colour():
+    """The first pixel is black and transparent, the second black of another palette entry."""
+    palette = chunk(b"PLTE", bytes(6))
+    content = png(2, 1, 3, bytes([0b01000000]), palette, chunk(b"tRNS", bytes([0, 255])))
+    assert pixels(open_picture(content))[0].tolist() == [[255] * 3, [0] * 3]
+
+
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_pixels_without_defined_colours_are_refused(encode, mode):
     with pytest.raises(DataError, match=f"mode {mode}, whose RGB colours are not defined; save it"):
@@ -94,6 +137,49 @@ def test_pixels_without_defined_colours_are_refused(encode, mode):
 def test_cmyk_jpeg(encode):
     content = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
     assert np.abs(pixels(open_picture(content)).astype(int) - [255, 0, 0]).max() <= 6  # measured 1
+
+
+def test_colours_of_a_cmyk_jpeg_are_stored_inverted(encode):
+    """As Adobe's programs write them, and nearly everyone after them."""
+    content = encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=95)
+    assert b"Adobe" in content
+    assert np.abs(pixels(open_picture(content)).astype(int) - [0, 255, 255]).max() <= 6
+
+
+def test_cmyk_without_compression(encode):
+    content = encode(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "TIFF")
+    assert (pixels(open_picture(content)) == [255, 0, 0]).all()
+
+
+def test_a_colour_profile_changes_nothing(encode):
+    """Chameleon's release ignores profiles, so pixels are what the file stores."""
+    image = Image.new("RGB", (2, 2), (200, 30, 90))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    content = encode(image, "PNG", icc_profile=profile)
+    assert Image.open(io.BytesIO(content)).info["icc_profile"]
+    assert (pixels(open_picture(content)) == [200, 30, 90]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+def test_every_orientation_stands_upright(encode, kind, orientation):
+    """Pillow's own way of standing a picture upright is the oracle."""
+    corners = Image.new("RGB", (16, 8), "black")
+    corners.paste("red", (0, 0, 8, 4))
+    corners.paste("blue", (8, 4, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encode(corners, kind, exif=exif, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = pixels(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(pixels(open_picture(content)), expected)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0rubbish of any kind", b"Exif\0\0MM\0*\xff\xff"])
+def test_damaged_exif_data_do_not_spoil_a_picture(encode, exif):
+    content = encode(Image.new("RGB", (8, 4), "white"), "JPEG", exif=exif)
+    assert open_picture(content).size == (8, 4)
 
 
 def test_a_rotated_jpeg_stands_upright(encode):
@@ -106,12 +192,38 @@ def test_a_rotated_jpeg_stands_upright(encode):
     assert pixels(upright)[2].mean() > 200 > 50 > pixels(upright)[13].mean()
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_an_animation_gives_its_first_frame(encode, kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert (pixels(open_picture(content)) == [255, 0, 0]).all()
+
+
+def test_of_a_cameras_several_pictures_the_first(encode):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
+    content = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    assert (pixels(open_picture(content)) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["BMP", "DIB", "ICO", "JPEG2000", "PPM", "TGA", "TIFF"])
+def test_less_common_kinds(encode, kind):
+    image = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    assert np.array_equal(pixels(open_picture(encode(image, kind, **options))), pixels(image))
+
+
+def test_a_picture_without_pixels():
+    with pytest.raises(DataError, match="the picture in memory is 0 x 4 pixels, which is no"):
+        open_picture(Image.new("RGB", (0, 4)))
+
+
+def test_programs_are_not_run_as_pictures(encode):
+    """Pillow would start an interpreter of PostScript."""
+    with pytest.raises(DataError, match="not a picture of a kind that can be read"):
+        open_picture(encode(Image.new("RGB", (4, 4)), "EPS"))
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -142,20 +254,53 @@ def test_truncated_files(encode, kind):
         open_picture(content[: len(content) // 2])
 
 
-@settings(deadline=None)  # a damaged header may claim millions of pixels
+def encoded(kind, mode):
+    buffer = io.BytesIO()
+    image = Image.linear_gradient("L").resize((9, 9)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+VALID = [
+    encoded(kind, mode)
+    for kind, modes in {
+        "PNG": ("RGB", "RGBA", "LA", "P", "1", "I;16"),
+        "JPEG": ("RGB", "L", "CMYK"),
+        "MPO": ("RGB",),
+        "GIF": ("P",),
+        "WEBP": ("RGB", "RGBA"),
+        "TIFF": ("RGB", "CMYK", "I;16", "F"),
+        "BMP": ("RGB", "P"),
+        "JPEG2000": ("RGB",),
+        "PPM": ("RGB",),
+        "ICO": ("RGBA",),
+        "TGA": ("RGBA",),
+    }.items()
+    for mode in modes
+]
+
+
+@settings(deadline=None, max_examples=400)  # a damaged header may claim millions of pixels
 @given(st.data())
 def test_damage_anywhere_gives_a_picture_or_a_data_error(data):
-    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]))
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((9, 9)).convert("RGB").save(buffer, kind)
-    content = bytearray(buffer.getvalue())
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+    """Bytes are changed, cut off or put in; what comes out is a picture that can be used."""
+    content = bytearray(data.draw(st.sampled_from(VALID)))
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
         content[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(1, len(content)))
+    content[cut:cut] = data.draw(st.binary(max_size=4))
+    if data.draw(st.booleans()):
+        del content[cut:]
     try:
         picture = open_picture(bytes(content))
-    except DataError:
+    except DataError as error:
+        assert str(error).endswith(".")
         return
     assert picture.mode == "RGB"
+    assert min(picture.size) > 0
 
 
 @pytest.mark.parametrize("name", ["PIL.Image.open", "PIL.Image.Image.load"])
@@ -170,12 +315,9 @@ def test_running_out_of_memory_is_not_called_damage(monkeypatch, red_png, name):
 
 
 def png_claiming(width, height):
-    def chunk(kind, content):
-        crc = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("height", [8_001, 9_500, 60_000])  # ours, Pillow's warning, Pillow's error

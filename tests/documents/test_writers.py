@@ -9,6 +9,7 @@ from PIL import Image
 from pardalis.documents import (
     Document,
     Picture,
+    Region,
     Rejection,
     Text,
     from_data_uri,
@@ -44,6 +45,14 @@ def test_jsonl_round_trip(tmp_path, red_png):
     for picture, original in zip(back.pictures, document.pictures, strict=True):
         assert open_picture(picture.source) == open_picture(original.source)
     assert len(list((tmp_path / "pictures").iterdir())) == 1  # equal pictures are stored once
+
+
+def test_regions_round_trip(tmp_path, red_png):
+    regions = (Region((0.5, 0.0, 3.0, 2.0), "face", 2.5), Region((0.0, 0.0, 1.0, 1.0)))
+    document = Document((Picture(red_png, regions=regions), Picture(red_png)), "owl")
+    write_jsonl([document], tmp_path / "docs.jsonl", tmp_path)
+    (back,) = read_jsonl(tmp_path / "docs.jsonl")
+    assert [picture.regions for picture in back.pictures] == [regions, ()]
 
 
 def test_picture_paths_are_relative_to_the_jsonl_file(tmp_path, red_png):

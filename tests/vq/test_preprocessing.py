@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, open_square, square, to_pixels
+from pardalis.vq import (
+    ImageTokenizer,
+    ImageTokenizerConfig,
+    open_square,
+    placement,
+    square,
+    to_pixels,
+)
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -125,3 +132,85 @@ def test_elongated_pictures_need_no_huge_memory(size, preprocessing, monkeypatch
     image = Image.new("RGB", size, (9, 8, 7))
     assert square(image, 64, preprocessing)[0, 0].tolist() == [9, 8, 7]
     assert max(sizes[0]) == 64 * 32
+
+
+# ── the other fit, windows, and where things stand ───────────────────────────────────────────────
+
+PREPROCESSINGS = st.sampled_from(["chameleon", "transformers"])
+SIDES = st.integers(1, 90)
+
+
+@pytest.mark.parametrize("preprocessing", ["chameleon", "transformers"])
+def test_padding_scales_the_longer_side_and_centres(preprocessing):
+    """1000 x 601 at 512 becomes 512 x 307.7 (rounded or cut off), with borders of 102 above."""
+    image = noise(1000, 601)
+    height = {"chameleon": 308, "transformers": 307}[preprocessing]
+    padded = square(image, 512, preprocessing, "pad")
+    inside = np.asarray(image.resize((512, height), Image.Resampling.LANCZOS))
+    assert np.array_equal(padded[102 : 102 + height], inside)
+    assert (padded[:102] == 255).all() and (padded[102 + height :] == 255).all()
+    tall = noise(601, 1000)
+    inside = np.asarray(tall.resize((height, 512), Image.Resampling.LANCZOS))
+    padded = square(tall, 512, preprocessing, "pad")
+    assert np.array_equal(padded[:, 102 : 102 + height], inside)
+    assert (padded[:, :102] == 255).all() and (padded[:, 102 + height :] == 255).all()
+
+
+def test_padding_of_a_file(tmp_path):
+    noise(20, 10).save(tmp_path / "wide.png")
+    padded = open_square(tmp_path / "wide.png", 20, "chameleon", "pad")
+    assert np.array_equal(padded[5:15], np.asarray(noise(20, 10)))
+    assert (padded[:5] == 255).all() and (padded[15:] == 255).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIDES, SIDES, st.integers(1, 40), PREPROCESSINGS)
+def test_padding_keeps_something_of_the_most_elongated(width, height, side, preprocessing):
+    black = Image.new("RGB", (width, height))
+    padded = square(black, side, preprocessing, "pad")
+    assert padded.shape == (side, side, 3)
+    assert (padded == 0).any()
+    whole = placement((width, height), side, preprocessing, "pad").box(
+        (0.0, 0.0, float(width), float(height))
+    )
+    left, top, right, bottom = map(int, whole)
+    assert (padded[top:bottom, left:right] == 0).all()
+    assert (padded == 0).all(2).sum() == (right - left) * (bottom - top)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), SIDES, SIDES, PREPROCESSINGS, st.sampled_from(["crop", "pad"]))
+def test_a_window_is_the_picture_cut_out_by_hand(data, width, height, preprocessing, fit):
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = (
+        data.draw(st.integers(left + 1, width)),
+        data.draw(st.integers(top + 1, height)),
+    )
+    image, window = noise(width, height), (left, top, right, bottom)
+    by_hand = square(image.crop(window), 12, preprocessing, fit)
+    assert np.array_equal(square(image, 12, preprocessing, fit, window), by_hand)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("window", [None, (30, 10, 190, 150), (110, 100, 200, 170)])
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (240, 240)])
+def test_a_box_is_placed_where_its_pixels_are(size, window, fit):
+    """A black box on white, found again in the square to a pixel, in four places."""
+    for box in ((130, 110, 170, 140), (40, 20, 160, 145), (0, 0, 150, 150), (0, 110, 400, 130)):
+        image = Image.new("RGB", size, "white")
+        image.paste("black", box)
+        pixels = square(image, 64, "chameleon", fit, window)
+        rows, columns = np.nonzero(pixels[:, :, 0] < 128)
+        found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        placed = placement(size, 64, "chameleon", fit, window).box(tuple(map(float, box)))
+        assert placed == pytest.approx(found, abs=1)
+
+
+def test_a_box_outside_is_none():
+    wide = (300, 100)
+    assert placement(wide, 64).box((0.0, 0.0, 100.0, 100.0)) is None  # cut off at the left
+    assert placement(wide, 64, fit="pad").box((0.0, 0.0, 100.0, 100.0)) is not None
+    window = (0, 0, 100, 100)
+    assert placement(wide, 64, "chameleon", "pad", window).box((100.0, 0.0, 200.0, 50.0)) is None
+    assert placement(wide, 64).box((90.0, 0.0, 200.0, 50.0)) == (0.0, 0.0, 64.0, 32.0)
+    assert placement((3200, 1), 4).box((0.0, 0.0, 1500.0, 1.0)) is None  # cut before scaling

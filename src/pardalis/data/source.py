@@ -13,6 +13,15 @@ from pardalis.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
+def check_name(name: str) -> None:
+    """Raise ConfigError when no folder should bear a name that a recipe gives to a part of it."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            "name must consist of letters, digits, '.', '_' and '-' and not begin with '.', since "
+            f"a folder bears it; got {name!r}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
     """One source of training documents."""
@@ -27,11 +36,7 @@ class SourceConfig:
     pair_order: Literal["as_written", "both", "random"] = "as_written"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigError(
-                "name must consist of letters, digits, '.', '_' and '-' and not begin with '.', "
-                f"since a folder bears it; got {self.name!r}."
-            )
+        check_name(self.name)
         if not self.weight > 0:
             raise ConfigError(
                 f"weight must be above 0, got {self.weight} for source {self.name!r}; correct it "
@@ -64,14 +69,15 @@ def survey(source: SourceConfig, base_folder: Path) -> tuple[int, str]:
 def _segment_key(segment: Segment) -> tuple[object, ...]:
     if not isinstance(segment, Picture):
         return segment.role, segment.text
+    about = segment.role, *segment.regions
     match segment.source:
         case Path() as path:
             try:
                 status = path.stat()
             except OSError:
-                return segment.role, "missing"
-            return segment.role, status.st_size, status.st_mtime_ns
+                return *about, "missing"
+            return *about, status.st_size, status.st_mtime_ns
         case bytes() as content:
-            return segment.role, hashlib.sha256(content).hexdigest()
+            return *about, hashlib.sha256(content).hexdigest()
         case image:
-            return segment.role, image.mode, image.size, hashlib.sha256(image.tobytes()).hexdigest()
+            return *about, image.mode, image.size, hashlib.sha256(image.tobytes()).hexdigest()

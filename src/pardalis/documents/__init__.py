@@ -3,14 +3,17 @@
 from pardalis.documents.chat import document_to_messages, messages_to_document
 from pardalis.documents.document import (
     ROLES,
+    Box,
     Document,
     Picture,
     PictureSource,
+    Region,
     Rejection,
     Role,
     Segment,
     Text,
 )
+from pardalis.documents.drawings import DrawingsConfig, build_drawings, fetch_packages
 from pardalis.documents.encyclopedia import EncyclopediaConfig, build_encyclopedia
 from pardalis.documents.pictures import (
     MAX_PIXELS,
@@ -27,17 +30,22 @@ __all__ = [
     "MAX_PIXELS",
     "READERS",
     "ROLES",
+    "Box",
     "Document",
+    "DrawingsConfig",
     "EncyclopediaConfig",
     "Picture",
     "PictureSource",
     "Reader",
+    "Region",
     "Rejection",
     "Role",
     "Segment",
     "Text",
+    "build_drawings",
     "build_encyclopedia",
     "document_to_messages",
+    "fetch_packages",
     "from_data_uri",
     "media_type",
     "messages_to_document",

@@ -16,6 +16,9 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 PictureSource: TypeAlias = Path | bytes | Image.Image
 
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -26,12 +29,22 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A box of a picture that matters more than the rest; ``kind`` says what it shows."""
+
+    box: Box  # of the upright picture
+    kind: str = ""  # "face", "object", ...
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A picture: the path of its file, the bytes of one, or the picture already decoded."""
 
     source: PictureSource
     alt: str = ""
     role: Role | None = None
+    regions: tuple[Region, ...] = ()
 
 
 Segment: TypeAlias = Text | Picture

@@ -1,6 +1,10 @@
 """Turning any picture file into plain RGB pixels, and pictures into PNG bytes and data URIs.
 
 This is the only place that decodes pictures. Resizing and cropping belong to the image tokenizer.
+
+Colour profiles are ignored, as Chameleon's release ignores them, so a picture of wide gamut looks
+paler than it is. JPEGs are decoded whole: decoding them at a fraction of their size
+(``Image.draft``) would be faster and give other pixels.
 """
 
 import base64
@@ -11,7 +15,7 @@ from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pardalis.documents.document import PictureSource
 from pardalis.errors import DataError
@@ -23,8 +27,25 @@ MAX_PIXELS = 80_000_000
 Blend = Literal["chameleon", "pillow"]
 _BLENDED_AT_ONCE = 1 << 16  # pixels; as floats they take 24 times the memory
 
-# 32-bit numbers of no stated range, and a colour space that Pillow does not convert.
-_MODES_WITHOUT_RGB = ("I", "F", "LAB")
+# Pillow knows more, most of them kinds that nobody shares pictures in; for EPS it starts a program.
+_KINDS = (
+    "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
+    "TGA",
+)  # fmt: skip
+
+# How to stand a picture upright, by the EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# 32-bit numbers of no stated range, and two kinds of colour that Pillow does not convert.
+_MODES_WITHOUT_RGB = ("I", "F", "LAB", "La")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -46,9 +67,7 @@ def open_picture(source: PictureSource, blend: Blend = "chameleon") -> Image.Ima
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{where} is not a picture of a kind that can be read; save it as PNG or JPEG."
-        ) from error
+        raise _unknown(where) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(where) from error
     except MemoryError:
@@ -56,6 +75,8 @@ def open_picture(source: PictureSource, blend: Blend = "chameleon") -> Image.Ima
     except Exception as error:  # see _to_rgb; WebP is unpacked at once
         raise _damaged(where, error) from error
     with image:
+        if image.format not in _KINDS:
+            raise _unknown(where)
         return _to_rgb(image, where, blend)
 
 
@@ -136,25 +157,42 @@ def from_base64(text: str | bytes) -> bytes:
 def _to_rgb(image: Image.Image, where: str, blend: Blend) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(where)
+    if not image.width * image.height:
+        raise DataError(f"{where} is {image.width} x {image.height} pixels, which is no picture.")
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-    except MemoryError:
+        return _on_white(_upright(image), where, blend)
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # Pillow's decoders raise many classes when bytes are damaged
         raise _damaged(where, error) from error
-    if upright.mode in _SIXTEEN_BIT_MODES:
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the picture turned as its EXIF data say; unreadable ones do not spoil a picture."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as many classes as there are ways to damage them
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _on_white(image: Image.Image, where: str, blend: Blend) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
         # Pillow clips instead of scaling when it converts these to 8 bits.
-        grey = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        grey = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        clear = image.info.get("transparency")
+        if clear is not None:
+            grey.paste(255, mask=Image.fromarray(np.asarray(image) == clear))
         return grey.convert("RGB")
-    if upright.mode in _MODES_WITHOUT_RGB:
+    if image.mode in _MODES_WITHOUT_RGB:
         raise DataError(
-            f"{where} has pixels of mode {upright.mode}, whose RGB colours are not defined; "
+            f"{where} has pixels of mode {image.mode}, whose RGB colours are not defined; "
             "save it as RGB with 8 bits per channel."
         )
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    layer = upright.convert("RGBA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
     if blend == "chameleon":
         return _blended_as_chameleon(layer)
     white = Image.new("RGBA", layer.size, "white")
@@ -175,6 +213,12 @@ def _blended_as_chameleon(layer: Image.Image) -> Image.Image:
 
 def _damaged(where: str, error: Exception) -> DataError:
     return DataError(f"{where} is truncated or damaged, and could not be decoded: {error}.")
+
+
+def _unknown(where: str) -> DataError:
+    return DataError(
+        f"{where} is not a picture of a kind that can be read; save it as PNG or JPEG."
+    )
 
 
 def _too_large(where: str) -> DataError:

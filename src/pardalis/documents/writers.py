@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import Document, Picture, PictureSource, Text
+from pardalis.documents.document import Document, Picture, PictureSource, Region, Text
 from pardalis.documents.pictures import to_data_uri, to_png
 from pardalis.files import working_name, write_bytes
 
@@ -54,19 +54,27 @@ def write_jsonl(documents: Iterable[Document], path: Path, pictures_folder: Path
 
 def to_record(document: Document, picture_path: Callable[[Picture], str]) -> dict[str, Any]:
     """Return the document as one JSONL object; ``picture_path`` says where each picture stands."""
-    segments: list[dict[str, str]] = []
+    segments: list[dict[str, Any]] = []
     for segment in document.segments:
+        record: dict[str, Any]
         if isinstance(segment, Text):
             record = {"text": segment.text}
         else:
             record = {"picture": picture_path(segment)}
             if segment.alt:
                 record["alt"] = segment.alt
+            if segment.regions:
+                record["regions"] = [_region_record(region) for region in segment.regions]
         if segment.role:
             record["role"] = segment.role
         segments.append(record)
     head = {"name": document.name, "licence": document.licence}
     return {key: value for key, value in head.items() if value} | {"segments": segments}
+
+
+def _region_record(region: Region) -> dict[str, Any]:
+    record = {"box": list(region.box), "kind": region.kind, "weight": region.weight}
+    return {key: value for key, value in record.items() if value}
 
 
 def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:

@@ -2,7 +2,7 @@
 
 Weights fit only the pixels they were trained on. Two implementations of Chameleon's preprocessing
 are in use, and a tokenizer's config names its own. Both scale the shorter side to the resolution by
-Lanczos and keep the centre, with offsets rounded down. They differ in three things:
+Lanczos and keep the centre (:data:`Fit` ``crop``). They differ in three things:
 
 ============  ================================  ==========================  ====================
               transparency on white             longer side after scaling   byte v becomes
@@ -15,10 +15,14 @@ The first is Chameleon's release, the second ``ChameleonImageProcessorPil`` of `
 where white is 0.989. Pixels are tested to equal, bit for bit, those of the second and the plain
 arithmetic of the first. Three things are ours: pictures stand upright as their EXIF data say,
 those of 16 bits are scaled and not clipped, and very elongated ones are cut before scaling.
+
+The other way to fit a square, ``pad``, scales the longer side instead and adds white borders, so
+that nothing of the picture is lost: for those that people show (arXiv 2405.09818).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,9 +30,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from pardalis.documents.document import PictureSource
+from pardalis.documents.document import Box, PictureSource
 from pardalis.documents.pictures import Blend, open_picture
 from pardalis.vq.config import Preprocessing
+
+Fit = Literal["crop", "pad"]
+
+Window: TypeAlias = tuple[int, int, int, int]
+"""The part of an upright picture that is used at all: left, top, right, bottom, in whole pixels."""
 
 # The rest of a more elongated picture is cut off before scaling, which else would need memory
 # for a picture of 10,000 x 1 pixels at 5 million x 512. Only the middle square is kept anyway.
@@ -40,7 +49,7 @@ class Convention:
     """What the implementations disagree about."""
 
     blend: Blend  # of transparency with white
-    scaled: Callable[[int, int, int], int]  # (length, shorter side, resolution) to a new length
+    scaled: Callable[[int, int, int], int]  # (length, fitted side, resolution) to a new length
     values: Float[np.ndarray, "256"]  # pixel of each byte
 
 
@@ -49,19 +58,68 @@ _BYTES = np.arange(256, dtype=np.float64)
 CONVENTIONS: dict[Preprocessing, Convention] = {
     "chameleon": Convention(
         blend="chameleon",
-        scaled=lambda length, shorter, resolution: round(resolution / shorter * length),
+        scaled=lambda length, fitted, resolution: round(resolution / fitted * length),
         values=(_BYTES / 255 * 2 - 1).astype(np.float32),
     ),
     "transformers": Convention(
         blend="pillow",
-        scaled=lambda length, shorter, resolution: int(resolution * length / shorter),
+        scaled=lambda length, fitted, resolution: int(resolution * length / fitted),
         values=(_BYTES * 0.0078).astype(np.float32) - np.float32(1),
     ),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the pixels of an upright picture stand in the square made of it."""
+
+    side: int  # of the square
+    cut: Window  # what is scaled; the rest of the picture is not used
+    size: tuple[int, int]  # width and height that it is scaled to
+    offset: tuple[int, int]  # of its left top corner in the square; below 0 where it is cropped
+
+    def box(self, box: Box) -> Box | None:
+        """Return a box of the picture in pixels of the square, clipped; None if nothing is left."""
+        left, right = self._span(0, box[0], box[2])
+        top, bottom = self._span(1, box[1], box[3])
+        return (left, top, right, bottom) if left < right and top < bottom else None
+
+    def _span(self, axis: int, start: float, end: float) -> tuple[float, float]:
+        offset, size, origin = self.offset[axis], self.size[axis], self.cut[axis]
+        length = self.cut[axis + 2] - origin
+        low, high = float(max(offset, 0)), float(min(offset + size, self.side))
+        return (
+            max(low, (start - origin) * size / length + offset),
+            min(high, (end - origin) * size / length + offset),
+        )
+
+
+def placement(
+    size: tuple[int, int],
+    side: int,
+    preprocessing: Preprocessing = "chameleon",
+    fit: Fit = "crop",
+    window: Window | None = None,
+) -> Placement:
+    """Return how :func:`square` places a picture of that width and height; offsets round down."""
+    cut = window or (0, 0, *size)
+    if fit == "crop":
+        cut = _middle(cut)
+    width, height = cut[2] - cut[0], cut[3] - cut[1]
+    fitted = min(width, height) if fit == "crop" else max(width, height)
+    scaled = CONVENTIONS[preprocessing].scaled
+    new_width, new_height = (max(1, scaled(length, fitted, side)) for length in (width, height))
+    # int() cuts towards 0, so that cropped and padded offsets are both rounded down.
+    offset = (int((side - new_width) / 2), int((side - new_height) / 2))
+    return Placement(side, cut, (new_width, new_height), offset)
+
+
 def open_square(
-    source: PictureSource, side: int, preprocessing: Preprocessing = "chameleon"
+    source: PictureSource,
+    side: int,
+    preprocessing: Preprocessing = "chameleon",
+    fit: Fit = "crop",
+    window: Window | None = None,
 ) -> UInt8[np.ndarray, "Y X 3"]:
     """Open a picture of any kind and return the square of bytes that a tokenizer sees of it.
 
@@ -69,20 +127,23 @@ def open_square(
         DataError: the picture cannot be opened (:func:`pardalis.documents.open_picture`).
     """
     image = open_picture(source, CONVENTIONS[preprocessing].blend)
-    return square(image, side, preprocessing)
+    return square(image, side, preprocessing, fit, window)
 
 
 def square(
-    image: Image.Image, side: int, preprocessing: Preprocessing = "chameleon"
+    image: Image.Image,
+    side: int,
+    preprocessing: Preprocessing = "chameleon",
+    fit: Fit = "crop",
+    window: Window | None = None,
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """Return the centre of an RGB picture, its shorter side scaled to ``side``, as bytes."""
-    if max(image.size) > _MOST_ELONGATED * min(image.size):
-        image = _middle(image, _MOST_ELONGATED * min(image.size))
-    scaled, shorter = CONVENTIONS[preprocessing].scaled, min(image.size)
-    width, height = (scaled(length, shorter, side) for length in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(resized.crop((left, top, left + side, top + side)))
+    """Return an RGB picture, or a window of it, fitted to a square of bytes."""
+    place = placement(image.size, side, preprocessing, fit, window)
+    if place.cut != (0, 0, *image.size):
+        image = image.crop(place.cut)
+    canvas = Image.new("RGB", (side, side), "white")
+    canvas.paste(image.resize(place.size, Image.Resampling.LANCZOS), place.offset)
+    return np.asarray(canvas)
 
 
 def to_pixels(
@@ -103,8 +164,10 @@ def to_images(pixels: Float[Tensor, "B 3 Y X"]) -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
-def _middle(image: Image.Image, length: int) -> Image.Image:
-    """Cut a picture down to at most ``length`` pixels a side, around its centre."""
-    width, height = (min(length, size) for size in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _middle(window: Window) -> Window:
+    """Return the middle of a window that is too elongated, and any other as it is."""
+    left, top, right, bottom = window
+    width, height = right - left, bottom - top
+    longest = _MOST_ELONGATED * min(width, height)
+    left, top = left + max(0, width - longest) // 2, top + max(0, height - longest) // 2
+    return left, top, left + min(width, longest), top + min(height, longest)

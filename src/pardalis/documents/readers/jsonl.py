@@ -6,15 +6,28 @@ A line reads ``{"name": "...", "licence": "...", "segments": [...]}``, where a s
     {"picture": "relative/path.png", "alt": "..."}
     {"picture_base64": "...", "alt": "..."}
 
-each with an optional ``"role"``. Picture paths are relative to the JSONL file.
+each with an optional ``"role"``. Picture paths are relative to the JSONL file. A picture may say
+where it matters more than elsewhere, in pixels of the upright picture:
+
+    "regions": [{"box": [left, top, right, bottom], "kind": "face", "weight": 2.0}]
 """
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import ROLES, Document, Picture, Rejection, Segment, Text
+from pardalis.documents.document import (
+    ROLES,
+    Box,
+    Document,
+    Picture,
+    Region,
+    Rejection,
+    Segment,
+    Text,
+)
 from pardalis.documents.pictures import from_base64
 from pardalis.documents.readers._lines import is_unicode, json_objects, require_file
 from pardalis.errors import DataError
@@ -22,9 +35,10 @@ from pardalis.errors import DataError
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
 _SEGMENT_KEYS = {
     "text": {"text", "role"},
-    "picture": {"picture", "alt", "role"},
-    "picture_base64": {"picture_base64", "alt", "role"},
+    "picture": {"picture", "alt", "role", "regions"},
+    "picture_base64": {"picture_base64", "alt", "role", "regions"},
 }
+_REGION_KEYS = {"box", "kind", "weight"}
 
 
 def read_jsonl(path: Path) -> Iterator[Document | Rejection]:
@@ -88,13 +102,59 @@ def _segment(record: Any, number: int, folder: Path) -> Segment:
     content = _string(record, kinds[0], where)
     if kinds[0] == "text":
         return Text(content, role)
-    alt = _string(record, "alt", where)
+    alt, regions = _string(record, "alt", where), _regions(record, where)
     if kinds[0] == "picture":
-        return Picture(_file(content, where, folder), alt, role)
+        return Picture(_file(content, where, folder), alt, role, regions)
     try:
-        return Picture(from_base64(content), alt, role)
+        return Picture(from_base64(content), alt, role, regions)
     except DataError as error:
         raise _BadRecordError("bad-base64", f"{where}: {error}") from error
+
+
+def _regions(record: dict[str, Any], where: str) -> tuple[Region, ...]:
+    regions = record.get("regions", [])
+    if not isinstance(regions, list):
+        raise _BadRecordError("bad-region", f'{where} needs a list under "regions".')
+    return tuple(
+        _region(region, f"{where}, region {number}") for number, region in enumerate(regions)
+    )
+
+
+def _region(record: Any, where: str) -> Region:
+    if not isinstance(record, dict):
+        raise _BadRecordError("bad-region", f'{where} must be an object with a "box".')
+    _refuse_unknown_keys(record, _REGION_KEYS, where)
+    weight = record.get("weight", 1.0)
+    if not _is_number(weight) or weight <= 0:
+        raise _BadRecordError("bad-region", f"{where} has the weight {weight!r}; it must exceed 0.")
+    kind = _string(record, "kind", where)
+    return Region(_box(record.get("box"), where), kind, float(weight))
+
+
+def _box(value: Any, where: str) -> Box:
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+        raise _BadRecordError(
+            "bad-region",
+            f"{where} has the box {value!r}; it must be a list of four numbers: left, top, right "
+            "and bottom.",
+        )
+    left, top, right, bottom = map(float, value)
+    if not (left < right and top < bottom):
+        raise _BadRecordError(
+            "bad-region",
+            f"{where} has the box {value!r}, which is empty; right must exceed left, and bottom "
+            "top.",
+        )
+    return left, top, right, bottom
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _file(name: str, where: str, folder: Path) -> Path:

@@ -1,0 +1,84 @@
+"""``pardalis data fetch drawings``, with a stand-in for npm that has no network."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from fake_drawings import pinned_hash, write_fake_packages
+
+from pardalis.cli.main import main
+from pardalis.documents.drawings import packages
+
+_NPM = """#!{python}
+import pathlib, shutil, sys
+log = pathlib.Path({log!r})
+with log.open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+if {fails}:
+    sys.exit("npm notice\\nnpm error code ENOTFOUND")
+name, _, version = sys.argv[2].rpartition("@")
+file = name.removeprefix("@").replace("/", "-") + "-" + version + ".tgz"
+shutil.copy(pathlib.Path({source!r}) / file, file)
+"""
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """Return what installs the stand-in, and the file of its calls."""
+    source, log = tmp_path / "registry", tmp_path / "calls"
+    write_fake_packages(source)
+    monkeypatch.setattr(packages, "_sha256", pinned_hash)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    def install(fails=False):
+        program = tmp_path / "bin" / "npm"
+        values = {"python": sys.executable, "log": str(log), "source": str(source), "fails": fails}
+        program.write_text(_NPM.format(**values))
+        program.chmod(0o755)
+        return log
+
+    return install
+
+
+def test_what_is_missing_is_fetched_and_the_rest_kept(npm, tmp_path, capsys):
+    calls, folder = npm(), tmp_path / "npm"
+    folder.mkdir()
+    kept = folder / packages.NOTO.file
+    shutil.copy(tmp_path / "registry" / packages.NOTO.file, kept)
+    before = kept.stat().st_mtime_ns
+    assert main(["data", "fetch", "drawings", "-o", str(folder), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files == [str(folder / package.file) for package in packages.PACKAGES]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        package.file for package in packages.PACKAGES
+    )
+    lines = calls.read_text().splitlines()
+    assert len(lines) == 5
+    assert "pack @lobehub/fluent-emoji-3d@1.1.0 --ignore-scripts" in lines
+    assert kept.stat().st_mtime_ns == before
+    assert main(["data", "fetch", "drawings", "-o", str(folder)]) == 0
+    assert len(calls.read_text().splitlines()) == 5
+
+
+def test_npm_fails(npm, tmp_path, capsys):
+    npm(fails=True)
+    assert main(["data", "fetch", "drawings", "-o", str(tmp_path / "npm")]) == 3
+    shown = capsys.readouterr().err
+    assert "npm could not fetch openmoji 17.0.0: npm error code ENOTFOUND. Check the" in shown
+    assert list((tmp_path / "npm").iterdir()) == []
+
+
+def test_a_file_that_is_not_the_pinned_one_never_takes_its_name(npm, tmp_path, capsys, monkeypatch):
+    npm()
+    monkeypatch.setattr(packages, "_sha256", lambda path: "0" * 64)
+    assert main(["data", "fetch", "drawings", "-o", str(tmp_path / "npm")]) == 3
+    assert "is not openmoji 17.0.0 as it was released" in capsys.readouterr().err
+    assert list((tmp_path / "npm").iterdir()) == []
+
+
+def test_without_npm(npm, tmp_path, capsys):
+    assert main(["data", "fetch", "drawings", "-o", str(tmp_path / "npm")]) == 2
+    shown = capsys.readouterr().err
+    assert "npm, which fetches the drawings, is not installed; install Node.js, or put" in shown
