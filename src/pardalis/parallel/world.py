@@ -1,0 +1,122 @@
+"""The processes of one run, as ``torchrun`` starts them.
+
+Everything here does nothing in a process that is alone, so callers need not ask.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pardalis.errors import ConfigError
+
+# A process may wait while the first one builds a corpus or writes a checkpoint.
+_PATIENCE = timedelta(hours=12)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One process among ``size``; all of them call the methods below in the same order."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all processes, the same bits in each."""
+        if self.size == 1:
+            return tensor
+        from torch import distributed
+
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean over all processes."""
+        return self.sum(tensor) / self.size
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all processes, of equal shape, joined along the first axis."""
+        if self.size == 1:
+            return tensor
+        from torch import distributed
+
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace each gradient by its mean over all processes.
+
+        One sum of all of them at once, after the backward pass: an image tokenizer has few
+        parameters for the work that its convolutions do, so there is little to gain by overlap.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view(gradient.shape))
+
+    def means(self, values: Sequence[float]) -> list[float]:
+        """Return the mean of each number over all processes."""
+        if self.size == 1 or not values:
+            return list(values)
+        return self.mean(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is up in any process."""
+        return flag if self.size == 1 else self.means([float(flag)])[0] > 0
+
+    def tell(self, message: Any = None) -> Any:
+        """Return what the first process says, in all of them."""
+        if self.size == 1:
+            return message
+        from torch import distributed
+
+        box = [message]
+        distributed.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+
+@contextmanager
+def join(device: torch.device | str = "cpu") -> Iterator[World]:
+    """Join the processes that ``torchrun`` started, for the length of the block.
+
+    ``cuda`` becomes the process's own GPU. A process that nobody started so is alone.
+
+    Raises:
+        ConfigError: a single GPU is named for several processes.
+    """
+    device, size = torch.device(device), int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device=device)
+        return
+    from torch import distributed
+
+    if device.type == "cuda":
+        if device.index is not None:
+            raise ConfigError(
+                f"{size} processes cannot share {device}; give cuda, and each takes its own."
+            )
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield World(distributed.get_rank(), size, device)
+        distributed.barrier()  # who leaves early may take the connections of others down
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,98 @@
+"""What several processes do together in a test: run by torchrun, or alone in the test itself.
+
+torchrun --nproc-per-node 2 tests/support/ranks.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pardalis.documents import Picture
+from pardalis.parallel import World, join
+from pardalis.train import (
+    AdversarialConfig,
+    ImageTokenizerTask,
+    ImageTokenizerTrainConfig,
+    LoopConfig,
+    ScheduleConfig,
+    train,
+)
+from pardalis.vq import ImageTokenizerConfig, QuantizerConfig
+from pardalis.vq.discriminator import DiscriminatorConfig
+
+STEPS = 6
+
+# Not here, since they look at the pictures of one process only: the batch norms of the patch
+# discriminator, and the entropy of codes that ibq raises.
+VARIANTS = {
+    "ema": {},
+    "vq": {},
+    "l2": {"ema_decay": 0.9},
+    "simvq": {
+        "adversarial": AdversarialConfig(
+            discriminator=DiscriminatorConfig(kind="stylegan2", channels=8),
+            form="hinge",
+            adaptive=True,
+            start_step=1,
+            r1_weight=10.0,
+            r1_every=2,
+        )
+    },
+}
+
+
+def task(variant: str, world: World) -> ImageTokenizerTask:
+    generator = np.random.default_rng(0)
+    pictures = [
+        Picture(Image.fromarray(generator.integers(0, 255, (4, 4, 3), np.uint8)).resize((32, 32)))
+        for _ in range(40)
+    ]
+    shape = ImageTokenizerConfig(
+        resolution=32, patch_size=4, channels=16, channel_multipliers=(1, 2), n_res_blocks=1,
+        norm_groups=0, z_channels=16, code_width=8, n_codes=32,
+        quantizer=QuantizerConfig(kind=variant),
+    )  # fmt: skip
+    config = ImageTokenizerTrainConfig(
+        batch_pictures=8,
+        # With a mean use of 8 pictures' codes, what one batch does not choose is soon dead.
+        codebook_decay=0.5,
+        schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=2),
+        **VARIANTS[variant],
+    )
+    return ImageTokenizerTask(
+        shape, config, pictures[:30], pictures[30:], total_steps=STEPS, world=world
+    )
+
+
+def losses(variant: str, world: World) -> list[dict[str, float]]:
+    """Return what each step measures, as the means over all processes, and the evaluation."""
+    made = task(variant, world)
+    lines = []
+    for step in range(STEPS):
+        measured = {name: float(value) for name, value in made.step(step).items()}
+        lines.append(dict(zip(measured, world.means(list(measured.values())), strict=True)))
+    return [*lines, made.evaluate()]
+
+
+def train_part(folder: Path, steps: int, world: World) -> dict[str, float]:
+    config = LoopConfig(steps=steps, save_every=2, report_every=2)
+    return dict(train(task("ema", world), folder, config, world=world))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with join() as world:
+        found = {variant: losses(variant, world) for variant in VARIANTS}
+        train_part(folder / "run", 4, world)
+        gathered = world.gather(torch.tensor([[float(world.rank)]])).flatten().tolist()
+        facts = {"ranks": gathered, "any": world.any(world.rank == 1), "told": world.tell("go")}
+        if world.is_first:
+            (folder / "found.json").write_text(json.dumps(found | {"facts": facts}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
