@@ -24,7 +24,9 @@ Advance = Callable[..., None]
 
 
 @contextmanager
-def bar(description: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Advance]:
+def bar(
+    description: str, total: int, unit: str = "steps", done: int = 0, shown: bool = True
+) -> Iterator[Advance]:
     """Yield ``advance(n=1, **fields)``, which counts work done and shows the fields beside the bar.
 
     Args:
@@ -32,8 +34,11 @@ def bar(description: str, total: int, unit: str = "steps", done: int = 0) -> Ite
         total: amount of work, in ``unit``.
         unit: the name of one piece of work, plural.
         done: how much of it was done before (a resumed run).
+        shown: False in a process that leaves it to another to show the work of both.
     """
-    if sys.stderr.isatty():
+    if not shown:
+        yield lambda n=1, **fields: None
+    elif sys.stderr.isatty():
         with _live_bar(description, total, unit, done) as advance:
             yield advance
     else:

@@ -2,38 +2,58 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
+from pardalis.documents import Picture, Region
 from pardalis.errors import ConfigError, DataError
-from pardalis.train import ImageTokenizerTask, ImageTokenizerTrainConfig, ScheduleConfig, Task
+from pardalis.feature_nets import FeatureNetConfig
+from pardalis.train import (
+    AdversarialConfig,
+    ImageTokenizerTask,
+    ImageTokenizerTrainConfig,
+    PerceptualConfig,
+    RegionConfig,
+    ScheduleConfig,
+    Task,
+)
 from pardalis.vq import ImageTokenizerConfig, QuantizerConfig
+from pardalis.vq.discriminator import DiscriminatorConfig
 
 STEPS = 12
 
 
-def shapes(n: int, seed: int = 0) -> torch.Tensor:
+def shapes(n: int, seed: int = 0, side: int = 16) -> list[Picture]:
     """Bright rectangles on white: flat art that a small net learns within seconds."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.full((n, 3, 16, 16), 255, dtype=torch.uint8)
+    pictures = torch.full((n, side, side, 3), 255, dtype=torch.uint8)
     for picture in pictures:
-        x, y = (int(torch.randint(0, 9, (), generator=generator)) for _ in range(2))
-        colour = torch.randint(0, 200, (3, 1, 1), generator=generator, dtype=torch.uint8)
-        picture[:, y : y + 7, x : x + 7] = colour
-    return pictures
+        x, y = (int(torch.randint(0, side // 2 + 1, (), generator=generator)) for _ in range(2))
+        colour = torch.randint(0, 200, (1, 1, 3), generator=generator, dtype=torch.uint8)
+        picture[y : y + 7 * side // 16, x : x + 7 * side // 16] = colour
+    return [Picture(Image.fromarray(picture.numpy())) for picture in pictures]
 
 
-def task(kind: str = "ema", steps: int = STEPS, **changes) -> ImageTokenizerTask:
-    torch.set_num_threads(1)
-    model_config = ImageTokenizerConfig(
-        resolution=16, patch_size=4, channels=16, channel_multipliers=(1, 2), n_res_blocks=1,
+def shape(kind: str = "ema", side: int = 16) -> ImageTokenizerConfig:
+    return ImageTokenizerConfig(
+        resolution=side, patch_size=4, channels=16, channel_multipliers=(1, 2), n_res_blocks=1,
         norm_groups=0, z_channels=16, code_width=8, n_codes=32,
         quantizer=QuantizerConfig(kind=kind),
     )  # fmt: skip
-    config = ImageTokenizerTrainConfig(
-        batch_pictures=8,
-        schedule=ScheduleConfig(learning_rate=3e-3, warmup_steps=4),
-        **changes,
+
+
+def task(kind: str = "ema", steps: int = STEPS, side: int = 16, **changes) -> ImageTokenizerTask:
+    torch.set_num_threads(1)
+    settings = {
+        "batch_pictures": 8,
+        "schedule": ScheduleConfig(learning_rate=3e-3, warmup_steps=4),
+    } | changes
+    return ImageTokenizerTask(
+        shape(kind, side),
+        ImageTokenizerTrainConfig(**settings),
+        shapes(30, side=side),
+        shapes(5, 1, side),
+        total_steps=steps,
     )
-    return ImageTokenizerTask(model_config, config, shapes(30), shapes(5, 1), total_steps=steps)
 
 
 def numbers(metrics: dict) -> dict[str, float]:
@@ -58,7 +78,7 @@ def test_what_a_step_measures_stays_on_the_device():
     assert plain == {"learning_rate", "pictures", "restarted_codes"}
 
 
-@pytest.mark.parametrize("kind", ["ema", "gradient"])
+@pytest.mark.parametrize("kind", ["ema", "vq"])
 def test_a_resumed_run_repeats_the_losses_bit_for_bit(kind):
     whole = task(kind)
     expected = [numbers(whole.step(step)) for step in range(STEPS)]
@@ -72,7 +92,7 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(kind):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("kind", ["ema", "gradient"])
+@pytest.mark.parametrize("kind", ["ema", "vq"])
 def test_it_learns_and_uses_its_codebook(kind):
     """Measured: 6.7 dB before, 14.7 dB after; 5 held-out pictures use 11 (ema) and 13 of 32 codes.
 
@@ -99,9 +119,9 @@ def test_evaluation_leaves_what_is_learnt_as_it_was():
 
 def test_every_picture_is_seen_once_before_any_is_seen_again():
     made = task()
-    seen = [row for step in range(15) for row in made._members(step)]
+    seen = [row for step in range(15) for row in made.feed.members(step)]
     assert [sorted(seen[i : i + 30]) for i in range(0, 120, 30)] == [list(range(30))] * 4
-    assert made._members(3) == task()._members(3)
+    assert made.feed.members(3) == task().feed.members(3)
 
 
 def test_an_ema_codebook_is_not_the_optimizers():
@@ -111,7 +131,7 @@ def test_an_ema_codebook_is_not_the_optimizers():
 
 
 def test_a_gradient_codebook_starts_from_data_and_restarts_but_is_the_optimizers():
-    made = task("gradient", codebook_decay=0.0)  # dead is what one batch does not use
+    made = task("vq", codebook_decay=0.0)  # dead is what one batch does not use
     weight = made.tokenizer.quantize.embedding.weight
     assert id(weight) in {id(p) for group in made.optimizer.param_groups for p in group["params"]}
     assert weight.std() < 0.05  # U(-1/32, 1/32)
@@ -121,19 +141,148 @@ def test_a_gradient_codebook_starts_from_data_and_restarts_but_is_the_optimizers
 
 
 def test_no_held_out_pictures_are_no_numbers():
-    made = task()
-    made.heldout = None
+    made = ImageTokenizerTask(
+        shape(), ImageTokenizerTrainConfig(batch_pictures=4), shapes(8), total_steps=40
+    )
     assert made.evaluate() == {}
+    assert made.samples() == ([], [])
 
 
-def test_pictures_must_fit():
-    made = task()
-    with pytest.raises(DataError, match="have 8 x 8 pixels and the image tokenizer 16 x 16"):
-        ImageTokenizerTask(
-            made.tokenizer.config, made.config, shapes(3)[:, :, :8, :8], total_steps=STEPS
-        )
+def test_no_pictures():
     with pytest.raises(DataError, match="no picture to train"):
-        ImageTokenizerTask(made.tokenizer.config, made.config, shapes(0), total_steps=STEPS)
+        ImageTokenizerTask(shape(), ImageTokenizerTrainConfig(), [], total_steps=40)
+
+
+# ── perceptual, adversarial, averaged ────────────────────────────────────────────────────────────
+
+PATCH = DiscriminatorConfig(kind="patch", channels=8, n_layers=2)
+STYLE = DiscriminatorConfig(kind="stylegan2", channels=8)
+NET = FeatureNetConfig(name="squeezenet")
+
+WHOLE = {
+    "perceptual": PerceptualConfig(weight=0.5, net=NET),
+    "adversarial": AdversarialConfig(discriminator=STYLE, start_step=3, r1_weight=10.0, r1_every=2),
+    "ema_decay": 0.9,
+}
+TAMING = {
+    "perceptual": PerceptualConfig(net=NET),
+    "adversarial": AdversarialConfig(
+        discriminator=PATCH, form="hinge", adaptive=True, weight=0.8, start_step=2
+    ),
+    "l1_weight": 1.0,
+    "l2_weight": 0.0,
+}
+
+
+@pytest.mark.parametrize("kind", ["vq", "ema", "l2", "simvq", "ibq", "fsq"])
+def test_every_quantizer_learns(kind):
+    """Measured: from 6 to 7 dB before to at least 11 dB after 60 steps."""
+    made = task(kind, steps=60)
+    before = made.evaluate()["heldout_psnr"]
+    for step in range(60):
+        metrics = made.step(step)
+    assert made.evaluate()["heldout_psnr"] > before + 3
+    assert ("restarted_codes" in metrics) == (kind in ("vq", "ema", "l2"))
+
+
+@pytest.mark.parametrize("changes", [WHOLE, TAMING], ids=["stylegan2", "taming"])
+def test_a_resumed_run_with_all_losses_repeats_them_bit_for_bit(changes):
+    whole = task(side=32, **changes)
+    expected = [numbers(whole.step(step)) for step in range(6)]
+    first, second = (task(side=32, **changes) for _ in range(2))
+    for step in range(4):
+        first.step(step)
+    second.load_state_dict(first.state_dict())
+    found = [numbers(second.step(step)) for step in range(4, 6)]
+    assert [{k: v for k, v in line.items() if not math.isnan(v)} for line in found] == [
+        {k: v for k, v in line.items() if not math.isnan(v)} for line in expected[4:]
+    ]
+    ours, theirs = second.trained.state_dict(), whole.trained.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_adversary_begins_at_its_step_and_is_punished_now_and_then():
+    made = task(side=32, **WHOLE)
+    metrics = [made.step(step) for step in range(6)]
+    assert ["loss_discriminator" in line for line in metrics] == [False] * 3 + [True] * 3
+    assert [not math.isnan(float(line["r1"])) for line in metrics[3:]] == [True, False, True]
+    assert [float(line["adversarial_weight"]) for line in metrics[3:]] == [0.5] * 3
+
+
+def test_the_tokenizer_learns_from_the_adversary_and_not_the_adversary_from_it():
+    """One step without and one with: the tokenizer's update differs."""
+    plain = task(side=32)
+    judged = task(side=32, adversarial=AdversarialConfig(discriminator=PATCH, weight=1.0))
+    before = {name: t.clone() for name, t in judged.adversary.network.state_dict().items()}
+    judged.adversary.judge(
+        judged.tokenizer(torch.zeros(2, 3, 32, 32)).reconstruction,
+        torch.zeros(()),
+        judged._last_weight,
+    )[0].backward()
+    assert all(p.grad is None for p in judged.adversary.network.parameters())
+    plain.step(0)
+    judged.step(0)
+    name = "decoder.conv_out.weight"
+    assert not torch.equal(plain.tokenizer.state_dict()[name], judged.tokenizer.state_dict()[name])
+    after = judged.adversary.network.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_averaged_weights_are_what_is_kept():
+    """After a first step they are the weights; after a second 0.9 of them and 0.1 of the new."""
+    made = task("vq", ema_decay=0.9, start_on_data=False, restart_until=0.0)
+    name = "encoder.conv_in.weight"
+    made.step(0)
+    first = made.tokenizer.state_dict()[name].clone()
+    made.step(1)
+    second = made.tokenizer.state_dict()[name]
+    torch.testing.assert_close(made.trained.state_dict()[name], 0.9 * first + 0.1 * second)
+
+
+def test_regions_count_where_their_kind_is_named():
+    region = Region((4.0, 4.0, 20.0, 20.0), "face", 2.0)
+    pictures = [Picture(each.source, regions=(region,)) for each in shapes(6, side=32)]
+
+    def loss(kind: str) -> float:
+        config = ImageTokenizerTrainConfig(
+            batch_pictures=4,
+            schedule=ScheduleConfig(learning_rate=1e-3),
+            regions=(RegionConfig(kind=kind, net=NET),),
+        )
+        made = ImageTokenizerTask(shape(side=32), config, pictures, total_steps=4)
+        return float(made.step(0)[f"loss_region_{kind}"])
+
+    assert loss("face") > 0
+    assert loss("object") == 0
+
+
+def test_pictures_with_faces_are_seen_more_often():
+    face = Region((0.0, 0.0, 8.0, 8.0), "face")
+    plain = shapes(4)
+    pictures = [*plain[:3], Picture(plain[3].source, regions=(face,))]
+    config = ImageTokenizerTrainConfig(
+        batch_pictures=5, regions=(RegionConfig(kind="face", repeats=2, net=NET),)
+    )
+    made = ImageTokenizerTask(shape(), config, pictures, total_steps=40)
+    seen = [made.feed.pictures[index] for index in made.feed.members(0)]
+    assert sum(bool(picture.regions) for picture in seen) == 2
+
+
+def test_without_restarts_and_a_start_on_data_a_plain_codebook_stays_where_it_was():
+    made = task("vq", start_on_data=False, restart_until=0.0, codebook_weight=0.0)
+    before = made.tokenizer.quantize.embedding.weight.detach().clone()
+    for step in range(3):
+        assert made.step(step)["restarted_codes"] == 0
+    assert torch.equal(made.tokenizer.quantize.embedding.weight, before)
+
+
+def test_in_16_bits_the_losses_are_nearly_those_of_32():
+    """Measured: 0.3 % apart after three steps."""
+    wide, narrow = task(), task(precision="bfloat16")
+    for step in range(3):
+        expected, found = wide.step(step), narrow.step(step)
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=0.03)
+    assert narrow.tokenizer.encoder.conv_in.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -146,8 +295,31 @@ def test_pictures_must_fit():
         ),
         ({"codebook_decay": 1.5}, r"codebook_decay must lie in \[0, 1\], got 1.5"),
         ({"grad_clip": 0.0}, "grad_clip must be above 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
+        ({"codebook_weight": -1.0}, "codebook_weight must be 0 or more, got -1.0"),
+        (
+            {"regions": (RegionConfig(kind="face"), RegionConfig(kind="face"))},
+            "regions names the kind 'face' twice",
+        ),
     ],
 )
 def test_wrong_values_name_the_field(changes, message):
     with pytest.raises(ConfigError, match=message):
         ImageTokenizerTrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PerceptualConfig(weight=-1.0), "weight must be 0 or more, got -1.0"),
+        (lambda: RegionConfig(kind="face", side=8), "side must be at least 32, got 8"),
+        (lambda: AdversarialConfig(r1_every=0), "r1_every must be at least 1, got 0"),
+        (
+            lambda: AdversarialConfig(learning_rate_ratio=0.0),
+            "learning_rate_ratio must be above 0, got 0.0",
+        ),
+    ],
+)
+def test_wrong_values_of_the_parts_name_the_field(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()

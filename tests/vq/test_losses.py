@@ -1,20 +1,12 @@
 import pytest
 import torch
 
-from pardalis.vq.losses import Losses, l1_and_l2, psnr
+from pardalis.vq.losses import l1_and_l2, psnr
 
 
 def test_l1_and_l2_of_a_constant_difference():
     l1, l2 = l1_and_l2(torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 3, 4, 4))
     assert (l1.item(), l2.item()) == (0.5, 0.25)
-
-
-def test_total_weighs_the_parts():
-    one = torch.tensor(1.0)
-    assert (
-        Losses(l1=one, l2=2 * one, quantizer=4 * one).total(l1_weight=3.0, l2_weight=5.0).item()
-        == 17
-    )
 
 
 def test_psnr_of_each_picture():

@@ -5,18 +5,22 @@ from pardalis.data.loader import Loader, Location
 from pardalis.data.mixture import Mixture
 from pardalis.data.order import Order
 from pardalis.data.packing import Packing, best_fit, split_long
+from pardalis.data.pictures import AugmentationConfig, PictureBatch, PictureFeed
 from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
-from pardalis.data.source import SourceConfig, read_source, survey
+from pardalis.data.source import SourceConfig, check_name, read_source, survey
 
 __all__ = [
+    "AugmentationConfig",
     "Batch",
     "Loader",
     "Location",
     "Mixture",
     "Order",
     "Packing",
+    "PictureBatch",
+    "PictureFeed",
     "PrepareConfig",
     "PrepareReport",
     "Rejected",
@@ -24,6 +28,7 @@ __all__ = [
     "Shards",
     "SourceConfig",
     "best_fit",
+    "check_name",
     "prepare_source",
     "read_source",
     "split_long",

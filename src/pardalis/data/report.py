@@ -43,12 +43,7 @@ class PrepareReport:
 
     def add_rejection(self, rejection: Rejection) -> None:
         """Count a rejected item, and keep it if it is among the first of its kind."""
-        rejected = self.rejected.setdefault(rejection.kind, Rejected())
-        rejected.count += 1
-        if len(rejected.examples) < N_EXAMPLES:
-            rejected.examples.append(
-                {"where": _printable(rejection.where), "reason": _printable(rejection.reason)}
-            )
+        count_rejection(self.rejected, rejection)
 
     def add_written(self, ids: Integer[np.ndarray, " n"], vocabulary: Vocabulary) -> None:
         """Count a document of the shards."""
@@ -84,6 +79,16 @@ class PrepareReport:
         """Rebuild a report from its JSON file."""
         rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
         return cls(**{**values, "rejected": rejected})
+
+
+def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None:
+    """Count a rejected item by its kind, and keep it if it is among the first of its kind."""
+    of_kind = rejected.setdefault(rejection.kind, Rejected())
+    of_kind.count += 1
+    if len(of_kind.examples) < N_EXAMPLES:
+        of_kind.examples.append(
+            {"where": _printable(rejection.where), "reason": _printable(rejection.reason)}
+        )
 
 
 def _printable(text: str) -> str:

@@ -1,8 +1,14 @@
 """Training: the loop, its checkpoints and metrics, and one task per kind of run."""
 
-from pardalis.train.image_tokenizer import ImageTokenizerTask, ImageTokenizerTrainConfig
+from pardalis.train.adversary import AdversarialConfig
+from pardalis.train.image_tokenizer import (
+    ImageTokenizerTask,
+    ImageTokenizerTrainConfig,
+    PerceptualConfig,
+    RegionConfig,
+)
 from pardalis.train.loop import Interrupted, LoopConfig, train
-from pardalis.train.metrics import read_metrics
+from pardalis.train.metrics import Line, read_metrics
 from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.pretrain import PretrainConfig, PretrainTask
 from pardalis.train.schedule import ScheduleConfig
@@ -10,12 +16,16 @@ from pardalis.train.task import Task
 
 __all__ = [
     "AdamWConfig",
+    "AdversarialConfig",
     "ImageTokenizerTask",
     "ImageTokenizerTrainConfig",
     "Interrupted",
+    "Line",
     "LoopConfig",
+    "PerceptualConfig",
     "PretrainConfig",
     "PretrainTask",
+    "RegionConfig",
     "ScheduleConfig",
     "Task",
     "read_metrics",

@@ -1,38 +1,92 @@
-"""Training of the image tokenizer on pictures held in memory: one AdamW update per step.
+"""Training of the image tokenizer: a step updates it once, and its adversary once, if it has one.
 
-The step number decides everything that is drawn (pictures, restarts of codes), so no generator is
-ever saved. The loss is that of pixels and codebook; there is no perceptual or adversarial part.
+    pictures → tokenizer → reconstruction ─┬─ pixels, features, regions, adversary → update
+                   │                       └─ adversary's own losses → its update
+                   └─ vectors and codes → the codebook is tended
+
+The step number decides everything that is drawn (pictures, crops, restarts of codes), so no
+generator is ever saved. Processes that ``torchrun`` starts share out the pictures of each step.
 """
 
 from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pardalis.data.order import Order
+from pardalis.data.pictures import AugmentationConfig, PictureBatch, PictureFeed
+from pardalis.documents import Picture
 from pardalis.errors import ConfigError, DataError
+from pardalis.feature_nets import (
+    FeatureNetConfig,
+    PerceptualDistance,
+    load_perceptual_distance,
+)
+from pardalis.parallel import World
 from pardalis.seeds import derive
+from pardalis.train.adversary import AdversarialConfig, Adversary
 from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
 from pardalis.train.schedule import ScheduleConfig, learning_rate
 from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import l1_and_l2, psnr
-from pardalis.vq.preprocessing import to_pixels
-from pardalis.vq.tokenizer import ImageTokenizer
+from pardalis.vq.preprocessing import open_square, to_images, to_pixels
+from pardalis.vq.regions import region_loss
+from pardalis.vq.tokenizer import ImageTokenizer, TokenizerOutput
 
 # One batch is too small to show a large codebook's use, so it is counted over some steps.
 _USE_WINDOW_STEPS = 20
+_SAMPLES = 8  # held-out pictures that a report shows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PerceptualConfig:
+    """A loss between features of picture and reconstruction."""
+
+    weight: float = 1.0
+    net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ConfigError(f"weight must be 0 or more, got {self.weight}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionConfig:
+    """A further perceptual loss inside the regions of one kind, which come with the pictures.
+
+    Make-A-Scene (arXiv 2203.13131) has one for faces, by a net that recognises them, and one for
+    objects.
+    """
+
+    kind: str  # of the regions
+    weight: float = 1.0  # times that of each region
+    net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
+    side: int = 64  # pixels that a region is scaled to
+    most: int = 6  # regions of a picture, its first ones
+    repeats: int = 1  # how often a picture with such a region comes before all others come again
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ConfigError(f"weight must be 0 or more, got {self.weight}.")
+        for name, least in (("side", 32), ("most", 1), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTokenizerTrainConfig:
     """What decides the numbers of a run, besides the tokenizer's shape and the pictures."""
 
-    batch_pictures: int = 32  # pictures of one update
+    batch_pictures: int = 32  # pictures of one update, all processes together
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(
             learning_rate=1.5e-3, warmup_steps=20, floor_ratio=0.05
@@ -43,14 +97,26 @@ class ImageTokenizerTrainConfig:
     )
     l1_weight: float = 0.0  # of the mean absolute difference of pixels in [-1, 1]
     l2_weight: float = 4.0  # of the mean squared difference
+    perceptual: PerceptualConfig | None = None
+    regions: tuple[RegionConfig, ...] = ()
+    adversarial: AdversarialConfig | None = None
+    codebook_weight: float = 1.0  # of the quantizer's own loss
+    # How codes are kept alive, of the quantizers that have a codebook to place on data.
+    start_on_data: bool = True  # place the codebook on vectors of the first batch
     codebook_decay: float = 0.95  # share of a code's mean use, and mean vector, that a step keeps
-    restart_until: float = 0.8  # share of the run after which dead codes are left alone
+    restart_until: float = 0.8  # share of the run after which dead codes are left alone; 0: never
+    ema_decay: float = 0.0  # of the averaged weights, which are what is kept; 0: the last weights
     grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    heldout_pictures: int = 256  # pictures that an evaluation takes, at most
+    precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions; sums stay in 32 bits
+    compile: bool = False  # compile encoder and decoder
     seed: int = 0  # root of initial values, order of pictures and restarts
 
     def __post_init__(self) -> None:
-        if self.batch_pictures < 1:
-            raise ConfigError(f"batch_pictures must be at least 1, got {self.batch_pictures}.")
+        for name, least in (("batch_pictures", 1), ("heldout_pictures", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not (
             self.l1_weight >= 0 and self.l2_weight >= 0 and self.l1_weight + self.l2_weight > 0
         ):
@@ -58,11 +124,18 @@ class ImageTokenizerTrainConfig:
                 "l1_weight and l2_weight must be 0 or more, and one of them above 0, got "
                 f"{self.l1_weight} and {self.l2_weight}."
             )
+        if not self.codebook_weight >= 0:
+            raise ConfigError(f"codebook_weight must be 0 or more, got {self.codebook_weight}.")
         for name in ("codebook_decay", "restart_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
         if not self.grad_clip > 0:
             raise ConfigError(f"grad_clip must be above 0, got {self.grad_clip}.")
+        kinds = [region.kind for region in self.regions]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ConfigError(f"regions names the kind {twice[0]!r} twice; name each once.")
 
 
 class ImageTokenizerTask:
@@ -71,127 +144,247 @@ class ImageTokenizerTask:
     Args:
         model_config: shape of the tokenizer, which begins with fresh weights.
         config: how it is trained.
-        pictures: RGB of the tokenizer's resolution, kept in host memory.
-        heldout: pictures to evaluate; never learnt.
+        pictures: to learn; each is decoded when it is needed.
+        heldout: never learnt; the first ``heldout_pictures`` that can be read are evaluated.
         total_steps: of the run, for the schedule.
+        world: the processes that share the work, and the device of this one.
 
     Raises:
-        DataError: there is no picture, or the pictures do not have the tokenizer's resolution.
+        DataError: there is no picture.
+        ConfigError: the tokenizer cannot draw, or a feature net is not there.
     """
 
     def __init__(
         self,
         model_config: ImageTokenizerConfig,
         config: ImageTokenizerTrainConfig,
-        pictures: UInt8[Tensor, "N 3 Y X"],
-        heldout: UInt8[Tensor, "M 3 Y X"] | None = None,
+        pictures: Sequence[Picture],
+        heldout: Sequence[Picture] = (),
         *,
         total_steps: int,
-        device: torch.device | str = "cpu",
+        world: World | None = None,
     ) -> None:
         learning_rate(config.schedule, 0, total_steps)  # refuses a schedule that does not fit
-        for some in (pictures, heldout):
-            if some is not None:
-                _check_pictures(some, model_config.resolution)
         if not model_config.has_decoder:
             raise ConfigError(
                 "image_tokenizer.has_decoder is false, but training draws; leave it out."
             )
         self.config = config
-        self.pictures = pictures
-        self.heldout = heldout
         self.total_steps = total_steps
-        self.device = torch.device(device)
+        self.world = world or World()
+        self.device = self.world.device
+        self.feed = PictureFeed(
+            _repeated(pictures, config.regions),
+            model_config,
+            config.batch_pictures,
+            config.seed,
+            config.augmentation,
+            (self.world.rank, self.world.size),
+        )
+        self.heldout = _squares(heldout, model_config, config.heldout_pictures)
+
         self.tokenizer = initialise(ImageTokenizer(model_config), config.seed).to(self.device)
         self.optimizer = adamw(self.tokenizer, config.optimizer)
-        self.codebook = LiveCodebook(
-            self.tokenizer.quantize.embedding.weight,
-            follows_means=model_config.quantizer.kind == "ema",
-            decay=config.codebook_decay,
-            normalise=model_config.quantizer.normalise,
+        self.averaged = _averaged(self.tokenizer, config.ema_decay) if config.ema_decay else None
+        self.codebook = self._live_codebook()
+        self.perceptual = _distance(config.perceptual, self.device)
+        self.region_distances = [_distance(region, self.device) for region in config.regions]
+        self.adversary = (
+            Adversary(config.adversarial, model_config.resolution, config.seed, self.world)
+            if config.adversarial
+            else None
         )
-        self._order = Order(len(pictures), config.seed, "pictures")
         self._recent_counts: deque[Int[Tensor, " N"]] = deque(maxlen=_USE_WINDOW_STEPS)
+        if config.compile:
+            self.tokenizer.encoder.compile()
+            assert self.tokenizer.decoder is not None
+            self.tokenizer.decoder.compile()
+
+    @property
+    def trained(self) -> ImageTokenizer:
+        """The tokenizer to keep: of averaged weights, if there are any."""
+        if self.averaged is None:
+            return self.tokenizer
+        assert isinstance(self.averaged.module, ImageTokenizer)
+        return self.averaged.module
 
     def step(self, step: int) -> dict[str, float | Tensor]:
-        """Do one update from the pictures of this step, then tend the codebook."""
+        """Update the tokenizer on the pictures of this step, tend the codebook, update the rest."""
         config = self.config
         rate = learning_rate(config.schedule, step, self.total_steps)
         set_learning_rate(self.optimizer, rate)
         generator = torch.Generator().manual_seed(derive(config.seed, "codebook", step))
-        pixels = self._pixels(self.pictures[self._members(step)])
+        batch = self.feed.batch(step)
+        pixels = self._pixels(batch.bytes)
+
         self.tokenizer.train()
-        if not self.codebook.started:
-            with torch.no_grad():
-                self.codebook.start(_vectors(self.tokenizer.latents(pixels)), generator)
-        output = self.tokenizer(pixels)
-        loss = output.losses.total(config.l1_weight, config.l2_weight)
+        if self.codebook is not None and not self.codebook.started and config.start_on_data:
+            with torch.no_grad(), self._mixed():
+                latents = self.tokenizer.latents(pixels)
+            self.codebook.start(_vectors(latents), generator)
+        with self._mixed():
+            output = self.tokenizer(pixels)
+            loss, measured = self._loss(step, output, pixels, batch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self.world.average_gradients(self.tokenizer.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.grad_clip)
         self.optimizer.step()
-        restarted = self.codebook.update(
-            _vectors(output.latents),
-            output.codes.flatten(),
-            generator,
-            restart=step < config.restart_until * self.total_steps,
-        )
-        self._recent_counts.append(self._counts(output.codes))
-        recent = torch.stack(tuple(self._recent_counts)).sum(0)
-        return {
+        measured |= self._tend_codebook(step, output, generator)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.tokenizer)
+        if self.adversary is not None and self.adversary.has_begun(step):
+            measured |= self.adversary.learn(step, rate, pixels, output.reconstruction.float())
+        return measured | {
             "loss": loss.detach(),
-            "loss_l1": output.losses.l1.detach(),
-            "loss_l2": output.losses.l2.detach(),
-            "loss_quantizer": output.losses.quantizer.detach(),
-            "codebook_use": codebook_use(recent),
-            "perplexity": perplexity(recent),
-            "restarted_codes": float(restarted),
             "grad_norm": norm.detach(),
             "learning_rate": rate,
-            "pictures": float(len(pixels)),
+            "pictures": float(config.batch_pictures),
         }
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return how well held-out pictures come back, and how many codes they use."""
-        if self.heldout is None or len(self.heldout) == 0:
+        if len(self.heldout) == 0:
             return {}
-        self.tokenizer.eval()
-        psnr_sum = l1_sum = 0.0
-        counts = torch.zeros(self.tokenizer.config.n_codes, dtype=torch.int64, device=self.device)
-        for bytes_ in torch.split(self.heldout, self.config.batch_pictures):
+        tokenizer = self.trained.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64, device=self.device)
+        mine = self.heldout[self.world.rank :: self.world.size]
+        for bytes_ in torch.split(mine, self.config.batch_pictures):
             pixels = self._pixels(bytes_)
-            codes = self.tokenizer.encode(pixels)
-            reconstruction = self.tokenizer.decode(codes)
+            codes = tokenizer.encode(pixels)
+            reconstruction = tokenizer.decode(codes)
             counts += self._counts(codes)
-            psnr_sum += float(psnr(reconstruction, pixels).sum())
-            l1_sum += float(l1_and_l2(reconstruction, pixels)[0]) * len(pixels)
+            l1 = l1_and_l2(reconstruction, pixels)[0] * len(pixels)
+            sums += torch.stack([psnr(reconstruction, pixels).sum(), l1])
+        mean_psnr, l1 = (self.world.sum(sums) / len(self.heldout)).tolist()
+        counts = self.world.sum(counts)
         return {
-            "heldout_psnr": psnr_sum / len(self.heldout),
-            "heldout_l1": l1_sum / len(self.heldout),
+            "heldout_psnr": mean_psnr,
+            "heldout_l1": l1,
             "heldout_codebook_use": codebook_use(counts).item(),
             "heldout_perplexity": perplexity(counts).item(),
         }
 
+    @torch.no_grad()
+    def samples(self) -> tuple[list[Image.Image], list[Image.Image]]:
+        """Return a few held-out pictures, and what the tokenizer makes of each."""
+        tokenizer = self.trained.eval()
+        pixels = self._pixels(self.heldout[:_SAMPLES])
+        if len(pixels) == 0:
+            return [], []
+        return to_images(pixels), to_images(tokenizer.decode(tokenizer.encode(pixels)))
+
+    def recent_counts(self) -> Int[np.ndarray, " N"]:
+        """Return how often each code was chosen over the last steps."""
+        none = torch.zeros(self.tokenizer.config.n_codes, dtype=torch.int64)
+        return sum((counts.cpu() for counts in self._recent_counts), none).numpy()
+
     def state_dict(self) -> dict[str, Any]:
+        parts = {
+            "codebook": self.codebook,
+            "averaged": self.averaged,
+            "adversary": self.adversary,
+        }
         return {
             "tokenizer": self.tokenizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "codebook": self.codebook.state_dict(),
             "recent_counts": list(self._recent_counts),
+            **{name: part.state_dict() for name, part in parts.items() if part is not None},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tokenizer.load_state_dict(state["tokenizer"])
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.codebook.load_state_dict(state["codebook"])
         self._recent_counts.clear()
         self._recent_counts.extend(counts.to(self.device) for counts in state["recent_counts"])
+        if self.codebook is not None:
+            self.codebook.load_state_dict(state["codebook"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
 
-    def _members(self, step: int) -> list[int]:
-        """Return the pictures of a step: all of them once, then again in another order."""
-        first = step * self.config.batch_pictures
-        return [self._order.at(first + i)[1] for i in range(self.config.batch_pictures)]
+    # ── parts of a step ──────────────────────────────────────────────────────────────────────
+
+    def _loss(
+        self,
+        step: int,
+        output: TokenizerOutput,
+        pixels: Float[Tensor, "B 3 Y X"],
+        batch: PictureBatch,
+    ) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
+        """Return what is differentiated, and its parts, each unweighted."""
+        config, reconstruction = self.config, output.reconstruction.float()
+        l1, l2 = l1_and_l2(reconstruction, pixels)
+        parts = {"loss_l1": l1, "loss_l2": l2}
+        of_pixels = config.l1_weight * l1 + config.l2_weight * l2
+        if self.perceptual is not None:
+            assert config.perceptual is not None
+            parts["loss_perceptual"] = self.perceptual(reconstruction, pixels).mean()
+            of_pixels = of_pixels + config.perceptual.weight * parts["loss_perceptual"]
+        for region, distance in zip(config.regions, self.region_distances, strict=True):
+            assert distance is not None
+            boxes = [
+                [(each.box, each.weight) for each in of_picture if each.kind == region.kind]
+                for of_picture in batch.regions
+            ]
+            found = region_loss(
+                distance, reconstruction, pixels, boxes, side=region.side, most=region.most
+            )
+            parts[f"loss_region_{region.kind}"] = found
+            of_pixels = of_pixels + region.weight * found
+        parts["loss_quantizer"] = output.quantizer_loss
+        loss = of_pixels + config.codebook_weight * output.quantizer_loss
+        if self.adversary is not None and self.adversary.has_begun(step):
+            against, weight = self.adversary.judge(reconstruction, of_pixels, self._last_weight)
+            parts |= {"loss_adversarial": against, "adversarial_weight": weight}
+            loss = loss + against
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _tend_codebook(
+        self, step: int, output: TokenizerOutput, generator: torch.Generator
+    ) -> dict[str, float | Tensor]:
+        self._recent_counts.append(self.world.sum(self._counts(output.codes)))
+        recent = torch.stack(tuple(self._recent_counts)).sum(0)
+        measured: dict[str, float | Tensor] = {
+            "codebook_use": codebook_use(recent),
+            "perplexity": perplexity(recent),
+        }
+        if self.codebook is not None:
+            restarted = self.codebook.update(
+                _vectors(output.latents),
+                output.codes.flatten(),
+                generator,
+                restart=step < self.config.restart_until * self.total_steps,
+            )
+            measured["restarted_codes"] = float(restarted)
+        return measured
+
+    def _live_codebook(self) -> LiveCodebook | None:
+        quantizer = self.tokenizer.quantize
+        if not quantizer.restarts:
+            return None
+        kind = self.tokenizer.config.quantizer.kind
+        return LiveCodebook(
+            quantizer.embedding.weight,
+            follows_means=kind == "ema",
+            decay=self.config.codebook_decay,
+            normalise=kind == "l2",
+            world=self.world,
+        )
+
+    @property
+    def _last_weight(self) -> Tensor:
+        """The weight that an adaptive adversary looks at: of the layer that makes the pixels."""
+        assert self.tokenizer.decoder is not None
+        return self.tokenizer.decoder.conv_out.weight
+
+    def _mixed(self) -> AbstractContextManager[object]:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        )
 
     def _pixels(self, pictures: UInt8[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 3 Y X"]:
         return to_pixels(pictures.to(self.device), self.tokenizer.config.preprocessing)
@@ -201,15 +394,42 @@ class ImageTokenizerTask:
 
 
 def _vectors(latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "M Z"]:
-    """Lay the latents out as the quantizer does: one row per code, in raster order."""
-    return latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    """Lay the latents out as the quantizer does: one row per code, in raster order, in 32 bits."""
+    return latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _check_pictures(pictures: UInt8[Tensor, "N 3 Y X"], resolution: int) -> None:
-    if len(pictures) == 0:
-        raise DataError("There is no picture to train or evaluate the image tokenizer with.")
-    if pictures.shape[2:] != (resolution, resolution):
-        raise DataError(
-            f"The pictures have {pictures.shape[3]} x {pictures.shape[2]} pixels and the image "
-            f"tokenizer {resolution} x {resolution}; scale them with pardalis.vq.open_square."
-        )
+def _distance(
+    config: PerceptualConfig | RegionConfig | None, device: torch.device
+) -> PerceptualDistance | None:
+    return load_perceptual_distance(config.net).to(device) if config is not None else None
+
+
+def _averaged(tokenizer: ImageTokenizer, decay: float) -> AveragedModel:
+    """Return a copy whose weights follow those of the tokenizer, its codes among them."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(tokenizer, multi_avg_fn=average)
+
+
+def _repeated(pictures: Sequence[Picture], regions: tuple[RegionConfig, ...]) -> Sequence[Picture]:
+    """Let pictures with regions of some kinds stand several times, as those kinds say."""
+    repeats = {region.kind: region.repeats for region in regions}
+    return [
+        picture
+        for picture in pictures
+        for _ in range(max((repeats.get(region.kind, 1) for region in picture.regions), default=1))
+    ]
+
+
+def _squares(
+    pictures: Sequence[Picture], config: ImageTokenizerConfig, most: int
+) -> UInt8[Tensor, "N 3 Y X"]:
+    """Return the first pictures that can be read, as squares."""
+    squares: list[np.ndarray] = []
+    for picture in pictures:
+        if len(squares) == most:
+            break
+        with suppress(DataError):
+            squares.append(open_square(picture.source, config.resolution, config.preprocessing))
+    if not squares:
+        return torch.zeros(0, 3, config.resolution, config.resolution, dtype=torch.uint8)
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)

@@ -7,18 +7,19 @@
     └─ checkpoints/step-00000100/
 
 A run is killed, stopped or crashed at any instant and goes on by the same command, with the numbers
-of a run that was never interrupted.
+of a run that was never interrupted. Of several processes only the first writes files.
 """
 
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pardalis.errors import BundleError, ConfigError, TrainingError
+from pardalis.parallel import World
 from pardalis.progress import bar
 from pardalis.train import checkpoint
 from pardalis.train.metrics import Line, MetricsWriter, Window
@@ -66,6 +67,8 @@ def train(
     config: LoopConfig,
     description: str = "Training",
     settings: Mapping[str, Any] | None = None,
+    world: World | None = None,
+    evaluated: Callable[[Line], None] = lambda line: None,
 ) -> Line:
     """Train a task from its newest checkpoint in the folder, or from the start, to the end.
 
@@ -74,6 +77,9 @@ def train(
         description: shown beside the progress.
         settings: plain values that decide the numbers of the run: the resolved configs. A run that
             resumes must have the same.
+        world: the processes that train together; this one alone, if left out.
+        evaluated: called in the first process after every evaluation, with the line of metrics
+            that it was written in.
 
     Returns:
         The last line of the run's metrics.
@@ -85,20 +91,21 @@ def train(
         ConfigError: the settings are not those that the run was begun with.
         BundleError: the newest checkpoint is damaged, or of another model.
     """
-    done, time_s, window = _resume(task, folder, config, settings or {})
+    world = world or World()
+    done, time_s, window = _resume(task, folder, config, settings or {}, world)
     with (
         stop_requests() as stop,
-        MetricsWriter(folder, done, config.tensorboard) as metrics,
-        bar(description, total=config.steps, done=done) as advance,
+        MetricsWriter(folder if world.is_first else None, done, config.tensorboard) as metrics,
+        bar(description, total=config.steps, done=done, shown=world.is_first) as advance,
     ):
         pace = _Pace()
         while done < config.steps:
             start = time.monotonic()
             window.add(task.step(done))
             done += 1
-            ended = done == config.steps
+            ended, stopping = done == config.steps, world.any(stop.made)
             reports = ended or done % config.report_every == 0
-            saves = ended or done % config.save_every == 0 or stop.made
+            saves = ended or done % config.save_every == 0 or stopping
             if reports or saves:
                 _check_losses(window.fetch(), done, folder)
             time_s += pace.count(time.monotonic() - start)
@@ -106,19 +113,23 @@ def train(
             line: dict[str, float] = {}
             if reports:
                 line = pace.add_to(window.mean())
-                window, pace = Window(), _Pace()
-            if ended or (config.evaluate_every and done % config.evaluate_every == 0):
+                window, pace = Window(world=world), _Pace()
+            evaluates = ended or (config.evaluate_every and done % config.evaluate_every == 0)
+            if evaluates:
                 line |= task.evaluate()
             if line:
                 metrics.write(done, time_s, line)
+            if evaluates and world.is_first:
+                evaluated(metrics.last)
             if saves:
-                _save(task, folder, done, {"time_s": time_s, "window": window.fetch()})
-                checkpoint.prune(folder, config.keep_checkpoints)
+                _save(task, folder, done, {"time_s": time_s, "window": window.fetch()}, world)
+                if world.is_first:
+                    checkpoint.prune(folder, config.keep_checkpoints)
             if reports:
                 advance(1, loss=line["loss"], rate=f"{line['steps_per_second']:.3g}/s")
             else:
                 advance(1)
-            if saves and stop.made:
+            if saves and world.any(stop.made):
                 raise Interrupted(done, config.steps)
         return metrics.last
 
@@ -143,16 +154,18 @@ class _Pace:
 
 
 def _resume(
-    task: Task, folder: Path, config: LoopConfig, settings: Mapping[str, Any]
+    task: Task, folder: Path, config: LoopConfig, settings: Mapping[str, Any], world: World
 ) -> tuple[int, float, Window]:
     """Load the newest checkpoint; return the steps done, their time and the open window."""
+    if world.is_first:
+        if checkpoint.newest(folder) is not None:
+            check_settings(folder, config.steps, settings)
+            checkpoint.prune(folder, config.keep_checkpoints)  # what a kill left of the last one
+        keep_settings(folder, config.steps, settings)
+    world.tell()  # the others wait until the folder is in order
     latest = checkpoint.newest(folder)
     if latest is None:
-        keep_settings(folder, config.steps, settings)
-        return 0, 0.0, Window()
-    check_settings(folder, config.steps, settings)
-    checkpoint.prune(folder, config.keep_checkpoints)  # what a kill left of the last pruning
-    keep_settings(folder, config.steps, settings)
+        return 0, 0.0, Window(world=world)
     state, notes = checkpoint.load(latest)
     try:
         task.load_state_dict(state)
@@ -163,13 +176,15 @@ def _resume(
         ) from error
     done = checkpoint.step_of(latest)
     logger.info("Going on from step %d of %d in %s", done, config.steps, folder)
-    return done, notes["time_s"], Window(notes["window"])
+    return done, notes["time_s"], Window(notes["window"], world)
 
 
-def _save(task: Task, folder: Path, done: int, notes: dict[str, Any]) -> None:
+def _save(task: Task, folder: Path, done: int, notes: dict[str, Any], world: World) -> None:
+    """Write a checkpoint in the first process: all of them hold the same state."""
     state = task.state_dict()
     _check_state(state, done, folder)
-    checkpoint.save(folder, done, state, notes)
+    if world.is_first:
+        checkpoint.save(folder, done, state, notes)
 
 
 def _check_losses(steps: list[dict[str, float]], done: int, folder: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pardalis.errors import ConfigError, DataError, TrainingError
 from pardalis.files import write_text
+from pardalis.parallel import World
 
 FILE_NAME = "metrics.jsonl"
 
@@ -25,10 +27,14 @@ Line = dict[str, int | float]
 class Window:
     """The metrics of the steps since the last report.
 
-    Tensors stay on their device until :meth:`fetch`, which brings all of them in one transfer.
+    Tensors stay on their device until :meth:`fetch`, which brings all of them in one transfer; of
+    several processes, each then has their means.
     """
 
-    def __init__(self, steps: list[dict[str, float]] | None = None) -> None:
+    def __init__(
+        self, steps: list[dict[str, float]] | None = None, world: World | None = None
+    ) -> None:
+        self._world = world or World()
         self._fetched: list[dict[str, float]] = list(steps or [])
         self._waiting: list[dict[str, float | Tensor]] = []
 
@@ -39,7 +45,7 @@ class Window:
     def fetch(self) -> list[dict[str, float]]:
         """Return the metrics of every step in the window as numbers."""
         tensors = [v for step in self._waiting for v in step.values() if isinstance(v, Tensor)]
-        numbers = iter(_to_numbers(tensors))
+        numbers = iter(self._world.means(_to_numbers(tensors)))
         self._fetched += [
             {n: next(numbers) if isinstance(v, Tensor) else float(v) for n, v in step.items()}
             for step in self._waiting
@@ -68,6 +74,7 @@ class MetricsWriter:
     """Appends lines ``{"step": 100, "time_s": 12.5, "loss": ...}`` to a run's metrics file.
 
     Args:
+        run_folder: of the run; None in a process that only keeps the last line in mind.
         step: of the checkpoint that the run resumes from; lines of later steps are dropped, since
             those steps are done again.
         tensorboard: also write event files to ``RUN/tensorboard``.
@@ -77,13 +84,21 @@ class MetricsWriter:
         DataError: the metrics file is damaged elsewhere than in its last line.
     """
 
-    def __init__(self, run_folder: Path, step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, run_folder: Path | None, step: int = 0, tensorboard: bool = False) -> None:
+        self._file: FileIO | None = None
+        self._board: Any = None
+        self.last: Line = {}
+        if run_folder is not None:
+            self._open(run_folder, step, tensorboard)
+
+    def _open(self, run_folder: Path, step: int, tensorboard: bool) -> None:
         self._path = run_folder / FILE_NAME
         lines = read_metrics(self._path) if self._path.exists() else []
         kept = [line for line in lines if line["step"] <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.last: Line = kept[-1] if kept else {}
-        self._board = _open_board(run_folder / "tensorboard", step) if tensorboard else None
+        self.last = kept[-1] if kept else {}
+        if tensorboard:
+            self._board = _open_board(run_folder / "tensorboard", step)
         # Unbuffered, so that a failed write leaves nothing to be written later.
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
@@ -95,6 +110,8 @@ class MetricsWriter:
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.last = {"step": step, "time_s": round(time_s, 3), **finite}
+        if self._file is None:
+            return
         content = (json.dumps(self.last) + "\n").encode()
         try:
             if self._file.write(content) != len(content):
@@ -113,7 +130,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

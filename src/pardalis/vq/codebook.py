@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pardalis.parallel import World
 from pardalis.vq.quantizer import nearest_codes
 
 # In units of the mean use per code. A new code survives ln(0.3 / 0.1) / (1 - decay) steps without
@@ -30,6 +31,9 @@ class LiveCodebook:
     of the vectors that choose it, as van den Oord et al. 2017 (arXiv 1711.00937, appendix A.1) do.
 
     With ``normalise`` all this happens on the unit sphere, and the entries stay on it.
+
+    Several processes that each bring the vectors of their pictures place the same codes in the
+    same way, as one process with all vectors would.
     """
 
     def __init__(
@@ -38,12 +42,14 @@ class LiveCodebook:
         follows_means: bool,
         decay: float,
         normalise: bool = False,
+        world: World | None = None,
     ) -> None:
         """Take over a codebook, changed in place; ``decay`` of a mean is kept each step."""
         self.codebook = codebook
         self.follows_means = follows_means
         self.decay = decay
         self.normalise = normalise
+        self.world = world or World(device=codebook.device)
         self.counts = torch.zeros(len(codebook), device=codebook.device)
         self.sums = torch.zeros(codebook.shape, device=codebook.device)
         self.started = False
@@ -51,7 +57,7 @@ class LiveCodebook:
     @torch.no_grad()
     def start(self, vectors: Float[Tensor, "M Z"], generator: torch.Generator) -> None:
         """Place all codes on vectors of a batch, an eighth at a time."""
-        vectors = self._normalised(vectors)
+        vectors = self.world.gather(self._normalised(vectors))
         n_codes = len(self.codebook)
         n_round = -(-n_codes // _START_ROUNDS)
         chosen = vectors[_draw(torch.ones(len(vectors)), n_round, generator)]
@@ -76,13 +82,14 @@ class LiveCodebook:
         ones = torch.ones(len(codes), device=codes.device)
         counts = torch.zeros_like(self.counts).index_add_(0, codes, ones)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        mean_count = len(vectors) / len(self.codebook)
+        self.counts.lerp_(self.world.sum(counts), 1 - self.decay)
+        self.sums.lerp_(self.world.sum(sums), 1 - self.decay)
+        mean_count = len(vectors) * self.world.size / len(self.codebook)
         dead = (self.counts < _DEAD_BELOW * mean_count).nonzero().flatten()
         if restart and len(dead):
             errors = (vectors - self.codebook[codes]).square().sum(1)
-            self._place(dead, vectors[_draw(errors, len(dead), generator)], _FRESH * mean_count)
+            drawn = _draw(self.world.gather(errors), len(dead), generator)
+            self._place(dead, self._vectors_at(drawn, vectors), _FRESH * mean_count)
         if self.follows_means:
             used = (self.counts > _LEAST_COUNT)[:, None]
             means = self.sums / self.counts.clamp_min(_LEAST_COUNT)[:, None]
@@ -100,6 +107,15 @@ class LiveCodebook:
 
     def _normalised(self, vectors: Float[Tensor, "M Z"]) -> Float[Tensor, "M Z"]:
         return F.normalize(vectors, dim=1) if self.normalise else vectors
+
+    def _vectors_at(
+        self, places: Int[Tensor, " K"], vectors: Float[Tensor, "M Z"]
+    ) -> Float[Tensor, "K Z"]:
+        """Return vectors by their places among those of all processes."""
+        mine = places - self.world.rank * len(vectors)
+        is_mine = (mine >= 0) & (mine < len(vectors))
+        own = torch.where(is_mine[:, None], vectors[mine.clamp(0, len(vectors) - 1)], 0.0)
+        return self.world.sum(own)
 
     def _place(self, codes: Int[Tensor, " K"], vectors: Float[Tensor, "K Z"], count: float) -> None:
         self.codebook[codes] = vectors

@@ -1,26 +1,11 @@
 """How far a reconstruction is from its picture. Pixels are in [-1, 1] throughout."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 _LEAST_MSE = 1e-8  # a perfect reconstruction has a PSNR of 86 dB, not an infinite one
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The parts of a tokenizer's loss, each a mean, unweighted."""
-
-    l1: Float[Tensor, ""]
-    l2: Float[Tensor, ""]
-    quantizer: Float[Tensor, ""]
-
-    def total(self, l1_weight: float, l2_weight: float) -> Float[Tensor, ""]:
-        """Return what is differentiated; the quantizer's part carries its own weights."""
-        return l1_weight * self.l1 + l2_weight * self.l2 + self.quantizer
 
 
 def l1_and_l2(

@@ -1,0 +1,361 @@
+"""The codes of many pictures on disk, in plain files that other tools can open.
+
+    codes.json                 format version, what the codes were made from and how
+    config.json                the shape of the image tokenizer
+    part-00000.npy             codes [pictures, codes per picture], uint16 where they fit
+    part-00000.jsonl           the name of each of those pictures, one JSON string a line
+    part-00000.rejected.jsonl  what of the part could not be encoded, and why; if anything
+
+A part is made of a fixed run of the source's pictures, whoever makes it, and is there whole or not
+at all. So an interrupted run goes on, and several processes share the work by taking turns.
+"""
+
+import io
+import json
+import logging
+import os
+import re
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt
+from PIL import Image
+
+from pardalis.data.source import SourceConfig, read_source, survey
+from pardalis.documents import PictureSource, Rejection
+from pardalis.errors import ConfigError, DataError
+from pardalis.files import working_name, write_bytes
+from pardalis.progress import Advance, bar
+from pardalis.vq import Fit, ImageTokenizer
+from pardalis.vq.stream import encode_stream
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "pardalis-codes"
+VERSION = 1
+SETTINGS = "codes.json"
+_PICTURES_PER_PART = 256
+_LONGEST_NAME = 200  # bytes of a file's name, of which file systems take 255
+_FORBIDDEN = re.compile(r"[\x00-\x1f\\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which of several processes this one is; it takes every ``size``-th part."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ConfigError(
+                f"A share is I/N with I from 0 to N - 1, got {self.rank}/{self.size}."
+            )
+
+    @classmethod
+    def of_environment(cls) -> "Share":
+        """Return the share of a process that ``torchrun`` started, and all for any other."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    def takes(self, part: int) -> bool:
+        return part % self.size == self.rank
+
+
+WHOLE = Share()
+
+
+@dataclass(slots=True)
+class CodesReport:
+    """What became of the pictures of one process's share."""
+
+    pictures: int = 0  # rejected ones included
+    unchanged: int = 0  # done before and kept
+    rejected: int = 0
+
+
+def encode_source(
+    tokenizer: ImageTokenizer,
+    source: SourceConfig,
+    folder: Path,
+    fit: Fit = "crop",
+    batch: int | None = None,
+    share: Share = WHOLE,
+) -> CodesReport:
+    """Write the codes of all pictures of a source; parts that are there already are kept.
+
+    Args:
+        batch: pictures encoded together; None: as many as the device takes at once.
+        share: the part of the work that is done here.
+
+    Raises:
+        ConfigError: the folder holds codes that were made otherwise, or of other pictures.
+        DataError: there is nothing at the source's path.
+    """
+    _, content = survey(source, Path())
+    n_items = sum(1 for _ in _items(source))
+    folder.mkdir(parents=True, exist_ok=True)
+    ImageTokenizer.save_config(folder, tokenizer.config)
+    settings = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer.fingerprint(),
+        "source": content,
+        "reader": source.reader,
+        "fit": fit,
+        "dtype": str(tokenizer.compute_dtype).removeprefix("torch."),
+        "pictures": n_items,
+        "pictures_per_part": _PICTURES_PER_PART,
+    }
+    _settle(folder, settings)
+    sizes = {part: size for part, size in _sizes(settings).items() if share.takes(part)}
+    missing = {part: n for part, n in sizes.items() if not _codes_file(folder, part).exists()}
+    report = CodesReport(sum(sizes.values()), sum(sizes.values()) - sum(missing.values()))
+    with bar("Encoding", report.pictures, "pictures", done=report.unchanged) as advance:
+        for number, part in _encoded_parts(tokenizer, source, missing, fit, batch, advance):
+            _write_part(folder, number, part, tokenizer)
+    report.rejected = report.pictures - sum(len(_codes(folder, part)) for part in sizes)
+    return report
+
+
+def decode_codes(
+    tokenizer: ImageTokenizer, codes: Path, folder: Path, share: Share = WHOLE
+) -> CodesReport:
+    """Write a PNG of each picture's codes, named after it; files that are there already are kept.
+
+    Raises:
+        DataError: there are no codes, or they are of another image tokenizer.
+        RequestError: the image tokenizer has no decoder.
+    """
+    settings = read_settings(codes)
+    if settings["tokenizer"] != tokenizer.fingerprint():
+        raise DataError(
+            f"The codes in {codes} are of image tokenizer {settings['tokenizer']}, but "
+            f"{tokenizer.fingerprint()} was given; decode them with the one that made them."
+        )
+    parts = [part for part in _sizes(settings) if _codes_file(codes, part).exists()]
+    if len(parts) < len(_sizes(settings)):
+        logger.warning(
+            "%s holds %d of %d parts; the rest is not encoded yet.",
+            codes, len(parts), len(_sizes(settings)),
+        )  # fmt: skip
+    files = _file_names(codes, parts)
+    mine = [part for part in parts if share.takes(part)]
+    report = CodesReport(sum(len(files[part]) for part in mine))
+    with bar("Decoding", report.pictures, "pictures") as advance, ThreadPoolExecutor() as pool:
+        for part in mine:
+            paths = [folder / name for name in files[part]]
+            missing = [i for i, path in enumerate(paths) if not path.exists()]
+            report.unchanged += len(paths) - len(missing)
+            advance(len(paths) - len(missing))
+            for some in _chunks(missing, tokenizer.pictures_per_pass):
+                grids = torch.from_numpy(_codes(codes, part)[some].astype(np.int64))
+                images = tokenizer.images_of(grids)
+                list(pool.map(_write_picture, [paths[i] for i in some], images))
+                advance(len(some))
+    return report
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what ``codes.json`` says; raises DataError if there is none of a known version."""
+    path = folder / SETTINGS
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+        known = settings["format"] == FORMAT and settings["version"] <= VERSION
+    except FileNotFoundError:
+        raise DataError(f"No codes in {folder}: {SETTINGS} is missing; encode first.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} does not describe codes: {error!r}.") from error
+    if not known:
+        raise DataError(
+            f"{path} says {settings['format']} version {settings['version']}; this Pardalis reads "
+            f"{FORMAT} up to version {VERSION}."
+        )
+    return settings
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class _Part:
+    names: list[str] = field(default_factory=list)
+    codes: list[list[int]] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.codes) + len(self.rejected)
+
+
+def _items(source: SourceConfig) -> Iterator[tuple[str, PictureSource] | Rejection]:
+    """Yield every picture with a name of its own, and what the reader could not use."""
+    for item in read_source(source, Path()):
+        if isinstance(item, Rejection):
+            yield item
+            continue
+        for i, picture in enumerate(item.pictures, start=1):
+            yield (item.name if i == 1 else f"{item.name}#{i}"), picture.source
+
+
+def _encoded_parts(
+    tokenizer: ImageTokenizer,
+    source: SourceConfig,
+    sizes: dict[int, int],
+    fit: Fit,
+    batch: int | None,
+    advance: Advance,
+) -> Iterator[tuple[int, _Part]]:
+    """Yield the parts that ``sizes`` names, each as soon as it is whole."""
+    parts: defaultdict[int, _Part] = defaultdict(_Part)
+    begun: deque[tuple[int, str]] = deque()
+
+    def pictures() -> Iterator[PictureSource]:
+        for position, item in enumerate(_items(source) if sizes else ()):
+            part = position // _PICTURES_PER_PART
+            if part not in sizes:
+                continue
+            if isinstance(item, Rejection):
+                parts[part].rejected.append(item)
+                continue
+            name, picture = item
+            begun.append((part, name))
+            yield picture
+
+    for result in encode_stream(tokenizer, pictures(), fit, batch):
+        number, name = begun.popleft()
+        part = parts[number]
+        if isinstance(result, DataError):
+            part.rejected.append(Rejection(name, "unreadable-picture", str(result)))
+        else:
+            part.names.append(name)
+            part.codes.append(result)
+        advance(1)
+        if len(part) == sizes[number]:
+            yield number, parts.pop(number)
+    yield from parts.items()  # those that end with what the reader rejected
+
+
+def _write_part(folder: Path, number: int, part: _Part, tokenizer: ImageTokenizer) -> None:
+    """Write the files of a part, its codes last: where they are, the part is whole."""
+    config = tokenizer.config
+    dtype = np.uint16 if config.n_codes <= 1 << 16 else np.uint32
+    codes = np.array(part.codes, dtype).reshape(-1, config.codes_per_picture)
+    if part.rejected:
+        _write_lines(folder / f"part-{number:05d}.rejected.jsonl", map(asdict, part.rejected))
+    _write_lines(_names_file(folder, number), part.names)
+    buffer = io.BytesIO()
+    np.save(buffer, codes)
+    write_bytes(_codes_file(folder, number), buffer.getvalue())
+
+
+def _write_lines(path: Path, values: Iterable[object]) -> None:
+    # In ASCII, since a file's name need not be Unicode.
+    write_bytes(path, "".join(json.dumps(value) + "\n" for value in values).encode())
+
+
+def _codes_file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.npy"
+
+
+def _names_file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.jsonl"
+
+
+def _codes(folder: Path, part: int) -> UInt[np.ndarray, "B G"]:
+    path = _codes_file(folder, part)
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); delete it and encode again, which makes it anew."
+        ) from error
+
+
+def _names(folder: Path, part: int) -> list[str]:
+    path = _names_file(folder, part)
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); delete {_codes_file(folder, part).name} beside it "
+            "and encode again, which makes that part anew."
+        ) from error
+
+
+def _sizes(settings: Mapping[str, Any]) -> dict[int, int]:
+    """Return how many pictures each part has, rejected ones included."""
+    pictures, most = settings["pictures"], settings["pictures_per_part"]
+    starts = range(0, pictures, most)
+    return {part: min(most, pictures - start) for part, start in enumerate(starts)}
+
+
+def _settle(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings; where there are some already, as of another process, compare them."""
+    path = folder / SETTINGS
+    partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    try:
+        os.link(partial, path)  # fails where there is one, unlike os.replace
+    except FileExistsError:
+        _compare(folder, read_settings(folder), settings)
+    finally:
+        partial.unlink()
+
+
+def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+    if found["source"] != needed["source"]:
+        raise ConfigError(
+            f"{folder} holds codes of other pictures, or the pictures have changed since; choose "
+            "another folder, or delete this one."
+        )
+    for name, value in needed.items():
+        if found.get(name) != value:
+            raise ConfigError(
+                f"{folder} was begun with {name} {found.get(name)}, but now it is {value}; give "
+                "the same, or choose another folder."
+            )
+
+
+# ── pictures ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _file_names(codes: Path, parts: Iterable[int]) -> dict[int, list[str]]:
+    """Return a path for each picture, relative and no longer than file systems take."""
+    taken: set[str] = set()
+    files = {}
+    for part in parts:
+        files[part] = [
+            _new_name(_safe(name), f"{part}-{row}", taken)
+            for row, name in enumerate(_names(codes, part))
+        ]
+    return files
+
+
+def _new_name(name: str, place: str, taken: set[str]) -> str:
+    """Add the suffix of a PNG, and where two pictures would share a file, the place of one."""
+    stem = name.removesuffix(".png")
+    new = f"{stem}.png" if f"{stem}.png" not in taken else f"{stem}~{place}.png"
+    taken.add(new)
+    return new
+
+
+def _safe(name: str) -> str:
+    """Return a name that leads nowhere but into a folder."""
+    parts = [part for part in _FORBIDDEN.sub("_", name).split("/") if part.strip(".")]
+    cut = [os.fsdecode(os.fsencode(part)[:_LONGEST_NAME]) for part in parts]
+    return "/".join(cut) or "picture"
+
+
+def _write_picture(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    write_bytes(path, buffer.getvalue())
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

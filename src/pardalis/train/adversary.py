@@ -1,0 +1,134 @@
+"""The adversary of an image tokenizer: a discriminator, its optimizer, and what each says.
+
+It learns to tell pictures from reconstructions, and the tokenizer to mislead it. Two forms are in
+use, and every choice between them is a field of the config:
+
+=============  =====================================  ======================================
+               taming (arXiv 2012.09841)              the one that Chameleon's config names
+=============  =====================================  ======================================
+discriminator  patches                                StyleGAN2's
+form           hinge                                  softplus
+weight         adaptive, by the last layer's          constant 0.5
+               gradients, times 0.8
+penalty        none                                   R1 every 16th step, gamma 10
+=============  =====================================  ======================================
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pardalis.errors import ConfigError
+from pardalis.parallel import World
+from pardalis.seeds import derive
+from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
+from pardalis.vq.adversarial import (
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
+from pardalis.vq.discriminator import DiscriminatorConfig, discriminator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdversarialConfig:
+    """The adversarial part of the loss."""
+
+    weight: float = 0.5  # of the tokenizer's adversarial loss
+    adaptive: bool = False  # scale it to the gradient of the other losses at the last layer
+    form: Literal["softplus", "hinge"] = "softplus"
+    start_step: int = 0  # before it, neither side knows of the other
+    r1_weight: float = 0.0  # gamma of the penalty of the discriminator's gradient at real pictures
+    r1_every: int = 16  # steps between penalties, each of which counts so many times more
+    learning_rate_ratio: float = 1.0  # the discriminator's learning rate over the tokenizer's
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    optimizer: AdamWConfig = field(
+        default_factory=lambda: AdamWConfig(beta1=0.5, beta2=0.9, weight_decay=0.0, fused=True)
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "start_step", "r1_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.r1_every < 1:
+            raise ConfigError(f"r1_every must be at least 1, got {self.r1_every}.")
+        if not self.learning_rate_ratio > 0:
+            raise ConfigError(
+                f"learning_rate_ratio must be above 0, got {self.learning_rate_ratio}."
+            )
+
+
+class Adversary:
+    """A discriminator in training."""
+
+    def __init__(self, config: AdversarialConfig, resolution: int, seed: int, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.network = discriminator(config.discriminator, resolution)
+        self.network.initialise(derive(seed, "discriminator"))
+        self.network.to(world.device).train()
+        self.optimizer = adamw(self.network, config.optimizer)
+
+    def has_begun(self, step: int) -> bool:
+        return step >= self.config.start_step
+
+    def judge(
+        self,
+        reconstruction: Float[Tensor, "B 3 Y X"],
+        other_losses: Float[Tensor, ""],
+        last_weight: Tensor,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the tokenizer's weighted adversarial loss, and its weight.
+
+        Args:
+            other_losses: of the reconstruction, to which an adaptive weight is fitted.
+            last_weight: of the decoder's last layer.
+        """
+        self.network.requires_grad_(False)
+        loss = generator_loss(self.config.form, self.network(reconstruction))
+        weight = torch.tensor(self.config.weight, device=loss.device)
+        if self.config.adaptive:
+            weight = weight * adaptive_weight(other_losses, loss, last_weight, self.world.mean)
+        return weight * loss, weight
+
+    def learn(
+        self,
+        step: int,
+        learning_rate: float,
+        pixels: Float[Tensor, "B 3 Y X"],
+        reconstruction: Float[Tensor, "B 3 Y X"],
+    ) -> dict[str, Tensor | float]:
+        """Update the discriminator; returns what was measured."""
+        config = self.config
+        set_learning_rate(self.optimizer, learning_rate * config.learning_rate_ratio)
+        self.network.requires_grad_(True)
+        real = self.network(pixels)
+        fake = self.network(reconstruction.detach())
+        loss = discriminator_loss(config.form, real, fake)
+        measured: dict[str, Tensor | float] = {
+            "loss_discriminator": loss.detach(),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+            "r1": float("nan"),
+        }
+        if config.r1_weight > 0 and (step - config.start_step) % config.r1_every == 0:
+            seen = pixels.detach().requires_grad_()
+            penalty = r1_penalty(self.network(seen), seen)
+            loss = loss + config.r1_weight / 2 * config.r1_every * penalty
+            measured["r1"] = penalty.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.world.average_gradients(self.network.parameters())
+        self.optimizer.step()
+        return measured
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        load_optimizer_state(self.optimizer, state["optimizer"])

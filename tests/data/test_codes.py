@@ -1,0 +1,314 @@
+"""Bulk codes: what is written, resumed, shared, refused, and turned back into pictures."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pardalis.data import SourceConfig, codes
+from pardalis.data.codes import Share, decode_codes, encode_source, read_settings
+from pardalis.errors import ConfigError, DataError
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, stream
+from pardalis.vq.stream import encode_stream
+
+
+@pytest.fixture(autouse=True)
+def three_per_part(monkeypatch):
+    monkeypatch.setattr(codes, "_PICTURES_PER_PART", 3)
+
+
+@pytest.fixture
+def tokenizer() -> ImageTokenizer:
+    torch.set_num_threads(1)
+    config = ImageTokenizerConfig(
+        resolution=16, patch_size=4, channels=8, channel_multipliers=(1, 2), n_res_blocks=1,
+        norm_groups=4, z_channels=8, code_width=6, n_codes=32,
+    )  # fmt: skip
+    made = ImageTokenizer(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return made
+
+
+def noise(seed: int) -> Image.Image:
+    array = np.random.default_rng(seed).integers(0, 256, (18, 30, 3), dtype=np.uint8)
+    return Image.fromarray(array)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight items: seven files in two folders, of which one is broken, and a lonely caption."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(4):
+        noise(i).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"no picture")
+    for i in range(4, 7):
+        noise(i).save(folder / "sub" / f"{i}.png")
+    (folder / "z.txt").write_text("A caption without its picture.")
+    return folder
+
+
+def source(path: Path, reader: str = "folder") -> SourceConfig:
+    return SourceConfig(name="pictures", reader=reader, path=str(path))
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def by_name(folder: Path) -> dict[str, list[int]]:
+    found = {}
+    for path in sorted(folder.glob("part-*.npy")):
+        names = path.with_suffix(".jsonl").read_text().splitlines()
+        rows = np.load(path)
+        assert rows.dtype == np.uint16
+        assert len(names) == len(rows)
+        found |= {json.loads(name): row.tolist() for name, row in zip(names, rows, strict=True)}
+    return found
+
+
+# ── the stream ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_a_stream_keeps_the_order_and_passes_over_nothing(tokenizer, photos, batch):
+    images = [noise(i) for i in range(5)]
+    pictures = [images[0], photos / "2.png", *images[1:], photos / "none.png"]
+    found = list(encode_stream(tokenizer, iter(pictures), batch=batch))
+    expected = tokenizer.codes_of(images).tolist()
+    assert [i for i, each in enumerate(found) if isinstance(each, DataError)] == [1, 6]
+    assert [each for each in found if not isinstance(each, DataError)] == expected
+    assert "none.png does not exist" in str(found[6])
+
+
+def test_a_stream_opens_only_a_little_ahead(tokenizer, monkeypatch):
+    monkeypatch.setattr(stream, "_MOST_THREADS", 2)
+    taken = []
+
+    def endless():
+        i = 0
+        while True:
+            taken.append(i)
+            yield noise(i % 3)
+            i += 1
+
+    found = encode_stream(tokenizer, endless(), batch=2)
+    for _ in range(10):
+        next(found)
+    assert len(taken) <= 10 + 2 * 2 + 2 + 2
+    found.close()
+
+
+def test_batches_of_a_stream_have_one_size(tokenizer, monkeypatch):
+    sizes = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        tokenizer, "encode", lambda pixels: sizes.append(len(pixels)) or encode(pixels)
+    )
+    assert len(list(encode_stream(tokenizer, [noise(i) for i in range(7)], batch=3))) == 7
+    assert sizes == [3, 3, 3]
+
+
+def test_fit_reaches_the_pictures(tokenizer):
+    cropped, padded = (
+        list(encode_stream(tokenizer, [noise(0)], fit=fit)) for fit in ("crop", "pad")
+    )
+    assert cropped != padded
+
+
+# ── encoding ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_becomes_parts(tokenizer, photos, tmp_path):
+    folder = tmp_path / "codes"
+    report = encode_source(tokenizer, source(photos), folder)
+    assert (report.pictures, report.unchanged, report.rejected) == (8, 0, 2)
+    assert sorted(written(folder)) == [
+        "codes.json", "config.json",
+        "part-00000.jsonl", "part-00000.npy", "part-00000.rejected.jsonl",
+        "part-00001.jsonl", "part-00001.npy",
+        "part-00002.jsonl", "part-00002.npy", "part-00002.rejected.jsonl",
+    ]  # fmt: skip
+    names = ["0.png", "1.png", "3.png", "sub/4.png", "sub/5.png", "sub/6.png"]
+    found = by_name(folder)
+    assert list(found) == names
+    assert list(found.values()) == tokenizer.codes_of([photos / name for name in names]).tolist()
+    broken = json.loads((folder / "part-00000.rejected.jsonl").read_text())
+    assert (broken["where"], broken["kind"]) == ("2.png", "unreadable-picture")
+    assert "2.png is not a picture" in broken["reason"]
+    lonely = json.loads((folder / "part-00002.rejected.jsonl").read_text())
+    assert lonely["kind"] == "missing-picture"
+    assert ImageTokenizer.load_config(folder) == tokenizer.config
+    assert read_settings(folder)["tokenizer"] == tokenizer.fingerprint()
+
+
+def test_pictures_of_one_document_have_names(tokenizer, tmp_path):
+    noise(0).save(tmp_path / "a.png")
+    line = {"name": "page", "segments": [{"picture": "a.png"}, {"text": "x"}, {"picture": "a.png"}]}
+    (tmp_path / "pages.jsonl").write_text(json.dumps(line))
+    encode_source(tokenizer, source(tmp_path / "pages.jsonl", "jsonl"), tmp_path / "codes")
+    found = by_name(tmp_path / "codes")
+    assert list(found) == ["page", "page#2"]
+    assert found["page"] == found["page#2"]
+
+
+def test_names_need_not_be_unicode(tokenizer, tmp_path):
+    (tmp_path / "photos").mkdir()
+    noise(0).save(os.fsencode(tmp_path / "photos") + b"/caf\xe9.png", format="PNG")
+    encode_source(tokenizer, source(tmp_path / "photos"), tmp_path / "codes")
+    assert list(by_name(tmp_path / "codes")) == ["caf\udce9.png"]
+    decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back")
+    assert os.listdir(os.fsencode(tmp_path / "back")) == [b"caf\xe9.png"]
+
+
+def test_what_is_interrupted_goes_on(tokenizer, photos, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    encode_source(tokenizer, source(photos), whole)
+    encode, calls = tokenizer.encode, []
+
+    def dies(pixels):
+        calls.append(len(pixels))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    monkeypatch.setattr(tokenizer, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        encode_source(tokenizer, source(photos), cut, batch=1)
+    assert [path.name for path in sorted(cut.glob("*.npy"))] == ["part-00000.npy"]
+    report = encode_source(tokenizer, source(photos), cut, batch=1)
+    assert (report.pictures, report.unchanged, report.rejected) == (8, 3, 2)
+    assert written(cut) == written(whole)
+    n_calls = len(calls)
+    report = encode_source(tokenizer, source(photos), cut)
+    assert (report.pictures, report.unchanged, report.rejected) == (8, 8, 2)
+    assert len(calls) == n_calls
+    assert written(cut) == written(whole)
+
+
+def test_shares_make_what_one_process_makes(tokenizer, photos, tmp_path):
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    encode_source(tokenizer, source(photos), whole)
+    reports = [
+        encode_source(tokenizer, source(photos), shared, share=Share(rank, 2)) for rank in (1, 0)
+    ]
+    assert [(report.pictures, report.rejected) for report in reports] == [(3, 0), (5, 2)]
+    assert written(shared) == written(whole)
+
+
+def test_a_share_is_that_of_torchrun(monkeypatch):
+    assert Share.of_environment() == Share(0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Share.of_environment() == Share(2, 4)
+
+
+@pytest.mark.parametrize(("rank", "size"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_wrong_share_is_refused(rank, size):
+    with pytest.raises(ConfigError, match=rf"I from 0 to N - 1, got {rank}/{size}\."):
+        Share(rank, size)
+
+
+def test_other_settings_are_refused(tokenizer, photos, tmp_path):
+    folder = tmp_path / "codes"
+    encode_source(tokenizer, source(photos), folder)
+    before = written(folder)
+    with pytest.raises(ConfigError, match="was begun with fit crop, but now it is pad; give"):
+        encode_source(tokenizer, source(photos), folder, fit="pad")
+    tokenizer.compute_in(torch.bfloat16)
+    with pytest.raises(ConfigError, match="begun with dtype float32, but now it is bfloat16"):
+        encode_source(tokenizer, source(photos), folder)
+    tokenizer.compute_in(torch.float32)
+    noise(9).save(photos / "1.png")
+    with pytest.raises(ConfigError, match="holds codes of other pictures, or the pictures have"):
+        encode_source(tokenizer, source(photos), folder)
+    assert written(folder) == before
+
+
+def test_another_tokenizer_is_refused(tokenizer, photos, tmp_path):
+    folder = tmp_path / "codes"
+    encode_source(tokenizer, source(photos), folder)
+    with torch.no_grad():
+        tokenizer.quant_conv.bias.add_(1)
+    with pytest.raises(ConfigError, match=r"was begun with tokenizer [0-9a-f]{16}, but now"):
+        encode_source(tokenizer, source(photos), folder)
+    with pytest.raises(DataError, match=r"are of image tokenizer [0-9a-f]{16}, but .* was given"):
+        decode_codes(tokenizer, folder, tmp_path / "back")
+
+
+def test_many_codes_take_four_bytes(tokenizer, photos, tmp_path, monkeypatch):
+    config = ImageTokenizerConfig(
+        resolution=16, patch_size=8, channels=4, channel_multipliers=(1,), n_res_blocks=1,
+        z_channels=4, code_width=2, n_codes=(1 << 16) + 1,
+    )  # fmt: skip
+    encode_source(ImageTokenizer(config).eval(), source(photos), tmp_path / "codes")
+    assert np.load(tmp_path / "codes" / "part-00000.npy").dtype == np.uint32
+
+
+# ── decoding ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_codes_become_pictures_again(tokenizer, photos, tmp_path, monkeypatch):
+    folder, back = tmp_path / "codes", tmp_path / "back"
+    encode_source(tokenizer, source(photos), folder)
+    report = decode_codes(tokenizer, folder, back)
+    assert (report.pictures, report.unchanged) == (6, 0)
+    files = sorted(path.relative_to(back).as_posix() for path in back.rglob("*.png"))
+    assert files == ["0.png", "1.png", "3.png", "sub/4.png", "sub/5.png", "sub/6.png"]
+    codes_ = tokenizer.codes_of([photos / name for name in files])
+    for name, expected in zip(files, tokenizer.images_of(codes_), strict=True):
+        with Image.open(back / name) as image:
+            assert np.array_equal(np.asarray(image), np.asarray(expected))
+    (back / "3.png").unlink()
+    report = decode_codes(tokenizer, folder, back)
+    assert (report.pictures, report.unchanged) == (6, 5)
+    assert (back / "3.png").exists()
+
+
+def test_names_lead_nowhere_else_and_to_one_file_each(tokenizer, tmp_path):
+    noise(0).save(tmp_path / "a.png")
+    names = ["../out", "/etc/a", "a.png", "a", "b.jpg", "é" * 300, "...", "x\0y", "a~0-3"]
+    lines = [{"name": name, "segments": [{"picture": "a.png"}]} for name in names]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encode_source(tokenizer, source(tmp_path / "pages.jsonl", "jsonl"), tmp_path / "codes")
+    back = tmp_path / "x" / "back"
+    decode_codes(tokenizer, tmp_path / "codes", back)
+    files = sorted(path.relative_to(back).as_posix() for path in back.rglob("*") if path.is_file())
+    assert len(files) == len(names)
+    assert {"out.png", "etc/a.png", "a.png", "b.jpg.png", "picture.png", "x_y.png"} <= set(files)
+    assert os.listdir(tmp_path / "x") == ["back"]
+
+
+def test_what_is_not_encoded_yet_is_left_out(tokenizer, photos, tmp_path, caplog):
+    encode_source(tokenizer, source(photos), tmp_path / "codes", share=Share(1, 2))
+    report = decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back")
+    assert report.pictures == 3
+    assert "holds 1 of 3 parts; the rest is not encoded yet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "codes.json").unlink(), r"codes\.json is missing; encode first\."),
+        (lambda f: (f / "codes.json").write_text("{"), "does not describe codes"),
+        (
+            lambda f: (f / "codes.json").write_text('{"format": "pardalis-codes", "version": 9}'),
+            "says pardalis-codes version 9; this Pardalis reads",
+        ),
+        (lambda f: (f / "part-00001.npy").write_bytes(b"\x93NUM"), r"part-00001\.npy cannot be"),
+        (lambda f: (f / "part-00001.jsonl").unlink(), r"part-00001\.jsonl cannot be read"),
+    ],
+)
+def test_broken_codes_are_named(tokenizer, photos, tmp_path, change, message):
+    folder = tmp_path / "codes"
+    encode_source(tokenizer, source(photos), folder)
+    change(folder)
+    with pytest.raises(DataError, match=message):
+        decode_codes(tokenizer, folder, tmp_path / "back")
