@@ -11,9 +11,9 @@ from PIL import Image
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import report as report_module
 from pardalis.evaluate import require_packages
-from pardalis.evaluate.page import _duration, _ordinal, _percent, _spread
 from pardalis.evaluate.report import write_report
 from pardalis.evaluate.run_folder import RunFolder
+from pardalis.evaluate.templates import duration, ordinal, percent, spread
 
 N_TRAIN, N_HELD_OUT = 9, 4  # see conftest.py
 BEFORE_S = 31.4 + 322.0 + 24.8 + 480.5 + 61.2  # the stages before the report
@@ -66,7 +66,7 @@ def test_the_page_shows_every_part(finished_run, report):
     assert len(page.xpath("//figure/svg")) == 5
     words = page.text_content()
     for word in ("OpenMoji, https://openmoji.org", "empty-picture", "owl.png holds zero bytes",
-                 _duration(report["seconds"]), "seed = 7"):  # fmt: skip
+                 duration(report["seconds"]), "seed = 7"):  # fmt: skip
         assert word in words
     stages = page.xpath("//section[@id='stages']//dt")
     assert [stage.text_content() for stage in stages] == [
@@ -265,14 +265,14 @@ def test_a_curve_has_the_steps_where_its_number_was_told(run):
 
 
 def test_numbers_are_worded_for_people():
-    assert [_duration(s) for s in (8.23, 59, 60, 860, 7380)] == [
+    assert [duration(s) for s in (8.23, 59, 60, 860, 7380)] == [
         "8.2 s", "59 s", "1 min 00 s", "14 min 20 s", "2 h 03 min",
     ]  # fmt: skip
-    assert [_percent(x) for x in (0, 0.01, 0.034, 0.624, 0.996, 1)] == [
+    assert [percent(x) for x in (0, 0.01, 0.034, 0.624, 0.996, 1)] == [
         "0 %", "1 %", "3.4 %", "62 %", "99.6 %", "100 %",
     ]  # fmt: skip
-    assert [_ordinal(n) for n in (1, 2, 3, 4, 11, 12, 22, 100)] == [
+    assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 22, 100)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "22nd", "100th",
     ]  # fmt: skip
-    assert _spread(range(10), 5) == [0, 2, 4, 6, 8]
-    assert _spread(range(3), 5) == [0, 1, 2]
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert spread(range(3), 5) == [0, 1, 2]

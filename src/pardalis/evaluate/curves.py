@@ -1,4 +1,4 @@
-"""Curves over training steps, as SVG text to place in a page.
+"""Curves over training steps, and the use of a codebook, as SVG text to place in a page.
 
 Matplotlib draws them on a figure of its own: no window, no global figure, no file. Text stays text,
 so the page's fonts apply and the words can be found.
@@ -7,11 +7,12 @@ so the page's fonts apply and the words can be found.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from pardalis.evaluate.extras import demo_extra
 
@@ -19,6 +20,7 @@ _INK = "#5d594f"
 _GRID = "#e6e1d6"
 # Curves with at least as many points are drawn as a moving mean over their faint raw line.
 _SMOOTHED_FROM = 60
+_MOST_RANKS = 512  # drawn of a codebook; a line of 16,384 points would be a megabyte of text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,47 @@ def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> 
     Raises:
         ConfigError: matplotlib is not installed.
     """
+
+    def draw(axes: Any) -> None:
+        for curve in curves:
+            if curve.steps:
+                _draw(axes, curve)
+        axes.margins(x=0.01)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if sum(bool(curve.steps) for curve in curves) > 1:
+            axes.legend(frameon=False, labelcolor=_INK, handlelength=1.8)
+
+    return _svg(draw, "step", y_label, f"{y_label} over steps")
+
+
+def codebook_chart(counts: Integer[np.ndarray, " N"], colour: str) -> str:
+    """Return an inline ``<svg>`` element with the uses of each code, the most used first.
+
+    Uses are in units of even use, on a logarithmic scale, where a code without any has no place.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    used = np.sort(counts[counts > 0])[::-1]
+    ranks = np.unique(np.linspace(0, len(used) - 1, min(_MOST_RANKS, len(used))).astype(int))
+
+    def draw(axes: Any) -> None:
+        axes.set_xlim(0, len(counts))
+        if len(used):
+            uses = used[ranks] * (len(counts) / used.sum())
+            least = min(uses[-1], 1.0) / 2
+            axes.set_yscale("log")
+            axes.fill_between(ranks + 1, least, uses, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(ranks + 1, uses, color=colour, linewidth=1.8)
+            axes.set_ylim(bottom=least)
+        axes.axhline(1, color=_INK, linewidth=0.8, linestyle=(0, (3, 2)))
+        axes.axvspan(len(used), len(counts), color=_GRID, linewidth=0)
+
+    return _svg(draw, "codes, the most used first", "uses ÷ even use", "use of each code")
+
+
+def _svg(draw: Callable[[Any], None], x_label: str, y_label: str, title: str) -> str:
     with demo_extra("The report"):
         from matplotlib import rc_context
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -49,26 +92,19 @@ def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> 
         figure = Figure(figsize=(4.9, 3.1), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for curve in curves:
-            if curve.steps:
-                _draw(axes, curve)
-        axes.set_xlabel("step", color=_INK)
+        draw(axes)
+        axes.set_xlabel(x_label, color=_INK)
         axes.set_ylabel(y_label, color=_INK)
         axes.grid(color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.tick_params(colors=_INK, length=0)
+        axes.tick_params(colors=_INK, length=0, which="both")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.spines[:].set_visible(False)
-        axes.margins(x=0.01)
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        if sum(bool(curve.steps) for curve in curves) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, handlelength=1.8)
         text = io.StringIO()
         # No metadata: it would carry a date and addresses.
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=empty)
-    return _inline(text.getvalue(), f"{y_label} over steps")
+    return _inline(text.getvalue(), title)
 
 
 def _draw(axes: Any, curve: Curve) -> None:

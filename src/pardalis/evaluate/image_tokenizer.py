@@ -1,18 +1,22 @@
 """How much of a picture survives the image tokenizer, and how much of its codebook is in use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from PIL import Image
+from torch import Tensor
 
 from pardalis.progress import bar
 from pardalis.vq.codebook import codebook_use, perplexity
 from pardalis.vq.losses import psnr
+from pardalis.vq.preprocessing import square, to_pixels
 from pardalis.vq.tokenizer import ImageTokenizer
 
-_BATCH = 32
+_PIXELS_AT_ONCE = 1 << 20  # 4 pictures of 512 x 512, 256 of 64 x 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +29,30 @@ class ImageTokenizerScores:
     perplexity: float  # exp(entropy) of all codes: how many entries are in even use, in effect
 
 
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """Some pictures before and after the image tokenizer, both in 8 bits, and their codes."""
+
+    originals: list[Image.Image]  # squares of the tokenizer's resolution
+    reconstructions: list[Image.Image]
+    codes: Int[Tensor, "B G"]
+
+
+def round_trips(tokenizer: ImageTokenizer, squares: Iterable[Image.Image]) -> Iterator[RoundTrip]:
+    """Encode and decode pictures of the tokenizer's resolution, a few at a time, in their order."""
+    n = max(1, _PIXELS_AT_ONCE // tokenizer.config.resolution**2)
+    remaining = iter(squares)
+    while originals := list(islice(remaining, n)):
+        codes = tokenizer.codes_of(originals)
+        yield RoundTrip(originals, tokenizer.images_of(codes), codes)
+
+
+def unit_pixels(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 Y X"]:
+    """Return pictures of one size as pixels in [-1, 1], whatever a tokenizer's own scaling is."""
+    bytes_ = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return to_pixels(bytes_.permute(0, 3, 1, 2))
+
+
 def evaluate_image_tokenizer(
     tokenizer: ImageTokenizer, images: Sequence[Image.Image]
 ) -> tuple[ImageTokenizerScores, list[Image.Image]]:
@@ -34,19 +62,18 @@ def evaluate_image_tokenizer(
     resizing loses is not counted. PSNR is :func:`pardalis.vq.psnr`, as during training, but of
     8-bit pictures, which is what a person gets to see.
     """
-    counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64)
+    config = tokenizer.config
+    counts = torch.zeros(config.n_codes, dtype=torch.int64)
     reconstructions: list[Image.Image] = []
     psnr_of_each: list[float] = []
+    squares = (Image.fromarray(square(i, config.resolution, config.preprocessing)) for i in images)
     with bar("Reconstructing", total=len(images), unit="pictures") as advance:
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
-            codes = tokenizer.codes_of(batch)
-            counts += torch.bincount(codes.flatten(), minlength=len(counts))
-            decoded = tokenizer.images_of(codes)
-            in_8_bits = tokenizer.preprocess(decoded)
-            psnr_of_each += psnr(in_8_bits, tokenizer.preprocess(batch)).tolist()
-            reconstructions += decoded
-            advance(len(batch))
+        for trip in round_trips(tokenizer, squares):
+            counts += torch.bincount(trip.codes.flatten(), minlength=len(counts))
+            rebuilt, pixels = unit_pixels(trip.reconstructions), unit_pixels(trip.originals)
+            psnr_of_each += psnr(rebuilt, pixels).tolist()
+            reconstructions += trip.reconstructions
+            advance(len(trip.originals))
     scores = ImageTokenizerScores(
         psnr=float(np.mean(psnr_of_each)) if psnr_of_each else float("nan"),
         psnr_of_each=tuple(psnr_of_each),

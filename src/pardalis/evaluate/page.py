@@ -4,24 +4,18 @@
 sampled for the page is evenly spaced over its list, never chosen by quality.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from PIL import Image
-
-from pardalis.documents.pictures import open_picture, to_data_uri, to_png
+from pardalis.documents.pictures import open_picture
 from pardalis.evaluate.captions import is_exact
 from pardalis.evaluate.curves import Curve, chart
-from pardalis.evaluate.extras import demo_extra
 from pardalis.evaluate.run_folder import SPLITS, Metrics, RunFolder, Split
 from pardalis.evaluate.scored import Corpus, Drawn, Rebuilt
+from pardalis.evaluate.templates import markup, picture_uri, shown, spread
+from pardalis.evaluate.templates import render as render_template
 from pardalis.vq.config import ImageTokenizerConfig
 
-T = TypeVar("T")
-
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_LARGEST_PIXELS = 192
 _SHOWN_MOSAIC = 16
 _SHOWN_CORPUS = 36
 _SHOWN_REBUILT = 10
@@ -47,8 +41,6 @@ def gather(
         DataError: a picture of an illustrated page is missing.
         ConfigError: jinja2 or matplotlib is not installed.
     """
-    with demo_extra("The report"):
-        from markupsafe import Markup
     return {
         "tokenizer": tokenizer,
         "tokenizer_was_trained": folder.image_tokenizer is not None,
@@ -58,57 +50,41 @@ def gather(
         "n_compared": {split: len(corpus.of_split(split)) for split in SPLITS},
         "rebuilt": {split: _rebuilt_samples(corpus, rebuilt[split]) for split in SPLITS},
         "mosaic": [
-            {"prompt": drawn["train"].prompts[k], "drawn": _uri(drawn["train"].images[k])}
-            for k in _spread(range(len(drawn["train"].images)), _SHOWN_MOSAIC)
+            {"prompt": drawn["train"].prompts[k], "drawn": picture_uri(drawn["train"].images[k])}
+            for k in spread(range(len(drawn["train"].images)), _SHOWN_MOSAIC)
         ],
         "drawn": {split: _drawn_samples(corpus, drawn[split]) for split in SPLITS},
         "captions": {split: _caption_samples(folder, split) for split in SPLITS},
         "pages": _pages(folder),
         "shards": folder.shards,
         "left_out": folder.answers["left_out"],
-        "charts": _charts(folder.image_tokenizer, folder.training, Markup),
+        "charts": _charts(folder.image_tokenizer, folder.training),
     }
 
 
 def render(
-    shown: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]
+    gathered: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]
 ) -> str:
     """Return the page as one self-contained HTML document.
 
     Args:
-        shown: of :func:`gather`.
+        gathered: of :func:`gather`.
         stages: name, seconds and peak_rss_gib of each.
         numbers: of ``report.json``.
 
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    with demo_extra("The report"):
-        import jinja2
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        percent=_or_dash(_percent),
-        duration=_or_dash(_duration),
-        count=_or_dash(lambda value: f"{value:,.0f}"),
-        loss=_or_dash(lambda value: f"{value:.3f}"),
-        db=_or_dash(lambda value: f"{value:.1f} dB"),
-        gib=_or_dash(lambda value: f"{value:.2f} GiB"),
-        ordinal=_ordinal,
-    )
-    return environment.from_string(_TEMPLATE.read_text()).render(
-        shown,
-        n=numbers,
-        table=[(key, _MEANINGS[key], _shown(numbers[key])) for key in numbers],
-        stages=stages,
+    table = [(key, _MEANINGS[key], shown(numbers[key])) for key in numbers]
+    return render_template(
+        "report.html.jinja", {**gathered, "n": numbers, "table": table, "stages": stages}
     )
 
 
 def _corpus_samples(corpus: Corpus, split: Split) -> list[dict[str, Any]]:
     return [
-        {"name": corpus.names[i], "picture": _uri(corpus.images[i])}
-        for i in _spread(corpus.of_split(split), _SHOWN_CORPUS)
+        {"name": corpus.names[i], "picture": picture_uri(corpus.images[i])}
+        for i in spread(corpus.of_split(split), _SHOWN_CORPUS)
     ]
 
 
@@ -117,11 +93,11 @@ def _rebuilt_samples(corpus: Corpus, rebuilt: Rebuilt) -> list[dict[str, Any]]:
     return [
         {
             "name": corpus.names[i],
-            "original": _uri(corpus.images[i]),
-            "rebuilt": _uri(image),
+            "original": picture_uri(corpus.images[i]),
+            "rebuilt": picture_uri(image),
             "psnr": psnr,
         }
-        for i, image, psnr in _spread(triples, _SHOWN_REBUILT)
+        for i, image, psnr in spread(triples, _SHOWN_REBUILT)
     ]
 
 
@@ -129,13 +105,13 @@ def _drawn_samples(corpus: Corpus, drawn: Drawn) -> list[dict[str, Any]]:
     return [
         {
             "prompt": drawn.prompts[k],
-            "drawn": _uri(drawn.images[k]),
-            "original": _uri(corpus.images[drawn.originals[k]]),
+            "drawn": picture_uri(drawn.images[k]),
+            "original": picture_uri(corpus.images[drawn.originals[k]]),
             "original_name": corpus.names[drawn.originals[k]],
             "nearest": _nearest_sample(corpus, drawn, k) if drawn.nearest else None,
             "rank": drawn.retrieval.ranks[k],
         }
-        for k in _spread(range(len(drawn.images)), _SHOWN_DRAWN)
+        for k in spread(range(len(drawn.images)), _SHOWN_DRAWN)
     ]
 
 
@@ -143,7 +119,7 @@ def _nearest_sample(corpus: Corpus, drawn: Drawn, k: int) -> dict[str, Any]:
     i = drawn.nearest[k]
     is_original = i == drawn.originals[k]
     return {
-        "picture": _uri(corpus.images[i]),
+        "picture": picture_uri(corpus.images[i]),
         "name": "the same picture" if is_original else corpus.names[i],
         "similarity": drawn.similarities[k],
     }
@@ -153,32 +129,32 @@ def _caption_samples(folder: RunFolder, split: Split) -> list[dict[str, Any]]:
     answers = [answer for answer in folder.answers["captions"] if answer["split"] == split]
     return [
         {
-            "picture": _uri(open_picture(folder.path / answer["picture"])),
+            "picture": picture_uri(open_picture(folder.path / answer["picture"])),
             "caption": answer["caption"],
             "expected": answer["expected"],
             "is_right": is_exact(answer["caption"], answer["expected"]),
         }
-        for answer in _spread(answers, _SHOWN_CAPTIONS)
+        for answer in spread(answers, _SHOWN_CAPTIONS)
     ]
 
 
 def _pages(folder: RunFolder) -> list[dict[str, Any]]:
-    def shown(segment: Mapping[str, str]) -> dict[str, str]:
+    def segment_shown(segment: Mapping[str, str]) -> dict[str, str]:
         if "text" in segment:
             return {"text": segment["text"]}
-        return {"picture": _uri(open_picture(folder.path / "answers" / segment["picture"]))}
+        return {"picture": picture_uri(open_picture(folder.path / "answers" / segment["picture"]))}
 
     return [
         {
             "prompt": answer["prompt"],
             "split": answer["split"],
-            "segments": [shown(segment) for segment in answer["segments"]],
+            "segments": [segment_shown(segment) for segment in answer["segments"]],
         }
-        for answer in _spread(folder.answers["pages"], _SHOWN_PAGES)
+        for answer in spread(folder.answers["pages"], _SHOWN_PAGES)
     ]
 
 
-def _charts(tokenizer: Metrics | None, model: Metrics, safe: Callable[[str], T]) -> dict[str, T]:
+def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
     def curve(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
         steps, values = metrics.curve(name)
         held_out = name.startswith("heldout_")
@@ -210,51 +186,7 @@ def _charts(tokenizer: Metrics | None, model: Metrics, safe: Callable[[str], T])
         use = curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)
         charts["psnr"] = chart([likeness], "PSNR (dB)")
         charts["codebook"] = chart([use], "codebook use", from_zero=True)
-    return {name: safe(svg) for name, svg in charts.items()}
-
-
-def _spread(items: Sequence[T], n: int) -> list[T]:
-    """Return at most n items, evenly spaced, in their order."""
-    if len(items) <= n:
-        return list(items)
-    return [items[k * len(items) // n] for k in range(n)]
-
-
-def _uri(image: Image.Image) -> str:
-    if max(image.size) > _LARGEST_PIXELS:
-        image = image.copy()
-        image.thumbnail((_LARGEST_PIXELS, _LARGEST_PIXELS), Image.Resampling.LANCZOS)
-    return to_data_uri(to_png(image))
-
-
-def _or_dash(show: Callable[[float], str]) -> Callable[[float | None], str]:
-    return lambda value: "—" if value is None else show(value)
-
-
-def _percent(share: float | int) -> str:
-    percent = 100 * share
-    needs_tenths = (0 < percent < 10 or 99 < percent < 100) and percent != round(percent)
-    return f"{percent:.1f} %" if needs_tenths else f"{percent:.0f} %"
-
-
-def _duration(seconds: float | int) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _ordinal(number: int) -> str:
-    teen = 10 <= number % 100 <= 20
-    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
-
-
-def _shown(value: float | int | None) -> str:
-    if value is None:
-        return "—"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return {name: markup(svg) for name, svg in charts.items()}
 
 
 _MEANINGS = {

@@ -1,0 +1,85 @@
+"""How alike two pictures are, and two sets of pictures; pixels are in [-1, 1]."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pardalis.feature_nets.files import optional_package
+from pardalis.seeds import numpy_generator
+
+_RESAMPLES = 1000
+
+
+def ssim(
+    reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
+) -> Float[Tensor, " B"]:
+    """Return the structural similarity of each picture, 1 for equal ones (Wang et al. 2004).
+
+    With the paper's Gaussian window of 11 pixels, channels averaged. As torchmetrics has it: the
+    picture is mirrored at its borders, where the paper leaves a margin of 5 pixels out.
+
+    Raises:
+        ConfigError: torchmetrics is not installed.
+    """
+    with optional_package("SSIM", "evaluate"):
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+    # Its constants compare means, which must not be around 0.
+    each = structural_similarity_index_measure(
+        (reconstruction + 1) / 2, (pixels + 1) / 2, data_range=1.0, reduction="none"
+    )
+    assert isinstance(each, Tensor), "it returns more only when asked to"
+    return each.reshape(len(pixels))
+
+
+class Moments:
+    """Mean and covariance of feature vectors that come batch by batch, in 64 bits on the CPU."""
+
+    def __init__(self, width: int) -> None:
+        self.n = 0
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._products = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, features: Float[Tensor, "B D"]) -> None:
+        """Take the features of a batch."""
+        rows = features.detach().double().cpu()
+        self.n += len(rows)
+        self._sum += rows.sum(0)
+        self._products.addmm_(rows.T, rows)
+
+    @property
+    def mean(self) -> Float[Tensor, " D"]:
+        return self._sum / self.n
+
+    @property
+    def covariance(self) -> Float[Tensor, "D D"]:
+        """The unbiased estimate; of one vector there is none."""
+        return (self._products - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Return the squared Fréchet distance of the Gaussians with these moments.
+
+    ``|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½)``, equation 6 of Heusel et al. 2017 (arXiv 1706.08500).
+    The eigenvalues of ``Σa Σb`` are taken from the symmetric ``Σa^½ Σb Σa^½``, which has the same.
+    NaN for fewer than two vectors.
+    """
+    if min(a.n, b.n) < 2:
+        return float("nan")
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
+    traces = a.covariance.trace() + b.covariance.trace()
+    distance = (a.mean - b.mean).square().sum() + traces - 2 * shared
+    return max(0.0, float(distance))  # rounding leaves a little on either side of 0
+
+
+def interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean (percentile method); NaN of no values."""
+    if not len(values):
+        return float("nan"), float("nan")
+    generator = numpy_generator(seed, "bootstrap")
+    means = [generator.choice(values, len(values)).mean() for _ in range(_RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5)).tolist()
+    return low, high

@@ -1,0 +1,105 @@
+"""Pages from templates: one environment for all of them, and how they word numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from pardalis.documents.pictures import to_data_uri, to_png
+from pardalis.evaluate.extras import demo_extra
+
+T = TypeVar("T")
+
+_LARGEST_PIXELS = 192
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return a page as one self-contained HTML document.
+
+    Args:
+        template: name of a file beside this module.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    with demo_extra("The page"):
+        import jinja2
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=_or_dash(percent),
+        duration=_or_dash(duration),
+        count=_or_dash(lambda value: f"{value:,.0f}"),
+        loss=_or_dash(lambda value: f"{value:.3f}"),
+        db=_or_dash(lambda value: f"{value:.1f} dB"),
+        gib=_or_dash(lambda value: f"{value:.2f} GiB"),
+        ordinal=ordinal,
+        shown=shown,
+    )
+    return environment.get_template(template).render(values)
+
+
+def markup(svg: str) -> Any:
+    """Mark an element as safe to place in a page as it is.
+
+    Raises:
+        ConfigError: markupsafe, which comes with jinja2, is not installed.
+    """
+    with demo_extra("The page"):
+        from markupsafe import Markup
+    return Markup(svg)
+
+
+def picture_uri(image: Image.Image, largest: int = _LARGEST_PIXELS) -> str:
+    """Return a picture as a data URI, scaled down to ``largest`` pixels per side if need be."""
+    if max(image.size) > largest:
+        image = image.copy()
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    return to_data_uri(to_png(image))
+
+
+def spread(items: Sequence[T], n: int) -> list[T]:
+    """Return at most n items, evenly spaced, in their order."""
+    if len(items) <= n:
+        return list(items)
+    return [items[k * len(items) // n] for k in range(n)]
+
+
+def percent(share: float | int) -> str:
+    """Word a share as a percentage, with tenths where they tell something."""
+    value = 100 * share
+    needs_tenths = (0 < value < 10 or 99 < value < 100) and value != round(value)
+    return f"{value:.1f} %" if needs_tenths else f"{value:.0f} %"
+
+
+def duration(seconds: float | int) -> str:
+    """Word a time in the two units that matter."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def ordinal(number: int) -> str:
+    """Word a place: 1st, 2nd, 3rd."""
+    teen = 10 <= number % 100 <= 20
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def shown(value: float | int | None) -> str:
+    """Word a number of a table: whole numbers in full, others with four digits."""
+    if value is None:
+        return "—"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _or_dash(show: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: "—" if value is None else show(value)

@@ -1,0 +1,107 @@
+"""The page that shows a tokenizer in training: written again at each evaluation, open in a browser.
+
+``training_page.html.jinja`` holds the words and the design.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+
+from pardalis import files
+from pardalis.evaluate.curves import Curve, chart, codebook_chart
+from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.templates import markup, picture_uri, render
+from pardalis.train.metrics import FILE_NAME, Line, read_metrics
+
+PAGE = "progress.html"
+
+_HELD_OUT = "heldout_"
+_TRAIN_COLOUR, _HELD_OUT_COLOUR, _CODES_COLOUR = "#2f5d8c", "#cf5239", "#15806a"
+# Charts of these come first, of other numbers behind them; of costs there is none.
+_FIRST = ("psnr", "loss", "loss_l1", "loss_l2", "loss_perceptual", "codebook_use", "perplexity")
+_COSTS = re.compile(r"step|time_s|pictures|\w+_per_second")
+
+
+def write_training_page(
+    folder: Path,
+    originals: Sequence[Image.Image],
+    reconstructions: Sequence[Image.Image],
+    code_counts: Integer[np.ndarray, " N"],
+    last: Mapping[str, float | int],
+    is_finished: bool = False,
+) -> None:
+    """Write ``progress.html`` into the folder of a training run, from its ``metrics.jsonl``.
+
+    A chart stands for each number of the metrics, with that of held-out pictures
+    (``heldout_NAME``) beside that of training. Until the run is finished the page loads itself
+    again every half minute.
+
+    Args:
+        originals: pictures to show, as the tokenizer sees them.
+        reconstructions: the same after the round trip.
+        code_counts: how often each code was used of late.
+        last: numbers of this evaluation; those of held-out pictures are shown by name, or where
+            there are none, those of training.
+
+    Raises:
+        DataError: the metrics are missing or damaged.
+        ConfigError: jinja2 or matplotlib is not installed.
+    """
+    lines = read_metrics(folder / FILE_NAME)
+    now = lines[-1] if lines else {}
+    page = render(
+        "training_page.html.jinja",
+        {
+            "is_finished": is_finished,
+            "step": now.get("step", 0),
+            "seconds": now.get("time_s"),
+            "last": _shown(last),
+            "pairs": [
+                (picture_uri(original), picture_uri(reconstruction))
+                for original, reconstruction in zip(originals, reconstructions, strict=True)
+            ],
+            "n_codes": len(code_counts),
+            "n_dead": int((code_counts == 0).sum()),
+            "codebook": markup(codebook_chart(code_counts, _CODES_COLOUR)),
+            "charts": _charts(lines),
+        },
+    )
+    files.write_text(folder / PAGE, page)
+
+
+def _shown(last: Mapping[str, float | int]) -> dict[str, float | int]:
+    held_out = {name: value for name, value in last.items() if name.startswith(_HELD_OUT)}
+    return held_out or {n: value for n, value in last.items() if not _COSTS.fullmatch(n)}
+
+
+def _charts(lines: Sequence[Line]) -> list[tuple[str, Any]]:
+    metrics = Metrics(lines)
+    told = dict.fromkeys(name.removeprefix(_HELD_OUT) for line in lines for name in line)
+    names = [name for name in _FIRST if name in told]
+    names += [name for name in told if name not in _FIRST and not _COSTS.fullmatch(name)]
+    return [(_words(name), markup(_chart(metrics, name))) for name in names]
+
+
+def _chart(metrics: Metrics, name: str) -> str:
+    steps, values = metrics.curve(name)
+    held_out_steps, held_out_values = metrics.curve(_HELD_OUT + name)
+    curves = [
+        Curve(label="train", steps=steps, values=values, colour=_TRAIN_COLOUR),
+        Curve(
+            label="held-out",
+            steps=held_out_steps,
+            values=held_out_values,
+            colour=_HELD_OUT_COLOUR,
+            is_held_out=True,
+        ),
+    ]
+    return chart(curves, _words(name))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("psnr", "PSNR (dB)")

@@ -1,0 +1,347 @@
+import argparse
+import json
+import sys
+import weakref
+from base64 import b64decode
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from lxml import html
+from PIL import Image, ImageChops
+
+from pardalis.cli import tokenizer_evaluate
+from pardalis.errors import ConfigError, DataError, RequestError
+from pardalis.evaluate import image_tokenizer as image_tokenizer_module
+from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
+from pardalis.evaluate.pictures import Pictures
+from pardalis.evaluate.reconstruction import Judges, evaluate_reconstruction
+from pardalis.evaluate.reconstruction_page import meaning_of, write_evaluation
+from pardalis.evaluate.similarity import Moments, frechet_distance
+from pardalis.feature_nets import FeatureNet, PerceptualDistance
+from pardalis.feature_nets.net import Network, Scaling
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
+
+N = 12
+FACTS = {"tokenizer": "a <tokenizer>", "data": "pictures"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of growing noise, two files that are none, and a caption without its picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for i in range(N):
+        pixels = 128 + generator.normal(0, 9 * i, (32, 40, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
+    (folder / "03b.png").write_bytes(b"")
+    (folder / "07b.png").write_bytes((folder / "07.png").read_bytes()[:99])
+    (folder / "lost.txt").write_text("a caption")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(image_tokenizer, folder):
+    return evaluate_reconstruction(image_tokenizer, Pictures(folder, "folder"), Judges(), 4)
+
+
+def squares(folder, config) -> list[Image.Image]:
+    return [image for _, image in Pictures(folder, "folder").squares(config)]
+
+
+def test_every_readable_picture_is_scored_and_the_others_are_named(evaluation):
+    assert [picture["name"] for picture in evaluation.pictures] == [f"{i:02}.png" for i in range(N)]
+    assert (evaluation.scores["pictures"], evaluation.scores["rejected"]) == (N, 3)
+    unreadable = evaluation.rejected["unreadable-picture"]
+    assert [example["where"] for example in unreadable.examples] == ["03b.png", "07b.png"]
+    assert "zero bytes" in unreadable.examples[0]["reason"]
+    assert evaluation.rejected["missing-picture"].count == 1
+
+
+def test_scores_are_means_of_each_picture_and_equal_those_of_a_report(
+    evaluation, image_tokenizer, folder
+):
+    scores, rebuilt = evaluate_image_tokenizer(
+        image_tokenizer, squares(folder, image_tokenizer.config)
+    )
+    found = evaluation.scores
+    assert found["psnr"] == pytest.approx(scores.psnr)
+    assert [picture["psnr"] for picture in evaluation.pictures] == pytest.approx(
+        scores.psnr_of_each
+    )
+    assert found["ssim"] == pytest.approx(np.mean([p["ssim"] for p in evaluation.pictures]))
+    low, high = found["psnr_interval"]
+    assert low < found["psnr"] < high
+    assert found["codebook_use"] == pytest.approx(scores.codebook_use)
+    assert found["perplexity"] == pytest.approx(scores.perplexity)
+    assert 2 ** found["bits_per_code"] == pytest.approx(scores.perplexity)
+    assert evaluation.code_counts.sum() == N * image_tokenizer.config.codes_per_picture
+    name = evaluation.worst[0].name
+    right = rebuilt[int(name[:2])]
+    assert evaluation.worst[0].reconstruction.tobytes() == right.tobytes()
+
+
+def test_the_worst_come_first_and_the_others_are_not_chosen_by_quality(evaluation):
+    by_psnr = sorted(evaluation.pictures, key=lambda picture: picture["psnr"])
+    assert evaluation.worst_by == "psnr"
+    assert [example.name for example in evaluation.worst] == [p["name"] for p in by_psnr[:4]]
+    assert len({example.name for example in evaluation.sample}) == 4
+    assert {e.name for e in evaluation.sample} != {e.name for e in evaluation.worst}
+
+
+def test_scores_do_not_depend_on_batches(evaluation, image_tokenizer, folder, monkeypatch):
+    monkeypatch.setattr(image_tokenizer_module, "_PIXELS_AT_ONCE", 5 * 32**2)
+    again = evaluate_reconstruction(image_tokenizer, Pictures(folder, "folder"), Judges(), 4)
+    for one, other in zip(evaluation.pictures, again.pictures, strict=True):
+        # Batches of another size may round a pixel differently.
+        assert one["psnr"] == pytest.approx(other["psnr"], abs=0.02)
+        assert one["ssim"] == pytest.approx(other["ssim"], abs=1e-3)
+    assert [e.name for e in again.sample] == [e.name for e in evaluation.sample]
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(image_tokenizer, monkeypatch):
+    monkeypatch.setattr(image_tokenizer_module, "_PIXELS_AT_ONCE", 2 * 32**2)
+    made = []
+    most_alive = 0
+
+    class Many(Pictures):
+        def __init__(self):
+            self.rejected = {}
+
+        def __len__(self):
+            return 20
+
+        def squares(self, config):
+            nonlocal most_alive
+            for i in range(20):
+                image = Image.new("RGB", (32, 32), (12 * i, 90, 90))
+                made.append(weakref.ref(image))
+                most_alive = max(most_alive, sum(ref() is not None for ref in made))
+                yield str(i), image
+                del image
+
+    evaluate_reconstruction(image_tokenizer, Many(), Judges(), 3)
+    assert most_alive <= 3 + 3 + 2 * 2 + 1  # the worst, random ones, a batch and the next
+
+
+class Corners(Network):
+    """Features that are the colours of four parts of a picture, not scaled."""
+
+    widths = (3, 3)
+    classifier = "-"
+    scaling = Scaling(mean=(127.5,) * 3, std=(127.5,) * 3)
+    side = 32
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        return [pixels, torch.nn.functional.avg_pool2d(pixels, 16)]
+
+
+@pytest.mark.parametrize(
+    ("net", "score"), [("squeezenet", "frechet_squeezenet"), ("inception_v3", "fid")]
+)
+def test_judges_give_scores_that_bear_their_names(image_tokenizer, folder, net, score):
+    corners = FeatureNet(net, Corners())
+    ones = [torch.ones(3, 1, 1), torch.zeros(3, 1, 1)]
+    judges = Judges(
+        perceptual=PerceptualDistance(corners, ones, "perceptual_corners"),
+        frechet=corners,
+        lines=lambda _: ["owl"],
+    )
+    found = evaluate_reconstruction(image_tokenizer, Pictures(folder, "folder"), judges, 1)
+    assert set(found.scores) == {
+        "pictures", "rejected", "psnr", "psnr_interval", "ssim", "ssim_interval",
+        "perceptual_corners", "perceptual_corners_interval", score, "words", "word_recall",
+        "codebook_use", "perplexity", "bits_per_code",
+    }  # fmt: skip
+    assert all(meaning_of(name) for name in found.scores if not name.endswith("_interval"))
+    assert found.worst_by == "perceptual_corners"
+    distances = [picture["perceptual_corners"] for picture in found.pictures]
+    assert found.worst[0].scores["perceptual_corners"] == max(distances) > 0
+    assert found.scores["perceptual_corners"] == pytest.approx(np.mean(distances))
+    # The same from all pictures at once.
+    _, rebuilt = evaluate_image_tokenizer(image_tokenizer, squares(folder, image_tokenizer.config))
+    sets = []
+    for images in (squares(folder, image_tokenizer.config), rebuilt):
+        colours = np.stack([np.asarray(image) for image in images]).mean((1, 2)) / 127.5 - 1
+        sets.append(Moments(3))
+        sets[-1].add(torch.from_numpy(colours).float())
+    assert found.scores[score] == pytest.approx(frechet_distance(*sets), rel=1e-3)
+
+
+def test_word_recall_counts_words_of_all_pictures_alike(image_tokenizer, tmp_path):
+    colours = {"red": ["An owl", "sat"], "blue": ["owl"], "lime": []}
+    for colour in colours:
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
+    seen = {Image.new("RGB", (1, 1), c).tobytes(): lines for c, lines in colours.items()}
+
+    def read(image: Image.Image) -> list[str]:
+        return seen.get(image.crop((0, 0, 1, 1)).tobytes(), ["the OWL"])  # of reconstructions
+
+    found = evaluate_reconstruction(
+        image_tokenizer, Pictures(tmp_path, "folder"), Judges(lines=read)
+    )
+    assert (found.scores["words"], found.scores["word_recall"]) == (4, pytest.approx(2 / 4))
+    assert [(p["words"], p["words_kept"]) for p in found.pictures] == [(1, 1), (0, 0), (3, 1)]
+
+
+def test_one_picture_has_no_frechet_distance_and_no_words_have_no_recall(image_tokenizer, folder):
+    judges = Judges(frechet=FeatureNet("corners", Corners()), lines=lambda _: [])
+    found = evaluate_reconstruction(
+        image_tokenizer, Pictures(folder, "folder", most=1), judges
+    ).scores
+    assert found["frechet_corners"] is found["word_recall"] is None
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 14, 99])
+def test_pictures_are_taken_evenly_over_the_source(image_tokenizer, folder, most):
+    pictures = Pictures(folder, "folder", most=most)
+    names = [name for name, _ in pictures.squares(image_tokenizer.config)]
+    unreadable = pictures.rejected.get("unreadable-picture")
+    assert len(names) + (unreadable.count if unreadable else 0) == len(pictures) == min(most, 14)
+    gaps = np.diff([int(name[:2]) for name in names])
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 2
+
+
+def test_documents_with_several_pictures_name_each(image_tokenizer, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (48, 48)).save(tmp_path / f"{name}.png")
+    page = tmp_path / "page.html"
+    page.write_text('<p>One</p><img src="a.png"><p>and two</p><img src="b.png">')
+    [first, second] = [name for name, _ in Pictures(page, "html").squares(image_tokenizer.config)]
+    assert second == f"{first}#2"
+
+
+def test_padding_keeps_what_cropping_cuts_off(image_tokenizer, tmp_path):
+    wide = Image.new("RGB", (64, 32), "red")
+    wide.paste("blue", (16, 0, 48, 32))
+    wide.save(tmp_path / "wide.png")
+    colours = {}
+    for fit in ("crop", "pad"):
+        [(_, image)] = Pictures(tmp_path, "folder", fit).squares(image_tokenizer.config)
+        colours[fit] = {colour for _, colour in image.getcolors(4096)}
+    assert colours["crop"] == {(0, 0, 255)}
+    assert {(255, 0, 0), (255, 255, 255)} <= colours["pad"]
+
+
+def test_nothing_to_score_is_an_error(image_tokenizer, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="holds no picture that can be read"):
+        evaluate_reconstruction(image_tokenizer, Pictures(tmp_path, "folder"), Judges())
+
+
+def test_a_tokenizer_without_a_decoder_is_refused(folder):
+    config = ImageTokenizerConfig(
+        resolution=32, patch_size=4, channels=8, channel_multipliers=(1, 2), n_res_blocks=1,
+        z_channels=8, code_width=4, n_codes=24, has_decoder=False,
+    )  # fmt: skip
+    with pytest.raises(RequestError, match="has no decoder"):
+        evaluate_reconstruction(ImageTokenizer(config).eval(), Pictures(folder, "folder"), Judges())
+
+
+def opened(uri: str) -> Image.Image:
+    return Image.open(BytesIO(b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def test_the_page_shows_everything_in_one_file(evaluation, tmp_path):
+    write_evaluation(tmp_path, evaluation, FACTS)
+    saved = json.loads((tmp_path / "scores.json").read_text())
+    assert saved["scores"] == evaluation.scores
+    assert saved["tokenizer"] == "a <tokenizer>"
+    assert saved["rejected"]["unreadable-picture"]["count"] == 2
+    lines = (tmp_path / "pictures.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == evaluation.pictures
+    page = html.fromstring((tmp_path / "page.html").read_bytes())
+    links = page.xpath("//@src | //@href | //@*[local-name() = 'xlink:href']")
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not page.xpath("//script | //link")
+    anchors = {link[1:] for link in page.xpath("//nav//a/@href")}
+    assert anchors == set(page.xpath("//section/@id"))
+    words = page.text_content()
+    for word in ("a <tokenizer>", "03b.png", "zero bytes", "peak signal-to-noise ratio"):
+        assert word in words
+    assert len(page.xpath("//section[@id='codebook']//svg")) == 1
+
+
+def test_the_page_shows_original_reconstruction_and_difference(evaluation, tmp_path):
+    write_evaluation(tmp_path, evaluation, FACTS)
+    page = html.fromstring((tmp_path / "page.html").read_bytes())
+    figures = page.xpath("//section[@id='worst']//figure")
+    assert len(figures) == 4
+    for figure, example in zip(figures, evaluation.worst, strict=True):
+        assert example.name in figure.text_content()
+        before, after, difference = map(opened, figure.xpath("img/@src"))
+        assert before.tobytes() == example.original.tobytes()
+        assert after.tobytes() == example.reconstruction.tobytes()
+        expected = ImageChops.difference(before, after).point(lambda value: 2 * value)
+        assert difference.tobytes() == expected.tobytes()
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def saved(image_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    image_tokenizer.save(folder)
+    return folder
+
+
+def run(*arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    tokenizer_evaluate.add(parser.add_subparsers())
+    options = parser.parse_args(["evaluate", *map(str, arguments)])
+    options.run(options)
+
+
+BARE = ("--perceptual", "none", "--frechet", "none")
+
+
+def test_the_command_prints_a_table_and_what_was_left_out(saved, folder, capsys):
+    run(saved, folder, *BARE)
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["pictures", "12"]
+    assert any(line.startswith("psnr ") and " to " in line for line in out.splitlines())
+    assert "2 unreadable-picture, such as 03b.png:" in out
+
+
+def test_the_command_prints_what_it_writes(saved, folder, tmp_path, capsys):
+    run(saved, folder, "-o", tmp_path / "out", "--json", "--worst", 2, *BARE)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out/scores.json").read_text())
+    assert printed["scores"]["pictures"] == N
+    assert (printed["resolution"], printed["codes_per_picture"]) == (32, 16)
+    page = html.fromstring((tmp_path / "out/page.html").read_bytes())
+    assert len(page.xpath("//section[@id='worst']//figure")) == 2
+
+
+def test_the_command_finds_the_reader_by_the_name(saved, folder, tmp_path, capsys):
+    lines = tmp_path / "some.jsonl"
+    segments = [{"text": "noise"}, {"picture": str(folder / "05.png")}]
+    lines.write_text(json.dumps({"name": "a", "segments": segments}) + "\n")
+    run(saved, lines, "--json")  # with the nets whose weights packages have
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["pictures"] == 1
+    assert scores["perceptual_squeezenet"] > 0
+    assert scores["frechet_efficientnet_lite0"] is None  # of one picture
+
+
+def test_a_package_of_the_page_that_is_missing_is_told_first(saved, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"\(matplotlib\)"):
+        run(saved, tmp_path / "nothing", "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--most", "0"), "--most must be at least 1, got 0"),
+        (("--worst", "-1"), "--worst must be at least 1, got -1"),
+        (("--frechet", "inception_v3"), "inception_v3 needs weights"),
+        (("--perceptual-heads", "vgg.pth"), "heads"),
+        (("--device", "abacus"), "No device 'abacus'"),
+    ],
+)
+def test_options_that_cannot_work_are_told(saved, folder, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(saved, folder, *options)

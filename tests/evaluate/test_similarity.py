@@ -1,0 +1,107 @@
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pardalis.errors import ConfigError
+from pardalis.evaluate.similarity import Moments, frechet_distance, interval, ssim
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def ssim_by_hand(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Equation 13 of the paper on bytes, the picture mirrored at its borders."""
+    offsets = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = (torch.outer(line, line) / line.sum() ** 2)[None, None]
+    a, b = (F.pad(255 * x[:, None].double(), (5, 5, 5, 5), mode="reflect") for x in (a, b))
+    a, b = F.unfold(a, 11), F.unfold(b, 11)  # each channel alone
+    weights = window.reshape(1, -1, 1)
+    mean_a, mean_b = ((weights * x).sum(1) for x in (a, b))
+    var_a, var_b, both = (
+        (weights * x * y).sum(1) - mx * my
+        for x, y, mx, my in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b))
+    )
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    return float((top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
+
+
+def test_ssim_is_that_of_the_paper():
+    pictures = noise(3, 3, 24, 20)
+    others = 0.6 * pictures + 0.4 * noise(3, 3, 24, 20, seed=1)
+    found = ssim(others * 2 - 1, pictures * 2 - 1)
+    expected = [ssim_by_hand(a, b) for a, b in zip(others, pictures, strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert ssim(pictures * 2 - 1, pictures * 2 - 1).tolist() == pytest.approx([1.0] * 3)
+
+
+def test_one_picture_has_one_ssim():
+    assert ssim(noise(1, 3, 16, 16), noise(1, 3, 16, 16)).shape == (1,)
+
+
+def test_missing_torchmetrics_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(ConfigError, match=r"SSIM needs the package .*pardalis\[evaluate\]"):
+        ssim(noise(1, 3, 16, 16), noise(1, 3, 16, 16))
+
+
+def moments(features: torch.Tensor, batch: int = 7) -> Moments:
+    found = Moments(features.shape[1])
+    for some in torch.split(features, batch):
+        found.add(some)
+    return found
+
+
+def test_moments_do_not_depend_on_batches():
+    features = noise(50, 6)
+    found = moments(features)
+    assert found.n == 50
+    torch.testing.assert_close(found.mean, features.double().mean(0))
+    torch.testing.assert_close(found.covariance, torch.cov(features.double().T))
+
+
+@pytest.mark.parametrize("n", [9, 200])  # fewer and more than dimensions
+def test_the_frechet_distance_is_that_of_torchmetrics(n):
+    from torchmetrics.image.fid import _compute_fid
+
+    a, b = moments(noise(n, 12)), moments(0.5 + 2 * noise(n, 12, seed=1).square())
+    expected = _compute_fid(a.mean, a.covariance, b.mean, b.covariance)
+    # Where the covariances have no full rank, theirs takes roots of rounding errors around 0.
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-5 if n == 9 else 1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
+
+
+def test_the_frechet_distance_of_moved_and_scaled_sets_by_hand():
+    features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    variance = float(moments(features).covariance.trace())
+    same = moments(features)
+    assert frechet_distance(same, same) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(same, moments(features + 3)) == pytest.approx(4 * 9, rel=1e-4)
+    mean = features.mean(0)
+    scaled = moments((features - mean) * 3 + mean)
+    assert frechet_distance(same, scaled) == pytest.approx(4 * variance, rel=1e-4)
+
+
+def test_one_picture_is_no_distribution():
+    assert math.isnan(frechet_distance(moments(noise(1, 4)), moments(noise(9, 4))))
+
+
+def test_an_interval_holds_the_true_mean_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    intervals = [interval(generator.normal(5, 2, 60)) for _ in range(100)]
+    hits = sum(low <= 5 <= high for low, high in intervals)
+    assert 88 <= hits <= 99
+    # About 2 * 1.96 standard errors.
+    width = np.mean([high - low for low, high in intervals])
+    assert width == pytest.approx(2 * 1.96 * 2 / math.sqrt(60), rel=0.1)
+
+
+def test_intervals_of_few_values():
+    assert interval(np.array([3.0])) == (3.0, 3.0)
+    assert all(math.isnan(end) for end in interval(np.array([])))
