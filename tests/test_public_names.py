@@ -9,6 +9,8 @@ import pardalis
 PACKAGES = (
     "documents",
     "tokens",
+    "parallel",
+    "feature_nets",
     "vq",
     "data",
     "model",

@@ -27,7 +27,20 @@ def test_resolves_and_builds(path):
     assert recipe.name == path.stem
     with torch.device("meta"):
         ImageTokenizer(recipe.image_tokenizer_config())
-    assert count(recipe.model_config(5000)).parameters > 0
+    if recipe.model is not None:
+        assert count(recipe.model_config(5000)).parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [(path, variant.name) for path in RECIPES for variant in load_recipe(path).variants],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_every_variant_resolves_and_builds(path, variant):
+    [changes] = [each.set for each in load_recipe(path).variants if each.name == variant]
+    recipe = load_recipe(path, changes)
+    with torch.device("meta"):
+        ImageTokenizer(recipe.image_tokenizer_config())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -115,9 +128,13 @@ def test_every_field_of_every_config_is_read_somewhere():
                 if dataclasses.is_dataclass(item):
                     visit(item)
 
-    recipe = load_recipe(QUICKSTART)
-    visit(recipe)
-    visit(recipe.model_config(100))
-    visit(recipe.image_tokenizer_config())
-    assert len(seen) > 10
+    for path in RECIPES:
+        recipe = load_recipe(path)
+        visit(recipe)
+        if recipe.model is not None:
+            visit(recipe.model_config(100))
+        visit(recipe.image_tokenizer_config())
+        for variant in recipe.variants:
+            visit(load_recipe(path, variant.set))
+    assert len(seen) > 20
     assert not unread

@@ -14,7 +14,7 @@ from pardalis.documents import Document, Text
 from pardalis.errors import BundleError, ConfigError
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.pipeline import load_codec, load_recipe, run, stages_of
-from pardalis.pipeline.start import start_config, start_content
+from pardalis.pipeline.start import given_content, start_config
 from pardalis.tokens import Vocabulary
 
 RECIPE = """
@@ -114,10 +114,10 @@ def test_without_a_bundle_the_tables_are_needed(folder, name):
     (folder / "recipe.toml").write_text(whole + "".join(tables.values()))
     recipe = recipe_of(folder)
     assert recipe.text_tokenizer.n_pieces == 2048
-    assert recipe.image_tokenizer_pictures == 100_000
     del tables[name]
     (folder / "recipe.toml").write_text(whole + "".join(tables.values()))
-    with pytest.raises(ConfigError, match=f"^{name} is missing; set it, or name a trained bundle"):
+    otherwise = "leave out prepare" if name == "model" else "name a trained bundle"
+    with pytest.raises(ConfigError, match=f"^{name} is missing; set it, or {otherwise}"):
         recipe_of(folder)
 
 
@@ -195,13 +195,13 @@ def test_another_bundle_is_noticed(folder, name, change, differs):
         [record] = run(recipe, folder / "run", only=("prepare",))
         return record.identity
 
-    before, content = identity(), start_content(recipe)
+    before, content = identity(), given_content(recipe)
     assert identity() == before
     change(folder / "base" / name)
-    assert (identity() != before) == differs == (start_content(recipe) != content)
+    assert (identity() != before) == differs == (given_content(recipe) != content)
 
 
 def test_a_moved_bundle_is_the_same(folder):
-    before = start_content(recipe_of(folder))
+    before = given_content(recipe_of(folder))
     (folder / "base").rename(folder / "moved")
-    assert start_content(recipe_of(folder, "start_from=moved")) == before
+    assert given_content(recipe_of(folder, "start_from=moved")) == before

@@ -1,13 +1,15 @@
-"""``pardalis tokenizer``: train the two tokenizers, and look at what they do."""
+"""``pardalis tokenizer``: train the two tokenizers, compare, look at and use what they learnt."""
 
 import argparse
 from pathlib import Path
 
+from pardalis.cli import tokenizer_codes, tokenizer_evaluate
 from pardalis.cli.common import (
     Commands,
     add_command,
     add_json,
     add_output,
+    add_run_arguments,
     add_stage_command,
     echo,
     print_json,
@@ -20,7 +22,17 @@ Train the recipe's text tokenizer, a byte-level BPE, on the text of its sources.
 
 _IMAGE = """\
 Train the recipe's image tokenizer, a VQ-GAN encoder, codebook and decoder, on the pictures of its
-sources. Can be interrupted; the same command goes on.
+sources. Can be interrupted; the same command goes on. RUN/image_tokenizer/progress.html shows
+reconstructions and the codebook while it learns.
+
+  torchrun --nproc-per-node 8 -m pardalis tokenizer train-image RECIPE --device cuda
+"""
+
+_COMPARE = """\
+Train the variants of a recipe's image tokenizer on the same pictures for as many steps, and score
+them side by side on its held-out sources. Can be interrupted; the same command goes on.
+
+  pardalis tokenizer compare recipes/quantizers.toml
 """
 
 _IMPORT_IMAGE = """\
@@ -45,6 +57,13 @@ def add(commands: Commands) -> None:
 
     add_stage_command(verbs, "train-text", "text_tokenizer", "train the text tokenizer", _TEXT)
     add_stage_command(verbs, "train-image", "image_tokenizer", "train the image tokenizer", _IMAGE)
+    compare = add_command(
+        verbs, "compare", "train an image tokenizer in several ways and compare", _COMPARE
+    )
+    add_run_arguments(compare)
+    compare.set_defaults(run=_compare)
+    tokenizer_evaluate.add(verbs)
+    tokenizer_codes.add(verbs)
     imported = add_command(
         verbs, "import-image", "bring an image tokenizer of another library", _IMPORT_IMAGE
     )
@@ -71,6 +90,29 @@ def add(commands: Commands) -> None:
     show.add_argument("--out", type=Path, help="where to write the picture after the round trip")
     add_json(show)
     show.set_defaults(run=_show)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pardalis.evaluate.comparison import FILE, PAGE, plain
+    from pardalis.evaluate.templates import shown
+    from pardalis.pipeline.compare import compare_image_tokenizers
+    from pardalis.pipeline.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.set)
+    folder = options.out or Path("runs") / recipe.name
+    comparison = compare_image_tokenizers(options.recipe, folder, options.set, options.device)
+    if comparison is None:
+        return
+    if options.json:
+        print_json(plain(comparison))
+        return
+    for source in comparison.sources:
+        columns = comparison.columns(source)
+        echo(f"{source:<20}" + "".join(f"{name.partition('_')[0]:>12}" for name in columns))
+        for row in comparison.rows:
+            values = (shown(row.scores[source][name]) for name in columns)
+            echo(f"{row.name:<20}" + "".join(f"{value:>12}" for value in values))
+    echo(f"{folder / FILE}, {folder / PAGE}")
 
 
 def _import_image(options: argparse.Namespace) -> None:

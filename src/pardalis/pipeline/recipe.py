@@ -4,7 +4,8 @@ Every table is the config of the part it is named after, so what a key means sta
 part. Two tables begin with a preset and change it: ``[image_tokenizer]`` and ``[model]``.
 
 A recipe with ``start_from`` trains a model further. The tokenizers and the model's shape are then
-those of the bundle that it names, so it has no tables for them.
+those of the bundle that it names, so it has no tables for them. A recipe without ``[model]`` trains
+tokenizers only, and ends there.
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pardalis import config as configs
-from pardalis.data import PrepareConfig, SourceConfig
+from pardalis.data import PrepareConfig, SourceConfig, check_name
+from pardalis.documents.drawings import DrawingsConfig
 from pardalis.documents.encyclopedia import EncyclopediaConfig
 from pardalis.errors import ConfigError
 from pardalis.inference import SamplingConfig
@@ -22,17 +24,17 @@ from pardalis.model import PRESETS as MODEL_PRESETS
 from pardalis.model import ModelConfig
 from pardalis.train import ImageTokenizerTrainConfig, LoopConfig, PretrainConfig
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
-from pardalis.vq import ImageTokenizerConfig
+from pardalis.vq import Fit, ImageTokenizerConfig
 
 RUN = "{run}"  # in the path of a source: the folder of this run
 
-_TOKENIZERS = (  # what a recipe says of the tokenizers that it trains
-    "text_tokenizer",
+_IMAGE_TOKENIZER = (  # what a recipe says of the image tokenizer that it trains
     "image_tokenizer",
     "image_tokenizer_training",
     "image_tokenizer_loop",
     "image_tokenizer_pictures",
 )
+_DECODER = ("prepare", "training", "training_loop")  # what training a model needs besides its shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,60 +76,101 @@ class AnswerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VariantConfig:
+    """One of several ways to train an image tokenizer, for ``pardalis tokenizer compare``."""
+
+    name: str  # of its row in the table, and of its folder
+    set: tuple[str, ...] = ()  # what it changes in the recipe, as --set has it
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """A whole run."""
 
     name: str
     sources: tuple[SourceConfig, ...]  # what is learnt
     start_from: str | None = None  # folder of a bundle, relative to the recipe, to train further
-    # The tokenizers. None of the five stands beside start_from; without it, those that have no
-    # default are needed.
-    text_tokenizer: TextTokenizerConfig | None = None  # default: TextTokenizerConfig()
+    # A corpus to build into {run}/corpus first: an encyclopedia, or drawings in five styles.
+    corpus: EncyclopediaConfig | None = None
+    drawings: DrawingsConfig | None = None
+    # The tokenizers. Beside start_from stands none of them.
+    text_tokenizer: TextTokenizerConfig | None = None  # default with a model: TextTokenizerConfig()
+    image_tokenizer_from: str | None = None  # folder of a trained one, instead of the next four
     image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
-    # Pictures that it is trained on, at most; they stay in memory. Default: 100,000.
-    image_tokenizer_pictures: int | None = None
-    prepare: PrepareConfig
-    # "preset", and fields of ModelConfig that differ; beside start_from nothing but "dropout".
+    image_tokenizer_pictures: int | None = None  # pictures that it is trained on, at most
+    variants: tuple[VariantConfig, ...] = ()  # of the image tokenizer, to compare
+    # How pictures of a prompt fit the square, those that a user or the system shows; Chameleon pads
+    # them in alignment, and crops what a model learns to draw (arXiv 2405.09818).
+    prompt_pictures: Fit = "crop"
+    # The model. "preset", and fields of ModelConfig that differ; beside start_from only "dropout".
     model: dict[str, Any] | None = None
-    training: PretrainConfig
-    training_loop: LoopConfig
+    prepare: PrepareConfig | None = None
+    training: PretrainConfig | None = None
+    training_loop: LoopConfig | None = None
     heldout: tuple[SourceConfig, ...] = ()  # what is only evaluated
     heldout_rows: int = 256  # rows of an evaluation, at most, each once
-    corpus: EncyclopediaConfig | None = None  # builds the demo corpus into {run}/corpus first
     answer: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("sources is empty; name at least one source of documents to learn.")
-        names = [source.name for source in (*self.sources, *self.heldout)]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"Two sources are called {twice[0]!r}; their names must differ.")
-        if self.start_from is None:
-            self._complete()
-        else:
+        for what, items in (
+            ("sources", (*self.sources, *self.heldout)),
+            ("variants", self.variants),
+        ):
+            names = [item.name for item in items]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
+        if self.corpus is not None and self.drawings is not None:
+            raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
+        if self.start_from is not None:
             self._refuse_what_the_bundle_decides()
+        elif self.image_tokenizer_from is not None:
+            self._refuse(_IMAGE_TOKENIZER, "image_tokenizer_from, which is trained already")
+        else:
+            self._require(_IMAGE_TOKENIZER[:-1], "or name a trained bundle by start_from")
+            self.image_tokenizer_config()  # so that a mistake is found before anything runs
+        if self.has_decoder:
+            self._complete_decoder()
+        elif found := [name for name in _DECODER if getattr(self, name) is not None]:
+            raise ConfigError(
+                f"model is missing; set it, or leave out {found[0]} to train tokenizers only."
+            )
 
-    def _complete(self) -> None:
-        defaults = {"text_tokenizer": TextTokenizerConfig(), "image_tokenizer_pictures": 100_000}
-        for name in (*_TOKENIZERS, "model"):
+    @property
+    def has_decoder(self) -> bool:
+        """Whether a model is trained, and not tokenizers only."""
+        return self.model is not None or self.start_from is not None
+
+    @property
+    def trains_image_tokenizer(self) -> bool:
+        return self.start_from is None and self.image_tokenizer_from is None
+
+    def _complete_decoder(self) -> None:
+        self._require(_DECODER, "or leave out model to train tokenizers only")
+        if self.start_from is None:
+            if self.text_tokenizer is None:  # it is frozen only from here on
+                object.__setattr__(self, "text_tokenizer", TextTokenizerConfig())
+            self.model_config(vocab_size=1)
+
+    def _require(self, names: Sequence[str], otherwise: str) -> None:
+        for name in names:
             if getattr(self, name) is None:
-                if name not in defaults:
-                    raise ConfigError(
-                        f"{name} is missing; set it, or name a trained bundle by start_from."
-                    )
-                object.__setattr__(self, name, defaults[name])  # it is frozen only from here on
-        self.image_tokenizer_config()  # so that a mistake is found before anything runs
-        self.model_config(vocab_size=1)
+                raise ConfigError(f"{name} is missing; set it, {otherwise}.")
+
+    def _refuse(self, names: Sequence[str], beside: str) -> None:
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name} cannot stand beside {beside}; leave one of the two out.")
 
     def _refuse_what_the_bundle_decides(self) -> None:
-        for name in _TOKENIZERS:
-            if getattr(self, name) is not None:
-                raise ConfigError(
-                    f"{name} cannot stand beside start_from, whose bundle has trained tokenizers; "
-                    "leave one of the two out."
-                )
+        tokenizers = ("text_tokenizer", "image_tokenizer_from", *_IMAGE_TOKENIZER)
+        self._refuse(tokenizers, "start_from, whose bundle has trained tokenizers")
         if others := sorted(set(self.model or {}) - {"dropout"}):
             raise ConfigError(
                 f"model.{others[0]} cannot stand beside start_from, whose bundle decides the "
@@ -136,7 +179,7 @@ class Recipe:
 
     def image_tokenizer_config(self) -> ImageTokenizerConfig:
         """Return the shape of the image tokenizer that this recipe trains."""
-        assert self.image_tokenizer is not None, "only without start_from"
+        assert self.image_tokenizer is not None, "only where one is trained"
         preset, changes = _preset(self.image_tokenizer, IMAGE_TOKENIZER_PRESETS, "image_tokenizer")
         values = configs.to_dict(preset()) | changes
         return configs.from_dict(ImageTokenizerConfig, values, "image_tokenizer.")
@@ -150,6 +193,7 @@ class Recipe:
                 raise ConfigError(
                     f"model.{name} follows from tokenizers and prepare.row_tokens; leave it out."
                 )
+        assert self.prepare is not None, "a recipe with a model has it"
         base = preset(vocab_size=vocab_size, context=self.prepare.row_tokens)
         return configs.from_dict(ModelConfig, configs.to_dict(base) | changes, "model.")
 
@@ -179,9 +223,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             return source
         return dataclasses.replace(source, path=str(folder / source.path))
 
+    def located(path: str | None) -> str | None:
+        return None if path is None else str(folder / path)
+
     return dataclasses.replace(
         recipe,
-        start_from=None if recipe.start_from is None else str(folder / recipe.start_from),
+        start_from=located(recipe.start_from),
+        image_tokenizer_from=located(recipe.image_tokenizer_from),
+        drawings=(
+            dataclasses.replace(recipe.drawings, packages=str(folder / recipe.drawings.packages))
+            if recipe.drawings is not None
+            else None
+        ),
         sources=tuple(map(absolute, recipe.sources)),
         heldout=tuple(map(absolute, recipe.heldout)),
     )

@@ -6,6 +6,9 @@ content of its sources, and the identities and steps of the stages that it reads
     same identity, same steps     finished: skipped
     same identity, other steps    goes on where it was
     other identity                runs anew; what was costly is kept beside it, under its identity
+
+Of several processes that ``torchrun`` starts, the first decides, writes and runs; the others join
+it in the stages that are shared.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ from pardalis.devices import find_device
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
+from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
 from pardalis.pipeline.start import check_start
@@ -71,14 +75,26 @@ def run(
             f"This recipe has no stage {unknown[0]!r}; it has "
             f"{', '.join(stage.name for stage in stages)}."
         )
-    if not only or "report" in only:
+    if any(stage.name == "report" and (not only or "report" in only) for stage in stages):
         require_packages()  # the report comes last: do not find out then
     if recipe.start_from is not None:
         check_start(recipe, folder)  # nothing runs, and nothing is moved aside, for a wrong bundle
-    found = find_device(device)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        return _Run(recipe, folder, found).go(stages, only)
+    with join(find_device(device)) as world:
+        if not world.is_first:
+            return _follow(recipe, folder, stages, world)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            records = _Run(recipe, folder, world).go(stages, only)
+        world.tell(None)
+        return records
+
+
+def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World) -> list[Record]:
+    """Run the stages that the first process calls for, until it calls for no more."""
+    by_name = {stage.name: stage for stage in stages}
+    while (name := world.tell()) is not None:
+        by_name[name].run(recipe, folder, world)
+    return []
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -95,8 +111,8 @@ def read_records(folder: Path) -> list[Record]:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
-        self.recipe, self.folder, self.device = recipe, folder, device
+    def __init__(self, recipe: Recipe, folder: Path, world: World) -> None:
+        self.recipe, self.folder, self.world = recipe, folder, world
         self.records = {record.name: record for record in read_records(folder)}
         self.identities: dict[str, str] = {}
         self.contents: dict[str, str] = {}  # hash of a source's content, by its name
@@ -171,7 +187,9 @@ class _Run:
         logger.info("%s ...", stage.name)
         earlier, start = record.seconds, time.monotonic()
         try:
-            stage.run(self.recipe, self.folder, self.device)
+            if stage.is_shared:
+                self.world.tell(stage.name)
+            stage.run(self.recipe, self.folder, self.world)
             record.finished = datetime.now(UTC).isoformat(timespec="seconds")
         finally:
             record.seconds = earlier + time.monotonic() - start

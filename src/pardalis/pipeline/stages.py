@@ -3,9 +3,9 @@
 RUN/
 ├─ recipe.toml            the resolved recipe
 ├─ stages.json            what each stage took, and what it was made from
-├─ corpus/                the demo corpus, if the recipe asks for it
+├─ corpus/                a corpus built from packages, if the recipe asks for one
 ├─ text_tokenizer/        tokenizer.json
-├─ image_tokenizer/       metrics and checkpoints; final/ is the trained tokenizer
+├─ image_tokenizer/       metrics, checkpoints, progress.html; final/ is the trained tokenizer
 ├─ shards/<source>/       ids, row plan, report of rejections
 ├─ training/              metrics and checkpoints of the decoder
 ├─ bundle/                the portable model
@@ -18,32 +18,37 @@ A run that starts from a bundle has that bundle's tokenizers, and no folders of 
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.data import Loader, Shards, SourceConfig, prepare_source, read_source
-from pardalis.documents import Document
+from pardalis.documents import Document, Picture
+from pardalis.documents.drawings import PACKAGES as DRAWING_PACKAGES
+from pardalis.documents.drawings import build_drawings
 from pardalis.documents.encyclopedia import build_encyclopedia, package_versions
 from pardalis.errors import DataError
 from pardalis.evaluate import PictureFeatures, write_report
+from pardalis.evaluate.training_page import write_training_page
 from pardalis.files import write_text
 from pardalis.model import Decoder, initialise
+from pardalis.parallel import World
 from pardalis.pipeline.answers import write_answers
 from pardalis.pipeline.recipe import RUN, Recipe, load_recipe
-from pardalis.pipeline.start import load_start, start_content, start_folder
+from pardalis.pipeline.start import (
+    given_content,
+    image_tokenizer_folder,
+    load_start,
+    start_folder,
+)
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
-from pardalis.train import ImageTokenizerTask, PretrainTask, train
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, open_square
+from pardalis.train import ImageTokenizerTask, Line, PretrainTask, train
+from pardalis.vq import ImageTokenizer
 
 _LICENCES = "LICENCES.md"
 _ABSENT = "stages_of leaves this stage out of a recipe without it"
@@ -62,18 +67,20 @@ class Stage:
         steps: how far it goes; when this grows, it goes on where it was.
         outputs: what it makes, relative to the run folder.
         costly: what of it is kept under another name when the recipe changes.
-        run: does it: (recipe, run folder, device).
+        run: does it: (recipe, run folder, the processes that take part).
+        is_shared: whether all processes take part, and not only the first.
     """
 
     name: str
     command: str
-    run: Callable[[Recipe, Path, torch.device], None]
+    run: Callable[[Recipe, Path, World], None]
     outputs: tuple[str, ...]
     needs: tuple[str, ...] = ()
     settings: Callable[[Recipe], list[Any]] = lambda recipe: []
     sources: Callable[[Recipe], tuple[SourceConfig, ...]] = lambda recipe: ()
     steps: Callable[[Recipe], int] = lambda recipe: 0
     costly: tuple[str, ...] = ()
+    is_shared: bool = False
 
 
 def located(source: SourceConfig, run: Path) -> SourceConfig:
@@ -100,81 +107,94 @@ def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
 
 def _codec(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Codec:
     if recipe.start_from is not None:
-        return bundles.load_codec(start_folder(recipe), device)
-    image_tokenizer = ImageTokenizer.load(run / "image_tokenizer" / "final").to(device)
-    return Codec.of(TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json"), image_tokenizer)
+        codec = bundles.load_codec(start_folder(recipe), device)
+        return Codec(
+            codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, recipe.prompt_pictures
+        )
+    image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
+    text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
+    return Codec.of(text_tokenizer, image_tokenizer, recipe.prompt_pictures)
 
 
 # ── the stages ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _corpus(recipe: Recipe, run: Path, device: torch.device) -> None:
-    assert recipe.corpus is not None, _ABSENT
-    build_encyclopedia(recipe.corpus, run / "corpus")
+def _corpus(recipe: Recipe, run: Path, world: World) -> None:
+    if recipe.drawings is not None:
+        build_drawings(recipe.drawings, run / "corpus")
+    else:
+        assert recipe.corpus is not None, _ABSENT
+        build_encyclopedia(recipe.corpus, run / "corpus")
 
 
-def _text_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
+def _text_tokenizer(recipe: Recipe, run: Path, world: World) -> None:
     assert recipe.text_tokenizer is not None, _ABSENT
     texts = (document.text for document in documents_of(recipe.sources, run))
     tokenizer = train_text_tokenizer(texts, recipe.text_tokenizer.n_pieces)
     tokenizer.save(run / "text_tokenizer" / "tokenizer.json")
 
 
-def _image_tokenizer(recipe: Recipe, run: Path, device: torch.device) -> None:
+def _image_tokenizer(recipe: Recipe, run: Path, world: World) -> None:
+    train_image_tokenizer(recipe, run, run / "image_tokenizer", world)
+
+
+def train_image_tokenizer(recipe: Recipe, run: Path, folder: Path, world: World) -> ImageTokenizer:
+    """Train the image tokenizer of a recipe on the pictures of its sources.
+
+    Args:
+        run: where a corpus that the recipe builds lies.
+        folder: takes metrics, checkpoints, the page ``progress.html`` and the tokenizer, ``final``.
+    """
     config, training = recipe.image_tokenizer_config(), recipe.image_tokenizer_training
-    loop, most = recipe.image_tokenizer_loop, recipe.image_tokenizer_pictures
-    assert training is not None and loop is not None and most is not None, _ABSENT
+    loop = recipe.image_tokenizer_loop
+    assert training is not None and loop is not None, _ABSENT
     seen = set[Path | bytes]()
-    pictures = _pixels(documents_of(recipe.sources, run), config, most, seen)
-    heldout = _pixels(documents_of(recipe.heldout, run), config, most // 10, seen)
-    if len(pictures) == 0:
+    pictures = pictures_of(recipe.sources, run, seen, recipe.image_tokenizer_pictures)
+    if not pictures:
         raise DataError(
-            "The sources hold no picture that can be read, so no image tokenizer can be trained; "
-            "look at their paths and readers in the recipe."
+            "The sources hold no picture, so no image tokenizer can be trained; look at their "
+            "paths and readers in the recipe."
         )
+    heldout = pictures_of(recipe.heldout, run, seen)
     task = ImageTokenizerTask(
-        config,
-        training,
-        pictures,
-        heldout if len(heldout) else None,
-        total_steps=loop.steps,
-        device=device,
+        config, training, pictures, heldout, total_steps=loop.steps, world=world
     )
     settings = {
         "model": configs.to_dict(config),
         "training": configs.to_dict(training),
         "pictures": len(pictures),
     }
-    folder = run / "image_tokenizer"
-    train(task, folder, loop, "Image tokenizer", settings)
-    task.tokenizer.save(folder / "final")
+
+    def show(line: Line) -> None:
+        originals, reconstructions = task.samples()
+        is_finished = line["step"] == loop.steps
+        write_training_page(
+            folder, originals, reconstructions, task.recent_counts(), line, is_finished
+        )
+
+    train(task, folder, loop, "Image tokenizer", settings, world, show)
+    if world.is_first:
+        task.trained.save(folder / "final")
+    return task.trained
 
 
-def _pixels(
-    documents: Iterator[Document],
-    config: ImageTokenizerConfig,
-    most: int,
-    seen: set[Path | bytes],
-) -> UInt8[Tensor, "N 3 Y X"]:
-    """Read pictures as squares, each once; what cannot be read is left to prepare to report."""
-    side = config.resolution
-    arrays: list[np.ndarray] = []
-    for picture in (picture for document in documents for picture in document.pictures):
-        key = picture.source
-        if len(arrays) == most:
+def pictures_of(
+    sources: tuple[SourceConfig, ...], run: Path, seen: set[Path | bytes], most: int | None = None
+) -> list[Picture]:
+    """Return the pictures of sources that were not seen before, each once; none is opened."""
+    pictures: list[Picture] = []
+    for picture in (p for document in documents_of(sources, run) for p in document.pictures):
+        if len(pictures) == most:
             break
-        if not isinstance(key, Path | bytes) or key in seen:
-            continue
-        seen.add(key)
-        with suppress(DataError):
-            arrays.append(open_square(key, side, config.preprocessing))
-    if not arrays:
-        return torch.zeros(0, 3, side, side, dtype=torch.uint8)
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        if isinstance(picture.source, Path | bytes) and picture.source not in seen:
+            seen.add(picture.source)
+            pictures.append(picture)
+    return pictures
 
 
-def _prepare(recipe: Recipe, run: Path, device: torch.device) -> None:
-    codec, shards = _codec(recipe, run, device), run / "shards"
+def _prepare(recipe: Recipe, run: Path, world: World) -> None:
+    assert recipe.prepare is not None, _ABSENT
+    codec, shards = _codec(recipe, run, world.device), run / "shards"
     sources = _all_sources(recipe)
     for leftover in set(shards.glob("*/")) - {shards / source.name for source in sources}:
         shutil.rmtree(leftover)
@@ -186,16 +206,17 @@ def _prepare(recipe: Recipe, run: Path, device: torch.device) -> None:
         write_text(shards / _LICENCES, licences.read_text())
 
 
-def _training(recipe: Recipe, run: Path, device: torch.device) -> None:
+def _training(recipe: Recipe, run: Path, world: World) -> None:
     begun = _beginning(recipe, run)
-    model, codec, config = begun.model, begun.codec, recipe.training
+    model, codec, config, loop = begun.model, begun.codec, recipe.training, recipe.training_loop
+    assert config is not None and loop is not None, _ABSENT
     task = PretrainTask(
         model,
         training_loader(recipe, run, codec),
         config,
         codec.vocabulary.image,
-        total_steps=recipe.training_loop.steps,
-        device=device,
+        total_steps=loop.steps,
+        device=world.device,
         **_heldout(recipe, run, codec),
     )
     settings = {
@@ -204,8 +225,8 @@ def _training(recipe: Recipe, run: Path, device: torch.device) -> None:
         "codec": codec.fingerprint,
         "sources": {source.name: source.weight for source in recipe.sources},
     }
-    last = train(task, run / "training", recipe.training_loop, "Decoder", settings)
-    made_by = {"recipe": recipe.name, "steps": recipe.training_loop.steps, **begun.made_by}
+    last = train(task, run / "training", loop, "Decoder", settings)
+    made_by = {"recipe": recipe.name, "steps": loop.steps, **begun.made_by}
     made_by["numbers"] = last
     licences = _with_licences(begun.licences, run / "shards" / _LICENCES)
     bundles.Bundle(model, codec, made_by, licences).save(run / "bundle")
@@ -216,6 +237,7 @@ def _beginning(recipe: Recipe, run: Path) -> bundles.Bundle:
     if recipe.start_from is not None:
         return load_start(recipe)
     codec = _codec(recipe, run)
+    assert recipe.training is not None, _ABSENT
     model = Decoder(recipe.model_config(codec.vocabulary.size))
     return bundles.Bundle(initialise(model, recipe.training.init_seed), codec, made_by={})
 
@@ -242,6 +264,7 @@ def _shards(sources: tuple[SourceConfig, ...], run: Path, codec: Codec) -> dict[
 def _loader(
     shards: dict[str, Shards], weights: dict[str, float], codec: Codec, recipe: Recipe
 ) -> Loader:
+    assert recipe.prepare is not None and recipe.training is not None, _ABSENT
     return Loader(
         shards,
         weights,
@@ -256,6 +279,7 @@ def _heldout(recipe: Recipe, run: Path, codec: Codec) -> dict[str, Any]:
     """Return what evaluates the held-out rows: each at most once, whatever source it is of."""
     if not recipe.heldout:
         return {}
+    assert recipe.training is not None, _ABSENT
     shards = _shards(recipe.heldout, run, codec)
     weights = {name: float(some.n_rows) for name, some in shards.items()}
     rows = min(recipe.heldout_rows, sum(some.n_rows for some in shards.values()))
@@ -263,8 +287,8 @@ def _heldout(recipe: Recipe, run: Path, codec: Codec) -> dict[str, Any]:
     return {"heldout_loader": _loader(shards, weights, codec, recipe), "heldout_batches": batches}
 
 
-def _answer(recipe: Recipe, run: Path, device: torch.device) -> None:
-    model = bundles.load(run / "bundle", device)
+def _answer(recipe: Recipe, run: Path, world: World) -> None:
+    model = bundles.load(run / "bundle", world.device)
     documents = {
         "train": documents_of(recipe.sources, run),
         "heldout": documents_of(recipe.heldout, run),
@@ -272,7 +296,7 @@ def _answer(recipe: Recipe, run: Path, device: torch.device) -> None:
     write_answers(model, documents, recipe.answer, run)
 
 
-def _report(recipe: Recipe, run: Path, device: torch.device) -> None:
+def _report(recipe: Recipe, run: Path, world: World) -> None:
     write_report(run, _codec(recipe, run).image_tokenizer, PictureFeatures.load())
 
 
@@ -285,6 +309,12 @@ def _decoder_settings(recipe: Recipe) -> Any:
     return recipe.model_config(vocab_size=1) if recipe.start_from is None else recipe.model
 
 
+def _corpus_settings(recipe: Recipe) -> list[Any]:
+    if recipe.drawings is not None:
+        return [recipe.drawings, [package.sha256 for package in DRAWING_PACKAGES]]
+    return [recipe.corpus, package_versions()]
+
+
 def _all_sources(recipe: Recipe) -> tuple[SourceConfig, ...]:
     return (*recipe.sources, *recipe.heldout)
 
@@ -293,7 +323,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="corpus",
         command="data corpus",
-        settings=lambda recipe: [recipe.corpus, package_versions()],
+        settings=_corpus_settings,
         outputs=("corpus",),
         run=_corpus,
     ),
@@ -322,6 +352,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("image_tokenizer",),
         costly=("image_tokenizer",),
         run=_image_tokenizer,
+        is_shared=True,
     ),
     Stage(
         name="prepare",
@@ -330,7 +361,8 @@ STAGES: tuple[Stage, ...] = (
         # Everything that reads the bundle to start from comes after this stage and needs it.
         settings=lambda recipe: [
             recipe.prepare,
-            *(start_content(recipe) if recipe.start_from is not None else []),
+            recipe.prompt_pictures,
+            *(given_content(recipe)),
         ],
         sources=_all_sources,
         outputs=("shards",),  # each source is replaced alone, when it changed
@@ -345,7 +377,7 @@ STAGES: tuple[Stage, ...] = (
             recipe.training,
             {source.name: source.weight for source in recipe.sources},
         ],
-        steps=lambda recipe: recipe.training_loop.steps,
+        steps=lambda recipe: recipe.training_loop.steps if recipe.training_loop else 0,
         outputs=("training", "bundle"),
         costly=("training", "bundle"),
         run=_training,
@@ -370,7 +402,13 @@ STAGES: tuple[Stage, ...] = (
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Return the stages that a recipe has: no corpus to build, no tokenizers to train for some."""
-    absent = set() if recipe.corpus is not None else {"corpus"}
-    if recipe.start_from is not None:
-        absent |= {"text_tokenizer", "image_tokenizer"}
+    absent = set()
+    if recipe.corpus is None and recipe.drawings is None:
+        absent.add("corpus")
+    if recipe.text_tokenizer is None:
+        absent.add("text_tokenizer")
+    if not recipe.trains_image_tokenizer:
+        absent.add("image_tokenizer")
+    if not recipe.has_decoder:
+        absent |= {"prepare", "train", "answer", "report"}
     return [stage for stage in STAGES if stage.name not in absent]

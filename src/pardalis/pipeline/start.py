@@ -1,7 +1,7 @@
-"""Training further: what a run takes from the bundle that it starts from.
+"""What a run takes over: the bundle that it trains further, or a trained image tokenizer.
 
 The bundle's codec, the weights of its decoder and its context stay as they are, however short the
-rows are that it now learns from. The recipe decides the dropout.
+rows are that it now learns from. The recipe decides the dropout, and how pictures of prompts fit.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ def start_config(recipe: Recipe) -> ModelConfig:
         BundleError: there is no whole bundle.
         ConfigError: the rows are longer than the bundle's context, or the dropout is wrong.
     """
+    assert recipe.prepare is not None, "a recipe that starts from a bundle has it"
     folder, row_tokens = start_folder(recipe), recipe.prepare.row_tokens
     config = bundles.model_config(folder, bundles.describe(folder))
     if row_tokens > config.context:
@@ -65,8 +66,17 @@ def check_start(recipe: Recipe, run: Path) -> None:
         )
 
 
-def start_content(recipe: Recipe) -> list[list[str | int]]:
-    """Return what tells the bundle to start from apart from any other, without reading weights.
+def image_tokenizer_folder(recipe: Recipe, run: Path) -> Path:
+    """Return the folder of the image tokenizer of a run: its own, or the one that it was given."""
+    if recipe.start_from is not None:
+        return start_folder(recipe) / bundles.IMAGE_TOKENIZER
+    if recipe.image_tokenizer_from is not None:
+        return Path(recipe.image_tokenizer_from)
+    return run / "image_tokenizer" / "final"
+
+
+def given_content(recipe: Recipe) -> list[list[str | int]]:
+    """Return what tells that which a run is given apart from any other, without reading weights.
 
     A file of weights counts as changed when its size or time of change differs, a description or a
     text tokenizer when its content does. Every command asks this, and reading the 14 GB of a
@@ -74,7 +84,10 @@ def start_content(recipe: Recipe) -> list[list[str | int]]:
     The price: a copy that did not keep the times counts as another bundle. Licences are left out,
     since no number depends on them.
     """
-    folder = start_folder(recipe)
+    given = recipe.start_from or recipe.image_tokenizer_from
+    if given is None:
+        return []
+    folder = Path(given)
     found: list[list[str | int]] = []
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

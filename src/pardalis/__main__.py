@@ -1,0 +1,5 @@
+"""``python -m pardalis``, the form in which ``torchrun`` starts it."""
+
+from pardalis.cli.main import main
+
+raise SystemExit(main())

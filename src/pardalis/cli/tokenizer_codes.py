@@ -1,0 +1,149 @@
+"""``pardalis tokenizer encode`` and ``decode``: many pictures to codes on disk, and back."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pardalis.cli.common import Commands, add_command, add_json, add_output, echo, print_json
+from pardalis.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pardalis.data.codes import CodesReport, Share
+    from pardalis.vq import ImageTokenizer
+
+_ENCODE = """\
+Turn all pictures of a folder, a JSONL file or HTML pages into codes: part-00000.npy and so on, with
+the names of the pictures beside them. Pictures that cannot be read are listed with the reason and
+do not stop it. Can be interrupted; the same command goes on.
+
+  pardalis tokenizer encode BUNDLE photos -o codes
+  pardalis tokenizer encode BUNDLE photos -o codes --shard 0/2      one of two machines
+  torchrun --nproc-per-node 8 -m pardalis tokenizer encode BUNDLE photos -o codes \\
+      --device cuda --dtype bfloat16 --compile
+"""
+
+_DECODE = """\
+Turn codes that were written by encode into PNG files, named after the pictures. Can be interrupted;
+the same command goes on.
+
+  pardalis tokenizer decode BUNDLE codes -o reconstructions
+"""
+
+_READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
+
+
+def add(verbs: Commands) -> None:
+    encode = add_command(verbs, "encode", "turn many pictures into codes", _ENCODE)
+    _add_tokenizer(encode)
+    encode.add_argument("data", metavar="DATA", type=Path, help="folder of pictures, JSONL or HTML")
+    add_output(encode, "CODES", "folder of the codes")
+    encode.add_argument(
+        "--reader",
+        choices=("folder", "jsonl", "html"),
+        help="what DATA is (default: by its name's end; a folder holds pictures)",
+    )
+    encode.add_argument(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="make a square by cropping the middle (default) or by white borders",
+    )
+    encode.add_argument(
+        "--batch", type=int, metavar="N", help="pictures encoded together (default: by the device)"
+    )
+    _add_computing(encode)
+    encode.set_defaults(run=_encode)
+
+    decode = add_command(verbs, "decode", "turn codes back into pictures", _DECODE)
+    _add_tokenizer(decode)
+    decode.add_argument("codes", metavar="CODES", type=Path, help="folder that encode wrote")
+    add_output(decode, "PICTURES", "folder of the pictures")
+    _add_computing(decode)
+    decode.set_defaults(run=_decode)
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "tokenizer", metavar="TOKENIZER", type=Path, help="bundle, run or image tokenizer: a folder"
+    )
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="numbers of most convolutions; 16 bits are for GPUs, and some codes will differ",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the networks first")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N shares, from 0 (default: all, or this process's under torchrun)",
+    )
+    add_json(parser)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from pardalis.data import SourceConfig
+    from pardalis.data.codes import encode_source
+
+    if options.batch is not None and options.batch < 1:
+        raise ConfigError(f"--batch must be at least 1, got {options.batch}.")
+    share = _share(options)
+    reader: Any = options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
+    source = SourceConfig(name="pictures", reader=reader, path=str(options.data.resolve()))
+    tokenizer, start = _tokenizer(options, share), time.monotonic()
+    report = encode_source(tokenizer, source, options.output, options.fit, options.batch, share)
+    _show(options, report, time.monotonic() - start)
+
+
+def _decode(options: argparse.Namespace) -> None:
+    from pardalis.data.codes import decode_codes
+
+    share = _share(options)
+    tokenizer, start = _tokenizer(options, share), time.monotonic()
+    report = decode_codes(tokenizer, options.codes, options.output, share)
+    _show(options, report, time.monotonic() - start)
+
+
+def _tokenizer(options: argparse.Namespace, share: "Share") -> "ImageTokenizer":
+    import os
+
+    import torch
+
+    from pardalis.pipeline.find import find_image_tokenizer
+
+    device = options.device
+    if device == "cuda" and share.size > 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    tokenizer = find_image_tokenizer(options.tokenizer, device)
+    return tokenizer.compute_in(getattr(torch, options.dtype), options.compile)
+
+
+def _share(options: argparse.Namespace) -> "Share":
+    from pardalis.data.codes import Share
+
+    if options.shard is None:
+        return Share.of_environment()
+    rank, _, size = options.shard.partition("/")
+    if not (rank.isdecimal() and size.isdecimal()):
+        raise ConfigError(f"--shard must read I/N, such as 0/4, got {options.shard!r}.")
+    return Share(int(rank), int(size))
+
+
+def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) -> None:
+    from dataclasses import asdict
+
+    done = report.pictures - report.unchanged
+    rate = done / seconds
+    if options.json:
+        shown = {"output": str(options.output), **asdict(report)}
+        print_json({**shown, "seconds": seconds, "pictures_per_second": rate})
+        return
+    echo(f"{options.output}: {report.pictures:,} pictures, {report.rejected:,} of them rejected")
+    if report.unchanged:
+        echo(f"  {report.unchanged:,} were there before")
+    echo(f"  {done:,} in {seconds:.1f} s, {rate:.3g} a second")

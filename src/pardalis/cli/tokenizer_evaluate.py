@@ -1,0 +1,160 @@
+"""``pardalis tokenizer evaluate``: how well pictures survive an image tokenizer."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pardalis.cli.common import Commands, add_command, add_json, echo, print_json
+from pardalis.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pardalis.evaluate import Judges
+
+_DESCRIPTION = """\
+Encode and decode pictures, and score what comes back: PSNR, SSIM, a perceptual distance, a Fréchet
+distance, the use of the codebook, and with --words what text can still be read.
+
+  pardalis tokenizer evaluate BUNDLE pictures/
+  pardalis tokenizer evaluate RUN corpus/pairs.heldout.jsonl -o evaluation
+  pardalis tokenizer evaluate TOKENIZER photos/ --perceptual vgg16 \\
+      --perceptual-weights vgg16-397923af.pth --perceptual-heads vgg.pth
+
+With -o it writes scores.json, pictures.jsonl with each picture's scores, and page.html with the
+worst pictures. The names of scores say which net looked: LPIPS and FID are only what their papers
+define, with weights of yours.
+"""
+
+_NONE = "none"
+_READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
+
+
+def add(verbs: Commands) -> None:
+    parser = add_command(verbs, "evaluate", "score reconstructions of pictures", _DESCRIPTION)
+    parser.add_argument(
+        "tokenizer", metavar="TOKENIZER", type=Path, help="bundle, run or image tokenizer: a folder"
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of pictures, JSONL or HTML")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write a page")
+    parser.add_argument(
+        "--reader",
+        choices=("folder", "jsonl", "html"),
+        help="what DATA is (default: by its name's end; a folder holds pictures)",
+    )
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="make a square by cropping the middle (default) or by white borders",
+    )
+    _add_nets(parser)
+    parser.add_argument(
+        "--words", action="store_true", help="read text before and after (needs pardalis[ocr])"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=16, metavar="N", help="worst pictures to show (default: 16)"
+    )
+    parser.add_argument(
+        "--most", type=int, metavar="N", help="pictures to take, evenly spaced (default: all)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
+    )
+    add_json(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_nets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--perceptual",
+        choices=("squeezenet", "vgg16", _NONE),
+        default="squeezenet",
+        help="net of the perceptual distance (default: squeezenet, whose weights a package has)",
+    )
+    parser.add_argument(
+        "--perceptual-weights", metavar="FILE", help="its weights, in torchvision's layout"
+    )
+    parser.add_argument("--perceptual-heads", metavar="FILE", help="LPIPS heads: makes it LPIPS")
+    parser.add_argument(
+        "--frechet",
+        choices=("efficientnet_lite0", "inception_v3", _NONE),
+        default="efficientnet_lite0",
+        help="net of the Fréchet distance (default: efficientnet_lite0); inception_v3 makes it FID",
+    )
+    parser.add_argument(
+        "--frechet-weights", metavar="FILE", help="its weights: pt_inception-2015-12-05 for FID"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from pardalis.evaluate import (
+        Pictures,
+        evaluate_reconstruction,
+        require_packages,
+        write_evaluation,
+    )
+    from pardalis.evaluate.reconstruction_page import summary
+    from pardalis.pipeline.find import find_image_tokenizer
+
+    for name in ("worst", "most"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {number}.")
+    if options.output is not None:
+        require_packages()
+    tokenizer = find_image_tokenizer(options.tokenizer, options.device)
+    judges = _judges(options)
+    reader = options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
+    pictures = Pictures(options.data, reader, options.fit, options.most)
+    evaluation = evaluate_reconstruction(tokenizer, pictures, judges, options.worst)
+    facts = {
+        "tokenizer": str(options.tokenizer),
+        "data": str(options.data),
+        "fit": options.fit,
+        "resolution": tokenizer.config.resolution,
+        "codes_per_picture": tokenizer.config.codes_per_picture,
+        "n_codes": tokenizer.config.n_codes,
+    }
+    if options.output is not None:
+        write_evaluation(options.output, evaluation, facts)
+    if options.json:
+        print_json(summary(evaluation, facts))
+    else:
+        _print(evaluation.scores)
+        for kind, rejected in evaluation.rejected.items():
+            example = rejected.examples[0]
+            echo(f"{rejected.count} {kind}, such as {example['where']}: {example['reason']}")
+
+
+def _judges(options: argparse.Namespace) -> "Judges":
+    from pardalis.devices import find_device
+    from pardalis.evaluate import Judges, line_reader
+    from pardalis.feature_nets import (
+        FeatureNetConfig,
+        load_feature_net,
+        load_perceptual_distance,
+    )
+
+    device = find_device(options.device)
+    perceptual = frechet = None
+    if options.perceptual != _NONE:
+        config = FeatureNetConfig(
+            name=options.perceptual,
+            weights=options.perceptual_weights,
+            heads=options.perceptual_heads,
+        )
+        perceptual = load_perceptual_distance(config).to(device)
+    if options.frechet != _NONE:
+        config = FeatureNetConfig(name=options.frechet, weights=options.frechet_weights)
+        frechet = load_feature_net(config).to(device)
+    lines = line_reader() if options.words else None
+    return Judges(perceptual=perceptual, frechet=frechet, lines=lines)
+
+
+def _print(scores: Mapping[str, Any]) -> None:
+    from pardalis.evaluate.reconstruction_page import table
+    from pardalis.evaluate.templates import shown
+
+    width = max(map(len, scores))
+    for name, value, interval, _ in table(scores):
+        range_ = f"   {shown(interval[0])} to {shown(interval[1])}" if interval else ""
+        echo(f"{name:<{width}} {shown(value):>10}{range_}")
