@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pardalis.errors import BundleError, RequestError
-from pardalis.vq import ImageTokenizer, initialise
+from pardalis.vq import ImageTokenizer, initialise, tokenizer
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -64,16 +64,13 @@ def test_training_and_inference_agree(small_tokenizer):
     assert torch.equal(output.codes, codes)
     assert len(codes.unique()) > 1
     torch.testing.assert_close(output.reconstruction, small_tokenizer.decode(codes))
-    assert output.losses.l1.item() == pytest.approx(
-        (output.reconstruction - pixels).abs().mean().item()
-    )
 
 
 def test_neighbours_in_a_pass_change_nothing(small_tokenizer, monkeypatch):
     images = [noise(20, 20, seed) for seed in range(7)]
     codes = small_tokenizer.codes_of(images)
     shown = small_tokenizer.images_of(codes)
-    monkeypatch.setattr("pardalis.vq.tokenizer._PIXELS_PER_PASS", 3 * 16 * 16)  # 3, 3 and 1
+    monkeypatch.setitem(tokenizer._PIXELS_PER_PASS, "cpu", 3 * 16 * 16)  # 3, 3 and 1
     assert torch.equal(small_tokenizer.codes_of(images), codes)
     again = small_tokenizer.images_of(codes)
     for image, same in zip(shown, again, strict=True):
@@ -84,6 +81,53 @@ def test_no_pictures_are_no_codes(small_tokenizer):
     codes = small_tokenizer.codes_of([])
     assert codes.shape == (0, 4)
     assert small_tokenizer.images_of(codes) == []
+
+
+def test_gradients_reach_what_is_decoded(small_tokenizer):
+    """Where gradients are asked for the plain network decodes, else the one without."""
+    codes = torch.arange(8).view(2, 4)
+    pixels = small_tokenizer.decode(codes)
+    pixels.square().sum().backward()
+    assert small_tokenizer.post_quant_conv.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        assert not small_tokenizer.decode(codes).requires_grad
+
+
+# ── other ways to compute ────────────────────────────────────────────────────────────────────────
+
+
+def test_sixteen_bits_find_nearly_the_same(small_tokenizer):
+    """Measured: 99.2 % of the codes, and pixels within 1 % of their spread."""
+    pixels = small_tokenizer.preprocess([noise(16, 16, seed) for seed in range(32)])
+    with torch.no_grad():
+        codes = small_tokenizer.encode(pixels)
+        decoded = small_tokenizer.decode(codes)
+        small_tokenizer.compute_in(torch.bfloat16)
+        agreement = (small_tokenizer.encode(pixels) == codes).float().mean()
+        again = small_tokenizer.decode(codes)
+    assert 0.97 < agreement < 1
+    assert again.dtype == torch.float32
+    assert 0 < (again - decoded).std() < 0.02 * decoded.std()
+
+
+def test_compiled_networks_find_the_same(small_tokenizer, monkeypatch):
+    """What is compiled are the trunks, each once; torch.compile itself is not ours to test."""
+    compiled = []
+
+    def compile_(trunk):
+        return lambda x: compiled.append(trunk) or trunk(x)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    images = [noise(16, 16, seed) for seed in range(3)]
+    codes = small_tokenizer.codes_of(images)
+    assert not compiled
+    small_tokenizer.compute_in(torch.float32, compiled=True)
+    assert torch.equal(small_tokenizer.codes_of(images), codes)
+    small_tokenizer.images_of(codes)
+    assert compiled == [small_tokenizer.encoder.trunk, small_tokenizer.decoder.trunk]
+    small_tokenizer.compute_in(torch.float32)
+    small_tokenizer.codes_of(images)
+    assert len(compiled) == 2
 
 
 @pytest.fixture
@@ -196,7 +240,7 @@ def test_a_truncated_file_is_named(small_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(version=2), "version 2; this Pardalis reads .* version 1"),
+        (lambda header: header.update(version=3), "version 3; this Pardalis reads .* 1 and 2"),
         (lambda header: header.pop("config"), r"config\.json is not an image tokenizer's config"),
         (lambda header: header["config"].update(resolution=15), r"config\.json: resolution is 15"),
         (lambda header: header["config"].update(colour=1), r"config\.json: .*colour"),

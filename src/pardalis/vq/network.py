@@ -41,16 +41,17 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
         if x.device.type != "cpu":
             return super().forward(x)
-        centred = x - self._group_mean(x)
-        scale = (self._group_mean(centred.square()) + self.eps).rsqrt()
+        x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it on a GPU
+        centred = x - self.group_mean(x.mean((2, 3)))
+        scale = (self.group_mean(centred.square().mean((2, 3))) + self.eps).rsqrt()
         weight, bias = (values.view(1, -1, 1, 1) for values in (self.weight, self.bias))
         return torch.addcmul(bias, centred, weight * scale)
 
-    def _group_mean(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C 1 1"]:
-        """Return the mean of each channel's group."""
+    def group_mean(self, means: Float[Tensor, "B C"]) -> Float[Tensor, "B C 1 1"]:
+        """Return for each channel the mean of its group, from the means of the channels."""
         width = self.num_channels // self.num_groups
-        means = x.mean((2, 3)).view(len(x), self.num_groups, width).mean(2)
-        return means.repeat_interleave(width, dim=1)[:, :, None, None]
+        grouped = means.view(len(means), self.num_groups, width).mean(2)
+        return grouped.repeat_interleave(width, dim=1)[:, :, None, None]
 
 
 class ResnetBlock(nn.Module):
@@ -181,10 +182,18 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width_in, config.z_channels, 3, padding=1)
 
     def forward(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B C y x"]:
+        return self.head(self.trunk(pixels))
+
+    def trunk(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B C y x"]:
+        """Return what :meth:`head` makes latents of."""
         h = self.conv_in(_channels_last(F.pixel_unshuffle(pixels, self.patch_size)))
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.mid(h)
+
+    def head(self, h: Float[Tensor, "B C y x"]) -> Float[Tensor, "B D y x"]:
+        """Return latents; in 16 bits near codes would change places."""
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
@@ -211,11 +220,18 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width_in, 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "B C y x"]) -> Float[Tensor, "B 3 Y X"]:
+        return self.head(self.trunk(latents))
+
+    def trunk(self, latents: Float[Tensor, "B C y x"]) -> Float[Tensor, "B D Y X"]:
+        """Return what :meth:`head` makes pixels of."""
         h = self.mid(self.conv_in(_channels_last(latents)))
         for level in reversed(self.up):
             h = level(h)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return F.pixel_shuffle(h, self.patch_size)
+        return h
+
+    def head(self, h: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 3 _ _"]:
+        """Return pixels, for whose 256 levels the 8 bits of a 16-bit float are few."""
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
 
 
 def _channels_last(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:

@@ -6,10 +6,13 @@ It knows pictures and codes only; which vocabulary id a code has is the business
     pictures -> preprocess -> pixels -> encode -> codes -> decode -> pixels -> to_images -> pictures
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,18 +25,21 @@ from pardalis import config as configs
 from pardalis import files
 from pardalis.documents.document import PictureSource
 from pardalis.errors import BundleError, ConfigError, RequestError
-from pardalis.vq.config import ImageTokenizerConfig
-from pardalis.vq.losses import Losses, l1_and_l2
+from pardalis.vq import bands
+from pardalis.vq.config import ImageTokenizerConfig, from_version_1
 from pardalis.vq.network import Decoder, Encoder
 from pardalis.vq.preprocessing import open_square, to_images, to_pixels
-from pardalis.vq.quantizer import VectorQuantizer
+from pardalis.vq.quantizer import build_quantizer
 from pardalis.weights import load_weights
 
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "pardalis-image-tokenizer"
-_VERSION = 1
-_PIXELS_PER_PASS = 1 << 18  # at once: 1 picture of 512 x 512, 64 of 64 x 64
+_VERSION = 2
+# At once: 1 picture of 512 x 512 or 64 of 64 x 64, and on a GPU 16 times as many.
+_PIXELS_PER_PASS = {"cpu": 1 << 18, "cuda": 1 << 22}
+
+_Network = TypeVar("_Network", Encoder, Decoder)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class TokenizerOutput:
     """What one training pass yields."""
 
     reconstruction: Float[Tensor, "B 3 Y X"]
-    losses: Losses
+    quantizer_loss: Float[Tensor, ""]
     codes: Int[Tensor, "B G"]
     latents: Float[Tensor, "B Z y x"]  # the encoder's exit before it is snapped to codes
 
@@ -58,20 +64,35 @@ class ImageTokenizer(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config) if config.has_decoder else None
-        self.quantize = VectorQuantizer(config)
+        self.quantize = build_quantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_width, 1)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.z_channels, 1)
         _lay_channels_last(self)
+        self.compute_in(torch.float32)
+
+    def compute_in(self, dtype: torch.dtype, compiled: bool = False) -> "ImageTokenizer":
+        """Choose how the networks compute where no gradient is asked for; returns the tokenizer.
+
+        Args:
+            dtype: of convolutions; ``bfloat16`` is for GPUs. The last ones before codes and
+                pixels, and the search for codes, keep the precision of the weights.
+            compiled: by ``torch.compile``, anew for each size of batch; for GPUs too.
+        """
+        self.compute_dtype = dtype
+        self._compiled: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+        if compiled:
+            self._compiled[self.encoder] = torch.compile(self.encoder.trunk)
+            if self.decoder is not None:
+                self._compiled[self.decoder] = torch.compile(self.decoder.trunk)
+        return self
 
     def forward(self, pixels: Float[Tensor, "B 3 Y X"]) -> TokenizerOutput:
         """Reconstruct pixels in [-1, 1] through the codebook, for training."""
         latents = self.latents(pixels)
         quantized = self.quantize(latents)
-        reconstruction = self._drawn(quantized.latents)
-        l1, l2 = l1_and_l2(reconstruction, pixels)
         return TokenizerOutput(
-            reconstruction=reconstruction,
-            losses=Losses(l1=l1, l2=l2, quantizer=quantized.loss),
+            reconstruction=self._drawn(quantized.latents),
+            quantizer_loss=quantized.loss,
             codes=quantized.codes,
             latents=latents,
         )
@@ -82,12 +103,19 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 Y X"]) -> Int[Tensor, "B G"]:
-        """Return the codes of pixels in [-1, 1], in raster order."""
-        return self.quantize.codes(self.latents(pixels))
+        """Return the codes of pixels in [-1, 1], in raster order, in passes of bounded memory."""
+        passes = torch.split(pixels, self.pictures_per_pass)
+        return torch.cat([self._by_pass(self._encoded, some) for some in passes])
 
     def decode(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
-        """Return the pixels of raster-ordered codes, about [-1, 1] (not clamped)."""
-        return self._drawn(self.quantize.latents(codes))
+        """Return the pixels of raster-ordered codes, about [-1, 1] (not clamped).
+
+        With gradients all at once, without them in passes of bounded memory.
+        """
+        if torch.is_grad_enabled():
+            return self._drawn(self.quantize.latents(codes))
+        passes = torch.split(codes, self.pictures_per_pass)
+        return torch.cat([self._by_pass(self._decoded, some) for some in passes])
 
     def preprocess(self, pictures: Sequence[PictureSource]) -> Float[Tensor, "B 3 Y X"]:
         """Return the pixels of pictures of any size and kind, about [-1, 1].
@@ -97,7 +125,7 @@ class ImageTokenizer(nn.Module):
         side, preprocessing = self.config.resolution, self.config.preprocessing
         squares = np.stack([open_square(picture, side, preprocessing) for picture in pictures])
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2)
-        return to_pixels(bytes_.to(self._device), preprocessing)
+        return to_pixels(bytes_.to(self.device), preprocessing)
 
     def to_images(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Image.Image]:
         """Return pictures of pixels, clamped; fractions are cut off, as Chameleon does."""
@@ -107,18 +135,27 @@ class ImageTokenizer(nn.Module):
     def codes_of(self, pictures: Sequence[PictureSource]) -> Int[Tensor, "B G"]:
         """Return the codes of pictures of any size, on the CPU, in passes of bounded memory."""
         codes = [torch.empty(0, self.config.codes_per_picture, dtype=torch.long)]
-        for start in range(0, len(pictures), self._pass):
-            pixels = self.preprocess(pictures[start : start + self._pass])
-            codes.append(self.encode(self._never_alone(pixels))[: len(pixels)].cpu())
+        for start in range(0, len(pictures), self.pictures_per_pass):
+            some = pictures[start : start + self.pictures_per_pass]
+            codes.append(self.encode(self.preprocess(some)).cpu())
         return torch.cat(codes)
 
     @torch.no_grad()
     def images_of(self, codes: Int[Tensor, "B G"]) -> list[Image.Image]:
         """Return the pictures of codes, in passes of bounded memory."""
         images: list[Image.Image] = []
-        for some in torch.split(codes.to(self._device), self._pass):
-            images += self.to_images(self.decode(self._never_alone(some))[: len(some)])
+        for some in torch.split(codes.to(self.device), self.pictures_per_pass):
+            if len(some):
+                images += self.to_images(self.decode(some))
         return images
+
+    def fingerprint(self) -> str:
+        """Return a hash of config and weights: while it stays, a picture keeps its codes."""
+        digest = hashlib.sha256(configs.fingerprint(self.config).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder, each file atomically."""
@@ -154,28 +191,63 @@ class ImageTokenizer(nn.Module):
         return tokenizer.eval()
 
     def _drawn(self, latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "B 3 Y X"]:
+        return self._present_decoder()(self.post_quant_conv(latents))
+
+    def _encoded(self, pixels: Float[Tensor, "B 3 Y X"]) -> Int[Tensor, "B G"]:
+        features = self._through(self.encoder, bands.encode, pixels)
+        return self.quantize.codes(self.quant_conv(features))
+
+    def _decoded(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
+        latents = self.post_quant_conv(self.quantize.latents(codes))
+        return self._through(self._present_decoder(), bands.decode, latents)
+
+    def _through(
+        self, network: _Network, in_bands: Callable[[_Network, Tensor], Tensor], x: Tensor
+    ) -> Tensor:
+        """Run the encoder or the decoder without gradients, as :meth:`compute_in` chose."""
+        is_whole = self.compute_dtype == torch.float32
+        if x.device.type == "cpu" and is_whole and not self._compiled:
+            return in_bands(network, x)
+        trunk = self._compiled.get(network, network.trunk)
+        with torch.autocast(x.device.type, self.compute_dtype, enabled=not is_whole):
+            h = trunk(x)
+        return network.head(h.to(x.dtype))
+
+    def _by_pass(self, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """Run a batch, doubled if it is one picture where passes are larger.
+
+        Convolutions have another kernel for one picture on CPU, and its last bits would then depend
+        on which pictures came along.
+        """
+        is_alone = len(batch) == 1 < self.pictures_per_pass
+        with _without_tf32():
+            return run(torch.cat([batch, batch]) if is_alone else batch)[: len(batch)]
+
+    def _present_decoder(self) -> Decoder:
         if self.decoder is None:
             raise RequestError(
                 "This image tokenizer has no decoder (Hugging Face's Chameleon folders have none), "
                 "so it cannot draw; import the model again with the original vqgan.ckpt."
             )
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder
 
     @property
-    def _device(self) -> torch.device:
+    def pictures_per_pass(self) -> int:
+        """Pictures that are computed together, so that memory stays bounded."""
+        pixels = _PIXELS_PER_PASS.get(self.device.type, _PIXELS_PER_PASS["cpu"])
+        return max(1, pixels // self.config.resolution**2)
+
+    @property
+    def device(self) -> torch.device:
         return self.quant_conv.weight.device
 
-    @property
-    def _pass(self) -> int:
-        return max(1, _PIXELS_PER_PASS // self.config.resolution**2)
 
-    def _never_alone(self, batch: Tensor) -> Tensor:
-        """Double a batch of one, where passes are larger.
-
-        Convolutions have another kernel for it on CPU, and its last bits would then depend on
-        which pictures came along.
-        """
-        return torch.cat([batch, batch]) if len(batch) == 1 < self._pass else batch
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Let convolutions on a GPU keep all bits of 32, as matrix products do."""
+    now = torch.backends.cudnn
+    with now.flags(now.enabled, now.benchmark, deterministic=now.deterministic, allow_tf32=False):
+        yield
 
 
 def _lay_channels_last(module: nn.Module) -> None:
@@ -191,12 +263,15 @@ def _read_config(path: Path) -> ImageTokenizerConfig:
                           f"and {_WEIGHTS_FILE}.")  # fmt: skip
     try:
         header = json.loads(path.read_text())
-        if header["format"] != _FORMAT or header["version"] != _VERSION:
+        if header["format"] != _FORMAT or header["version"] not in (1, _VERSION):
             raise BundleError(
                 f"{path} says {header['format']} version {header['version']}; this Pardalis reads "
-                f"{_FORMAT} version {_VERSION}."
+                f"{_FORMAT} versions 1 and {_VERSION}."
             )
-        return configs.from_dict(ImageTokenizerConfig, header["config"])
+        values = header["config"]
+        if header["version"] == 1:
+            values = from_version_1(values)
+        return configs.from_dict(ImageTokenizerConfig, values)
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is not an image tokenizer's config: {error!r}.") from error
     except ConfigError as error:

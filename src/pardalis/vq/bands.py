@@ -1,0 +1,150 @@
+"""The networks of an image tokenizer on a CPU, without gradients, in bands that stay in its cache.
+
+What is computed is said in :mod:`pardalis.vq.network`, whose modules hold the weights. Here each
+convolution reads a few rows of a feature map with those that adjoin them, normalises them, and
+writes rows of the next map. No normalised map exists as a whole, and a residual block adds to its
+input in place: two maps at a time instead of five, each read and written once a convolution.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pardalis.vq.network import Decoder, Encoder, GroupNorm, Level, Mid, ResnetBlock
+
+_BAND_BYTES = 1 << 22  # of one picture
+
+Map = Float[Tensor, "B _ _ _"]
+
+
+def encode(encoder: Encoder, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B C y x"]:
+    """Return what the encoder returns."""
+    x = _convolved(F.pixel_unshuffle(pixels, encoder.patch_size), encoder.conv_in)
+    for level in encoder.down:
+        x = _level(x, cast(Level, level))
+    return _convolved(_middle(x, encoder.mid), encoder.conv_out, encoder.norm_out)
+
+
+def decode(decoder: Decoder, latents: Float[Tensor, "B C y x"]) -> Float[Tensor, "B 3 Y X"]:
+    """Return what the decoder returns."""
+    x = _middle(_convolved(latents, decoder.conv_in), decoder.mid)
+    for level in reversed(decoder.up):
+        x = _level(x, cast(Level, level))
+    return F.pixel_shuffle(_convolved(x, decoder.conv_out, decoder.norm_out), decoder.patch_size)
+
+
+def _level(x: Map, level: Level) -> Map:
+    for i, block in enumerate(level.block):
+        x = _block(x, cast(ResnetBlock, block))
+        if level.attn:
+            x = level.attn[i](x)
+    if level.downsample is not None:
+        x = _halved(x, level.downsample.conv)
+    if level.upsample is not None:
+        x = _doubled(x, level.upsample.conv)
+    return x
+
+
+def _middle(x: Map, mid: Mid) -> Map:
+    return _block(mid.attn_1(_block(x, mid.block_1)), mid.block_2)
+
+
+def _block(x: Map, block: ResnetBlock) -> Map:
+    """Return what a residual block returns; ``x`` may be overwritten by it."""
+    h = _convolved(x, block.conv1, block.norm1)
+    if block.nin_shortcut is not None:
+        x = _convolved(x, block.nin_shortcut)
+    return _convolved(h, block.conv2, block.norm2, onto=x)
+
+
+def _convolved(
+    x: Map, conv: nn.Conv2d, norm: nn.Module | None = None, onto: Map | None = None
+) -> Map:
+    """Convolve a map, normalised and swished first if there is a norm; add it to ``onto``."""
+    height, halo = x.shape[2], conv.kernel_size[0] // 2
+    activated = _activation(x, norm)
+
+    def rows(first: int, last: int) -> Map:
+        around = activated(x[:, :, max(first - halo, 0) : last + halo])
+        return _padded(around, 0, max(halo - first, 0), max(last + halo - height, 0))
+
+    return _filled(x, conv, x.shape[2:], rows, onto)
+
+
+def _halved(x: Map, conv: nn.Conv2d) -> Map:
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+
+    def rows(first: int, last: int) -> Map:
+        return _padded(x[:, :, 2 * first : 2 * last + 1], 1, 0, int(last == height))
+
+    return _filled(x, conv, (height, width), rows)
+
+
+def _doubled(x: Map, conv: nn.Conv2d) -> Map:
+    height, width = 2 * x.shape[2], 2 * x.shape[3]
+
+    def rows(first: int, last: int) -> Map:
+        around = x[:, :, max(first // 2 - 1, 0) : last // 2 + 1]
+        doubled = F.interpolate(around, scale_factor=2.0, mode="nearest")
+        above, below = int(first == 0), int(last == height)
+        return _padded(doubled[:, :, 1 - above : doubled.shape[2] - 1 + below], 0, above, below)
+
+    return _filled(x, conv, (height, width), rows)
+
+
+def _filled(
+    like: Map,
+    conv: nn.Conv2d,
+    sides: Sequence[int],
+    rows: Callable[[int, int], Map],
+    onto: Map | None = None,
+) -> Map:
+    """Fill a new map, or add to one; ``rows`` returns what the rows from first to last are made of.
+
+    The bands do not depend on how many pictures there are, lest a picture's last bits do.
+    """
+    if onto is None:
+        shape = (len(like), conv.out_channels, *sides)
+        out = torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+    else:
+        out = onto
+    for first, last in _bands(out):
+        band = F.conv2d(
+            rows(first, last), conv.weight, conv.bias, conv.stride, (0, int(conv.padding[1]))
+        )
+        if onto is None:
+            out[:, :, first:last] = band
+        else:
+            out[:, :, first:last] += band
+    return out
+
+
+def _activation(x: Map, norm: nn.Module | None) -> Callable[[Map], Map]:
+    """Return what is to be done to rows of a map before they are convolved."""
+    if norm is None:
+        return lambda rows: rows
+    if not isinstance(norm, GroupNorm):
+        return F.silu
+    mean = norm.group_mean(x.mean((2, 3)))
+    squares = torch.zeros_like(mean)
+    for first, last in _bands(x):
+        squares += (x[:, :, first:last] - mean).square_().sum((2, 3), keepdim=True)
+    variance = norm.group_mean(squares[:, :, 0, 0] / (x.shape[2] * x.shape[3]))
+    scale = norm.weight.view(1, -1, 1, 1) * (variance + norm.eps).rsqrt()
+    shift = norm.bias.view(1, -1, 1, 1) - mean * scale
+    return lambda rows: F.silu(torch.addcmul(shift, rows, scale), inplace=True)
+
+
+def _bands(x: Map) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each band and the one after its last; bands have even heights."""
+    _, channels, height, width = x.shape
+    rows = max(2, _BAND_BYTES // (channels * width * x.element_size()) // 2 * 2)
+    return ((first, min(first + rows, height)) for first in range(0, height, rows))
+
+
+def _padded(x: Map, right: int, above: int, below: int) -> Map:
+    return F.pad(x, (0, right, above, below)) if right or above or below else x
