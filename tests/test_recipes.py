@@ -136,5 +136,5 @@ def test_every_field_of_every_config_is_read_somewhere():
         visit(recipe.image_tokenizer_config())
         for variant in recipe.variants:
             visit(load_recipe(path, variant.set))
-    assert len(seen) > 20
+    assert len(seen) >= 15
     assert not unread

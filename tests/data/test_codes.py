@@ -131,7 +131,7 @@ def test_a_folder_becomes_parts(tokenizer, photos, tmp_path):
     report = encode_source(tokenizer, source(photos), folder)
     assert (report.pictures, report.unchanged, report.rejected) == (8, 0, 2)
     assert sorted(written(folder)) == [
-        "codes.json", "config.json",
+        "codes.json",
         "part-00000.jsonl", "part-00000.npy", "part-00000.rejected.jsonl",
         "part-00001.jsonl", "part-00001.npy",
         "part-00002.jsonl", "part-00002.npy", "part-00002.rejected.jsonl",
@@ -145,8 +145,18 @@ def test_a_folder_becomes_parts(tokenizer, photos, tmp_path):
     assert "2.png is not a picture" in broken["reason"]
     lonely = json.loads((folder / "part-00002.rejected.jsonl").read_text())
     assert lonely["kind"] == "missing-picture"
-    assert ImageTokenizer.load_config(folder) == tokenizer.config
-    assert read_settings(folder)["tokenizer"] == tokenizer.fingerprint()
+    settings = read_settings(folder)
+    assert settings["tokenizer"] == tokenizer.fingerprint()
+    assert settings["config"]["resolution"] == 16
+
+
+def test_a_part_may_be_empty(tokenizer, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    report = encode_source(tokenizer, source(tmp_path / "photos"), tmp_path / "codes")
+    assert (report.pictures, report.rejected) == (1, 1)
+    assert np.load(tmp_path / "codes" / "part-00000.npy").shape == (0, 4)
+    assert decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back").pictures == 0
 
 
 def test_pictures_of_one_document_have_names(tokenizer, tmp_path):

@@ -20,7 +20,7 @@ from pardalis.feature_nets import FeatureNetConfig, load_feature_net
 from pardalis.feature_nets.efficientnet import EfficientNetLite0, _SameConv
 from pardalis.feature_nets.files import read_pickled_arrays, read_tensors
 from pardalis.feature_nets.inception import InceptionV3, _mean
-from pardalis.feature_nets.load import fill
+from pardalis.feature_nets.load import fill, fold_batch_norms
 from pardalis.feature_nets.net import FeatureNet
 from pardalis.feature_nets.resnet import ResNet50
 from pardalis.feature_nets.squeezenet import SqueezeNet
@@ -48,10 +48,26 @@ def random_net(network: type, name: str) -> FeatureNet:
 # ── the packaged weights ──
 
 
-def test_all_published_weights_of_efficientnet_have_a_place(efficientnet):
+def test_all_published_weights_of_efficientnet_have_a_place():
     # 296 tensors and 4,652,008 parameters, less the classifier's.
-    assert len(efficientnet.network.state_dict()) == 294
-    assert sum(p.numel() for p in efficientnet.parameters()) == 4_652_008 - 1281 * 1000
+    network = EfficientNetLite0()
+    assert len(network.state_dict()) == 294
+    assert sum(p.numel() for p in network.parameters()) == 4_652_008 - 1281 * 1000
+
+
+@pytest.mark.parametrize("build", [EfficientNetLite0, ResNet50])
+def test_folded_batch_norms_change_nothing(build):
+    """Measured: features of size 1 are 3e-6 apart."""
+    network = build().eval()
+    fill(network, random_tensors(build), "random")
+    pixels = random_pixels(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(pixels)
+        fold_batch_norms(network)
+        found = network(pixels)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=3e-5 * float(theirs.abs().max()), rtol=0.0)
 
 
 def test_efficientnet_says_what_a_photograph_shows(efficientnet, photograph_pixels):

@@ -1,7 +1,6 @@
 """The codes of many pictures on disk, in plain files that other tools can open.
 
     codes.json                 format version, what the codes were made from and how
-    config.json                the shape of the image tokenizer
     part-00000.npy             codes [pictures, codes per picture], uint16 where they fit
     part-00000.jsonl           the name of each of those pictures, one JSON string a line
     part-00000.rejected.jsonl  what of the part could not be encoded, and why; if anything
@@ -27,6 +26,7 @@ import torch
 from jaxtyping import UInt
 from PIL import Image
 
+from pardalis import config as configs
 from pardalis.data.source import SourceConfig, read_source, survey
 from pardalis.documents import PictureSource, Rejection
 from pardalis.errors import ConfigError, DataError
@@ -100,11 +100,11 @@ def encode_source(
     _, content = survey(source, Path())
     n_items = sum(1 for _ in _items(source))
     folder.mkdir(parents=True, exist_ok=True)
-    ImageTokenizer.save_config(folder, tokenizer.config)
     settings = {
         "format": FORMAT,
         "version": VERSION,
         "tokenizer": tokenizer.fingerprint(),
+        "config": configs.to_dict(tokenizer.config),
         "source": content,
         "reader": source.reader,
         "fit": fit,
@@ -269,7 +269,7 @@ def _names_file(folder: Path, part: int) -> Path:
 def _codes(folder: Path, part: int) -> UInt[np.ndarray, "B G"]:
     path = _codes_file(folder, part)
     try:
-        return np.load(path)
+        return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it and encode again, which makes it anew."
@@ -296,13 +296,13 @@ def _sizes(settings: Mapping[str, Any]) -> dict[int, int]:
 
 def _settle(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings; where there are some already, as of another process, compare them."""
-    path = folder / SETTINGS
+    path, text = folder / SETTINGS, json.dumps(settings, indent=2)
     partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    partial.write_text(text + "\n")
     try:
         os.link(partial, path)  # fails where there is one, unlike os.replace
     except FileExistsError:
-        _compare(folder, read_settings(folder), settings)
+        _compare(folder, read_settings(folder), json.loads(text))
     finally:
         partial.unlink()
 

@@ -93,9 +93,9 @@ class _SameConv(nn.Conv2d):
             max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:]
         )
         if down == right and down % 2 == 0:
-            return F.conv2d(x, self.weight, None, stride, down // 2, 1, self.groups)
+            return F.conv2d(x, self.weight, self.bias, stride, down // 2, 1, self.groups)
         x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-        return F.conv2d(x, self.weight, None, stride, 0, 1, self.groups)
+        return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

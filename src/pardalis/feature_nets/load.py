@@ -2,10 +2,12 @@
 
 import pickle
 from importlib.resources import as_file, files
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pardalis.errors import BundleError
 from pardalis.feature_nets.config import FeatureNetConfig, FeatureNetName
@@ -44,12 +46,30 @@ def load_feature_net(config: FeatureNetConfig) -> FeatureNet:
         network = _NETWORKS[config.name]()
     if config.weights is not None:
         fill(network, read_tensors(Path(config.weights)), config.weights)
-        return FeatureNet(config.name, network)
-    if config.name == "efficientnet_lite0":
+    elif config.name == "efficientnet_lite0":
         fill(network, _packaged_efficientnet(), f"The package {_EFFICIENTNET[0]}")
-        return FeatureNet(config.name, network)
-    fill(network, _packaged_squeezenet(), f"The package {_SQUEEZENET[0]}")
-    return FeatureNet(config.name, network, CAFFE)
+    else:
+        fill(network, _packaged_squeezenet(), f"The package {_SQUEEZENET[0]}")
+        return FeatureNet(config.name, network, CAFFE)
+    fold_batch_norms(network)
+    return FeatureNet(config.name, network)
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Multiply each frozen batch norm into the convolution before it, and leave it out.
+
+    A net that only judges never changes them, and gradients through them cost as much as those
+    through the convolutions.
+    """
+    for module in network.modules():
+        for (_, conv), (name, norm) in pairwise(module.named_children()):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                mean, variance = norm.running_mean, norm.running_var
+                assert mean is not None and variance is not None
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+                )
+                setattr(module, name, nn.Identity())
 
 
 def fill(network: Network, tensors: dict[str, Tensor], source: str) -> None:

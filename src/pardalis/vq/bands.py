@@ -43,9 +43,9 @@ def _level(x: Map, level: Level) -> Map:
         if level.attn:
             x = level.attn[i](x)
     if level.downsample is not None:
-        x = _halved(x, level.downsample.conv)
+        x = level.downsample(x) if _is_small(x) else _halved(x, level.downsample.conv)
     if level.upsample is not None:
-        x = _doubled(x, level.upsample.conv)
+        x = level.upsample(x) if _is_small(x) else _doubled(x, level.upsample.conv)
     return x
 
 
@@ -67,6 +67,9 @@ def _convolved(
     """Convolve a map, normalised and swished first if there is a norm; add it to ``onto``."""
     height, halo = x.shape[2], conv.kernel_size[0] // 2
     activated = _activation(x, norm)
+    if _is_small(x):
+        convolved = conv(activated(x))
+        return convolved if onto is None else onto.add_(convolved)
 
     def rows(first: int, last: int) -> Map:
         around = activated(x[:, :, max(first - halo, 0) : last + halo])
@@ -141,9 +144,17 @@ def _activation(x: Map, norm: nn.Module | None) -> Callable[[Map], Map]:
 
 def _bands(x: Map) -> Iterator[tuple[int, int]]:
     """Yield the first row of each band and the one after its last; bands have even heights."""
-    _, channels, height, width = x.shape
-    rows = max(2, _BAND_BYTES // (channels * width * x.element_size()) // 2 * 2)
+    height, rows = x.shape[2], max(2, _BAND_BYTES // _row_bytes(x) // 2 * 2)
     return ((first, min(first + rows, height)) for first in range(0, height, rows))
+
+
+def _is_small(x: Map) -> bool:
+    """Tell whether a picture's map is a single band, which needs no care."""
+    return x.shape[2] * _row_bytes(x) <= _BAND_BYTES
+
+
+def _row_bytes(x: Map) -> int:
+    return x.shape[1] * x.shape[3] * x.element_size()
 
 
 def _padded(x: Map, right: int, above: int, below: int) -> Map:

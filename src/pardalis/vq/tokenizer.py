@@ -73,10 +73,12 @@ class ImageTokenizer(nn.Module):
     def compute_in(self, dtype: torch.dtype, compiled: bool = False) -> "ImageTokenizer":
         """Choose how the networks compute where no gradient is asked for; returns the tokenizer.
 
+        What is chosen at first is the best on a CPU, where :mod:`pardalis.vq.bands` then computes.
+
         Args:
             dtype: of convolutions; ``bfloat16`` is for GPUs. The last ones before codes and
                 pixels, and the search for codes, keep the precision of the weights.
-            compiled: by ``torch.compile``, anew for each size of batch; for GPUs too.
+            compiled: by ``torch.compile``, anew for each size of batch; meant for GPUs.
         """
         self.compute_dtype = dtype
         self._compiled: dict[nn.Module, Callable[[Tensor], Tensor]] = {}

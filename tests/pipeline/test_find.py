@@ -1,0 +1,71 @@
+"""An image tokenizer is found in a bundle, in a run, and in its own folder."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pardalis.bundle import Bundle
+from pardalis.errors import BundleError, ConfigError
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.pipeline.find import find_image_tokenizer
+
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
+
+
+@pytest.fixture
+def bundle(codec, tmp_path) -> Path:
+    config = ModelConfig(
+        vocab_size=codec.vocabulary.size, context=8, d_model=8, n_layers=1, n_heads=2,
+        n_kv_heads=2, d_ff=8,
+    )  # fmt: skip
+    Bundle(initialise(Decoder(config), 0).eval(), codec, {}).save(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_wherever_it_is(codec, bundle, tmp_path):
+    run = tmp_path / "run"
+    codec.image_tokenizer.save(run / "image_tokenizer" / "final")
+    shutil.copy(QUICKSTART, run / "recipe.toml")
+    for folder in (bundle, bundle / "image_tokenizer", run, run / "image_tokenizer" / "final"):
+        found = find_image_tokenizer(str(folder))
+        assert found.fingerprint() == codec.image_tokenizer.fingerprint()
+        assert not found.training
+
+
+def test_a_run_may_have_that_of_another_folder(codec, bundle, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text(
+        f"""
+        name = "further"
+        start_from = "{bundle}"
+        sources = [{{ name = "a", reader = "jsonl", path = "a.jsonl" }}]
+        prepare = {{ row_tokens = 8 }}
+        training = {{ batch_rows = 1, schedule = {{ learning_rate = 1e-3 }} }}
+        training_loop = {{ steps = 1 }}
+        """
+    )
+    assert find_image_tokenizer(run).fingerprint() == codec.image_tokenizer.fingerprint()
+
+
+def test_a_fingerprint_follows_weights_and_config(codec, bundle):
+    found = find_image_tokenizer(bundle)
+    before = found.fingerprint()
+    with torch.no_grad():
+        found.quant_conv.bias[0] += 1
+    assert found.fingerprint() != before
+
+
+def test_where_there_is_none(bundle, tmp_path):
+    with pytest.raises(BundleError, match=r"holds no image tokenizer; give the folder of a bundle"):
+        find_image_tokenizer(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(QUICKSTART, run)
+    (run / "quickstart.toml").rename(run / "recipe.toml")
+    with pytest.raises(BundleError, match=r"final/config\.json is missing"):
+        find_image_tokenizer(run)
+    with pytest.raises(ConfigError, match="No device 'nonsense'"):
+        find_image_tokenizer(bundle, "nonsense")
