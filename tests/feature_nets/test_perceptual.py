@@ -106,7 +106,10 @@ def test_layer_weights_choose_layers():
 
 @settings(max_examples=10, deadline=None)
 @given(
-    height=st.integers(32, 70), width=st.integers(32, 70), n=st.integers(1, 3), seed=st.integers(0, 999)
+    height=st.integers(32, 70),
+    width=st.integers(32, 70),
+    n=st.integers(1, 3),
+    seed=st.integers(0, 999),
 )
 def test_it_is_a_distance_of_each_pair_alone(distance, height, width, n, seed):
     one = random_pixels(n, 3, height, width, seed=seed)

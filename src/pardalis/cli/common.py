@@ -87,6 +87,38 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> N
     )
 
 
+_READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add an image tokenizer, pictures for it, and how they are read: see :func:`reader_of`."""
+    add_image_tokenizer(parser)
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of pictures, JSONL or HTML")
+    parser.add_argument(
+        "--reader",
+        choices=("folder", "jsonl", "html"),
+        help="what DATA is (default: by its name's end; a folder holds pictures)",
+    )
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="make a square by cropping the middle (default) or by white borders",
+    )
+
+
+def add_image_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """Add a folder in which ``find_image_tokenizer`` finds one."""
+    parser.add_argument(
+        "tokenizer", metavar="TOKENIZER", type=Path, help="bundle, run or image tokenizer: a folder"
+    )
+
+
+def reader_of(options: argparse.Namespace) -> Any:
+    """Return the name of the reader for DATA."""
+    return options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -3,9 +3,19 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pardalis.cli.common import Commands, add_command, add_json, add_output, echo, print_json
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_image_tokenizer,
+    add_json,
+    add_output,
+    add_pictures,
+    echo,
+    print_json,
+    reader_of,
+)
 from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,25 +40,11 @@ the same command goes on.
   pardalis tokenizer decode BUNDLE codes -o reconstructions
 """
 
-_READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
-
 
 def add(verbs: Commands) -> None:
     encode = add_command(verbs, "encode", "turn many pictures into codes", _ENCODE)
-    _add_tokenizer(encode)
-    encode.add_argument("data", metavar="DATA", type=Path, help="folder of pictures, JSONL or HTML")
+    add_pictures(encode)
     add_output(encode, "CODES", "folder of the codes")
-    encode.add_argument(
-        "--reader",
-        choices=("folder", "jsonl", "html"),
-        help="what DATA is (default: by its name's end; a folder holds pictures)",
-    )
-    encode.add_argument(
-        "--fit",
-        choices=("crop", "pad"),
-        default="crop",
-        help="make a square by cropping the middle (default) or by white borders",
-    )
     encode.add_argument(
         "--batch", type=int, metavar="N", help="pictures encoded together (default: by the device)"
     )
@@ -56,17 +52,11 @@ def add(verbs: Commands) -> None:
     encode.set_defaults(run=_encode)
 
     decode = add_command(verbs, "decode", "turn codes back into pictures", _DECODE)
-    _add_tokenizer(decode)
+    add_image_tokenizer(decode)
     decode.add_argument("codes", metavar="CODES", type=Path, help="folder that encode wrote")
     add_output(decode, "PICTURES", "folder of the pictures")
     _add_computing(decode)
     decode.set_defaults(run=_decode)
-
-
-def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tokenizer", metavar="TOKENIZER", type=Path, help="bundle, run or image tokenizer: a folder"
-    )
 
 
 def _add_computing(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +83,8 @@ def _encode(options: argparse.Namespace) -> None:
     if options.batch is not None and options.batch < 1:
         raise ConfigError(f"--batch must be at least 1, got {options.batch}.")
     share = _share(options)
-    reader: Any = options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
-    source = SourceConfig(name="pictures", reader=reader, path=str(options.data.resolve()))
+    path = str(options.data.resolve())
+    source = SourceConfig(name="pictures", reader=reader_of(options), path=path)
     tokenizer, start = _tokenizer(options, share), time.monotonic()
     report = encode_source(tokenizer, source, options.output, options.fit, options.batch, share)
     _show(options, report, time.monotonic() - start)

@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pardalis.cli.common import Commands, add_command, add_json, echo, print_json
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_json,
+    add_pictures,
+    echo,
+    print_json,
+    reader_of,
+)
 from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,27 +34,12 @@ define, with weights of yours.
 """
 
 _NONE = "none"
-_READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
 
 
 def add(verbs: Commands) -> None:
     parser = add_command(verbs, "evaluate", "score reconstructions of pictures", _DESCRIPTION)
-    parser.add_argument(
-        "tokenizer", metavar="TOKENIZER", type=Path, help="bundle, run or image tokenizer: a folder"
-    )
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of pictures, JSONL or HTML")
+    add_pictures(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write a page")
-    parser.add_argument(
-        "--reader",
-        choices=("folder", "jsonl", "html"),
-        help="what DATA is (default: by its name's end; a folder holds pictures)",
-    )
-    parser.add_argument(
-        "--fit",
-        choices=("crop", "pad"),
-        default="crop",
-        help="make a square by cropping the middle (default) or by white borders",
-    )
     _add_nets(parser)
     parser.add_argument(
         "--words", action="store_true", help="read text before and after (needs pardalis[ocr])"
@@ -103,8 +96,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         require_packages()
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
     judges = _judges(options)
-    reader = options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
-    pictures = Pictures(options.data, reader, options.fit, options.most)
+    pictures = Pictures(options.data, reader_of(options), options.fit, options.most)
     evaluation = evaluate_reconstruction(tokenizer, pictures, judges, options.worst)
     facts = {
         "tokenizer": str(options.tokenizer),

@@ -1,6 +1,7 @@
 """Data: documents become shards once, and shards become batches by index arithmetic."""
 
 from pardalis.data.batch import Batch
+from pardalis.data.codes import decode_codes, encode_source
 from pardalis.data.loader import Loader, Location
 from pardalis.data.mixture import Mixture
 from pardalis.data.order import Order
@@ -29,6 +30,8 @@ __all__ = [
     "SourceConfig",
     "best_fit",
     "check_name",
+    "decode_codes",
+    "encode_source",
     "prepare_source",
     "read_source",
     "split_long",

@@ -28,7 +28,7 @@ from PIL import Image
 
 from pardalis import config as configs
 from pardalis.data.source import SourceConfig, read_source, survey
-from pardalis.documents import PictureSource, Rejection
+from pardalis.documents import PictureSource, Rejection, named_pictures
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import working_name, write_bytes
 from pardalis.progress import Advance, bar
@@ -98,7 +98,7 @@ def encode_source(
         DataError: there is nothing at the source's path.
     """
     _, content = survey(source, Path())
-    n_items = sum(1 for _ in _items(source))
+    n_items = sum(1 for _ in named_pictures(read_source(source, Path())))
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "format": FORMAT,
@@ -192,16 +192,6 @@ class _Part:
         return len(self.codes) + len(self.rejected)
 
 
-def _items(source: SourceConfig) -> Iterator[tuple[str, PictureSource] | Rejection]:
-    """Yield every picture with a name of its own, and what the reader could not use."""
-    for item in read_source(source, Path()):
-        if isinstance(item, Rejection):
-            yield item
-            continue
-        for i, picture in enumerate(item.pictures, start=1):
-            yield (item.name if i == 1 else f"{item.name}#{i}"), picture.source
-
-
 def _encoded_parts(
     tokenizer: ImageTokenizer,
     source: SourceConfig,
@@ -215,7 +205,8 @@ def _encoded_parts(
     begun: deque[tuple[int, str]] = deque()
 
     def pictures() -> Iterator[PictureSource]:
-        for position, item in enumerate(_items(source) if sizes else ()):
+        items = named_pictures(read_source(source, Path())) if sizes else ()
+        for position, item in enumerate(items):
             part = position // _PICTURES_PER_PART
             if part not in sizes:
                 continue
@@ -224,7 +215,7 @@ def _encoded_parts(
                 continue
             name, picture = item
             begun.append((part, name))
-            yield picture
+            yield picture.source
 
     for result in encode_stream(tokenizer, pictures(), fit, batch):
         number, name = begun.popleft()

@@ -12,6 +12,7 @@ from pardalis.documents.document import (
     Role,
     Segment,
     Text,
+    named_pictures,
 )
 from pardalis.documents.drawings import DrawingsConfig, build_drawings, fetch_packages
 from pardalis.documents.encyclopedia import EncyclopediaConfig, build_encyclopedia
@@ -49,6 +50,7 @@ __all__ = [
     "from_data_uri",
     "media_type",
     "messages_to_document",
+    "named_pictures",
     "open_picture",
     "read_folder",
     "read_html",

@@ -4,6 +4,7 @@ Every reader yields :class:`Document`, or :class:`Rejection` for an item it coul
 here opens a file or decodes a picture; that is :mod:`pardalis.documents.pictures`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -71,6 +72,21 @@ class Document:
     def is_empty(self) -> bool:
         """True when there is nothing to learn from: no picture, and no text but whitespace."""
         return not self.pictures and not self.text.strip()
+
+
+def named_pictures(
+    items: Iterable["Document | Rejection"],
+) -> Iterator["tuple[str, Picture] | Rejection"]:
+    """Yield every picture of what a reader yields under a name of its own, and the rejections.
+
+    A document's first picture bears its name; those after it ``name#2`` and so on.
+    """
+    for item in items:
+        if isinstance(item, Rejection):
+            yield item
+            continue
+        for number, picture in enumerate(item.pictures, start=1):
+            yield (item.name if number == 1 else f"{item.name}#{number}"), picture
 
 
 @dataclass(frozen=True, slots=True)

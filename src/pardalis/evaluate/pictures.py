@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from pardalis.data.report import Rejected, count_rejection
-from pardalis.documents import READERS, PictureSource, Rejection
+from pardalis.documents import READERS, Picture, Rejection, named_pictures
 from pardalis.errors import DataError
 from pardalis.vq import Fit, ImageTokenizerConfig, open_square
 
@@ -50,9 +50,11 @@ class Pictures:
             n_passed += 1
             if not self._is_taken(n_passed):
                 continue
-            name, source = item
+            name, picture = item
             try:
-                pixels = open_square(source, config.resolution, config.preprocessing, self.fit)
+                pixels = open_square(
+                    picture.source, config.resolution, config.preprocessing, self.fit
+                )
             except DataError as error:
                 count_rejection(self.rejected, Rejection(name, "unreadable-picture", str(error)))
             else:
@@ -63,10 +65,5 @@ class Pictures:
         before = (number - 1) * self._n_taken // self._n_found
         return number * self._n_taken // self._n_found > before
 
-    def _items(self) -> Iterator[tuple[str, PictureSource] | Rejection]:
-        for item in self._reader(self.path):
-            if isinstance(item, Rejection):
-                yield item
-                continue
-            for i, picture in enumerate(item.pictures):
-                yield (f"{item.name}#{i + 1}" if i else item.name), picture.source
+    def _items(self) -> Iterator[tuple[str, Picture] | Rejection]:
+        return named_pictures(self._reader(self.path))

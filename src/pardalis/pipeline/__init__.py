@@ -1,5 +1,7 @@
 """Whole runs: the recipe that describes one, its stages, and what resumes and skips them."""
 
+from pardalis.pipeline.compare import compare_image_tokenizers
+from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.recipe import AnswerConfig, Recipe, TextTokenizerConfig, load_recipe
 from pardalis.pipeline.runner import Record, read_records, run
 from pardalis.pipeline.stages import STAGES, Stage, load_codec, stages_of, training_loader
@@ -11,6 +13,8 @@ __all__ = [
     "Record",
     "Stage",
     "TextTokenizerConfig",
+    "compare_image_tokenizers",
+    "find_image_tokenizer",
     "load_codec",
     "load_recipe",
     "read_records",

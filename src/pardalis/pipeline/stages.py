@@ -16,6 +16,7 @@ A run that starts from a bundle has that bundle's tokenizers, and no folders of 
 """
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from pardalis.documents import Document, Picture
 from pardalis.documents.drawings import PACKAGES as DRAWING_PACKAGES
 from pardalis.documents.drawings import build_drawings
 from pardalis.documents.encyclopedia import build_encyclopedia, package_versions
-from pardalis.errors import DataError
+from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import PictureFeatures, write_report
 from pardalis.evaluate.training_page import write_training_page
 from pardalis.files import write_text
@@ -47,8 +48,10 @@ from pardalis.pipeline.start import (
     start_folder,
 )
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
-from pardalis.train import ImageTokenizerTask, Line, PretrainTask, train
+from pardalis.train import ImageTokenizerTask, Line, LoopConfig, PretrainTask, train
 from pardalis.vq import ImageTokenizer
+
+logger = logging.getLogger(__name__)
 
 _LICENCES = "LICENCES.md"
 _ABSENT = "stages_of leaves this stage out of a recipe without it"
@@ -165,17 +168,33 @@ def train_image_tokenizer(recipe: Recipe, run: Path, folder: Path, world: World)
         "pictures": len(pictures),
     }
 
-    def show(line: Line) -> None:
-        originals, reconstructions = task.samples()
-        is_finished = line["step"] == loop.steps
-        write_training_page(
-            folder, originals, reconstructions, task.recent_counts(), line, is_finished
-        )
-
-    train(task, folder, loop, "Image tokenizer", settings, world, show)
+    train(task, folder, loop, "Image tokenizer", settings, world, _page_writer(task, folder, loop))
     if world.is_first:
         task.trained.save(folder / "final")
     return task.trained
+
+
+def _page_writer(
+    task: ImageTokenizerTask, folder: Path, loop: LoopConfig
+) -> Callable[[Line], None]:
+    """Return what writes the page of a training run, or says once that it cannot."""
+    told: list[ConfigError] = []
+
+    def write(line: Line) -> None:
+        if told:
+            return
+        originals, reconstructions = task.samples()
+        is_finished = line["step"] == loop.steps
+        try:
+            write_training_page(
+                folder, originals, reconstructions, task.recent_counts(), line,
+                is_finished=is_finished,
+            )  # fmt: skip
+        except ConfigError as error:
+            told.append(error)
+            logger.warning("No progress page is written: %s", error)
+
+    return write
 
 
 def pictures_of(

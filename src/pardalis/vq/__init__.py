@@ -6,6 +6,7 @@ from pardalis.vq.init import initialise
 from pardalis.vq.losses import psnr
 from pardalis.vq.preprocessing import Fit, Placement, open_square, placement, square, to_pixels
 from pardalis.vq.quantizer import Quantizer, VectorQuantizer, build_quantizer, nearest_codes
+from pardalis.vq.stream import encode_stream
 from pardalis.vq.tokenizer import ImageTokenizer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "build_quantizer",
     "chameleon",
     "codebook_use",
+    "encode_stream",
     "initialise",
     "nearest_codes",
     "open_square",
