@@ -138,3 +138,13 @@ def test_every_field_of_every_config_is_read_somewhere():
             visit(load_recipe(path, variant.set))
     assert len(seen) >= 15
     assert not unread
+
+
+def test_paths_at_any_depth_begin_at_the_recipe():
+    recipe = load_recipe(FOLDER / "chameleon_tokenizer.toml")
+    net = recipe.image_tokenizer_training.perceptual.net
+    assert net.heads == str(FOLDER / "../weights/vgg.pth")
+    assert recipe.sources[0].path == str(FOLDER / "../photos")
+    recipe = load_recipe(FOLDER / "quantizers.toml")
+    assert recipe.drawings.packages == str(FOLDER / "../packages")
+    assert recipe.sources[0].path == "{run}/corpus/pairs.train.jsonl"

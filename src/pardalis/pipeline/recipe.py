@@ -19,6 +19,7 @@ from pardalis.data import PrepareConfig, SourceConfig, check_name
 from pardalis.documents.drawings import DrawingsConfig
 from pardalis.documents.encyclopedia import EncyclopediaConfig
 from pardalis.errors import ConfigError
+from pardalis.feature_nets import FeatureNetConfig
 from pardalis.inference import SamplingConfig
 from pardalis.model import PRESETS as MODEL_PRESETS
 from pardalis.model import ModelConfig
@@ -215,26 +216,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: as :func:`pardalis.config.load`.
     """
-    recipe = configs.load(Recipe, path, overrides)
-    folder = path.resolve().parent
+    recipe: Recipe = _located(configs.load(Recipe, path, overrides), path.resolve().parent)
+    return recipe
 
-    def absolute(source: SourceConfig) -> SourceConfig:
-        if source.path.startswith(RUN):
-            return source
-        return dataclasses.replace(source, path=str(folder / source.path))
 
-    def located(path: str | None) -> str | None:
-        return None if path is None else str(folder / path)
+# Which fields of which configs are paths.
+_PATHS: dict[type[Any], tuple[str, ...]] = {
+    Recipe: ("start_from", "image_tokenizer_from"),
+    SourceConfig: ("path",),
+    DrawingsConfig: ("packages",),
+    FeatureNetConfig: ("weights", "heads"),
+}
 
-    return dataclasses.replace(
-        recipe,
-        start_from=located(recipe.start_from),
-        image_tokenizer_from=located(recipe.image_tokenizer_from),
-        drawings=(
-            dataclasses.replace(recipe.drawings, packages=str(folder / recipe.drawings.packages))
-            if recipe.drawings is not None
-            else None
-        ),
-        sources=tuple(map(absolute, recipe.sources)),
-        heldout=tuple(map(absolute, recipe.heldout)),
-    )
+
+def _located(value: Any, folder: Path) -> Any:
+    """Return a config whose relative paths, at any depth, begin at a folder."""
+    if isinstance(value, tuple):
+        return tuple(_located(item, folder) for item in value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    changes = {
+        field.name: _located(getattr(value, field.name), folder)
+        for field in dataclasses.fields(value)
+    }
+    for name in _PATHS.get(type(value), ()):
+        path = changes[name]
+        if path is not None and not path.startswith(RUN):
+            changes[name] = str(folder / path)
+    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
