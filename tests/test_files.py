@@ -6,6 +6,7 @@ import os
 import pytest
 
 from pardalis import files
+from pardalis.errors import ConfigError
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -109,3 +110,12 @@ def test_what_a_person_put_beside_it_stays(tmp_path):
     assert (tmp_path / "bundle.partial" / "thesis.tex").is_file()
     assert (tmp_path / "bundle.previous" / "thesis.tex").is_file()
     assert [p.name for p in (tmp_path / "bundle").iterdir()] == ["new"]
+
+
+def test_a_folder_for_output_is_made_or_kept_and_never_a_file(tmp_path):
+    folder = files.output_folder(tmp_path / "a" / "b")
+    (folder / "kept").touch()
+    assert files.output_folder(folder) == folder
+    assert (folder / "kept").exists()
+    with pytest.raises(ConfigError, match="kept is a file, but a folder is to be written"):
+        files.output_folder(folder / "kept")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pardalis.errors import ConfigError
+
 
 def working_name(path: Path, state: str) -> Path:
     """Return the working name of a file or folder: hidden, and nothing that a person would choose.
@@ -40,6 +42,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def output_folder(path: Path) -> Path:
+    """Return a folder to write files into, made if need be: before the work that fills it.
+
+    Raises:
+        ConfigError: a file is in the way.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file, but a folder is to be written; choose another name.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextmanager

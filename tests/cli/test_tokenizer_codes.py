@@ -48,9 +48,10 @@ def photos(tmp_path) -> Path:
 
 def test_there_and_back(run, tokenizer, photos):
     shown = run("encode", tokenizer, photos, "-o", "codes")
-    assert shown.startswith("codes: 4 pictures, 1 of them rejected\n  4 in ")
+    rejected = "codes: 4 pictures, 1 of them rejected, see codes/part-*.rejected.jsonl\n"
+    assert shown.startswith(f"{rejected}  4 in ")
     shown = run("encode", tokenizer, photos, "-o", "codes")
-    assert shown.startswith("codes: 4 pictures, 1 of them rejected\n  4 were there before\n  0 in ")
+    assert shown.startswith(f"{rejected}  4 were there before\n  0 in ")
     assert np.load("codes/part-00000.npy").shape == (3, 4)
     shown = json.loads(run("decode", tokenizer, "codes", "-o", "back", "--json"))
     assert shown["pictures"] == 3
@@ -87,10 +88,18 @@ def test_a_bundle_and_lines_will_do(run, codec, photos, tmp_path):
     assert Path("codes/part-00000.jsonl").read_text() == '"first"\n'
 
 
+def test_a_tokenizer_alone_shows_the_codes_of_a_picture(run, tokenizer, photos):
+    run("encode", tokenizer, photos, "-o", "codes")
+    first = np.load("codes/part-00000.npy")[0]
+    shown = run("show", tokenizer, "--picture", photos / "0.png", "--out", "back.png")
+    assert shown.split() == [str(code) for code in first]
+    assert Path("back.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["encode", "none", "photos", "-o", "codes"], 4, "none holds no image tokenizer; give the"),
+        (["encode", "none", "photos", "-o", "codes"], 4, "none does not exist; give the folder of"),
         (["encode", "vq", "none", "-o", "codes"], 3, "none"),
         (["encode", "vq", "photos", "-o", "codes", "--batch", "0"], 2, "--batch must be at least"),
         (["encode", "vq", "photos", "-o", "codes", "--shard", "1"], 2, "--shard must read I/N"),

@@ -242,6 +242,21 @@ def test_other_settings_are_refused(tokenizer, photos, tmp_path):
     assert written(folder) == before
 
 
+def test_what_cannot_be_done_leaves_nothing_behind(tokenizer, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"name": "a", "segments": [{"text": "no picture"}]}\n')
+    for nothing in (source(tmp_path / "empty"), source(texts, "jsonl")):
+        with pytest.raises(DataError, match="holds no pictures, so there is nothing to encode"):
+            encode_source(tokenizer, nothing, tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()
+    with pytest.raises(ConfigError, match=r"texts\.jsonl is a file, but a folder is to be written"):
+        encode_source(tokenizer, source(photos), texts)
+    encode_source(tokenizer, source(photos), tmp_path / "codes")
+    with pytest.raises(ConfigError, match=r"texts\.jsonl is a file"):
+        decode_codes(tokenizer, tmp_path / "codes", texts)
+
+
 def test_another_tokenizer_is_refused(tokenizer, photos, tmp_path):
     folder = tmp_path / "codes"
     encode_source(tokenizer, source(photos), folder)

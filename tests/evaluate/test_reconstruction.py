@@ -326,6 +326,21 @@ def test_the_command_finds_the_reader_by_the_name(saved, folder, tmp_path, capsy
     assert scores["frechet_efficientnet_lite0"] is None  # of one picture
 
 
+def test_data_without_pictures_is_told(saved, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"name": "a", "segments": [{"text": "no picture"}]}\n')
+    with pytest.raises(DataError, match=r"texts\.jsonl holds no pictures"):
+        run(saved, texts, *BARE)
+
+
+def test_a_file_in_the_way_of_the_page_is_told_before_the_work(saved, folder, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="out is a file, but a folder is to be written"):
+        run(saved, folder, "-o", tmp_path / "out", *BARE)
+    assert "Evaluating" not in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_package_of_the_page_that_is_missing_is_told_first(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"\(matplotlib\)"):
@@ -337,8 +352,10 @@ def test_a_package_of_the_page_that_is_missing_is_told_first(saved, tmp_path, mo
     [
         (("--most", "0"), "--most must be at least 1, got 0"),
         (("--worst", "-1"), "--worst must be at least 1, got -1"),
-        (("--frechet", "inception_v3"), "inception_v3 needs weights"),
-        (("--perceptual-heads", "vgg.pth"), "heads"),
+        (("--frechet", "inception_v3"), "no package holds those of inception_v3"),
+        (("--perceptual", "vgg16"), "--perceptual-weights are missing: no package holds those"),
+        (("--perceptual-heads", "vgg.pth"), "--perceptual-heads of LPIPS are fitted to"),
+        (("--frechet", "none", "--frechet-weights", "a.pth"), "leave out --frechet none"),
         (("--device", "abacus"), "No device 'abacus'"),
     ],
 )

@@ -40,12 +40,12 @@ def test_the_page_shows_pictures_codes_and_a_chart_of_every_number(folder):
     assert titles == ["PSNR (dB)", "loss l1", "a new loss", "l1"]
     assert len(page.xpath("//*[@id='curves']//figure/svg")) == 4
     words = page.text_content()
-    for word in ("At step 40", "2 min 02 s", "2 of 5 codes", "held-out psnr", "17.51"):
+    for word in ("At step 40", "2 min 02 s", "2 of 5 codes", "held-out PSNR (dB)", "17.51"):
         assert word in words
 
 
 def test_without_held_out_numbers_those_of_training_are_shown(folder):
-    assert written(folder).xpath("//dl//dt/text()") == ["held-out psnr"]
+    assert written(folder).xpath("//dl//dt/text()") == ["held-out PSNR (dB)"]
     write_training_page(folder, [], [], COUNTS, {"step": 40, "pictures": 12, "grad_norm": 0.7})
     page = html.fromstring((folder / "progress.html").read_bytes())
     assert page.xpath("//dl//dt/text()") == ["grad norm"]

@@ -203,6 +203,13 @@ def test_inception_features_of_any_picture_are_2048_numbers():
     assert shapes == [(64, 147, 147), (192, 71, 71), (288, 35, 35), (768, 17, 17), (2048, 8, 8)]
 
 
+def test_inception_takes_no_smaller_pictures_than_it_says():
+    net, least = random_net(InceptionV3, "inception_v3"), InceptionV3.least_side
+    assert net.maps(torch.zeros(1, 3, least, least))[-1].shape == (1, 2048, 1, 1)
+    with pytest.raises(RuntimeError, match="size"):
+        net.maps(torch.zeros(1, 3, least - 1, least - 1))
+
+
 def test_inception_means_leave_the_padding_out():
     torch.testing.assert_close(_mean(torch.ones(1, 2, 5, 5)), torch.ones(1, 2, 5, 5))
 
@@ -373,7 +380,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, name, package):
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "inception_v3"])
 def test_nets_without_a_package_need_a_file(name):
-    with pytest.raises(ConfigError, match=f"{name} needs weights, a file"):
+    with pytest.raises(ConfigError, match=f"no package holds those of {name}"):
         FeatureNetConfig(name=name)
 
 

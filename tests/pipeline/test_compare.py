@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pardalis.cli.main import main
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, DataError
+from pardalis.parallel import join
 from pardalis.pipeline import compare_image_tokenizers, load_recipe, run
 from pardalis.vq import ImageTokenizer
 
@@ -110,6 +111,47 @@ def test_what_a_comparison_needs(folder, what, message):
     (folder / "small.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         compare_image_tokenizers(folder / "small.toml", folder / "run")
+
+
+def test_processes_join_once(folder, monkeypatch):
+    """Those that leave and join again may find the addresses of the last time, and hang."""
+    joined = []
+
+    def counted(device):
+        joined.append(device)
+        return join(device)
+
+    def stops(recipe, run, folder, world):
+        raise DataError("that will do")
+
+    tables = '[drawings]\npackages = "packages"\n[[heldout]]'
+    (folder / "small.toml").write_text(RECIPE.replace("[[heldout]]", tables))
+    monkeypatch.setattr("pardalis.pipeline.compare.join", counted)
+    monkeypatch.setattr("pardalis.pipeline.runner.join", counted)
+    monkeypatch.setattr(
+        "pardalis.pipeline.stages.build_drawings", lambda config, folder: folder.mkdir()
+    )
+    monkeypatch.setattr("pardalis.pipeline.compare.train_image_tokenizer", stops)
+    with pytest.raises(DataError, match="that will do"):
+        compare_image_tokenizers(folder / "small.toml", folder / "run")
+    assert (folder / "run" / "corpus").is_dir()
+    assert len(joined) == 1
+
+
+def test_a_trained_tokenizer_has_no_variants(folder):
+    given = 'name = "small"\nimage_tokenizer_from = "final"\n[[sources]]\nname = "pictures"'
+    tables = RECIPE[: RECIPE.index("[image_tokenizer]")].replace(
+        'name = "small"\n[[sources]]\nname = "pictures"', given
+    )
+    (folder / "small.toml").write_text(tables + RECIPE[RECIPE.index("[[variants]]") :])
+    with pytest.raises(ConfigError, match="variants are of an image tokenizer that is trained"):
+        load_recipe(folder / "small.toml")
+
+
+def test_no_pictures_are_too_few(folder):
+    (folder / "small.toml").write_text("image_tokenizer_pictures = 0\n" + RECIPE)
+    with pytest.raises(ConfigError, match="image_tokenizer_pictures must be at least 1, got 0"):
+        load_recipe(folder / "small.toml")
 
 
 def test_variants_have_names_of_their_own(folder):

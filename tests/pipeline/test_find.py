@@ -9,7 +9,10 @@ import torch
 from pardalis.bundle import Bundle
 from pardalis.errors import BundleError, ConfigError
 from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.pipeline import load_recipe
 from pardalis.pipeline.find import find_image_tokenizer
+from pardalis.pipeline.start import given_content, image_tokenizer_folder
+from pardalis.vq import ImageTokenizer
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 
@@ -50,6 +53,27 @@ def test_a_run_may_have_that_of_another_folder(codec, bundle, tmp_path):
     assert find_image_tokenizer(run).fingerprint() == codec.image_tokenizer.fingerprint()
 
 
+def test_a_recipe_may_take_it_over_from_wherever_it_is(codec, bundle, tmp_path):
+    run = tmp_path / "run"
+    codec.image_tokenizer.save(run / "image_tokenizer" / "final")
+    shutil.copy(QUICKSTART, run / "recipe.toml")
+    recipe = tmp_path / "next.toml"
+    contents = []
+    for given in ("run", "run/image_tokenizer/final", "bundle"):
+        recipe.write_text(
+            f"""
+            name = "next"
+            image_tokenizer_from = "{given}"
+            sources = [{{ name = "a", reader = "jsonl", path = "a.jsonl" }}]
+            """
+        )
+        found = image_tokenizer_folder(load_recipe(recipe), tmp_path / "other")
+        assert ImageTokenizer.load(found).fingerprint() == codec.image_tokenizer.fingerprint()
+        contents.append(given_content(load_recipe(recipe)))
+    assert contents[0] == contents[1]  # the files of the tokenizer decide, not those of the run
+    assert [name for name, *_ in contents[2]] == ["config.json", "model.safetensors"]
+
+
 def test_a_fingerprint_follows_weights_and_config(codec, bundle):
     found = find_image_tokenizer(bundle)
     before = found.fingerprint()
@@ -65,7 +89,9 @@ def test_where_there_is_none(bundle, tmp_path):
     run.mkdir()
     shutil.copy(QUICKSTART, run)
     (run / "quickstart.toml").rename(run / "recipe.toml")
-    with pytest.raises(BundleError, match=r"final/config\.json is missing"):
+    with pytest.raises(BundleError, match="is not trained to its end"):
         find_image_tokenizer(run)
+    with pytest.raises(BundleError, match="nowhere does not exist; give the folder of a bundle"):
+        find_image_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="No device 'nonsense'"):
         find_image_tokenizer(bundle, "nonsense")

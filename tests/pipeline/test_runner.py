@@ -3,13 +3,15 @@
 import dataclasses
 import fcntl
 import json
+from typing import ClassVar
 
 import pytest
 
-from pardalis.errors import ConfigError, DataError
+from pardalis.errors import BundleError, ConfigError, DataError
+from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import read_records, run
+from pardalis.pipeline.runner import read_records, run, run_together
 
 RECIPE = """
 name = "fake"
@@ -179,6 +181,20 @@ def test_a_missing_output_is_made_again(project):
     assert go(project) == ["report"]
 
 
+def test_a_changed_file_of_a_feature_net_is_noticed(project):
+    folder = project[0]
+    recipe = folder / "recipe.toml"
+    net = '[image_tokenizer_training.perceptual.net]\nweights = "net.pth"\n'
+    recipe.write_text(RECIPE.replace("[image_tokenizer_loop]", net + "[image_tokenizer_loop]"))
+    with pytest.raises(BundleError, match=r"net\.pth cannot be read \(No such file"):
+        go(project)
+    (folder / "net.pth").write_bytes(b"one")
+    assert go(project) == NAMES[1:]
+    assert go(project) == []
+    (folder / "net.pth").write_bytes(b"two")
+    assert go(project) == NAMES[1:]
+
+
 def test_a_missing_source(project):
     (project[0] / "pairs.jsonl").unlink()
     with pytest.raises(DataError, match=r"pairs\.jsonl"):
@@ -196,6 +212,58 @@ def test_two_processes_do_not_share_a_folder(project):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="Another process is running in"):
             go(project)
+
+
+class Telling(World):
+    """The first of two processes, which notes what it tells the other."""
+
+    told: ClassVar[list[str | None]] = []
+
+    def tell(self, message=None):
+        self.told.append(message)
+
+
+class Told(World):
+    """The second of two, which is told that the first one failed."""
+
+    def tell(self, message=None):
+        return "failed"
+
+
+def test_other_processes_are_told_of_the_end(project):
+    recipe = load_recipe(project[0] / "recipe.toml")
+    first = Telling(0, 2)
+    first.told.clear()
+    run_together(recipe, project[0] / "run", first, ("text_tokenizer",))
+    assert first.told == [None]
+
+
+def test_other_processes_are_told_of_a_failure_that_is_not_theirs(project):
+    (project[0] / "pairs.jsonl").unlink()
+    recipe = load_recipe(project[0] / "recipe.toml")
+    first = Telling(0, 2)
+    first.told.clear()
+    with pytest.raises(DataError):
+        run_together(recipe, project[0] / "run", first)
+    assert first.told == ["failed"]
+    with pytest.raises(SystemExit):
+        run_together(recipe, project[0] / "run", Told(1, 2))
+
+
+def test_a_failure_that_they_share_is_not_told(project, monkeypatch):
+    def failing(recipe, folder, world):
+        raise DataError("no picture")
+
+    failing_stages = tuple(
+        dataclasses.replace(stage, run=failing) if stage.is_shared else stage
+        for stage in stages.STAGES
+    )
+    monkeypatch.setattr(stages, "STAGES", failing_stages)
+    first = Telling(0, 2)
+    first.told.clear()
+    with pytest.raises(DataError, match="no picture"):
+        run_together(load_recipe(project[0] / "recipe.toml"), project[0] / "run", first)
+    assert first.told == ["image_tokenizer"]
 
 
 def test_records_that_cannot_be_read(project):

@@ -61,7 +61,7 @@ def task(variant: str, world: World) -> ImageTokenizerTask:
         # With a mean use of 8 pictures' codes, what one batch does not choose is soon dead.
         codebook_decay=0.5,
         schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=2),
-        **VARIANTS[variant],
+        **VARIANTS.get(variant, {}),
     )
     return ImageTokenizerTask(
         shape, config, pictures[:30], pictures[30:], total_steps=STEPS, world=world
@@ -78,6 +78,13 @@ def losses(variant: str, world: World) -> list[dict[str, float]]:
     return [*lines, made.evaluate()]
 
 
+def one_held_out(world: World) -> dict[str, float]:
+    """Evaluate fewer pictures than there are processes."""
+    made = task("fsq", world)
+    made.heldout = made.heldout[:1]
+    return made.evaluate()
+
+
 def train_part(folder: Path, steps: int, world: World) -> dict[str, float]:
     config = LoopConfig(steps=steps, save_every=2, report_every=2)
     return dict(train(task("ema", world), folder, config, world=world))
@@ -90,6 +97,7 @@ def main(folder: Path) -> None:
         train_part(folder / "run", 4, world)
         gathered = world.gather(torch.tensor([[float(world.rank)]])).flatten().tolist()
         facts = {"ranks": gathered, "any": world.any(world.rank == 1), "told": world.tell("go")}
+        facts["evaluated"] = one_held_out(world)
         if world.is_first:
             (folder / "found.json").write_text(json.dumps(found | {"facts": facts}))
 

@@ -228,6 +228,18 @@ def test_the_tokenizer_learns_from_the_adversary_and_not_the_adversary_from_it()
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_pictures_must_not_be_smaller_than_a_net_takes():
+    with pytest.raises(ConfigError, match="squeezenet needs pictures of 32 pixels a side or more"):
+        task(side=16, perceptual=PerceptualConfig(net=NET))
+
+
+def test_the_loss_has_the_adversarial_one_times_its_weight():
+    made = task(side=32, adversarial=AdversarialConfig(discriminator=PATCH, weight=0.25))
+    line = numbers(made.step(0))
+    rest = 4 * line["loss_l2"] + line["loss_quantizer"]
+    assert line["loss"] == pytest.approx(rest + 0.25 * line["loss_adversarial"], rel=1e-5)
+
+
 def test_averaged_weights_are_what_is_kept():
     """After a first step they are the weights; after a second 0.9 of them and 0.1 of the new."""
     made = task("vq", ema_decay=0.9, start_on_data=False, restart_until=0.0)

@@ -56,6 +56,13 @@ def test_it_is_the_distance_of_the_crops(distance, pair):
     torch.testing.assert_close(found, distance(*crops)[0] / 2)  # of two pictures
 
 
+def test_mixed_precision_leaves_its_sums_in_32_bits(distance, pair):
+    regions = [[((10.0, 4.0, 42.0, 36.0), 1.001)], []]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(distance, pair, regions)
+    torch.testing.assert_close(found, loss(distance, pair, regions))
+
+
 def test_it_grows_with_the_weight_and_adds_up(distance, pair):
     one, other = (0.0, 0.0, 30.0, 20.0), (20.0, 30.0, 64.0, 64.0)
     single = loss(distance, pair, [[(one, 1.0)], []])

@@ -83,7 +83,7 @@ def add(commands: Commands) -> None:
         "folder",
         metavar="BUNDLE",
         type=Path,
-        help="folder of a bundle, or of a run with tokenizers",
+        help="bundle or run; for a picture also an image tokenizer: a folder",
     )
     show.add_argument("--text", help="a text to cut into pieces")
     show.add_argument("--picture", type=Path, help="a picture to turn into codes")
@@ -108,10 +108,13 @@ def _compare(options: argparse.Namespace) -> None:
         return
     for source in comparison.sources:
         columns = comparison.columns(source)
-        echo(f"{source:<20}" + "".join(f"{name.partition('_')[0]:>12}" for name in columns))
+        first = max(len(name) for name in (source, *(row.name for row in comparison.rows)))
+        echo(f"{source:<{first}}" + "".join(f"  {name:>8}" for name in columns))
         for row in comparison.rows:
-            values = (shown(row.scores[source][name]) for name in columns)
-            echo(f"{row.name:<20}" + "".join(f"{value:>12}" for value in values))
+            values = (
+                f"  {shown(row.scores[source][name]):>{max(8, len(name))}}" for name in columns
+            )
+            echo(f"{row.name:<{first}}" + "".join(values))
     echo(f"{folder / FILE}, {folder / PAGE}")
 
 
@@ -134,26 +137,27 @@ def _import_image(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from pardalis import bundle
     from pardalis.pipeline import load_codec
+    from pardalis.pipeline.find import find_image_tokenizer
 
     if options.out is not None and options.out.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise ConfigError(f"--out must end in .png, .jpg or .webp, got {options.out}.")
     if options.text is None and options.picture is None:
         raise ConfigError("Say what to show: --text TEXT or --picture PATH, or both.")
-    is_run = (options.folder / "recipe.toml").is_file()
-    codec = load_codec(options.folder) if is_run else bundle.load_codec(options.folder)
     shown: dict[str, object] = {}
     lines: list[str] = []
     if options.text is not None:
+        is_run = (options.folder / "recipe.toml").is_file()
+        codec = load_codec(options.folder) if is_run else bundle.load_codec(options.folder)
         ids = codec.text_tokenizer.encode(options.text)
         pieces = [codec.text_tokenizer.decode([piece]) for piece in ids]
         shown |= {"pieces": pieces, "text_ids": [codec.vocabulary.text_id(piece) for piece in ids]}
         lines.append(" | ".join(pieces))
     if options.picture is not None:
-        tokenizer = codec.image_tokenizer
+        tokenizer = find_image_tokenizer(options.folder)
         codes = tokenizer.codes_of([options.picture])
         grid = codes.view(tokenizer.config.grid, -1).tolist()
         shown["codes"] = grid
-        width = len(str(codec.vocabulary.n_codes - 1))
+        width = len(str(tokenizer.config.n_codes - 1))
         lines += [" ".join(f"{code:>{width}}" for code in row) for row in grid]
         if options.out is not None:
             tokenizer.images_of(codes)[0].save(options.out)

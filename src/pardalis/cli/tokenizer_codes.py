@@ -133,7 +133,11 @@ def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) ->
         shown = {"output": str(options.output), **asdict(report)}
         print_json({**shown, "seconds": seconds, "pictures_per_second": rate})
         return
-    echo(f"{options.output}: {report.pictures:,} pictures, {report.rejected:,} of them rejected")
+    reasons = f", see {options.output}/part-*.rejected.jsonl" if report.rejected else ""
+    echo(
+        f"{options.output}: {report.pictures:,} pictures, {report.rejected:,} of them rejected"
+        f"{reasons}"
+    )
     if report.unchanged:
         echo(f"  {report.unchanged:,} were there before")
     echo(f"  {done:,} in {seconds:.1f} s, {rate:.3g} a second")

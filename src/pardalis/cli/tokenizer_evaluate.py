@@ -18,6 +18,7 @@ from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
     from pardalis.evaluate import Judges
+    from pardalis.feature_nets.config import FeatureNetConfig, FeatureNetName
 
 _DESCRIPTION = """\
 Encode and decode pictures, and score what comes back: PSNR, SSIM, a perceptual distance, a Fréchet
@@ -87,13 +88,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_evaluation,
     )
     from pardalis.evaluate.reconstruction_page import summary
+    from pardalis.files import output_folder
     from pardalis.pipeline.find import find_image_tokenizer
 
     for name in ("worst", "most"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise ConfigError(f"--{name} must be at least 1, got {number}.")
     if options.output is not None:
-        require_packages()
+        require_packages("The page", "evaluate")
+        output_folder(options.output)
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
     judges = _judges(options)
     pictures = Pictures(options.data, reader_of(options), options.fit, options.most)
@@ -120,26 +123,34 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _judges(options: argparse.Namespace) -> "Judges":
     from pardalis.devices import find_device
     from pardalis.evaluate import Judges, line_reader
-    from pardalis.feature_nets import (
-        FeatureNetConfig,
-        load_feature_net,
-        load_perceptual_distance,
-    )
+    from pardalis.feature_nets import load_feature_net, load_perceptual_distance
 
     device = find_device(options.device)
     perceptual = frechet = None
+    for kind in ("perceptual", "frechet"):
+        if getattr(options, kind) == _NONE and getattr(options, f"{kind}_weights"):
+            raise ConfigError(f"--{kind}-weights needs a net; leave out --{kind} none.")
     if options.perceptual != _NONE:
-        config = FeatureNetConfig(
-            name=options.perceptual,
-            weights=options.perceptual_weights,
-            heads=options.perceptual_heads,
-        )
+        heads = options.perceptual_heads
+        config = _net("perceptual", options.perceptual, options.perceptual_weights, heads)
         perceptual = load_perceptual_distance(config).to(device)
     if options.frechet != _NONE:
-        config = FeatureNetConfig(name=options.frechet, weights=options.frechet_weights)
+        config = _net("frechet", options.frechet, options.frechet_weights)
         frechet = load_feature_net(config).to(device)
     lines = line_reader() if options.words else None
     return Judges(perceptual=perceptual, frechet=frechet, lines=lines)
+
+
+def _net(
+    option: str, name: "FeatureNetName", weights: str | None, heads: str | None = None
+) -> "FeatureNetConfig":
+    """Return a feature net's config; what is wrong with it is told in words of the command line."""
+    from pardalis.feature_nets import FeatureNetConfig
+
+    try:
+        return FeatureNetConfig(name=name, weights=weights, heads=heads)
+    except ConfigError as error:
+        raise ConfigError(f"--{option}-{error}") from error
 
 
 def _print(scores: Mapping[str, Any]) -> None:

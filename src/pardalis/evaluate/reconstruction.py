@@ -105,9 +105,12 @@ def evaluate_reconstruction(
 
 def _no_picture(pictures: Pictures) -> DataError:
     examples = [example for of_kind in pictures.rejected.values() for example in of_kind.examples]
-    first = f" The first rejected is {examples[0]['where']}: {examples[0]['reason']}"
+    if not examples:
+        return DataError(f"{pictures.path} holds no pictures; give other data, or --reader.")
+    first = examples[0]
     return DataError(
-        f"{pictures.path} holds no picture that can be read." + (first if examples else "")
+        f"{pictures.path} holds no picture that can be read; the first rejected is "
+        f"{first['where']}: {first['reason']}"
     )
 
 

@@ -12,6 +12,14 @@ from pardalis.evaluate.extras import demo_extra
 T = TypeVar("T")
 
 _LARGEST_PIXELS = 192
+_WORDS = {
+    "heldout": "held-out",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "frechet": "Fréchet",
+    "fid": "FID",
+}
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -41,6 +49,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         gib=_or_dash(lambda value: f"{value:.2f} GiB"),
         ordinal=ordinal,
         shown=shown,
+        words=words,
     )
     return environment.get_template(template).render(values)
 
@@ -92,6 +101,15 @@ def ordinal(number: int) -> str:
     """Word a place: 1st, 2nd, 3rd."""
     teen = 10 <= number % 100 <= 20
     return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def words(name: str) -> str:
+    """Word the name of a number as a person writes it.
+
+    >>> words("heldout_psnr"), words("lpips_vgg16"), words("n_codes")
+    ('held-out PSNR (dB)', 'LPIPS vgg16', 'codes')
+    """
+    return " ".join(_WORDS.get(word, word) for word in name.removeprefix("n_").split("_"))
 
 
 def shown(value: float | int | None) -> str:

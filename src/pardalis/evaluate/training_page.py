@@ -15,7 +15,7 @@ from PIL import Image
 from pardalis import files
 from pardalis.evaluate.curves import Curve, chart, codebook_chart
 from pardalis.evaluate.run_folder import Metrics
-from pardalis.evaluate.templates import markup, picture_uri, render
+from pardalis.evaluate.templates import markup, picture_uri, render, words
 from pardalis.train.metrics import FILE_NAME, Line, read_metrics
 
 PAGE = "progress.html"
@@ -84,7 +84,7 @@ def _charts(lines: Sequence[Line]) -> list[tuple[str, Any]]:
     told = dict.fromkeys(name.removeprefix(_HELD_OUT) for line in lines for name in line)
     names = [name for name in _FIRST if name in told]
     names += [name for name in told if name not in _FIRST and not _COSTS.fullmatch(name)]
-    return [(_words(name), markup(_chart(metrics, name))) for name in names]
+    return [(words(name), markup(_chart(metrics, name))) for name in names]
 
 
 def _chart(metrics: Metrics, name: str) -> str:
@@ -100,8 +100,4 @@ def _chart(metrics: Metrics, name: str) -> str:
             is_held_out=True,
         ),
     ]
-    return chart(curves, _words(name))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("psnr", "PSNR (dB)")
+    return chart(curves, words(name))

@@ -25,11 +25,16 @@ class FeatureNetConfig:
     heads: str | None = None  # a file of LPIPS heads, such as the package lpips has
     layer_weights: tuple[float, ...] | None = None  # of a distance without heads; none = all alike
 
+    @property
+    def files(self) -> list[str]:
+        """The files that are named: of weights, and of heads."""
+        return [path for path in (self.weights, self.heads) if path is not None]
+
     def __post_init__(self) -> None:
         if self.weights is None and self.name not in _HAVE_A_PACKAGE:
             raise ConfigError(
-                f"The feature net {self.name} needs weights, a file: no package holds them. "
-                f"Only {' and '.join(_HAVE_A_PACKAGE)} come with theirs."
+                f"weights are missing: no package holds those of {self.name}; name a file of "
+                f"them, or choose {' or '.join(_HAVE_A_PACKAGE)}."
             )
         if self.heads is not None:
             self._check_heads()
@@ -46,13 +51,13 @@ class FeatureNetConfig:
     def _check_heads(self) -> None:
         if self.name not in _HAVE_HEADS:
             raise ConfigError(
-                f"LPIPS heads are fitted to {' or '.join(_HAVE_HEADS)}, not to {self.name}; "
-                "leave heads out or name one of them."
+                f"heads of LPIPS are fitted to {' or '.join(_HAVE_HEADS)}, not to {self.name}; "
+                "leave them out, or choose one of these nets."
             )
         if self.weights is None:
             raise ConfigError(
-                f"LPIPS heads are fitted to torchvision's weights of {self.name}, and none are "
-                "named: the packaged ones are others. Give weights too, or leave heads out."
+                f"heads of LPIPS are fitted to torchvision's weights of {self.name}, and the "
+                "packaged ones are others; name those weights too, or leave heads out."
             )
         if self.layer_weights is not None:
             raise ConfigError(

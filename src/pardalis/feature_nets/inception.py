@@ -25,6 +25,7 @@ class InceptionV3(Network):
     classifier = "fc."
     scaling = Scaling(mean=(127.5,) * 3, std=(127.5,) * 3)
     side = 299
+    least_side = 75
     antialias = False  # as published, though it makes large pictures grainy
 
     def __init__(self) -> None:

@@ -29,6 +29,7 @@ class Network(nn.Module):
     classifier: str  # how the names begin of published tensors that are not used
     scaling: Scaling = IMAGENET
     side: int = 224  # of the pictures that it was trained on
+    least_side: int = 32  # of pictures that have every map
     antialias: bool = True  # when pictures are made smaller
 
 

@@ -39,7 +39,7 @@ class PerceptualDistance(nn.Module):
     ) -> Float[Tensor, " B"]:
         """Return the distance of each pair, differentiable in the reconstruction alone.
 
-        Sides are 32 pixels or more.
+        Sides are of the net's ``least_side`` or more.
         """
         with torch.no_grad():
             targets = self.net.maps(pixels)

@@ -15,12 +15,12 @@ from PIL import Image
 
 from pardalis.devices import find_device
 from pardalis.errors import ConfigError
-from pardalis.evaluate import Judges, Pictures, evaluate_reconstruction
+from pardalis.evaluate import Judges, Pictures, evaluate_reconstruction, require_packages
 from pardalis.evaluate.comparison import Comparison, Row, write_comparison
 from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perceptual_distance
 from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import run
+from pardalis.pipeline.runner import run_together
 from pardalis.pipeline.stages import located, train_image_tokenizer
 from pardalis.train import read_metrics
 from pardalis.vq import ImageTokenizer
@@ -40,7 +40,7 @@ def compare_image_tokenizers(
 
     Raises:
         ConfigError: the recipe has no variants or no held-out sources, or a variant was begun with
-            other settings.
+            other settings; or a package is missing.
         PardalisError: as training and evaluation raise it.
     """
     recipe = load_recipe(path, overrides)
@@ -48,12 +48,13 @@ def compare_image_tokenizers(
         raise ConfigError(f"{path} has no [[variants]], so there is nothing to compare; add some.")
     if not recipe.heldout:
         raise ConfigError(f"{path} has no [[heldout]] source, which the variants are scored on.")
+    require_packages("The comparison", "evaluate")  # it comes last: do not find out then
     recipes = {
         variant.name: load_recipe(path, [*overrides, *variant.set]) for variant in recipe.variants
     }
-    if recipe.corpus is not None or recipe.drawings is not None:
-        run(recipe, folder, only=("corpus",))
     with join(find_device(device)) as world:
+        if recipe.corpus is not None or recipe.drawings is not None:
+            run_together(recipe, folder, world, only=("corpus",))
         tokenizers = {
             name: train_image_tokenizer(each, folder, folder / "variants" / name, world)
             for name, each in recipes.items()

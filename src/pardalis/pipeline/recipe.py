@@ -99,7 +99,9 @@ class Recipe:
     drawings: DrawingsConfig | None = None
     # The tokenizers. Beside start_from stands none of them.
     text_tokenizer: TextTokenizerConfig | None = None  # default with a model: TextTokenizerConfig()
-    image_tokenizer_from: str | None = None  # folder of a trained one, instead of the next four
+    image_tokenizer_from: str | None = (
+        None  # of a trained one, a bundle or a run: for the next four
+    )
     image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
@@ -129,6 +131,15 @@ class Recipe:
                 raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
         if self.corpus is not None and self.drawings is not None:
             raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
+        if self.variants and not self.trains_image_tokenizer:
+            raise ConfigError(
+                "variants are of an image tokenizer that is trained, but one is given; leave out "
+                "variants, or start_from and image_tokenizer_from."
+            )
+        if self.image_tokenizer_pictures is not None and self.image_tokenizer_pictures < 1:
+            raise ConfigError(
+                f"image_tokenizer_pictures must be at least 1, got {self.image_tokenizer_pictures}."
+            )
         if self.start_from is not None:
             self._refuse_what_the_bundle_decides()
         elif self.image_tokenizer_from is not None:

@@ -29,17 +29,19 @@ import pardalis
 from pardalis import config as configs
 from pardalis.data import SourceConfig, survey
 from pardalis.devices import find_device
-from pardalis.errors import ConfigError, DataError
+from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
 from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
 from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
 from pardalis.pipeline.start import check_start
+from pardalis.train import Interrupted
 
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
+_FAILED = "failed"  # told instead of a stage's name
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,6 +71,14 @@ def run(
     Raises:
         PardalisError: whatever a stage raises; what was finished before stays.
     """
+    with join(find_device(device)) as world:
+        return run_together(recipe, folder, world, only)
+
+
+def run_together(
+    recipe: Recipe, folder: Path, world: World, only: Sequence[str] = ()
+) -> list[Record]:
+    """Run a recipe as :func:`run` does, in processes that have joined already."""
     stages = stages_of(recipe)
     if unknown := sorted(set(only) - {stage.name for stage in stages}):
         raise ConfigError(
@@ -79,20 +89,28 @@ def run(
         require_packages()  # the report comes last: do not find out then
     if recipe.start_from is not None:
         check_start(recipe, folder)  # nothing runs, and nothing is moved aside, for a wrong bundle
-    with join(find_device(device)) as world:
-        if not world.is_first:
-            return _follow(recipe, folder, stages, world)
-        folder.mkdir(parents=True, exist_ok=True)
+    if not world.is_first:
+        return _follow(recipe, folder, stages, world)
+    folder.mkdir(parents=True, exist_ok=True)
+    leader = _Run(recipe, folder, world)
+    try:
         with _alone(folder):
-            records = _Run(recipe, folder, world).go(stages, only)
-        world.tell(None)
-        return records
+            records = leader.go(stages, only)
+    except PardalisError as error:
+        # In a shared stage the others fail by themselves, and a signal has ended them as well.
+        if leader.is_awaited and not isinstance(error, Interrupted):
+            world.tell(_FAILED)
+        raise
+    world.tell(None)
+    return records
 
 
 def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World) -> list[Record]:
     """Run the stages that the first process calls for, until it calls for no more."""
     by_name = {stage.name: stage for stage in stages}
     while (name := world.tell()) is not None:
+        if name == _FAILED:
+            raise SystemExit(1)  # the first process says why
         by_name[name].run(recipe, folder, world)
     return []
 
@@ -113,11 +131,13 @@ def read_records(folder: Path) -> list[Record]:
 class _Run:
     def __init__(self, recipe: Recipe, folder: Path, world: World) -> None:
         self.recipe, self.folder, self.world = recipe, folder, world
-        self.records = {record.name: record for record in read_records(folder)}
+        self.is_awaited = True  # whether the other processes wait to be told what comes next
+        self.records: dict[str, Record] = {}
         self.identities: dict[str, str] = {}
         self.contents: dict[str, str] = {}  # hash of a source's content, by its name
 
     def go(self, stages: Sequence[Stage], only: Sequence[str]) -> list[Record]:
+        self.records = {record.name: record for record in read_records(self.folder)}
         for stage in stages:
             if only and stage.name not in only:
                 self._note_identity(stage)
@@ -150,10 +170,10 @@ class _Run:
         return self.contents[source.name]
 
     def _note_identity(self, stage: Stage) -> None:
-        """Find the identity of a stage that is not run; it has none while its input is absent."""
+        """Find the identity of a stage that is not run; it has none while an input is absent."""
         try:
             self.identities[stage.name] = self._identity(stage)
-        except DataError:
+        except (DataError, BundleError):
             self.identities[stage.name] = ""
 
     def _require(self, stage: Stage) -> None:
@@ -189,7 +209,9 @@ class _Run:
         try:
             if stage.is_shared:
                 self.world.tell(stage.name)
+                self.is_awaited = False
             stage.run(self.recipe, self.folder, self.world)
+            self.is_awaited = True
             record.finished = datetime.now(UTC).isoformat(timespec="seconds")
         finally:
             record.seconds = earlier + time.monotonic() - start

@@ -45,6 +45,7 @@ from pardalis.pipeline.start import (
     given_content,
     image_tokenizer_folder,
     load_start,
+    net_files,
     start_folder,
 )
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
@@ -167,7 +168,8 @@ def train_image_tokenizer(recipe: Recipe, run: Path, folder: Path, world: World)
         "training": configs.to_dict(training),
         "pictures": len(pictures),
     }
-
+    if files := net_files(recipe):
+        settings["net_files"] = files
     train(task, folder, loop, "Image tokenizer", settings, world, _page_writer(task, folder, loop))
     if world.is_first:
         task.trained.save(folder / "final")
@@ -363,6 +365,7 @@ STAGES: tuple[Stage, ...] = (
             recipe.image_tokenizer_config(),
             recipe.image_tokenizer_training,
             recipe.image_tokenizer_pictures,
+            *net_files(recipe),
         ],
         sources=_learnt,
         steps=lambda recipe: (

@@ -12,10 +12,13 @@ import torch
 from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.bundle import Bundle
-from pardalis.errors import ConfigError
+from pardalis.errors import BundleError, ConfigError
 from pardalis.model import Decoder, ModelConfig
-from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
+
+_RECIPE, _CONFIG = "recipe.toml", "config.json"
+_ONE_OF = f"a bundle, of a run, or of an image tokenizer ({_CONFIG} and model.safetensors)"
 
 
 def start_folder(recipe: Recipe) -> Path:
@@ -71,8 +74,37 @@ def image_tokenizer_folder(recipe: Recipe, run: Path) -> Path:
     if recipe.start_from is not None:
         return start_folder(recipe) / bundles.IMAGE_TOKENIZER
     if recipe.image_tokenizer_from is not None:
-        return Path(recipe.image_tokenizer_from)
+        return image_tokenizer_in(Path(recipe.image_tokenizer_from))
     return run / "image_tokenizer" / "final"
+
+
+def image_tokenizer_in(path: Path) -> Path:
+    """Return the folder of an image tokenizer, given that or a bundle's or a run's.
+
+    Raises:
+        BundleError: there is none, or the run has not finished it.
+        ConfigError: a run's recipe is wrong.
+    """
+    if not path.exists():
+        raise BundleError(f"{path} does not exist; give the folder of {_ONE_OF}.")
+    if (path / bundles.DESCRIPTION).is_file():
+        return path / bundles.IMAGE_TOKENIZER
+    if (path / _RECIPE).is_file():
+        return _folder_of_run(path)
+    if (path / _CONFIG).is_file():
+        return path
+    raise BundleError(f"{path} holds no image tokenizer; give the folder of {_ONE_OF}.")
+
+
+def _folder_of_run(run: Path) -> Path:
+    recipe = load_recipe(run / _RECIPE)
+    folder = image_tokenizer_folder(recipe, run)
+    if recipe.trains_image_tokenizer and not folder.exists():
+        raise BundleError(
+            f"The image tokenizer of {run} is not trained to its end, which writes {folder}; run "
+            "'pardalis tokenizer train-image' with its recipe to go on."
+        )
+    return folder
 
 
 def given_content(recipe: Recipe) -> list[list[str | int]]:
@@ -84,10 +116,12 @@ def given_content(recipe: Recipe) -> list[list[str | int]]:
     The price: a copy that did not keep the times counts as another bundle. Licences are left out,
     since no number depends on them.
     """
-    given = recipe.start_from or recipe.image_tokenizer_from
-    if given is None:
+    if recipe.start_from is not None:
+        folder = start_folder(recipe)
+    elif recipe.image_tokenizer_from is not None:
+        folder = image_tokenizer_in(Path(recipe.image_tokenizer_from))
+    else:
         return []
-    folder = Path(given)
     found: list[list[str | int]] = []
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -97,6 +131,29 @@ def given_content(recipe: Recipe) -> list[list[str | int]]:
             status = path.stat()
             found.append([name, status.st_size, status.st_mtime_ns])
     return found
+
+
+def net_files(recipe: Recipe) -> list[str]:
+    """Return hashes of the files of feature nets that the losses of a recipe name.
+
+    Raises:
+        BundleError: a file cannot be read.
+    """
+    training = recipe.image_tokenizer_training
+    if training is None:
+        return []
+    try:
+        return [_hash(path) for net in training.nets for path in net.files]
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename} cannot be read ({error.strerror}); give the file of the net's "
+            "weights."
+        ) from error
+
+
+def _hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_start(recipe: Recipe) -> Bundle:

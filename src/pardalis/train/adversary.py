@@ -82,7 +82,7 @@ class Adversary:
         other_losses: Float[Tensor, ""],
         last_weight: Tensor,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the tokenizer's weighted adversarial loss, and its weight.
+        """Return the tokenizer's adversarial loss, and its weight.
 
         Args:
             other_losses: of the reconstruction, to which an adaptive weight is fitted.
@@ -93,7 +93,7 @@ class Adversary:
         weight = torch.tensor(self.config.weight, device=loss.device)
         if self.config.adaptive:
             weight = weight * adaptive_weight(other_losses, loss, last_weight, self.world.mean)
-        return weight * loss, weight
+        return loss, weight
 
     def learn(
         self,

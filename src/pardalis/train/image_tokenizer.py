@@ -113,6 +113,12 @@ class ImageTokenizerTrainConfig:
     compile: bool = False  # compile encoder and decoder
     seed: int = 0  # root of initial values, order of pictures and restarts
 
+    @property
+    def nets(self) -> list[FeatureNetConfig]:
+        """The feature nets of all losses."""
+        of_regions = [region.net for region in self.regions]
+        return of_regions if self.perceptual is None else [self.perceptual.net, *of_regions]
+
     def __post_init__(self) -> None:
         for name, least in (("batch_pictures", 1), ("heldout_pictures", 0)):
             if getattr(self, name) < least:
@@ -187,8 +193,14 @@ class ImageTokenizerTask:
         self.optimizer = adamw(self.tokenizer, config.optimizer)
         self.averaged = _averaged(self.tokenizer, config.ema_decay) if config.ema_decay else None
         self.codebook = self._live_codebook()
-        self.perceptual = _distance(config.perceptual, self.device)
-        self.region_distances = [_distance(region, self.device) for region in config.regions]
+        self.perceptual = (
+            _distance(config.perceptual.net, model_config.resolution, self.device)
+            if config.perceptual
+            else None
+        )
+        self.region_distances = [
+            _distance(region.net, region.side, self.device) for region in config.regions
+        ]
         self.adversary = (
             Adversary(config.adversarial, model_config.resolution, config.seed, self.world)
             if config.adversarial
@@ -252,6 +264,8 @@ class ImageTokenizerTask:
         counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64, device=self.device)
         mine = self.heldout[self.world.rank :: self.world.size]
         for bytes_ in torch.split(mine, self.config.batch_pictures):
+            if len(bytes_) == 0:  # fewer pictures than processes
+                continue
             pixels = self._pixels(bytes_)
             codes = tokenizer.encode(pixels)
             reconstruction = tokenizer.decode(codes)
@@ -325,7 +339,6 @@ class ImageTokenizerTask:
             parts["loss_perceptual"] = self.perceptual(reconstruction, pixels).mean()
             of_pixels = of_pixels + config.perceptual.weight * parts["loss_perceptual"]
         for region, distance in zip(config.regions, self.region_distances, strict=True):
-            assert distance is not None
             boxes = [
                 [(each.box, each.weight) for each in of_picture if each.kind == region.kind]
                 for of_picture in batch.regions
@@ -340,7 +353,7 @@ class ImageTokenizerTask:
         if self.adversary is not None and self.adversary.has_begun(step):
             against, weight = self.adversary.judge(reconstruction, of_pixels, self._last_weight)
             parts |= {"loss_adversarial": against, "adversarial_weight": weight}
-            loss = loss + against
+            loss = loss + weight * against
         return loss, {name: part.detach() for name, part in parts.items()}
 
     def _tend_codebook(
@@ -398,10 +411,15 @@ def _vectors(latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "M Z"]:
     return latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _distance(
-    config: PerceptualConfig | RegionConfig | None, device: torch.device
-) -> PerceptualDistance | None:
-    return load_perceptual_distance(config.net).to(device) if config is not None else None
+def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> PerceptualDistance:
+    distance = load_perceptual_distance(net)
+    least = distance.net.network.least_side
+    if side < least:
+        raise ConfigError(
+            f"The feature net {net.name} needs pictures of {least} pixels a side or more, got "
+            f"{side}; choose a larger resolution, or side of regions, or another net."
+        )
+    return distance.to(device)
 
 
 def _averaged(tokenizer: ImageTokenizer, decay: float) -> AveragedModel:

@@ -137,8 +137,8 @@ class StyleGAN2Discriminator(Discriminator):
 def batch_deviation(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 1 Y X"]:
     """Return how much pictures of a group differ, as one more channel (arXiv 1710.10196).
 
-    Groups are of 4 neighbours, or of the next larger number that divides the batch; so processes
-    that share out a batch form the groups of one that has all of it.
+    Groups are of 4 neighbours, or of the next larger number that divides the batch. So processes
+    with shares of 4, 8 ... pictures form the groups of one that has all of them.
     """
     batch, _, height, width = x.shape
     smallest = min(batch, _STDDEV_GROUP)

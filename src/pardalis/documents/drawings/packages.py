@@ -137,8 +137,8 @@ def _fetch(package: Package, folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise ConfigError(
-            f"npm, which fetches the drawings, is not installed; install Node.js, or put "
-            f"{package.file} into {folder} yourself."
+            "npm, which fetches the drawings, is not installed; install Node.js, or put "
+            f"{', '.join(each.file for each in PACKAGES)} into {folder} yourself."
         )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as partial:
         command = [npm, "pack", f"{package.name}@{package.version}", "--ignore-scripts"]
