@@ -311,3 +311,16 @@ def test_a_checkpoint_of_another_model_ends_in_a_sentence(tmp_path: Path) -> Non
 def test_a_wrong_field_is_named(field: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"^{field} must"):
         LoopConfig(**{"steps": 1, field: value})
+
+
+def test_whoever_looks_at_an_evaluation_may_fail_and_nothing_is_lost(tmp_path: Path) -> None:
+    def fail(line: Line) -> None:
+        assert line["heldout_loss"] > 0
+        raise ConnectionError("no page can be drawn")
+
+    config = LoopConfig(steps=4, save_every=4, report_every=2)
+    with pytest.raises(ConnectionError):
+        train(Walk(), tmp_path, config, evaluated=fail)
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-00000004"

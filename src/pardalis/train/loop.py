@@ -119,12 +119,12 @@ def train(
                 line |= task.evaluate()
             if line:
                 metrics.write(done, time_s, line)
-            if evaluates and world.is_first:
-                evaluated(metrics.last)
             if saves:
                 _save(task, folder, done, {"time_s": time_s, "window": window.fetch()}, world)
                 if world.is_first:
                     checkpoint.prune(folder, config.keep_checkpoints)
+            if evaluates and world.is_first:
+                evaluated(metrics.last)  # after saving: whatever it does, nothing is lost
             if reports:
                 advance(1, loss=line["loss"], rate=f"{line['steps_per_second']:.3g}/s")
             else:
