@@ -104,7 +104,7 @@ def test_it_learns_and_uses_its_codebook(kind):
         made.step(step)
     after = made.evaluate()
     assert after["heldout_psnr"] > before["heldout_psnr"] + 5
-    assert after["heldout_l1"] < before["heldout_l1"] / 2
+    assert after["heldout_loss_l1"] < before["heldout_loss_l1"] / 2
     assert after["heldout_codebook_use"] > 0.3
     assert 1 < after["heldout_perplexity"] <= 32
 

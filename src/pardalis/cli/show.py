@@ -77,6 +77,8 @@ def _bundle(options: argparse.Namespace) -> None:
     _fact(
         "pictures", f"{pictures.resolution} pixels, {pictures.grid} x {pictures.grid} codes{drawn}"
     )
+    if description.get("prompt_pictures", "crop") == "pad":
+        _fact("", "those of prompts are shown whole, with white borders")
     numbers = description["made_by"].pop("numbers", {})
     _show_origin(description["made_by"])
     for name, value in numbers.items():

@@ -8,6 +8,7 @@ RUN/
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from pardalis.evaluate.comparison import Comparison, Row, write_comparison
 from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perceptual_distance
 from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import run_together
+from pardalis.pipeline.runner import alone, run_together
 from pardalis.pipeline.stages import located, train_image_tokenizer
 from pardalis.train import read_metrics
 from pardalis.vq import ImageTokenizer
@@ -55,10 +56,13 @@ def compare_image_tokenizers(
     with join(find_device(device)) as world:
         if recipe.corpus is not None or recipe.drawings is not None:
             run_together(recipe, folder, world, only=("corpus",))
-        tokenizers = {
-            name: train_image_tokenizer(each, folder, folder / "variants" / name, world)
-            for name, each in recipes.items()
-        }
+        variants = folder / "variants"
+        variants.mkdir(parents=True, exist_ok=True)
+        with alone(variants) if world.is_first else nullcontext():
+            tokenizers = {
+                name: train_image_tokenizer(each, folder, variants / name, world)
+                for name, each in recipes.items()
+            }
         if not world.is_first:
             return None
         comparison = _scored(recipe, recipes, folder, tokenizers, world)

@@ -35,7 +35,7 @@ from pardalis.files import write_json, write_text
 from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
-from pardalis.pipeline.start import check_start
+from pardalis.pipeline.start import check_given
 from pardalis.train import Interrupted
 
 logger = logging.getLogger(__name__)
@@ -87,14 +87,13 @@ def run_together(
         )
     if any(stage.name == "report" and (not only or "report" in only) for stage in stages):
         require_packages()  # the report comes last: do not find out then
-    if recipe.start_from is not None:
-        check_start(recipe, folder)  # nothing runs, and nothing is moved aside, for a wrong bundle
+    check_given(recipe, folder)  # nothing runs, and nothing is moved aside, for a wrong bundle
     if not world.is_first:
         return _follow(recipe, folder, stages, world)
     folder.mkdir(parents=True, exist_ok=True)
     leader = _Run(recipe, folder, world)
     try:
-        with _alone(folder):
+        with alone(folder):
             records = leader.go(stages, only)
     except PardalisError as error:
         # In a shared stage the others fail by themselves, and a signal has ended them as well.
@@ -238,7 +237,7 @@ class _Run:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep two processes from running in one folder; a lock dies with its process."""
     with open(folder / ".lock", "w") as lock:
         try:

@@ -47,24 +47,27 @@ def start_config(recipe: Recipe) -> ModelConfig:
     )
 
 
-def check_start(recipe: Recipe, run: Path) -> None:
-    """Find what is wrong with the bundle to start from before anything runs.
+def check_given(recipe: Recipe, run: Path) -> None:
+    """Find what is wrong with what a run is given before anything runs.
 
     Raises:
         BundleError, ConfigError: as :func:`start_config`; or the bundle is that of the run itself,
             or cannot draw what the recipe asks for.
     """
-    folder = start_folder(recipe)
-    if folder.resolve() == (run / "bundle").resolve():
-        raise ConfigError(
-            f"start_from is {folder}, which this run would replace by its own bundle; choose "
-            "another --out, or another name for the recipe."
-        )
-    start_config(recipe)
-    config = ImageTokenizer.load_config(folder / bundles.IMAGE_TOKENIZER)
+    if recipe.trains_image_tokenizer:
+        return
+    if recipe.start_from is not None:
+        if start_folder(recipe).resolve() == (run / "bundle").resolve():
+            raise ConfigError(
+                f"start_from is {start_folder(recipe)}, which this run would replace by its own "
+                "bundle; choose another --out, or another name for the recipe."
+            )
+        start_config(recipe)
+    folder = image_tokenizer_folder(recipe, run)
+    config = ImageTokenizer.load_config(folder)
     if not config.has_decoder and (recipe.answer.drawings or recipe.answer.pages):
         raise ConfigError(
-            f"The image tokenizer in {folder} has no decoder, so its model cannot draw; set "
+            f"The image tokenizer {folder} has no decoder, so its model cannot draw; set "
             "answer.drawings and answer.pages to 0, or import it again with --image-tokenizer."
         )
 

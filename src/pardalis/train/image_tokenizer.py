@@ -276,7 +276,7 @@ class ImageTokenizerTask:
         counts = self.world.sum(counts)
         return {
             "heldout_psnr": mean_psnr,
-            "heldout_l1": l1,
+            "heldout_loss_l1": l1,
             "heldout_codebook_use": codebook_use(counts).item(),
             "heldout_perplexity": perplexity(counts).item(),
         }
@@ -285,7 +285,8 @@ class ImageTokenizerTask:
     def samples(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """Return a few held-out pictures, and what the tokenizer makes of each."""
         tokenizer = self.trained.eval()
-        pixels = self._pixels(self.heldout[:_SAMPLES])
+        every = max(1, len(self.heldout) // _SAMPLES)
+        pixels = self._pixels(self.heldout[::every][:_SAMPLES])
         if len(pixels) == 0:
             return [], []
         return to_images(pixels), to_images(tokenizer.decode(tokenizer.encode(pixels)))
