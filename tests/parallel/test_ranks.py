@@ -54,7 +54,7 @@ def test_losses_are_those_of_one_process(together, variant):
 
 
 def test_a_run_of_two_goes_on_as_one(together, tmp_path):
-    """Measured: a loss of the last line equal to 1e-6."""
+    """Measured: the same loss to the last bit."""
     torch.set_num_threads(1)
     assert [line["step"] for line in read_metrics(together / "run" / "metrics.jsonl")] == [2, 4]
     resumed = ranks.train_part(together / "run", ranks.STEPS, World())

@@ -176,12 +176,12 @@ TAMING = {
 
 @pytest.mark.parametrize("kind", ["vq", "ema", "l2", "simvq", "ibq", "fsq"])
 def test_every_quantizer_learns(kind):
-    """Measured: from 6 to 7 dB before to at least 11 dB after 60 steps."""
+    """Measured: 6.4 to 6.7 dB before, 13.1 (ibq) to 14.5 dB (fsq) after 60 steps."""
     made = task(kind, steps=60)
     before = made.evaluate()["heldout_psnr"]
     for step in range(60):
         metrics = made.step(step)
-    assert made.evaluate()["heldout_psnr"] > before + 3
+    assert made.evaluate()["heldout_psnr"] > before + 5
     assert ("restarted_codes" in metrics) == (kind in ("vq", "ema", "l2"))
 
 
@@ -289,11 +289,11 @@ def test_without_restarts_and_a_start_on_data_a_plain_codebook_stays_where_it_wa
 
 
 def test_in_16_bits_the_losses_are_nearly_those_of_32():
-    """Measured: 0.3 % apart after three steps."""
+    """Measured: 0.013 % apart after three steps."""
     wide, narrow = task(), task(precision="bfloat16")
     for step in range(3):
         expected, found = wide.step(step), narrow.step(step)
-    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=0.03)
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-3)
     assert narrow.tokenizer.encoder.conv_in.weight.dtype == torch.float32
 
 
