@@ -1,5 +1,6 @@
 """Hugging Face's Chameleon folders in and out: nothing is lost, and both libraries agree."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -18,11 +19,13 @@ from transformers import (
 )
 
 import pardalis
+from pardalis.bundle import Bundle
 from pardalis.documents import Document, Picture, Text
 from pardalis.errors import BundleError
 from pardalis.inference import Request, SamplingConfig, generate_cached
 from pardalis.interop import export_model, huggingface, import_model
 from pardalis.interop.vocabulary import from_foreign, to_foreign
+from pardalis.model import Decoder
 from pardalis.tokens import Limits, Rule
 from pardalis.vq import ImageTokenizer
 
@@ -250,6 +253,25 @@ def test_our_model_loads_there_and_gives_the_same_logits(own_bundle, exported, c
     with torch.no_grad():
         ours = bundle.model(ids)
     compare("exported model", "logits", ours, bare_logits(theirs, input_ids=ids), atol=LOGITS)
+
+
+@pytest.mark.parametrize("to", ["hf", "meta"])
+def test_a_norm_of_the_embedding_goes_into_the_table(to, own_bundle, tmp_path, compare):
+    """Their models have none: the rows that they look up are normalised before."""
+    bundle = pardalis.load(own_bundle)
+    model = Decoder(dataclasses.replace(bundle.model.config, embedding_norm=True))
+    model.load_state_dict(bundle.model.state_dict())
+    ids = ids_in_order(bundle.codec.vocabulary.size)
+    with torch.no_grad():
+        ours, without = model(ids), bundle.model(ids)
+    assert not torch.allclose(ours, without, atol=0.1)
+    Bundle(model, bundle.codec, made_by={}).save(tmp_path / "bundle")
+    export_model(tmp_path / "bundle", tmp_path / "theirs", to)
+    import_model(tmp_path / "theirs", tmp_path / "back")
+    back = pardalis.load(tmp_path / "back").model
+    assert not back.config.embedding_norm
+    with torch.no_grad():
+        compare("embedding norm", "logits", back(ids), ours, atol=LOGITS)
 
 
 def test_our_model_comes_back_as_it_was(own_bundle, exported, tmp_path):

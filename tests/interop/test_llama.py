@@ -590,7 +590,7 @@ class OneBatch:
             documents=torch.zeros(1, len(ids) - 1, dtype=torch.long),
         )
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
         return self._batch
 
 

@@ -1,72 +1,16 @@
-"""The chunked objective equals the naive one, in value and in gradient."""
+"""The sums of a batch, by modality, are those of full logits."""
 
+import dataclasses
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pardalis.objectives import NextTokenConfig, linear_logsumexp, next_token_losses
-
-
-def case(n: int = 11, width: int = 8, vocab: int = 37):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, width, generator=generator, requires_grad=True)
-    weight = torch.randn(vocab, width, generator=generator, requires_grad=True)
-    targets = torch.randint(vocab, (n,), generator=generator)
-    return hidden, weight, targets
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 36, 37, 100])
-def test_chunks_equal_the_whole(chunk):
-    hidden, weight, targets = case()
-    logits = hidden @ weight.T
-    naive = F.cross_entropy(logits, targets, reduction="none")
-    z = logits.logsumexp(-1).square()
-    scale = torch.linspace(0.1, 2, len(targets))
-    expected = torch.autograd.grad(((naive + 0.3 * z) * scale).sum(), [hidden, weight])
-
-    target_logit, lse = linear_logsumexp(hidden, weight, targets, chunk)
-    torch.testing.assert_close(lse - target_logit, naive, rtol=1e-5, atol=1e-5)
-    loss = ((lse - target_logit + 0.3 * lse.square()) * scale).sum()
-    for ours, theirs in zip(torch.autograd.grad(loss, [hidden, weight]), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_full_logits_are_never_stored():
-    """With the vocabulary in ten chunks nothing of the size of the full logits is allocated."""
-    hidden, weight, targets = case(n=64, width=4, vocab=1000)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                largest = max(largest, out.numel())
-            return out
-
-    with Watch():
-        target_logit, lse = linear_logsumexp(hidden, weight, targets, chunk=100)
-        (lse - target_logit).sum().backward()
-    assert 64 * 100 <= largest < 64 * 1000
-
-
-def test_z_loss_of_a_known_row():
-    """Logits 1, 2, 3: log Z 3.407606, term 1.161178e-4, gradient 2e-5 log Z softmax."""
-    logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
-    _, lse = linear_logsumexp(logits, torch.eye(3), torch.tensor([0]), chunk=2)
-    term = 1e-5 * lse.square().sum()
-    assert float(lse.detach()) == pytest.approx(3.407606, abs=1e-6)
-    assert float(term.detach()) == pytest.approx(1.161178e-4, rel=1e-6)
-    [gradient] = torch.autograd.grad(term, [logits])
-    expected = torch.tensor([[6.136e-6, 1.668e-5, 4.534e-5]])
-    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0)
-
-
-def test_z_loss_of_uniform_logits():
-    _, lse = linear_logsumexp(torch.zeros(1, 2), torch.zeros(65_536, 2), torch.tensor([3]), 10_000)
-    assert float(1e-5 * lse.square().detach()) == pytest.approx(1.229960e-3, rel=1e-5)
+from pardalis.errors import ConfigError
+from pardalis.model import document_mask
+from pardalis.objectives import NextTokenConfig, next_token, next_token_losses, no_losses
 
 
 def batch(vocabulary, rows: int = 2, length: int = 9):
@@ -85,26 +29,103 @@ def batch(vocabulary, rows: int = 2, length: int = 9):
     )
 
 
-def test_sums_by_modality(tiny_model, vocabulary):
-    rows = batch(vocabulary)
-    config = NextTokenConfig(z_loss=0.1, vocab_chunk=7)
-    losses = next_token_losses(tiny_model, rows, vocabulary.image, config)
+def values(losses) -> list[torch.Tensor]:
+    return [getattr(losses, field.name) for field in dataclasses.fields(losses)]
 
-    from pardalis.model import document_mask
 
-    logits = tiny_model(rows.ids, rows.positions, document_mask(rows.documents))
+def naive(model, rows, image_ids):
+    """Cross-entropy, log Z and modality of every target, and what the head reads."""
+    hidden = model.hidden(rows.ids, rows.positions, document_mask(rows.documents))
+    logits = model.head(hidden)
     nll = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="none")
-    nll = nll.view_as(rows.weights) * rows.weights
-    z = logits.logsumexp(-1).square() * rows.weights
+    image = (rows.targets >= image_ids.start) & (rows.targets < image_ids.stop)
+    return nll.view_as(rows.weights), logits.logsumexp(-1), image, hidden
+
+
+@pytest.mark.parametrize("image_weight", [1.0, 0.3, 0.0])
+def test_sums_by_modality(tiny_model, vocabulary, image_weight):
+    rows = batch(vocabulary)
+    rows.weights[0, 1] = 0.5
+    config = NextTokenConfig(z_loss=0.1, loss_chunk=7, image_weight=image_weight)
+    losses = next_token_losses(tiny_model, rows, vocabulary.image, config)
+    nll, lse, image, hidden = naive(tiny_model, rows, vocabulary.image)
+    assert 0 < image[rows.weights > 0].sum() < (rows.weights > 0).sum()
+    learnt = torch.where(image, image_weight * rows.weights, rows.weights)
+    total = (learnt * (nll + 0.1 * lse.square())).sum()
+    [gradient] = torch.autograd.grad(total, [hidden])
+    squares = gradient.square().sum(-1)
+    weights = rows.weights
+    expected = {
+        "total": total,
+        "count": weights.sum(),
+        "text": (weights * nll)[~image].sum(),
+        "text_count": weights[~image].sum(),
+        "image": (weights * nll)[image].sum(),
+        "image_count": weights[image].sum(),
+        "z": (weights * lse.square()).sum(),
+        "text_lse": (weights * lse)[~image].sum(),
+        "image_lse": (weights * lse)[image].sum(),
+        "text_gradient": squares[~image].sum(),
+        "image_gradient": squares[image].sum(),
+    }
+    names = [field.name for field in dataclasses.fields(losses)]
+    torch.testing.assert_close(
+        values(losses), [expected[name] for name in names], rtol=1e-5, atol=1e-4
+    )
+
+
+def test_only_the_total_hangs_on_the_graph(tiny_model, vocabulary):
+    losses = next_token_losses(tiny_model, batch(vocabulary), vocabulary.image, NextTokenConfig())
+    assert losses.total.requires_grad
+    names = {field.name for field in dataclasses.fields(losses)} - {"total"}
+    assert not any(getattr(losses, name).requires_grad for name in names)
+
+
+def test_text_learns_the_same_beside_pictures_that_are_not_learnt(tiny_model, vocabulary):
+    """With image_weight 0 the gradient is that of the text targets, divided by the same count."""
+    rows = batch(vocabulary)
     image = (rows.targets >= vocabulary.image.start) & (rows.targets < vocabulary.image.stop)
-    close = {"rtol": 1e-5, "atol": 1e-4}
-    torch.testing.assert_close(losses.total, nll.sum() + 0.1 * z.sum(), **close)
-    torch.testing.assert_close(losses.image, nll[image].sum(), **close)
-    torch.testing.assert_close(losses.text, nll[~image].sum(), **close)
-    torch.testing.assert_close(losses.z, z.sum(), **close)
-    assert float(losses.count) == float(rows.weights.sum()) == 2 * 9 - 4
-    assert float(losses.image_count) == float(rows.weights[image].sum())
-    assert float(losses.text_count + losses.image_count) == float(losses.count)
+    never = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig(image_weight=0.0))
+    rows.weights[image] = 0
+    text_only = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig())
+    parameters = list(tiny_model.parameters())
+    found, expected = (torch.autograd.grad(x.total, parameters) for x in (never, text_only))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert float(never.image) > 0 and float(text_only.image) == 0
+
+
+def test_rows_without_weight_change_nothing_where_they_are_not_dropped(
+    tiny_model, vocabulary, monkeypatch
+):
+    """As on a GPU, where all rows go through the head."""
+    rows = batch(vocabulary)
+
+    def learn():
+        losses = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig())
+        return losses, torch.autograd.grad(losses.total, list(tiny_model.parameters()))
+
+    dropped, expected = learn()
+    monkeypatch.setattr(next_token, "_learnt", lambda weights: slice(None))
+    kept, gradients = learn()
+    torch.testing.assert_close(values(kept), values(dropped))
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sums_start_from_zeros():
+    assert not any(values(no_losses()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z_loss": -1.0}, "^z_loss must be 0 or more, got -1.0"),
+        ({"image_weight": math.nan}, "^image_weight must be 0 or more, got nan"),
+        ({"loss_chunk": 0}, "^loss_chunk must be at least 1, got 0"),
+    ],
+)
+def test_refuses_options_that_cannot_be(change, message):
+    with pytest.raises(ConfigError, match=message):
+        NextTokenConfig(**change)
 
 
 def test_weight_zero_teaches_nothing(tiny_model, vocabulary):
@@ -127,6 +148,13 @@ def test_document_mask_is_an_option_that_matters(tiny_model, vocabulary):
     rows.positions = torch.arange(rows.ids.shape[1]).expand(rows.ids.shape)
     one = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total
     torch.testing.assert_close(one, across, rtol=1e-5, atol=1e-4)
+
+
+def test_the_form_of_the_mask_changes_no_loss(tiny_model, vocabulary):
+    rows, config = batch(vocabulary), NextTokenConfig()
+    fastest = next_token_losses(tiny_model, rows, vocabulary.image, config)
+    plain = next_token_losses(tiny_model, rows, vocabulary.image, config, document_mask)
+    torch.testing.assert_close(values(fastest), values(plain), rtol=1e-5, atol=1e-4)
 
 
 def test_padding_yields_no_nan(tiny_model, vocabulary):

@@ -11,7 +11,7 @@ from pardalis.errors import BundleError, ConfigError
 from pardalis.interop.huggingface import read_chameleon, read_config, write_chameleon
 from pardalis.interop.llama import MODEL_TYPES, NewRows, read_llama
 from pardalis.interop.meta import is_meta, read_meta, write_meta
-from pardalis.interop.model import ForeignModel, read_bundle, write_bundle
+from pardalis.interop.model import ForeignModel, read_bundle, without_embedding_norm, write_bundle
 from pardalis.interop.tensors import LazyTensor, open_tensors
 from pardalis.interop.vqgan import read_vqgan
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
@@ -120,7 +120,7 @@ def export_model(
     """
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
-    model = read_bundle(source)
+    model = without_embedding_norm(read_bundle(source))
     if bundles.describe(source).get("prompt_pictures", "crop") != "crop":
         logger.warning(
             "%s shows pictures of prompts with white borders, which no foreign layout can say; "

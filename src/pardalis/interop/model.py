@@ -5,6 +5,7 @@ The decoder's tensors have our names, our order of rows within a head (:mod:`.na
 of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's names.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pardalis import bundle as bundles
@@ -215,6 +217,23 @@ def _swap(tensor: Tensor, n_heads: int, pairs_last: bool) -> Tensor:
     half = rows.shape[1] // 2
     pairs = torch.unflatten(rows, 1, (half, 2) if pairs_last else (2, half))
     return pairs.transpose(1, 2).reshape(tensor.shape)
+
+
+def without_embedding_norm(model: ForeignModel) -> ForeignModel:
+    """Put a norm of the embedding into its table, which others have without one."""
+    config = model.config
+    if not config.embedding_norm:
+        return model
+    table = model.decoder["embedding.weight"]
+
+    def normalised(rows: Tensor) -> Tensor:
+        return F.rms_norm(rows.float(), rows.shape[-1:], eps=config.norm_eps).to(rows.dtype)
+
+    return dataclasses.replace(
+        model,
+        config=dataclasses.replace(config, embedding_norm=False),
+        decoder={**model.decoder, "embedding.weight": table.map(normalised, table.shape)},
+    )
 
 
 def reorder_ids(tensors: Tensors, rows: Sequence[int]) -> dict[str, LazyTensor]:

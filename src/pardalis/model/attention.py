@@ -1,14 +1,16 @@
-"""Attention with QK-norm, RoPE and grouped heads, and the masks that say who sees whom."""
+"""Attention with QK-norm, RoPE and grouped heads."""
 
 import math
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pardalis.model.config import ModelConfig, RopeScaling
+from pardalis.model.masks import Mask, attend
+from pardalis.parallel.heads import rows_of_heads
 
 
 @runtime_checkable
@@ -29,19 +31,14 @@ class HeadNorm(nn.Module):
     weights the heads of one model-parallel rank share a scale: they are a group.
     """
 
-    def __init__(self, n_heads: int, d_head: int, n_groups: int, eps: float) -> None:
+    def __init__(self, d_head: int, n_groups: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_groups, d_head))
         self.bias = nn.Parameter(torch.empty(n_groups, d_head))
-        # One row for all heads, or one for each, is broadcast as it is.
-        self.repeats = n_heads // n_groups if n_groups > 1 else 1
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if self.repeats > 1:
-            weight, bias = (p.repeat_interleave(self.repeats, 0) for p in (weight, bias))
+        weight, bias = (rows_of_heads(p, x.shape[2]) for p in (self.weight, self.bias))
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * weight + bias
 
 
@@ -64,34 +61,23 @@ class Attention(nn.Module):
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm == "layer_norm":
             eps, groups = config.qk_norm_eps, config.qk_norm_groups
-            self.q_norm = HeadNorm(config.n_heads, config.d_head, groups or config.n_heads, eps)
-            self.k_norm = HeadNorm(
-                config.n_kv_heads, config.d_head, groups or config.n_kv_heads, eps
-            )
+            self.q_norm = HeadNorm(config.d_head, groups or config.n_heads, eps)
+            self.k_norm = HeadNorm(config.d_head, groups or config.n_kv_heads, eps)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
-        mask: Bool[Tensor, "B 1 T S"] | None,
+        mask: Mask | None,
         cache: LayerCache | None,
     ) -> Float[Tensor, "B T D"]:
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (self.n_heads, self.d_head))), rotation)
-        k = rotate(
-            self.k_norm(self.k_proj(x).unflatten(-1, (self.n_kv_heads, self.d_head))), rotation
-        )
-        v = self.v_proj(x).unflatten(-1, (self.n_kv_heads, self.d_head))
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
+        v = self.v_proj(x).unflatten(-1, (-1, self.d_head))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        attended = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )
+        attended = attend(q, k, v, mask)
         return self.o_proj(attended.transpose(1, 2).flatten(-2))
 
 
@@ -137,13 +123,3 @@ def rotate(
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-
-
-def document_mask(documents: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
-    """Let each position see itself and what precedes it in its own document.
-
-    Padding (document -1) sees the padding before it, so that no row of the softmax is empty.
-    """
-    same = documents[:, :, None] == documents[:, None, :]
-    causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=documents.device).tril()
-    return (same & causal).unsqueeze(1)

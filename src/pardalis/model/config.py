@@ -57,6 +57,9 @@ class ModelConfig:
     qk_norm_groups: int | None = None  # equal runs of heads that share a scale; None: none share
     qk_norm_eps: float = 1e-5
     norm_placement: Literal["pre", "reordered"] = "pre"  # before each branch, or on its output
+    # Divide what the embedding gives by its root mean square, so that it enters the residual stream
+    # at the size of a normalised branch, whatever the learning rate makes of the table.
+    embedding_norm: bool = False
     dropout: float = 0.0  # probability, on the output of attention and of feed-forward
     norm_eps: float = 1e-5
     init_std: float = 0.02  # of every matrix; residual outputs get init_std / sqrt(2 n_layers)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pardalis.model.attention import Attention, LayerCache, rotation_of
 from pardalis.model.config import ModelConfig
+from pardalis.model.masks import Mask
 
 
 class FeedForward(nn.Module):
@@ -49,7 +50,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
-        mask: Bool[Tensor, "B 1 T S"] | None,
+        mask: Mask | None,
         cache: LayerCache | None,
     ) -> Float[Tensor, "B T D"]:
         if self.norm_placement == "pre":
@@ -74,7 +75,7 @@ class Trunk(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         positions: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        mask: Mask | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         config = self.config
@@ -102,26 +103,30 @@ class Decoder(nn.Module):
         self,
         ids: Int[Tensor, "B T"],
         positions: Int[Tensor, "B T"] | None = None,
-        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        mask: Mask | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Return what the head reads.
 
         Args:
             positions: of each id in its own document, for RoPE; 0, 1, 2, ... when left out.
-            mask: True where attention is allowed; plain causal when left out.
+            mask: True where attention is allowed, or another form of :data:`pardalis.model.Mask`;
+                plain causal when left out.
             cache: one entry per layer, holding earlier keys and values. With a cache the mask must
                 be given, since its columns are the cache's.
         """
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        return self.trunk(self.embedding(ids), positions, mask, cache)
+        embedded = self.embedding(ids)
+        if self.config.embedding_norm:
+            embedded = F.rms_norm(embedded, embedded.shape[-1:], eps=self.config.norm_eps)
+        return self.trunk(embedded, positions, mask, cache)
 
     def forward(
         self,
         ids: Int[Tensor, "B T"],
         positions: Int[Tensor, "B T"] | None = None,
-        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        mask: Mask | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Return the logits of the next id at every position; arguments as of :meth:`hidden`."""

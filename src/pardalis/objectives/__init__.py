@@ -1,6 +1,6 @@
 """(model, batch) → loss sums."""
 
-from pardalis.objectives.linear_logsumexp import linear_logsumexp
+from pardalis.objectives.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 from pardalis.objectives.next_token import (
     Losses,
     NextTokenConfig,
@@ -8,4 +8,11 @@ from pardalis.objectives.next_token import (
     no_losses,
 )
 
-__all__ = ["Losses", "NextTokenConfig", "linear_logsumexp", "next_token_losses", "no_losses"]
+__all__ = [
+    "CrossEntropy",
+    "Losses",
+    "NextTokenConfig",
+    "linear_cross_entropy",
+    "next_token_losses",
+    "no_losses",
+]

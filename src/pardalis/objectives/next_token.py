@@ -4,15 +4,17 @@ A sum and a count can be added over micro-batches and over ranks, and the quotie
 the mean of the whole batch. Means of means are not.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pardalis.model import Decoder, document_mask
-from pardalis.objectives.linear_logsumexp import linear_logsumexp
+from pardalis.errors import ConfigError
+from pardalis.model import Decoder, Mask, attention_mask
+from pardalis.objectives.linear_cross_entropy import linear_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +22,16 @@ class NextTokenConfig:
     """Options of the objective."""
 
     z_loss: float = 1e-5  # weight of (log Z)² per target
-    vocab_chunk: int = 16_384  # rows of the head multiplied at once
+    image_weight: float = 1.0  # of image targets in what is learnt; 0: never learns to draw
+    loss_chunk: int = 1024  # rows (targets) whose logits exist at a time
     document_mask: bool = True  # attention stays within a document; False: within a row
+
+    def __post_init__(self) -> None:
+        for name in ("z_loss", "image_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.loss_chunk < 1:
+            raise ConfigError(f"loss_chunk must be at least 1, got {self.loss_chunk}.")
 
 
 @runtime_checkable
@@ -42,50 +52,82 @@ class TokenBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Sums over the targets of a batch, each a scalar; ``total`` is the one to differentiate."""
+    """Sums over the targets of a batch, each a scalar; ``total`` is the one to differentiate.
 
-    total: Tensor  # weighted cross-entropy + z_loss * (log Z)²
+    All but ``total`` leave ``image_weight`` out. Text targets are those outside pictures.
+    """
+
+    total: Tensor  # cross-entropy + z_loss * (log Z)², with image_weight
     count: Tensor  # sum of weights
-    text: Tensor  # cross-entropy of the targets outside pictures
+    text: Tensor  # cross-entropy
     text_count: Tensor
-    image: Tensor  # cross-entropy of the image ids
+    image: Tensor  # cross-entropy
     image_count: Tensor
     z: Tensor  # (log Z)², unweighted by z_loss
+    text_lse: Tensor  # log Z
+    image_lse: Tensor  # log Z
+    text_gradient: Tensor  # |d total / d what the head reads|²; 0 when not learning
+    image_gradient: Tensor  # the same of image targets
 
 
 def next_token_losses(
-    model: Decoder, batch: TokenBatch, image_ids: range, config: NextTokenConfig
+    model: Decoder,
+    batch: TokenBatch,
+    image_ids: range,
+    config: NextTokenConfig,
+    mask_of: Callable[[Tensor], Mask] = attention_mask,
 ) -> Losses:
     """Run the model on a batch and sum its losses by modality.
 
     z-loss is 1e-5 (log Z)² per target in Chameleon (arXiv 2405.09818, section 2.3); it keeps the
-    normaliser from drifting, to which softmax itself is blind.
+    normaliser from drifting, to which softmax itself is blind. A model that is not to draw
+    (``image_weight`` = 0; the control of figure 6b) learns of its text what it would otherwise:
+    the sums are to be divided by the same count.
+
+    Args:
+        mask_of: makes the mask of the batch's documents; :func:`pardalis.model.document_mask` where
+            someone watches the calls of ``F.scaled_dot_product_attention``.
     """
     if config.document_mask:
-        hidden = model.hidden(batch.ids, batch.positions, document_mask(batch.documents))
+        hidden = model.hidden(batch.ids, batch.positions, mask_of(batch.documents))
     else:  # a row is then one sequence, and its positions do not restart
         hidden = model.hidden(batch.ids)
-    learnt: Bool[Tensor, "B T"] = batch.weights > 0
-    targets, weights = batch.targets[learnt], batch.weights[learnt]
-    target_logit, lse = linear_logsumexp(
-        hidden[learnt], model.head.weight, targets, config.vocab_chunk
+    rows = _learnt(batch.weights)
+    targets, weights = batch.targets.flatten()[rows], batch.weights.flatten()[rows]
+    is_image: Bool[Tensor, " R"] = (targets >= image_ids.start) & (targets < image_ids.stop)
+    losses = linear_cross_entropy(
+        hidden.flatten(0, 1)[rows],
+        model.head.weight,
+        targets,
+        torch.where(is_image, config.image_weight * weights, weights),
+        z_loss=config.z_loss,
+        chunk=config.loss_chunk,
     )
-    nll = (lse - target_logit) * weights
-    z = lse.square() * weights
-    is_image = (targets >= image_ids.start) & (targets < image_ids.stop)
-    image, image_count = nll[is_image].sum(), weights[is_image].sum()
-    count, total_nll, z_sum = weights.sum(), nll.sum(), z.sum()
+    shares = torch.stack([weights, weights * losses.nll, weights * losses.lse])
+    text_count, text, text_lse = (shares * ~is_image).sum(1)
+    image_count, image, image_lse = (shares * is_image).sum(1)
     return Losses(
-        total=total_nll + config.z_loss * z_sum,
-        count=count,
-        text=(total_nll - image).detach(),
-        text_count=count - image_count,
-        image=image.detach(),
+        total=losses.total,
+        count=text_count + image_count,
+        text=text,
+        text_count=text_count,
+        image=image,
         image_count=image_count,
-        z=z_sum.detach(),
+        z=(weights * losses.lse.square()).sum(),
+        text_lse=text_lse,
+        image_lse=image_lse,
+        text_gradient=(losses.gradient_square * ~is_image).sum(),
+        image_gradient=(losses.gradient_square * is_image).sum(),
     )
+
+
+def _learnt(weights: Float[Tensor, "B T"]) -> Int[Tensor, " R"] | slice:
+    """Return the flat numbers of the targets that count; all on a GPU, where finding them waits."""
+    if weights.device.type == "cpu":
+        return weights.flatten().nonzero().squeeze(1)
+    return slice(None)
 
 
 def no_losses(device: torch.device | str = "cpu") -> Losses:
     """Return zeros to start a sum from."""
-    return Losses(*(torch.zeros((), device=device) for _ in range(7)))
+    return Losses(*(torch.zeros((), device=device) for _ in fields(Losses)))
