@@ -3,10 +3,14 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pardalis.model.decoder import Decoder
+from pardalis.parallel import local_part, places_held
 from pardalis.seeds import derive
+
+# Numbers that one generator draws: a rank that holds some rows of a large matrix draws little else.
+_DRAWN_AT_ONCE = 1 << 20
 
 
 @torch.no_grad()
@@ -19,9 +23,10 @@ def initialise(model: Decoder, seed: int) -> Decoder:
     norms                                         weight 1, bias 0
     ============================================  =========================================
 
-    Each parameter is drawn on the CPU from a generator keyed by its name, so neither the order of
-    construction, nor the presence of other parameters, nor the device changes it. On the meta
-    device there is nothing to fill.
+    Each parameter is drawn on the CPU from generators keyed by its name and, after the first
+    million numbers, by the row. So neither the order of construction, nor the presence of other
+    parameters, nor the device, nor how the ranks share it changes it. On the meta device there is
+    nothing to fill.
     """
     config = model.config
     for name, parameter in model.named_parameters():
@@ -31,12 +36,26 @@ def initialise(model: Decoder, seed: int) -> Decoder:
             std = config.init_std
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * config.n_layers)
-            generator = torch.Generator().manual_seed(derive(seed, "init", name))
-            drawn = torch.empty(parameter.shape)
-            nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
-            parameter.copy_(drawn)
+            _draw(parameter, std, derive(seed, "init", name))
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
         else:
             nn.init.ones_(parameter)
     return model
+
+
+def _draw(parameter: Tensor, std: float, seed: int) -> None:
+    """Fill a matrix, or this rank's part of it, some rows at a time."""
+    part = local_part(parameter)
+    rows, columns = places_held(parameter, 0), places_held(parameter, 1)
+    n_rows, width = parameter.shape
+    step = max(1, _DRAWN_AT_ONCE // width)
+    for start in range(0, n_rows, step):
+        held = ((rows >= start) & (rows < start + step)).nonzero()
+        if not len(held):
+            continue
+        generator = torch.Generator().manual_seed(derive(seed, start) if start else seed)
+        drawn = torch.empty(min(step, n_rows - start), width)
+        nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
+        first, last = int(held[0]), int(held[-1])
+        part[first : last + 1] = drawn[rows[first : last + 1] - start][:, columns]

@@ -1,5 +1,33 @@
-"""Several processes that train one model: who they are and what they tell each other."""
+"""Several processes that train one model: who they are, what they hold and what they tell."""
 
+from pardalis.parallel.config import ParallelConfig
+from pardalis.parallel.gradients import clip_gradients, gradient_norm
+from pardalis.parallel.layout import Layout, Precision, layout_of
+from pardalis.parallel.plans import check_divides
+from pardalis.parallel.sharding import (
+    fill,
+    local_part,
+    parallelise,
+    places_held,
+    release,
+    sum_over_replicas,
+)
 from pardalis.parallel.world import World, join
 
-__all__ = ["World", "join"]
+__all__ = [
+    "Layout",
+    "ParallelConfig",
+    "Precision",
+    "World",
+    "check_divides",
+    "clip_gradients",
+    "fill",
+    "gradient_norm",
+    "join",
+    "layout_of",
+    "local_part",
+    "parallelise",
+    "places_held",
+    "release",
+    "sum_over_replicas",
+]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import ConfigError
+from pardalis.parallel.failures import Watch, open_watch
 
-# A process may wait while the first one builds a corpus or writes a checkpoint.
-_PATIENCE = timedelta(hours=12)
+# A large checkpoint on a slow disk, written while the steps go on.
+_SAVING_PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    watch: Watch | None = None
+    control: Any = None  # process group for numbers of the host, which must not wait for a GPU
+    saving: Any = None  # process group for what is written while the steps go on
 
     @property
     def is_first(self) -> bool:
@@ -74,28 +78,45 @@ class World:
         """Return the mean of each number over all processes."""
         if self.size == 1 or not values:
             return list(values)
-        return self.mean(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+        from torch import distributed
+
+        sums = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(sums, group=self.control)
+        return (sums / self.size).tolist()
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is up in any process."""
         return flag if self.size == 1 else self.means([float(flag)])[0] > 0
 
-    def tell(self, message: Any = None) -> Any:
-        """Return what the first process says, in all of them."""
+    def first_of(self, value: Any) -> Any:
+        """Return the value of the first process that has one; None where none has."""
         if self.size == 1:
-            return message
+            return value
         from torch import distributed
 
-        box = [message]
-        distributed.broadcast_object_list(box, device=self.device)
-        return box[0]
+        values = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.control)
+        return next((some for some in values if some is not None), None)
+
+    def tell(self, message: Any = None) -> Any:
+        """Return what the first process says, in all of them; they may wait for hours."""
+        return message if self.watch is None else self.watch.tell(message)
+
+    def note_step(self, step: int) -> None:
+        """Let the others know how many updates this process has done."""
+        if self.watch is not None:
+            self.watch.step = step
 
 
 @contextmanager
-def join(device: torch.device | str = "cpu") -> Iterator[World]:
+def join(device: torch.device | str = "cpu", patience_minutes: float = 10.0) -> Iterator[World]:
     """Join the processes that ``torchrun`` started, for the length of the block.
 
-    ``cuda`` becomes the process's own GPU. A process that nobody started so is alone.
+    ``cuda`` becomes the process's own GPU. A process that nobody started so is alone. When the
+    block raises, one process of all reports why, and the others end silently.
+
+    Args:
+        patience_minutes: that processes wait for each other, but for what the first one tells.
 
     Raises:
         ConfigError: a single GPU is named for several processes.
@@ -113,10 +134,23 @@ def join(device: torch.device | str = "cpu") -> Iterator[World]:
             )
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    patience = timedelta(minutes=patience_minutes)
+    watch = open_watch()
     try:
-        yield World(distributed.get_rank(), size, device)
-        distributed.barrier()  # who leaves early may take the connections of others down
-    finally:
-        distributed.destroy_process_group()
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=watch.store,
+            rank=watch.rank,
+            world_size=size,
+            timeout=patience,
+        )
+        control, saving = (
+            distributed.new_group(backend="gloo", timeout=time)
+            for time in (patience, _SAVING_PATIENCE)
+        )
+        yield World(watch.rank, size, device, watch, control, saving)
+        distributed.barrier(control)  # who leaves early may take the connections of others down
+    except BaseException as error:
+        raise watch.last_word(error) from error.__cause__
+    distributed.destroy_process_group()
+    watch.close()

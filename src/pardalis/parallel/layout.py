@@ -1,0 +1,89 @@
+"""What each process of a run holds: a share of the rows, of the parameters, of the matrices."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from pardalis.errors import ConfigError
+from pardalis.parallel.config import ParallelConfig
+from pardalis.parallel.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One rank's place in the mesh ``replicate x shard x tensor``.
+
+    Data-parallel ranks read different rows: they are those of ``replicate x shard``. The ranks of
+    one tensor-parallel group read the same rows and split the work on them.
+    """
+
+    world: World
+    mesh: "DeviceMesh | None" = None  # None: one process, which holds everything
+    data_rank: int = 0
+    data_size: int = 1
+    tensor_rank: int = 0
+    tensor_size: int = 1
+
+    @staticmethod
+    def alone(device: torch.device | str = "cpu") -> "Layout":
+        """Return the layout of a single process."""
+        return Layout(World(device=torch.device(device)))
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over the data-parallel ranks, the same bits in every rank."""
+        # All ranks of a tensor-parallel group have the same number to add.
+        return self.world.sum(tensor) / self.tensor_size if self.world.size > 1 else tensor
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[None]:
+        """Return the context of a forward pass: sharded parameters come in their precision."""
+        is_needed = precision == "bfloat16" and self.mesh is None
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_needed)
+
+
+def layout_of(world: World, config: ParallelConfig) -> Layout:
+    """Arrange all processes in a mesh; neighbours share matrices, the farthest only gradients.
+
+    Raises:
+        ConfigError: the processes cannot be divided as the config asks.
+    """
+    replicate, shard = data_ranks(world.size, config)
+    if world.size == 1:
+        return Layout(world)
+    from torch.distributed.device_mesh import init_device_mesh
+
+    names = ("replicate", "shard", "tensor")
+    mesh = init_device_mesh(
+        world.device.type, (replicate, shard, config.tensor), mesh_dim_names=names
+    )
+    data_rank, tensor_rank = divmod(world.rank, config.tensor)
+    return Layout(world, mesh, data_rank, replicate * shard, tensor_rank, config.tensor)
+
+
+def data_ranks(size: int, config: ParallelConfig) -> tuple[int, int]:
+    """Return how many ranks replicate and how many shard; raises ConfigError."""
+    if size % config.tensor:
+        raise ConfigError(
+            f"tensor = {config.tensor} does not divide the {size} processes of this run; start a "
+            "multiple of it, or change tensor in [parallel]."
+        )
+    data_size = size // config.tensor
+    shard = config.shard or data_size
+    if data_size % shard:
+        raise ConfigError(
+            f"shard = {shard} does not divide the {data_size} processes that remain of {size} with "
+            f"tensor = {config.tensor}; start a multiple of {shard * config.tensor}, or change "
+            "shard in [parallel]."
+        )
+    return data_size // shard, shard

@@ -1,0 +1,213 @@
+"""A model over the ranks of a layout: who holds, computes and keeps which part of it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from pardalis.parallel.config import ParallelConfig
+from pardalis.parallel.layout import Layout, Precision
+from pardalis.parallel.plans import (
+    Shape,
+    check_divides,
+    outputs_of,
+    shared_inputs_of,
+    splits_of,
+    units_of,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
+
+# What selective checkpointing keeps: results that take long to compute again for their size, and
+# sums over ranks.
+_KEPT = {
+    "aten::mm",
+    "aten::addmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "flex_attention",
+    "_c10d_functional::all_reduce",
+}
+
+
+def parallelise(
+    model: nn.Module, layout: Layout, config: ParallelConfig, precision: Precision = "float32"
+) -> None:
+    """Share a model among the ranks, in place: every rank calls it with an equal model.
+
+    Parameters keep their names. A model on the meta device, of which no rank ever holds more than
+    its part, is allocated here; :func:`fill` gives each parameter its values.
+
+    Args:
+        precision: of products and activations; parameters and sums of gradients are float32.
+
+    Raises:
+        ConfigError: the model cannot be split evenly, or a module is in no line of the plan.
+    """
+    # Split matrices are what is wrapped, compiled and sharded, so the order is this one.
+    if layout.mesh is not None and layout.tensor_size > 1:
+        check_divides(cast(Shape, model.config), layout.tensor_size)
+        _split_matrices(model, layout.mesh["tensor"])
+    for block in units_of(model):
+        _wrap_forward(block, config)
+    if layout.mesh is not None:
+        _shard(model, layout.mesh, precision)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device=layout.device)
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, whole: Tensor) -> None:
+    """Copy this rank's part of a whole tensor into a parameter."""
+    if not hasattr(parameter, "placements"):
+        parameter.copy_(whole)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    part = cast(DTensor, parameter)
+    cut = distribute_tensor(  # without a source rank nothing is sent: each cuts its own
+        whole.to(part.to_local()), part.device_mesh, part.placements, src_data_rank=None
+    )
+    part.to_local().copy_(cut.to_local())
+
+
+@torch.no_grad()
+def local_part(parameter: Tensor) -> Tensor:
+    """Return what this rank holds of a parameter: the storage itself, not a copy."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def places_held(parameter: Tensor, dim: int) -> Int[Tensor, " P"]:
+    """Return the places along a dimension of a whole parameter that this rank holds."""
+    places = torch.arange(parameter.shape[dim])
+    if not hasattr(parameter, "placements"):
+        return places
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    part = cast(DTensor, parameter)
+    cut = [getattr(placement, "dim", None) == dim for placement in part.placements]
+    if dim == 0:  # a rank may hold several runs of rows, which the placement itself knows
+        kinds = [
+            p if is_cut else Replicate() for p, is_cut in zip(part.placements, cut, strict=True)
+        ]
+    else:
+        kinds = [Shard(0) if is_cut else Replicate() for is_cut in cut]
+    return distribute_tensor(places, part.device_mesh, kinds, src_data_rank=None).to_local().cpu()
+
+
+def release(model: nn.Module) -> None:
+    """Drop the parameters that a forward pass without a backward pass left gathered."""
+    for module in (model, *units_of(model)):
+        if reshard := getattr(module, "reshard", None):
+            reshard()
+
+
+def sum_over_replicas(model: nn.Module, *, in_next_backward: bool) -> None:
+    """Say whether replicas add their gradients in the next backward pass, or wait for a later."""
+    if set_all_reduce := getattr(model, "set_requires_all_reduce", None):
+        set_all_reduce(in_next_backward)
+
+
+def _split_matrices(model: nn.Module, mesh: "DeviceMesh") -> None:
+    from torch.distributed.tensor import distribute_tensor
+
+    for module, split in splits_of(model):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            part = distribute_tensor(
+                parameter.detach(), mesh, [_placement(split.parameters)], src_data_rank=None
+            )
+            module.register_parameter(name, nn.Parameter(part, parameter.requires_grad))
+        if not split.knows:
+            module.register_forward_pre_hook(partial(_enter, mesh, _placement(split.reads)))
+            module.register_forward_hook(partial(_leave, _placement(split.gives)))
+    for module in shared_inputs_of(model):
+        module.register_forward_pre_hook(partial(_enter, mesh, _placement(None)))
+    for module in outputs_of(model):  # FSDP warns of views, which to_local makes
+        module.register_forward_hook(lambda module, args, output: output.clone())
+
+
+def _placement(dim: int | None) -> "Placement":
+    from torch.distributed.tensor import Replicate, Shard
+
+    return Replicate() if dim is None else Shard(dim)
+
+
+def _enter(mesh: "DeviceMesh", placement: "Placement", _: nn.Module, args: Any) -> Any:
+    """Let a module's input be a DTensor; where ranks share it, its gradient is summed."""
+    from torch.distributed.tensor import DTensor
+
+    first, *rest = args
+    if not isinstance(first, DTensor):
+        first = DTensor.from_local(first, mesh, [placement], run_check=False)
+    return (first, *rest)
+
+
+def _leave(placement: "Placement", _: nn.Module, args: Any, output: Any) -> Tensor:
+    """Return this rank's part of a module's output, with partial sums added."""
+    return output.redistribute(placements=[placement]).to_local()
+
+
+def _wrap_forward(block: nn.Module, config: ParallelConfig) -> None:
+    """Wrap a block's forward, not the block, whose parameters would get other names."""
+    forward: Callable[..., Tensor] = block.forward
+    if config.activation_checkpointing != "none":
+        forward = _checkpointed(forward, config.activation_checkpointing)
+    if config.compile:
+        forward = torch.compile(forward)
+    block.forward = forward
+
+
+def _checkpointed(
+    forward: Callable[..., Tensor], kind: Literal["selective", "full"]
+) -> Callable[..., Tensor]:
+    options: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        options["context_fn"] = _selective_contexts
+
+    def checkpointed(*args: Any) -> Tensor:
+        return checkpoint(forward, *args, **options)
+
+    return checkpointed
+
+
+def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+
+
+def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = op.name().partition(".")[0] in _KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _shard(model: nn.Module, mesh: "DeviceMesh", precision: Precision) -> None:
+    """Shard each block by itself, and the rest as one group that stays gathered until backward."""
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bfloat16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # the angles of RoPE need float32
+    )
+    replicate, shard, _ = mesh.shape
+    ranks = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
+    for block in units_of(model):
+        fully_shard(block, mesh=ranks, reshard_after_forward=shard > 1, mp_policy=policy)
+    fully_shard(model, mesh=ranks, reshard_after_forward=False, mp_policy=policy)
+    register_fsdp_forward_method(model, "hidden")  # the loss multiplies by the head itself

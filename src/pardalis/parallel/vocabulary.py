@@ -1,0 +1,44 @@
+"""A head whose vocabulary is split among tensor-parallel ranks."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyShard:
+    """The rows of a head that this rank holds; alone it holds all of them."""
+
+    weight: Tensor  # (rows of the vocabulary, width)
+    start: int = 0  # id of the first row
+    group: "ProcessGroup | None" = None  # of the ranks that share the head
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over the ranks that share the head."""
+        return self._reduce(tensor, "SUM")
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Return the largest value over the ranks that share the head."""
+        return self._reduce(tensor, "MAX")
+
+    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        if self.group is None:
+            return tensor
+        from torch import distributed
+
+        result = tensor.clone()
+        distributed.all_reduce(result, getattr(distributed.ReduceOp, operation), self.group)
+        return result
+
+
+def vocabulary_shard(weight: Any) -> VocabularyShard:
+    """Return this rank's part of a head's weight, differentiable in the whole."""
+    if not hasattr(weight, "placements"):
+        return VocabularyShard(weight)
+    mesh = weight.device_mesh
+    part = weight.to_local(grad_placements=weight.placements)
+    return VocabularyShard(part, mesh.get_local_rank() * part.shape[0], mesh.get_group())

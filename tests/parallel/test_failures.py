@@ -1,0 +1,129 @@
+"""When a rank fails, one sentence says why, and the others end without a word."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import failing
+import pytest
+
+from pardalis.parallel.failures import is_broken_connection
+from pardalis.train import checkpoint
+
+SCRIPT = Path(failing.__file__)
+QUIETLY = {"OMP_NUM_THREADS": "1"}
+LIBRARIES = "[W"  # begins a line of PyTorch's own that warns
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failing")
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    subprocess.run(command, env=os.environ | QUIETLY, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((folder / "found.json").read_text())
+
+
+def said(rank: dict[str, Any]) -> str:
+    lines = rank["said"].splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(LIBRARIES))
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "rank", "sentence"),
+    [
+        ("error", 3, 1, "rank 1 of 3: Row 7 is damaged; mend it."),
+        ("error of all", 3, 0, "No recipe."),
+        ("error of the first", 3, 0, "No recipe."),
+        ("asked to stop", 5, 0, "Stopped at step 4 of 6; run the same command to go on."),
+    ],
+)
+def test_one_rank_speaks_and_the_others_end_silently(
+    found: dict[str, Any], case: str, code: int, rank: int, sentence: str
+) -> None:
+    speaker = found[case].pop(str(rank))
+    assert said(speaker) == f"pardalis: {sentence}\n"
+    assert speaker["code"] == code
+    for other in found[case].values():
+        assert (other["code"], said(other)) == (1, "")
+
+
+def test_a_bug_has_one_traceback_with_its_rank(found: dict[str, Any]) -> None:
+    ranks = found["bug"]
+    assert said(ranks["1"]).count("Traceback") == 1
+    assert said(ranks["1"]).endswith("ZeroDivisionError: a bug\nThis was rank 1 of 3.\n")
+    assert [said(ranks[other]) for other in "02"] == ["", ""]
+    assert [rank["code"] for rank in ranks.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("case", "finding"),
+    [
+        ("killed", "rank 1 of 3, at step 4, ended without a word; it was killed"),
+        ("frozen", "rank 1 of 3, at step 4, does not answer after"),
+        ("stuck", "rank 1 of 3, at step 4, has not finished its step after"),
+    ],
+)
+def test_those_who_wait_say_which_rank_is_missing(
+    found: dict[str, Any], case: str, finding: str
+) -> None:
+    ranks = [found[case]["0"], found[case]["2"]]
+    words = [said(rank) for rank in ranks if said(rank)]
+    assert len(words) == 1
+    assert words[0].startswith(f"pardalis: {finding}")
+    assert words[0].endswith("The same command goes on from the last checkpoint.\n")
+    assert sorted(rank["code"] for rank in ranks) == [1, 5]
+    if case == "stuck":
+        assert "it is at failing.py:" in words[0]
+        assert "(befall)" in words[0]
+
+
+def test_nothing_is_said_when_nothing_happens(found: dict[str, Any]) -> None:
+    assert [(rank["code"], said(rank)) for rank in found["nothing"].values()] == [(0, "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("case", "steps"), [("nothing", [4, 6]), ("asked to stop", [2, 4]), ("error", [2])]
+)
+def test_the_checkpoints_that_stay_are_whole(folder: Path, case: str, steps: list[int]) -> None:
+    """Of a run that failed too: a save in flight is finished."""
+    kept = checkpoint.all_of(folder / case)
+    assert [checkpoint.step_of(path) for path in kept] == steps
+    for path in kept:
+        state, _ = checkpoint.load(path)
+        # The mean of equal states is the sum of the steps.
+        assert state["state"].tolist() == [sum(range(checkpoint.step_of(path)))] * 2
+
+
+def test_the_summary_of_torchrun_has_the_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(SCRIPT), str(tmp_path), "error"],
+        env=os.environ | QUIETLY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("pardalis: rank 1 of 2: Row 7 is damaged; mend it.") == 1
+    cause = done.stderr[done.stderr.index("Root Cause") :]
+    assert "rank 1 of 2: Row 7 is damaged; mend it." in cause
+    assert "Traceback" not in done.stderr[: done.stderr.index("pardalis: rank 1")]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_broken"),
+    [
+        (RuntimeError("[..gloo/transport/tcp/pair.cc:538] Connection closed by peer"), True),
+        (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_errors_of_connections_are_known(error: Exception, is_broken: bool) -> None:
+    assert is_broken_connection(error) == is_broken

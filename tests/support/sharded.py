@@ -1,0 +1,194 @@
+"""A decoder that trains over the ranks of a layout: run by torchrun, or alone in the test itself.
+
+torchrun --nproc-per-node 2 tests/support/sharded.py FOLDER
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from pardalis.data import Batch
+from pardalis.errors import ConfigError
+from pardalis.model import Decoder, ModelConfig, init, initialise
+from pardalis.parallel import (
+    Layout,
+    ParallelConfig,
+    World,
+    fill,
+    gradient_norm,
+    join,
+    layout_of,
+    local_part,
+    parallelise,
+)
+from pardalis.seeds import derive
+from pardalis.train.optimizer import AdamWConfig
+from pardalis.train.pretrain import PretrainConfig, PretrainTask
+from pardalis.train.schedule import ScheduleConfig
+
+STEPS, ROWS, TOKENS, VOCABULARY = 4, 8, 24, 44
+IMAGE_IDS = range(8, 20)
+PARTS = ("embedding", "attention", "feed_forward", "norm", "head")
+
+
+@dataclass(frozen=True)
+class Case:
+    parallel: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+GROUPED = {"n_kv_heads": 2}
+REORDERED = {"norm_placement": "reordered"}
+
+CASES = {
+    2: {
+        "replicate": Case({"shard": 1}, training={"accumulation_steps": 2}),
+        "shard": Case({"shard": 2}, GROUPED),
+        "shard_selective": Case({"activation_checkpointing": "selective"}, GROUPED | REORDERED),
+        "shard_full": Case(
+            {"activation_checkpointing": "full"}, training={"accumulation_steps": 2}
+        ),
+        "shard_compiled": Case({"compile": True}, GROUPED),
+        "tensor": Case({"tensor": 2}),
+        "tensor_reordered": Case({"tensor": 2}, REORDERED | GROUPED | {"qk_norm_groups": 1}),
+        "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
+        "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
+    },
+    4: {
+        "hybrid": Case({"shard": 2}, training={"accumulation_steps": 2}),
+        "shard_of_3_layers": Case({}, {"n_layers": 3, "qk_norm_groups": 2, "d_ff": 36}),
+        "tensor_and_shard": Case(
+            {"tensor": 2, "activation_checkpointing": "selective"}, {"qk_norm_groups": 2}
+        ),
+        "tensor_and_shard_reordered": Case(
+            {"tensor": 2, "activation_checkpointing": "full"}, REORDERED | GROUPED
+        ),
+        "tensor_and_replicate": Case({"tensor": 2, "shard": 1}, GROUPED),
+        "more_ranks_than_groups": Case({"tensor": 4}, {"qk_norm_groups": 2}),
+    },
+}
+
+STATES = {2: ("replicate", "tensor_reordered"), 4: ("hybrid", "tensor_and_shard")}
+
+
+class Rows:
+    """Random rows of two documents each; the rows have different numbers of targets."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        generator = torch.Generator().manual_seed(derive(self.seed, "rows", step))
+        ids = torch.randint(8, VOCABULARY, (ROWS, TOKENS), generator=generator)
+        places = torch.arange(TOKENS).expand(ids.shape)
+        learnt = torch.arange(ROWS)[:, None] * 2 <= places
+        share = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+        return Batch(
+            ids=ids[share],
+            targets=ids.roll(-1, 1)[share],
+            weights=learnt.float()[share],
+            positions=(places % (TOKENS // 2))[share],
+            documents=(places >= TOKENS // 2).long()[share],
+        )
+
+
+def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "context": TOKENS, "d_model": 32, "n_layers": 2, "n_heads": 4,
+        "n_kv_heads": 4, "d_ff": 48,
+    }  # fmt: skip
+    config = PretrainConfig(
+        batch_rows=ROWS,
+        schedule=ScheduleConfig(learning_rate=1e-2, warmup_steps=2),
+        # A large eps, lest Adam blow up the rounding of gradients that are almost zero.
+        optimizer=AdamWConfig(eps=1e-4),
+        grad_clip=0.5,
+        **case.training,
+    )
+    with torch.device("meta"):
+        model = Decoder(ModelConfig(**shape | case.model))
+    parallelise(model, layout, parallel, config.precision)
+    with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several draws, as for large matrices
+        initialise(model, seed=3)
+    return PretrainTask(
+        model,
+        Rows(),
+        config,
+        IMAGE_IDS,
+        total_steps=STEPS,
+        heldout_loader=Rows(seed=1),
+        heldout_batches=2,
+        layout=layout,
+    )
+
+
+def numbers(case: Case, world: World) -> list[dict[str, float]]:
+    """Return what each step measures, then what is held out, then norms of the last gradient."""
+    parallel = ParallelConfig(**case.parallel) if world.size > 1 else ParallelConfig()
+    made = task(case, layout_of(world, parallel), parallel)
+    lines = []
+    for step in range(STEPS):
+        lines.append({name: float(value) for name, value in made.step(step).items()})
+        if step == 2:
+            lines.append(made.evaluate())
+    lines.append(made.evaluate())
+    named = list(made.model.named_parameters())
+    norms = {part: gradient_norm(p for name, p in named if part in name) for part in PARTS}
+    return [*lines, {part: float(norm) for part, norm in norms.items()}]
+
+
+def state_of(case: Case, world: World) -> dict[str, Any]:
+    """Say how much of a model a rank holds, and whether the parts are those of the whole."""
+    parallel = ParallelConfig(**case.parallel)
+    made = task(case, layout_of(world, parallel), parallel)
+    made.step(0)
+    made.evaluate()
+    alone = task(case, Layout.alone(), ParallelConfig()).model.state_dict()
+    drawn = task(case, made.layout, parallel).model.state_dict()
+    equal = {name: torch.equal(drawn[name].full_tensor(), alone[name]) for name in alone}
+    for name, parameter in made.model.named_parameters():
+        fill(parameter, 2 * alone[name])
+    filled = made.model.state_dict()
+    doubled = {name: torch.equal(filled[name].full_tensor(), 2 * alone[name]) for name in alone}
+    held = sum(local_part(parameter).numel() for parameter in made.model.parameters())
+    return {
+        "share": held / sum(tensor.numel() for tensor in alone.values()),
+        "wrong": [name for name in alone if not (equal[name] and doubled[name])],
+        "names": sorted(filled) == sorted(alone),
+    }
+
+
+def summed(world: World) -> dict[str, Any]:
+    """Return what a sum over the data-parallel ranks, and a refused layout, come to."""
+    layout = layout_of(world, ParallelConfig(tensor=2))
+    total = layout.sum(torch.tensor(layout.data_rank + 1.0))
+    try:
+        layout_of(world, ParallelConfig(tensor=3))
+    except ConfigError as error:
+        return {"sum": total.item(), "refused": str(error)}
+    return {}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.compile = partial(torch.compile, backend="eager")
+    with join() as world:
+        found = {
+            "numbers": {name: numbers(case, world) for name, case in CASES[world.size].items()},
+            "states": {
+                name: state_of(CASES[world.size][name], world) for name in STATES[world.size]
+            },
+            "summed": summed(world),
+        }
+        (folder / f"rank-{world.rank}-of-{world.size}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
