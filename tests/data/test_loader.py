@@ -91,8 +91,14 @@ def test_the_sequence_of_rows_does_not_depend_on_how_it_is_sliced(sources):
     for step in range(5):
         ids = torch.cat([halves.batch(2 * step).ids, halves.batch(2 * step + 1).ids])
         assert torch.equal(whole.batch(step).ids, ids)
-        ranks = [whole.at(range(8 * step + 2 * r, 8 * step + 2 * r + 2)).ids for r in range(4)]
-        assert torch.equal(whole.batch(step).ids, torch.cat(ranks))
+        for size in (1, 2, 4, 8):
+            ranks = [whole.batch(step, rank, size).ids for rank in range(size)]
+            assert torch.equal(whole.batch(step).ids, torch.cat(ranks))
+
+
+def test_ranks_must_divide_the_rows_of_a_step(sources):
+    with pytest.raises(ConfigError, match=r"batch_rows \(8\) must be a multiple of the 3 ranks"):
+        make_loader(sources).batch(0, 0, 3)
 
 
 def test_locate_tells_what_a_batch_shows(sources):
@@ -135,5 +141,7 @@ def test_shards_for_other_rows_are_refused(sources):
 
 
 def test_sources_without_weights_are_refused(sources):
-    with pytest.raises(ConfigError, match=r"give every source one weight"):
+    with pytest.raises(ConfigError, match=r"'foxes' has no weight .* give every source one weight"):
         Loader(sources, {"owls": 1.0}, ROW_TOKENS, 8, 0, PAD)
+    with pytest.raises(ConfigError, match=r"weighs 'newts', which is no source; .* foxes, owls"):
+        Loader(sources, {"owls": 1.0, "foxes": 1.0, "newts": 1.0}, ROW_TOKENS, 8, 0, PAD)

@@ -2,11 +2,13 @@
 
 from pardalis.data.batch import Batch
 from pardalis.data.codes import decode_codes, encode_source
+from pardalis.data.curriculum import Curriculum, CurriculumStage
 from pardalis.data.loader import Loader, Location
 from pardalis.data.mixture import Mixture
 from pardalis.data.order import Order
 from pardalis.data.packing import Packing, best_fit, split_long
 from pardalis.data.pictures import AugmentationConfig, PictureBatch, PictureFeed
+from pardalis.data.prefetch import Prefetcher
 from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
@@ -15,6 +17,8 @@ from pardalis.data.source import SourceConfig, check_name, read_source, survey
 __all__ = [
     "AugmentationConfig",
     "Batch",
+    "Curriculum",
+    "CurriculumStage",
     "Loader",
     "Location",
     "Mixture",
@@ -22,6 +26,7 @@ __all__ = [
     "Packing",
     "PictureBatch",
     "PictureFeed",
+    "Prefetcher",
     "PrepareConfig",
     "PrepareReport",
     "Rejected",

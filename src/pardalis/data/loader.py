@@ -1,9 +1,9 @@
 """The loader: a step number in, the batch of that step out.
 
-Position p of the data is one integer: step s holds the positions s·batch_rows onwards. The mixture
-says which source serves p, the order says which of its rows, the shards hold its documents. All are
-pure functions of the seed, so a run resumes at any step without having stored anything, and ranks
-that slice the positions among them see the same sequence however many they are.
+Position p of the data is one integer: step s holds the positions s·batch_rows onwards. The
+curriculum says which source serves p, the order says which of its rows, the shards hold its
+documents. All are pure functions of the seed, so a run resumes at any step without having stored
+anything, and ranks that slice the positions among them see the same sequence however many they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pardalis.data.batch import Batch
-from pardalis.data.mixture import Mixture
+from pardalis.data.curriculum import Curriculum, CurriculumStage
 from pardalis.data.order import Order
 from pardalis.data.shards import Shards
 from pardalis.errors import ConfigError, DataError
@@ -34,31 +34,30 @@ class Loader:
 
     Args:
         sources: opened shards by name.
-        weights: of the sources' rows in a batch, by the same names; only ratios matter.
+        weights: of the sources' rows in a batch, by the same names, only ratios matter; or the
+            stages of a curriculum.
         row_tokens: ids of a row, for which the shards must have been prepared.
         batch_rows: rows of a step, over all ranks.
         seed: the root seed of the run.
         pad_id: fills the end of a row.
 
     Raises:
-        ConfigError: sources and weights have different names, or a weight is not above 0.
+        ConfigError: a source has no weight, a weight has no source, or :class:`Curriculum` refuses
+            the stages.
         DataError: shards were prepared for rows of another length.
     """
 
     def __init__(
         self,
         sources: Mapping[str, Shards],
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] | Sequence[CurriculumStage],
         row_tokens: int,
         batch_rows: int,
         seed: int,
         pad_id: int,
     ) -> None:
-        if set(sources) != set(weights):
-            raise ConfigError(
-                f"Sources {sorted(sources)} and weights {sorted(weights)} name different things; "
-                "give every source one weight."
-            )
+        if isinstance(weights, Mapping):
+            weights = [CurriculumStage(from_step=0, weights=dict(weights))]
         for name, shards in sources.items():
             if shards.row_tokens != row_tokens:
                 raise DataError(
@@ -70,16 +69,26 @@ class Loader:
         self._sources = dict(sources)
         self._row_tokens = row_tokens
         self._pad_id = pad_id
-        self._mixture = Mixture(weights)
+        self._curriculum = Curriculum(weights, sources, batch_rows)
         self._orders = {name: Order(s.n_rows, seed, name) for name, s in sources.items()}
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, the same whatever was asked before."""
-        first = step * self.batch_rows
-        return self.at(range(first, first + self.batch_rows))
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        """Return a rank's share of the rows of a step, the same whatever was asked before.
+
+        Raises:
+            ConfigError: the rows of a step are not a multiple of ``size``.
+        """
+        rows, rest = divmod(self.batch_rows, size)
+        if rest:
+            raise ConfigError(
+                f"batch_rows ({self.batch_rows}) must be a multiple of the {size} ranks that share "
+                "them."
+            )
+        first = step * self.batch_rows + rank * rows
+        return self.at(range(first, first + rows))
 
     def at(self, positions: Sequence[int]) -> Batch:
-        """Return the rows at some positions: a rank's share of a step, say."""
+        """Return the rows at some positions."""
         rows = []
         for position in positions:
             source, _, row = self._find(position)
@@ -98,7 +107,7 @@ class Loader:
         return Location(source, epoch, row, names)
 
     def _find(self, position: int) -> tuple[str, int, int]:
-        source, own_position = self._mixture.at(position)
+        source, own_position = self._curriculum.at(position)
         return source, *self._orders[source].at(own_position)
 
     def _build(self, rows: Sequence[tuple[str, int]]) -> Batch:

@@ -55,6 +55,15 @@ class Mixture:
         source = int(self._slots[slot])
         return self._sources[source], cycle * self._shares[source] + int(self._ranks[slot])
 
+    def served(self, positions: int) -> dict[str, int]:
+        """Return how many of the first positions each source serves."""
+        cycles, slots = divmod(positions, self._cycle)
+        begun = np.bincount(self._slots[:slots], minlength=len(self._sources)).tolist()
+        return {
+            name: cycles * share + extra
+            for name, share, extra in zip(self._sources, self._shares, begun, strict=True)
+        }
+
 
 def _whole_shares(weights: list[float], names: list[str]) -> list[int]:
     if not weights:

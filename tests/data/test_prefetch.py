@@ -1,0 +1,109 @@
+"""Prefetching: the batches of the loader, built ahead, and its errors when they are due."""
+
+import threading
+from dataclasses import fields
+
+import pytest
+import torch
+
+from pardalis.data import Batch, Loader, Prefetcher
+from pardalis.errors import DataError
+
+
+@pytest.fixture
+def loader(write_shards) -> Loader:
+    shards = write_shards([[0, *range(10, 11 + i % 9), 2] for i in range(50)], 12)
+    return Loader({"a": shards}, {"a": 1.0}, 12, 6, 0, 1)
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> list[torch.Tensor]:
+    """Let "cuda" be a device whose memory is the CPU's; return what is pinned for it."""
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: self)
+    return pinned
+
+
+class Recorder:
+    """A loader that tells which steps were asked, and fails at one of them."""
+
+    def __init__(self, loader: Loader, fails_at: int = -1) -> None:
+        self.loader, self.fails_at = loader, fails_at
+        self.asked: list[tuple[int, int, int]] = []
+        self.threads: set[threading.Thread] = set()
+
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        self.asked.append((step, rank, size))
+        self.threads.add(threading.current_thread())
+        if step == self.fails_at:
+            raise DataError(f"The rows of step {step} are gone.")
+        return self.loader.batch(step, rank, size)
+
+
+def assert_equal(first: Batch, second: Batch) -> None:
+    for field in fields(Batch):
+        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+
+
+@pytest.mark.parametrize("steps", [range(5), (0, 1, 7, 8, 3, 3, 4), (9, 0)])
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_are_those_of_the_loader_in_any_order(gpu, loader, device, steps, rank, size):
+    prefetcher = Prefetcher(loader, device, rank, size)
+    for step in steps:
+        assert_equal(prefetcher.batch(step), loader.batch(step, rank, size))
+    prefetcher.close()
+
+
+def test_for_a_gpu_each_step_is_built_once_and_ahead(gpu, loader):
+    recorder = Recorder(loader)
+    prefetcher = Prefetcher(recorder, "cuda", rank=1, size=2)
+    for step in range(4):
+        prefetcher.batch(step)
+    prefetcher.close()
+    assert recorder.asked == [(step, 1, 2) for step in range(5)]
+    assert len(recorder.threads) == 1
+    assert threading.current_thread() not in recorder.threads
+
+
+def test_on_a_cpu_no_thread_takes_part(loader):
+    recorder = Recorder(loader)
+    prefetcher = Prefetcher(recorder)
+    for step in range(3):
+        prefetcher.batch(step)
+    assert recorder.asked == [(step, 0, 1) for step in range(3)]
+    assert recorder.threads == {threading.current_thread()}
+    prefetcher.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_error_comes_as_it_is_with_the_step_that_has_it(gpu, loader, device):
+    prefetcher = Prefetcher(Recorder(loader, fails_at=2), device)
+    prefetcher.batch(0)
+    prefetcher.batch(1)  # the thread meets the error while this step is computed
+    with pytest.raises(DataError, match=r"^The rows of step 2 are gone\.$"):
+        prefetcher.batch(2)
+    assert_equal(prefetcher.batch(3), loader.batch(3))  # another step is not affected
+    prefetcher.close()
+
+
+def test_closing_ends_the_thread(gpu, loader):
+    recorder = Recorder(loader)
+    prefetcher = Prefetcher(recorder, "cuda")
+    prefetcher.batch(0)
+    prefetcher.close()
+    [thread] = recorder.threads
+    assert not thread.is_alive()
+
+
+def test_batches_go_to_the_device(loader):
+    batch = Prefetcher(loader, torch.device("meta")).batch(0)
+    assert all(getattr(batch, field.name).device.type == "meta" for field in fields(Batch))
+
+
+def test_rows_for_a_gpu_are_pinned_first(gpu, loader):
+    prefetcher = Prefetcher(loader, "cuda")
+    prefetcher.batch(0)
+    prefetcher.close()
+    assert len(gpu) == 2 * len(fields(Batch))  # this step and the next
