@@ -1,10 +1,10 @@
-"""AdamW with the usual parameter groups: which parameters decay, and in which order they stand."""
+"""AdamW and Muon with the usual parameter groups; their state goes by the names of parameters."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pardalis.errors import ConfigError
 
@@ -12,68 +12,185 @@ from pardalis.errors import ConfigError
 # norm may have a scale per head and an embedding is a table.
 _MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
+_Named = list[tuple[str, nn.Parameter]]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamWConfig:
-    """Options of AdamW (arXiv 1711.05101); the learning rate comes from the schedule."""
+    """Options of AdamW (arXiv 1711.05101) and Muon; the learning rate comes from the schedule.
 
+    Muon (arXiv 2502.16982) is for the matrices inside blocks, AdamW for all the rest. Muon's
+    updates are scaled to the size of AdamW's, so one learning rate and weight decay serve both.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     beta1: float = 0.9  # decay of the mean of gradients
     beta2: float = 0.95  # decay of the mean of squared gradients
     eps: float = 1e-8  # added to the root of the mean square; Chameleon has 1e-5
-    weight_decay: float = 0.1  # per update, times the learning rate
-    fused: bool = False  # PyTorch's one-kernel update
+    weight_decay: float = 0.1  # part of a matrix that an update takes, times what it is coupled to
+    # What scales the decay: the learning rate; or the learning rate over its peak, so that another
+    # peak has the same decay (arXiv 2309.14322, section 3.2.2, with weight_decay = 1e-4).
+    weight_decay_coupling: Literal["learning_rate", "schedule"] = "learning_rate"
+    # Learning rate of the scales and shifts of norms, over that of all else. One of them acts on a
+    # channel of every token at once, and nothing normalises what it does.
+    norm_rate: float = 1.0
+    momentum: float = 0.95  # of Muon: decay of the mean of gradients
+    fused: bool = True  # PyTorch's one-kernel update of AdamW
 
     def __post_init__(self) -> None:
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < 1:
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {value}.")
-        for name, value in (("eps", self.eps), ("weight_decay", self.weight_decay)):
-            if not value >= 0:
+        for name in ("eps", "weight_decay", "norm_rate"):
+            if not (value := getattr(self, name)) >= 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
+        if self.weight_decay_coupling == "schedule" and self.weight_decay > 0.01:
+            raise ConfigError(
+                f"weight_decay must be at most 0.01 when it is coupled to the schedule, got "
+                f"{self.weight_decay}: an update at the peak takes that part of every matrix. "
+                "Usual is 1e-4."
+            )
 
 
-def adamw(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
-    """Return AdamW over the parameters that learn, with weight decay on matrices only.
+class Optimizer:
+    """AdamW, or Muon and AdamW, over the parameters of a network that learn.
 
-    Matrices are the weights of linear layers and convolutions. Norms, biases, embeddings (tied to a
-    head or not) and codebooks are not decayed. PyTorch numbers parameters in a saved state, so
-    they stand in the order of their names: the order of construction changes nothing. The learning
-    rate is 0 until someone sets it.
+    Weight decay is for matrices: the weights of linear layers and convolutions. Norms, biases,
+    embeddings (tied to a head or not) and codebooks are not decayed. All state is there from the
+    start, so that a checkpoint can be read into it in place, whatever the layout of the parameters.
+    The learning rate is 0 until someone sets it.
+
+    Args:
+        peak: the largest learning rate of the schedule, for a decay that is coupled to it.
+
+    Raises:
+        ConfigError: Muon is asked for and the network has no matrix inside blocks.
     """
-    learnt = sorted(
-        ((name, p) for name, p in model.named_parameters() if p.requires_grad), key=lambda x: x[0]
-    )
+
+    def __init__(self, model: nn.Module, config: AdamWConfig, peak: float) -> None:
+        learnt = sorted(
+            ((name, p) for name, p in model.named_parameters() if p.requires_grad),
+            key=lambda named: named[0],
+        )
+        matrices = _matrices(model)
+        orthogonal = _inside_blocks(learnt, matrices) if config.kind == "muon" else set()
+        decay = config.weight_decay
+        if config.weight_decay_coupling == "schedule":
+            decay /= peak
+        self._learnt = dict(learnt)
+        self._parts: list[torch.optim.Optimizer] = []
+        if orthogonal:
+            self._parts.append(_muon([x for x in learnt if id(x[1]) in orthogonal], config, decay))
+        rest = [x for x in learnt if id(x[1]) not in orthogonal]
+        if rest:
+            self._parts.append(_adamw(rest, matrices, config, decay))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts, as PyTorch's optimizers have them."""
+        return [group for part in self._parts for group in part.param_groups]
+
+    def set_learning_rate(self, value: float) -> None:
+        """Give every parameter group the learning rate of the coming update."""
+        for group in self.param_groups:
+            group["lr"] = value * group["rate"]
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for parameter in self._learnt.values():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the state of each parameter by its name: the tensors themselves, not copies."""
+        states = {id(p): state for part in self._parts for p, state in part.state.items()}
+        return {name: dict(states[id(p)]) for name, p in self._learnt.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Copy a saved state into this one, which keeps its memory layout and its devices.
+
+        The fused update walks parameter and moments in memory order, so a moment must be laid out
+        as its parameter is; a checkpoint stores tensors row by row.
+
+        Raises:
+            ValueError: the state is of other parameters, or of another kind of optimizer.
+        """
+        own = self.state_dict()
+        if _shapes(own) != _shapes(state):
+            odd = sorted(dict(_shapes(own).items() ^ _shapes(state).items()))
+            raise ValueError(f"the optimizer's state differs, first in {odd[0]}")
+        for name, values in own.items():
+            for key, value in values.items():
+                value.copy_(state[name][key])
+
+
+def _matrices(model: nn.Module) -> set[int]:
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, _MATRIX_MODULES)}
-    matrices -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed = [(name, p) for name, p in learnt if id(p) in matrices]
-    others = [(name, p) for name, p in learnt if id(p) not in matrices]
+    return matrices - {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+
+def _inside_blocks(learnt: _Named, matrices: set[int]) -> set[int]:
+    inside = {id(p) for name, p in learnt if ".blocks." in name and p.ndim == 2} & matrices
+    if not inside:
+        raise ConfigError(
+            "kind = muon needs matrices inside blocks and this network has none; use kind = adamw."
+        )
+    return inside
+
+
+def _muon(named: _Named, config: AdamWConfig, decay: float) -> torch.optim.Optimizer:
+    optimizer = torch.optim.Muon(
+        [{"params": named, "rate": 1.0}],
+        lr=0.0,
+        weight_decay=decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    for _, parameter in named:
+        optimizer.state[parameter] = {"momentum_buffer": _zeros(parameter)}
+    return optimizer
+
+
+def _adamw(
+    named: _Named, matrices: set[int], config: AdamWConfig, decay: float
+) -> torch.optim.Optimizer:
+    decayed = [x for x in named if id(x[1]) in matrices]
+    norms = [x for x in named if _is_of_norm(x[0])]
+    others = [x for x in named if id(x[1]) not in matrices and not _is_of_norm(x[0])]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": decay, "rate": 1.0},
+        {"params": others, "weight_decay": 0.0, "rate": 1.0},
+        {"params": norms, "weight_decay": 0.0, "rate": config.norm_rate},
     ]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=0.0,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=config.fused,
     )
+    for _, parameter in named:
+        # The fused update counts on the device, the others on the CPU.
+        device = parameter.device if config.fused else torch.device("cpu")
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=device),
+            "exp_avg": _zeros(parameter),
+            "exp_avg_sq": _zeros(parameter),
+        }
+    return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give every parameter group the learning rate of the coming update."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
+def _is_of_norm(name: str) -> bool:
+    """Say whether a module whose own name has ``norm`` in it holds a parameter."""
+    return "norm" in ".".join(name.split(".")[-2:-1])
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a saved state, giving each moment the memory layout of its parameter.
+def _zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter.detach(), memory_format=torch.preserve_format)
 
-    A checkpoint stores tensors row by row. The fused update walks parameter and moments in memory
-    order, so beside a channels-last weight a row-by-row moment would meet the wrong elements.
-    """
-    optimizer.load_state_dict(state)
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter).copy_(moment)
+
+def _shapes(state: dict[str, dict[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{key}": tuple(t.shape) for name, ts in state.items() for key, t in ts.items()}

@@ -1,0 +1,184 @@
+"""Alarms: rules that read the lines of metrics and say what goes wrong before the loss does.
+
+Alarms are a fold over a run's lines and hold nothing else, so a run that resumes makes them again
+from its metrics file.
+"""
+
+import math
+import statistics
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pardalis.errors import ConfigError
+from pardalis.train.metrics import Line
+
+_SMOOTHED = 3  # lines whose median says how large a statistic is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlarmConfig:
+    """The rules that a line of metrics may break; ``inf`` turns a rule off.
+
+    * The largest attention logit is above ``attention_logit``. From there a softmax sees one
+      position, and near ten times as much runs diverged (arXiv 2309.14322, section 3.1.1).
+    * The output of the last block, of all positions or of one modality, has an rms above
+      ``output_rms`` and still grows: it is at least ``growth`` times what it was at half as many
+      steps. A stable run comes to rest; growth without bound is what came before Chameleon's
+      divergences (arXiv 2405.09818, section 2.3).
+    * The mean log Z of a modality is, whatever its sign, above ``log_z`` and still grows.
+    * The norm of the gradient is above ``grad_norm_spike`` times its median over the ``window``
+      lines before.
+    * The loss is more than ``loss_spike`` nats above its median over the ``window`` lines before.
+
+    A loss that is more than ``loss_explosion`` nats above that of the first line is past hope. The
+    last two are for losses per token: an image tokenizer's loss has no scale to judge it by.
+    """
+
+    attention_logit: float = 1e3
+    output_rms: float = 10.0
+    log_z: float = 30.0
+    growth: float = 1.5  # while the number of steps doubles
+    grad_norm_spike: float = 10.0
+    loss_spike: float = 1.0  # nats
+    loss_explosion: float = 3.0  # nats
+    window: int = 10  # lines
+
+    def __post_init__(self) -> None:
+        if self.window < 3:
+            raise ConfigError(f"window must be at least 3, got {self.window}.")
+        if not self.growth > 1:
+            raise ConfigError(f"growth must be above 1, got {self.growth}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A statistic that broke a rule."""
+
+    name: str  # of the statistic
+    step: int  # of the line
+    value: float
+    rule: str  # what the value is, after its name in a sentence: "is above 1000"
+
+
+class Alarms:
+    """The alarms of a run, from its lines so far.
+
+    Attributes:
+        standing: alarms whose rule was broken in one of the last ``window`` lines, oldest first.
+    """
+
+    def __init__(self, config: AlarmConfig, lines: Iterable[Line] = ()) -> None:
+        self.config = config
+        self._series = {name: _Series() for name in _RULES}
+        for line in lines:
+            self.read(line)
+
+    @property
+    def standing(self) -> list[Alarm]:
+        alarms = [series.alarm for series in self._series.values() if series.alarm]
+        return sorted(alarms, key=lambda alarm: alarm.step)
+
+    def read(self, line: Line) -> list[Alarm]:
+        """Take the next line; return the alarms that did not stand before it."""
+        new = []
+        for name, series in self._series.items():
+            if name not in line or (name == "loss" and not _is_per_token(line)):
+                continue
+            series.add(int(line["step"]), float(line[name]))
+            rule = _RULES[name](series, self.config)
+            if rule and series.alarm is None:
+                series.alarm = Alarm(name, int(line["step"]), float(line[name]), rule)
+                new.append(series.alarm)
+            series.quiet_lines = 0 if rule else series.quiet_lines + 1
+            if series.quiet_lines == self.config.window:
+                series.alarm = None
+        return new
+
+    def exploded(self, line: Line) -> bool:
+        """Return whether a line's loss is past hope: the run should not go on from it."""
+        losses = self._series["loss"].values
+        start = losses[0] if losses else math.inf
+        return _is_per_token(line) and line["loss"] > start + self.config.loss_explosion
+
+
+class _Series:
+    """The values of a statistic so far, and the alarm about it that stands."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.values: list[float] = []
+        self.alarm: Alarm | None = None
+        self.quiet_lines = 0  # since a rule was broken
+
+    def add(self, step: int, value: float) -> None:
+        self.steps.append(step)
+        self.values.append(value)
+
+    def median_before(self, window: int) -> float:
+        """Return the median of the lines before the last one; NaN before the third line."""
+        before = self.values[-1 - window : -1]
+        return statistics.median(before) if len(before) > 1 else math.nan
+
+    def grows(self, factor: float) -> bool:
+        """Return whether the magnitude grew by a factor since half as many steps."""
+        half = bisect_right(self.steps, self.steps[-1] / 2)
+        if half == 0:
+            return False
+        now, then = (
+            statistics.median(map(abs, self.values[max(0, end - _SMOOTHED) : end]))
+            for end in (len(self.values), half)
+        )
+        return now >= factor * then
+
+
+def _is_per_token(line: Line) -> bool:
+    return "tokens" in line
+
+
+def _above(series: _Series, limit: float) -> str | None:
+    return f"is above {limit:g}" if series.values[-1] > limit else None
+
+
+def _outgrows(series: _Series, limit: float, growth: float) -> str | None:
+    if not (abs(series.values[-1]) > limit and series.grows(growth)):
+        return None
+    return f"is beyond {limit:g} and at least {growth:g} times what it was at half as many steps"
+
+
+def _attention_logit(series: _Series, config: AlarmConfig) -> str | None:
+    return _above(series, config.attention_logit)
+
+
+def _output_rms(series: _Series, config: AlarmConfig) -> str | None:
+    return _outgrows(series, config.output_rms, config.growth)
+
+
+def _log_z(series: _Series, config: AlarmConfig) -> str | None:
+    return _outgrows(series, config.log_z, config.growth)
+
+
+def _grad_norm(series: _Series, config: AlarmConfig) -> str | None:
+    median = series.median_before(config.window)
+    return _above(series, config.grad_norm_spike * median) and (
+        f"is above {config.grad_norm_spike:g} times its median of {median:.3g}"
+    )
+
+
+def _loss(series: _Series, config: AlarmConfig) -> str | None:
+    median = series.median_before(config.window)
+    return _above(series, median + config.loss_spike) and (
+        f"is more than {config.loss_spike:g} above its median of {median:.3g}"
+    )
+
+
+_RULES: dict[str, Callable[[_Series, AlarmConfig], str | None]] = {
+    "attention_logit": _attention_logit,
+    "output_rms": _output_rms,
+    "output_rms_text": _output_rms,
+    "output_rms_image": _output_rms,
+    "lse_text": _log_z,
+    "lse_image": _log_z,
+    "grad_norm": _grad_norm,
+    "loss": _loss,
+}

@@ -1,0 +1,231 @@
+"""Statistics that show trouble before the loss does; all stay on the device until a report.
+
+They are taken at some steps only, and cost one forward pass of one row and a few sums.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pardalis.model import Decoder, document_mask
+from pardalis.objectives.next_token import TokenBatch
+from pardalis.parallel import Layout, World, gradient_norm, local_part, release
+
+Statistics = dict[str, Tensor]
+
+# Returns the largest absolute score of each query, as :func:`largest_scores`.
+AttentionCall = Callable[[], Tensor]
+
+_PARTS = ("embedding", "attention", "feed_forward", "norms", "head")
+_SAMPLE = 4096  # elements of a parameter that stand for all of it
+
+
+def has_statistics(step: int, every: int) -> bool:
+    """Return whether update ``step`` is one that statistics are taken of; with 0, none is."""
+    return every > 0 and (step + 1) % every == 0
+
+
+@torch.no_grad()
+def probe(
+    model: Decoder, batch: TokenBatch, image_ids: range, layout: Layout, *, within_documents: bool
+) -> Statistics:
+    """Send the first row of a batch through the model and return what grows inside.
+
+    ``output_rms`` is the root mean square of what the last block hands to the final norm;
+    ``attention_logit`` is the largest absolute score that a softmax of any layer saw. Both also
+    come for positions that read text and for those that read images, and for each layer. Padding
+    counts nowhere; what a row does not have is NaN.
+
+    It runs without dropout and without compiled code. Ranks whose share of the batch is not the
+    first do the same with their first row, since parameters are gathered together, and it counts
+    nowhere: so the number of ranks changes nothing.
+    """
+    ids, documents = batch.ids[:1], batch.documents[:1]
+    is_real = (documents[0] >= 0) & (layout.data_rank == 0)
+    is_image = (ids[0] >= image_ids.start) & (ids[0] < image_ids.stop)
+    kinds = torch.stack([is_real, is_real & ~is_image, is_real & is_image])
+    if within_documents:
+        positions, mask = batch.positions[:1], document_mask(documents)
+    else:
+        positions, mask = None, document_mask(torch.zeros_like(documents))
+    growth = _Growth(kinds, len(model.trunk.blocks))
+    with _evaluating(model), watching(model, growth.look):
+        model.hidden(ids, positions, mask)
+    release(model)
+    return growth.statistics(layout.world)
+
+
+def gradient_norms(model: nn.Module) -> Statistics:
+    """Return the norm of the gradient of each part of a decoder."""
+    return {
+        f"grad_norm.{part}": gradient_norm(p for _, p in named)
+        for part, named in _by_part(model).items()
+    }
+
+
+@torch.no_grad()
+def weight_samples(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of at most 4,096 elements of what this rank holds of each parameter."""
+    samples = {}
+    for name, parameter in model.named_parameters():
+        flat = local_part(parameter.detach()).flatten()
+        stride = flat.numel() // _SAMPLE | 1  # odd, to meet all columns of a matrix of even width
+        samples[name] = flat[::stride][:_SAMPLE].clone()
+    return samples
+
+
+@torch.no_grad()
+def update_ratios(model: nn.Module, before: dict[str, Tensor], layout: Layout) -> Statistics:
+    """Return the rms of the last update over the rms of the weights, for each part of a decoder.
+
+    Args:
+        before: samples of the weights before the update.
+    """
+    after = weight_samples(model)
+    parts = _by_part(model)
+    sums = torch.zeros(len(parts), 2, device=layout.device)
+    for i, named in enumerate(parts.values()):
+        for name, parameter in named:
+            pair = torch.stack([after[name] - before[name], before[name]]).float()
+            stood_for = local_part(parameter).numel() / max(pair.shape[1], 1)
+            sums[i] += pair.square().sum(1) * stood_for
+    moved, weights = layout.world.sum(sums).unbind(1)
+    return {
+        f"update_ratio.{part}": ratio
+        for part, ratio in zip(parts, (moved / weights).sqrt(), strict=True)
+    }
+
+
+def largest_scores(
+    q: Float[Tensor, "B N T H"],
+    k: Float[Tensor, "B K S H"],
+    v: Float[Tensor, "B K S H"],
+    attn_mask: Bool[Tensor, "..."] | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Float[Tensor, "B N T"]:
+    """Return the largest absolute score of each query among the keys that it may see.
+
+    The arguments are those of ``F.scaled_dot_product_attention``. One head at a time, in fp32, so
+    that the scores of all heads never exist together.
+    """
+    if is_causal:
+        attn_mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    queries_of_key = q.shape[1] // k.shape[1]
+    largest = []
+    with torch.autocast(q.device.type, enabled=False):
+        for head in range(q.shape[1]):
+            keys = k[:, head // queries_of_key].float()
+            scores = (q[:, head].float() @ keys.mT).mul_(scale).abs_()
+            if attn_mask is not None:
+                scores.masked_fill_(~attn_mask.expand(*q.shape[:3], -1)[:, head], 0.0)
+            largest.append(scores.amax(-1))
+    return torch.stack(largest, 1)
+
+
+@contextmanager
+def watching(
+    model: Decoder, look: Callable[[int, Tensor, list[AttentionCall]], None]
+) -> Iterator[None]:
+    """Call ``look`` after each block, with its number, its output, and the attention inside it.
+
+    It looks after the block, since what a checkpointed block computes is computed a second time.
+    """
+    seen = _AttentionCalls()
+
+    def after(layer: int, block: nn.Module, args: Any, output: Tensor) -> None:
+        calls, seen.calls = seen.calls, []
+        with torch.no_grad():
+            look(layer, output, calls)
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(model.trunk.blocks):
+            stack.callback(block.register_forward_hook(partial(after, layer)).remove)
+        stack.enter_context(seen)
+        yield
+
+
+class _AttentionCalls(TorchFunctionMode):
+    """Keeps the arguments of every attention that is computed while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[AttentionCall] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self.calls.append(partial(largest_scores, *args, **kwargs))
+        return func(*args, **kwargs)
+
+
+class _Growth:
+    """What blocks put out and attention scores, gathered during one forward pass of one row.
+
+    Args:
+        kinds: the positions of each kind: all, text, image.
+    """
+
+    def __init__(self, kinds: Bool[Tensor, "3 T"], n_layers: int) -> None:
+        self._kinds = kinds
+        self._squares = torch.zeros(3, n_layers, device=kinds.device)
+        self._logits = torch.full((3, n_layers), -math.inf, device=kinds.device)
+
+    def look(
+        self, layer: int, output: Float[Tensor, "1 T D"], attention: list[AttentionCall]
+    ) -> None:
+        squares = output[0].float().square().mean(-1)
+        self._squares[:, layer] = torch.where(self._kinds, squares, 0.0).sum(1)
+        (scores,) = (call()[0].amax(0) for call in attention)
+        self._logits[:, layer] = torch.where(self._kinds, scores, -math.inf).amax(1)
+
+    def statistics(self, world: World) -> Statistics:
+        counts = self._kinds.sum(1, keepdim=True).expand_as(self._squares).float()
+        squares, counts = world.sum(torch.stack([self._squares, counts]))
+        rms = (squares / counts).sqrt()
+        logits = world.gather(self._logits[None]).amax(0)
+        logits = logits.masked_fill(logits < 0, math.nan)  # no such position
+        return _named("output_rms", rms, rms[:, -1]) | _named(
+            "attention_logit", logits, logits.amax(1)
+        )
+
+
+def _named(name: str, layers: Float[Tensor, "3 L"], whole: Float[Tensor, " 3"]) -> Statistics:
+    named = {f"{name}{kind}": x for kind, x in zip(("", "_text", "_image"), whole, strict=True)}
+    return named | {f"{name}.{i:02d}": x for i, x in enumerate(layers[0])}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    model.train(was_training)
+
+
+def _by_part(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in _PARTS}
+    for name, parameter in model.named_parameters():
+        parts[_part_of(name)].append((name, parameter))
+    return parts
+
+
+def _part_of(name: str) -> str:
+    """Return the part that a parameter belongs to, by its name."""
+    if "norm." in name:
+        return "norms"
+    return next(part for part in _PARTS if part in name.split("."))
