@@ -29,7 +29,7 @@ class Rows:
     def __init__(self, seed: int = 0, n_rows: int = ROWS) -> None:
         self.seed, self.n_rows = seed, n_rows
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
         generator = torch.Generator().manual_seed(derive(self.seed, "rows", step))
         shape = (self.n_rows, TOKENS)
         ids = torch.randint(8, 40, shape, generator=generator)
@@ -210,9 +210,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, s
 
 
 def test_a_batch_without_targets_names_its_step() -> None:
-    task = task_with()
     batch = dataclasses.replace(Rows().batch(0), weights=torch.zeros(ROWS, TOKENS))
-    task.loader = type("Empty", (), {"batch": lambda self, step: batch})()
+    task = task_with(loader=type("Empty", (), {"batch": lambda self, *share: batch})())
     with pytest.raises(TrainingError, match="step 4 has no target to learn from"):
         task.step(4)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from pardalis.errors import ConfigError
 from pardalis.parallel import World
 from pardalis.seeds import derive
-from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
+from pardalis.train.optimizer import AdamWConfig, Optimizer
 from pardalis.vq.adversarial import (
     adaptive_weight,
     discriminator_loss,
@@ -63,15 +63,28 @@ class AdversarialConfig:
 
 
 class Adversary:
-    """A discriminator in training."""
+    """A discriminator in training.
 
-    def __init__(self, config: AdversarialConfig, resolution: int, seed: int, world: World) -> None:
+    Args:
+        peak: the largest learning rate of the tokenizer's schedule.
+    """
+
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        resolution: int,
+        seed: int,
+        world: World,
+        peak: float,
+    ) -> None:
         self.config = config
         self.world = world
         self.network = discriminator(config.discriminator, resolution)
         self.network.initialise(derive(seed, "discriminator"))
         self.network.to(world.device).train()
-        self.optimizer = adamw(self.network, config.optimizer)
+        self.optimizer = Optimizer(
+            self.network, config.optimizer, peak * config.learning_rate_ratio
+        )
 
     def has_begun(self, step: int) -> bool:
         return step >= self.config.start_step
@@ -104,7 +117,7 @@ class Adversary:
     ) -> dict[str, Tensor | float]:
         """Update the discriminator; returns what was measured."""
         config = self.config
-        set_learning_rate(self.optimizer, learning_rate * config.learning_rate_ratio)
+        self.optimizer.set_learning_rate(learning_rate * config.learning_rate_ratio)
         self.network.requires_grad_(True)
         real = self.network(pixels)
         fake = self.network(reconstruction.detach())
@@ -120,7 +133,7 @@ class Adversary:
             penalty = r1_penalty(self.network(seen), seen)
             loss = loss + config.r1_weight / 2 * config.r1_every * penalty
             measured["r1"] = penalty.detach()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.world.average_gradients(self.network.parameters())
         self.optimizer.step()
@@ -131,4 +144,4 @@ class Adversary:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])

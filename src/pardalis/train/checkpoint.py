@@ -1,17 +1,19 @@
-"""Checkpoints: the resumable state of one run, in a format that several ranks can write and read.
+"""Checkpoints: the resumable state of one run, written and read by any number of ranks.
 
     RUN/checkpoints/step-00000100/      appears by one rename, whole or not at all
     ├─ run.json                         format version, step, time, the loop's own notes
     ├─ .metadata                        torch.distributed.checkpoint: where each tensor lies
-    └─ __0_0.distcp                     the tensors
+    └─ __0_0.distcp, __1_0.distcp       the tensors, a file for each rank that wrote
 
-A checkpoint is not portable and not for strangers: like PyTorch's own files it holds pickles, which
-can run code when read. What people pass around is a bundle.
+A sharded tensor is written in shards and read in whatever shards the reader has; what all ranks
+hold alike is written once. A checkpoint is not portable and not for strangers: like PyTorch's own
+files it holds pickles, which can run code when read. What people pass around is a bundle.
 """
 
 import json
 import re
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +25,16 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import BundleError, TrainingError
-from pardalis.files import atomic_folder, write_json
+from pardalis.files import atomic_folder, working_name, write_json
+from pardalis.parallel import World
+from pardalis.parallel.failures import is_broken_connection
 
 # torch.distributed.checkpoint is imported where it is used: it takes 0.6 s on top of torch.
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _STRUCTURE = "structure"  # of the state, with a _Slot for each tensor
+_LAST_WAIT_SECONDS = 30.0  # for a save in flight when a run fails and other ranks may be gone
 
 # PyTorch's own flattening makes strings of the integer keys of an optimizer's state, and loses
 # empty dicts.
@@ -42,81 +47,234 @@ class _Slot(NamedTuple):
     key: str
 
 
-def save(run_folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any]) -> Path:
-    """Write a state and what the loop notes beside it; return the new checkpoint's folder.
+class Saver:
+    """Writes the checkpoints of a run, one at a time; use it as a context, which ends the last one.
 
-    Raises:
-        TrainingError: it could not be written (a full disk, say); earlier ones are untouched.
+    All ranks take part. The first one gives a checkpoint its name when all have written.
+
+    Args:
+        keep: newest checkpoints that stay.
+        asynchronous: copy the state and write it in a thread, so that the run goes on at once.
     """
+
+    def __init__(
+        self, run_folder: Path, world: World, keep: int = 2, asynchronous: bool = True
+    ) -> None:
+        self._run_folder, self._world, self._keep = run_folder, world, keep
+        self._asynchronous = asynchronous
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, state: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Begin a checkpoint of a state, with what the loop notes beside it.
+
+        Raises:
+            TrainingError: this one, or the one before, could not be written (a full disk, say);
+                earlier ones are untouched.
+        """
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        structure = _take_tensors(state, "state", tensors)
+        written = {key: tensor for key, tensor in tensors.items() if self._is_mine(tensor)}
+        if self._asynchronous:
+            written = {key: tensor.detach().to("cpu", copy=True) for key, tensor in written.items()}
+        content = written | ({_STRUCTURE: structure} if self._world.is_first else {})
+        about = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "saved": datetime.now(UTC).isoformat(timespec="seconds"),
+            "notes": json.loads(json.dumps(notes)),  # a copy: the loop goes on with them
+        }
+        _silence_warning_of_one_process()
+        if self._asynchronous:
+            work = (step, content, about)
+            # A daemon: a failed run does not wait for ranks that are gone.
+            self._thread = threading.Thread(target=self._work, args=work, daemon=True)
+            self._thread.start()
+        else:
+            self._work(step, content, about)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a save in flight has met; raises as :meth:`save`."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Wait until nothing is in flight; raises as :meth:`save`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None and not is_broken_connection(error):
+            self._thread.join(None if self._world.size == 1 else _LAST_WAIT_SECONDS)
+
+    def _is_mine(self, tensor: Tensor) -> bool:
+        return self._world.is_first or _is_sharded(tensor)
+
+    def _work(self, step: int, content: dict[str, Any], about: dict[str, Any]) -> None:
+        try:
+            self._write(_folder(self._run_folder) / f"step-{step:08d}", content, about)
+        except BaseException as error:
+            self._error = _unwritten(self._run_folder, step, error)
+
+    def _write(self, folder: Path, content: dict[str, Any], about: dict[str, Any]) -> None:
+        if not self._world.is_first:
+            _write_tensors(working_name(folder, "partial"), content, self._world)
+            return
+        with atomic_folder(folder) as partial:
+            _write_tensors(partial, content, self._world)  # returns when all ranks have written
+            write_json(partial / "run.json", about)
+        prune(self._run_folder, self._keep)
+
+
+def save(run_folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any]) -> Path:
+    """Write a checkpoint in this process alone; return its folder. Raises as :meth:`Saver.save`."""
+    with Saver(run_folder, World(), asynchronous=False) as saver:
+        saver.save(step, state, notes)
+    return _folder(run_folder) / f"step-{step:08d}"
+
+
+def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
     from torch.distributed.checkpoint import state_dict_saver
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.planner import SavePlan
 
-    folder = _folder(run_folder) / f"step-{step:08d}"
-    tensors: dict[str, Tensor] = {}
-    structure = _take_tensors(state, "state", tensors)
-    about = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "saved": datetime.now(UTC).isoformat(timespec="seconds"),
-        "notes": notes,
-    }
-    try:
-        with atomic_folder(folder) as partial:
-            with _one_process():
-                state_dict_saver.save(
-                    {_STRUCTURE: structure, **tensors},
-                    storage_writer=FileSystemWriter(partial, sync_files=False),  # done below
-                    planner=DefaultSavePlanner(**_AS_IT_IS),
-                    no_dist=True,
-                )
-            write_json(partial / "run.json", about)
-    except (CheckpointException, OSError, RuntimeError) as error:
-        cause = _cause(error)
-        before = newest(run_folder)
-        rest = f"{before.name} before it is intact" if before else "there is none before it"
-        raise TrainingError(
-            f"The checkpoint of step {step} could not be written to {folder.parent} ({cause}); "
-            f"{rest}. Make room on the disk, then run the same command again."
-        ) from cause
-    return folder
+    class Joining(FileSystemWriter):
+        """Leaves the folder to the first rank, before which no other comes to write."""
+
+        def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+            return plan
+
+    kind = FileSystemWriter if world.is_first else Joining
+    state_dict_saver.save(
+        content,
+        # The first rank's files are synchronised with their folder.
+        storage_writer=kind(folder, sync_files=not world.is_first),
+        planner=DefaultSavePlanner(**_AS_IT_IS),
+        process_group=world.saving,
+        no_dist=world.size == 1,
+    )
 
 
-def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a checkpoint's state, on the CPU, and its notes.
+def _unwritten(run_folder: Path, step: int, error: BaseException) -> BaseException:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    cause = (
+        next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+    )
+    if not isinstance(cause, OSError | RuntimeError) or is_broken_connection(cause):
+        return cause
+    before = newest(run_folder)
+    rest = f"{before.name} before it is intact" if before else "there is none before it"
+    unwritten = TrainingError(
+        f"The checkpoint of step {step} could not be written to {_folder(run_folder)} ({cause}); "
+        f"{rest}. Make room on the disk, then run the same command again."
+    )
+    unwritten.__cause__ = cause
+    return unwritten
+
+
+def load(folder: Path, like: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint's state and its notes.
+
+    Args:
+        like: a state whose tensors say where those of the same path come to lie: on which device,
+            and which part of them on this rank. Others come whole, on the CPU.
 
     Raises:
         BundleError: the checkpoint is incomplete, damaged, or of a newer format, or the system
             refuses to read it.
+        ValueError: a tensor has another shape than in ``like``.
     """
-    from torch.distributed.checkpoint import state_dict_loader
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    about = _read_about(folder)
+    placed = tensors_of(like or {})
+    with _reading(folder):
+        loaded: dict[str, Any] = {
+            key: _room(key, entry, placed.get(key)) for key, entry in _entries(folder)
+        }
+        _fill(folder, loaded)
+        state = _put_tensors(loaded.pop(_STRUCTURE), loaded)
+    return state, about["notes"]
+
+
+def load_part(folder: Path, part: dict[str, Any]) -> None:
+    """Read the tensors of a part of a state into those that are given, and nothing else.
+
+    Raises:
+        BundleError: as :func:`load`.
+        ValueError: the checkpoint lacks one of the tensors, or has it in another shape.
+    """
+    _read_about(folder)
+    wanted = tensors_of(part)
+    with _reading(folder):
+        entries = dict(_entries(folder))
+        for key, tensor in wanted.items():
+            if key not in entries:
+                raise _Misfit(f"{key} is missing there")
+            _check_shape(key, entries[key], tensor)
+        _fill(folder, dict(wanted))
+
+
+class _Misfit(ValueError):
+    """A checkpoint is whole, and of something else."""
+
+
+def _entries(folder: Path) -> list[tuple[str, Any]]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    return list(FileSystemReader(folder).read_metadata().state_dict_metadata.items())
+
+
+def _room(key: str, entry: Any, placed: Tensor | None) -> Tensor | None:
+    """Return room for what is stored under a key; None for what is no tensor."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    about = _read_about(folder)
-    reader = FileSystemReader(folder)
+    if not isinstance(entry, TensorStorageMetadata):
+        return None
+    if placed is None:
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
+    _check_shape(key, entry, placed)
+    return torch.empty_like(placed, dtype=entry.properties.dtype, requires_grad=False)
+
+
+def _check_shape(key: str, entry: Any, placed: Tensor) -> None:
+    if entry.size != placed.shape:
+        raise _Misfit(f"{key} has shape {list(entry.size)} there and {list(placed.shape)} here")
+
+
+def _fill(folder: Path, content: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    _silence_warning_of_one_process()
+    state_dict_loader.load(
+        content,
+        storage_reader=FileSystemReader(folder),
+        planner=DefaultLoadPlanner(**_AS_IT_IS),
+        no_dist=True,  # each rank reads what it needs
+    )
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
     try:
-        loaded: dict[str, Any] = {
-            key: torch.empty(entry.size, dtype=entry.properties.dtype)
-            if isinstance(entry, TensorStorageMetadata)
-            else None
-            for key, entry in reader.read_metadata().state_dict_metadata.items()
-        }
-        with _one_process():
-            state_dict_loader.load(
-                loaded,
-                storage_reader=reader,
-                planner=DefaultLoadPlanner(**_AS_IT_IS),
-                no_dist=True,
-            )
-        state = _put_tensors(loaded.pop(_STRUCTURE), loaded)
-    except (CheckpointException, Exception) as error:
+        yield
+    except _Misfit:
+        raise
+    except BaseException as error:
         cause = _cause(error)
         raise _unreadable(folder, cause, f"{type(cause).__name__}: {cause}") from cause
-    return state, about["notes"]
 
 
 def step_of(folder: Path) -> int:
@@ -127,14 +285,30 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
+def all_of(run_folder: Path) -> list[Path]:
+    """Return the run's checkpoints in the order of their steps."""
+    found = (path for path in _folder(run_folder).glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=step_of)
+
+
 def newest(run_folder: Path) -> Path | None:
     """Return the run's checkpoint of the most updates, or None where there is none."""
-    return max(_all(run_folder), key=step_of, default=None)
+    return next(reversed(all_of(run_folder)), None)
 
 
 def prune(run_folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints, and what killed processes left half done."""
-    for folder in sorted(_all(run_folder), key=step_of)[:-keep]:
+    _discard(run_folder, all_of(run_folder)[:-keep])
+
+
+def discard_after(run_folder: Path, step: int) -> None:
+    """Delete the checkpoints of more updates than ``step``, the newest first."""
+    later = [folder for folder in all_of(run_folder) if step_of(folder) > step]
+    _discard(run_folder, later[::-1])
+
+
+def _discard(run_folder: Path, folders: list[Path]) -> None:
+    for folder in folders:
         # Renamed first, so that a half-deleted folder never bears a checkpoint's name.
         folder.rename(folder.with_name(folder.name + ".partial"))
     for leftover in _folder(run_folder).glob("step-*.partial"):
@@ -150,10 +324,6 @@ def tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:
 
 def _folder(run_folder: Path) -> Path:
     return run_folder / "checkpoints"
-
-
-def _all(run_folder: Path) -> list[Path]:
-    return [path for path in _folder(run_folder).glob("step-*") if _NAME.fullmatch(path.name)]
 
 
 def _take_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -220,9 +390,15 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """Silence the one warning that says that a single process is what was asked for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
-        yield
+def _silence_warning_of_one_process() -> None:
+    """Silence the warning that says that a single process is what was asked for.
+
+    For good: what saves in a thread cannot put filters back without disturbing other threads.
+    """
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)

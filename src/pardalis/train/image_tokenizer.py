@@ -32,8 +32,9 @@ from pardalis.feature_nets import (
 from pardalis.parallel import World
 from pardalis.seeds import derive
 from pardalis.train.adversary import AdversarialConfig, Adversary
-from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
+from pardalis.train.optimizer import AdamWConfig, Optimizer
 from pardalis.train.schedule import ScheduleConfig, learning_rate
+from pardalis.train.skipping import batch_of
 from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.init import initialise
@@ -190,7 +191,7 @@ class ImageTokenizerTask:
         self.heldout = _squares(heldout, model_config, config.heldout_pictures)
 
         self.tokenizer = initialise(ImageTokenizer(model_config), config.seed).to(self.device)
-        self.optimizer = adamw(self.tokenizer, config.optimizer)
+        self.optimizer = Optimizer(self.tokenizer, config.optimizer, config.schedule.learning_rate)
         self.averaged = _averaged(self.tokenizer, config.ema_decay) if config.ema_decay else None
         self.codebook = self._live_codebook()
         self.perceptual = (
@@ -202,10 +203,17 @@ class ImageTokenizerTask:
             _distance(region.net, region.side, self.device) for region in config.regions
         ]
         self.adversary = (
-            Adversary(config.adversarial, model_config.resolution, config.seed, self.world)
+            Adversary(
+                config.adversarial,
+                model_config.resolution,
+                config.seed,
+                self.world,
+                config.schedule.learning_rate,
+            )
             if config.adversarial
             else None
         )
+        self._skipped: tuple[int, ...] = ()
         self._recent_counts: deque[Int[Tensor, " N"]] = deque(maxlen=_USE_WINDOW_STEPS)
         if config.compile:
             self.tokenizer.encoder.compile()
@@ -224,9 +232,9 @@ class ImageTokenizerTask:
         """Update the tokenizer on the pictures of this step, tend the codebook, update the rest."""
         config = self.config
         rate = learning_rate(config.schedule, step, self.total_steps)
-        set_learning_rate(self.optimizer, rate)
+        self.optimizer.set_learning_rate(rate)
         generator = torch.Generator().manual_seed(derive(config.seed, "codebook", step))
-        batch = self.feed.batch(step)
+        batch = self.feed.batch(batch_of(step, self._skipped))
         pixels = self._pixels(batch.bytes)
 
         self.tokenizer.train()
@@ -237,7 +245,7 @@ class ImageTokenizerTask:
         with self._mixed():
             output = self.tokenizer(pixels)
             loss, measured = self._loss(step, output, pixels, batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.world.average_gradients(self.tokenizer.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.grad_clip)
@@ -296,6 +304,13 @@ class ImageTokenizerTask:
         none = torch.zeros(self.tokenizer.config.n_codes, dtype=torch.int64)
         return sum((counts.cpu() for counts in self._recent_counts), none).numpy()
 
+    def positions(self, batch: int) -> range:
+        first = batch * self.config.batch_pictures
+        return range(first, first + self.config.batch_pictures)
+
+    def skip(self, batches: Sequence[int]) -> None:
+        self._skipped = tuple(batches)
+
     def state_dict(self) -> dict[str, Any]:
         parts = {
             "codebook": self.codebook,
@@ -311,7 +326,7 @@ class ImageTokenizerTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.tokenizer.load_state_dict(state["tokenizer"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self._recent_counts.clear()
         self._recent_counts.extend(counts.to(self.device) for counts in state["recent_counts"])
         if self.codebook is not None:

@@ -5,8 +5,8 @@ The step number decides everything that is drawn (rows, dropout), so no generato
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,12 +14,23 @@ import torch
 from torch import Tensor
 
 from pardalis.data.batch import Batch
+from pardalis.data.prefetch import Prefetcher
 from pardalis.errors import ConfigError, TrainingError
-from pardalis.model import Decoder
+from pardalis.model import Decoder, attention_mask, document_mask
 from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, no_losses
+from pardalis.parallel import Layout, Precision, clip_gradients, release, sum_over_replicas
 from pardalis.seeds import derive
-from pardalis.train.optimizer import AdamWConfig, adamw, load_optimizer_state, set_learning_rate
+from pardalis.train.optimizer import AdamWConfig, Optimizer
+from pardalis.train.qk_clip import QKClip
 from pardalis.train.schedule import ScheduleConfig, learning_rate
+from pardalis.train.skipping import batch_of
+from pardalis.train.statistics import (
+    gradient_norms,
+    has_statistics,
+    probe,
+    update_ratios,
+    weight_samples,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +43,9 @@ class PretrainConfig:
     objective: NextTokenConfig = field(default_factory=NextTokenConfig)
     accumulation_steps: int = 1  # parts of a batch that go through the model one after the other
     grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
+    qk_clip: float | None = None  # largest attention logit that a head may keep, without QK-norm
+    statistics_every: int = 50  # updates between looks at what grows inside; 0: none
+    precision: Precision = "float32"  # of products and activations; parameters are float32
     seed: int = 0  # root of initial values, order of rows and dropout
 
     def __post_init__(self) -> None:
@@ -43,8 +57,12 @@ class PretrainConfig:
                 f"batch_rows ({self.batch_rows}) must be a multiple of accumulation_steps "
                 f"({self.accumulation_steps})."
             )
-        if not self.grad_clip > 0:
-            raise ConfigError(f"grad_clip must be above 0, got {self.grad_clip}.")
+        for name in ("grad_clip", "qk_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, got {value}.")
+        if self.statistics_every < 0:
+            raise ConfigError(f"statistics_every must be 0 or more, got {self.statistics_every}.")
 
     @property
     def init_seed(self) -> int:
@@ -61,8 +79,8 @@ class PretrainConfig:
 class BatchSource(Protocol):
     """What training asks of a loader."""
 
-    def batch(self, step: int) -> Batch:
-        """Return the rows of a step, always the same ones."""
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        """Return a rank's share of the rows of a step, always the same ones."""
         ...
 
 
@@ -70,11 +88,15 @@ class PretrainTask:
     """The decoder as a task of the training loop.
 
     Args:
-        model: with its initial values, or those of a bundle; moved to the device.
-        loader: its batches have ``config.batch_rows`` rows.
+        model: with its initial values, or those of a bundle, and parallelised over the layout.
+        loader: its batches have ``config.batch_rows`` rows over all ranks.
         total_steps: of the run, for the schedule.
         image_ids: the vocabulary's range of image ids, for losses by modality.
         heldout_loader: batches 0 to ``heldout_batches`` - 1 of it are evaluated.
+        layout: which rows and which part of the model are this rank's; by default all, on the CPU.
+
+    Raises:
+        ConfigError: the rows of a batch cannot be divided among ranks and parts.
     """
 
     def __init__(
@@ -87,18 +109,25 @@ class PretrainTask:
         total_steps: int,
         heldout_loader: BatchSource | None = None,
         heldout_batches: int = 0,
-        device: torch.device | str = "cpu",
+        layout: Layout | None = None,
     ) -> None:
         learning_rate(config.schedule, 0, total_steps)  # refuses a schedule that does not fit
-        self.device = torch.device(device)
+        self.layout = layout or Layout.alone()
+        _check_shares(config, self.layout)
+        self.device = self.layout.device
         self.model = model.to(self.device)
-        self.loader = loader
         self.config = config
         self.image_ids = image_ids
         self.total_steps = total_steps
         self.heldout_loader = heldout_loader
         self.heldout_batches = heldout_batches
-        self.optimizer = adamw(self.model, config.optimizer)
+        self._share = self.layout.data_rank, self.layout.data_size
+        self._rows = Prefetcher(loader, self.device, *self._share)
+        self._skipped: tuple[int, ...] = ()
+        self.optimizer = Optimizer(self.model, config.optimizer, config.schedule.learning_rate)
+        self._clip: QKClip | None = None
+        if config.qk_clip is not None:
+            self._clip = QKClip(self.model, config.qk_clip, self.layout)
 
     def step(self, step: int) -> dict[str, float | Tensor]:
         """Do one update from one batch, in ``accumulation_steps`` parts.
@@ -106,32 +135,60 @@ class PretrainTask:
         Each part's loss sum is divided by the number of targets of the whole batch, so the gradient
         is that of the batch, however many parts it has.
         """
-        batch = self.loader.batch(step)
-        tokens = float(batch.weights.sum())
-        if tokens == 0:
+        batch = self._rows.batch(batch_of(step, self._skipped))
+        tokens = self.layout.sum(batch.weights.sum())
+        # On a GPU, to look would be to wait for all work before; there the loss is NaN.
+        if self.device.type == "cpu" and tokens == 0:
             raise TrainingError(
                 f"The batch of step {step} has no target to learn from; look at the weights in the "
                 "prepared data."
             )
         rate = learning_rate(self.config.schedule, step, self.total_steps)
-        set_learning_rate(self.optimizer, rate)
+        self.optimizer.set_learning_rate(rate)
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        sums = no_losses(self.device)
-        for part, rows in enumerate(_parts(batch, self.config.accumulation_steps)):
-            with _dropout_seed(derive(self.config.seed, "dropout", step, part), self.device):
-                losses = self._losses(rows)
-            torch.autograd.backward(losses.total / tokens)
-            sums = _add(sums, losses)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with self._clip.watching() if self._clip else nullcontext():
+            sums = self._over_ranks(self._backward(batch, step, tokens))
+        statistics = self._update(batch, has_statistics(step, self.config.statistics_every))
         return {
             **_means(sums),
             "z_loss": self.config.objective.z_loss * sums.z / sums.count,
-            "grad_norm": norm.detach(),
+            "grad_norm_text": sums.text_gradient.sqrt() / tokens,
+            "grad_norm_image": sums.image_gradient.sqrt() / tokens,
+            **statistics,
             "learning_rate": rate,
             "tokens": tokens,
         }
+
+    def _backward(self, batch: Batch, step: int, tokens: Tensor) -> Losses:
+        """Add up the gradients of the parts of a batch; return the sums of this rank's losses."""
+        sums = no_losses(self.device)
+        for part, rows in enumerate(_parts(batch, self.config.accumulation_steps)):
+            is_last = part == self.config.accumulation_steps - 1
+            sum_over_replicas(self.model, in_next_backward=is_last)
+            seed = derive(self.config.seed, "dropout", step, part, self.layout.data_rank)
+            with _dropout_seed(seed, self.device):
+                losses = self._losses(rows)
+            # The mean over ranks of what this is the gradient of is the loss of the batch.
+            torch.autograd.backward(losses.total * self.layout.data_size / tokens)
+            sums = _add(sums, losses)
+        return sums
+
+    def _update(self, batch: Batch, observes: bool) -> dict[str, Tensor]:
+        """Clip the gradient, update the weights, clip their heads; return what it was like."""
+        measured = gradient_norms(self.model) if observes else {}
+        measured["grad_norm"] = clip_gradients(self.model.parameters(), self.config.grad_clip)
+        before = weight_samples(self.model) if observes else {}
+        self.optimizer.step()
+        if observes:
+            measured |= update_ratios(self.model, before, self.layout)
+            within = self.config.objective.document_mask
+            measured |= probe(
+                self.model, batch, self.image_ids, self.layout, within_documents=within
+            )
+        if self._clip:
+            measured["clipped_heads"] = self._clip.clip()
+        return measured
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -141,20 +198,45 @@ class PretrainTask:
         self.model.eval()
         sums = no_losses(self.device)
         for index in range(self.heldout_batches):
-            sums = _add(sums, self._losses(self.heldout_loader.batch(index)))
-        means = {f"heldout_{name}": value.item() for name, value in _means(sums).items()}
-        return {name: value for name, value in means.items() if not math.isnan(value)}
+            rows = self.heldout_loader.batch(index, *self._share).to(self.device)
+            sums = _add(sums, self._losses(rows))
+        release(self.model)
+        means = _means(self._over_ranks(sums))
+        numbers = {f"heldout_{name}": value.item() for name, value in means.items()}
+        return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+    def positions(self, batch: int) -> range:
+        first = batch * self.config.batch_rows
+        return range(first, first + self.config.batch_rows)
+
+    def skip(self, batches: Sequence[int]) -> None:
+        self._skipped = tuple(batches)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def _losses(self, batch: Batch) -> Losses:
-        batch = batch.to(self.device)
-        return next_token_losses(self.model, batch, self.image_ids, self.config.objective)
+        mask_of = document_mask if self._clip else attention_mask  # the clip looks at its scores
+        with self.layout.autocast(self.config.precision):
+            return next_token_losses(
+                self.model, batch, self.image_ids, self.config.objective, mask_of
+            )
+
+    def _over_ranks(self, sums: Losses) -> Losses:
+        values = [getattr(sums, field.name) for field in dataclasses.fields(Losses)]
+        return Losses(*self.layout.sum(torch.stack(values)).unbind())
+
+
+def _check_shares(config: PretrainConfig, layout: Layout) -> None:
+    if config.batch_rows % (layout.data_size * config.accumulation_steps):
+        raise ConfigError(
+            f"batch_rows ({config.batch_rows}) must be a multiple of the {layout.data_size} ranks "
+            f"that read different rows times accumulation_steps ({config.accumulation_steps})."
+        )
 
 
 def _parts(batch: Batch, n_parts: int) -> Iterator[Batch]:
@@ -176,6 +258,8 @@ def _means(sums: Losses) -> dict[str, Tensor]:
         "loss": (sums.text + sums.image) / sums.count,
         "loss_text": sums.text / sums.text_count,
         "loss_image": sums.image / sums.image_count,
+        "lse_text": sums.text_lse / sums.text_count,
+        "lse_image": sums.image_lse / sums.image_count,
     }
 
 

@@ -19,11 +19,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(speaks: bool = True) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM inside the block into a request; a second one acts as ever.
 
     The handlers found are put back at the first signal, or at the end. Outside the main thread
     Python allows no handlers, and nothing is changed.
+
+    Args:
+        speaks: whether this process says that it was asked.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -39,7 +42,8 @@ def stop_requests() -> Iterator[StopRequest]:
     def ask(number: int, frame: Any) -> None:
         request.made = True
         put_back()
-        logger.warning("Stopping after this step; press again to stop at once.")
+        if speaks:
+            logger.warning("Stopping after this step; press again to stop at once.")
 
     for number in _SIGNALS:
         signal.signal(number, ask)

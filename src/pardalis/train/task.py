@@ -4,6 +4,7 @@ A task owns its network, its optimizer and its data; the loop owns time, files a
 knows nothing of pictures or text, so one loop trains image tokenizers and decoders alike.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -23,6 +24,14 @@ class Task(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out numbers by name, or nothing, and leave what is learnt as it was."""
+        ...
+
+    def positions(self, batch: int) -> range:
+        """Return the positions in the data of the rows of a batch."""
+        ...
+
+    def skip(self, batches: Sequence[int]) -> None:
+        """Leave these batches of the data out: see :func:`pardalis.train.skipping.batch_of`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""Which batch a step reads when some are left out."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pardalis.errors import DataError
+from pardalis.train.skipping import Skip, batch_of, read_skips, write_skips
+
+
+@given(st.lists(st.integers(0, 30), max_size=20))
+def test_steps_read_what_is_left_in_order(skipped: list[int]) -> None:
+    left = [batch for batch in range(100) if batch not in skipped]
+    assert [batch_of(step, skipped) for step in range(50)] == left[:50]
+
+
+@given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(1, 5))
+def test_what_was_read_before_stays_when_later_batches_are_left_out(
+    skipped: set[int], step: int, n: int
+) -> None:
+    more = skipped | {batch_of(later, skipped) for later in range(step, step + n)}
+    for earlier in range(step):
+        assert batch_of(earlier, more) == batch_of(earlier, skipped)
+    assert batch_of(step, more) == batch_of(step + n, skipped)
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    assert read_skips(tmp_path) == []
+    skips = [
+        Skip(rollback=1, step=4, batch=4, first_position=20, last_position=24, cause="inf"),
+        Skip(rollback=2, step=4, batch=5, first_position=25, last_position=29, cause="nan"),
+    ]
+    write_skips(tmp_path, skips)
+    assert read_skips(tmp_path) == skips
+
+
+def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "skipped.jsonl").write_text('{"rollback": 1}\n')
+    with pytest.raises(DataError, match=r"skipped\.jsonl cannot be read .* put the file back"):
+        read_skips(tmp_path)
