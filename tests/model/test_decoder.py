@@ -104,9 +104,9 @@ def test_document_mask():
     ]
 
 
-def head_norm(weight: torch.Tensor, bias: torch.Tensor, n_heads: int) -> HeadNorm:
+def head_norm(weight: torch.Tensor, bias: torch.Tensor) -> HeadNorm:
     """QK-norm with a scale and a shift for each row of ``weight`` and ``bias``."""
-    norm = HeadNorm(n_heads, weight.shape[1], len(weight), 1e-5)
+    norm = HeadNorm(weight.shape[1], len(weight), 1e-5)
     with torch.no_grad():
         norm.weight.copy_(weight)
         norm.bias.copy_(bias)
@@ -115,7 +115,7 @@ def head_norm(weight: torch.Tensor, bias: torch.Tensor, n_heads: int) -> HeadNor
 
 def test_qk_norm_bounds_scores():
     """With unit scale |score| <= sqrt(d_head), and 11.31 for Chameleon's heads of 128."""
-    norm = head_norm(torch.ones(1, 128), torch.zeros(1, 128), 2)
+    norm = head_norm(torch.ones(1, 128), torch.zeros(1, 128))
     q, k = torch.randn(2, 1, 3, 2, 128, generator=torch.Generator().manual_seed(0)) * 5
     scores = torch.einsum("btnh,bsnh->bnts", norm(q), norm(k)) / math.sqrt(128)
     assert scores.abs().max() <= 11.3138
@@ -143,7 +143,7 @@ def test_qk_norm_with_equal_heads_is_one_group_and_is_layer_norm():
     x = torch.randn(2, 5, 4, 8, generator=torch.Generator().manual_seed(1))
     shared = torch.nn.functional.layer_norm(x, (8,), weight[0], bias[0], 1e-5)
     for n_groups in (1, 2, 4):
-        norm = head_norm(weight.expand(n_groups, 8), bias.expand(n_groups, 8), 4)
+        norm = head_norm(weight.expand(n_groups, 8), bias.expand(n_groups, 8))
         torch.testing.assert_close(norm(x), shared, rtol=1e-5, atol=1e-6)
 
 
@@ -151,9 +151,9 @@ def test_groups_of_qk_norm_are_runs_of_heads():
     """Heads 0 and 1 have the first scale and shift, heads 2 and 3 the second."""
     weight, bias = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 5, 4, 8, generator=torch.Generator().manual_seed(1))
-    grouped = head_norm(weight, bias, 4)(x)
+    grouped = head_norm(weight, bias)(x)
     for heads, group in ((slice(0, 2), slice(0, 1)), (slice(2, 4), slice(1, 2))):
-        alone = head_norm(weight[group], bias[group], 2)(x[:, :, heads])
+        alone = head_norm(weight[group], bias[group])(x[:, :, heads])
         assert torch.equal(grouped[:, :, heads], alone)
 
 

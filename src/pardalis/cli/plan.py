@@ -1,0 +1,115 @@
+"""``pardalis plan``: what training a recipe takes, before anything runs."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pardalis.cli.common import OVERRIDE_HELP, Commands, add_command, add_json, echo, print_json
+
+if TYPE_CHECKING:
+    from pardalis.pipeline.plan import Plan
+
+_DESCRIPTION = """\
+Tell what training the decoder of a recipe takes: parameters, work per token, memory of a rank by
+kind, the largest micro-batch that fits, speed, time and cost. Nothing is trained or allocated.
+
+  pardalis plan recipes/chameleon_7b.toml --gpus 64 --device h200
+  pardalis plan recipes/chameleon_34b.toml --gpus 256 --device a100 --price 2
+  pardalis plan my-recipe.toml --device cpu --set parallel.activation_checkpointing=full
+
+Devices: a100, h100, h200, b200, l40s, rtx4090, mi300x, and cpu for this machine. Speed follows from
+--utilisation, the part of the device's dense bfloat16 rate that becomes work on the model. It is
+yours to state: 0.3 to 0.5 is usual. What ranks wait for each other is part of it.
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "plan", "memory, speed and cost of a training", _DESCRIPTION)
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file of the run")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="devices (default: 1)")
+    parser.add_argument("--device", default="h200", help="which ones (default: h200)")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="U", help="of their rate (default: 0.4)"
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="of one device for an hour")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP
+    )
+    add_json(parser)
+    parser.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from pardalis.pipeline import load_recipe
+    from pardalis.pipeline.plan import plan
+
+    made = plan(
+        load_recipe(options.recipe, options.set),
+        gpus=options.gpus,
+        device=options.device,
+        utilisation=options.utilisation,
+        price=options.price,
+    )
+    if options.json:
+        print_json(asdict(made))
+    else:
+        _show(made)
+
+
+def _show(plan: "Plan") -> None:
+    from pardalis.pipeline.plan import gib
+
+    echo(f"{plan.recipe} on {plan.gpus} x {plan.device}")
+    echo(f"\n{'parameters':<22}{plan.parameters:>18,}")
+    for name, number in plan.parts.items():
+        echo(f"  {name:<20}{number:>18,}")
+    _fact("work per token", f"{_short(float(plan.flops_per_token))}FLOP, forward and backward")
+    _fact("ranks", f"{plan.replicate} x {plan.shard} x {plan.tensor}: replicate, shard, tensor")
+    tokens = plan.batch_rows * plan.row_tokens
+    _fact("batch", f"{plan.batch_rows:,} rows of {plan.row_tokens:,}: {tokens:,} tokens")
+    parts = f"accumulation_steps = {plan.accumulation_steps}"
+    _fact("a rank computes", f"{plan.micro_rows:,} of its rows at once, with {parts}")
+
+    echo(f"\n{'memory of a rank':<22}{'GiB':>18}")
+    for name, size in _kinds(plan).items():
+        echo(f"  {name:<20}{gib(size):>18}")
+    echo(f"  {'together':<20}{gib(plan.memory_total):>18}")
+    usable, whole = gib(plan.memory_usable), gib(plan.memory_of_device)
+    _fact("fit at once", f"{plan.largest_micro_rows:,} rows, into {usable} of {whole} GiB")
+
+    rate = f"{_short(plan.device_flops)}FLOP/s"
+    echo(f"\nassuming {plan.utilisation:.0%} of {rate} a device")
+    speed = f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.gpus:,.0f} a device"
+    _fact("tokens per second", speed)
+    _fact(
+        f"{plan.steps:,} steps", f"{_hours(plan.hours)} hours, {plan.seconds_per_step:.3g} s each"
+    )
+    _fact("device hours", _hours(plan.hours * plan.gpus))
+    if plan.cost is not None:
+        _fact("cost", f"{plan.cost:,.2f}")
+    for warning in plan.warnings:
+        echo(f"\n! {warning}")
+
+
+def _kinds(plan: "Plan") -> dict[str, int]:
+    from dataclasses import asdict
+
+    return asdict(plan.memory)
+
+
+def _fact(name: str, value: str) -> None:
+    echo(f"{name:<22}{value}")
+
+
+def _hours(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _short(number: float) -> str:
+    """Write a number with three digits and the letter of its thousands."""
+    for letter, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number / 1e6:.3g} M"

@@ -1,0 +1,381 @@
+"""What a recipe will take, by arithmetic: memory of a rank by kind, speed, time and cost.
+
+Nothing is allocated and nothing need be trained. Memory is that of the step's largest moment: when
+the loss has been computed and the backward pass begins, with all gradients counted as if they were
+there already. What a framework adds is in ``_USABLE``.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pardalis.errors import ConfigError
+from pardalis.model import (
+    Counts,
+    Execution,
+    ModelConfig,
+    block_bytes_per_token,
+    count,
+    recomputed_bytes_per_token,
+)
+from pardalis.parallel import ParallelConfig, check_divides
+from pardalis.parallel.layout import data_ranks
+from pardalis.pipeline.accelerators import find_accelerator
+from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.start import image_tokenizer_folder, start_config
+from pardalis.tokens import Vocabulary
+from pardalis.train import PretrainConfig
+from pardalis.vq import ImageTokenizer
+
+_USABLE = 0.92  # of a device's memory; the rest is for its context, for messages and for gaps
+_FP32 = 4
+_MOST_TENSOR = 8  # ranks that split matrices, on the fast links of one node
+
+_Change = tuple[str, str, Any]  # table of the recipe, key, value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes of one rank by kind."""
+
+    weights: int  # parameters, in float32
+    gradients: int
+    optimizer: int  # the moments of Adam, or of Muon
+    activations: int  # kept for the backward pass
+    loss: int  # logits of a chunk, and gradients of the head and of what it reads
+    buffers: int  # weights that are gathered or rounded for computing, and their gradients
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What decides the memory of a rank."""
+
+    model: ModelConfig
+    training: PretrainConfig
+    parallel: ParallelConfig
+    ranks: int
+    on_cpu: bool = False
+
+    def __post_init__(self) -> None:
+        data_ranks(self.ranks, self.parallel)
+        check_divides(self.model, self.parallel.tensor)
+
+    @property
+    def shards(self) -> int:
+        return data_ranks(self.ranks, self.parallel)[1]
+
+    @property
+    def data_size(self) -> int:
+        """Ranks that read different rows."""
+        return self.ranks // self.parallel.tensor
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows that go through the model of a rank at once."""
+        return -(-self.training.batch_rows // (self.data_size * self.training.accumulation_steps))
+
+    @property
+    def number_bytes(self) -> int:
+        return 2 if self.training.precision == "bfloat16" else _FP32
+
+    @property
+    def uses_autocast(self) -> bool:
+        """Whether weights are rounded as they are used, which is so in a single process."""
+        return self.ranks == 1 and self.number_bytes != _FP32
+
+    def execution(self) -> Execution:
+        return Execution(
+            checkpointing=self.parallel.activation_checkpointing,
+            number_bytes=self.number_bytes,
+            stream_bytes=_FP32 if self.uses_autocast else self.number_bytes,
+            compiled=self.parallel.compile,
+            on_cpu=self.on_cpu,
+            tensor=self.parallel.tensor,
+        )
+
+
+def memory_of(setting: Setting, counts: Counts, rows: int) -> Memory:
+    """Return what a rank holds when ``rows`` rows go through its model at once."""
+    model, training, tensor = setting.model, setting.training, setting.parallel.tensor
+    own = counts.parameters - counts.parts["norms"]
+    per_group = own // tensor + counts.parts["norms"]  # of one tensor-parallel rank, unsharded
+    per_rank = -(-per_group // setting.shards)
+    moments = 2 * per_rank
+    if training.optimizer.kind == "muon":  # one moment for the matrices inside blocks
+        inside = counts.parts["attention"] + counts.parts["feed_forward"]
+        moments -= inside // tensor // setting.shards
+    return Memory(
+        weights=_FP32 * per_rank,
+        gradients=_FP32 * per_rank,
+        optimizer=_FP32 * moments,
+        activations=_activations(setting, rows),
+        loss=_loss(setting, rows * model.context),
+        buffers=_buffers(setting, counts, per_group),
+    )
+
+
+def _activations(setting: Setting, rows: int) -> int:
+    model, how = setting.model, setting.execution()
+    per_token = model.n_layers * block_bytes_per_token(model, how)
+    per_token += recomputed_bytes_per_token(model, how)
+    # The final norm's input and output; cosines and sines; ids, targets, positions, documents.
+    copies = 2 if how.on_cpu else 1
+    per_token += model.d_model * (copies * how.stream_bytes + how.number_bytes)
+    per_token += 2 * model.d_head * _FP32 + 5 * 8
+    return rows * model.context * per_token
+
+
+def _loss(setting: Setting, tokens: int) -> int:
+    model, size = setting.model, setting.number_bytes
+    columns = model.vocab_size // setting.parallel.tensor
+    wide = 0 if size == _FP32 else _FP32  # logits in float32 beside those of the product
+    # A chunk is computed while the one before it is still there.
+    logits = min(setting.training.objective.loss_chunk, tokens) * columns * (2 * size + wide)
+    hidden = tokens * model.d_model * size
+    if setting.on_cpu:  # there the rows that count for nothing are left out, by a copy
+        hidden *= 2
+    # The head's gradient is a parameter's at once, unless it is added to one, or cut.
+    is_new = setting.ranks == 1 and setting.training.accumulation_steps == 1
+    head = 0 if is_new else columns * model.d_model * _FP32
+    return logits + hidden + head
+
+
+def _buffers(setting: Setting, counts: Counts, per_group: int) -> int:
+    """Return the bytes of weights beside the parameters, and of gradients before they are cut."""
+    size, tensor = setting.number_bytes, setting.parallel.tensor
+    root = (counts.parts["embedding"] + counts.parts["head"]) // tensor
+    inside = per_group - root
+    if setting.uses_autocast:
+        return size * (inside + counts.parts["head"])
+    if setting.ranks == 1:
+        return 0
+    block = inside // setting.model.n_layers
+    # Embedding and head stay gathered; so do all blocks where they are not sharded, else the one
+    # in use and the one after it. Gradients of a block are whole until they are summed in float32.
+    gathered = root + (inside if setting.shards == 1 else min(2 * block, inside))
+    return size * gathered + size * (root + block) + _FP32 * block
+
+
+def largest_rows(setting: Setting, counts: Counts, usable: int) -> int:
+    """Return how many rows of a micro-batch fit; 0: not even one."""
+    if memory_of(setting, counts, 1).total > usable:
+        return 0
+    low, high = 1, 2
+    while memory_of(setting, counts, high).total <= usable:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if memory_of(setting, counts, middle).total <= usable:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a recipe takes on some devices."""
+
+    recipe: str
+    device: str
+    gpus: int
+    parameters: int
+    parts: dict[str, int]  # parameters
+    flops_per_token: int  # forward and backward, strictly: see pardalis.model.count
+    replicate: int  # ranks that hold the same
+    shard: int  # ranks that hold a part of every parameter each
+    tensor: int  # ranks that split matrices
+    row_tokens: int
+    batch_rows: int
+    accumulation_steps: int
+    micro_rows: int  # rows that go through the model of a rank at once
+    memory: Memory  # at that many rows
+    memory_total: int
+    memory_of_device: int
+    memory_usable: int
+    largest_micro_rows: int  # that fit; 0: not even one
+    device_flops: float  # dense, from the datasheet
+    utilisation: float  # stated, not measured: model FLOPs over the device's
+    tokens_per_second: float
+    seconds_per_step: float
+    steps: int
+    hours: float
+    cost: float | None
+    warnings: tuple[str, ...]
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    gpus: int = 1,
+    device: str = "h200",
+    utilisation: float = 0.4,
+    price: float | None = None,
+) -> Plan:
+    """Return what training the decoder of a recipe takes.
+
+    Args:
+        gpus: devices, with a rank on each.
+        device: a name in :data:`pardalis.pipeline.accelerators.DEVICES`.
+        utilisation: the part of the device's rate that becomes model FLOPs.
+        price: of one device for an hour, in any currency.
+
+    Raises:
+        ConfigError: the recipe trains no decoder, its ranks do not divide as it asks, an argument
+            is out of range, or the device is unknown.
+        BundleError: the recipe names a trained image tokenizer or a bundle that is not there.
+    """
+    if gpus < 1:
+        raise ConfigError(f"--gpus must be at least 1, got {gpus}.")
+    if not 0 < utilisation <= 1:
+        raise ConfigError(f"--utilisation must lie in (0, 1], got {utilisation}.")
+    if recipe.training is None or recipe.training_loop is None:
+        raise ConfigError(f"Recipe {recipe.name!r} trains no decoder, so there is nothing to plan.")
+    accelerator = find_accelerator(device)
+    setting = Setting(
+        model=planned_model(recipe),
+        training=recipe.training,
+        parallel=recipe.parallel,
+        ranks=gpus,
+        on_cpu=device == "cpu",
+    )
+    counts, usable = count(setting.model), int(_USABLE * accelerator.memory)
+    memory = memory_of(setting, counts, setting.micro_rows)
+    speed = gpus * accelerator.flops * utilisation / counts.train_flops_per_token
+    step_s = setting.training.batch_rows * setting.model.context / speed
+    hours = recipe.training_loop.steps * step_s / 3600
+    replicate, shard = data_ranks(gpus, setting.parallel)
+    return Plan(
+        recipe=recipe.name,
+        device=device,
+        gpus=gpus,
+        parameters=counts.parameters,
+        parts=counts.parts,
+        flops_per_token=counts.train_flops_per_token,
+        replicate=replicate,
+        shard=shard,
+        tensor=setting.parallel.tensor,
+        row_tokens=setting.model.context,
+        batch_rows=setting.training.batch_rows,
+        accumulation_steps=setting.training.accumulation_steps,
+        micro_rows=setting.micro_rows,
+        memory=memory,
+        memory_total=memory.total,
+        memory_of_device=accelerator.memory,
+        memory_usable=usable,
+        largest_micro_rows=largest_rows(setting, counts, usable),
+        device_flops=accelerator.flops,
+        utilisation=utilisation,
+        tokens_per_second=speed,
+        seconds_per_step=step_s,
+        steps=recipe.training_loop.steps,
+        hours=hours,
+        cost=None if price is None else hours * gpus * price,
+        warnings=tuple(_warnings(setting, counts, usable)),
+    )
+
+
+def planned_model(recipe: Recipe) -> ModelConfig:
+    """Return the shape of the decoder before any tokenizer is trained."""
+    if recipe.start_from is not None:
+        return start_config(recipe)
+    if recipe.image_tokenizer_from is not None:
+        pictures = ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
+    else:
+        pictures = recipe.image_tokenizer_config()
+    assert recipe.text_tokenizer is not None, "a recipe of a new decoder has it"
+    vocabulary = Vocabulary.build(pictures.n_codes, recipe.text_tokenizer.n_pieces)
+    return recipe.model_config(vocabulary.size)
+
+
+# ── warnings and advice ──────────────────────────────────────────────────────────────────────────
+
+
+def _warnings(setting: Setting, counts: Counts, usable: int) -> Iterator[str]:
+    training = setting.training
+    shares = setting.data_size * training.accumulation_steps
+    if training.batch_rows % shares:
+        yield (
+            f"training.batch_rows ({training.batch_rows}) is not a multiple of the "
+            f"{setting.data_size} ranks that read different rows times "
+            f"training.accumulation_steps ({training.accumulation_steps}), so training refuses it; "
+            f"the next multiple is {-(-training.batch_rows // shares) * shares}."
+        )
+    if training.precision == "float32" and not setting.on_cpu:
+        yield (
+            "training.precision is float32, but the speed is that of bfloat16 products; set "
+            'training.precision = "bfloat16".'
+        )
+    if not _fits(setting, counts, usable):
+        total = memory_of(setting, counts, setting.micro_rows).total
+        changes = [_written(change) for change in advice(setting, counts, usable)]
+        remedy = f"it fits with {', '.join(changes)}" if changes else "take more devices"
+        yield (f"It does not fit: a rank needs {gib(total)} GiB of {gib(usable)} usable; {remedy}.")
+
+
+def advice(setting: Setting, counts: Counts, usable: int) -> list[_Change]:
+    """Return the changes of a recipe that make it fit, none of them needless; [] if none do."""
+    changes = list(_changes(setting))
+    for change in changes:
+        if _fits(_changed(setting, [change]), counts, usable):
+            return [change]
+    taken: dict[tuple[str, str], _Change] = {}
+    for change in changes:
+        taken[change[:2]] = change
+        if _fits(_changed(setting, taken.values()), counts, usable):
+            break
+    else:
+        return []
+    for change in list(taken.values()):
+        others = [other for other in taken.values() if other != change]
+        if _fits(_changed(setting, others), counts, usable):
+            del taken[change[:2]]
+    return list(taken.values())
+
+
+def _changes(setting: Setting) -> Iterator[_Change]:
+    """Yield changes that save memory, from the cheapest in speed to the dearest."""
+    parallel, shape = setting.parallel, setting.model
+    if setting.number_bytes == _FP32 and not setting.on_cpu:
+        yield "training", "precision", "bfloat16"
+    if setting.shards < setting.data_size:
+        yield "parallel", "shard", 0
+    rows, rest = divmod(setting.training.batch_rows, setting.data_size)
+    for steps in range(setting.training.accumulation_steps + 1, rows + 1):
+        if not rest and rows % steps == 0:
+            yield "training", "accumulation_steps", steps
+    kinds = ("none", "selective", "full")
+    for kind in kinds[kinds.index(parallel.activation_checkpointing) + 1 :]:
+        yield "parallel", "activation_checkpointing", kind
+    for tensor in (2, 4, _MOST_TENSOR):
+        divides = setting.ranks % tensor == 0 and shape.n_kv_heads % tensor == 0
+        if parallel.tensor < tensor and divides and shape.vocab_size % tensor == 0:
+            yield "parallel", "tensor", tensor
+
+
+def _changed(setting: Setting, changes: Iterable[_Change]) -> Setting:
+    for table, key, value in changes:
+        changed = dataclasses.replace(getattr(setting, table), **{key: value})
+        setting = dataclasses.replace(setting, **{table: changed})
+    return setting
+
+
+def _written(change: _Change) -> str:
+    table, key, value = change
+    return f"{table}.{key} = " + (f'"{value}"' if isinstance(value, str) else str(value))
+
+
+def _fits(setting: Setting, counts: Counts, usable: int) -> bool:
+    return memory_of(setting, counts, setting.micro_rows).total <= usable
+
+
+def gib(size: int) -> str:
+    """Write bytes as GiB with three digits."""
+    value = size / 2**30
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"

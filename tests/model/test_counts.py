@@ -1,0 +1,95 @@
+"""Sizes by arithmetic against the network itself: parameters, work, and what training keeps."""
+
+import dataclasses
+
+import pytest
+import torch
+from alive import Alive
+
+from pardalis.model import (
+    PRESETS,
+    Decoder,
+    Execution,
+    ModelConfig,
+    attention_mask,
+    block_bytes_per_token,
+    chameleon_7b,
+    count,
+    initialise,
+)
+from pardalis.parallel import Layout, ParallelConfig, parallelise
+
+ROWS, CONTEXT = 2, 64
+SHAPE = ModelConfig(
+    vocab_size=200, context=CONTEXT, d_model=64, n_layers=2, n_heads=4, n_kv_heads=4, d_ff=160
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parts_are_all_parameters(name):
+    config = PRESETS[name](vocab_size=1000, context=64)
+    counts = count(config)
+    assert list(counts.parts) == ["embedding", "attention", "feed_forward", "norms", "head"]
+    assert sum(counts.parts.values()) == counts.parameters
+    assert counts.parts["embedding"] == counts.parts["head"] == 1000 * config.d_model
+    assert counts.parts["feed_forward"] == 3 * config.n_layers * config.d_model * config.d_ff
+
+
+def test_work_per_token_of_chameleon_7b():
+    """6 (6.476e9 in layers + 0.268e9 in the head) + 6 x 32 x 4096 x 4096."""
+    assert count(chameleon_7b()).train_flops_per_token == 43_687_870_464
+
+
+def alive_after_forward(config: ModelConfig, parallel: ParallelConfig, precision: str) -> int:
+    model = initialise(Decoder(config), 0).train()
+    layout = Layout.alone()
+    parallelise(model, layout, parallel, precision)
+    ids = torch.randint(config.vocab_size, (ROWS, CONTEXT))
+    documents = (torch.arange(CONTEXT) >= 40).long().expand(ROWS, -1)
+    positions = torch.arange(CONTEXT).expand(ROWS, -1)
+    mask = attention_mask(documents)
+    with Alive(model) as alive, layout.autocast(precision):
+        kept = model.hidden(ids, positions, mask)
+        assert kept.requires_grad
+        return alive.bytes
+
+
+def measured(config: ModelConfig, parallel: ParallelConfig, precision: str = "float32") -> float:
+    """Return what one more block keeps of a token."""
+    deeper = dataclasses.replace(config, n_layers=config.n_layers + 1)
+    more, less = (alive_after_forward(each, parallel, precision) for each in (deeper, config))
+    return (more - less) / (ROWS * CONTEXT)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_placement": "reordered", "dropout": 0.1},
+        {"n_kv_heads": 2, "qk_norm_groups": 1},
+        {"qk_norm": "none", "d_ff": 96},
+    ],
+    ids=str,
+)
+def test_a_block_keeps_what_is_counted_to_the_byte(changes, checkpointing):
+    config = dataclasses.replace(SHAPE, **changes)
+    how = Execution(checkpointing=checkpointing, on_cpu=True)
+    parallel = ParallelConfig(activation_checkpointing=checkpointing)
+    assert measured(config, parallel) == block_bytes_per_token(config, how)
+
+
+def test_autocast_keeps_the_stream_in_full_and_the_rest_in_half():
+    how = Execution(number_bytes=2, on_cpu=True)
+    found = measured(SHAPE, ParallelConfig(), "bfloat16")
+    found -= 2 * (4 * 64 * 64 + 3 * 64 * 160) / (ROWS * CONTEXT)  # rounded weights of the block
+    # 0.8 % more are statistics of QK-norm, which are in 16 bits too.
+    assert found == pytest.approx(block_bytes_per_token(SHAPE, how), rel=0.01)
+
+
+def test_ranks_split_what_belongs_to_heads_and_hidden_units():
+    whole, half = (
+        block_bytes_per_token(SHAPE, Execution(tensor=tensor, number_bytes=2)) for tensor in (1, 2)
+    )
+    stream_and_norms = 2 * 64 * 4 + 2 * 64 * 2 + 3 * 64 * 2 + 2 * 4
+    assert half - stream_and_norms == (whole - stream_and_norms) / 2
