@@ -6,7 +6,7 @@ import pytest
 from lxml import etree
 
 from pardalis.errors import ConfigError
-from pardalis.evaluate.curves import Curve, _moving_mean, chart
+from pardalis.evaluate.curves import Curve, chart, moving_mean
 
 
 def curves(n: int = 5) -> list[Curve]:
@@ -59,10 +59,8 @@ def test_global_settings_are_left_alone():
 
 def test_moving_mean_keeps_straight_lines_and_evens_out_noise():
     line = np.arange(20.0)
-    np.testing.assert_allclose(_moving_mean(line, 3), line)
-    np.testing.assert_allclose(
-        _moving_mean(np.array([0.0, 3.0, 0.0, 3.0, 0.0]), 1), [0, 1, 2, 1, 0]
-    )
+    np.testing.assert_allclose(moving_mean(line, 3), line)
+    np.testing.assert_allclose(moving_mean(np.array([0.0, 3.0, 0.0, 3.0, 0.0]), 1), [0, 1, 2, 1, 0])
 
 
 def test_missing_matplotlib_is_named_with_its_remedy(monkeypatch):

@@ -1,4 +1,4 @@
-"""Curves over training steps, and the use of a codebook, as SVG text to place in a page.
+"""Charts as SVG text to place in a page: curves over training steps, sweeps, use of a codebook.
 
 Matplotlib draws them on a figure of its own: no window, no global figure, no file. Text stays text,
 so the page's fonts apply and the words can be found.
@@ -7,8 +7,9 @@ so the page's fonts apply and the words can be found.
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,77 @@ class Curve:
     colour: str
     # Drawn as dots joined by dashes: measured now and then, on pictures and texts never learnt.
     is_held_out: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """One line of a panel, and the range that it stands for."""
+
+    label: str
+    x: Sequence[float | int]
+    middle: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    colour: str
+    is_dashed: bool = False
+    crossed: Sequence[bool] = ()  # which points are crossed out; none, if left out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """Bands over one quantity."""
+
+    title: str
+    x_label: str
+    y_label: str
+    bands: Sequence[Band]
+    ticks: Mapping[float, str] | None = None  # of a logarithmic axis; None: steps, evenly
+    is_logarithmic: bool = False  # the other axis
+
+
+def panel_chart(panel: Panel) -> str:
+    """Return an inline ``<svg>`` element; whoever places it says which colour is what.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+
+    def draw(axes: Any) -> None:
+        _draw_panel(axes, panel)
+
+    return _svg(draw, panel.x_label, panel.y_label, panel.title)
+
+
+def panels_png(panels: Sequence[Panel], columns: int) -> bytes:
+    """Return panels side by side as a PNG, with their titles and one legend below.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    with demo_extra("The figure"):
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    rows = -(-len(panels) // columns)
+    with rc_context({"font.family": "sans-serif", "font.size": 10}):
+        figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.5), dpi=160, layout="constrained")
+        FigureCanvasAgg(figure)
+        known: dict[str, Any] = {}
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            _style(axes, panel.x_label, panel.y_label)
+            _draw_panel(axes, panel)
+            axes.set_title(panel.title, color=_INK, fontsize=11)
+            handles, labels = axes.get_legend_handles_labels()
+            known |= dict(zip(labels, handles, strict=True))
+        figure.legend(
+            known.values(), known, loc="outside lower center", ncols=6, frameon=False,
+            labelcolor=_INK,
+        )  # fmt: skip
+        image = io.BytesIO()
+        figure.savefig(image, format="png", facecolor="white", metadata={"Software": None})
+    return image.getvalue()
 
 
 def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> str:
@@ -86,25 +158,50 @@ def _svg(draw: Callable[[Any], None], x_label: str, y_label: str, title: str) ->
         from matplotlib import rc_context
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
 
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}):
         figure = Figure(figsize=(4.9, 3.1), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
+        _style(axes, x_label, y_label)
         draw(axes)
-        axes.set_xlabel(x_label, color=_INK)
-        axes.set_ylabel(y_label, color=_INK)
-        axes.grid(color=_GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_INK, length=0, which="both")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.spines[:].set_visible(False)
         text = io.StringIO()
         # No metadata: it would carry a date and addresses.
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=empty)
     return _inline(text.getvalue(), title)
+
+
+def _style(axes: Any, x_label: str, y_label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(x_label, color=_INK)
+    axes.set_ylabel(y_label, color=_INK)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0, which="both")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.spines[:].set_visible(False)
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    if panel.ticks:
+        axes.set_xscale("log")
+        axes.set_xticks(list(panel.ticks), labels=list(panel.ticks.values()))
+        axes.minorticks_off()
+    if panel.is_logarithmic:
+        axes.set_yscale("log")
+    for band in panel.bands:
+        axes.fill_between(band.x, band.low, band.high, color=band.colour, alpha=0.16, linewidth=0)
+        axes.plot(
+            band.x, band.middle, color=band.colour, label=band.label, linewidth=1.8,
+            linestyle=(0, (3, 2)) if band.is_dashed else "-",
+            marker="o" if panel.ticks else None, markersize=4,
+        )  # fmt: skip
+        crossed = list(compress(zip(band.x, band.middle, strict=True), band.crossed))
+        if crossed:
+            axes.plot(*zip(*crossed, strict=True), "x", color=band.colour, markersize=9)
+    axes.margins(x=0.02)
 
 
 def _draw(axes: Any, curve: Curve) -> None:
@@ -117,11 +214,11 @@ def _draw(axes: Any, curve: Curve) -> None:
         return
     if len(steps) >= _SMOOTHED_FROM:
         axes.plot(steps, values, color=curve.colour, alpha=0.25, linewidth=0.8)
-        steps, values = steps, _moving_mean(values, len(values) // 30)
+        steps, values = steps, moving_mean(values, len(values) // 30)
     axes.plot(steps, values, color=curve.colour, label=curve.label, linewidth=1.8)
 
 
-def _moving_mean(values: np.ndarray, half_width: int) -> np.ndarray:
+def moving_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     """Return the mean of each value and as many neighbours on either side, fewer near the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))

@@ -1,0 +1,83 @@
+"""``pardalis stability``: which ways to train stay stable as the learning rate grows."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pardalis.cli.common import Commands, add_command, add_run_arguments, echo, print_json
+
+if TYPE_CHECKING:
+    from pardalis.evaluate.stability import Study
+
+_DESCRIPTION = """\
+Train the variants of a recipe at several learning rates with several seeds, small and side by
+side, and show which stay stable: final loss against learning rate, LR sensitivity as one number,
+growth of attention logits and output norms, and how early the alarms spoke. Writes stability.html,
+stability.png and stability.json. Can be interrupted; the same command goes on.
+
+  pardalis stability recipes/stability.toml --jobs 2
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "stability", "sweep learning rates to see what stays stable", _DESCRIPTION
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs that train side by side, each with one thread (default: one per core)",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from pardalis.evaluate.stability import plain
+    from pardalis.evaluate.stability_page import FIGURE, FILE, PAGE
+    from pardalis.pipeline import load_recipe
+    from pardalis.pipeline.stability import study_stability
+
+    recipe = load_recipe(options.recipe, options.set)
+    folder = options.out or Path("runs") / recipe.name
+    study = study_stability(options.recipe, folder, options.set, options.device, options.jobs)
+    if options.json:
+        print_json(plain(study))
+        return
+    for line in [*_summaries(study), "", *_outcomes(study)]:
+        echo(line)
+    echo(", ".join(str(folder / name) for name in (PAGE, FIGURE, FILE)))
+
+
+def _summaries(study: "Study") -> list[str]:
+    from pardalis.evaluate.stability_page import rate_name
+
+    width = max(len("variant"), *(len(name) for name in study.variants))
+    lines = [
+        f"{'variant':<{width}}  {'best lr':>8}  {'loss':>6}  {'text':>6}  {'image':>6}"
+        f"  {'within 1 %':>10}  {'sensitivity':>11}  {'least-largest':>13}  {'relative':>8}"
+        f"  {'diverged':>8}"
+    ]
+    for each in study.summaries():
+        loss, text, image = (f"{spread.mean:6.3f}" for spread in each.losses.values())
+        factor = f"{'>= ' if each.is_wider else ''}{each.width:.3g}x"
+        spread = f"{each.sensitivity.least:.3f}-{each.sensitivity.largest:.3f}"
+        relative = "-" if each.relative_sensitivity is None else f"{each.relative_sensitivity:.2f}"
+        lines.append(
+            f"{each.variant:<{width}}  {rate_name(each.best_learning_rate):>8}  {loss}  {text}"
+            f"  {image}  {factor:>10}  {each.sensitivity.mean:>11.3f}  {spread:>13}  {relative:>8}"
+            f"  {each.diverged:>3} of {each.runs}"
+        )
+    return lines
+
+
+def _outcomes(study: "Study") -> list[str]:
+    from pardalis.evaluate.stability_page import counts
+
+    count = counts(study.outcomes())
+    lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"
+    return [
+        f"{count['bad']} runs went bad; an alarm came before in {count['warned']}{lead}; "
+        f"{count['harmless']} others had an alarm."
+    ]
