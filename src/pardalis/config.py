@@ -113,6 +113,8 @@ def _unknown_key(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
@@ -125,7 +127,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) or origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}.")
-        return dict(value) if origin is dict else from_dict(hint, value, f"{where}.")
+        if origin is dict:
+            return {k: _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return from_dict(hint, value, f"{where}.")
     if origin is tuple:
         return _convert_list(arguments, value, where)
     if hint is float and type(value) is int:

@@ -223,47 +223,12 @@ class Telling(World):
         self.told.append(message)
 
 
-class Told(World):
-    """The second of two, which is told that the first one failed."""
-
-    def tell(self, message=None):
-        return "failed"
-
-
 def test_other_processes_are_told_of_the_end(project):
     recipe = load_recipe(project[0] / "recipe.toml")
     first = Telling(0, 2)
     first.told.clear()
     run_together(recipe, project[0] / "run", first, ("text_tokenizer",))
     assert first.told == [None]
-
-
-def test_other_processes_are_told_of_a_failure_that_is_not_theirs(project):
-    (project[0] / "pairs.jsonl").unlink()
-    recipe = load_recipe(project[0] / "recipe.toml")
-    first = Telling(0, 2)
-    first.told.clear()
-    with pytest.raises(DataError):
-        run_together(recipe, project[0] / "run", first)
-    assert first.told == ["failed"]
-    with pytest.raises(SystemExit):
-        run_together(recipe, project[0] / "run", Told(1, 2))
-
-
-def test_a_failure_that_they_share_is_not_told(project, monkeypatch):
-    def failing(recipe, folder, world):
-        raise DataError("no picture")
-
-    failing_stages = tuple(
-        dataclasses.replace(stage, run=failing) if stage.is_shared else stage
-        for stage in stages.STAGES
-    )
-    monkeypatch.setattr(stages, "STAGES", failing_stages)
-    first = Telling(0, 2)
-    first.told.clear()
-    with pytest.raises(DataError, match="no picture"):
-        run_together(load_recipe(project[0] / "recipe.toml"), project[0] / "run", first)
-    assert first.told == ["image_tokenizer"]
 
 
 def test_records_that_cannot_be_read(project):

@@ -14,6 +14,7 @@ from pardalis.cli.common import (
     echo,
     print_json,
 )
+from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
     from pardalis.interop import ForeignModel, NewRows
@@ -37,12 +38,15 @@ Weights are read and written one tensor at a time. If anything does not fit, not
 """
 
 _EXPORT = """\
-Write a bundle in another library's layout.
+Write a bundle in another library's layout, or a checkpoint of a run as a bundle.
 
   pardalis export BUNDLE -o FOLDER --to hf      ChameleonForConditionalGeneration loads it
   pardalis export BUNDLE -o FOLDER --to meta    the original release's layout
+  pardalis export RUN -o BUNDLE --to bundle     the run's newest checkpoint, finished or not
+  pardalis export RUN -o BUNDLE --to bundle --step 2000
 
-What the layout cannot hold is refused with the option that does not fit.
+What the layout cannot hold is refused with the option that does not fit. A checkpoint may come from
+any number of processes; one reads it, and needs memory for the model alone.
 """
 
 
@@ -69,10 +73,15 @@ def add(commands: Commands) -> None:
     add_json(parser)
     parser.set_defaults(run=_import)
 
-    parser = add_command(commands, "export", "write a bundle as another library has it", _EXPORT)
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
-    add_output(parser, "FOLDER", "folder of the checkpoint")
-    parser.add_argument("--to", choices=("hf", "meta"), required=True, help="the layout")
+    parser = add_command(
+        commands, "export", "write a bundle, or a run's checkpoint, elsewise", _EXPORT
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or a run")
+    add_output(parser, "FOLDER", "folder of the result")
+    parser.add_argument("--to", choices=("hf", "meta", "bundle"), required=True, help="the layout")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of bundle: the checkpoint (default: the newest)"
+    )
     parser.add_argument(
         "--ranks",
         type=int,
@@ -133,8 +142,21 @@ def _facts(model: "ForeignModel") -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.to == "bundle":
+        _export_checkpoint(options)
+    else:
+        _export_bundle(options)
+    if options.json:
+        print_json({"folder": str(options.output), "layout": options.to})
+    else:
+        echo(f"{options.output}")
+
+
+def _export_bundle(options: argparse.Namespace) -> None:
     from pardalis.interop import export_model
 
+    if options.step is not None:
+        raise ConfigError("--step does not apply: only a run has steps, which go --to bundle.")
     export_model(
         options.bundle,
         options.output,
@@ -142,7 +164,17 @@ def _export(options: argparse.Namespace) -> None:
         dtype=chosen_dtype(options),
         n_ranks=options.ranks,
     )
-    if options.json:
-        print_json({"folder": str(options.output), "layout": options.to})
-    else:
-        echo(f"{options.output}")
+
+
+def _export_checkpoint(options: argparse.Namespace) -> None:
+    from pardalis.bundle import require_new
+    from pardalis.pipeline import load_codec, load_recipe
+    from pardalis.pipeline.export import checkpoint_bundle
+
+    if options.ranks is not None:
+        raise ConfigError("--ranks does not apply: a bundle is for any number of processes.")
+    require_new(options.output)
+    run = options.bundle
+    bundle = checkpoint_bundle(load_recipe(run / "recipe.toml"), run, load_codec(run), options.step)
+    bundle.model.to(chosen_dtype(options))
+    bundle.save(options.output)

@@ -6,6 +6,7 @@ when it runs, so that ``pardalis --help`` answers at once.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,15 +17,29 @@ from pardalis.cli import (
     convert,
     data,
     generate,
+    plan,
     quickstart,
     report,
     show,
+    stability,
     tokenizer,
     train,
 )
 from pardalis.errors import PardalisError
 
-_COMMANDS = (quickstart, tokenizer, data, train, answer, report, generate, convert, show)
+_COMMANDS = (
+    quickstart,
+    tokenizer,
+    data,
+    plan,
+    train,
+    stability,
+    answer,
+    report,
+    generate,
+    convert,
+    show,
+)
 
 _DESCRIPTION = """\
 Early-fusion mixed-modal models: pictures become tokens in the vocabulary of text, and one
@@ -40,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(
-        level=logging.WARNING if options.quiet else logging.INFO,
+        level=_log_level(options.quiet),
         format="%(message)s",
         stream=sys.stderr,
     )
@@ -60,6 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; what was finished before stays.", 1)
     return 0
+
+
+def _log_level(quiet: bool) -> int:
+    """Return what is shown: of the processes that torchrun starts, the first one speaks for all."""
+    if os.environ.get("RANK", "0") != "0":
+        return logging.ERROR
+    return logging.WARNING if quiet else logging.INFO
 
 
 def _fail(message: str, code: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pardalis import config as configs
-from pardalis.data import PrepareConfig, SourceConfig, check_name
+from pardalis.data import Curriculum, CurriculumStage, PrepareConfig, SourceConfig
 from pardalis.documents.drawings import DrawingsConfig
 from pardalis.documents.encyclopedia import EncyclopediaConfig
 from pardalis.errors import ConfigError
@@ -23,6 +23,8 @@ from pardalis.feature_nets import FeatureNetConfig
 from pardalis.inference import SamplingConfig
 from pardalis.model import PRESETS as MODEL_PRESETS
 from pardalis.model import ModelConfig
+from pardalis.parallel import ParallelConfig
+from pardalis.pipeline.variants import StabilityConfig, VariantConfig
 from pardalis.train import ImageTokenizerTrainConfig, LoopConfig, PretrainConfig
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import Fit, ImageTokenizerConfig
@@ -77,17 +79,6 @@ class AnswerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VariantConfig:
-    """One of several ways to train an image tokenizer, for ``pardalis tokenizer compare``."""
-
-    name: str  # of its row in the table, and of its folder
-    set: tuple[str, ...] = ()  # what it changes in the recipe, as --set has it
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """A whole run."""
 
@@ -115,6 +106,10 @@ class Recipe:
     prepare: PrepareConfig | None = None
     training: PretrainConfig | None = None
     training_loop: LoopConfig | None = None
+    # Mixtures of the sources that follow one another, in place of the sources' own weights.
+    curriculum: tuple[CurriculumStage, ...] = ()
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # how ranks share the decoder
+    stability: StabilityConfig | None = None  # learning rates and variants to sweep the model over
     heldout: tuple[SourceConfig, ...] = ()  # what is only evaluated
     heldout_rows: int = 256  # rows of an evaluation, at most, each once
     answer: AnswerConfig = field(default_factory=AnswerConfig)
@@ -129,6 +124,8 @@ class Recipe:
             names = [item.name for item in items]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
+        if self.curriculum:
+            Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
         if self.corpus is not None and self.drawings is not None:
             raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
         if self.variants and not self.trains_image_tokenizer:

@@ -8,7 +8,7 @@ content of its sources, and the identities and steps of the stages that it reads
     other identity                runs anew; what was costly is kept beside it, under its identity
 
 Of several processes that ``torchrun`` starts, the first decides, writes and runs; the others join
-it in the stages that are shared.
+it in the stages that are shared, and wait for hours if need be.
 """
 
 import dataclasses
@@ -29,19 +29,17 @@ import pardalis
 from pardalis import config as configs
 from pardalis.data import SourceConfig, survey
 from pardalis.devices import find_device
-from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
+from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
 from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
 from pardalis.pipeline.start import check_given
-from pardalis.train import Interrupted
 
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
-_FAILED = "failed"  # told instead of a stage's name
 
 
 @dataclasses.dataclass(slots=True)
@@ -71,7 +69,7 @@ def run(
     Raises:
         PardalisError: whatever a stage raises; what was finished before stays.
     """
-    with join(find_device(device)) as world:
+    with join(find_device(device), recipe.parallel.patience_minutes) as world:
         return run_together(recipe, folder, world, only)
 
 
@@ -91,15 +89,8 @@ def run_together(
     if not world.is_first:
         return _follow(recipe, folder, stages, world)
     folder.mkdir(parents=True, exist_ok=True)
-    leader = _Run(recipe, folder, world)
-    try:
-        with alone(folder):
-            records = leader.go(stages, only)
-    except PardalisError as error:
-        # In a shared stage the others fail by themselves, and a signal has ended them as well.
-        if leader.is_awaited and not isinstance(error, Interrupted):
-            world.tell(_FAILED)
-        raise
+    with alone(folder):
+        records = _Run(recipe, folder, world).go(stages, only)
     world.tell(None)
     return records
 
@@ -108,8 +99,6 @@ def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World)
     """Run the stages that the first process calls for, until it calls for no more."""
     by_name = {stage.name: stage for stage in stages}
     while (name := world.tell()) is not None:
-        if name == _FAILED:
-            raise SystemExit(1)  # the first process says why
         by_name[name].run(recipe, folder, world)
     return []
 
@@ -130,7 +119,6 @@ def read_records(folder: Path) -> list[Record]:
 class _Run:
     def __init__(self, recipe: Recipe, folder: Path, world: World) -> None:
         self.recipe, self.folder, self.world = recipe, folder, world
-        self.is_awaited = True  # whether the other processes wait to be told what comes next
         self.records: dict[str, Record] = {}
         self.identities: dict[str, str] = {}
         self.contents: dict[str, str] = {}  # hash of a source's content, by its name
@@ -208,9 +196,7 @@ class _Run:
         try:
             if stage.is_shared:
                 self.world.tell(stage.name)
-                self.is_awaited = False
             stage.run(self.recipe, self.folder, self.world)
-            self.is_awaited = True
             record.finished = datetime.now(UTC).isoformat(timespec="seconds")
         finally:
             record.seconds = earlier + time.monotonic() - start

@@ -28,7 +28,7 @@ import torch
 from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.codec import Codec
-from pardalis.data import Loader, Shards, SourceConfig, prepare_source, read_source
+from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, prepare_source, read_source
 from pardalis.documents import Document, Picture
 from pardalis.documents.drawings import PACKAGES as DRAWING_PACKAGES
 from pardalis.documents.drawings import build_drawings
@@ -37,16 +37,18 @@ from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import PictureFeatures, write_report
 from pardalis.evaluate.training_page import write_training_page
 from pardalis.files import write_text
-from pardalis.model import Decoder, initialise
-from pardalis.parallel import World
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.parallel import Layout, World, fill, layout_of, parallelise
 from pardalis.pipeline.answers import write_answers
+from pardalis.pipeline.export import checkpoint_bundle
 from pardalis.pipeline.recipe import RUN, Recipe, load_recipe
 from pardalis.pipeline.start import (
     given_content,
     image_tokenizer_folder,
-    load_start,
     net_files,
+    start_config,
     start_folder,
+    start_weights,
 )
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
 from pardalis.train import ImageTokenizerTask, Line, LoopConfig, PretrainTask, train
@@ -228,51 +230,68 @@ def _prepare(recipe: Recipe, run: Path, world: World) -> None:
 
 
 def _training(recipe: Recipe, run: Path, world: World) -> None:
-    begun = _beginning(recipe, run)
-    model, codec, config, loop = begun.model, begun.codec, recipe.training, recipe.training_loop
+    config, loop = recipe.training, recipe.training_loop
     assert config is not None and loop is not None, _ABSENT
+    codec = _codec(recipe, run)
+    layout = layout_of(world, recipe.parallel)
+    model = new_decoder(recipe, codec, layout)
     task = PretrainTask(
         model,
         training_loader(recipe, run, codec),
         config,
         codec.vocabulary.image,
         total_steps=loop.steps,
-        device=world.device,
+        layout=layout,
         **_heldout(recipe, run, codec),
     )
+    settings = training_settings(recipe, codec, model.config)
+    train(task, run / "training", loop, "Decoder", settings, world)
+    if world.is_first:
+        checkpoint_bundle(recipe, run, codec).save(run / "bundle")
+
+
+def new_decoder(recipe: Recipe, codec: Codec, layout: Layout) -> Decoder:
+    """Return what training begins with, shared among the ranks, of which none need hold it whole.
+
+    It has the weights of the bundle to start from, or knows nothing.
+    """
+    config, training = _model_config(recipe, codec), recipe.training
+    assert training is not None, _ABSENT
+    with torch.device("meta"):
+        model = Decoder(config)
+    parallelise(model, layout, recipe.parallel, training.precision)
+    if recipe.start_from is None:
+        return initialise(model, training.init_seed)
+    weights = start_weights(recipe)
+    for name, parameter in model.named_parameters():
+        fill(parameter, weights[name])
+    return model
+
+
+def training_settings(recipe: Recipe, codec: Codec, model: ModelConfig) -> dict[str, Any]:
+    """Return the plain values that decide the numbers of a decoder's training."""
     settings = {
-        "model": configs.to_dict(model.config),
-        "training": configs.to_dict(config),
+        "model": configs.to_dict(model),
+        "training": configs.to_dict(recipe.training),
         "codec": codec.fingerprint,
         "sources": {source.name: source.weight for source in recipe.sources},
     }
-    last = train(task, run / "training", loop, "Decoder", settings)
-    made_by = {"recipe": recipe.name, "steps": loop.steps, **begun.made_by}
-    made_by["numbers"] = last
-    licences = _with_licences(begun.licences, run / "shards" / _LICENCES)
-    bundles.Bundle(model, codec, made_by, licences).save(run / "bundle")
+    if recipe.curriculum:
+        settings["curriculum"] = [configs.to_dict(stage) for stage in recipe.curriculum]
+    return settings
 
 
-def _beginning(recipe: Recipe, run: Path) -> bundles.Bundle:
-    """Return what training begins with: the bundle to start from, or a model that knows nothing."""
+def _model_config(recipe: Recipe, codec: Codec) -> ModelConfig:
     if recipe.start_from is not None:
-        return load_start(recipe)
-    codec = _codec(recipe, run)
-    assert recipe.training is not None, _ABSENT
-    model = Decoder(recipe.model_config(codec.vocabulary.size))
-    return bundles.Bundle(initialise(model, recipe.training.init_seed), codec, made_by={})
-
-
-def _with_licences(before: str, of_run: Path) -> str:
-    """Join the licences of what was learnt before and in this run; the same text stands once."""
-    new = of_run.read_text() if of_run.is_file() else ""
-    return before if new in before else "\n".join(filter(None, (before, new)))
+        return start_config(recipe)
+    return recipe.model_config(codec.vocabulary.size)
 
 
 def training_loader(recipe: Recipe, run: Path, codec: Codec) -> Loader:
     """Return the loader of a run's training rows."""
     weights = {source.name: source.weight for source in recipe.sources}
-    return _loader(_shards(recipe.sources, run, codec), weights, codec, recipe)
+    shards = _shards(recipe.sources, run, codec)
+    return _loader(shards, recipe.curriculum or weights, codec, recipe)
 
 
 def _shards(sources: tuple[SourceConfig, ...], run: Path, codec: Codec) -> dict[str, Shards]:
@@ -283,7 +302,10 @@ def _shards(sources: tuple[SourceConfig, ...], run: Path, codec: Codec) -> dict[
 
 
 def _loader(
-    shards: dict[str, Shards], weights: dict[str, float], codec: Codec, recipe: Recipe
+    shards: dict[str, Shards],
+    weights: dict[str, float] | tuple[CurriculumStage, ...],
+    codec: Codec,
+    recipe: Recipe,
 ) -> Loader:
     assert recipe.prepare is not None and recipe.training is not None, _ABSENT
     return Loader(
@@ -398,11 +420,13 @@ STAGES: tuple[Stage, ...] = (
             _decoder_settings(recipe),
             recipe.training,
             {source.name: source.weight for source in recipe.sources},
+            *recipe.curriculum,
         ],
         steps=lambda recipe: recipe.training_loop.steps if recipe.training_loop else 0,
         outputs=("training", "bundle"),
         costly=("training", "bundle"),
         run=_training,
+        is_shared=True,
     ),
     Stage(
         name="answer",

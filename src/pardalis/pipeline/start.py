@@ -7,13 +7,12 @@ rows are that it now learns from. The recipe decides the dropout, and how pictur
 import hashlib
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from pardalis import bundle as bundles
 from pardalis import config as configs
-from pardalis.bundle import Bundle
 from pardalis.errors import BundleError, ConfigError
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import ModelConfig
 from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
 
@@ -159,17 +158,6 @@ def _hash(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_start(recipe: Recipe) -> Bundle:
-    """Load the bundle to start from, with the shape of :func:`start_config`, to be trained.
-
-    Its ``made_by`` is what the next bundle says of this one: all but the numbers.
-
-    The weights become 32-bit floats whatever the bundle stores: an update is often smaller than
-    the step between two bfloat16 numbers, and would be lost.
-    """
-    base = bundles.load(start_folder(recipe), dtype=torch.float32)
-    with torch.device("meta"):
-        model = Decoder(start_config(recipe))
-    model.load_state_dict(base.model.state_dict(), assign=True)
-    facts = {name: fact for name, fact in base.made_by.items() if name != "numbers"}
-    return Bundle(model, base.codec, {"start_from": facts}, base.licences)
+def start_weights(recipe: Recipe) -> dict[str, Tensor]:
+    """Return the decoder's weights in the bundle to start from, as it stores them."""
+    return bundles.load(start_folder(recipe)).model.state_dict()

@@ -1,0 +1,108 @@
+"""A bundle from any checkpoint of a run, in one process, whatever number of ranks wrote it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pardalis import bundle as bundles
+from pardalis import config as configs
+from pardalis.codec import Codec
+from pardalis.errors import BundleError, ConfigError
+from pardalis.model import Decoder, ModelConfig
+from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.start import start_folder
+from pardalis.train import checkpoint, read_metrics
+from pardalis.train.metrics import FILE_NAME as METRICS
+from pardalis.train.settings import FILE_NAME as SETTINGS
+
+
+def checkpoint_bundle(
+    recipe: Recipe, run: Path, codec: Codec, step: int | None = None
+) -> bundles.Bundle:
+    """Return the bundle of the decoder as a checkpoint of a run has it.
+
+    Reads the decoder's weights only, once: the optimizer's state stays on the disk.
+
+    Args:
+        codec: of the run.
+        step: of the checkpoint; the newest one if left out.
+
+    Raises:
+        BundleError: there is no such checkpoint, it is damaged, or the run's tokenizers are not
+            those that the decoder learnt with.
+    """
+    training = run / "training"
+    folder = _find(training, step)
+    settings = _settings(training / SETTINGS)
+    if settings["codec"] != codec.fingerprint:
+        raise BundleError(
+            f"The tokenizers of {run} have changed since {folder} was trained; run 'pardalis run' "
+            "with the recipe that it was trained with, which takes the old ones back."
+        )
+    with torch.device("meta"):
+        model = Decoder(configs.from_dict(ModelConfig, settings["model"], "model."))
+    weights = {
+        name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()
+    }
+    try:
+        checkpoint.load_part(folder, {"model": weights})
+    except ValueError as error:
+        raise BundleError(f"{folder} does not fit {training / SETTINGS}: {error}.") from error
+    model.load_state_dict(weights, assign=True)
+    before, licences = _before(recipe)
+    done = checkpoint.step_of(folder)
+    lines = [line for line in read_metrics(training / METRICS) if line["step"] <= done]
+    made_by = {"recipe": recipe.name, "steps": done, **before}
+    if lines:
+        made_by["numbers"] = lines[-1]
+    learnt = run / "shards" / bundles.LICENCES
+    return bundles.Bundle(model.eval(), codec, made_by, _joined(licences, learnt))
+
+
+def _find(training: Path, step: int | None) -> Path:
+    found = checkpoint.all_of(training)
+    if not found:
+        raise BundleError(
+            f"{training} holds no checkpoint; 'pardalis train' with the run's recipe writes them."
+        )
+    if step is None:
+        return found[-1]
+    steps = {checkpoint.step_of(folder): folder for folder in found}
+    if step not in steps:
+        raise BundleError(
+            f"{training} has no checkpoint of step {step}; it has those of "
+            f"{', '.join(map(str, steps))}."
+        )
+    return steps[step]
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return what the run was begun with, which a recipe of today may no longer say."""
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())["settings"]
+        configs.from_dict(ModelConfig, settings["model"], "model.")
+        settings["codec"]
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise BundleError(
+            f"{path} cannot be read, so nobody knows the shape of the decoder; put the file back."
+        ) from error
+    return settings
+
+
+def _before(recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """Return what the bundle says of the one that the run started from, and its licences."""
+    if recipe.start_from is None:
+        return {}, ""
+    folder = start_folder(recipe)
+    made_by = bundles.describe(folder)["made_by"]
+    facts = {name: fact for name, fact in made_by.items() if name != "numbers"}
+    licences = folder / bundles.LICENCES
+    return {"start_from": facts}, licences.read_text() if licences.is_file() else ""
+
+
+def _joined(before: str, learnt: Path) -> str:
+    """Join the licences of what was learnt before and in this run; the same text stands once."""
+    new = learnt.read_text() if learnt.is_file() else ""
+    return before if new in before else "\n".join(filter(None, (before, new)))
