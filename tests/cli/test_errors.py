@@ -94,8 +94,8 @@ COMMANDS = list(commands(build_parser()))
 def test_the_commands_grow_only_on_purpose():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "answer", "data", "data corpus", "data fetch", "data prepare", "data show", "export",
-        "generate", "import", "quickstart", "report", "run", "show", "show bundle", "show config",
-        "tokenizer", "tokenizer compare", "tokenizer decode", "tokenizer encode",
+        "generate", "import", "plan", "quickstart", "report", "run", "show", "show bundle",
+        "show config", "stability", "tokenizer", "tokenizer compare", "tokenizer decode", "tokenizer encode",
         "tokenizer evaluate", "tokenizer import-image", "tokenizer show", "tokenizer train-image",
         "tokenizer train-text", "train",
     ]  # fmt: skip

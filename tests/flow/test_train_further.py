@@ -158,15 +158,15 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
     dropout = "model.dropout=0.2"  # it draws noise, which must be the same noise
     whole = go(project, dropout, name="whole")
     assert losses(whole) != losses(go(project, name="without"))
-    real = loop.checkpoint.save
+    real = loop.checkpoint.Saver.save
 
-    def save(folder, done, *rest):
-        real(folder, done, *rest)
+    def save(self, done, *rest):
+        real(self, done, *rest)
         if done == 4:
             raise Interrupted(done, 6)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "save", save)
+        patch.setattr(loop.checkpoint.Saver, "save", save)
         with pytest.raises(Interrupted):
             go(project, dropout, name="cut")
     cut = go(project, dropout, name="cut")

@@ -64,7 +64,7 @@ def test_numbers_are_those_of_one_process(found, size, name):
 
     Measured: 4e-7 of each number, but 8e-6 for the gradient of the embedding with re-ordered norms;
     a rank's own loss in place of the mean over ranks, or one update left out, is off by 1e-3. In
-    bfloat16, 6e-5 of losses and 4e-3 of norms.
+    bfloat16, 5e-3 of norms.
     """
     torch.set_num_threads(1)
     case = sharded.CASES[size][name]

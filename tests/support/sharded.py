@@ -56,7 +56,7 @@ CASES = {
             {"activation_checkpointing": "full"}, training={"accumulation_steps": 2}
         ),
         "shard_compiled": Case({"compile": True}, GROUPED),
-        "tensor": Case({"tensor": 2}),
+        "tensor": Case({"tensor": 2}, {"dropout": 0.2}),  # the same in all ranks of a group
         "tensor_reordered": Case({"tensor": 2}, REORDERED | GROUPED | {"qk_norm_groups": 1}),
         "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),

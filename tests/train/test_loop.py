@@ -21,7 +21,6 @@ from pardalis.seeds import derive
 from pardalis.train import checkpoint
 from pardalis.train.loop import Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
-from pardalis.train.skipping import batch_of
 
 TIMINGS = {"time_s", "steps_per_second", "tokens_per_second", "pictures_per_second"}
 
@@ -33,16 +32,10 @@ class Walk:
         self.place = torch.zeros(3)
         self.optimizer = torch.optim.AdamW([self.place.requires_grad_()], lr=0.1)
         self.before_step = before_step
-        self.skipped: tuple[int, ...] = ()
 
     def step(self, step: int) -> dict[str, float | Tensor]:
         self.before_step(step)
-        noise = torch.randn(
-            3,
-            generator=torch.Generator().manual_seed(
-                derive(0, "walk", batch_of(step, self.skipped))
-            ),
-        )
+        noise = torch.randn(3, generator=torch.Generator().manual_seed(derive(0, "walk", step)))
         self.optimizer.zero_grad()
         loss = (self.place - noise).square().sum()
         loss.backward()
@@ -57,7 +50,7 @@ class Walk:
         return range(5 * batch, 5 * batch + 5)
 
     def skip(self, batches: Sequence[int]) -> None:
-        self.skipped = tuple(batches)
+        raise AssertionError("nothing is rolled back here")
 
     def state_dict(self) -> dict[str, Any]:
         return {"place": self.place, "optimizer": self.optimizer.state_dict()}

@@ -54,11 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=_log_level(options.quiet),
-        format="%(message)s",
-        stream=sys.stderr,
-    )
+    _set_output(options.quiet)
     try:
         options.run(options)
     except PardalisError as error:
@@ -77,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _log_level(quiet: bool) -> int:
-    """Return what is shown: of the processes that torchrun starts, the first one speaks for all."""
+def _set_output(quiet: bool) -> None:
+    """Say what is shown: of the processes that torchrun starts, the first one speaks for all."""
+    level = logging.WARNING if quiet else logging.INFO
     if os.environ.get("RANK", "0") != "0":
-        return logging.ERROR
-    return logging.WARNING if quiet else logging.INFO
+        level = logging.ERROR
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

@@ -135,8 +135,7 @@ def _loss(setting: Setting, tokens: int) -> int:
     model, size = setting.model, setting.number_bytes
     columns = model.vocab_size // setting.parallel.tensor
     wide = 0 if size == _FP32 else _FP32  # logits in float32 beside those of the product
-    # A chunk is computed while the one before it is still there.
-    logits = min(setting.training.objective.loss_chunk, tokens) * columns * (2 * size + wide)
+    logits = min(setting.training.objective.loss_chunk, tokens) * columns * (size + wide)
     hidden = tokens * model.d_model * size
     if setting.on_cpu:  # there the rows that count for nothing are left out, by a copy
         hidden *= 2

@@ -125,6 +125,11 @@ class Recipe:
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
         if self.curriculum:
+            if any(source.weight != 1.0 for source in self.sources):
+                raise ConfigError(
+                    "The weight of a source cannot stand beside curriculum, which has its own; "
+                    "leave it out."
+                )
             Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
         if self.corpus is not None and self.drawings is not None:
             raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")

@@ -153,6 +153,8 @@ class PretrainTask:
         return {
             **_means(sums),
             "z_loss": self.config.objective.z_loss * sums.z / sums.count,
+            "lse_text": sums.text_lse / sums.text_count,
+            "lse_image": sums.image_lse / sums.image_count,
             "grad_norm_text": sums.text_gradient.sqrt() / tokens,
             "grad_norm_image": sums.image_gradient.sqrt() / tokens,
             **statistics,
@@ -258,8 +260,6 @@ def _means(sums: Losses) -> dict[str, Tensor]:
         "loss": (sums.text + sums.image) / sums.count,
         "loss_text": sums.text / sums.text_count,
         "loss_image": sums.image / sums.image_count,
-        "lse_text": sums.text_lse / sums.text_count,
-        "lse_image": sums.image_lse / sums.image_count,
     }
 
 
