@@ -87,7 +87,7 @@ def change(folder, **values) -> None:
 def test_a_newer_version(folder):
     change(folder, format_version=99)
     with pytest.raises(
-        BundleError, match=r"format version 99; this Pardalis reads up to 3\. Upgrade"
+        BundleError, match=r"format version 99; this Pardalis reads up to 4\. Upgrade"
     ):
         bundles.load(folder)
 

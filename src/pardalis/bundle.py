@@ -34,7 +34,7 @@ from pardalis.weights import load_weights
 
 # 2: a vocabulary may carry the ids of the one it was taken from
 # 3: pictures of prompts may be padded
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 DESCRIPTION = "bundle.json"
 MODEL = "model.safetensors"
