@@ -17,7 +17,8 @@ from pardalis.errors import ConfigError
         (["generate", "none", "owl"], 4, "No bundle at none"),
         (["show", "bundle", "none"], 4, "No bundle at none"),
         (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --picture PATH"),
-        (["data", "show", "none", "--position", "1"], 2, "No recipe at none/recipe.toml"),
+        (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
+        (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),
         (["run", "."], 2, "."),
         (["import", "none", "-o", "bundle"], 4, "No folder at none; give that of a checkpoint."),
         (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
@@ -44,6 +45,12 @@ def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeyp
     assert shown.err.startswith("pardalis: ")
     assert message in shown.err
     assert shown.err.count("\n") == 1
+
+
+def test_a_run_is_no_bundle(capsys, tmp_path):
+    (tmp_path / "recipe.toml").touch()
+    assert main(["export", str(tmp_path), "-o", str(tmp_path / "hf"), "--to", "hf"]) == 2
+    assert f"is a run and not a bundle; name {tmp_path / 'bundle'}" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
@@ -95,9 +102,9 @@ def test_the_commands_grow_only_on_purpose():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "answer", "data", "data corpus", "data fetch", "data prepare", "data show", "export",
         "generate", "import", "plan", "quickstart", "report", "run", "show", "show bundle",
-        "show config", "stability", "tokenizer", "tokenizer compare", "tokenizer decode", "tokenizer encode",
-        "tokenizer evaluate", "tokenizer import-image", "tokenizer show", "tokenizer train-image",
-        "tokenizer train-text", "train",
+        "show config", "stability", "tokenizer", "tokenizer compare", "tokenizer decode",
+        "tokenizer encode", "tokenizer evaluate", "tokenizer import-image", "tokenizer show",
+        "tokenizer train-image", "tokenizer train-text", "train",
     ]  # fmt: skip
 
 

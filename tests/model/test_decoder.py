@@ -292,6 +292,16 @@ def test_reordered_norms_bound_what_a_branch_adds(tiny_config, norm_placement, b
     assert growth < 1.1 if bounded else growth > 100
 
 
+@pytest.mark.parametrize("embedding_norm", [True, False])
+def test_a_norm_of_the_embedding_forgets_the_size_of_its_table(tiny_config, embedding_norm):
+    model = build(tiny_config, norm_placement="reordered", embedding_norm=embedding_norm)
+    ids = torch.arange(12)[None]
+    before = model.hidden(ids)
+    with torch.no_grad():
+        model.embedding.weight.mul_(50)
+    assert torch.allclose(model.hidden(ids), before, atol=0.05) == embedding_norm
+
+
 def test_dropout_acts_in_training_only(tiny_config):
     model = build(tiny_config, dropout=0.5)
     ids = torch.arange(6)[None]

@@ -2,15 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import failing
 import pytest
+import torch
+from torch import distributed
 
-from pardalis.parallel.failures import is_broken_connection
+from pardalis.errors import TrainingError
+from pardalis.parallel import world
+from pardalis.parallel.failures import Watch, is_broken_connection
 from pardalis.train import checkpoint
 
 SCRIPT = Path(failing.__file__)
@@ -127,3 +134,34 @@ def test_the_summary_of_torchrun_has_the_sentence(tmp_path: Path) -> None:
 )
 def test_errors_of_connections_are_known(error: Exception, is_broken: bool) -> None:
     assert is_broken_connection(error) == is_broken
+
+
+def test_who_speaks_last_outlasts_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as a rank is gone, torchrun sends SIGTERM to those who are about to say so."""
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    watch = Mock(Watch, _word=lambda error: TrainingError(f"{handlers}"))
+    word = Watch.last_word(watch, RuntimeError("[gloo] Connection closed by peer"))
+    assert handlers == {signal.SIGTERM: signal.SIG_IGN}
+    assert str(word) == f"{handlers}"
+
+
+def test_on_gpus_the_group_that_can_say_why_tires_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL aborts the process, and with it the sentence that names the stuck rank."""
+    times: dict[str, timedelta] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(world, "open_watch", lambda: Mock(Watch, store=None, rank=0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in ("init_process_group", "new_group"):
+        monkeypatch.setattr(
+            distributed,
+            name,
+            lambda backend, *, timeout, **_: times.setdefault(backend, timeout),
+        )
+    for name in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(distributed, name, lambda *_: None)
+    with world.join("cuda", patience_minutes=3.0):
+        pass
+    assert times["gloo"] == timedelta(minutes=3)
+    assert times["nccl"] > times["gloo"]

@@ -221,6 +221,13 @@ def test_advice_makes_it_fit_and_asks_for_nothing_needless(part):
         assert not fits(apply(planned, [other for other in changes if other != change]))
 
 
+def test_no_split_is_advised_that_would_be_refused():
+    planned = setting(ranks=4, batch_rows=16, parallel={"shard": 4})
+    assert advice(planned, count(SHAPE), 2**16) == []
+    odd = setting(dataclasses.replace(SHAPE, d_ff=161), ranks=4, batch_rows=16)
+    assert advice(odd, count(SHAPE), 2**16) == []
+
+
 def test_nothing_is_advised_where_nothing_helps():
     assert advice(setting(ranks=4, batch_rows=16), count(SHAPE), 2**16) == []
 
@@ -248,7 +255,13 @@ def test_warnings():
         ((), {"device": "abacus"}, r"No device 'abacus' is known; choose one of a100, h100, h200"),
         ((), {"gpus": 0}, r"--gpus must be at least 1, got 0"),
         ((), {"utilisation": 1.5}, r"--utilisation must lie in \(0, 1\], got 1\.5"),
-        (("parallel.tensor=3",), {"gpus": 4}, r"tensor = 3 does not divide the 4 processes"),
+        (
+            ("parallel.tensor=3",),
+            {"gpus": 4},
+            r"tensor = 3 needs a multiple of 3 processes, .* got 4;",
+        ),
+        (("parallel.shard=4",), {}, r"shard = 4 with tensor = 1 needs a multiple of 4 .* got 1;"),
+        ((), {"price": -1.0}, r"--price must be 0 or more, got -1\.0"),
         (("parallel.tensor=3",), {"gpus": 3}, r"tensor = 3 does not divide n_kv_heads = 4"),
     ],
 )
@@ -304,3 +317,8 @@ def test_people_get_a_table_and_programs_get_json(capsys):
         configs.to_dict(load_recipe(RECIPES / "quickstart.toml"))["training_loop"]["steps"]
         == (made["steps"])
     )
+
+
+def test_little_time_is_written_without_an_exponent(capsys):
+    run_command("--device", "h200")
+    assert "3,000 steps           0.0000178 hours, 0.0000214 s each" in capsys.readouterr().out

@@ -169,8 +169,9 @@ if __name__ == "__main__":
 """
 
 
-def test_asked_to_stop_all_runs_save_and_the_study_goes_on(folder):
-    """SIGINT to the whole group, as Ctrl-C on a terminal: each run is told once."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_all_runs_save_and_the_study_goes_on(folder, number):
+    """A signal to the whole group, as of Ctrl-C or of a scheduler: each run is told once."""
     long = ["training_loop.steps=100000", "stability.learning_rates=[1e-3, 1e-2]"]
     (folder / "study.py").write_text(STUDY)
     started = subprocess.Popen(
@@ -184,7 +185,7 @@ def test_asked_to_stop_all_runs_save_and_the_study_goes_on(folder):
     while len(list(root.rglob("step-*/run.json"))) < 2 and time.monotonic() < deadline:
         assert started.poll() is None, started.communicate()
         time.sleep(0.1)
-    os.killpg(started.pid, signal.SIGINT)
+    os.killpg(started.pid, number)
     _, words = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "Stopped with 0 of 4 runs finished; run the same command to go on." in words

@@ -14,6 +14,7 @@ from pardalis.documents import Document, Text
 from pardalis.errors import BundleError, ConfigError
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.pipeline import load_codec, load_recipe, run, stages_of
+from pardalis.pipeline.plan import plan
 from pardalis.pipeline.start import given_content, start_config
 from pardalis.tokens import Vocabulary
 
@@ -77,6 +78,14 @@ def test_the_path_is_relative_to_the_recipe(folder, monkeypatch):
     monkeypatch.chdir("/")
     assert recipe_of(folder).start_from == str(folder / "base")
     assert recipe_of(folder, "start_from=/elsewhere").start_from == "/elsewhere"
+
+
+def test_what_is_planned_are_the_rows_of_the_recipe(folder):
+    made = plan(recipe_of(folder))
+    assert made.row_tokens == 32
+    whole = plan(recipe_of(folder, f"prepare.row_tokens={CONTEXT}"))
+    assert made.seconds_per_step < whole.seconds_per_step
+    assert made.memory.activations < whole.memory.activations
 
 
 @pytest.mark.parametrize(

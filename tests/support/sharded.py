@@ -60,6 +60,12 @@ CASES = {
         "tensor_reordered": Case({"tensor": 2}, REORDERED | GROUPED | {"qk_norm_groups": 1}),
         "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
+        "tensor_statistics": Case({"tensor": 2}, {"qk_norm_groups": 1}, {"statistics_every": 2}),
+        "shard_qk_clip": Case(
+            {"activation_checkpointing": "full"},
+            GROUPED | {"qk_norm": "none", "init_std": 0.5},
+            {"qk_clip": 0.3, "accumulation_steps": 2, "statistics_every": 1},
+        ),
     },
     4: {
         "hybrid": Case({"shard": 2}, training={"accumulation_steps": 2}),
@@ -72,6 +78,8 @@ CASES = {
         ),
         "tensor_and_replicate": Case({"tensor": 2, "shard": 1}, GROUPED),
         "more_ranks_than_groups": Case({"tensor": 4}, {"qk_norm_groups": 2}),
+        "statistics": Case({"tensor": 2, "shard": 1}, GROUPED, {"statistics_every": 1}),
+        "hybrid_statistics": Case({"shard": 2}, REORDERED, {"statistics_every": 1}),
     },
 }
 

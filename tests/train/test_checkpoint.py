@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from pardalis.errors import BundleError, TrainingError
+from pardalis.files import working_name
 from pardalis.train import checkpoint
 
 
@@ -71,7 +72,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_types_and_integer_keys(tmp_path
     assert_same(loaded, state)
     assert notes == {"time_s": 1.5, "window": [{"loss": 0.1}]}
     about = json.loads((folder / "run.json").read_text())
-    assert (about["format_version"], about["step"]) == (1, 12)
+    assert (about["format_version"], about["step"]) == (2, 12)
 
 
 def test_tensors_are_named_by_their_path() -> None:
@@ -85,6 +86,8 @@ def test_newest_and_prune_go_by_number_and_ignore_what_is_half_done(tmp_path: Pa
     for step in (9, 100, 20):
         checkpoint.save(tmp_path, step, {"x": torch.zeros(1)}, {})
     (tmp_path / "checkpoints/step-00000300.partial").mkdir()
+    killed = working_name(tmp_path / "checkpoints/step-00000137", "partial")  # while it was written
+    killed.mkdir()
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert checkpoint.step_of(newest) == 100
@@ -144,11 +147,14 @@ def test_too_little_memory_is_no_reason_to_delete(
         checkpoint.load(folder)
 
 
-def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_is_for_another_version(tmp_path: Path, version: int) -> None:
     folder = checkpoint.save(tmp_path, 7, {}, {})
     about = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(about | {"format_version": 2}))
-    with pytest.raises(BundleError, match=r"step-00000007 has .* format 2 .* update pardalis"):
+    (folder / "run.json").write_text(json.dumps(about | {"format_version": version}))
+    with pytest.raises(
+        BundleError, match=rf"step-00000007 has .* format {version} .* the version that wrote it"
+    ):
         checkpoint.load(folder)
 
 

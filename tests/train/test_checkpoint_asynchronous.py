@@ -2,6 +2,8 @@
 
 import errno
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,26 @@ def test_a_part_is_read_in_place_and_nothing_else(tmp_path: Path) -> None:
         checkpoint.load_part(folder, {"model": {"v": torch.zeros(3)}})
     with pytest.raises(ValueError, match=r"state/model/w has shape \[3\] there"):
         checkpoint.load_part(folder, {"model": {"w": torch.zeros(2)}})
+
+
+def test_the_thread_is_on_the_gpu_of_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new thread has the first GPU, where writers of all ranks would open contexts."""
+    current, during = [], []
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.clear()
+
+    def write_data(self: Any, *arguments: Any) -> Any:
+        during.extend(current)
+        return WRITE(self, *arguments)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(FileSystemWriter, "write_data", write_data)
+    with checkpoint.Saver(tmp_path, World(device=torch.device("cuda", 3))) as saver:
+        saver.save(1, {"x": torch.zeros(5)}, {})
+    assert during == [torch.device("cuda", 3)]

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -115,6 +116,15 @@ def test_a_run_that_was_stopped_has_the_alarms_of_one_that_was_not(
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
 
 
+def test_an_alarm_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    numbers = at({1: {"attention_logit": 2000.0}, 9: {"grad_norm": 1e3}})
+    train(Drift(numbers), tmp_path, replace(CONFIG, steps=4))
+    with open(tmp_path / "alarms.jsonl", "a") as file:
+        file.write('{"name": "grad_')
+    train(Drift(numbers), tmp_path, CONFIG)
+    assert [alarm["step"] for alarm in alarms_of(tmp_path)] == [2, 10]
+
+
 # ── the error ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -131,6 +141,13 @@ def test_the_first_statistic_that_went_wrong_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_checkpoint_from_after_the_first_alarm_is_not_called_good(tmp_path: Path) -> None:
+    numbers = {2: {"attention_logit": 2000.0}, 10: {"loss": math.nan}}
+    config = replace(CONFIG, keep_checkpoints=1)
+    with pytest.raises(Diverged, match="The oldest checkpoint left, step-00000008, is intact, but"):
+        train(Drift(at(numbers)), tmp_path, config)
+
+
 def test_a_number_that_is_not_finite_before_the_loss_is_named(tmp_path: Path) -> None:
     numbers = {4: {"grad_norm": math.inf}, 5: {"loss": math.nan}}
     with pytest.raises(Diverged, match="first statistic to go wrong was grad_norm inf"):
@@ -144,7 +161,9 @@ def test_of_a_loss_alone_nothing_is_said_to_have_been_first(tmp_path: Path) -> N
 
 
 def test_a_loss_past_hope_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"The loss is 50.000 at step 8, past hope in") as caught:
+    with pytest.raises(
+        Diverged, match=r"The loss is 50.000 at step 8, more than 3 above that of"
+    ) as caught:
         train(Drift(from_batch(6, {"loss": 50.0})), tmp_path, CONFIG)
     assert caught.value.step == 8
     quiet = replace(CONFIG, alarms=AlarmConfig(loss_explosion=math.inf))
@@ -202,6 +221,15 @@ def test_a_rolled_back_run_resumes_as_any_other(tmp_path: Path) -> None:
     again = Drift(numbers)
     train(again, tmp_path / "back", ROLL_BACK)
     assert torch.equal(again.mean, run_without([5], tmp_path / "without").mean)
+
+
+def test_a_run_that_begins_anew_reads_all_batches(tmp_path: Path) -> None:
+    train(Drift(at({5: {"loss": math.nan}})), tmp_path, ROLL_BACK)
+    shutil.rmtree(tmp_path / "checkpoints")
+    anew = Drift()
+    train(anew, tmp_path, ROLL_BACK)
+    assert read_skips(tmp_path) == []
+    assert torch.equal(anew.mean, run_without([], tmp_path / "whole").mean)
 
 
 def test_all_batches_since_the_first_alarm_are_left_out(tmp_path: Path) -> None:

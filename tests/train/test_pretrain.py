@@ -16,6 +16,7 @@ from pardalis.objectives import NextTokenConfig, next_token_losses
 from pardalis.seeds import derive
 from pardalis.train.loop import LoopConfig, train
 from pardalis.train.metrics import read_metrics
+from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.pretrain import BatchSource, PretrainConfig, PretrainTask
 from pardalis.train.schedule import ScheduleConfig
 
@@ -141,6 +142,14 @@ def test_evaluating_has_no_dropout_and_changes_nothing() -> None:
     assert task.step(0) == other.step(0)
 
 
+def test_evaluating_takes_no_more_rows_at_once_than_training() -> None:
+    whole, parted = task_with(), task_with(accumulation_steps=4)
+    rows = []
+    parted.model.trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    assert parted.evaluate() == pytest.approx(whole.evaluate(), rel=1e-6)
+    assert rows == [1] * 2 * ROWS
+
+
 def test_without_held_out_rows_there_is_nothing_to_report() -> None:
     task = task_with()
     task.heldout_batches = 0
@@ -245,3 +254,24 @@ def test_a_wrong_field_is_named(options: dict, named: str) -> None:
 def test_a_schedule_longer_than_the_run_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="do not fit into 9 steps"):
         task_with(schedule=ScheduleConfig(learning_rate=1.0, warmup_steps=10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "decides"),
+    [
+        ({"accumulation_steps": 2}, False),
+        ({"statistics_every": 7}, False),
+        ({"objective": NextTokenConfig(loss_chunk=8)}, False),
+        ({"optimizer": AdamWConfig(fused=False)}, False),
+        ({"objective": NextTokenConfig(z_loss=0.0)}, True),
+        ({"optimizer": AdamWConfig(eps=1e-5)}, True),
+        ({"batch_rows": 8}, True),
+        ({"precision": "bfloat16"}, True),
+        ({"qk_clip": 9.0}, True),
+        ({"seed": 1}, True),
+    ],
+)
+def test_what_decides_the_numbers_of_a_run(changes, decides) -> None:
+    options = {"batch_rows": 4, "schedule": ScheduleConfig(learning_rate=1e-3)}
+    before, after = PretrainConfig(**options), PretrainConfig(**options | changes)
+    assert (before.deciding != after.deciding) == decides

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pardalis.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -78,6 +80,13 @@ def add_stage_command(
     parser = add_command(commands, name, summary, description)
     add_run_arguments(parser)
     parser.set_defaults(run=lambda options: run_stages(options, stage))
+
+
+def existing_run(folder: Path) -> Path:
+    """Return the recipe that a run keeps in its folder; raises ConfigError."""
+    if not (folder / "recipe.toml").is_file():
+        raise ConfigError(f"{folder} is not the folder of a run: recipe.toml is not in it.")
+    return folder / "recipe.toml"
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> None:

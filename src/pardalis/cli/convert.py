@@ -12,6 +12,7 @@ from pardalis.cli.common import (
     add_output,
     chosen_dtype,
     echo,
+    existing_run,
     print_json,
 )
 from pardalis.errors import ConfigError
@@ -157,6 +158,11 @@ def _export_bundle(options: argparse.Namespace) -> None:
 
     if options.step is not None:
         raise ConfigError("--step does not apply: only a run has steps, which go --to bundle.")
+    if (options.bundle / "recipe.toml").is_file():
+        raise ConfigError(
+            f"{options.bundle} is a run and not a bundle; name {options.bundle / 'bundle'}, or "
+            "make a bundle of a checkpoint by --to bundle first."
+        )
     export_model(
         options.bundle,
         options.output,
@@ -175,6 +181,7 @@ def _export_checkpoint(options: argparse.Namespace) -> None:
         raise ConfigError("--ranks does not apply: a bundle is for any number of processes.")
     require_new(options.output)
     run = options.bundle
-    bundle = checkpoint_bundle(load_recipe(run / "recipe.toml"), run, load_codec(run), options.step)
+    recipe = load_recipe(existing_run(run))
+    bundle = checkpoint_bundle(recipe, run, load_codec(run), options.step)
     bundle.model.to(chosen_dtype(options))
     bundle.save(options.output)

@@ -9,6 +9,7 @@ from pardalis.cli.common import (
     add_json,
     add_stage_command,
     echo,
+    existing_run,
     print_json,
 )
 from pardalis.errors import ConfigError
@@ -77,7 +78,7 @@ def _show(options: argparse.Namespace) -> None:
     from pardalis.pipeline import load_codec, load_recipe, training_loader
 
     run = options.folder
-    recipe = load_recipe(run / "recipe.toml")
+    recipe = load_recipe(existing_run(run))
     codec = load_codec(run)
     if options.position is not None:
         if options.position < 0:

@@ -1,6 +1,7 @@
 """``pardalis plan``: what training a recipe takes, before anything runs."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,10 +84,9 @@ def _show(plan: "Plan") -> None:
     echo(f"\nassuming {plan.utilisation:.0%} of {rate} a device")
     speed = f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.gpus:,.0f} a device"
     _fact("tokens per second", speed)
-    _fact(
-        f"{plan.steps:,} steps", f"{_hours(plan.hours)} hours, {plan.seconds_per_step:.3g} s each"
-    )
-    _fact("device hours", _hours(plan.hours * plan.gpus))
+    step = _number(plan.seconds_per_step)
+    _fact(f"{plan.steps:,} steps", f"{_number(plan.hours)} hours, {step} s each")
+    _fact("device hours", _number(plan.hours * plan.gpus))
     if plan.cost is not None:
         _fact("cost", f"{plan.cost:,.2f}")
     for warning in plan.warnings:
@@ -103,8 +103,12 @@ def _fact(name: str, value: str) -> None:
     echo(f"{name:<22}{value}")
 
 
-def _hours(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+def _number(number: float) -> str:
+    """Write a number with three digits, or as many as stand before the point; no exponent."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    places = 2 - math.floor(math.log10(number)) if number > 0 else 0
+    return f"{number:.{places}f}"
 
 
 def _short(number: float) -> str:

@@ -78,6 +78,6 @@ def _outcomes(study: "Study") -> list[str]:
     count = counts(study.outcomes())
     lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"
     return [
-        f"{count['bad']} runs went bad; an alarm came before in {count['warned']}{lead}; "
-        f"{count['harmless']} others had an alarm."
+        f"Runs that went bad: {count['bad']}, with an alarm before in {count['warned']}{lead}. "
+        f"Others that had an alarm: {count['harmless']}."
     ]

@@ -5,8 +5,12 @@ from pardalis.cli.common import Commands, add_stage_command
 _DESCRIPTION = """\
 Train the decoder of a recipe on its prepared shards, and write the bundle.
 
+  pardalis train my-recipe.toml
+  torchrun --nproc-per-node 8 -m pardalis train my-recipe.toml --device cuda
+
 Ctrl-C or SIGTERM saves and stops; the same command goes on, with the same numbers as a run that was
-never interrupted. metrics.jsonl in RUN/training has a line per report.
+never interrupted, also on another number of processes. In RUN/training metrics.jsonl has a line per
+report, and alarms.jsonl one per rule that they broke.
 """
 
 

@@ -21,7 +21,7 @@ LOSSES = ("loss", "loss_text", "loss_image")
 
 _LAST = 0.1  # share of the steps whose mean is the final loss
 _TOLERANCE = 0.01  # above the best loss, for the width of the good learning rates
-_WORSE = 0.02  # above the best variant's loss, for a loss that went bad
+_WORSE = 0.02  # above the loss at the best learning rate, for a loss that went bad
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,9 +89,9 @@ class Outcome:
     """Whether a run's loss went bad, and whether an alarm said so before.
 
     A loss is bad from the report after which it never comes back to within 2 % of the loss that the
-    best variant has at the same step, learning rate and seed, both smoothed; or, in a run that
-    diverged, from the step where it did so at the latest. At learning rates up to a variant's best
-    a larger loss is slowness, and not counted.
+    same variant has at its best learning rate, at the same step and with the same seed, both
+    smoothed; or, in a run that diverged, from the step where it did so at the latest. At learning
+    rates up to the best one a larger loss is slowness, and not counted.
     """
 
     variant: str
@@ -185,7 +185,7 @@ class Study:
         for (variant, rate, seed), run in self.runs.items():
             bad = run.diverged
             if rate > best[variant]:
-                bad = went_bad(run, self.runs[self._best_variant(rate), rate, seed])
+                bad = went_bad(run, self.runs[variant, best[variant], seed])
             alarm = next((alarm for alarm in run.alarms if alarm.name not in LOSSES), None)
             if bad is not None or alarm is not None:
                 outcomes.append(
@@ -201,10 +201,6 @@ class Study:
                 )
         return outcomes
 
-    def _best_variant(self, rate: float) -> str:
-        row = self.learning_rates.index(rate)
-        return min(self.variants, key=lambda variant: self.final(variant)[row].mean())
-
     def growth(
         self, variant: str, rate: float, name: str
     ) -> tuple[list[int], Float[np.ndarray, "P 3"]]:
@@ -219,7 +215,7 @@ class Study:
 
 
 def went_bad(run: StudyRun, best: StudyRun) -> int | None:
-    """Return the step from which the loss of a run is bad, beside the best variant's run.
+    """Return the step from which the loss of a run is bad, beside that of the best learning rate.
 
     See :class:`Outcome`.
     """

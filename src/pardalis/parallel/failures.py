@@ -88,6 +88,7 @@ class Watch:
         """
         if isinstance(error, SystemExit):
             return self._silent(error)
+        _outlast_torchrun()
         try:
             return self._word(error)
         except RuntimeError:  # the store is gone, and with it the rank that has the word
@@ -204,6 +205,12 @@ def _frame_of(error: BaseException) -> FrameType | None:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return None if trace is None else trace.tb_frame
+
+
+def _outlast_torchrun() -> None:
+    """Ignore SIGTERM: as soon as a rank is gone, torchrun sends it to those who would say so."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end_with(code: int, sentence: str, moment: float) -> None:

@@ -75,15 +75,15 @@ def data_ranks(size: int, config: ParallelConfig) -> tuple[int, int]:
     """Return how many ranks replicate and how many shard; raises ConfigError."""
     if size % config.tensor:
         raise ConfigError(
-            f"tensor = {config.tensor} does not divide the {size} processes of this run; start a "
-            "multiple of it, or change tensor in [parallel]."
+            f"tensor = {config.tensor} needs a multiple of {config.tensor} processes, one on each "
+            f"GPU, got {size}; take as many, or change tensor in [parallel]."
         )
     data_size = size // config.tensor
     shard = config.shard or data_size
     if data_size % shard:
         raise ConfigError(
-            f"shard = {shard} does not divide the {data_size} processes that remain of {size} with "
-            f"tensor = {config.tensor}; start a multiple of {shard * config.tensor}, or change "
-            "shard in [parallel]."
+            f"shard = {shard} with tensor = {config.tensor} needs a multiple of "
+            f"{shard * config.tensor} processes, one on each GPU, got {size}; take as many, or "
+            "change shard in [parallel] (0: all)."
         )
     return data_size // shard, shard

@@ -19,6 +19,9 @@ from pardalis.parallel.failures import Watch, open_watch
 # A large checkpoint on a slow disk, written while the steps go on.
 _SAVING_PATIENCE = timedelta(hours=1)
 
+# NCCL aborts a process that waited too long. Gloo, which raises, is to be the first to tire.
+_LONGER_ON_GPUS = timedelta(minutes=2)
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -137,12 +140,13 @@ def join(device: torch.device | str = "cpu", patience_minutes: float = 10.0) -> 
     patience = timedelta(minutes=patience_minutes)
     watch = open_watch()
     try:
+        on_gpus = device.type == "cuda"
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "nccl" if on_gpus else "gloo",
             store=watch.store,
             rank=watch.rank,
             world_size=size,
-            timeout=patience,
+            timeout=patience + _LONGER_ON_GPUS if on_gpus else patience,
         )
         control, saving = (
             distributed.new_group(backend="gloo", timeout=time)

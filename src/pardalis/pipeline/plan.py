@@ -6,6 +6,7 @@ there already. What a framework adds is in ``_USABLE``.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,8 @@ def plan(
         raise ConfigError(f"--gpus must be at least 1, got {gpus}.")
     if not 0 < utilisation <= 1:
         raise ConfigError(f"--utilisation must lie in (0, 1], got {utilisation}.")
+    if price is not None and not 0 <= price < math.inf:
+        raise ConfigError(f"--price must be 0 or more, got {price}.")
     if recipe.training is None or recipe.training_loop is None:
         raise ConfigError(f"Recipe {recipe.name!r} trains no decoder, so there is nothing to plan.")
     accelerator = find_accelerator(device)
@@ -281,9 +284,11 @@ def plan(
 
 
 def planned_model(recipe: Recipe) -> ModelConfig:
-    """Return the shape of the decoder before any tokenizer is trained."""
+    """Return the shape of the decoder over the recipe's rows; no tokenizer need be trained."""
     if recipe.start_from is not None:
-        return start_config(recipe)
+        config = start_config(recipe)
+        assert recipe.prepare is not None, "a recipe that starts from a bundle has it"
+        return dataclasses.replace(config, context=recipe.prepare.row_tokens)
     if recipe.image_tokenizer_from is not None:
         pictures = ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
     else:
@@ -340,7 +345,7 @@ def advice(setting: Setting, counts: Counts, usable: int) -> list[_Change]:
 
 def _changes(setting: Setting) -> Iterator[_Change]:
     """Yield changes that save memory, from the cheapest in speed to the dearest."""
-    parallel, shape = setting.parallel, setting.model
+    parallel = setting.parallel
     if setting.number_bytes == _FP32 and not setting.on_cpu:
         yield "training", "precision", "bfloat16"
     if setting.shards < setting.data_size:
@@ -353,9 +358,17 @@ def _changes(setting: Setting) -> Iterator[_Change]:
     for kind in kinds[kinds.index(parallel.activation_checkpointing) + 1 :]:
         yield "parallel", "activation_checkpointing", kind
     for tensor in (2, 4, _MOST_TENSOR):
-        divides = setting.ranks % tensor == 0 and shape.n_kv_heads % tensor == 0
-        if parallel.tensor < tensor and divides and shape.vocab_size % tensor == 0:
+        if parallel.tensor < tensor and _can_split(setting, tensor):
             yield "parallel", "tensor", tensor
+
+
+def _can_split(setting: Setting, tensor: int) -> bool:
+    parallel = dataclasses.replace(setting.parallel, tensor=tensor)
+    try:
+        dataclasses.replace(setting, parallel=parallel)
+    except ConfigError:
+        return False
+    return True
 
 
 def _changed(setting: Setting, changes: Iterable[_Change]) -> Setting:

@@ -26,6 +26,7 @@ from pardalis.model import ModelConfig
 from pardalis.parallel import ParallelConfig
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
 from pardalis.train import ImageTokenizerTrainConfig, LoopConfig, PretrainConfig
+from pardalis.train.qk_clip import check_has_no_qk_norm
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import Fit, ImageTokenizerConfig
 
@@ -125,12 +126,7 @@ class Recipe:
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
         if self.curriculum:
-            if any(source.weight != 1.0 for source in self.sources):
-                raise ConfigError(
-                    "The weight of a source cannot stand beside curriculum, which has its own; "
-                    "leave it out."
-                )
-            Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
+            self._check_curriculum()
         if self.corpus is not None and self.drawings is not None:
             raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
         if self.variants and not self.trains_image_tokenizer:
@@ -165,12 +161,22 @@ class Recipe:
     def trains_image_tokenizer(self) -> bool:
         return self.start_from is None and self.image_tokenizer_from is None
 
+    def _check_curriculum(self) -> None:
+        if any(source.weight != 1.0 for source in self.sources):
+            raise ConfigError(
+                "The weight of a source cannot stand beside curriculum, which has its own; "
+                "leave it out."
+            )
+        Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
+
     def _complete_decoder(self) -> None:
         self._require(_DECODER, "or leave out model to train tokenizers only")
         if self.start_from is None:
             if self.text_tokenizer is None:  # it is frozen only from here on
                 object.__setattr__(self, "text_tokenizer", TextTokenizerConfig())
-            self.model_config(vocab_size=1)
+            config = self.model_config(vocab_size=1)
+            if self.training is not None and self.training.qk_clip is not None:
+                check_has_no_qk_norm(config)
 
     def _require(self, names: Sequence[str], otherwise: str) -> None:
         for name in names:

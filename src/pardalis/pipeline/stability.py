@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from pardalis.evaluate.stability_page import write_study
 from pardalis.files import write_json
 from pardalis.parallel import Layout
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import alone, run
+from pardalis.pipeline.runner import alone, read_records, run
 from pardalis.pipeline.stages import (
     load_codec,
     new_decoder,
@@ -53,6 +53,7 @@ from pardalis.train.settings import check_settings
 from pardalis.train.stopping import stop_requests
 
 _RESULT, _LOG = "result.json", "log.txt"
+_ASKS = (signal.SIGTERM,)
 _WITH_MODEL = "a recipe with a model has it"
 _LOOKS_EVERY_S = 0.2  # at whether someone asked to stop
 
@@ -138,6 +139,7 @@ def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) ->
     """Return all runs of a study: with the first seed first, so that a figure shows early."""
     config, codec = recipe.stability, load_codec(root)
     assert config is not None, "study_stability has looked"
+    data = next(record.identity for record in read_records(root) if record.name == "prepare")
     trials = []
     for seed in config.seeds:
         for variant in config.variants:
@@ -150,19 +152,20 @@ def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) ->
                         learning_rate=rate,
                         seed=seed,
                         recipe=changed,
-                        settings=_settings(changed, codec),
+                        settings=_settings(changed, codec, data),
                         root=root,
                     )
                 )
     return trials
 
 
-def _settings(recipe: Recipe, codec: Codec) -> dict[str, Any]:
+def _settings(recipe: Recipe, codec: Codec, data: str) -> dict[str, Any]:
     loop = recipe.training_loop
     assert loop is not None, _WITH_MODEL
     model = recipe.model_config(codec.vocabulary.size)
     return {
         **training_settings(recipe, codec, model),
+        "data": data,
         "loop": {
             "steps": loop.steps,  # where the schedule ends: a run that grew would be another one
             "report_every": loop.report_every,
@@ -204,6 +207,7 @@ class _Workers:
 
     def run(self) -> None:
         """Train all; a request to stop is passed on once, and then waited for."""
+        _begin_server()
         with stop_requests() as stop:
             try:
                 while self.waiting or self.running:
@@ -249,6 +253,19 @@ class _Workers:
             )
 
 
+def _begin_server() -> None:
+    """Begin the server; a SIGTERM to the whole group, as schedulers send it, is not for it.
+
+    What it starts waits with that signal too, until it unblocks it.
+    """
+    resource_tracker.ensure_running()  # the server begins it otherwise, and it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _last_words(log: Path) -> str:
     lines = log.read_text().split("\n") if log.is_file() else []
     return next((line for line in reversed(lines) if line.strip()), "it was killed").rstrip(".")
@@ -257,6 +274,7 @@ def _last_words(log: Path) -> str:
 def _work(trial: Trial, device: str) -> None:
     """Be the process of one run: its words go to a file, and Ctrl-C is for the study to pass on."""
     os.setpgrp()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKS)
     threading.Thread(target=_follow_parent, daemon=True).start()
     trial.folder.mkdir(parents=True, exist_ok=True)
     sys.stderr = open(trial.folder / _LOG, "a", buffering=1)  # noqa: SIM115

@@ -272,7 +272,7 @@ def training_settings(recipe: Recipe, codec: Codec, model: ModelConfig) -> dict[
     """Return the plain values that decide the numbers of a decoder's training."""
     settings = {
         "model": configs.to_dict(model),
-        "training": configs.to_dict(recipe.training),
+        "training": _deciding(recipe),
         "codec": codec.fingerprint,
         "sources": {source.name: source.weight for source in recipe.sources},
     }
@@ -352,6 +352,10 @@ def _decoder_settings(recipe: Recipe) -> Any:
     return recipe.model_config(vocab_size=1) if recipe.start_from is None else recipe.model
 
 
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    return {} if recipe.training is None else recipe.training.deciding
+
+
 def _corpus_settings(recipe: Recipe) -> list[Any]:
     if recipe.drawings is not None:
         return [recipe.drawings, [package.sha256 for package in DRAWING_PACKAGES]]
@@ -418,7 +422,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("prepare",),
         settings=lambda recipe: [
             _decoder_settings(recipe),
-            recipe.training,
+            _deciding(recipe),
             {source.name: source.weight for source in recipe.sources},
             *recipe.curriculum,
         ],

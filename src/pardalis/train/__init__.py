@@ -1,6 +1,8 @@
 """Training: the loop, its checkpoints and metrics, and one task per kind of run."""
 
 from pardalis.train.adversary import AdversarialConfig
+from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
+from pardalis.train.divergence import Diverged
 from pardalis.train.image_tokenizer import (
     ImageTokenizerTask,
     ImageTokenizerTrainConfig,
@@ -17,6 +19,10 @@ from pardalis.train.task import Task
 __all__ = [
     "AdamWConfig",
     "AdversarialConfig",
+    "Alarm",
+    "AlarmConfig",
+    "Alarms",
+    "Diverged",
     "ImageTokenizerTask",
     "ImageTokenizerTrainConfig",
     "Interrupted",

@@ -16,7 +16,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from pardalis.parallel.failures import is_broken_connection
 
 # torch.distributed.checkpoint is imported where it is used: it takes 0.6 s on top of torch.
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 numbered the parameters of an optimizer's state
 _NAME = re.compile(r"step-(\d{8,})")
 _STRUCTURE = "structure"  # of the state, with a _Slot for each tensor
 _LAST_WAIT_SECONDS = 30.0  # for a save in flight when a run fails and other ranks may be gone
@@ -122,7 +122,8 @@ class Saver:
 
     def _work(self, step: int, content: dict[str, Any], about: dict[str, Any]) -> None:
         try:
-            self._write(_folder(self._run_folder) / f"step-{step:08d}", content, about)
+            with _on_own_gpu(self._world.device):
+                self._write(_folder(self._run_folder) / f"step-{step:08d}", content, about)
         except BaseException as error:
             self._error = _unwritten(self._run_folder, step, error)
 
@@ -141,6 +142,14 @@ def save(run_folder: Path, step: int, state: dict[str, Any], notes: dict[str, An
     with Saver(run_folder, World(), asynchronous=False) as saver:
         saver.save(step, state, notes)
     return _folder(run_folder) / f"step-{step:08d}"
+
+
+def _on_own_gpu(device: torch.device) -> AbstractContextManager[object]:
+    """Choose the GPU of a new thread, which has the first: PyTorch's writer waits for its stream.
+
+    So the threads of all ranks would take memory of the first GPU.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
@@ -311,8 +320,9 @@ def _discard(run_folder: Path, folders: list[Path]) -> None:
     for folder in folders:
         # Renamed first, so that a half-deleted folder never bears a checkpoint's name.
         folder.rename(folder.with_name(folder.name + ".partial"))
-    for leftover in _folder(run_folder).glob("step-*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for pattern in ("step-*.partial", working_name(Path("step-*"), "partial").name):
+        for leftover in _folder(run_folder).glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -354,10 +364,10 @@ def _read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text())
         version = about["format_version"]
-        if version > FORMAT_VERSION:
+        if version != FORMAT_VERSION:
             raise BundleError(
-                f"{folder} has checkpoint format {version} and this version of pardalis reads up "
-                f"to {FORMAT_VERSION}: update pardalis."
+                f"{folder} has checkpoint format {version} and this version of pardalis reads "
+                f"{FORMAT_VERSION}: go on with the version that wrote it, or train anew."
             )
         return {"notes": about["notes"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -55,7 +55,8 @@ class AlarmLog:
         self._alarms = Alarms(config, read_metrics(run_folder / METRICS) if run_folder else [])
         if self._path is not None and self._path.is_file():
             lines = self._path.read_text().splitlines(keepends=True)
-            write_text(self._path, "".join(li for li in lines if json.loads(li)["step"] <= step))
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one
+            write_text(self._path, "".join(li for li in whole if json.loads(li)["step"] <= step))
 
     @property
     def first(self) -> Alarm | None:
@@ -72,10 +73,12 @@ class AlarmLog:
             logger.warning("Step %d: %s.", alarm.step, described(alarm))
             with open(self._path, "a") as file:
                 file.write(json.dumps(asdict(alarm)) + "\n")
+        if not hopeless:
+            return None
+        limit = self._alarms.config.loss_explosion
         return (
-            f"The loss is {line['loss']:.3f} at step {line['step']}, past hope"
-            if hopeless
-            else None
+            f"The loss is {line['loss']:.3f} at step {line['step']}, more than {limit:g} above "
+            "that of the first line"
         )
 
 
@@ -130,7 +133,12 @@ def diverged(finding: str, step: int, since: int, cause: str | None, folder: Pat
     """
     first = f" The first statistic to go wrong was {cause}." if cause else ""
     good = _last_good(folder, since)
-    rest = f"The last good checkpoint, {good.name}, is intact" if good else "Nothing was saved"
+    if good is None:
+        rest = "Nothing was saved"
+    elif checkpoint.step_of(good) > since:
+        rest = f"The oldest checkpoint left, {good.name}, is intact, but of after that"
+    else:
+        rest = f"The last good checkpoint, {good.name}, is intact"
     message = (
         f"{finding} in {folder}.{first} {rest}: train into another folder with a lower learning "
         "rate or a longer warm-up, or look at the data of that step."

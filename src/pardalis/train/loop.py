@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from pardalis.errors import BundleError, ConfigError, TrainingError
 from pardalis.parallel import World
 from pardalis.progress import bar
@@ -37,6 +39,7 @@ from pardalis.train.divergence import (
 )
 from pardalis.train.metrics import Line, MetricsWriter, Window
 from pardalis.train.settings import check_settings, keep_settings
+from pardalis.train.skipping import FILE_NAME as SKIPS
 from pardalis.train.skipping import read_skips
 from pardalis.train.stopping import StopRequest, stop_requests
 from pardalis.train.task import Task
@@ -238,10 +241,12 @@ class _Attempt:
     def _diverged(self, finding: str, step: int, since: int, cause: str | None = None) -> Diverged:
         """Return the error of this run, whose alarms may know of trouble before."""
         self.saver.wait()  # so that what is said of the last checkpoint is so
-        alarm = self.world.first_of(self.alarms.first)
+        alarm, every = self.world.first_of(self.alarms.first), self.config.report_every
         if alarm is not None:
-            since, cause = alarm.step - self.config.report_every, described(alarm)
-            cause += f", at step {alarm.step}"
+            cause = f"{described(alarm)}, at step {alarm.step}"
+            # What has stood for longer tells of growth, and of no rows that could be left out.
+            lines = min(self.config.alarms.window, 1 + (self.done - alarm.step) // every)
+            since = self.done - lines * every
         return diverged(finding, step, max(since, 0), cause, self.folder)
 
 
@@ -265,10 +270,15 @@ class _Pace:
 
 
 def _put_in_order(folder: Path, config: LoopConfig, settings: Mapping[str, Any]) -> None:
-    """Check that the folder is of this run, and remove what a kill left of the last checkpoint."""
+    """Check that the folder is of this run, and remove what a kill left of the last checkpoint.
+
+    Without a checkpoint the run begins anew, with all of its batches.
+    """
     if checkpoint.newest(folder) is not None:
         check_settings(folder, config.steps, settings)
         checkpoint.prune(folder, config.keep_checkpoints)
+    else:
+        (folder / SKIPS).unlink(missing_ok=True)
     keep_settings(folder, config.steps, settings)
 
 
@@ -284,6 +294,8 @@ def _resume(
     try:
         state, notes = checkpoint.load(latest, task.state_dict())
         task.load_state_dict(state)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, KeyError) as error:
         raise BundleError(
             f"{latest} does not fit what is to be trained: {error}. Use the model that the run was "

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pardalis import config as configs
 from pardalis.data.batch import Batch
 from pardalis.data.prefetch import Prefetcher
 from pardalis.errors import ConfigError, TrainingError
@@ -68,6 +69,18 @@ class PretrainConfig:
     def init_seed(self) -> int:
         """Seed of a new model's initial values, for :func:`pardalis.model.initialise`."""
         return derive(self.seed, "init")
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The plain values that decide the numbers of a run.
+
+        The others only round differently, or say what is measured: a run may go on with other ones.
+        """
+        values = configs.to_dict(self)
+        for name in ("accumulation_steps", "statistics_every"):
+            del values[name]
+        del values["optimizer"]["fused"], values["objective"]["loss_chunk"]
+        return values
 
     @property
     def data_seed(self) -> int:
@@ -200,8 +213,9 @@ class PretrainTask:
         self.model.eval()
         sums = no_losses(self.device)
         for index in range(self.heldout_batches):
-            rows = self.heldout_loader.batch(index, *self._share).to(self.device)
-            sums = _add(sums, self._losses(rows))
+            batch = self.heldout_loader.batch(index, *self._share).to(self.device)
+            for rows in _parts(batch, self.config.accumulation_steps):
+                sums = _add(sums, self._losses(rows))
         release(self.model)
         means = _means(self._over_ranks(sums))
         numbers = {f"heldout_{name}": value.item() for name, value in means.items()}

@@ -9,11 +9,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder
+from pardalis.model import Decoder, ModelConfig
 from pardalis.model.decoder import Block
 from pardalis.parallel import Layout
 from pardalis.parallel.rows import scale_rows
 from pardalis.train.statistics import AttentionCall, watching
+
+
+def check_has_no_qk_norm(config: ModelConfig) -> None:
+    """Raise ConfigError for a model whose QK-norm undoes what a clip scales."""
+    if config.qk_norm != "none":
+        raise ConfigError(
+            "training.qk_clip needs a model without QK-norm, which undoes what it scales, and this "
+            f"one has model.qk_norm = {config.qk_norm!r}; leave qk_clip out, or set it to 'none'."
+        )
 
 
 class QKClip:
@@ -30,11 +39,7 @@ class QKClip:
     """
 
     def __init__(self, model: Decoder, threshold: float, layout: Layout) -> None:
-        if model.config.qk_norm != "none":
-            raise ConfigError(
-                f"qk_clip needs a model without QK-norm, which undoes what it scales, and this one "
-                f"has qk_norm = {model.config.qk_norm}; leave qk_clip out, or set qk_norm = none."
-            )
+        check_has_no_qk_norm(model.config)
         if layout.tensor_size > 1:
             raise ConfigError(
                 f"qk_clip scales whole heads and tensor = {layout.tensor_size} splits them among "
