@@ -29,14 +29,14 @@ def a_run(loss, alarms=(), diverged=None, steps=STEPS, **statistics):
     return StudyRun(start=START, lines=lines, alarms=alarms, diverged=diverged)
 
 
-def a_study(runs, variants=("plain", "cured")):
+def a_study(runs, variants=("plain", "cured"), rates=RATES):
     """A study of runs by (variant, learning rate), alike for all seeds unless a dict says which."""
     return Study(
         recipe="small",
         steps=STEPS,
-        learning_rates=RATES,
+        learning_rates=rates,
         seeds=SEEDS,
-        high=RATES[-1],
+        high=rates[-1],
         variants={name: (f"model.name={name}",) for name in variants},
         runs={
             (name, rate, seed): each[seed] if isinstance(each, dict) else each
@@ -113,12 +113,14 @@ def test_a_loss_above_that_of_the_start_counts_as_that_of_the_start():
     np.testing.assert_allclose(a_study(runs, ("plain",)).sensitivity("plain"), 5 / 3)
 
 
-def test_the_width_ends_before_the_first_loss_more_than_a_hundredth_above_the_best(study):
+def test_good_learning_rates_end_where_the_loss_is_more_than_a_hundredth_above_the_best(study):
     assert study.best("plain") == 1e-3
-    assert study.width("plain") == (1.0, False)
-    assert study.width("cured") == (pytest.approx(10), True)
-    runs = {("v", 1e-3): a_run(3.0), ("v", 1e-2): a_run(3.04), ("v", 1e-1): a_run(3.0)}
-    assert a_study(runs, ("v",)).width("v") == (1.0, False)  # a gap is not jumped
+    assert study.good("plain") == (1e-3, 1e-3)
+    assert study.good("cured") == (1e-2, 1e-1)
+    losses = [3.05, 3.02, 3.0, 3.01, 3.2, 3.0]
+    rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    runs = {("v", rate): a_run(loss) for rate, loss in zip(rates, losses, strict=True)}
+    assert a_study(runs, ("v",), rates).good("v") == (1e-4, 1e-2)  # a gap is not jumped
 
 
 def test_a_loss_is_bad_from_where_it_stays_above_the_best_variants():

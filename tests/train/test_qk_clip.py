@@ -137,7 +137,9 @@ def test_shared_factors_make_up_each_heads_own(heads: list[float], queries_of_ke
 
 
 def test_a_model_with_qk_norm_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^training.qk_clip needs a model without QK-norm.* 'layer_norm';"):
+    with pytest.raises(
+        ConfigError, match=r"^training.qk_clip needs a model without QK-norm.* 'layer_norm';"
+    ):
         QKClip(decoder(qk_norm="layer_norm"), 100.0, Layout.alone())
 
 

@@ -61,12 +61,12 @@ def _summaries(study: "Study") -> list[str]:
     ]
     for each in study.summaries():
         loss, text, image = (f"{spread.mean:6.3f}" for spread in each.losses.values())
-        factor = f"{'>= ' if each.is_wider else ''}{each.width:.3g}x"
+        good = "..".join(map(rate_name, each.good_learning_rates))
         spread = f"{each.sensitivity.least:.3f}-{each.sensitivity.largest:.3f}"
         relative = "-" if each.relative_sensitivity is None else f"{each.relative_sensitivity:.2f}"
         lines.append(
             f"{each.variant:<{width}}  {rate_name(each.best_learning_rate):>8}  {loss}  {text}"
-            f"  {image}  {factor:>10}  {each.sensitivity.mean:>11.3f}  {spread:>13}  {relative:>8}"
+            f"  {image}  {good:>10}  {each.sensitivity.mean:>11.3f}  {spread:>13}  {relative:>8}"
             f"  {each.diverged:>3} of {each.runs}"
         )
     return lines

@@ -20,7 +20,7 @@ from pardalis.train.metrics import Line
 LOSSES = ("loss", "loss_text", "loss_image")
 
 _LAST = 0.1  # share of the steps whose mean is the final loss
-_TOLERANCE = 0.01  # above the best loss, for the width of the good learning rates
+_TOLERANCE = 0.01  # above the best loss, for the good learning rates
 _WORSE = 0.02  # above the loss at the best learning rate, for a loss that went bad
 
 
@@ -76,8 +76,7 @@ class Summary:
     variant: str
     best_learning_rate: float  # of the least mean loss
     losses: dict[str, Spread]  # final ones at the best learning rate
-    width: float  # factor above the best learning rate within 1 % of the best loss
-    is_wider: bool  # the width ends with the study's learning rates, not with the variant
+    good_learning_rates: tuple[float, float]  # from, to: the loss is within 1 % of the best one
     sensitivity: Spread
     relative_sensitivity: float | None  # over the first variant's; None where that is 0
     diverged: int  # runs
@@ -146,16 +145,16 @@ class Study:
         losses = np.minimum(self.final(variant), np.array(start))
         return (losses - losses.min(0)).mean(0)
 
-    def width(self, variant: str) -> tuple[float, bool]:
-        """Return by which factor the best learning rate can grow while the loss stays within 1 %.
-
-        And whether it is the largest learning rate of the study that ends it.
-        """
+    def good(self, variant: str) -> tuple[float, float]:
+        """Return the learning rates around the best one between which the loss is within 1 %."""
         losses = self.final(variant).mean(1)
-        best = last = int(losses.argmin())
-        while last + 1 < len(losses) and losses[last + 1] <= losses[best] * (1 + _TOLERANCE):
+        is_good = losses <= losses.min() * (1 + _TOLERANCE)
+        first = last = int(losses.argmin())
+        while first > 0 and is_good[first - 1]:
+            first -= 1
+        while last + 1 < len(losses) and is_good[last + 1]:
             last += 1
-        return self.learning_rates[last] / self.learning_rates[best], last + 1 == len(losses)
+        return self.learning_rates[first], self.learning_rates[last]
 
     def summaries(self) -> list[Summary]:
         """Return what each variant came to."""
@@ -165,13 +164,11 @@ class Study:
         best = self.learning_rates.index(self.best(variant))
         baseline = self.sensitivity(next(iter(self.variants))).mean()
         sensitivity = self.sensitivity(variant)
-        width, is_wider = self.width(variant)
         return Summary(
             variant=variant,
             best_learning_rate=self.learning_rates[best],
             losses={name: Spread.of(self.final(variant, name)[best]) for name in LOSSES},
-            width=width,
-            is_wider=is_wider,
+            good_learning_rates=self.good(variant),
             sensitivity=Spread.of(sensitivity),
             relative_sensitivity=float(sensitivity.mean() / baseline) if baseline else None,
             diverged=sum(self.diverged(variant, rate) for rate in self.learning_rates),
@@ -268,8 +265,7 @@ def _plain_summary(study: Study, summary: Summary) -> dict[str, Any]:
         "set": list(study.variants[summary.variant]),
         "best_learning_rate": summary.best_learning_rate,
         "best_losses": {name: spread(value) for name, value in summary.losses.items()},
-        "width": summary.width,
-        "is_wider": summary.is_wider,
+        "good_learning_rates": list(summary.good_learning_rates),
         "sensitivity": spread(summary.sensitivity),
         "relative_sensitivity": summary.relative_sensitivity,
         "diverged": summary.diverged,
