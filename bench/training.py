@@ -75,6 +75,7 @@ SHAPES = {
     "small": Shape(65_536, 256, 4, rows=8, length=512),  # narrow, with Chameleon's vocabulary
     "medium": Shape(16_384, 512, 8, rows=4, length=512),
 }
+QUICKSTART = Shape(3080, 128, 4, rows=4, length=256, d_head=32)
 GROWTH = Shape(4096, 256, 4, rows=8, length=256)
 ON_GPU = Shape(65_536, 2048, 16, rows=8, length=4096, d_head=128)  # 1.09 billion parameters
 
@@ -221,6 +222,20 @@ def seconds_of_step(shape: Shape, steps: int = 3, **options) -> float:
         task = our_task(shape, loader, model, **options)
         task.step(0)
         return statistics.median(seconds_of(lambda n=n: task.step(n)) for n in range(1, steps + 1))
+
+
+def cost_of_statistics(rounds: int) -> dict[str, float]:
+    """Return what a look at what grows inside costs, over a step without one."""
+    schedule = ScheduleConfig(learning_rate=LEARNING_RATE)
+    every = PretrainConfig(batch_rows=1, schedule=schedule).statistics_every
+    plain, watched = (
+        min(seconds_of_step(QUICKSTART, 20, statistics_every=n) for _ in range(rounds))
+        for n in (0, 1)
+    )
+    return {
+        "at every step": round(watched / plain - 1, 3),
+        "by default": round((watched / plain - 1) / every, 5),
+    }
 
 
 def growth() -> list[dict[str, object]]:
@@ -370,6 +385,7 @@ def on_cpu(rounds: int) -> dict[str, object]:
         say({name: result[name]})
     small = SHAPES["small"]
     result["rows of a step"] = time_of_rows(small, rounds)
+    result["statistics of the quickstart's decoder"] = cost_of_statistics(rounds)
     result["loss alone"] = kernels("cpu", 1024, small.d_model, small.vocab_size, 1024, rounds)
     return result
 

@@ -322,3 +322,9 @@ def test_people_get_a_table_and_programs_get_json(capsys):
 def test_little_time_is_written_without_an_exponent(capsys):
     run_command("--device", "h200")
     assert "3,000 steps           0.0000178 hours, 0.0000214 s each" in capsys.readouterr().out
+
+
+def test_without_a_number_of_devices_it_takes_the_fewest() -> None:
+    recipe = load_recipe(RECIPES / "chameleon_34b.toml")
+    found = plan(recipe)
+    assert found.gpus == recipe.parallel.shard * recipe.parallel.tensor > 1

@@ -27,7 +27,12 @@ yours to state: 0.3 to 0.5 is usual. What ranks wait for each other is part of i
 def add(commands: Commands) -> None:
     parser = add_command(commands, "plan", "memory, speed and cost of a training", _DESCRIPTION)
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file of the run")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="devices (default: 1)")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="devices (default: the fewest that [parallel] allows)",
+    )
     parser.add_argument("--device", default="h200", help="which ones (default: h200)")
     parser.add_argument(
         "--utilisation", type=float, default=0.4, metavar="U", help="of their rate (default: 0.4)"

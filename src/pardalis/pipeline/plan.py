@@ -213,7 +213,7 @@ class Plan:
 def plan(
     recipe: Recipe,
     *,
-    gpus: int = 1,
+    gpus: int | None = None,
     device: str = "h200",
     utilisation: float = 0.4,
     price: float | None = None,
@@ -221,7 +221,7 @@ def plan(
     """Return what training the decoder of a recipe takes.
 
     Args:
-        gpus: devices, with a rank on each.
+        gpus: devices, with a rank on each; the fewest that the recipe allows, if left out.
         device: a name in :data:`pardalis.pipeline.accelerators.DEVICES`.
         utilisation: the part of the device's rate that becomes model FLOPs.
         price: of one device for an hour, in any currency.
@@ -231,6 +231,8 @@ def plan(
             is out of range, or the device is unknown.
         BundleError: the recipe names a trained image tokenizer or a bundle that is not there.
     """
+    if gpus is None:
+        gpus = max(1, recipe.parallel.shard) * recipe.parallel.tensor
     if gpus < 1:
         raise ConfigError(f"--gpus must be at least 1, got {gpus}.")
     if not 0 < utilisation <= 1:
