@@ -260,7 +260,11 @@ def test_warnings():
             {"gpus": 4},
             r"tensor = 3 needs a multiple of 3 processes, .* got 4;",
         ),
-        (("parallel.shard=4",), {}, r"shard = 4 with tensor = 1 needs a multiple of 4 .* got 1;"),
+        (
+            ("parallel.shard=4",),
+            {"gpus": 2},
+            r"shard = 4 with tensor = 1 needs a multiple of 4 .* got 2;",
+        ),
         ((), {"price": -1.0}, r"--price must be 0 or more, got -1\.0"),
         (("parallel.tensor=3",), {"gpus": 3}, r"tensor = 3 does not divide n_kv_heads = 4"),
     ],
