@@ -93,7 +93,7 @@ def chunked_cross_entropy(
     gradients = None
     if learning:
         gradients = Gradients(torch.empty_like(hidden), torch.zeros_like(head.weight, dtype=wide))
-    # One place for the logits of all chunks: memory that is new costs a tenth of the product.
+    # One place for the logits of all chunks, which is not asked of the system anew for each.
     room = hidden.new_empty(min(chunk, len(hidden)), len(head.weight))
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
