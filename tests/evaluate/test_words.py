@@ -39,6 +39,7 @@ def test_no_more_is_kept_than_was_there(some, others):
         (["snowy", "owl"], ["snowyowl"], 2),
         (["snowyowl"], ["snowy owl"], 1),
         (["snowyowl"], ["snowy", "owl"], 0),  # a word does not go over lines
+        (["7c", "cä"], ["7 c - ä", "c ä"], 2),  # nor over a sign
         ([], ["owl"], 0),
     ],
 )

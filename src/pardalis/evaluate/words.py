@@ -60,10 +60,11 @@ def n_kept(words: Sequence[str], lines: Sequence[str]) -> int:
     missing = Counter(words)
     rest: list[str] = []
     for line in lines:
-        for token in _tokens(line):
+        for token in re.findall(r"\w+|\S", line.lower()):
             found = missing[token] > 0
             missing[token] -= found
-            rest.append("\n" if found else token)
+            is_sign = re.match(r"\W", token) is not None
+            rest.append("\n" if found or is_sign else token)
         rest.append("\n")
     text = "".join(rest)
     for word in sorted(missing.elements(), key=len, reverse=True):  # "in" must not use up "inn"
