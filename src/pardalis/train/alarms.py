@@ -36,7 +36,7 @@ class AlarmConfig:
     """
 
     attention_logit: float = 1e3
-    output_rms: float = 10.0
+    output_rms: float = 20.0
     log_z: float = 30.0
     growth: float = 1.5  # while the number of steps doubles
     grad_norm_spike: float = 10.0
