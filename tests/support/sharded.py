@@ -45,7 +45,7 @@ class Case:
 
 
 GROUPED = {"n_kv_heads": 2}
-REORDERED = {"norm_placement": "reordered"}
+REORDERED = {"norm_placement": "reordered", "embedding_norm": True}
 
 CASES = {
     2: {
