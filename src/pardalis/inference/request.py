@@ -1,6 +1,8 @@
 """What is asked of a model: a prompt in ids, what may be written, and how to choose."""
 
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import TypeAlias
 
 from pardalis.errors import RequestError
 from pardalis.tokens import Limits
@@ -11,16 +13,57 @@ class SamplingConfig:
     """How an id is chosen from the model's distribution, after the grammar has masked it."""
 
     temperature: float = 1.0  # divides the logits; 0 takes the most likely id
-    top_k: int = 0  # keep the k most likely ids; 0 keeps all
+    top_k: int = 0  # keep the k most likely ids, and those as likely as the k-th; 0 keeps all
     top_p: float = 1.0  # keep the most likely ids that together reach this probability
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not (isfinite(self.temperature) and self.temperature >= 0):
             raise RequestError(f"temperature must be 0 or more, got {self.temperature}.")
         if self.top_k < 0:
             raise RequestError(f"top_k must be 0 (off) or more, got {self.top_k}.")
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must lie in (0, 1], got {self.top_p}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guidance:
+    """Classifier-free guidance of picture codes: an extrapolation from streams that know less.
+
+    With logits l of the whole context, u of ``bos`` and the open picture alone, and i of the
+    context's pictures without its text, a code is chosen from u + text (l - u), or, when ``image``
+    is given, from u + image (i - u) + text (l - i) as in Chameleon's release. Where the context has
+    no picture before the open one, i is u, and the two forms agree.
+    """
+
+    text: float = 1.0  # how closely a picture follows what was written; 1 as the model does
+    image: float | None = None  # how closely it follows earlier pictures; Chameleon takes 1.2
+
+    def __post_init__(self) -> None:
+        for name, scale in (("text", self.text), ("image", self.image)):
+            if scale is not None and not isfinite(scale):
+                raise RequestError(f"The guidance scale of {name} must be a number, got {scale}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrastive:
+    """Contrastive decoding of picture codes, CD-K of CM3Leon (arXiv 2309.02591).
+
+    With p of the whole context and q of ``bos`` and the open picture alone, a code t has the score
+    log p(t) - log q(t) where p(t) >= alpha times the k-th largest p, and cannot be chosen
+    elsewhere. k = 1 is plain contrastive decoding. The paper prints neither number.
+    """
+
+    alpha: float  # 0 keeps every code
+    k: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise RequestError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if self.k < 1:
+            raise RequestError(f"k must be 1 or more, got {self.k}.")
+
+
+PictureGuide: TypeAlias = Guidance | Contrastive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,5 +74,5 @@ class Request:
     limits: Limits
     text: SamplingConfig = field(default_factory=SamplingConfig)
     picture: SamplingConfig = field(default_factory=SamplingConfig)
-    guidance: float = 1.0  # classifier-free guidance of picture codes; 1 is none
+    guidance: PictureGuide | None = None  # of picture codes
     seed: int = 0  # two requests that are equal in everything get equal answers

@@ -12,8 +12,9 @@
 
 This automaton is written here and nowhere else. Data validation walks it
 (:meth:`Grammar.validate`), decoding asks it what may come next (:meth:`Grammar.rule`), and a
-decoder on a device reads it as the small table of :meth:`Grammar.allowed_ids`. It is the only
-place that knows how many codes a picture has, and so whether a picture still fits.
+decoder on a device reads what each rule allows as a range (:meth:`Grammar.ranges`) of the ids in
+the order of :meth:`Grammar.written_ids`. It is the only place that knows how many codes a picture
+has, and so whether a picture still fits.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Mode(IntEnum):
 
 
 class Rule(IntEnum):
-    """Which ids may come next: one row of the table of :meth:`Grammar.allowed_ids`."""
+    """Which ids may come next: one of :meth:`Grammar.ranges`."""
 
     BOS = 0  # only bos
     TEXT = 1  # text or end_turn or eos
@@ -213,17 +214,37 @@ class Grammar:
             return Rule.TEXT_OR_PICTURE
         return Rule.TEXT
 
-    def allowed_ids(self) -> Bool[np.ndarray, "rules V"]:
-        """Compile the rules to a table: row r is True at the ids that ``Rule(r)`` allows."""
+    def written_ids(self) -> list[int]:
+        """Return every id that may ever be written, ordered so that each rule allows a range.
+
+        Image ids come first, so a row that is inside a picture needs only the first
+        ``vocabulary.n_codes`` of them.
+        """
         ids = self.vocabulary
-        table = np.zeros((len(Rule), ids.size), dtype=bool)
-        table[Rule.BOS, ids.bos_id] = True
-        for rule in (Rule.TEXT, Rule.TEXT_OR_PICTURE):
-            table[rule, ids.text.start : ids.text.stop] = True
-            table[rule, [ids.end_turn_id, ids.eos_id]] = True
-        table[Rule.TEXT_OR_PICTURE, ids.begin_image_id] = True
-        table[Rule.OPEN_PICTURE, ids.begin_image_id] = True
-        table[Rule.CODE, ids.image.start : ids.image.stop] = True
-        table[Rule.CLOSE_PICTURE, ids.end_image_id] = True
-        table[Rule.EOS, ids.eos_id] = True
+        singles = [ids.eos_id, ids.end_turn_id, ids.begin_image_id, ids.end_image_id, ids.bos_id]
+        return [*ids.image, *ids.text, *singles]
+
+    def ranges(self) -> list[range]:
+        """Return for each rule which of :meth:`written_ids` it allows, by their index."""
+        codes = len(self.vocabulary.image)
+        eos = codes + len(self.vocabulary.text)
+        end_turn, begin_image, end_image, bos = range(eos + 1, eos + 5)
+        allowed = {
+            Rule.BOS: range(bos, bos + 1),
+            Rule.TEXT: range(codes, end_turn + 1),
+            Rule.TEXT_OR_PICTURE: range(codes, begin_image + 1),
+            Rule.OPEN_PICTURE: range(begin_image, begin_image + 1),
+            Rule.CODE: range(codes),
+            Rule.CLOSE_PICTURE: range(end_image, end_image + 1),
+            Rule.EOS: range(eos, eos + 1),
+            Rule.NOTHING: range(0),
+        }
+        return [allowed[rule] for rule in Rule]
+
+    def allowed_ids(self) -> Bool[np.ndarray, "rules V"]:
+        """Return the ranges as a table: row r is True at the ids that ``Rule(r)`` allows."""
+        table = np.zeros((len(Rule), self.vocabulary.size), dtype=bool)
+        written = np.array(self.written_ids())
+        for rule, allowed in enumerate(self.ranges()):
+            table[rule, written[allowed.start : allowed.stop]] = True
         return table
