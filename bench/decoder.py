@@ -1,8 +1,7 @@
-"""The decoder against transformers' Chameleon: a training step, and generating a batch of pictures.
+"""The decoder against transformers' Chameleon: forward and backward of the quickstart's shape.
 
-Both have the same weights. The peer's training step takes its hidden states and its head, since its
-own loss masks image ids; its generation cannot write any, so it writes as many other ids. Prints a
-table and, with ``--out``, writes it as JSON.
+Both have the same weights. The peer takes its hidden states and its head, since its own loss masks
+image ids. Prints a table and, with ``--out``, writes it as JSON; decoding.py measures decoding.
 """
 
 import argparse
@@ -17,20 +16,20 @@ from pathlib import Path
 import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from pardalis.inference import Request, SamplingConfig, generate_cached
 from pardalis.interop.names import rename
-from pardalis.model import Decoder, count, initialise, tiny
+from pardalis.model import Decoder, ModelConfig, count, initialise, tiny
 from pardalis.objectives import linear_cross_entropy
-from pardalis.tokens import Grammar, Limits, Vocabulary
+from pardalis.tokens import Vocabulary
 
 BATCH, LENGTH = 8, 256
-PROMPT, CODES = 17, 64
 
 
-def peer_of(ours: Decoder) -> ChameleonForConditionalGeneration:
-    """Build the peer and give it our weights."""
-    config = ours.config
-    peer = ChameleonForConditionalGeneration(
+def chameleon_like(config: ModelConfig) -> ChameleonForConditionalGeneration:
+    """Build the peer in our shape, with weights of its own.
+
+    It names no image ids, so its forward leaves their logits as they are.
+    """
+    return ChameleonForConditionalGeneration(
         ChameleonConfig(
             vocab_size=config.vocab_size, hidden_size=config.d_model,
             intermediate_size=config.d_ff, num_hidden_layers=config.n_layers,
@@ -40,8 +39,12 @@ def peer_of(ours: Decoder) -> ChameleonForConditionalGeneration:
             vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1,
                        "embed_dim": 8, "latent_channels": 8, "num_embeddings": 4, "resolution": 16},
         )
-    ).eval()  # fmt: skip
+    )  # fmt: skip
 
+
+def peer_of(ours: Decoder) -> ChameleonForConditionalGeneration:
+    """Build the peer and give it our weights."""
+    peer = chameleon_like(ours.config).eval()
     state = {rename(n, "ours", "transformers"): t for n, t in ours.state_dict().items()}
     peer.load_state_dict(state, strict=False)
     return peer
@@ -90,31 +93,9 @@ def main() -> None:
         logits = peer.lm_head(peer.model(input_ids=ids, use_cache=False).last_hidden_state)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
 
-    # Prompts end with begin_image, so every answer is one picture: 64 codes and end_image.
-    text = torch.randint(vocabulary.text.start, vocabulary.size, (BATCH, PROMPT - 2))
-    bos = torch.full((BATCH, 1), vocabulary.bos_id)
-    prompts = torch.cat([bos, text, torch.full((BATCH, 1), vocabulary.begin_image_id)], dim=1)
-    grammar = Grammar(vocabulary, CODES)
-    greedy = SamplingConfig(temperature=0.0)
-    limits = Limits(room=CODES + 1)
-    requests = [
-        Request(prompt_ids=tuple(row), limits=limits, text=greedy, picture=greedy)
-        for row in prompts.tolist()
-    ]
-
-    def our_generation() -> None:
-        generate_cached(ours, grammar, requests)
-
-    def peer_generation() -> None:
-        peer.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=CODES + 1,
-            min_new_tokens=CODES + 1, do_sample=False,
-        )  # fmt: skip
-
     flops = count(config).train_flops_per_token * BATCH * LENGTH
     rate = product_gflops()
     step = alternate(options.rounds, pardalis=our_step, transformers=peer_step)
-    generation = alternate(options.rounds, pardalis=our_generation, transformers=peer_generation)
     result = {
         "date": date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),
@@ -123,18 +104,13 @@ def main() -> None:
         "product_gflops": round(rate, 1),
         "decoder_parameters": count(config).parameters,
     }
-    for name, seconds, tokens in (
-        ("forward and backward", step, BATCH * LENGTH),
-        ("generation", generation, BATCH * (CODES + 1)),
-    ):
-        for who, values in seconds.items():
-            median = statistics.median(values)
-            result[f"{name}, {who}"] = {
-                "tokens_per_second": round(tokens / median),
-                "range": [round(tokens / max(values)), round(tokens / min(values))],
-            }
-        ratio = statistics.median(seconds["transformers"]) / statistics.median(seconds["pardalis"])
-        result[f"{name}, times faster"] = round(ratio, 2)
+    for who, values in step.items():
+        result[f"forward and backward, {who}"] = {
+            "tokens_per_second": round(BATCH * LENGTH / statistics.median(values)),
+            "range": [round(BATCH * LENGTH / t) for t in (max(values), min(values))],
+        }
+    ratio = statistics.median(step["transformers"]) / statistics.median(step["pardalis"])
+    result["forward and backward, times faster"] = round(ratio, 2)
     share = flops / statistics.median(step["pardalis"]) / 1e9 / rate
     result["forward and backward, share of product rate"] = round(share, 2)
     text = json.dumps(result, indent=2)

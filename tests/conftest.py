@@ -32,7 +32,7 @@ def grammar(vocabulary: Vocabulary) -> Grammar:
     return Grammar(vocabulary, codes_per_picture=4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(vocabulary: Vocabulary) -> ModelConfig:
     return ModelConfig(
         vocab_size=vocabulary.size,

@@ -123,12 +123,20 @@ class Codec:
 
     # ── ids → document ───────────────────────────────────────────────────────────────────────
 
-    def decode(self, token_ids: Sequence[int], name: str = "") -> Document:
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        name: str = "",
+        images: Sequence[Image.Image] | None = None,
+    ) -> Document:
         """Return the document that ids stand for.
 
         Tolerates what a model leaves unfinished: a missing eos, and a last picture cut short, whose
         missing codes repeat its first one (as Chameleon's release does). Turns become the roles
         user, assistant, user, ...
+
+        Args:
+            images: its pictures, where they are decoded already.
 
         Raises:
             GrammarError: an id stands where it may not.
@@ -136,7 +144,9 @@ class Codec:
         unfinished = self.grammar.state_after(token_ids).mode is Mode.IMAGE
         parts = self._parts([int(i) for i in token_ids], unfinished)
         grids = [part for kind, part in parts if kind == "picture"]
-        images = iter(self.image_tokenizer.images_of(torch.tensor(grids)) if grids else [])
+        if images is None:
+            images = self.image_tokenizer.images_of(torch.tensor(grids)) if grids else []
+        drawn = iter(images)
         has_turns = any(kind == "end_turn" for kind, _ in parts)
         segments: list[Segment] = []
         turn = 0
@@ -145,7 +155,7 @@ class Codec:
             if kind == "end_turn":
                 turn += 1
             elif kind == "picture":
-                segments.append(Picture(next(images), role=role))
+                segments.append(Picture(next(drawn), role=role))
             else:
                 segments.append(Text(self.text_tokenizer.decode(part), role=role))
         return Document(tuple(segments), name=name)

@@ -11,18 +11,16 @@ from pardalis.bundle import Bundle
 from pardalis.codec import Codec
 from pardalis.documents import Document, Picture, Text
 from pardalis.errors import DataError, RequestError
-from pardalis.inference import SamplingConfig, as_document
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.inference import (
+    Contrastive,
+    EngineConfig,
+    Guidance,
+    SamplingConfig,
+    as_document,
+    fitting,
+    to_request,
+)
 from pardalis.vq import ImageTokenizer
-
-
-@pytest.fixture
-def bundle(codec) -> Bundle:
-    config = ModelConfig(
-        vocab_size=codec.vocabulary.size, context=40, d_model=32, n_layers=2, n_heads=4,
-        n_kv_heads=2, d_ff=64, init_std=0.3,
-    )  # fmt: skip
-    return Bundle(initialise(Decoder(config), 0).eval(), codec, {})
 
 
 @pytest.fixture
@@ -122,10 +120,46 @@ def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
     hot = pardalis.SamplingConfig(temperature=3.0)
 
     def ask(document: Document) -> list[Document]:
-        return pardalis.generate_many(bundle, [document] * 300, text=hot, max_tokens=12)
+        return pardalis.generate_many(bundle, [document] * 80, text=hot, max_tokens=12)
 
     for answer in ask(Document((Text("Draw an owl.", role="user"),))):
         assert all(segment.role == "assistant" for segment in answer.segments)
     # Without roles some answers do hold turns, so there was something to stop at.
     plain = ask(Document((Text("Draw an owl."),)))
     assert any(segment.role == "assistant" for answer in plain for segment in answer.segments)
+
+
+def test_guidance_is_a_number_or_says_more(bundle):
+    def draw(guidance):
+        return codes(pardalis.generate(bundle, "owl", mode="picture", guidance=guidance), bundle)
+
+    plain = draw(1.0)
+    assert draw(Guidance(text=1.0)) == plain
+    assert draw(3.0) == draw(Guidance(text=3.0)) != plain
+    assert draw(Contrastive(alpha=0.1, k=2)) != plain
+    with pytest.raises(RequestError, match="Guidance steers how pictures are drawn"):
+        pardalis.generate(bundle, "owl", mode="text", guidance=2.0)
+    with pytest.raises(RequestError, match="guidance scale of text must be a number"):
+        pardalis.generate(bundle, "owl", guidance=float("nan"))
+
+
+def test_all_are_checked_before_one_is_answered(bundle, monkeypatch):
+    monkeypatch.setattr("pardalis.inference.answer.Engine", None)
+    with pytest.raises(RequestError, match="has 51 ids"):
+        pardalis.generate_many(bundle, ["owl", "x" * 50])
+
+
+def test_the_cache_is_as_large_as_requests_need(bundle):
+    def config(n, **options):
+        return fitting([to_request(bundle, "owl", max_tokens=10, **options) for _ in range(n)])
+
+    assert config(1).max_rows == 1
+    assert config(1, guidance=2.0).max_rows == 3
+    assert config(100).max_rows == EngineConfig().max_rows
+    assert config(1).cache_ids < bundle.model.config.context + 16
+    assert config(100).cache_ids == config(16).cache_ids == 16 * config(1).cache_ids
+
+
+def test_more_prompts_than_may_wait(bundle):
+    answers = pardalis.generate_many(bundle, ["owl"] * 150, mode="text", max_tokens=1)
+    assert len(answers) == 150

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pardalis.inference import Request, generate_cached
+from pardalis.inference import Request, generate_ids
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.tokens import Grammar, Limits, Rule, Vocabulary
 
@@ -24,7 +24,7 @@ def test_a_picture_is_1024_codes_and_its_end():
         prompt_ids=(IDS.bos_id, IDS.text.start),
         limits=Limits(text=False, max_pictures=1, room=WINDOW - 2),
     )
-    [ids] = generate_cached(model, GRAMMAR, [request])
+    [ids] = generate_ids(model, GRAMMAR, [request])
     assert len(ids) == 1026
     assert (ids[0], ids[-1]) == (IDS.begin_image_id, IDS.end_image_id)
     assert all(token_id in IDS.image for token_id in ids[1:-1])

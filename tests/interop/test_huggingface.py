@@ -22,7 +22,7 @@ import pardalis
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Picture, Text
 from pardalis.errors import BundleError
-from pardalis.inference import Request, SamplingConfig, generate_cached
+from pardalis.inference import Request, SamplingConfig, generate_ids
 from pardalis.interop import export_model, huggingface, import_model
 from pardalis.interop.vocabulary import from_foreign, to_foreign
 from pardalis.model import Decoder
@@ -406,7 +406,7 @@ def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, picture,
         limits=Limits(room=40, max_pictures=0),
         text=SamplingConfig(temperature=0.0),
     )
-    [ids] = generate_cached(bundle.model, grammar, [request])
+    [ids] = generate_ids(bundle.model, grammar, [request])
     ids = ids[: len(answer)]
     compare(name, "answer", [foreign[i] for i in ids], answer.tolist())
     assert len(set(answer.tolist())) > 3

@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pardalis.inference import Request, SamplingConfig, generate_cached, generate_reference
-from pardalis.inference.cache import KeyValueCache
+from pardalis.inference import Request, SamplingConfig, generate_ids, generate_reference
+from pardalis.inference.cache import PagedCache, Row, Rows
 from pardalis.interop.names import rename
 from pardalis.model import (
     Decoder,
@@ -266,13 +266,16 @@ def test_step_by_step_with_caches(case, compare):
     """A prompt, single steps, and a step of several ids, each side with its own cache."""
     name, ours, theirs = pair(case)
     ids = random_ids(2, 24)
-    cache = KeyValueCache(ours.config, 2, ids.shape[1], ours.embedding.weight)
+    cache = PagedCache(ours.config, 11, 5, ours.embedding.weight)
+    pages = [[1, 2, 3, 4, 5], [9, 7, 8, 6, 10]]
     their_cache = DynamicCache(config=theirs.config)
     ends = [9, *range(10, 20), 24]
     for start, end in zip([0, *ends], ends, strict=False):
-        columns = torch.arange(start, end).expand(2, -1)
-        mask = cache.place(columns)
-        logits = ours(ids[:, start:end], columns, mask, cache.layers)
+        rows = Rows(cache, [Row(of_row, end - start, end) for of_row in pages])
+        columns = torch.arange(start, end).repeat(2)
+        layers = rows.place(columns)
+        both = ours(ids[:, start:end].reshape(1, -1), columns[None], cache=layers)
+        logits = both.unflatten(1, (2, -1))[0]
         expected = logits_beneath_the_mask(
             theirs, ids[:, start:end], past_key_values=their_cache, use_cache=True
         )
@@ -417,7 +420,7 @@ def their_greedy(theirs: Peer, asked: list[tuple[int, ...]]) -> list[list[int]]:
 def test_greedy_text_equals_their_generate(changes, seed, compare):
     ours = build(seed, **changes, context=96)
     theirs = peer_of(ours)
-    together = our_greedy(ours, lambda m, requests: generate_cached(m, GRAMMAR, requests))
+    together = our_greedy(ours, lambda m, requests: generate_ids(m, GRAMMAR, requests))
     one_by_one = our_greedy(
         ours, lambda m, requests: [generate_reference(m, GRAMMAR, r) for r in requests]
     )
@@ -435,5 +438,5 @@ def test_greedy_text_shows_a_wrong_rope_base():
     ours = build(0, **GREEDY[0], context=96)
     wrong = Decoder(dataclasses.replace(ours.config, rope_theta=9_000.0)).eval()
     wrong.load_state_dict(ours.state_dict())
-    answers = our_greedy(wrong, lambda m, requests: generate_cached(m, GRAMMAR, requests))
+    answers = our_greedy(wrong, lambda m, requests: generate_ids(m, GRAMMAR, requests))
     assert answers != their_greedy(peer_of(ours), prompts())

@@ -254,3 +254,19 @@ def test_a_wrong_config_is_named(small_tokenizer, tmp_path, change, message):
     path.write_text(json.dumps(header))
     with pytest.raises(BundleError, match=message):
         ImageTokenizer.load(tmp_path)
+
+
+def test_a_picture_of_its_first_codes(codec):
+    """Finished rows stand above grey, near to what they become; all codes give the picture."""
+    tokenizer = codec.image_tokenizer
+    codes = [5, 9, 30, 2]
+    [whole] = tokenizer.images_of(torch.tensor([codes]))
+    assert tokenizer.partial_image(codes) == whole
+    for n in range(4):
+        pixels = np.asarray(tokenizer.partial_image(codes[:n]))
+        rows = n // 2 * 8
+        assert (pixels[rows:] == 128).all()
+        assert rows == 0 or (pixels[:rows] != 128).any()
+    [mirrored] = tokenizer.images_of(torch.tensor([[5, 9, 5, 9]]))
+    half = tokenizer.partial_image(codes[:2])
+    assert (np.asarray(half)[:8] == np.asarray(mirrored)[:8]).all()

@@ -1,8 +1,9 @@
 """``pardalis generate``: ask a bundle."""
 
 import argparse
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pardalis.cli.common import (
     Commands,
@@ -17,6 +18,7 @@ from pardalis.errors import RequestError
 
 if TYPE_CHECKING:
     from pardalis.documents import Document
+    from pardalis.inference import Answer, EngineConfig
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 _WRITABLE = (".html", ".htm", ".md", ".png")
@@ -32,6 +34,12 @@ a picture, everything else is text.
 
 The answer is printed, with [picture] where one was drawn; --out writes it with its pictures as HTML
 (one file) or Markdown (pictures beside it), or the drawn picture itself as PNG.
+
+  pardalis generate BUNDLE --prompts prompts.txt --out answers
+  pardalis generate BUNDLE --prompts prompts.jsonl --out answers --guidance 3
+
+answers each line of a file, many at once, into answers/answers.jsonl and answers/pictures. Can be
+interrupted; the same command goes on.
 """
 
 
@@ -42,16 +50,39 @@ def add(commands: Commands) -> None:
         "prompt", metavar="PART", nargs="*", help="a text, or the path of a picture"
     )
     parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl file, a prompt a line"
+    )
+    parser.add_argument(
         "--mode", choices=("text", "picture", "interleaved"), default="interleaved",
         help="what may be written; interleaved lets the model decide when to draw (default)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, help="write the answer to FILE.html, FILE.md or FILE.png"
+        "--out", type=Path,
+        help="write the answer to FILE.html, FILE.md or FILE.png; with --prompts, a folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stream", action="store_true", help="print the text of the answer as it is written"
     )
     parser.add_argument("--max-tokens", type=int, help="ids of the answer (default: what fits)")
     parser.add_argument(
         "--max-pictures", type=int, help="pictures of the answer (default: what fits)"
     )
+    _add_sampling(parser)
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="ask as a user in a conversation, for models that were trained on conversations; "
+        "otherwise the model goes on with the prompt",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same answer (default: 0)"
+    )
+    _add_engine(parser)
+    add_json(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     for prefix, what, temperature, top_p in (
         ("", "text", 0.0, 1.0),
         ("picture-", "pictures", 0.7, 0.9),
@@ -69,64 +100,151 @@ def add(commands: Commands) -> None:
             help=f"for {what}, keep the likeliest ids that reach P together (default: %(default)s)",
         )  # fmt: skip
     parser.add_argument(
-        "--guidance",
-        type=float,
-        default=1.0,
-        help="classifier-free guidance of pictures (default: 1, none)",
-    )
+        "--guidance", type=float, default=1.0, metavar="S",
+        help="classifier-free guidance of pictures by the text before them (default: 1, none)",
+    )  # fmt: skip
     parser.add_argument(
-        "--chat",
-        action="store_true",
-        help="ask as a user in a conversation, for models that were trained on conversations; "
-        "otherwise the model goes on with the prompt",
-    )
+        "--image-guidance", type=float, metavar="S",
+        help="guidance by earlier pictures, beside that by text; Chameleon takes 1.2 (default: "
+        "text and pictures together)",
+    )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same answer (default: 0)"
-    )
+        "--contrastive", type=float, nargs=2, metavar=("ALPHA", "K"),
+        help="contrastive decoding of pictures in place of guidance, such as 0.1 5",
+    )  # fmt: skip
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(parser)
-    add_json(parser)
-    parser.set_defaults(run=_run)
+    parser.add_argument(
+        "--weights", choices=("stored", "int8"), default="stored",
+        help="matrices as they are loaded (default), or in 8 bits, which a step reads faster",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-rows", type=int, metavar="N",
+        help="sequences written at once (default: 16, or what one prompt takes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache-ids", type=int, metavar="N",
+        help="ids whose keys and values fit in memory (default: N rows as long as the context)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=int, metavar="N",
+        help="codes guessed ahead in a picture, 1 for none (default: where it pays)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the steps first; pays for long work"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    import pardalis
-    from pardalis.documents import Document, Picture, Text, open_picture, to_data_uri, to_png
-    from pardalis.inference import as_document
+    if options.prompts is None:
+        _answer_one(options)
+    else:
+        _answer_file(options)
+
+
+def _answer_one(options: argparse.Namespace) -> None:
+    from pardalis import load
+    from pardalis.cli.prompts import ask
+    from pardalis.documents import Document, Text
+    from pardalis.inference import Engine, as_document, fitting
 
     if options.out is not None and options.out.suffix.lower() not in _WRITABLE:
         raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {options.out}.")
+    if options.stream and options.json:
+        raise RequestError("--stream and --json print the answer in two ways; choose one.")
     parts = [_part(text) for text in options.prompt]
-    prompt = as_document(parts, "user" if options.chat else None)
-    answer = pardalis.generate(
-        pardalis.load(options.bundle, options.device, chosen_dtype(options)),
-        prompt,
-        mode=options.mode,
-        max_tokens=options.max_tokens,
-        max_pictures=options.max_pictures,
-        text=pardalis.SamplingConfig(
-            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
-        ),
-        picture=pardalis.SamplingConfig(
-            temperature=options.picture_temperature,
-            top_k=options.picture_top_k,
-            top_p=options.picture_top_p,
-        ),
-        guidance=options.guidance,
-        seed=options.seed,
-    )
+    bundle = load(options.bundle, options.device, chosen_dtype(options))
+    request = ask(bundle, parts, _asked(options))
+    with Engine(bundle, _configured(fitting([request]), options)) as engine:
+        writing = engine.submit_request(request)
+        if options.stream:
+            _print_stream(writing)
+        answer = writing.wait()
     if options.json:
-        shown = [
-            {"picture": to_data_uri(to_png(open_picture(segment.source)))}
-            if isinstance(segment, Picture)
-            else {"text": segment.text}
-            for segment in answer.segments
-        ]
-        print_json({"answer": shown, "out": str(options.out) if options.out else None})
-    else:
+        _print_json(answer, options.out)
+    elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[picture]" for s in answer.segments))
     if options.out is not None:
+        prompt = as_document(parts, "user" if options.chat else None)
         _write(Document((*prompt.segments, *answer.segments)), answer, options.out)
+
+
+def _answer_file(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from pardalis import load
+    from pardalis.cli.prompts import PromptFile, read_lines
+    from pardalis.inference import Engine, EngineConfig
+
+    if options.prompt or options.stream or options.out is None:
+        raise RequestError(
+            "--prompts takes its prompts from the file and writes answers into the folder of "
+            "--out; give that, and neither parts of a prompt nor --stream."
+        )
+    read_lines(options.prompts)
+    bundle = load(options.bundle, options.device, chosen_dtype(options))
+    with Engine(bundle, _configured(EngineConfig(), options)) as engine:
+        work = PromptFile(engine, options.prompts, options.out, _asked(options))
+        work.settle(options.bundle)
+        summary = work.run()
+    if options.json:
+        print_json({"out": str(options.out), **asdict(summary)})
+    else:
+        echo(
+            f"{options.out}: {summary.requests:,} prompts, {summary.unchanged:,} of them answered "
+            f"before; {summary.ids:,} ids and {summary.pictures:,} pictures in "
+            f"{summary.seconds:.1f} s, {summary.ids_per_second:.3g} ids a second"
+        )
+    if summary.failed:
+        raise RequestError(
+            f"{summary.failed} of {summary.requests} prompts could not be answered; see the "
+            f"errors in {options.out / 'answers.jsonl'}."
+        )
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is asked of every prompt, by the names that a line of a file has for it."""
+    from pardalis.cli.prompts import DEFAULTS
+
+    return {name: getattr(options, name) for name in DEFAULTS}
+
+
+def _configured(config: "EngineConfig", options: argparse.Namespace) -> "EngineConfig":
+    """Return a configuration with what the command line says of it."""
+    from dataclasses import replace
+
+    if options.max_rows is not None:
+        config = replace(config, max_rows=options.max_rows, cache_ids=None)
+    if options.cache_ids is not None:
+        config = replace(config, cache_ids=options.cache_ids)
+    return replace(config, window=options.window, compiled=options.compile, weights=options.weights)
+
+
+def _print_stream(writing: "Answer") -> None:
+    from pardalis.inference import PictureBegun, TextDelta
+
+    for event in writing:
+        if isinstance(event, TextDelta):
+            sys.stdout.write(event.text)
+        elif isinstance(event, PictureBegun):
+            sys.stdout.write("[picture]")
+        sys.stdout.flush()
+    echo("")
+
+
+def _print_json(answer: "Document", out: Path | None) -> None:
+    from pardalis.documents import Picture, open_picture, to_data_uri, to_png
+
+    shown = [
+        {"picture": to_data_uri(to_png(open_picture(segment.source)))}
+        if isinstance(segment, Picture)
+        else {"text": segment.text}
+        for segment in answer.segments
+    ]
+    print_json({"answer": shown, "out": str(out) if out else None})
 
 
 def _part(text: str) -> str | Path:

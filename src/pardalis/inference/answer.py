@@ -1,42 +1,15 @@
-"""Prompts in, documents out: what the command line and Python users call."""
+"""Prompts in, documents out: what Python users call."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Literal
-
-from PIL import Image
+from heapq import nlargest
 
 from pardalis.bundle import Bundle
-from pardalis.documents import Document, Picture, Role, Segment, Text
-from pardalis.errors import RequestError
-from pardalis.inference.cached import generate_cached
-from pardalis.inference.request import Request, SamplingConfig
-from pardalis.seeds import derive
-from pardalis.tokens import Limits
-
-Mode = Literal["text", "picture", "interleaved"]
-Part = str | Path | bytes | Image.Image
-# Text takes the most likely id; pictures are sampled as in Chameleon's release.
-TEXT_SAMPLING = SamplingConfig(temperature=0.0)
-PICTURE_SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9)
-
-Prompt = Part | Sequence[Part] | Document
-
-
-def as_document(prompt: Prompt, role: Role | None = None) -> Document:
-    """Read a prompt: a string is text; a path, bytes or a PIL image is a picture.
-
-    Args:
-        role: whose turn it is; a document has its own roles.
-    """
-    if isinstance(prompt, Document):
-        return prompt
-    parts = [prompt] if isinstance(prompt, str | Path | bytes | Image.Image) else prompt
-    segments: list[Segment] = [
-        Text(p, role=role) if isinstance(p, str) else Picture(p, role=role) for p in parts
-    ]
-    return Document(tuple(segments))
+from pardalis.documents import Document
+from pardalis.inference.config import EngineConfig
+from pardalis.inference.engine import Answer, Engine
+from pardalis.inference.events import Finished
+from pardalis.inference.prompt import Mode, Prompt, to_request
+from pardalis.inference.request import PictureGuide, Request, SamplingConfig
 
 
 def generate(
@@ -48,7 +21,7 @@ def generate(
     max_pictures: int | None = None,
     text: SamplingConfig | None = None,
     picture: SamplingConfig | None = None,
-    guidance: float = 1.0,
+    guidance: float | PictureGuide = 1.0,
     chat: bool = False,
     seed: int = 0,
 ) -> Document:
@@ -77,11 +50,11 @@ def generate_many(
     max_pictures: int | None = None,
     text: SamplingConfig | None = None,
     picture: SamplingConfig | None = None,
-    guidance: float = 1.0,
+    guidance: float | PictureGuide = 1.0,
     chat: bool = False,
     seed: int = 0,
 ) -> list[Document]:
-    """Answer prompts in one batch.
+    """Answer prompts, many at once; each is checked before the first is answered.
 
     Args:
         mode: ``text`` writes text only, ``picture`` draws ``max_pictures`` (default 1) and writes
@@ -91,7 +64,8 @@ def generate_many(
         max_pictures: pictures an answer may have; default: 1 for ``picture``, no limit otherwise.
         text: how text is sampled; default: the most likely id.
         picture: how codes are sampled; default: temperature 0.7, top-p 0.9.
-        guidance: classifier-free guidance of pictures; 1 is none, more follows the prompt closer.
+        guidance: of pictures. A number is the scale of classifier-free guidance: 1 is none, more
+            follows the prompt closer. :class:`Guidance` and :class:`Contrastive` say more.
         chat: read a prompt as a user's turn, which the model answers in its own; otherwise it goes
             on with the prompt. A prompt that is a document has its own roles.
         seed: the answer to prompt number i depends on (seed, i) and the prompt, not on the others.
@@ -104,74 +78,46 @@ def generate_many(
             that cannot draw.
         DataError: a picture of a prompt cannot be read.
     """
-    if not bundle.codec.image_tokenizer.config.has_decoder:
-        max_pictures = _no_pictures(mode, max_pictures)
-    documents = [as_document(prompt, "user" if chat else None) for prompt in prompts]
-    requests = []
-    for i, document in enumerate(documents):
-        prompt_ids = bundle.codec.encode_prompt(document)
-        room = bundle.model.config.context - len(prompt_ids)
-        if room < 1:
-            raise RequestError(
-                f"The prompt has {len(prompt_ids)} ids, which fills the model's context of "
-                f"{bundle.model.config.context}; shorten it."
-            )
-        room = room if max_tokens is None else min(max_tokens, room)
-        limits = _limits(mode, room, max_pictures)
-        requests.append(
-            Request(
-                prompt_ids=tuple(prompt_ids),
-                limits=replace(limits, one_turn=_is_conversation(document)),
-                text=text or TEXT_SAMPLING,
-                picture=picture or PICTURE_SAMPLING,
-                guidance=guidance,
-                seed=derive(seed, "answer", i),
-            )
+    requests = [
+        to_request(
+            bundle,
+            prompt,
+            mode=mode,
+            max_tokens=max_tokens,
+            max_pictures=max_pictures,
+            text=text,
+            picture=picture,
+            guidance=guidance,
+            chat=chat,
+            seed=seed,
+            number=number,
         )
-    answers = generate_cached(bundle.model, bundle.codec.grammar, requests)
-    return [
-        _as_answer(bundle, ids, _is_conversation(document))
-        for ids, document in zip(answers, documents, strict=True)
+        for number, prompt in enumerate(prompts)
     ]
+    if not requests:
+        return []
+    answers: list[Answer] = []
+    with Engine(bundle, fitting(requests)) as engine:
+        n_open = 0
+        for request in requests:
+            while n_open >= 2 * engine.config.max_rows:  # enough that no row is ever free
+                n_open -= _finished(engine)
+            answers.append(engine.submit_request(request))
+            n_open += 1
+        return [answer.wait() for answer in answers]
 
 
-def _is_conversation(document: Document) -> bool:
-    return bool(document.segments) and document.segments[-1].role is not None
+def _finished(engine: Engine) -> int:
+    """Run a step; return how many answers it completed."""
+    return sum(isinstance(event, Finished) for event in engine.step())
 
 
-def _as_answer(bundle: Bundle, token_ids: list[int], conversation: bool) -> Document:
-    """Decode what was written; in a conversation it is the assistant's turn, without its end."""
-    vocabulary = bundle.codec.vocabulary
-    if conversation and token_ids[-1:] == [vocabulary.end_turn_id]:
-        token_ids = token_ids[:-1]
-    answer = bundle.codec.decode([vocabulary.bos_id, *token_ids])
-    if not conversation:
-        return answer
-    return replace(answer, segments=tuple(replace(s, role="assistant") for s in answer.segments))
-
-
-def _no_pictures(mode: Mode, max_pictures: int | None) -> int:
-    """Return the limit of a model that cannot draw; raises RequestError when it is asked to."""
-    if mode == "picture" or max_pictures:
-        raise RequestError(
-            "This model's image tokenizer has no decoder, so it reads pictures but cannot draw; "
-            "ask for text, or import it again with --image-tokenizer."
-        )
-    return 0
-
-
-def _limits(mode: Mode, room: int, max_pictures: int | None) -> Limits:
-    match mode:
-        case "text":
-            if max_pictures:
-                raise RequestError(
-                    "mode 'text' draws nothing; leave max_pictures out or choose another mode."
-                )
-            return Limits(max_pictures=0, room=room)
-        case "picture":
-            return Limits(
-                text=False, max_pictures=1 if max_pictures is None else max_pictures, room=room
-            )
-        case "interleaved":
-            return Limits(max_pictures=max_pictures, room=room)
-    raise RequestError(f"mode must be 'text', 'picture' or 'interleaved', got {mode!r}.")
+def fitting(requests: Sequence[Request]) -> EngineConfig:
+    """Return a configuration whose cache is no larger than requests need."""
+    default = EngineConfig()
+    rows = [1 if r.guidance is None else 3 for r in requests]
+    max_rows = max(max(rows), min(sum(rows), default.max_rows))
+    whole = [len(r.prompt_ids) + r.limits.room for r in requests]
+    lengths = (n for n, n_rows in zip(whole, rows, strict=True) for _ in range(n_rows))
+    pages = (-(-n // default.page_size) + 1 for n in nlargest(max_rows, lengths))
+    return EngineConfig(max_rows=max_rows, cache_ids=sum(pages) * default.page_size)

@@ -1,51 +1,129 @@
-"""Keys and values of earlier positions, for a batch whose rows have different lengths."""
+"""Keys and values in pages on the device, and attention over them.
 
+Which page belongs to whom is book-keeping of the host (:mod:`pardalis.inference.pages`). Here a
+page is a run of slots in one buffer per layer, and a row of a pass is a list of pages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pardalis.model import ModelConfig
 
 
-class KeyValueCache:
-    """One buffer per layer; row b holds its own sequence in columns 0 .. length_b - 1.
+class PagedCache:
+    """Room for the keys and values of ``n_pages`` pages, in every layer.
 
-    Whoever decodes says before each forward at which columns the new ids stand (:meth:`place`).
-    Columns beyond a row's length hold leftovers, which the mask hides and later ids overwrite.
+    Page 0 belongs to nobody: what has no place is written there.
     """
 
     def __init__(
-        self, config: ModelConfig, n_rows: int, n_columns: int, like: Float[Tensor, "..."]
+        self, config: ModelConfig, n_pages: int, page_size: int, like: Float[Tensor, "..."]
     ) -> None:
-        shape = (n_rows, config.n_kv_heads, n_columns, config.d_head)
+        shape = (n_pages * page_size, config.n_kv_heads, config.d_head)
+        self.page_size = page_size
+        self.keys = [like.new_zeros(shape) for _ in range(config.n_layers)]
+        self.values = [like.new_zeros(shape) for _ in range(config.n_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stream's part of a pass."""
+
+    pages: Sequence[int]
+    n_ids: int  # that the pass reads of it
+    extent: int  # columns that the pass may reach: no query stands at or beyond this
+
+
+class Rows:
+    """The rows of one pass, or of passes that follow one another and differ in columns only.
+
+    The ids of all rows stand one after another in a single sequence. Before each pass
+    :meth:`place` says at which column of its own row each of them stands.
+    """
+
+    def __init__(self, cache: PagedCache, rows: Sequence[Row]) -> None:
+        self.cache, self.rows = cache, rows
+        n_columns = max(row.extent for row in rows)
+        table = np.zeros((len(rows), n_columns), dtype=np.int64)
+        for line, row in zip(table, rows, strict=True):
+            slots = _slots(row.pages, cache.page_size)[:n_columns]
+            line[: len(slots)] = slots
+        self.table = torch.from_numpy(table).to(cache.device)
+        widths = torch.tensor([row.n_ids for row in rows])
+        self.row_of = torch.arange(len(rows)).repeat_interleave(widths).to(cache.device)
+        ends = widths.cumsum(0).tolist()
+        self.spans = [slice(end - row.n_ids, end) for end, row in zip(ends, rows, strict=True)]
+        self.every_column = torch.arange(n_columns, device=cache.device)
         self.layers = [
-            _Layer(like.new_zeros(shape), like.new_zeros(shape), self)
-            for _ in range(config.n_layers)
+            _LayerRows(self, keys, values)
+            for keys, values in zip(cache.keys, cache.values, strict=True)
         ]
-        self.columns: Int[Tensor, "B T"] = torch.zeros(n_rows, 0, dtype=torch.long)
-        self.width = 0  # columns that any row uses, so that no work goes into the rest
 
-    def place(self, columns: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T S"]:
-        """Set where the next forward writes; return its mask, causal within each row."""
-        self.columns = columns
-        self.width = int(columns.max()) + 1
-        seen = torch.arange(self.width, device=columns.device) <= columns[:, :, None]
-        return seen.unsqueeze(1)
+    def place(self, columns: Int[Tensor, " T"]) -> "list[_LayerRows]":
+        """Set where each id stands; return the layers, with which the model is called."""
+        self.written = self.table[self.row_of, columns]
+        hidden = self.every_column > columns[:, None]
+        self.bias = self.cache.keys[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        return self.layers
+
+    def columns_of(
+        self, buffer: Float[Tensor, "slots K H"], number: int
+    ) -> Float[Tensor, "1 K S H"]:
+        """Return a row's part of a buffer: a view where its pages follow one another."""
+        row = self.rows[number]
+        size = self.cache.page_size
+        n_slots = min(row.extent, len(row.pages) * size)
+        if all(b - a == 1 for a, b in zip(row.pages, row.pages[1:], strict=False)):
+            part = buffer.narrow(0, row.pages[0] * size, n_slots)
+        else:
+            part = buffer.index_select(0, self.table[number, :n_slots])
+        return part.transpose(0, 1).unsqueeze(0)
 
 
-class _Layer:
-    """The buffers of one layer; satisfies :class:`pardalis.model.LayerCache`."""
+class _LayerRows:
+    """One layer of the cache, for some rows; satisfies :class:`pardalis.model.LayerCache`."""
 
     def __init__(
-        self, keys: Float[Tensor, "B K S H"], values: Float[Tensor, "B K S H"], cache: KeyValueCache
+        self, rows: Rows, keys: Float[Tensor, "slots K H"], values: Float[Tensor, "slots K H"]
     ) -> None:
-        self.keys, self.values, self.cache = keys, values, cache
+        self.rows, self.keys, self.values = rows, keys, values
 
-    def append(
-        self, keys: Float[Tensor, "B K T H"], values: Float[Tensor, "B K T H"]
-    ) -> tuple[Float[Tensor, "B K S H"], Float[Tensor, "B K S H"]]:
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        columns, width = self.cache.columns, self.cache.width
-        self.keys[rows, :, columns] = keys.transpose(1, 2)
-        self.values[rows, :, columns] = values.transpose(1, 2)
-        return self.keys[:, :, :width], self.values[:, :, :width]
+    def attend(
+        self,
+        q: Float[Tensor, "1 T N H"],
+        k: Float[Tensor, "1 T K H"],
+        v: Float[Tensor, "1 T K H"],
+    ) -> Float[Tensor, "1 T N H"]:
+        rows = self.rows
+        self.keys.index_copy_(0, rows.written, k[0])
+        self.values.index_copy_(0, rows.written, v[0])
+        queries = q.transpose(1, 2)
+        grouped = q.shape[2] != k.shape[2]
+        attended = []
+        for number, span in enumerate(rows.spans):
+            keys = rows.columns_of(self.keys, number)
+            attended.append(
+                F.scaled_dot_product_attention(
+                    queries[:, :, span],
+                    keys,
+                    rows.columns_of(self.values, number),
+                    attn_mask=rows.bias[span, : keys.shape[2]],
+                    enable_gqa=grouped,
+                )
+            )
+        together = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
+        return together.transpose(1, 2)
+
+
+def _slots(pages: Sequence[int], page_size: int) -> np.ndarray:
+    return (np.array(pages)[:, None] * page_size + np.arange(page_size)).ravel()

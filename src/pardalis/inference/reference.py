@@ -4,10 +4,15 @@ Slow on purpose and short enough to be seen to be right. Every faster loop is te
 with this one.
 """
 
-import torch
+from collections.abc import Sequence
 
-from pardalis.inference.request import Request
-from pardalis.inference.sampling import guide, sample
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pardalis.inference.guidance import Guide, guided, largest_k
+from pardalis.inference.request import Guidance, Request
+from pardalis.inference.sampling import Choice, Needs, prepare_ids, sample
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Mode, Rule
 
@@ -20,22 +25,59 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
         GrammarError: the prompt is malformed.
         RequestError: the limits leave no room for what they demand.
     """
-    vocabulary = grammar.vocabulary
     device = model.embedding.weight.device
-    allowed_ids = torch.from_numpy(grammar.allowed_ids()).to(device)
+    written = torch.tensor(grammar.written_ids(), device=device)
     ids = list(request.prompt_ids)
     state = grammar.begin(ids, request.limits)
     while (rule := grammar.rule(state, request.limits)) is not Rule.NOTHING:
-        logits = model(torch.tensor([ids], device=device))[:, -1]
-        in_picture = state.mode is Mode.IMAGE
-        if rule is Rule.CODE and request.guidance != 1:
-            opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-            alone = torch.tensor([[vocabulary.bos_id, *ids[opened:]]], device=device)
-            scale = torch.tensor([request.guidance], device=device)
-            logits = guide(logits, model(alone)[:, -1], scale)
-        sampling = request.picture if in_picture else request.text
-        allowed = allowed_ids[rule][None]
-        chosen = int(sample(logits, allowed, [sampling], [request.seed], [len(ids)]))
-        state = grammar.advance(state, chosen, len(ids))
-        ids.append(chosen)
+        logits = _next_logits(model, ids)[:, written]
+        if rule is Rule.CODE and request.guidance is not None:
+            logits = _guided(model, grammar, request, ids, logits)
+        sampling = request.picture if state.mode is Mode.IMAGE else request.text
+        columns = grammar.ranges()[rule]
+        chosen = sample(
+            logits,
+            (
+                torch.tensor([columns.start], device=device),
+                torch.tensor([columns.stop], device=device),
+            ),
+            Choice.of([sampling], [request.seed], device),
+            torch.tensor([len(ids)], device=device),
+            prepare_ids(written),
+            Needs.of([sampling]),
+        )
+        token_id = int(written[chosen])
+        state = grammar.advance(state, token_id, len(ids))
+        ids.append(token_id)
     return ids[len(request.prompt_ids) :]
+
+
+def _next_logits(model: Decoder, ids: Sequence[int]) -> Float[Tensor, "1 V"]:
+    return model(torch.tensor([ids], device=model.embedding.weight.device))[:, -1]
+
+
+def _guided(
+    model: Decoder,
+    grammar: Grammar,
+    request: Request,
+    ids: list[int],
+    logits: Float[Tensor, "1 n"],
+) -> Float[Tensor, "1 n"]:
+    """Guide the codes' logits by the open picture alone, and by the pictures without their text."""
+    vocabulary = grammar.vocabulary
+    opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
+    kept = {*vocabulary.image, vocabulary.bos_id, vocabulary.begin_image_id}
+    kept.add(vocabulary.end_image_id)
+    alone = [vocabulary.bos_id, *ids[opened:]]
+    # Without a scale for them, what earlier pictures say is not told from what the text says.
+    follows_pictures = isinstance(request.guidance, Guidance) and request.guidance.image is not None
+    pictures = [token_id for token_id in ids if token_id in kept] if follows_pictures else alone
+    codes = torch.tensor(list(vocabulary.image), device=logits.device)
+    guided_codes = guided(
+        logits[:, : len(codes)],
+        _next_logits(model, alone)[:, codes],
+        _next_logits(model, pictures)[:, codes],
+        Guide.of([request.guidance], logits.device),
+        largest_k=largest_k([request.guidance]),
+    )
+    return torch.cat([guided_codes, logits[:, len(codes) :]], dim=1)

@@ -17,10 +17,13 @@ from pardalis.parallel.heads import rows_of_heads
 class LayerCache(Protocol):
     """Keys and values of earlier positions of one layer, owned by whoever decodes."""
 
-    def append(
-        self, keys: Float[Tensor, "B K T H"], values: Float[Tensor, "B K T H"]
-    ) -> tuple[Float[Tensor, "B K S H"], Float[Tensor, "B K S H"]]:
-        """Store new keys and values; return all of them, old and new."""
+    def attend(
+        self,
+        q: Float[Tensor, "B T N H"],
+        k: Float[Tensor, "B T K H"],
+        v: Float[Tensor, "B T K H"],
+    ) -> Float[Tensor, "B T N H"]:
+        """Store the new keys and values; return attention over all that each query may see."""
         ...
 
 
@@ -43,7 +46,7 @@ class HeadNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; the mask and the cache are arguments."""
+    """Causal self-attention; the mask, or a cache that masks by itself, is an argument."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,11 +77,10 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
         k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
         v = self.v_proj(x).unflatten(-1, (-1, self.d_head))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.append(k, v)
-        attended = attend(q, k, v, mask)
-        return self.o_proj(attended.transpose(1, 2).flatten(-2))
+            return self.o_proj(cache.attend(q, k, v).flatten(-2))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(-2))
 
 
 def rope_frequencies(

@@ -112,8 +112,8 @@ class Decoder(nn.Module):
             positions: of each id in its own document, for RoPE; 0, 1, 2, ... when left out.
             mask: True where attention is allowed, or another form of :data:`pardalis.model.Mask`;
                 plain causal when left out.
-            cache: one entry per layer, holding earlier keys and values. With a cache the mask must
-                be given, since its columns are the cache's.
+            cache: one entry per layer, which holds earlier keys and values and decides who sees
+                whom; a mask is not read then.
         """
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)

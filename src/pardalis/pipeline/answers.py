@@ -130,7 +130,7 @@ class _Asker:
                     max_tokens=max_tokens,
                     text=config.text,
                     picture=config.picture,
-                    guidance=config.guidance,
+                    guidance=1.0 if mode == "text" else config.guidance,
                     seed=config.seed + start,
                 )
                 advance(len(some))

@@ -2,7 +2,7 @@
 
 from pardalis.tokens.grammar import Grammar, Limits, Mode, Rule, State
 from pardalis.tokens.render import render
-from pardalis.tokens.text import TextTokenizer, train_text_tokenizer
+from pardalis.tokens.text import TextStream, TextTokenizer, train_text_tokenizer
 from pardalis.tokens.vocabulary import Vocabulary
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Mode",
     "Rule",
     "State",
+    "TextStream",
     "TextTokenizer",
     "Vocabulary",
     "render",

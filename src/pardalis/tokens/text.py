@@ -8,6 +8,7 @@ The tokenizer of an imported model is used as its file has it. That file numbers
 tokens too, so which of its ids are pieces of text is said beside it.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pardalis.files import write_text
 from pardalis.tokens.vocabulary import Vocabulary
 
 N_BYTES = 256
+_BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TextTokenizer:
@@ -74,6 +76,14 @@ class TextTokenizer:
         own_ids = [self._own_ids[piece] for piece in pieces if piece < len(self._own_ids)]
         return self._tokenizer.decode(own_ids, skip_special_tokens=False)
 
+    def is_byte(self, piece: int) -> bool:
+        """Tell whether a piece stands for one byte of a character by its name, ``<0xE2>``.
+
+        Imported tokenizers have such pieces, and decode a run of them as one.
+        """
+        name = self._tokenizer.id_to_token(self._own_ids[piece])
+        return name is not None and _BYTE_NAME.fullmatch(name) is not None
+
     def to_json(self) -> str:
         """Return the content of a ``tokenizer.json``."""
         return self._tokenizer.to_str(pretty=False)
@@ -110,6 +120,41 @@ class TextTokenizer:
                 f"knows, first id {missing[0]}. Do not mix files of different models."
             )
         return cls(tokenizer, pieces, foreign[vocabulary.unk_id])
+
+
+class TextStream:
+    """Decodes pieces as they come.
+
+    What :meth:`push` and :meth:`end` return joins to what ``tokenizer.decode`` makes of all pieces:
+    text that the next piece may still change, such as half a character, is held back.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # the last piece whose text is out; some decoders look back
+        self._held: list[int] = []
+
+    def push(self, pieces: Sequence[int]) -> str:
+        """Return the text that is certain after these pieces and was not before."""
+        return "".join(map(self._pushed, pieces))
+
+    def end(self) -> str:
+        """Return the rest; what is pushed next begins a new text."""
+        text = self._text_held()
+        self._before, self._held = [], []
+        return text
+
+    def _pushed(self, piece: int) -> str:
+        self._held.append(piece)
+        text = self._text_held()
+        if text.endswith("\ufffd") or self._tokenizer.is_byte(piece):
+            return ""
+        self._before, self._held = [piece], []
+        return text
+
+    def _text_held(self) -> str:
+        decode = self._tokenizer.decode
+        return decode(self._before + self._held)[len(decode(self._before)) :]
 
 
 def train_text_tokenizer(texts: Iterable[str], n_pieces: int) -> TextTokenizer:

@@ -39,6 +39,8 @@ _VERSION = 2
 # At once: 1 picture of 512 x 512 or 64 of 64 x 64, and on a GPU 16 times as many.
 _PIXELS_PER_PASS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
+_UNDRAWN = (128, 128, 128)
+
 _Network = TypeVar("_Network", Encoder, Decoder)
 
 
@@ -150,6 +152,26 @@ class ImageTokenizer(nn.Module):
             if len(some):
                 images += self.to_images(self.decode(some))
         return images
+
+    def partial_image(self, codes: Sequence[int]) -> Image.Image:
+        """Return the picture of its first codes: the rows that are complete, above grey.
+
+        The decoder looks around each code. Where codes are missing it sees the complete rows
+        mirrored, which is closer to what will come than any constant; the last row shown still
+        changes a little with the next.
+        """
+        grid = self.config.grid
+        rows = len(codes) // grid
+        image = Image.new("RGB", (self.config.resolution,) * 2, _UNDRAWN)
+        if not rows:
+            return image
+        complete = torch.tensor(codes[: rows * grid]).view(rows, grid)
+        mirrored = torch.cat([complete, complete.flip(0)])
+        whole = mirrored[torch.arange(grid) % len(mirrored)]
+        [decoded] = self.images_of(whole.view(1, -1))
+        shown = decoded.crop((0, 0, decoded.width, rows * self.config.downsampling))
+        image.paste(shown)
+        return image
 
     def fingerprint(self) -> str:
         """Return a hash of config and weights: while it stays, a picture keeps its codes."""

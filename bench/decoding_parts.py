@@ -1,0 +1,211 @@
+"""What each part of the engine buys: the same answers with one of them changed, side by side.
+
+Every line is the engine as it is but for one thing, on random weights of the sizes of decoding.py,
+in alternating order. Guessing ahead is measured on a trained bundle only: random weights write
+codes that are far too easy or far too hard to guess. There every window has to write the same ids.
+
+    python bench/decoding_parts.py --sizes 15M
+    python bench/decoding_parts.py --bundle runs/quickstart/bundle
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from datetime import date
+from itertools import count
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import pardalis
+from decoder import alternate
+from decoding import GREEDY, PLAIN, RELEASE, SCALE, SIZES, Case, Ours, loop_for
+from pardalis.bundle import Bundle
+from pardalis.inference import EngineConfig, Guidance, Request, TokenLoop, to_request
+from pardalis.inference import weights as engine_weights
+from pardalis.model import Decoder, initialise
+from training import say, seconds_of
+
+BASE = EngineConfig(window=1)
+WORDS = ["rocket", "umbrella", "volcano", "tulip", "sailboat", "snowflake", "cactus", "scissors"]
+WINDOWS = (1, 2, 4, 8, 16)
+WARM_UPS = 2
+
+
+def stored_layout() -> AbstractContextManager[object]:
+    """Leave weights as they are stored, where the engine would copy them into oneDNN's layout."""
+    return patch.object(engine_weights, "_has_layout", lambda weight: False)
+
+
+@contextmanager
+def whole_head() -> Iterator[None]:
+    """Multiply the whole head at every step, and drop what a row cannot write."""
+    head = engine_weights.Head
+
+    def picture(self: engine_weights.Head, hidden: Tensor) -> Tensor:
+        return self.all(hidden)[:, : self.n_codes]
+
+    def all_of(self: engine_weights.Head, hidden: Tensor) -> Tensor:
+        return torch.cat([self._picture(hidden), self._text(hidden)], dim=-1)
+
+    with patch.object(head, "picture", picture), patch.object(head, "all", all_of):
+        yield
+
+
+# Name: the engine's configuration, and what is changed of its code while it is built and runs.
+PARTS: dict[str, tuple[EngineConfig, Callable[[], AbstractContextManager[object]]]] = {
+    "as it is": (BASE, nullcontext),
+    "the whole head at every step": (BASE, whole_head),
+    "weights as stored": (BASE, stored_layout),
+    "a look by the host at every step": (replace(BASE, steps=1), nullcontext),
+    "a look every 32 steps": (replace(BASE, steps=32), nullcontext),
+    "weights in 8 bits": (replace(BASE, weights="int8"), nullcontext),
+    "compiled": (replace(BASE, compiled=True), nullcontext),
+}
+
+
+def parts(size: str, batch: int, codes: int, rounds: int) -> dict[str, dict[str, object]]:
+    """Time pictures of a batch with each part changed."""
+    model, case = initialise(Decoder(SIZES[size]), seed=0).eval(), Case("picture", batch, codes)
+    runs = {}
+    for name, (config, change) in PARTS.items():
+        with change():
+            side = Ours(loop_for(model, config, case), case)
+        runs[name] = repeated(side, change)
+        for _ in range(WARM_UPS):
+            runs[name]()
+    seconds = alternate(rounds, **runs)
+    base = statistics.median(seconds["as it is"])
+    return {
+        name: {
+            "ms_per_step": round(1e3 * statistics.median(taken) / codes, 3),
+            "range": [round(1e3 * s / codes, 3) for s in (min(taken), max(taken))],
+            "times": round(statistics.median(taken) / base, 2),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def repeated(
+    side: Ours, change: Callable[[], AbstractContextManager[object]]
+) -> Callable[[], None]:
+    """Return a run of a side, with new prompts each time."""
+    numbers = count()
+
+    def run() -> None:
+        with change():
+            side.run(next(numbers))
+
+    return run
+
+
+def reuse(size: str, rounds: int) -> dict[str, float]:
+    """Return milliseconds to the first id after a prompt that is new, and one seen before."""
+    case = Case("text", 1, length=8, prompt=512)
+    side = Ours(loop_for(initialise(Decoder(SIZES[size]), seed=0).eval(), BASE, case), case)
+    side.seconds_to_first(0)
+    new = [side.seconds_to_first(number) for number in range(1, rounds + 1)]
+    again = [side.seconds_to_first(rounds) for _ in range(rounds)]
+    return {
+        "prompt_ids": case.prompt,
+        "new_ms": round(1e3 * statistics.median(new), 1),
+        "seen_ms": round(1e3 * statistics.median(again), 1),
+    }
+
+
+def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
+    """Draw words one at a time with windows of guesses; refuses a window that changes an id."""
+    bundle = pardalis.load(folder)
+    samplings = {"greedy": GREEDY, "release's": RELEASE, "whole distribution": PLAIN}
+    lines = []
+    for name, sampling in samplings.items():
+        for scale in (None, SCALE):
+            requests = [
+                to_request(
+                    bundle, word, mode="picture", picture=sampling, seed=number,
+                    guidance=1.0 if scale is None else Guidance(text=scale),
+                )
+                for number, word in enumerate(WORDS)
+            ]  # fmt: skip
+            for line in windows(bundle, requests, rounds):
+                lines.append({"sampling": name, "guidance": scale, **line})
+                say(lines[-1])
+    return lines
+
+
+def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[str, object]]:
+    """Return passes and seconds of a picture for each window, and how many guesses were right."""
+    rows = 1 if requests[0].guidance is None else 2
+    lines, expected, first = [], None, 0.0
+    for window in WINDOWS:
+        config = EngineConfig(window=window, max_rows=rows)
+        loop = TokenLoop(bundle.model, bundle.codec.grammar, config)
+        answers = one_by_one(loop, requests)
+        if expected not in (None, answers):
+            raise SystemExit(f"A window of {window} changed what was written.")
+        expected, counts = answers, loop.statistics
+        passes, guessed, accepted = counts.passes, counts.guessed, counts.accepted
+        taken = [seconds_of(lambda loop=loop: one_by_one(loop, requests)) for _ in range(rounds)]
+        seconds = statistics.median(taken) / len(requests)
+        first = first or seconds
+        lines.append(
+            {
+                "window": window,
+                "passes_per_picture": round(passes / len(requests), 1),
+                "guesses_right": round(accepted / guessed, 2) if guessed else None,
+                "ms_per_picture": round(1e3 * seconds, 1),
+                "times_faster": round(first / seconds, 2),
+            }
+        )
+    return lines
+
+
+def one_by_one(loop: TokenLoop, requests: list[Request]) -> list[list[int]]:
+    """Answer each request by itself."""
+    answers = []
+    for request in requests:
+        loop.submit(request)
+        written: list[int] = []
+        while not loop.idle:
+            for progress in loop.step():
+                written += progress.ids
+        answers.append(written)
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--bundle", type=Path, help="only guessing ahead, with this trained bundle")
+    parser.add_argument("--codes", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    result: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if options.bundle:
+        result["speculation"] = speculation(options.bundle, options.rounds)
+    else:
+        for size in options.sizes:
+            for batch in (1, 16):
+                name = f"{size}, batch {batch}"
+                result[name] = parts(size, batch, options.codes, options.rounds)
+                say({name: result[name]})
+            result[f"{size}, first id"] = reuse(size, options.rounds)
+    print(json.dumps(result, indent=2))  # noqa: T201
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

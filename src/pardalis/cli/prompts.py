@@ -1,0 +1,402 @@
+"""Prompts as a command line or a line of a file has them, and a file of prompts to answers.
+
+A text file has a prompt a line. A line of a JSONL file is an object: ``prompt`` is a text or a list
+of texts, ``{"text": ...}`` and ``{"picture": path}``, and any of :data:`DEFAULTS` may stand beside
+it. Answers are appended as they finish and put in order at the end:
+
+    answers.jsonl      {"index", "prompt", "answer" or "error", "reason", "ids"} for each prompt
+    pictures/          the drawn pictures, 000012-0.png for the first of prompt 12
+    settings.json      what was asked of which bundle, so that only the same run goes on
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pardalis.bundle import Bundle
+from pardalis.documents import Document, Picture, Text, to_png
+from pardalis.documents.writers import write_records
+from pardalis.errors import ConfigError, DataError, PardalisError, RequestError
+from pardalis.files import output_folder, write_bytes, write_json
+from pardalis.inference import (
+    Answer,
+    Contrastive,
+    Engine,
+    Finished,
+    Guidance,
+    Part,
+    PictureGuide,
+    Request,
+    SamplingConfig,
+    to_request,
+)
+from pardalis.progress import bar
+
+DEFAULTS: dict[str, Any] = {
+    "mode": "interleaved",
+    "max_tokens": None,
+    "max_pictures": None,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "picture_temperature": 0.7,
+    "picture_top_k": 0,
+    "picture_top_p": 0.9,
+    "guidance": 1.0,
+    "image_guidance": None,
+    "contrastive": None,
+    "chat": False,
+    "seed": 0,
+}
+_GUIDES = ("guidance", "image_guidance", "contrastive")
+_MODES = ("text", "picture", "interleaved")
+_WHOLE = ("max_tokens", "max_pictures", "top_k", "picture_top_k", "seed")
+_FRACTIONS = (
+    "temperature", "top_p", "picture_temperature", "picture_top_p", "guidance", "image_guidance",
+)  # fmt: skip
+_ANSWERS, _SETTINGS = "answers.jsonl", "settings.json"
+
+
+def ask(
+    bundle: Bundle, prompt: Sequence[Part], options: Mapping[str, Any], number: int = 0
+) -> Request:
+    """Return the request of a prompt with options named as in :data:`DEFAULTS`.
+
+    Raises:
+        PardalisError: it cannot be answered as asked.
+    """
+    return to_request(
+        bundle,
+        prompt,
+        mode=options["mode"],
+        max_tokens=options["max_tokens"],
+        max_pictures=options["max_pictures"],
+        text=_sampling(options, ""),
+        picture=_sampling(options, "picture_"),
+        guidance=_guide(options),
+        chat=options["chat"],
+        seed=options["seed"],
+        number=number,
+    )
+
+
+def _sampling(options: Mapping[str, Any], prefix: str) -> SamplingConfig:
+    return SamplingConfig(
+        temperature=options[f"{prefix}temperature"],
+        top_k=options[f"{prefix}top_k"],
+        top_p=options[f"{prefix}top_p"],
+    )
+
+
+def _guide(options: Mapping[str, Any]) -> float | PictureGuide:
+    text, image, contrastive = (options[name] for name in _GUIDES)
+    if contrastive is None:
+        return Guidance(text=text, image=image)
+    if text != 1 or image is not None:
+        raise RequestError("Guidance and contrastive decoding exclude each other; choose one.")
+    alpha, k = contrastive
+    if k != int(k):
+        raise RequestError(f"k of contrastive decoding must be a whole number, got {k}.")
+    return Contrastive(alpha=float(alpha), k=int(k))
+
+
+# ── a file of prompts ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A prompt of a file, as it stands there."""
+
+    index: int
+    where: str
+    content: str
+
+    @property
+    def digest(self) -> str:
+        """What an answer remembers its prompt by."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a file that are not blank.
+
+    Raises:
+        DataError: there is no such file, or it is not UTF-8.
+        RequestError: its name ends neither in .txt nor in .jsonl.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RequestError(f"Prompts are read from a .txt or .jsonl file, got {path}.")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; a file of prompts was expected there.")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}; save it as that.") from error
+    lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+    return [
+        Line(index, f"{path.name}:{number}", line.removesuffix("\r"))
+        for index, (number, line) in enumerate(lines)
+    ]
+
+
+def parse(
+    line: Line, path: Path, defaults: Mapping[str, Any]
+) -> tuple[list[Part], dict[str, Any], int]:
+    """Return the parts of a line's prompt, its options, and its number among those of its seed.
+
+    Raises:
+        RequestError: the line does not say what to ask.
+    """
+    if path.suffix == ".txt":
+        return [line.content], dict(defaults), line.index
+    try:
+        record = json.loads(line.content)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{line.where} is not JSON: {error}.") from error
+    if not isinstance(record, dict) or "prompt" not in record:
+        raise RequestError(f'{line.where} must be an object with a "prompt".')
+    own = _options({k: v for k, v in record.items() if k != "prompt"}, line.where)
+    options = _joined(own, defaults)
+    prompt = record["prompt"]
+    parts = [_part(part, line.where, path.parent) for part in _listed(prompt)]
+    return parts, options, 0 if "seed" in own else line.index
+
+
+def _listed(prompt: Any) -> list[Any]:
+    return prompt if isinstance(prompt, list) else [prompt]
+
+
+def _part(part: Any, where: str, folder: Path) -> Part:
+    match {"text": part} if isinstance(part, str) else part:
+        case {"text": str(text), **rest} if not rest:
+            return _unicode(text, where)
+        case {"picture": str(name), **rest} if not rest:
+            file = folder / name
+            if not os.path.isfile(file):  # unlike Path.is_file, it bears a name of any length
+                raise RequestError(
+                    f"{where} names the picture {name!r}, which is not a file in {folder}."
+                )
+            return file
+    raise RequestError(
+        f'{where} has a prompt that is neither a text nor a list of texts, {{"text": ...}} and '
+        '{"picture": path}.'
+    )
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{where} holds broken Unicode: half of a surrogate pair.") from error
+    return text
+
+
+def _joined(own: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line's options upon those of all; guidance is taken from one of them as a whole."""
+    options = {**defaults, **own}
+    guides_itself = any(name in own for name in _GUIDES)
+    draws = options["mode"] != "text" and options["max_pictures"] != 0
+    if guides_itself or not draws:
+        options |= {name: own.get(name, DEFAULTS[name]) for name in _GUIDES}
+    return options
+
+
+def _options(own: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return options of a line, checked; what may be a fraction becomes a float."""
+    if unknown := sorted(own.keys() - DEFAULTS.keys()):
+        raise RequestError(
+            f"{where} has unknown keys {', '.join(unknown)}; known are prompt, "
+            f"{', '.join(DEFAULTS)}."
+        )
+    for name, value in own.items():
+        if not _fits(name, value):
+            raise RequestError(f"{where} has {json.dumps(value)} under {name!r}; {_needed(name)}.")
+    return {name: float(v) if name in _FRACTIONS else v for name, v in own.items()}
+
+
+def _fits(name: str, value: Any) -> bool:
+    match name:
+        case "mode":
+            return value in _MODES
+        case "chat":
+            return isinstance(value, bool)
+        case "contrastive":
+            return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return _is_number(value) and (isinstance(value, int) or name not in _WHOLE)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _needed(name: str) -> str:
+    match name:
+        case "mode":
+            return f"it must be one of {', '.join(_MODES)}"
+        case "chat":
+            return "it must be true or false"
+        case "contrastive":
+            return "it must be two numbers, alpha and k"
+    return f"it must be a {'whole ' if name in _WHOLE else ''}number"
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a file of prompts came to; counts are of this run, but for ``requests``."""
+
+    requests: int
+    unchanged: int = 0  # answered before and kept
+    failed: int = 0
+    ids: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+    ids_per_second: float = 0.0
+    ids_per_step: float = 0.0
+    reused_ids: int = 0  # prompt ids that another prompt had computed
+
+
+class PromptFile:
+    """Answers the prompts of a file into a folder.
+
+    Args:
+        defaults: options of lines that have none of their own, named as in :data:`DEFAULTS`.
+
+    Raises:
+        ConfigError: the folder holds answers to other options or of another bundle.
+    """
+
+    def __init__(
+        self, engine: Engine, path: Path, folder: Path, defaults: Mapping[str, Any]
+    ) -> None:
+        self.engine, self.path, self.defaults = engine, path, defaults
+        self.lines = read_lines(path)
+        self.folder = output_folder(folder)
+        self.summary = Summary(len(self.lines))
+        self._open: dict[int, tuple[Line, Answer]] = {}
+
+    def settle(self, bundle: Path) -> None:
+        """Write down what is asked of which bundle, or find that it was the same before."""
+        settings = {
+            "bundle": str(bundle.resolve()),
+            "made_by": self.engine.bundle.made_by,
+            "dtype": str(self.engine.bundle.model.embedding.weight.dtype),
+            "weights": self.engine.config.weights,
+            "options": dict(self.defaults),
+        }
+        path = self.folder / _SETTINGS
+        if path.exists():
+            before = _json_or_none(path.read_text())
+            if before != json.loads(json.dumps(settings)):
+                raise ConfigError(
+                    f"{self.folder} holds answers of another bundle or to other options, as "
+                    f"{path} says; choose another folder, or remove it."
+                )
+        write_json(path, settings)
+
+    def run(self) -> Summary:
+        """Answer what is not answered yet, and put all answers in order."""
+        summary, path = self.summary, self.folder / _ANSWERS
+        records = self._kept(path)
+        summary.unchanged = len(records)
+        write_records(records.values(), path)
+        start = time.monotonic()
+        with (
+            path.open("a", encoding="utf-8", newline="\n") as file,
+            bar("Answering", len(self.lines), "prompts", done=len(records)) as advance,
+        ):
+            for record in self._answered(line for line in self.lines if line.index not in records):
+                records[record["index"]] = record
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+                summary.seconds = time.monotonic() - start
+                summary.ids_per_second = summary.ids / summary.seconds
+                advance(ids_per_s=summary.ids_per_second, failed=summary.failed)
+        write_records((records[index] for index in sorted(records)), path)
+        statistics = self.engine.statistics
+        summary.ids_per_step = summary.ids / max(statistics.passes, 1)
+        summary.reused_ids = statistics.reused_ids
+        return summary
+
+    def _kept(self, path: Path) -> dict[int, dict[str, Any]]:
+        """Return the answers of an earlier run to lines that are still the same."""
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        found = [record for record in map(_json_or_none, lines) if isinstance(record, dict)]
+        wanted = {(line.index, line.digest) for line in self.lines}
+        return {
+            record["index"]: record
+            for record in found
+            if "answer" in record and (record.get("index"), record.get("prompt")) in wanted
+        }
+
+    def _answered(self, lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
+        """Yield records as answers finish; as many are asked at once as keep every row busy."""
+        config = self.engine.config
+        most = config.max_rows + min(config.max_rows, config.max_waiting)
+        for line in lines:
+            while len(self._open) >= most:
+                yield from self._step()
+            try:
+                parts, options, number = parse(line, self.path, self.defaults)
+                request = ask(self.engine.bundle, parts, options, number)
+                answer = self.engine.submit_request(request)
+            except PardalisError as error:
+                yield self._failed(line, str(error))
+            else:
+                self._open[answer.key] = line, answer
+        while self._open:
+            yield from self._step()
+
+    def _step(self) -> Iterator[dict[str, Any]]:
+        for event in self.engine.step():
+            if isinstance(event, Finished):
+                line, answer = self._open.pop(event.key)
+                if answer.document is None:
+                    yield self._failed(line, event.error)
+                else:
+                    yield self._record(line, answer.document, event)
+
+    def _failed(self, line: Line, error: str) -> dict[str, Any]:
+        self.summary.failed += 1
+        return {"index": line.index, "prompt": line.digest, "error": error}
+
+    def _record(self, line: Line, document: Document, finished: Finished) -> dict[str, Any]:
+        self.summary.ids += finished.usage.written_ids
+        self.summary.pictures += finished.usage.pictures
+        segments: list[dict[str, Any]] = []
+        n_drawn = 0
+        for segment in document.segments:
+            if isinstance(segment, Text):
+                segments.append({"text": segment.text})
+            else:
+                segments.append({"picture": self._stored(segment, line.index, n_drawn)})
+                n_drawn += 1
+        return {
+            "index": line.index,
+            "prompt": line.digest,
+            "answer": segments,
+            "reason": finished.reason,
+            "ids": finished.usage.written_ids,
+        }
+
+    def _stored(self, picture: Picture, index: int, number: int) -> str:
+        name = f"pictures/{index:06}-{number}.png"
+        write_bytes(self.folder / name, to_png(picture.source))
+        return name
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # a line that was being written when the process died
+        return None

@@ -1,0 +1,210 @@
+"""One prompt or a file of them, from the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pardalis.bundle import Bundle, load
+from pardalis.cli import prompts as prompts_module
+from pardalis.cli.main import build_parser, main
+from pardalis.cli.prompts import DEFAULTS
+from pardalis.inference import generate_many
+from pardalis.model import Decoder, ModelConfig, initialise
+
+
+@pytest.fixture(scope="module")
+def folder(codec, tmp_path_factory):
+    config = ModelConfig(
+        vocab_size=codec.vocabulary.size, context=40, d_model=32, n_layers=2, n_heads=4,
+        n_kv_heads=2, d_ff=64, init_std=0.3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    Bundle(initialise(Decoder(config), 0).eval(), codec, {}).save(folder)
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch, capsys):
+    """Run ``pardalis generate`` in an empty folder; return its code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = main(["generate", str(folder), *arguments])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def records(path="answers"):
+    with open(f"{path}/answers.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_jsonl(path, *lines):
+    with open(path, "w") as file:
+        file.writelines((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines)
+
+
+def test_the_defaults_of_a_line_are_those_of_the_command():
+    options = build_parser().parse_args(["generate", "bundle", "owl"])
+    assert {name: getattr(options, name) for name in DEFAULTS} == DEFAULTS
+
+
+def test_one_picture(run, tmp_path):
+    code, out, _ = run("owl", "--mode", "picture", "--out", "owl.png", "--guidance", "2")
+    assert (code, out) == (0, "[picture]\n")
+    assert np.asarray(Image.open(tmp_path / "owl.png")).shape == (16, 16, 3)
+
+
+def test_streamed_text_is_the_text(run):
+    asked = ("An owl", "--max-tokens", "12", "--temperature", "1.5", "--seed", "4")
+    _, whole, _ = run(*asked)
+    assert run(*asked, "--stream") == (0, whole, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["owl", "--stream", "--json"], 6, "choose one"),
+        (["owl", "--mode", "text", "--guidance", "2"], 6, "leave guidance out"),
+        (["owl", "--guidance", "2", "--contrastive", "0.1", "5"], 6, "exclude each other"),
+        (["owl", "--contrastive", "0.1", "1.5"], 6, "k of contrastive decoding must be a whole"),
+        (["owl", "--contrastive", "2", "5"], 6, "alpha must lie in [0, 1], got 2.0"),
+        (["owl", "--top-p", "0"], 6, "top_p must lie in (0, 1], got 0.0"),
+        (["owl", "--max-rows", "0"], 2, "max_rows must be at least 1, got 0"),
+        (["--prompts", "none.txt", "--out", "answers"], 3, "none.txt does not exist"),
+        (["--prompts", "none.csv", "--out", "answers"], 6, "are read from a .txt or .jsonl"),
+        (["--prompts", "none.txt"], 6, "--prompts takes its prompts from the file"),
+        (["owl", "--prompts", "none.txt", "--out", "answers"], 6, "neither parts of a prompt"),
+    ],
+)
+def test_what_is_refused_is_one_line(run, arguments, code, message):
+    found, out, err = run(*arguments)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert message in err
+
+
+def test_a_text_file_is_as_many_prompts(run, folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("owl\n\nfox\r\nAn owl sat\n")
+    asked = ("--prompts", "prompts.txt", "--out", "answers", "--mode", "picture", "--seed", "3")
+    code, out, _ = run(*asked, "--json")
+    summary = json.loads(out)
+    assert code == 0
+    assert (summary["requests"], summary["failed"], summary["pictures"]) == (3, 0, 3)
+    assert summary["ids"] == 18
+    found = records()
+    assert [record["index"] for record in found] == [0, 1, 2]
+    assert {(record["reason"], record["ids"]) for record in found} == {("pictures", 6)}
+    expected = generate_many(load(folder), ["owl", "fox", "An owl sat"], mode="picture", seed=3)
+    for record, document in zip(found, expected, strict=True):
+        [segment] = record["answer"]
+        drawn = np.asarray(Image.open(tmp_path / "answers" / segment["picture"]))
+        assert (drawn == np.asarray(document.pictures[0].source)).all()
+
+
+def test_lines_have_options_of_their_own_and_bad_ones_say_why(run, tmp_path):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    good = [
+        {"prompt": "owl", "mode": "picture", "max_pictures": 2, "seed": 7},
+        {"prompt": ["what", {"picture": "red.png"}], "mode": "text", "max_tokens": 3},
+        {"prompt": [{"text": "owl"}], "max_tokens": 4, "temperature": 1, "chat": True},
+        {"prompt": "owl", "mode": "picture", "contrastive": [0.1, 3]},
+        {"prompt": "owl", "mode": "picture", "guidance": 3, "image_guidance": 1.5},
+    ]
+    bad = [
+        ("{", "prompts.jsonl:6 is not JSON"),
+        ({"text": "owl"}, 'must be an object with a "prompt"'),
+        ({"prompt": "owl", "colour": 1}, "has unknown keys colour; known are prompt, mode"),
+        ({"prompt": "owl", "mode": "sing"}, "under 'mode'; it must be one of text, picture"),
+        ({"prompt": "owl", "max_tokens": 2.5}, "under 'max_tokens'; it must be a whole number"),
+        ({"prompt": "owl", "chat": 1}, "under 'chat'; it must be true or false"),
+        ({"prompt": "owl", "contrastive": 1}, "it must be two numbers, alpha and k"),
+        ({"prompt": "owl", "temperature": True}, "under 'temperature'; it must be a number"),
+        ({"prompt": "owl", "temperature": -1}, "temperature must be 0 or more, got -1.0"),
+        ({"prompt": [{"picture": "blue.png"}]}, "names the picture 'blue.png', which is not"),
+        ({"prompt": [{"picture": "torn.png"}]}, "torn.png is not a picture"),
+        ({"prompt": [3]}, "neither a text nor a list of texts"),
+        ({"prompt": "x" * 60}, "has 61 ids, which fills the model's context of 40"),
+        ('{"prompt": "\\ud800"}', "half of a surrogate pair"),
+        ('{"prompt": "owl", "guidance": 1e999}', "under 'guidance'; it must be a number"),
+    ]
+    write_jsonl("prompts.jsonl", *good, *(line for line, _ in bad))
+    asked = ("--prompts", "prompts.jsonl", "--out", "answers", "--guidance", "2", "--max-rows", "3")
+    code, _, err = run(*asked)
+    assert code == 6
+    assert f"pardalis: {len(bad)} of {len(good) + len(bad)} prompts could not be answered" in err
+    found = records()
+    assert [record["index"] for record in found] == list(range(len(good) + len(bad)))
+    for record, (_, message) in zip(found[len(good) :], bad, strict=True):
+        assert message in record["error"]
+    answers = [record["answer"] for record in found[: len(good)]]
+    assert [len(segment) for segment in answers[0]] == [1, 1]
+    assert [path for segment in answers[0] for path in segment.values()] == [
+        "pictures/000000-0.png", "pictures/000000-1.png",
+    ]  # fmt: skip
+    assert all("text" in segment for segment in answers[1])
+    assert found[2]["ids"] <= 4
+
+
+def test_a_seed_of_its_own_is_a_prompt_alone(run, tmp_path):
+    write_jsonl("prompts.jsonl", {"prompt": "fox"}, {"prompt": "owl", "seed": 7})
+    run("--prompts", "prompts.jsonl", "--out", "answers", "--mode", "picture")
+    run("owl", "--mode", "picture", "--seed", "7", "--out", "owl.png")
+    drawn = Image.open(tmp_path / "answers" / "pictures" / "000001-0.png")
+    assert (np.asarray(drawn) == np.asarray(Image.open(tmp_path / "owl.png"))).all()
+
+
+def test_goes_on_where_it_was(run, tmp_path, monkeypatch):
+    asked = ("--prompts", "prompts.jsonl", "--out", "answers", "--max-tokens", "5", "--json")
+    lines = [{"prompt": "owl"}, {"prompt": "x" * 60}, {"prompt": "fox"}, {"prompt": "cat"}]
+    write_jsonl("prompts.jsonl", *lines)
+    assert run(*asked)[0] == 6
+    before = records()
+    # Killed while it wrote the last line.
+    answers = tmp_path / "answers" / "answers.jsonl"
+    answers.write_text(answers.read_text()[:-30])
+    lines[1] = {"prompt": "mended"}
+    write_jsonl("prompts.jsonl", *lines)
+    submitted = []
+    ask = prompts_module.ask
+
+    def watched(bundle, parts, options, number):
+        submitted.append(parts)
+        return ask(bundle, parts, options, number)
+
+    monkeypatch.setattr(prompts_module, "ask", watched)
+    code, out, _ = run(*asked)
+    assert code == 0
+    assert json.loads(out)["unchanged"] == 2
+    assert submitted == [["mended"], ["cat"]]
+    after = records()
+    assert [record["index"] for record in after] == [0, 1, 2, 3]
+    assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
+    code, _, err = run(*asked[:-2], "6")
+    assert code == 2
+    assert "holds answers of another bundle or to other options" in err
+    assert records() == after
+
+
+def test_answers_stand_in_the_file_as_they_finish(run, monkeypatch):
+    """An error in the middle loses nothing that was answered."""
+    write_jsonl("prompts.jsonl", *({"prompt": p} for p in ("owl", "fox", "cat", "oak")))
+    asked = ("--prompts", "prompts.jsonl", "--out", "answers", "--max-tokens", "3")
+    ask, asked_so_far = prompts_module.ask, []
+
+    def torn(bundle, parts, options, number):
+        asked_so_far.append(parts)
+        if parts == ["oak"]:
+            raise KeyboardInterrupt
+        return ask(bundle, parts, options, number)
+
+    monkeypatch.setattr(prompts_module, "ask", torn)
+    assert run(*asked, "--max-rows", "1")[0] == 130
+    assert 1 <= len(records()) < 4
+    monkeypatch.setattr(prompts_module, "ask", ask)
+    assert run(*asked, "--max-rows", "1")[0] == 0
+    assert [record["index"] for record in records()] == [0, 1, 2, 3]

@@ -1,0 +1,90 @@
+"""The automaton in tensors walks beside the grammar, rule for rule and state for state."""
+
+import random
+
+import torch
+
+from pardalis.inference.automaton import NO_LIMIT, STATE_FIELDS, Automaton, RowLimits, RowState
+from pardalis.tokens import Limits, Mode, Rule, State, Vocabulary
+
+IDS = Vocabulary.build(n_codes=12, n_text=20)
+A = IDS.text.start
+LIMITS = [
+    Limits(room=40),
+    Limits(room=40, max_pictures=0),
+    Limits(room=40, max_pictures=2),
+    Limits(room=40, text=False, max_pictures=3),
+    Limits(room=9),
+    Limits(room=1),
+    Limits(room=40, one_turn=True),
+]
+PROMPTS = [[IDS.bos_id], [IDS.bos_id, A], [IDS.bos_id, A, IDS.begin_image_id, 9, 10]]
+
+
+def rows(states: list[State], last: list[int], columns: list[int]) -> RowState:
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([int(getattr(state, name)) for state in states])
+
+    counted = {name: column(name) for name in STATE_FIELDS if name not in ("last", "column")}
+    return RowState(**counted, last=torch.tensor(last), column=torch.tensor(columns))
+
+
+def limits_of(limits: list[Limits], attached: list[int] | None = None) -> RowLimits:
+    return RowLimits(
+        text=torch.tensor([int(x.text) for x in limits]),
+        max_pictures=torch.tensor([NO_LIMIT if x.max_pictures is None else x.max_pictures for x in limits]),
+        one_turn=torch.tensor([int(x.one_turn) for x in limits]),
+        guided=torch.tensor([int(attached is not None)] * len(limits)),
+        attached=torch.tensor(attached or [-1] * len(limits)),
+    )  # fmt: skip
+
+
+def test_walks_as_the_grammar_does(grammar):
+    """Every row takes random ids of those that its rule allows, until all are over."""
+    automaton = Automaton(grammar, torch.device("cpu"))
+    written = grammar.written_ids()
+    draw = random.Random(0)
+    limits = [x for x in LIMITS for _ in PROMPTS * 20 if x.room > 10] + LIMITS
+    prompts = [p for x in LIMITS for p in PROMPTS * 20 if x.room > 10]
+    prompts += [PROMPTS[0]] * len(LIMITS)
+    states = [grammar.begin(prompt, x) for prompt, x in zip(prompts, limits, strict=True)]
+    ids = [list(prompt) for prompt in prompts]
+    on_device = rows(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
+    seen = set()
+    for _ in range(50):
+        expected = [grammar.rule(s, x) for s, x in zip(states, limits, strict=True)]
+        rule = automaton.rule(on_device, limits_of(limits))
+        assert rule.tolist() == [int(r) for r in expected]
+        seen |= set(expected)
+        chosen = [draw.choice(written[allowed.start : allowed.stop] or [IDS.pad_id])
+                  for allowed in (grammar.ranges()[r] for r in expected)]  # fmt: skip
+        on_device = automaton.advance(on_device, rule, torch.tensor(chosen))
+        for n, token_id in enumerate(chosen):
+            if expected[n] is not Rule.NOTHING:
+                states[n] = grammar.advance(states[n], token_id)
+                ids[n].append(token_id)
+        told = rows(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
+        for name in STATE_FIELDS:
+            assert torch.equal(getattr(on_device, name), getattr(told, name)), name
+    assert seen == set(Rule) - {Rule.BOS}
+    assert all(rule is Rule.NOTHING for rule in expected)
+
+
+def test_a_guided_picture_waits_for_its_linked_rows(grammar):
+    automaton = Automaton(grammar, torch.device("cpu"))
+    inside = State(Mode.IMAGE, codes_left=3, pictures=2, room=20)
+    state = rows([inside, inside], [9, 9], [5, 5])
+    rule = automaton.rule(state, limits_of([Limits(room=30)] * 2, attached=[1, 2]))
+    assert rule.tolist() == [Rule.NOTHING, Rule.CODE]
+    after = automaton.advance(state, rule, torch.tensor([10, 11]))
+    assert after.last.tolist() == [9, 11]
+    assert after.column.tolist() == [5, 6]
+    assert after.codes_left.tolist() == [3, 2]
+
+
+def test_begins_with_bos(grammar):
+    automaton = Automaton(grammar, torch.device("cpu"))
+    state = rows([State(room=5)], [IDS.pad_id], [-1])
+    rule = automaton.rule(state, limits_of([Limits(room=5)]))
+    assert rule.tolist() == [Rule.BOS]
+    assert automaton.advance(state, rule, torch.tensor([IDS.bos_id])).mode.tolist() == [Mode.TEXT]

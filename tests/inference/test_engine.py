@@ -1,0 +1,252 @@
+"""Events of many answers at once: whole, in order, and the same as the naive loop's."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from naive_loop import NaiveLoop
+from PIL import Image
+
+import pardalis
+from pardalis.documents import Picture, Text
+from pardalis.errors import DataError, RequestError
+from pardalis.inference import (
+    Contrastive,
+    Engine,
+    EngineConfig,
+    Finished,
+    Guidance,
+    PictureBegun,
+    PictureDone,
+    PictureRows,
+    SamplingConfig,
+    TextDelta,
+    TokenLoop,
+    generate_reference,
+    to_request,
+)
+
+HOT = SamplingConfig(temperature=2.0)
+
+
+@pytest.fixture(params=[NaiveLoop, TokenLoop], ids=["naive", "token_loop"])
+def engine(request, bundle, monkeypatch):
+    monkeypatch.setattr("pardalis.inference.engine.TokenLoop", request.param)
+    with Engine(bundle, EngineConfig(max_rows=4, max_unread=6)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def eager(bundle):
+    """Let the model draw now and then."""
+    with torch.no_grad():
+        bundle.model.head.weight[bundle.codec.vocabulary.begin_image_id] *= 8
+
+
+def kinds(events):
+    return [type(event) for event in events]
+
+
+def pixels(segment):
+    return np.asarray(segment.source).tolist()
+
+
+def test_a_picture_tells_its_rows(engine, bundle):
+    answer = engine.submit("owl", mode="picture", seed=5)
+    events = list(answer)
+    assert kinds(events) == [PictureBegun, PictureRows, PictureRows, PictureDone, Finished]
+    assert {event.key for event in events} == {answer.key}
+    first, whole = events[1:3]
+    assert (first.rows, whole.rows) == (1, 2)
+    assert whole.codes[:2] == first.codes
+    assert len(whole.codes) == 4
+    ids = generate_reference(
+        bundle.model, bundle.codec.grammar, to_request(bundle, "owl", mode="picture", seed=5)
+    )
+    start = bundle.codec.vocabulary.image.start
+    assert list(whole.codes) == [i - start for i in ids[1:-1]]
+    drawn = events[3].image
+    assert drawn == answer.document.pictures[0].source
+    assert drawn == bundle.codec.image_tokenizer.partial_image(whole.codes)
+    usage = events[-1].usage
+    assert (usage.written_ids, usage.pictures) == (6, 1)
+    assert 0 < usage.first_event_s <= usage.seconds
+    assert answer.finished == events[-1]
+    assert events[-1].reason == "pictures"
+
+
+def test_text_comes_in_whole_characters(engine):
+    """The model is random, so its text is full of bytes that form no character."""
+    for seed in range(4):
+        answer = engine.submit("An owl", mode="text", text=HOT, max_tokens=15, seed=seed)
+        *deltas, last = answer
+        assert set(kinds(deltas)) <= {TextDelta}
+        assert "".join(delta.text for delta in deltas) == answer.document.text
+        assert all(delta.text for delta in deltas)
+        assert last.reason in ("eos", "length")
+
+
+def test_interleaved_events_tell_the_document(eager, engine):
+    n_pictures = 0
+    for seed in range(6):
+        answer = engine.submit("owl", text=HOT, max_tokens=25, seed=seed)
+        events, segments = list(answer), []
+        for event in events:
+            if isinstance(event, PictureBegun):
+                assert event.picture == sum(isinstance(s, int) for s in segments)
+                segments.append(event.picture)
+            elif isinstance(event, TextDelta):
+                if segments and isinstance(segments[-1], str):
+                    segments[-1] += event.text
+                else:
+                    segments.append(event.text)
+        drawn = {e.picture: e.image for e in events if isinstance(e, PictureDone)}
+        n_pictures += len(drawn)
+        told = [drawn[s] if isinstance(s, int) else s for s in segments]
+        found = [s.text if isinstance(s, Text) else s.source for s in answer.document.segments]
+        if {segment.role for segment in answer.document.segments} <= {None}:
+            assert told == found
+        assert [e for e in events if isinstance(e, Finished)] == events[-1:]
+        assert answer.finished.usage.pictures == len(drawn)
+    assert n_pictures > 2
+
+
+def test_many_kinds_at_once_are_as_each_alone(engine, bundle):
+    asked = [
+        ("owl", {"mode": "picture", "max_pictures": 2}),
+        ("fox", {"mode": "text", "text": HOT}),
+        ("An owl sat", {"text": HOT, "guidance": 3.0}),
+        ("cat", {"mode": "picture", "guidance": Contrastive(alpha=0.1, k=3)}),
+        ("oak", {"mode": "picture", "max_pictures": 2, "guidance": Guidance(text=2.0, image=1.2)}),
+        ("ran", {"chat": True, "max_tokens": 5}),
+    ]
+    answers = [engine.submit(prompt, seed=9, **options) for prompt, options in asked]
+    told = {answer.key: [] for answer in answers}
+    for event in engine.events():
+        told[event.key].append(event)
+    assert engine.idle
+    for answer, (prompt, options) in zip(answers, asked, strict=True):
+        assert isinstance(told[answer.key][-1], Finished)
+        assert list(answer) == []  # all was read
+        alone = generate_reference(
+            bundle.model, bundle.codec.grammar, to_request(bundle, prompt, seed=9, **options)
+        )
+        assert answer.finished.usage.written_ids == len(alone)
+        expected = bundle.codec.decode([bundle.codec.vocabulary.bos_id, *alone])
+        assert answer.document.text == expected.text
+        assert [*map(pixels, answer.document.pictures)] == [*map(pixels, expected.pictures)]
+
+
+def test_requests_join_and_leave(engine):
+    first = engine.submit("owl", mode="picture", max_pictures=4)
+    engine.step()
+    second = engine.submit("fox", mode="text", max_tokens=4)
+    first.abort()
+    assert isinstance(second.wait().text, str)
+    first.wait()
+    assert first.finished.reason == "aborted"
+    assert len(first.document.pictures) < 4
+    assert engine.idle
+    first.abort()  # no more to end
+    engine.abort(10_000)
+
+
+def test_abort_inside_a_picture_keeps_what_is_complete(bundle, monkeypatch):
+    monkeypatch.setattr("pardalis.inference.engine.TokenLoop", NaiveLoop)
+    with Engine(bundle) as engine:
+        answer = engine.submit("owl", mode="picture", max_pictures=2)
+        for _ in range(9):
+            engine.step()
+        answer.abort()
+        assert [type(segment) for segment in answer.wait().segments] == [Picture]
+        assert answer.finished.usage.written_ids == 9
+
+
+def test_an_unread_answer_pauses_and_goes_on(engine):
+    slow = engine.submit("owl", mode="picture", max_pictures=4)  # 16 events and Finished
+    for _ in range(25):
+        list(engine.submit("fox", mode="text", max_tokens=2))
+    assert not engine.idle  # it waits to be read
+    assert slow.finished is None
+    events = list(slow)
+    assert len(events) == 17
+    assert engine.idle
+
+
+def test_a_bad_request_harms_nobody(engine):
+    answer = engine.submit("owl", mode="picture")
+    bad = [
+        ("x" * 60, {}, "has 61 ids, which fills the model's context of 40; shorten it"),
+        ("x" * 34, {"mode": "picture"}, "room for 5 more, but 6 are needed"),
+        ("owl", {"mode": "text", "guidance": 3.0}, "Guidance steers how pictures are drawn"),
+        ("owl", {"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ("owl", {"max_pictures": -1}, "max_pictures must be 0 or more, got -1"),
+    ]
+    for prompt, options, message in bad:
+        with pytest.raises(RequestError, match=message):
+            engine.submit(prompt, **options)
+    with pytest.raises(DataError):
+        engine.submit([b"no picture"])
+    assert len(answer.wait().pictures) == 1
+
+
+def test_too_many_waiting(bundle, monkeypatch):
+    monkeypatch.setattr("pardalis.inference.engine.TokenLoop", NaiveLoop)
+    with Engine(bundle, EngineConfig(max_rows=1, max_waiting=2)) as engine:
+        answers = [engine.submit("owl", max_tokens=3) for _ in range(3)]
+        with pytest.raises(RequestError, match="2 requests wait already"):
+            engine.submit("owl")
+        assert all(answer.wait() is not None for answer in answers)
+
+
+def test_a_picture_that_cannot_be_decoded_fails_alone(engine, bundle, monkeypatch):
+    tokenizer = bundle.codec.image_tokenizer
+    monkeypatch.setattr(tokenizer, "images_of", lambda codes: 1 / 0)
+    answer = engine.submit("owl", mode="picture", max_pictures=4)
+    other = engine.submit("fox", mode="text", max_tokens=4)
+    with pytest.raises(RequestError, match="A picture could not be decoded: division by zero"):
+        answer.wait()
+    assert answer.finished.reason == "failed"
+    assert answer.document is None
+    assert other.wait() is not None
+    assert engine.idle
+
+
+def test_threads_submit_read_and_abort(engine):
+    found, errors = {}, []
+
+    def ask(number):
+        try:
+            answer = engine.submit("owl", mode="picture", max_pictures=2, seed=number % 3)
+            if number == 5:
+                answer.abort()
+            found[number] = [*map(pixels, answer.wait().pictures)]
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert sorted(found) == list(range(6))
+    assert found[0] == found[3]
+    assert found[1] == found[4]
+    assert found[0] != found[1]
+    assert engine.idle
+
+
+def test_generate_is_the_engine(bundle):
+    with Engine(bundle) as engine:
+        asked = engine.submit("owl", mode="picture", guidance=2.0, seed=4).wait()
+    made = pardalis.generate(bundle, "owl", mode="picture", guidance=2.0, seed=4)
+    assert [*map(pixels, asked.pictures)] == [*map(pixels, made.pictures)]
+
+
+def test_a_picture_in_the_prompt(engine):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
+    answer = engine.submit([image, "what"], mode="text", max_tokens=3)
+    assert answer.wait().segments
+    assert answer.finished.usage.prompt_ids > 7

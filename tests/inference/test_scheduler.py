@@ -1,0 +1,547 @@
+"""The scheduler in front of a machine that only writes down what it was told to do."""
+
+import random
+from itertools import accumulate
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle as Values
+from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, multiple
+from hypothesis.stateful import rule as step
+
+from pardalis.errors import GrammarError, RequestError
+from pardalis.inference.config import EngineConfig
+from pardalis.inference.request import Contrastive, Guidance, Request
+from pardalis.inference.scheduler import Job, Plan, Scheduler, Stream
+from pardalis.tokens import Grammar, Limits, Mode, Rule, Vocabulary
+
+IDS = Vocabulary.build(n_codes=6, n_text=4)
+GRAMMAR = Grammar(IDS, codes_per_picture=6)
+WRITTEN, RANGES = GRAMMAR.written_ids(), GRAMMAR.ranges()
+CONTEXT = 40
+A = IDS.text.start
+PICTURE = (IDS.begin_image_id, *IDS.image, IDS.end_image_id)
+PROMPTS = [
+    (IDS.bos_id,),
+    (IDS.bos_id, A, A + 1, A, A),
+    (IDS.bos_id, *PICTURE, A),
+    (IDS.bos_id, *PICTURE, *PICTURE),
+    (IDS.bos_id, *PICTURE, A, *PICTURE[:4]),
+    (IDS.bos_id, *PICTURE[:-1]),
+]
+GUIDES = [None, Guidance(text=3.0), Guidance(text=3.0, image=1.2), Contrastive(alpha=0.1, k=2)]
+
+
+def choose(request: Request, rule: Rule, position: int) -> int:
+    """Write as a model would: by the request and the position, whatever runs beside it.
+
+    A request with a negative seed does not end before it must.
+    """
+    allowed = [WRITTEN[i] for i in RANGES[rule]]
+    if request.seed < 0 and len(allowed) > 1:
+        allowed = [i for i in allowed if i != IDS.eos_id]
+    return random.Random(f"{request.seed} {position}").choice(allowed)
+
+
+def answer(request: Request) -> list[int]:
+    """All ids of a request that runs alone."""
+    ids, state = list(request.prompt_ids), GRAMMAR.begin(request.prompt_ids, request.limits)
+    while (rule := GRAMMAR.rule(state, request.limits)) is not Rule.NOTHING:
+        ids.append(choose(request, rule, len(ids)))
+        state = GRAMMAR.advance(state, ids[-1])
+    return ids
+
+
+def pictures_of(ids: list[int]) -> list[int]:
+    return [i for i in ids if i in IDS.image or i in (IDS.bos_id, *PICTURE)]
+
+
+class Machine:
+    """Executes plans; a slot of a page holds the whole prefix that its keys were computed from."""
+
+    def __init__(self, max_rows=4, n_pages=41, window=1, **config) -> None:
+        self.config = EngineConfig(max_rows=max_rows, page_size=4, **config)
+        self.scheduler = Scheduler(self.config, n_pages, GRAMMAR, CONTEXT, window)
+        self.slots: dict[tuple[int, int], int] = {}
+        self.jobs: list[Job] = []
+        self.done: list[Job] = []
+        self.clock = 0  # decoding steps so far
+        self.finished_at: dict[int, int] = {}
+        self.preempted = self.reused = self.prefilled = 0
+
+    def submit(self, request: Request, priority: int = 0) -> Job:
+        job = self.scheduler.submit(request, priority)
+        self.jobs.append(job)
+        self.finish_those_over()
+        return job
+
+    def finish_those_over(self) -> None:
+        for job in [job for job in self.jobs if job.rule is Rule.NOTHING]:
+            self.scheduler.finish(job)
+            self.jobs.remove(job)
+            self.done.append(job)
+            self.finished_at[job.key] = self.clock
+            assert job.main.ids == answer(job.request)
+
+    def run(self, n_plans: int = 2000) -> None:
+        while not self.scheduler.idle:
+            assert (n_plans := n_plans - 1), "does not come to an end"
+            self.execute(self.scheduler.plan())
+
+    def execute(self, plan: Plan) -> None:
+        self.check(plan)
+        self.preempted += len(plan.preempted)
+        self.reused += plan.reused
+        for stream, n in plan.prefill:
+            self.prefilled += n
+            self.compute(stream, n)
+            self.scheduler.read(stream, n)
+        chunks = [(job, self.decode(job, plan.steps)) for job in plan.decode]
+        self.clock += plan.steps if plan.decode else 0
+        for job, ids in chunks:
+            self.scheduler.wrote(job, ids)
+        self.finish_those_over()
+        for job in self.jobs:
+            self.check_linked(job)
+
+    def check(self, plan: Plan) -> None:
+        assert plan.prefill or plan.decode, "an engine that is not idle goes on"
+        assert sum(n for _, n in plan.prefill) <= self.config.prefill
+        assert 1 <= plan.steps <= self.config.steps
+        assert all(n > 0 for _, n in plan.prefill)
+        lanes = [stream.lane for job in plan.decode for stream in job.streams]
+        assert len(lanes) == len(set(lanes))
+        assert set(lanes) <= set(range(1, self.config.max_rows + 1))
+        for job in plan.decode:
+            assert not job.paused
+            assert job.rule is not Rule.NOTHING
+            assert all(stream.ready for stream in job.streams)
+            if job.state.mode is Mode.IMAGE:  # no page is missing until the picture is complete
+                left = job.state.codes_left
+                assert len(job.main.pages) * 4 >= len(job.main.ids) + left + 1
+                for stream in job.linked:
+                    assert len(stream.pages) * 4 >= len(stream.ids) + left
+        assert 0 not in [page for job in self.jobs for page in job.pages]
+
+    def check_linked(self, job: Job) -> None:
+        ids, guidance = job.main.ids, job.request.guidance
+        expected = []
+        if guidance and job.state.codes_left:
+            opened = len(ids) - 1 - ids[::-1].index(IDS.begin_image_id)
+            expected = [[IDS.bos_id, *ids[opened:]]]
+            if guidance == GUIDES[2] and ids.count(IDS.begin_image_id) > 1:
+                expected.append(pictures_of(ids))
+        assert [stream.ids for stream in job.linked] == expected
+
+    def compute(self, stream: Stream, n: int) -> None:
+        """Compute n ids from what is stored of those before them."""
+        prefixes = list(accumulate(stream.ids, lambda h, i: hash((h, i)), initial=0))[1:]
+        for position in range(stream.computed + n):
+            slot = stream.pages[position // 4], position % 4
+            if position < stream.computed:
+                assert self.slots[slot] == prefixes[position]
+            else:
+                owners = [job for job in self.jobs for s in job.streams if slot[0] in s.pages]
+                assert len(owners) == 1, "a page with two owners is never written"
+                self.slots[slot] = prefixes[position]
+
+    def decode(self, job: Job, steps: int) -> list[int]:
+        """What a device does between two looks of the host."""
+        state, ids = job.state, list(job.main.ids)
+        streams = [Stream(list(s.ids), s.computed, list(s.pages)) for s in job.streams]
+        for _ in range(steps):
+            rule = GRAMMAR.rule(state, job.request.limits)
+            if rule is Rule.NOTHING or (job.guided and len(streams) == 1 and rule is Rule.CODE):
+                break
+            if rule is not Rule.CODE:
+                streams = streams[:1]
+            ids.append(choose(job.request, rule, len(ids)))
+            state = GRAMMAR.advance(state, ids[-1])
+            for stream in streams:
+                self.compute(stream, 1)
+                stream.ids.append(ids[-1])
+                stream.computed += 1
+        return ids[len(job.main.ids) :]
+
+    def empty(self) -> bool:
+        """Nothing is held any more: neither pages nor lanes."""
+        self.scheduler.pool.check()
+        free = self.scheduler._lanes
+        return self.scheduler.pool.in_use == 0 and len(set(free)) == self.config.max_rows
+
+
+def request(prompt=0, seed=0, guide=0, room=12, **limits) -> Request:
+    return Request(
+        prompt_ids=PROMPTS[prompt],
+        limits=Limits(room=min(room, CONTEXT - len(PROMPTS[prompt])), **limits),
+        guidance=GUIDES[guide],
+        seed=seed,
+    )
+
+
+def picture(seed=0, n=1, room=None, **options) -> Request:
+    return request(seed=seed, room=room or 8 * n, text=False, max_pictures=n, **options)
+
+
+def text(seed=0, room=4) -> Request:
+    return request(seed=seed, room=room, max_pictures=0)
+
+
+def texts(n: int, room: int) -> list[Request]:
+    """Texts that use all their room."""
+    return [text(-1 - i, room) for i in range(n)]
+
+
+# ── random walks ─────────────────────────────────────────────────────────────────────────────
+
+
+class Walk(RuleBasedStateMachine):
+    """Requests of all kinds come, pause, go on and are given up, in any memory."""
+
+    jobs = Values("jobs")
+
+    @initialize(
+        max_rows=st.integers(1, 6),
+        n_pages=st.integers(12, 60),
+        window=st.integers(1, 4),
+        steps=st.integers(1, 5),
+        prefill=st.integers(1, 30),
+        quantum=st.integers(1, 12),
+    )
+    def build(self, **options):
+        self.machine = Machine(max_waiting=6, **options)
+        self.seed = 0
+
+    @step(
+        target=jobs,
+        prompt=st.integers(0, len(PROMPTS) - 1),
+        guide=st.integers(0, len(GUIDES) - 1),
+        room=st.integers(1, 40),
+        text=st.booleans(),
+        max_pictures=st.sampled_from([None, 0, 1, 2, 3]),
+        one_turn=st.booleans(),
+        priority=st.sampled_from([0, 0, 0, 1]),
+    )
+    def submit(self, priority, **options):
+        self.seed += 1
+        try:
+            return self.machine.submit(request(seed=self.seed, **options), priority)
+        except RequestError:
+            return multiple()
+
+    @step(job=jobs, paused=st.booleans())
+    def pause(self, job, paused):
+        if job in self.machine.jobs:
+            self.machine.scheduler.pause(job, paused)
+
+    @step(job=consumes(jobs))
+    def abort(self, job):
+        if job in self.machine.jobs:
+            self.machine.jobs.remove(job)
+            self.machine.scheduler.finish(job)
+
+    @step(n=st.integers(1, 6))
+    def go_on(self, n):
+        for _ in range(n):
+            if not self.machine.scheduler.idle:
+                self.machine.execute(self.machine.scheduler.plan())
+
+    @invariant()
+    def the_books_agree(self):
+        if hasattr(self, "machine"):
+            self.machine.scheduler.pool.check()
+
+    def teardown(self):
+        if hasattr(self, "machine"):
+            for job in self.machine.jobs:
+                self.machine.scheduler.pause(job, False)
+            self.machine.run()
+            assert not self.machine.jobs
+            assert self.machine.empty()
+
+
+Walk.TestCase.settings = settings(
+    max_examples=int(__import__("os").environ.get("N", "100")),
+    stateful_step_count=30,
+    deadline=None,
+)
+TestWalk = Walk.TestCase
+
+
+@pytest.mark.parametrize("n_pages", [19, 24, 100])
+@pytest.mark.parametrize("quantum", [2, 64])
+def test_a_crowd_in_any_memory(n_pages, quantum):
+    machine = Machine(max_rows=5, n_pages=n_pages, quantum=quantum)
+    for seed in range(60):
+        options = {"prompt": seed % 6, "guide": seed % 4, "room": 12 + seed % 9}
+        machine.submit(request(seed=seed, max_pictures=seed % 3, **options), priority=seed % 2)
+    machine.run()
+    assert len(machine.done) == 60
+    assert n_pages < 100 or machine.preempted == 0
+    assert machine.empty()
+
+
+# ── lanes and linked streams ─────────────────────────────────────────────────────────────────
+
+
+def test_a_guided_picture_gets_its_lanes_and_returns_them():
+    machine = Machine(max_rows=3, steps=1)
+    machine.submit(request(prompt=2, guide=2, room=30, max_pictures=1))
+    free = set()
+    while machine.jobs:
+        plan = machine.scheduler.plan()
+        free.add((machine.jobs[0].state.mode, machine.jobs[0].state.pictures,
+                  len(machine.scheduler._lanes)))  # fmt: skip
+        machine.execute(plan)
+    # Three from the start, while a picture may come; one after it.
+    drew = {n for mode, pictures, n in free if mode is Mode.TEXT and pictures == 1}
+    assert {n for mode, pictures, n in free if pictures == 0} == {0}
+    assert drew <= {2}
+
+
+@pytest.mark.parametrize(
+    "prompt, guide, n, width",
+    [
+        (1, 0, 1, 1),  # not guided
+        (1, 1, 2, 2),
+        (1, 2, 1, 2),  # the first picture of all: no earlier ones
+        (1, 2, 2, 3),
+        (2, 2, 1, 3),
+        (2, 3, 1, 2),
+        (4, 2, 0, 3),  # the prompt ends inside its second picture
+        (5, 2, 0, 1),  # it has all codes
+    ],
+)
+def test_how_many_lanes_are_set_aside(prompt, guide, n, width):
+    machine = Machine(max_rows=4)
+    job = machine.submit(request(prompt=prompt, guide=guide, room=20, text=False, max_pictures=n))
+    machine.scheduler.plan()
+    assert len(job.lanes) == width
+
+
+def test_scales_of_one_are_no_guidance():
+    job = Machine().submit(Request(prompt_ids=(IDS.bos_id,), limits=Limits(room=9),
+                                   guidance=Guidance(text=1.0)))  # fmt: skip
+    assert not job.guided
+
+
+def test_linked_streams_are_read_before_the_job_decodes():
+    machine = Machine(prefill=8)
+    job = machine.submit(request(prompt=4, guide=2, room=4, text=False, max_pictures=0))
+    decoded = []
+    while machine.jobs:
+        plan = machine.scheduler.plan()
+        decoded.append(job in plan.decode)
+        machine.execute(plan)
+    # 13 ids, 4 of the picture alone, 12 of the pictures; the last two begin as the first does.
+    assert (machine.prefilled, machine.reused) == (17, 12)
+    assert decoded == [False] * 3 + [True] * (len(decoded) - 3)
+
+
+# ── passes ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_reading_shares_a_pass_with_one_step_of_writing():
+    machine = Machine(prefill=5, steps=4)
+    machine.submit(text(room=30))
+    assert machine.scheduler.plan().steps == 4
+    late = machine.submit(request(prompt=2, room=20, max_pictures=0))
+    plan = machine.scheduler.plan()
+    assert (plan.prefill, plan.steps, len(plan.decode)) == ([(late.main, 5)], 1, 1)
+    machine.execute(plan)
+    assert machine.scheduler.plan().prefill == [(late.main, 4)]
+
+
+@pytest.mark.parametrize(
+    "asked, steps",
+    [
+        (text(room=3), 3),
+        (text(room=30), 8),
+        (request(prompt=5, text=False, max_pictures=0), 1),  # end_image
+        (request(prompt=5, text=False, max_pictures=1), 8),
+        (request(prompt=5, guide=1, text=False, max_pictures=1), 2),  # and begin_image
+        (picture(), 8),
+        (picture(guide=1), 1),  # begin_image, then the linked stream must be read
+    ],
+)
+def test_no_more_steps_than_can_be_used(asked, steps):
+    machine = Machine(steps=8)
+    machine.submit(asked)
+    while (plan := machine.scheduler.plan()).prefill:
+        machine.execute(plan)
+    assert plan.steps == steps
+
+
+def test_a_prefix_is_computed_once():
+    machine = Machine(prefill=16)
+    long = (IDS.bos_id, *PICTURE, *PICTURE, A, A, A)
+    for seed in range(4):
+        machine.submit(Request(prompt_ids=long, limits=Limits(room=4), seed=seed))
+    machine.run()
+    # 19 ids each; what others read in the same pass cannot be shared, everything before it is.
+    assert machine.reused >= 3 * 12
+    assert machine.reused + machine.prefilled == 4 * 19
+    before = machine.prefilled
+    machine.submit(Request(prompt_ids=(*long, A), limits=Limits(room=4), seed=0))
+    machine.run()
+    assert machine.prefilled - before == 20 % 4
+
+
+def test_an_answer_is_a_prefix_of_the_next_question():
+    machine = Machine()
+    first = machine.submit(picture(prompt=1))
+    machine.run()
+    prompt = (*first.main.ids, A)
+    machine.submit(Request(prompt_ids=prompt, limits=Limits(room=2)))
+    machine.run()
+    assert machine.reused == 12  # of 13 ids
+
+
+# ── pressure ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_least_important_gives_its_memory():
+    machine = Machine(n_pages=9, steps=1)  # 8 pages; a text of 29 ids takes all of them
+    jobs = [machine.submit(text(-1 - i, room=28), priority=(1, 0, 1)[i]) for i in range(3)]
+    order = []
+    while machine.jobs:
+        plan = machine.scheduler.plan()
+        order += plan.preempted
+        machine.execute(plan)
+    assert order[0] is jobs[1]  # lowest priority, although the third came later
+    assert jobs[0] not in order
+    assert machine.empty()
+
+
+def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
+    machine = Machine(max_rows=1, n_pages=9, steps=2)
+    reader = machine.submit(text(-1, room=28), priority=5)
+    for _ in range(4):
+        machine.execute(machine.scheduler.plan())
+    machine.scheduler.pause(reader, True)
+    assert reader.lanes == []
+    assert reader.pages
+    machine.submit(text(-2, room=28))
+    machine.run()
+    assert machine.scheduler.idle
+    assert machine.preempted
+    assert machine.jobs == [reader]
+    machine.scheduler.pause(reader, False)
+    machine.run()
+    assert machine.empty()
+
+
+# ── fairness ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_short_texts_among_long_pictures():
+    machine = Machine(max_rows=4, steps=4, quantum=8, n_pages=200)
+    for seed in range(6):
+        machine.submit(picture(seed, n=4, guide=1))
+    for _ in range(8):
+        machine.execute(machine.scheduler.plan())
+    asked = machine.clock
+    shorts = [machine.submit(request_) for request_ in texts(8, room=4)]
+    machine.run()
+    # Two pictures run at a time, and the other four are ahead in the queue: two rounds of them, of
+    # a quantum and some steps each, before the first text; then four texts share what they leave.
+    waits = [machine.finished_at[job.key] - asked for job in shorts]
+    assert max(waits) <= 6 * (8 + 4 + 2)
+    assert max(waits) < max(machine.finished_at.values()) - asked
+
+
+def test_equals_take_turns():
+    machine = Machine(max_rows=1, steps=2, quantum=4)
+    jobs = [machine.submit(asked) for asked in texts(3, room=30)]
+    lead = 0
+    while machine.jobs:
+        machine.execute(machine.scheduler.plan())
+        lengths = [len(job.main.ids) for job in jobs if job in machine.jobs]
+        lead = max(lead, max(lengths, default=0) - min(lengths, default=0))
+    assert lead <= 4
+    assert machine.preempted == 0  # memory is no reason here
+
+
+def test_a_higher_priority_goes_first_and_a_lower_one_finishes_after_it():
+    machine = Machine(max_rows=2, steps=2, quantum=64)
+    low = [machine.submit(asked) for asked in texts(2, room=20)]
+    machine.execute(machine.scheduler.plan())
+    high = [machine.submit(asked, priority=1) for asked in texts(6, room=10)]
+    machine.run()
+    last = max(machine.finished_at[job.key] for job in high)
+    assert all(machine.finished_at[job.key] > last for job in low)
+    assert last <= 2 + 3 * 10
+
+
+def test_a_wide_job_is_not_passed_over():
+    machine = Machine(max_rows=3, steps=1, quantum=4, n_pages=200)
+    for asked in texts(3, room=30):
+        machine.submit(asked)
+    machine.execute(machine.scheduler.plan())
+    wide = machine.submit(picture(prompt=2, guide=2))
+    for asked in texts(30, room=3):
+        machine.submit(asked)
+    while not wide.lanes:
+        machine.execute(machine.scheduler.plan())
+        assert machine.clock <= 8
+    machine.run()
+
+
+def test_turns_are_taken_in_short_memory_too():
+    machine = Machine(max_rows=4, n_pages=12, steps=2, quantum=6)
+    long = [machine.submit(asked) for asked in texts(2, room=35)]
+    while len(long[0].main.ids) < 20:
+        machine.execute(machine.scheduler.plan())
+    short = machine.submit(texts(1, room=4)[0])
+    machine.run()
+    assert machine.finished_at[short.key] < min(machine.finished_at[job.key] for job in long)
+    assert machine.preempted
+
+
+# ── admission ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "asked, options, sentence",
+    [
+        (text(room=9), {"n_pages": 3}, "may take 3 pages of the cache, which has 2 of 4 ids"),
+        (
+            Request(prompt_ids=PROMPTS[1], limits=Limits(room=36)),
+            {},
+            "The prompt has 5 ids and the answer may have 36, more than the model's context of 40",
+        ),
+        (
+            picture(prompt=2, guide=2),
+            {"max_rows": 2},
+            "take 3 rows of a pass, but the engine has 2",
+        ),
+        (picture(guide=1), {"n_pages": 5}, "may take 5 pages of the cache, which has 4"),
+        (Request(prompt_ids=(), limits=Limits(room=3)), {}, "The prompt has no ids"),
+        (picture(n=1, room=3), {}, "there is room for 3 more, but 8 are needed"),
+    ],
+)
+def test_what_can_never_run_is_refused(asked, options, sentence):
+    machine = Machine(**options)
+    with pytest.raises(RequestError, match=sentence):
+        machine.submit(asked)
+    assert machine.scheduler.idle
+
+
+def test_a_malformed_prompt():
+    with pytest.raises(GrammarError):
+        Machine().submit(Request(prompt_ids=(A,), limits=Limits(room=3)))
+
+
+def test_too_many_waiting():
+    machine = Machine(max_rows=2, max_waiting=3)
+    for asked in texts(5, room=30):
+        machine.submit(asked)
+    with pytest.raises(RequestError, match="5 requests wait already"):
+        machine.submit(text(5))
+    machine.execute(machine.scheduler.plan())
+    with pytest.raises(RequestError, match="3 requests wait already"):
+        machine.submit(text(5))
+    machine.run()
+    machine.submit(text(6))
+    machine.run()

@@ -1,0 +1,290 @@
+"""The token loop equals the naive one, id for id, whatever shares its passes and its memory."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pardalis.errors import GrammarError, RequestError
+from pardalis.inference import (
+    Contrastive,
+    EngineConfig,
+    Guidance,
+    Request,
+    SamplingConfig,
+    TokenLoop,
+    generate_ids,
+    generate_reference,
+)
+from pardalis.model import Decoder, initialise
+from pardalis.tokens import Limits, Vocabulary
+
+IDS = Vocabulary.build(n_codes=12, n_text=20)
+A = IDS.text.start
+CODES = [IDS.image.start + c for c in (3, 1, 4, 1)]
+PICTURE = (IDS.begin_image_id, *CODES, IDS.end_image_id)
+PROMPTS = [
+    (IDS.bos_id,),
+    (IDS.bos_id, A, A + 1, A + 2),
+    (IDS.bos_id, A, *PICTURE, A + 5),
+    (IDS.bos_id, A, IDS.begin_image_id, *CODES[:2]),
+    (IDS.bos_id, *PICTURE, A, IDS.begin_image_id, CODES[0]),
+]
+SAMPLINGS = [
+    SamplingConfig(temperature=0.0),
+    SamplingConfig(temperature=1.0),
+    SamplingConfig(temperature=1.5, top_k=5),
+    SamplingConfig(temperature=0.8, top_p=0.7),
+]
+LIMITS = [
+    Limits(room=25),
+    Limits(room=25, max_pictures=0),
+    Limits(room=25, text=False, max_pictures=2),
+    Limits(room=20, max_pictures=1),
+    Limits(room=25, one_turn=True),
+]
+GUIDES = [None, Guidance(text=3.0), Guidance(text=3.0, image=1.2), Contrastive(alpha=0.2, k=3)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config) -> Decoder:
+    return initialise(Decoder(tiny_config), seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    return [
+        Request(
+            prompt_ids=prompt, limits=limits, text=sampling, picture=sampling, guidance=guide,
+            seed=n,
+        )
+        for n, (prompt, sampling, limits, guide) in enumerate(
+            itertools.product(PROMPTS, SAMPLINGS, LIMITS, GUIDES)
+        )
+        if n % 5 == 0  # a fifth of the product, every factor met with every other
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(requests, model, grammar) -> list[list[int]]:
+    return [generate_reference(model, grammar, request) for request in requests]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EngineConfig(),
+        EngineConfig(steps=1, max_rows=3, page_size=1),
+        EngineConfig(steps=3, max_rows=64, page_size=5, prefill=4),
+        EngineConfig(steps=32, max_rows=5, page_size=2, quantum=2),
+        EngineConfig(cache_ids=120, page_size=4, max_rows=12, quantum=5),
+    ],
+    ids=["default", "one by one", "wide", "long steps", "little memory"],
+)
+def test_equals_the_reference(config, requests, expected, model, grammar):
+    answers = generate_ids(model, grammar, requests, config)
+    for request, answer, right in zip(requests, answers, expected, strict=True):
+        assert answer == right, request
+
+
+def test_little_memory_was_little(requests, model, grammar):
+    """The case above preempts, so it shows that preemption loses nothing."""
+    loop = TokenLoop(model, grammar, EngineConfig(cache_ids=120, page_size=4, max_rows=12))
+    for request in requests:
+        loop.submit(request)
+    while not loop.idle:
+        loop.step()
+    assert loop.statistics.preempted > 5
+    assert loop.scheduler.pool.in_use == 0
+    loop.scheduler.pool.check()
+
+
+def test_any_company_any_order(requests, expected, model, grammar):
+    """Requests come at random while others run; some of those are given up half-way."""
+    draw = random.Random(1)
+    loop = TokenLoop(model, grammar, EngineConfig(max_rows=6, steps=2, page_size=3, quantum=6))
+    numbers = draw.sample(range(len(requests)), 40)
+    answers: dict[int, list[int]] = {}
+    number_of: dict[int, int] = {}
+    given_up = set()
+    waiting = list(numbers)
+    while waiting or not loop.idle:
+        for _ in range(min(draw.choice([0, 0, 1, 4]), len(waiting))):
+            number = waiting.pop()
+            key = loop.submit(requests[number], priority=draw.choice([0, 0, 1]))
+            number_of[key], answers[key] = number, []
+        running = [key for key in answers if key not in given_up]
+        if running and draw.random() < 0.05:
+            given_up.add(key := draw.choice(running))
+            loop.abort(key)
+        for progress in loop.step():
+            answers[progress.key] += progress.ids
+    kept = [key for key in answers if key not in given_up]
+    assert len(kept) > 25
+    for key in kept:
+        assert answers[key] == expected[number_of[key]]
+    for key in given_up:
+        assert answers[key] == expected[number_of[key]][: len(answers[key])]
+    assert loop.scheduler.pool.in_use == 0
+
+
+def test_answers_are_well_formed_and_use_their_limits(requests, expected, grammar):
+    drew = 0
+    for request, answer in zip(requests, expected, strict=True):
+        whole = [*request.prompt_ids, *answer]
+        assert len(answer) <= request.limits.room
+        grammar.validate(whole if whole[-1] == IDS.eos_id else [*whole, IDS.eos_id])
+        opened = answer.count(IDS.begin_image_id)
+        drew += opened
+        if not request.limits.text:
+            assert opened == 2
+            assert not any(i in IDS.text for i in answer)
+        if request.limits.max_pictures is not None:
+            assert opened <= request.limits.max_pictures
+    assert drew > 10
+
+
+def test_the_seed_decides(model, grammar):
+    def ask(seed: int) -> list[int]:
+        request = Request(prompt_ids=PROMPTS[1], limits=Limits(room=30), seed=seed)
+        return generate_ids(model, grammar, [request])[0]
+
+    assert ask(1) == ask(1)
+    assert len({tuple(ask(seed)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("guide", GUIDES[1:])
+def test_guidance_changes_codes(guide, model, grammar):
+    def ask(guidance: object) -> list[int]:
+        request = Request(
+            prompt_ids=PROMPTS[2],
+            limits=Limits(room=30, text=False, max_pictures=3),
+            guidance=guidance,
+        )
+        return generate_ids(model, grammar, [request])[0]
+
+    assert ask(None) != ask(guide)
+
+
+class NoReads(TorchDispatchMode):
+    """Raises where the host would wait for a number of the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("the host read a number of the device")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
+    """Between two looks of the host at what was written, no number leaves the device."""
+    loop = TokenLoop(model, grammar, EngineConfig(max_rows=8, steps=4, window=window))
+    ran = []
+
+    def watched(name: str) -> None:
+        real = getattr(loop.steps, name)
+
+        def run(*arguments):
+            ran.append(name)
+            with NoReads():
+                return real(*arguments)
+
+        monkeypatch.setattr(loop.steps, name, run)
+
+    watched("run")
+    watched("read")
+    for request in requests[::3]:
+        loop.submit(request)
+    while not loop.idle:
+        loop.step()
+    assert set(ran) == {"run", "read"}
+
+
+def test_the_watch_sees_a_read():
+    with pytest.raises(AssertionError, match="read a number"), NoReads():
+        torch.ones(1).item()
+
+
+def test_a_shared_prompt_is_read_once(model, grammar):
+    prompt = (IDS.bos_id, A, *PICTURE, *range(A, A + 9))
+    loop = TokenLoop(model, grammar, EngineConfig(page_size=4, max_rows=1))
+    for seed in range(3):
+        loop.submit(Request(prompt_ids=prompt, limits=Limits(room=5), seed=seed))
+    while not loop.idle:
+        loop.step()
+    whole_pages = (len(prompt) - 1) // 4 * 4
+    assert loop.statistics.reused_ids == 2 * whole_pages
+    assert loop.statistics.prefilled_ids == 3 * (len(prompt) - 1) - 2 * whole_pages
+
+
+def test_a_picture_costs_no_prompt_reading(model, grammar):
+    """Entering and leaving pictures computes no id twice, and every id exactly once."""
+    request = Request(prompt_ids=PROMPTS[1], limits=Limits(room=30, text=False, max_pictures=4))
+    loop = TokenLoop(model, grammar, EngineConfig())
+    loop.submit(request)
+    while not loop.idle:
+        loop.step()
+    assert loop.statistics.prefilled_ids == len(PROMPTS[1]) - 1
+    assert loop.statistics.written_ids == 4 * 6
+
+
+def test_reasons(model, grammar):
+    def reason(limits: Limits, **more) -> str:
+        loop = TokenLoop(model, grammar, EngineConfig())
+        loop.submit(Request(prompt_ids=PROMPTS[1], limits=limits, **more))
+        while True:
+            for progress in loop.step():
+                if progress.finished:
+                    return progress.finished
+
+    assert reason(Limits(room=12, text=False, max_pictures=2)) == "pictures"
+    assert reason(Limits(room=1)) == "length"
+    found = {reason(Limits(room=30, one_turn=True), seed=n) for n in range(40)}
+    assert found == {"turn", "eos", "length"}
+
+
+def test_paused_requests_wait_and_lose_nothing(requests, expected, model, grammar):
+    loop = TokenLoop(model, grammar, EngineConfig(max_rows=4, steps=2))
+    number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
+    key = loop.submit(requests[number])
+    written: list[int] = []
+    for _ in range(3):
+        written += [i for progress in loop.step() for i in progress.ids]
+    loop.pause(key, True)
+    assert loop.idle
+    assert loop.step() == []
+    loop.pause(key, False)
+    while not loop.idle:
+        written += [i for progress in loop.step() for i in progress.ids]
+    assert written == expected[number]
+
+
+def test_abort_says_so_once(model, grammar):
+    loop = TokenLoop(model, grammar, EngineConfig())
+    key = loop.submit(Request(prompt_ids=PROMPTS[1], limits=Limits(room=30)))
+    loop.step()
+    loop.abort(key)
+    loop.abort(key)
+    loop.abort(99)
+    assert [p.finished for p in loop.step()] == ["aborted"]
+    assert loop.idle
+
+
+def test_refuses_what_cannot_be(model, grammar):
+    loop = TokenLoop(model, grammar, EngineConfig(max_waiting=0, max_rows=1))
+    short = Limits(room=3, text=False, max_pictures=1)
+    with pytest.raises(RequestError, match="room for 3 more, but 6 are needed"):
+        loop.submit(Request(prompt_ids=PROMPTS[0], limits=short))
+    with pytest.raises(RequestError, match="context of 48"):
+        loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=48)))
+    with pytest.raises(GrammarError):
+        loop.submit(Request(prompt_ids=(IDS.eos_id,), limits=Limits(room=4)))
+    loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
+    with pytest.raises(RequestError, match="wait already"):
+        loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
+
+
+def test_nothing_asked(model, grammar):
+    assert generate_ids(model, grammar, []) == []
