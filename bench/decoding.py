@@ -8,7 +8,7 @@ ids greedily. Peak memory is that of a process for each side. The last line is J
 
     python bench/decoding.py                              # two cores: both sizes
     python bench/decoding.py --sizes 15M --rounds 1 --codes 64
-    python bench/decoding.py --device cuda                # one GPU: ours alone, Chameleon-7B's shape
+    python bench/decoding.py --device cuda                # one GPU: ours, Chameleon-7B's shape
 """
 
 import argparse

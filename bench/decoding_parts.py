@@ -12,8 +12,8 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import date
 from itertools import count
@@ -43,19 +43,13 @@ def stored_layout() -> AbstractContextManager[object]:
     return patch.object(engine_weights, "_has_layout", lambda weight: False)
 
 
-@contextmanager
-def whole_head() -> Iterator[None]:
+def whole_head() -> AbstractContextManager[object]:
     """Multiply the whole head at every step, and drop what a row cannot write."""
-    head = engine_weights.Head
 
-    def picture(self: engine_weights.Head, hidden: Tensor) -> Tensor:
-        return self.all(hidden)[:, : self.n_codes]
+    def picture(head: engine_weights.Head, hidden: Tensor) -> Tensor:
+        return head.all(hidden)[:, : head.n_codes]
 
-    def all_of(self: engine_weights.Head, hidden: Tensor) -> Tensor:
-        return torch.cat([self._picture(hidden), self._text(hidden)], dim=-1)
-
-    with patch.object(head, "picture", picture), patch.object(head, "all", all_of):
-        yield
+    return patch.object(engine_weights.Head, "picture", picture)
 
 
 # Name: the engine's configuration, and what is changed of its code while it is built and runs.

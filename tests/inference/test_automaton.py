@@ -30,13 +30,14 @@ def rows(states: list[State], last: list[int], columns: list[int]) -> RowState:
 
 
 def limits_of(limits: list[Limits], attached: list[int] | None = None) -> RowLimits:
+    most = [NO_LIMIT if x.max_pictures is None else x.max_pictures for x in limits]
     return RowLimits(
         text=torch.tensor([int(x.text) for x in limits]),
-        max_pictures=torch.tensor([NO_LIMIT if x.max_pictures is None else x.max_pictures for x in limits]),
+        max_pictures=torch.tensor(most),
         one_turn=torch.tensor([int(x.one_turn) for x in limits]),
         guided=torch.tensor([int(attached is not None)] * len(limits)),
         attached=torch.tensor(attached or [-1] * len(limits)),
-    )  # fmt: skip
+    )
 
 
 def test_walks_as_the_grammar_does(grammar):

@@ -8,7 +8,14 @@ from pardalis.inference.cache import PagedCache, Row, Rows
 from pardalis.model import Decoder, ModelConfig, initialise
 
 CONFIG = ModelConfig(
-    vocab_size=40, context=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, init_std=0.3
+    vocab_size=40,
+    context=64,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=64,
+    init_std=0.3,
 )
 MODEL = initialise(Decoder(CONFIG), seed=0).eval()
 
@@ -37,10 +44,7 @@ def test_rows_in_pages_equal_rows_alone(data):
             slack = data.draw(st.integers(0, 3))
             rows = Rows(
                 cache,
-                [
-                    Row(pages[i], n, read[i] + n + slack)
-                    for i, n in zip(chosen, parts, strict=True)
-                ],
+                [Row(pages[i], n, read[i] + n + slack) for i, n in zip(chosen, parts, strict=True)],
             )
             spans = [(i, read[i], read[i] + n) for i, n in zip(chosen, parts, strict=True)]
             ids = torch.cat([texts[i][a:b] for i, a, b in spans])

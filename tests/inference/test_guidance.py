@@ -1,5 +1,7 @@
 """Guidance against its formulas, and contrastive decoding against sets."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from pardalis.inference.request import Contrastive, Guidance
 
 P = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
 GENERATOR = torch.Generator().manual_seed(0)
-L, U, I = (3 * torch.randn(1, 9, generator=GENERATOR) for _ in range(3))
+L, U, S = (3 * torch.randn(1, 9, generator=GENERATOR) for _ in range(3))
 
 
 def one(guide, logits=L, alone=U, pictures=None):
@@ -38,8 +40,8 @@ def test_two_way():
 
 def test_three_way():
     """As in Chameleon's release, with its scales."""
-    expected = U + 1.2 * (I - U) + 3.0 * (L - I)
-    torch.testing.assert_close(one(Guidance(text=3.0, image=1.2), pictures=I), expected)
+    expected = U + 1.2 * (S - U) + 3.0 * (L - S)
+    torch.testing.assert_close(one(Guidance(text=3.0, image=1.2), pictures=S), expected)
 
 
 def test_without_earlier_pictures_three_ways_are_two():
@@ -50,7 +52,7 @@ def test_without_earlier_pictures_three_ways_are_two():
 
 
 def test_scales_of_one_are_the_context_itself():
-    torch.testing.assert_close(one(Guidance(text=1.0, image=1.0), pictures=I), L)
+    torch.testing.assert_close(one(Guidance(text=1.0, image=1.0), pictures=S), L)
 
 
 # ── contrastive decoding ─────────────────────────────────────────────────────────────────────────
@@ -73,7 +75,7 @@ def test_candidates_grow_with_k():
     for seed in range(20):
         logits = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
         sets = [kept(Contrastive(alpha=0.8, k=k), logits) for k in range(1, 7)]
-        assert all(fewer <= more for fewer, more in zip(sets, sets[1:], strict=False))
+        assert all(fewer <= more for fewer, more in itertools.pairwise(sets))
         assert len(sets[0]) >= 1
 
 
@@ -131,9 +133,7 @@ def test_rows_of_all_forms_share_a_batch():
 def test_a_row_without_guidance_ignores_the_streams():
     broken = torch.full_like(L, torch.nan)
     guides = [None, Contrastive(alpha=0.4, k=2)]
-    both = guided(
-        torch.cat([L, L]), torch.cat([broken, U]), None, Guide.of(guides), largest_k=2
-    )
+    both = guided(torch.cat([L, L]), torch.cat([broken, U]), None, Guide.of(guides), largest_k=2)
     assert torch.equal(both[:1], L)
 
 

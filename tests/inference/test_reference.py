@@ -61,7 +61,7 @@ def greedy_codes(model, prompt, mix):
     return codes
 
 
-@pytest.mark.parametrize("prompt", [AFTER_TEXT, AFTER_PICTURE])
+@pytest.mark.parametrize("prompt", [AFTER_TEXT, *((*AFTER_PICTURE, A + n) for n in range(5))])
 @pytest.mark.parametrize(
     ("guidance", "mix"),
     [
@@ -84,7 +84,7 @@ def test_codes_of_each_form(tiny_model, grammar, guidance, mix, prompt):
 
 def test_forms_that_agree(tiny_model, grammar):
     free = Limits(room=30)
-    for seed in range(4):
+    for seed in range(2):
         plain = ask(tiny_model, grammar, None, limits=free, seed=seed)
         assert ask(tiny_model, grammar, Guidance(text=1.0), limits=free, seed=seed) == plain
         one = Limits(room=6, text=False, max_pictures=1)
@@ -111,10 +111,10 @@ def test_guidance_leaves_text_alone(tiny_model, grammar):
 
 
 def test_answers_are_well_formed(tiny_model, grammar):
-    drawn = 0
-    for seed in range(12):
+    drawn, hot = 0, SamplingConfig(temperature=5.0)
+    for seed in range(24):
         guidance = [None, Guidance(text=2.0), Contrastive(alpha=0.1, k=4)][seed % 3]
-        answer = ask(tiny_model, grammar, guidance, limits=Limits(room=25), seed=seed)
+        answer = ask(tiny_model, grammar, guidance, limits=Limits(room=25), text=hot, seed=seed)
         whole = [*AFTER_TEXT, *answer]
         grammar.validate(whole)
         assert len(answer) <= 25

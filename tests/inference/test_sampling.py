@@ -48,9 +48,7 @@ def slow_choice(logits, config, seed, index, allowed):
         before = probabilities.cumsum(0) - probabilities
         least = scaled[order[before < config.top_p]].min()
         scaled = scaled.masked_fill(scaled < least, -torch.inf)
-    noise = gumbel_noise(
-        torch.tensor([seed]), torch.tensor([index]), prepare_ids(torch.arange(n))
-    )
+    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([index]), prepare_ids(torch.arange(n)))
     return (scaled + noise[0]).argmax()
 
 
@@ -300,11 +298,11 @@ def test_ids_whose_hashes_are_alike_are_independent(bit):
 def test_each_bit_changes_half_of_the_noise(place):
     """Avalanche: whichever bit of an input flips, each upper bit of the noise flips half the time.
 
-    Ids and positions have 20 bits here, seeds all of their 63.
+    Ids and positions have 18 bits here, seeds all of their 63.
     """
-    seeds, index = torch.arange(300), torch.arange(300) * 5
+    seeds, index = torch.arange(100), torch.arange(100) * 5
     before = (uniform(seeds, index, IDS[:100]) * 2**8).long()
-    for bit in range(63 if place == "seed" else 20):
+    for bit in range(63 if place == "seed" else 18):
         after = uniform(
             seeds ^ (2**bit) if place == "seed" else seeds,
             index ^ (2**bit) if place == "index" else index,
@@ -313,7 +311,7 @@ def test_each_bit_changes_half_of_the_noise(place):
         flipped = before ^ (after * 2**8).long()
         for upper in range(8):
             share = ((flipped >> upper) & 1).double().mean()
-            assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(30_000), (bit, upper)
+            assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(10_000), (bit, upper)
 
 
 def test_the_tail_reaches_as_far_as_it_should():

@@ -133,3 +133,13 @@ def test_bfloat16_stays_bfloat16(tiny_model, grammar: Grammar, ids):
         assert hidden.dtype == torch.bfloat16
         torch.testing.assert_close(hidden, expected, rtol=0.05, atol=0.05)
         assert Head(model, grammar, "stored").all(hidden[0]).dtype == torch.bfloat16
+
+
+def test_a_compiler_sees_packed_weights_as_one_operation():
+    generator = torch.Generator().manual_seed(0)
+    linear = PackedLinear(torch.randn(8, 4, generator=generator))
+    rows = torch.randn(3, 4, generator=generator)
+    operation = torch.ops.pardalis.packed_linear.default
+    arguments = rows, linear.number, linear.n_outputs
+    torch.library.opcheck(operation, arguments)
+    assert torch.equal(operation(*arguments), linear(rows))

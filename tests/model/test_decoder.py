@@ -216,7 +216,8 @@ def test_the_rotation_turns_by_scaled_frequencies():
     angles = torch.tensor([1.0, 0.0297535, 0.00125, 0.000125]).repeat(2)
     for at, position in enumerate((0, 1, 8)):
         torch.testing.assert_close(cos[0, at, 0], (position * angles).cos(), rtol=0, atol=1e-6)
-        torch.testing.assert_close(sin[0, at, 0], (position * angles).sin(), rtol=0, atol=1e-6)
+        signed = (position * angles).sin() * torch.tensor([-1.0, 1.0]).repeat_interleave(4)
+        torch.testing.assert_close(sin[0, at, 0], signed, rtol=0, atol=1e-6)
 
 
 def test_a_decoder_scales_its_rope(tiny_config):

@@ -186,7 +186,9 @@ def _answer_file(options: argparse.Namespace) -> None:
         )
     read_lines(options.prompts)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
-    with Engine(bundle, _configured(EngineConfig(), options)) as engine:
+    # Nobody waits for one prompt of a file before another, so none gives its row to the next.
+    config = EngineConfig(quantum=bundle.model.config.context)
+    with Engine(bundle, _configured(config, options)) as engine:
         work = PromptFile(engine, options.prompts, options.out, _asked(options))
         work.settle(options.bundle)
         summary = work.run()

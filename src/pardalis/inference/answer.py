@@ -113,11 +113,15 @@ def _finished(engine: Engine) -> int:
 
 
 def fitting(requests: Sequence[Request]) -> EngineConfig:
-    """Return a configuration whose cache is no larger than requests need."""
+    """Return a configuration for requests of one client, with no larger a cache than they need."""
     default = EngineConfig()
     rows = [1 if r.guidance is None else 3 for r in requests]
     max_rows = max(max(rows), min(sum(rows), default.max_rows))
     whole = [len(r.prompt_ids) + r.limits.room for r in requests]
     lengths = (n for n, n_rows in zip(whole, rows, strict=True) for _ in range(n_rows))
     pages = (-(-n // default.page_size) + 1 for n in nlargest(max_rows, lengths))
-    return EngineConfig(max_rows=max_rows, cache_ids=sum(pages) * default.page_size)
+    return EngineConfig(
+        max_rows=max_rows,
+        cache_ids=sum(pages) * default.page_size,
+        quantum=max(whole),  # whoever waits for all gains nothing when one gives way
+    )

@@ -23,6 +23,7 @@ class EngineConfig:
     max_waiting: int = 1024  # requests that may wait; more are refused
     max_unread: int = 1024  # events a client may leave unread before its request pauses
     window: int | None = None  # codes guessed ahead in a picture; 1: none, None: where it pays
+    overlap: bool | None = None  # begin steps before the last are looked at; None: on a GPU
     compiled: bool = False  # compile the steps: minutes to begin with, faster from then on
     weights: Literal["stored", "int8"] = "stored"  # int8 halves or quarters what a step reads
 

@@ -53,7 +53,7 @@ class PagePool:
             return None
         if n > self._n_free:
             # Some more than asked, so that what is free lies in runs.
-            self._evict(max(n, len(self._counts) // 16))
+            self._evict(max(n, len(self._counts) // 8))
         pages: list[int] = []
         while len(pages) < n:
             run = self._run(n - len(pages), after)

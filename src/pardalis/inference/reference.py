@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.inference.guidance import Guide, guided, largest_k
-from pardalis.inference.request import Guidance, Request
+from pardalis.inference.request import Guidance, PictureGuide, Request
 from pardalis.inference.sampling import Choice, Needs, prepare_ids, sample
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Mode, Rule
@@ -26,27 +26,24 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
         RequestError: the limits leave no room for what they demand.
     """
     device = model.embedding.weight.device
-    written = torch.tensor(grammar.written_ids(), device=device)
+    written_ids = torch.tensor(grammar.written_ids(), device=device)
     ids = list(request.prompt_ids)
     state = grammar.begin(ids, request.limits)
     while (rule := grammar.rule(state, request.limits)) is not Rule.NOTHING:
-        logits = _next_logits(model, ids)[:, written]
+        logits = _next_logits(model, ids)[:, written_ids]
         if rule is Rule.CODE and request.guidance is not None:
-            logits = _guided(model, grammar, request, ids, logits)
+            logits = _guided(model, grammar, request.guidance, ids, logits)
         sampling = request.picture if state.mode is Mode.IMAGE else request.text
-        columns = grammar.ranges()[rule]
+        allowed = grammar.ranges()[rule]
         chosen = sample(
             logits,
-            (
-                torch.tensor([columns.start], device=device),
-                torch.tensor([columns.stop], device=device),
-            ),
+            (torch.tensor([allowed.start]).to(device), torch.tensor([allowed.stop]).to(device)),
             Choice.of([sampling], [request.seed], device),
             torch.tensor([len(ids)], device=device),
-            prepare_ids(written),
+            prepare_ids(written_ids),
             Needs.of([sampling]),
         )
-        token_id = int(written[chosen])
+        token_id = int(written_ids[chosen])
         state = grammar.advance(state, token_id, len(ids))
         ids.append(token_id)
     return ids[len(request.prompt_ids) :]
@@ -59,25 +56,23 @@ def _next_logits(model: Decoder, ids: Sequence[int]) -> Float[Tensor, "1 V"]:
 def _guided(
     model: Decoder,
     grammar: Grammar,
-    request: Request,
+    guide: PictureGuide,
     ids: list[int],
     logits: Float[Tensor, "1 n"],
 ) -> Float[Tensor, "1 n"]:
-    """Guide the codes' logits by the open picture alone, and by the pictures without their text."""
+    """Guide the image ids' logits, which come first, by streams that know less than ``ids``."""
     vocabulary = grammar.vocabulary
-    opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-    kept = {*vocabulary.image, vocabulary.bos_id, vocabulary.begin_image_id}
-    kept.add(vocabulary.end_image_id)
-    alone = [vocabulary.bos_id, *ids[opened:]]
-    # Without a scale for them, what earlier pictures say is not told from what the text says.
-    follows_pictures = isinstance(request.guidance, Guidance) and request.guidance.image is not None
-    pictures = [token_id for token_id in ids if token_id in kept] if follows_pictures else alone
     codes = torch.tensor(list(vocabulary.image), device=logits.device)
+    opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
+    alone = pictures = [vocabulary.bos_id, *ids[opened:]]
+    if isinstance(guide, Guidance) and guide.image is not None:
+        marks = [vocabulary.bos_id, vocabulary.begin_image_id, vocabulary.end_image_id]
+        pictures = [i for i in ids if i in vocabulary.image or i in marks]
     guided_codes = guided(
         logits[:, : len(codes)],
         _next_logits(model, alone)[:, codes],
         _next_logits(model, pictures)[:, codes],
-        Guide.of([request.guidance], logits.device),
-        largest_k=largest_k([request.guidance]),
+        Guide.of([guide], logits.device),
+        largest_k=largest_k([guide]),
     )
     return torch.cat([guided_codes, logits[:, len(codes) :]], dim=1)

@@ -175,13 +175,14 @@ def gumbel_noise(
 
     A row's seed and index become 64 scrambled bits: an odd factor and a summand for the hashed ids,
     whose bits are then scrambled once more. All is 32-bit arithmetic in place, since the numbers
-    are many: 57,344 ids for each row.
+    are many.
 
     Args:
         ids: from :func:`prepare_ids`.
     """
-    summand, factor = _scrambled(seeds + index * GOLDEN).view(torch.int32).view(-1, 2).split(1, 1)
-    x = torch.addcmul(summand, ids, factor | 1)
+    row = _scrambled(seeds + index * GOLDEN)[:, None].view(torch.int32)  # two halves
+    x = torch.addcmul(row[:, :1], ids, row[:, 1:] | 1)
+    # Two rounds, with the factors of Wellons' lowbias32; after one, some pairs of ids go together.
     x ^= x >> 16
     x *= 0x7FEB352D
     x ^= x >> 15

@@ -83,9 +83,13 @@ class Plan:
 class Scheduler:
     """Divides lanes, pages and passes among jobs.
 
-    A job **runs** while it has lanes, and waits otherwise. It may keep its pages while it waits,
-    until a job that runs needs them. Waiting jobs are taken by priority, then in turn; one that
-    cannot be placed holds back those behind it, so that a wide job is not passed over for ever.
+    A job **runs** while it has lanes, and waits otherwise. It keeps its pages while it waits, until
+    a job that runs needs them. Waiting jobs are taken by priority, then in turn. One that lacks
+    lanes holds back those behind it, and one that lacks pages those that have none either, so that
+    nobody is passed over for ever.
+
+    Equals share lanes in turn, but not memory: what one has computed is taken from it only if it is
+    paused, or so that others of its priority can go on, never so that one of them can begin.
 
     The caller executes each :meth:`plan` and reports it by :meth:`read` and :meth:`wrote`; it
     calls :meth:`finish` once ``job.rule`` is ``Rule.NOTHING``.
@@ -94,12 +98,20 @@ class Scheduler:
         n_pages: pages of the cache, page 0 included.
         context: ids that a sequence may have.
         window: ids that one step may write into a picture.
+        chunks: plans that may be carried out before the first is reported.
     """
 
     def __init__(
-        self, config: EngineConfig, n_pages: int, grammar: Grammar, context: int, window: int = 1
+        self,
+        config: EngineConfig,
+        n_pages: int,
+        grammar: Grammar,
+        context: int,
+        window: int = 1,
+        chunks: int = 1,
     ) -> None:
-        self.config, self.grammar, self.context, self.window = config, grammar, context, window
+        self.config, self.grammar, self.context = config, grammar, context
+        self.window, self.chunks = window, chunks
         self.pool = PagePool(n_pages, config.page_size)
         self._n_pages = n_pages - 1  # that can be held
         self._lanes = list(range(config.max_rows, 0, -1))  # free ones; lane 0 is padding
@@ -111,7 +123,12 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether no job is left that could go on."""
-        return not self._running and all(job.paused for job in self._waiting)
+        return not self._running and not self.crowded
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a job waits that could go on."""
+        return any(not job.paused for job in self._waiting)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────
 
@@ -198,27 +215,52 @@ class Scheduler:
                 continue
             self._fit_lanes(job)
             lower = [other for other in self._running if other.rank < job.rank]
-            if not self._give_pages(job, lower):
+            if not self._give_pages(job, [*self._waiting, *lower]):
                 self._preempt(job)
 
     def _admit(self) -> None:
         """Let waiting jobs run, one after another, as long as there is room or some give way."""
+        short = False  # of pages, for a job that has none
         for job in [job for job in self._waiting if not job.paused]:
+            if short and not job.pages:
+                continue
             yielding = sorted(
                 (other for other in self._running if self._gives_way(other, job)),
                 key=lambda other: (-other.priority, other.served),
             )
-            missing = self._width(job) - len(self._lanes)
-            if missing > sum(len(other.lanes) for other in yielding):
+            width = self._width(job)
+            if width > len(self._lanes) + sum(len(other.lanes) for other in yielding):
                 return
-            if not self._give_pages(job, yielding):
-                return
-            while len(self._lanes) < self._width(job):
+            if not self._place(job, yielding):
+                short = True
+                continue
+            while len(self._lanes) < width:
                 self._stop(next(other for other in reversed(yielding) if other.lanes))
             self._waiting.remove(job)
             self._running.append(job)
             job.served = 0
             self._fit_lanes(job)
+
+    def _place(self, job: Job, yielding: Sequence[Job]) -> bool:
+        """Give a job the pages to run; say whether it could be done."""
+        victims = [*self._waiting, *(other for other in yielding if other.priority < job.priority)]
+        if job.pages:
+            return self._give_pages(job, victims)
+        reused = sum(map(self._reuse, job.streams))
+        spare = 0
+        if self._running:  # otherwise the memory of all is there for it
+            victims = [other for other in victims if _yields_pages(other, job)]
+            begun = [v for v in (*self._waiting, *self._running) if v.pages]
+            spare = sum(self._quantum_pages(v) for v in begun if not _yields_pages(v, job))
+        if not self._give_pages(job, victims, spare):
+            self._release(job.streams)
+            return False
+        self._plan.reused += reused
+        return True
+
+    def _quantum_pages(self, job: Job) -> int:
+        """Return the pages a job fills in a quantum."""
+        return self.pool.pages_for(min(self.config.quantum, self._remaining(job)))
 
     def _gives_way(self, running: Job, waiting: Job) -> bool:
         return running.priority < waiting.priority or (
@@ -245,40 +287,39 @@ class Scheduler:
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────
 
-    def _give_pages(self, job: Job, running: Sequence[Job]) -> bool:
-        """Give all streams of a job their pages; say whether it could be done.
+    def _give_pages(self, job: Job, victims: Sequence[Job], spare: int = 0) -> bool:
+        """Give all streams of a job their pages, if need be those of others, or give none.
 
         Args:
-            running: who else may be preempted for it, after the jobs that wait.
+            spare: pages that must be left.
         """
-        if not job.lanes:
-            for stream in job.streams:
-                self._plan.reused += self._reuse(stream)
         missing = [self._missing_pages(job, stream) for stream in job.streams]
-        if sum(missing) > self.pool.available and not self._make_room(job, sum(missing), running):
+        n = sum(missing) + spare if any(missing) else 0
+        if n > self.pool.available and not self._make_room(job, n, victims):
             return False
         for stream, n in zip(job.streams, missing, strict=True):
-            pages = self.pool.allocate(n, stream.pages[-1] if stream.pages else None)
-            assert pages is not None
-            stream.pages += pages
+            if n:
+                pages = self.pool.allocate(n, stream.pages[-1] if stream.pages else None)
+                assert pages is not None
+                stream.pages += pages
         return True
 
-    def _make_room(self, job: Job, n: int, running: Sequence[Job]) -> bool:
+    def _make_room(self, job: Job, n: int, victims: Sequence[Job]) -> bool:
         """Preempt jobs until n pages are available; none if that would not suffice."""
-        waiting = [other for other in self._waiting if other is not job and other.pages]
-        waiting.sort(key=lambda other: (other.paused, *(-x for x in other.rank)))
-        victims = [*sorted(running, key=lambda other: other.rank, reverse=True), *waiting]
+        victims = [other for other in victims if other is not job and other.pages]
         pages = [page for victim in victims for page in victim.pages]
         if n > self.pool.available + self.pool.freed_by(pages):
             return False
-        while n > self.pool.available:
-            self._preempt(victims.pop())
+        for victim in sorted(victims, key=lambda v: (bool(v.lanes), not v.paused, v.rank)):
+            if n <= self.pool.available:
+                break
+            self._preempt(victim)
         return True
 
     def _missing_pages(self, job: Job, stream: Stream) -> int:
         """Return the pages a stream lacks for the next chunk and for all of an open picture."""
         if stream is job.main:
-            steps = self.config.steps
+            steps = self.config.steps * self.chunks
             if self._pictures_ahead(job) or job.state.mode is Mode.IMAGE:
                 steps *= self.window
             ahead = min(self._open_picture(job) + steps, self._remaining(job))
@@ -424,6 +465,11 @@ class Scheduler:
                 f"{len(self._waiting)} requests wait already, and max_waiting allows no more; "
                 "submit it again when some have finished, or raise max_waiting."
             )
+
+
+def _yields_pages(other: Job, job: Job) -> bool:
+    """Return whether a job gives its pages so that another can begin."""
+    return other.paused or other.priority < job.priority
 
 
 def _follows_pictures(job: Job) -> bool:

@@ -80,7 +80,12 @@ class Window:
 
     width: int  # codes in a row of a picture
     drawn: Int[Tensor, "B codes"]  # ids of the open pictures; unknown ones may be anything
-    guesses: Int[Tensor, "B W"]  # of the ids that follow the next one
+    guesses: Int[Tensor, "B guessed"]  # of the ids that follow the next one
+
+    @property
+    def size(self) -> int:
+        """Codes that a pass may settle."""
+        return self.guesses.shape[1] + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,11 @@ class Batch:
     groups: list[Group]
     links: Links | None = None
     window: Window | None = None
+
+    @property
+    def window_size(self) -> int:
+        """Ids that a step reads of each row."""
+        return 1 if self.window is None else self.window.size
 
     @property
     def n_main(self) -> int:
@@ -246,7 +256,7 @@ class Steps:
         drawn before and at the first wrong guess are those of one step after another.
         """
         assert batch.window is not None
-        window, size = batch.window, batch.window.guesses.shape[1] + 1
+        window, size = batch.window, batch.window.size
         mains = _part(state, slice(batch.n_main))
         read = torch.cat([mains.last[:, None], window.guesses], dim=1)
         if batch.links is not None:

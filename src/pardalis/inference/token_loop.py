@@ -1,22 +1,25 @@
 """The token loop: requests in, ids out, with steps on the device in between."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from pardalis.inference.automaton import NO_LIMIT, Automaton, RowLimits
+from pardalis.inference.automaton import Automaton
+from pardalis.inference.batches import Batches, kind_of, main_then_linked
 from pardalis.inference.cache import PagedCache, Row, Rows
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.guidance import Guide, largest_k
 from pardalis.inference.request import Request
-from pardalis.inference.sampling import Choice, Needs
 from pardalis.inference.scheduler import Job, Plan, Scheduler, Stream
-from pardalis.inference.steps import Batch, Group, Kind, Lanes, Links, Steps
+from pardalis.inference.speculation import WindowPolicy
+from pardalis.inference.steps import Batch, Lanes, Steps
 from pardalis.inference.weights import Head, packed
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Mode, Rule
+
+_FREE_ROWS = {"cpu": 16, "cuda": 128}  # ids that a pass reads for the price of few
 
 FinishReason = Literal[
     "eos",  # the model ended its answer
@@ -64,18 +67,25 @@ class TokenLoop:
         n_ids = config.cache_ids or config.max_rows * (context + page_size)
         n_pages = 1 + n_ids // page_size
         self.cache = PagedCache(model.config, n_pages, page_size, model.embedding.weight)
-        self.scheduler = Scheduler(config, n_pages, grammar, context)
-        self.lanes = Lanes(config.max_rows, self.device)
+        self.windows = WindowPolicy(config.window, _FREE_ROWS[self.device.type])
+        on_gpu = self.device.type == "cuda"
+        self.overlap = on_gpu if config.overlap is None else config.overlap
+        self.scheduler = Scheduler(
+            config, n_pages, grammar, context, self.windows.largest, 1 + self.overlap
+        )
+        lanes = Lanes(config.max_rows, self.device)
+        self.batches = Batches(grammar, lanes)
         self.steps = Steps(
             packed(model, config.weights),
             Head(model, grammar, config.weights),
             Automaton(grammar, self.device),
-            self.lanes,
+            lanes,
         )
         self.statistics = LoopStatistics()
         self._jobs: dict[int, Job] = {}
-        self._in_lane: dict[int, Stream] = {}  # whose state each lane holds
         self._aborted: list[int] = []
+        self._flight: _Flight | None = None
+        self._landed = 0.0  # when the last steps were looked at, on the clock of perf_counter
 
     def submit(self, request: Request, priority: int = 0) -> int:
         """Add a request and return its key; a higher priority goes first."""
@@ -97,40 +107,101 @@ class TokenLoop:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do before a request comes or goes on."""
-        return self.scheduler.idle and not self._aborted
+        return self.scheduler.idle and not self._aborted and self._flight is None
+
+    @property
+    def keys(self) -> list[int]:
+        """Requests that are not finished."""
+        return list(self._jobs)
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
         """Run the next passes of the model; return what they wrote."""
         progress = [Progress(key, [], "aborted") for key in self._aborted]
         self._aborted.clear()
+        if self._flight is not None:
+            return progress + self._land()
         plan = self.scheduler.plan()
         self.statistics.reused_ids += plan.reused
         self.statistics.preempted += len(plan.preempted)
-        jobs = sorted(plan.decode, key=lambda job: _kind(job, plan.steps, self.grammar))
-        batch = self._batch(jobs, plan.steps) if jobs else None
-        streams = _main_then_linked(jobs)
         if plan.prefill:
-            written = self._read(plan, batch, streams)
-        elif batch is not None:
-            rows = [Row(s.pages, 1, len(s.ids) + plan.steps) for s in streams]
-            written = self.steps.run(batch, Rows(self.cache, rows), plan.steps)
-        else:
-            return progress
-        self.statistics.passes += plan.steps
-        for stream, n in plan.prefill:
-            self.scheduler.read(stream, n)
-            self.statistics.prefilled_ids += n
-        if written is not None:
-            for job, ids in zip(jobs, written.tolist(), strict=True):
-                progress.append(self._progress(job, [i for i in ids if i >= 0]))
+            progress += self._read(plan)
+        elif plan.decode:
+            self._flight = self._launch(plan)
+            if not self.overlap:
+                progress += self._land()
         return progress
 
-    def _read(
-        self, plan: Plan, batch: Batch | None, streams: list[Stream]
-    ) -> "torch.Tensor | None":
+    def _launch(self, plan: Plan) -> "_Flight":
+        """Begin decoding steps."""
+        window, steps = self._window(plan)
+        n_ids = window * steps
+        jobs = self.batches.ordered(plan.decode, n_ids)
+        batch = self.batches.of(jobs, n_ids, window)
+        streams = main_then_linked(jobs)
+        return self._run(jobs, streams, batch, steps, [len(stream.ids) for stream in streams])
+
+    def _run(
+        self, jobs: list[Job], streams: list[Stream], batch: Batch, steps: int, n_ids: list[int]
+    ) -> "_Flight":
+        """Begin steps of a batch whose streams have at most so many ids."""
+        most = [n + steps * batch.window_size for n in n_ids]
+        rows = [Row(s.pages, batch.window_size, n) for s, n in zip(streams, most, strict=True)]
+        start = time.perf_counter()
+        written = self.steps.run(batch, Rows(self.cache, rows), steps)
+        return _Flight(jobs, streams, batch, steps, most, _Copy(written), start)
+
+    def _land(self) -> list[Progress]:
+        """Look at what the steps in flight wrote, once the next ones are under way."""
+        flight = self._flight
+        assert flight is not None
+        self._flight = None
+        if self.overlap and self._steady(flight):
+            self._flight = self._run(
+                flight.jobs, flight.streams, flight.batch, flight.steps, flight.most
+            )
+        progress = self._progress(flight.jobs, flight.written.on_host())
+        self.statistics.passes += flight.steps
+        if flight.batch.only_codes:
+            self._observe(flight, sum(len(p.ids) for p in progress))
+        return progress
+
+    def _steady(self, flight: "_Flight") -> bool:
+        """Whether more steps of the same rows make sense before the last are looked at."""
+        n_ids = flight.steps * flight.batch.window_size
+        as_before = main_then_linked(flight.jobs) == flight.streams and all(
+            job.key in self._jobs and job.lanes and kind_of(job, 2 * n_ids) == kind_of(job, n_ids)
+            for job in flight.jobs
+        )
+        covered = all(
+            len(stream.pages) * self.config.page_size >= most + n_ids
+            for stream, most in zip(flight.streams, flight.most, strict=True)
+        )
+        return as_before and covered and not self.scheduler.crowded
+
+    def _observe(self, flight: "_Flight", n_codes: int) -> None:
+        """Record what the passes of a batch that only drew have settled, and in what time."""
+        window = flight.batch.window_size
+        now = time.perf_counter()
+        seconds = now - max(flight.start, self._landed)
+        self._landed = now
+        self.windows.observe(len(flight.batch.lanes), window, n_codes, seconds)
+        n_passes = flight.steps * len(flight.jobs)
+        self.statistics.guessed += n_passes * (window - 1)
+        self.statistics.accepted += max(n_codes - n_passes, 0) if window > 1 else 0
+
+    def _window(self, plan: Plan) -> tuple[int, int]:
+        """Return how many codes a pass may settle, and how many passes to run."""
+        left = [job.state.codes_left for job in plan.decode]
+        n_rows = sum(len(job.streams) for job in plan.decode)
+        if min(left) == 0 or (window := self.windows.choose(n_rows)) == 1:
+            return 1, plan.steps
+        return window, min(plan.steps, -(-min(left) // window))
+
+    def _read(self, plan: Plan) -> list[Progress]:
         """Read parts of prompts beside one decoding step."""
-        rows = [Row(s.pages, 1, len(s.ids) + 1) for s in streams]
+        jobs = self.batches.ordered(plan.decode, 1)
+        rows = [Row(s.pages, 1, len(s.ids) + 1) for s in main_then_linked(jobs)]
         ids: list[int] = []
         columns: list[int] = []
         for stream, n in plan.prefill:
@@ -138,115 +209,60 @@ class TokenLoop:
             rows.append(Row(stream.pages, n, stop))
             ids += stream.ids[start:stop]
             columns += range(start, stop)
-        return self.steps.read(batch, Rows(self.cache, rows), ids, columns)
+        batch = self.batches.of(jobs, 1, 1) if jobs else None
+        written = self.steps.read(batch, Rows(self.cache, rows), ids, columns)
+        self.statistics.passes += 1
+        self.statistics.prefilled_ids += len(ids)
+        for stream, n in plan.prefill:
+            self.scheduler.read(stream, n)
+        return [] if written is None else self._progress(jobs, written)
 
-    def _progress(self, job: Job, ids: list[int]) -> Progress:
-        """Record what a job wrote; end it if it is over."""
-        self.scheduler.wrote(job, ids)
-        self.statistics.written_ids += len(ids)
-        if job.rule is not Rule.NOTHING:
-            return Progress(job.key, ids)
-        self.scheduler.finish(job)
-        del self._jobs[job.key]
-        return Progress(job.key, ids, _reason(job))
-
-    # ── what the device is told ──────────────────────────────────────────────────────────────
-
-    def _batch(self, jobs: list[Job], n_steps: int) -> Batch:
-        """Put together rows that decode, those of a kind side by side."""
-        for job in jobs:
-            for stream in job.streams:
-                self._enter_lane(job, stream)
-        lanes = [stream.lane for stream in _main_then_linked(jobs)]
-        kinds = [_kind(job, n_steps, self.grammar) for job in jobs]
-        groups = []
-        for kind in Kind:
-            if n := kinds.count(kind):
-                first = kinds.index(kind)
-                rows = slice(first, first + n)
-                groups.append(self._group(kind, rows, jobs[rows]))
-        return Batch(
-            torch.tensor(lanes, device=self.device), self._limits(jobs), groups, self._links(jobs)
-        )
-
-    def _enter_lane(self, job: Job, stream: Stream) -> None:
-        if self._in_lane.get(stream.lane) is stream:
-            return
-        # A lane that the stream had before holds what is out of date.
-        self._in_lane = {lane: s for lane, s in self._in_lane.items() if s is not stream}
-        self._in_lane[stream.lane] = stream
-        state = job.state
-        self.lanes.write(
-            stream.lane,
-            {
-                "mode": state.mode,
-                "codes_left": state.codes_left,
-                "pictures": state.pictures,
-                "turns": state.turns,
-                "room": state.room or 0,
-                "last": stream.ids[-1],
-                "column": len(stream.ids) - 1,
-            },
-        )
-
-    def _limits(self, jobs: list[Job]) -> RowLimits:
-        def column(values: list[int]) -> torch.Tensor:
-            return torch.tensor(values, device=self.device)
-
-        limits = [job.request.limits for job in jobs]
-        most = [NO_LIMIT if x.max_pictures is None else x.max_pictures for x in limits]
-        return RowLimits(
-            text=column([int(x.text) for x in limits]),
-            max_pictures=column(most),
-            one_turn=column([int(x.one_turn) for x in limits]),
-            guided=column([int(job.guided) for job in jobs]),
-            attached=column([job.state.pictures if job.linked else -1 for job in jobs]),
-        )
-
-    def _group(self, kind: Kind, rows: slice, jobs: list[Job]) -> Group:
-        seeds = [job.request.seed for job in jobs]
-        text = [job.request.text for job in jobs]
-        picture = [job.request.picture for job in jobs]
-        used = {Kind.TEXT: text, Kind.CODES: picture, Kind.ANY: [*text, *picture]}[kind]
-        return Group(
-            kind,
-            rows,
-            Choice.of(text, seeds, self.device),
-            Choice.of(picture, seeds, self.device),
-            Needs.of(used),
-        )
-
-    def _links(self, jobs: list[Job]) -> Links | None:
-        """Return which linked rows belong to which main row, None if there are no linked rows."""
-        leader: list[int] = []
-        alone, pictures = [], []
-        for number, job in enumerate(jobs):
-            alone.append(len(leader) if job.linked else 0)
-            pictures.append(len(leader) + len(job.linked) - 1 if job.linked else 0)
-            leader += [number] * len(job.linked)
-        if not leader:
-            return None
-        guides = [job.request.guidance if job.linked else None for job in jobs]
-        return Links(
-            torch.tensor(leader, device=self.device),
-            torch.tensor(alone, device=self.device),
-            torch.tensor(pictures, device=self.device) if pictures != alone else None,
-            Guide.of(guides, self.device),
-            largest_k(guides),
-        )
+    def _progress(self, jobs: list[Job], written: torch.Tensor) -> list[Progress]:
+        """Record what jobs wrote; end those that are over."""
+        progress = []
+        for job, row in zip(jobs, written.tolist(), strict=True):
+            if job.key not in self._jobs:  # given up, or over, while the steps were under way
+                continue
+            ids = [token_id for token_id in row if token_id >= 0]
+            self.scheduler.wrote(job, ids)
+            self.statistics.written_ids += len(ids)
+            finished: FinishReason | None = None
+            if job.rule is Rule.NOTHING:
+                self.scheduler.finish(job)
+                del self._jobs[job.key]
+                finished = _reason(job)
+            progress.append(Progress(job.key, ids, finished))
+        return progress
 
 
-def _kind(job: Job, n_steps: int, grammar: Grammar) -> Kind:
-    """Return what a job's row may come to write within some steps."""
-    if job.state.mode is Mode.IMAGE and job.state.codes_left >= n_steps:
-        return Kind.CODES
-    if job.rule is Rule.TEXT or job.rule is Rule.EOS:
-        return Kind.TEXT  # a row that may not open a picture now never may
-    return Kind.ANY
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Decoding steps that are under way."""
+
+    jobs: list[Job]
+    streams: list[Stream]  # of the batch's rows
+    batch: Batch
+    steps: int
+    most: list[int]  # ids that each stream has at most when they are done
+    written: "_Copy"
+    start: float  # on the clock of perf_counter
 
 
-def _main_then_linked(jobs: list[Job]) -> list[Stream]:
-    return [job.main for job in jobs] + [stream for job in jobs for stream in job.linked]
+class _Copy:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.to("cpu", non_blocking=True)
+        self.arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.arrived.record()
+
+    def on_host(self) -> torch.Tensor:
+        """Wait until it has arrived, but not for what was begun later."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor
 
 
 def _reason(job: Job) -> FinishReason:

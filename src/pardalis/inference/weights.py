@@ -5,17 +5,18 @@ copied anyway, those that multiply the same vector become one matrix, which take
 """
 
 import copy
+import itertools
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from pardalis.model import Decoder, LayerCache, Mask
+from pardalis.model import Decoder
 from pardalis.model.attention import Attention, HeadNorm, rotate
 from pardalis.model.decoder import Block, FeedForward
-from pardalis.model.masks import attend
 from pardalis.parallel.heads import rows_of_heads
 from pardalis.tokens import Grammar
 
@@ -37,6 +38,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.long = weight.shape[1] > _LONG_ROW
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self.n_outputs = len(weight)
+        self.number = next(_NUMBERS)
+        _NUMBERED[self.number] = self
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         if self.long and x.numel() == x.shape[-1]:
@@ -44,7 +48,22 @@ class PackedLinear(nn.Module):
         return self._multiply(x)
 
     def _multiply(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        if torch.compiler.is_compiling():
+            return torch.ops.pardalis.packed_linear(x, self.number, self.n_outputs)
+        return _multiply(x, self.packed)
+
+
+def _multiply(x: Tensor, packed_weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed_weight, None, "none", [], "")
+
+
+# A compiler cannot trace such weights, so it sees an operation on a number that stands for them.
+_NUMBERS = itertools.count()
+_NUMBERED: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+_OPERATION = "pardalis::packed_linear"
+torch.library.define(_OPERATION, "(Tensor x, int number, int n_outputs) -> Tensor")
+torch.library.impl(_OPERATION, "cpu", lambda x, number, _: _multiply(x, _NUMBERED[number].packed))
+torch.library.register_fake(_OPERATION, lambda x, _, n: x.new_empty(*x.shape[:-1], n))
 
 
 class Int8Linear(nn.Module):
@@ -73,26 +92,19 @@ class FusedAttention(Attention):
     def __init__(self, attention: Attention, weights: Weights) -> None:
         nn.Module.__init__(self)
         self.d_head = attention.d_head
-        self.splits = [attention.n_heads, attention.n_heads + attention.n_kv_heads]
+        self.splits = attention.n_heads, attention.n_heads + attention.n_kv_heads
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         self.qkv_proj = _linear(torch.cat([p.weight for p in projections]), weights)
-        self.output = _linear(attention.o_proj.weight, weights)
+        self.o_proj: nn.Module = _linear(attention.o_proj.weight, weights)
         self.qk_norm = _joint_norm(attention)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
-        mask: Mask | None,
-        cache: LayerCache | None,
-    ) -> Float[Tensor, "B T D"]:
+    def heads(
+        self, x: Float[Tensor, "B T D"], rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
+        n_queries, n_rotated = self.splits
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.d_head))
-        qk, v = heads.tensor_split(self.splits[1:], dim=2)
-        q, k = rotate(self.qk_norm(qk), rotation).tensor_split(self.splits[:1], dim=2)
-        if cache is not None:
-            return self.output(cache.attend(q, k, v).flatten(-2))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return self.output(attend(q, k, v, mask).transpose(1, 2).flatten(-2))
+        rotated = rotate(self.qk_norm(heads[:, :, :n_rotated]), rotation)
+        return rotated[:, :, :n_queries], rotated[:, :, n_queries:], heads[:, :, n_rotated:]
 
 
 class FusedFeedForward(FeedForward):

@@ -74,13 +74,19 @@ class Attention(nn.Module):
         mask: Mask | None,
         cache: LayerCache | None,
     ) -> Float[Tensor, "B T D"]:
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
-        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
-        v = self.v_proj(x).unflatten(-1, (-1, self.d_head))
+        q, k, v = self.heads(x, rotation)
         if cache is not None:
             return self.o_proj(cache.attend(q, k, v).flatten(-2))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(-2))
+
+    def heads(
+        self, x: Float[Tensor, "B T D"], rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
+        """Return queries, keys and values, normed and rotated."""
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
+        return q, k, self.v_proj(x).unflatten(-1, (-1, self.d_head))
 
 
 def rope_frequencies(
@@ -110,11 +116,14 @@ def rope_frequencies(
 def rotation_of(
     positions: Int[Tensor, "B T"], d_head: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
-    """Return cosines and sines of RoPE (arXiv 2104.09864), the two halves of a head paired."""
+    """Return cosines and sines of RoPE (arXiv 2104.09864), the two halves of a head paired.
+
+    The sines have the sign with which the other half of a pair enters.
+    """
     frequencies = rope_frequencies(d_head, theta, scaling, positions.device)
-    angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)
-    return angles.cos(), angles.sin()
+    angles = (positions[..., None].float() * frequencies).unsqueeze(2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(
@@ -123,5 +132,4 @@ def rotate(
 ) -> Float[Tensor, "B T N H"]:
     """Turn each pair (x_i, x_{i + H/2}) by the angle of its position."""
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
