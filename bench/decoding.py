@@ -251,11 +251,14 @@ class Rivals:
 
     def compare(self, cases: dict[str, Case], rounds: int) -> dict[str, dict[str, object]]:
         """Time the fastest form of each side on each case, all in alternating order."""
-        chosen = {}
+        chosen, forms_of = {}, {}
         for name, case in cases.items():
             for side, forms in self.sides(case).items():
-                form = fastest(forms)
-                chosen[name, side] = form, forms[form]
+                # The form matters to the model alone, which is asked the same in text and sampling.
+                key = side, case.batch, case.guided
+                if key not in forms_of:
+                    forms_of[key] = fastest(forms)
+                chosen[name, side] = forms_of[key], forms[forms_of[key]]
         # Prompts of their own for each case, so that none is found in a cache; both sides' alike.
         first = {name: 1000 * (i + 1) for i, name in enumerate(cases)}
         numbers = {key: count(first[key[0]]) for key in chosen}
@@ -292,7 +295,8 @@ def fastest(forms: dict[str, Ours] | dict[str, Peer]) -> str:
     """Return the name of the form that takes least time, once all of them are warm."""
     seconds = {}
     for name, side in forms.items():
-        for number in range(WARM_UPS):
+        warm_ups = WARM_UPS if "compiled" in name else 1
+        for number in range(warm_ups):
             side.run(number)
         seconds[name] = seconds_of(lambda side=side: side.run(WARM_UPS))
     return min(seconds, key=lambda name: seconds[name])

@@ -14,6 +14,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import replace
 from datetime import date
 from itertools import count
@@ -30,7 +31,7 @@ from pardalis.bundle import Bundle
 from pardalis.inference import EngineConfig, Guidance, Request, TokenLoop, to_request
 from pardalis.inference import weights as engine_weights
 from pardalis.model import Decoder, initialise
-from training import say, seconds_of
+from training import say
 
 BASE = EngineConfig(window=1)
 WORDS = ["rocket", "umbrella", "volcano", "tulip", "sailboat", "snowflake", "cactus", "scissors"]
@@ -136,28 +137,28 @@ def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
 def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[str, object]]:
     """Return passes and seconds of a picture for each window, and how many guesses were right."""
     rows = 1 if requests[0].guidance is None else 2
-    lines, expected, first = [], None, 0.0
-    for window in WINDOWS:
-        config = EngineConfig(window=window, max_rows=rows)
-        loop = TokenLoop(bundle.model, bundle.codec.grammar, config)
-        answers = one_by_one(loop, requests)
-        if expected not in (None, answers):
-            raise SystemExit(f"A window of {window} changed what was written.")
-        expected, counts = answers, loop.statistics
-        passes, guessed, accepted = counts.passes, counts.guessed, counts.accepted
-        taken = [seconds_of(lambda loop=loop: one_by_one(loop, requests)) for _ in range(rounds)]
-        seconds = statistics.median(taken) / len(requests)
-        first = first or seconds
-        lines.append(
-            {
-                "window": window,
-                "passes_per_picture": round(passes / len(requests), 1),
-                "guesses_right": round(accepted / guessed, 2) if guessed else None,
-                "ms_per_picture": round(1e3 * seconds, 1),
-                "times_faster": round(first / seconds, 2),
-            }
+    loops = {
+        window: TokenLoop(
+            bundle.model, bundle.codec.grammar, EngineConfig(window=window, max_rows=rows)
         )
-    return lines
+        for window in WINDOWS
+    }
+    answers = {window: one_by_one(loop, requests) for window, loop in loops.items()}
+    if any(ids != answers[1] for ids in answers.values()):
+        raise SystemExit("A window of guesses changed what was written.")
+    counted = {window: copy(loop.statistics) for window, loop in loops.items()}
+    runs = {str(w): lambda loop=loop: one_by_one(loop, requests) for w, loop in loops.items()}
+    taken = {int(w): statistics.median(s) for w, s in alternate(rounds, **runs).items()}
+    return [
+        {
+            "window": window,
+            "passes_per_picture": round(counts.passes / len(requests), 1),
+            "guesses_right": round(counts.accepted / max(counts.guessed, 1), 2),
+            "ms_per_picture": round(1e3 * taken[window] / len(requests), 1),
+            "times_faster": round(taken[1] / taken[window], 2),
+        }
+        for window, counts in counted.items()
+    ]
 
 
 def one_by_one(loop: TokenLoop, requests: list[Request]) -> list[list[int]]:

@@ -24,8 +24,8 @@ PACKAGES = (
 
 def test_the_top_level():
     assert pardalis.__all__ == [
-        "Bundle", "Document", "Picture", "SamplingConfig", "Text", "generate", "generate_many",
-        "load",
+        "Bundle", "Document", "Engine", "EngineConfig", "Guidance", "Picture", "SamplingConfig",
+        "Text", "generate", "generate_many", "load",
     ]  # fmt: skip
     for name in pardalis.__all__:
         assert getattr(pardalis, name) is not None

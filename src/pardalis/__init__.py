@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pardalis.bundle import Bundle, load
     from pardalis.documents import Document, Picture, Text
-    from pardalis.inference import SamplingConfig, generate, generate_many
+    from pardalis.inference import (
+        Engine,
+        EngineConfig,
+        Guidance,
+        SamplingConfig,
+        generate,
+        generate_many,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Bundle",
     "Document",
+    "Engine",
+    "EngineConfig",
+    "Guidance",
     "Picture",
     "SamplingConfig",
     "Text",
@@ -34,6 +44,9 @@ _HOME = {
     "Document": "pardalis.documents",
     "Picture": "pardalis.documents",
     "Text": "pardalis.documents",
+    "Engine": "pardalis.inference",
+    "EngineConfig": "pardalis.inference",
+    "Guidance": "pardalis.inference",
     "SamplingConfig": "pardalis.inference",
     "generate": "pardalis.inference",
     "generate_many": "pardalis.inference",

@@ -262,6 +262,7 @@ class Summary:
     pictures: int = 0
     seconds: float = 0.0
     ids_per_second: float = 0.0
+    peak_rows: int = 0
     ids_per_step: float = 0.0
     reused_ids: int = 0  # prompt ids that another prompt had computed
 
@@ -324,6 +325,7 @@ class PromptFile:
                 advance(ids_per_s=summary.ids_per_second, failed=summary.failed)
         write_records((records[index] for index in sorted(records)), path)
         statistics = self.engine.statistics
+        summary.peak_rows = statistics.peak_rows
         summary.ids_per_step = summary.ids / max(statistics.passes, 1)
         summary.reused_ids = statistics.reused_ids
         return summary

@@ -19,7 +19,7 @@ class EngineConfig:
     page_size: int = 16  # ids that share a page of the cache
     steps: int = 8  # decoding steps between two looks of the host at what was written
     prefill: int = 512  # prompt ids that are read in one pass, beside what is being written
-    quantum: int = 64  # steps a request may hold its row while others wait for one
+    quantum: int = 256  # steps a request may hold its row while others wait for one
     max_waiting: int = 1024  # requests that may wait; more are refused
     max_unread: int = 1024  # events a client may leave unread before its request pauses
     window: int | None = None  # codes guessed ahead in a picture; 1: none, None: where it pays

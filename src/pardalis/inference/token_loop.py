@@ -47,6 +47,7 @@ class LoopStatistics:
     prefilled_ids: int = 0  # prompt ids that were computed
     reused_ids: int = 0  # prompt ids whose keys and values were found in the cache
     written_ids: int = 0
+    peak_rows: int = 0  # most rows that decoded in one pass, linked ones included
     preempted: int = 0  # times a request gave its memory to another
     guessed: int = 0  # picture codes guessed ahead
     accepted: int = 0  # guesses that were right
@@ -139,6 +140,7 @@ class TokenLoop:
         jobs = self.batches.ordered(plan.decode, n_ids)
         batch = self.batches.of(jobs, n_ids, window)
         streams = main_then_linked(jobs)
+        self.statistics.peak_rows = max(self.statistics.peak_rows, len(streams))
         return self._run(jobs, streams, batch, steps, [len(stream.ids) for stream in streams])
 
     def _run(

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from pardalis.model import Decoder
@@ -95,7 +95,7 @@ class FusedAttention(Attention):
         self.splits = attention.n_heads, attention.n_heads + attention.n_kv_heads
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         self.qkv_proj = _linear(torch.cat([p.weight for p in projections]), weights)
-        self.o_proj: nn.Module = _linear(attention.o_proj.weight, weights)
+        self.add_module("o_proj", _linear(attention.o_proj.weight, weights))
         self.qk_norm = _joint_norm(attention)
 
     def heads(
@@ -119,6 +119,21 @@ class FusedFeedForward(FeedForward):
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+class RotationTable(nn.Module):
+    """Cosines and sines of RoPE, looked up; beyond the context those of its end."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        positions = torch.arange(model.config.context, device=model.embedding.weight.device)
+        self.cos, self.sin = (table[0] for table in model.trunk.rotation(positions[None]))
+
+    def forward(
+        self, positions: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
+        positions = positions.clamp(max=len(self.cos) - 1)
+        return self.cos[positions], self.sin[positions]
 
 
 class Head:
@@ -158,9 +173,11 @@ def packed(model: Decoder, weights: Weights) -> Decoder:
     """
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     decoder = copy.deepcopy(model, shared).eval()
+    decoder.trunk.add_module("rotation", RotationTable(model))
     if weights == "int8" or _has_layout(model.head.weight):
         for block in decoder.trunk.modules():
             if isinstance(block, Block):
+                block.add_module("dropout", nn.Identity())
                 block.attention = FusedAttention(block.attention, weights)
                 block.feed_forward = FusedFeedForward(block.feed_forward, weights)
     return decoder

@@ -126,6 +126,20 @@ def rotation_of(
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
+class Rotation(nn.Module):
+    """Cosines and sines of RoPE at some positions; see :func:`rotation_of`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, positions: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
+        config = self.config
+        return rotation_of(positions, config.d_head, config.rope_theta, config.rope_scaling)
+
+
 def rotate(
     x: Float[Tensor, "B T N H"],
     rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pardalis.model.attention import Attention, LayerCache, rotation_of
+from pardalis.model.attention import Attention, LayerCache, Rotation
 from pardalis.model.config import ModelConfig
 from pardalis.model.masks import Mask
 
@@ -67,7 +67,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.rotation = Rotation(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
 
@@ -78,8 +78,7 @@ class Trunk(nn.Module):
         mask: Mask | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        config = self.config
-        rotation = rotation_of(positions, config.d_head, config.rope_theta, config.rope_scaling)
+        rotation = self.rotation(positions)
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, mask, None if cache is None else cache[i])
         return self.norm(x)
