@@ -1,7 +1,7 @@
 """The scheduler in front of a machine that only writes down what it was told to do."""
 
 import random
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import settings
@@ -261,11 +261,7 @@ class Walk(RuleBasedStateMachine):
             assert self.machine.empty()
 
 
-Walk.TestCase.settings = settings(
-    max_examples=int(__import__("os").environ.get("N", "100")),
-    stateful_step_count=30,
-    deadline=None,
-)
+Walk.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestWalk = Walk.TestCase
 
 
@@ -316,6 +312,14 @@ def test_a_guided_picture_gets_its_lanes_and_returns_them():
 def test_how_many_lanes_are_set_aside(prompt, guide, n, width):
     machine = Machine(max_rows=4)
     job = machine.submit(request(prompt=prompt, guide=guide, room=20, text=False, max_pictures=n))
+    machine.scheduler.plan()
+    assert len(job.lanes) == width
+
+
+@pytest.mark.parametrize("room, width", [(8, 1), (9, 2)])
+def test_no_lane_for_a_picture_that_does_not_fit(room, width):
+    machine = Machine()
+    job = machine.submit(request(guide=1, room=room))  # a picture takes eight ids, eos one
     machine.scheduler.plan()
     assert len(job.lanes) == width
 
@@ -398,6 +402,15 @@ def test_an_answer_is_a_prefix_of_the_next_question():
     assert machine.reused == 12  # of 13 ids
 
 
+@pytest.mark.parametrize("max_pictures, n_ids", [(0, 1 + 4), (1, 1 + 4 * 3)])
+def test_pages_for_all_that_a_chunk_may_write(max_pictures, n_ids):
+    """A step may write several codes, but only one piece of text."""
+    machine = Machine(steps=4, window=3)
+    job = machine.submit(request(room=30, max_pictures=max_pictures))
+    machine.scheduler.plan()
+    assert len(job.pages) == machine.scheduler.pool.pages_for(n_ids)
+
+
 # ── pressure ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -432,6 +445,19 @@ def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
     assert machine.empty()
 
 
+def test_a_paused_job_gives_its_memory_before_one_that_waits():
+    machine = Machine(max_rows=1, n_pages=9, steps=2, quantum=2)
+    reader, late = machine.submit(text(-1, room=11)), machine.submit(text(-2, room=11))
+    while not late.pages:
+        machine.execute(machine.scheduler.plan())
+    machine.scheduler.pause(reader, True)
+    machine.submit(text(-3, room=28), priority=1)
+    while not (plan := machine.scheduler.plan()).preempted:
+        machine.execute(plan)
+    assert plan.preempted == [reader]
+    assert late.pages
+
+
 # ── fairness ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -454,12 +480,15 @@ def test_short_texts_among_long_pictures():
 def test_equals_take_turns():
     machine = Machine(max_rows=1, steps=2, quantum=4)
     jobs = [machine.submit(asked) for asked in texts(3, room=30)]
-    lead = 0
+    lead, ran = 0, []
     while machine.jobs:
-        machine.execute(machine.scheduler.plan())
+        plan = machine.scheduler.plan()
+        ran += [job.key for job in plan.decode]
+        machine.execute(plan)
         lengths = [len(job.main.ids) for job in jobs if job in machine.jobs]
         lead = max(lead, max(lengths, default=0) - min(lengths, default=0))
     assert lead <= 4
+    assert sum(a != b for a, b in pairwise(ran)) <= 3 * 8
     assert machine.preempted == 0  # memory is no reason here
 
 
@@ -476,15 +505,28 @@ def test_a_higher_priority_goes_first_and_a_lower_one_finishes_after_it():
 
 def test_a_wide_job_is_not_passed_over():
     machine = Machine(max_rows=3, steps=1, quantum=4, n_pages=200)
-    for asked in texts(3, room=30):
-        machine.submit(asked)
+    machine.submit(texts(1, room=30)[0])
     machine.execute(machine.scheduler.plan())
     wide = machine.submit(picture(prompt=2, guide=2))
-    for asked in texts(30, room=3):
+    for asked in (*texts(1, room=2), *texts(30, room=3)):
         machine.submit(asked)
     while not wide.lanes:
         machine.execute(machine.scheduler.plan())
         assert machine.clock <= 8
+    machine.run()
+
+
+def test_a_job_that_lacks_memory_is_not_passed_over():
+    machine = Machine(max_rows=3, n_pages=11, steps=1)
+    for asked in (*texts(1, room=4), *texts(1, room=7)):
+        machine.submit(asked)
+    machine.execute(machine.scheduler.plan())
+    long = machine.submit(Request(prompt_ids=(IDS.bos_id, *[A] * 29), limits=Limits(room=3)))
+    for asked in (*texts(1, room=5), *texts(30, room=6)):
+        machine.submit(asked)
+    while not long.lanes:
+        machine.execute(machine.scheduler.plan())
+        assert machine.clock <= 7
     machine.run()
 
 

@@ -1,5 +1,6 @@
 """The token loop equals the naive one, id for id, whatever shares its passes and its memory."""
 
+import copy
 import itertools
 import random
 
@@ -246,6 +247,27 @@ def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
     while not loop.idle:
         loop.step()
     assert set(ran) == {"run", "read"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_steps_do_not_wait_for_a_gpu(requests, expected, model, grammar, monkeypatch):
+    loop = TokenLoop(copy.deepcopy(model).cuda(), grammar, EngineConfig(max_rows=8))
+    real = loop.steps.run
+
+    def run(*arguments):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return real(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop.steps, "run", run)
+    keys = {loop.submit(request): [] for request in requests}
+    while not loop.idle:
+        for progress in loop.step():
+            keys[progress.key] += progress.ids
+    right = sum(got == want for got, want in zip(keys.values(), expected, strict=True))
+    assert right >= 0.9 * len(requests)  # sums are rounded in another order there
 
 
 def test_the_watch_sees_a_read():

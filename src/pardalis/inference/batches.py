@@ -9,7 +9,7 @@ from pardalis.inference.guidance import Guide, largest_k
 from pardalis.inference.sampling import Choice, Needs
 from pardalis.inference.scheduler import Job, Stream
 from pardalis.inference.steps import Batch, Group, Kind, Lanes, Links, Window
-from pardalis.tokens import Grammar, Rule
+from pardalis.tokens import Grammar, Mode, Rule
 
 
 class Batches:
@@ -25,12 +25,13 @@ class Batches:
         """Return jobs so that those that write the same kind of ids stand side by side."""
         return sorted(jobs, key=lambda job: (kind_of(job, n_ids), job.key))
 
-    def of(self, jobs: list[Job], steps: int, window: int) -> Batch:
+    def of(self, jobs: list[Job], n_ids: int, window: int) -> Batch:
         """Return the rows that decode as a batch, the former one if it was made of the same."""
-        kinds = [Kind.CODES if window > 1 else kind_of(job, steps) for job in jobs]
+        kinds = [Kind.CODES if window > 1 else kind_of(job, n_ids) for job in jobs]
+        inside = window > 1 or all(job.state.codes_left >= n_ids for job in jobs)
         streams = main_then_linked(jobs)
         lanes = [stream.lane for stream in streams]
-        made_of = (streams, lanes, kinds, [job.state.pictures for job in jobs], window)
+        made_of = (streams, lanes, kinds, [job.state.pictures for job in jobs], window, inside)
         if self._last[0] == made_of and self._last[1] is not None:
             return self._last[1]
         for job in jobs:
@@ -46,6 +47,7 @@ class Batches:
             torch.tensor(lanes, device=self.device),
             self._limits(jobs),
             groups,
+            inside,
             self._links(jobs),
             self._first_guesses(jobs, window) if window > 1 else None,
         )
@@ -138,7 +140,8 @@ class Batches:
 
 def kind_of(job: Job, n_ids: int) -> Kind:
     """Return what a job's row may come to write among its next ids."""
-    if job.state.codes_left >= n_ids:
+    ends = job.state.codes_left + 1 if job.state.mode is Mode.IMAGE else 0
+    if ends >= n_ids or not job.request.limits.text:
         return Kind.CODES
     if job.rule is Rule.TEXT or job.rule is Rule.EOS:
         return Kind.TEXT  # a row that may not open a picture now never may

@@ -29,7 +29,7 @@ class Kind(IntEnum):
 
     ANY = 0
     TEXT = 1  # never inside a picture: all but image ids
-    CODES = 2  # inside a picture: image ids only
+    CODES = 2  # image ids, and ids that nothing else may stand in for
 
 
 class Lanes:
@@ -95,6 +95,7 @@ class Batch:
     lanes: Int[Tensor, " R"]  # of the main rows, then of the linked ones
     limits: RowLimits
     groups: list[Group]
+    inside: bool  # every main row stays inside its picture
     links: Links | None = None
     window: Window | None = None
 
@@ -106,10 +107,6 @@ class Batch:
     @property
     def n_main(self) -> int:
         return self.groups[-1].rows.stop
-
-    @property
-    def only_codes(self) -> bool:
-        return all(group.kind is Kind.CODES for group in self.groups)
 
 
 class Steps:
@@ -179,7 +176,7 @@ class Steps:
     ) -> tuple[RowState, Int[Tensor, "B 1"]]:
         """Sample an id for every main row, and advance all rows."""
         linked = None if batch.links is None else self.head.picture(hidden[batch.n_main :])
-        if batch.only_codes:
+        if batch.inside:
             chosen = self._sample(batch, batch.groups[0], None, state.column + 1, hidden, linked)
             ids = self.automaton.written_ids[chosen]
             if batch.links is not None:
@@ -215,7 +212,10 @@ class Steps:
         index = index[rows]
         if group.kind is Kind.CODES:
             codes = self._guided(batch, rows, self.head.picture(hidden[rows]), linked)
-            return sample(codes, None, group.picture, index, ids[:n_codes], group.needs)
+            drawn = sample(codes, None, group.picture, index, ids[:n_codes], group.needs)
+            if rule is None:
+                return drawn
+            return torch.where(rule[rows] == Rule.CODE, drawn, self.automaton.first[rule[rows]])
         assert rule is not None
         rule = rule[rows]
         first, stop = self.automaton.first[rule], self.automaton.stop[rule]

@@ -164,7 +164,7 @@ class TokenLoop:
             )
         progress = self._progress(flight.jobs, flight.written.on_host())
         self.statistics.passes += flight.steps
-        if flight.batch.only_codes:
+        if flight.batch.inside:
             self._observe(flight, sum(len(p.ids) for p in progress))
         return progress
 
@@ -175,6 +175,8 @@ class TokenLoop:
             job.key in self._jobs and job.lanes and kind_of(job, 2 * n_ids) == kind_of(job, n_ids)
             for job in flight.jobs
         )
+        if flight.batch.inside:
+            as_before &= all(job.state.codes_left >= 2 * n_ids for job in flight.jobs)
         covered = all(
             len(stream.pages) * self.config.page_size >= most + n_ids
             for stream, most in zip(flight.streams, flight.most, strict=True)
@@ -194,6 +196,8 @@ class TokenLoop:
 
     def _window(self, plan: Plan) -> tuple[int, int]:
         """Return how many codes a pass may settle, and how many passes to run."""
+        if any(len(job.main.ids) == len(job.request.prompt_ids) for job in plan.decode):
+            return 1, 1  # nobody waits for the first id longer than it takes
         left = [job.state.codes_left for job in plan.decode]
         n_rows = sum(len(job.streams) for job in plan.decode)
         if min(left) == 0 or (window := self.windows.choose(n_rows)) == 1:
