@@ -526,7 +526,7 @@ def test_a_job_that_lacks_memory_is_not_passed_over():
         machine.submit(asked)
     while not long.lanes:
         machine.execute(machine.scheduler.plan())
-        assert machine.clock <= 7
+        assert machine.clock <= 8
     machine.run()
 
 
