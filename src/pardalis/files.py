@@ -16,6 +16,8 @@ def working_name(path: Path, state: str) -> Path:
 
     What bears it is ours to delete; a person's ``bundle.previous`` is not.
     """
+    if path.name in ("", ".."):  # "." and the like have no name of their own
+        path = path.resolve()
     return path.with_name(f".{path.name}.pardalis-{state}")
 
 
@@ -44,14 +46,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def require_folder(path: Path) -> None:
+    """Raise ConfigError if a file stands where a folder, or one that holds it, is to be made."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(
+                f"{place} is a file, but a folder is to be written; choose another name."
+            )
+
+
 def output_folder(path: Path) -> Path:
     """Return a folder to write files into, made if need be: before the work that fills it.
 
     Raises:
         ConfigError: a file is in the way.
     """
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file, but a folder is to be written; choose another name.")
+    require_folder(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -88,8 +98,10 @@ def existing_folder(path: Path) -> Path:
 
     For readers, which must not rename what a writer is about to rename.
     """
+    if path.exists():
+        return path
     previous = working_name(path, "previous")
-    return previous if previous.exists() and not path.exists() else path
+    return previous if previous.exists() else path
 
 
 def recover_folder(path: Path) -> None:

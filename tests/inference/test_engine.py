@@ -10,7 +10,7 @@ from PIL import Image
 
 import pardalis
 from pardalis.documents import Picture, Text
-from pardalis.errors import DataError, RequestError
+from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.inference import (
     Contrastive,
     Engine,
@@ -180,8 +180,8 @@ def test_a_bad_request_harms_nobody(engine):
         ("x" * 60, {}, "has 61 ids, which fills the model's context of 40; shorten it"),
         ("x" * 34, {"mode": "picture"}, "room for 5 more, but 6 are needed"),
         ("owl", {"mode": "text", "guidance": 3.0}, "Guidance steers how pictures are drawn"),
-        ("owl", {"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
-        ("owl", {"max_pictures": -1}, "max_pictures must be 0 or more, got -1"),
+        ("owl", {"max_tokens": 0}, "max_tokens must be a whole number, 1 or more, got 0"),
+        ("owl", {"max_pictures": -1}, "max_pictures must be a whole number, 0 or more, got -1"),
     ]
     for prompt, options, message in bad:
         with pytest.raises(RequestError, match=message):
@@ -250,3 +250,55 @@ def test_a_picture_in_the_prompt(engine):
     answer = engine.submit([image, "what"], mode="text", max_tokens=3)
     assert answer.wait().segments
     assert answer.finished.usage.prompt_ids > 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"picture": {"top_k": 10**30}}, "top_k must be a whole number"),
+        ({"text": {"temperature": float("nan")}}, "temperature must be 0 or more"),
+        ({"guidance": {"alpha": 0.1, "k": 10**30}}, "k must be a whole number"),
+        ({"max_pictures": 10**24}, "max_pictures must be a whole number"),
+    ],
+)
+def test_numbers_that_no_tensor_holds_are_refused_at_once(options, message, bundle):
+    """What is found out later would end the answers of others too."""
+    kinds_of = {"picture": SamplingConfig, "text": SamplingConfig, "guidance": Contrastive}
+    with Engine(bundle) as engine:
+        neighbour = engine.submit("owl", mode="picture")
+        with pytest.raises(RequestError, match=message):
+            engine.submit(
+                "owl",
+                **{k: kinds_of[k](**v) if isinstance(v, dict) else v for k, v in options.items()},
+            )
+        assert len(neighbour.wait().pictures) == 1
+
+
+def test_a_closed_engine_says_so(bundle):
+    with Engine(bundle) as engine:
+        unfinished = engine.submit("owl", mode="picture")
+    with pytest.raises(RequestError, match="engine is closed"):
+        unfinished.wait()
+    with pytest.raises(RequestError, match="engine is closed"):
+        engine.submit("owl")
+
+
+def test_an_answer_that_ends_while_a_step_waits_is_told(bundle, monkeypatch):
+    """A request may come and be given up between two looks of a step at who is there."""
+    with Engine(bundle) as engine:
+        real = engine._loop.step
+
+        def step():
+            monkeypatch.setattr(engine._loop, "step", real)
+            engine.submit("owl").abort()
+            return real()
+
+        monkeypatch.setattr(engine._loop, "step", step)
+        engine.submit("cat", max_tokens=2)
+        finished = [event for event in engine.events() if isinstance(event, Finished)]
+    assert sorted(event.key for event in finished) == [0, 1]
+
+
+def test_a_cache_beyond_all_memory_is_refused(bundle):
+    with pytest.raises(ConfigError, match=r"take [\d,.]+ GiB, which cpu does not have; lower max_"):
+        Engine(bundle, EngineConfig(cache_ids=10**14))

@@ -64,7 +64,7 @@ def requests() -> list[Request]:
         for n, (prompt, sampling, limits, guide) in enumerate(
             itertools.product(PROMPTS, SAMPLINGS, LIMITS, GUIDES)
         )
-        if n % 5 == 0  # a fifth of the product, every factor met with every other
+        if n % 9 == 0  # a ninth of the product, every factor met with every other
     ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def expected(requests, model, grammar) -> list[list[int]]:
         EngineConfig(steps=1, max_rows=3, page_size=1),
         EngineConfig(steps=3, max_rows=64, page_size=5, prefill=4),
         EngineConfig(steps=32, max_rows=5, page_size=2, quantum=2),
-        EngineConfig(cache_ids=120, page_size=4, max_rows=12, quantum=5, window=1),
+        EngineConfig(cache_ids=100, page_size=4, max_rows=12, quantum=5, window=1),
         EngineConfig(window=3, max_rows=2, page_size=2),
         EngineConfig(window=9, max_rows=1, steps=2),
         EngineConfig(overlap=True, max_rows=7),
@@ -137,13 +137,13 @@ def test_guesses_settle_codes(guide, model, grammar):
 
 def test_little_memory_was_little(requests, model, grammar):
     """The case above preempts, so it shows that preemption loses nothing."""
-    config = EngineConfig(cache_ids=120, page_size=4, max_rows=12, quantum=5, window=1)
+    config = EngineConfig(cache_ids=100, page_size=4, max_rows=12, quantum=5, window=1)
     loop = TokenLoop(model, grammar, config)
     for request in requests:
         loop.submit(request)
     while not loop.idle:
         loop.step()
-    assert loop.statistics.preempted > 5
+    assert loop.statistics.preempted > 2
     assert loop.scheduler.pool.in_use == 0
     loop.scheduler.pool.check()
 
@@ -152,7 +152,7 @@ def test_any_company_any_order(requests, expected, model, grammar):
     """Requests come at random while others run; some of those are given up half-way."""
     draw = random.Random(1)
     loop = TokenLoop(model, grammar, EngineConfig(max_rows=6, steps=2, page_size=3, quantum=6))
-    numbers = draw.sample(range(len(requests)), 40)
+    numbers = draw.sample(range(len(requests)), 36)
     answers: dict[int, list[int]] = {}
     number_of: dict[int, int] = {}
     given_up = set()
@@ -350,7 +350,7 @@ def test_refuses_what_cannot_be(model, grammar):
     with pytest.raises(GrammarError):
         loop.submit(Request(prompt_ids=(IDS.eos_id,), limits=Limits(room=4)))
     loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
-    with pytest.raises(RequestError, match="wait already"):
+    with pytest.raises(RequestError, match="requests wait already as max_waiting allows, 0"):
         loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
 
 

@@ -16,11 +16,24 @@ Commands = Any  # argparse keeps the type of add_subparsers() private
 OVERRIDE_HELP = "change a value of the recipe: --set training_loop.steps=20 (may be repeated)"
 
 
-def add_command(
-    commands: Commands, name: str, summary: str, description: str
-) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose list of arguments, if ``listed`` names one, may go on after options."""
+
+    listed: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        options, rest = super().parse_known_args(args, namespace)
+        if rest and self.listed is not None:
+            rest_parser = argparse.ArgumentParser(add_help=False)
+            rest_parser.add_argument("parts", nargs="*")
+            found, rest = rest_parser.parse_known_args(rest)
+            getattr(options, self.listed).extend(found.parts)
+        return options, rest
+
+
+def add_command(commands: Commands, name: str, summary: str, description: str) -> Parser:
     """Add a command whose ``--help`` shows its description as it is written."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: Parser = commands.add_parser(
         name,
         help=summary,
         description=description,

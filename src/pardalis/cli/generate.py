@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pardalis.documents import Document
     from pardalis.inference import Answer, EngineConfig
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+_PICTURES = (
+    ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".avif",
+)  # fmt: skip
+_LONGEST_NAME = 200  # a text of more characters is not taken for the path of a missing picture
 _WRITABLE = (".html", ".htm", ".md", ".png")
 
 _DESCRIPTION = """\
@@ -36,15 +39,17 @@ The answer is printed, with [picture] where one was drawn; --out writes it with 
 (one file) or Markdown (pictures beside it), or the drawn picture itself as PNG.
 
   pardalis generate BUNDLE --prompts prompts.txt --out answers
-  pardalis generate BUNDLE --prompts prompts.jsonl --out answers --guidance 3
+  pardalis generate BUNDLE --prompts prompts.jsonl --out answers --guidance 1.5
 
 answers each line of a file, many at once, into answers/answers.jsonl and answers/pictures. Can be
-interrupted; the same command goes on.
+interrupted; the same command goes on, as answers/settings.json tells it.
 """
 
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "generate", "ask a model", _DESCRIPTION)
+    parser.usage = "%(prog)s BUNDLE [PART ...] [options]"
+    parser.listed = "prompt"
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
     parser.add_argument(
         "prompt", metavar="PART", nargs="*", help="a text, or the path of a picture"
@@ -101,7 +106,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     parser.add_argument(
         "--guidance", type=float, default=1.0, metavar="S",
-        help="classifier-free guidance of pictures by the text before them (default: 1, none)",
+        help="classifier-free guidance of pictures by the text before them: 3 for Chameleon, no more "
+        "than about 2 for a small model (default: 1, none)",
     )  # fmt: skip
     parser.add_argument(
         "--image-guidance", type=float, metavar="S",
@@ -110,7 +116,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--contrastive", type=float, nargs=2, metavar=("ALPHA", "K"),
-        help="contrastive decoding of pictures in place of guidance, such as 0.1 5",
+        help="contrastive decoding of pictures in place of guidance, such as 0.1 1",
     )  # fmt: skip
 
 
@@ -151,8 +157,12 @@ def _answer_one(options: argparse.Namespace) -> None:
     from pardalis.documents import Document, Text
     from pardalis.inference import Engine, as_document, fitting
 
-    if options.out is not None and options.out.suffix.lower() not in _WRITABLE:
-        raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {options.out}.")
+    if not options.prompt:
+        raise RequestError(
+            'A prompt is needed: give texts and pictures, "" to begin with nothing, or --prompts.'
+        )
+    if options.out is not None:
+        _require_writable(options)
     if options.stream and options.json:
         raise RequestError("--stream and --json print the answer in two ways; choose one.")
     parts = [_part(text) for text in options.prompt]
@@ -177,6 +187,7 @@ def _answer_file(options: argparse.Namespace) -> None:
 
     from pardalis import load
     from pardalis.cli.prompts import PromptFile, read_lines
+    from pardalis.files import require_folder
     from pardalis.inference import Engine, EngineConfig
 
     if options.prompt or options.stream or options.out is None:
@@ -185,6 +196,7 @@ def _answer_file(options: argparse.Namespace) -> None:
             "--out; give that, and neither parts of a prompt nor --stream."
         )
     read_lines(options.prompts)
+    require_folder(options.out)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     # Nobody waits for one prompt of a file before another, so none gives its row to the next.
     config = EngineConfig(quantum=bundle.model.config.context)
@@ -249,6 +261,22 @@ def _print_json(answer: "Document", out: Path | None) -> None:
     print_json({"answer": shown, "out": str(out) if out else None})
 
 
+def _require_writable(options: argparse.Namespace) -> None:
+    """Raise before the answer is written what would be raised after it."""
+    from pardalis.files import require_folder
+
+    path = options.out
+    if path.suffix.lower() not in _WRITABLE:
+        raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {path}.")
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder, but a file is to be written; choose another name.")
+    require_folder(path.parent)
+    if path.suffix.lower() == ".png" and (options.mode == "text" or options.max_pictures == 0):
+        raise RequestError(
+            f"The answer will have no picture to write to {path}; ask with --mode picture."
+        )
+
+
 def _part(text: str) -> str | Path:
     path = Path(text)
     try:
@@ -256,7 +284,8 @@ def _part(text: str) -> str | Path:
             return path
     except OSError:  # longer than a file name may be: certainly a text
         return text
-    if path.suffix.lower() in _PICTURES and " " not in text:
+    named = len(text) <= _LONGEST_NAME and "\n" not in text
+    if named and path.suffix.lower() in _PICTURES:
         raise RequestError(f"No picture at {text}; give the path of an existing file.")
     return text
 

@@ -25,6 +25,7 @@ from pardalis.cli import (
     tokenizer,
     train,
 )
+from pardalis.cli.common import Parser
 from pardalis.errors import PardalisError
 
 _COMMANDS = (
@@ -89,7 +90,7 @@ def _fail(message: str, code: int) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pardalis",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,6 +7,8 @@ it. Answers are appended as they finish and put in order at the end:
     answers.jsonl      {"index", "prompt", "answer" or "error", "reason", "ids"} for each prompt
     pictures/          the drawn pictures, 000012-0.png for the first of prompt 12
     settings.json      what was asked of which bundle, so that only the same run goes on
+
+The ``prompt`` of a record is a digest of the line and of its pictures' bytes.
 """
 
 import hashlib
@@ -55,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 _GUIDES = ("guidance", "image_guidance", "contrastive")
+_SHAPE = ("mode", "max_tokens", "max_pictures")
 _MODES = ("text", "picture", "interleaved")
 _WHOLE = ("max_tokens", "max_pictures", "top_k", "picture_top_k", "seed")
 _FRACTIONS = (
@@ -87,11 +90,14 @@ def ask(
 
 
 def _sampling(options: Mapping[str, Any], prefix: str) -> SamplingConfig:
-    return SamplingConfig(
-        temperature=options[f"{prefix}temperature"],
-        top_k=options[f"{prefix}top_k"],
-        top_p=options[f"{prefix}top_p"],
-    )
+    try:
+        return SamplingConfig(
+            temperature=options[f"{prefix}temperature"],
+            top_k=options[f"{prefix}top_k"],
+            top_p=options[f"{prefix}top_p"],
+        )
+    except RequestError as error:  # which begins with the name of the option
+        raise RequestError(f"{prefix}{error}") from error
 
 
 def _guide(options: Mapping[str, Any]) -> float | PictureGuide:
@@ -101,7 +107,7 @@ def _guide(options: Mapping[str, Any]) -> float | PictureGuide:
     if text != 1 or image is not None:
         raise RequestError("Guidance and contrastive decoding exclude each other; choose one.")
     alpha, k = contrastive
-    if k != int(k):
+    if not float(k).is_integer():
         raise RequestError(f"k of contrastive decoding must be a whole number, got {k}.")
     return Contrastive(alpha=float(alpha), k=int(k))
 
@@ -117,16 +123,25 @@ class Line:
     where: str
     content: str
 
-    @property
-    def digest(self) -> str:
-        """What an answer remembers its prompt by."""
-        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+    def digest(self, parts: Sequence[Part] = ()) -> str:
+        """Return what an answer remembers its prompt by; raises OSError.
+
+        Args:
+            parts: of the prompt, whose pictures count with their bytes.
+        """
+        digest = hashlib.sha256(self.content.encode())
+        for part in parts:
+            if isinstance(part, Path):
+                with part.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
 
 
 def read_lines(path: Path) -> list[Line]:
     """Return the lines of a file that are not blank.
 
     Raises:
+        ConfigError: all of them are.
         DataError: there is no such file, or it is not UTF-8.
         RequestError: its name ends neither in .txt nor in .jsonl.
     """
@@ -135,10 +150,12 @@ def read_lines(path: Path) -> list[Line]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; a file of prompts was expected there.")
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason}; save it as that.") from error
     lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path} holds no prompt; write one a line.")
     return [
         Line(index, f"{path.name}:{number}", line.removesuffix("\r"))
         for index, (number, line) in enumerate(lines)
@@ -157,8 +174,12 @@ def parse(
         return [line.content], dict(defaults), line.index
     try:
         record = json.loads(line.content)
+    except json.JSONDecodeError as error:  # which counts lines of its own
+        raise RequestError(
+            f"{line.where} is not JSON: {error.msg} at character {error.colno}."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{line.where} is not JSON: {error}.") from error
+        raise RequestError(f"{line.where} is not JSON that can be read: {error}.") from error
     if not isinstance(record, dict) or "prompt" not in record:
         raise RequestError(f'{line.where} must be an object with a "prompt".')
     own = _options({k: v for k, v in record.items() if k != "prompt"}, line.where)
@@ -274,7 +295,7 @@ class PromptFile:
         defaults: options of lines that have none of their own, named as in :data:`DEFAULTS`.
 
     Raises:
-        ConfigError: the folder holds answers to other options or of another bundle.
+        PardalisError: the options can answer no line, or a file stands in place of the folder.
     """
 
     def __init__(
@@ -282,12 +303,26 @@ class PromptFile:
     ) -> None:
         self.engine, self.path, self.defaults = engine, path, defaults
         self.lines = read_lines(path)
+        self._check_options()
         self.folder = output_folder(folder)
         self.summary = Summary(len(self.lines))
-        self._open: dict[int, tuple[Line, Answer]] = {}
+        self._open: dict[int, tuple[Line, str, Answer]] = {}
+
+    def _check_options(self) -> None:
+        """Refuse the options of all lines once; what lines may say otherwise is left to them."""
+        own: set[str] = set()
+        if self.path.suffix == ".jsonl":
+            records = (_json_or_none(line.content.encode()) for line in self.lines)
+            own = own.union(*(record for record in records if isinstance(record, dict)))
+        shape = {name: DEFAULTS[name] for name in _SHAPE if name in own}
+        ask(self.engine.bundle, [], {**self.defaults, **shape})
 
     def settle(self, bundle: Path) -> None:
-        """Write down what is asked of which bundle, or find that it was the same before."""
+        """Write down what is asked of which bundle, or find that it was the same before.
+
+        Raises:
+            ConfigError: the folder holds answers to other options or of another bundle.
+        """
         settings = {
             "bundle": str(bundle.resolve()),
             "made_by": self.engine.bundle.made_by,
@@ -296,19 +331,22 @@ class PromptFile:
             "options": dict(self.defaults),
         }
         path = self.folder / _SETTINGS
-        if path.exists():
-            before = _json_or_none(path.read_text())
-            if before != json.loads(json.dumps(settings)):
-                raise ConfigError(
-                    f"{self.folder} holds answers of another bundle or to other options, as "
-                    f"{path} says; choose another folder, or remove it."
-                )
+        before = _json_or_none(_bytes(path))
+        if before != json.loads(json.dumps(settings)) and any(self._records()):
+            why = (
+                f"what they answer cannot be read from {path}"
+                if before is None
+                else f"they are of another bundle or to other options, as {path} says"
+            )
+            raise ConfigError(
+                f"{self.folder} holds answers, and {why}; choose another folder, or remove it."
+            )
         write_json(path, settings)
 
     def run(self) -> Summary:
         """Answer what is not answered yet, and put all answers in order."""
         summary, path = self.summary, self.folder / _ANSWERS
-        records = self._kept(path)
+        records = self._kept()
         summary.unchanged = len(records)
         write_records(records.values(), path)
         start = time.monotonic()
@@ -330,16 +368,37 @@ class PromptFile:
         summary.reused_ids = statistics.reused_ids
         return summary
 
-    def _kept(self, path: Path) -> dict[int, dict[str, Any]]:
-        """Return the answers of an earlier run to lines that are still the same."""
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        found = [record for record in map(_json_or_none, lines) if isinstance(record, dict)]
-        wanted = {(line.index, line.digest) for line in self.lines}
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Yield the answers of an earlier run that are whole, with their pictures."""
+        for content in _bytes(self.folder / _ANSWERS).split(b"\n"):
+            match _json_or_none(content):
+                case {"index": index, "prompt": str(), "answer": [*segments]} as record:
+                    if type(index) is int and all(map(self._is_whole, segments)):
+                        yield record
+
+    def _is_whole(self, segment: Any) -> bool:
+        match segment:
+            case {"text": str(), **rest} if not rest:
+                return True
+            case {"picture": str(name), **rest} if not rest:
+                return os.path.isfile(self.folder / name)
+        return False
+
+    def _kept(self) -> dict[int, dict[str, Any]]:
+        """Return the answers of an earlier run to prompts that are still the same."""
+        lines = {line.index: line for line in self.lines}
         return {
             record["index"]: record
-            for record in found
-            if "answer" in record and (record.get("index"), record.get("prompt")) in wanted
+            for record in self._records()
+            if record["index"] in lines and self._answers(record, lines[record["index"]])
         }
+
+    def _answers(self, record: dict[str, Any], line: Line) -> bool:
+        try:
+            parts, _, _ = parse(line, self.path, self.defaults)
+            return record["prompt"] == line.digest(parts)
+        except (RequestError, OSError):
+            return False
 
     def _answered(self, lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
         """Yield records as answers finish; as many are asked at once as keep every row busy."""
@@ -351,28 +410,31 @@ class PromptFile:
             try:
                 parts, options, number = parse(line, self.path, self.defaults)
                 request = ask(self.engine.bundle, parts, options, number)
+                digest = line.digest(parts)
                 answer = self.engine.submit_request(request)
-            except PardalisError as error:
+            except (PardalisError, OSError) as error:
                 yield self._failed(line, str(error))
             else:
-                self._open[answer.key] = line, answer
+                self._open[answer.key] = line, digest, answer
         while self._open:
             yield from self._step()
 
     def _step(self) -> Iterator[dict[str, Any]]:
         for event in self.engine.step():
             if isinstance(event, Finished):
-                line, answer = self._open.pop(event.key)
+                line, digest, answer = self._open.pop(event.key)
                 if answer.document is None:
                     yield self._failed(line, event.error)
                 else:
-                    yield self._record(line, answer.document, event)
+                    yield self._record(line.index, digest, answer.document, event)
 
     def _failed(self, line: Line, error: str) -> dict[str, Any]:
         self.summary.failed += 1
-        return {"index": line.index, "prompt": line.digest, "error": error}
+        return {"index": line.index, "prompt": line.digest(), "error": error}
 
-    def _record(self, line: Line, document: Document, finished: Finished) -> dict[str, Any]:
+    def _record(
+        self, index: int, digest: str, document: Document, finished: Finished
+    ) -> dict[str, Any]:
         self.summary.ids += finished.usage.written_ids
         self.summary.pictures += finished.usage.pictures
         segments: list[dict[str, Any]] = []
@@ -381,11 +443,11 @@ class PromptFile:
             if isinstance(segment, Text):
                 segments.append({"text": segment.text})
             else:
-                segments.append({"picture": self._stored(segment, line.index, n_drawn)})
+                segments.append({"picture": self._stored(segment, index, n_drawn)})
                 n_drawn += 1
         return {
-            "index": line.index,
-            "prompt": line.digest,
+            "index": index,
+            "prompt": digest,
             "answer": segments,
             "reason": finished.reason,
             "ids": finished.usage.written_ids,
@@ -397,8 +459,15 @@ class PromptFile:
         return name
 
 
-def _json_or_none(text: str) -> Any:
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _json_or_none(content: bytes) -> Any:
+    """Return what JSON says; None if it is broken, as a line that a dying process wrote."""
     try:
-        return json.loads(text)
-    except ValueError:  # a line that was being written when the process died
+        value = json.loads(content.decode())
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
+    except (ValueError, RecursionError):
         return None
+    return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pardalis.model import ModelConfig
@@ -123,6 +123,59 @@ class _LayerRows:
             )
         together = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
         return together.transpose(1, 2)
+
+
+class _LayerTable:
+    """One layer of the cache, for rows that a table places; made to be compiled.
+
+    A compiler turns products and sums over gathered columns into loops without copies. It satisfies
+    :class:`pardalis.model.LayerCache`.
+    """
+
+    def __init__(
+        self,
+        keys: Float[Tensor, "slots K H"],
+        values: Float[Tensor, "slots K H"],
+        table: Int[Tensor, "R C"],
+        written: Int[Tensor, " T"],
+        unseen: Bool[Tensor, "R W C"],
+    ) -> None:
+        self.keys, self.values, self.table = keys, values, table
+        self.written, self.unseen = written, unseen
+
+    def attend(
+        self,
+        q: Float[Tensor, "1 T N H"],
+        k: Float[Tensor, "1 T K H"],
+        v: Float[Tensor, "1 T K H"],
+    ) -> Float[Tensor, "1 T N H"]:
+        self.keys.index_copy_(0, self.written, k[0])
+        self.values.index_copy_(0, self.written, v[0])
+        keys, values = self.keys[self.table], self.values[self.table]
+        n_rows, window, _ = self.unseen.shape
+        _, _, n_heads, d_head = q.shape
+        n_kv_heads = keys.shape[2]
+        queries = q.view(n_rows, window, 1, n_kv_heads, n_heads // n_kv_heads, d_head)
+        scores = (queries * keys[:, None, :, :, None]).sum(-1) * d_head**-0.5
+        scores = scores.masked_fill(self.unseen[..., None, None], -torch.inf)
+        weights = scores.softmax(2)[..., None]
+        return (weights * values[:, None, :, :, None]).sum(2).view(q.shape)
+
+
+def layers_of_table(
+    keys: Sequence[Float[Tensor, "slots K H"]],
+    values: Sequence[Float[Tensor, "slots K H"]],
+    table: Int[Tensor, "R C"],
+    columns: Int[Tensor, "R W"],
+) -> list[_LayerTable]:
+    """Return the layers with which a compiled model reads ids at some columns of rows.
+
+    Args:
+        table: the slot of each column of a row.
+    """
+    written = table.gather(1, columns).view(-1)
+    unseen = torch.arange(table.shape[1], device=table.device) > columns[..., None]
+    return [_LayerTable(*layer, table, written, unseen) for layer in zip(keys, values, strict=True)]
 
 
 def _slots(pages: Sequence[int], page_size: int) -> np.ndarray:

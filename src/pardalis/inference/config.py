@@ -35,6 +35,8 @@ class EngineConfig:
             raise ConfigError(f"max_waiting must be 0 or more, got {self.max_waiting}.")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"window must be at least 1, got {self.window}.")
+        if self.weights not in ("stored", "int8"):
+            raise ConfigError(f"weights must be 'stored' or 'int8', got {self.weights!r}.")
         if self.cache_ids is not None and self.cache_ids < self.page_size:
             raise ConfigError(
                 f"cache_ids must be at least one page ({self.page_size}), got {self.cache_ids}."

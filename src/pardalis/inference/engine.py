@@ -125,6 +125,7 @@ class Engine:
         self._drawer = Drawer(bundle.codec.image_tokenizer)
         self._jobs: dict[int, _Job] = {}  # without those whose Finished was told
         self._lock = threading.RLock()
+        self._closed = False
 
     def __enter__(self) -> "Engine":
         return self
@@ -139,6 +140,8 @@ class Engine:
 
     def close(self) -> None:
         """End the thread that decodes pictures; unfinished answers stay unfinished."""
+        with self._lock:
+            self._closed = True
         self._drawer.close()
 
     @property
@@ -184,6 +187,7 @@ class Engine:
     def submit_request(self, request: Request, priority: int = 0) -> Answer:
         """Begin to answer what :func:`pardalis.inference.to_request` made of a prompt."""
         with self._lock:
+            self._must_be_open()
             key = self._loop.submit(request, priority)
             writer = EventWriter(key, self.bundle.codec)
             job = self._jobs[key] = _Job(key, request, writer, time.monotonic())
@@ -206,10 +210,9 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one step and return the events of all answers, those of each in order."""
+        finished = self._advance()
         with self._lock:
-            jobs = list(self._jobs.values())
-        self._advance()
-        with self._lock:
+            jobs = [*finished, *self._jobs.values()]
             return [self._read(job) for job in jobs for _ in range(len(job.unread))]
 
     def next_event(self, job: _Job) -> Event:
@@ -232,20 +235,29 @@ class Engine:
         job.paused = paused
         self._loop.pause(job.key, paused)
 
-    def _advance(self) -> None:
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise RequestError("The engine is closed; ask another.")
+
+    def _advance(self) -> list[_Job]:
+        """Run one step; return what it finished."""
         with self._lock:
             jobs = self._jobs.values() if self._loop.idle else ()
             drawings = [drawing for job in jobs for _, drawing in job.drawings]
         wait(drawings, _LONGEST_WAIT_S, FIRST_COMPLETED)
+        finished = []
         with self._lock:
+            self._must_be_open()
             for progress in self._loop.step():
                 self._take(self._jobs[progress.key], progress)
             for job in list(self._jobs.values()):
                 self._collect(job)
                 if job.reason is not None and not job.drawings:
                     self._finish(job)
+                    finished.append(job)
                 elif job.pending > self.config.max_unread and not job.paused:
                     self._pause(job, True)
+        return finished
 
     def _take(self, job: _Job, progress: Progress) -> None:
         """Tell what was written, and have pictures drawn whose codes are complete."""

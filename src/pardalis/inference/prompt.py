@@ -10,7 +10,14 @@ from PIL import Image
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Picture, Role, Segment, Text
 from pardalis.errors import RequestError
-from pardalis.inference.request import Guidance, PictureGuide, Request, SamplingConfig
+from pardalis.inference.request import (
+    Contrastive,
+    Guidance,
+    PictureGuide,
+    Request,
+    SamplingConfig,
+    is_count,
+)
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
 
@@ -91,10 +98,10 @@ def to_request(
 def _limits(bundle: Bundle, mode: Mode, max_tokens: int | None, max_pictures: int | None) -> Limits:
     """Return what may be written, as if there were no prompt."""
     room = bundle.model.config.context if max_tokens is None else max_tokens
-    if room < 1:
-        raise RequestError(f"max_tokens must be at least 1, got {max_tokens}.")
-    if max_pictures is not None and max_pictures < 0:
-        raise RequestError(f"max_pictures must be 0 or more, got {max_pictures}.")
+    if not (is_count(room) and room):
+        raise RequestError(f"max_tokens must be a whole number, 1 or more, got {max_tokens}.")
+    if not (max_pictures is None or is_count(max_pictures)):
+        raise RequestError(f"max_pictures must be a whole number, 0 or more, got {max_pictures}.")
     if not bundle.codec.image_tokenizer.config.has_decoder:
         max_pictures = _no_pictures(mode, max_pictures)
     match mode:
@@ -126,6 +133,10 @@ def _no_pictures(mode: Mode, max_pictures: int | None) -> int:
 def _guide(guidance: float | PictureGuide, limits: Limits) -> PictureGuide | None:
     if isinstance(guidance, int | float):
         guidance = Guidance(text=guidance)
+    if not isinstance(guidance, Guidance | Contrastive):
+        raise RequestError(
+            f"guidance must be a number, a Guidance or a Contrastive, got {guidance!r}."
+        )
     if guidance == Guidance():
         return None
     if limits.max_pictures == 0:

@@ -8,6 +8,11 @@ from pardalis.errors import RequestError
 from pardalis.tokens import Limits
 
 
+def is_count(number: object) -> bool:
+    """Whether something is a whole number from 0 on that a tensor of any type can hold."""
+    return isinstance(number, int) and 0 <= number < 2**31
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingConfig:
     """How an id is chosen from the model's distribution, after the grammar has masked it."""
@@ -19,8 +24,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not (isfinite(self.temperature) and self.temperature >= 0):
             raise RequestError(f"temperature must be 0 or more, got {self.temperature}.")
-        if self.top_k < 0:
-            raise RequestError(f"top_k must be 0 (off) or more, got {self.top_k}.")
+        if not is_count(self.top_k):
+            raise RequestError(
+                f"top_k must be a whole number, 0 (off) or more and below 2^31, got {self.top_k}."
+            )
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must lie in (0, 1], got {self.top_p}.")
 
@@ -59,8 +66,8 @@ class Contrastive:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise RequestError(f"alpha must lie in [0, 1], got {self.alpha}.")
-        if self.k < 1:
-            raise RequestError(f"k must be 1 or more, got {self.k}.")
+        if not (is_count(self.k) and self.k):
+            raise RequestError(f"k must be a whole number, 1 or more and below 2^31, got {self.k}.")
 
 
 PictureGuide: TypeAlias = Guidance | Contrastive

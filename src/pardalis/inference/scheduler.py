@@ -457,12 +457,13 @@ class Scheduler:
             )
         if self._most_pages(job) > self._n_pages:
             raise RequestError(
-                f"The request may take {self._most_pages(job)} pages of the cache, which has "
-                f"{self._n_pages} of {self.config.page_size} ids; ask for less or raise cache_ids."
+                f"The request may come to hold {self._most_pages(job) * self.config.page_size} ids "
+                f"in the cache, which has room for {self._n_pages * self.config.page_size}; ask "
+                "for less, or raise cache_ids."
             )
         if len(self._waiting) >= self.config.max_waiting + len(self._lanes):
             raise RequestError(
-                f"{len(self._waiting)} requests wait already, and max_waiting allows no more; "
+                f"As many requests wait already as max_waiting allows, {self.config.max_waiting}; "
                 "submit it again when some have finished, or raise max_waiting."
             )
 

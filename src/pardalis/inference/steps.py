@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pardalis.inference.automaton import STATE_FIELDS, Automaton, RowLimits, RowState
 from pardalis.inference.cache import Rows
+from pardalis.inference.compiled import Compiled
 from pardalis.inference.guidance import Guide, guided
 from pardalis.inference.sampling import Choice, Needs, prepare_ids, sample
 from pardalis.inference.weights import Head
@@ -36,20 +37,20 @@ class Lanes:
     """The state of every row that may run, kept on the device between batches; lane 0 is unused."""
 
     def __init__(self, n_lanes: int, device: torch.device) -> None:
-        self.states = torch.zeros(n_lanes + 1, len(STATE_FIELDS), dtype=torch.long, device=device)
+        self.states = torch.zeros(len(STATE_FIELDS), n_lanes + 1, dtype=torch.long, device=device)
 
     def write(self, lane: int, state: dict[str, int]) -> None:
         """Set the state of a lane from what the host knows."""
-        self.states[lane] = torch.tensor([state[name] for name in STATE_FIELDS])
+        self.states[:, lane] = torch.tensor([state[name] for name in STATE_FIELDS])
 
     def read(self, lanes: Int[Tensor, " B"]) -> RowState:
         """Return the state of some lanes."""
-        return RowState(*self.states[lanes].unbind(1))
+        return RowState(*self.states[:, lanes].unbind())
 
     def store(self, lanes: Int[Tensor, " B"], state: RowState) -> None:
         """Put back the state of some lanes."""
         columns = [getattr(state, name) for name in STATE_FIELDS]
-        self.states[lanes] = torch.stack(columns, dim=1)
+        self.states[:, lanes] = torch.stack(columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +111,25 @@ class Batch:
 
 
 class Steps:
-    """Runs batches on one model."""
+    """Runs batches on one model.
 
-    def __init__(self, model: Decoder, head: Head, automaton: Automaton, lanes: Lanes) -> None:
+    Args:
+        compiled: compile what decoding steps do; prompts are read as before.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        head: Head,
+        automaton: Automaton,
+        lanes: Lanes,
+        compiled: bool = False,
+    ) -> None:
         self.model, self.head, self.automaton, self.lanes = model, head, automaton, lanes
+        self._hidden_of_newest, self._pick = self._hidden, sample
+        self.compiled = Compiled(model, self._hidden) if compiled else None
+        if self.compiled is not None:
+            self._hidden_of_newest, self._pick = self.compiled.hidden, self.compiled.sample
         self.n_codes = automaton.n_codes
         self.hashed_ids = prepare_ids(automaton.written_ids)
 
@@ -168,7 +184,7 @@ class Steps:
     def _step(
         self, batch: Batch, state: RowState, rows: Rows
     ) -> tuple[RowState, Int[Tensor, "B 1"]]:
-        hidden = self._hidden(rows, self._newest(batch, state), state.column)
+        hidden = self._hidden_of_newest(rows, self._newest(batch, state), state.column)
         return self._choose(batch, state, hidden)
 
     def _choose(
@@ -212,7 +228,7 @@ class Steps:
         index = index[rows]
         if group.kind is Kind.CODES:
             codes = self._guided(batch, rows, self.head.picture(hidden[rows]), linked)
-            drawn = sample(codes, None, group.picture, index, ids[:n_codes], group.needs)
+            drawn = self._pick(codes, None, group.picture, index, ids[:n_codes], group.needs)
             if rule is None:
                 return drawn
             return torch.where(rule[rows] == Rule.CODE, drawn, self.automaton.first[rule[rows]])
@@ -222,12 +238,14 @@ class Steps:
         if group.kind is Kind.TEXT:
             logits = self.head.text(hidden[rows])
             allowed = first - n_codes, stop - n_codes
-            return n_codes + sample(logits, allowed, group.text, index, ids[n_codes:], group.needs)
+            return n_codes + self._pick(
+                logits, allowed, group.text, index, ids[n_codes:], group.needs
+            )
         logits = self.head.all(hidden[rows])
         if linked is not None:
             logits[:, :n_codes] = self._guided(batch, rows, logits[:, :n_codes], linked)
         choice = _chosen_by(rule == Rule.CODE, group.picture, group.text)
-        return sample(logits, (first, stop), choice, index, ids, group.needs)
+        return self._pick(logits, (first, stop), choice, index, ids, group.needs)
 
     def _guided(
         self,
@@ -263,7 +281,7 @@ class Steps:
             read = torch.cat([read, read[batch.links.leader]])
         ahead = torch.arange(size, device=read.device)
         columns = state.column[:, None] + ahead
-        hidden = self._hidden(rows, read.flatten(), columns.flatten())
+        hidden = self._hidden_of_newest(rows, read.flatten(), columns.flatten())
         drawn = self.automaton.written_ids[
             self._sample_window(batch, columns[: batch.n_main] + 1, hidden)
         ]
@@ -299,7 +317,7 @@ class Steps:
             )
         choice = _part(group.picture, repeat)
         ids = self.hashed_ids[: self.n_codes]
-        return sample(own, None, choice, index.flatten(), ids, group.needs).view_as(index)
+        return self._pick(own, None, choice, index.flatten(), ids, group.needs).view_as(index)
 
     def _guess(
         self,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from pardalis.errors import ConfigError
 from pardalis.inference.automaton import Automaton
 from pardalis.inference.batches import Batches, kind_of, main_then_linked
 from pardalis.inference.cache import PagedCache, Row, Rows
@@ -67,8 +68,9 @@ class TokenLoop:
         context, page_size = model.config.context, config.page_size
         n_ids = config.cache_ids or config.max_rows * (context + page_size)
         n_pages = 1 + n_ids // page_size
-        self.cache = PagedCache(model.config, n_pages, page_size, model.embedding.weight)
-        self.windows = WindowPolicy(config.window, _FREE_ROWS[self.device.type])
+        self.cache = _cache(model, n_pages, page_size)
+        window = None if config.window is None else min(config.window, grammar.codes_per_picture)
+        self.windows = WindowPolicy(window, _FREE_ROWS[self.device.type])
         on_gpu = self.device.type == "cuda"
         self.overlap = on_gpu if config.overlap is None else config.overlap
         self.scheduler = Scheduler(
@@ -81,6 +83,7 @@ class TokenLoop:
             Head(model, grammar, config.weights),
             Automaton(grammar, self.device),
             lanes,
+            config.compiled,
         )
         self.statistics = LoopStatistics()
         self._jobs: dict[int, Job] = {}
@@ -269,6 +272,20 @@ class _Copy:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.tensor
+
+
+def _cache(model: Decoder, n_pages: int, page_size: int) -> PagedCache:
+    """Return an empty cache; raises ConfigError where there is no memory for it."""
+    try:
+        return PagedCache(model.config, n_pages, page_size, model.embedding.weight)
+    except (MemoryError, RuntimeError) as error:  # torch raises the second
+        config, like = model.config, model.embedding.weight
+        numbers = 2 * config.n_layers * config.n_kv_heads * config.d_head * n_pages * page_size
+        raise ConfigError(
+            f"Keys and values of {n_pages * page_size} ids take "
+            f"{numbers * like.element_size() / 2**30:,.1f} GiB, which {like.device} does not have; "
+            "lower max_rows or cache_ids."
+        ) from error
 
 
 def _reason(job: Job) -> FinishReason:

@@ -181,7 +181,7 @@ class Grammar:
             raise RequestError(
                 f"After the prompt of {len(prompt_ids)} ids there is room for {limits.room} more, "
                 f"but {max(demanded, 1)} are needed (a picture takes {self.picture_ids}); shorten "
-                "the prompt or raise the limit."
+                "the prompt, ask for fewer pictures or raise the limit."
             )
         return State(state.mode, state.codes_left, room=limits.room)
 

@@ -1,0 +1,99 @@
+"""Compiled steps write what the naive loop writes; where they cannot be compiled, eager ones do."""
+
+import logging
+import subprocess
+import sys
+
+import torch
+
+from pardalis.inference import (
+    EngineConfig,
+    Guidance,
+    Request,
+    SamplingConfig,
+    TokenLoop,
+    generate_ids,
+    generate_reference,
+)
+from pardalis.inference import compiled as compiled_module
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.tokens import Grammar, Limits, Vocabulary
+
+IDS = Vocabulary.build(n_codes=12, n_text=20)
+A = IDS.text.start
+
+
+def requests() -> list[Request]:
+    """Text, pictures, both, and guided ones; prompts of several lengths."""
+    limits = [
+        Limits(room=12, max_pictures=0),
+        Limits(room=12, text=False, max_pictures=2),
+        Limits(room=20),
+    ]
+    return [
+        Request(
+            prompt_ids=(IDS.bos_id, *range(A, A + n)),
+            limits=limits[n % 3],
+            picture=SamplingConfig(temperature=1.0),
+            guidance=Guidance(text=3.0) if n % 2 else None,
+            seed=n,
+        )
+        for n in range(7)
+    ]
+
+
+def make(context: int = 48) -> tuple[Decoder, Grammar]:
+    config = ModelConfig(
+        vocab_size=IDS.size, context=context, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2,
+        d_ff=64, init_std=0.3,
+    )  # fmt: skip
+    return initialise(Decoder(config), seed=0).eval(), Grammar(IDS, codes_per_picture=4)
+
+
+def main() -> None:
+    """Compare answers, with the tracer of the compiler but without its generated code."""
+    torch.set_num_threads(1)
+    compiled_module.BACKEND = "aot_eager"
+    model, grammar = make()
+    expected = [generate_reference(model, grammar, request) for request in requests()]
+    for window in (1, 3):
+        config = EngineConfig(compiled=True, window=window, max_rows=4, page_size=3)
+        loop = TokenLoop(model, grammar, config)
+        keys = [loop.submit(request) for request in requests()]
+        answers: dict[int, list[int]] = {key: [] for key in keys}
+        while not loop.idle:
+            for progress in loop.step():
+                answers[progress.key] += progress.ids
+        assert list(answers.values()) == expected
+        assert loop.steps.compiled is not None
+        assert loop.steps.compiled.works
+    assert 4 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
+
+
+def test_equals_the_reference():
+    """In a process of its own, since checks of shapes at run time cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_goes_on_without_a_compiler(monkeypatch, caplog):
+    def broken(function, **options):
+        def call(*arguments):
+            raise RuntimeError("no C++ compiler found")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model, grammar = make()
+    caplog.set_level(logging.WARNING)
+    config = EngineConfig(compiled=True, max_rows=4)
+    answers = generate_ids(model, grammar, requests(), config)
+    assert answers == generate_ids(model, grammar, requests(), EngineConfig(max_rows=4))
+    [record] = caplog.records
+    assert "no C++ compiler found" in record.message
+
+
+if __name__ == "__main__":
+    main()
