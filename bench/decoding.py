@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -219,8 +219,8 @@ class _FirstId(BaseStreamer):
 class Rivals:
     """Both sides on the weights of one size."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(self, config: ModelConfig, forms: Sequence[str]) -> None:
+        self.config, self.forms = config, forms
         self.model = initialise(Decoder(config), seed=0).eval()
         self.peer = peer_of(self.model)
         self.loops: dict[tuple[str, int], TokenLoop] = {}
@@ -235,7 +235,7 @@ class Rivals:
     def sides(self, case: Case) -> dict[str, dict[str, Ours | Peer]]:
         """Return every form of both sides for one case."""
         return {
-            "pardalis": {form: self.ours(form, case) for form in ENGINES},
+            "pardalis": {form: self.ours(form, case) for form in self.forms},
             "transformers": {n: Peer(self.peer, options, case) for n, options in PEERS.items()},
         }
 
@@ -415,9 +415,11 @@ def cases_of(codes: int) -> dict[str, Case]:
     }
 
 
-def measure(size: str, machine: Machine, rounds: int, codes: int) -> dict[str, object]:
+def measure(
+    size: str, machine: Machine, rounds: int, codes: int, engines: Sequence[str]
+) -> dict[str, object]:
     """Compare both sides at one size."""
-    rivals, cases = Rivals(SIZES[size]), cases_of(codes)
+    rivals, cases = Rivals(SIZES[size], engines), cases_of(codes)
     equal = {
         name: rivals.check(cases[name])
         for name in ("picture, batch 1", "picture, batch 1, guided", "text, batch 1")
@@ -508,6 +510,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--codes", type=int, help="ids of each answer (default: 256; a GPU 1024)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["eager"],
+                        help="forms of ours to try; compiling takes minutes each")  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", nargs=6, help=argparse.SUPPRESS)
@@ -534,7 +538,7 @@ def main() -> None:
         }
         say(result)
         sizes = {
-            size: measure(size, machine, options.rounds, options.codes or CODES)
+            size: measure(size, machine, options.rounds, options.codes or CODES, options.engines)
             for size in options.sizes
         }
         result |= sizes

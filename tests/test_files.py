@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +120,15 @@ def test_a_folder_for_output_is_made_or_kept_and_never_a_file(tmp_path):
     assert (folder / "kept").exists()
     with pytest.raises(ConfigError, match="kept is a file, but a folder is to be written"):
         files.output_folder(folder / "kept")
+    with pytest.raises(ConfigError, match="kept is a file, but a folder is to be written"):
+        files.output_folder(folder / "kept" / "below")
+
+
+def test_the_working_folder_has_a_name(tmp_path, monkeypatch):
+    folder = tmp_path / "bundle"
+    (folder / "deep").mkdir(parents=True)
+    monkeypatch.chdir(folder / "deep")
+    assert files.existing_folder(Path()) == Path()
+    assert files.existing_folder(Path("/")) == Path("/")
+    assert files.working_name(Path(".."), "previous") == tmp_path / ".bundle.pardalis-previous"
+    assert files.working_name(Path(), "previous") == folder / ".deep.pardalis-previous"

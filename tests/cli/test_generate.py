@@ -1,6 +1,7 @@
 """One prompt or a file of them, from the command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pardalis.cli import prompts as prompts_module
 from pardalis.cli.main import build_parser, main
 from pardalis.cli.prompts import DEFAULTS
 from pardalis.inference import generate_many
+from pardalis.interop.model import read_bundle
 from pardalis.model import Decoder, ModelConfig, initialise
 
 
@@ -73,18 +75,74 @@ def test_streamed_text_is_the_text(run):
         (["owl", "--guidance", "2", "--contrastive", "0.1", "5"], 6, "exclude each other"),
         (["owl", "--contrastive", "0.1", "1.5"], 6, "k of contrastive decoding must be a whole"),
         (["owl", "--contrastive", "2", "5"], 6, "alpha must lie in [0, 1], got 2.0"),
-        (["owl", "--top-p", "0"], 6, "top_p must lie in (0, 1], got 0.0"),
+        (["owl", "--top-p", "0"], 6, ": top_p must lie in (0, 1], got 0.0"),
+        (["owl", "--picture-top-p", "0"], 6, ": picture_top_p must lie in (0, 1], got 0.0"),
+        (["owl", "--contrastive", "0.1", "inf"], 6, "k of contrastive decoding must be a whole"),
+        ([], 6, 'A prompt is needed: give texts and pictures, "" to begin with nothing'),
+        (["a red owl.png"], 6, "No picture at a red owl.png"),
+        (["owl.svg"], 6, "No picture at owl.svg"),
+        (["owl", "--mode", "text", "--out", "owl.png"], 6, "will have no picture to write"),
+        (["owl", "--max-pictures", "0", "--out", "owl.png"], 6, "will have no picture to write"),
+        (["owl", "--out", "file/owl.png"], 2, "file is a file, but a folder is to be written"),
+        (["owl", "--out", "folder.md"], 6, "folder.md is a folder, but a file is to be written"),
         (["owl", "--max-rows", "0"], 2, "max_rows must be at least 1, got 0"),
         (["--prompts", "none.txt", "--out", "answers"], 3, "none.txt does not exist"),
         (["--prompts", "none.csv", "--out", "answers"], 6, "are read from a .txt or .jsonl"),
         (["--prompts", "none.txt"], 6, "--prompts takes its prompts from the file"),
         (["owl", "--prompts", "none.txt", "--out", "answers"], 6, "neither parts of a prompt"),
+        (["--prompts", "none.txt", "owl", "--out", "answers"], 6, "neither parts of a prompt"),
+        (["--prompts", "empty.txt", "--out", "answers"], 2, "empty.txt holds no prompt"),
+        (["--prompts", "owl.txt", "--out", "file"], 2, "file is a file, but a folder is"),
+        (["--prompts", "owl.txt", "--out", "file/answers"], 2, "file is a file, but a folder is"),
+        (["--prompts", "owl.txt", "--out", "a", "--temperature", "-1"], 6, "temperature must be"),
+        (["--prompts", "owl.txt", "--out", "a", "--max-tokens", "0"], 6, "max_tokens must be"),
+        (
+            ["--prompts", "owl.jsonl", "--out", "a", "--mode", "text", "--guidance", "2"],
+            6,
+            "leave guidance out",
+        ),
     ],
 )
-def test_what_is_refused_is_one_line(run, arguments, code, message):
+def test_what_is_refused_is_one_line(run, tmp_path, arguments, code, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.md").mkdir()
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "owl.txt").write_text("owl\n")
+    write_jsonl("owl.jsonl", {"prompt": "owl"})
+    before = sorted(tmp_path.iterdir())
     found, out, err = run(*arguments)
     assert (found, out, err.count("\n")) == (code, "", 1)
     assert message in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_parts_may_stand_after_options(run):
+    asked = ("--max-tokens", "8", "--temperature", "1.5")
+    _, expected, _ = run("owl", "-3", *asked)
+    assert run(*asked, "owl", "-3") == (0, expected, "")
+    assert run("owl", *asked[:2], "-3", *asked[2:]) == (0, expected, "")
+    assert run("owl", *asked, "--", "-3") == (0, expected, "")
+
+
+@pytest.mark.parametrize("arguments", [["--tune", "owl"], ["owl", "--mode", "text", "--tune=3"]])
+def test_unknown_options_are_refused_wherever_they_stand(run, capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --tune" in capsys.readouterr().err
+
+
+def test_a_bundle_in_the_working_folder(run, folder, monkeypatch, capsys, tmp_path):
+    _, expected, _ = run("", "--max-tokens", "8")
+    monkeypatch.chdir(folder)
+    assert main(["generate", ".", "", "--max-tokens", "8"]) == 0
+    assert capsys.readouterr().out == expected
+    assert load(".").codec.vocabulary == load(folder).codec.vocabulary
+    assert read_bundle(Path(".")).config == load(folder).model.config
+
+
+def test_a_text_that_ends_like_a_picture(run):
+    assert run("Look:\nowl.png", "--max-tokens", "3")[0] == 0
 
 
 def test_a_text_file_is_as_many_prompts(run, folder, tmp_path):
@@ -116,7 +174,7 @@ def test_lines_have_options_of_their_own_and_bad_ones_say_why(run, tmp_path):
         {"prompt": "owl", "mode": "picture", "guidance": 3, "image_guidance": 1.5},
     ]
     bad = [
-        ("{", "prompts.jsonl:6 is not JSON"),
+        ("{", "prompts.jsonl:6 is not JSON: Expecting property name enclosed in double quotes at"),
         ({"text": "owl"}, 'must be an object with a "prompt"'),
         ({"prompt": "owl", "colour": 1}, "has unknown keys colour; known are prompt, mode"),
         ({"prompt": "owl", "mode": "sing"}, "under 'mode'; it must be one of text, picture"),
@@ -125,6 +183,7 @@ def test_lines_have_options_of_their_own_and_bad_ones_say_why(run, tmp_path):
         ({"prompt": "owl", "contrastive": 1}, "it must be two numbers, alpha and k"),
         ({"prompt": "owl", "temperature": True}, "under 'temperature'; it must be a number"),
         ({"prompt": "owl", "temperature": -1}, "temperature must be 0 or more, got -1.0"),
+        ({"prompt": "owl", "picture_top_k": -1}, "picture_top_k must be"),
         ({"prompt": [{"picture": "blue.png"}]}, "names the picture 'blue.png', which is not"),
         ({"prompt": [{"picture": "torn.png"}]}, "torn.png is not a picture"),
         ({"prompt": [3]}, "neither a text nor a list of texts"),
@@ -172,7 +231,7 @@ def test_goes_on_where_it_was(run, tmp_path, monkeypatch):
     submitted = []
     ask = prompts_module.ask
 
-    def watched(bundle, parts, options, number):
+    def watched(bundle, parts, options, number=0):
         submitted.append(parts)
         return ask(bundle, parts, options, number)
 
@@ -180,7 +239,7 @@ def test_goes_on_where_it_was(run, tmp_path, monkeypatch):
     code, out, _ = run(*asked)
     assert code == 0
     assert json.loads(out)["unchanged"] == 2
-    assert submitted == [["mended"], ["cat"]]
+    assert submitted == [[], ["mended"], ["cat"]]  # first the options by themselves
     after = records()
     assert [record["index"] for record in after] == [0, 1, 2, 3]
     assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
@@ -196,7 +255,7 @@ def test_answers_stand_in_the_file_as_they_finish(run, monkeypatch):
     asked = ("--prompts", "prompts.jsonl", "--out", "answers", "--max-tokens", "3")
     ask, asked_so_far = prompts_module.ask, []
 
-    def torn(bundle, parts, options, number):
+    def torn(bundle, parts, options, number=0):
         asked_so_far.append(parts)
         if parts == ["oak"]:
             raise KeyboardInterrupt
@@ -208,3 +267,89 @@ def test_answers_stand_in_the_file_as_they_finish(run, monkeypatch):
     monkeypatch.setattr(prompts_module, "ask", ask)
     assert run(*asked, "--max-rows", "1")[0] == 0
     assert [record["index"] for record in records()] == [0, 1, 2, 3]
+
+
+def test_a_line_may_draw_where_the_others_write(run):
+    write_jsonl("prompts.jsonl", {"prompt": "owl"}, {"prompt": "fox", "mode": "picture"})
+    asked = ("--prompts", "prompts.jsonl", "--out", "answers", "--mode", "text")
+    assert run(*asked, "--guidance", "2", "--max-tokens", "8")[0] == 0
+    assert ["picture" in record["answer"][0] for record in records()] == [False, True]
+
+
+def test_a_folder_without_answers_takes_other_options(run):
+    write_jsonl("prompts.jsonl", {"prompt": "x" * 60})
+    asked = ("--prompts", "prompts.jsonl", "--out", "answers")
+    assert run(*asked)[0] == 6
+    write_jsonl("prompts.jsonl", {"prompt": "owl"})
+    assert run(*asked, "--max-tokens", "3")[0] == 0
+
+
+def test_a_file_of_prompts_may_begin_with_a_mark(run, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "owl"}\n', encoding="utf-8-sig")
+    assert run("--prompts", "prompts.jsonl", "--out", "answers", "--max-tokens", "3")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b"3",
+        b'{"index": [1], "prompt": "", "answer": []}',
+        b'{"index": 0, "prompt": {}, "answer": []}',
+        b'{"index": 0, "prompt": "DIGEST", "answer": 3}',
+        b'{"index": 0, "prompt": "DIGEST", "answer": [{"text": "\xc3"}]}',
+        b'{"index": 0, "prompt": "DIGEST", "answer": [{"text": "\\ud800"}]}',
+        b'{"index": true, "prompt": "DIGEST", "answer": []}',
+        b'{"index": 0, "prompt": "DIGEST", "answer": [{"picture": "pictures/none.png"}]}',
+    ],
+    ids=range(10),
+)
+def test_damaged_answers_are_asked_again(run, tmp_path, damage):
+    (tmp_path / "prompts.txt").write_text("owl\nfox\n")
+    asked = ("--prompts", "prompts.txt", "--out", "answers", "--max-tokens", "3", "--json")
+    assert run(*asked)[0] == 0
+    expected = records()
+    answers = tmp_path / "answers" / "answers.jsonl"
+    first, second = answers.read_bytes().splitlines()
+    digest = expected[0]["prompt"].encode()
+    answers.write_bytes(damage.replace(b"DIGEST", digest) + b"\n" + second + b"\n")
+    code, out, err = run(*asked)
+    assert (code, "Traceback" in err) == (0, False)
+    assert json.loads(out)["unchanged"] == 1
+    assert answers.read_bytes().splitlines() == [first, second]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"", b"{"])
+def test_unreadable_settings_are_one_sentence(run, tmp_path, content):
+    (tmp_path / "prompts.txt").write_text("owl\n")
+    asked = ("--prompts", "prompts.txt", "--out", "answers", "--max-tokens", "3")
+    run(*asked)
+    (tmp_path / "answers" / "settings.json").write_bytes(content)
+    code, _, err = run(*asked)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot be read from answers/settings.json" in err
+
+
+def test_pictures_count_with_their_bytes(run, tmp_path):
+    for colour in ("red", "blue"):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{colour}.png")
+    write_jsonl("prompts.jsonl", *({"prompt": [{"picture": f"{c}.png"}]} for c in ("red", "blue")))
+    asked = ("--prompts", "prompts.jsonl", "--out", "answers", "--mode", "picture", "--json")
+    asked = (*asked, "--max-pictures", "1")
+
+    def unchanged():
+        code, out, _ = run(*asked)
+        assert code == 0
+        return json.loads(out)["unchanged"]
+
+    assert [unchanged(), unchanged()] == [0, 2]
+    before = records()
+    Image.new("RGB", (20, 20), "green").save(tmp_path / "red.png")
+    assert unchanged() == 1
+    assert [a["prompt"] == b["prompt"] for a, b in zip(before, records(), strict=True)] == [
+        False, True,
+    ]  # fmt: skip
+    (tmp_path / "answers" / "pictures" / "000001-0.png").unlink()
+    assert unchanged() == 1
+    assert unchanged() == 2

@@ -106,8 +106,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     parser.add_argument(
         "--guidance", type=float, default=1.0, metavar="S",
-        help="classifier-free guidance of pictures by the text before them: 3 for Chameleon, no more "
-        "than about 2 for a small model (default: 1, none)",
+        help="classifier-free guidance of pictures by the text before them; Chameleon takes 3, a "
+        "small model no more than about 2 (default: 1, none)",
     )  # fmt: skip
     parser.add_argument(
         "--image-guidance", type=float, metavar="S",

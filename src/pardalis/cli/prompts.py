@@ -333,14 +333,12 @@ class PromptFile:
         path = self.folder / _SETTINGS
         before = _json_or_none(_bytes(path))
         if before != json.loads(json.dumps(settings)) and any(self._records()):
-            why = (
-                f"what they answer cannot be read from {path}"
+            held = (
+                f"answers, but to what cannot be read from {path}"
                 if before is None
-                else f"they are of another bundle or to other options, as {path} says"
+                else f"answers of another bundle or to other options, as {path} says"
             )
-            raise ConfigError(
-                f"{self.folder} holds answers, and {why}; choose another folder, or remove it."
-            )
+            raise ConfigError(f"{self.folder} holds {held}; choose another folder, or remove it.")
         write_json(path, settings)
 
     def run(self) -> Summary:
