@@ -23,6 +23,7 @@ from pardalis.inference import (
     SamplingConfig,
     TextDelta,
     TokenLoop,
+    as_document,
     generate_reference,
     to_request,
 )
@@ -302,3 +303,28 @@ def test_an_answer_that_ends_while_a_step_waits_is_told(bundle, monkeypatch):
 def test_a_cache_beyond_all_memory_is_refused(bundle):
     with pytest.raises(ConfigError, match=r"take [\d,.]+ GiB, which cpu does not have; lower max_"):
         Engine(bundle, EngineConfig(cache_ids=10**14))
+
+
+def test_one_who_iterates_takes_nothing_from_one_who_reads_all(bundle):
+    """While an answer is iterated others are finished; their events wait to be read."""
+    with Engine(bundle) as engine:
+        other = engine.submit("cat", mode="picture")
+        list(engine.submit("owl", mode="picture", max_pictures=3))
+        assert other.finished is not None
+        assert not engine.idle
+        rest = list(engine.events())
+        assert engine.idle
+    assert kinds(rest) == [PictureBegun, PictureRows, PictureRows, PictureDone, Finished]
+
+
+def test_a_model_that_breaks_in_one_row_breaks_no_other(bundle):
+    """Logits that are not numbers stay an answer of that row, of ids that the grammar allows."""
+    owl = bundle.codec.encode_prompt(as_document("owl"))[-1]
+    expected = pardalis.generate(bundle, "cat", mode="picture", seed=3)
+    with torch.no_grad():
+        bundle.model.embedding.weight[owl] = torch.nan
+    with Engine(bundle) as engine:
+        broken = [engine.submit("owl", mode=mode) for mode in ("picture", "interleaved")]
+        whole = engine.submit("cat", mode="picture", seed=3)
+        assert pixels(whole.wait().pictures[0]) == pixels(expected.pictures[0])
+        assert all(answer.wait() is not None for answer in broken)

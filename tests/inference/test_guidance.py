@@ -149,7 +149,7 @@ def test_largest_k():
         (lambda: Guidance(text=float("nan")), "scale of text must be a number"),
         (lambda: Guidance(image=float("inf")), "scale of image must be a number"),
         (lambda: Contrastive(alpha=1.5, k=1), "alpha must lie in"),
-        (lambda: Contrastive(alpha=0.5, k=0), "k must be 1 or more"),
+        (lambda: Contrastive(alpha=0.5, k=0), "k must be a whole number, 1 or more"),
     ],
 )
 def test_refuses_impossible_guides(make, message):

@@ -31,15 +31,16 @@ PROMPTS = [
     (IDS.bos_id, *PICTURE[:-1]),
 ]
 GUIDES = [None, Guidance(text=3.0), Guidance(text=3.0, image=1.2), Contrastive(alpha=0.1, k=2)]
+LONG = 10**6  # requests with seeds from here on never end before their room is used
 
 
 def choose(request: Request, rule: Rule, position: int) -> int:
     """Write as a model would: by the request and the position, whatever runs beside it.
 
-    A request with a negative seed does not end before it must.
+    A request whose seed is LONG or more does not end before it must.
     """
     allowed = [WRITTEN[i] for i in RANGES[rule]]
-    if request.seed < 0 and len(allowed) > 1:
+    if request.seed >= LONG and len(allowed) > 1:
         allowed = [i for i in allowed if i != IDS.eos_id]
     return random.Random(f"{request.seed} {position}").choice(allowed)
 
@@ -190,7 +191,7 @@ def text(seed=0, room=4) -> Request:
 
 def texts(n: int, room: int) -> list[Request]:
     """Texts that use all their room."""
-    return [text(-1 - i, room) for i in range(n)]
+    return [text(LONG + i, room) for i in range(n)]
 
 
 # ── random walks ─────────────────────────────────────────────────────────────────────────────
@@ -416,7 +417,7 @@ def test_pages_for_all_that_a_chunk_may_write(max_pictures, n_ids):
 
 def test_the_least_important_gives_its_memory():
     machine = Machine(n_pages=9, steps=1, quantum=4)  # 8 pages; a text of 29 ids takes all of them
-    jobs = [machine.submit(text(-1 - i, room=28), priority=(1, 0, 1)[i]) for i in range(3)]
+    jobs = [machine.submit(text(LONG + i, room=28), priority=(1, 0, 1)[i]) for i in range(3)]
     order = []
     while machine.jobs:
         plan = machine.scheduler.plan()
@@ -429,13 +430,13 @@ def test_the_least_important_gives_its_memory():
 
 def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
     machine = Machine(max_rows=1, n_pages=9, steps=2)
-    reader = machine.submit(text(-1, room=28), priority=5)
+    reader = machine.submit(text(LONG, room=28), priority=5)
     for _ in range(4):
         machine.execute(machine.scheduler.plan())
     machine.scheduler.pause(reader, True)
     assert reader.lanes == []
     assert reader.pages
-    machine.submit(text(-2, room=28))
+    machine.submit(text(LONG + 1, room=28))
     machine.run()
     assert machine.scheduler.idle
     assert machine.preempted
@@ -447,11 +448,11 @@ def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
 
 def test_a_paused_job_gives_its_memory_before_one_that_waits():
     machine = Machine(max_rows=1, n_pages=9, steps=2, quantum=2)
-    reader, late = machine.submit(text(-1, room=11)), machine.submit(text(-2, room=11))
+    reader, late = machine.submit(text(LONG, room=11)), machine.submit(text(LONG + 1, room=11))
     while not late.pages:
         machine.execute(machine.scheduler.plan())
     machine.scheduler.pause(reader, True)
-    machine.submit(text(-3, room=28), priority=1)
+    machine.submit(text(LONG + 2, room=28), priority=1)
     while not (plan := machine.scheduler.plan()).preempted:
         machine.execute(plan)
     assert plan.preempted == [reader]

@@ -19,6 +19,9 @@ from pardalis.inference import (
     generate_ids,
     generate_reference,
 )
+from pardalis.inference.batches import Batches
+from pardalis.inference.scheduler import Scheduler
+from pardalis.inference.steps import Lanes
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import Limits, Vocabulary
 
@@ -352,6 +355,65 @@ def test_refuses_what_cannot_be(model, grammar):
     loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
     with pytest.raises(RequestError, match="requests wait already as max_waiting allows, 0"):
         loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": 2**64},
+        {"seed": -1},
+        {"limits": Limits(room=2**63, text=False, max_pictures=1)},
+        {"limits": Limits(room=20, max_pictures=2**63)},
+        {"limits": Limits(room=20, text=False, max_pictures=-1)},
+    ],
+)
+def test_refuses_numbers_that_no_tensor_holds(values):
+    with pytest.raises(RequestError, match="must"):
+        Request(**({"prompt_ids": PROMPTS[0], "limits": Limits(room=4)} | values))
+
+
+def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected, monkeypatch):
+    """With steps in flight, a failure to begin the next ones is told, and one may go on."""
+    loop = TokenLoop(model, grammar, EngineConfig(overlap=True, steps=2))
+    number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
+    loop.submit(requests[number])
+    real, calls, written = loop.steps.run, [], []
+
+    def run(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(loop.steps, "run", run)
+    failed = 0
+    while not loop.idle:
+        try:
+            written += [i for progress in loop.step() for i in progress.ids]
+        except MemoryError:
+            failed += 1
+    assert failed == 1
+    assert written == expected[number]
+
+
+def test_paused_requests_take_no_place_of_those_that_wait(model, grammar):
+    loop = TokenLoop(model, grammar, EngineConfig(max_rows=1, max_waiting=1))
+    request = Request(prompt_ids=PROMPTS[0], limits=Limits(room=4))
+    for _ in range(4):
+        loop.pause(loop.submit(request), True)
+    loop.submit(request)
+    loop.submit(request)
+    with pytest.raises(RequestError, match="max_waiting"):
+        loop.submit(request)
+
+
+def test_first_guesses_stand_at_the_next_places(grammar):
+    """Codes 0 1 | 2 3 of a picture of two rows: the third is guessed as the first."""
+    scheduler = Scheduler(EngineConfig(), 50, grammar, 48)
+    ids = (IDS.bos_id, IDS.begin_image_id, *CODES[:2])
+    job = scheduler.submit(Request(prompt_ids=ids, limits=Limits(room=20)))
+    window = Batches(grammar, Lanes(4, torch.device("cpu")))._first_guesses([job], 3)
+    assert window.guesses.tolist() == [CODES[:2]]
 
 
 def test_nothing_asked(model, grammar):

@@ -65,7 +65,7 @@ class Batches:
             for place in range(done, n_codes + window):
                 line.append(line[place - width] if place >= width else first_code)
             lines.append(line)
-            guesses.append(line[done + 1 : done + window])
+            guesses.append(line[done : done + window - 1])
         device = self.device
         return Window(
             width, torch.tensor(lines, device=device), torch.tensor(guesses, device=device)

@@ -60,11 +60,12 @@ class Compiled:
     ) -> Float[Tensor, "T D"]:
         """Return what the head reads of the newest ids of rows, equally many a row."""
         table, n_rows = rows.table, len(rows.rows)
-        placed = ids.view(n_rows, -1), columns.view(n_rows, -1)
+        # Parts of larger tensors would be compiled anew for every place that they begin at.
+        placed = [x.clone().view(n_rows, -1) for x in (ids, columns)]
         if table.is_cuda:  # a graph is recorded for every shape, so let there be few
             more = power_of_two(n_rows) - n_rows
             table = F.pad(table, (0, power_of_two(table.shape[1]) - table.shape[1], 0, more))
-            placed = F.pad(placed[0], (0, 0, 0, more)), F.pad(placed[1], (0, 0, 0, more))
+            placed = [F.pad(x, (0, 0, 0, more)) for x in placed]
         if self.works:
             with self._trying("trunk", (), [*placed, table], n_varying=2):
                 hidden = self._trunk(*placed, table, rows.cache.keys, rows.cache.values)
@@ -82,6 +83,7 @@ class Compiled:
     ) -> Int64[Tensor, " B"]:
         """Choose as :func:`pardalis.inference.sampling.sample` does."""
         if self.works and needs == _PLAIN:
+            index = index.clone()
             numbers = [choice.temperature, choice.top_k, choice.top_p, choice.seed]
             rows = [logits, index, *numbers, *(allowed or ())]
             with self._trying("sampler", (logits.shape[1],), rows, n_varying=1):

@@ -123,7 +123,7 @@ class Engine:
         self.config = config or EngineConfig()
         self._loop = TokenLoop(bundle.model, bundle.codec.grammar, self.config)
         self._drawer = Drawer(bundle.codec.image_tokenizer)
-        self._jobs: dict[int, _Job] = {}  # without those whose Finished was told
+        self._jobs: dict[int, _Job] = {}  # until their Finished is read
         self._lock = threading.RLock()
         self._closed = False
 
@@ -200,19 +200,19 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether every answer is complete."""
+        """Whether every answer is complete and read."""
         return not self._jobs
 
     def events(self) -> Iterator[Event]:
-        """Yield the events of all answers until each is complete."""
+        """Yield the events of all answers until each is complete and read."""
         while not self.idle:
             yield from self.step()
 
     def step(self) -> list[Event]:
         """Run one step and return the events of all answers, those of each in order."""
-        finished = self._advance()
+        self._advance()
         with self._lock:
-            jobs = [*finished, *self._jobs.values()]
+            jobs = list(self._jobs.values())
             return [self._read(job) for job in jobs for _ in range(len(job.unread))]
 
     def next_event(self, job: _Job) -> Event:
@@ -227,6 +227,8 @@ class Engine:
 
     def _read(self, job: _Job) -> Event:
         event = job.unread.popleft()
+        if event is job.finished:
+            del self._jobs[job.key]
         if job.paused and job.pending <= self.config.max_unread // 2:
             self._pause(job, False)
         return event
@@ -239,25 +241,23 @@ class Engine:
         if self._closed:
             raise RequestError("The engine is closed; ask another.")
 
-    def _advance(self) -> list[_Job]:
-        """Run one step; return what it finished."""
+    def _advance(self) -> None:
         with self._lock:
             jobs = self._jobs.values() if self._loop.idle else ()
             drawings = [drawing for job in jobs for _, drawing in job.drawings]
         wait(drawings, _LONGEST_WAIT_S, FIRST_COMPLETED)
-        finished = []
         with self._lock:
             self._must_be_open()
             for progress in self._loop.step():
                 self._take(self._jobs[progress.key], progress)
-            for job in list(self._jobs.values()):
+            for job in self._jobs.values():
+                if job.finished is not None:
+                    continue
                 self._collect(job)
                 if job.reason is not None and not job.drawings:
                     self._finish(job)
-                    finished.append(job)
                 elif job.pending > self.config.max_unread and not job.paused:
                     self._pause(job, True)
-        return finished
 
     def _take(self, job: _Job, progress: Progress) -> None:
         """Tell what was written, and have pictures drawn whose codes are complete."""
@@ -301,7 +301,6 @@ class Engine:
         reason = "failed" if job.error else job.reason
         job.finished = Finished(job.key, reason, usage, job.error)
         job.tell(job.finished)
-        del self._jobs[job.key]
 
 
 def _document(codec: Codec, job: _Job) -> Document:

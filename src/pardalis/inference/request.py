@@ -7,6 +7,8 @@ from typing import TypeAlias
 from pardalis.errors import RequestError
 from pardalis.tokens import Limits
 
+LARGEST_SCALE = 1e6  # of guidance; beyond, logits drown in rounding
+
 
 def is_count(number: object) -> bool:
     """Whether something is a whole number from 0 on that a tensor of any type can hold."""
@@ -47,8 +49,11 @@ class Guidance:
 
     def __post_init__(self) -> None:
         for name, scale in (("text", self.text), ("image", self.image)):
-            if scale is not None and not isfinite(scale):
-                raise RequestError(f"The guidance scale of {name} must be a number, got {scale}.")
+            if scale is not None and not abs(scale) <= LARGEST_SCALE:
+                raise RequestError(
+                    f"The guidance scale of {name} must be a number from {-LARGEST_SCALE:g} to "
+                    f"{LARGEST_SCALE:g}, got {scale}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,4 +87,13 @@ class Request:
     text: SamplingConfig = field(default_factory=SamplingConfig)
     picture: SamplingConfig = field(default_factory=SamplingConfig)
     guidance: PictureGuide | None = None  # of picture codes
-    seed: int = 0  # two requests that are equal in everything get equal answers
+    seed: int = 0  # in [0, 2^63); two requests that are equal in everything get equal answers
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"A seed must lie in [0, 2^63), got {self.seed}.")
+        if not is_count(limits.room):
+            raise RequestError(f"The room of an answer must be 0 or more ids, got {limits.room}.")
+        if not (limits.max_pictures is None or is_count(limits.max_pictures)):
+            raise RequestError(f"max_pictures must be 0 or more, got {limits.max_pictures}.")

@@ -87,7 +87,7 @@ def sample(
     """
     logits = logits.float()
     if not needs.draw:
-        return _within(logits, allowed).argmax(-1)
+        return _bounded(_within(logits, allowed).argmax(-1), allowed)
     drawn = choice.temperature > 0
     scaled = logits / torch.where(drawn, choice.temperature.clamp(min=1e-6), 1.0)[:, None]
     scaled = _within(scaled, allowed)
@@ -97,7 +97,18 @@ def sample(
     if needs.top_p:
         scaled = scaled.add(_beyond_top_p(scaled, choice.top_p), alpha=NEVER)
     noise = gumbel_noise(choice.seed, index, ids)
-    return torch.addcmul(scaled, noise, drawn[:, None].float()).argmax(-1)
+    chosen = torch.addcmul(scaled, noise, drawn[:, None].float()).argmax(-1)
+    return _bounded(chosen, allowed)
+
+
+def _bounded(
+    chosen: Int64[Tensor, " B"], allowed: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None
+) -> Int64[Tensor, " B"]:
+    """Keep the choices of rows whose logits are not numbers within what they may take."""
+    if allowed is None:
+        return chosen
+    first, end = allowed
+    return torch.maximum(torch.minimum(chosen, end - 1), first)
 
 
 def _within(

@@ -205,7 +205,7 @@ class Scheduler:
         plan.decode = [job for job in self._running if all(s.ready for s in job.streams)]
         if not plan.prefill:
             useful = max(map(self._useful_steps, plan.decode), default=1)
-            plan.steps = min(self.config.steps, useful)
+            plan.steps = max(min(self.config.steps, useful), 1)
         return plan
 
     def _grow(self) -> None:
@@ -461,7 +461,8 @@ class Scheduler:
                 f"in the cache, which has room for {self._n_pages * self.config.page_size}; ask "
                 "for less, or raise cache_ids."
             )
-        if len(self._waiting) >= self.config.max_waiting + len(self._lanes):
+        waiting = sum(not other.paused for other in self._waiting)
+        if waiting >= self.config.max_waiting + len(self._lanes):
             raise RequestError(
                 f"As many requests wait already as max_waiting allows, {self.config.max_waiting}; "
                 "submit it again when some have finished, or raise max_waiting."

@@ -17,11 +17,14 @@ class WindowPolicy:
 
     Args:
         fixed: the window to use always; None leaves the choice to what is observed.
+        largest: window that can be of use: the codes of a picture.
         most_rows: ids that a pass reads for about the price of one, since it waits for weights.
     """
 
-    def __init__(self, fixed: int | None, most_rows: int) -> None:
-        self.fixed, self.most_rows = fixed, most_rows
+    def __init__(self, fixed: int | None, most_rows: int, largest: int) -> None:
+        self.fixed = None if fixed is None else min(fixed, largest)
+        self.most_rows = most_rows
+        self._sizes = [window for window in WINDOWS if window <= largest]
         self._rates: dict[int, dict[int, float]] = defaultdict(dict)  # by rows, then by window
         self._choices: dict[int, int] = defaultdict(int)
 
@@ -51,4 +54,4 @@ class WindowPolicy:
         rates[window] = rate + KEPT * (rates.get(window, rate) - rate)
 
     def _windows(self, n_rows: int) -> Sequence[int]:
-        return [w for w in WINDOWS if w == 1 or w * n_rows <= self.most_rows]
+        return [w for w in self._sizes if w == 1 or w * n_rows <= self.most_rows]

@@ -30,7 +30,7 @@ class Kind(IntEnum):
 
     ANY = 0
     TEXT = 1  # never inside a picture: all but image ids
-    CODES = 2  # image ids, and ids that nothing else may stand in for
+    CODES = 2  # image ids, or the one id that the rule forces
 
 
 class Lanes:
@@ -81,7 +81,7 @@ class Window:
 
     width: int  # codes in a row of a picture
     drawn: Int[Tensor, "B codes"]  # ids of the open pictures; unknown ones may be anything
-    guesses: Int[Tensor, "B guessed"]  # of the ids that follow the next one
+    guesses: Int[Tensor, "B guessed"]  # of the next ids
 
     @property
     def size(self) -> int:

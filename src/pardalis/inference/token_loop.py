@@ -69,8 +69,9 @@ class TokenLoop:
         n_ids = config.cache_ids or config.max_rows * (context + page_size)
         n_pages = 1 + n_ids // page_size
         self.cache = _cache(model, n_pages, page_size)
-        window = None if config.window is None else min(config.window, grammar.codes_per_picture)
-        self.windows = WindowPolicy(window, _FREE_ROWS[self.device.type])
+        self.windows = WindowPolicy(
+            config.window, _FREE_ROWS[self.device.type], grammar.codes_per_picture
+        )
         on_gpu = self.device.type == "cuda"
         self.overlap = on_gpu if config.overlap is None else config.overlap
         self.scheduler = Scheduler(
@@ -158,13 +159,13 @@ class TokenLoop:
 
     def _land(self) -> list[Progress]:
         """Look at what the steps in flight wrote, once the next ones are under way."""
-        flight = self._flight
+        flight, following = self._flight, None
         assert flight is not None
-        self._flight = None
         if self.overlap and self._steady(flight):
-            self._flight = self._run(
+            following = self._run(
                 flight.jobs, flight.streams, flight.batch, flight.steps, flight.most
             )
+        self._flight = following
         progress = self._progress(flight.jobs, flight.written.on_host())
         self.statistics.passes += flight.steps
         if flight.batch.inside:
