@@ -1,4 +1,3 @@
-import argparse
 import json
 import sys
 import weakref
@@ -12,6 +11,7 @@ from lxml import html
 from PIL import Image, ImageChops
 
 from pardalis.cli import tokenizer_evaluate
+from pardalis.cli.common import Parser
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.evaluate import image_tokenizer as image_tokenizer_module
 from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
@@ -288,7 +288,7 @@ def saved(image_tokenizer, tmp_path_factory):
 
 
 def run(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     tokenizer_evaluate.add(parser.add_subparsers())
     options = parser.parse_args(["evaluate", *map(str, arguments)])
     options.run(options)

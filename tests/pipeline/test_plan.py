@@ -10,6 +10,7 @@ from alive import Alive
 
 from pardalis import config as configs
 from pardalis.cli import plan as command
+from pardalis.cli.common import Parser
 from pardalis.data import Batch
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder, ModelConfig, attention_mask, count, initialise
@@ -290,9 +291,7 @@ def test_this_machine_is_measured():
 
 
 def run_command(*arguments: str) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add(parser.add_subparsers())
     options = parser.parse_args(["plan", str(RECIPES / "quickstart.toml"), *arguments])
     options.run(options)

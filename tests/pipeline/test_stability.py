@@ -1,6 +1,5 @@
 """A study of stability: its grid, its processes, what is kept, and what it refuses."""
 
-import argparse
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pardalis.cli import stability as command
+from pardalis.cli.common import Parser
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.pipeline import load_recipe
 from pardalis.pipeline import stability as studies
@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run_command(folder: Path, *options: str) -> None:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add(parser.add_subparsers())
     arguments = ["stability", str(folder / "small.toml"), "--out", str(folder / "run"), *options]
     parsed = parser.parse_args(arguments)
