@@ -16,6 +16,7 @@ from pardalis.cli.main import main
 from pardalis.data import Shards
 from pardalis.data.source import read_source
 from pardalis.errors import ConfigError
+from pardalis.inference import TokenLoop
 from pardalis.model import Decoder, initialise
 from pardalis.objectives import next_token_losses
 from pardalis.pipeline import load_codec, load_recipe, run, training_loader
@@ -237,13 +238,13 @@ def test_the_numbers_to_answer_with_can_be_chosen(
     path = project / "base" / "run" / WEIGHTS
     found = {name: t.to(stored) for name, t in safetensors.torch.load_file(path).items()}
     safetensors.torch.save_file(found, path)
-    seen, real = [], pardalis.generate
+    seen = []
 
-    def generate(bundle, *rest, **settings):
-        seen.append({parameter.dtype for parameter in bundle.model.parameters()})
-        return real(bundle, *rest, **settings)
+    def loop(model, *rest):
+        seen.append({parameter.dtype for parameter in model.parameters()})
+        return TokenLoop(model, *rest)
 
-    monkeypatch.setattr(pardalis, "generate", generate, raising=False)
+    monkeypatch.setattr("pardalis.inference.engine.TokenLoop", loop)
     assert main(["generate", str(path.parent), "red line", "--mode", "picture", *choice]) == 0
     assert capsys.readouterr().out.strip() == "[picture]"
     assert seen == [{dtype}]
