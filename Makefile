@@ -16,7 +16,7 @@ quickstart: $(VENV)/.demo   ## set up, then train a model on real data and write
 	$(BIN)/pardalis quickstart $(ARGS)
 
 SHORT := corpus.text_articles=50 image_tokenizer_loop.steps=40 training_loop.steps=40 \
-         training.schedule.warmup_steps=10 answer.drawings=16 answer.captions=8 answer.pages=2
+         training.schedule.warmup_steps=10 sample.images=16 sample.captions=8 sample.pages=2
 
 smoke: $(VENV)/.demo        ## the quickstart's recipe, shortened to a minute, for its stages only
 	$(BIN)/pardalis quickstart --out runs/smoke $(addprefix --set ,$(SHORT)) $(ARGS)

@@ -73,9 +73,9 @@ PEERS["static cache, compiled"]["compile_config"]._compile_all_devices = True  #
 class Case:
     """What a batch of requests asks for."""
 
-    kind: Literal["picture", "text"]
+    kind: Literal["image", "text"]
     batch: int
-    length: int = CODES  # codes of a picture, without its end_image, or ids of a text
+    length: int = CODES  # codes of an image, without its end_image, or ids of a text
     sampling: SamplingConfig = PLAIN
     guided: bool = False
     prompt: int = PROMPT  # ids
@@ -86,26 +86,26 @@ class Case:
 
     @property
     def allowed(self) -> range:
-        return VOCABULARY.image if self.kind == "picture" else VOCABULARY.text
+        return VOCABULARY.image if self.kind == "image" else VOCABULARY.text
 
     def prompts(self, number: int) -> torch.Tensor:
-        """Draw prompts, new ones for each number; those of pictures end with begin_image."""
+        """Draw prompts, new ones for each number; those of images end with begin_image."""
         text = VOCABULARY.text
         ids = numpy_generator(number, "prompts").integers(
             text.start, text.stop, (self.batch, self.prompt)
         )
         ids[:, 0] = VOCABULARY.bos_id
-        if self.kind == "picture":
+        if self.kind == "image":
             ids[:, -1] = VOCABULARY.begin_image_id
         return torch.from_numpy(ids)
 
     def requests(self, number: int) -> list[Request]:
-        limits = Limits(room=self.length, max_pictures=0)
-        if self.kind == "picture":
-            limits = Limits(room=self.length + 1, text=False, max_pictures=0)
+        limits = Limits(max_new_tokens=self.length, max_images=0)
+        if self.kind == "image":
+            limits = Limits(max_new_tokens=self.length + 1, text=False, max_images=0)
         return [
             Request(
-                prompt_ids=tuple(ids), limits=limits, text=self.sampling, picture=self.sampling,
+                prompt_ids=tuple(ids), limits=limits, text=self.sampling, image=self.sampling,
                 guidance=Guidance(text=SCALE) if self.guided else None, seed=number + row,
             )
             for row, ids in enumerate(self.prompts(number).tolist())
@@ -115,7 +115,7 @@ class Case:
 def loop_for(model: Decoder, config: EngineConfig, case: Case) -> TokenLoop:
     """Build a token loop with room for one case, and for others of its size."""
     length = case.prompt + case.length + 2 + config.steps + 2 * config.page_size
-    config = replace(config, max_rows=case.rows, cache_ids=case.rows * length)
+    config = replace(config, max_slots=case.rows, cache_tokens=case.rows * length)
     return TokenLoop(model, Grammar(VOCABULARY, case.length), config)
 
 
@@ -126,7 +126,7 @@ class Ours:
         self.loop, self.case = loop, case
 
     def run(self, number: int) -> list[list[int]]:
-        """Answer the requests of a number; a picture's end_image is left out."""
+        """Answer the requests of a number; an image's end_image is left out."""
         keys = [self.loop.submit(request) for request in self.case.requests(number)]
         written: dict[int, list[int]] = {key: [] for key in keys}
         while not self.loop.idle:
@@ -244,7 +244,7 @@ class Rivals:
         case = replace(case, sampling=GREEDY)
         [ours] = self.ours("eager", case).run(0)
         [peers] = Peer(self.peer, PEERS["static cache"], case).run(0)
-        n = case.length if case.kind == "picture" else case.length - 1  # a text ends with eos
+        n = case.length if case.kind == "image" else case.length - 1  # a text ends with eos
         if ours[:n] != peers[:n]:
             raise SystemExit(f"The sides chose different ids for {case}: {ours} and {peers}")
         return n
@@ -366,7 +366,7 @@ def shares(
     """Return which part of the machine's limit each case reaches, on our side."""
     lines = {}
     for name, case in cases.items():
-        head = VOCABULARY.image if case.kind == "picture" else VOCABULARY.text
+        head = VOCABULARY.image if case.kind == "image" else VOCABULARY.text
         work = Work.of(config, case, head)
         limits = machine.limits(work)
         bound = max(limits, key=lambda kind: limits[kind])
@@ -390,7 +390,7 @@ def peak_memory(side: str, size: str, form: str, case: Case) -> int:
 
 
 def print_peak_memory(
-    side: str, size: str, form: str, kind: Literal["picture", "text"], batch: str, length: str
+    side: str, size: str, form: str, kind: Literal["image", "text"], batch: str, length: str
 ) -> None:
     before, case = status_mib("VmRSS"), Case(kind, int(batch), int(length))
     runner: Ours | Peer
@@ -405,12 +405,12 @@ def print_peak_memory(
 
 def cases_of(codes: int) -> dict[str, Case]:
     return {
-        "picture, batch 1": Case("picture", 1, codes),
-        "picture, batch 1, guided": Case("picture", 1, codes, guided=True),
-        "picture, batch 1, release's sampling": Case("picture", 1, codes, RELEASE),
+        "image, batch 1": Case("image", 1, codes),
+        "image, batch 1, guided": Case("image", 1, codes, guided=True),
+        "image, batch 1, release's sampling": Case("image", 1, codes, RELEASE),
         "text, batch 1": Case("text", 1, codes),
         "text, batch 1, release's sampling": Case("text", 1, codes, RELEASE),
-        "picture, batch 16": Case("picture", 16, codes),
+        "image, batch 16": Case("image", 16, codes),
         "text, batch 16": Case("text", 16, codes),
     }
 
@@ -422,17 +422,17 @@ def measure(
     rivals, cases = Rivals(SIZES[size], engines), cases_of(codes)
     equal = {
         name: rivals.check(cases[name])
-        for name in ("picture, batch 1", "picture, batch 1, guided", "text, batch 1")
+        for name in ("image, batch 1", "image, batch 1, guided", "text, batch 1")
     }
     found = rivals.compare(cases, rounds)
     forms = {name: found[name]["forms"] for name in found}
     memory = {
         name: {side: peak_memory(side, size, form, cases[name]) for side, form in of.items()}
         for name, of in forms.items()
-        if name in ("picture, batch 1", "picture, batch 16")
+        if name in ("image, batch 1", "image, batch 16")
     }
     guided, alone = (
-        found[name]["seconds_of_batch"] for name in ("picture, batch 1, guided", "picture, batch 1")
+        found[name]["seconds_of_batch"] for name in ("image, batch 1, guided", "image, batch 1")
     )
     return {
         "parameters": sum(p.numel() for p in rivals.model.parameters()),
@@ -448,8 +448,8 @@ def measure(
 def headline(result: dict) -> dict[str, float]:
     cases = result["cases"]
     return {
-        "picture_b1_ratio": cases["picture, batch 1"]["ratio"],
-        "picture_b16_ratio": cases["picture, batch 16"]["ratio"],
+        "image_b1_ratio": cases["image, batch 1"]["ratio"],
+        "image_b16_ratio": cases["image, batch 16"]["ratio"],
         "text_b1_ratio": cases["text, batch 1"]["ratio"],
         "guided_cost_b1": result["guided_cost_b1"]["pardalis"],
     }
@@ -470,10 +470,10 @@ def on_gpu(codes: int, rounds: int) -> dict[str, object]:
         "copy_gb_per_second": round(copied / 1e9),
     }
     cases = {
-        "picture, batch 1": Case("picture", 1, codes),
-        "picture, batch 1, guided": Case("picture", 1, codes, guided=True),
+        "image, batch 1": Case("image", 1, codes),
+        "image, batch 1, guided": Case("image", 1, codes, guided=True),
         "text, batch 1": Case("text", 1, codes),
-        "picture, batch 64": Case("picture", 64, codes),
+        "image, batch 64": Case("image", 64, codes),
     }
     for name, case in cases.items():
         side, numbers = Ours(loop_for(model, ENGINES["compiled"], case), case), count()

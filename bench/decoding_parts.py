@@ -47,10 +47,10 @@ def stored_layout() -> AbstractContextManager[object]:
 def whole_head() -> AbstractContextManager[object]:
     """Multiply the whole head at every step, and drop what a row cannot write."""
 
-    def picture(head: engine_weights.Head, hidden: Tensor) -> Tensor:
+    def image(head: engine_weights.Head, hidden: Tensor) -> Tensor:
         return head.all(hidden)[:, : head.n_codes]
 
-    return patch.object(engine_weights.Head, "picture", picture)
+    return patch.object(engine_weights.Head, "image", image)
 
 
 # Name: the engine's configuration, and what is changed of its code while it is built and runs.
@@ -66,8 +66,8 @@ PARTS: dict[str, tuple[EngineConfig, Callable[[], AbstractContextManager[object]
 
 
 def parts(size: str, batch: int, codes: int, rounds: int) -> dict[str, dict[str, object]]:
-    """Time pictures of a batch with each part changed."""
-    model, case = initialise(Decoder(SIZES[size]), seed=0).eval(), Case("picture", batch, codes)
+    """Time images of a batch with each part changed."""
+    model, case = initialise(Decoder(SIZES[size]), seed=0).eval(), Case("image", batch, codes)
     runs = {}
     for name, (config, change) in PARTS.items():
         with change():
@@ -123,7 +123,7 @@ def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
         for scale in (None, SCALE):
             requests = [
                 to_request(
-                    bundle, word, mode="picture", picture=sampling, seed=number,
+                    bundle, word, mode="image", image=sampling, seed=number,
                     guidance=1.0 if scale is None else Guidance(text=scale),
                 )
                 for number, word in enumerate(WORDS)
@@ -135,11 +135,11 @@ def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
 
 
 def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[str, object]]:
-    """Return passes and seconds of a picture for each window, and how many guesses were right."""
+    """Return passes and seconds of an image for each window, and how many guesses were right."""
     rows = 1 if requests[0].guidance is None else 2
     loops = {
         window: TokenLoop(
-            bundle.model, bundle.codec.grammar, EngineConfig(window=window, max_rows=rows)
+            bundle.model, bundle.codec.grammar, EngineConfig(window=window, max_slots=rows)
         )
         for window in WINDOWS
     }
@@ -152,9 +152,9 @@ def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[s
     return [
         {
             "window": window,
-            "passes_per_picture": round(counts.passes / len(requests), 1),
+            "passes_per_image": round(counts.passes / len(requests), 1),
             "guesses_right": round(counts.accepted / max(counts.guessed, 1), 2),
-            "ms_per_picture": round(1e3 * taken[window] / len(requests), 1),
+            "ms_per_image": round(1e3 * taken[window] / len(requests), 1),
             "times_faster": round(taken[1] / taken[window], 2),
         }
         for window, counts in counted.items()

@@ -1,8 +1,8 @@
 """Chameleon's image tokenizer against transformers' ChameleonVQVAE and our own plain network.
 
-All have the same random weights and see the same pictures of 512 pixels, in alternating rounds of
+All have the same random weights and see the same images of 512 pixels, in alternating rounds of
 one process. The peak of memory is that of a process of its own each, above what it held before:
-with its weights, after a first picture of 32 pixels. Prints a table, then its essence as one line
+with its weights, after a first image of 32 pixels. Prints a table, then its essence as one line
 of JSON; ``--out`` writes the table.
 
 On a GPU ours and the peer compute in bfloat16, and the agreement is with our 32 bits.
@@ -47,7 +47,7 @@ def lively(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def pictures(batch: int) -> Tensor:
+def images(batch: int) -> Tensor:
     """Return pixels that are neither flat nor noise: random colours, smooth at several scales."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.zeros(batch, 3, SIDE, SIDE)
@@ -68,8 +68,8 @@ def peer_of(ours: ImageTokenizer) -> ChameleonVQVAE:
 
 @torch.no_grad()
 def place_codebook(ours: ImageTokenizer) -> None:
-    """Place the codes among the latents of pictures, so that many are used and many are near."""
-    latents = ours.latents(pictures(4)[2:].to(ours.device)).permute(0, 2, 3, 1).flatten(0, 2)
+    """Place the codes among the latents of images, so that many are used and many are near."""
+    latents = ours.latents(images(4)[2:].to(ours.device)).permute(0, 2, 3, 1).flatten(0, 2)
     generator = torch.Generator().manual_seed(2)
     drawn = torch.randint(len(latents), (ours.config.n_codes,), generator=generator)
     jitter = torch.randn(len(drawn), latents.shape[1], generator=generator).to(ours.device)
@@ -94,7 +94,7 @@ def encoders(ours: ImageTokenizer, compiled: bool) -> dict[str, Callable[[Tensor
 
 @torch.enable_grad()  # the plain networks are counted
 def counted_gflops() -> dict[str, float]:
-    """Return the arithmetic of encoding and decoding one picture, counted by PyTorch."""
+    """Return the arithmetic of encoding and decoding one image, counted by PyTorch."""
     with torch.device("meta"):
         tokenizer = ImageTokenizer(chameleon())
         pixels, codes = torch.empty(1, 3, SIDE, SIDE), torch.zeros(1, 1024, dtype=torch.long)
@@ -122,7 +122,7 @@ def peak_mb(name: str, batch: int) -> float:
     run = encoders(lively(ImageTokenizer(chameleon())), compiled=False)[name]
     with torch.no_grad():
         run(torch.zeros(1, 3, 32, 32))
-        pixels = pictures(batch)
+        pixels = images(batch)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = status_mb("VmRSS")
         run(pixels)
@@ -157,7 +157,7 @@ def peaks_mb(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     ours = lively(ImageTokenizer(chameleon())).to(options.device)
     place_codebook(ours)
-    pixels = pictures(options.batch).to(options.device)
+    pixels = images(options.batch).to(options.device)
     exact = ours.encode(pixels)
     compared = encoders(ours, options.compile)
     runs = {name: partial(run, pixels) for name, run in compared.items()}
@@ -173,7 +173,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "batch": n,
         "dtype": str(ours.compute_dtype),
         "compiled": options.compile,
-        "gflop_per_picture": {name: round(value) for name, value in gflops.items()},
+        "gflop_per_image": {name: round(value) for name, value in gflops.items()},
         "cpu_product_gflops": round(rate, 1),
         "cpu_convolution_gflops": round(peak_rate, 1),
         "codes_used": len(exact.unique()),
@@ -186,7 +186,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         median = statistics.median(values)
         work = gflops["decode" if "decode" in name else "encode"] * n
         result[name] = {
-            "pictures_per_second": round(n / median, 3),
+            "images_per_second": round(n / median, 3),
             "range": [round(n / max(values), 3), round(n / min(values), 3)],
             "gflops": round(work / median, 1),
         }
@@ -197,7 +197,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "encode_ratio": round(ratio(seconds, "transformers"), 2),
         "encode_ratio_to_plain": round(ratio(seconds, "pardalis, plain"), 2),
         "encode_memory_ratio": round(peaks["pardalis"] / peaks["transformers"], 2),
-        "decode_pictures_per_s": result["pardalis, decode"]["pictures_per_second"],
+        "decode_images_per_s": result["pardalis, decode"]["images_per_second"],
         "code_agreement": (found["pardalis"] == found["transformers"]).double().mean().item(),
     }
     return result

@@ -1,6 +1,6 @@
 """Requests of all kinds that arrive at random, on one engine: what mixing them costs.
 
-Sixty-four requests (text, pictures, pictures with text after them, guided in both forms, greedy and
+Sixty-four requests (text, images, images with text after them, guided in both forms, greedy and
 sampled, of random lengths) come at random moments while the engine is busy. The same requests are
 then answered kind by kind, each kind in batches by itself; the total times are compared. Whoever
 waits longest is looked at by kind: how many times longer an answer took than alone, and how long
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from decoding import GREEDY, PLAIN, RELEASE, SCALE, SIZES, VOCABULARY
-from pardalis.inference import EngineConfig, Guidance, PictureGuide, Request, SamplingConfig
+from pardalis.inference import EngineConfig, Guidance, ImageGuidance, Request, SamplingConfig
 from pardalis.inference.token_loop import LoopStatistics, TokenLoop
 from pardalis.model import Decoder, initialise
 from pardalis.seeds import derive, numpy_generator
@@ -45,9 +45,9 @@ class Kind:
     name: str
     sampling: SamplingConfig
     draws: bool = False  # the prompt ends with begin_image
-    text: bool = True  # text is written, after the picture if it draws
-    guidance: PictureGuide | None = None
-    with_picture: bool = False  # the prompt holds a whole picture
+    text: bool = True  # text is written, after the image if it draws
+    guidance: ImageGuidance | None = None
+    with_image: bool = False  # the prompt holds a whole image
 
     def request(self, generator: np.random.Generator, codes: int, seed: int) -> Request:
         """Draw a prompt and a length."""
@@ -55,28 +55,29 @@ class Kind:
             VOCABULARY.text.start, VOCABULARY.text.stop, generator.integers(8, 64)
         )
         ids = [VOCABULARY.bos_id, *words.tolist()]
-        if self.with_picture:
+        if self.with_image:
             drawn = generator.integers(VOCABULARY.image.start, VOCABULARY.image.stop, codes)
             ids += [VOCABULARY.begin_image_id, *drawn.tolist(), VOCABULARY.end_image_id]
-        room = int(generator.integers(16, 200)) if self.text else 0
+        budget = int(generator.integers(16, 200)) if self.text else 0
         if self.draws:
             ids.append(VOCABULARY.begin_image_id)
-            room += codes + 1
+            budget += codes + 1
         return Request(
-            prompt_ids=tuple(ids), limits=Limits(room=room, text=self.text, max_pictures=0),
-            text=self.sampling, picture=self.sampling, guidance=self.guidance, seed=seed,
+            prompt_ids=tuple(ids),
+            limits=Limits(max_new_tokens=budget, text=self.text, max_images=0),
+            text=self.sampling, image=self.sampling, guidance=self.guidance, seed=seed,
         )  # fmt: skip
 
 
 KINDS = [
     Kind("text, greedy", GREEDY),
     Kind("text, sampled", RELEASE),
-    Kind("picture, greedy", GREEDY, draws=True, text=False),
-    Kind("picture, sampled", PLAIN, draws=True, text=False),
-    Kind("picture, then text", RELEASE, draws=True),
-    Kind("text about a picture", RELEASE, with_picture=True),
+    Kind("image, greedy", GREEDY, draws=True, text=False),
+    Kind("image, sampled", PLAIN, draws=True, text=False),
+    Kind("image, then text", RELEASE, draws=True),
+    Kind("text about an image", RELEASE, with_image=True),
     Kind("guided", RELEASE, draws=True, text=False, guidance=Guidance(text=SCALE)),
-    Kind("guided by pictures too", RELEASE, draws=True, text=False, with_picture=True,
+    Kind("guided by images too", RELEASE, draws=True, text=False, with_image=True,
          guidance=Guidance(text=SCALE, image=1.2)),
 ]  # fmt: skip
 
@@ -125,7 +126,7 @@ def measure(size: str, n_requests: int, codes: int, config: EngineConfig, seed: 
     kinds = [KINDS[i % len(KINDS)] for i in range(n_requests)]
     generator.shuffle(kinds)
     requests = [k.request(generator, codes, derive(seed, i)) for i, k in enumerate(kinds)]
-    total_room = sum(request.limits.room for request in requests)
+    total_room = sum(request.limits.max_new_tokens for request in requests)
     moments = generator.uniform(0, ARRIVAL_SHARE * total_room, n_requests)
     arrivals = [0, *sorted(int(m) for m in moments[1:])]
 
@@ -166,10 +167,10 @@ def counts(
     """Return how full the passes were."""
     written = sum(len(answer.ids) for answer in answers)
     return {
-        "written_ids": written,
+        "writable_ids": written,
         "passes": statistics_.passes,
         "ids_per_pass": round(written / statistics_.passes, 2),
-        "utilisation": round(written / (statistics_.passes * config.max_rows), 2),
+        "utilisation": round(written / (statistics_.passes * config.max_slots), 2),
         "preempted": statistics_.preempted,
         "reused_ids": statistics_.reused_ids,
     }
@@ -202,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.requests < len(KINDS):
         parser.error(f"there are {len(KINDS)} kinds: ask for as many requests at least")
-    config = EngineConfig(max_rows=options.rows, window=1, compiled=options.compile)
+    config = EngineConfig(max_slots=options.rows, window=1, compiled=options.compile)
     result = {
         "date": date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),

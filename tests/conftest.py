@@ -29,7 +29,7 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def grammar(vocabulary: Vocabulary) -> Grammar:
-    return Grammar(vocabulary, codes_per_picture=4)
+    return Grammar(vocabulary, codes_per_image=4)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def tiny_model(tiny_config: ModelConfig) -> Decoder:
 
 @pytest.fixture(scope="session")
 def codec(text_tokenizer: TextTokenizer) -> Codec:
-    """16-pixel pictures as 2 x 2 codes of 32; untrained, but a real network."""
+    """16-pixel images as 2 x 2 codes of 32; untrained, but a real network."""
     config = ImageTokenizerConfig(
         resolution=16,
         patch_size=4,

@@ -46,17 +46,17 @@ def test_padded_prompts_survive_a_folder(bundle, tmp_path):
     parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
     Bundle(bundle.model, Codec(*parts, "pad"), {}).save(tmp_path / "padded")
     loaded = bundles.load_codec(tmp_path / "padded")
-    assert loaded.prompt_fit == "pad"
+    assert loaded.image_fit == "pad"
     assert loaded.fingerprint == Codec(*parts, "pad").fingerprint != codec.fingerprint
-    change(tmp_path / "padded", prompt_pictures="stretch")
-    with pytest.raises(BundleError, match="prompt_pictures 'stretch'; it must be one of crop, pad"):
+    change(tmp_path / "padded", image_fit="stretch")
+    with pytest.raises(BundleError, match="image_fit 'stretch'; it must be one of crop, pad"):
         bundles.load_codec(tmp_path / "padded")
 
 
 def test_a_bundle_of_version_2_crops(folder):
     change(folder, format_version=2)
-    assert "prompt_pictures" not in json.loads((folder / "bundle.json").read_text())
-    assert bundles.load_codec(folder).prompt_fit == "crop"
+    assert "image_fit" not in json.loads((folder / "bundle.json").read_text())
+    assert bundles.load_codec(folder).image_fit == "crop"
 
 
 def test_a_moved_bundle_still_loads(folder, tmp_path):

@@ -3,27 +3,27 @@
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pardalis.codec import Codec
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import DataError, GrammarError
 from pardalis.tokens import Vocabulary
 from pardalis.vq import square
 
 
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8))
+def image(seed: int) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8))
 
 
 def test_the_form_of_a_document(codec: Codec):
     ids = codec.vocabulary
-    document = Document((Text("An owl"), Picture(picture(0)), Text("sat.")))
+    document = Document((Text("An owl"), Image(image(0)), Text("sat.")))
     encoded = codec.encode(document)
-    codes = codec.image_tokenizer.codes_of([picture(0)])[0].tolist()
+    codes = codec.image_tokenizer.codes_of([image(0)])[0].tolist()
     assert encoded == [
         ids.bos_id,
         *[ids.text.start + p for p in codec.text_tokenizer.encode("An owl")],
@@ -33,7 +33,7 @@ def test_the_form_of_a_document(codec: Codec):
         *[ids.text.start + p for p in codec.text_tokenizer.encode("sat.")],
         ids.eos_id,
     ]
-    assert len(codes) == codec.grammar.codes_per_picture == 4
+    assert len(codes) == codec.grammar.codes_per_image == 4
     codec.grammar.validate(encoded)
 
 
@@ -43,23 +43,23 @@ parts_of_a_document = st.lists(
 
 
 def document_of(parts: list[str | int]) -> Document:
-    """Return a document of texts, and of pictures by their seeds."""
-    segments = (Text(p) if isinstance(p, str) else Picture(picture(p)) for p in parts)
+    """Return a document of texts, and of images by their seeds."""
+    segments = (Text(p) if isinstance(p, str) else Image(image(p)) for p in parts)
     return Document(tuple(segments), name="d")
 
 
 @settings(deadline=None)  # the network's first call takes long on a busy machine
 @given(parts_of_a_document)
 def test_ids_survive_the_round_trip(codec: Codec, parts):
-    """Text comes back exactly, pictures as their codes decode, and encoding is always valid."""
+    """Text comes back exactly, images as their codes decode, and encoding is always valid."""
     document = document_of(parts)
     encoded = codec.encode(document)
     codec.grammar.validate(encoded)
     decoded = codec.decode(encoded, name="d")
     assert decoded.name == "d"
     assert decoded.text == document.text
-    assert len(decoded.pictures) == len(document.pictures)
-    for was, came in zip(document.pictures, decoded.pictures, strict=True):
+    assert len(decoded.images) == len(document.images)
+    for was, came in zip(document.images, decoded.images, strict=True):
         codes = codec.image_tokenizer.codes_of([was.source])
         expected = codec.image_tokenizer.images_of(codes)[0]
         assert np.array_equal(np.asarray(came.source), np.asarray(expected))
@@ -69,7 +69,7 @@ def test_turns_become_end_turn_and_come_back(codec: Codec):
     document = Document(
         (
             Text("Draw an owl.", role="user"),
-            Picture(picture(1), role="assistant"),
+            Image(image(1), role="assistant"),
             Text("Done.", role="assistant"),
         )
     )
@@ -91,14 +91,14 @@ def test_a_prompt_has_no_eos_and_a_conversation_hands_over_the_turn(codec: Codec
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", None])
-def test_only_pictures_of_a_prompt_are_padded(codec: Codec, role):
-    wide = Image.fromarray(np.random.default_rng(3).integers(0, 256, (16, 40, 3), np.uint8))
-    document = Document((Picture(wide, role=role),))
+def test_only_images_of_a_prompt_are_padded(codec: Codec, role):
+    wide = PIL.Image.fromarray(np.random.default_rng(3).integers(0, 256, (16, 40, 3), np.uint8))
+    document = Document((Image(wide, role=role),))
     padding = Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, "pad")
     fit = "pad" if role in ("system", "user") else "crop"
-    square_ = Image.fromarray(square(wide, 16, fit=fit))
+    square_ = PIL.Image.fromarray(square(wide, 16, fit=fit))
     (codes,) = codec.image_tokenizer.codes_of([square_]).tolist()
-    assert padding.grammar.codes_per_picture == len(codes)
+    assert padding.grammar.codes_per_image == len(codes)
     begin = padding.vocabulary.image.start
     assert padding.encode(document)[2 : 2 + len(codes)] == [begin + code for code in codes]
     assert (padding.encode(document) == codec.encode(document)) == (fit == "crop")
@@ -108,13 +108,13 @@ def test_the_fingerprint_depends_on_the_fit_only_where_it_is_padded(codec: Codec
     parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
     assert Codec(*parts, "crop").fingerprint == codec.fingerprint
     assert Codec(*parts, "pad").fingerprint != codec.fingerprint
-    assert Codec.of(codec.text_tokenizer, codec.image_tokenizer, "pad").prompt_fit == "pad"
+    assert Codec.of(codec.text_tokenizer, codec.image_tokenizer, "pad").image_fit == "pad"
 
 
 def test_many_documents_equal_one_by_one_and_a_bad_one_stands_alone(codec: Codec, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
-    good = [Document((Picture(picture(n)), Text(f"number {n}"))) for n in range(3)]
-    bad = Document((Picture(picture(7)), Picture(tmp_path / "broken.png")))
+    good = [Document((Image(image(n)), Text(f"number {n}"))) for n in range(3)]
+    bad = Document((Image(image(7)), Image(tmp_path / "broken.png")))
     together = codec.encode_many([good[0], bad, good[1], good[2]])
     assert isinstance(together[1], DataError)
     assert "broken.png" in str(together[1])
@@ -124,13 +124,13 @@ def test_many_documents_equal_one_by_one_and_a_bad_one_stands_alone(codec: Codec
 
 
 @pytest.mark.parametrize("n_codes", [0, 1, 3])
-def test_an_unfinished_picture_repeats_its_first_code(codec: Codec, n_codes):
+def test_an_unfinished_image_repeats_its_first_code(codec: Codec, n_codes):
     ids = codec.vocabulary
     start = [ids.bos_id, ids.begin_image_id]
     cut = codec.decode([*start, *range(ids.image.start + 5, ids.image.start + 5 + n_codes)])
     codes = [*range(5, 5 + n_codes), *[5 if n_codes else 0] * (4 - n_codes)]
     whole = codec.decode([*start, *[ids.image.start + c for c in codes], ids.end_image_id])
-    assert np.array_equal(np.asarray(cut.pictures[0].source), np.asarray(whole.pictures[0].source))
+    assert np.array_equal(np.asarray(cut.images[0].source), np.asarray(whole.images[0].source))
 
 
 def test_malformed_ids_are_refused(codec: Codec):
@@ -158,7 +158,7 @@ def test_the_fingerprint_follows_the_weights(codec: Codec):
 
 @pytest.fixture(scope="module")
 def foreign_codec(codec: Codec) -> Codec:
-    """The same tokenizers with text before pictures, and single ids between and behind them."""
+    """The same tokenizers with text before images, and single ids between and behind them."""
     n_text, n_codes = codec.text_tokenizer.size, codec.vocabulary.n_codes
     text = range(4, 4 + n_text)
     image = range(text.stop + 2, text.stop + 2 + n_codes)

@@ -9,13 +9,13 @@ def test_plain_lines_off_a_terminal(caplog, monkeypatch):
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
     with (
         caplog.at_level(logging.INFO),
-        progress.bar("Encoding", total=3, unit="pictures", done=1) as advance,
+        progress.bar("Encoding", total=3, unit="images", done=1) as advance,
     ):
         advance(1, loss=0.12345)
         advance()
-    assert caplog.messages[0].startswith("Encoding: 2/3 pictures")
+    assert caplog.messages[0].startswith("Encoding: 2/3 images")
     assert "loss 0.123" in caplog.messages[0]
-    assert caplog.messages[-1].startswith("Encoding: 3/3 pictures")
+    assert caplog.messages[-1].startswith("Encoding: 3/3 images")
 
 
 def test_a_live_bar_on_a_terminal(monkeypatch):
@@ -25,7 +25,7 @@ def test_a_live_bar_on_a_terminal(monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress.bar("Encoding", total=2, unit="pictures") as advance:
+    with progress.bar("Encoding", total=2, unit="images") as advance:
         advance(1, loss=0.5)
         advance(1)
     assert "Encoding" in terminal.getvalue()

@@ -91,8 +91,8 @@ QUICKSTART = FOLDER / "quickstart.toml"
         ("prepare.row_tokens=2", "prepare.row_tokens must be at least 3, got 2."),
         ("corpus.lead_words=0", "corpus.lead_words must be at least 1, got 0."),
         (
-            "answer.picture.temperature=-1",
-            "answer.picture.temperature must be 0 or more, got -1.0.",
+            "sample.image.temperature=-1",
+            "sample.image.temperature must be 0 or more, got -1.0.",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
     import pardalis
     bundle = pardalis.load("runs/quickstart/bundle")
-    answer = pardalis.generate(bundle, "an owl", mode="picture")
+    answer = pardalis.generate(bundle, "an owl", mode="image")
 
 The names below load what they need when they are first used, so ``import pardalis`` is instant.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pardalis.bundle import Bundle, load
-    from pardalis.documents import Document, Picture, Text
+    from pardalis.documents import Document, Image, Text
     from pardalis.inference import (
         Engine,
         EngineConfig,
@@ -30,7 +30,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "Guidance",
-    "Picture",
+    "Image",
     "SamplingConfig",
     "Text",
     "generate",
@@ -42,7 +42,7 @@ _HOME = {
     "Bundle": "pardalis.bundle",
     "load": "pardalis.bundle",
     "Document": "pardalis.documents",
-    "Picture": "pardalis.documents",
+    "Image": "pardalis.documents",
     "Text": "pardalis.documents",
     "Engine": "pardalis.inference",
     "EngineConfig": "pardalis.inference",

@@ -1,7 +1,7 @@
 """The bundle: a portable model as one folder.
 
     bundle.json                 format version, model config, vocabulary, who made it, and how
-                                pictures of prompts fit the square if they are not cropped
+                                images of prompts fit the square if they are not cropped
     model.safetensors           the decoder
     text_tokenizer.json         opens with the ``tokenizers`` library
     image_tokenizer/            config.json and model.safetensors
@@ -33,7 +33,7 @@ from pardalis.vq import Fit, ImageTokenizer
 from pardalis.weights import load_weights
 
 # 2: a vocabulary may carry the ids of the one it was taken from
-# 3: pictures of prompts may be padded
+# 3: images of prompts may be padded
 FORMAT_VERSION = 4
 
 DESCRIPTION = "bundle.json"
@@ -75,7 +75,7 @@ class Bundle:
             self.model.config,
             self.codec.vocabulary,
             self.made_by,
-            self.codec.prompt_fit,
+            self.codec.image_fit,
         )
 
 
@@ -110,7 +110,7 @@ def write_description(
     model: ModelConfig,
     vocabulary: Vocabulary,
     made_by: dict[str, Any],
-    prompt_pictures: Fit = "crop",
+    image_fit: Fit = "crop",
 ) -> None:
     """Write ``bundle.json``."""
     description: dict[str, Any] = {
@@ -119,8 +119,8 @@ def write_description(
         "vocabulary": vocabulary.to_dict(),
         "made_by": made_by,
     }
-    if prompt_pictures != "crop":
-        description["prompt_pictures"] = prompt_pictures
+    if image_fit != "crop":
+        description["image_fit"] = image_fit
     write_json(folder / DESCRIPTION, description)
 
 
@@ -169,7 +169,7 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     ):
         _check_size(folder, what, found, needed)
     image_tokenizer = image_tokenizer.to(find_device(device)).eval()
-    return Codec(vocabulary, text_tokenizer, image_tokenizer, _prompt_fit(folder, description))
+    return Codec(vocabulary, text_tokenizer, image_tokenizer, _image_fit(folder, description))
 
 
 def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
@@ -211,11 +211,11 @@ def describe(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _prompt_fit(folder: Path, description: dict[str, Any]) -> Fit:
-    fit = description.get("prompt_pictures", "crop")
+def _image_fit(folder: Path, description: dict[str, Any]) -> Fit:
+    fit = description.get("image_fit", "crop")
     if fit not in get_args(Fit):
         raise BundleError(
-            f"{folder / DESCRIPTION} has prompt_pictures {fit!r}; it must be one of "
+            f"{folder / DESCRIPTION} has image_fit {fit!r}; it must be one of "
             f"{', '.join(get_args(Fit))}."
         )
     return cast(Fit, fit)

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+import PIL.Image
 import torch
-from PIL import Image
 
-from pardalis.documents import Document, Picture, Role, Segment, Text
+from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import DataError
-from pardalis.tokens import Grammar, Mode, TextTokenizer, Vocabulary, render
+from pardalis.tokens import Grammar, Phase, TextTokenizer, Vocabulary, render
 from pardalis.vq import Fit, ImageTokenizer, open_square
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
@@ -18,11 +18,11 @@ _ROLES: tuple[Role, Role] = ("user", "assistant")
 class Codec:
     """Turns documents into ids and ids into documents.
 
-    A document is ``bos``, its segments in order, ``eos``; a picture is ``begin_image``, its codes
+    A document is ``bos``, its segments in order, ``eos``; an image is ``begin_image``, its codes
     row by row, ``end_image``; where the role of a conversation changes stands ``end_turn``.
 
     Args:
-        prompt_fit: how pictures that a user or the system shows fit the square. All others are
+        image_fit: how images that a user or the system shows fit the square. All others are
             cropped, so that a model does not learn to draw borders.
     """
 
@@ -31,24 +31,24 @@ class Codec:
         vocabulary: Vocabulary,
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
-        prompt_fit: Fit = "crop",
+        image_fit: Fit = "crop",
     ) -> None:
         self.vocabulary = vocabulary
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
-        self.prompt_fit = prompt_fit
-        self.grammar = Grammar(vocabulary, image_tokenizer.config.codes_per_picture)
+        self.image_fit = image_fit
+        self.grammar = Grammar(vocabulary, image_tokenizer.config.codes_per_image)
 
     @classmethod
     def of(
         cls,
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
-        prompt_fit: Fit = "crop",
+        image_fit: Fit = "crop",
     ) -> "Codec":
         """Join two tokenizers in a new vocabulary."""
         vocabulary = Vocabulary.build(image_tokenizer.config.n_codes, text_tokenizer.size)
-        return cls(vocabulary, text_tokenizer, image_tokenizer, prompt_fit)
+        return cls(vocabulary, text_tokenizer, image_tokenizer, image_fit)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,14 +58,14 @@ class Codec:
         for name, tensor in sorted(self.image_tokenizer.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        if self.prompt_fit != "crop":
-            digest.update(self.prompt_fit.encode())
+        if self.image_fit != "crop":
+            digest.update(self.image_fit.encode())
         return digest.hexdigest()[:16]
 
     # ── document → ids ───────────────────────────────────────────────────────────────────────
 
     def encode(self, document: Document) -> list[int]:
-        """Return the ids of a whole document; raises DataError for an unreadable picture."""
+        """Return the ids of a whole document; raises DataError for an unreadable image."""
         [ids] = self.encode_many([document])
         if isinstance(ids, DataError):
             raise ids
@@ -81,8 +81,8 @@ class Codec:
         return [*ids, self.vocabulary.end_turn_id] if last_role else ids
 
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
-        """Encode documents, all pictures in one batch; an error stands in its document's place."""
-        opened = [self._open_pictures(document) for document in documents]
+        """Encode documents, all images in one batch; an error stands in its document's place."""
+        opened = [self._open_images(document) for document in documents]
         images = [image for result in opened if isinstance(result, list) for image in result]
         codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])
         return [
@@ -90,20 +90,20 @@ class Codec:
             for document, result in zip(documents, opened, strict=True)
         ]
 
-    def _open_pictures(self, document: Document) -> list[Image.Image] | DataError:
-        """Open the pictures of a document, each reduced at once to the square that is encoded."""
+    def _open_images(self, document: Document) -> list[PIL.Image.Image] | DataError:
+        """Open the images of a document, each reduced at once to the square that is encoded."""
         config = self.image_tokenizer.config
         try:
             return [
-                Image.fromarray(
+                PIL.Image.fromarray(
                     open_square(
-                        picture.source,
+                        image.source,
                         config.resolution,
                         config.preprocessing,
-                        self.prompt_fit if picture.role in ("user", "system") else "crop",
+                        self.image_fit if image.role in ("user", "system") else "crop",
                     )
                 )
-                for picture in document.pictures
+                for image in document.images
             ]
         except DataError as error:
             return error
@@ -114,9 +114,9 @@ class Codec:
         for previous, segment in zip((None, *segments), segments, strict=False):
             if previous is not None and previous.role != segment.role:
                 out.append(ids.end_turn_id)
-            if isinstance(segment, Picture):
-                picture = [ids.image.start + code for code in next(codes)]
-                out += [ids.begin_image_id, *picture, ids.end_image_id]
+            if isinstance(segment, Image):
+                image = [ids.image.start + code for code in next(codes)]
+                out += [ids.begin_image_id, *image, ids.end_image_id]
             else:
                 out += map(ids.text_id, self.text_tokenizer.encode(segment.text))
         return [*out, ids.eos_id]
@@ -127,23 +127,23 @@ class Codec:
         self,
         token_ids: Sequence[int],
         name: str = "",
-        images: Sequence[Image.Image] | None = None,
+        images: Sequence[PIL.Image.Image] | None = None,
     ) -> Document:
         """Return the document that ids stand for.
 
-        Tolerates what a model leaves unfinished: a missing eos, and a last picture cut short, whose
+        Tolerates what a model leaves unfinished: a missing eos, and a last image cut short, whose
         missing codes repeat its first one (as Chameleon's release does). Turns become the roles
         user, assistant, user, ...
 
         Args:
-            images: its pictures, where they are decoded already.
+            images: its images, where they are decoded already.
 
         Raises:
             GrammarError: an id stands where it may not.
         """
-        unfinished = self.grammar.state_after(token_ids).mode is Mode.IMAGE
+        unfinished = self.grammar.state_after(token_ids).phase is Phase.IMAGE
         parts = self._parts([int(i) for i in token_ids], unfinished)
-        grids = [part for kind, part in parts if kind == "picture"]
+        grids = [part for kind, part in parts if kind == "image"]
         if images is None:
             images = self.image_tokenizer.images_of(torch.tensor(grids)) if grids else []
         drawn = iter(images)
@@ -154,19 +154,19 @@ class Codec:
             role = _ROLES[turn % 2] if has_turns else None
             if kind == "end_turn":
                 turn += 1
-            elif kind == "picture":
-                segments.append(Picture(next(drawn), role=role))
+            elif kind == "image":
+                segments.append(Image(next(drawn), role=role))
             else:
                 segments.append(Text(self.text_tokenizer.decode(part), role=role))
         return Document(tuple(segments), name=name)
 
     def _parts(self, token_ids: list[int], unfinished: bool) -> list[tuple[str, list[int]]]:
-        """Cut valid ids into runs: ("text", pieces), ("picture", codes) and ("end_turn", [])."""
-        ids, n_codes = self.vocabulary, self.grammar.codes_per_picture
+        """Cut valid ids into runs: ("text", pieces), ("image", codes) and ("end_turn", [])."""
+        ids, n_codes = self.vocabulary, self.grammar.codes_per_image
         parts: list[tuple[str, list[int]]] = []
         for token_id in token_ids:
             if token_id == ids.begin_image_id:
-                parts.append(("picture", []))
+                parts.append(("image", []))
             elif token_id in ids.image:
                 parts[-1][1].append(token_id - ids.image.start)
             elif token_id == ids.end_turn_id:

@@ -2,7 +2,7 @@
 
     PardalisError
     ├─ ConfigError         a recipe, an override or an option is wrong      exit 2
-    ├─ DataError           a source, picture, shard or manifest is wrong    exit 3
+    ├─ DataError           a source, image, shard or manifest is wrong    exit 3
     │  └─ GrammarError     a sequence of ids breaks the grammar
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
     ├─ TrainingError       the loss is not finite, a run cannot go on       exit 5
@@ -26,7 +26,7 @@ class ConfigError(PardalisError):
 
 
 class DataError(PardalisError):
-    """A source, picture, document, shard or manifest is wrong."""
+    """A source, image, document, shard or manifest is wrong."""
 
     exit_code = 3
 

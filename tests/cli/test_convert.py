@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pardalis
@@ -21,11 +21,11 @@ from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 @pytest.fixture(scope="module")
 def bundle(text_tokenizer, tmp_path_factory) -> Path:
     """A bundle that the foreign layouts can hold."""
-    pictures = ImageTokenizerConfig(
+    images = ImageTokenizerConfig(
         resolution=8, channels=32, channel_multipliers=(1,), n_res_blocks=1, z_channels=4,
         code_width=4, n_codes=1024,
     )  # fmt: skip
-    codec = Codec.of(text_tokenizer, ImageTokenizer(pictures).eval())
+    codec = Codec.of(text_tokenizer, ImageTokenizer(images).eval())
     config = ModelConfig(
         vocab_size=codec.vocabulary.size, context=160, d_model=16, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=16, qk_norm_groups=1,
@@ -51,7 +51,7 @@ def run(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def bare(bundle, run) -> Path:
-    """A Hugging Face folder as the published ones are: without a decoder of pictures."""
+    """A Hugging Face folder as the published ones are: without a decoder of images."""
     run("export", bundle, "-o", "bare", "--to", "hf")
     (Path("bare") / "pardalis.safetensors").unlink()
     return Path("bare")
@@ -65,32 +65,32 @@ def test_there_and_back(bundle, run):
         "  imported from  transformers\n"
         f"  parameters     {n_ids * 2 * 16 + 1872:,}\n"
         "  ids            unchanged\n"
-        "  pictures       1,024 codes, preprocessing of chameleon\n"
+        "  images         1,024 codes, preprocessing of chameleon\n"
     )
-    ours = [run("generate", folder, "An owl", "--mode", "text", "--max-tokens", 9)
+    ours = [run("generate", folder, "An owl", "--mode", "text", "--max-new-tokens", 9)
             for folder in (bundle, "bundles/own")]  # fmt: skip
     assert ours[0] == ours[1]
-    run("generate", "bundles/own", "owl", "--mode", "picture", "--out", "owl.png")
-    with Image.open("owl.png") as image:
+    run("generate", "bundles/own", "owl", "--mode", "image", "--out", "owl.png")
+    with PIL.Image.open("owl.png") as image:
         assert image.size == (8, 8)
 
 
-def test_without_a_decoder_pictures_are_read_but_not_drawn(bundle, bare, run):
+def test_without_a_decoder_images_are_read_but_not_drawn(bundle, bare, run):
     shown = run("import", bare, "-o", "reads")
     assert "read but not drawn: no decoder came along (--image-tokenizer adds one)" in shown
-    Image.new("RGB", (9, 9), "red").save("red.png")
-    run("generate", "reads", "red.png", "--mode", "text", "--max-tokens", 5)
-    shown = run("generate", "reads", "owl", "--mode", "picture", code=6)
+    PIL.Image.new("RGB", (9, 9), "red").save("red.png")
+    run("generate", "reads", "red.png", "--mode", "text", "--max-new-tokens", 5)
+    shown = run("generate", "reads", "owl", "--mode", "image", code=6)
     assert "has no decoder" in shown
     shown = run("import", bare, "-o", "draws", "--image-tokenizer", bundle)
     assert "read but not drawn" not in shown
-    run("generate", "draws", "owl", "--mode", "picture")
+    run("generate", "draws", "owl", "--mode", "image")
 
 
 def test_the_original_image_tokenizer_completes_a_folder(bundle, bare, run):
-    pictures = pardalis.load(bundle).codec.image_tokenizer
-    tensors = {name: lazy(tensor.contiguous()) for name, tensor in pictures.state_dict().items()}
-    write_vqgan(pictures.config, tensors, Path())
+    images = pardalis.load(bundle).codec.image_tokenizer
+    tensors = {name: lazy(tensor.contiguous()) for name, tensor in images.state_dict().items()}
+    write_vqgan(images.config, tensors, Path())
     assert run("tokenizer", "import-image", "vqgan.ckpt", "--config", "vqgan.yaml", "-o", "vq") == (
         "vq: 8 pixels, 8 x 8 codes of 1,024\n"
     )
@@ -98,9 +98,9 @@ def test_the_original_image_tokenizer_completes_a_folder(bundle, bare, run):
         shown = json.loads(
             run("import", bare, "-o", f"with {option}", "--image-tokenizer", option, "--json")
         )
-        assert shown["draws_pictures"]
+        assert shown["generates_images"]
         drawn = pardalis.load(f"with {option}").codec.image_tokenizer
-        for name, tensor in pictures.state_dict().items():
+        for name, tensor in images.state_dict().items():
             assert torch.equal(drawn.state_dict()[name], tensor)
     shown = json.loads(
         run("tokenizer", "import-image", "vqgan.ckpt", "--config", "vqgan.yaml", "-o", "vq2",
@@ -120,7 +120,7 @@ def test_json(bundle, run):
         "imported_from": "transformers",
         "image_codes": 1024,
         "ids_moved": False,
-        "draws_pictures": True,
+        "generates_images": True,
         "preprocessing": "chameleon",
     }
     assert pardalis.load("b").model.head.weight.dtype == torch.bfloat16
@@ -159,14 +159,14 @@ def test_an_imported_bundle_is_shown_in_a_few_lines(bundle, run):
     assert json.loads(run("import", "hf", "-o", "b", "--json"))["ids_moved"]
     shown = run("show", "bundle", "b")
     assert "  imported from transformers\n" in shown
-    assert "  pictures      8 pixels, 8 x 8 codes\n" in shown
+    assert "  images        8 pixels, 8 x 8 codes\n" in shown
     assert "                ids differ from those of the imported files: they moved" in shown
     assert len(shown) < 500
     shown = run("show", "bundle", "b", "--json")
     assert json.loads(shown)["vocabulary"]["ids"] == "moved"
     assert "foreign_ids" not in shown
     assert "ids differ" not in run("show", "bundle", bundle)
-    ours = [run("generate", folder, "An owl", "--mode", "text", "--max-tokens", 9)
+    ours = [run("generate", folder, "An owl", "--mode", "text", "--max-new-tokens", 9)
             for folder in (bundle, "b")]  # fmt: skip
     assert ours[0] == ours[1]
 

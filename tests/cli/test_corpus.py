@@ -8,7 +8,7 @@ import pytest
 from fake_drawings import pinned_hash, write_fake_packages
 
 from pardalis.cli.main import main
-from pardalis.documents.drawings import packages
+from pardalis.corpora.drawings import packages
 
 _NPM = """#!{python}
 import pathlib, shutil, sys

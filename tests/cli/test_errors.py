@@ -16,7 +16,7 @@ from pardalis.errors import ConfigError
         (["quickstart", "--recipe", "nonsense"], 2, "No recipe 'nonsense'; there are"),
         (["generate", "none", "owl"], 4, "No bundle at none"),
         (["show", "bundle", "none"], 4, "No bundle at none"),
-        (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --picture PATH"),
+        (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --image PATH"),
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
         (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),
         (["run", "."], 2, "."),
@@ -24,7 +24,7 @@ from pardalis.errors import ConfigError
         (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
         (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
         (["tokenizer", "import-image", "none.ckpt", "-o", "vq"], 4, "none.ckpt is missing"),
-        (["generate", "none", "none.png"], 6, "No picture at none.png"),
+        (["generate", "none", "none.png"], 6, "No image at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],
             6,
@@ -100,8 +100,8 @@ COMMANDS = list(commands(build_parser()))
 
 def test_the_commands_grow_only_on_purpose():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
-        "answer", "data", "data corpus", "data fetch", "data prepare", "data show", "export",
-        "generate", "import", "plan", "quickstart", "report", "run", "show", "show bundle",
+        "data", "data corpus", "data fetch", "data prepare", "data show", "export",
+        "generate", "import", "plan", "quickstart", "report", "run", "sample", "show", "show bundle",
         "show config", "stability", "tokenizer", "tokenizer compare", "tokenizer decode",
         "tokenizer encode", "tokenizer evaluate", "tokenizer import-image", "tokenizer show",
         "tokenizer train-image", "tokenizer train-text", "train",

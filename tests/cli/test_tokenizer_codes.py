@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 
 from pardalis.bundle import Bundle
 from pardalis.cli.main import main
@@ -41,23 +41,23 @@ def photos(tmp_path) -> Path:
     generator = np.random.default_rng(0)
     for i in range(3):
         array = generator.integers(0, 256, (20, 16, 3), dtype=np.uint8)
-        Image.fromarray(array).save(folder / f"{i}.png")
+        PIL.Image.fromarray(array).save(folder / f"{i}.png")
     (folder / "empty.jpg").touch()
     return folder
 
 
 def test_there_and_back(run, tokenizer, photos):
     shown = run("encode", tokenizer, photos, "-o", "codes")
-    rejected = "codes: 4 pictures, 1 of them rejected, see codes/part-*.rejected.jsonl\n"
+    rejected = "codes: 4 images, 1 of them rejected, see codes/part-*.rejected.jsonl\n"
     assert shown.startswith(f"{rejected}  4 in ")
     shown = run("encode", tokenizer, photos, "-o", "codes")
     assert shown.startswith(f"{rejected}  4 were there before\n  0 in ")
     assert np.load("codes/part-00000.npy").shape == (3, 4)
     shown = json.loads(run("decode", tokenizer, "codes", "-o", "back", "--json"))
-    assert shown["pictures"] == 3
-    assert shown["pictures_per_second"] > 0
+    assert shown["images"] == 3
+    assert shown["images_per_second"] > 0
     assert sorted(path.name for path in Path("back").iterdir()) == ["0.png", "1.png", "2.png"]
-    with Image.open("back/0.png") as image:
+    with PIL.Image.open("back/0.png") as image:
         assert image.size == (16, 16)
 
 
@@ -73,7 +73,7 @@ def test_options_reach_the_work(run, tokenizer, photos):
     assert not np.array_equal(rows["crop"], rows["pad"])
     assert json.loads(Path("sixteen/codes.json").read_text())["dtype"] == "bfloat16"
     shown = json.loads(run("encode", tokenizer, photos, "-o", "none", "--shard", "1/2", "--json"))
-    assert shown["pictures"] == 0
+    assert shown["images"] == 0
 
 
 def test_a_bundle_and_lines_will_do(run, codec, photos, tmp_path):
@@ -82,16 +82,16 @@ def test_a_bundle_and_lines_will_do(run, codec, photos, tmp_path):
         n_kv_heads=2, d_ff=8,
     )  # fmt: skip
     Bundle(initialise(Decoder(config), 0).eval(), codec, {}).save(tmp_path / "bundle")
-    line = {"name": "first", "segments": [{"picture": "photos/0.png"}]}
+    line = {"name": "first", "segments": [{"image": "photos/0.png"}]}
     Path("pages.jsonl").write_text(json.dumps(line))
     run("encode", "bundle", "pages.jsonl", "-o", "codes")
     assert Path("codes/part-00000.jsonl").read_text() == '"first"\n'
 
 
-def test_a_tokenizer_alone_shows_the_codes_of_a_picture(run, tokenizer, photos):
+def test_a_tokenizer_alone_shows_the_codes_of_an_image(run, tokenizer, photos):
     run("encode", tokenizer, photos, "-o", "codes")
     first = np.load("codes/part-00000.npy")[0]
-    shown = run("show", tokenizer, "--picture", photos / "0.png", "--out", "back.png")
+    shown = run("show", tokenizer, "--image", photos / "0.png", "--out", "back.png")
     assert shown.split() == [str(code) for code in first]
     assert Path("back.png").is_file()
 

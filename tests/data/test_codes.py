@@ -1,13 +1,13 @@
-"""Bulk codes: what is written, resumed, shared, refused, and turned back into pictures."""
+"""Bulk codes: what is written, resumed, shared, refused, and turned back into images."""
 
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 
 from pardalis.data import SourceConfig, codes
 from pardalis.data.codes import Share, decode_codes, encode_source, read_settings
@@ -18,7 +18,7 @@ from pardalis.vq.stream import encode_stream
 
 @pytest.fixture(autouse=True)
 def three_per_part(monkeypatch):
-    monkeypatch.setattr(codes, "_PICTURES_PER_PART", 3)
+    monkeypatch.setattr(codes, "_IMAGES_PER_PART", 3)
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def tokenizer() -> ImageTokenizer:
     return made
 
 
-def noise(seed: int) -> Image.Image:
+def noise(seed: int) -> PIL.Image.Image:
     array = np.random.default_rng(seed).integers(0, 256, (18, 30, 3), dtype=np.uint8)
-    return Image.fromarray(array)
+    return PIL.Image.fromarray(array)
 
 
 @pytest.fixture
@@ -48,15 +48,15 @@ def photos(tmp_path: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     for i in range(4):
         noise(i).save(folder / f"{i}.png")
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     for i in range(4, 7):
         noise(i).save(folder / "sub" / f"{i}.png")
-    (folder / "z.txt").write_text("A caption without its picture.")
+    (folder / "z.txt").write_text("A caption without its image.")
     return folder
 
 
 def source(path: Path, reader: str = "folder") -> SourceConfig:
-    return SourceConfig(name="pictures", reader=reader, path=str(path))
+    return SourceConfig(name="images", reader=reader, path=str(path))
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -80,8 +80,8 @@ def by_name(folder: Path) -> dict[str, list[int]]:
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_a_stream_keeps_the_order_and_passes_over_nothing(tokenizer, photos, batch):
     images = [noise(i) for i in range(5)]
-    pictures = [images[0], photos / "2.png", *images[1:], photos / "none.png"]
-    found = list(encode_stream(tokenizer, iter(pictures), batch=batch))
+    sources = [images[0], photos / "2.png", *images[1:], photos / "none.png"]
+    found = list(encode_stream(tokenizer, iter(sources), batch=batch))
     expected = tokenizer.codes_of(images).tolist()
     assert [i for i, each in enumerate(found) if isinstance(each, DataError)] == [1, 6]
     assert [each for each in found if not isinstance(each, DataError)] == expected
@@ -116,7 +116,7 @@ def test_batches_of_a_stream_have_one_size(tokenizer, monkeypatch):
     assert sizes == [3, 3, 3]
 
 
-def test_fit_reaches_the_pictures(tokenizer):
+def test_fit_reaches_the_images(tokenizer):
     cropped, padded = (
         list(encode_stream(tokenizer, [noise(0)], fit=fit)) for fit in ("crop", "pad")
     )
@@ -129,7 +129,7 @@ def test_fit_reaches_the_pictures(tokenizer):
 def test_a_folder_becomes_parts(tokenizer, photos, tmp_path):
     folder = tmp_path / "codes"
     report = encode_source(tokenizer, source(photos), folder)
-    assert (report.pictures, report.unchanged, report.rejected) == (8, 0, 2)
+    assert (report.images, report.unchanged, report.rejected) == (8, 0, 2)
     assert sorted(written(folder)) == [
         "codes.json",
         "part-00000.jsonl", "part-00000.npy", "part-00000.rejected.jsonl",
@@ -141,10 +141,10 @@ def test_a_folder_becomes_parts(tokenizer, photos, tmp_path):
     assert list(found) == names
     assert list(found.values()) == tokenizer.codes_of([photos / name for name in names]).tolist()
     broken = json.loads((folder / "part-00000.rejected.jsonl").read_text())
-    assert (broken["where"], broken["kind"]) == ("2.png", "unreadable-picture")
-    assert "2.png is not a picture" in broken["reason"]
+    assert (broken["where"], broken["kind"]) == ("2.png", "unreadable-image")
+    assert "2.png is not an image" in broken["reason"]
     lonely = json.loads((folder / "part-00002.rejected.jsonl").read_text())
-    assert lonely["kind"] == "missing-picture"
+    assert lonely["kind"] == "missing-image"
     settings = read_settings(folder)
     assert settings["tokenizer"] == tokenizer.fingerprint()
     assert settings["config"]["resolution"] == 16
@@ -154,14 +154,14 @@ def test_a_part_may_be_empty(tokenizer, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
     report = encode_source(tokenizer, source(tmp_path / "photos"), tmp_path / "codes")
-    assert (report.pictures, report.rejected) == (1, 1)
+    assert (report.images, report.rejected) == (1, 1)
     assert np.load(tmp_path / "codes" / "part-00000.npy").shape == (0, 4)
-    assert decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back").pictures == 0
+    assert decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back").images == 0
 
 
-def test_pictures_of_one_document_have_names(tokenizer, tmp_path):
+def test_images_of_one_document_have_names(tokenizer, tmp_path):
     noise(0).save(tmp_path / "a.png")
-    line = {"name": "page", "segments": [{"picture": "a.png"}, {"text": "x"}, {"picture": "a.png"}]}
+    line = {"name": "page", "segments": [{"image": "a.png"}, {"text": "x"}, {"image": "a.png"}]}
     (tmp_path / "pages.jsonl").write_text(json.dumps(line))
     encode_source(tokenizer, source(tmp_path / "pages.jsonl", "jsonl"), tmp_path / "codes")
     found = by_name(tmp_path / "codes")
@@ -194,11 +194,11 @@ def test_what_is_interrupted_goes_on(tokenizer, photos, tmp_path, monkeypatch):
         encode_source(tokenizer, source(photos), cut, batch=1)
     assert [path.name for path in sorted(cut.glob("*.npy"))] == ["part-00000.npy"]
     report = encode_source(tokenizer, source(photos), cut, batch=1)
-    assert (report.pictures, report.unchanged, report.rejected) == (8, 3, 2)
+    assert (report.images, report.unchanged, report.rejected) == (8, 3, 2)
     assert written(cut) == written(whole)
     n_calls = len(calls)
     report = encode_source(tokenizer, source(photos), cut)
-    assert (report.pictures, report.unchanged, report.rejected) == (8, 8, 2)
+    assert (report.images, report.unchanged, report.rejected) == (8, 8, 2)
     assert len(calls) == n_calls
     assert written(cut) == written(whole)
 
@@ -209,7 +209,7 @@ def test_shares_make_what_one_process_makes(tokenizer, photos, tmp_path):
     reports = [
         encode_source(tokenizer, source(photos), shared, share=Share(rank, 2)) for rank in (1, 0)
     ]
-    assert [(report.pictures, report.rejected) for report in reports] == [(3, 0), (5, 2)]
+    assert [(report.images, report.rejected) for report in reports] == [(3, 0), (5, 2)]
     assert written(shared) == written(whole)
 
 
@@ -237,7 +237,7 @@ def test_other_settings_are_refused(tokenizer, photos, tmp_path):
         encode_source(tokenizer, source(photos), folder)
     tokenizer.compute_in(torch.float32)
     noise(9).save(photos / "1.png")
-    with pytest.raises(ConfigError, match="holds codes of other pictures, or the pictures have"):
+    with pytest.raises(ConfigError, match="holds codes of other images, or the images have"):
         encode_source(tokenizer, source(photos), folder)
     assert written(folder) == before
 
@@ -245,9 +245,9 @@ def test_other_settings_are_refused(tokenizer, photos, tmp_path):
 def test_what_cannot_be_done_leaves_nothing_behind(tokenizer, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     texts = tmp_path / "texts.jsonl"
-    texts.write_text('{"name": "a", "segments": [{"text": "no picture"}]}\n')
+    texts.write_text('{"name": "a", "segments": [{"text": "no image"}]}\n')
     for nothing in (source(tmp_path / "empty"), source(texts, "jsonl")):
-        with pytest.raises(DataError, match="holds no pictures, so there is nothing to encode"):
+        with pytest.raises(DataError, match="holds no images, so there is nothing to encode"):
             encode_source(tokenizer, nothing, tmp_path / "codes")
     assert not (tmp_path / "codes").exists()
     with pytest.raises(ConfigError, match=r"texts\.jsonl is a file, but a folder is to be written"):
@@ -280,41 +280,41 @@ def test_many_codes_take_four_bytes(tokenizer, photos, tmp_path, monkeypatch):
 # ── decoding ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_codes_become_pictures_again(tokenizer, photos, tmp_path, monkeypatch):
+def test_codes_become_images_again(tokenizer, photos, tmp_path, monkeypatch):
     folder, back = tmp_path / "codes", tmp_path / "back"
     encode_source(tokenizer, source(photos), folder)
     report = decode_codes(tokenizer, folder, back)
-    assert (report.pictures, report.unchanged) == (6, 0)
+    assert (report.images, report.unchanged) == (6, 0)
     files = sorted(path.relative_to(back).as_posix() for path in back.rglob("*.png"))
     assert files == ["0.png", "1.png", "3.png", "sub/4.png", "sub/5.png", "sub/6.png"]
     codes_ = tokenizer.codes_of([photos / name for name in files])
     for name, expected in zip(files, tokenizer.images_of(codes_), strict=True):
-        with Image.open(back / name) as image:
+        with PIL.Image.open(back / name) as image:
             assert np.array_equal(np.asarray(image), np.asarray(expected))
     (back / "3.png").unlink()
     report = decode_codes(tokenizer, folder, back)
-    assert (report.pictures, report.unchanged) == (6, 5)
+    assert (report.images, report.unchanged) == (6, 5)
     assert (back / "3.png").exists()
 
 
 def test_names_lead_nowhere_else_and_to_one_file_each(tokenizer, tmp_path):
     noise(0).save(tmp_path / "a.png")
     names = ["../out", "/etc/a", "a.png", "a", "b.jpg", "é" * 300, "...", "x\0y", "a~0-3"]
-    lines = [{"name": name, "segments": [{"picture": "a.png"}]} for name in names]
+    lines = [{"name": name, "segments": [{"image": "a.png"}]} for name in names]
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     encode_source(tokenizer, source(tmp_path / "pages.jsonl", "jsonl"), tmp_path / "codes")
     back = tmp_path / "x" / "back"
     decode_codes(tokenizer, tmp_path / "codes", back)
     files = sorted(path.relative_to(back).as_posix() for path in back.rglob("*") if path.is_file())
     assert len(files) == len(names)
-    assert {"out.png", "etc/a.png", "a.png", "b.jpg.png", "picture.png", "x_y.png"} <= set(files)
+    assert {"out.png", "etc/a.png", "a.png", "b.jpg.png", "image.png", "x_y.png"} <= set(files)
     assert os.listdir(tmp_path / "x") == ["back"]
 
 
 def test_what_is_not_encoded_yet_is_left_out(tokenizer, photos, tmp_path, caplog):
     encode_source(tokenizer, source(photos), tmp_path / "codes", share=Share(1, 2))
     report = decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back")
-    assert report.pictures == 3
+    assert report.images == 3
     assert "holds 1 of 3 parts; the rest is not encoded yet" in caplog.text
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pardalis.data import Batch, Loader, Location, Shards, ShardWriter
+from pardalis.batch import Batch
+from pardalis.data import Loader, Location, Shards, ShardWriter
 from pardalis.errors import ConfigError, DataError
 
 PAD = 1

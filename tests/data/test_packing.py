@@ -10,7 +10,7 @@ from pardalis.errors import DataError
 from pardalis.tokens import Grammar, Vocabulary
 
 VOCABULARY = Vocabulary.build(n_codes=12, n_text=20)
-GRAMMAR = Grammar(VOCABULARY, codes_per_picture=4)
+GRAMMAR = Grammar(VOCABULARY, codes_per_image=4)
 
 lengths_and_room = st.integers(1, 60).flatmap(
     lambda room: st.tuples(st.lists(st.integers(1, room), max_size=120), st.just(room))
@@ -67,10 +67,10 @@ def test_a_length_outside_a_row_is_refused(length: int):
 
 # ── split_long ───────────────────────────────────────────────────────────────────────────────
 
-PICTURE = [VOCABULARY.begin_image_id, *[VOCABULARY.image.start] * 4, VOCABULARY.end_image_id]
+IMAGE = [VOCABULARY.begin_image_id, *[VOCABULARY.image.start] * 4, VOCABULARY.end_image_id]
 
 segments = st.one_of(
-    st.just(PICTURE),
+    st.just(IMAGE),
     st.lists(st.sampled_from([*VOCABULARY.text, VOCABULARY.end_turn_id]), max_size=30),
 )
 
@@ -91,7 +91,7 @@ def test_pieces_are_whole_sequences_that_fit_and_join_to_the_document(ids: np.nd
         assert piece[0] == VOCABULARY.bos_id
         assert len(piece) <= room
         ending = [] if piece is pieces[-1] else [VOCABULARY.eos_id]
-        GRAMMAR.validate([*piece.tolist(), *ending])  # raises if a picture was cut
+        GRAMMAR.validate([*piece.tolist(), *ending])  # raises if an image was cut
         assert piece[1] != VOCABULARY.eos_id or len(pieces) == 1  # eos never stands alone
 
 
@@ -101,20 +101,20 @@ def test_a_document_that_fits_stays_one_piece():
     assert piece.tolist() == ids.tolist()
 
 
-def test_a_cut_goes_before_a_picture_that_does_not_fit_any_more():
-    ids = np.array([0, 25, 26, *PICTURE, 27, 2])
+def test_a_cut_goes_before_an_image_that_does_not_fit_any_more():
+    ids = np.array([0, 25, 26, *IMAGE, 27, 2])
     pieces = split_long(ids, 8, VOCABULARY)
-    assert [piece.tolist() for piece in pieces] == [[0, 25, 26], [0, *PICTURE], [0, 27, 2]]
+    assert [piece.tolist() for piece in pieces] == [[0, 25, 26], [0, *IMAGE], [0, 27, 2]]
 
 
-def test_a_picture_longer_than_a_row_is_refused():
+def test_an_image_longer_than_a_row_is_refused():
     with pytest.raises(
         DataError,
-        match=r"picture at position 2 needs 7 ids with its <bos>, but a row has 6; raise row_",
+        match=r"image at position 2 needs 7 ids with its <bos>, but a row has 6; raise row_",
     ):
-        split_long(np.array([0, 25, *PICTURE, 27, 2]), 6, VOCABULARY)
+        split_long(np.array([0, 25, *IMAGE, 27, 2]), 6, VOCABULARY)
 
 
-def test_the_last_picture_needs_room_for_eos_too():
-    with pytest.raises(DataError, match=r"picture at position 3 needs 8 ids .* a row has 7"):
-        split_long(np.array([0, 25, 26, *PICTURE, 2]), 7, VOCABULARY)
+def test_the_last_image_needs_room_for_eos_too():
+    with pytest.raises(DataError, match=r"image at position 3 needs 8 ids .* a row has 7"):
+        split_long(np.array([0, 25, 26, *IMAGE, 2]), 7, VOCABULARY)

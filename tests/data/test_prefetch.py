@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from pardalis.data import Batch, Loader, Prefetcher
+from pardalis.batch import Batch
+from pardalis.data import Loader, Prefetcher
 from pardalis.errors import DataError
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 
 from pardalis.codec import Codec
 from pardalis.data import PrepareConfig, PrepareReport, Shards, SourceConfig, prepare_source
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 from pardalis.tokens import Grammar
 
@@ -22,12 +22,12 @@ CAPTIONS = ["an owl", "a fox and a cat", "the oak", "two owls", "a cat"]
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A folder with five captioned pictures in ``owls``."""
+    """A folder with five captioned images in ``owls``."""
     folder = tmp_path / "owls"
     folder.mkdir()
     for number, caption in enumerate(CAPTIONS):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption)
     return tmp_path
 
@@ -42,8 +42,8 @@ def documents_in(base: Path) -> dict[str, list[int]]:
 
 
 def pair(base: Path, number: int) -> Document:
-    picture = Picture(base / "owls" / f"{number}.png")
-    return Document((Text(CAPTIONS[number]), picture), f"{number}.png")
+    image = Image(base / "owls" / f"{number}.png")
+    return Document((Text(CAPTIONS[number]), image), f"{number}.png")
 
 
 def write_jsonl(base: Path, *records: object) -> SourceConfig:
@@ -60,7 +60,7 @@ def test_shards_hold_what_the_codec_makes_of_each_document(base: Path, codec: Co
     expected = {f"{n}.png": codec.encode(pair(base, n)) for n in range(5)}
     assert documents_in(base) == expected
     n_tokens = sum(map(len, expected.values()))
-    assert (report.read, report.written, report.pictures, report.split) == (5, 5, 5, 0)
+    assert (report.read, report.written, report.images, report.split) == (5, 5, 5, 0)
     assert report.tokens == {"text": n_tokens - 5 * 8, "image": 5 * 4, "special": 5 * 4}
     assert report.fill_percent == pytest.approx(100 * n_tokens / (report.rows * 64))
     assert report.rows == Shards.open(base / "shards").n_rows
@@ -99,7 +99,7 @@ def swapped(base: Path, codec: Codec, number: int) -> list[int]:
 def test_both_orders_are_what_the_codec_makes_of_them(base: Path, codec: Codec):
     report = prepare(base, codec, replace(SOURCE, pair_order="both"))
     found = documents_in(base)
-    assert (report.read, report.written, report.pictures) == (5, 10, 10)
+    assert (report.read, report.written, report.images) == (5, 10, 10)
     for number in range(5):
         assert found[f"{number}.png"] == codec.encode(pair(base, number))
         assert found[f"{number}.png#swapped"] == swapped(base, codec, number)
@@ -110,35 +110,35 @@ def test_random_order_takes_one_of_the_two_by_name(base: Path, codec: Codec):
         shutil.copy(base / "owls/0.png", base / f"owls/{number}.png")
         shutil.copy(base / "owls/0.txt", base / f"owls/{number}.txt")
     prepare(base, codec, replace(SOURCE, pair_order="random"))
-    picture_first = {
+    image_first = {
         name.removesuffix("#swapped"): ids[1] == codec.vocabulary.begin_image_id
         for name, ids in documents_in(base).items()
     }
-    assert len(picture_first) == 20
-    assert 5 <= sum(picture_first.values()) <= 15
+    assert len(image_first) == 20
+    assert 5 <= sum(image_first.values()) <= 15
     (base / "owls/0.png").unlink()  # the others are not affected by what stands beside them
     (base / "owls/0.txt").unlink()
     prepare(base, codec, replace(SOURCE, pair_order="random"))
     for name, ids in documents_in(base).items():
         is_first = ids[1] == codec.vocabulary.begin_image_id
-        assert is_first == picture_first[name.removesuffix("#swapped")]
+        assert is_first == image_first[name.removesuffix("#swapped")]
 
 
-def test_a_picture_written_first_is_swapped_back(base: Path, codec: Codec):
-    segments = [{"picture": "owls/0.png"}, {"text": "an owl"}]
+def test_an_image_written_first_is_swapped_back(base: Path, codec: Codec):
+    segments = [{"image": "owls/0.png"}, {"text": "an owl"}]
     source = write_jsonl(base, {"name": "a", "segments": segments})
     prepare(base, codec, replace(source, pair_order="both"))
     assert documents_in(base)["a#swapped"] == codec.encode(pair(base, 0))
 
 
 def test_only_pairs_have_two_orders(base: Path, codec: Codec):
-    picture, words = {"picture": "owls/0.png"}, {"text": "an owl"}
+    image, words = {"image": "owls/0.png"}, {"text": "an owl"}
     source = write_jsonl(
         base,
-        {"name": "three", "segments": [words, picture, words]},
+        {"name": "three", "segments": [words, image, words]},
         {"name": "two texts", "segments": [words, words]},
-        {"name": "alone", "segments": [picture]},
-        {"name": "chat", "segments": [words | {"role": "user"}, picture | {"role": "assistant"}]},
+        {"name": "alone", "segments": [image]},
+        {"name": "chat", "segments": [words | {"role": "user"}, image | {"role": "assistant"}]},
     )
     prepare(base, codec, replace(source, pair_order="both"))
     assert list(documents_in(base)) == ["three", "two texts", "alone", "chat"]
@@ -149,7 +149,7 @@ def test_only_pairs_have_two_orders(base: Path, codec: Codec):
 
 def long_source(base: Path) -> SourceConfig:
     words = {"text": "the owl sat on the old oak " * 20}
-    segments = [words, {"picture": "owls/0.png"}, words]
+    segments = [words, {"image": "owls/0.png"}, words]
     short = {"name": "short", "segments": [{"text": "a fox"}]}
     return write_jsonl(base, {"name": "long", "segments": segments}, short)
 
@@ -162,7 +162,7 @@ def test_long_documents_are_split_into_pieces_that_fit(base: Path, codec: Codec)
     assert len(pieces) > 3
     assert all(len(ids) <= 32 for ids in found.values())
     assert (report.read, report.split, report.written) == (2, 1, len(pieces) + 1)
-    assert report.pictures == 1
+    assert report.images == 1
 
 
 def test_long_documents_are_rejected_if_asked(base: Path, codec: Codec):
@@ -174,9 +174,9 @@ def test_long_documents_are_rejected_if_asked(base: Path, codec: Codec):
     assert "ids, a row has 32" in example["reason"]
 
 
-def test_a_picture_that_no_row_holds_is_rejected(base: Path, codec: Codec):
+def test_an_image_that_no_row_holds_is_rejected(base: Path, codec: Codec):
     report = prepare(base, codec, long_source(base), row_tokens=6)
-    assert report.rejected["too-long-picture"].count == 1
+    assert report.rejected["too-long-image"].count == 1
     assert {name.partition("#")[0] for name in documents_in(base)} == {"short"}
 
 
@@ -185,21 +185,21 @@ def test_a_picture_that_no_row_holds_is_rejected(base: Path, codec: Codec):
 
 def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec: Codec):
     (base / "owls/1.png").write_bytes((base / "owls/1.png").read_bytes()[:50])
-    (base / "cut.png").write_bytes(b"not a picture")
-    good = {"name": "good", "segments": [{"text": "an owl"}, {"picture": "owls/0.png"}]}
+    (base / "cut.png").write_bytes(b"not an image")
+    good = {"name": "good", "segments": [{"text": "an owl"}, {"image": "owls/0.png"}]}
     source = write_jsonl(
         base,
         "{",
-        {"name": "truncated", "segments": [{"picture": "owls/0.png"}, {"picture": "owls/1.png"}]},
-        {"name": "no picture", "segments": [{"picture": "cut.png"}]},
+        {"name": "truncated", "segments": [{"image": "owls/0.png"}, {"image": "owls/1.png"}]},
+        {"name": "no image", "segments": [{"image": "cut.png"}]},
         good,
     )
     report = prepare(base, codec, source)
     assert list(documents_in(base)) == ["good"]
     assert (report.read, report.written, report.n_rejected) == (4, 1, 3)
     assert report.rejected["bad-json"].count == 1
-    unreadable = report.rejected["unreadable-picture"]
-    assert [example["where"] for example in unreadable.examples] == ["truncated", "no picture"]
+    unreadable = report.rejected["unreadable-image"]
+    assert [example["where"] for example in unreadable.examples] == ["truncated", "no image"]
 
 
 def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Codec, monkeypatch):
@@ -207,7 +207,7 @@ def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Code
     monkeypatch.setattr("pardalis.data.source.READERS", {"folder": lambda _: iter(documents)})
     report = prepare(base, codec)
     assert report.rejected["empty"].count == 2
-    monkeypatch.setattr(codec, "grammar", Grammar(codec.vocabulary, codes_per_picture=5))
+    monkeypatch.setattr(codec, "grammar", Grammar(codec.vocabulary, codes_per_image=5))
     shutil.rmtree(base / "shards")
     with pytest.raises(DataError, match=r"1 grammar, such as 0\.png: Found <end_image> at posi"):
         prepare(base, codec)

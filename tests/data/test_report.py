@@ -13,7 +13,7 @@ def test_ids_are_counted_by_modality(vocabulary: Vocabulary):
     report.add_written(np.array([0, 39, 2]), vocabulary)
     report.add_rows(2)
     assert report.tokens == {"text": 3, "image": 4, "special": 7}
-    assert (report.written, report.pictures, report.rows, report.fill_percent) == (2, 1, 2, 35.0)
+    assert (report.written, report.images, report.rows, report.fill_percent) == (2, 1, 2, 35.0)
 
 
 def test_rejections_are_counted_by_kind_and_the_first_named():

@@ -2,12 +2,12 @@ import json
 import os
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from pardalis.data import SourceConfig, read_source
 from pardalis.data.source import survey
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 
 SOURCE = SourceConfig(name="notes", reader="jsonl", path="notes.jsonl")
@@ -38,7 +38,7 @@ def test_a_survey_counts_and_notices_changed_content(tmp_path: Path):
     assert survey(SOURCE, tmp_path)[1] != before
 
 
-def test_a_survey_notices_changed_picture_files(tmp_path: Path):
+def test_a_survey_notices_changed_image_files(tmp_path: Path):
     (tmp_path / "owl.png").write_bytes(b"first")
     source = SourceConfig(name="owls", reader="folder", path=".")
     before = survey(source, tmp_path)
@@ -48,17 +48,17 @@ def test_a_survey_notices_changed_picture_files(tmp_path: Path):
     assert changed[1] != before[1]
 
 
-def test_a_survey_sees_pictures_of_every_kind(monkeypatch, tmp_path: Path):
-    def found(*pictures: object) -> str:
-        document = Document(tuple(Picture(picture) for picture in pictures), "a")
+def test_a_survey_sees_images_of_every_kind(monkeypatch, tmp_path: Path):
+    def found(*images: object) -> str:
+        document = Document(tuple(Image(image) for image in images), "a")
         monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
         return survey(SOURCE, tmp_path)[1]
 
     hashes = {
         found(b"a"),
         found(b"b"),
-        found(Image.new("RGB", (2, 2))),
-        found(Image.new("RGB", (2, 2), "white")),
+        found(PIL.Image.new("RGB", (2, 2))),
+        found(PIL.Image.new("RGB", (2, 2), "white")),
         found(tmp_path / "missing.png"),
         found(b"a", b"b"),
     }

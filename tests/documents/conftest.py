@@ -1,18 +1,18 @@
-"""Small pictures, as bytes and as files."""
+"""Small images, as bytes and as files."""
 
 import io
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 
 @pytest.fixture
 def encode() -> Callable[..., bytes]:
-    """Encode a picture: encode(image, "PNG", **options)."""
+    """Encode an image: encode(image, "PNG", **options)."""
 
-    def run(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    def run(image: PIL.Image.Image, kind: str = "PNG", **options: object) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, format=kind, **options)
         return buffer.getvalue()
@@ -22,7 +22,7 @@ def encode() -> Callable[..., bytes]:
 
 @pytest.fixture
 def red_png(encode: Callable[..., bytes]) -> bytes:
-    return encode(Image.new("RGB", (4, 3), "red"))
+    return encode(PIL.Image.new("RGB", (4, 3), "red"))
 
 
 @pytest.fixture

@@ -4,36 +4,36 @@ import base64
 import io
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from pardalis.documents import (
     Document,
-    Picture,
+    Image,
     Text,
     document_to_messages,
     from_data_uri,
     messages_to_document,
-    open_picture,
+    open_image,
 )
 from pardalis.errors import DataError, RequestError
 
 
 def data_uri(kind):
     buffer = io.BytesIO()
-    Image.new("RGB", (3, 2), "red").save(buffer, format=kind)
+    PIL.Image.new("RGB", (3, 2), "red").save(buffer, format=kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 text_parts = st.builds(lambda text: {"type": "text", "text": text}, texts)
-picture_parts = st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]).map(
+image_parts = st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]).map(
     lambda kind: {"type": "image_url", "image_url": {"url": data_uri(kind)}}
 )
 # A list with one text alone is the same message as the text, and comes back as that.
-part_lists = st.lists(text_parts | picture_parts, min_size=1).filter(
+part_lists = st.lists(text_parts | image_parts, min_size=1).filter(
     lambda parts: len(parts) > 1 or parts[0]["type"] != "text"
 )
 contents = texts | part_lists
@@ -75,7 +75,7 @@ def test_parts_become_segments_with_the_role_of_their_message():
         (
             Text("Be brief.", "system"),
             Text("What is", "user"),
-            Picture(from_data_uri(uri), role="user"),
+            Image(from_data_uri(uri), role="user"),
             Text("An owl.", "assistant"),
         ),
         "c",
@@ -90,8 +90,8 @@ def test_consecutive_content_of_one_role_is_one_message():
     assert document_to_messages(document) == [{"role": "user", "content": parts}]
 
 
-def test_pictures_of_every_source_become_data_uris(red_file, red_png, encode):
-    red = Image.new("RGB", (4, 3), "red")
+def test_images_of_every_source_become_data_uris(red_file, red_png, encode):
+    red = PIL.Image.new("RGB", (4, 3), "red")
     for source, kind in [
         (red_file, "png"),
         (red_png, "png"),
@@ -99,16 +99,16 @@ def test_pictures_of_every_source_become_data_uris(red_file, red_png, encode):
         (encode(red, "BMP"), "png"),
         (encode(red, "WEBP", lossless=True), "webp"),
     ]:
-        (message,) = document_to_messages(Document((Picture(source),)))
+        (message,) = document_to_messages(Document((Image(source),)))
         assert message["role"] == "user"
         uri = message["content"][0]["image_url"]["url"]
         assert uri.startswith(f"data:image/{kind};base64,")
-        assert (np.asarray(open_picture(from_data_uri(uri))) == [255, 0, 0]).all()
+        assert (np.asarray(open_image(from_data_uri(uri))) == [255, 0, 0]).all()
 
 
-def test_a_picture_that_cannot_be_read_is_an_error(tmp_path):
+def test_an_image_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        document_to_messages(Document((Picture(tmp_path / "no.png"),)))
+        document_to_messages(Document((Image(tmp_path / "no.png"),)))
 
 
 def part(**fields):
@@ -137,11 +137,11 @@ def part(**fields):
         (part(type="image_url", image_url="data:"), r'content\[0\] must be {"type": "text"'),
         (
             part(type="image_url", image_url={"url": "https://example.org/owl.png"}),
-            "by the URL 'https://example.org/owl.png', and pictures are not fetched",
+            "by the URL 'https://example.org/owl.png', and images are not fetched",
         ),
         (
             part(type="image_url", image_url={"url": "data:image/png;base64,b3d"}),
-            r"messages\[0\]\.content\[0\]: The picture's base64 text is broken",
+            r"messages\[0\]\.content\[0\]: The image's base64 text is broken",
         ),
     ],
 )

@@ -7,21 +7,21 @@ import sys
 import pytest
 
 import pardalis.documents
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 
 
-def test_text_joins_and_pictures_keep_their_order():
-    first, second = Picture(b"1"), Picture(b"2")
+def test_text_joins_and_images_keep_their_order():
+    first, second = Image(b"1"), Image(b"2")
     document = Document((Text("An "), first, Text("owl"), second))
     assert document.text == "An owl"
-    assert document.pictures == (first, second)
+    assert document.images == (first, second)
 
 
 @pytest.mark.parametrize(
     ("segments", "is_empty"),
-    [((), True), ((Text(" \n"),), True), ((Text("a"),), False), ((Picture(b"1"),), False)],
+    [((), True), ((Text(" \n"),), True), ((Text("a"),), False), ((Image(b"1"),), False)],
 )
-def test_a_document_is_empty_without_words_and_pictures(segments, is_empty):
+def test_a_document_is_empty_without_words_and_images(segments, is_empty):
     assert Document(segments).is_empty is is_empty
 
 

@@ -1,10 +1,10 @@
-"""Folders of pictures with captions beside them or in a list."""
+"""Folders of images with captions beside them or in a list."""
 
 import json
 
 import pytest
 
-from pardalis.documents import Document, Picture, Rejection, Text, read_folder
+from pardalis.documents import Document, Image, Rejection, Text, read_folder
 from pardalis.errors import DataError
 
 
@@ -15,7 +15,7 @@ def put(root, files):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def test_captions_beside_pictures_in_sorted_order(tmp_path):
+def test_captions_beside_images_in_sorted_order(tmp_path):
     put(
         tmp_path,
         {
@@ -28,9 +28,9 @@ def test_captions_beside_pictures_in_sorted_order(tmp_path):
         },
     )
     assert list(read_folder(tmp_path)) == [
-        Document((Picture(tmp_path / "alone.webp"),), "alone.webp"),
-        Document((Text("an owl"), Picture(tmp_path / "owl.jpg", "an owl")), "owl.jpg"),
-        Document((Text("a cat"), Picture(tmp_path / "b/cat.PNG", "a cat")), "b/cat.PNG"),
+        Document((Image(tmp_path / "alone.webp"),), "alone.webp"),
+        Document((Text("an owl"), Image(tmp_path / "owl.jpg", "an owl")), "owl.jpg"),
+        Document((Text("a cat"), Image(tmp_path / "b/cat.PNG", "a cat")), "b/cat.PNG"),
     ]
 
 
@@ -42,7 +42,7 @@ def test_bad_captions_are_rejected(tmp_path):
             "a.txt": "  \n",
             "b.png": b"x",
             "b.txt": b"\xff\xfe\xff",
-            "c.txt": "no picture",
+            "c.txt": "no image",
             "d.png": b"x",
         },
     )
@@ -50,7 +50,7 @@ def test_bad_captions_are_rejected(tmp_path):
     assert [(r.where, r.kind) for r in (*rejections, orphan)] == [
         (str(tmp_path / "a.txt"), "bad-caption"),
         (str(tmp_path / "b.txt"), "bad-caption"),
-        (str(tmp_path / "c.txt"), "missing-picture"),
+        (str(tmp_path / "c.txt"), "missing-image"),
     ]
     assert "is empty" in rejections[0].reason
     assert "cannot be read" in rejections[1].reason
@@ -72,27 +72,27 @@ def test_a_list_describes_its_folder_wholly(tmp_path, list_name):
         {f"set/{list_name}": "\n".join(lines), "set/in/owl.png": b"x", "set/unlisted.png": b"x"},
     )
     document, *rejections = read_folder(tmp_path)
-    picture = Picture(tmp_path / "set/in/owl.png", "an owl")
-    assert document == Document((Text("an owl"), picture), "set/in/owl.png")
+    image = Image(tmp_path / "set/in/owl.png", "an owl")
+    assert document == Document((Text("an owl"), image), "set/in/owl.png")
     where = tmp_path / "set" / list_name
     assert all(isinstance(rejection, Rejection) for rejection in rejections)
     assert [(r.where, r.kind) for r in rejections] == [
         (f"{where}:3", "bad-json"),
         (f"{where}:4", "bad-record"),
         (f"{where}:5", "bad-record"),
-        (f"{where}:6", "missing-picture"),
+        (f"{where}:6", "missing-image"),
     ]
 
 
-def test_pictures_are_not_decoded_while_reading(tmp_path):
-    put(tmp_path, {"broken.png": b"no picture at all"})
+def test_images_are_not_decoded_while_reading(tmp_path):
+    put(tmp_path, {"broken.png": b"no image at all"})
     (document,) = read_folder(tmp_path)
-    assert document.pictures[0].source == tmp_path / "broken.png"
+    assert document.images[0].source == tmp_path / "broken.png"
 
 
 def test_a_root_that_is_no_folder(tmp_path):
-    with pytest.raises(DataError, match="no does not exist; a folder of pictures was expected"):
+    with pytest.raises(DataError, match="no does not exist; a folder of images was expected"):
         read_folder(tmp_path / "no")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file is a file; a folder of pictures"):
+    with pytest.raises(DataError, match="file is a file; a folder of images"):
         read_folder(tmp_path / "file")

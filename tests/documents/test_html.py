@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from pardalis.documents import READERS, Document, Picture, Rejection, Text, read_html
+from pardalis.documents import READERS, Document, Image, Rejection, Text, read_html
 from pardalis.errors import DataError
 
 
@@ -18,7 +18,7 @@ def text_of(tmp_path, body):
     return document.text
 
 
-def test_text_and_pictures_come_in_order(tmp_path, red_file):
+def test_text_and_images_come_in_order(tmp_path, red_file):
     body = """
       <h1>The  owl</h1>
       <p>It <b>hunts</b> at
@@ -29,7 +29,7 @@ def test_text_and_pictures_come_in_order(tmp_path, red_file):
         Document(
             (
                 Text("The owl\nIt hunts at night. "),
-                Picture(red_file, "A red owl"),
+                Image(red_file, "A red owl"),
                 Text(" And sleeps.\nwings\neyes"),
             ),
             "page.html",
@@ -42,8 +42,8 @@ def test_a_figure_between_paragraphs_keeps_the_line_breaks(tmp_path, red_file):
     (document,) = read(tmp_path, body)
     assert document.segments == (
         Text("one\n"),
-        Picture(red_file),
-        Picture(red_file),
+        Image(red_file),
+        Image(red_file),
         Text("\ntwo"),
     )
 
@@ -69,14 +69,14 @@ def test_whitespace_and_blocks(tmp_path, body, expected):
     assert text_of(tmp_path, body) == expected
 
 
-def test_pictures_declared_small_are_dropped(tmp_path):
+def test_images_declared_small_are_dropped(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     body = """x <img src="a.png" width="47" alt="1"> <img src="a.png" height="20px" alt="2">
       <img src="a.png" width="48" alt="3"> <img src="a.png" width="50%" alt="4">"""
     (document,) = read(tmp_path, body)
-    assert [picture.alt for picture in document.pictures] == ["3", "4"]
+    assert [image.alt for image in document.images] == ["3", "4"]
     (document,) = read(tmp_path, body, min_side=0)
-    assert len(document.pictures) == 4
+    assert len(document.images) == 4
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_pictures_declared_small_are_dropped(tmp_path):
         ("/a.png", "a.png"),
     ],
 )
-def test_picture_addresses(tmp_path, source, file):
+def test_image_addresses(tmp_path, source, file):
     (tmp_path / "sub").mkdir()
     (tmp_path / file).write_bytes(b"x")
     (document,) = read(tmp_path, f'<img src="{source}">')
-    assert document.pictures[0].source.resolve() == tmp_path / file
+    assert document.images[0].source.resolve() == tmp_path / file
 
 
 def test_an_address_from_the_root_starts_at_the_folder(tmp_path):
@@ -104,30 +104,30 @@ def test_an_address_from_the_root_starts_at_the_folder(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "deep/page.htm").write_text('<img src="/a.png">')
     (document,) = read_html(tmp_path)
-    assert document == Document((Picture(tmp_path / "a.png"),), "deep/page.htm")
+    assert document == Document((Image(tmp_path / "a.png"),), "deep/page.htm")
 
 
 def test_data_uris(tmp_path, red_png):
     uri = f"data:image/png;base64,{base64.b64encode(red_png).decode()}"
     (document,) = read(tmp_path, f'<img src="{uri}" alt="red">')
-    assert document.segments == (Picture(red_png, "red"),)
+    assert document.segments == (Image(red_png, "red"),)
 
 
 @pytest.mark.parametrize(
     ("source", "kind"),
     [
-        ("https://example.org/a.png", "remote-picture"),
-        ("//example.org/a.png", "remote-picture"),
-        ("http://[", "missing-picture"),
-        ("no.png", "missing-picture"),
-        ("", "missing-picture"),
-        ("a" * 5000, "missing-picture"),
-        ("drawing.SVG?x", "vector-picture"),
-        ("data:image/svg+xml,%3Csvg%3E", "vector-picture"),
+        ("https://example.org/a.png", "remote-image"),
+        ("//example.org/a.png", "remote-image"),
+        ("http://[", "missing-image"),
+        ("no.png", "missing-image"),
+        ("", "missing-image"),
+        ("a" * 5000, "missing-image"),
+        ("drawing.SVG?x", "vector-image"),
+        ("data:image/svg+xml,%3Csvg%3E", "vector-image"),
         ("data:image/png;base64,b3d", "bad-base64"),
     ],
 )
-def test_a_page_is_kept_without_a_picture_that_cannot_be_used(tmp_path, source, kind):
+def test_a_page_is_kept_without_an_image_that_cannot_be_used(tmp_path, source, kind):
     rejection, document = read(tmp_path, f'<p>words <img src="{source}" alt="gone"></p>')
     assert isinstance(rejection, Rejection)
     assert rejection.kind == kind

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from pardalis.documents import Document, Picture, Region, Rejection, Text, read_jsonl
+from pardalis.documents import Document, Image, Region, Rejection, Text, read_jsonl
 from pardalis.errors import DataError
 
 
@@ -23,14 +23,14 @@ def test_a_full_line(tmp_path, red_file, red_png):
         "licence": "CC0",
         "segments": [
             {"text": "An owl", "role": "user"},
-            {"picture": "red.png", "alt": "red", "role": "assistant"},
-            {"picture_base64": base64.b64encode(red_png).decode()},
+            {"image": "red.png", "alt": "red", "role": "assistant"},
+            {"image_base64": base64.b64encode(red_png).decode()},
         ],
     }
     segments = (
         Text("An owl", "user"),
-        Picture(red_file, "red", "assistant"),
-        Picture(red_png),
+        Image(red_file, "red", "assistant"),
+        Image(red_png),
     )
     assert read(tmp_path, line) == [Document(segments, "owl", "CC0")]
 
@@ -50,12 +50,12 @@ def test_a_document_without_a_name_is_named_by_its_line(tmp_path):
         ({}, "bad-record", 'needs a list under "segments"'),
         ({"segments": "a"}, "bad-record", 'needs a list under "segments"'),
         ({"segments": [], "colour": 1}, "unknown-key", "unknown keys colour; known are licence"),
-        ({"segments": []}, "empty-document", "neither text nor pictures"),
-        ({"segments": [{"text": "  "}]}, "empty-document", "neither text nor pictures"),
+        ({"segments": []}, "empty-document", "neither text nor images"),
+        ({"segments": [{"text": "  "}]}, "empty-document", "neither text nor images"),
         ({"segments": [1]}, "bad-record", "segment 0 must be an object with one of"),
         ({"segments": [{}]}, "bad-record", "segment 0 must be an object with one of"),
         (
-            {"segments": [{"text": "a", "picture": "b"}]},
+            {"segments": [{"text": "a", "image": "b"}]},
             "bad-record",
             "segment 0 must be an object",
         ),
@@ -73,14 +73,14 @@ def test_a_document_without_a_name_is_named_by_its_line(tmp_path):
             "the role 'owl'; it must be one of system, user, assistant",
         ),
         ({"segments": [{"text": "a", "role": []}]}, "bad-record", "the role []"),
-        ({"segments": [{"picture": "no.png"}]}, "missing-picture", "names the picture 'no.png'"),
-        ({"segments": [{"picture": ""}]}, "missing-picture", "names the picture ''"),
-        ({"segments": [{"picture": "a\0"}]}, "missing-picture", "which is not a file in"),
-        ({"segments": [{"picture": "a" * 5000}]}, "missing-picture", "which is not a file in"),
+        ({"segments": [{"image": "no.png"}]}, "missing-image", "names the image 'no.png'"),
+        ({"segments": [{"image": ""}]}, "missing-image", "names the image ''"),
+        ({"segments": [{"image": "a\0"}]}, "missing-image", "which is not a file in"),
+        ({"segments": [{"image": "a" * 5000}]}, "missing-image", "which is not a file in"),
         (
-            {"segments": [{"picture_base64": "b3d"}]},
+            {"segments": [{"image_base64": "b3d"}]},
             "bad-base64",
-            "segment 0: The picture's base64",
+            "segment 0: The image's base64",
         ),
     ],
 )
@@ -94,17 +94,17 @@ def test_a_bad_line_is_rejected_and_the_next_one_read(tmp_path, line, kind, reas
     assert document == Document((Text("a"),), "good")
 
 
-def picture_with(regions):
-    return {"segments": [{"picture": "red.png", "regions": regions}]}
+def image_with(regions):
+    return {"segments": [{"image": "red.png", "regions": regions}]}
 
 
-def test_regions_of_a_picture(tmp_path, red_file):
+def test_regions_of_an_image(tmp_path, red_file):
     regions = [
         {"box": [1, 0.5, 3, 2], "kind": "face", "weight": 2},
         {"box": [-1, 0, 4, 3]},
     ]
-    (document,) = read(tmp_path, picture_with(regions))
-    assert document.pictures[0].regions == (
+    (document,) = read(tmp_path, image_with(regions))
+    assert document.images[0].regions == (
         Region((1.0, 0.5, 3.0, 2.0), "face", 2.0),
         Region((-1.0, 0.0, 4.0, 3.0), "", 1.0),
     )
@@ -131,7 +131,7 @@ def test_regions_of_a_picture(tmp_path, red_file):
     ],
 )
 def test_what_is_no_region(tmp_path, red_file, regions, kind, reason):
-    (rejection,) = read(tmp_path, picture_with(regions))
+    (rejection,) = read(tmp_path, image_with(regions))
     assert isinstance(rejection, Rejection)
     assert rejection.kind == kind
     assert reason in rejection.reason

@@ -3,17 +3,17 @@
 import json
 import re
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from pardalis.documents import (
     Document,
-    Picture,
+    Image,
     Region,
     Rejection,
     Text,
     from_data_uri,
-    open_picture,
+    open_image,
     read_html,
     read_jsonl,
     to_html,
@@ -26,8 +26,8 @@ from pardalis.errors import DataError
 def owl(red_png):
     segments = (
         Text("An owl: ü\n", "user"),
-        Picture(Image.new("RGB", (4, 3), "red"), "red", "assistant"),
-        Picture(red_png),
+        Image(PIL.Image.new("RGB", (4, 3), "red"), "red", "assistant"),
+        Image(red_png),
     )
     return Document(segments, "owl", "CC0")
 
@@ -36,38 +36,38 @@ def test_jsonl_round_trip(tmp_path, red_png):
     document = owl(red_png)
     path = tmp_path / "out" / "docs.jsonl"
     plain = Document((Text("b"),), "plain")
-    assert write_jsonl(iter([document, plain]), path, tmp_path / "pictures") == 2
+    assert write_jsonl(iter([document, plain]), path, tmp_path / "images") == 2
     back, plain_back = read_jsonl(path)
     assert plain_back == plain
     assert (back.name, back.licence, back.text) == ("owl", "CC0", "An owl: ü\n")
     assert [segment.role for segment in back.segments] == ["user", "assistant", None]
-    assert [picture.alt for picture in back.pictures] == ["red", ""]
-    for picture, original in zip(back.pictures, document.pictures, strict=True):
-        assert open_picture(picture.source) == open_picture(original.source)
-    assert len(list((tmp_path / "pictures").iterdir())) == 1  # equal pictures are stored once
+    assert [image.alt for image in back.images] == ["red", ""]
+    for image, original in zip(back.images, document.images, strict=True):
+        assert open_image(image.source) == open_image(original.source)
+    assert len(list((tmp_path / "images").iterdir())) == 1  # equal images are stored once
 
 
 def test_regions_round_trip(tmp_path, red_png):
     regions = (Region((0.5, 0.0, 3.0, 2.0), "face", 2.5), Region((0.0, 0.0, 1.0, 1.0)))
-    document = Document((Picture(red_png, regions=regions), Picture(red_png)), "owl")
+    document = Document((Image(red_png, regions=regions), Image(red_png)), "owl")
     write_jsonl([document], tmp_path / "docs.jsonl", tmp_path)
     (back,) = read_jsonl(tmp_path / "docs.jsonl")
-    assert [picture.regions for picture in back.pictures] == [regions, ()]
+    assert [image.regions for image in back.images] == [regions, ()]
 
 
-def test_picture_paths_are_relative_to_the_jsonl_file(tmp_path, red_png):
+def test_image_paths_are_relative_to_the_jsonl_file(tmp_path, red_png):
     write_jsonl([owl(red_png)], tmp_path / "a/docs.jsonl", tmp_path / "b")
     record = json.loads((tmp_path / "a/docs.jsonl").read_text())
-    assert re.fullmatch(r"\.\./b/[0-9a-f]{16}\.png", record["segments"][1]["picture"])
+    assert re.fullmatch(r"\.\./b/[0-9a-f]{16}\.png", record["segments"][1]["image"])
     (tmp_path / "a").rename(tmp_path / "c")
     assert not isinstance(next(read_jsonl(tmp_path / "c/docs.jsonl")), Rejection)
 
 
-def test_a_broken_picture_leaves_the_previous_file_whole(tmp_path):
+def test_a_broken_image_leaves_the_previous_file_whole(tmp_path):
     path = tmp_path / "docs.jsonl"
     path.write_text("previous")
-    with pytest.raises(DataError, match="not a picture of a kind"):
-        write_jsonl([Document((Picture(b"broken"),))], path, tmp_path)
+    with pytest.raises(DataError, match="not an image of a kind"):
+        write_jsonl([Document((Image(b"broken"),))], path, tmp_path)
     assert path.read_text() == "previous"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -76,7 +76,7 @@ def test_html_is_escaped_self_contained_and_readable_again(tmp_path, red_png):
     segments = (
         Text("1 < 2 & {x}\n\n second ", "user"),
         Text("third", "user"),
-        Picture(red_png, 'the "owl"', "assistant"),
+        Image(red_png, 'the "owl"', "assistant"),
     )
     page = to_html(Document(segments, "<owl>", "CC <0>"))
     assert "<title>&lt;owl&gt;</title>" in page
@@ -84,11 +84,11 @@ def test_html_is_escaped_self_contained_and_readable_again(tmp_path, red_png):
     assert page.count('class="role">user') == page.count('class="role">assistant') == 1
     assert "<footer>CC &lt;0&gt;</footer>" in page
     (uri,) = re.findall('src="([^"]*)"', page)
-    assert open_picture(from_data_uri(uri)) == open_picture(red_png)
+    assert open_image(from_data_uri(uri)) == open_image(red_png)
 
     (tmp_path / "page.html").write_text(page)
     (document,) = read_html(tmp_path)
-    assert document.pictures[0].alt == 'the "owl"'
+    assert document.images[0].alt == 'the "owl"'
     assert "1 < 2 & {x}\nsecond\nthird" in document.text
 
 
@@ -99,8 +99,8 @@ def test_html_without_name_and_licence():
 
 
 def test_markdown(tmp_path, red_png):
-    document = Document((Text("# Owl\n"), Picture(red_png, "an [owl]"), Text("\nIt hunts.\n")))
+    document = Document((Text("# Owl\n"), Image(red_png, "an [owl]"), Text("\nIt hunts.\n")))
     text = to_markdown(document, tmp_path)
     match = re.fullmatch(r"# Owl\n\n!\[an \\\[owl\\\]\]\((\w+\.png)\)\n\nIt hunts\.\n", text)
     assert match is not None
-    assert open_picture(tmp_path / match[1]) == open_picture(red_png)
+    assert open_image(tmp_path / match[1]) == open_image(red_png)

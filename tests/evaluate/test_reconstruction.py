@@ -5,17 +5,18 @@ from base64 import b64decode
 from io import BytesIO
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from lxml import html
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
 from pardalis.cli import tokenizer_evaluate
 from pardalis.cli.common import Parser
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.evaluate import image_tokenizer as image_tokenizer_module
 from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
-from pardalis.evaluate.pictures import Pictures
+from pardalis.evaluate.images import Images
 from pardalis.evaluate.reconstruction import Judges, evaluate_reconstruction
 from pardalis.evaluate.reconstruction_page import meaning_of, write_evaluation
 from pardalis.evaluate.similarity import Moments, frechet_distance
@@ -24,17 +25,17 @@ from pardalis.feature_nets.net import Network, Scaling
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 N = 12
-FACTS = {"tokenizer": "a <tokenizer>", "data": "pictures"}
+FACTS = {"tokenizer": "a <tokenizer>", "data": "images"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of growing noise, two files that are none, and a caption without its picture."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Images of growing noise, two files that are none, and a caption without its image."""
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for i in range(N):
         pixels = 128 + generator.normal(0, 9 * i, (32, 40, 3))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
+        PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
     (folder / "03b.png").write_bytes(b"")
     (folder / "07b.png").write_bytes((folder / "07.png").read_bytes()[:99])
     (folder / "lost.txt").write_text("a caption")
@@ -43,23 +44,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(image_tokenizer, folder):
-    return evaluate_reconstruction(image_tokenizer, Pictures(folder, "folder"), Judges(), 4)
+    return evaluate_reconstruction(image_tokenizer, Images(folder, "folder"), Judges(), 4)
 
 
-def squares(folder, config) -> list[Image.Image]:
-    return [image for _, image in Pictures(folder, "folder").squares(config)]
+def squares(folder, config) -> list[PIL.Image.Image]:
+    return [image for _, image in Images(folder, "folder").squares(config)]
 
 
-def test_every_readable_picture_is_scored_and_the_others_are_named(evaluation):
-    assert [picture["name"] for picture in evaluation.pictures] == [f"{i:02}.png" for i in range(N)]
-    assert (evaluation.scores["pictures"], evaluation.scores["rejected"]) == (N, 3)
-    unreadable = evaluation.rejected["unreadable-picture"]
+def test_every_readable_image_is_scored_and_the_others_are_named(evaluation):
+    assert [image["name"] for image in evaluation.images] == [f"{i:02}.png" for i in range(N)]
+    assert (evaluation.scores["images"], evaluation.scores["rejected"]) == (N, 3)
+    unreadable = evaluation.rejected["unreadable-image"]
     assert [example["where"] for example in unreadable.examples] == ["03b.png", "07b.png"]
     assert "zero bytes" in unreadable.examples[0]["reason"]
-    assert evaluation.rejected["missing-picture"].count == 1
+    assert evaluation.rejected["missing-image"].count == 1
 
 
-def test_scores_are_means_of_each_picture_and_equal_those_of_a_report(
+def test_scores_are_means_of_each_image_and_equal_those_of_a_report(
     evaluation, image_tokenizer, folder
 ):
     scores, rebuilt = evaluate_image_tokenizer(
@@ -67,23 +68,21 @@ def test_scores_are_means_of_each_picture_and_equal_those_of_a_report(
     )
     found = evaluation.scores
     assert found["psnr"] == pytest.approx(scores.psnr)
-    assert [picture["psnr"] for picture in evaluation.pictures] == pytest.approx(
-        scores.psnr_of_each
-    )
-    assert found["ssim"] == pytest.approx(np.mean([p["ssim"] for p in evaluation.pictures]))
+    assert [image["psnr"] for image in evaluation.images] == pytest.approx(scores.psnr_of_each)
+    assert found["ssim"] == pytest.approx(np.mean([p["ssim"] for p in evaluation.images]))
     low, high = found["psnr_interval"]
     assert low < found["psnr"] < high
     assert found["codebook_use"] == pytest.approx(scores.codebook_use)
     assert found["perplexity"] == pytest.approx(scores.perplexity)
     assert 2 ** found["bits_per_code"] == pytest.approx(scores.perplexity)
-    assert evaluation.code_counts.sum() == N * image_tokenizer.config.codes_per_picture
+    assert evaluation.code_counts.sum() == N * image_tokenizer.config.codes_per_image
     name = evaluation.worst[0].name
     right = rebuilt[int(name[:2])]
     assert evaluation.worst[0].reconstruction.tobytes() == right.tobytes()
 
 
 def test_the_worst_come_first_and_the_others_are_not_chosen_by_quality(evaluation):
-    by_psnr = sorted(evaluation.pictures, key=lambda picture: picture["psnr"])
+    by_psnr = sorted(evaluation.images, key=lambda image: image["psnr"])
     assert evaluation.worst_by == "psnr"
     assert [example.name for example in evaluation.worst] == [p["name"] for p in by_psnr[:4]]
     assert len({example.name for example in evaluation.sample}) == 4
@@ -92,20 +91,20 @@ def test_the_worst_come_first_and_the_others_are_not_chosen_by_quality(evaluatio
 
 def test_scores_do_not_depend_on_batches(evaluation, image_tokenizer, folder, monkeypatch):
     monkeypatch.setattr(image_tokenizer_module, "_PIXELS_AT_ONCE", 5 * 32**2)
-    again = evaluate_reconstruction(image_tokenizer, Pictures(folder, "folder"), Judges(), 4)
-    for one, other in zip(evaluation.pictures, again.pictures, strict=True):
+    again = evaluate_reconstruction(image_tokenizer, Images(folder, "folder"), Judges(), 4)
+    for one, other in zip(evaluation.images, again.images, strict=True):
         # Batches of another size may round a pixel differently.
         assert one["psnr"] == pytest.approx(other["psnr"], abs=0.02)
         assert one["ssim"] == pytest.approx(other["ssim"], abs=1e-3)
     assert [e.name for e in again.sample] == [e.name for e in evaluation.sample]
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(image_tokenizer, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_images(image_tokenizer, monkeypatch):
     monkeypatch.setattr(image_tokenizer_module, "_PIXELS_AT_ONCE", 2 * 32**2)
     made = []
     most_alive = 0
 
-    class Many(Pictures):
+    class Many(Images):
         def __init__(self):
             self.rejected = {}
 
@@ -115,7 +114,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(image_tokenizer, monke
         def squares(self, config):
             nonlocal most_alive
             for i in range(20):
-                image = Image.new("RGB", (32, 32), (12 * i, 90, 90))
+                image = PIL.Image.new("RGB", (32, 32), (12 * i, 90, 90))
                 made.append(weakref.ref(image))
                 most_alive = max(most_alive, sum(ref() is not None for ref in made))
                 yield str(i), image
@@ -126,7 +125,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(image_tokenizer, monke
 
 
 class Corners(Network):
-    """Features that are the colours of four parts of a picture, not scaled."""
+    """Features that are the colours of four parts of an image, not scaled."""
 
     widths = (3, 3)
     classifier = "-"
@@ -148,18 +147,18 @@ def test_judges_give_scores_that_bear_their_names(image_tokenizer, folder, net, 
         frechet=corners,
         lines=lambda _: ["owl"],
     )
-    found = evaluate_reconstruction(image_tokenizer, Pictures(folder, "folder"), judges, 1)
+    found = evaluate_reconstruction(image_tokenizer, Images(folder, "folder"), judges, 1)
     assert set(found.scores) == {
-        "pictures", "rejected", "psnr", "psnr_interval", "ssim", "ssim_interval",
+        "images", "rejected", "psnr", "psnr_interval", "ssim", "ssim_interval",
         "perceptual_corners", "perceptual_corners_interval", score, "words", "word_recall",
         "codebook_use", "perplexity", "bits_per_code",
     }  # fmt: skip
     assert all(meaning_of(name) for name in found.scores if not name.endswith("_interval"))
     assert found.worst_by == "perceptual_corners"
-    distances = [picture["perceptual_corners"] for picture in found.pictures]
+    distances = [image["perceptual_corners"] for image in found.images]
     assert found.worst[0].scores["perceptual_corners"] == max(distances) > 0
     assert found.scores["perceptual_corners"] == pytest.approx(np.mean(distances))
-    # The same from all pictures at once.
+    # The same from all images at once.
     _, rebuilt = evaluate_image_tokenizer(image_tokenizer, squares(folder, image_tokenizer.config))
     sets = []
     for images in (squares(folder, image_tokenizer.config), rebuilt):
@@ -169,56 +168,54 @@ def test_judges_give_scores_that_bear_their_names(image_tokenizer, folder, net, 
     assert found.scores[score] == pytest.approx(frechet_distance(*sets), rel=1e-3)
 
 
-def test_word_recall_counts_words_of_all_pictures_alike(image_tokenizer, tmp_path):
+def test_word_recall_counts_words_of_all_images_alike(image_tokenizer, tmp_path):
     colours = {"red": ["An owl", "sat"], "blue": ["owl"], "lime": []}
     for colour in colours:
-        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
-    seen = {Image.new("RGB", (1, 1), c).tobytes(): lines for c, lines in colours.items()}
+        PIL.Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
+    seen = {PIL.Image.new("RGB", (1, 1), c).tobytes(): lines for c, lines in colours.items()}
 
-    def read(image: Image.Image) -> list[str]:
+    def read(image: PIL.Image.Image) -> list[str]:
         return seen.get(image.crop((0, 0, 1, 1)).tobytes(), ["the OWL"])  # of reconstructions
 
-    found = evaluate_reconstruction(
-        image_tokenizer, Pictures(tmp_path, "folder"), Judges(lines=read)
-    )
+    found = evaluate_reconstruction(image_tokenizer, Images(tmp_path, "folder"), Judges(lines=read))
     assert (found.scores["words"], found.scores["word_recall"]) == (4, pytest.approx(2 / 4))
-    assert [(p["words"], p["words_kept"]) for p in found.pictures] == [(1, 1), (0, 0), (3, 1)]
+    assert [(p["words"], p["words_kept"]) for p in found.images] == [(1, 1), (0, 0), (3, 1)]
 
 
-def test_one_picture_has_no_frechet_distance_and_no_words_have_no_recall(image_tokenizer, folder):
+def test_one_image_has_no_frechet_distance_and_no_words_have_no_recall(image_tokenizer, folder):
     judges = Judges(frechet=FeatureNet("corners", Corners()), lines=lambda _: [])
     found = evaluate_reconstruction(
-        image_tokenizer, Pictures(folder, "folder", most=1), judges
+        image_tokenizer, Images(folder, "folder", most=1), judges
     ).scores
     assert found["frechet_corners"] is found["word_recall"] is None
 
 
 @pytest.mark.parametrize("most", [1, 3, 5, 14, 99])
-def test_pictures_are_taken_evenly_over_the_source(image_tokenizer, folder, most):
-    pictures = Pictures(folder, "folder", most=most)
-    names = [name for name, _ in pictures.squares(image_tokenizer.config)]
-    unreadable = pictures.rejected.get("unreadable-picture")
-    assert len(names) + (unreadable.count if unreadable else 0) == len(pictures) == min(most, 14)
+def test_images_are_taken_evenly_over_the_source(image_tokenizer, folder, most):
+    images = Images(folder, "folder", most=most)
+    names = [name for name, _ in images.squares(image_tokenizer.config)]
+    unreadable = images.rejected.get("unreadable-image")
+    assert len(names) + (unreadable.count if unreadable else 0) == len(images) == min(most, 14)
     gaps = np.diff([int(name[:2]) for name in names])
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 2
 
 
-def test_documents_with_several_pictures_name_each(image_tokenizer, tmp_path):
+def test_documents_with_several_images_name_each(image_tokenizer, tmp_path):
     for name in ("a", "b"):
-        Image.new("RGB", (48, 48)).save(tmp_path / f"{name}.png")
+        PIL.Image.new("RGB", (48, 48)).save(tmp_path / f"{name}.png")
     page = tmp_path / "page.html"
     page.write_text('<p>One</p><img src="a.png"><p>and two</p><img src="b.png">')
-    [first, second] = [name for name, _ in Pictures(page, "html").squares(image_tokenizer.config)]
+    [first, second] = [name for name, _ in Images(page, "html").squares(image_tokenizer.config)]
     assert second == f"{first}#2"
 
 
 def test_padding_keeps_what_cropping_cuts_off(image_tokenizer, tmp_path):
-    wide = Image.new("RGB", (64, 32), "red")
+    wide = PIL.Image.new("RGB", (64, 32), "red")
     wide.paste("blue", (16, 0, 48, 32))
     wide.save(tmp_path / "wide.png")
     colours = {}
     for fit in ("crop", "pad"):
-        [(_, image)] = Pictures(tmp_path, "folder", fit).squares(image_tokenizer.config)
+        [(_, image)] = Images(tmp_path, "folder", fit).squares(image_tokenizer.config)
         colours[fit] = {colour for _, colour in image.getcolors(4096)}
     assert colours["crop"] == {(0, 0, 255)}
     assert {(255, 0, 0), (255, 255, 255)} <= colours["pad"]
@@ -226,8 +223,8 @@ def test_padding_keeps_what_cropping_cuts_off(image_tokenizer, tmp_path):
 
 def test_nothing_to_score_is_an_error(image_tokenizer, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="holds no picture that can be read"):
-        evaluate_reconstruction(image_tokenizer, Pictures(tmp_path, "folder"), Judges())
+    with pytest.raises(DataError, match="holds no image that can be read"):
+        evaluate_reconstruction(image_tokenizer, Images(tmp_path, "folder"), Judges())
 
 
 def test_a_tokenizer_without_a_decoder_is_refused(folder):
@@ -236,11 +233,11 @@ def test_a_tokenizer_without_a_decoder_is_refused(folder):
         z_channels=8, code_width=4, n_codes=24, has_decoder=False,
     )  # fmt: skip
     with pytest.raises(RequestError, match="has no decoder"):
-        evaluate_reconstruction(ImageTokenizer(config).eval(), Pictures(folder, "folder"), Judges())
+        evaluate_reconstruction(ImageTokenizer(config).eval(), Images(folder, "folder"), Judges())
 
 
-def opened(uri: str) -> Image.Image:
-    return Image.open(BytesIO(b64decode(uri.removeprefix("data:image/png;base64,"))))
+def opened(uri: str) -> PIL.Image.Image:
+    return PIL.Image.open(BytesIO(b64decode(uri.removeprefix("data:image/png;base64,"))))
 
 
 def test_the_page_shows_everything_in_one_file(evaluation, tmp_path):
@@ -248,9 +245,9 @@ def test_the_page_shows_everything_in_one_file(evaluation, tmp_path):
     saved = json.loads((tmp_path / "scores.json").read_text())
     assert saved["scores"] == evaluation.scores
     assert saved["tokenizer"] == "a <tokenizer>"
-    assert saved["rejected"]["unreadable-picture"]["count"] == 2
-    lines = (tmp_path / "pictures.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == evaluation.pictures
+    assert saved["rejected"]["unreadable-image"]["count"] == 2
+    lines = (tmp_path / "images.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == evaluation.images
     page = html.fromstring((tmp_path / "page.html").read_bytes())
     links = page.xpath("//@src | //@href | //@*[local-name() = 'xlink:href']")
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
@@ -300,36 +297,36 @@ BARE = ("--perceptual", "none", "--frechet", "none")
 def test_the_command_prints_a_table_and_what_was_left_out(saved, folder, capsys):
     run(saved, folder, *BARE)
     out = capsys.readouterr().out
-    assert out.splitlines()[0].split() == ["pictures", "12"]
+    assert out.splitlines()[0].split() == ["images", "12"]
     assert any(line.startswith("psnr ") and " to " in line for line in out.splitlines())
-    assert "2 unreadable-picture, such as 03b.png:" in out
+    assert "2 unreadable-image, such as 03b.png:" in out
 
 
 def test_the_command_prints_what_it_writes(saved, folder, tmp_path, capsys):
     run(saved, folder, "-o", tmp_path / "out", "--json", "--worst", 2, *BARE)
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out/scores.json").read_text())
-    assert printed["scores"]["pictures"] == N
-    assert (printed["resolution"], printed["codes_per_picture"]) == (32, 16)
+    assert printed["scores"]["images"] == N
+    assert (printed["resolution"], printed["codes_per_image"]) == (32, 16)
     page = html.fromstring((tmp_path / "out/page.html").read_bytes())
     assert len(page.xpath("//section[@id='worst']//figure")) == 2
 
 
 def test_the_command_finds_the_reader_by_the_name(saved, folder, tmp_path, capsys):
     lines = tmp_path / "some.jsonl"
-    segments = [{"text": "noise"}, {"picture": str(folder / "05.png")}]
+    segments = [{"text": "noise"}, {"image": str(folder / "05.png")}]
     lines.write_text(json.dumps({"name": "a", "segments": segments}) + "\n")
     run(saved, lines, "--json")  # with the nets whose weights packages have
     scores = json.loads(capsys.readouterr().out)["scores"]
-    assert scores["pictures"] == 1
+    assert scores["images"] == 1
     assert scores["perceptual_squeezenet"] > 0
-    assert scores["frechet_efficientnet_lite0"] is None  # of one picture
+    assert scores["frechet_efficientnet_lite0"] is None  # of one image
 
 
-def test_data_without_pictures_is_told(saved, tmp_path):
+def test_data_without_images_is_told(saved, tmp_path):
     texts = tmp_path / "texts.jsonl"
-    texts.write_text('{"name": "a", "segments": [{"text": "no picture"}]}\n')
-    with pytest.raises(DataError, match=r"texts\.jsonl holds no pictures"):
+    texts.write_text('{"name": "a", "segments": [{"text": "no image"}]}\n')
+    with pytest.raises(DataError, match=r"texts\.jsonl holds no images"):
         run(saved, texts, *BARE)
 
 

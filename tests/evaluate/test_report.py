@@ -4,9 +4,9 @@ import shutil
 import sys
 import time
 
+import PIL.Image
 import pytest
 from lxml import html
-from PIL import Image
 
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import report as report_module
@@ -31,7 +31,7 @@ def test_the_numbers_are_those_of_the_run(finished_run, report):
     assert report["gallery_size"] == report["retrieval_candidates"] == N_TRAIN + N_HELD_OUT
     assert BEFORE_S < report["seconds"] < BEFORE_S + 60
     assert report["peak_rss_gib"] >= 2.1
-    # Train concepts were drawn as their own originals, held-out ones as another picture.
+    # Train concepts were drawn as their own originals, held-out ones as another image.
     assert report["retrieval_top1_train"] == 1.0
     assert report["retrieval_top1_heldout"] == 0.0
     assert report["retrieval_chance"] == pytest.approx(1 / 13)
@@ -65,12 +65,12 @@ def test_the_page_shows_every_part(finished_run, report):
     assert len(page.xpath("//article[contains(@class, 'page')]//img")) == 4
     assert len(page.xpath("//figure/svg")) == 5
     words = page.text_content()
-    for word in ("OpenMoji, https://openmoji.org", "empty-picture", "owl.png holds zero bytes",
+    for word in ("OpenMoji, https://openmoji.org", "empty-image", "owl.png holds zero bytes",
                  duration(report["seconds"]), "seed = 7"):  # fmt: skip
         assert word in words
     stages = page.xpath("//section[@id='stages']//dt")
     assert [stage.text_content() for stage in stages] == [
-        "corpus", "image tokenizer", "prepare", "train", "answer", "report",
+        "corpus", "image tokenizer", "prepare", "train", "sample", "report",
     ]  # fmt: skip
     assert "Left out" not in words
     numbers = set(page.xpath("//section[@id='numbers']//td[1]/code/text()"))
@@ -85,11 +85,11 @@ def test_words_of_the_run_are_text_and_never_markup(finished_run, report):
 
 
 def test_a_run_without_held_out_answers_has_gaps_instead_of_numbers(run, image_tokenizer, features):
-    path = run / "answers/answers.json"
-    answers = json.loads(path.read_text())
-    for kind in ("pictures", "captions", "pages"):
-        answers[kind] = [answer for answer in answers[kind] if answer["split"] == "train"]
-    path.write_text(json.dumps(answers))
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text())
+    for kind in ("images", "captions", "pages"):
+        samples[kind] = [sample for sample in samples[kind] if sample["split"] == "train"]
+    path.write_text(json.dumps(samples))
     numbers = write_report(run, image_tokenizer, features)
     assert numbers["retrieval_top1_heldout"] is None
     assert numbers["caption_exact_heldout"] is None
@@ -123,19 +123,19 @@ def test_the_report_counts_itself(run, image_tokenizer, features, monkeypatch):
 
 
 def test_what_was_left_out_of_the_answers_is_told(run, image_tokenizer, features):
-    path = run / "answers/answers.json"
-    answers = json.loads(path.read_text()) | {"left_out": {"unreadable": 3, "too_long": 0}}
-    path.write_text(json.dumps(answers))
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text()) | {"left_out": {"unreadable": 3, "too_long": 0}}
+    path.write_text(json.dumps(samples))
     write_report(run, image_tokenizer, features)
     page = html.fromstring((run / "report.html").read_bytes())
     [section] = page.xpath("//section[@id='rejected']")
-    assert "Pictures that do not open: 3." in section.text_content()
+    assert "Images that do not open: 3." in section.text_content()
 
 
 def test_a_sample_of_the_corpus_is_told_from_all_of_it(run, image_tokenizer, features):
-    path = run / "answers/answers.json"
-    answers = json.loads(path.read_text()) | {"captioned": {"train": 5000, "heldout": 4}}
-    path.write_text(json.dumps(answers))
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text()) | {"captioned": {"train": 5000, "heldout": 4}}
+    path.write_text(json.dumps(samples))
     numbers = write_report(run, image_tokenizer, features)
     assert (numbers["n_concepts_train"], numbers["gallery_size"]) == (5000, N_TRAIN + N_HELD_OUT)
     assert "(of 9 taken at random)" in (run / "report.html").read_text()
@@ -146,10 +146,10 @@ def test_a_sample_of_the_corpus_is_told_from_all_of_it(run, image_tokenizer, fea
     [((2000, 1000), (512, 256)), ((300, 900), (256, 768)), ((256, 5000), (256, 5000)),
      ((64, 20), (64, 20))],
 )  # fmt: skip
-def test_pictures_of_the_gallery_are_shrunk_and_never_grown(
+def test_images_of_the_gallery_are_shrunk_and_never_grown(
     run, image_tokenizer, features, monkeypatch, size, kept
 ):
-    Image.new("RGB", size, "red").save(run / "corpus/pictures/2.png")
+    PIL.Image.new("RGB", size, "red").save(run / "corpus/images/2.png")
     seen = []
 
     def stop(corpus, *_):
@@ -179,7 +179,7 @@ def test_a_missing_package_is_known_before_a_run(monkeypatch, name):
         ("image_tokenizer", "image_tokenizer"),
         ("training", "train"),
         ("shards", "prepare"),
-        ("answers", "answer"),
+        ("samples", "sample"),
     ],
 )
 def test_a_missing_file_names_the_stage_to_run(run, missing, stage):
@@ -201,7 +201,7 @@ def test_a_missing_run_is_told(tmp_path):
         ("stages.json", "{}", "holds a dict, where a list was expected"),
         ("training/metrics.jsonl", '{"step": 1}\n{"loss"\n', "Line 2 of .* is not a metrics line"),
         ("shards/pages.train/report.json", "{}", "is not a report of prepare"),
-        ("answers/answers.json", "{}", "lacks gallery, pictures, captions, pages, captioned, left"),
+        ("samples/samples.json", "{}", "lacks gallery, images, captions, pages, captioned, left"),
     ],
 )
 def test_a_broken_file_is_named(run, name, content, message):
@@ -211,7 +211,7 @@ def test_a_broken_file_is_named(run, name, content, message):
 
 
 def test_an_unknown_split_is_told(run):
-    path = run / "answers/answers.json"
+    path = run / "samples/samples.json"
     path.write_text(path.read_text().replace('"heldout"', '"dev"'))
     with pytest.raises(
         DataError, match="'gallery' with the split 'dev'; a split is one of train, h"
@@ -220,18 +220,18 @@ def test_an_unknown_split_is_told(run):
 
 
 def test_answers_whose_original_is_not_in_the_gallery_are_refused(run, image_tokenizer, features):
-    path = run / "answers/answers.json"
-    answers = json.loads(path.read_text())
-    del answers["gallery"][3]
-    path.write_text(json.dumps(answers))
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text())
+    del samples["gallery"][3]
+    path.write_text(json.dumps(samples))
     with pytest.raises(
-        DataError, match=r"names the original corpus/pictures/3\.png, which its gallery"
+        DataError, match=r"names the original corpus/images/3\.png, which its gallery"
     ):
         write_report(run, image_tokenizer, features)
 
 
-def test_pictures_drawn_without_any_learnt_have_no_nearest(run, image_tokenizer, features):
-    path = run / "answers/answers.json"
+def test_images_drawn_without_any_learnt_have_no_nearest(run, image_tokenizer, features):
+    path = run / "samples/samples.json"
     path.write_text(path.read_text().replace('"train"', '"heldout"'))
     numbers = write_report(run, image_tokenizer, features)
     assert numbers["retrieval_top1_heldout"] == pytest.approx(9 / 13)
@@ -240,10 +240,10 @@ def test_pictures_drawn_without_any_learnt_have_no_nearest(run, image_tokenizer,
 
 def test_a_run_on_the_users_own_text_has_a_page_too(run, image_tokenizer, features):
     shutil.rmtree(run / "corpus")
-    path = run / "answers/answers.json"
-    answers = json.loads(path.read_text())
-    answers |= {"gallery": [], "pictures": [], "captions": [], "captioned": {}}
-    path.write_text(json.dumps(answers))
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text())
+    samples |= {"gallery": [], "images": [], "captions": [], "captioned": {}}
+    path.write_text(json.dumps(samples))
     numbers = write_report(run, image_tokenizer, features)
     assert numbers["gallery_size"] == 0
     assert numbers["psnr"] is numbers["retrieval_top1_train"] is numbers["retrieval_chance"] is None

@@ -44,7 +44,7 @@ def test_with_all_as_candidates_ranks_equal_a_sort(n, seed):
     assert found.ranks == tuple(expected.tolist())
 
 
-def test_a_tie_counts_against_the_right_picture():
+def test_a_tie_counts_against_the_right_image():
     same = torch.ones(10, 4)
     found = retrieval_top1(same[:3], same, torch.arange(3), n_candidates=10)
     assert found.top1 == 0.0
@@ -57,7 +57,7 @@ def test_others_depend_on_the_seed_only():
     first = retrieval_top1(drawn, gallery, originals, n_candidates=20, seed=3)
     assert retrieval_top1(drawn, gallery, originals, n_candidates=20, seed=3) == first
     assert retrieval_top1(drawn, gallery, originals, n_candidates=20, seed=4).ranks != first.ranks
-    # Each drawn picture has its own draw: fewer drawn pictures leave the others' ranks alone.
+    # Each drawn image has its own draw: fewer drawn images leave the others' ranks alone.
     assert retrieval_top1(drawn[:7], gallery, originals[:7], 20, seed=3).ranks == first.ranks[:7]
 
 
@@ -69,7 +69,7 @@ def test_nothing_drawn_has_no_rate():
 
 def test_a_gallery_that_is_too_small_is_refused():
     gallery = random_features(5, 0)
-    with pytest.raises(ValueError, match="100 candidates from a gallery of 5 pictures"):
+    with pytest.raises(ValueError, match="100 candidates from a gallery of 5 images"):
         retrieval_top1(gallery, gallery, torch.arange(5))
 
 

@@ -15,7 +15,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def ssim_by_hand(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Equation 13 of the paper on bytes, the picture mirrored at its borders."""
+    """Equation 13 of the paper on bytes, the image mirrored at its borders."""
     offsets = torch.arange(11, dtype=torch.float64) - 5
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = (torch.outer(line, line) / line.sum() ** 2)[None, None]
@@ -33,15 +33,15 @@ def ssim_by_hand(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_ssim_is_that_of_the_paper():
-    pictures = noise(3, 3, 24, 20)
-    others = 0.6 * pictures + 0.4 * noise(3, 3, 24, 20, seed=1)
-    found = ssim(others * 2 - 1, pictures * 2 - 1)
-    expected = [ssim_by_hand(a, b) for a, b in zip(others, pictures, strict=True)]
+    images = noise(3, 3, 24, 20)
+    others = 0.6 * images + 0.4 * noise(3, 3, 24, 20, seed=1)
+    found = ssim(others * 2 - 1, images * 2 - 1)
+    expected = [ssim_by_hand(a, b) for a, b in zip(others, images, strict=True)]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
-    assert ssim(pictures * 2 - 1, pictures * 2 - 1).tolist() == pytest.approx([1.0] * 3)
+    assert ssim(images * 2 - 1, images * 2 - 1).tolist() == pytest.approx([1.0] * 3)
 
 
-def test_one_picture_has_one_ssim():
+def test_one_image_has_one_ssim():
     assert ssim(noise(1, 3, 16, 16), noise(1, 3, 16, 16)).shape == (1,)
 
 
@@ -88,7 +88,7 @@ def test_the_frechet_distance_of_moved_and_scaled_sets_by_hand():
     assert frechet_distance(same, scaled) == pytest.approx(4 * variance, rel=1e-4)
 
 
-def test_one_picture_is_no_distribution():
+def test_one_image_is_no_distribution():
     assert math.isnan(frechet_distance(moments(noise(1, 4)), moments(noise(9, 4))))
 
 

@@ -1,9 +1,9 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 from lxml import etree, html
-from PIL import Image
 
 from pardalis.errors import DataError
 from pardalis.evaluate.curves import codebook_chart
@@ -17,7 +17,7 @@ LAST = {"step": 40, "heldout_psnr": 17.51, "grad_norm": 0.7}
 def folder(tmp_path):
     lines = [
         {"step": 20 * i, "time_s": 61.0 * i, "loss_l1": 1 / (i + 1), "a_new_loss": 0.5,
-         "pictures": 32.0, "steps_per_second": 3.0, "heldout_l1": 0.3, "heldout_psnr": 12.0 + i}
+         "images": 32.0, "steps_per_second": 3.0, "heldout_l1": 0.3, "heldout_psnr": 12.0 + i}
         for i in range(3)
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -25,14 +25,14 @@ def folder(tmp_path):
 
 
 def written(folder, **options):
-    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
-    write_training_page(folder, pictures, pictures[::-1], COUNTS, LAST, **options)
+    images = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    write_training_page(folder, images, images[::-1], COUNTS, LAST, **options)
     return html.fromstring((folder / "progress.html").read_bytes())
 
 
-def test_the_page_shows_pictures_codes_and_a_chart_of_every_number(folder):
+def test_the_page_shows_images_codes_and_a_chart_of_every_number(folder):
     page = written(folder)
-    stacks = [figure.xpath("img/@src") for figure in page.xpath("//*[@id='pictures']//figure")]
+    stacks = [figure.xpath("img/@src") for figure in page.xpath("//*[@id='images']//figure")]
     assert len(stacks) == 3
     assert stacks[0] == stacks[2][::-1]  # original above, reconstruction below
     titles = page.xpath("//*[@id='curves']//figcaption/text()")
@@ -46,7 +46,7 @@ def test_the_page_shows_pictures_codes_and_a_chart_of_every_number(folder):
 
 def test_without_held_out_numbers_those_of_training_are_shown(folder):
     assert written(folder).xpath("//dl//dt/text()") == ["held-out PSNR (dB)"]
-    write_training_page(folder, [], [], COUNTS, {"step": 40, "pictures": 12, "grad_norm": 0.7})
+    write_training_page(folder, [], [], COUNTS, {"step": 40, "images": 12, "grad_norm": 0.7})
     page = html.fromstring((folder / "progress.html").read_bytes())
     assert page.xpath("//dl//dt/text()") == ["grad norm"]
     assert page.xpath("//dl//dd/text()") == ["0.7"]
@@ -67,11 +67,11 @@ def test_the_page_loads_itself_again_until_the_run_is_finished(folder):
     assert "Finished after step 40" in finished.text_content()
 
 
-def test_a_run_without_held_out_pictures_or_metrics_has_a_page(tmp_path):
+def test_a_run_without_held_out_images_or_metrics_has_a_page(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     write_training_page(tmp_path, [], [], np.zeros(4, dtype=np.int64), {})
     page = html.fromstring((tmp_path / "progress.html").read_bytes())
-    assert "There are no held-out pictures" in page.text_content()
+    assert "There are no held-out images" in page.text_content()
     assert "4 of 4 codes" in page.text_content()
 
 

@@ -1,9 +1,10 @@
 import sys
 
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from pardalis.errors import ConfigError
 from pardalis.evaluate.words import line_reader, n_kept, words_of
@@ -47,9 +48,9 @@ def test_kept_by_hand(words, lines, kept):
     assert n_kept(words, lines) == kept
 
 
-def test_print_is_read_and_a_blank_picture_is_not():
+def test_print_is_read_and_a_blank_image_is_not():
     read = line_reader()
-    page = Image.new("RGB", (256, 96), "white")
+    page = PIL.Image.new("RGB", (256, 96), "white")
     assert read(page) == []
     ImageDraw.Draw(page).text((10, 30), "Snowy OWL", fill="black", font_size=32)
     assert n_kept(["snowy", "owl"], read(page)) == 2
@@ -58,6 +59,6 @@ def test_print_is_read_and_a_blank_picture_is_not():
 def test_a_missing_reader_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     with pytest.raises(
-        ConfigError, match=r"Reading words in pictures needs the package .*pardalis\[ocr\]"
+        ConfigError, match=r"Reading words in images needs the package .*pardalis\[ocr\]"
     ):
         line_reader()

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 
@@ -15,13 +15,13 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def photograph() -> Image.Image:
+def photograph() -> PIL.Image.Image:
     """A rear admiral in uniform, from matplotlib's sample data."""
     folder = Path(matplotlib.get_data_path()) / "sample_data"
-    return Image.open(folder / "grace_hopper.jpg").convert("RGB")
+    return PIL.Image.open(folder / "grace_hopper.jpg").convert("RGB")
 
 
 @pytest.fixture(scope="session")
-def photograph_pixels(photograph: Image.Image) -> Float[Tensor, "1 3 224 224"]:
-    bytes_ = np.array(photograph.resize((224, 224), Image.Resampling.BICUBIC))
+def photograph_pixels(photograph: PIL.Image.Image) -> Float[Tensor, "1 3 224 224"]:
+    bytes_ = np.array(photograph.resize((224, 224), PIL.Image.Resampling.BICUBIC))
     return torch.from_numpy(bytes_).permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -194,7 +194,7 @@ def test_inception_has_the_published_sizes():
         assert state[name].shape == shape
 
 
-def test_inception_features_of_any_picture_are_2048_numbers():
+def test_inception_features_of_any_image_are_2048_numbers():
     net = random_net(InceptionV3, "inception_v3")
     pooled = net.pooled(random_pixels(1, 3, 40, 56))
     assert pooled.shape == (1, 2048)
@@ -203,7 +203,7 @@ def test_inception_features_of_any_picture_are_2048_numbers():
     assert shapes == [(64, 147, 147), (192, 71, 71), (288, 35, 35), (768, 17, 17), (2048, 8, 8)]
 
 
-def test_inception_takes_no_smaller_pictures_than_it_says():
+def test_inception_takes_no_smaller_images_than_it_says():
     net, least = random_net(InceptionV3, "inception_v3"), InceptionV3.least_side
     assert net.maps(torch.zeros(1, 3, least, least))[-1].shape == (1, 2048, 1, 1)
     with pytest.raises(RuntimeError, match="size"):
@@ -250,7 +250,7 @@ def test_maps_are_as_wide_as_said_and_pooled_takes_any_size(name):
 
 
 @pytest.mark.parametrize("side", [96, 448])
-def test_pooled_features_depend_little_on_the_size_of_the_picture(
+def test_pooled_features_depend_little_on_the_size_of_the_image(
     efficientnet, photograph_pixels, side
 ):
     other = F.interpolate(photograph_pixels, size=(side, side), mode="bilinear", antialias=True)

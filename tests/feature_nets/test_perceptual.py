@@ -121,7 +121,7 @@ def test_it_is_a_distance_of_each_pair_alone(distance, height, width, n, seed):
     assert (found > 0).all() and (found <= 2).all()
 
 
-def test_worse_pictures_are_farther(distance, photograph_pixels):
+def test_worse_images_are_farther(distance, photograph_pixels):
     noise = torch.randn(photograph_pixels.shape, generator=torch.Generator().manual_seed(0))
 
     def blurred(factor: int) -> Tensor:
@@ -132,7 +132,7 @@ def test_worse_pictures_are_farther(distance, photograph_pixels):
         [photograph_pixels + deviation * noise for deviation in (0.02, 0.05, 0.1, 0.3)],
         [blurred(factor) for factor in (2, 4, 8, 16)],
     ):
-        found = [float(distance(picture, photograph_pixels)) for picture in worse]
+        found = [float(distance(image, photograph_pixels)) for image in worse]
         assert found == sorted(found) and found[-1] > 4 * found[0]
 
 

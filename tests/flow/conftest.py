@@ -1,12 +1,13 @@
-"""A whole run in seconds: twelve small pictures with captions, and the recipe that learns them."""
+"""A whole run in seconds: twelve small images with captions, and the recipe that learns them."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "grey": (120,) * 3}
 SHAPES = ("ellipse", "rectangle", "line")
@@ -33,7 +34,7 @@ reader = "jsonl"
 path = "unseen.jsonl"
 
 [text_tokenizer]
-n_pieces = 300
+vocab_size = 300
 
 [image_tokenizer]
 preset = "tiny"
@@ -44,7 +45,7 @@ code_width = 8
 n_codes = 32
 
 [image_tokenizer_training]
-batch_pictures = 8
+batch_images = 8
 [image_tokenizer_training.schedule]
 learning_rate = 1.5e-3
 warmup_steps = 2
@@ -78,15 +79,15 @@ save_every = 4
 report_every = 4
 evaluate_every = 4
 
-[answer]
-drawings = 4
+[sample]
+images = 4
 captions = 3
 pages = 2
 """
 
 
-def draw(colour: str, shape: str) -> Image.Image:
-    image = Image.new("RGB", (20, 20), "white")
+def draw(colour: str, shape: str) -> PIL.Image.Image:
+    image = PIL.Image.new("RGB", (20, 20), "white")
     getattr(ImageDraw.Draw(image), shape)((4, 4, 15, 15), fill=COLOURS[colour])
     return image
 
@@ -98,16 +99,16 @@ def write_project() -> Callable[[Path], Path]:
 
 
 def _write_project(folder: Path) -> Path:
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     pairs, pages = [], []
     for n, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
         name = f"{colour}-{shape}"
-        draw(colour, shape).save(folder / "pictures" / f"{name}.png")
-        picture = {"picture": f"pictures/{name}.png"}
-        pairs.append({"name": name, "segments": [{"text": f"{colour} {shape}"}, picture]})
+        draw(colour, shape).save(folder / "images" / f"{name}.png")
+        image = {"image": f"images/{name}.png"}
+        pairs.append({"name": name, "segments": [{"text": f"{colour} {shape}"}, image]})
         if n % 3 == 0:
             title, rest = {"text": f"{colour.title()}\n"}, {"text": "is a colour."}
-            pages.append({"name": f"page-{colour}", "segments": [title, picture, rest]})
+            pages.append({"name": f"page-{colour}", "segments": [title, image, rest]})
     for name, records in (("pairs", pairs[:-2]), ("unseen", pairs[-2:]), ("pages", pages)):
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text(lines)
@@ -122,5 +123,5 @@ def project(tmp_path: Path, write_project: Callable[[Path], Path]) -> Path:
 
 
 @pytest.fixture
-def noise() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
+def noise() -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))

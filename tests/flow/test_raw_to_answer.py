@@ -1,4 +1,4 @@
-"""From raw documents to a report and an answer, through the command line, on real files."""
+"""From raw documents to a report and a sample, through the command line, on real files."""
 
 import json
 import logging
@@ -8,11 +8,11 @@ import pytest
 
 import pardalis
 from pardalis.cli.main import main
-from pardalis.documents import Picture
+from pardalis.documents import Image
 from pardalis.pipeline import load_recipe, read_records, run
 from pardalis.train import Interrupted, loop, read_metrics
 
-STAGES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "answer", "report"]
+STAGES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "sample", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +51,22 @@ def test_the_whole_way(project, capsys, noise):
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert "heldout_loss_image" in lines[-1]
 
-    # The bundle alone answers, from Python and from the command line.
+    # The bundle alone samples, from Python and from the command line.
     shutil.move(folder / "bundle", project / "bundle")
     bundle = pardalis.load(project / "bundle")
-    answer = pardalis.generate(bundle, ["red ellipse"], mode="picture")
-    assert [type(segment) for segment in answer.segments] == [Picture]
-    described = pardalis.generate(bundle, [noise, "what?"], mode="text", max_tokens=5)
-    assert not described.pictures
+    sample = pardalis.generate(bundle, ["red ellipse"], mode="image")
+    assert [type(segment) for segment in sample.segments] == [Image]
+    described = pardalis.generate(bundle, [noise, "what?"], mode="text", max_new_tokens=5)
+    assert not described.images
 
-    ask = ["generate", str(project / "bundle"), "red ellipse", "--mode", "picture"]
+    ask = ["generate", str(project / "bundle"), "red ellipse", "--mode", "image"]
     for name in ("owl.png", "page.html", "page.md"):
         assert main([*ask, "--out", str(project / "out" / name)]) == 0
         assert (project / "out" / name).stat().st_size > 0
-        assert capsys.readouterr().out.strip() == "[picture]"
+        assert capsys.readouterr().out.strip() == "[image]"
     assert main([*ask, "--json"]) == 0
-    [part] = json.loads(capsys.readouterr().out)["answer"]
-    assert part["picture"].startswith("data:image/png;base64,")
+    [part] = json.loads(capsys.readouterr().out)["sample"]
+    assert part["image"].startswith("data:image/png;base64,")
 
     assert main(["show", "bundle", str(project / "bundle"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["made_by"]["recipe"] == "tiny-run"
@@ -74,8 +74,8 @@ def test_the_whole_way(project, capsys, noise):
     assert "context 64" in capsys.readouterr().out
     assert main(["tokenizer", "show", str(folder), "--text", "red", "--json"]) == 0
     assert "".join(json.loads(capsys.readouterr().out)["pieces"]) == "red"
-    look = ["tokenizer", "show", str(project / "bundle"), "--text", "red", "--picture"]
-    look += [str(project / "pictures" / "red-line.png"), "--out", str(project / "again.png")]
+    look = ["tokenizer", "show", str(project / "bundle"), "--text", "red", "--image"]
+    look += [str(project / "images" / "red-line.png"), "--out", str(project / "again.png")]
     assert main([*look, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert "".join(shown["pieces"]) == "red"
@@ -137,7 +137,7 @@ def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
-    """Stop in the middle of each training; the answers are those of an uninterrupted run."""
+    """Stop in the middle of each training; the samples are those of an uninterrupted run."""
     recipe = load_recipe(project / "recipe.toml")
     run(recipe, project / "whole", only=STAGES[:-1])
 
@@ -159,12 +159,12 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
     assert [record.name for record in read_records(project / "cut")] == STAGES[:-1]
 
 
-def test_a_bad_picture_is_counted_and_the_rest_is_learnt(project):
-    path = project / "pictures" / "red-ellipse.png"
+def test_a_bad_image_is_counted_and_the_rest_is_learnt(project):
+    path = project / "images" / "red-ellipse.png"
     path.write_bytes(path.read_bytes()[:60])
-    (project / "pictures" / "blue-line.png").unlink()
+    (project / "images" / "blue-line.png").unlink()
     run(load_recipe(project / "recipe.toml"), project / "run")
     assert (project / "run" / "report.html").exists()
     report = json.loads((project / "run" / "shards" / "pairs" / "report.json").read_text())
     kinds = {kind: entry["count"] for kind, entry in report["rejected"].items()}
-    assert kinds == {"missing-picture": 1, "unreadable-picture": 1}
+    assert kinds == {"missing-image": 1, "unreadable-image": 1}

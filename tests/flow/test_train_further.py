@@ -6,10 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 
 import pardalis
 from pardalis.cli.main import main
@@ -47,8 +47,8 @@ steps = 6
 save_every = 2
 report_every = 1
 
-[answer]
-drawings = 2
+[sample]
+images = 2
 captions = 2
 pages = 0
 """
@@ -69,9 +69,9 @@ def trained(tmp_path_factory, write_project) -> Path:
     (first / "run" / "bundle" / "LICENCES.md").write_text("# Of the base\n")
     lines = []
     for n in range(8):
-        Image.new("RGB", (20, 20), (30 * n, 90, 250 - 30 * n)).save(folder / f"{n}.png")
-        picture = {"picture": f"{n}.png"}
-        lines.append({"name": f"{n}", "segments": [{"text": f"the square of tint {n}"}, picture]})
+        PIL.Image.new("RGB", (20, 20), (30 * n, 90, 250 - 30 * n)).save(folder / f"{n}.png")
+        image = {"image": f"{n}.png"}
+        lines.append({"name": f"{n}", "segments": [{"text": f"the square of tint {n}"}, image]})
     (folder / "squares.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
@@ -206,11 +206,11 @@ def test_a_bundle_of_16_bits_is_trained_in_32(project):
 
 def test_looking_at_a_run_and_asking_its_model(project, capsys):
     folder = go(project, only=())
-    answers = json.loads((folder / "answers" / "answers.json").read_text())
-    assert len(answers["pictures"]) == len(answers["captions"]) == 2
+    samples = json.loads((folder / "samples" / "samples.json").read_text())
+    assert len(samples["images"]) == len(samples["captions"]) == 2
     page = (folder / "report.html").read_text()
     assert "tokenizer\n    of the bundle that it started from" in page
-    assert "Likeness of rebuilt held-out pictures" not in page
+    assert "Likeness of rebuilt held-out images" not in page
     capsys.readouterr()
     assert main(["tokenizer", "show", str(folder), "--text", "red", "--json"]) == 0
     assert "".join(json.loads(capsys.readouterr().out)["pieces"]) == "red"
@@ -245,8 +245,8 @@ def test_the_numbers_to_answer_with_can_be_chosen(
         return TokenLoop(model, *rest)
 
     monkeypatch.setattr("pardalis.inference.engine.TokenLoop", loop)
-    assert main(["generate", str(path.parent), "red line", "--mode", "picture", *choice]) == 0
-    assert capsys.readouterr().out.strip() == "[picture]"
+    assert main(["generate", str(path.parent), "red line", "--mode", "image", *choice]) == 0
+    assert capsys.readouterr().out.strip() == "[image]"
     assert seen == [{dtype}]
 
 
@@ -274,9 +274,9 @@ def test_a_model_that_cannot_draw_is_trained_and_asked_for_captions(project):
     blind = ImageTokenizer(config)
     blind.load_state_dict(tokenizer.state_dict(), strict=False)
     blind.save(project / "base" / "run" / "bundle" / "image_tokenizer")
-    with pytest.raises(ConfigError, match=r"has no decoder.*set answer.drawings and answer.pages"):
+    with pytest.raises(ConfigError, match=r"has no decoder.*set sample.images and sample.pages"):
         go(project, only=())
-    folder = go(project, "answer.drawings=0", only=())
+    folder = go(project, "sample.images=0", only=())
     report = json.loads((folder / "report.json").read_text())
     assert (report["n_captions_train"], report["psnr"]) == (2, None)
     assert not pardalis.load(folder / "bundle").codec.image_tokenizer.config.has_decoder

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pardalis import config as configs
-from pardalis.data import Batch
+from pardalis.batch import Batch
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.train import PretrainConfig, PretrainTask
 
@@ -51,7 +51,7 @@ RUNS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 
 
 class Rows:
-    """Repetitive text and pictures of one law, so that there is something to learn."""
+    """Repetitive text and images of one law, so that there is something to learn."""
 
     def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
         generator = torch.Generator().manual_seed(step)

@@ -3,13 +3,13 @@
 import dataclasses
 
 import numpy as np
+import PIL.Image
 import pytest
-from PIL import Image
 
 import pardalis
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import DataError, RequestError
 from pardalis.inference import (
     Contrastive,
@@ -24,31 +24,31 @@ from pardalis.vq import ImageTokenizer
 
 
 @pytest.fixture
-def image() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
+def image() -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
 
 
 def test_what_a_prompt_may_be(image, tmp_path):
     path = tmp_path / "owl.png"
     assert as_document("owl") == Document((Text("owl"),))
     mixed = as_document(["owl", path, b"bytes", image])
-    assert [type(s) for s in mixed.segments] == [Text, Picture, Picture, Picture]
+    assert [type(s) for s in mixed.segments] == [Text, Image, Image, Image]
     assert as_document(mixed) is mixed
     for alone in (path, b"bytes", image):
-        assert as_document(alone) == Document((Picture(alone),))
+        assert as_document(alone) == Document((Image(alone),))
 
 
 def test_modes(bundle, image):
-    text = pardalis.generate(bundle, [image, "what"], mode="text", max_tokens=9)
+    text = pardalis.generate(bundle, [image, "what"], mode="text", max_new_tokens=9)
     assert all(isinstance(s, Text) for s in text.segments)
-    two = pardalis.generate(bundle, "owl", mode="picture", max_pictures=2)
-    assert [type(s) for s in two.segments] == [Picture, Picture]
-    assert two.pictures[0].source.size == (16, 16)
-    one = pardalis.generate(bundle, "owl", mode="interleaved", max_pictures=1, seed=3)
-    assert len(one.pictures) <= 1
+    two = pardalis.generate(bundle, "owl", mode="image", max_images=2)
+    assert [type(s) for s in two.segments] == [Image, Image]
+    assert two.images[0].source.size == (16, 16)
+    one = pardalis.generate(bundle, "owl", mode="interleaved", max_images=1, seed=3)
+    assert len(one.images) <= 1
 
 
-def test_a_model_that_cannot_draw_reads_pictures_and_writes_text(bundle, image):
+def test_a_model_that_cannot_draw_reads_images_and_writes_text(bundle, image):
     codec = bundle.codec
     config = dataclasses.replace(codec.image_tokenizer.config, has_decoder=False)
     blind = ImageTokenizer(config)
@@ -57,14 +57,14 @@ def test_a_model_that_cannot_draw_reads_pictures_and_writes_text(bundle, image):
     for seed in range(4):
         hot = SamplingConfig(temperature=5.0)
         answer = pardalis.generate(bundle, [image, "what"], text=hot, seed=seed)
-        assert not answer.pictures
-    for asked in ({"mode": "picture"}, {"max_pictures": 1}):
-        with pytest.raises(RequestError, match="has no decoder, so it reads pictures but cannot"):
+        assert not answer.images
+    for asked in ({"mode": "image"}, {"max_images": 1}):
+        with pytest.raises(RequestError, match="has no decoder, so it reads images but cannot"):
             pardalis.generate(bundle, "owl", **asked)
 
 
 def test_chat_is_a_turn_of_the_user(bundle, image):
-    asked = Document((Picture(image, role="user"), Text("what", role="user")))
+    asked = Document((Image(image, role="user"), Text("what", role="user")))
     answer = pardalis.generate(bundle, [image, "what"], chat=True, seed=2)
     assert answer == pardalis.generate(bundle, asked, seed=2)
     assert {segment.role for segment in answer.segments} == {"assistant"}
@@ -72,14 +72,14 @@ def test_chat_is_a_turn_of_the_user(bundle, image):
 
 
 def codes(document, bundle):
-    return [np.asarray(picture.source).tolist() for picture in document.pictures]
+    return [np.asarray(image.source).tolist() for image in document.images]
 
 
 def test_the_seed_and_the_place_decide(bundle):
     def draw(prompts, seed):
         return [
             codes(d, bundle)
-            for d in pardalis.generate_many(bundle, prompts, mode="picture", seed=seed)
+            for d in pardalis.generate_many(bundle, prompts, mode="image", seed=seed)
         ]
 
     assert draw(["owl", "fox"], 1) == draw(["owl", "fox"], 1)
@@ -89,11 +89,11 @@ def test_the_seed_and_the_place_decide(bundle):
     assert first != second
 
 
-def test_a_prompt_that_leaves_no_room_for_a_picture(bundle):
-    prompt = "x" * 34  # 35 ids with bos; a picture takes 6
-    with pytest.raises(RequestError, match="room for 5 more, but 6 are needed"):
-        pardalis.generate(bundle, prompt, mode="picture")
-    assert not pardalis.generate(bundle, prompt, mode="interleaved").pictures
+def test_a_prompt_that_leaves_no_room_for_an_image(bundle):
+    prompt = "x" * 34  # 35 ids with bos; an image takes 6
+    with pytest.raises(RequestError, match="token budget is 5, but 6 are needed"):
+        pardalis.generate(bundle, prompt, mode="image")
+    assert not pardalis.generate(bundle, prompt, mode="interleaved").images
 
 
 def test_a_prompt_that_fills_the_context(bundle):
@@ -103,16 +103,16 @@ def test_a_prompt_that_fills_the_context(bundle):
 
 def test_settings_that_contradict_each_other(bundle):
     with pytest.raises(RequestError, match="mode 'text' draws nothing"):
-        pardalis.generate(bundle, "owl", mode="text", max_pictures=1)
+        pardalis.generate(bundle, "owl", mode="text", max_images=1)
 
 
-def test_a_picture_that_cannot_be_read(bundle, tmp_path):
+def test_an_image_that_cannot_be_read(bundle, tmp_path):
     with pytest.raises(DataError, match=r"none\.png"):
         pardalis.generate(bundle, [tmp_path / "none.png"], mode="text")
 
 
 def test_no_prompt_at_all(bundle):
-    assert isinstance(pardalis.generate(bundle, [], max_tokens=5), Document)
+    assert isinstance(pardalis.generate(bundle, [], max_new_tokens=5), Document)
 
 
 def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
@@ -120,7 +120,7 @@ def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
     hot = pardalis.SamplingConfig(temperature=3.0)
 
     def ask(document: Document) -> list[Document]:
-        return pardalis.generate_many(bundle, [document] * 80, text=hot, max_tokens=12)
+        return pardalis.generate_many(bundle, [document] * 80, text=hot, max_new_tokens=12)
 
     for answer in ask(Document((Text("Draw an owl.", role="user"),))):
         assert all(segment.role == "assistant" for segment in answer.segments)
@@ -131,13 +131,13 @@ def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
 
 def test_guidance_is_a_number_or_says_more(bundle):
     def draw(guidance):
-        return codes(pardalis.generate(bundle, "owl", mode="picture", guidance=guidance), bundle)
+        return codes(pardalis.generate(bundle, "owl", mode="image", guidance=guidance), bundle)
 
     plain = draw(1.0)
     assert draw(Guidance(text=1.0)) == plain
     assert draw(3.0) == draw(Guidance(text=3.0)) != plain
     assert draw(Contrastive(alpha=0.1, k=2)) != plain
-    with pytest.raises(RequestError, match="Guidance steers how pictures are drawn"):
+    with pytest.raises(RequestError, match="Guidance steers how images are drawn"):
         pardalis.generate(bundle, "owl", mode="text", guidance=2.0)
     with pytest.raises(RequestError, match="guidance scale of text must be a number"):
         pardalis.generate(bundle, "owl", guidance=float("nan"))
@@ -151,15 +151,15 @@ def test_all_are_checked_before_one_is_answered(bundle, monkeypatch):
 
 def test_the_cache_is_as_large_as_requests_need(bundle):
     def config(n, **options):
-        return fitting([to_request(bundle, "owl", max_tokens=10, **options) for _ in range(n)])
+        return fitting([to_request(bundle, "owl", max_new_tokens=10, **options) for _ in range(n)])
 
-    assert config(1).max_rows == 1
-    assert config(1, guidance=2.0).max_rows == 3
-    assert config(100).max_rows == EngineConfig().max_rows
-    assert config(1).cache_ids < bundle.model.config.context + 16
-    assert config(100).cache_ids == config(16).cache_ids == 16 * config(1).cache_ids
+    assert config(1).max_slots == 1
+    assert config(1, guidance=2.0).max_slots == 3
+    assert config(100).max_slots == EngineConfig().max_slots
+    assert config(1).cache_tokens < bundle.model.config.context + 16
+    assert config(100).cache_tokens == config(16).cache_tokens == 16 * config(1).cache_tokens
 
 
 def test_more_prompts_than_may_wait(bundle):
-    answers = pardalis.generate_many(bundle, ["owl"] * 150, mode="text", max_tokens=1)
+    answers = pardalis.generate_many(bundle, ["owl"] * 150, mode="text", max_new_tokens=1)
     assert len(answers) == 150

@@ -5,18 +5,18 @@ import random
 import torch
 
 from pardalis.inference.automaton import NO_LIMIT, STATE_FIELDS, Automaton, RowLimits, RowState
-from pardalis.tokens import Limits, Mode, Rule, State, Vocabulary
+from pardalis.tokens import Limits, Phase, Rule, State, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
 A = IDS.text.start
 LIMITS = [
-    Limits(room=40),
-    Limits(room=40, max_pictures=0),
-    Limits(room=40, max_pictures=2),
-    Limits(room=40, text=False, max_pictures=3),
-    Limits(room=9),
-    Limits(room=1),
-    Limits(room=40, one_turn=True),
+    Limits(max_new_tokens=40),
+    Limits(max_new_tokens=40, max_images=0),
+    Limits(max_new_tokens=40, max_images=2),
+    Limits(max_new_tokens=40, text=False, max_images=3),
+    Limits(max_new_tokens=9),
+    Limits(max_new_tokens=1),
+    Limits(max_new_tokens=40, one_turn=True),
 ]
 PROMPTS = [[IDS.bos_id], [IDS.bos_id, A], [IDS.bos_id, A, IDS.begin_image_id, 9, 10]]
 
@@ -30,10 +30,10 @@ def rows(states: list[State], last: list[int], columns: list[int]) -> RowState:
 
 
 def limits_of(limits: list[Limits], attached: list[int] | None = None) -> RowLimits:
-    most = [NO_LIMIT if x.max_pictures is None else x.max_pictures for x in limits]
+    most = [NO_LIMIT if x.max_images is None else x.max_images for x in limits]
     return RowLimits(
         text=torch.tensor([int(x.text) for x in limits]),
-        max_pictures=torch.tensor(most),
+        max_images=torch.tensor(most),
         one_turn=torch.tensor([int(x.one_turn) for x in limits]),
         guided=torch.tensor([int(attached is not None)] * len(limits)),
         attached=torch.tensor(attached or [-1] * len(limits)),
@@ -43,10 +43,10 @@ def limits_of(limits: list[Limits], attached: list[int] | None = None) -> RowLim
 def test_walks_as_the_grammar_does(grammar):
     """Every row takes random ids of those that its rule allows, until all are over."""
     automaton = Automaton(grammar, torch.device("cpu"))
-    written = grammar.written_ids()
+    written = grammar.writable_ids()
     draw = random.Random(0)
-    limits = [x for x in LIMITS for _ in PROMPTS * 20 if x.room > 10] + LIMITS
-    prompts = [p for x in LIMITS for p in PROMPTS * 20 if x.room > 10]
+    limits = [x for x in LIMITS for _ in PROMPTS * 20 if x.max_new_tokens > 10] + LIMITS
+    prompts = [p for x in LIMITS for p in PROMPTS * 20 if x.max_new_tokens > 10]
     prompts += [PROMPTS[0]] * len(LIMITS)
     states = [grammar.begin(prompt, x) for prompt, x in zip(prompts, limits, strict=True)]
     ids = [list(prompt) for prompt in prompts]
@@ -71,11 +71,11 @@ def test_walks_as_the_grammar_does(grammar):
     assert all(rule is Rule.NOTHING for rule in expected)
 
 
-def test_a_guided_picture_waits_for_its_linked_rows(grammar):
+def test_a_guided_image_waits_for_its_linked_rows(grammar):
     automaton = Automaton(grammar, torch.device("cpu"))
-    inside = State(Mode.IMAGE, codes_left=3, pictures=2, room=20)
+    inside = State(Phase.IMAGE, codes_left=3, images=2, budget=20)
     state = rows([inside, inside], [9, 9], [5, 5])
-    rule = automaton.rule(state, limits_of([Limits(room=30)] * 2, attached=[1, 2]))
+    rule = automaton.rule(state, limits_of([Limits(max_new_tokens=30)] * 2, attached=[1, 2]))
     assert rule.tolist() == [Rule.NOTHING, Rule.CODE]
     after = automaton.advance(state, rule, torch.tensor([10, 11]))
     assert after.last.tolist() == [9, 11]
@@ -85,7 +85,7 @@ def test_a_guided_picture_waits_for_its_linked_rows(grammar):
 
 def test_begins_with_bos(grammar):
     automaton = Automaton(grammar, torch.device("cpu"))
-    state = rows([State(room=5)], [IDS.pad_id], [-1])
-    rule = automaton.rule(state, limits_of([Limits(room=5)]))
+    state = rows([State(budget=5)], [IDS.pad_id], [-1])
+    rule = automaton.rule(state, limits_of([Limits(max_new_tokens=5)]))
     assert rule.tolist() == [Rule.BOS]
-    assert automaton.advance(state, rule, torch.tensor([IDS.bos_id])).mode.tolist() == [Mode.TEXT]
+    assert automaton.advance(state, rule, torch.tensor([IDS.bos_id])).phase.tolist() == [Phase.TEXT]

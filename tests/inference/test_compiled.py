@@ -24,17 +24,17 @@ A = IDS.text.start
 
 
 def requests() -> list[Request]:
-    """Text, pictures, both, and guided ones; prompts of several lengths."""
+    """Text, images, both, and guided ones; prompts of several lengths."""
     limits = [
-        Limits(room=12, max_pictures=0),
-        Limits(room=12, text=False, max_pictures=2),
-        Limits(room=20),
+        Limits(max_new_tokens=12, max_images=0),
+        Limits(max_new_tokens=12, text=False, max_images=2),
+        Limits(max_new_tokens=20),
     ]
     return [
         Request(
             prompt_ids=(IDS.bos_id, *range(A, A + n)),
             limits=limits[n % 3],
-            picture=SamplingConfig(temperature=1.0),
+            image=SamplingConfig(temperature=1.0),
             guidance=Guidance(text=3.0) if n % 2 else None,
             seed=n,
         )
@@ -47,7 +47,7 @@ def make(context: int = 48) -> tuple[Decoder, Grammar]:
         vocab_size=IDS.size, context=context, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2,
         d_ff=64, init_std=0.3,
     )  # fmt: skip
-    return initialise(Decoder(config), seed=0).eval(), Grammar(IDS, codes_per_picture=4)
+    return initialise(Decoder(config), seed=0).eval(), Grammar(IDS, codes_per_image=4)
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     model, grammar = make()
     expected = [generate_reference(model, grammar, request) for request in requests()]
     for window in (1, 3):
-        config = EngineConfig(compiled=True, window=window, max_rows=4, page_size=3)
+        config = EngineConfig(compiled=True, window=window, max_slots=4, page_size=3)
         loop = TokenLoop(model, grammar, config)
         keys = [loop.submit(request) for request in requests()]
         answers: dict[int, list[int]] = {key: [] for key in keys}
@@ -88,9 +88,9 @@ def test_goes_on_without_a_compiler(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", broken)
     model, grammar = make()
     caplog.set_level(logging.WARNING)
-    config = EngineConfig(compiled=True, max_rows=4)
+    config = EngineConfig(compiled=True, max_slots=4)
     answers = generate_ids(model, grammar, requests(), config)
-    assert answers == generate_ids(model, grammar, requests(), EngineConfig(max_rows=4))
+    assert answers == generate_ids(model, grammar, requests(), EngineConfig(max_slots=4))
     [record] = caplog.records
     assert "no C++ compiler found" in record.message
 

@@ -1,4 +1,4 @@
-"""Decoding at Chameleon's sizes: 1,024 codes a picture, 4,096 positions (arXiv 2405.09818)."""
+"""Decoding at Chameleon's sizes: 1,024 codes an image, 4,096 positions (arXiv 2405.09818)."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.tokens import Grammar, Limits, Rule, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
-GRAMMAR = Grammar(IDS, codes_per_picture=1024)
+GRAMMAR = Grammar(IDS, codes_per_image=1024)
 WINDOW = 4096
 
 
-def test_a_picture_is_1024_codes_and_its_end():
+def test_an_image_is_1024_codes_and_its_end():
     """Whatever an untrained model prefers."""
     torch.set_num_threads(1)
     config = ModelConfig(
@@ -22,7 +22,7 @@ def test_a_picture_is_1024_codes_and_its_end():
     model = initialise(Decoder(config), seed=0).eval()
     request = Request(
         prompt_ids=(IDS.bos_id, IDS.text.start),
-        limits=Limits(text=False, max_pictures=1, room=WINDOW - 2),
+        limits=Limits(text=False, max_images=1, max_new_tokens=WINDOW - 2),
     )
     [ids] = generate_ids(model, GRAMMAR, [request])
     assert len(ids) == 1026
@@ -32,9 +32,9 @@ def test_a_picture_is_1024_codes_and_its_end():
 
 
 @pytest.mark.parametrize("n_text", [0, 1, 500, 1015, 1016, 2042, 3068, 3069])
-def test_whole_pictures_of_a_window(n_text):
+def test_whole_images_of_a_window(n_text):
     """One after the other behind bos and text, as many as leave room for eos: at most three."""
-    limits = Limits(room=WINDOW - 1 - n_text)
+    limits = Limits(max_new_tokens=WINDOW - 1 - n_text)
     state = GRAMMAR.begin([IDS.bos_id] + [IDS.text.start] * n_text, limits)
     table, begins, index = GRAMMAR.allowed_ids(), [], 1 + n_text
     while (rule := GRAMMAR.rule(state, limits)) is not Rule.NOTHING:
@@ -49,5 +49,5 @@ def test_whole_pictures_of_a_window(n_text):
     assert index == WINDOW  # text fills what is left, and eos is last
     assert len(begins) == (WINDOW - 2 - n_text) // 1026 <= 3
     assert all(begin < 3070 for begin in begins)
-    if n_text == 3068:  # the last index at which a picture begins
+    if n_text == 3068:  # the last index at which an image begins
         assert begins == [3069]

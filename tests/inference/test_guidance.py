@@ -14,8 +14,8 @@ GENERATOR = torch.Generator().manual_seed(0)
 L, U, S = (3 * torch.randn(1, 9, generator=GENERATOR) for _ in range(3))
 
 
-def one(guide, logits=L, alone=U, pictures=None):
-    return guided(logits, alone, pictures, Guide.of([guide]), largest_k=largest_k([guide]))
+def one(guide, logits=L, alone=U, images=None):
+    return guided(logits, alone, images, Guide.of([guide]), largest_k=largest_k([guide]))
 
 
 def kept(guide, logits=None):
@@ -41,18 +41,18 @@ def test_two_way():
 def test_three_way():
     """As in Chameleon's release, with its scales."""
     expected = U + 1.2 * (S - U) + 3.0 * (L - S)
-    torch.testing.assert_close(one(Guidance(text=3.0, image=1.2), pictures=S), expected)
+    torch.testing.assert_close(one(Guidance(text=3.0, image=1.2), images=S), expected)
 
 
-def test_without_earlier_pictures_three_ways_are_two():
+def test_without_earlier_images_three_ways_are_two():
     two_way = one(Guidance(text=3.0))
     for scale in (0.0, 1.2, 5.0):
-        assert torch.equal(one(Guidance(text=3.0, image=scale), pictures=U), two_way)
+        assert torch.equal(one(Guidance(text=3.0, image=scale), images=U), two_way)
     torch.testing.assert_close(two_way, U + 3.0 * (L - U))
 
 
 def test_scales_of_one_are_the_context_itself():
-    torch.testing.assert_close(one(Guidance(text=1.0, image=1.0), pictures=S), L)
+    torch.testing.assert_close(one(Guidance(text=1.0, image=1.0), images=S), L)
 
 
 # ── contrastive decoding ─────────────────────────────────────────────────────────────────────────
@@ -121,13 +121,13 @@ def test_rows_of_all_forms_share_a_batch():
         Contrastive(alpha=0.1, k=5),
         Guidance(text=1.0),
     ]
-    logits, alone, pictures = 3 * torch.randn(3, len(guides), 9, generator=GENERATOR)
+    logits, alone, images = 3 * torch.randn(3, len(guides), 9, generator=GENERATOR)
     for row in (0, 1, 2, 4, 5):
-        pictures[row] = alone[row]  # rows that have no stream of pictures
-    together = guided(logits, alone, pictures, Guide.of(guides), largest_k=largest_k(guides))
+        images[row] = alone[row]  # rows that have no stream of images
+    together = guided(logits, alone, images, Guide.of(guides), largest_k=largest_k(guides))
     for row, guide in enumerate(guides):
         rows = slice(row, row + 1)
-        assert torch.equal(together[rows], one(guide, logits[rows], alone[rows], pictures[rows]))
+        assert torch.equal(together[rows], one(guide, logits[rows], alone[rows], images[rows]))
 
 
 def test_a_row_without_guidance_ignores_the_streams():

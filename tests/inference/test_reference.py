@@ -11,11 +11,11 @@ from pardalis.tokens import Limits, Vocabulary
 IDS = Vocabulary.build(n_codes=12, n_text=20)
 A = IDS.text.start
 CODES = [IDS.image.start + c for c in (3, 1, 4, 1)]
-PICTURE = (IDS.begin_image_id, *CODES, IDS.end_image_id)
+IMAGE = (IDS.begin_image_id, *CODES, IDS.end_image_id)
 AFTER_TEXT = (IDS.bos_id, A, A + 1, A + 2)
-AFTER_PICTURE = (IDS.bos_id, A, *PICTURE, A + 5)
+AFTER_IMAGE = (IDS.bos_id, A, *IMAGE, A + 5)
 GREEDY = SamplingConfig(temperature=0.0)
-DRAW = Limits(room=30, text=False, max_pictures=2)
+DRAW = Limits(max_new_tokens=30, text=False, max_images=2)
 
 
 def ask(model, grammar, guidance=None, prompt=AFTER_TEXT, limits=DRAW, **changes):
@@ -23,45 +23,45 @@ def ask(model, grammar, guidance=None, prompt=AFTER_TEXT, limits=DRAW, **changes
     return generate_reference(model, grammar, request)
 
 
-def test_the_streams_of_a_guided_picture(tiny_model, grammar):
-    """While a code is chosen: all, the open picture behind bos, and all pictures without text."""
+def test_the_streams_of_a_guided_image(tiny_model, grammar):
+    """While a code is chosen: all, the open image behind bos, and all images without text."""
     read = []
     tiny_model.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0][0].tolist())))
     answer = ask(
         tiny_model,
         grammar,
         Guidance(text=3.0, image=1.2),
-        AFTER_PICTURE,
-        Limits(room=6, text=False, max_pictures=1),
+        AFTER_IMAGE,
+        Limits(max_new_tokens=6, text=False, max_images=1),
     )
-    assert [len(answer), answer[0], answer[-1]] == [6, PICTURE[0], PICTURE[-1]]
-    expected = [AFTER_PICTURE]  # begin_image is chosen without guidance
+    assert [len(answer), answer[0], answer[-1]] == [6, IMAGE[0], IMAGE[-1]]
+    expected = [AFTER_IMAGE]  # begin_image is chosen without guidance
     for n in range(1, 5):
         drawn = tuple(answer[:n])
         expected += [
-            AFTER_PICTURE + drawn,
+            AFTER_IMAGE + drawn,
             (IDS.bos_id, *drawn),
-            (IDS.bos_id, *PICTURE, *drawn),
+            (IDS.bos_id, *IMAGE, *drawn),
         ]
-    expected.append(AFTER_PICTURE + tuple(answer[:5]))  # and so is end_image
+    expected.append(AFTER_IMAGE + tuple(answer[:5]))  # and so is end_image
     assert read == expected
 
 
 def greedy_codes(model, prompt, mix):
-    """Write the codes of one picture, each the likeliest by a mixture of three streams."""
+    """Write the codes of one image, each the likeliest by a mixture of three streams."""
     codes: list[int] = []
     columns = torch.tensor(list(IDS.image))
     for _ in range(4):
         opened = [IDS.begin_image_id, *codes]
-        pictures = [i for i in prompt if i not in IDS.text]
-        streams = ([*prompt, *opened], [IDS.bos_id, *opened], [*pictures, *opened])
+        images = [i for i in prompt if i not in IDS.text]
+        streams = ([*prompt, *opened], [IDS.bos_id, *opened], [*images, *opened])
         with torch.no_grad():
             whole, alone, seen = (model(torch.tensor([s]))[0, -1, columns] for s in streams)
         codes.append(IDS.image.start + int(mix(whole, alone, seen).argmax()))
     return codes
 
 
-@pytest.mark.parametrize("prompt", [AFTER_TEXT, *((*AFTER_PICTURE, A + n) for n in range(5))])
+@pytest.mark.parametrize("prompt", [AFTER_TEXT, *((*AFTER_IMAGE, A + n) for n in range(5))])
 @pytest.mark.parametrize(
     ("guidance", "mix"),
     [
@@ -77,26 +77,26 @@ def greedy_codes(model, prompt, mix):
     ],
 )
 def test_codes_of_each_form(tiny_model, grammar, guidance, mix, prompt):
-    limits = Limits(room=6, text=False, max_pictures=1)
-    answer = ask(tiny_model, grammar, guidance, prompt, limits, picture=GREEDY)
+    limits = Limits(max_new_tokens=6, text=False, max_images=1)
+    answer = ask(tiny_model, grammar, guidance, prompt, limits, image=GREEDY)
     assert answer[1:5] == greedy_codes(tiny_model, prompt, mix)
 
 
 def test_forms_that_agree(tiny_model, grammar):
-    free = Limits(room=30)
+    free = Limits(max_new_tokens=30)
     for seed in range(2):
         plain = ask(tiny_model, grammar, None, limits=free, seed=seed)
         assert ask(tiny_model, grammar, Guidance(text=1.0), limits=free, seed=seed) == plain
-        one = Limits(room=6, text=False, max_pictures=1)
-        # Before the first picture there is nothing that the image scale could hold on to.
+        one = Limits(max_new_tokens=6, text=False, max_images=1)
+        # Before the first image there is nothing that the image scale could hold on to.
         two_way = ask(tiny_model, grammar, Guidance(text=3.0), limits=one, seed=seed)
         three_way = Guidance(text=3.0, image=5.0)
         assert ask(tiny_model, grammar, three_way, limits=one, seed=seed) == two_way
 
 
-def test_a_prompt_may_end_inside_a_picture(tiny_model, grammar):
-    begun = (*AFTER_TEXT, *PICTURE[:3])
-    limits = Limits(room=4, text=False, max_pictures=0)
+def test_a_prompt_may_end_inside_an_image(tiny_model, grammar):
+    begun = (*AFTER_TEXT, *IMAGE[:3])
+    limits = Limits(max_new_tokens=4, text=False, max_images=0)
     for guidance in (None, Guidance(text=3.0, image=1.2), Contrastive(alpha=0.3, k=2)):
         answer = ask(tiny_model, grammar, guidance, begun, limits)
         assert len(answer) == 3
@@ -104,17 +104,19 @@ def test_a_prompt_may_end_inside_a_picture(tiny_model, grammar):
 
 
 def test_guidance_leaves_text_alone(tiny_model, grammar):
-    words = Limits(room=15, max_pictures=0)
-    plain = ask(tiny_model, grammar, None, AFTER_PICTURE, words)
+    words = Limits(max_new_tokens=15, max_images=0)
+    plain = ask(tiny_model, grammar, None, AFTER_IMAGE, words)
     for guidance in (Guidance(text=9.0, image=4.0), Contrastive(alpha=0.9, k=1)):
-        assert ask(tiny_model, grammar, guidance, AFTER_PICTURE, words) == plain
+        assert ask(tiny_model, grammar, guidance, AFTER_IMAGE, words) == plain
 
 
 def test_answers_are_well_formed(tiny_model, grammar):
     drawn, hot = 0, SamplingConfig(temperature=5.0)
     for seed in range(24):
         guidance = [None, Guidance(text=2.0), Contrastive(alpha=0.1, k=4)][seed % 3]
-        answer = ask(tiny_model, grammar, guidance, limits=Limits(room=25), text=hot, seed=seed)
+        answer = ask(
+            tiny_model, grammar, guidance, limits=Limits(max_new_tokens=25), text=hot, seed=seed
+        )
         whole = [*AFTER_TEXT, *answer]
         grammar.validate(whole)
         assert len(answer) <= 25
@@ -129,5 +131,5 @@ def test_the_seed_decides(tiny_model, grammar):
 
 
 def test_no_room(tiny_model, grammar):
-    with pytest.raises(RequestError, match="room for 3 more, but 6 are needed"):
-        ask(tiny_model, grammar, limits=Limits(room=3, text=False, max_pictures=1))
+    with pytest.raises(RequestError, match="token budget is 3, but 6 are needed"):
+        ask(tiny_model, grammar, limits=Limits(max_new_tokens=3, text=False, max_images=1))

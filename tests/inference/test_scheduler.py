@@ -13,22 +13,22 @@ from hypothesis.stateful import rule as step
 from pardalis.errors import GrammarError, RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.request import Contrastive, Guidance, Request
-from pardalis.inference.scheduler import Job, Plan, Scheduler, Stream
-from pardalis.tokens import Grammar, Limits, Mode, Rule, Vocabulary
+from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
+from pardalis.tokens import Grammar, Limits, Phase, Rule, Vocabulary
 
 IDS = Vocabulary.build(n_codes=6, n_text=4)
-GRAMMAR = Grammar(IDS, codes_per_picture=6)
-WRITTEN, RANGES = GRAMMAR.written_ids(), GRAMMAR.ranges()
+GRAMMAR = Grammar(IDS, codes_per_image=6)
+WRITTEN, RANGES = GRAMMAR.writable_ids(), GRAMMAR.ranges()
 CONTEXT = 40
 A = IDS.text.start
-PICTURE = (IDS.begin_image_id, *IDS.image, IDS.end_image_id)
+IMAGE = (IDS.begin_image_id, *IDS.image, IDS.end_image_id)
 PROMPTS = [
     (IDS.bos_id,),
     (IDS.bos_id, A, A + 1, A, A),
-    (IDS.bos_id, *PICTURE, A),
-    (IDS.bos_id, *PICTURE, *PICTURE),
-    (IDS.bos_id, *PICTURE, A, *PICTURE[:4]),
-    (IDS.bos_id, *PICTURE[:-1]),
+    (IDS.bos_id, *IMAGE, A),
+    (IDS.bos_id, *IMAGE, *IMAGE),
+    (IDS.bos_id, *IMAGE, A, *IMAGE[:4]),
+    (IDS.bos_id, *IMAGE[:-1]),
 ]
 GUIDES = [None, Guidance(text=3.0), Guidance(text=3.0, image=1.2), Contrastive(alpha=0.1, k=2)]
 LONG = 10**6  # requests with seeds from here on never end before their room is used
@@ -54,24 +54,24 @@ def answer(request: Request) -> list[int]:
     return ids
 
 
-def pictures_of(ids: list[int]) -> list[int]:
-    return [i for i in ids if i in IDS.image or i in (IDS.bos_id, *PICTURE)]
+def images_of(ids: list[int]) -> list[int]:
+    return [i for i in ids if i in IDS.image or i in (IDS.bos_id, *IMAGE)]
 
 
 class Machine:
     """Executes plans; a slot of a page holds the whole prefix that its keys were computed from."""
 
-    def __init__(self, max_rows=4, n_pages=41, window=1, **config) -> None:
-        self.config = EngineConfig(max_rows=max_rows, page_size=4, **config)
+    def __init__(self, max_slots=4, n_pages=41, window=1, **config) -> None:
+        self.config = EngineConfig(max_slots=max_slots, page_size=4, **config)
         self.scheduler = Scheduler(self.config, n_pages, GRAMMAR, CONTEXT, window)
         self.slots: dict[tuple[int, int], int] = {}
-        self.jobs: list[Job] = []
-        self.done: list[Job] = []
+        self.jobs: list[ScheduledRequest] = []
+        self.done: list[ScheduledRequest] = []
         self.clock = 0  # decoding steps so far
         self.finished_at: dict[int, int] = {}
         self.preempted = self.reused = self.prefilled = 0
 
-    def submit(self, request: Request, priority: int = 0) -> Job:
+    def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
         job = self.scheduler.submit(request, priority)
         self.jobs.append(job)
         self.finish_those_over()
@@ -90,7 +90,7 @@ class Machine:
             assert (n_plans := n_plans - 1), "does not come to an end"
             self.execute(self.scheduler.plan())
 
-    def execute(self, plan: Plan) -> None:
+    def execute(self, plan: PassPlan) -> None:
         self.check(plan)
         self.preempted += len(plan.preempted)
         self.reused += plan.reused
@@ -106,36 +106,36 @@ class Machine:
         for job in self.jobs:
             self.check_linked(job)
 
-    def check(self, plan: Plan) -> None:
+    def check(self, plan: PassPlan) -> None:
         assert plan.prefill or plan.decode, "an engine that is not idle goes on"
         assert sum(n for _, n in plan.prefill) <= self.config.prefill
         assert 1 <= plan.steps <= self.config.steps
         assert all(n > 0 for _, n in plan.prefill)
         lanes = [stream.lane for job in plan.decode for stream in job.streams]
         assert len(lanes) == len(set(lanes))
-        assert set(lanes) <= set(range(1, self.config.max_rows + 1))
+        assert set(lanes) <= set(range(1, self.config.max_slots + 1))
         for job in plan.decode:
             assert not job.paused
             assert job.rule is not Rule.NOTHING
             assert all(stream.ready for stream in job.streams)
-            if job.state.mode is Mode.IMAGE:  # no page is missing until the picture is complete
+            if job.state.phase is Phase.IMAGE:  # no page is missing until the image is complete
                 left = job.state.codes_left
                 assert len(job.main.pages) * 4 >= len(job.main.ids) + left + 1
                 for stream in job.linked:
                     assert len(stream.pages) * 4 >= len(stream.ids) + left
         assert 0 not in [page for job in self.jobs for page in job.pages]
 
-    def check_linked(self, job: Job) -> None:
+    def check_linked(self, job: ScheduledRequest) -> None:
         ids, guidance = job.main.ids, job.request.guidance
         expected = []
         if guidance and job.state.codes_left:
             opened = len(ids) - 1 - ids[::-1].index(IDS.begin_image_id)
             expected = [[IDS.bos_id, *ids[opened:]]]
             if guidance == GUIDES[2] and ids.count(IDS.begin_image_id) > 1:
-                expected.append(pictures_of(ids))
+                expected.append(images_of(ids))
         assert [stream.ids for stream in job.linked] == expected
 
-    def compute(self, stream: Stream, n: int) -> None:
+    def compute(self, stream: TokenSequence, n: int) -> None:
         """Compute n ids from what is stored of those before them."""
         prefixes = list(accumulate(stream.ids, lambda h, i: hash((h, i)), initial=0))[1:]
         for position in range(stream.computed + n):
@@ -147,10 +147,10 @@ class Machine:
                 assert len(owners) == 1, "a page with two owners is never written"
                 self.slots[slot] = prefixes[position]
 
-    def decode(self, job: Job, steps: int) -> list[int]:
+    def decode(self, job: ScheduledRequest, steps: int) -> list[int]:
         """What a device does between two looks of the host."""
         state, ids = job.state, list(job.main.ids)
-        streams = [Stream(list(s.ids), s.computed, list(s.pages)) for s in job.streams]
+        streams = [TokenSequence(list(s.ids), s.computed, list(s.pages)) for s in job.streams]
         for _ in range(steps):
             rule = GRAMMAR.rule(state, job.request.limits)
             if rule is Rule.NOTHING or (job.guided and len(streams) == 1 and rule is Rule.CODE):
@@ -169,29 +169,29 @@ class Machine:
         """Nothing is held any more: neither pages nor lanes."""
         self.scheduler.pool.check()
         free = self.scheduler._lanes
-        return self.scheduler.pool.in_use == 0 and len(set(free)) == self.config.max_rows
+        return self.scheduler.pool.in_use == 0 and len(set(free)) == self.config.max_slots
 
 
-def request(prompt=0, seed=0, guide=0, room=12, **limits) -> Request:
+def request(prompt=0, seed=0, guide=0, budget=12, **limits) -> Request:
     return Request(
         prompt_ids=PROMPTS[prompt],
-        limits=Limits(room=min(room, CONTEXT - len(PROMPTS[prompt])), **limits),
+        limits=Limits(max_new_tokens=min(budget, CONTEXT - len(PROMPTS[prompt])), **limits),
         guidance=GUIDES[guide],
         seed=seed,
     )
 
 
-def picture(seed=0, n=1, room=None, **options) -> Request:
-    return request(seed=seed, room=room or 8 * n, text=False, max_pictures=n, **options)
+def image(seed=0, n=1, budget=None, **options) -> Request:
+    return request(seed=seed, budget=budget or 8 * n, text=False, max_images=n, **options)
 
 
-def text(seed=0, room=4) -> Request:
-    return request(seed=seed, room=room, max_pictures=0)
+def text(seed=0, budget=4) -> Request:
+    return request(seed=seed, budget=budget, max_images=0)
 
 
-def texts(n: int, room: int) -> list[Request]:
+def texts(n: int, budget: int) -> list[Request]:
     """Texts that use all their room."""
-    return [text(LONG + i, room) for i in range(n)]
+    return [text(LONG + i, budget) for i in range(n)]
 
 
 # ── random walks ─────────────────────────────────────────────────────────────────────────────
@@ -203,7 +203,7 @@ class Walk(RuleBasedStateMachine):
     jobs = Values("jobs")
 
     @initialize(
-        max_rows=st.integers(1, 6),
+        max_slots=st.integers(1, 6),
         n_pages=st.integers(12, 60),
         window=st.integers(1, 4),
         steps=st.integers(1, 5),
@@ -218,9 +218,9 @@ class Walk(RuleBasedStateMachine):
         target=jobs,
         prompt=st.integers(0, len(PROMPTS) - 1),
         guide=st.integers(0, len(GUIDES) - 1),
-        room=st.integers(1, 40),
+        budget=st.integers(1, 40),
         text=st.booleans(),
-        max_pictures=st.sampled_from([None, 0, 1, 2, 3]),
+        max_images=st.sampled_from([None, 0, 1, 2, 3]),
         one_turn=st.booleans(),
         priority=st.sampled_from([0, 0, 0, 1]),
     )
@@ -269,10 +269,10 @@ TestWalk = Walk.TestCase
 @pytest.mark.parametrize("n_pages", [19, 24, 100])
 @pytest.mark.parametrize("quantum", [2, 64])
 def test_a_crowd_in_any_memory(n_pages, quantum):
-    machine = Machine(max_rows=5, n_pages=n_pages, quantum=quantum)
+    machine = Machine(max_slots=5, n_pages=n_pages, quantum=quantum)
     for seed in range(60):
-        options = {"prompt": seed % 6, "guide": seed % 4, "room": 12 + seed % 9}
-        machine.submit(request(seed=seed, max_pictures=seed % 3, **options), priority=seed % 2)
+        options = {"prompt": seed % 6, "guide": seed % 4, "budget": 12 + seed % 9}
+        machine.submit(request(seed=seed, max_images=seed % 3, **options), priority=seed % 2)
     machine.run()
     assert len(machine.done) == 60
     assert n_pages < 100 or machine.preempted == 0
@@ -282,18 +282,18 @@ def test_a_crowd_in_any_memory(n_pages, quantum):
 # ── lanes and linked streams ─────────────────────────────────────────────────────────────────
 
 
-def test_a_guided_picture_gets_its_lanes_and_returns_them():
-    machine = Machine(max_rows=3, steps=1)
-    machine.submit(request(prompt=2, guide=2, room=30, max_pictures=1))
+def test_a_guided_image_gets_its_lanes_and_returns_them():
+    machine = Machine(max_slots=3, steps=1)
+    machine.submit(request(prompt=2, guide=2, budget=30, max_images=1))
     free = set()
     while machine.jobs:
         plan = machine.scheduler.plan()
-        free.add((machine.jobs[0].state.mode, machine.jobs[0].state.pictures,
+        free.add((machine.jobs[0].state.phase, machine.jobs[0].state.images,
                   len(machine.scheduler._lanes)))  # fmt: skip
         machine.execute(plan)
-    # Three from the start, while a picture may come; one after it.
-    drew = {n for mode, pictures, n in free if mode is Mode.TEXT and pictures == 1}
-    assert {n for mode, pictures, n in free if pictures == 0} == {0}
+    # Three from the start, while an image may come; one after it.
+    drew = {n for mode, images, n in free if mode is Phase.TEXT and images == 1}
+    assert {n for mode, images, n in free if images == 0} == {0}
     assert drew <= {2}
 
 
@@ -302,44 +302,44 @@ def test_a_guided_picture_gets_its_lanes_and_returns_them():
     [
         (1, 0, 1, 1),  # not guided
         (1, 1, 2, 2),
-        (1, 2, 1, 2),  # the first picture of all: no earlier ones
+        (1, 2, 1, 2),  # the first image of all: no earlier ones
         (1, 2, 2, 3),
         (2, 2, 1, 3),
         (2, 3, 1, 2),
-        (4, 2, 0, 3),  # the prompt ends inside its second picture
+        (4, 2, 0, 3),  # the prompt ends inside its second image
         (5, 2, 0, 1),  # it has all codes
     ],
 )
 def test_how_many_lanes_are_set_aside(prompt, guide, n, width):
-    machine = Machine(max_rows=4)
-    job = machine.submit(request(prompt=prompt, guide=guide, room=20, text=False, max_pictures=n))
+    machine = Machine(max_slots=4)
+    job = machine.submit(request(prompt=prompt, guide=guide, budget=20, text=False, max_images=n))
     machine.scheduler.plan()
     assert len(job.lanes) == width
 
 
-@pytest.mark.parametrize("room, width", [(8, 1), (9, 2)])
-def test_no_lane_for_a_picture_that_does_not_fit(room, width):
+@pytest.mark.parametrize("budget, width", [(8, 1), (9, 2)])
+def test_no_lane_for_an_image_that_does_not_fit(budget, width):
     machine = Machine()
-    job = machine.submit(request(guide=1, room=room))  # a picture takes eight ids, eos one
+    job = machine.submit(request(guide=1, budget=budget))  # an image takes eight ids, eos one
     machine.scheduler.plan()
     assert len(job.lanes) == width
 
 
 def test_scales_of_one_are_no_guidance():
-    job = Machine().submit(Request(prompt_ids=(IDS.bos_id,), limits=Limits(room=9),
+    job = Machine().submit(Request(prompt_ids=(IDS.bos_id,), limits=Limits(max_new_tokens=9),
                                    guidance=Guidance(text=1.0)))  # fmt: skip
     assert not job.guided
 
 
 def test_linked_streams_are_read_before_the_job_decodes():
     machine = Machine(prefill=8)
-    job = machine.submit(request(prompt=4, guide=2, room=4, text=False, max_pictures=0))
+    job = machine.submit(request(prompt=4, guide=2, budget=4, text=False, max_images=0))
     decoded = []
     while machine.jobs:
         plan = machine.scheduler.plan()
         decoded.append(job in plan.decode)
         machine.execute(plan)
-    # 13 ids, 4 of the picture alone, 12 of the pictures; the last two begin as the first does.
+    # 13 ids, 4 of the image alone, 12 of the images; the last two begin as the first does.
     assert (machine.prefilled, machine.reused) == (17, 12)
     assert decoded == [False] * 3 + [True] * (len(decoded) - 3)
 
@@ -349,9 +349,9 @@ def test_linked_streams_are_read_before_the_job_decodes():
 
 def test_reading_shares_a_pass_with_one_step_of_writing():
     machine = Machine(prefill=5, steps=4)
-    machine.submit(text(room=30))
+    machine.submit(text(budget=30))
     assert machine.scheduler.plan().steps == 4
-    late = machine.submit(request(prompt=2, room=20, max_pictures=0))
+    late = machine.submit(request(prompt=2, budget=20, max_images=0))
     plan = machine.scheduler.plan()
     assert (plan.prefill, plan.steps, len(plan.decode)) == ([(late.main, 5)], 1, 1)
     machine.execute(plan)
@@ -361,13 +361,13 @@ def test_reading_shares_a_pass_with_one_step_of_writing():
 @pytest.mark.parametrize(
     "asked, steps",
     [
-        (text(room=3), 3),
-        (text(room=30), 8),
-        (request(prompt=5, text=False, max_pictures=0), 1),  # end_image
-        (request(prompt=5, text=False, max_pictures=1), 8),
-        (request(prompt=5, guide=1, text=False, max_pictures=1), 2),  # and begin_image
-        (picture(), 8),
-        (picture(guide=1), 1),  # begin_image, then the linked stream must be read
+        (text(budget=3), 3),
+        (text(budget=30), 8),
+        (request(prompt=5, text=False, max_images=0), 1),  # end_image
+        (request(prompt=5, text=False, max_images=1), 8),
+        (request(prompt=5, guide=1, text=False, max_images=1), 2),  # and begin_image
+        (image(), 8),
+        (image(guide=1), 1),  # begin_image, then the linked stream must be read
     ],
 )
 def test_no_more_steps_than_can_be_used(asked, steps):
@@ -380,34 +380,34 @@ def test_no_more_steps_than_can_be_used(asked, steps):
 
 def test_a_prefix_is_computed_once():
     machine = Machine(prefill=16)
-    long = (IDS.bos_id, *PICTURE, *PICTURE, A, A, A)
+    long = (IDS.bos_id, *IMAGE, *IMAGE, A, A, A)
     for seed in range(4):
-        machine.submit(Request(prompt_ids=long, limits=Limits(room=4), seed=seed))
+        machine.submit(Request(prompt_ids=long, limits=Limits(max_new_tokens=4), seed=seed))
     machine.run()
     # 19 ids each; what others read in the same pass cannot be shared, everything before it is.
     assert machine.reused >= 3 * 12
     assert machine.reused + machine.prefilled == 4 * 19
     before = machine.prefilled
-    machine.submit(Request(prompt_ids=(*long, A), limits=Limits(room=4), seed=0))
+    machine.submit(Request(prompt_ids=(*long, A), limits=Limits(max_new_tokens=4), seed=0))
     machine.run()
     assert machine.prefilled - before == 20 % 4
 
 
 def test_an_answer_is_a_prefix_of_the_next_question():
     machine = Machine()
-    first = machine.submit(picture(prompt=1))
+    first = machine.submit(image(prompt=1))
     machine.run()
     prompt = (*first.main.ids, A)
-    machine.submit(Request(prompt_ids=prompt, limits=Limits(room=2)))
+    machine.submit(Request(prompt_ids=prompt, limits=Limits(max_new_tokens=2)))
     machine.run()
     assert machine.reused == 12  # of 13 ids
 
 
-@pytest.mark.parametrize("max_pictures, n_ids", [(0, 1 + 4), (1, 1 + 4 * 3)])
-def test_pages_for_all_that_a_chunk_may_write(max_pictures, n_ids):
+@pytest.mark.parametrize("max_images, n_ids", [(0, 1 + 4), (1, 1 + 4 * 3)])
+def test_pages_for_all_that_a_chunk_may_write(max_images, n_ids):
     """A step may write several codes, but only one piece of text."""
     machine = Machine(steps=4, window=3)
-    job = machine.submit(request(room=30, max_pictures=max_pictures))
+    job = machine.submit(request(budget=30, max_images=max_images))
     machine.scheduler.plan()
     assert len(job.pages) == machine.scheduler.pool.pages_for(n_ids)
 
@@ -417,7 +417,7 @@ def test_pages_for_all_that_a_chunk_may_write(max_pictures, n_ids):
 
 def test_the_least_important_gives_its_memory():
     machine = Machine(n_pages=9, steps=1, quantum=4)  # 8 pages; a text of 29 ids takes all of them
-    jobs = [machine.submit(text(LONG + i, room=28), priority=(1, 0, 1)[i]) for i in range(3)]
+    jobs = [machine.submit(text(LONG + i, budget=28), priority=(1, 0, 1)[i]) for i in range(3)]
     order = []
     while machine.jobs:
         plan = machine.scheduler.plan()
@@ -429,14 +429,14 @@ def test_the_least_important_gives_its_memory():
 
 
 def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
-    machine = Machine(max_rows=1, n_pages=9, steps=2)
-    reader = machine.submit(text(LONG, room=28), priority=5)
+    machine = Machine(max_slots=1, n_pages=9, steps=2)
+    reader = machine.submit(text(LONG, budget=28), priority=5)
     for _ in range(4):
         machine.execute(machine.scheduler.plan())
     machine.scheduler.pause(reader, True)
     assert reader.lanes == []
     assert reader.pages
-    machine.submit(text(LONG + 1, room=28))
+    machine.submit(text(LONG + 1, budget=28))
     machine.run()
     assert machine.scheduler.idle
     assert machine.preempted
@@ -447,12 +447,12 @@ def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
 
 
 def test_a_paused_job_gives_its_memory_before_one_that_waits():
-    machine = Machine(max_rows=1, n_pages=9, steps=2, quantum=2)
-    reader, late = machine.submit(text(LONG, room=11)), machine.submit(text(LONG + 1, room=11))
+    machine = Machine(max_slots=1, n_pages=9, steps=2, quantum=2)
+    reader, late = machine.submit(text(LONG, budget=11)), machine.submit(text(LONG + 1, budget=11))
     while not late.pages:
         machine.execute(machine.scheduler.plan())
     machine.scheduler.pause(reader, True)
-    machine.submit(text(LONG + 2, room=28), priority=1)
+    machine.submit(text(LONG + 2, budget=28), priority=1)
     while not (plan := machine.scheduler.plan()).preempted:
         machine.execute(plan)
     assert plan.preempted == [reader]
@@ -462,16 +462,16 @@ def test_a_paused_job_gives_its_memory_before_one_that_waits():
 # ── fairness ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_short_texts_among_long_pictures():
-    machine = Machine(max_rows=4, steps=4, quantum=8, n_pages=200)
+def test_short_texts_among_long_images():
+    machine = Machine(max_slots=4, steps=4, quantum=8, n_pages=200)
     for seed in range(6):
-        machine.submit(picture(seed, n=4, guide=1))
+        machine.submit(image(seed, n=4, guide=1))
     for _ in range(8):
         machine.execute(machine.scheduler.plan())
     asked = machine.clock
-    shorts = [machine.submit(request_) for request_ in texts(8, room=4)]
+    shorts = [machine.submit(request_) for request_ in texts(8, budget=4)]
     machine.run()
-    # Two pictures run at a time, and the other four are ahead in the queue: two rounds of them, of
+    # Two images run at a time, and the other four are ahead in the queue: two rounds of them, of
     # a quantum and some steps each, before the first text; then four texts share what they leave.
     waits = [machine.finished_at[job.key] - asked for job in shorts]
     assert max(waits) <= 6 * (8 + 4 + 2)
@@ -479,8 +479,8 @@ def test_short_texts_among_long_pictures():
 
 
 def test_equals_take_turns():
-    machine = Machine(max_rows=1, steps=2, quantum=4)
-    jobs = [machine.submit(asked) for asked in texts(3, room=30)]
+    machine = Machine(max_slots=1, steps=2, quantum=4)
+    jobs = [machine.submit(asked) for asked in texts(3, budget=30)]
     lead, ran = 0, []
     while machine.jobs:
         plan = machine.scheduler.plan()
@@ -494,10 +494,10 @@ def test_equals_take_turns():
 
 
 def test_a_higher_priority_goes_first_and_a_lower_one_finishes_after_it():
-    machine = Machine(max_rows=2, steps=2, quantum=64)
-    low = [machine.submit(asked) for asked in texts(2, room=20)]
+    machine = Machine(max_slots=2, steps=2, quantum=64)
+    low = [machine.submit(asked) for asked in texts(2, budget=20)]
     machine.execute(machine.scheduler.plan())
-    high = [machine.submit(asked, priority=1) for asked in texts(6, room=10)]
+    high = [machine.submit(asked, priority=1) for asked in texts(6, budget=10)]
     machine.run()
     last = max(machine.finished_at[job.key] for job in high)
     assert all(machine.finished_at[job.key] > last for job in low)
@@ -505,11 +505,11 @@ def test_a_higher_priority_goes_first_and_a_lower_one_finishes_after_it():
 
 
 def test_a_wide_job_is_not_passed_over():
-    machine = Machine(max_rows=3, steps=1, quantum=4, n_pages=200)
-    machine.submit(texts(1, room=30)[0])
+    machine = Machine(max_slots=3, steps=1, quantum=4, n_pages=200)
+    machine.submit(texts(1, budget=30)[0])
     machine.execute(machine.scheduler.plan())
-    wide = machine.submit(picture(prompt=2, guide=2))
-    for asked in (*texts(1, room=2), *texts(30, room=3)):
+    wide = machine.submit(image(prompt=2, guide=2))
+    for asked in (*texts(1, budget=2), *texts(30, budget=3)):
         machine.submit(asked)
     while not wide.lanes:
         machine.execute(machine.scheduler.plan())
@@ -518,12 +518,14 @@ def test_a_wide_job_is_not_passed_over():
 
 
 def test_a_job_that_lacks_memory_is_not_passed_over():
-    machine = Machine(max_rows=3, n_pages=11, steps=1)
-    for asked in (*texts(1, room=4), *texts(1, room=7)):
+    machine = Machine(max_slots=3, n_pages=11, steps=1)
+    for asked in (*texts(1, budget=4), *texts(1, budget=7)):
         machine.submit(asked)
     machine.execute(machine.scheduler.plan())
-    long = machine.submit(Request(prompt_ids=(IDS.bos_id, *[A] * 29), limits=Limits(room=3)))
-    for asked in (*texts(1, room=5), *texts(30, room=6)):
+    long = machine.submit(
+        Request(prompt_ids=(IDS.bos_id, *[A] * 29), limits=Limits(max_new_tokens=3))
+    )
+    for asked in (*texts(1, budget=5), *texts(30, budget=6)):
         machine.submit(asked)
     while not long.lanes:
         machine.execute(machine.scheduler.plan())
@@ -532,8 +534,8 @@ def test_a_job_that_lacks_memory_is_not_passed_over():
 
 
 def test_what_begins_takes_no_memory_of_its_equals():
-    machine = Machine(max_rows=4, n_pages=15, steps=2, quantum=6)
-    for asked in texts(6, room=35):
+    machine = Machine(max_slots=4, n_pages=15, steps=2, quantum=6)
+    for asked in texts(6, budget=35):
         machine.submit(asked)
     machine.run()
     assert machine.preempted <= 6  # as they grow, never in turn
@@ -545,20 +547,20 @@ def test_what_begins_takes_no_memory_of_its_equals():
 @pytest.mark.parametrize(
     "asked, options, sentence",
     [
-        (text(room=9), {"n_pages": 3}, "hold 12 ids in the cache, which has room for 8"),
+        (text(budget=9), {"n_pages": 3}, "hold 12 ids in the cache, which has room for 8"),
         (
-            Request(prompt_ids=PROMPTS[1], limits=Limits(room=36)),
+            Request(prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=36)),
             {},
             "The prompt has 5 ids and the answer may have 36, more than the model's context of 40",
         ),
         (
-            picture(prompt=2, guide=2),
-            {"max_rows": 2},
+            image(prompt=2, guide=2),
+            {"max_slots": 2},
             "take 3 rows of a pass, but the engine has 2",
         ),
-        (picture(guide=1), {"n_pages": 5}, "hold 20 ids in the cache, which has room for 16"),
-        (Request(prompt_ids=(), limits=Limits(room=3)), {}, "The prompt has no ids"),
-        (picture(n=1, room=3), {}, "there is room for 3 more, but 8 are needed"),
+        (image(guide=1), {"n_pages": 5}, "hold 20 ids in the cache, which has room for 16"),
+        (Request(prompt_ids=(), limits=Limits(max_new_tokens=3)), {}, "The prompt has no ids"),
+        (image(n=1, budget=3), {}, "token budget is 3, but 8 are needed"),
     ],
 )
 def test_what_can_never_run_is_refused(asked, options, sentence):
@@ -570,12 +572,12 @@ def test_what_can_never_run_is_refused(asked, options, sentence):
 
 def test_a_malformed_prompt():
     with pytest.raises(GrammarError):
-        Machine().submit(Request(prompt_ids=(A,), limits=Limits(room=3)))
+        Machine().submit(Request(prompt_ids=(A,), limits=Limits(max_new_tokens=3)))
 
 
 def test_too_many_waiting():
-    machine = Machine(max_rows=2, max_waiting=3)
-    for asked in texts(5, room=30):
+    machine = Machine(max_slots=2, max_waiting=3)
+    for asked in texts(5, budget=30):
         machine.submit(asked)
     with pytest.raises(RequestError, match="max_waiting allows, "):
         machine.submit(text(5))

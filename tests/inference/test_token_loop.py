@@ -19,7 +19,7 @@ from pardalis.inference import (
     generate_ids,
     generate_reference,
 )
-from pardalis.inference.batches import Batches
+from pardalis.inference.batches import BatchBuilder
 from pardalis.inference.scheduler import Scheduler
 from pardalis.inference.steps import Lanes
 from pardalis.model import Decoder, initialise
@@ -28,13 +28,13 @@ from pardalis.tokens import Limits, Vocabulary
 IDS = Vocabulary.build(n_codes=12, n_text=20)
 A = IDS.text.start
 CODES = [IDS.image.start + c for c in (3, 1, 4, 1)]
-PICTURE = (IDS.begin_image_id, *CODES, IDS.end_image_id)
+IMAGE = (IDS.begin_image_id, *CODES, IDS.end_image_id)
 PROMPTS = [
     (IDS.bos_id,),
     (IDS.bos_id, A, A + 1, A + 2),
-    (IDS.bos_id, A, *PICTURE, A + 5),
+    (IDS.bos_id, A, *IMAGE, A + 5),
     (IDS.bos_id, A, IDS.begin_image_id, *CODES[:2]),
-    (IDS.bos_id, *PICTURE, A, IDS.begin_image_id, CODES[0]),
+    (IDS.bos_id, *IMAGE, A, IDS.begin_image_id, CODES[0]),
 ]
 SAMPLINGS = [
     SamplingConfig(temperature=0.0),
@@ -43,11 +43,11 @@ SAMPLINGS = [
     SamplingConfig(temperature=0.8, top_p=0.7),
 ]
 LIMITS = [
-    Limits(room=25),
-    Limits(room=25, max_pictures=0),
-    Limits(room=25, text=False, max_pictures=2),
-    Limits(room=20, max_pictures=1),
-    Limits(room=25, one_turn=True),
+    Limits(max_new_tokens=25),
+    Limits(max_new_tokens=25, max_images=0),
+    Limits(max_new_tokens=25, text=False, max_images=2),
+    Limits(max_new_tokens=20, max_images=1),
+    Limits(max_new_tokens=25, one_turn=True),
 ]
 GUIDES = [None, Guidance(text=3.0), Guidance(text=3.0, image=1.2), Contrastive(alpha=0.2, k=3)]
 
@@ -61,7 +61,7 @@ def model(tiny_config) -> Decoder:
 def requests() -> list[Request]:
     return [
         Request(
-            prompt_ids=prompt, limits=limits, text=sampling, picture=sampling, guidance=guide,
+            prompt_ids=prompt, limits=limits, text=sampling, image=sampling, guidance=guide,
             seed=n,
         )
         for n, (prompt, sampling, limits, guide) in enumerate(
@@ -80,14 +80,14 @@ def expected(requests, model, grammar) -> list[list[int]]:
     "config",
     [
         EngineConfig(),
-        EngineConfig(steps=1, max_rows=3, page_size=1),
-        EngineConfig(steps=3, max_rows=64, page_size=5, prefill=4),
-        EngineConfig(steps=32, max_rows=5, page_size=2, quantum=2),
-        EngineConfig(cache_ids=100, page_size=4, max_rows=12, quantum=5, window=1),
-        EngineConfig(window=3, max_rows=2, page_size=2),
-        EngineConfig(window=9, max_rows=1, steps=2),
-        EngineConfig(overlap=True, max_rows=7),
-        EngineConfig(overlap=True, max_rows=4, window=3, steps=2, page_size=3),
+        EngineConfig(steps=1, max_slots=3, page_size=1),
+        EngineConfig(steps=3, max_slots=64, page_size=5, prefill=4),
+        EngineConfig(steps=32, max_slots=5, page_size=2, quantum=2),
+        EngineConfig(cache_tokens=100, page_size=4, max_slots=12, quantum=5, window=1),
+        EngineConfig(window=3, max_slots=2, page_size=2),
+        EngineConfig(window=9, max_slots=1, steps=2),
+        EngineConfig(overlap=True, max_slots=7),
+        EngineConfig(overlap=True, max_slots=4, window=3, steps=2, page_size=3),
     ],
     ids=[
         "default",
@@ -102,8 +102,8 @@ def expected(requests, model, grammar) -> list[list[int]]:
     ],
 )
 def test_equals_the_reference(config, requests, expected, model, grammar):
-    fitting = [r for r in requests if r.guidance is None or config.max_rows > 2]
-    if config.max_rows == 2:
+    fitting = [r for r in requests if r.guidance is None or config.max_slots > 2]
+    if config.max_slots == 2:
         fitting = [r for r in requests if r.guidance != GUIDES[2]]
     answers = dict(zip(fitting, generate_ids(model, grammar, fitting, config), strict=True))
     for request, right in zip(requests, expected, strict=True):
@@ -112,12 +112,12 @@ def test_equals_the_reference(config, requests, expected, model, grammar):
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_guesses_settle_codes(guide, model, grammar):
-    """A model that repeats itself is guessed right, so pictures take fewer passes than codes."""
+    """A model that repeats itself is guessed right, so images take fewer passes than codes."""
     asked = [
         Request(
             prompt_ids=PROMPTS[1],
-            limits=Limits(room=24, text=False, max_pictures=4),
-            picture=SamplingConfig(temperature=0.5),
+            limits=Limits(max_new_tokens=24, text=False, max_images=4),
+            image=SamplingConfig(temperature=0.5),
             guidance=guide,
             seed=seed,
         )
@@ -125,7 +125,7 @@ def test_guesses_settle_codes(guide, model, grammar):
     ]
     counts = []
     for window in (1, 4):
-        loop = TokenLoop(model, grammar, EngineConfig(window=window, steps=1, max_rows=3))
+        loop = TokenLoop(model, grammar, EngineConfig(window=window, steps=1, max_slots=3))
         for request in asked:
             key, written = loop.submit(request), []
             while key in loop.keys:
@@ -140,7 +140,7 @@ def test_guesses_settle_codes(guide, model, grammar):
 
 def test_little_memory_was_little(requests, model, grammar):
     """The case above preempts, so it shows that preemption loses nothing."""
-    config = EngineConfig(cache_ids=100, page_size=4, max_rows=12, quantum=5, window=1)
+    config = EngineConfig(cache_tokens=100, page_size=4, max_slots=12, quantum=5, window=1)
     loop = TokenLoop(model, grammar, config)
     for request in requests:
         loop.submit(request)
@@ -154,7 +154,7 @@ def test_little_memory_was_little(requests, model, grammar):
 def test_any_company_any_order(requests, expected, model, grammar):
     """Requests come at random while others run; some of those are given up half-way."""
     draw = random.Random(1)
-    loop = TokenLoop(model, grammar, EngineConfig(max_rows=6, steps=2, page_size=3, quantum=6))
+    loop = TokenLoop(model, grammar, EngineConfig(max_slots=6, steps=2, page_size=3, quantum=6))
     numbers = draw.sample(range(len(requests)), 36)
     answers: dict[int, list[int]] = {}
     number_of: dict[int, int] = {}
@@ -184,21 +184,21 @@ def test_answers_are_well_formed_and_use_their_limits(requests, expected, gramma
     drew = 0
     for request, answer in zip(requests, expected, strict=True):
         whole = [*request.prompt_ids, *answer]
-        assert len(answer) <= request.limits.room
+        assert len(answer) <= request.limits.max_new_tokens
         grammar.validate(whole if whole[-1] == IDS.eos_id else [*whole, IDS.eos_id])
         opened = answer.count(IDS.begin_image_id)
         drew += opened
         if not request.limits.text:
             assert opened == 2
             assert not any(i in IDS.text for i in answer)
-        if request.limits.max_pictures is not None:
-            assert opened <= request.limits.max_pictures
+        if request.limits.max_images is not None:
+            assert opened <= request.limits.max_images
     assert drew > 10
 
 
 def test_the_seed_decides(model, grammar):
     def ask(seed: int) -> list[int]:
-        request = Request(prompt_ids=PROMPTS[1], limits=Limits(room=30), seed=seed)
+        request = Request(prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=30), seed=seed)
         return generate_ids(model, grammar, [request])[0]
 
     assert ask(1) == ask(1)
@@ -210,7 +210,7 @@ def test_guidance_changes_codes(guide, model, grammar):
     def ask(guidance: object) -> list[int]:
         request = Request(
             prompt_ids=PROMPTS[2],
-            limits=Limits(room=30, text=False, max_pictures=3),
+            limits=Limits(max_new_tokens=30, text=False, max_images=3),
             guidance=guidance,
         )
         return generate_ids(model, grammar, [request])[0]
@@ -230,7 +230,7 @@ class NoReads(TorchDispatchMode):
 @pytest.mark.parametrize("window", [1, 3])
 def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
     """Between two looks of the host at what was written, no number leaves the device."""
-    loop = TokenLoop(model, grammar, EngineConfig(max_rows=8, steps=4, window=window))
+    loop = TokenLoop(model, grammar, EngineConfig(max_slots=8, steps=4, window=window))
     ran = []
 
     def watched(name: str) -> None:
@@ -254,7 +254,7 @@ def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_steps_do_not_wait_for_a_gpu(requests, expected, model, grammar, monkeypatch):
-    loop = TokenLoop(copy.deepcopy(model).cuda(), grammar, EngineConfig(max_rows=8))
+    loop = TokenLoop(copy.deepcopy(model).cuda(), grammar, EngineConfig(max_slots=8))
     real = loop.steps.run
 
     def run(*arguments):
@@ -279,26 +279,28 @@ def test_the_watch_sees_a_read():
 
 
 def test_a_shared_prompt_is_read_once(model, grammar):
-    prompt = (IDS.bos_id, A, *PICTURE, *range(A, A + 9))
-    loop = TokenLoop(model, grammar, EngineConfig(page_size=4, max_rows=1))
+    prompt = (IDS.bos_id, A, *IMAGE, *range(A, A + 9))
+    loop = TokenLoop(model, grammar, EngineConfig(page_size=4, max_slots=1))
     for seed in range(3):
-        loop.submit(Request(prompt_ids=prompt, limits=Limits(room=5), seed=seed))
+        loop.submit(Request(prompt_ids=prompt, limits=Limits(max_new_tokens=5), seed=seed))
     while not loop.idle:
         loop.step()
     whole_pages = (len(prompt) - 1) // 4 * 4
-    assert loop.statistics.reused_ids == 2 * whole_pages
-    assert loop.statistics.prefilled_ids == 3 * (len(prompt) - 1) - 2 * whole_pages
+    assert loop.statistics.reused_tokens == 2 * whole_pages
+    assert loop.statistics.prefilled_tokens == 3 * (len(prompt) - 1) - 2 * whole_pages
 
 
-def test_a_picture_costs_no_prompt_reading(model, grammar):
-    """Entering and leaving pictures computes no id twice, and every id exactly once."""
-    request = Request(prompt_ids=PROMPTS[1], limits=Limits(room=30, text=False, max_pictures=4))
+def test_an_image_costs_no_prompt_reading(model, grammar):
+    """Entering and leaving images computes no id twice, and every id exactly once."""
+    request = Request(
+        prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=30, text=False, max_images=4)
+    )
     loop = TokenLoop(model, grammar, EngineConfig())
     loop.submit(request)
     while not loop.idle:
         loop.step()
-    assert loop.statistics.prefilled_ids == len(PROMPTS[1]) - 1
-    assert loop.statistics.written_ids == 4 * 6
+    assert loop.statistics.prefilled_tokens == len(PROMPTS[1]) - 1
+    assert loop.statistics.generated_tokens == 4 * 6
 
 
 def test_reasons(model, grammar):
@@ -310,14 +312,14 @@ def test_reasons(model, grammar):
                 if progress.finished:
                     return progress.finished
 
-    assert reason(Limits(room=12, text=False, max_pictures=2)) == "pictures"
-    assert reason(Limits(room=1)) == "length"
-    found = {reason(Limits(room=30, one_turn=True), seed=n) for n in range(40)}
+    assert reason(Limits(max_new_tokens=12, text=False, max_images=2)) == "images"
+    assert reason(Limits(max_new_tokens=1)) == "length"
+    found = {reason(Limits(max_new_tokens=30, one_turn=True), seed=n) for n in range(40)}
     assert found == {"turn", "eos", "length"}
 
 
 def test_paused_requests_wait_and_lose_nothing(requests, expected, model, grammar):
-    loop = TokenLoop(model, grammar, EngineConfig(max_rows=4, steps=2))
+    loop = TokenLoop(model, grammar, EngineConfig(max_slots=4, steps=2))
     number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
     key = loop.submit(requests[number])
     written: list[int] = []
@@ -334,7 +336,7 @@ def test_paused_requests_wait_and_lose_nothing(requests, expected, model, gramma
 
 def test_abort_says_so_once(model, grammar):
     loop = TokenLoop(model, grammar, EngineConfig())
-    key = loop.submit(Request(prompt_ids=PROMPTS[1], limits=Limits(room=30)))
+    key = loop.submit(Request(prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=30)))
     loop.step()
     loop.abort(key)
     loop.abort(key)
@@ -344,17 +346,17 @@ def test_abort_says_so_once(model, grammar):
 
 
 def test_refuses_what_cannot_be(model, grammar):
-    loop = TokenLoop(model, grammar, EngineConfig(max_waiting=0, max_rows=1))
-    short = Limits(room=3, text=False, max_pictures=1)
-    with pytest.raises(RequestError, match="room for 3 more, but 6 are needed"):
+    loop = TokenLoop(model, grammar, EngineConfig(max_waiting=0, max_slots=1))
+    short = Limits(max_new_tokens=3, text=False, max_images=1)
+    with pytest.raises(RequestError, match="token budget is 3, but 6 are needed"):
         loop.submit(Request(prompt_ids=PROMPTS[0], limits=short))
     with pytest.raises(RequestError, match="context of 48"):
-        loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=48)))
+        loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=48)))
     with pytest.raises(GrammarError):
-        loop.submit(Request(prompt_ids=(IDS.eos_id,), limits=Limits(room=4)))
-    loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
+        loop.submit(Request(prompt_ids=(IDS.eos_id,), limits=Limits(max_new_tokens=4)))
+    loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=4)))
     with pytest.raises(RequestError, match="requests wait already as max_waiting allows, 0"):
-        loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(room=4)))
+        loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=4)))
 
 
 @pytest.mark.parametrize(
@@ -362,14 +364,14 @@ def test_refuses_what_cannot_be(model, grammar):
     [
         {"seed": 2**64},
         {"seed": -1},
-        {"limits": Limits(room=2**63, text=False, max_pictures=1)},
-        {"limits": Limits(room=20, max_pictures=2**63)},
-        {"limits": Limits(room=20, text=False, max_pictures=-1)},
+        {"limits": Limits(max_new_tokens=2**63, text=False, max_images=1)},
+        {"limits": Limits(max_new_tokens=20, max_images=2**63)},
+        {"limits": Limits(max_new_tokens=20, text=False, max_images=-1)},
     ],
 )
 def test_refuses_numbers_that_no_tensor_holds(values):
     with pytest.raises(RequestError, match="must"):
-        Request(**({"prompt_ids": PROMPTS[0], "limits": Limits(room=4)} | values))
+        Request(**({"prompt_ids": PROMPTS[0], "limits": Limits(max_new_tokens=4)} | values))
 
 
 def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected, monkeypatch):
@@ -397,8 +399,8 @@ def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected
 
 
 def test_paused_requests_take_no_place_of_those_that_wait(model, grammar):
-    loop = TokenLoop(model, grammar, EngineConfig(max_rows=1, max_waiting=1))
-    request = Request(prompt_ids=PROMPTS[0], limits=Limits(room=4))
+    loop = TokenLoop(model, grammar, EngineConfig(max_slots=1, max_waiting=1))
+    request = Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=4))
     for _ in range(4):
         loop.pause(loop.submit(request), True)
     loop.submit(request)
@@ -408,11 +410,11 @@ def test_paused_requests_take_no_place_of_those_that_wait(model, grammar):
 
 
 def test_first_guesses_stand_at_the_next_places(grammar):
-    """Codes 0 1 | 2 3 of a picture of two rows: the third is guessed as the first."""
+    """Codes 0 1 | 2 3 of an image of two rows: the third is guessed as the first."""
     scheduler = Scheduler(EngineConfig(), 50, grammar, 48)
     ids = (IDS.bos_id, IDS.begin_image_id, *CODES[:2])
-    job = scheduler.submit(Request(prompt_ids=ids, limits=Limits(room=20)))
-    window = Batches(grammar, Lanes(4, torch.device("cpu")))._first_guesses([job], 3)
+    job = scheduler.submit(Request(prompt_ids=ids, limits=Limits(max_new_tokens=20)))
+    window = BatchBuilder(grammar, Lanes(4, torch.device("cpu")))._first_guesses([job], 3)
     assert window.guesses.tolist() == [CODES[:2]]
 
 

@@ -90,13 +90,13 @@ def test_integers_are_rounded_by_half_a_step_at_most():
 def test_the_head_writes_its_slices_in_the_order_of_written_ids(weights, tiny_model, grammar, ids):
     with torch.inference_mode():
         hidden = tiny_model.hidden(ids)[0]
-        expected = tiny_model.head(hidden)[:, grammar.written_ids()]
+        expected = tiny_model.head(hidden)[:, grammar.writable_ids()]
         head = Head(tiny_model, grammar, weights)
         tolerance = {"stored": 1e-5, "int8": 0.03}[weights] * float(expected.abs().max())
         whole = head.all(hidden)
         torch.testing.assert_close(whole, expected, rtol=0, atol=tolerance)
         codes = grammar.ranges()[Rule.CODE]
-        assert torch.equal(head.picture(hidden), whole[:, codes.start : codes.stop])
+        assert torch.equal(head.image(hidden), whole[:, codes.start : codes.stop])
         assert torch.equal(head.text(hidden), whole[:, head.n_codes :])
 
 

@@ -37,7 +37,7 @@ from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 N_CODES = 8192
 N_NAMED = 8806  # ids before text: specials, image codes, reserved ones
 TEXTS = [
-    "Describe the picture: an owl on an old oak, </b> and 3 < 4.",
+    "Describe the image: an owl on an old oak, </b> and 3 < 4.",
     "The fox and the owl. <p>Is it a fox?</p>\n\tnaïve 🦉",
 ]
 
@@ -163,10 +163,10 @@ def make_chameleon(
         padding_side="left",
     ).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    pictures = ChameleonImageProcessorPil(
+    images = ChameleonImageProcessorPil(
         size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
     )
-    ChameleonProcessor(pictures, tokenizer, image_seq_length=16).save_pretrained(folder)
+    ChameleonProcessor(images, tokenizer, image_seq_length=16).save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def imported_bundle(chameleon_folder, tmp_path_factory) -> Callable[..., Path]:
 def own_bundle(tmp_path_factory) -> Path:
     """A bundle as this library makes them, random, of a shape that the foreign layouts can hold."""
     text_tokenizer = train_text_tokenizer(TEXTS * 3, 330)
-    pictures = ImageTokenizerConfig(
+    images = ImageTokenizerConfig(
         resolution=8,
         channels=32,
         channel_multipliers=(1, 2),
@@ -226,7 +226,7 @@ def own_bundle(tmp_path_factory) -> Path:
         code_width=8,
         n_codes=64,
     )
-    codec = Codec.of(text_tokenizer, ImageTokenizer(pictures).eval())
+    codec = Codec.of(text_tokenizer, ImageTokenizer(images).eval())
     config = ModelConfig(
         vocab_size=codec.vocabulary.size,
         context=96,
@@ -350,7 +350,7 @@ def _drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> tor
 
 
 def _make_vqgan(folder: Path) -> None:
-    """An image tokenizer of 8-pixel pictures, with what its training left in the checkpoint."""
+    """An image tokenizer of 8-pixel images, with what its training left in the checkpoint."""
     ddconfig = {
         "double_z": False, "z_channels": 8, "resolution": 8, "in_channels": 3, "out_ch": 3,
         "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,

@@ -237,7 +237,7 @@ def test_the_older_way_to_say_rope_is_read_too(source, refused):
 
 @pytest.mark.parametrize("factor", [0.5, None, "0.0078"])
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
-def test_either_file_says_how_pictures_are_prepared(name, factor, source, refused):
+def test_either_file_says_how_images_are_prepared(name, factor, source, refused):
     write(source, name, json.dumps({"rescale_factor": factor}))
     assert f"image_processor.rescale_factor = {factor!r} (ours:" in refused()
 
@@ -332,7 +332,7 @@ def test_a_tokenizer_of_fewer_codes(source, refused):
 
 
 def test_options_for_other_models(source, refused):
-    assert "--new-rows (or --seed) does not apply: a Chameleon has ids for pictures" in refused(
+    assert "--new-rows (or --seed) does not apply: a Chameleon has ids for images" in refused(
         new_rows=NewRows()
     )
 
@@ -355,7 +355,7 @@ def test_an_image_tokenizer_that_is_broken(source, own_bundle, tmp_path, refused
     assert "missing quantize.embedding.weight." in message
 
 
-def test_a_decoder_of_pictures_that_is_broken(own_bundle, tmp_path, refused):
+def test_a_decoder_of_images_that_is_broken(own_bundle, tmp_path, refused):
     export_model(own_bundle, tmp_path / "hf", "hf")
     path = tmp_path / "hf/pardalis.safetensors"
     save_file(dict(list(load_file(path).items())[1:]), path)
@@ -522,11 +522,11 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(source, target):
 def test_every_option_that_they_lack_is_named_at_once(own_bundle, tmp_path):
     """The quickstart's image tokenizer among them."""
     model = read_bundle(own_bundle)
-    pictures = replace(tiny(), quantizer=QuantizerConfig(kind="ibq"), channels=48)
+    images = replace(tiny(), quantizer=QuantizerConfig(kind="ibq"), channels=48)
     unlike = replace(
         model,
         config=replace(model.config, qk_norm="none", qk_norm_groups=None, qk_norm_eps=1e-6),
-        image_tokenizer=pictures,
+        image_tokenizer=images,
     )
     with pytest.raises(BundleError) as caught:
         write_chameleon(unlike, tmp_path / "hf")

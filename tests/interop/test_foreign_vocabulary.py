@@ -4,17 +4,17 @@ import json
 import random
 import re
 
+import PIL.Image
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from tokenizers import Tokenizer
 from transformers import ChameleonProcessor
 
 import pardalis
 from pardalis.codec import Codec
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import BundleError, DataError, GrammarError
 from pardalis.interop.model import reorder_ids
 from pardalis.interop.tensors import lazy
@@ -31,7 +31,7 @@ from pardalis.interop.vocabulary import (
     token_ids,
 )
 from pardalis.tokens import State, TextTokenizer, Vocabulary, train_text_tokenizer
-from pardalis.tokens.grammar import Mode
+from pardalis.tokens.grammar import Phase
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, chameleon
 
 # The kinds of a folder: ids in one run or not, and how the tokenizer cuts text.
@@ -92,10 +92,10 @@ def test_chameleons_ids(released):
             assert i not in vocabulary.text
 
 
-def test_the_size_of_a_picture():
+def test_the_size_of_an_image():
     """512 x 512 pixels are 32 x 32 codes, with begin and end 1,026 ids."""
     config = chameleon()
-    assert (config.resolution, config.grid, config.codes_per_picture) == (512, 32, 1024)
+    assert (config.resolution, config.grid, config.codes_per_image) == (512, 32, 1024)
     small = ImageTokenizerConfig(
         resolution=512, channels=4, channel_multipliers=(1,) * 5, n_res_blocks=1, norm_groups=2,
         z_channels=4, code_width=4, n_codes=8192, has_decoder=False,
@@ -106,12 +106,12 @@ def test_the_size_of_a_picture():
     )  # fmt: skip
     text = TextTokenizer(Tokenizer.from_str(train_text_tokenizer(["a"], 256).to_json()))
     codec = Codec(vocabulary, text, ImageTokenizer(small).eval())
-    ids = codec.encode(Document((Picture(Image.radial_gradient("L").resize((60, 40))),)))
-    bos, *picture, eos = ids
+    ids = codec.encode(Document((Image(PIL.Image.radial_gradient("L").resize((60, 40))),)))
+    bos, *image, eos = ids
     assert (bos, eos) == (0, 2)
-    assert len(picture) == codec.grammar.picture_ids == 1026
-    assert (picture[0], picture[-1]) == (8197, 8196)
-    assert all(4 <= i <= 8195 for i in picture[1:-1])
+    assert len(image) == codec.grammar.tokens_per_image == 1026
+    assert (image[0], image[-1]) == (8197, 8196)
+    assert all(4 <= i <= 8195 for i in image[1:-1])
 
 
 # ── ids into ranges ──────────────────────────────────────────────────────────────────────────────
@@ -219,12 +219,12 @@ def loaded(chameleon_folder, imported_bundle):
     return load
 
 
-GREY = Image.new("RGB", (8, 8), "grey")
+GREY = PIL.Image.new("RGB", (8, 8), "grey")
 
 
 def our_ids(codec: Codec, parts: list[str | None], role: str | None, placeholder: int) -> list[int]:
     """Return ids of a prompt as they are called there, every code as the placeholder."""
-    segments = [Picture(GREY, role=role) if part is None else Text(part, role) for part in parts]
+    segments = [Image(GREY, role=role) if part is None else Text(part, role) for part in parts]
     foreign = to_foreign(codec.vocabulary)
     return [
         placeholder if i in codec.vocabulary.image else foreign[i]
@@ -315,10 +315,10 @@ def test_the_unknown_token_is_read_and_never_written(loaded):
     assert codec.render(ids) == "<bos>fox<unk>fox<eos>"
 
     assert not grammar.allowed_ids()[:, vocabulary.unk_id].any()
-    writing = State(Mode.TEXT, room=9)
+    writing = State(Phase.TEXT, budget=9)
     with pytest.raises(GrammarError, match="Found <unk> at position 0"):
         grammar.advance(writing, vocabulary.unk_id)
-    assert grammar.advance(State(Mode.TEXT), vocabulary.unk_id).mode is Mode.TEXT
+    assert grammar.advance(State(Phase.TEXT), vocabulary.unk_id).phase is Phase.TEXT
     inside = grammar.state_after([vocabulary.bos_id, vocabulary.begin_image_id])
     with pytest.raises(GrammarError, match="expected an image id"):
         grammar.advance(inside, vocabulary.unk_id)

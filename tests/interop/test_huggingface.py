@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
@@ -20,7 +20,7 @@ from transformers import (
 
 import pardalis
 from pardalis.bundle import Bundle
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import BundleError
 from pardalis.inference import Request, SamplingConfig, generate_ids
 from pardalis.interop import export_model, huggingface, import_model
@@ -60,10 +60,10 @@ LOGITS = 1e-5
 
 
 @pytest.fixture(scope="session")
-def picture() -> Image.Image:
-    """A wide picture with soft changes of colour."""
+def image() -> PIL.Image.Image:
+    """A wide image with soft changes of colour."""
     small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((70, 40), Image.Resampling.BICUBIC)
+    return PIL.Image.fromarray(small).resize((70, 40), PIL.Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="session")
@@ -172,16 +172,16 @@ def test_a_dtype_can_be_chosen_both_ways(dtype, imported_bundle, chameleon_folde
     source = chameleon_folder(dtype=FP16)
     import_model(source, tmp_path / "bundle", dtype=dtype)
     decoder = load_file(tmp_path / "bundle/model.safetensors")
-    pictures = load_file(tmp_path / "bundle/image_tokenizer/model.safetensors")
+    images = load_file(tmp_path / "bundle/image_tokenizer/model.safetensors")
     assert {t.dtype for t in decoder.values()} == {dtype}
-    assert {t.dtype for t in pictures.values()} == {FP16}
+    assert {t.dtype for t in images.values()} == {FP16}
     export_model(imported_bundle(dtype=FP16), tmp_path / "hf", "hf", dtype=dtype)
     exported = {name: t.to(dtype) for name, t in tensors_of(source).items()}
     assert_bits_equal(tensors_of(tmp_path / "hf"), exported)
     assert ChameleonConfig.from_pretrained(tmp_path / "hf").dtype == dtype
 
 
-def test_the_decoder_of_pictures_comes_along(own_bundle, exported, tmp_path):
+def test_the_decoder_of_images_comes_along(own_bundle, exported, tmp_path):
     """Their layout has no place for it, so it lies beside the rest, where they do not look."""
     extra = load_file(exported / "pardalis.safetensors")
     assert extra
@@ -197,7 +197,7 @@ def test_the_decoder_of_pictures_comes_along(own_bundle, exported, tmp_path):
 
 @pytest.mark.parametrize("left", ["all", "codebook", "nothing"])
 def test_an_image_tokenizer_takes_the_place_of_the_folders(left, own_bundle, tmp_path):
-    """Which has no decoder, is rounded, prepares pictures in another way, or is not there."""
+    """Which has no decoder, is rounded, prepares images in another way, or is not there."""
     bare = tmp_path / "hf"
     export_model(own_bundle, bare, "hf", dtype=BF16)
     (bare / "pardalis.safetensors").unlink()
@@ -279,21 +279,23 @@ def test_our_model_comes_back_as_it_was(own_bundle, exported, tmp_path):
     before, after = pardalis.load(own_bundle), pardalis.load(tmp_path / "bundle")
     assert_bits_equal(dict(after.model.state_dict()), dict(before.model.state_dict()))
     assert after.model.config == before.model.config
-    document = Document((Text(" An <owl>\n"), Picture(Image.new("RGB", (9, 8), "red")), Text("🦉")))
+    document = Document(
+        (Text(" An <owl>\n"), Image(PIL.Image.new("RGB", (9, 8), "red")), Text("🦉"))
+    )
     assert after.codec.encode(document) == before.codec.encode(document)
     assert "# Licences" in after.licences
 
 
-def test_their_processor_gives_our_ids(own_bundle, exported, picture, compare):
+def test_their_processor_gives_our_ids(own_bundle, exported, image, compare):
     bundle, theirs = pardalis.load(own_bundle), their_model(exported)
     processor = AutoProcessor.from_pretrained(exported)
-    inputs = processor(images=[picture], text="An owl: <image>, naïve 🦉", return_tensors="pt")
+    inputs = processor(images=[image], text="An owl: <image>, naïve 🦉", return_tensors="pt")
     document = Document(
-        (Text("An owl: ", "user"), Picture(picture, role="user"), Text(", naïve 🦉", "user"))
+        (Text("An owl: ", "user"), Image(image, role="user"), Text(", naïve 🦉", "user"))
     )
     ours = bundle.codec.encode_prompt(document)
     # The config has 2/255 for their pixels to be ours. What no config can say is that ours round
-    # the longer side, and so may cut another pixel of pictures of other sizes than this.
+    # the longer side, and so may cut another pixel of images of other sizes than this.
     compare("exported model", "ids of a prompt", ours, with_codes(theirs, inputs))
 
 
@@ -322,12 +324,12 @@ def test_their_classes_find_every_value(own_bundle, exported):
     processor = AutoProcessor.from_pretrained(exported)
     assert isinstance(processor, ChameleonProcessor)
     assert processor.image_seq_length == 16
-    pictures = processor.image_processor
-    assert pictures.size == {"shortest_edge": 8}
-    assert pictures.crop_size == {"height": 8, "width": 8}
-    assert pictures.rescale_factor == 2 / 255
-    assert list(pictures.image_mean) == list(pictures.image_std) == [1, 1, 1]
-    assert pictures.resample == Image.Resampling.LANCZOS
+    images = processor.image_processor
+    assert images.size == {"shortest_edge": 8}
+    assert images.crop_size == {"height": 8, "width": 8}
+    assert images.rescale_factor == 2 / 255
+    assert list(images.image_mean) == list(images.image_std) == [1, 1, 1]
+    assert images.resample == PIL.Image.Resampling.LANCZOS
 
     tokenizer = processor.tokenizer
     assert tokenizer.padding_side == "left"
@@ -373,7 +375,7 @@ PARITY = {name: KINDS[name] for name in KINDS if "float" not in name}
 
 
 @pytest.mark.parametrize("kind", PARITY)
-def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, picture, compare):
+def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, image, compare):
     """The same ids, codes among them, then the same logits, then the same answer."""
     folder, bundle = (
         chameleon_folder(**PARITY[kind]),
@@ -381,9 +383,9 @@ def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, picture,
     )
     theirs, processor = their_model(folder), ChameleonProcessor.from_pretrained(folder)
     foreign, ours_of = to_foreign(bundle.codec.vocabulary), from_foreign(bundle.codec.vocabulary)
-    inputs = processor(images=[picture], text="An owl: <image>\nIs it a fox?", return_tensors="pt")
+    inputs = processor(images=[image], text="An owl: <image>\nIs it a fox?", return_tensors="pt")
     document = Document(
-        (Text("An owl: ", "user"), Picture(picture, role="user"), Text("\nIs it a fox?", "user"))
+        (Text("An owl: ", "user"), Image(image, role="user"), Text("\nIs it a fox?", "user"))
     )
     prompt = bundle.codec.encode_prompt(document)
     name = f"imported model, {kind}"
@@ -403,7 +405,7 @@ def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, picture,
     )[0, len(prompt) :]
     request = Request(
         prompt_ids=tuple(prompt),
-        limits=Limits(room=40, max_pictures=0),
+        limits=Limits(max_new_tokens=40, max_images=0),
         text=SamplingConfig(temperature=0.0),
     )
     [ids] = generate_ids(bundle.model, grammar, [request])
@@ -412,7 +414,7 @@ def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, picture,
     assert len(set(answer.tolist())) > 3
 
 
-def test_a_loaded_bundle_saves_everything(imported_bundle, tmp_path, picture):
+def test_a_loaded_bundle_saves_everything(imported_bundle, tmp_path, image):
     """What training further does: load, save, load."""
     before = pardalis.load(imported_bundle(scattered=True, num_key_value_heads=8))
     before.save(tmp_path / "bundle")
@@ -420,7 +422,7 @@ def test_a_loaded_bundle_saves_everything(imported_bundle, tmp_path, picture):
     assert after.codec.vocabulary == before.codec.vocabulary
     assert after.codec.fingerprint == before.codec.fingerprint
     assert after.made_by == before.made_by == {"imported_from": "transformers"}
-    document = Document((Text("An owl 🦉"), Picture(picture)))
+    document = Document((Text("An owl 🦉"), Image(image)))
     ids = before.codec.encode(document)
     assert after.codec.encode(document) == ids
     with torch.no_grad():

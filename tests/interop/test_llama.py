@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
@@ -31,9 +31,9 @@ from transformers import (
 )
 
 import pardalis
+from pardalis.batch import Batch
 from pardalis.bundle import Bundle
-from pardalis.data import Batch
-from pardalis.documents import Document, Picture, Text
+from pardalis.documents import Document, Image, Text
 from pardalis.errors import BundleError, ConfigError, PardalisError
 from pardalis.interop import NewRows, import_model, open_image_tokenizer, read_model
 from pardalis.interop.tensors import lazy
@@ -545,20 +545,20 @@ def test_any_image_tokenizer_joins(llama, imported, image_tokenizer, codec, tmp_
 
 
 @pytest.fixture
-def owl() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8))
+def owl() -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
     "case", ["Llama 2", "Llama 3, bf16, shards", "SmolLM2, bf16, tied, shards", "specials between"]
 )
-def test_it_writes_text_and_pictures(imported, owl, case):
+def test_it_writes_text_and_images(imported, owl, case):
     bundle = pardalis.load(imported(case))
-    drawn = pardalis.generate(bundle, "An owl", mode="picture", max_pictures=2)
-    assert [picture.source.size for picture in drawn.pictures] == [(16, 16)] * 2
-    told = pardalis.generate(bundle, [owl, "what?"], mode="text", max_tokens=9)
+    drawn = pardalis.generate(bundle, "An owl", mode="image", max_images=2)
+    assert [image.source.size for image in drawn.images] == [(16, 16)] * 2
+    told = pardalis.generate(bundle, [owl, "what?"], mode="text", max_new_tokens=9)
     assert all(isinstance(segment, Text) for segment in told.segments)
-    mixed = pardalis.generate(bundle, ["The fox", owl], mode="interleaved", max_tokens=30)
+    mixed = pardalis.generate(bundle, ["The fox", owl], mode="interleaved", max_new_tokens=30)
     codec = bundle.codec
     codec.grammar.validate(codec.encode(mixed))
 
@@ -573,7 +573,7 @@ def test_it_stops_where_the_text_only_model_does(llama, imported):
     prompt = torch.tensor([bundle.codec.encode_prompt(Document((Text("The owl"),)))])
     hidden = bundle.model.hidden(prompt)[0, -1]
     bundle.model.head.weight[ends] += hidden
-    answer = pardalis.generate(bundle, "The owl", mode="text", max_tokens=20)
+    answer = pardalis.generate(bundle, "The owl", mode="text", max_new_tokens=20)
     assert answer.segments == ()
 
 
@@ -596,7 +596,7 @@ class OneBatch:
 
 def test_it_learns(imported, owl):
     bundle: Bundle = pardalis.load(imported("Llama 2"))
-    ids = bundle.codec.encode(Document((Text("An owl:"), Picture(owl), Text("is it one?"))))
+    ids = bundle.codec.encode(Document((Text("An owl:"), Image(owl), Text("is it one?"))))
     before = bundle.model.head.weight.detach().clone()
     config = PretrainConfig(
         batch_rows=1, schedule=ScheduleConfig(learning_rate=1e-2, warmup_steps=1)

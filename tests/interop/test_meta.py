@@ -252,7 +252,7 @@ def test_what_a_rank_has(release_folder, tmp_path):
 
 
 def assert_same_release(found: Path, expected: Path) -> None:
-    """Every tensor of every rank, every parameter, every name of a token, and the pictures'."""
+    """Every tensor of every rank, every parameter, every name of a token, and the images'."""
     theirs = rank_files(expected)
     assert len(rank_files(found)) == len(theirs)
     for mine, wanted in zip(rank_files(found), theirs, strict=True):
@@ -270,13 +270,13 @@ def assert_same_release(found: Path, expected: Path) -> None:
     ]
     assert vocabularies[0]["model"] == vocabularies[1]["model"]
     assert vocabularies[0]["added_tokens"] == vocabularies[1]["added_tokens"]
-    pictures = [
+    images = [
         torch.load(folder / "tokenizer/vqgan.ckpt", weights_only=True)["state_dict"]
         for folder in (found, expected)
     ]
-    assert pictures[0].keys() == {n for n in pictures[1] if not n.startswith("loss.")}
-    for name, tensor in pictures[0].items():
-        assert torch.equal(tensor, pictures[1][name]), name
+    assert images[0].keys() == {n for n in images[1] if not n.startswith("loss.")}
+    for name, tensor in images[0].items():
+        assert torch.equal(tensor, images[1][name]), name
 
 
 @pytest.mark.parametrize("kind", RELEASES)
@@ -336,7 +336,7 @@ def test_our_own_there_and_back(own_bundle, tmp_path, compare):
 
 
 def test_a_codebook_that_followed_means(own_bundle, tmp_path):
-    """How it learnt is not in the release's layout, and changes no picture."""
+    """How it learnt is not in the release's layout, and changes no image."""
     model = read_bundle(own_bundle)
     trained = dataclasses.replace(
         model.image_tokenizer,

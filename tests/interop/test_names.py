@@ -48,12 +48,12 @@ def test_what_no_layout_calls_so():
 def test_theirs_are_chameleons():
     shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 11}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40}
-    pictures = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1}
+    images = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1}
     names_of_codes = {"<image>": 0, "<s>": 1, "IMGIMGAZ": 2}
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(
             ChameleonConfig(
-                **shape, **heads, vq_config=pictures, vocabulary_map=names_of_codes, pad_token_id=0
+                **shape, **heads, vq_config=images, vocabulary_map=names_of_codes, pad_token_id=0
             )
         )
     theirs = [name for name in model.state_dict() if not name.startswith(TRANSFORMERS_VQ)]

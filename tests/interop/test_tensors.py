@@ -47,12 +47,12 @@ def every_kind() -> dict[str, torch.Tensor]:
         for shape in SHAPES
     }
     grid = torch.randn(6, 8, generator=generator)
-    picture = torch.randn(2, 3, 4, 4, generator=generator)
+    image = torch.randn(2, 3, 4, 4, generator=generator)
     return tensors | {
         "transposed": grid.T,
         "every second": grid[::2, 1::3],
         "expanded": grid[:1].expand(5, 8),
-        "channels last": picture.to(memory_format=torch.channels_last),
+        "channels last": image.to(memory_format=torch.channels_last),
         'naïve/name.with "quotes"': torch.ones(2),
     }
 

@@ -140,7 +140,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path, dtype):
 
 @pytest.mark.parametrize("kind", ["ema", "l2", "simvq"])
 def test_other_kinds_are_written_as_a_plain_codebook(compare, tmp_path, kind):
-    """Its entries are what the codes decode to, so codes and pictures stay."""
+    """Its entries are what the codes decode to, so codes and images stay."""
     theirs = lively(ImageTokenizer(replace(SMALL, quantizer=QuantizerConfig(kind=kind))))
     if kind == "simvq":
         with torch.no_grad():
@@ -517,7 +517,7 @@ def test_llamagens_codes_and_pixels(compare, tmp_path, case):
     assert config == ours.config
     n_codes = shape["n_codes"]
     codes = torch.randint(
-        n_codes, (2, config.codes_per_picture), generator=torch.Generator().manual_seed(2)
+        n_codes, (2, config.codes_per_image), generator=torch.Generator().manual_seed(2)
     )
     name, x = f"LlamaGen, {case}", pixels(side)
     assert len(theirs.encode(x).unique()) > 10

@@ -81,7 +81,7 @@ def test_only_the_total_hangs_on_the_graph(tiny_model, vocabulary):
     assert not any(getattr(losses, name).requires_grad for name in names)
 
 
-def test_text_learns_the_same_beside_pictures_that_are_not_learnt(tiny_model, vocabulary):
+def test_text_learns_the_same_beside_images_that_are_not_learnt(tiny_model, vocabulary):
     """With image_weight 0 the gradient is that of the text targets, divided by the same count."""
     rows = batch(vocabulary)
     image = (rows.targets >= vocabulary.image.start) & (rows.targets < vocabulary.image.stop)

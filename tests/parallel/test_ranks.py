@@ -69,7 +69,7 @@ def test_what_processes_tell_each_other(together):
     assert facts == {"ranks": [0.0, 1.0], "any": True, "told": "go"}
 
 
-def test_there_may_be_fewer_held_out_pictures_than_processes(together):
+def test_there_may_be_fewer_held_out_images_than_processes(together):
     torch.set_num_threads(1)
     found = json.loads((together / "found.json").read_text())["facts"]["evaluated"]
     assert found == pytest.approx(ranks.one_held_out(World()))

@@ -364,7 +364,7 @@ def test_a_wrong_option_would_show(case, wrong):
 
 # ── greedy decoding ──────────────────────────────────────────────────────────────────────────────
 
-GRAMMAR = Grammar(IDS, codes_per_picture=4)
+GRAMMAR = Grammar(IDS, codes_per_image=4)
 ROOM = 49  # the last id is eos by our grammar; 48 are the model's own
 # Init wide enough to write many different ids. Of the 1,849 chosen, each leads the next best by
 # 1.7e-4 or more, so that rounding does not decide.
@@ -377,20 +377,20 @@ GREEDY = [
 
 
 def prompts() -> list[tuple[int, ...]]:
-    """Return prompts of different lengths, one with a picture."""
+    """Return prompts of different lengths, one with an image."""
     text = [
         (torch.arange(n) * 7 + 11 * n).remainder(len(IDS.text)).add(IDS.text.start).tolist()
         for n in (3, 14, 1, 8)
     ]
-    picture = [IDS.begin_image_id, *IDS.image[3:7], IDS.end_image_id]
-    return [(IDS.bos_id, *ids) for ids in (*text, [*picture, *text[0]])]
+    image = [IDS.begin_image_id, *IDS.image[3:7], IDS.end_image_id]
+    return [(IDS.bos_id, *ids) for ids in (*text, [*image, *text[0]])]
 
 
 def our_greedy(ours: Decoder, generate) -> list[list[int]]:
     requests = [
         Request(
             prompt_ids=prompt,
-            limits=Limits(room=ROOM, max_pictures=0),
+            limits=Limits(max_new_tokens=ROOM, max_images=0),
             text=SamplingConfig(temperature=0.0),
         )
         for prompt in prompts()

@@ -9,19 +9,19 @@ import io
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
 import resvg_py
 import torch
-from PIL import Image
 from random_weights import lively
 from torch import nn
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, JanusVQVAE, JanusVQVAEConfig
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
 from pardalis.codec import Codec
-from pardalis.data import PictureFeed
-from pardalis.documents import Document, Picture
-from pardalis.documents.encyclopedia.packages import drawings
+from pardalis.corpora.encyclopedia.packages import drawings
+from pardalis.data import ImageFeed
+from pardalis.documents import Document, Image
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig, to_pixels
 from pardalis.vq.config import QuantizerKind
 
@@ -36,13 +36,13 @@ DRAWINGS = ("1f989", "1f680", "1f353", "1f308")  # owl, rocket, strawberry, rain
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[PIL.Image.Image]:
     """Drawings with soft edges on nothing, none of them square."""
     found, images = drawings(), []
     for i, key in enumerate(DRAWINGS):
         svg = found[key].read_text(encoding="utf-8")
         png = resvg_py.svg_to_bytes(svg_string=svg, width=99, height=99, skip_system_fonts=True)
-        image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+        image = PIL.Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         images.append(image.crop((0, 3 * i, 99, 98 - 5 * i)))
     return images
 
@@ -77,10 +77,10 @@ def shape_of(config: ImageTokenizerConfig) -> dict:
 # ── pixels ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def noise(width: int, height: int, mode: str) -> Image.Image:
+def noise(width: int, height: int, mode: str) -> PIL.Image.Image:
     """Random pixels, and with ``P`` a palette with one colour that is transparent."""
     generator = np.random.default_rng(width * 1000 + height)
-    rgba = Image.fromarray(generator.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    rgba = PIL.Image.fromarray(generator.integers(0, 256, (height, width, 4), dtype=np.uint8))
     image = rgba if mode == "RGBA" else rgba.convert("RGB").convert(mode)
     if mode == "P":
         image.info["transparency"] = image.getpixel((0, 0))
@@ -120,26 +120,26 @@ def test_pixels_at_full_size(compare, size):
     compare("Chameleon's image processor", "pixels at 512", ours, theirs)
 
 
-def test_pixels_of_documents(compare, pictures, text_tokenizer, monkeypatch):
-    """On its way through a codec, or into training, a picture is opened as the config says."""
+def test_pixels_of_documents(compare, images, text_tokenizer, monkeypatch):
+    """On its way through a codec, or into training, an image is opened as the config says."""
     config = config_of(preprocessing="transformers")
     tokenizer = ImageTokenizer(config)
-    theirs = processor(config.resolution)(pictures, return_tensors="pt").pixel_values
+    theirs = processor(config.resolution)(images, return_tensors="pt").pixel_values
     files = []
-    for image in pictures:
+    for image in images:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         files.append(buffer.getvalue())
-    document = Document(tuple(Picture(content) for content in files))
+    document = Document(tuple(Image(content) for content in files))
 
     found = []
-    codes = tokenizer.codes_of(pictures)
+    codes = tokenizer.codes_of(images)
     monkeypatch.setattr(tokenizer, "codes_of", lambda images: found.extend(images) or codes)
     Codec.of(text_tokenizer, tokenizer).encode(document)
     ours = tokenizer.preprocess(found)
     compare("Chameleon's image processor", "pixels of a document", ours, theirs)
 
-    feed = PictureFeed(document.pictures, config, batch_pictures=len(files), seed=0)
+    feed = ImageFeed(document.images, config, batch_images=len(files), seed=0)
     ours = to_pixels(feed.batch(0).bytes, config.preprocessing)
     compare("Chameleon's image processor", "pixels to train on", ours, theirs[feed.members(0)])
 
@@ -185,17 +185,17 @@ def ours_with(config: ImageTokenizerConfig, weights: dict[str, torch.Tensor]) ->
     ("case", "bits"),
     [(case, bits) for case in CHAMELEONS for bits in CLOSE if (case, bits) != (RELEASED, 64)],
 )
-def test_chameleons_encoder(compare, pictures, case, bits):
+def test_chameleons_encoder(compare, images, case, bits):
     ours, theirs = (module.to(DTYPES[bits]) for module in chameleon_pair(**CHAMELEONS[case]))
     name, close = f"ChameleonVQVAE, {case}, {bits} bits", {"atol": CLOSE[bits]}
     side = ours.config.resolution
-    pixels = processor(side)(pictures, return_tensors="pt").pixel_values.to(DTYPES[bits])
+    pixels = processor(side)(images, return_tensors="pt").pixel_values.to(DTYPES[bits])
     with torch.no_grad():
         output = theirs.encode(pixels)
         features, latents = ours.encoder(pixels), ours.latents(pixels)
         expected = theirs.quant_conv(output.last_hidden_state)
         quantized = ours.quantize(latents)
-    codes = output.image_tokens.view(len(pictures), -1)
+    codes = output.image_tokens.view(len(images), -1)
     assert len(codes.unique()) > 10
     compare(name, "encoder", features, output.last_hidden_state, **close)
     compare(name, "quant_conv", latents, expected, **close)
@@ -204,12 +204,12 @@ def test_chameleons_encoder(compare, pictures, case, bits):
     compare(name, "quantized", quantized.latents, output.quantized_last_hidden_state, **close)
     compare(name, "loss", quantized.loss, output.embedding_loss, **close)
     if bits == 32:
-        compare(name, "codes of pictures", ours.codes_of(pictures), codes)
+        compare(name, "codes of images", ours.codes_of(images), codes)
 
 
-def test_gradients_of_chameleons_codebook_loss(compare, pictures):
+def test_gradients_of_chameleons_codebook_loss(compare, images):
     ours, theirs = (module.double() for module in chameleon_pair())
-    pixels = ours.preprocess(pictures).double()
+    pixels = ours.preprocess(images).double()
     theirs.encode(pixels).embedding_loss.backward()
     ours.quantize(ours.latents(pixels)).loss.backward()
     expected = dict(theirs.named_parameters())
@@ -257,15 +257,15 @@ def janus_pair(unit: bool, kind: QuantizerKind, **changes) -> tuple[ImageTokeniz
     ("case", "bits"),
     [(case, bits) for case in JANUSES for bits in CLOSE if (case, bits) != (RELEASED, 64)],
 )
-def test_janus_there_and_back(compare, pictures, case, bits):
+def test_janus_there_and_back(compare, images, case, bits):
     pair = janus_pair(unit=True, kind="l2", **JANUSES[case])
     ours, theirs = (module.to(DTYPES[bits]) for module in pair)
     name, close = f"JanusVQVAE, {case}, {bits} bits", {"atol": CLOSE[bits]}
     # Laid out as the peer expects: with channels innermost its norms lose digits on the CPU.
-    pixels = ours.preprocess(pictures).to(DTYPES[bits]).contiguous()
+    pixels = ours.preprocess(images).to(DTYPES[bits]).contiguous()
     with torch.no_grad():
         output = theirs.encode(pixels)
-        codes = output.image_tokens.view(len(pictures), -1)
+        codes = output.image_tokens.view(len(images), -1)
         drawn = theirs.decode(codes)
         features, found = ours.encoder(pixels), ours.encode(pixels)
         decoded, reconstructed = ours.decode(codes), ours(pixels).reconstruction
@@ -277,14 +277,14 @@ def test_janus_there_and_back(compare, pictures, case, bits):
 
 
 @pytest.mark.parametrize("kind", ["l2", "vq"])
-def test_codes_of_any_length(compare, pictures, kind):
+def test_codes_of_any_length(compare, images, kind):
     """Janus scales codes to length 1 in the decoder whatever they were in the encoder."""
     pair = janus_pair(unit=False, kind=kind)
     ours, theirs = (module.double() for module in pair)
     name = "JanusVQVAE, codes of any length, 64 bits"
-    pixels = ours.preprocess(pictures).double()
+    pixels = ours.preprocess(images).double()
     with torch.no_grad():
-        codes = theirs.encode(pixels).image_tokens.view(len(pictures), -1)
+        codes = theirs.encode(pixels).image_tokens.view(len(images), -1)
         drawn, decoded = theirs.decode(codes), ours.decode(codes)
     if kind == "l2":
         compare(name, "decoder", decoded, drawn, atol=CLOSE[64])

@@ -9,9 +9,9 @@ import torch
 from alive import Alive
 
 from pardalis import config as configs
+from pardalis.batch import Batch
 from pardalis.cli import plan as command
 from pardalis.cli.common import Parser
-from pardalis.data import Batch
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder, ModelConfig, attention_mask, count, initialise
 from pardalis.objectives import NextTokenConfig, next_token_losses

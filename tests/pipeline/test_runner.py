@@ -35,7 +35,7 @@ warmup_steps = 1
 steps = 100
 """
 
-NAMES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "answer", "report"]
+NAMES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "sample", "report"]
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_all_then_nothing(project):
 @pytest.mark.parametrize(
     ("change", "rerun"),
     [
-        ("text_tokenizer.n_pieces=999", ["text_tokenizer", *NAMES[2:]]),
+        ("text_tokenizer.vocab_size=999", ["text_tokenizer", *NAMES[2:]]),
         ("image_tokenizer.n_codes=64", NAMES[1:]),
         ("prepare.long_documents=reject", NAMES[2:]),
         ("sources.0.weight=2.5", NAMES[3:]),
@@ -95,7 +95,7 @@ def test_all_then_nothing(project):
         ("training.seed=5", NAMES[3:]),
         ("training_loop.steps=200", NAMES[3:]),
         ("image_tokenizer_loop.steps=200", NAMES[1:]),
-        ("answer.seed=5", NAMES[4:]),
+        ("sample.seed=5", NAMES[4:]),
         ("training_loop.report_every=3", []),
         ("image_tokenizer_loop.save_every=7", []),
         ("name=other", []),
@@ -142,8 +142,8 @@ def test_a_stage_alone_needs_those_before_it(project):
 def test_an_outdated_stage_is_not_built_upon(project):
     go(project)
     for change in ("training_loop.steps=200", "training.seed=1"):
-        with pytest.raises(ConfigError, match="'answer' needs 'train', which is not finished"):
-            go(project, change, only=("answer",))
+        with pytest.raises(ConfigError, match="'sample' needs 'train', which is not finished"):
+            go(project, change, only=("sample",))
     write_source(project[0], "a fox")
     with pytest.raises(ConfigError, match="'train' needs 'prepare', which is not finished"):
         go(project, only=("train",))
@@ -153,7 +153,7 @@ def test_a_refused_command_changes_nothing(project):
     go(project)
     before = (project[0] / "run" / "recipe.toml").read_text()
     with pytest.raises(ConfigError):
-        go(project, "training.seed=1", only=("answer",))
+        go(project, "training.seed=1", only=("sample",))
     assert (project[0] / "run" / "recipe.toml").read_text() == before
 
 

@@ -69,7 +69,7 @@ def recipe_of(folder: Path, *changes: str):
 
 def test_the_stages_lack_the_tokenizers(folder):
     names = [stage.name for stage in stages_of(recipe_of(folder))]
-    assert names == ["prepare", "train", "answer", "report"]
+    assert names == ["prepare", "train", "sample", "report"]
     with pytest.raises(ConfigError, match="This recipe has no stage 'image_tokenizer'"):
         run(recipe_of(folder), folder / "run", only=("image_tokenizer",))
 
@@ -91,11 +91,11 @@ def test_what_is_planned_are_the_rows_of_the_recipe(folder):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ("text_tokenizer.n_pieces=300", "text_tokenizer"),
+        ("text_tokenizer.vocab_size=300", "text_tokenizer"),
         ("image_tokenizer.preset=tiny", "image_tokenizer"),
-        ("image_tokenizer_training.batch_pictures=8", "image_tokenizer_training"),
+        ("image_tokenizer_training.batch_images=8", "image_tokenizer_training"),
         ("image_tokenizer_loop.steps=8", "image_tokenizer_loop"),
-        ("image_tokenizer_pictures=8", "image_tokenizer_pictures"),
+        ("image_tokenizer_images=8", "image_tokenizer_images"),
         ("model.preset=tiny", "model.preset"),
         ("model.d_model=16", "model.d_model"),
         ("model.context=16", "model.context"),
@@ -122,7 +122,7 @@ def test_without_a_bundle_the_tables_are_needed(folder, name):
     whole = RECIPE.replace('start_from = "base"\n', "")
     (folder / "recipe.toml").write_text(whole + "".join(tables.values()))
     recipe = recipe_of(folder)
-    assert recipe.text_tokenizer.n_pieces == 2048
+    assert recipe.text_tokenizer.vocab_size == 2048
     del tables[name]
     (folder / "recipe.toml").write_text(whole + "".join(tables.values()))
     otherwise = "leave out prepare" if name == "model" else "name a trained bundle"

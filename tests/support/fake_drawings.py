@@ -6,9 +6,9 @@ import json
 import tarfile
 from pathlib import Path
 
-from PIL import Image
+import PIL.Image
 
-from pardalis.documents.drawings.packages import (
+from pardalis.corpora.drawings.packages import (
     EMOJIBASE,
     FLUENT_3D,
     FLUENT_FLAT,
@@ -80,7 +80,7 @@ def _svg(package: Package, code: str) -> str:
 
 
 def _webp(code: str) -> bytes:
-    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image = PIL.Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     image.paste((*colour(FLUENT_3D, code), 255), (0, 0, 32, 16))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=True)

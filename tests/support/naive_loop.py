@@ -29,7 +29,7 @@ class NaiveLoop:
         self.n_submitted = 0
 
     def submit(self, request: Request, priority: int = 0) -> int:
-        if len(self.open) >= self.config.max_rows + self.config.max_waiting:
+        if len(self.open) >= self.config.max_slots + self.config.max_waiting:
             raise RequestError(f"{self.config.max_waiting} requests wait already; try again later.")
         ids = generate_reference(self.model, self.grammar, request)
         self.n_submitted += 1
@@ -38,10 +38,10 @@ class NaiveLoop:
 
     def _reason(self, request: Request, ids: list[int]) -> FinishReason:
         if not request.limits.text:
-            return "pictures"
+            return "images"
         if request.limits.one_turn and ids[-1] == self.grammar.vocabulary.end_turn_id:
             return "turn"
-        return "length" if len(ids) == request.limits.room else "eos"
+        return "length" if len(ids) == request.limits.max_new_tokens else "eos"
 
     def abort(self, key: int) -> None:
         if key in self.open:
@@ -61,7 +61,7 @@ class NaiveLoop:
             if written.paused:
                 continue
             ids = [written.left.popleft()] if written.left else []
-            self.statistics.written_ids += len(ids)
+            self.statistics.generated_tokens += len(ids)
             if written.left:
                 done.append(Progress(key, ids))
             else:

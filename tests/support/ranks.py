@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
-from PIL import Image
 
-from pardalis.documents import Picture
+from pardalis.documents import Image
 from pardalis.parallel import World, join
 from pardalis.train import (
     AdversarialConfig,
@@ -26,7 +26,7 @@ from pardalis.vq.discriminator import DiscriminatorConfig
 
 STEPS = 6
 
-# Not here, since they look at the pictures of one process only: the batch norms of the patch
+# Not here, since they look at the images of one process only: the batch norms of the patch
 # discriminator, and the entropy of codes that ibq raises.
 VARIANTS = {
     "ema": {},
@@ -47,8 +47,8 @@ VARIANTS = {
 
 def task(variant: str, world: World) -> ImageTokenizerTask:
     generator = np.random.default_rng(0)
-    pictures = [
-        Picture(Image.fromarray(generator.integers(0, 255, (4, 4, 3), np.uint8)).resize((32, 32)))
+    images = [
+        Image(PIL.Image.fromarray(generator.integers(0, 255, (4, 4, 3), np.uint8)).resize((32, 32)))
         for _ in range(40)
     ]
     shape = ImageTokenizerConfig(
@@ -57,14 +57,14 @@ def task(variant: str, world: World) -> ImageTokenizerTask:
         quantizer=QuantizerConfig(kind=variant),
     )  # fmt: skip
     config = ImageTokenizerTrainConfig(
-        batch_pictures=8,
-        # With a mean use of 8 pictures' codes, what one batch does not choose is soon dead.
+        batch_images=8,
+        # With a mean use of 8 images' codes, what one batch does not choose is soon dead.
         codebook_decay=0.5,
         schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=2),
         **VARIANTS.get(variant, {}),
     )
     return ImageTokenizerTask(
-        shape, config, pictures[:30], pictures[30:], total_steps=STEPS, world=world
+        shape, config, images[:30], images[30:], total_steps=STEPS, world=world
     )
 
 
@@ -79,7 +79,7 @@ def losses(variant: str, world: World) -> list[dict[str, float]]:
 
 
 def one_held_out(world: World) -> dict[str, float]:
-    """Evaluate fewer pictures than there are processes."""
+    """Evaluate fewer images than there are processes."""
     made = task("fsq", world)
     made.heldout = made.heldout[:1]
     return made.evaluate()

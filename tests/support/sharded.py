@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from pardalis.data import Batch
+from pardalis.batch import Batch
 from pardalis.errors import ConfigError
 from pardalis.model import Decoder, ModelConfig, init, initialise
 from pardalis.parallel import (

@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pardalis.errors import GrammarError, RequestError
-from pardalis.tokens import Grammar, Limits, Mode, Rule, State, Vocabulary
+from pardalis.tokens import Grammar, Limits, Phase, Rule, State, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
-GRAMMAR = Grammar(IDS, codes_per_picture=4)
+GRAMMAR = Grammar(IDS, codes_per_image=4)
 BOS, EOS, BOI, EOI, TURN = (
     IDS.bos_id, IDS.eos_id, IDS.begin_image_id, IDS.end_image_id, IDS.end_turn_id
 )  # fmt: skip
 A, B = IDS.text.start, IDS.text.start + 1
-PICTURE = [BOI, *range(IDS.image.start, IDS.image.start + 4), EOI]
+IMAGE = [BOI, *range(IDS.image.start, IDS.image.start + 4), EOI]
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ PICTURE = [BOI, *range(IDS.image.start, IDS.image.start + 4), EOI]
     [
         [BOS, EOS],
         [BOS, A, B, EOS],
-        [BOS, *PICTURE, EOS],
-        [BOS, A, *PICTURE, *PICTURE, B, EOS],
-        [BOS, A, TURN, *PICTURE, TURN, EOS],
+        [BOS, *IMAGE, EOS],
+        [BOS, A, *IMAGE, *IMAGE, B, EOS],
+        [BOS, A, TURN, *IMAGE, TURN, EOS],
     ],
 )
 def test_accepts(ids):
@@ -43,9 +43,9 @@ def test_accepts(ids):
         ([BOS, IDS.pad_id, EOS], 1, "Found <pad>"),
         ([BOS, 7, EOS], 1, "Found <unused 7>"),
         ([BOS, IDS.size, EOS], 1, "Found <outside 40>"),
-        ([BOS, *PICTURE[:-2], EOI, EOS], 5, "open picture has 3 of its 4 codes"),
-        ([BOS, *PICTURE[:-1], IDS.image.start, EOI, EOS], 6, "has all of its 4 codes"),
-        ([BOS, BOI, A, EOS], 2, "open picture has 0 of its 4 codes"),
+        ([BOS, *IMAGE[:-2], EOI, EOS], 5, "open image has 3 of its 4 codes"),
+        ([BOS, *IMAGE[:-1], IDS.image.start, EOI, EOS], 6, "has all of its 4 codes"),
+        ([BOS, BOI, A, EOS], 2, "open image has 0 of its 4 codes"),
         ([BOS, BOI, BOI], 2, "Found <begin_image>"),
         ([BOS, BOI], 2, "ends at position 2; expected an image id"),
         ([BOS, EOS, A], 2, "expected nothing after <eos>"),
@@ -79,7 +79,7 @@ def test_a_changed_modality_is_always_found(parts, data):
     ids = [BOS, *(i for part in parts for i in part), EOS]
     position = data.draw(st.integers(0, len(ids) - 1))
     table = GRAMMAR.allowed_ids()
-    rule = GRAMMAR.rule(GRAMMAR.state_after(ids[:position]), Limits(room=1000))
+    rule = GRAMMAR.rule(GRAMMAR.state_after(ids[:position]), Limits(max_new_tokens=1000))
     forbidden = np.flatnonzero(~table[rule]).tolist()
     ids[position] = data.draw(st.sampled_from(forbidden))
     with pytest.raises(GrammarError) as caught:
@@ -88,37 +88,37 @@ def test_a_changed_modality_is_always_found(parts, data):
 
 
 @given(st.integers(1, 40), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), st.data())
-def test_whatever_is_chosen_among_the_allowed_ids_is_well_formed(room, text, pictures, data):
+def test_whatever_is_chosen_among_the_allowed_ids_is_well_formed(budget, text, images, data):
     """A random walk over the table's ids ends in a valid document within its room."""
-    limits = Limits(room=room, text=text, max_pictures=pictures)
+    limits = Limits(max_new_tokens=budget, text=text, max_images=images)
     try:
         state = GRAMMAR.begin([BOS], limits)
     except RequestError:
-        assert not text and (pictures is None or room < 6 * pictures)
+        assert not text and (images is None or budget < 6 * images)
         return
     table, written = GRAMMAR.allowed_ids(), []
     while (rule := GRAMMAR.rule(state, limits)) is not Rule.NOTHING:
         chosen = data.draw(st.sampled_from(np.flatnonzero(table[rule]).tolist()))
         state = GRAMMAR.advance(state, chosen)
         written.append(chosen)
-    assert len(written) <= room
-    assert written.count(BOI) <= (99 if pictures is None else pictures)
+    assert len(written) <= budget
+    assert written.count(BOI) <= (99 if images is None else images)
     if text:
         GRAMMAR.validate([BOS, *written])
     else:
         GRAMMAR.validate([BOS, *written, EOS])
-        assert written.count(BOI) == pictures
+        assert written.count(BOI) == images
 
 
 def test_the_table_agrees_with_the_automaton():
     """For every state, the ids that the table allows are those that advance accepts."""
-    limits = Limits(room=1000)
+    limits = Limits(max_new_tokens=1000)
     for state in (
         State(),
-        State(Mode.TEXT),
-        State(Mode.IMAGE, 3),
-        State(Mode.IMAGE, 0),
-        State(Mode.DONE),
+        State(Phase.TEXT),
+        State(Phase.IMAGE, 3),
+        State(Phase.IMAGE, 0),
+        State(Phase.DONE),
     ):
         allowed = GRAMMAR.allowed_ids()[GRAMMAR.rule(state, limits)]
         for token_id in range(IDS.size):
@@ -130,41 +130,41 @@ def test_the_table_agrees_with_the_automaton():
             assert accepted == allowed[token_id], (state, IDS.name_of(token_id))
 
 
-def test_a_picture_opens_only_where_it_fits_with_its_eos():
-    limits = Limits(room=7)
+def test_an_image_opens_only_where_it_fits_with_its_eos():
+    limits = Limits(max_new_tokens=7)
     state = GRAMMAR.begin([BOS, A], limits)
-    assert GRAMMAR.rule(state, limits) is Rule.TEXT_OR_PICTURE
+    assert GRAMMAR.rule(state, limits) is Rule.TEXT_OR_IMAGE
     assert GRAMMAR.rule(GRAMMAR.advance(state, A), limits) is Rule.TEXT
 
 
 def test_one_turn_ends_with_its_end_turn():
-    limits = Limits(room=20, one_turn=True)
+    limits = Limits(max_new_tokens=20, one_turn=True)
     state = GRAMMAR.begin([BOS, A, TURN], limits)
-    assert GRAMMAR.rule(state, limits) is Rule.TEXT_OR_PICTURE
-    state = GRAMMAR.state_after([B, *PICTURE, A], state)
+    assert GRAMMAR.rule(state, limits) is Rule.TEXT_OR_IMAGE
+    state = GRAMMAR.state_after([B, *IMAGE, A], state)
     assert GRAMMAR.rule(state, limits) is not Rule.NOTHING
     assert GRAMMAR.rule(GRAMMAR.advance(state, TURN), limits) is Rule.NOTHING
 
 
 def test_the_last_id_is_eos():
-    limits = Limits(room=1)
+    limits = Limits(max_new_tokens=1)
     assert GRAMMAR.rule(GRAMMAR.begin([BOS], limits), limits) is Rule.EOS
 
 
 def test_chameleons_sizes():
-    """1,026 ids a picture; at most three fit in 4,096 with bos; none opens from index 3,070 on."""
+    """1,026 ids an image; at most three fit in 4,096 with bos; none opens from index 3,070 on."""
     ids = Vocabulary.build(n_codes=8192, n_text=100)
-    grammar = Grammar(ids, codes_per_picture=1024)
-    assert grammar.picture_ids == 1026
-    assert (4096 - 1) // grammar.picture_ids == 3
-    for index, rule in ((3069, Rule.TEXT_OR_PICTURE), (3070, Rule.TEXT)):
-        limits = Limits(room=4096 - index)
-        assert grammar.rule(State(Mode.TEXT), limits) is rule
+    grammar = Grammar(ids, codes_per_image=1024)
+    assert grammar.tokens_per_image == 1026
+    assert (4096 - 1) // grammar.tokens_per_image == 3
+    for index, rule in ((3069, Rule.TEXT_OR_IMAGE), (3070, Rule.TEXT)):
+        limits = Limits(max_new_tokens=4096 - index)
+        assert grammar.rule(State(Phase.TEXT), limits) is rule
 
 
-def test_a_prompt_may_end_inside_a_picture():
-    limits = Limits(room=20)
-    state = GRAMMAR.begin([BOS, *PICTURE[:3]], limits)
+def test_a_prompt_may_end_inside_an_image():
+    limits = Limits(max_new_tokens=20)
+    state = GRAMMAR.begin([BOS, *IMAGE[:3]], limits)
     assert GRAMMAR.rule(state, limits) is Rule.CODE
     assert state.codes_left == 2
 
@@ -172,11 +172,15 @@ def test_a_prompt_may_end_inside_a_picture():
 @pytest.mark.parametrize(
     ("prompt", "limits", "message"),
     [
-        ([BOS, EOS], Limits(room=5), "ends with <eos>"),
-        ([BOS], Limits(room=5, text=False), "needs max_pictures"),
-        ([BOS], Limits(room=5, text=False, max_pictures=1), "room for 5 more, but 6 are needed"),
-        ([BOS], Limits(room=0), "room for 0 more, but 1 are needed"),
-        ([BOS, BOI], Limits(room=4), "room for 4 more, but 5 are needed"),
+        ([BOS, EOS], Limits(max_new_tokens=5), "ends with <eos>"),
+        ([BOS], Limits(max_new_tokens=5, text=False), "needs max_images"),
+        (
+            [BOS],
+            Limits(max_new_tokens=5, text=False, max_images=1),
+            "token budget is 5, but 6 are needed",
+        ),
+        ([BOS], Limits(max_new_tokens=0), "token budget is 0, but 1 are needed"),
+        ([BOS, BOI], Limits(max_new_tokens=4), "token budget is 4, but 5 are needed"),
     ],
 )
 def test_requests_that_cannot_be_answered(prompt, limits, message):

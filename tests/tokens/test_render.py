@@ -4,8 +4,8 @@ from pardalis.tokens import Vocabulary, render
 def test_reads_like_a_line(text_tokenizer):
     ids = Vocabulary.build(n_codes=12, n_text=text_tokenizer.size)
     text = [ids.text.start + p for p in text_tokenizer.encode("An owl")]
-    picture = [ids.begin_image_id, *[ids.image.start] * 4, ids.end_image_id]
-    line = render([ids.bos_id, *text, *picture, ids.eos_id], ids, text_tokenizer)
+    image = [ids.begin_image_id, *[ids.image.start] * 4, ids.end_image_id]
+    line = render([ids.bos_id, *text, *image, ids.eos_id], ids, text_tokenizer)
     assert line == "<bos>An owl<begin_image>[4 codes]<end_image><eos>"
 
 

@@ -59,7 +59,7 @@ def test_foreign_ids_survive_a_file(foreign_ids):
     assert again == vocabulary
     assert again.foreign_ids == foreign_ids
     assert type(again.foreign_ids) is type(foreign_ids)
-    assert again.size == 12  # two more than text and pictures need
+    assert again.size == 12  # two more than text and images need
 
 
 @pytest.mark.parametrize("plain", [9, [2, 1, 0], [0] * 12, [*range(1, 13)], ["a"] * 12, 12.0, {}])

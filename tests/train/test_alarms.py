@@ -84,8 +84,8 @@ def test_a_loss_that_is_not_per_token_is_not_judged() -> None:
     """A tokenizer's loss of a first codebook may rise a hundredfold, and come back."""
     alarms = Alarms(AlarmConfig())
     for step, loss in enumerate([3.0, 3.1, 2.9, 7000.0, 8.0, 3.0]):
-        assert alarms.read({"step": step, "loss": loss, "pictures": 32.0}) == []
-        assert not alarms.exploded({"step": step, "loss": loss, "pictures": 32.0})
+        assert alarms.read({"step": step, "loss": loss, "images": 32.0}) == []
+        assert not alarms.exploded({"step": step, "loss": loss, "images": 32.0})
 
 
 def test_a_loss_explodes_from_where_it_began() -> None:

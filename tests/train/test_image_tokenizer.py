@@ -1,10 +1,10 @@
 import math
 
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 
-from pardalis.documents import Picture, Region
+from pardalis.documents import Image, Region
 from pardalis.errors import ConfigError, DataError
 from pardalis.feature_nets import FeatureNetConfig
 from pardalis.train import (
@@ -22,15 +22,15 @@ from pardalis.vq.discriminator import DiscriminatorConfig
 STEPS = 12
 
 
-def shapes(n: int, seed: int = 0, side: int = 16) -> list[Picture]:
+def shapes(n: int, seed: int = 0, side: int = 16) -> list[Image]:
     """Bright rectangles on white: flat art that a small net learns within seconds."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.full((n, side, side, 3), 255, dtype=torch.uint8)
-    for picture in pictures:
+    images = torch.full((n, side, side, 3), 255, dtype=torch.uint8)
+    for image in images:
         x, y = (int(torch.randint(0, side // 2 + 1, (), generator=generator)) for _ in range(2))
         colour = torch.randint(0, 200, (1, 1, 3), generator=generator, dtype=torch.uint8)
-        picture[y : y + 7 * side // 16, x : x + 7 * side // 16] = colour
-    return [Picture(Image.fromarray(picture.numpy())) for picture in pictures]
+        image[y : y + 7 * side // 16, x : x + 7 * side // 16] = colour
+    return [Image(PIL.Image.fromarray(image.numpy())) for image in images]
 
 
 def shape(kind: str = "ema", side: int = 16) -> ImageTokenizerConfig:
@@ -44,7 +44,7 @@ def shape(kind: str = "ema", side: int = 16) -> ImageTokenizerConfig:
 def task(kind: str = "ema", steps: int = STEPS, side: int = 16, **changes) -> ImageTokenizerTask:
     torch.set_num_threads(1)
     settings = {
-        "batch_pictures": 8,
+        "batch_images": 8,
         "schedule": ScheduleConfig(learning_rate=3e-3, warmup_steps=4),
     } | changes
     return ImageTokenizerTask(
@@ -65,17 +65,17 @@ def test_it_is_a_task_and_reports():
     assert isinstance(made, Task)
     metrics = made.step(0)
     assert {
-        "loss", "loss_l1", "loss_l2", "codebook_use", "perplexity", "learning_rate", "pictures",
+        "loss", "loss_l1", "loss_l2", "codebook_use", "perplexity", "learning_rate", "images",
     } <= set(metrics)  # fmt: skip
     assert all(math.isfinite(float(value)) for value in metrics.values())
-    assert metrics["pictures"] == 8
+    assert metrics["images"] == 8
 
 
 def test_what_a_step_measures_stays_on_the_device():
     """A number fetched each step would make the CPU wait for a GPU each step."""
     metrics = task().step(0)
     plain = {name for name, value in metrics.items() if not isinstance(value, torch.Tensor)}
-    assert plain == {"learning_rate", "pictures", "restarted_codes"}
+    assert plain == {"learning_rate", "images", "restarted_codes"}
 
 
 @pytest.mark.parametrize("kind", ["ema", "vq"])
@@ -94,7 +94,7 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(kind):
 
 @pytest.mark.parametrize("kind", ["ema", "vq"])
 def test_it_learns_and_uses_its_codebook(kind):
-    """Measured: 6.7 dB before, 14.7 dB after; 5 held-out pictures use 11 (ema) and 13 of 32 codes.
+    """Measured: 6.7 dB before, 14.7 dB after; 5 held-out images use 11 (ema) and 13 of 32 codes.
 
     Of a gradient codebook that neither starts from data nor restarts they use 8.
     """
@@ -117,7 +117,7 @@ def test_evaluation_leaves_what_is_learnt_as_it_was():
     assert numbers(one.step(1)) == numbers(other.step(1))
 
 
-def test_every_picture_is_seen_once_before_any_is_seen_again():
+def test_every_image_is_seen_once_before_any_is_seen_again():
     made = task()
     seen = [row for step in range(15) for row in made.feed.members(step)]
     assert [sorted(seen[i : i + 30]) for i in range(0, 120, 30)] == [list(range(30))] * 4
@@ -140,16 +140,16 @@ def test_a_gradient_codebook_starts_from_data_and_restarts_but_is_the_optimizers
     assert sum(made.step(step)["restarted_codes"] for step in range(1, 4)) > 0
 
 
-def test_no_held_out_pictures_are_no_numbers():
+def test_no_held_out_images_are_no_numbers():
     made = ImageTokenizerTask(
-        shape(), ImageTokenizerTrainConfig(batch_pictures=4), shapes(8), total_steps=40
+        shape(), ImageTokenizerTrainConfig(batch_images=4), shapes(8), total_steps=40
     )
     assert made.evaluate() == {}
     assert made.samples() == ([], [])
 
 
-def test_no_pictures():
-    with pytest.raises(DataError, match="no picture to train"):
+def test_no_images():
+    with pytest.raises(DataError, match="no image to train"):
         ImageTokenizerTask(shape(), ImageTokenizerTrainConfig(), [], total_steps=40)
 
 
@@ -228,8 +228,8 @@ def test_the_tokenizer_learns_from_the_adversary_and_not_the_adversary_from_it()
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_pictures_must_not_be_smaller_than_a_net_takes():
-    with pytest.raises(ConfigError, match="squeezenet needs pictures of 32 pixels a side or more"):
+def test_images_must_not_be_smaller_than_a_net_takes():
+    with pytest.raises(ConfigError, match="squeezenet needs images of 32 pixels a side or more"):
         task(side=16, perceptual=PerceptualConfig(net=NET))
 
 
@@ -253,31 +253,31 @@ def test_averaged_weights_are_what_is_kept():
 
 def test_regions_count_where_their_kind_is_named():
     region = Region((4.0, 4.0, 20.0, 20.0), "face", 2.0)
-    pictures = [Picture(each.source, regions=(region,)) for each in shapes(6, side=32)]
+    images = [Image(each.source, regions=(region,)) for each in shapes(6, side=32)]
 
     def loss(kind: str) -> float:
         config = ImageTokenizerTrainConfig(
-            batch_pictures=4,
+            batch_images=4,
             schedule=ScheduleConfig(learning_rate=1e-3),
             regions=(RegionConfig(kind=kind, net=NET),),
         )
-        made = ImageTokenizerTask(shape(side=32), config, pictures, total_steps=4)
+        made = ImageTokenizerTask(shape(side=32), config, images, total_steps=4)
         return float(made.step(0)[f"loss_region_{kind}"])
 
     assert loss("face") > 0
     assert loss("object") == 0
 
 
-def test_pictures_with_faces_are_seen_more_often():
+def test_images_with_faces_are_seen_more_often():
     face = Region((0.0, 0.0, 8.0, 8.0), "face")
     plain = shapes(4)
-    pictures = [*plain[:3], Picture(plain[3].source, regions=(face,))]
+    images = [*plain[:3], Image(plain[3].source, regions=(face,))]
     config = ImageTokenizerTrainConfig(
-        batch_pictures=5, regions=(RegionConfig(kind="face", repeats=2, net=NET),)
+        batch_images=5, regions=(RegionConfig(kind="face", repeats=2, net=NET),)
     )
-    made = ImageTokenizerTask(shape(), config, pictures, total_steps=40)
-    seen = [made.feed.pictures[index] for index in made.feed.members(0)]
-    assert sum(bool(picture.regions) for picture in seen) == 2
+    made = ImageTokenizerTask(shape(), config, images, total_steps=40)
+    seen = [made.feed.images[index] for index in made.feed.members(0)]
+    assert sum(bool(image.regions) for image in seen) == 2
 
 
 def test_without_restarts_and_a_start_on_data_a_plain_codebook_stays_where_it_was():
@@ -300,7 +300,7 @@ def test_in_16_bits_the_losses_are_nearly_those_of_32():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_pictures": 0}, "batch_pictures must be at least 1, got 0"),
+        ({"batch_images": 0}, "batch_images must be at least 1, got 0"),
         (
             {"l1_weight": 0.0, "l2_weight": 0.0},
             "^l1_weight and l2_weight must be 0 or more, and one of them above 0",

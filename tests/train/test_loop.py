@@ -23,7 +23,7 @@ from pardalis.train import checkpoint
 from pardalis.train.loop import Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
 
-TIMINGS = {"time_s", "steps_per_second", "tokens_per_second", "pictures_per_second"}
+TIMINGS = {"time_s", "steps_per_second", "tokens_per_second", "images_per_second"}
 
 
 class Walk:
@@ -42,7 +42,7 @@ class Walk:
         loss.backward()
         self.optimizer.step()
         sometimes = float(step) if step % 3 else math.nan
-        return {"loss": loss.detach(), "sometimes": sometimes, "tokens": 5.0, "pictures": 2.0}
+        return {"loss": loss.detach(), "sometimes": sometimes, "tokens": 5.0, "images": 2.0}
 
     def evaluate(self) -> dict[str, float]:
         return {"heldout_loss": self.place.square().sum().item()}
@@ -99,7 +99,7 @@ def test_lines_and_checkpoints_of_a_run(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "heldout_loss" in line] == [5, 10, 11]
     assert lines[0]["sometimes"] == 1.5  # of steps 1 and 2; at 0 it has no value
     assert lines[0]["tokens_per_second"] == pytest.approx(5 * lines[0]["steps_per_second"])
-    assert lines[0]["pictures_per_second"] == pytest.approx(2 * lines[0]["steps_per_second"])
+    assert lines[0]["images_per_second"] == pytest.approx(2 * lines[0]["steps_per_second"])
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000008", "step-00000011"]
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pardalis.errors import ConfigError, DataError, TrainingError
-from pardalis.train.metrics import MetricsWriter, Window, read_metrics
+from pardalis.train.metrics import MetricsWindow, MetricsWriter, read_metrics
 
 
 def test_a_window_averages_numbers_and_tensors_over_the_steps_that_have_them() -> None:
-    window = Window()
+    window = MetricsWindow()
     window.add({"loss": torch.tensor(1.0), "rate": 0.5, "loss_image": torch.tensor(float("nan"))})
     window.add({"loss": torch.tensor(3.0), "rate": 0.25, "loss_image": torch.tensor(4.0)})
     assert window.mean() == {"loss": 2.0, "rate": 0.375, "loss_image": 4.0}
@@ -23,7 +23,7 @@ def test_tensors_are_fetched_once_for_all_steps(monkeypatch: pytest.MonkeyPatch)
     fetched = []
     original = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda t: fetched.append(t.shape) or original(t))
-    window = Window()
+    window = MetricsWindow()
     for i in range(5):
         window.add({"a": torch.tensor(i), "b": torch.tensor(2.0 * i)})
     assert fetched == []
@@ -34,12 +34,12 @@ def test_tensors_are_fetched_once_for_all_steps(monkeypatch: pytest.MonkeyPatch)
 @given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=20), st.data())
 def test_fetching_in_between_changes_no_mean(values: list[float], data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(values)))
-    whole, parted = Window(), Window()
+    whole, parted = MetricsWindow(), MetricsWindow()
     for i, value in enumerate(values):
         whole.add({"x": torch.tensor(value)})
         parted.add({"x": torch.tensor(value)})
         if i + 1 == cut:
-            parted = Window(parted.fetch())
+            parted = MetricsWindow(parted.fetch())
     assert parted.mean() == whole.mean()
 
 

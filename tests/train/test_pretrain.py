@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pardalis.data import Batch, Loader, Shards, ShardWriter
+from pardalis.batch import Batch
+from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.objectives import NextTokenConfig, next_token_losses

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pardalis.data import Batch
+from pardalis.batch import Batch
 from pardalis.model import PRESETS, Decoder, ModelConfig, document_mask, initialise
 from pardalis.parallel import Layout, ParallelConfig, parallelise
 from pardalis.train.statistics import (

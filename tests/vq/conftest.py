@@ -1,4 +1,4 @@
-"""A tokenizer of 16-pixel pictures, 2 x 2 codes, with every option of the layout that has keys."""
+"""A tokenizer of 16-pixel images, 2 x 2 codes, with every option of the layout that has keys."""
 
 import pytest
 import torch

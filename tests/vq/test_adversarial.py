@@ -56,7 +56,7 @@ def test_hinge_lets_go_of_what_is_judged_well():
 
 
 class _Small(nn.Module):
-    """A smooth judge of 4-pixel pictures."""
+    """A smooth judge of 4-pixel images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,26 +70,26 @@ class _Small(nn.Module):
 
 def test_r1_is_the_squared_slope_of_the_logits():
     judge = _Small()
-    pictures = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
-    found = r1_penalty(judge(pictures.requires_grad_()), pictures)
+    images = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
+    found = r1_penalty(judge(images.requires_grad_()), images)
     expected, step = 0.0, 1e-5
     with torch.no_grad():
         for place in range(12):
             moved = torch.zeros(12, dtype=torch.float64)
             moved[place] = step
             moved = moved.view(3, 2, 2)
-            slopes = (judge(pictures + moved) - judge(pictures - moved)) / (2 * step)
-            expected += float(slopes.square().sum()) / len(pictures)
+            slopes = (judge(images + moved) - judge(images - moved)) / (2 * step)
+            expected += float(slopes.square().sum()) / len(images)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_r1_teaches_the_judge_to_be_flatter():
     judge = _Small()
-    pictures = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
+    images = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
     optimizer = torch.optim.SGD(judge.parameters(), lr=1e-3)
     penalties = []
     for _ in range(20):
-        penalty = r1_penalty(judge(pictures.requires_grad_()), pictures)
+        penalty = r1_penalty(judge(images.requires_grad_()), images)
         optimizer.zero_grad()
         penalty.backward()
         optimizer.step()

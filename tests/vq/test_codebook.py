@@ -4,7 +4,7 @@ import torch
 from pardalis.vq import LiveCodebook, codebook_use, nearest_codes, perplexity
 
 
-def pictures(n: int, step: int) -> torch.Tensor:
+def images(n: int, step: int) -> torch.Tensor:
     """Vectors of a typical batch: half are one background, the rest 64 clusters off the origin."""
     generator = torch.Generator().manual_seed(step)
     centres = torch.randn(64, 8, generator=torch.Generator().manual_seed(99)) + 3
@@ -20,16 +20,16 @@ def train(follows_means: bool, start: bool, restart: bool, n_codes: int = 64) ->
     optimizer = torch.optim.Adam([book], lr=0.01)
     live = LiveCodebook(book, follows_means, decay=0.9)
     if start:
-        live.start(pictures(512, 0), generator)
+        live.start(images(512, 0), generator)
     for step in range(80):
-        vectors = pictures(512, step)
+        vectors = images(512, step)
         codes = nearest_codes(vectors, book.detach())
         if not follows_means:
             optimizer.zero_grad()
             (book[codes] - vectors).square().mean().backward()
             optimizer.step()
         live.update(vectors, codes, generator, restart)
-    codes = nearest_codes(pictures(4096, 1000), book.detach())
+    codes = nearest_codes(images(4096, 1000), book.detach())
     return torch.bincount(codes, minlength=n_codes)
 
 

@@ -52,10 +52,10 @@ def test_patches_have_the_published_names_and_sizes():
 
 def test_a_patch_is_70_pixels_wide():
     network = PatchDiscriminator(channels=2, n_layers=3).initialise(0).eval()
-    picture = pixels(1, 3, 128, 128).requires_grad_()
-    logits = network(picture)
+    image = pixels(1, 3, 128, 128).requires_grad_()
+    logits = network(image)
     assert logits.shape == (1, 1, 14, 14)
-    (gradient,) = torch.autograd.grad(logits[0, 0, 7, 7], picture)
+    (gradient,) = torch.autograd.grad(logits[0, 0, 7, 7], image)
     rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
     assert int(rows.max() - rows.min()) + 1 == 70
 
@@ -87,7 +87,7 @@ def test_stylegan2_has_the_published_names_and_sizes():
 def test_stylegan2_keeps_the_size_of_its_signals():
     """Scaled weights, the rectifier's gain and the blocks' halved sums are there for that.
 
-    Smooth pictures pass; noise is what the blur before each halving takes away.
+    Smooth images pass; noise is what the blur before each halving takes away.
     """
     config = DiscriminatorConfig(kind="stylegan2", channels=8)
     network = discriminator(config, 256).initialise(0)
@@ -140,15 +140,15 @@ def test_the_penalty_of_the_gradient_has_a_right_gradient_itself(small, monkeypa
         for name, child in module.named_children():
             if isinstance(child, nn.LeakyReLU):
                 setattr(module, name, nn.Softplus())
-    picture = pixels(4, 3, 32, 32).requires_grad_()
+    image = pixels(4, 3, 32, 32).requires_grad_()
     small, parameters = small.double(), list(small.parameters())
 
     def penalty() -> torch.Tensor:
-        seen = picture.double()
+        seen = image.double()
         (gradient,) = torch.autograd.grad(small(seen).sum(), seen, create_graph=True)
         return gradient.square().sum((1, 2, 3)).mean()
 
-    torch.testing.assert_close(r1_penalty(small(seen := picture.double()), seen), penalty().float())
+    torch.testing.assert_close(r1_penalty(small(seen := image.double()), seen), penalty().float())
     gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)
     weights = [name for name, _ in small.named_parameters() if name.endswith("weight")]
     assert sum(bool(gradient.any()) for gradient in gradients) >= len(weights)
@@ -190,10 +190,10 @@ def test_shapes_of_nothing_are_refused(name):
         DiscriminatorConfig(**{name: 0})
 
 
-def test_pictures_too_small_for_the_patches_are_refused():
+def test_images_too_small_for_the_patches_are_refused():
     config = DiscriminatorConfig(channels=2)
     assert discriminator(config, 24).initialise(0)(pixels(2, 3, 24, 24)).shape == (2, 1, 1, 1)
-    with pytest.raises(ConfigError, match="needs pictures of 24 pixels or more, got 16"):
+    with pytest.raises(ConfigError, match="needs images of 24 pixels or more, got 16"):
         discriminator(config, 16)
 
 

@@ -9,7 +9,7 @@ def test_l1_and_l2_of_a_constant_difference():
     assert (l1.item(), l2.item()) == (0.5, 0.25)
 
 
-def test_psnr_of_each_picture():
+def test_psnr_of_each_image():
     pixels = torch.zeros(3, 3, 8, 8)
     off = torch.stack([pixels[0] + 0.2, pixels[1] + 0.02, pixels[2]])
     assert psnr(off, pixels).tolist() == pytest.approx([20.0, 40.0, 86.02], abs=0.01)

@@ -116,7 +116,7 @@ def test_sides_of_feature_maps(small_config, patch_size):
     config = dataclasses.replace(small_config, patch_size=patch_size)
     tokenizer = ImageTokenizer(config).eval()
     codes = tokenizer.encode(torch.zeros(2, 3, 16, 16))
-    assert codes.shape == (2, config.codes_per_picture) == (2, (16 // (2 * patch_size)) ** 2)
+    assert codes.shape == (2, config.codes_per_image) == (2, (16 // (2 * patch_size)) ** 2)
     assert tokenizer.decode(codes).shape == (2, 3, 16, 16)
 
 

@@ -1,11 +1,11 @@
 """Chameleon's own convention against obvious arithmetic; that of transformers is in parity/."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pardalis.vq import (
     ImageTokenizer,
@@ -17,23 +17,23 @@ from pardalis.vq import (
 )
 
 
-def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> PIL.Image.Image:
     array = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
-    image = Image.fromarray(array)
+    image = PIL.Image.fromarray(array)
     return image if mode == "RGBA" else image.convert("RGB").convert(mode)
 
 
-def as_chameleon(image: Image.Image, side: int) -> np.ndarray:
+def as_chameleon(image: PIL.Image.Image, side: int) -> np.ndarray:
     """Do what Chameleon's release does, step by step, in 64 bits; channels first."""
     if image.mode == "RGBA":
         layer = np.asarray(image).astype(np.float64)
         alpha = layer[:, :, 3:] / 255
         on_white = (1 - alpha) * 255 + alpha * layer[:, :, :3]
-        image = Image.fromarray(np.floor(on_white).astype(np.uint8))
+        image = PIL.Image.fromarray(np.floor(on_white).astype(np.uint8))
     image = image.convert("RGB")
     scale = side / min(image.size)
     width, height = round(scale * image.width), round(scale * image.height)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image = image.resize((width, height), PIL.Image.Resampling.LANCZOS)
     x, y = (width - side) // 2, (height - side) // 2
     bytes_ = np.asarray(image)[y : y + side, x : x + side].astype(np.float64)
     return (bytes_ / 255 * 2 - 1).astype(np.float32).transpose(2, 0, 1)
@@ -81,9 +81,9 @@ def test_pixels_of_every_byte():
 def sizes_of(monkeypatch) -> list[tuple[int, int]]:
     """Return the list in which the size of each resize will stand."""
     sizes = []
-    resize = Image.Image.resize
+    resize = PIL.Image.Image.resize
     monkeypatch.setattr(
-        Image.Image, "resize", lambda image, to, how: sizes.append(to) or resize(image, to, how)
+        PIL.Image.Image, "resize", lambda image, to, how: sizes.append(to) or resize(image, to, how)
     )
     return sizes
 
@@ -93,7 +93,7 @@ def test_the_longer_side_is_rounded_or_cut_off(monkeypatch):
     sizes = sizes_of(monkeypatch)
     for size in ((1001, 600), (997, 600), (600, 997)):
         for preprocessing in ("chameleon", "transformers"):
-            square(Image.new("RGB", size), 512, preprocessing)
+            square(PIL.Image.new("RGB", size), 512, preprocessing)
     assert sizes == [(854, 512), (854, 512), (851, 512), (850, 512), (512, 851), (512, 850)]
 
 
@@ -104,7 +104,7 @@ def test_the_longer_side_is_rounded_or_cut_off(monkeypatch):
 def test_the_shorter_side_is_scaled_and_the_centre_kept(preprocessing):
     """1000 x 600 at 512 becomes 853 x 512, cut at x = 170."""
     image = noise(1000, 600)
-    expected = image.resize((853, 512), Image.Resampling.LANCZOS).crop((170, 0, 682, 512))
+    expected = image.resize((853, 512), PIL.Image.Resampling.LANCZOS).crop((170, 0, 682, 512))
     assert np.array_equal(square(image, 512, preprocessing), np.asarray(expected))
 
 
@@ -127,9 +127,9 @@ def test_a_square_of_the_right_size_is_untouched():
 
 @pytest.mark.parametrize("preprocessing", ["chameleon", "transformers"])
 @pytest.mark.parametrize("size", [(100_000, 2), (2, 100_000)])
-def test_elongated_pictures_need_no_huge_memory(size, preprocessing, monkeypatch):
+def test_elongated_images_need_no_huge_memory(size, preprocessing, monkeypatch):
     sizes = sizes_of(monkeypatch)
-    image = Image.new("RGB", size, (9, 8, 7))
+    image = PIL.Image.new("RGB", size, (9, 8, 7))
     assert square(image, 64, preprocessing)[0, 0].tolist() == [9, 8, 7]
     assert max(sizes[0]) == 64 * 32
 
@@ -146,11 +146,11 @@ def test_padding_scales_the_longer_side_and_centres(preprocessing):
     image = noise(1000, 601)
     height = {"chameleon": 308, "transformers": 307}[preprocessing]
     padded = square(image, 512, preprocessing, "pad")
-    inside = np.asarray(image.resize((512, height), Image.Resampling.LANCZOS))
+    inside = np.asarray(image.resize((512, height), PIL.Image.Resampling.LANCZOS))
     assert np.array_equal(padded[102 : 102 + height], inside)
     assert (padded[:102] == 255).all() and (padded[102 + height :] == 255).all()
     tall = noise(601, 1000)
-    inside = np.asarray(tall.resize((height, 512), Image.Resampling.LANCZOS))
+    inside = np.asarray(tall.resize((height, 512), PIL.Image.Resampling.LANCZOS))
     padded = square(tall, 512, preprocessing, "pad")
     assert np.array_equal(padded[:, 102 : 102 + height], inside)
     assert (padded[:, :102] == 255).all() and (padded[:, 102 + height :] == 255).all()
@@ -166,7 +166,7 @@ def test_padding_of_a_file(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, st.integers(1, 40), PREPROCESSINGS)
 def test_padding_keeps_something_of_the_most_elongated(width, height, side, preprocessing):
-    black = Image.new("RGB", (width, height))
+    black = PIL.Image.new("RGB", (width, height))
     padded = square(black, side, preprocessing, "pad")
     assert padded.shape == (side, side, 3)
     assert (padded == 0).any()
@@ -180,7 +180,7 @@ def test_padding_keeps_something_of_the_most_elongated(width, height, side, prep
 
 @settings(deadline=None, max_examples=60)
 @given(st.data(), SIDES, SIDES, PREPROCESSINGS, st.sampled_from(["crop", "pad"]))
-def test_a_window_is_the_picture_cut_out_by_hand(data, width, height, preprocessing, fit):
+def test_a_window_is_the_image_cut_out_by_hand(data, width, height, preprocessing, fit):
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     right, bottom = (
         data.draw(st.integers(left + 1, width)),
@@ -197,7 +197,7 @@ def test_a_window_is_the_picture_cut_out_by_hand(data, width, height, preprocess
 def test_a_box_is_placed_where_its_pixels_are(size, window, fit):
     """A black box on white, found again in the square to a pixel, in four places."""
     for box in ((130, 110, 170, 140), (40, 20, 160, 145), (0, 0, 150, 150), (0, 110, 400, 130)):
-        image = Image.new("RGB", size, "white")
+        image = PIL.Image.new("RGB", size, "white")
         image.paste("black", box)
         pixels = square(image, 64, "chameleon", fit, window)
         rows, columns = np.nonzero(pixels[:, :, 0] < 128)

@@ -51,9 +51,9 @@ def test_the_gradient_stays_inside_the_box(distance, pair, left, top, width, hei
 
 def test_it_is_the_distance_of_the_crops(distance, pair):
     box = (10.0, 4.0, 42.0, 36.0)  # as wide as the crops are scaled to
-    crops = [pictures[:1, :, 4:36, 10:42] for pictures in pair]
+    crops = [images[:1, :, 4:36, 10:42] for images in pair]
     found = loss(distance, pair, [[(box, 1.0)], []])
-    torch.testing.assert_close(found, distance(*crops)[0] / 2)  # of two pictures
+    torch.testing.assert_close(found, distance(*crops)[0] / 2)  # of two images
 
 
 def test_mixed_precision_leaves_its_sums_in_32_bits(distance, pair):
@@ -91,7 +91,7 @@ def test_only_the_first_boxes_count_that_show_something(distance, pair):
     torch.testing.assert_close(found, loss(distance, pair, [seen[:1], []]))
 
 
-def test_equal_pictures_lose_nothing_and_no_regions_neither(distance, pair):
+def test_equal_images_lose_nothing_and_no_regions_neither(distance, pair):
     boxes = [[((0.0, 0.0, 20.0, 20.0), 1.0)], []]
     assert float(loss(distance, (pair[1], pair[1]), boxes)) == 0
     nothing = loss(distance, pair, [[], []])

@@ -2,25 +2,25 @@ import dataclasses
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pardalis.errors import BundleError, RequestError
 from pardalis.vq import ImageTokenizer, initialise, tokenizer
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+def noise(width: int, height: int, seed: int = 0) -> PIL.Image.Image:
     array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(array)
+    return PIL.Image.fromarray(array)
 
 
-# ── pictures to pixels and back ──────────────────────────────────────────────────────────────────
+# ── images to pixels and back ──────────────────────────────────────────────────────────────────
 
 
 def test_white_is_one_and_black_minus_one(small_tokenizer):
-    images = [Image.new("RGB", (30, 20), colour) for colour in ("white", "black")]
+    images = [PIL.Image.new("RGB", (30, 20), colour) for colour in ("white", "black")]
     pixels = small_tokenizer.preprocess(images)
     assert pixels.shape == (2, 3, 16, 16)
     assert torch.equal(pixels[0], torch.ones(3, 16, 16))
@@ -40,9 +40,9 @@ def test_pixels_come_back_within_one_level(small_tokenizer):
     assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).max() <= 1
 
 
-def test_any_kind_of_picture_will_do(small_tokenizer, tmp_path):
+def test_any_kind_of_image_will_do(small_tokenizer, tmp_path):
     """What is soft or on disk is opened as the config says."""
-    layer = Image.fromarray(np.asarray(noise(16, 16).convert("RGBA")) // 2)
+    layer = PIL.Image.fromarray(np.asarray(noise(16, 16).convert("RGBA")) // 2)
     layer.save(tmp_path / "layer.png")
     ours, theirs = (
         ImageTokenizer(dataclasses.replace(small_tokenizer.config, preprocessing=name))
@@ -77,7 +77,7 @@ def test_neighbours_in_a_pass_change_nothing(small_tokenizer, monkeypatch):
         assert np.array_equal(np.asarray(image), np.asarray(same))
 
 
-def test_no_pictures_are_no_codes(small_tokenizer):
+def test_no_images_are_no_codes(small_tokenizer):
     codes = small_tokenizer.codes_of([])
     assert codes.shape == (0, 4)
     assert small_tokenizer.images_of(codes) == []
@@ -141,7 +141,7 @@ def without_decoder(small_tokenizer, tmp_path) -> ImageTokenizer:
     return ImageTokenizer.load(tmp_path)
 
 
-def test_without_a_decoder_pictures_become_codes(small_tokenizer, without_decoder):
+def test_without_a_decoder_images_become_codes(small_tokenizer, without_decoder):
     images = [noise(16, 16, seed) for seed in range(3)]
     assert torch.equal(without_decoder.codes_of(images), small_tokenizer.codes_of(images))
     initialise(without_decoder, seed=0)
@@ -156,7 +156,7 @@ def test_without_a_decoder_pictures_become_codes(small_tokenizer, without_decode
         lambda tokenizer: tokenizer(torch.zeros(1, 3, 16, 16)),
     ],
 )
-def test_without_a_decoder_codes_become_no_pictures(without_decoder, use):
+def test_without_a_decoder_codes_become_no_images(without_decoder, use):
     with pytest.raises(
         RequestError,
         match=r"^This image tokenizer has no decoder \(Hugging Face's Chameleon folders have "
@@ -256,8 +256,8 @@ def test_a_wrong_config_is_named(small_tokenizer, tmp_path, change, message):
         ImageTokenizer.load(tmp_path)
 
 
-def test_a_picture_of_its_first_codes(codec):
-    """Finished rows stand above grey, near to what they become; all codes give the picture."""
+def test_an_image_of_its_first_codes(codec):
+    """Finished rows stand above grey, near to what they become; all codes give the image."""
     tokenizer = codec.image_tokenizer
     codes = [5, 9, 30, 2]
     [whole] = tokenizer.images_of(torch.tensor([codes]))

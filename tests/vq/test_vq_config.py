@@ -18,12 +18,12 @@ from pardalis.vq import (
 
 
 def test_derived_values():
-    assert (chameleon().downsampling, chameleon().grid, chameleon().codes_per_picture) == (
+    assert (chameleon().downsampling, chameleon().grid, chameleon().codes_per_image) == (
         16,
         32,
         1024,
     )
-    assert (tiny().downsampling, tiny().grid, tiny().codes_per_picture) == (8, 8, 64)
+    assert (tiny().downsampling, tiny().grid, tiny().codes_per_image) == (8, 8, 64)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

@@ -112,14 +112,14 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> N
 _READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """Add an image tokenizer, pictures for it, and how they are read: see :func:`reader_of`."""
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add an image tokenizer, images for it, and how they are read: see :func:`reader_of`."""
     add_image_tokenizer(parser)
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of pictures, JSONL or HTML")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of images, JSONL or HTML")
     parser.add_argument(
         "--reader",
         choices=("folder", "jsonl", "html"),
-        help="what DATA is (default: by its name's end; a folder holds pictures)",
+        help="what DATA is (default: by its name's end; a folder holds images)",
     )
     parser.add_argument(
         "--fit",

@@ -31,8 +31,8 @@ Turn a checkpoint into a bundle, which every other command takes. What it is sho
   pardalis import chameleon-7b -o bundles/chameleon-7b --image-tokenizer tokenizer/vqgan.ckpt
   pardalis import llama -o bundles/llama --image-tokenizer runs/quickstart/bundle
 
-Hugging Face's folders lack what draws pictures from codes. The second line takes the image
-tokenizer of the original release instead; without it the model reads pictures and writes text. A
+Hugging Face's folders lack what draws images from codes. The second line takes the image
+tokenizer of the original release instead; without it the model reads images and writes text. A
 text-only model gets an image tokenizer, and rows for its codes that are still to be trained.
 
 Weights are read and written one tensor at a time. If anything does not fit, nothing is written.
@@ -108,14 +108,14 @@ def _import(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"bundle": str(options.output), **facts})
         return
-    moved = "moved: text into one run, pictures into another"
+    moved = "moved: text into one run, images into another"
     lines = {
         "imported from": facts["imported_from"],
         "parameters": f"{facts['parameters']:,}",
         "ids": moved if facts["ids_moved"] else "unchanged",
-        "pictures": f"{facts['image_codes']:,} codes, preprocessing of {facts['preprocessing']}",
+        "images": f"{facts['image_codes']:,} codes, preprocessing of {facts['preprocessing']}",
     }
-    if not facts["draws_pictures"]:
+    if not facts["generates_images"]:
         lines[""] = "read but not drawn: no decoder came along (--image-tokenizer adds one)"
     echo(f"{options.output}")
     for name, value in lines.items():
@@ -137,7 +137,7 @@ def _facts(model: "ForeignModel") -> dict[str, Any]:
         "parameters": sum(tensor.n_elements for tensor in model.decoder.values()),
         "image_codes": vq.n_codes,
         "ids_moved": not isinstance(vocabulary.foreign_ids, range | None),
-        "draws_pictures": vq.has_decoder,
+        "generates_images": vq.has_decoder,
         "preprocessing": vq.preprocessing,
     }
 

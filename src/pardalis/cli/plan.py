@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pardalis.cli.common import OVERRIDE_HELP, Commands, add_command, add_json, echo, print_json
 
 if TYPE_CHECKING:
-    from pardalis.pipeline.plan import Plan
+    from pardalis.pipeline.plan import RunPlan
 
 _DESCRIPTION = """\
 Tell what training the decoder of a recipe takes: parameters, work per token, memory of a rank by
@@ -64,7 +64,7 @@ def _plan(options: argparse.Namespace) -> None:
         _show(made)
 
 
-def _show(plan: "Plan") -> None:
+def _show(plan: "RunPlan") -> None:
     from pardalis.pipeline.plan import gib
 
     echo(f"{plan.recipe} on {plan.gpus} x {plan.device}")
@@ -98,7 +98,7 @@ def _show(plan: "Plan") -> None:
         echo(f"\n! {warning}")
 
 
-def _kinds(plan: "Plan") -> dict[str, int]:
+def _kinds(plan: "RunPlan") -> dict[str, int]:
     from dataclasses import asdict
 
     return asdict(plan.memory)

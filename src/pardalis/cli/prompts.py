@@ -1,14 +1,14 @@
 """Prompts as a command line or a line of a file has them, and a file of prompts to answers.
 
 A text file has a prompt a line. A line of a JSONL file is an object: ``prompt`` is a text or a list
-of texts, ``{"text": ...}`` and ``{"picture": path}``, and any of :data:`DEFAULTS` may stand beside
+of texts, ``{"text": ...}`` and ``{"image": path}``, and any of :data:`DEFAULTS` may stand beside
 it. Answers are appended as they finish and put in order at the end:
 
     answers.jsonl      {"index", "prompt", "answer" or "error", "reason", "ids"} for each prompt
-    pictures/          the drawn pictures, 000012-0.png for the first of prompt 12
+    images/          the drawn images, 000012-0.png for the first of prompt 12
     settings.json      what was asked of which bundle, so that only the same run goes on
 
-The ``prompt`` of a record is a digest of the line and of its pictures' bytes.
+The ``prompt`` of a record is a digest of the line and of its images' bytes.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from pardalis.bundle import Bundle
-from pardalis.documents import Document, Picture, Text, to_png
+from pardalis.documents import Document, Image, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, DataError, PardalisError, RequestError
 from pardalis.files import output_folder, write_bytes, write_json
 from pardalis.inference import (
-    Answer,
+    Completion,
     Contrastive,
     Engine,
     Finished,
     Guidance,
+    ImageGuidance,
     Part,
-    PictureGuide,
     Request,
     SamplingConfig,
     to_request,
@@ -42,14 +42,14 @@ from pardalis.progress import bar
 
 DEFAULTS: dict[str, Any] = {
     "mode": "interleaved",
-    "max_tokens": None,
-    "max_pictures": None,
+    "max_new_tokens": None,
+    "max_images": None,
     "temperature": 0.0,
     "top_k": 0,
     "top_p": 1.0,
-    "picture_temperature": 0.7,
-    "picture_top_k": 0,
-    "picture_top_p": 0.9,
+    "image_temperature": 0.7,
+    "image_top_k": 0,
+    "image_top_p": 0.9,
     "guidance": 1.0,
     "image_guidance": None,
     "contrastive": None,
@@ -57,11 +57,11 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 _GUIDES = ("guidance", "image_guidance", "contrastive")
-_SHAPE = ("mode", "max_tokens", "max_pictures")
-_MODES = ("text", "picture", "interleaved")
-_WHOLE = ("max_tokens", "max_pictures", "top_k", "picture_top_k", "seed")
+_SHAPE = ("mode", "max_new_tokens", "max_images")
+_MODES = ("text", "image", "interleaved")
+_WHOLE = ("max_new_tokens", "max_images", "top_k", "image_top_k", "seed")
 _FRACTIONS = (
-    "temperature", "top_p", "picture_temperature", "picture_top_p", "guidance", "image_guidance",
+    "temperature", "top_p", "image_temperature", "image_top_p", "guidance", "image_guidance",
 )  # fmt: skip
 _ANSWERS, _SETTINGS = "answers.jsonl", "settings.json"
 
@@ -78,10 +78,10 @@ def ask(
         bundle,
         prompt,
         mode=options["mode"],
-        max_tokens=options["max_tokens"],
-        max_pictures=options["max_pictures"],
+        max_new_tokens=options["max_new_tokens"],
+        max_images=options["max_images"],
         text=_sampling(options, ""),
-        picture=_sampling(options, "picture_"),
+        image=_sampling(options, "image_"),
         guidance=_guide(options),
         chat=options["chat"],
         seed=options["seed"],
@@ -100,7 +100,7 @@ def _sampling(options: Mapping[str, Any], prefix: str) -> SamplingConfig:
         raise RequestError(f"{prefix}{error}") from error
 
 
-def _guide(options: Mapping[str, Any]) -> float | PictureGuide:
+def _guide(options: Mapping[str, Any]) -> float | ImageGuidance:
     text, image, contrastive = (options[name] for name in _GUIDES)
     if contrastive is None:
         return Guidance(text=text, image=image)
@@ -127,7 +127,7 @@ class Line:
         """Return what an answer remembers its prompt by; raises OSError.
 
         Args:
-            parts: of the prompt, whose pictures count with their bytes.
+            parts: of the prompt, whose images count with their bytes.
         """
         digest = hashlib.sha256(self.content.encode())
         for part in parts:
@@ -197,16 +197,16 @@ def _part(part: Any, where: str, folder: Path) -> Part:
     match {"text": part} if isinstance(part, str) else part:
         case {"text": str(text), **rest} if not rest:
             return _unicode(text, where)
-        case {"picture": str(name), **rest} if not rest:
+        case {"image": str(name), **rest} if not rest:
             file = folder / name
             if not os.path.isfile(file):  # unlike Path.is_file, it bears a name of any length
                 raise RequestError(
-                    f"{where} names the picture {name!r}, which is not a file in {folder}."
+                    f"{where} names the image {name!r}, which is not a file in {folder}."
                 )
             return file
     raise RequestError(
         f'{where} has a prompt that is neither a text nor a list of texts, {{"text": ...}} and '
-        '{"picture": path}.'
+        '{"image": path}.'
     )
 
 
@@ -222,7 +222,7 @@ def _joined(own: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line's options upon those of all; guidance is taken from one of them as a whole."""
     options = {**defaults, **own}
     guides_itself = any(name in own for name in _GUIDES)
-    draws = options["mode"] != "text" and options["max_pictures"] != 0
+    draws = options["mode"] != "text" and options["max_images"] != 0
     if guides_itself or not draws:
         options |= {name: own.get(name, DEFAULTS[name]) for name in _GUIDES}
     return options
@@ -279,13 +279,13 @@ class Summary:
     requests: int
     unchanged: int = 0  # answered before and kept
     failed: int = 0
-    ids: int = 0
-    pictures: int = 0
+    tokens: int = 0
+    images: int = 0
     seconds: float = 0.0
-    ids_per_second: float = 0.0
+    tokens_per_second: float = 0.0
     peak_rows: int = 0
-    ids_per_step: float = 0.0
-    reused_ids: int = 0  # prompt ids that another prompt had computed
+    tokens_per_step: float = 0.0
+    reused_tokens: int = 0  # prompt ids that another prompt had computed
 
 
 class PromptFile:
@@ -306,7 +306,7 @@ class PromptFile:
         self._check_options()
         self.folder = output_folder(folder)
         self.summary = Summary(len(self.lines))
-        self._open: dict[int, tuple[Line, str, Answer]] = {}
+        self._open: dict[int, tuple[Line, str, Completion]] = {}
 
     def _check_options(self) -> None:
         """Refuse the options of all lines once; what lines may say otherwise is left to them."""
@@ -357,17 +357,17 @@ class PromptFile:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
                 summary.seconds = time.monotonic() - start
-                summary.ids_per_second = summary.ids / summary.seconds
-                advance(ids_per_s=summary.ids_per_second, failed=summary.failed)
+                summary.tokens_per_second = summary.tokens / summary.seconds
+                advance(tokens_per_s=summary.tokens_per_second, failed=summary.failed)
         write_records((records[index] for index in sorted(records)), path)
         statistics = self.engine.statistics
         summary.peak_rows = statistics.peak_rows
-        summary.ids_per_step = summary.ids / max(statistics.passes, 1)
-        summary.reused_ids = statistics.reused_ids
+        summary.tokens_per_step = summary.tokens / max(statistics.passes, 1)
+        summary.reused_tokens = statistics.reused_tokens
         return summary
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        """Yield the answers of an earlier run that are whole, with their pictures."""
+        """Yield the answers of an earlier run that are whole, with their images."""
         for content in _bytes(self.folder / _ANSWERS).split(b"\n"):
             match _json_or_none(content):
                 case {"index": index, "prompt": str(), "answer": [*segments]} as record:
@@ -378,7 +378,7 @@ class PromptFile:
         match segment:
             case {"text": str(), **rest} if not rest:
                 return True
-            case {"picture": str(name), **rest} if not rest:
+            case {"image": str(name), **rest} if not rest:
                 return os.path.isfile(self.folder / name)
         return False
 
@@ -401,7 +401,7 @@ class PromptFile:
     def _answered(self, lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
         """Yield records as answers finish; as many are asked at once as keep every row busy."""
         config = self.engine.config
-        most = config.max_rows + min(config.max_rows, config.max_waiting)
+        most = config.max_slots + min(config.max_slots, config.max_waiting)
         for line in lines:
             while len(self._open) >= most:
                 yield from self._step()
@@ -433,27 +433,27 @@ class PromptFile:
     def _record(
         self, index: int, digest: str, document: Document, finished: Finished
     ) -> dict[str, Any]:
-        self.summary.ids += finished.usage.written_ids
-        self.summary.pictures += finished.usage.pictures
+        self.summary.tokens += finished.usage.completion_tokens
+        self.summary.images += finished.usage.images
         segments: list[dict[str, Any]] = []
         n_drawn = 0
         for segment in document.segments:
             if isinstance(segment, Text):
                 segments.append({"text": segment.text})
             else:
-                segments.append({"picture": self._stored(segment, index, n_drawn)})
+                segments.append({"image": self._stored(segment, index, n_drawn)})
                 n_drawn += 1
         return {
             "index": index,
             "prompt": digest,
             "answer": segments,
             "reason": finished.reason,
-            "ids": finished.usage.written_ids,
+            "ids": finished.usage.completion_tokens,
         }
 
-    def _stored(self, picture: Picture, index: int, number: int) -> str:
-        name = f"pictures/{index:06}-{number}.png"
-        write_bytes(self.folder / name, to_png(picture.source))
+    def _stored(self, image: Image, index: int, number: int) -> str:
+        name = f"images/{index:06}-{number}.png"
+        write_bytes(self.folder / name, to_png(image.source))
         return name
 
 

@@ -15,11 +15,11 @@ The result is RUN/report.html, and a model in RUN/bundle that 'pardalis generate
 whenever you like: the same command goes on where it was, and skips what is finished.
 
 It is the recipe quickstart.toml run by 'pardalis run'; each stage is also a command of its own:
-data corpus, tokenizer train-text, tokenizer train-image, data prepare, train, answer, report.
+data corpus, tokenizer train-text, tokenizer train-image, data prepare, train, sample, report.
 """
 
 _RUN_DESCRIPTION = """\
-Run all stages of a recipe: corpus, tokenizers, shards, training, answers, report.
+Run all stages of a recipe: corpus, tokenizers, shards, training, samples, report.
 
 Finished stages whose recipe and inputs have not changed are skipped; interrupted ones go on.
 """
@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> None:
     if not options.json:
         echo(
             f"\nOpen {folder / 'report.html'}, or ask the model:\n"
-            f"pardalis generate {folder / 'bundle'} rocket --mode picture --out rocket.png"
+            f"pardalis generate {folder / 'bundle'} rocket --mode image --out rocket.png"
         )
 
 

@@ -53,9 +53,9 @@ def _bundle(options: argparse.Namespace) -> None:
 
     description = describe(options.bundle)
     model = model_config(options.bundle, description)
-    pictures = ImageTokenizer.load_config(options.bundle / IMAGE_TOKENIZER)
+    images = ImageTokenizer.load_config(options.bundle / IMAGE_TOKENIZER)
     description["counts"] = asdict(count(model))
-    description["image_tokenizer"] = configs.to_dict(pictures)
+    description["image_tokenizer"] = configs.to_dict(images)
     # Whether ids moved is of interest, not where each of thousands went.
     foreign_ids = description["vocabulary"].pop("foreign_ids", None)
     moved = isinstance(foreign_ids, list)
@@ -73,11 +73,9 @@ def _bundle(options: argparse.Namespace) -> None:
     _fact("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
     if moved:
         _fact("", "ids differ from those of the imported files: they moved into ranges")
-    drawn = "" if pictures.has_decoder else "; read but not drawn, it has no decoder"
-    _fact(
-        "pictures", f"{pictures.resolution} pixels, {pictures.grid} x {pictures.grid} codes{drawn}"
-    )
-    if description.get("prompt_pictures", "crop") == "pad":
+    drawn = "" if images.has_decoder else "; read but not drawn, it has no decoder"
+    _fact("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{drawn}")
+    if description.get("image_fit", "crop") == "pad":
         _fact("", "those of prompts are shown whole, with white borders")
     numbers = description["made_by"].pop("numbers", {})
     _show_origin(description["made_by"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pardalis.cli.common import Commands, add_command, add_run_arguments, echo, print_json
 
 if TYPE_CHECKING:
-    from pardalis.evaluate.stability import Study
+    from pardalis.studies.stability_results import Study
 
 _DESCRIPTION = """\
 Train the variants of a recipe at several learning rates with several seeds, small and side by
@@ -34,10 +34,10 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from pardalis.evaluate.stability import plain
-    from pardalis.evaluate.stability_page import FIGURE, FILE, PAGE
     from pardalis.pipeline import load_recipe
-    from pardalis.pipeline.stability import study_stability
+    from pardalis.studies.stability import study_stability
+    from pardalis.studies.stability_page import FIGURE, FILE, PAGE
+    from pardalis.studies.stability_results import plain
 
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _summaries(study: "Study") -> list[str]:
-    from pardalis.evaluate.stability_page import rate_name
+    from pardalis.studies.stability_page import rate_name
 
     width = max(len("variant"), *(len(name) for name in study.variants))
     lines = [
@@ -73,7 +73,7 @@ def _summaries(study: "Study") -> list[str]:
 
 
 def _outcomes(study: "Study") -> list[str]:
-    from pardalis.evaluate.stability_page import counts
+    from pardalis.studies.stability_page import counts
 
     count = counts(study.outcomes())
     lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"

@@ -21,7 +21,7 @@ Train the recipe's text tokenizer, a byte-level BPE, on the text of its sources.
 """
 
 _IMAGE = """\
-Train the recipe's image tokenizer, a VQ-GAN encoder, codebook and decoder, on the pictures of its
+Train the recipe's image tokenizer, a VQ-GAN encoder, codebook and decoder, on the images of its
 sources. Can be interrupted; the same command goes on. RUN/image_tokenizer/progress.html shows
 reconstructions and the codebook while it learns.
 
@@ -29,7 +29,7 @@ reconstructions and the codebook while it learns.
 """
 
 _COMPARE = """\
-Train the variants of a recipe's image tokenizer on the same pictures for as many steps, and score
+Train the variants of a recipe's image tokenizer on the same images for as many steps, and score
 them side by side on its held-out sources. Can be interrupted; the same command goes on.
 
   pardalis tokenizer compare recipes/quantizers.toml
@@ -44,10 +44,10 @@ Chameleon's own vqgan.ckpt has, or of LlamaGen's. The network must be the same.
 """
 
 _SHOW = """\
-Show what the tokenizers of a bundle, or of a run, make of a text or a picture.
+Show what the tokenizers of a bundle, or of a run, make of a text or an image.
 
   pardalis tokenizer show BUNDLE --text "A snowy owl."
-  pardalis tokenizer show BUNDLE --picture owl.png --out reconstruction.png
+  pardalis tokenizer show BUNDLE --image owl.png --out reconstruction.png
 """
 
 
@@ -78,25 +78,25 @@ def add(commands: Commands) -> None:
     add_json(imported)
     imported.set_defaults(run=_import_image)
 
-    show = add_command(verbs, "show", "show what tokenizers make of a text or a picture", _SHOW)
+    show = add_command(verbs, "show", "show what tokenizers make of a text or an image", _SHOW)
     show.add_argument(
         "folder",
         metavar="BUNDLE",
         type=Path,
-        help="bundle or run; for a picture also an image tokenizer: a folder",
+        help="bundle or run; for an image also an image tokenizer: a folder",
     )
     show.add_argument("--text", help="a text to cut into pieces")
-    show.add_argument("--picture", type=Path, help="a picture to turn into codes")
-    show.add_argument("--out", type=Path, help="where to write the picture after the round trip")
+    show.add_argument("--image", type=Path, help="an image to turn into codes")
+    show.add_argument("--out", type=Path, help="where to write the image after the round trip")
     add_json(show)
     show.set_defaults(run=_show)
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pardalis.evaluate.comparison import FILE, PAGE, plain
     from pardalis.evaluate.templates import shown
-    from pardalis.pipeline.compare import compare_image_tokenizers
     from pardalis.pipeline.recipe import load_recipe
+    from pardalis.studies.comparison import compare_image_tokenizers
+    from pardalis.studies.comparison_page import FILE, PAGE, plain
 
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
@@ -141,8 +141,8 @@ def _show(options: argparse.Namespace) -> None:
 
     if options.out is not None and options.out.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise ConfigError(f"--out must end in .png, .jpg or .webp, got {options.out}.")
-    if options.text is None and options.picture is None:
-        raise ConfigError("Say what to show: --text TEXT or --picture PATH, or both.")
+    if options.text is None and options.image is None:
+        raise ConfigError("Say what to show: --text TEXT or --image PATH, or both.")
     shown: dict[str, object] = {}
     lines: list[str] = []
     if options.text is not None:
@@ -152,9 +152,9 @@ def _show(options: argparse.Namespace) -> None:
         pieces = [codec.text_tokenizer.decode([piece]) for piece in ids]
         shown |= {"pieces": pieces, "text_ids": [codec.vocabulary.text_id(piece) for piece in ids]}
         lines.append(" | ".join(pieces))
-    if options.picture is not None:
+    if options.image is not None:
         tokenizer = find_image_tokenizer(options.folder)
-        codes = tokenizer.codes_of([options.picture])
+        codes = tokenizer.codes_of([options.image])
         grid = codes.view(tokenizer.config.grid, -1).tolist()
         shown["codes"] = grid
         width = len(str(tokenizer.config.n_codes - 1))

@@ -1,4 +1,4 @@
-"""``pardalis tokenizer encode`` and ``decode``: many pictures to codes on disk, and back."""
+"""``pardalis tokenizer encode`` and ``decode``: many images to codes on disk, and back."""
 
 import argparse
 import time
@@ -9,9 +9,9 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_image_tokenizer,
+    add_images,
     add_json,
     add_output,
-    add_pictures,
     echo,
     print_json,
     reader_of,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pardalis.vq import ImageTokenizer
 
 _ENCODE = """\
-Turn all pictures of a folder, a JSONL file or HTML pages into codes: part-00000.npy and so on, with
-the names of the pictures beside them. Pictures that cannot be read are listed with the reason and
+Turn all images of a folder, a JSONL file or HTML pages into codes: part-00000.npy and so on, with
+the names of the images beside them. Images that cannot be read are listed with the reason and
 do not stop it. Can be interrupted; the same command goes on.
 
   pardalis tokenizer encode BUNDLE photos -o codes
@@ -34,7 +34,7 @@ do not stop it. Can be interrupted; the same command goes on.
 """
 
 _DECODE = """\
-Turn codes that were written by encode into PNG files, named after the pictures. Can be interrupted;
+Turn codes that were written by encode into PNG files, named after the images. Can be interrupted;
 the same command goes on.
 
   pardalis tokenizer decode BUNDLE codes -o reconstructions
@@ -42,19 +42,19 @@ the same command goes on.
 
 
 def add(verbs: Commands) -> None:
-    encode = add_command(verbs, "encode", "turn many pictures into codes", _ENCODE)
-    add_pictures(encode)
+    encode = add_command(verbs, "encode", "turn many images into codes", _ENCODE)
+    add_images(encode)
     add_output(encode, "CODES", "folder of the codes")
     encode.add_argument(
-        "--batch", type=int, metavar="N", help="pictures encoded together (default: by the device)"
+        "--batch", type=int, metavar="N", help="images encoded together (default: by the device)"
     )
     _add_computing(encode)
     encode.set_defaults(run=_encode)
 
-    decode = add_command(verbs, "decode", "turn codes back into pictures", _DECODE)
+    decode = add_command(verbs, "decode", "turn codes back into images", _DECODE)
     add_image_tokenizer(decode)
     decode.add_argument("codes", metavar="CODES", type=Path, help="folder that encode wrote")
-    add_output(decode, "PICTURES", "folder of the pictures")
+    add_output(decode, "IMAGES", "folder of the images")
     _add_computing(decode)
     decode.set_defaults(run=_decode)
 
@@ -84,7 +84,7 @@ def _encode(options: argparse.Namespace) -> None:
         raise ConfigError(f"--batch must be at least 1, got {options.batch}.")
     share = _share(options)
     path = str(options.data.resolve())
-    source = SourceConfig(name="pictures", reader=reader_of(options), path=path)
+    source = SourceConfig(name="images", reader=reader_of(options), path=path)
     tokenizer, start = _tokenizer(options, share), time.monotonic()
     report = encode_source(tokenizer, source, options.output, options.fit, options.batch, share)
     _show(options, report, time.monotonic() - start)
@@ -127,16 +127,15 @@ def _share(options: argparse.Namespace) -> "Share":
 def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) -> None:
     from dataclasses import asdict
 
-    done = report.pictures - report.unchanged
+    done = report.images - report.unchanged
     rate = done / seconds
     if options.json:
         shown = {"output": str(options.output), **asdict(report)}
-        print_json({**shown, "seconds": seconds, "pictures_per_second": rate})
+        print_json({**shown, "seconds": seconds, "images_per_second": rate})
         return
     reasons = f", see {options.output}/part-*.rejected.jsonl" if report.rejected else ""
     echo(
-        f"{options.output}: {report.pictures:,} pictures, {report.rejected:,} of them rejected"
-        f"{reasons}"
+        f"{options.output}: {report.images:,} images, {report.rejected:,} of them rejected{reasons}"
     )
     if report.unchanged:
         echo(f"  {report.unchanged:,} were there before")

@@ -1,4 +1,4 @@
-"""``pardalis tokenizer evaluate``: how well pictures survive an image tokenizer."""
+"""``pardalis tokenizer evaluate``: how well images survive an image tokenizer."""
 
 import argparse
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pardalis.cli.common import (
     Commands,
     add_command,
+    add_images,
     add_json,
-    add_pictures,
     echo,
     print_json,
     reader_of,
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from pardalis.feature_nets.config import FeatureNetConfig, FeatureNetName
 
 _DESCRIPTION = """\
-Encode and decode pictures, and score what comes back: PSNR, SSIM, a perceptual distance, a Fréchet
+Encode and decode images, and score what comes back: PSNR, SSIM, a perceptual distance, a Fréchet
 distance, the use of the codebook, and with --words what text can still be read.
 
-  pardalis tokenizer evaluate BUNDLE pictures/
+  pardalis tokenizer evaluate BUNDLE images/
   pardalis tokenizer evaluate RUN corpus/pairs.heldout.jsonl -o evaluation
   pardalis tokenizer evaluate TOKENIZER photos/ --perceptual vgg16 \\
       --perceptual-weights vgg16-397923af.pth --perceptual-heads vgg.pth
 
-With -o it writes scores.json, pictures.jsonl with each picture's scores, and page.html with the
-worst pictures. The names of scores say which net looked: LPIPS and FID are only what their papers
+With -o it writes scores.json, images.jsonl with each image's scores, and page.html with the
+worst images. The names of scores say which net looked: LPIPS and FID are only what their papers
 define, with weights of yours.
 """
 
@@ -38,18 +38,18 @@ _NONE = "none"
 
 
 def add(verbs: Commands) -> None:
-    parser = add_command(verbs, "evaluate", "score reconstructions of pictures", _DESCRIPTION)
-    add_pictures(parser)
+    parser = add_command(verbs, "evaluate", "score reconstructions of images", _DESCRIPTION)
+    add_images(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write a page")
     _add_nets(parser)
     parser.add_argument(
         "--words", action="store_true", help="read text before and after (needs pardalis[ocr])"
     )
     parser.add_argument(
-        "--worst", type=int, default=16, metavar="N", help="worst pictures to show (default: 16)"
+        "--worst", type=int, default=16, metavar="N", help="worst images to show (default: 16)"
     )
     parser.add_argument(
-        "--most", type=int, metavar="N", help="pictures to take, evenly spaced (default: all)"
+        "--most", type=int, metavar="N", help="images to take, evenly spaced (default: all)"
     )
     parser.add_argument(
         "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
@@ -82,7 +82,7 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from pardalis.evaluate import (
-        Pictures,
+        Images,
         evaluate_reconstruction,
         require_packages,
         write_evaluation,
@@ -99,14 +99,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         output_folder(options.output)
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
     judges = _judges(options)
-    pictures = Pictures(options.data, reader_of(options), options.fit, options.most)
-    evaluation = evaluate_reconstruction(tokenizer, pictures, judges, options.worst)
+    images = Images(options.data, reader_of(options), options.fit, options.most)
+    evaluation = evaluate_reconstruction(tokenizer, images, judges, options.worst)
     facts = {
         "tokenizer": str(options.tokenizer),
         "data": str(options.data),
         "fit": options.fit,
         "resolution": tokenizer.config.resolution,
-        "codes_per_picture": tokenizer.config.codes_per_picture,
+        "codes_per_image": tokenizer.config.codes_per_image,
         "n_codes": tokenizer.config.n_codes,
     }
     if options.output is not None:

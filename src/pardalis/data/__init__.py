@@ -1,13 +1,12 @@
 """Data: documents become shards once, and shards become batches by index arithmetic."""
 
-from pardalis.data.batch import Batch
 from pardalis.data.codes import decode_codes, encode_source
 from pardalis.data.curriculum import Curriculum, CurriculumStage
+from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
 from pardalis.data.loader import Loader, Location
 from pardalis.data.mixture import Mixture
 from pardalis.data.order import Order
 from pardalis.data.packing import Packing, best_fit, split_long
-from pardalis.data.pictures import AugmentationConfig, PictureBatch, PictureFeed
 from pardalis.data.prefetch import Prefetcher
 from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
@@ -16,16 +15,15 @@ from pardalis.data.source import SourceConfig, check_name, read_source, survey
 
 __all__ = [
     "AugmentationConfig",
-    "Batch",
     "Curriculum",
     "CurriculumStage",
+    "ImageBatch",
+    "ImageFeed",
     "Loader",
     "Location",
     "Mixture",
     "Order",
     "Packing",
-    "PictureBatch",
-    "PictureFeed",
     "Prefetcher",
     "PrepareConfig",
     "PrepareReport",

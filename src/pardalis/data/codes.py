@@ -1,11 +1,11 @@
-"""The codes of many pictures on disk, in plain files that other tools can open.
+"""The codes of many images on disk, in plain files that other tools can open.
 
     codes.json                 format version, what the codes were made from and how
-    part-00000.npy             codes [pictures, codes per picture], uint16 where they fit
-    part-00000.jsonl           the name of each of those pictures, one JSON string a line
+    part-00000.npy             codes [images, codes per image], uint16 where they fit
+    part-00000.jsonl           the name of each of those images, one JSON string a line
     part-00000.rejected.jsonl  what of the part could not be encoded, and why; if anything
 
-A part is made of a fixed run of the source's pictures, whoever makes it, and is there whole or not
+A part is made of a fixed run of the source's images, whoever makes it, and is there whole or not
 at all. So an interrupted run goes on, and several processes share the work by taking turns.
 """
 
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import UInt
-from PIL import Image
 
 from pardalis import config as configs
 from pardalis.data.source import SourceConfig, read_source, survey
-from pardalis.documents import PictureSource, Rejection, named_pictures
+from pardalis.documents import ImageSource, Rejection, named_images
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import output_folder, working_name, write_bytes
 from pardalis.progress import Advance, bar
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "pardalis-codes"
 VERSION = 1
 SETTINGS = "codes.json"
-_PICTURES_PER_PART = 256
+_IMAGES_PER_PART = 256
 _LONGEST_NAME = 200  # bytes of a file's name, of which file systems take 255
 _FORBIDDEN = re.compile(r"[\x00-\x1f\\]")
 
@@ -72,9 +72,9 @@ WHOLE = Share()
 
 @dataclass(slots=True)
 class CodesReport:
-    """What became of the pictures of one process's share."""
+    """What became of the images of one process's share."""
 
-    pictures: int = 0  # rejected ones included
+    images: int = 0  # rejected ones included
     unchanged: int = 0  # done before and kept
     rejected: int = 0
 
@@ -87,21 +87,21 @@ def encode_source(
     batch: int | None = None,
     share: Share = WHOLE,
 ) -> CodesReport:
-    """Write the codes of all pictures of a source; parts that are there already are kept.
+    """Write the codes of all images of a source; parts that are there already are kept.
 
     Args:
-        batch: pictures encoded together; None: as many as the device takes at once.
+        batch: images encoded together; None: as many as the device takes at once.
         share: the part of the work that is done here.
 
     Raises:
-        ConfigError: the folder holds codes that were made otherwise, or of other pictures; or it is
+        ConfigError: the folder holds codes that were made otherwise, or of other images; or it is
             a file.
-        DataError: there is nothing at the source's path, or no picture in it.
+        DataError: there is nothing at the source's path, or no image in it.
     """
     _, content = survey(source, Path())
-    n_items = sum(1 for _ in named_pictures(read_source(source, Path())))
+    n_items = sum(1 for _ in named_images(read_source(source, Path())))
     if not n_items:
-        raise DataError(f"{source.path} holds no pictures, so there is nothing to encode.")
+        raise DataError(f"{source.path} holds no images, so there is nothing to encode.")
     folder = output_folder(folder)
     settings = {
         "format": FORMAT,
@@ -112,24 +112,24 @@ def encode_source(
         "reader": source.reader,
         "fit": fit,
         "dtype": str(tokenizer.compute_dtype).removeprefix("torch."),
-        "pictures": n_items,
-        "pictures_per_part": _PICTURES_PER_PART,
+        "images": n_items,
+        "images_per_part": _IMAGES_PER_PART,
     }
     _settle(folder, settings)
     sizes = {part: size for part, size in _sizes(settings).items() if share.takes(part)}
     missing = {part: n for part, n in sizes.items() if not _codes_file(folder, part).exists()}
     report = CodesReport(sum(sizes.values()), sum(sizes.values()) - sum(missing.values()))
-    with bar("Encoding", report.pictures, "pictures", done=report.unchanged) as advance:
+    with bar("Encoding", report.images, "images", done=report.unchanged) as advance:
         for number, part in _encoded_parts(tokenizer, source, missing, fit, batch, advance):
             _write_part(folder, number, part, tokenizer)
-    report.rejected = report.pictures - sum(len(_codes(folder, part)) for part in sizes)
+    report.rejected = report.images - sum(len(_codes(folder, part)) for part in sizes)
     return report
 
 
 def decode_codes(
     tokenizer: ImageTokenizer, codes: Path, folder: Path, share: Share = WHOLE
 ) -> CodesReport:
-    """Write a PNG of each picture's codes, named after it; files that are there already are kept.
+    """Write a PNG of each image's codes, named after it; files that are there already are kept.
 
     Raises:
         ConfigError: ``folder`` is a file.
@@ -151,16 +151,16 @@ def decode_codes(
     files, folder = _file_names(codes, parts), output_folder(folder)
     mine = [part for part in parts if share.takes(part)]
     report = CodesReport(sum(len(files[part]) for part in mine))
-    with bar("Decoding", report.pictures, "pictures") as advance, ThreadPoolExecutor() as pool:
+    with bar("Decoding", report.images, "images") as advance, ThreadPoolExecutor() as pool:
         for part in mine:
             paths = [folder / name for name in files[part]]
             missing = [i for i, path in enumerate(paths) if not path.exists()]
             report.unchanged += len(paths) - len(missing)
             advance(len(paths) - len(missing))
-            for some in _chunks(missing, tokenizer.pictures_per_pass):
+            for some in _chunks(missing, tokenizer.images_per_pass):
                 grids = torch.from_numpy(_codes(codes, part)[some].astype(np.int64))
                 images = tokenizer.images_of(grids)
-                list(pool.map(_write_picture, [paths[i] for i in some], images))
+                list(pool.map(_write_image, [paths[i] for i in some], images))
                 advance(len(some))
     return report
 
@@ -208,24 +208,24 @@ def _encoded_parts(
     parts: defaultdict[int, _Part] = defaultdict(_Part)
     begun: deque[tuple[int, str]] = deque()
 
-    def pictures() -> Iterator[PictureSource]:
-        items = named_pictures(read_source(source, Path())) if sizes else ()
+    def images() -> Iterator[ImageSource]:
+        items = named_images(read_source(source, Path())) if sizes else ()
         for position, item in enumerate(items):
-            part = position // _PICTURES_PER_PART
+            part = position // _IMAGES_PER_PART
             if part not in sizes:
                 continue
             if isinstance(item, Rejection):
                 parts[part].rejected.append(item)
                 continue
-            name, picture = item
+            name, image = item
             begun.append((part, name))
-            yield picture.source
+            yield image.source
 
-    for result in encode_stream(tokenizer, pictures(), fit, batch):
+    for result in encode_stream(tokenizer, images(), fit, batch):
         number, name = begun.popleft()
         part = parts[number]
         if isinstance(result, DataError):
-            part.rejected.append(Rejection(name, "unreadable-picture", str(result)))
+            part.rejected.append(Rejection(name, "unreadable-image", str(result)))
         else:
             part.names.append(name)
             part.codes.append(result)
@@ -239,7 +239,7 @@ def _write_part(folder: Path, number: int, part: _Part, tokenizer: ImageTokenize
     """Write the files of a part, its codes last: where they are, the part is whole."""
     config = tokenizer.config
     dtype = np.uint16 if config.n_codes <= 1 << 16 else np.uint32
-    codes = np.array(part.codes, dtype).reshape(-1, config.codes_per_picture)
+    codes = np.array(part.codes, dtype).reshape(-1, config.codes_per_image)
     if part.rejected:
         _write_lines(folder / f"part-{number:05d}.rejected.jsonl", map(asdict, part.rejected))
     _write_lines(_names_file(folder, number), part.names)
@@ -283,10 +283,10 @@ def _names(folder: Path, part: int) -> list[str]:
 
 
 def _sizes(settings: Mapping[str, Any]) -> dict[int, int]:
-    """Return how many pictures each part has, rejected ones included."""
-    pictures, most = settings["pictures"], settings["pictures_per_part"]
-    starts = range(0, pictures, most)
-    return {part: min(most, pictures - start) for part, start in enumerate(starts)}
+    """Return how many images each part has, rejected ones included."""
+    images, most = settings["images"], settings["images_per_part"]
+    starts = range(0, images, most)
+    return {part: min(most, images - start) for part, start in enumerate(starts)}
 
 
 def _settle(folder: Path, settings: dict[str, Any]) -> None:
@@ -305,7 +305,7 @@ def _settle(folder: Path, settings: dict[str, Any]) -> None:
 def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     if found["source"] != needed["source"]:
         raise ConfigError(
-            f"{folder} holds codes of other pictures, or the pictures have changed since; choose "
+            f"{folder} holds codes of other images, or the images have changed since; choose "
             "another folder, or delete this one."
         )
     for name, value in needed.items():
@@ -316,11 +316,11 @@ def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) 
             )
 
 
-# ── pictures ─────────────────────────────────────────────────────────────────────────────────────
+# ── images ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _file_names(codes: Path, parts: Iterable[int]) -> dict[int, list[str]]:
-    """Return a path for each picture, relative and no longer than file systems take."""
+    """Return a path for each image, relative and no longer than file systems take."""
     taken: set[str] = set()
     files = {}
     for part in parts:
@@ -332,7 +332,7 @@ def _file_names(codes: Path, parts: Iterable[int]) -> dict[int, list[str]]:
 
 
 def _new_name(name: str, place: str, taken: set[str]) -> str:
-    """Add the suffix of a PNG, and where two pictures would share a file, the place of one."""
+    """Add the suffix of a PNG, and where two images would share a file, the place of one."""
     stem = name.removesuffix(".png")
     new = f"{stem}.png" if f"{stem}.png" not in taken else f"{stem}~{place}.png"
     taken.add(new)
@@ -343,10 +343,10 @@ def _safe(name: str) -> str:
     """Return a name that leads nowhere but into a folder."""
     parts = [part for part in _FORBIDDEN.sub("_", name).split("/") if part.strip(".")]
     cut = [os.fsdecode(os.fsencode(part)[:_LONGEST_NAME]) for part in parts]
-    return "/".join(cut) or "picture"
+    return "/".join(cut) or "image"
 
 
-def _write_picture(path: Path, image: Image.Image) -> None:
+def _write_image(path: Path, image: PIL.Image.Image) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     write_bytes(path, buffer.getvalue())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pardalis.data.batch import Batch
+from pardalis.batch import Batch
 from pardalis.data.curriculum import Curriculum, CurriculumStage
 from pardalis.data.order import Order
 from pardalis.data.shards import Shards

@@ -2,7 +2,7 @@
 
 Best-fit-decreasing over whole documents, as in "Fewer truncations improve language modeling"
 (arXiv 2404.10830): the longest document first, each into the row that it fills best. Nothing is cut
-here, so a picture is never cut. What is longer than a row is split before, between pictures
+here, so an image is never cut. What is longer than a row is split before, between images
 (:func:`split_long`). A plan is an index; no id is copied.
 """
 
@@ -101,7 +101,7 @@ class _Rooms:
 def split_long(
     ids: Integer[np.ndarray, " n"], row_tokens: int, vocabulary: Vocabulary
 ) -> list[Integer[np.ndarray, " piece"]]:
-    """Cut a document into pieces of at most ``row_tokens`` ids, never inside a picture.
+    """Cut a document into pieces of at most ``row_tokens`` ids, never inside an image.
 
     Every piece begins with bos; only the last ends with eos, which is not cut off what it ends.
 
@@ -109,13 +109,13 @@ def split_long(
         ids: a valid document, bos to eos.
 
     Raises:
-        DataError: a picture does not fit into a row.
+        DataError: an image does not fit into a row.
     """
     if len(ids) <= row_tokens:
         return [ids]
     opened = np.cumsum(ids == vocabulary.begin_image_id)
     closed = np.cumsum(ids == vocabulary.end_image_id)
-    # A picture is cut by a cut before any id that follows its begin_image, its end_image included.
+    # An image is cut by a cut before any id that follows its begin_image, its end_image included.
     inside = np.concatenate([[False], (opened > closed)[:-1]])
     cuts = np.append(np.flatnonzero(~inside & (ids != vocabulary.eos_id)), len(ids))
     pieces = []
@@ -125,7 +125,7 @@ def split_long(
         if end <= start:
             needed = int(cuts[np.searchsorted(cuts, start, side="right")]) - start + 1
             raise DataError(
-                f"A picture at position {start} needs {needed} ids with its <bos>, but a row has "
+                f"An image at position {start} needs {needed} ids with its <bos>, but a row has "
                 f"{row_tokens}; raise row_tokens or use an image tokenizer with fewer codes."
             )
         pieces.append(np.concatenate([ids[:1], ids[start:end]]))

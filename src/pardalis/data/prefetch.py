@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from pardalis.data.batch import Batch
+from pardalis.batch import Batch
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """Preparing a source: documents in, shards out, and a report of what was rejected.
 
-Pictures are encoded here, once; training reads ids only. Every document is checked by the grammar
+Images are encoded here, once; training reads ids only. Every document is checked by the grammar
 before it is written, so nothing downstream needs to. A source whose content, options and codec
 are those of its finished shards is left alone; else the old shards stay until the new are whole.
 """
@@ -22,7 +22,7 @@ from pardalis.data.packing import split_long
 from pardalis.data.report import PrepareReport
 from pardalis.data.shards import VERSION, Shards, ShardWriter, read_index
 from pardalis.data.source import SourceConfig, read_source, survey
-from pardalis.documents import Document, Picture, Rejection, Text
+from pardalis.documents import Document, Image, Rejection, Text
 from pardalis.errors import ConfigError, DataError, GrammarError
 from pardalis.files import atomic_folder, recover_folder, write_json
 from pardalis.progress import bar
@@ -41,7 +41,7 @@ class PrepareConfig:
     """How documents become rows."""
 
     row_tokens: int  # ids of a row: the context of the model
-    batch_documents: int = 64  # documents whose pictures are encoded together
+    batch_documents: int = 64  # documents whose images are encoded together
     long_documents: Literal["split", "reject"] = "split"  # what to do with those longer than a row
     shard_tokens: int = 2**26  # ids of a shard file (128 MiB at two bytes each)
 
@@ -113,7 +113,7 @@ def _prepare(
                 for name, ids in result.entries:
                     writer.add(name, ids)
                     report.add_written(ids, codec.vocabulary)
-            advance(len(chunk), pictures=report.pictures, rejected=report.n_rejected)
+            advance(len(chunk), images=report.images, rejected=report.n_rejected)
     if report.written == 0:
         raise DataError(
             f"Source {source.name!r} at {base_folder / source.path} gave no document that can be "
@@ -149,12 +149,12 @@ def _encode(
         if isinstance(item, Rejection):
             yield item
         elif item.is_empty:
-            yield Rejection(item.name, "empty", "The document has neither text nor a picture.")
+            yield Rejection(item.name, "empty", "The document has neither text nor an image.")
         else:
             documents.append(item)
     for document, ids in zip(documents, codec.encode_many(documents), strict=True):
         if isinstance(ids, DataError):
-            yield Rejection(document.name, "unreadable-picture", str(ids))
+            yield Rejection(document.name, "unreadable-image", str(ids))
         else:
             yield _encoded(document, ids, source, codec, config)
 
@@ -175,7 +175,7 @@ def _encoded(
         try:
             pieces = split_long(ordered, config.row_tokens, codec.vocabulary)
         except DataError as error:
-            return Rejection(document.name, "too-long-picture", str(error))
+            return Rejection(document.name, "too-long-image", str(error))
         for number, piece in enumerate(pieces, start=1):
             entries.append((name if len(pieces) == 1 else f"{name}#{number}", piece))
     return _Encoded(entries, is_long)
@@ -195,13 +195,13 @@ def _orders(
 
 
 def _is_pair(document: Document) -> bool:
-    """Tell a text and a picture, in either order and not of a conversation, from all else."""
+    """Tell a text and an image, in either order and not of a conversation, from all else."""
     kinds = [type(segment) for segment in document.segments if segment.role is None]
-    return len(document.segments) == 2 and (kinds in ([Text, Picture], [Picture, Text]))
+    return len(document.segments) == 2 and (kinds in ([Text, Image], [Image, Text]))
 
 
 def _swap(ids: Ids, vocabulary: Vocabulary) -> Ids:
-    """Exchange the text and the picture of a pair: cheaper than encoding the picture twice."""
+    """Exchange the text and the image of a pair: cheaper than encoding the image twice."""
     bos, body, eos = ids[:1], ids[1:-1], ids[-1:]
     if body[0] == vocabulary.begin_image_id:
         cut = int(np.flatnonzero(body == vocabulary.end_image_id)[0]) + 1

@@ -30,7 +30,7 @@ class PrepareReport:
     read: int = 0  # items of the source, rejected ones included
     split: int = 0  # documents cut into pieces because they are longer than a row
     written: int = 0  # documents in the shards: pieces and both orders of a pair count each
-    pictures: int = 0
+    images: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"text": 0, "image": 0, "special": 0})
     rows: int = 0
     fill_percent: float = 0.0  # part of the rows that is not padding
@@ -52,7 +52,7 @@ class PrepareReport:
             for span in (vocabulary.text, vocabulary.image)
         )
         self.written += 1
-        self.pictures += int((ids == vocabulary.begin_image_id).sum())
+        self.images += int((ids == vocabulary.begin_image_id).sum())
         self.tokens["text"] += n_text
         self.tokens["image"] += n_image
         self.tokens["special"] += len(ids) - n_text - n_image

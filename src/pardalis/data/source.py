@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pardalis.documents import READERS, Document, Picture, Rejection, Segment
+from pardalis.documents import READERS, Document, Image, Rejection, Segment
 from pardalis.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -30,7 +30,7 @@ class SourceConfig:
     reader: Literal["jsonl", "folder", "html"]  # the shape of what stands at path
     path: str  # file or folder, relative to the recipe
     weight: float = 1.0  # of its rows in the mixture; only ratios matter
-    # What becomes of a text with one picture. Chameleon shows the picture first in half of its
+    # What becomes of a text with one image. Chameleon shows the image first in half of its
     # pairs (arXiv 2405.09818, section 2.2), so that a model learns to describe and to draw.
     # "both": written once in each order; "random": in one of the two, by a hash of the name.
     pair_order: Literal["as_written", "both", "random"] = "as_written"
@@ -50,9 +50,9 @@ def read_source(source: SourceConfig, base_folder: Path) -> Iterator[Document | 
 
 
 def survey(source: SourceConfig, base_folder: Path) -> tuple[int, str]:
-    """Count the items of a source and hash them, without opening a picture file.
+    """Count the items of a source and hash them, without opening an image file.
 
-    A picture file counts as changed when its size or time of change differs, everything else when
+    An image file counts as changed when its size or time of change differs, everything else when
     its content does. One more reading is little beside encoding, and gives progress an end.
     """
     digest = hashlib.sha256()
@@ -67,7 +67,7 @@ def survey(source: SourceConfig, base_folder: Path) -> tuple[int, str]:
 
 
 def _segment_key(segment: Segment) -> tuple[object, ...]:
-    if not isinstance(segment, Picture):
+    if not isinstance(segment, Image):
         return segment.role, segment.text
     about = segment.role, *segment.regions
     match segment.source:

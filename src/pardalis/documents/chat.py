@@ -3,7 +3,7 @@
 A message's content is text, or a list of parts: ``{"type": "text", "text": ...}`` and
 ``{"type": "image_url", "image_url": {"url": "data:..."}}``. Each part becomes one segment with the
 message's role, so the way back gives the same messages; consecutive messages of one role become
-one. Pictures stay encoded as they came. Nothing is ever fetched from a network.
+one. Images stay encoded as they came. Nothing is ever fetched from a network.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from typing import Any, cast
 from pardalis.documents.document import (
     ROLES,
     Document,
-    Picture,
-    PictureSource,
+    Image,
+    ImageSource,
     Role,
     Segment,
     Text,
 )
-from pardalis.documents.pictures import from_data_uri, media_type, read_source, to_data_uri, to_png
+from pardalis.documents.images import from_data_uri, media_type, read_source, to_data_uri, to_png
 from pardalis.errors import DataError, RequestError
 
 
@@ -28,7 +28,7 @@ def messages_to_document(messages: Sequence[Any], name: str = "") -> Document:
     """Return the conversation as one document, each part of a message a segment with its role.
 
     Raises:
-        RequestError: the messages do not have the shape above, or name a picture by a remote URL.
+        RequestError: the messages do not have the shape above, or name an image by a remote URL.
     """
     if not messages:
         raise RequestError("There are no messages; at least one is needed.")
@@ -42,7 +42,7 @@ def document_to_messages(document: Document) -> list[dict[str, Any]]:
     """Return the document as messages; segments without a role are the user's.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     messages: list[dict[str, Any]] = []
     for role, group in groupby(document.segments, key=lambda segment: segment.role or "user"):
@@ -88,17 +88,17 @@ def _segment(part: Any, role: Role, where: str) -> Segment:
         case {"type": "text", "text": str(text)}:
             return Text(_unicode(text, where), role)
         case {"type": "image_url", "image_url": {"url": str(url)}}:
-            return Picture(_picture(url, where), role=role)
+            return Image(_image(url, where), role=role)
     raise RequestError(
         f'{where} must be {{"type": "text", "text": ...}} or '
         '{"type": "image_url", "image_url": {"url": "data:..."}}.'
     )
 
 
-def _picture(url: str, where: str) -> bytes:
+def _image(url: str, where: str) -> bytes:
     if url[:5].lower() != "data:":
         raise RequestError(
-            f"{where} names its picture by the URL {url[:60]!r}, and pictures are not fetched from "
+            f"{where} names its image by the URL {url[:60]!r}, and images are not fetched from "
             "a network; send it as a data:image/png;base64,... URL."
         )
     try:
@@ -121,7 +121,7 @@ def _part(segment: Segment) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": _uri(segment.source)}}
 
 
-def _uri(source: PictureSource) -> str:
+def _uri(source: ImageSource) -> str:
     if isinstance(source, Path | bytes):
         content = read_source(source)
         kind = media_type(content)

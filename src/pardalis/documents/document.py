@@ -1,7 +1,7 @@
-"""What a mixed-modal document is: text and pictures in reading order.
+"""What a mixed-modal document is: text and images in reading order.
 
 Every reader yields :class:`Document`, or :class:`Rejection` for an item it could not use. Nothing
-here opens a file or decodes a picture; that is :mod:`pardalis.documents.pictures`.
+here opens a file or decodes an image; that is :mod:`pardalis.documents.images`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from PIL import Image
+import PIL.Image
 
 Role = Literal["system", "user", "assistant"]
 
 ROLES: tuple[str, ...] = get_args(Role)
 
-PictureSource: TypeAlias = Path | bytes | Image.Image
+ImageSource: TypeAlias = Path | bytes | PIL.Image.Image
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
@@ -31,24 +31,24 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box of a picture that matters more than the rest; ``kind`` says what it shows."""
+    """A box of an image that matters more than the rest; ``kind`` says what it shows."""
 
-    box: Box  # of the upright picture
+    box: Box  # of the upright image
     kind: str = ""  # "face", "object", ...
     weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture: the path of its file, the bytes of one, or the picture already decoded."""
+class Image:
+    """An image: the path of its file, the bytes of one, or the image already decoded."""
 
-    source: PictureSource
+    source: ImageSource
     alt: str = ""
     role: Role | None = None
     regions: tuple[Region, ...] = ()
 
 
-Segment: TypeAlias = Text | Picture
+Segment: TypeAlias = Text | Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Document:
     licence: str = ""
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        return tuple(segment for segment in self.segments if isinstance(segment, Picture))
+    def images(self) -> tuple[Image, ...]:
+        return tuple(segment for segment in self.segments if isinstance(segment, Image))
 
     @property
     def text(self) -> str:
@@ -70,23 +70,23 @@ class Document:
 
     @property
     def is_empty(self) -> bool:
-        """True when there is nothing to learn from: no picture, and no text but whitespace."""
-        return not self.pictures and not self.text.strip()
+        """True when there is nothing to learn from: no image, and no text but whitespace."""
+        return not self.images and not self.text.strip()
 
 
-def named_pictures(
+def named_images(
     items: Iterable["Document | Rejection"],
-) -> Iterator["tuple[str, Picture] | Rejection"]:
-    """Yield every picture of what a reader yields under a name of its own, and the rejections.
+) -> Iterator["tuple[str, Image] | Rejection"]:
+    """Yield every image of what a reader yields under a name of its own, and the rejections.
 
-    A document's first picture bears its name; those after it ``name#2`` and so on.
+    A document's first image bears its name; those after it ``name#2`` and so on.
     """
     for item in items:
         if isinstance(item, Rejection):
             yield item
             continue
-        for number, picture in enumerate(item.pictures, start=1):
-            yield (item.name if number == 1 else f"{item.name}#{number}"), picture
+        for number, image in enumerate(item.images, start=1):
+            yield (item.name if number == 1 else f"{item.name}#{number}"), image
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ class Rejection:
     """An item that a reader could not use.
 
     Attributes:
-        where: the file, with the line or the picture inside it.
-        kind: a short slug to count by, such as ``missing-picture``.
+        where: the file, with the line or the image inside it.
+        kind: a short slug to count by, such as ``missing-image``.
         reason: what was found and what was needed, as a sentence.
     """
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import Document, Picture, PictureSource, Region, Text
-from pardalis.documents.pictures import to_data_uri, to_png
+from pardalis.documents.document import Document, Image, ImageSource, Region, Text
+from pardalis.documents.images import to_data_uri, to_png
 from pardalis.files import working_name, write_bytes
 
 _PAGE = """<!doctype html>
@@ -35,32 +35,32 @@ footer {{ margin-top: 2rem; font-size: 0.8rem; color: #666; }}
 """
 
 
-def write_jsonl(documents: Iterable[Document], path: Path, pictures_folder: Path) -> int:
-    """Write documents one by one, their pictures as RGB PNG files; return the number of documents.
+def write_jsonl(documents: Iterable[Document], path: Path, images_folder: Path) -> int:
+    """Write documents one by one, their images as RGB PNG files; return the number of documents.
 
-    A picture file is named by its content, so a picture used twice is stored once. The JSONL file
+    An image file is named by its content, so an image used twice is stored once. The JSONL file
     appears under its name only when it is whole.
 
     Raises:
-        DataError: a picture cannot be decoded.
+        DataError: an image cannot be decoded.
     """
-    relative = Path(os.path.relpath(pictures_folder, path.parent))
+    relative = Path(os.path.relpath(images_folder, path.parent))
 
-    def store(picture: Picture) -> str:
-        return (relative / _store_png(picture.source, pictures_folder)).as_posix()
+    def store(image: Image) -> str:
+        return (relative / _store_png(image.source, images_folder)).as_posix()
 
     return write_records((to_record(document, store) for document in documents), path)
 
 
-def to_record(document: Document, picture_path: Callable[[Picture], str]) -> dict[str, Any]:
-    """Return the document as one JSONL object; ``picture_path`` says where each picture stands."""
+def to_record(document: Document, image_path: Callable[[Image], str]) -> dict[str, Any]:
+    """Return the document as one JSONL object; ``image_path`` says where each image stands."""
     segments: list[dict[str, Any]] = []
     for segment in document.segments:
         record: dict[str, Any]
         if isinstance(segment, Text):
             record = {"text": segment.text}
         else:
-            record = {"picture": picture_path(segment)}
+            record = {"image": image_path(segment)}
             if segment.alt:
                 record["alt"] = segment.alt
             if segment.regions:
@@ -97,10 +97,10 @@ def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 def to_html(document: Document) -> str:
-    """Return a page that stands alone: pictures inlined as PNG, each line of text a paragraph.
+    """Return a page that stands alone: images inlined as PNG, each line of text a paragraph.
 
     Raises:
-        DataError: a picture cannot be decoded.
+        DataError: an image cannot be decoded.
     """
     parts: list[str] = []
     role = None
@@ -120,12 +120,12 @@ def to_html(document: Document) -> str:
 
 
 def to_markdown(document: Document, folder: Path) -> str:
-    """Return the document as Markdown, and write its pictures into the folder as PNG.
+    """Return the document as Markdown, and write its images into the folder as PNG.
 
     Text stands as it is, unescaped, because Markdown is mostly read as plain text.
 
     Raises:
-        DataError: a picture cannot be decoded.
+        DataError: an image cannot be decoded.
     """
     parts: list[str] = []
     for segment in document.segments:
@@ -137,7 +137,7 @@ def to_markdown(document: Document, folder: Path) -> str:
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip() + "\n"
 
 
-def _store_png(source: PictureSource, folder: Path) -> str:
+def _store_png(source: ImageSource, folder: Path) -> str:
     content = to_png(source)
     name = hashlib.sha256(content).hexdigest()[:16] + ".png"
     if not (folder / name).exists():

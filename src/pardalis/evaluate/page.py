@@ -1,18 +1,19 @@
-"""The page a person opens after a run: its numbers and pictures, laid out.
+"""The page a person opens after a run: its numbers and images, laid out.
 
 ``report.html.jinja`` holds the words and the design; this module gives it plain values. Whatever is
 sampled for the page is evenly spaced over its list, never chosen by quality.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pardalis.documents.pictures import open_picture
+from pardalis.documents.images import open_image
 from pardalis.evaluate.captions import is_exact
 from pardalis.evaluate.curves import Curve, chart
 from pardalis.evaluate.run_folder import SPLITS, Metrics, RunFolder, Split
 from pardalis.evaluate.scored import Corpus, Drawn, Rebuilt
-from pardalis.evaluate.templates import markup, picture_uri, shown, spread
+from pardalis.evaluate.templates import image_uri, markup, shown, spread
 from pardalis.evaluate.templates import render as render_template
 from pardalis.vq.config import ImageTokenizerConfig
 
@@ -22,7 +23,7 @@ _SHOWN_REBUILT = 10
 _SHOWN_DRAWN = 30
 _SHOWN_CAPTIONS = 24
 _SHOWN_PAGES = 12
-# The colours of the template: text, pictures, the image tokenizer.
+# The colours of the template: text, images, the image tokenizer.
 _BLUE, _CORAL, _TEAL = "#2f5d8c", "#cf5239", "#15806a"
 
 
@@ -33,12 +34,12 @@ def gather(
     rebuilt: Mapping[Split, Rebuilt],
     tokenizer: ImageTokenizerConfig,
 ) -> dict[str, Any]:
-    """Return what the page shows besides numbers: pictures as data URIs, and charts.
+    """Return what the page shows besides numbers: images as data URIs, and charts.
 
     It is apart from :func:`render` so that the run's duration, a number, can include it.
 
     Raises:
-        DataError: a picture of an illustrated page is missing.
+        DataError: an image of an illustrated page is missing.
         ConfigError: jinja2 or matplotlib is not installed.
     """
     return {
@@ -50,14 +51,14 @@ def gather(
         "n_compared": {split: len(corpus.of_split(split)) for split in SPLITS},
         "rebuilt": {split: _rebuilt_samples(corpus, rebuilt[split]) for split in SPLITS},
         "mosaic": [
-            {"prompt": drawn["train"].prompts[k], "drawn": picture_uri(drawn["train"].images[k])}
+            {"prompt": drawn["train"].prompts[k], "drawn": image_uri(drawn["train"].images[k])}
             for k in spread(range(len(drawn["train"].images)), _SHOWN_MOSAIC)
         ],
         "drawn": {split: _drawn_samples(corpus, drawn[split]) for split in SPLITS},
         "captions": {split: _caption_samples(folder, split) for split in SPLITS},
         "pages": _pages(folder),
         "shards": folder.shards,
-        "left_out": folder.answers["left_out"],
+        "left_out": folder.samples["left_out"],
         "charts": _charts(folder.image_tokenizer, folder.training),
     }
 
@@ -77,13 +78,14 @@ def render(
     """
     table = [(key, _MEANINGS[key], shown(numbers[key])) for key in numbers]
     return render_template(
-        "report.html.jinja", {**gathered, "n": numbers, "table": table, "stages": stages}
+        Path(__file__).with_name("report.html.jinja"),
+        {**gathered, "n": numbers, "table": table, "stages": stages},
     )
 
 
 def _corpus_samples(corpus: Corpus, split: Split) -> list[dict[str, Any]]:
     return [
-        {"name": corpus.names[i], "picture": picture_uri(corpus.images[i])}
+        {"name": corpus.names[i], "image": image_uri(corpus.images[i])}
         for i in spread(corpus.of_split(split), _SHOWN_CORPUS)
     ]
 
@@ -93,8 +95,8 @@ def _rebuilt_samples(corpus: Corpus, rebuilt: Rebuilt) -> list[dict[str, Any]]:
     return [
         {
             "name": corpus.names[i],
-            "original": picture_uri(corpus.images[i]),
-            "rebuilt": picture_uri(image),
+            "original": image_uri(corpus.images[i]),
+            "rebuilt": image_uri(image),
             "psnr": psnr,
         }
         for i, image, psnr in spread(triples, _SHOWN_REBUILT)
@@ -105,8 +107,8 @@ def _drawn_samples(corpus: Corpus, drawn: Drawn) -> list[dict[str, Any]]:
     return [
         {
             "prompt": drawn.prompts[k],
-            "drawn": picture_uri(drawn.images[k]),
-            "original": picture_uri(corpus.images[drawn.originals[k]]),
+            "drawn": image_uri(drawn.images[k]),
+            "original": image_uri(corpus.images[drawn.originals[k]]),
             "original_name": corpus.names[drawn.originals[k]],
             "nearest": _nearest_sample(corpus, drawn, k) if drawn.nearest else None,
             "rank": drawn.retrieval.ranks[k],
@@ -119,22 +121,22 @@ def _nearest_sample(corpus: Corpus, drawn: Drawn, k: int) -> dict[str, Any]:
     i = drawn.nearest[k]
     is_original = i == drawn.originals[k]
     return {
-        "picture": picture_uri(corpus.images[i]),
-        "name": "the same picture" if is_original else corpus.names[i],
+        "image": image_uri(corpus.images[i]),
+        "name": "the same image" if is_original else corpus.names[i],
         "similarity": drawn.similarities[k],
     }
 
 
 def _caption_samples(folder: RunFolder, split: Split) -> list[dict[str, Any]]:
-    answers = [answer for answer in folder.answers["captions"] if answer["split"] == split]
+    samples = [sample for sample in folder.samples["captions"] if sample["split"] == split]
     return [
         {
-            "picture": picture_uri(open_picture(folder.path / answer["picture"])),
-            "caption": answer["caption"],
-            "expected": answer["expected"],
-            "is_right": is_exact(answer["caption"], answer["expected"]),
+            "image": image_uri(open_image(folder.path / sample["image"])),
+            "caption": sample["caption"],
+            "expected": sample["expected"],
+            "is_right": is_exact(sample["caption"], sample["expected"]),
         }
-        for answer in spread(answers, _SHOWN_CAPTIONS)
+        for sample in spread(samples, _SHOWN_CAPTIONS)
     ]
 
 
@@ -142,15 +144,15 @@ def _pages(folder: RunFolder) -> list[dict[str, Any]]:
     def segment_shown(segment: Mapping[str, str]) -> dict[str, str]:
         if "text" in segment:
             return {"text": segment["text"]}
-        return {"picture": picture_uri(open_picture(folder.path / "answers" / segment["picture"]))}
+        return {"image": image_uri(open_image(folder.path / "samples" / segment["image"]))}
 
     return [
         {
-            "prompt": answer["prompt"],
-            "split": answer["split"],
-            "segments": [segment_shown(segment) for segment in answer["segments"]],
+            "prompt": sample["prompt"],
+            "split": sample["split"],
+            "segments": [segment_shown(segment) for segment in sample["segments"]],
         }
-        for answer in spread(folder.answers["pages"], _SHOWN_PAGES)
+        for sample in spread(folder.samples["pages"], _SHOWN_PAGES)
     ]
 
 
@@ -173,7 +175,7 @@ def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
                 curve(model, "loss_image", "train", _CORAL),
                 curve(model, "heldout_loss_image", "held-out", _CORAL),
             ],
-            "loss per picture token (nats)",
+            "loss per image token (nats)",
         ),
         "speed": chart(
             [curve(model, "tokens_per_second", "tokens learnt a second", _TEAL)],
@@ -182,7 +184,7 @@ def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
         ),
     }
     if tokenizer is not None:
-        likeness = curve(tokenizer, "heldout_psnr", "held-out pictures", _TEAL)
+        likeness = curve(tokenizer, "heldout_psnr", "held-out images", _TEAL)
         use = curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)
         charts["psnr"] = chart([likeness], "PSNR (dB)")
         charts["codebook"] = chart([use], "codebook use", from_zero=True)
@@ -192,31 +194,31 @@ def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
 _MEANINGS = {
     "seconds": "all stages together, this report included, in seconds",
     "peak_rss_gib": "most memory any stage held, in GiB",
-    "n_concepts_train": "captioned pictures trained on",
-    "n_concepts_heldout": "captioned pictures kept out of all training",
-    "gallery_size": "captioned pictures, all or a sample, that drawings are compared with",
+    "n_concepts_train": "captioned images trained on",
+    "n_concepts_heldout": "captioned images kept out of all training",
+    "gallery_size": "captioned images, all or a sample, that drawings are compared with",
     "tokens_text": "text tokens in the shards, train and held-out",
-    "tokens_image": "picture tokens in the shards, train and held-out",
-    "psnr": "held-out pictures of these after the image tokenizer: mean of each one's PSNR, dB",
+    "tokens_image": "image tokens in the shards, train and held-out",
+    "psnr": "held-out images of these after the image tokenizer: mean of each one's PSNR, dB",
     "psnr_train": "the same for those it was trained on, dB",
-    "codebook_use": "share of the codes that some train picture of these uses",
+    "codebook_use": "share of the codes that some train image of these uses",
     "perplexity": "codes in even use, in effect: exp(entropy) over the same",
     "loss_text": "nats per text token, train: mean of the last ten reports",
-    "loss_image": "nats per picture token, train: mean of the last ten reports",
+    "loss_image": "nats per image token, train: mean of the last ten reports",
     "heldout_loss_text": "nats per text token on held-out documents, last measured",
-    "heldout_loss_image": "nats per picture token on held-out documents, last measured",
+    "heldout_loss_image": "nats per image token on held-out documents, last measured",
     "tokens_per_second": "training speed: mean of the last ten reports",
-    "n_drawn_train": "pictures drawn of train concepts",
-    "n_drawn_heldout": "pictures drawn of held-out concepts",
+    "n_drawn_train": "images drawn of train concepts",
+    "n_drawn_heldout": "images drawn of held-out concepts",
     "retrieval_top1_train": "share of them nearest their own original among the candidates",
     "retrieval_top1_heldout": "the same for held-out concepts",
-    "retrieval_candidates": "candidates: the original and random other pictures of the corpus",
+    "retrieval_candidates": "candidates: the original and random other images of the corpus",
     "retrieval_chance": "what guessing would reach",
-    "n_captions_train": "captions written for train pictures",
-    "n_captions_heldout": "captions written for held-out pictures",
+    "n_captions_train": "captions written for train images",
+    "n_captions_heldout": "captions written for held-out images",
     "caption_exact_train": "share equal to the expected name, ignoring case",
-    "caption_exact_heldout": "the same for held-out pictures",
+    "caption_exact_heldout": "the same for held-out images",
     "caption_f1_train": "mean F1 of the words",
-    "caption_f1_heldout": "the same for held-out pictures",
-    "image_tokens_per_second": "drawing speed, in picture tokens a second",
+    "caption_f1_heldout": "the same for held-out images",
+    "image_tokens_per_second": "drawing speed, in image tokens a second",
 }

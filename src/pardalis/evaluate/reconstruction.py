@@ -1,6 +1,6 @@
-"""Scoring an image tokenizer on any pictures, a few at a time: memory does not grow with them.
+"""Scoring an image tokenizer on any images, a few at a time: memory does not grow with them.
 
-What is kept of each picture is its scores; of the pictures themselves, the worst and a random few.
+What is kept of each image is its scores; of the images themselves, the worst and a random few.
 """
 
 import heapq
@@ -12,15 +12,15 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float, Integer
-from PIL import Image
 from torch import Tensor
 
 from pardalis.data.report import Rejected
 from pardalis.errors import DataError
 from pardalis.evaluate.image_tokenizer import RoundTrip, round_trips, unit_pixels
-from pardalis.evaluate.pictures import Pictures
+from pardalis.evaluate.images import Images
 from pardalis.evaluate.similarity import Moments, frechet_distance, interval, ssim
 from pardalis.evaluate.words import ReadLines, n_kept, words_of
 from pardalis.feature_nets import FeatureNet, PerceptualDistance
@@ -31,7 +31,7 @@ from pardalis.vq import ImageTokenizer, codebook_use, perplexity, psnr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judges:
-    """What looks at pictures besides arithmetic; what is None does not look."""
+    """What looks at images besides arithmetic; what is None does not look."""
 
     perceptual: PerceptualDistance | None = None
     frechet: FeatureNet | None = None
@@ -40,20 +40,20 @@ class Judges:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture before and after, with its scores."""
+    """An image before and after, with its scores."""
 
     name: str
     scores: dict[str, float | int]  # psnr, ssim, the perceptual distance, words and words_kept
-    original: Image.Image
-    reconstruction: Image.Image
+    original: PIL.Image.Image
+    reconstruction: PIL.Image.Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """What an evaluation came to."""
 
-    scores: dict[str, Any]  # of all pictures together, plain values; None: not defined for these
-    pictures: list[dict[str, Any]]  # name and scores of each
+    scores: dict[str, Any]  # of all images together, plain values; None: not defined for these
+    images: list[dict[str, Any]]  # name and scores of each
     worst: list[Example]  # the worst first
     worst_by: str  # the score that decided it
     sample: list[Example]  # taken at random
@@ -62,60 +62,60 @@ class Evaluation:
 
 
 def evaluate_reconstruction(
-    tokenizer: ImageTokenizer, pictures: Pictures, judges: Judges, n_shown: int = 16
+    tokenizer: ImageTokenizer, images: Images, judges: Judges, n_shown: int = 16
 ) -> Evaluation:
-    """Encode and decode pictures, and score what comes back.
+    """Encode and decode images, and score what comes back.
 
     Each is compared at the tokenizer's own resolution and in 8 bits: what making it a square loses
     is not counted. The worst are those with the largest perceptual distance, or where that is not
     measured, with the least PSNR.
 
     Args:
-        n_shown: how many of the worst pictures to keep, and how many random ones.
+        n_shown: how many of the worst images to keep, and how many random ones.
 
     Raises:
-        DataError: no picture can be read.
+        DataError: no image can be read.
         RequestError: the tokenizer has no decoder.
         ConfigError: torchmetrics is not installed.
     """
     tally = _Tally(tokenizer, judges, n_shown)
     names: deque[str] = deque()
 
-    def squares() -> Iterator[Image.Image]:
-        for name, image in pictures.squares(tokenizer.config):
+    def squares() -> Iterator[PIL.Image.Image]:
+        for name, image in images.squares(tokenizer.config):
             names.append(name)
             yield image
 
-    with bar("Evaluating", total=len(pictures), unit="pictures") as advance:
+    with bar("Evaluating", total=len(images), unit="images") as advance:
         for trip in round_trips(tokenizer, squares()):
             tally.add([names.popleft() for _ in trip.originals], trip)
             advance(len(trip.originals))
-    if not tally.pictures:
-        raise _no_picture(pictures)
+    if not tally.images:
+        raise _no_image(images)
     return Evaluation(
-        scores=tally.scores(pictures.rejected),
-        pictures=tally.pictures,
+        scores=tally.scores(images.rejected),
+        images=tally.images,
         worst=tally.worst.items(),
         worst_by=tally.worst_by,
         sample=tally.sample.items(),
         code_counts=tally.counts.numpy(),
-        rejected=pictures.rejected,
+        rejected=images.rejected,
     )
 
 
-def _no_picture(pictures: Pictures) -> DataError:
-    examples = [example for of_kind in pictures.rejected.values() for example in of_kind.examples]
+def _no_image(images: Images) -> DataError:
+    examples = [example for of_kind in images.rejected.values() for example in of_kind.examples]
     if not examples:
-        return DataError(f"{pictures.path} holds no pictures; give other data, or --reader.")
+        return DataError(f"{images.path} holds no images; give other data, or --reader.")
     first = examples[0]
     return DataError(
-        f"{pictures.path} holds no picture that can be read; the first rejected is "
+        f"{images.path} holds no image that can be read; the first rejected is "
         f"{first['where']}: {first['reason']}"
     )
 
 
 class _Tally:
-    """What is kept of the pictures seen so far."""
+    """What is kept of the images seen so far."""
 
     def __init__(self, tokenizer: ImageTokenizer, judges: Judges, n_shown: int) -> None:
         self._device = next(tokenizer.parameters()).device
@@ -126,11 +126,11 @@ class _Tally:
         self.counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64)
         self.worst, self.sample = _Largest(n_shown), _Largest(n_shown)
         self.worst_by = "psnr" if self._perceptual is None else self._perceptual.name
-        self.pictures: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def add(self, names: Sequence[str], trip: RoundTrip) -> None:
-        """Score some pictures, and keep what is to be shown of them."""
+        """Score some images, and keep what is to be shown of them."""
         self.counts += torch.bincount(trip.codes.flatten(), minlength=len(self.counts))
         rebuilt = unit_pixels(trip.reconstructions).to(self._device)
         pixels = unit_pixels(trip.originals).to(self._device)
@@ -146,7 +146,7 @@ class _Tally:
             scores = dict(zip(columns, row, strict=True))
             self._keep(Example(name, scores | self._words(*images), *images))
 
-    def _words(self, original: Image.Image, reconstruction: Image.Image) -> dict[str, int]:
+    def _words(self, original: PIL.Image.Image, reconstruction: PIL.Image.Image) -> dict[str, int]:
         if self._lines is None:
             return {}
         words = words_of(self._lines(original))
@@ -157,21 +157,21 @@ class _Tally:
         score = example.scores[self.worst_by]
         self.worst.offer(-score if self.worst_by == "psnr" else score, example)
         self.sample.offer(self._chance.random(), example)
-        self.pictures.append({"name": example.name, **example.scores})
+        self.images.append({"name": example.name, **example.scores})
 
     def scores(self, rejected: Mapping[str, Rejected]) -> dict[str, Any]:
-        """Return the scores of all pictures together, at least one."""
+        """Return the scores of all images together, at least one."""
         scores: dict[str, Any] = {
-            "pictures": len(self.pictures),
+            "images": len(self.images),
             "rejected": sum(of_kind.count for of_kind in rejected.values()),
         }
         for name in dict.fromkeys(("psnr", "ssim", self.worst_by)):
-            values = np.array([picture[name] for picture in self.pictures])
+            values = np.array([image[name] for image in self.images])
             scores |= {name: float(values.mean()), f"{name}_interval": list(interval(values))}
         if self._sets is not None:
             scores[self._sets.score_name] = self._sets.distance()
         if self._lines is not None:
-            words, kept = (sum(p[key] for p in self.pictures) for key in ("words", "words_kept"))
+            words, kept = (sum(p[key] for p in self.images) for key in ("words", "words_kept"))
             scores |= {"words": words, "word_recall": kept / words if words else None}
         in_effect = float(perplexity(self.counts))
         return scores | {

@@ -1,8 +1,8 @@
 """What an evaluation of an image tokenizer leaves in a folder: its scores, and a page to read.
 
-    scores.json        of all pictures together, what was measured with, what was rejected and why
-    pictures.jsonl     the scores of each picture
-    page.html          all of it, with the worst pictures and a random few
+    scores.json        of all images together, what was measured with, what was rejected and why
+    images.jsonl     the scores of each image
+    page.html          all of it, with the worst images and a random few
 
 ``reconstruction_page.html.jinja`` holds the words and the design.
 """
@@ -18,32 +18,32 @@ from PIL import ImageChops
 from pardalis import files
 from pardalis.evaluate.curves import codebook_chart
 from pardalis.evaluate.reconstruction import Evaluation, Example
-from pardalis.evaluate.templates import markup, picture_uri, render
+from pardalis.evaluate.templates import image_uri, markup, render
 
-SCORES, PICTURES, PAGE = "scores.json", "pictures.jsonl", "page.html"
+SCORES, IMAGES, PAGE = "scores.json", "images.jsonl", "page.html"
 
 _LARGEST_PIXELS = 256
 _DIFFERENCE_GAIN = 2  # most differences are too dark to see as they are
 _CODES_COLOUR = "#15806a"
 
 _MEANINGS = {
-    "pictures": "pictures scored",
-    "rejected": "items and pictures that could not be used",
-    "psnr": "peak signal-to-noise ratio of 8-bit RGB in dB, mean over pictures; higher is better",
-    "ssim": "structural similarity, mean over pictures; 1 is equal",
+    "images": "images scored",
+    "rejected": "items and images that could not be used",
+    "psnr": "peak signal-to-noise ratio of 8-bit RGB in dB, mean over images; higher is better",
+    "ssim": "structural similarity, mean over images; 1 is equal",
     "words": "words that optical recognition reads in the originals",
     "word_recall": "share of them that it reads again in the reconstructions",
-    "codebook_use": "share of the codebook's entries that some picture uses",
+    "codebook_use": "share of the codebook's entries that some image uses",
     "perplexity": "codes in even use, in effect: exp(entropy)",
     "bits_per_code": "what a code says on average: its entropy",
     "fid": "Fréchet distance of Inception features of all originals and all reconstructions; lower "
-    "is better, but fewer pictures make it larger: compare at equal numbers",
+    "is better, but fewer images make it larger: compare at equal numbers",
 }
 _FAMILIES = {
-    "lpips_": "learned perceptual distance (LPIPS), mean over pictures; lower is better",
-    "perceptual_": "distance of the net's features, not LPIPS, mean over pictures; lower is better",
+    "lpips_": "learned perceptual distance (LPIPS), mean over images; lower is better",
+    "perceptual_": "distance of the net's features, not LPIPS, mean over images; lower is better",
     "frechet_": "Fréchet distance of the net's features, not FID; lower is better, but fewer "
-    "pictures make it larger: compare at equal numbers",
+    "images make it larger: compare at equal numbers",
 }
 
 
@@ -66,7 +66,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
         ConfigError: jinja2 or matplotlib is not installed.
     """
     page = render(
-        "reconstruction_page.html.jinja",
+        Path(__file__).with_name("reconstruction_page.html.jinja"),
         {
             "facts": facts,
             "n": evaluation.scores,
@@ -81,9 +81,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
             "rejected": evaluation.rejected,
         },
     )
-    lines = (json.dumps(picture, ensure_ascii=False) for picture in evaluation.pictures)
+    lines = (json.dumps(image, ensure_ascii=False) for image in evaluation.images)
     files.write_json(folder / SCORES, summary(evaluation, facts))
-    files.write_text(folder / PICTURES, "".join(line + "\n" for line in lines))
+    files.write_text(folder / IMAGES, "".join(line + "\n" for line in lines))
     files.write_text(folder / PAGE, page)
 
 
@@ -106,5 +106,5 @@ def _shown(example: Example) -> dict[str, Any]:
     return {
         "name": example.name,
         "scores": example.scores,
-        **{kind: picture_uri(image, _LARGEST_PIXELS) for kind, image in images.items()},
+        **{kind: image_uri(image, _LARGEST_PIXELS) for kind, image in images.items()},
     }

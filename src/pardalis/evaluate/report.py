@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
-from PIL import Image
 
 from pardalis import files
-from pardalis.documents.pictures import open_picture
+from pardalis.documents.images import open_image
 from pardalis.errors import DataError
 from pardalis.evaluate import page
 from pardalis.evaluate.captions import CaptionScores, score_captions
-from pardalis.evaluate.features import PictureFeatures
+from pardalis.evaluate.features import ImageFeatures
 from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
 from pardalis.evaluate.retrieval import nearest, retrieval_top1
 from pardalis.evaluate.run_folder import SPLITS, RunFolder, Split
@@ -28,16 +28,16 @@ from pardalis.vq.tokenizer import ImageTokenizer
 _CANDIDATES = 100
 # Training losses are the mean of as many last lines of metrics: one line is one noisy batch.
 _LAST_LINES = 10
-# Pixels of the shorter side of gallery pictures, which the net and the page see at 224 and less.
+# Pixels of the shorter side of gallery images, which the net and the page see at 224 and less.
 _GALLERY_SIDE = 256
 
 
 def write_report(
-    run: Path, image_tokenizer: ImageTokenizer, features: PictureFeatures
+    run: Path, image_tokenizer: ImageTokenizer, features: ImageFeatures
 ) -> dict[str, object]:
     """Score a finished run; write ``report.json`` and the page ``report.html`` into its folder.
 
-    Drawn pictures are ranked among the gallery, train and held-out, and every picture of it goes
+    Drawn images are ranked among the gallery, train and held-out, and every image of it goes
     through the image tokenizer.
 
     Returns:
@@ -75,9 +75,9 @@ def _costs(stages: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     }
 
 
-def _corpus(folder: RunFolder, features: PictureFeatures, side: int) -> Corpus:
-    gallery = folder.answers["gallery"]
-    images = [_shrunk(open_picture(folder.path / entry["picture"]), side) for entry in gallery]
+def _corpus(folder: RunFolder, features: ImageFeatures, side: int) -> Corpus:
+    gallery = folder.samples["gallery"]
+    images = [_shrunk(open_image(folder.path / entry["image"]), side) for entry in gallery]
     return Corpus(
         names=[entry.get("caption", entry["name"]) for entry in gallery],
         splits=[entry["split"] for entry in gallery],
@@ -86,26 +86,26 @@ def _corpus(folder: RunFolder, features: PictureFeatures, side: int) -> Corpus:
     )
 
 
-def _shrunk(image: Image.Image, side: int) -> Image.Image:
+def _shrunk(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
     """Scale the shorter side down to ``side``, as the image tokenizer does; never up."""
     scale = side / min(image.size)
     if scale >= 1:
         return image
     size = (round(scale * image.width), round(scale * image.height))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.resize(size, PIL.Image.Resampling.LANCZOS)
 
 
-def _drawn(folder: RunFolder, corpus: Corpus, features: PictureFeatures, split: Split) -> Drawn:
-    answers = [answer for answer in folder.answers["pictures"] if answer["split"] == split]
-    images = [open_picture(folder.path / "answers" / answer["drawn"]) for answer in answers]
+def _drawn(folder: RunFolder, corpus: Corpus, features: ImageFeatures, split: Split) -> Drawn:
+    samples = [sample for sample in folder.samples["images"] if sample["split"] == split]
+    images = [open_image(folder.path / "samples" / sample["drawn"]) for sample in samples]
     vectors = features.of(images)
-    originals = _indices(folder, [answer["original"] for answer in answers])
+    originals = _indices(folder, [sample["original"] for sample in samples])
     train = torch.tensor(corpus.of_split("train"), dtype=torch.long)
     closest, similarities = (
         nearest(vectors, corpus.features[train]) if len(train) else (train, torch.empty(0))
     )
     return Drawn(
-        prompts=[answer["prompt"] for answer in answers],
+        prompts=[sample["prompt"] for sample in samples],
         images=images,
         originals=originals,
         nearest=train[closest].tolist(),
@@ -119,14 +119,14 @@ def _drawn(folder: RunFolder, corpus: Corpus, features: PictureFeatures, split: 
     )
 
 
-def _indices(folder: RunFolder, pictures: Sequence[str]) -> list[int]:
-    index = {entry["picture"]: i for i, entry in enumerate(folder.answers["gallery"])}
-    if strangers := [picture for picture in pictures if picture not in index]:
+def _indices(folder: RunFolder, images: Sequence[str]) -> list[int]:
+    index = {entry["image"]: i for i, entry in enumerate(folder.samples["gallery"])}
+    if strangers := [image for image in images if image not in index]:
         raise DataError(
-            f"{folder.path / 'answers/answers.json'} names the original {strangers[0]}, which its "
-            "gallery does not have; run the stage 'answer' again."
+            f"{folder.path / 'samples/samples.json'} names the original {strangers[0]}, which its "
+            "gallery does not have; run the stage 'sample' again."
         )
-    return [index[picture] for picture in pictures]
+    return [index[image] for image in images]
 
 
 def _rebuilt(corpus: Corpus, tokenizer: ImageTokenizer, split: Split) -> Rebuilt:
@@ -137,8 +137,8 @@ def _rebuilt(corpus: Corpus, tokenizer: ImageTokenizer, split: Split) -> Rebuilt
 
 
 def _captions(folder: RunFolder, split: Split) -> CaptionScores:
-    answers = [answer for answer in folder.answers["captions"] if answer["split"] == split]
-    return score_captions([a["caption"] for a in answers], [a["expected"] for a in answers])
+    samples = [sample for sample in folder.samples["captions"] if sample["split"] == split]
+    return score_captions([a["caption"] for a in samples], [a["expected"] for a in samples])
 
 
 def _numbers(
@@ -151,8 +151,8 @@ def _numbers(
     train, held_out = SPLITS
     candidates = min(_CANDIDATES, len(corpus.images))
     numbers: dict[str, float | int | None] = {
-        "n_concepts_train": folder.answers["captioned"].get(train, 0),
-        "n_concepts_heldout": folder.answers["captioned"].get(held_out, 0),
+        "n_concepts_train": folder.samples["captioned"].get(train, 0),
+        "n_concepts_heldout": folder.samples["captioned"].get(held_out, 0),
         "gallery_size": len(corpus.images),
         "tokens_text": sum(shard.tokens["text"] for shard in folder.shards.values()),
         "tokens_image": sum(shard.tokens["image"] for shard in folder.shards.values()),
@@ -177,7 +177,7 @@ def _numbers(
         "caption_exact_heldout": captions[held_out].exact,
         "caption_f1_train": captions[train].f1,
         "caption_f1_heldout": captions[held_out].f1,
-        "image_tokens_per_second": folder.answers["image_tokens_per_second"],
+        "image_tokens_per_second": folder.samples["image_tokens_per_second"],
     }
     # JSON has no NaN.
     return {

@@ -1,4 +1,4 @@
-"""Whether a drawn picture shows what was asked: it must be nearer its own original than others are.
+"""Whether a drawn image shows what was asked: it must be nearer its own original than others are.
 
 Features come from EfficientNet-lite0 (``features.py``) and likeness is their cosine, so the rates
 compare runs of this project with each other and with chance; they are not CLIP or FID numbers.
@@ -17,12 +17,12 @@ from pardalis import seeds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retrieval:
-    """How often the right picture came first among the candidates."""
+    """How often the right image came first among the candidates."""
 
-    # Share of drawn pictures whose right picture is strictly nearest; NaN when none was drawn.
+    # Share of drawn images whose right image is strictly nearest; NaN when none was drawn.
     top1: float
-    ranks: tuple[int, ...]  # place of the right picture for each drawn one, 1 (best) and up
-    n_candidates: int  # for each drawn picture, the right one included; chance is one in as many
+    ranks: tuple[int, ...]  # place of the right image for each drawn one, 1 (best) and up
+    n_candidates: int  # for each drawn image, the right one included; chance is one in as many
 
 
 def retrieval_top1(
@@ -32,23 +32,23 @@ def retrieval_top1(
     n_candidates: int = 100,
     seed: int = 0,
 ) -> Retrieval:
-    """Rank each drawn picture's right picture among random others of the gallery, by cosine.
+    """Rank each drawn image's right image among random others of the gallery, by cosine.
 
     The other ``n_candidates - 1`` are drawn without replacement and are never the right one. A tie
-    counts against the right picture, so features that tell nothing apart score zero, not one.
+    counts against the right image, so features that tell nothing apart score zero, not one.
 
     Args:
-        drawn: features of the drawn pictures.
-        gallery: features of all pictures of the corpus.
-        originals: for each drawn picture the index of its right picture in the gallery.
-        n_candidates: the right picture and the others together.
-        seed: chooses the others; each drawn picture has its own draw.
+        drawn: features of the drawn images.
+        gallery: features of all images of the corpus.
+        originals: for each drawn image the index of its right image in the gallery.
+        n_candidates: the right image and the others together.
+        seed: chooses the others; each drawn image has its own draw.
 
     Raises:
-        ValueError: the gallery has fewer than ``n_candidates`` pictures.
+        ValueError: the gallery has fewer than ``n_candidates`` images.
     """
     if len(drawn) and not 1 <= n_candidates <= len(gallery):
-        raise ValueError(f"{n_candidates} candidates from a gallery of {len(gallery)} pictures")
+        raise ValueError(f"{n_candidates} candidates from a gallery of {len(gallery)} images")
     similarities = F.normalize(drawn, dim=1) @ F.normalize(gallery, dim=1).T
     ranks = []
     for i, right in enumerate(originals.tolist()):
@@ -63,7 +63,7 @@ def retrieval_top1(
 def nearest(
     drawn: Float[Tensor, "N D"], gallery: Float[Tensor, "M D"]
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """Return for each drawn picture the most similar one of the gallery: its index and cosine.
+    """Return for each drawn image the most similar one of the gallery: its index and cosine.
 
     Raises:
         ValueError: the gallery is empty.

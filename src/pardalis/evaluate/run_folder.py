@@ -25,7 +25,7 @@ _STAGE_OF = {
     "image_tokenizer": "image_tokenizer",
     "shards": "prepare",
     "training": "train",
-    "answers": "answer",
+    "samples": "sample",
 }
 
 
@@ -48,7 +48,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFolder:
-    """Everything a report needs from a run folder, parsed; pictures stay paths."""
+    """Everything a report needs from a run folder, parsed; images stay paths."""
 
     path: Path
     recipe: str
@@ -58,7 +58,7 @@ class RunFolder:
     image_tokenizer: Metrics | None  # None: the run started from a bundle and trained none
     training: Metrics
     shards: dict[str, PrepareReport]  # what prepare told about each source, by its folder's name
-    answers: dict[str, Any]  # answers.json, as pardalis.pipeline.answers writes it
+    samples: dict[str, Any]  # samples.json, as pardalis.pipeline.samples writes it
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
@@ -69,8 +69,8 @@ class RunFolder:
         """
         if not path.is_dir():
             raise DataError(f"There is no run folder {path}; start a run there first.")
-        answers = _json(path, "answers/answers.json", dict)
-        _check_answers(path / "answers/answers.json", answers)
+        samples = _json(path, "samples/samples.json", dict)
+        _check_samples(path / "samples/samples.json", samples)
         stages = _json(path, "stages.json", list)
         recipe = _existing(path, "recipe.toml").read_text()
         image_tokenizer = None
@@ -85,7 +85,7 @@ class RunFolder:
             image_tokenizer=image_tokenizer,
             training=Metrics(read_metrics(_existing(path, "training/metrics.jsonl"))),
             shards=_shards(path),
-            answers=answers,
+            samples=samples,
         )
 
 
@@ -145,15 +145,15 @@ def _licences(run: Path) -> list[dict[str, Any]]:
     return packages
 
 
-def _check_answers(path: Path, answers: dict[str, Any]) -> None:
-    lists = ("gallery", "pictures", "captions", "pages")
+def _check_samples(path: Path, samples: dict[str, Any]) -> None:
+    lists = ("gallery", "images", "captions", "pages")
     needed = (*lists, "captioned", "left_out", "image_tokens_per_second")
-    if missing := [key for key in needed if key not in answers]:
-        raise DataError(f"{path} lacks {', '.join(missing)}; run the stage 'answer' again.")
+    if missing := [key for key in needed if key not in samples]:
+        raise DataError(f"{path} lacks {', '.join(missing)}; run the stage 'sample' again.")
     for key in lists:
-        for answer in answers[key]:
-            if answer.get("split") not in SPLITS:
+        for sample in samples[key]:
+            if sample.get("split") not in SPLITS:
                 raise DataError(
-                    f"{path} has an entry of '{key}' with the split {answer.get('split')!r}; a "
-                    f"split is one of {', '.join(SPLITS)}. Run the stage 'answer' again."
+                    f"{path} has an entry of '{key}' with the split {sample.get('split')!r}; a "
+                    f"split is one of {', '.join(SPLITS)}. Run the stage 'sample' again."
                 )

@@ -1,4 +1,4 @@
-"""How alike two pictures are, and two sets of pictures; pixels are in [-1, 1]."""
+"""How alike two images are, and two sets of images; pixels are in [-1, 1]."""
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ _RESAMPLES = 1000
 def ssim(
     reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, " B"]:
-    """Return the structural similarity of each picture, 1 for equal ones (Wang et al. 2004).
+    """Return the structural similarity of each image, 1 for equal ones (Wang et al. 2004).
 
     With the paper's Gaussian window of 11 pixels, channels averaged. As torchmetrics has it: the
-    picture is mirrored at its borders, where the paper leaves a margin of 5 pixels out.
+    image is mirrored at its borders, where the paper leaves a margin of 5 pixels out.
 
     Raises:
         ConfigError: torchmetrics is not installed.

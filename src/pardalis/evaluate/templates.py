@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
+import PIL.Image
 
-from pardalis.documents.pictures import to_data_uri, to_png
+from pardalis.documents.images import to_data_uri, to_png
 from pardalis.evaluate.extras import demo_extra
 
 T = TypeVar("T")
@@ -22,11 +22,11 @@ _WORDS = {
 }
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: Path, values: Mapping[str, Any]) -> str:
     """Return a page as one self-contained HTML document.
 
     Args:
-        template: name of a file beside this module.
+        template: its file; it may include those beside this module.
 
     Raises:
         ConfigError: jinja2 is not installed.
@@ -34,7 +34,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     with demo_extra("The page"):
         import jinja2
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -51,7 +51,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         shown=shown,
         words=words,
     )
-    return environment.get_template(template).render(values)
+    return environment.get_template(template.name).render(values)
 
 
 def markup(svg: str) -> Any:
@@ -65,11 +65,11 @@ def markup(svg: str) -> Any:
     return Markup(svg)
 
 
-def picture_uri(image: Image.Image, largest: int = _LARGEST_PIXELS) -> str:
-    """Return a picture as a data URI, scaled down to ``largest`` pixels per side if need be."""
+def image_uri(image: PIL.Image.Image, largest: int = _LARGEST_PIXELS) -> str:
+    """Return an image as a data URI, scaled down to ``largest`` pixels per side if need be."""
     if max(image.size) > largest:
         image = image.copy()
-        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+        image.thumbnail((largest, largest), PIL.Image.Resampling.LANCZOS)
     return to_data_uri(to_png(image))
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Integer
-from PIL import Image
 
 from pardalis import files
 from pardalis.evaluate.curves import Curve, chart, codebook_chart
 from pardalis.evaluate.run_folder import Metrics
-from pardalis.evaluate.templates import markup, picture_uri, render, words
+from pardalis.evaluate.templates import image_uri, markup, render, words
 from pardalis.train.metrics import FILE_NAME, Line, read_metrics
 
 PAGE = "progress.html"
@@ -24,28 +24,28 @@ _HELD_OUT = "heldout_"
 _TRAIN_COLOUR, _HELD_OUT_COLOUR, _CODES_COLOUR = "#2f5d8c", "#cf5239", "#15806a"
 # Charts of these come first, of other numbers behind them; of costs there is none.
 _FIRST = ("psnr", "loss", "loss_l1", "loss_l2", "loss_perceptual", "codebook_use", "perplexity")
-_COSTS = re.compile(r"step|time_s|pictures|\w+_per_second")
+_COSTS = re.compile(r"step|time_s|images|\w+_per_second")
 
 
 def write_training_page(
     folder: Path,
-    originals: Sequence[Image.Image],
-    reconstructions: Sequence[Image.Image],
+    originals: Sequence[PIL.Image.Image],
+    reconstructions: Sequence[PIL.Image.Image],
     code_counts: Integer[np.ndarray, " N"],
     last: Mapping[str, float | int],
     is_finished: bool = False,
 ) -> None:
     """Write ``progress.html`` into the folder of a training run, from its ``metrics.jsonl``.
 
-    A chart stands for each number of the metrics, with that of held-out pictures
+    A chart stands for each number of the metrics, with that of held-out images
     (``heldout_NAME``) beside that of training. Until the run is finished the page loads itself
     again every half minute.
 
     Args:
-        originals: pictures to show, as the tokenizer sees them.
+        originals: images to show, as the tokenizer sees them.
         reconstructions: the same after the round trip.
         code_counts: how often each code was used of late.
-        last: numbers of this evaluation; those of held-out pictures are shown by name, or where
+        last: numbers of this evaluation; those of held-out images are shown by name, or where
             there are none, those of training.
 
     Raises:
@@ -55,14 +55,14 @@ def write_training_page(
     lines = read_metrics(folder / FILE_NAME)
     now = lines[-1] if lines else {}
     page = render(
-        "training_page.html.jinja",
+        Path(__file__).with_name("training_page.html.jinja"),
         {
             "is_finished": is_finished,
             "step": now.get("step", 0),
             "seconds": now.get("time_s"),
             "last": _shown(last),
             "pairs": [
-                (picture_uri(original), picture_uri(reconstruction))
+                (image_uri(original), image_uri(reconstruction))
                 for original, reconstruction in zip(originals, reconstructions, strict=True)
             ],
             "n_codes": len(code_counts),

@@ -1,6 +1,6 @@
-"""Whether words in a picture can still be read after the image tokenizer, by optical recognition.
+"""Whether words in an image can still be read after the image tokenizer, by optical recognition.
 
-Pictures with much text are the weakness that Chameleon's paper names of its tokenizer (arXiv
+Images with much text are the weakness that Chameleon's paper names of its tokenizer (arXiv
 2405.09818, section 2.1), and no other score shows it: a page of blurred letters has a good PSNR.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+import PIL.Image
 
 from pardalis.feature_nets.files import optional_package
 
-ReadLines: TypeAlias = Callable[[Image.Image], list[str]]
-"""From a picture to the lines of text in it."""
+ReadLines: TypeAlias = Callable[[PIL.Image.Image], list[str]]
+"""From an image to the lines of text in it."""
 
 
 def line_reader() -> ReadLines:
@@ -24,12 +24,12 @@ def line_reader() -> ReadLines:
     Raises:
         ConfigError: rapidocr-onnxruntime is not installed.
     """
-    with optional_package("Reading words in pictures", "ocr"):
+    with optional_package("Reading words in images", "ocr"):
         from rapidocr_onnxruntime import RapidOCR
 
     engine = RapidOCR()
 
-    def read(image: Image.Image) -> list[str]:
+    def read(image: PIL.Image.Image) -> list[str]:
         rgb = np.asarray(image.convert("RGB"))
         lines, _ = engine(np.ascontiguousarray(rgb[:, :, ::-1]))  # OpenCV's order
         return [text for _, text, _ in lines or []]

@@ -1,4 +1,4 @@
-"""Networks that others trained, frozen: what losses and scores compare pictures with."""
+"""Networks that others trained, frozen: what losses and scores compare images with."""
 
 from pardalis.feature_nets.config import FeatureNetConfig
 from pardalis.feature_nets.load import load_feature_net

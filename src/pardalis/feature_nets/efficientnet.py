@@ -22,7 +22,7 @@ _STAGES = (
 class EfficientNetLite0(Network):
     """The network up to its last features; names follow the published state dict.
 
-    Its maps are the last of each size, from half the picture's side to a 32nd, and the features.
+    Its maps are the last of each size, from half the image's side to a 32nd, and the features.
     """
 
     widths = (16, 24, 40, 112, 320, 1280)

@@ -16,7 +16,7 @@ from pardalis.feature_nets.net import Network, Scaling
 
 
 class InceptionV3(Network):
-    """The network up to its pooled features, which are of pictures resized to 299 pixels.
+    """The network up to its pooled features, which are of images resized to 299 pixels.
 
     Its maps are those before each reduction, and the last.
     """
@@ -26,7 +26,7 @@ class InceptionV3(Network):
     scaling = Scaling(mean=(127.5,) * 3, std=(127.5,) * 3)
     side = 299
     least_side = 75
-    antialias = False  # as published, though it makes large pictures grainy
+    antialias = False  # as published, though it makes large images grainy
 
     def __init__(self) -> None:
         super().__init__()

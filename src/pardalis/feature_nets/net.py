@@ -1,4 +1,4 @@
-"""What all feature nets have in common: pixels in [-1, 1] in, maps or one vector a picture out."""
+"""What all feature nets have in common: pixels in [-1, 1] in, maps or one vector an image out."""
 
 from dataclasses import dataclass
 
@@ -28,9 +28,9 @@ class Network(nn.Module):
     widths: tuple[int, ...]  # channels of each map
     classifier: str  # how the names begin of published tensors that are not used
     scaling: Scaling = IMAGENET
-    side: int = 224  # of the pictures that it was trained on
-    least_side: int = 32  # of pictures that have every map
-    antialias: bool = True  # when pictures are made smaller
+    side: int = 224  # of the images that it was trained on
+    least_side: int = 32  # of images that have every map
+    antialias: bool = True  # when images are made smaller
 
 
 class FeatureNet(nn.Module):
@@ -64,13 +64,13 @@ class FeatureNet(nn.Module):
         return self
 
     def maps(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """Return feature maps of several layers, deepest last, of pictures in their own size."""
+        """Return feature maps of several layers, deepest last, of images in their own size."""
         with torch.autocast(pixels.device.type, enabled=False):
             scaled = pixels.float() * self.scale + self.shift
             return self.network(scaled.flip(1) if self._flips_channels else scaled)
 
     def pooled(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B D"]:
-        """Return the deepest map averaged over the picture, resized as the net was trained."""
+        """Return the deepest map averaged over the image, resized as the net was trained."""
         return self.maps(self._resized(pixels))[-1].mean((2, 3))
 
     def _resized(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 3 y x"]:

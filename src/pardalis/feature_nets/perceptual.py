@@ -1,4 +1,4 @@
-"""How different two pictures look to a feature net (LPIPS, arXiv 1801.03924)."""
+"""How different two images look to a feature net (LPIPS, arXiv 1801.03924)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,41 +2,41 @@
 
 from pardalis.inference.answer import fitting, generate, generate_many
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.engine import Answer, Engine
+from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import (
     Event,
     Finished,
-    PictureBegun,
-    PictureDone,
-    PictureRows,
+    ImageBegun,
+    ImageDone,
+    ImageRows,
     TextDelta,
     Usage,
 )
-from pardalis.inference.prompt import Mode, Part, Prompt, as_document, to_request
+from pardalis.inference.prompt import GenerationMode, Part, Prompt, as_document, to_request
 from pardalis.inference.reference import generate_reference
 from pardalis.inference.request import (
     Contrastive,
     Guidance,
-    PictureGuide,
+    ImageGuidance,
     Request,
     SamplingConfig,
 )
 from pardalis.inference.token_loop import Progress, TokenLoop, generate_ids
 
 __all__ = [
-    "Answer",
+    "Completion",
     "Contrastive",
     "Engine",
     "EngineConfig",
     "Event",
     "Finished",
+    "GenerationMode",
     "Guidance",
-    "Mode",
+    "ImageBegun",
+    "ImageDone",
+    "ImageGuidance",
+    "ImageRows",
     "Part",
-    "PictureBegun",
-    "PictureDone",
-    "PictureGuide",
-    "PictureRows",
     "Progress",
     "Prompt",
     "Request",

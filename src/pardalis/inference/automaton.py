@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pardalis.tokens import Grammar, Mode, Rule
+from pardalis.tokens import Grammar, Phase, Rule
 
 NO_LIMIT = 2**31 - 1
 
@@ -20,11 +20,11 @@ NO_LIMIT = 2**31 - 1
 class RowState:
     """Where each row stands: :class:`pardalis.tokens.State` and the last id with its column."""
 
-    mode: Int[Tensor, " B"]
+    phase: Int[Tensor, " B"]
     codes_left: Int[Tensor, " B"]
-    pictures: Int[Tensor, " B"]
+    images: Int[Tensor, " B"]
     turns: Int[Tensor, " B"]
-    room: Int[Tensor, " B"]
+    budget: Int[Tensor, " B"]
     last: Int[Tensor, " B"]  # the newest id, which the model has not read
     column: Int[Tensor, " B"]  # of that id in its stream
 
@@ -34,10 +34,10 @@ class RowLimits:
     """What each row's request allows: :class:`pardalis.tokens.Limits`."""
 
     text: Int[Tensor, " B"]  # 0 or 1
-    max_pictures: Int[Tensor, " B"]  # NO_LIMIT: as many as fit
+    max_images: Int[Tensor, " B"]  # NO_LIMIT: as many as fit
     one_turn: Int[Tensor, " B"]  # 0 or 1
     guided: Int[Tensor, " B"]  # 1: codes need linked rows
-    attached: Int[Tensor, " B"]  # the picture (by RowState.pictures) whose linked rows take part
+    attached: Int[Tensor, " B"]  # the image (by RowState.images) whose linked rows take part
 
 
 STATE_FIELDS = [field.name for field in fields(RowState)]
@@ -49,28 +49,33 @@ class Automaton:
     def __init__(self, grammar: Grammar, device: torch.device) -> None:
         self.ids = grammar.vocabulary
         self.n_codes = len(self.ids.image)
-        self.codes_per_picture, self.picture_ids = grammar.codes_per_picture, grammar.picture_ids
+        self.codes_per_image, self.tokens_per_image = (
+            grammar.codes_per_image,
+            grammar.tokens_per_image,
+        )
         ranges = grammar.ranges()
         self.first = torch.tensor([allowed.start for allowed in ranges], device=device)
         self.stop = torch.tensor([allowed.stop for allowed in ranges], device=device)
-        self.written_ids = torch.tensor(grammar.written_ids(), device=device)
+        self.writable_ids = torch.tensor(grammar.writable_ids(), device=device)
 
     def rule(self, state: RowState, limits: RowLimits) -> Int[Tensor, " B"]:
         """Return each row's :class:`pardalis.tokens.Rule`; NOTHING for one that must wait."""
-        may_open = state.pictures < limits.max_pictures
-        fits = state.room >= self.picture_ids + 1  # after the picture one id must be left for eos
-        text = torch.where(may_open & fits, int(Rule.TEXT_OR_PICTURE), int(Rule.TEXT))
-        text = torch.where(state.room == 1, int(Rule.EOS), text)
-        silent = torch.where(may_open, int(Rule.OPEN_PICTURE), int(Rule.NOTHING))
+        may_open = state.images < limits.max_images
+        fits = (
+            state.budget >= self.tokens_per_image + 1
+        )  # after the image one id must be left for eos
+        text = torch.where(may_open & fits, int(Rule.TEXT_OR_IMAGE), int(Rule.TEXT))
+        text = torch.where(state.budget == 1, int(Rule.EOS), text)
+        silent = torch.where(may_open, int(Rule.BEGIN_IMAGE), int(Rule.NOTHING))
         between = torch.where(limits.text == 1, text, silent)
-        closed = (state.room <= 0) | ((limits.one_turn == 1) & (state.turns > 0))
+        closed = (state.budget <= 0) | ((limits.one_turn == 1) & (state.turns > 0))
         between = torch.where(closed, int(Rule.NOTHING), between)
-        waits = (limits.guided == 1) & (state.pictures != limits.attached)
+        waits = (limits.guided == 1) & (state.images != limits.attached)
         code = torch.where(waits, int(Rule.NOTHING), int(Rule.CODE))
-        inside = torch.where(state.codes_left > 0, code, int(Rule.CLOSE_PICTURE))
-        rule = torch.where(state.mode == Mode.IMAGE, inside, between)
-        rule = torch.where(state.mode == Mode.START, int(Rule.BOS), rule)
-        return torch.where(state.mode == Mode.DONE, int(Rule.NOTHING), rule)
+        inside = torch.where(state.codes_left > 0, code, int(Rule.END_IMAGE))
+        rule = torch.where(state.phase == Phase.IMAGE, inside, between)
+        rule = torch.where(state.phase == Phase.START, int(Rule.BOS), rule)
+        return torch.where(state.phase == Phase.DONE, int(Rule.NOTHING), rule)
 
     def advance(
         self, state: RowState, rule: Int[Tensor, " B"], token_id: Int[Tensor, " B"]
@@ -79,19 +84,17 @@ class Automaton:
         active = rule != Rule.NOTHING
         opens = active & (token_id == self.ids.begin_image_id)
         is_code = rule == Rule.CODE
-        mode = torch.where(opens, int(Mode.IMAGE), state.mode)
-        to_text = (rule == Rule.CLOSE_PICTURE) | (rule == Rule.BOS)
-        mode = torch.where(to_text, int(Mode.TEXT), mode)
-        mode = torch.where(active & (token_id == self.ids.eos_id), int(Mode.DONE), mode)
+        phase = torch.where(opens, int(Phase.IMAGE), state.phase)
+        to_text = (rule == Rule.END_IMAGE) | (rule == Rule.BOS)
+        phase = torch.where(to_text, int(Phase.TEXT), phase)
+        phase = torch.where(active & (token_id == self.ids.eos_id), int(Phase.DONE), phase)
         one = active.long()
         return RowState(
-            mode=mode,
-            codes_left=torch.where(
-                opens, self.codes_per_picture, state.codes_left - is_code.long()
-            ),
-            pictures=state.pictures + opens.long(),
+            phase=phase,
+            codes_left=torch.where(opens, self.codes_per_image, state.codes_left - is_code.long()),
+            images=state.images + opens.long(),
             turns=state.turns + (active & (token_id == self.ids.end_turn_id)).long(),
-            room=state.room - one,
+            budget=state.budget - one,
             last=torch.where(active, token_id, state.last),
             column=state.column + one,
         )
@@ -99,13 +102,13 @@ class Automaton:
     def advance_inside(
         self, state: RowState, token_id: Int[Tensor, " B"], n_codes: Int[Tensor, " B"] | int
     ) -> RowState:
-        """Return the state after codes, for rows that stay inside their pictures."""
+        """Return the state after codes, for rows that stay inside their images."""
         return RowState(
-            mode=state.mode,
+            phase=state.phase,
             codes_left=state.codes_left - n_codes,
-            pictures=state.pictures,
+            images=state.images,
             turns=state.turns,
-            room=state.room - n_codes,
+            budget=state.budget - n_codes,
             last=token_id,
             column=state.column + n_codes,
         )

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from PIL import Image
+import PIL.Image
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
@@ -20,19 +20,19 @@ from pardalis.inference.events import (
     Event,
     EventWriter,
     Finished,
-    PictureDone,
-    PictureRows,
+    ImageDone,
+    ImageRows,
     Usage,
 )
-from pardalis.inference.prompt import Mode, Prompt, to_request
-from pardalis.inference.request import PictureGuide, Request, SamplingConfig
+from pardalis.inference.prompt import GenerationMode, Prompt, to_request
+from pardalis.inference.request import ImageGuidance, Request, SamplingConfig
 from pardalis.inference.token_loop import FinishReason, LoopStatistics, Progress, TokenLoop
 
-_LONGEST_WAIT_S = 0.02  # for a picture, before a step looks for new requests
+_LONGEST_WAIT_S = 0.02  # for an image, before a step looks for new requests
 
 
 @dataclass(slots=True)
-class _Job:
+class _OpenRequest:
     """A request while it is answered, and its answer."""
 
     key: int
@@ -41,11 +41,11 @@ class _Job:
     submitted: float
     ids: list[int] = field(default_factory=list)
     unread: deque[Event] = field(default_factory=deque)
-    drawings: deque[tuple[int, Future[Image.Image]]] = field(default_factory=deque)
-    images: list[Image.Image] = field(default_factory=list)
+    drawings: deque[tuple[int, Future[PIL.Image.Image]]] = field(default_factory=deque)
+    images: list[PIL.Image.Image] = field(default_factory=list)
     first_event: float = 0.0
     paused: bool = False
-    reason: FinishReason | None = None  # why writing ended; pictures may still be missing
+    reason: FinishReason | None = None  # why writing ended; images may still be missing
     error: str = ""
     finished: Finished | None = None
     document: Document | None = None
@@ -56,17 +56,17 @@ class _Job:
 
     @property
     def pending(self) -> int:
-        """Events that wait for the client, those that pictures will become included."""
+        """Events that wait for the client, those that images will become included."""
         return len(self.unread) + len(self.drawings)
 
 
-class Answer:
+class Completion:
     """An answer while it is written: an iterator over its events, which ends after ``Finished``.
 
     Iterating makes the engine work whenever there is nothing to read.
     """
 
-    def __init__(self, engine: "Engine", job: _Job) -> None:
+    def __init__(self, engine: "Engine", job: _OpenRequest) -> None:
         self._engine, self._job = engine, job
 
     @property
@@ -94,7 +94,7 @@ class Answer:
         """Read the events to the last and return the answer.
 
         Raises:
-            RequestError: a picture could not be decoded.
+            RequestError: an image could not be decoded.
         """
         for _ in self:
             pass
@@ -123,7 +123,7 @@ class Engine:
         self.config = config or EngineConfig()
         self._loop = TokenLoop(bundle.model, bundle.codec.grammar, self.config)
         self._drawer = Drawer(bundle.codec.image_tokenizer)
-        self._jobs: dict[int, _Job] = {}  # until their Finished is read
+        self._jobs: dict[int, _OpenRequest] = {}  # until their Finished is read
         self._lock = threading.RLock()
         self._closed = False
 
@@ -139,7 +139,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the thread that decodes pictures; unfinished answers stay unfinished."""
+        """End the thread that decodes images; unfinished answers stay unfinished."""
         with self._lock:
             self._closed = True
         self._drawer.close()
@@ -152,16 +152,16 @@ class Engine:
         self,
         prompt: Prompt,
         *,
-        mode: Mode = "interleaved",
-        max_tokens: int | None = None,
-        max_pictures: int | None = None,
+        mode: GenerationMode = "interleaved",
+        max_new_tokens: int | None = None,
+        max_images: int | None = None,
         text: SamplingConfig | None = None,
-        picture: SamplingConfig | None = None,
-        guidance: float | PictureGuide = 1.0,
+        image: SamplingConfig | None = None,
+        guidance: float | ImageGuidance = 1.0,
         chat: bool = False,
         seed: int = 0,
         priority: int = 0,
-    ) -> Answer:
+    ) -> Completion:
         """Begin to answer a prompt; arguments and errors as of :func:`pardalis.generate`.
 
         Args:
@@ -174,24 +174,24 @@ class Engine:
             self.bundle,
             prompt,
             mode=mode,
-            max_tokens=max_tokens,
-            max_pictures=max_pictures,
+            max_new_tokens=max_new_tokens,
+            max_images=max_images,
             text=text,
-            picture=picture,
+            image=image,
             guidance=guidance,
             chat=chat,
             seed=seed,
         )
         return self.submit_request(request, priority)
 
-    def submit_request(self, request: Request, priority: int = 0) -> Answer:
+    def submit_request(self, request: Request, priority: int = 0) -> Completion:
         """Begin to answer what :func:`pardalis.inference.to_request` made of a prompt."""
         with self._lock:
             self._must_be_open()
             key = self._loop.submit(request, priority)
             writer = EventWriter(key, self.bundle.codec)
-            job = self._jobs[key] = _Job(key, request, writer, time.monotonic())
-        return Answer(self, job)
+            job = self._jobs[key] = _OpenRequest(key, request, writer, time.monotonic())
+        return Completion(self, job)
 
     def abort(self, key: int) -> None:
         """End an answer where it is; an unknown key is ignored."""
@@ -215,7 +215,7 @@ class Engine:
             jobs = list(self._jobs.values())
             return [self._read(job) for job in jobs for _ in range(len(job.unread))]
 
-    def next_event(self, job: _Job) -> Event:
+    def next_event(self, job: _OpenRequest) -> Event:
         """Return an answer's next event, after as many steps as it takes; raises StopIteration."""
         while True:
             with self._lock:
@@ -225,7 +225,7 @@ class Engine:
                     raise StopIteration
             self._advance()
 
-    def _read(self, job: _Job) -> Event:
+    def _read(self, job: _OpenRequest) -> Event:
         event = job.unread.popleft()
         if event is job.finished:
             del self._jobs[job.key]
@@ -233,7 +233,7 @@ class Engine:
             self._pause(job, False)
         return event
 
-    def _pause(self, job: _Job, paused: bool) -> None:
+    def _pause(self, job: _OpenRequest, paused: bool) -> None:
         job.paused = paused
         self._loop.pause(job.key, paused)
 
@@ -259,13 +259,13 @@ class Engine:
                 elif job.pending > self.config.max_unread and not job.paused:
                     self._pause(job, True)
 
-    def _take(self, job: _Job, progress: Progress) -> None:
-        """Tell what was written, and have pictures drawn whose codes are complete."""
+    def _take(self, job: _OpenRequest, progress: Progress) -> None:
+        """Tell what was written, and have images drawn whose codes are complete."""
         job.ids += progress.ids
         for event in job.writer.write(progress.ids):
             job.tell(event)
-            if isinstance(event, PictureRows) and event.rows == self._grid:
-                job.drawings.append((event.picture, self._drawer.draw(event.codes)))
+            if isinstance(event, ImageRows) and event.rows == self._grid:
+                job.drawings.append((event.index, self._drawer.draw(event.codes)))
         if progress.finished is not None:
             job.reason = progress.finished
             for delta in job.writer.end():
@@ -275,26 +275,26 @@ class Engine:
     def _grid(self) -> int:
         return self.bundle.codec.image_tokenizer.config.grid
 
-    def _collect(self, job: _Job) -> None:
-        """Tell which pictures are decoded."""
+    def _collect(self, job: _OpenRequest) -> None:
+        """Tell which images are decoded."""
         while job.drawings and job.drawings[0][1].done():
             number, drawing = job.drawings.popleft()
             if error := drawing.exception():
-                job.error = job.error or f"A picture could not be decoded: {error}"
+                job.error = job.error or f"An image could not be decoded: {error}"
                 self._loop.abort(job.key)
             else:
                 job.images.append(drawing.result())
-                job.tell(PictureDone(job.key, number, drawing.result()))
+                job.tell(ImageDone(job.key, number, drawing.result()))
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: _OpenRequest) -> None:
         assert job.reason is not None
         if not job.error:
             job.document = _document(self.bundle.codec, job)
         now = time.monotonic()
         usage = Usage(
-            prompt_ids=len(job.request.prompt_ids),
-            written_ids=len(job.ids),
-            pictures=len(job.images),
+            prompt_tokens=len(job.request.prompt_ids),
+            completion_tokens=len(job.ids),
+            images=len(job.images),
             seconds=now - job.submitted,
             first_event_s=(job.first_event or now) - job.submitted,
         )
@@ -303,10 +303,10 @@ class Engine:
         job.tell(job.finished)
 
 
-def _document(codec: Codec, job: _Job) -> Document:
+def _document(codec: Codec, job: _OpenRequest) -> Document:
     """Return what was written; in a conversation it is the assistant's turn, without its end."""
     vocabulary, ids = codec.vocabulary, job.ids
-    if len(job.images) < job.writer.pictures:  # aborted inside a picture
+    if len(job.images) < job.writer.images:  # aborted inside an image
         ids = ids[: len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)]
     in_conversation = job.request.limits.one_turn
     if in_conversation and ids[-1:] == [vocabulary.end_turn_id]:

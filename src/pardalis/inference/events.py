@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from PIL import Image
+import PIL.Image
 
 from pardalis.codec import Codec
 from pardalis.inference.token_loop import FinishReason
@@ -20,39 +20,39 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureBegun:
+class ImageBegun:
     """The model began to draw."""
 
     key: int
-    picture: int  # its number in the answer, from 0
+    index: int  # its number among the images of the answer, from 0
 
 
 @dataclass(frozen=True, slots=True)
-class PictureRows:
-    """One more row of a picture's grid of codes is complete."""
+class ImageRows:
+    """One more row of an image's grid of codes is complete."""
 
     key: int
-    picture: int
+    index: int
     rows: int  # complete ones
     codes: tuple[int, ...]  # of these rows, as ``ImageTokenizer.partial_image`` takes them
 
 
 @dataclass(frozen=True, slots=True)
-class PictureDone:
-    """A picture is there."""
+class ImageDone:
+    """An image is there."""
 
     key: int
-    picture: int
-    image: Image.Image
+    index: int
+    image: PIL.Image.Image
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What an answer took."""
 
-    prompt_ids: int
-    written_ids: int
-    pictures: int
+    prompt_tokens: int
+    completion_tokens: int
+    images: int
     seconds: float  # from submission
     first_event_s: float  # from submission to the first event
 
@@ -64,10 +64,10 @@ class Finished:
     key: int
     reason: FinishReason | Literal["failed"]
     usage: Usage
-    error: str = ""  # of a picture that could not be decoded
+    error: str = ""  # of an image that could not be decoded
 
 
-Event: TypeAlias = TextDelta | PictureBegun | PictureRows | PictureDone | Finished
+Event: TypeAlias = TextDelta | ImageBegun | ImageRows | ImageDone | Finished
 
 
 class EventWriter:
@@ -75,11 +75,11 @@ class EventWriter:
 
     def __init__(self, key: int, codec: Codec) -> None:
         self.key, self.codec = key, codec
-        self.pictures = 0  # begun so far
+        self.images = 0  # begun so far
         self._text = TextStream(codec.text_tokenizer)
         self._codes: list[int] = []
 
-    def write(self, ids: Sequence[int]) -> Iterator[TextDelta | PictureBegun | PictureRows]:
+    def write(self, ids: Sequence[int]) -> Iterator[TextDelta | ImageBegun | ImageRows]:
         """Yield what is known after these ids that was not known before."""
         vocabulary = self.codec.vocabulary
         text = ""
@@ -91,8 +91,8 @@ class EventWriter:
             text = ""
             if token_id == vocabulary.begin_image_id:
                 self._codes = []
-                self.pictures += 1
-                yield PictureBegun(self.key, self.pictures - 1)
+                self.images += 1
+                yield ImageBegun(self.key, self.images - 1)
             elif token_id in vocabulary.image:
                 yield from self._code(token_id - vocabulary.image.start)
         yield from self._delta(text)
@@ -105,8 +105,8 @@ class EventWriter:
         if text:
             yield TextDelta(self.key, text)
 
-    def _code(self, code: int) -> Iterator[PictureRows]:
+    def _code(self, code: int) -> Iterator[ImageRows]:
         self._codes.append(code)
         rows, rest = divmod(len(self._codes), self.codec.image_tokenizer.config.grid)
         if not rest:
-            yield PictureRows(self.key, self.pictures - 1, rows, tuple(self._codes))
+            yield ImageRows(self.key, self.images - 1, rows, tuple(self._codes))

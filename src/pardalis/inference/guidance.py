@@ -1,4 +1,4 @@
-"""Guidance of picture codes: what the context says, against streams that know less of it."""
+"""Guidance of image codes: what the context says, against streams that know less of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pardalis.inference.request import Contrastive, Guidance, PictureGuide
+from pardalis.inference.request import Contrastive, Guidance, ImageGuidance
 from pardalis.inference.sampling import NEVER, kth_largest, power_of_two
 
 
@@ -24,7 +24,7 @@ class Guide:
 
     @staticmethod
     def of(
-        guides: Sequence[PictureGuide | None], device: torch.device | str | None = None
+        guides: Sequence[ImageGuidance | None], device: torch.device | str | None = None
     ) -> "Guide":
         """Put the guides of some rows on a device; None leaves a row as it is."""
 
@@ -43,7 +43,7 @@ class Guide:
         )
 
 
-def largest_k(guides: Iterable[PictureGuide | None]) -> int:
+def largest_k(guides: Iterable[ImageGuidance | None]) -> int:
     """Return the largest k of the contrastive ones, as a power of two; 0 when there is none."""
     return power_of_two(max((g.k for g in guides if isinstance(g, Contrastive)), default=0))
 
@@ -51,7 +51,7 @@ def largest_k(guides: Iterable[PictureGuide | None]) -> int:
 def guided(
     logits: Float[Tensor, "B n"],
     alone: Float[Tensor, "B n"],
-    pictures: Float[Tensor, "B n"] | None,
+    images: Float[Tensor, "B n"] | None,
     guide: Guide,
     *,
     largest_k: int,
@@ -60,15 +60,15 @@ def guided(
 
     Args:
         logits: of the whole contexts.
-        alone: of ``bos`` and the open picture; anything in a row without guidance.
-        pictures: of all pictures so far without text. In a row that has no such stream they are
+        alone: of ``bos`` and the open image; anything in a row without guidance.
+        images: of all images so far without text. In a row that has no such stream they are
             those of ``alone``, as everywhere when left out.
         largest_k: from :func:`largest_k` of the rows' guides.
     """
-    if pictures is None:
-        pictures = alone
-    base = alone + guide.image[:, None] * (pictures - alone)
-    extrapolated = base + guide.text[:, None] * (logits - pictures)
+    if images is None:
+        images = alone
+    base = alone + guide.image[:, None] * (images - alone)
+    extrapolated = base + guide.text[:, None] * (logits - images)
     chosen = torch.where(guide.extrapolates[:, None], extrapolated, logits)
     if not largest_k:
         return chosen

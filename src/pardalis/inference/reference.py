@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.inference.guidance import Guide, guided, largest_k
-from pardalis.inference.request import Guidance, PictureGuide, Request
+from pardalis.inference.request import Guidance, ImageGuidance, Request
 from pardalis.inference.sampling import Choice, Needs, prepare_ids, sample
 from pardalis.model import Decoder
-from pardalis.tokens import Grammar, Mode, Rule
+from pardalis.tokens import Grammar, Phase, Rule
 
 
 @torch.inference_mode()
@@ -26,24 +26,24 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
         RequestError: the limits leave no room for what they demand.
     """
     device = model.embedding.weight.device
-    written_ids = torch.tensor(grammar.written_ids(), device=device)
+    writable_ids = torch.tensor(grammar.writable_ids(), device=device)
     ids = list(request.prompt_ids)
     state = grammar.begin(ids, request.limits)
     while (rule := grammar.rule(state, request.limits)) is not Rule.NOTHING:
-        logits = _next_logits(model, ids)[:, written_ids]
+        logits = _next_logits(model, ids)[:, writable_ids]
         if rule is Rule.CODE and request.guidance is not None:
             logits = _guided(model, grammar, request.guidance, ids, logits)
-        sampling = request.picture if state.mode is Mode.IMAGE else request.text
+        sampling = request.image if state.phase is Phase.IMAGE else request.text
         allowed = grammar.ranges()[rule]
         chosen = sample(
             logits,
             (torch.tensor([allowed.start]).to(device), torch.tensor([allowed.stop]).to(device)),
             Choice.of([sampling], [request.seed], device),
             torch.tensor([len(ids)], device=device),
-            prepare_ids(written_ids),
+            prepare_ids(writable_ids),
             Needs.of([sampling]),
         )
-        token_id = int(written_ids[chosen])
+        token_id = int(writable_ids[chosen])
         state = grammar.advance(state, token_id, len(ids))
         ids.append(token_id)
     return ids[len(request.prompt_ids) :]
@@ -56,7 +56,7 @@ def _next_logits(model: Decoder, ids: Sequence[int]) -> Float[Tensor, "1 V"]:
 def _guided(
     model: Decoder,
     grammar: Grammar,
-    guide: PictureGuide,
+    guide: ImageGuidance,
     ids: list[int],
     logits: Float[Tensor, "1 n"],
 ) -> Float[Tensor, "1 n"]:
@@ -64,14 +64,14 @@ def _guided(
     vocabulary = grammar.vocabulary
     codes = torch.tensor(list(vocabulary.image), device=logits.device)
     opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-    alone = pictures = [vocabulary.bos_id, *ids[opened:]]
+    alone = images = [vocabulary.bos_id, *ids[opened:]]
     if isinstance(guide, Guidance) and guide.image is not None:
         marks = [vocabulary.bos_id, vocabulary.begin_image_id, vocabulary.end_image_id]
-        pictures = [i for i in ids if i in vocabulary.image or i in marks]
+        images = [i for i in ids if i in vocabulary.image or i in marks]
     guided_codes = guided(
         logits[:, : len(codes)],
         _next_logits(model, alone)[:, codes],
-        _next_logits(model, pictures)[:, codes],
+        _next_logits(model, images)[:, codes],
         Guide.of([guide], logits.device),
         largest_k=largest_k([guide]),
     )

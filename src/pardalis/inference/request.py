@@ -36,16 +36,16 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guidance:
-    """Classifier-free guidance of picture codes: an extrapolation from streams that know less.
+    """Classifier-free guidance of image codes: an extrapolation from streams that know less.
 
-    With logits l of the whole context, u of ``bos`` and the open picture alone, and i of the
-    context's pictures without its text, a code is chosen from u + text (l - u), or, when ``image``
+    With logits l of the whole context, u of ``bos`` and the open image alone, and i of the
+    context's images without its text, a code is chosen from u + text (l - u), or, when ``image``
     is given, from u + image (i - u) + text (l - i) as in Chameleon's release. Where the context has
-    no picture before the open one, i is u, and the two forms agree.
+    no image before the open one, i is u, and the two forms agree.
     """
 
-    text: float = 1.0  # how closely a picture follows what was written; 1 as the model does
-    image: float | None = None  # how closely it follows earlier pictures; Chameleon takes 1.2
+    text: float = 1.0  # how closely an image follows what was written; 1 as the model does
+    image: float | None = None  # how closely it follows earlier images; Chameleon takes 1.2
 
     def __post_init__(self) -> None:
         for name, scale in (("text", self.text), ("image", self.image)):
@@ -58,9 +58,9 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contrastive:
-    """Contrastive decoding of picture codes, CD-K of CM3Leon (arXiv 2309.02591).
+    """Contrastive decoding of image codes, CD-K of CM3Leon (arXiv 2309.02591).
 
-    With p of the whole context and q of ``bos`` and the open picture alone, a code t has the score
+    With p of the whole context and q of ``bos`` and the open image alone, a code t has the score
     log p(t) - log q(t) where p(t) >= alpha times the k-th largest p, and cannot be chosen
     elsewhere. k = 1 is plain contrastive decoding. The paper prints neither number.
     """
@@ -75,7 +75,7 @@ class Contrastive:
             raise RequestError(f"k must be a whole number, 1 or more and below 2^31, got {self.k}.")
 
 
-PictureGuide: TypeAlias = Guidance | Contrastive
+ImageGuidance: TypeAlias = Guidance | Contrastive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,15 +85,15 @@ class Request:
     prompt_ids: tuple[int, ...]  # from bos; no eos
     limits: Limits
     text: SamplingConfig = field(default_factory=SamplingConfig)
-    picture: SamplingConfig = field(default_factory=SamplingConfig)
-    guidance: PictureGuide | None = None  # of picture codes
+    image: SamplingConfig = field(default_factory=SamplingConfig)
+    guidance: ImageGuidance | None = None  # of image codes
     seed: int = 0  # in [0, 2^63); two requests that are equal in everything get equal answers
 
     def __post_init__(self) -> None:
         limits = self.limits
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"A seed must lie in [0, 2^63), got {self.seed}.")
-        if not is_count(limits.room):
-            raise RequestError(f"The room of an answer must be 0 or more ids, got {limits.room}.")
-        if not (limits.max_pictures is None or is_count(limits.max_pictures)):
-            raise RequestError(f"max_pictures must be 0 or more, got {limits.max_pictures}.")
+        if not is_count(limits.max_new_tokens):
+            raise RequestError(f"max_new_tokens must be 0 or more, got {limits.max_new_tokens}.")
+        if not (limits.max_images is None or is_count(limits.max_images)):
+            raise RequestError(f"max_images must be 0 or more, got {limits.max_images}.")

@@ -9,11 +9,11 @@ from pardalis.errors import RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.pages import PagePool
 from pardalis.inference.request import Guidance, Request
-from pardalis.tokens import Grammar, Mode, Rule, State
+from pardalis.tokens import Grammar, Phase, Rule, State
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
+class TokenSequence:
     """A sequence of ids with its own keys and values."""
 
     ids: list[int]
@@ -28,11 +28,11 @@ class Stream:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class ScheduledRequest:
     """A request while it is being answered.
 
-    Its ``linked`` streams exist while a guided picture is open: the picture ``alone`` and, where
-    the guidance asks for it and there are earlier pictures, all ``pictures`` without the text.
+    Its ``linked`` streams exist while a guided image is open: the image ``alone`` and, where
+    the guidance asks for it and there are earlier images, all ``images`` without the text.
     """
 
     key: int  # a later request has a larger one
@@ -40,16 +40,16 @@ class Job:
     priority: int
     state: State
     rule: Rule
-    main: Stream
-    pictures: int  # that its ids hold, the open one included
-    linked: list[Stream] = field(default_factory=list)
+    main: TokenSequence
+    images: int  # that its ids hold, the open one included
+    linked: list[TokenSequence] = field(default_factory=list)
     lanes: list[int] = field(default_factory=list)  # of main, then of streams that are or may come
     paused: bool = False
     served: int = 0  # ids written since it got its lanes
     turn: int = 0  # its place in the queue of its priority
 
     @property
-    def streams(self) -> list[Stream]:
+    def streams(self) -> list[TokenSequence]:
         """The main stream, then the linked ones."""
         return [self.main, *self.linked]
 
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def guided(self) -> bool:
-        """Whether its pictures need linked streams."""
+        """Whether its images need linked streams."""
         return self.request.guidance not in (None, Guidance())
 
     @property
@@ -70,14 +70,18 @@ class Job:
 
 
 @dataclass(slots=True)
-class Plan:
+class PassPlan:
     """What the next passes of the model do."""
 
-    prefill: list[tuple[Stream, int]] = field(default_factory=list)  # how many ids to compute
-    decode: list[Job] = field(default_factory=list)  # every stream of theirs is ready
+    prefill: list[tuple[TokenSequence, int]] = field(
+        default_factory=list
+    )  # how many ids to compute
+    decode: list[ScheduledRequest] = field(default_factory=list)  # every stream of theirs is ready
     steps: int = 1  # of decoding
     reused: int = 0  # ids whose keys and values were found in the cache
-    preempted: list[Job] = field(default_factory=list)  # these lost their memory to others
+    preempted: list[ScheduledRequest] = field(
+        default_factory=list
+    )  # these lost their memory to others
 
 
 class Scheduler:
@@ -97,7 +101,7 @@ class Scheduler:
     Args:
         n_pages: pages of the cache, page 0 included.
         context: ids that a sequence may have.
-        window: ids that one step may write into a picture.
+        window: ids that one step may write into an image.
         chunks: plans that may be carried out before the first is reported.
     """
 
@@ -114,11 +118,11 @@ class Scheduler:
         self.window, self.chunks = window, chunks
         self.pool = PagePool(n_pages, config.page_size)
         self._n_pages = n_pages - 1  # that can be held
-        self._lanes = list(range(config.max_rows, 0, -1))  # free ones; lane 0 is padding
-        self._running: list[Job] = []
-        self._waiting: list[Job] = []  # by priority and turn
+        self._lanes = list(range(config.max_slots, 0, -1))  # free ones; lane 0 is padding
+        self._running: list[ScheduledRequest] = []
+        self._waiting: list[ScheduledRequest] = []  # by priority and turn
         self._keys, self._turns = count(), count()
-        self._plan = Plan()
+        self._plan = PassPlan()
 
     @property
     def idle(self) -> bool:
@@ -132,7 +136,7 @@ class Scheduler:
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: Request, priority: int = 0) -> Job:
+    def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
         """Add a request to those that wait.
 
         Raises:
@@ -140,14 +144,14 @@ class Scheduler:
             RequestError: the request can never be answered, or too many wait.
         """
         state = self.grammar.begin(request.prompt_ids, request.limits)
-        job = Job(
+        job = ScheduledRequest(
             key=next(self._keys),
             request=request,
             priority=priority,
             state=state,
             rule=self.grammar.rule(state, request.limits),
-            main=Stream(list(request.prompt_ids)),
-            pictures=request.prompt_ids.count(self.grammar.vocabulary.begin_image_id),
+            main=TokenSequence(list(request.prompt_ids)),
+            images=request.prompt_ids.count(self.grammar.vocabulary.begin_image_id),
         )
         self._admissible(job)
         self._open_linked(job)
@@ -155,7 +159,7 @@ class Scheduler:
         self._wait(job)
         return job
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: ScheduledRequest) -> None:
         """Release everything a job holds, whether it is answered or given up."""
         if job.lanes:
             self._unseat(job)
@@ -163,18 +167,18 @@ class Scheduler:
             self._waiting.remove(job)
         self._release(job.streams)
 
-    def pause(self, job: Job, paused: bool) -> None:
+    def pause(self, job: ScheduledRequest, paused: bool) -> None:
         """Hold a job back, or let it go on; it loses its lanes and may lose its pages."""
         job.paused = paused
         if paused:
             self._stop(job)
 
-    def read(self, stream: Stream, n: int) -> None:
+    def read(self, stream: TokenSequence, n: int) -> None:
         """Record that n more ids of a stream have keys and values."""
         stream.computed += n
         self.pool.remember(stream.ids[: stream.computed], stream.pages)
 
-    def wrote(self, job: Job, ids: Sequence[int]) -> None:
+    def wrote(self, job: ScheduledRequest, ids: Sequence[int]) -> None:
         """Record ids that decoding steps wrote for a job.
 
         They advance its automaton. Where it is guided they end with begin_image at the latest,
@@ -187,7 +191,7 @@ class Scheduler:
                 stream.ids.append(token_id)
                 stream.computed += 1
             if token_id == begin_image:
-                job.pictures += 1
+                job.images += 1
                 self._open_linked(job)
             elif job.linked and job.state.codes_left == 0:
                 self._close_linked(job)
@@ -196,9 +200,9 @@ class Scheduler:
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────
 
-    def plan(self) -> Plan:
+    def plan(self) -> PassPlan:
         """Decide who runs; every stream of the plan has the pages that it will write."""
-        self._plan = plan = Plan()
+        self._plan = plan = PassPlan()
         self._grow()
         self._admit()
         self._prefill(plan)
@@ -219,7 +223,7 @@ class Scheduler:
                 self._preempt(job)
 
     def _admit(self) -> None:
-        """Let waiting jobs run, one after another, as long as there is room or some give way."""
+        """Let waiting jobs run, one after another, as long as there is budget or some give way."""
         short = False  # of pages, for a job that has none
         for job in [job for job in self._waiting if not job.paused]:
             if short and not job.pages:
@@ -241,7 +245,7 @@ class Scheduler:
             job.served = 0
             self._fit_lanes(job)
 
-    def _place(self, job: Job, yielding: Sequence[Job]) -> bool:
+    def _place(self, job: ScheduledRequest, yielding: Sequence[ScheduledRequest]) -> bool:
         """Give a job the pages to run; say whether it could be done."""
         victims = [*self._waiting, *(other for other in yielding if other.priority < job.priority)]
         if job.pages:
@@ -258,16 +262,16 @@ class Scheduler:
         self._plan.reused += reused
         return True
 
-    def _quantum_pages(self, job: Job) -> int:
+    def _quantum_pages(self, job: ScheduledRequest) -> int:
         """Return the pages a job fills in a quantum."""
         return self.pool.pages_for(min(self.config.quantum, self._remaining(job)))
 
-    def _gives_way(self, running: Job, waiting: Job) -> bool:
+    def _gives_way(self, running: ScheduledRequest, waiting: ScheduledRequest) -> bool:
         return running.priority < waiting.priority or (
             running.priority == waiting.priority and running.served >= self.config.quantum
         )
 
-    def _prefill(self, plan: Plan) -> None:
+    def _prefill(self, plan: PassPlan) -> None:
         """Share the ids that one pass may read among streams that are not ready."""
         budget = self.config.prefill
         for job in sorted(self._running, key=lambda job: job.rank, reverse=True):
@@ -279,15 +283,17 @@ class Scheduler:
                         plan.prefill.append((stream, n))
                     budget -= n
 
-    def _useful_steps(self, job: Job) -> int:
+    def _useful_steps(self, job: ScheduledRequest) -> int:
         """Return how many ids a job can write before it is over or must wait for streams."""
         if not job.guided or job.request.limits.text:
             return self._remaining(job)
-        return self._open_picture(job) + min(self._pictures_ahead(job), 1)
+        return self._open_image(job) + min(self._images_ahead(job), 1)
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────
 
-    def _give_pages(self, job: Job, victims: Sequence[Job], spare: int = 0) -> bool:
+    def _give_pages(
+        self, job: ScheduledRequest, victims: Sequence[ScheduledRequest], spare: int = 0
+    ) -> bool:
         """Give all streams of a job their pages, if need be those of others, or give none.
 
         Args:
@@ -304,7 +310,9 @@ class Scheduler:
                 stream.pages += pages
         return True
 
-    def _make_room(self, job: Job, n: int, victims: Sequence[Job]) -> bool:
+    def _make_room(
+        self, job: ScheduledRequest, n: int, victims: Sequence[ScheduledRequest]
+    ) -> bool:
         """Preempt jobs until n pages are available; none if that would not suffice."""
         victims = [other for other in victims if other is not job and other.pages]
         pages = [page for victim in victims for page in victim.pages]
@@ -316,18 +324,18 @@ class Scheduler:
             self._preempt(victim)
         return True
 
-    def _missing_pages(self, job: Job, stream: Stream) -> int:
-        """Return the pages a stream lacks for the next chunk and for all of an open picture."""
+    def _missing_pages(self, job: ScheduledRequest, stream: TokenSequence) -> int:
+        """Return the pages a stream lacks for the next chunk and for all of an open image."""
         if stream is job.main:
             steps = self.config.steps * self.chunks
-            if self._pictures_ahead(job) or job.state.mode is Mode.IMAGE:
+            if self._images_ahead(job) or job.state.phase is Phase.IMAGE:
                 steps *= self.window
-            ahead = min(self._open_picture(job) + steps, self._remaining(job))
+            ahead = min(self._open_image(job) + steps, self._remaining(job))
         else:
             ahead = job.state.codes_left
         return max(self.pool.pages_for(len(stream.ids) + ahead) - len(stream.pages), 0)
 
-    def _reuse(self, stream: Stream) -> int:
+    def _reuse(self, stream: TokenSequence) -> int:
         """Take over a remembered prefix that is longer than what is computed; return the gain."""
         pages = self.pool.match(stream.ids[:-1])  # the last id is read by a decoding step
         gain = len(pages) * self.config.page_size - stream.computed
@@ -339,13 +347,13 @@ class Scheduler:
         stream.computed += gain
         return gain
 
-    def _preempt(self, job: Job) -> None:
+    def _preempt(self, job: ScheduledRequest) -> None:
         """Take a job's pages, and its lanes; it will compute its ids anew, or find them again."""
         self._plan.preempted.append(job)
         self._release(job.streams)
         self._stop(job)
 
-    def _release(self, streams: Sequence[Stream]) -> None:
+    def _release(self, streams: Sequence[TokenSequence]) -> None:
         for stream in streams:
             self.pool.remember(stream.ids[: stream.computed], stream.pages)
             self.pool.release(stream.pages)
@@ -353,14 +361,14 @@ class Scheduler:
 
     # ── lanes ────────────────────────────────────────────────────────────────────────────────
 
-    def _width(self, job: Job) -> int:
+    def _width(self, job: ScheduledRequest) -> int:
         """Return the lanes of a job, with those of linked streams that are open or may come."""
-        ahead = self._pictures_ahead(job)
+        ahead = self._images_ahead(job)
         if not job.guided or not (ahead or job.state.codes_left):
             return 1
-        return 3 if _follows_pictures(job) and job.pictures + ahead > 1 else 2
+        return 3 if _follows_images(job) and job.images + ahead > 1 else 2
 
-    def _fit_lanes(self, job: Job) -> None:
+    def _fit_lanes(self, job: ScheduledRequest) -> None:
         """Take or give back lanes so that a job has what it may need."""
         width = self._width(job)
         while len(job.lanes) < width:
@@ -370,7 +378,7 @@ class Scheduler:
         for stream, lane in zip(job.streams, job.lanes, strict=False):
             stream.lane = lane
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job: ScheduledRequest) -> None:
         """Let a job that runs wait, at the back of its queue if it was served for a quantum."""
         if job.lanes:
             self._unseat(job)
@@ -378,69 +386,67 @@ class Scheduler:
                 job.turn = next(self._turns)
             self._wait(job)
 
-    def _unseat(self, job: Job) -> None:
+    def _unseat(self, job: ScheduledRequest) -> None:
         self._running.remove(job)
         self._lanes += reversed(job.lanes)
         job.lanes = []
         for stream in job.streams:
             stream.lane = -1
 
-    def _wait(self, job: Job) -> None:
+    def _wait(self, job: ScheduledRequest) -> None:
         insort(self._waiting, job, key=lambda other: (-other.priority, other.turn))
 
     # ── linked streams ───────────────────────────────────────────────────────────────────────
 
-    def _open_linked(self, job: Job) -> None:
-        """Open the streams that a guided picture needs, if one has codes to come."""
+    def _open_linked(self, job: ScheduledRequest) -> None:
+        """Open the streams that a guided image needs, if one has codes to come."""
         if not job.guided or job.state.codes_left == 0:
             return
         ids, vocabulary = job.main.ids, self.grammar.vocabulary
         opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-        job.linked = [Stream([vocabulary.bos_id, *ids[opened:]])]
-        if _follows_pictures(job) and job.pictures > 1:
+        job.linked = [TokenSequence([vocabulary.bos_id, *ids[opened:]])]
+        if _follows_images(job) and job.images > 1:
             kept = {vocabulary.bos_id, vocabulary.begin_image_id, vocabulary.end_image_id}
-            job.linked.append(Stream([i for i in ids if i in vocabulary.image or i in kept]))
+            job.linked.append(TokenSequence([i for i in ids if i in vocabulary.image or i in kept]))
         for stream, lane in zip(job.linked, job.lanes[1:], strict=False):
             stream.lane = lane
 
-    def _close_linked(self, job: Job) -> None:
-        alone, *pictures = job.linked
+    def _close_linked(self, job: ScheduledRequest) -> None:
+        alone, *images = job.linked
         self.pool.release(alone.pages)  # nobody will ask for that prefix
-        self._release(pictures)
+        self._release(images)
         job.linked = []
 
     # ── what a job may yet take ──────────────────────────────────────────────────────────────
 
-    def _open_picture(self, job: Job) -> int:
-        """Return the ids that the open picture still takes."""
-        return job.state.codes_left + 1 if job.state.mode is Mode.IMAGE else 0
+    def _open_image(self, job: ScheduledRequest) -> int:
+        """Return the ids that the open image still takes."""
+        return job.state.codes_left + 1 if job.state.phase is Phase.IMAGE else 0
 
-    def _pictures_ahead(self, job: Job) -> int:
-        """Return how many pictures a job may yet open."""
+    def _images_ahead(self, job: ScheduledRequest) -> int:
+        """Return how many images a job may yet open."""
         limits, state = job.request.limits, job.state
-        room = (state.room or 0) - self._open_picture(job) - limits.text  # one id is left for eos
-        fit = max(room, 0) // self.grammar.picture_ids
-        return (
-            fit if limits.max_pictures is None else min(fit, limits.max_pictures - state.pictures)
-        )
+        budget = (state.budget or 0) - self._open_image(job) - limits.text  # one id is left for eos
+        fit = max(budget, 0) // self.grammar.tokens_per_image
+        return fit if limits.max_images is None else min(fit, limits.max_images - state.images)
 
-    def _remaining(self, job: Job) -> int:
+    def _remaining(self, job: ScheduledRequest) -> int:
         """Return how many ids a job may yet write."""
         if job.request.limits.text:
-            return job.state.room or 0
-        return self._open_picture(job) + self._pictures_ahead(job) * self.grammar.picture_ids
+            return job.state.budget or 0
+        return self._open_image(job) + self._images_ahead(job) * self.grammar.tokens_per_image
 
-    def _most_pages(self, job: Job) -> int:
+    def _most_pages(self, job: ScheduledRequest) -> int:
         """Return the pages a job can come to hold, before it has begun."""
         most = [len(job.main.ids) + self._remaining(job)]
-        width, picture_ids = self._width(job), self.grammar.picture_ids
+        width, tokens_per_image = self._width(job), self.grammar.tokens_per_image
         if width > 1:
-            most.append(picture_ids)  # bos, begin_image, codes
+            most.append(tokens_per_image)  # bos, begin_image, codes
         if width > 2:
-            most.append(min(1 + (job.pictures + self._pictures_ahead(job)) * picture_ids, most[0]))
+            most.append(min(1 + (job.images + self._images_ahead(job)) * tokens_per_image, most[0]))
         return sum(map(self.pool.pages_for, most))
 
-    def _admissible(self, job: Job) -> None:
+    def _admissible(self, job: ScheduledRequest) -> None:
         """Raise RequestError if a job can never run, or must not wait."""
         n_prompt, n_answer = len(job.main.ids), self._remaining(job)
         if n_prompt == 0:
@@ -450,16 +456,16 @@ class Scheduler:
                 f"The prompt has {n_prompt} ids and the answer may have {n_answer}, more than the "
                 f"model's context of {self.context}; shorten the prompt or ask for less."
             )
-        if self._width(job) > self.config.max_rows:
+        if self._width(job) > self.config.max_slots:
             raise RequestError(
-                f"Guided pictures of this request take {self._width(job)} rows of a pass, but the "
-                f"engine has {self.config.max_rows}; raise max_rows or leave guidance out."
+                f"Guided images of this request take {self._width(job)} rows of a pass, but the "
+                f"engine has {self.config.max_slots}; raise max_slots or leave guidance out."
             )
         if self._most_pages(job) > self._n_pages:
             raise RequestError(
                 f"The request may come to hold {self._most_pages(job) * self.config.page_size} ids "
                 f"in the cache, which has room for {self._n_pages * self.config.page_size}; ask "
-                "for less, or raise cache_ids."
+                "for less, or raise cache_tokens."
             )
         waiting = sum(not other.paused for other in self._waiting)
         if waiting >= self.config.max_waiting + len(self._lanes):
@@ -469,11 +475,11 @@ class Scheduler:
             )
 
 
-def _yields_pages(other: Job, job: Job) -> bool:
+def _yields_pages(other: ScheduledRequest, job: ScheduledRequest) -> bool:
     """Return whether a job gives its pages so that another can begin."""
     return other.paused or other.priority < job.priority
 
 
-def _follows_pictures(job: Job) -> bool:
+def _follows_images(job: ScheduledRequest) -> bool:
     guidance = job.request.guidance
     return isinstance(guidance, Guidance) and guidance.image is not None

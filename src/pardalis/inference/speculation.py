@@ -1,4 +1,4 @@
-"""How many picture codes to guess ahead: by what has paid so far.
+"""How many image codes to guess ahead: by what has paid so far.
 
 Guessing never changes what is written, only how many passes it takes, so the choice may rest on the
 clock: the window that settled most codes a second is used, and the others are tried now and then.
@@ -13,11 +13,11 @@ KEPT = 0.8  # of an older rate, where a new one is observed
 
 
 class WindowPolicy:
-    """Chooses windows for passes of pictures.
+    """Chooses windows for passes of images.
 
     Args:
         fixed: the window to use always; None leaves the choice to what is observed.
-        largest: window that can be of use: the codes of a picture.
+        largest: window that can be of use: the codes of an image.
         most_rows: ids that a pass reads for about the price of one, since it waits for weights.
     """
 

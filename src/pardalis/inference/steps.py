@@ -1,6 +1,6 @@
 """Decoding steps on the device: read, choose, advance; the host neither branches nor looks.
 
-What a batch is made of is fixed while its steps run. What the rows write, where their pictures
+What a batch is made of is fixed while its steps run. What the rows write, where their images
 begin and end, and whether they are over is known to the device alone until the steps are done.
 """
 
@@ -29,7 +29,7 @@ class Kind(IntEnum):
     """Which ids a row can write during a batch's steps, and so which of the head it needs."""
 
     ANY = 0
-    TEXT = 1  # never inside a picture: all but image ids
+    TEXT = 1  # never inside an image: all but image ids
     CODES = 2  # image ids, or the one id that the rule forces
 
 
@@ -59,7 +59,7 @@ class Links:
 
     leader: Int[Tensor, " U"]  # the main row that each belongs to
     alone: Int[Tensor, " B"]  # of each main row, which linked row has no context; 0: any will do
-    pictures: Int[Tensor, " B"] | None  # and which has its pictures, ``alone`` where there are none
+    images: Int[Tensor, " B"] | None  # and which has its images, ``alone`` where there are none
     guide: Guide
     largest_k: int  # of the contrastive ones; 0 when there is none
 
@@ -71,16 +71,16 @@ class Group:
     kind: Kind
     rows: slice
     text: Choice
-    picture: Choice
+    image: Choice
     needs: Needs
 
 
 @dataclass(slots=True)
-class Window:
-    """Guesses of a batch whose rows are all inside pictures."""
+class SpeculationWindow:
+    """Guesses of a batch whose rows are all inside images."""
 
-    width: int  # codes in a row of a picture
-    drawn: Int[Tensor, "B codes"]  # ids of the open pictures; unknown ones may be anything
+    width: int  # codes in a row of an image
+    drawn: Int[Tensor, "B codes"]  # ids of the open images; unknown ones may be anything
     guesses: Int[Tensor, "B guessed"]  # of the next ids
 
     @property
@@ -90,15 +90,15 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class DecodeBatch:
     """Rows that run together, and all that is fixed while they do."""
 
     lanes: Int[Tensor, " R"]  # of the main rows, then of the linked ones
     limits: RowLimits
     groups: list[Group]
-    inside: bool  # every main row stays inside its picture
+    inside: bool  # every main row stays inside its image
     links: Links | None = None
-    window: Window | None = None
+    window: SpeculationWindow | None = None
 
     @property
     def window_size(self) -> int:
@@ -131,9 +131,9 @@ class Steps:
         if self.compiled is not None:
             self._hidden_of_newest, self._pick = self.compiled.hidden, self.compiled.sample
         self.n_codes = automaton.n_codes
-        self.hashed_ids = prepare_ids(automaton.written_ids)
+        self.hashed_ids = prepare_ids(automaton.writable_ids)
 
-    def run(self, batch: Batch, rows: Rows, n_steps: int) -> Int[Tensor, "B steps"]:
+    def run(self, batch: DecodeBatch, rows: Rows, n_steps: int) -> Int[Tensor, "B steps"]:
         """Run steps; return the ids that each main row wrote, -1 where it wrote none."""
         state = self.lanes.read(batch.lanes)
         step = self._step if batch.window is None else self._settle
@@ -145,7 +145,7 @@ class Steps:
         return torch.cat(written, dim=1)
 
     def read(
-        self, batch: Batch | None, rows: Rows, ids: Sequence[int], columns: Sequence[int]
+        self, batch: DecodeBatch | None, rows: Rows, ids: Sequence[int], columns: Sequence[int]
     ) -> Int[Tensor, "B 1"] | None:
         """Read parts of prompts, beside one step of a batch, whose rows come first.
 
@@ -172,7 +172,7 @@ class Steps:
     ) -> Float[Tensor, "T D"]:
         return self.model.hidden(ids[None], columns[None], cache=rows.place(columns))[0]
 
-    def _newest(self, batch: Batch, state: RowState) -> Int[Tensor, " R"]:
+    def _newest(self, batch: DecodeBatch, state: RowState) -> Int[Tensor, " R"]:
         """Return the newest id of every row; linked rows read what their leaders wrote."""
         if batch.links is None:
             return state.last
@@ -182,19 +182,19 @@ class Steps:
     # ── one id a row ─────────────────────────────────────────────────────────────────────────
 
     def _step(
-        self, batch: Batch, state: RowState, rows: Rows
+        self, batch: DecodeBatch, state: RowState, rows: Rows
     ) -> tuple[RowState, Int[Tensor, "B 1"]]:
         hidden = self._hidden_of_newest(rows, self._newest(batch, state), state.column)
         return self._choose(batch, state, hidden)
 
     def _choose(
-        self, batch: Batch, state: RowState, hidden: Float[Tensor, "R D"]
+        self, batch: DecodeBatch, state: RowState, hidden: Float[Tensor, "R D"]
     ) -> tuple[RowState, Int[Tensor, "B 1"]]:
         """Sample an id for every main row, and advance all rows."""
-        linked = None if batch.links is None else self.head.picture(hidden[batch.n_main :])
+        linked = None if batch.links is None else self.head.image(hidden[batch.n_main :])
         if batch.inside:
             chosen = self._sample(batch, batch.groups[0], None, state.column + 1, hidden, linked)
-            ids = self.automaton.written_ids[chosen]
+            ids = self.automaton.writable_ids[chosen]
             if batch.links is not None:
                 ids = torch.cat([ids, ids[batch.links.leader]])
             state = self.automaton.advance_inside(state, ids, 1)
@@ -205,7 +205,7 @@ class Steps:
         chosen = torch.cat(
             [self._sample(batch, group, rule, index, hidden, linked) for group in batch.groups]
         )
-        ids = self.automaton.written_ids[chosen]
+        ids = self.automaton.writable_ids[chosen]
         mains = self.automaton.advance(mains, rule, ids)
         wrote = torch.where(rule == Rule.NOTHING, -1, ids)[:, None]
         if batch.links is None:
@@ -216,7 +216,7 @@ class Steps:
 
     def _sample(
         self,
-        batch: Batch,
+        batch: DecodeBatch,
         group: Group,
         rule: Int[Tensor, " B"] | None,
         index: Int[Tensor, " _"],
@@ -227,8 +227,8 @@ class Steps:
         rows, ids, n_codes = group.rows, self.hashed_ids, self.n_codes
         index = index[rows]
         if group.kind is Kind.CODES:
-            codes = self._guided(batch, rows, self.head.picture(hidden[rows]), linked)
-            drawn = self._pick(codes, None, group.picture, index, ids[:n_codes], group.needs)
+            codes = self._guided(batch, rows, self.head.image(hidden[rows]), linked)
+            drawn = self._pick(codes, None, group.image, index, ids[:n_codes], group.needs)
             if rule is None:
                 return drawn
             return torch.where(rule[rows] == Rule.CODE, drawn, self.automaton.first[rule[rows]])
@@ -244,12 +244,12 @@ class Steps:
         logits = self.head.all(hidden[rows])
         if linked is not None:
             logits[:, :n_codes] = self._guided(batch, rows, logits[:, :n_codes], linked)
-        choice = _chosen_by(rule == Rule.CODE, group.picture, group.text)
+        choice = _chosen_by(rule == Rule.CODE, group.image, group.text)
         return self._pick(logits, (first, stop), choice, index, ids, group.needs)
 
     def _guided(
         self,
-        batch: Batch,
+        batch: DecodeBatch,
         rows: slice,
         logits: Float[Tensor, "G codes"],
         linked: Float[Tensor, "U codes"] | None,
@@ -258,15 +258,15 @@ class Steps:
         links = batch.links
         if links is None or linked is None:
             return logits
-        pictures = None if links.pictures is None else linked[links.pictures[rows]]
+        images = None if links.images is None else linked[links.images[rows]]
         guide = _part(links.guide, rows)
         alone = linked[links.alone[rows]]
-        return guided(logits, alone, pictures, guide, largest_k=links.largest_k)
+        return guided(logits, alone, images, guide, largest_k=links.largest_k)
 
     # ── several codes a row ──────────────────────────────────────────────────────────────────
 
     def _settle(
-        self, batch: Batch, state: RowState, rows: Rows
+        self, batch: DecodeBatch, state: RowState, rows: Rows
     ) -> tuple[RowState, Int[Tensor, "B W"]]:
         """Read guessed codes in one pass; write those that the rows would have drawn one by one.
 
@@ -282,7 +282,7 @@ class Steps:
         ahead = torch.arange(size, device=read.device)
         columns = state.column[:, None] + ahead
         hidden = self._hidden_of_newest(rows, read.flatten(), columns.flatten())
-        drawn = self.automaton.written_ids[
+        drawn = self.automaton.writable_ids[
             self._sample_window(batch, columns[: batch.n_main] + 1, hidden)
         ]
         right = (drawn[:, :-1] == window.guesses).long().cumprod(1).sum(1)
@@ -297,37 +297,37 @@ class Steps:
         return self.automaton.advance_inside(state, last, settled), wrote
 
     def _sample_window(
-        self, batch: Batch, index: Int[Tensor, "B W"], hidden: Float[Tensor, "RW D"]
+        self, batch: DecodeBatch, index: Int[Tensor, "B W"], hidden: Float[Tensor, "RW D"]
     ) -> Int[Tensor, "B W"]:
         """Return what every place of the windows draws, given that the guesses before are right."""
         size = index.shape[1]
         [group] = batch.groups
         repeat = torch.arange(batch.n_main, device=index.device).repeat_interleave(size)
-        logits = self.head.picture(hidden)
+        logits = self.head.image(hidden)
         own = logits[: repeat.shape[0]]
         if batch.links is not None:
             links, linked = batch.links, logits[repeat.shape[0] :].view(-1, size, self.n_codes)
-            pictures = None if links.pictures is None else linked[links.pictures].flatten(0, 1)
+            images = None if links.images is None else linked[links.images].flatten(0, 1)
             own = guided(
                 own,
                 linked[links.alone].flatten(0, 1),
-                pictures,
+                images,
                 _part(links.guide, repeat),
                 largest_k=links.largest_k,
             )
-        choice = _part(group.picture, repeat)
+        choice = _part(group.image, repeat)
         ids = self.hashed_ids[: self.n_codes]
         return self._pick(own, None, choice, index.flatten(), ids, group.needs).view_as(index)
 
     def _guess(
         self,
-        window: Window,
+        window: SpeculationWindow,
         codes_left: Int[Tensor, " B"],
         settled: Int[Tensor, " B"],
         drawn: Int[Tensor, "B W"],
     ) -> None:
         """Guess the next codes: what was drawn beyond the settled ones, else the code above."""
-        done = self.automaton.codes_per_picture - codes_left
+        done = self.automaton.codes_per_image - codes_left
         last = window.drawn.shape[1] - 1
         ahead = torch.arange(drawn.shape[1], device=drawn.device)
         places = (done[:, None] + ahead).clamp(max=last)

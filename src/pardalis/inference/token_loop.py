@@ -9,23 +9,23 @@ import torch
 
 from pardalis.errors import ConfigError
 from pardalis.inference.automaton import Automaton
-from pardalis.inference.batches import Batches, kind_of, main_then_linked
+from pardalis.inference.batches import BatchBuilder, kind_of, main_then_linked
 from pardalis.inference.cache import PagedCache, Row, Rows
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.request import Request
-from pardalis.inference.scheduler import Job, Plan, Scheduler, Stream
+from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
 from pardalis.inference.speculation import WindowPolicy
-from pardalis.inference.steps import Batch, Lanes, Steps
+from pardalis.inference.steps import DecodeBatch, Lanes, Steps
 from pardalis.inference.weights import Head, packed
 from pardalis.model import Decoder
-from pardalis.tokens import Grammar, Mode, Rule
+from pardalis.tokens import Grammar, Phase, Rule
 
 _FREE_ROWS = {"cpu": 16, "cuda": 128}  # ids that a pass reads for the price of few
 
 FinishReason = Literal[
     "eos",  # the model ended its answer
     "turn",  # it ended its turn of a conversation
-    "pictures",  # every picture that was asked for is drawn
+    "images",  # every image that was asked for is drawn
     "length",  # the room is used up
     "aborted",
 ]
@@ -45,12 +45,12 @@ class LoopStatistics:
     """Counts since the loop was built."""
 
     passes: int = 0  # of the model over some rows
-    prefilled_ids: int = 0  # prompt ids that were computed
-    reused_ids: int = 0  # prompt ids whose keys and values were found in the cache
-    written_ids: int = 0
+    prefilled_tokens: int = 0  # prompt ids that were computed
+    reused_tokens: int = 0  # prompt ids whose keys and values were found in the cache
+    generated_tokens: int = 0
     peak_rows: int = 0  # most rows that decoded in one pass, linked ones included
     preempted: int = 0  # times a request gave its memory to another
-    guessed: int = 0  # picture codes guessed ahead
+    guessed: int = 0  # image codes guessed ahead
     accepted: int = 0  # guesses that were right
 
 
@@ -66,19 +66,19 @@ class TokenLoop:
         self.grammar, self.config = grammar, config
         self.device = model.embedding.weight.device
         context, page_size = model.config.context, config.page_size
-        n_ids = config.cache_ids or config.max_rows * (context + page_size)
+        n_ids = config.cache_tokens or config.max_slots * (context + page_size)
         n_pages = 1 + n_ids // page_size
         self.cache = _cache(model, n_pages, page_size)
         self.windows = WindowPolicy(
-            config.window, _FREE_ROWS[self.device.type], grammar.codes_per_picture
+            config.window, _FREE_ROWS[self.device.type], grammar.codes_per_image
         )
         on_gpu = self.device.type == "cuda"
         self.overlap = on_gpu if config.overlap is None else config.overlap
         self.scheduler = Scheduler(
             config, n_pages, grammar, context, self.windows.largest, 1 + self.overlap
         )
-        lanes = Lanes(config.max_rows, self.device)
-        self.batches = Batches(grammar, lanes)
+        lanes = Lanes(config.max_slots, self.device)
+        self.batches = BatchBuilder(grammar, lanes)
         self.steps = Steps(
             packed(model, config.weights),
             Head(model, grammar, config.weights),
@@ -87,7 +87,7 @@ class TokenLoop:
             config.compiled,
         )
         self.statistics = LoopStatistics()
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, ScheduledRequest] = {}
         self._aborted: list[int] = []
         self._flight: _Flight | None = None
         self._landed = 0.0  # when the last steps were looked at, on the clock of perf_counter
@@ -127,7 +127,7 @@ class TokenLoop:
         if self._flight is not None:
             return progress + self._land()
         plan = self.scheduler.plan()
-        self.statistics.reused_ids += plan.reused
+        self.statistics.reused_tokens += plan.reused
         self.statistics.preempted += len(plan.preempted)
         if plan.prefill:
             progress += self._read(plan)
@@ -137,7 +137,7 @@ class TokenLoop:
                 progress += self._land()
         return progress
 
-    def _launch(self, plan: Plan) -> "_Flight":
+    def _launch(self, plan: PassPlan) -> "_Flight":
         """Begin decoding steps."""
         window, steps = self._window(plan)
         n_ids = window * steps
@@ -148,7 +148,12 @@ class TokenLoop:
         return self._run(jobs, streams, batch, steps, [len(stream.ids) for stream in streams])
 
     def _run(
-        self, jobs: list[Job], streams: list[Stream], batch: Batch, steps: int, n_ids: list[int]
+        self,
+        jobs: list[ScheduledRequest],
+        streams: list[TokenSequence],
+        batch: DecodeBatch,
+        steps: int,
+        n_ids: list[int],
     ) -> "_Flight":
         """Begin steps of a batch whose streams have at most so many ids."""
         most = [n + steps * batch.window_size for n in n_ids]
@@ -198,7 +203,7 @@ class TokenLoop:
         self.statistics.guessed += n_passes * (window - 1)
         self.statistics.accepted += max(n_codes - n_passes, 0) if window > 1 else 0
 
-    def _window(self, plan: Plan) -> tuple[int, int]:
+    def _window(self, plan: PassPlan) -> tuple[int, int]:
         """Return how many codes a pass may settle, and how many passes to run."""
         if any(len(job.main.ids) == len(job.request.prompt_ids) for job in plan.decode):
             return 1, 1  # nobody waits for the first id longer than it takes
@@ -208,7 +213,7 @@ class TokenLoop:
             return 1, plan.steps
         return window, min(plan.steps, -(-min(left) // window))
 
-    def _read(self, plan: Plan) -> list[Progress]:
+    def _read(self, plan: PassPlan) -> list[Progress]:
         """Read parts of prompts beside one decoding step."""
         jobs = self.batches.ordered(plan.decode, 1)
         rows = [Row(s.pages, 1, len(s.ids) + 1) for s in main_then_linked(jobs)]
@@ -222,12 +227,12 @@ class TokenLoop:
         batch = self.batches.of(jobs, 1, 1) if jobs else None
         written = self.steps.read(batch, Rows(self.cache, rows), ids, columns)
         self.statistics.passes += 1
-        self.statistics.prefilled_ids += len(ids)
+        self.statistics.prefilled_tokens += len(ids)
         for stream, n in plan.prefill:
             self.scheduler.read(stream, n)
         return [] if written is None else self._progress(jobs, written)
 
-    def _progress(self, jobs: list[Job], written: torch.Tensor) -> list[Progress]:
+    def _progress(self, jobs: list[ScheduledRequest], written: torch.Tensor) -> list[Progress]:
         """Record what jobs wrote; end those that are over."""
         progress = []
         for job, row in zip(jobs, written.tolist(), strict=True):
@@ -235,7 +240,7 @@ class TokenLoop:
                 continue
             ids = [token_id for token_id in row if token_id >= 0]
             self.scheduler.wrote(job, ids)
-            self.statistics.written_ids += len(ids)
+            self.statistics.generated_tokens += len(ids)
             finished: FinishReason | None = None
             if job.rule is Rule.NOTHING:
                 self.scheduler.finish(job)
@@ -249,9 +254,9 @@ class TokenLoop:
 class _Flight:
     """Decoding steps that are under way."""
 
-    jobs: list[Job]
-    streams: list[Stream]  # of the batch's rows
-    batch: Batch
+    jobs: list[ScheduledRequest]
+    streams: list[TokenSequence]  # of the batch's rows
+    batch: DecodeBatch
     steps: int
     most: list[int]  # ids that each stream has at most when they are done
     written: "_Copy"
@@ -285,17 +290,17 @@ def _cache(model: Decoder, n_pages: int, page_size: int) -> PagedCache:
         raise ConfigError(
             f"Keys and values of {n_pages * page_size} ids take "
             f"{numbers * like.element_size() / 2**30:,.1f} GiB, which {like.device} does not have; "
-            "lower max_rows or cache_ids."
+            "lower max_slots or cache_tokens."
         ) from error
 
 
-def _reason(job: Job) -> FinishReason:
+def _reason(job: ScheduledRequest) -> FinishReason:
     limits, state = job.request.limits, job.state
-    if state.mode is Mode.DONE:
-        return "eos" if state.room else "length"  # the last id that fits is eos in any case
+    if state.phase is Phase.DONE:
+        return "eos" if state.budget else "length"  # the last id that fits is eos in any case
     if limits.one_turn and state.turns:
         return "turn"
-    return "length" if limits.text else "pictures"
+    return "length" if limits.text else "images"
 
 
 def generate_ids(

@@ -137,7 +137,7 @@ class RotationTable(nn.Module):
 
 
 class Head:
-    """The output head in the order of :meth:`Grammar.written_ids`, a copy of its rows.
+    """The output head in the order of :meth:`Grammar.writable_ids`, a copy of its rows.
 
     Args:
         weights: as of :func:`packed`.
@@ -145,14 +145,14 @@ class Head:
 
     def __init__(self, model: Decoder, grammar: Grammar, weights: Weights) -> None:
         table = model.head.weight.detach()
-        table = table[torch.tensor(grammar.written_ids(), device=table.device)]
+        table = table[torch.tensor(grammar.writable_ids(), device=table.device)]
         self.n_codes = grammar.vocabulary.n_codes
-        self._picture = _linear(table[: self.n_codes], weights)
+        self._image = _linear(table[: self.n_codes], weights)
         self._text = _linear(table[self.n_codes :], weights)
 
-    def picture(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N codes"]:
+    def image(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N codes"]:
         """Return logits of the image ids: the first ``n_codes`` columns."""
-        return self._picture(hidden)
+        return self._image(hidden)
 
     def text(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N rest"]:
         """Return logits of all other ids: column 0 is number ``n_codes`` of the order."""
@@ -160,7 +160,7 @@ class Head:
 
     def all(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N n"]:
         """Return logits of every id that may be written."""
-        return torch.cat([self._picture(hidden), self._text(hidden)], dim=-1)
+        return torch.cat([self._image(hidden), self._text(hidden)], dim=-1)
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def read_model(
         raise BundleError(f"{source} is a bundle already; every command takes it as it is.")
     if is_meta(source):
         _refuse(image_tokenizer is not None, "--image-tokenizer", "the release has its own")
-        _refuse(new_rows is not None, _NEW_ROWS, "the release has ids for pictures")
+        _refuse(new_rows is not None, _NEW_ROWS, "the release has ids for images")
         return read_meta(source)
     if not (source / "config.json").is_file():
         raise BundleError(
@@ -81,7 +81,7 @@ def read_model(
         )
     kind = read_config(source).get("model_type")
     if kind == "chameleon":
-        _refuse(new_rows is not None, _NEW_ROWS, "a Chameleon has ids for pictures")
+        _refuse(new_rows is not None, _NEW_ROWS, "a Chameleon has ids for images")
         given = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)
         return read_chameleon(source, given)
     if kind in MODEL_TYPES:
@@ -121,9 +121,9 @@ def export_model(
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
     model = without_embedding_norm(read_bundle(source))
-    if bundles.describe(source).get("prompt_pictures", "crop") != "crop":
+    if bundles.describe(source).get("image_fit", "crop") != "crop":
         logger.warning(
-            "%s shows pictures of prompts with white borders, which no foreign layout can say; "
+            "%s shows images of prompts with white borders, which no foreign layout can say; "
             "make them square before the exported model gets them.",
             source,
         )

@@ -5,8 +5,8 @@ FOLDER/
 ├─ generation_config.json
 ├─ model.safetensors           or model-0000i-of-0000n.safetensors and model.safetensors.index.json
 ├─ tokenizer.json, tokenizer_config.json
-├─ preprocessor_config.json    how pictures become pixels
-├─ processor_config.json       how many codes a picture has
+├─ preprocessor_config.json    how images become pixels
+├─ processor_config.json       how many codes an image has
 └─ pardalis.safetensors        what this layout has no place for, if anything; others ignore it
 
 The layout holds the encoder and the codebook of the image tokenizer but not its decoder, so a model
@@ -97,13 +97,13 @@ def read_chameleon(
         BundleError: something is missing, does not fit, or is an option that our model lacks.
     """
     where = folder / "config.json"
-    values, pictures = read_config(folder), _read_preprocessing(folder)
+    values, images = read_config(folder), _read_preprocessing(folder)
     with describing(where):
         n_ranks = max(1, int(values.get("model_parallel_size") or 1))
         named = inside(values, "vocabulary_map")
         unheld = unheld_decoder(values)
         if image_tokenizer is None:
-            unheld += unheld_image_tokenizer(values, pictures)
+            unheld += unheld_image_tokenizer(values, images)
     refuse(folder, "our model cannot hold this one", unheld)
     config = chameleon_config(values, where)
     tensors, extra = open_folder(folder), _open_extra(folder)
@@ -111,7 +111,7 @@ def read_chameleon(
     image_tensors: Tensors
     if image_tokenizer is None:
         decoder = _starting(extra, _EXTRA_VQ)
-        vq = image_tokenizer_config(values, pictures, where, has_decoder=bool(decoder))
+        vq = image_tokenizer_config(values, images, where, has_decoder=bool(decoder))
         image_tensors = own | decoder
         check_tensors(folder, expected_decoder(config) | _expected_vq(vq), tensors)
         check_tensors(folder / _EXTRA, image_tokenizer_shapes(vq), image_tensors)
@@ -216,7 +216,7 @@ def _expected_vq(config: ImageTokenizerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:
-    """Return how a folder prepares pictures; newer ones say it in the processor's file."""
+    """Return how a folder prepares images; newer ones say it in the processor's file."""
     values: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
@@ -241,7 +241,7 @@ def _check_replacement(
     if theirs.shape != ours.shape or not torch.equal(theirs.read(), ours.to(theirs.dtype).read()):
         raise BundleError(
             f"The image tokenizer that was named has another codebook than {folder}, so its "
-            "decoder would draw other pictures; name the one of the same release."
+            "decoder would draw other images; name the one of the same release."
         )
 
 

@@ -68,7 +68,7 @@ _SINGLE_TOKENS = {
 }
 
 
-def _pictures_fixed(side: int) -> dict[str, Any]:
+def _images_fixed(side: int) -> dict[str, Any]:
     return {
         "do_convert_rgb": True,
         "do_resize": True,
@@ -121,20 +121,20 @@ def unheld_decoder(values: dict[str, Any]) -> list[str]:
     })  # fmt: skip
 
 
-def unheld_image_tokenizer(values: dict[str, Any], pictures: dict[str, Any]) -> list[str]:
+def unheld_image_tokenizer(values: dict[str, Any], images: dict[str, Any]) -> list[str]:
     """Return why our image tokenizer cannot hold a Chameleon's.
 
     Args:
         values: of ``config.json``.
-        pictures: how they become pixels, of ``preprocessor_config.json``.
+        images: how they become pixels, of ``preprocessor_config.json``.
     """
     vq = inside(values, "vq_config")
     side = vq.get("resolution") or chameleon().resolution
-    factor = f"rescale_factor = {pictures.get('rescale_factor')!r} (ours: 0.0078 or 2/255)"
+    factor = f"rescale_factor = {images.get('rescale_factor')!r} (ours: 0.0078 or 2/255)"
     return [
         *unlike(vq, _VQ_FIXED, "vq_config."),
-        *unlike(pictures, _pictures_fixed(side), "image_processor."),
-        *reasons({f"image_processor.{factor}": _convention(pictures) is None}),
+        *unlike(images, _images_fixed(side), "image_processor."),
+        *reasons({f"image_processor.{factor}": _convention(images) is None}),
     ]
 
 
@@ -172,7 +172,7 @@ def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelCon
 
 
 def image_tokenizer_config(
-    values: dict[str, Any], pictures: dict[str, Any], where: Path, has_decoder: bool
+    values: dict[str, Any], images: dict[str, Any], where: Path, has_decoder: bool
 ) -> ImageTokenizerConfig:
     """Return our image tokenizer's config; arguments as of :func:`unheld_image_tokenizer`."""
     with describing(f"vq_config in {where}"):
@@ -181,7 +181,7 @@ def image_tokenizer_config(
         fixed = {
             "norm_groups": NORM_GROUPS,
             "has_decoder": has_decoder,
-            "preprocessing": _convention(pictures),
+            "preprocessing": _convention(images),
         }
         return configs.from_dict(
             ImageTokenizerConfig, {**configs.to_dict(chameleon()), **found, **fixed}
@@ -201,13 +201,13 @@ def _rope_type(rope: dict[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
-def _convention(pictures: dict[str, Any]) -> Preprocessing | None:
-    """Return which of our conventions a folder's picture preprocessing is, None if neither.
+def _convention(images: dict[str, Any]) -> Preprocessing | None:
+    """Return which of our conventions a folder's image preprocessing is, None if neither.
 
     The release converted to this layout has 0.0078 for a grey level instead of 2/255. A folder with
     2/255 was exported here, or made by someone who cares.
     """
-    factor = pictures.get("rescale_factor", _RESCALE["transformers"])
+    factor = images.get("rescale_factor", _RESCALE["transformers"])
     if not isinstance(factor, float):
         return None
     return next((name for name, ours in _RESCALE.items() if abs(factor - ours) < 1e-7), None)
@@ -312,7 +312,7 @@ def _preprocessor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
     return {
         "image_processor_type": "ChameleonImageProcessor",
         "processor_class": "ChameleonProcessor",
-        **_pictures_fixed(vq.resolution),
+        **_images_fixed(vq.resolution),
         "rescale_factor": _RESCALE[vq.preprocessing],
     }
 
@@ -320,6 +320,6 @@ def _preprocessor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
 def _processor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
     return {
         "processor_class": "ChameleonProcessor",
-        "image_seq_length": vq.codes_per_picture,
+        "image_seq_length": vq.codes_per_image,
         "image_token": PLACEHOLDER,
     }

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Layout = Literal["ours", "transformers", "meta"]
+NamingScheme = Literal["ours", "transformers", "meta"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def lines(n_layers: int, qk_norm: bool = True) -> Iterator[tuple[TensorName, int
     yield from ((line, 0) for line in after)
 
 
-def rename(name: str, source: Layout, target: Layout) -> str:
+def rename(name: str, source: NamingScheme, target: NamingScheme) -> str:
     """Translate one name; raises KeyError if the source has no such tensor."""
     number = next((part for part in name.split(".") if part.isdigit()), "")
     pattern = ".".join("{n}" if part == number else part for part in name.split("."))

@@ -27,7 +27,7 @@ SINGLE_NAMES = {
     "begin_image_id": "<racm3:break>",
     "end_turn_id": "<reserved08706>",
 }
-# Stands for the codes of a picture in a prompt until they are known. Meta has no such token;
+# Stands for the codes of an image in a prompt until they are known. Meta has no such token;
 # Hugging Face renamed a reserved one.
 PLACEHOLDER = "<image>"
 PLACEHOLDER_AT_META = "<reserved08707>"
@@ -256,7 +256,7 @@ def _added(name: str, number: int) -> dict[str, Any]:
 def extend_text_vocabulary(
     tokenizer_json: str, size: int, singles: Mapping[str, int], n_codes: int, where: str
 ) -> Vocabulary:
-    """Return the vocabulary of a text-only model with ids for pictures added after its own.
+    """Return the vocabulary of a text-only model with ids for images added after its own.
 
     Args:
         tokenizer_json: of the text-only model.

@@ -262,7 +262,7 @@ def plain_codebook(config: ImageTokenizerConfig, tensors: Tensors) -> dict[str, 
     """Return an image tokenizer's tensors with what its codes decode to as the codebook.
 
     That is all that the original layout has; of kinds that :func:`unheld` accepts it gives the same
-    codes and the same pictures.
+    codes and the same images.
     """
     if config.quantizer.kind in ("vq", "ema"):
         return dict(tensors)

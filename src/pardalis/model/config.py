@@ -100,7 +100,7 @@ def swiglu_width(d_model: int, multiplier: float = 1.0, multiple_of: int = 256) 
 
 
 def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
-    """The quickstart's decoder: learns a few hundred pictures on a laptop in minutes."""
+    """The quickstart's decoder: learns a few hundred images on a laptop in minutes."""
     return ModelConfig(
         vocab_size=vocab_size,
         context=context,

@@ -54,7 +54,7 @@ class TokenBatch(Protocol):
 class Losses:
     """Sums over the targets of a batch, each a scalar; ``total`` is the one to differentiate.
 
-    All but ``total`` leave ``image_weight`` out. Text targets are those outside pictures.
+    All but ``total`` leave ``image_weight`` out. Text targets are those outside images.
     """
 
     total: Tensor  # cross-entropy + z_loss * (log Z)², with image_weight

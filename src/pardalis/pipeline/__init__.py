@@ -1,19 +1,17 @@
 """Whole runs: the recipe that describes one, its stages, and what resumes and skips them."""
 
-from pardalis.pipeline.compare import compare_image_tokenizers
 from pardalis.pipeline.find import find_image_tokenizer
-from pardalis.pipeline.recipe import AnswerConfig, Recipe, TextTokenizerConfig, load_recipe
+from pardalis.pipeline.recipe import Recipe, SampleConfig, TextTokenizerConfig, load_recipe
 from pardalis.pipeline.runner import Record, read_records, run
 from pardalis.pipeline.stages import STAGES, Stage, load_codec, stages_of, training_loader
 
 __all__ = [
     "STAGES",
-    "AnswerConfig",
     "Recipe",
     "Record",
+    "SampleConfig",
     "Stage",
     "TextTokenizerConfig",
-    "compare_image_tokenizers",
     "find_image_tokenizer",
     "load_codec",
     "load_recipe",

@@ -179,7 +179,7 @@ def largest_rows(setting: Setting, counts: Counts, usable: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class RunPlan:
     """What a recipe takes on some devices."""
 
     recipe: str
@@ -217,7 +217,7 @@ def plan(
     device: str = "h200",
     utilisation: float = 0.4,
     price: float | None = None,
-) -> Plan:
+) -> RunPlan:
     """Return what training the decoder of a recipe takes.
 
     Args:
@@ -255,7 +255,7 @@ def plan(
     step_s = setting.training.batch_rows * setting.model.context / speed
     hours = recipe.training_loop.steps * step_s / 3600
     replicate, shard = data_ranks(gpus, setting.parallel)
-    return Plan(
+    return RunPlan(
         recipe=recipe.name,
         device=device,
         gpus=gpus,
@@ -292,11 +292,11 @@ def planned_model(recipe: Recipe) -> ModelConfig:
         assert recipe.prepare is not None, "a recipe that starts from a bundle has it"
         return dataclasses.replace(config, context=recipe.prepare.row_tokens)
     if recipe.image_tokenizer_from is not None:
-        pictures = ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
+        images = ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
     else:
-        pictures = recipe.image_tokenizer_config()
+        images = recipe.image_tokenizer_config()
     assert recipe.text_tokenizer is not None, "a recipe of a new decoder has it"
-    vocabulary = Vocabulary.build(pictures.n_codes, recipe.text_tokenizer.n_pieces)
+    vocabulary = Vocabulary.build(images.n_codes, recipe.text_tokenizer.vocab_size)
     return recipe.model_config(vocabulary.size)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pardalis import config as configs
+from pardalis.corpora.drawings import DrawingsConfig
+from pardalis.corpora.encyclopedia import EncyclopediaConfig
 from pardalis.data import Curriculum, CurriculumStage, PrepareConfig, SourceConfig
-from pardalis.documents.drawings import DrawingsConfig
-from pardalis.documents.encyclopedia import EncyclopediaConfig
 from pardalis.errors import ConfigError
 from pardalis.feature_nets import FeatureNetConfig
 from pardalis.inference import SamplingConfig
@@ -36,7 +36,7 @@ _IMAGE_TOKENIZER = (  # what a recipe says of the image tokenizer that it trains
     "image_tokenizer",
     "image_tokenizer_training",
     "image_tokenizer_loop",
-    "image_tokenizer_pictures",
+    "image_tokenizer_images",
 )
 _DECODER = ("prepare", "training", "training_loop")  # what training a model needs besides its shape
 
@@ -45,29 +45,29 @@ _DECODER = ("prepare", "training", "training_loop")  # what training a model nee
 class TextTokenizerConfig:
     """How the text tokenizer is trained."""
 
-    n_pieces: int = 2048  # pieces of text, the 256 bytes included
+    vocab_size: int = 2048  # pieces of text, the 256 bytes included
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerConfig:
+class SampleConfig:
     """What a trained model is asked, to show and to score what it learnt."""
 
-    drawings: int = 100  # pictures drawn from captions, at most, of each split
-    captions: int = 40  # pictures captioned, at most, of each split
+    images: int = 100  # images drawn from captions, at most, of each split
+    captions: int = 40  # images captioned, at most, of each split
     pages: int = 6  # interleaved documents written from their first line, at most, of each split
     caption_tokens: int = 24  # ids that a caption may have, its end included
-    # Pictures of the corpus that drawings are compared with, at most, of each split. Those that
+    # Images of the corpus that images are compared with, at most, of each split. Those that
     # were drawn or captioned are always among them.
     gallery: int = 2000
-    picture: SamplingConfig = field(default_factory=SamplingConfig)  # how codes are sampled
+    image: SamplingConfig = field(default_factory=SamplingConfig)  # how codes are sampled
     text: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
-    guidance: float = 1.0  # classifier-free guidance of pictures; 1 is none
+    guidance: float = 1.0  # classifier-free guidance of images; 1 is none
     batch: int = 64  # prompts answered together
-    seed: int = 0  # chooses the prompts and the answers
+    seed: int = 0  # chooses the prompts and the samples
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("drawings", 0),
+            ("images", 0),
             ("captions", 0),
             ("pages", 0),
             ("caption_tokens", 1),
@@ -97,11 +97,11 @@ class Recipe:
     image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
-    image_tokenizer_pictures: int | None = None  # pictures that it is trained on, at most
+    image_tokenizer_images: int | None = None  # images that it is trained on, at most
     variants: tuple[VariantConfig, ...] = ()  # of the image tokenizer, to compare
-    # How pictures of a prompt fit the square, those that a user or the system shows; Chameleon pads
+    # How images of a prompt fit the square, those that a user or the system shows; Chameleon pads
     # them in alignment, and crops what a model learns to draw (arXiv 2405.09818).
-    prompt_pictures: Fit = "crop"
+    image_fit: Fit = "crop"
     # The model. "preset", and fields of ModelConfig that differ; beside start_from only "dropout".
     model: dict[str, Any] | None = None
     prepare: PrepareConfig | None = None
@@ -113,7 +113,7 @@ class Recipe:
     stability: StabilityConfig | None = None  # learning rates and variants to sweep the model over
     heldout: tuple[SourceConfig, ...] = ()  # what is only evaluated
     heldout_rows: int = 256  # rows of an evaluation, at most, each once
-    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -134,9 +134,9 @@ class Recipe:
                 "variants are of an image tokenizer that is trained, but one is given; leave out "
                 "variants, or start_from and image_tokenizer_from."
             )
-        if self.image_tokenizer_pictures is not None and self.image_tokenizer_pictures < 1:
+        if self.image_tokenizer_images is not None and self.image_tokenizer_images < 1:
             raise ConfigError(
-                f"image_tokenizer_pictures must be at least 1, got {self.image_tokenizer_pictures}."
+                f"image_tokenizer_images must be at least 1, got {self.image_tokenizer_images}."
             )
         if self.start_from is not None:
             self._refuse_what_the_bundle_decides()

@@ -9,7 +9,7 @@ RUN/
 ├─ shards/<source>/       ids, row plan, report of rejections
 ├─ training/              metrics and checkpoints of the decoder
 ├─ bundle/                the portable model
-├─ answers/               what the model answered
+├─ samples/               what the model answered
 └─ report.html, report.json
 
 A run that starts from a bundle has that bundle's tokenizers, and no folders of its own for them.
@@ -28,20 +28,20 @@ import torch
 from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.codec import Codec
+from pardalis.corpora.drawings import PACKAGES as DRAWING_PACKAGES
+from pardalis.corpora.drawings import build_drawings
+from pardalis.corpora.encyclopedia import build_encyclopedia, package_versions
 from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, prepare_source, read_source
-from pardalis.documents import Document, Picture
-from pardalis.documents.drawings import PACKAGES as DRAWING_PACKAGES
-from pardalis.documents.drawings import build_drawings
-from pardalis.documents.encyclopedia import build_encyclopedia, package_versions
+from pardalis.documents import Document, Image
 from pardalis.errors import ConfigError, DataError
-from pardalis.evaluate import PictureFeatures, write_report
+from pardalis.evaluate import ImageFeatures, write_report
 from pardalis.evaluate.training_page import write_training_page
 from pardalis.files import write_text
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.parallel import Layout, World, fill, layout_of, parallelise
-from pardalis.pipeline.answers import write_answers
 from pardalis.pipeline.export import checkpoint_bundle
 from pardalis.pipeline.recipe import RUN, Recipe, load_recipe
+from pardalis.pipeline.samples import write_samples
 from pardalis.pipeline.start import (
     given_content,
     image_tokenizer_folder,
@@ -115,11 +115,11 @@ def _codec(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Cod
     if recipe.start_from is not None:
         codec = bundles.load_codec(start_folder(recipe), device)
         return Codec(
-            codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, recipe.prompt_pictures
+            codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, recipe.image_fit
         )
     image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
     text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
-    return Codec.of(text_tokenizer, image_tokenizer, recipe.prompt_pictures)
+    return Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)
 
 
 # ── the stages ───────────────────────────────────────────────────────────────────────────────────
@@ -136,7 +136,7 @@ def _corpus(recipe: Recipe, run: Path, world: World) -> None:
 def _text_tokenizer(recipe: Recipe, run: Path, world: World) -> None:
     assert recipe.text_tokenizer is not None, _ABSENT
     texts = (document.text for document in documents_of(recipe.sources, run))
-    tokenizer = train_text_tokenizer(texts, recipe.text_tokenizer.n_pieces)
+    tokenizer = train_text_tokenizer(texts, recipe.text_tokenizer.vocab_size)
     tokenizer.save(run / "text_tokenizer" / "tokenizer.json")
 
 
@@ -145,7 +145,7 @@ def _image_tokenizer(recipe: Recipe, run: Path, world: World) -> None:
 
 
 def train_image_tokenizer(recipe: Recipe, run: Path, folder: Path, world: World) -> ImageTokenizer:
-    """Train the image tokenizer of a recipe on the pictures of its sources.
+    """Train the image tokenizer of a recipe on the images of its sources.
 
     Args:
         run: where a corpus that the recipe builds lies.
@@ -155,20 +155,20 @@ def train_image_tokenizer(recipe: Recipe, run: Path, folder: Path, world: World)
     loop = recipe.image_tokenizer_loop
     assert training is not None and loop is not None, _ABSENT
     seen = set[Path | bytes]()
-    pictures = pictures_of(recipe.sources, run, seen, recipe.image_tokenizer_pictures)
-    if not pictures:
+    images = images_of(recipe.sources, run, seen, recipe.image_tokenizer_images)
+    if not images:
         raise DataError(
-            "The sources hold no picture, so no image tokenizer can be trained; look at their "
+            "The sources hold no image, so no image tokenizer can be trained; look at their "
             "paths and readers in the recipe."
         )
-    heldout = pictures_of(recipe.heldout, run, seen)
+    heldout = images_of(recipe.heldout, run, seen)
     task = ImageTokenizerTask(
-        config, training, pictures, heldout, total_steps=loop.steps, world=world
+        config, training, images, heldout, total_steps=loop.steps, world=world
     )
     settings = {
         "model": configs.to_dict(config),
         "training": configs.to_dict(training),
-        "pictures": len(pictures),
+        "images": len(images),
     }
     if files := net_files(recipe):
         settings["net_files"] = files
@@ -201,18 +201,18 @@ def _page_writer(
     return write
 
 
-def pictures_of(
+def images_of(
     sources: tuple[SourceConfig, ...], run: Path, seen: set[Path | bytes], most: int | None = None
-) -> list[Picture]:
-    """Return the pictures of sources that were not seen before, each once; none is opened."""
-    pictures: list[Picture] = []
-    for picture in (p for document in documents_of(sources, run) for p in document.pictures):
-        if len(pictures) == most:
+) -> list[Image]:
+    """Return the images of sources that were not seen before, each once; none is opened."""
+    images: list[Image] = []
+    for image in (p for document in documents_of(sources, run) for p in document.images):
+        if len(images) == most:
             break
-        if isinstance(picture.source, Path | bytes) and picture.source not in seen:
-            seen.add(picture.source)
-            pictures.append(picture)
-    return pictures
+        if isinstance(image.source, Path | bytes) and image.source not in seen:
+            seen.add(image.source)
+            images.append(image)
+    return images
 
 
 def _prepare(recipe: Recipe, run: Path, world: World) -> None:
@@ -336,11 +336,11 @@ def _answer(recipe: Recipe, run: Path, world: World) -> None:
         "train": documents_of(recipe.sources, run),
         "heldout": documents_of(recipe.heldout, run),
     }
-    write_answers(model, documents, recipe.answer, run)
+    write_samples(model, documents, recipe.sample, run)
 
 
 def _report(recipe: Recipe, run: Path, world: World) -> None:
-    write_report(run, _codec(recipe, run).image_tokenizer, PictureFeatures.load())
+    write_report(run, _codec(recipe, run).image_tokenizer, ImageFeatures.load())
 
 
 def _learnt(recipe: Recipe) -> tuple[SourceConfig, ...]:
@@ -390,7 +390,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda recipe: [
             recipe.image_tokenizer_config(),
             recipe.image_tokenizer_training,
-            recipe.image_tokenizer_pictures,
+            recipe.image_tokenizer_images,
             *net_files(recipe),
         ],
         sources=_learnt,
@@ -409,7 +409,7 @@ STAGES: tuple[Stage, ...] = (
         # Everything that reads the bundle to start from comes after this stage and needs it.
         settings=lambda recipe: [
             recipe.prepare,
-            recipe.prompt_pictures,
+            recipe.image_fit,
             *(given_content(recipe)),
         ],
         sources=_all_sources,
@@ -433,17 +433,17 @@ STAGES: tuple[Stage, ...] = (
         is_shared=True,
     ),
     Stage(
-        name="answer",
-        command="answer",
+        name="sample",
+        command="sample",
         needs=("train",),
-        settings=lambda recipe: [recipe.answer],
-        outputs=("answers",),
+        settings=lambda recipe: [recipe.sample],
+        outputs=("samples",),
         run=_answer,
     ),
     Stage(
         name="report",
         command="report",
-        needs=("answer",),
+        needs=("sample",),
         outputs=("report.json", "report.html"),
         run=_report,
     ),
@@ -460,5 +460,5 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if not recipe.trains_image_tokenizer:
         absent.add("image_tokenizer")
     if not recipe.has_decoder:
-        absent |= {"prepare", "train", "answer", "report"}
+        absent |= {"prepare", "train", "sample", "report"}
     return [stage for stage in STAGES if stage.name not in absent]

@@ -1,7 +1,7 @@
 """What a run takes over: the bundle that it trains further, or a trained image tokenizer.
 
 The bundle's codec, the weights of its decoder and its context stay as they are, however short the
-rows are that it now learns from. The recipe decides the dropout, and how pictures of prompts fit.
+rows are that it now learns from. The recipe decides the dropout, and how images of prompts fit.
 """
 
 import hashlib
@@ -64,10 +64,10 @@ def check_given(recipe: Recipe, run: Path) -> None:
         start_config(recipe)
     folder = image_tokenizer_folder(recipe, run)
     config = ImageTokenizer.load_config(folder)
-    if not config.has_decoder and (recipe.answer.drawings or recipe.answer.pages):
+    if not config.has_decoder and (recipe.sample.images or recipe.sample.pages):
         raise ConfigError(
             f"The image tokenizer {folder} has no decoder, so its model cannot draw; set "
-            "answer.drawings and answer.pages to 0, or import it again with --image-tokenizer."
+            "sample.images and sample.pages to 0, or import it again with --image-tokenizer."
         )
 
 
@@ -114,7 +114,7 @@ def given_content(recipe: Recipe) -> list[list[str | int]]:
 
     A file of weights counts as changed when its size or time of change differs, a description or a
     text tokenizer when its content does. Every command asks this, and reading the 14 GB of a
-    7-billion-parameter model takes nine seconds or more; pictures of sources are treated alike.
+    7-billion-parameter model takes nine seconds or more; images of sources are treated alike.
     The price: a copy that did not keep the times counts as another bundle. Licences are left out,
     since no number depends on them.
     """

@@ -1,6 +1,6 @@
 """Ids: the vocabulary of all modalities, the grammar of sequences, text ⇄ pieces. No torch."""
 
-from pardalis.tokens.grammar import Grammar, Limits, Mode, Rule, State
+from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, State
 from pardalis.tokens.render import render
 from pardalis.tokens.text import TextStream, TextTokenizer, train_text_tokenizer
 from pardalis.tokens.vocabulary import Vocabulary
@@ -8,7 +8,7 @@ from pardalis.tokens.vocabulary import Vocabulary
 __all__ = [
     "Grammar",
     "Limits",
-    "Mode",
+    "Phase",
     "Rule",
     "State",
     "TextStream",

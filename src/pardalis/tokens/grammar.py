@@ -1,4 +1,4 @@
-"""The grammar: what may follow what in a sequence of text and picture ids.
+"""The grammar: what may follow what in a sequence of text and image ids.
 
               text, end_turn                    code (exactly n of them)
                ┌───────┐                           ┌───────┐
@@ -13,8 +13,8 @@
 This automaton is written here and nowhere else. Data validation walks it
 (:meth:`Grammar.validate`), decoding asks it what may come next (:meth:`Grammar.rule`), and a
 decoder on a device reads what each rule allows as a range (:meth:`Grammar.ranges`) of the ids in
-the order of :meth:`Grammar.written_ids`. It is the only place that knows how many codes a picture
-has, and so whether a picture still fits.
+the order of :meth:`Grammar.writable_ids`. It is the only place that knows how many codes an image
+has, and so whether an image still fits.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from pardalis.errors import GrammarError, RequestError
 from pardalis.tokens.vocabulary import Vocabulary
 
 
-class Mode(IntEnum):
+class Phase(IntEnum):
     """Where in a sequence the automaton stands."""
 
     START = 0  # nothing read yet
-    TEXT = 1  # between pictures
-    IMAGE = 2  # inside a picture
+    TEXT = 1  # between images
+    IMAGE = 2  # inside an image
     DONE = 3  # after eos
 
 
@@ -42,10 +42,10 @@ class Rule(IntEnum):
 
     BOS = 0  # only bos
     TEXT = 1  # text or end_turn or eos
-    TEXT_OR_PICTURE = 2  # text or end_turn or eos or begin_image
-    OPEN_PICTURE = 3  # only begin_image
+    TEXT_OR_IMAGE = 2  # text or end_turn or eos or begin_image
+    BEGIN_IMAGE = 3  # only begin_image
     CODE = 4  # an image id
-    CLOSE_PICTURE = 5  # only end_image
+    END_IMAGE = 5  # only end_image
     EOS = 6  # only eos
     NOTHING = 7  # the sequence is over
 
@@ -54,9 +54,9 @@ class Rule(IntEnum):
 class Limits:
     """What one request allows."""
 
-    room: int  # ids that may be written, eos included
+    max_new_tokens: int  # ids that may be written, eos included
     text: bool = True  # may text be written?
-    max_pictures: int | None = None  # pictures that may be opened; None: as many as fit
+    max_images: int | None = None  # images that may be opened; None: as many as fit
     one_turn: bool = False  # end_turn ends the answer, as in a conversation
 
 
@@ -64,59 +64,59 @@ class Limits:
 class State:
     """A position in the automaton: everything that decides which ids may come next."""
 
-    mode: Mode = Mode.START
-    codes_left: int = 0  # codes missing from the open picture
-    pictures: int = 0  # pictures opened since writing began
+    phase: Phase = Phase.START
+    codes_left: int = 0  # codes missing from the open image
+    images: int = 0  # images opened since writing began
     turns: int = 0  # turns closed since writing began
-    room: int | None = None  # ids that may still be written; None: only reading
+    budget: int | None = None  # ids that may still be written; None: only reading
 
 
 class Grammar:
-    """The automaton for one vocabulary and one picture size.
+    """The automaton for one vocabulary and one image size.
 
     Args:
         vocabulary: the id ranges.
-        codes_per_picture: n, the codes between begin_image and end_image (1,024 in Chameleon).
+        codes_per_image: n, the codes between begin_image and end_image (1,024 in Chameleon).
     """
 
-    def __init__(self, vocabulary: Vocabulary, codes_per_picture: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, codes_per_image: int) -> None:
         self.vocabulary = vocabulary
-        self.codes_per_picture = codes_per_picture
+        self.codes_per_image = codes_per_image
 
     @property
-    def picture_ids(self) -> int:
-        """Ids of a whole picture: begin_image, its codes, end_image."""
-        return self.codes_per_picture + 2
+    def tokens_per_image(self) -> int:
+        """Ids of a whole image: begin_image, its codes, end_image."""
+        return self.codes_per_image + 2
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────
 
     def advance(self, state: State, token_id: int, position: int = 0) -> State:
         """Return the state after one more id; raises GrammarError if the id may not stand here."""
         ids = self.vocabulary
-        room = None if state.room is None else state.room - 1
-        match state.mode:
-            case Mode.START if token_id == ids.bos_id:
-                return replace(state, mode=Mode.TEXT, room=room)
-            case Mode.TEXT if token_id in ids.text:
-                return replace(state, room=room)
-            case Mode.TEXT if state.room is None and token_id == ids.readable_unk_id:
+        budget = None if state.budget is None else state.budget - 1
+        match state.phase:
+            case Phase.START if token_id == ids.bos_id:
+                return replace(state, phase=Phase.TEXT, budget=budget)
+            case Phase.TEXT if token_id in ids.text:
+                return replace(state, budget=budget)
+            case Phase.TEXT if state.budget is None and token_id == ids.readable_unk_id:
                 return state  # never written
-            case Mode.TEXT if token_id == ids.end_turn_id:
-                return replace(state, turns=state.turns + 1, room=room)
-            case Mode.TEXT if token_id == ids.begin_image_id:
+            case Phase.TEXT if token_id == ids.end_turn_id:
+                return replace(state, turns=state.turns + 1, budget=budget)
+            case Phase.TEXT if token_id == ids.begin_image_id:
                 return replace(
                     state,
-                    mode=Mode.IMAGE,
-                    codes_left=self.codes_per_picture,
-                    pictures=state.pictures + 1,
-                    room=room,
+                    phase=Phase.IMAGE,
+                    codes_left=self.codes_per_image,
+                    images=state.images + 1,
+                    budget=budget,
                 )
-            case Mode.TEXT if token_id == ids.eos_id:
-                return replace(state, mode=Mode.DONE, room=room)
-            case Mode.IMAGE if state.codes_left > 0 and token_id in ids.image:
-                return replace(state, codes_left=state.codes_left - 1, room=room)
-            case Mode.IMAGE if state.codes_left == 0 and token_id == ids.end_image_id:
-                return replace(state, mode=Mode.TEXT, room=room)
+            case Phase.TEXT if token_id == ids.eos_id:
+                return replace(state, phase=Phase.DONE, budget=budget)
+            case Phase.IMAGE if state.codes_left > 0 and token_id in ids.image:
+                return replace(state, codes_left=state.codes_left - 1, budget=budget)
+            case Phase.IMAGE if state.codes_left == 0 and token_id == ids.end_image_id:
+                return replace(state, phase=Phase.TEXT, budget=budget)
         raise GrammarError(
             f"Found {ids.name_of(token_id)} at position {position}; {self._expected(state)}.",
             position,
@@ -132,30 +132,30 @@ class Grammar:
     def validate(self, token_ids: Sequence[int]) -> None:
         """Check a whole document; raises GrammarError saying where it is wrong and why."""
         state = self.state_after(token_ids)
-        if state.mode is not Mode.DONE:
+        if state.phase is not Phase.DONE:
             raise GrammarError(
                 f"The sequence ends at position {len(token_ids)}; {self._expected(state)}.",
                 len(token_ids),
             )
 
     def _expected(self, state: State) -> str:
-        match state.mode:
-            case Mode.START:
+        match state.phase:
+            case Phase.START:
                 return "expected <bos>, with which every document begins"
-            case Mode.TEXT:
-                return "expected text, <end_turn>, <begin_image> or <eos> outside a picture"
-            case Mode.IMAGE if state.codes_left > 0:
-                found = self.codes_per_picture - state.codes_left
+            case Phase.TEXT:
+                return "expected text, <end_turn>, <begin_image> or <eos> outside an image"
+            case Phase.IMAGE if state.codes_left > 0:
+                found = self.codes_per_image - state.codes_left
                 return (
-                    f"expected an image id, since the open picture has {found} of its "
-                    f"{self.codes_per_picture} codes"
+                    f"expected an image id, since the open image has {found} of its "
+                    f"{self.codes_per_image} codes"
                 )
-            case Mode.IMAGE:
+            case Phase.IMAGE:
                 return (
-                    f"expected <end_image>, since the open picture has all of its "
-                    f"{self.codes_per_picture} codes"
+                    f"expected <end_image>, since the open image has all of its "
+                    f"{self.codes_per_image} codes"
                 )
-            case Mode.DONE:
+            case Phase.DONE:
                 return "expected nothing after <eos>"
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────
@@ -168,22 +168,23 @@ class Grammar:
             RequestError: the limits leave no room for what they demand.
         """
         state = self.state_after(prompt_ids)
-        if state.mode is Mode.DONE:
+        if state.phase is Phase.DONE:
             raise RequestError(
                 "The prompt ends with <eos>, so nothing can follow it; leave it out."
             )
-        if not limits.text and limits.max_pictures is None:
-            raise RequestError("A request without text needs max_pictures: how many to draw.")
-        demanded = state.codes_left + 1 if state.mode is Mode.IMAGE else 0
+        if not limits.text and limits.max_images is None:
+            raise RequestError("A request without text needs max_images: how many to draw.")
+        demanded = state.codes_left + 1 if state.phase is Phase.IMAGE else 0
         if not limits.text:
-            demanded += self.picture_ids * (limits.max_pictures or 0)
-        if limits.room < max(demanded, 1):
+            demanded += self.tokens_per_image * (limits.max_images or 0)
+        if limits.max_new_tokens < max(demanded, 1):
             raise RequestError(
-                f"After the prompt of {len(prompt_ids)} ids there is room for {limits.room} more, "
-                f"but {max(demanded, 1)} are needed (a picture takes {self.picture_ids}); shorten "
-                "the prompt, ask for fewer pictures or raise the limit."
+                f"After the prompt of {len(prompt_ids)} tokens the token budget is "
+                f"{limits.max_new_tokens}, but {max(demanded, 1)} are needed (an image takes "
+                f"{self.tokens_per_image}); shorten the prompt, ask for fewer images or raise "
+                "max_new_tokens."
             )
-        return State(state.mode, state.codes_left, room=limits.room)
+        return State(state.phase, state.codes_left, budget=limits.max_new_tokens)
 
     def rule(self, state: State, limits: Limits) -> Rule:
         """Say which ids may come next when writing under limits.
@@ -191,33 +192,33 @@ class Grammar:
         Args:
             state: of :meth:`begin`, advanced by what has been written.
 
-        Whatever a model prefers, the sequence stays well-formed, every picture is completed, and
+        Whatever a model prefers, the sequence stays well-formed, every image is completed, and
         where text is written the last id that fits is eos.
         """
-        room = limits.room if state.room is None else state.room
-        match state.mode:
-            case Mode.START:
+        budget = limits.max_new_tokens if state.budget is None else state.budget
+        match state.phase:
+            case Phase.START:
                 return Rule.BOS
-            case Mode.DONE:
+            case Phase.DONE:
                 return Rule.NOTHING
-            case Mode.IMAGE:
-                return Rule.CODE if state.codes_left > 0 else Rule.CLOSE_PICTURE
-        if room <= 0 or (limits.one_turn and state.turns > 0):
+            case Phase.IMAGE:
+                return Rule.CODE if state.codes_left > 0 else Rule.END_IMAGE
+        if budget <= 0 or (limits.one_turn and state.turns > 0):
             return Rule.NOTHING
-        may_open = limits.max_pictures is None or state.pictures < limits.max_pictures
+        may_open = limits.max_images is None or state.images < limits.max_images
         if not limits.text:
-            return Rule.OPEN_PICTURE if may_open else Rule.NOTHING
-        if room == 1:
+            return Rule.BEGIN_IMAGE if may_open else Rule.NOTHING
+        if budget == 1:
             return Rule.EOS
-        # After the picture one id must be left for eos.
-        if may_open and room >= self.picture_ids + 1:
-            return Rule.TEXT_OR_PICTURE
+        # After the image one id must be left for eos.
+        if may_open and budget >= self.tokens_per_image + 1:
+            return Rule.TEXT_OR_IMAGE
         return Rule.TEXT
 
-    def written_ids(self) -> list[int]:
+    def writable_ids(self) -> list[int]:
         """Return every id that may ever be written, ordered so that each rule allows a range.
 
-        Image ids come first, so a row that is inside a picture needs only the first
+        Image ids come first, so a row that is inside an image needs only the first
         ``vocabulary.n_codes`` of them.
         """
         ids = self.vocabulary
@@ -225,17 +226,17 @@ class Grammar:
         return [*ids.image, *ids.text, *singles]
 
     def ranges(self) -> list[range]:
-        """Return for each rule which of :meth:`written_ids` it allows, by their index."""
+        """Return for each rule which of :meth:`writable_ids` it allows, by their index."""
         codes = len(self.vocabulary.image)
         eos = codes + len(self.vocabulary.text)
         end_turn, begin_image, end_image, bos = range(eos + 1, eos + 5)
         allowed = {
             Rule.BOS: range(bos, bos + 1),
             Rule.TEXT: range(codes, end_turn + 1),
-            Rule.TEXT_OR_PICTURE: range(codes, begin_image + 1),
-            Rule.OPEN_PICTURE: range(begin_image, begin_image + 1),
+            Rule.TEXT_OR_IMAGE: range(codes, begin_image + 1),
+            Rule.BEGIN_IMAGE: range(begin_image, begin_image + 1),
             Rule.CODE: range(codes),
-            Rule.CLOSE_PICTURE: range(end_image, end_image + 1),
+            Rule.END_IMAGE: range(end_image, end_image + 1),
             Rule.EOS: range(eos, eos + 1),
             Rule.NOTHING: range(0),
         }
@@ -244,7 +245,7 @@ class Grammar:
     def allowed_ids(self) -> Bool[np.ndarray, "rules V"]:
         """Return the ranges as a table: row r is True at the ids that ``Rule(r)`` allows."""
         table = np.zeros((len(Rule), self.vocabulary.size), dtype=bool)
-        written = np.array(self.written_ids())
+        written = np.array(self.writable_ids())
         for rule, allowed in enumerate(self.ranges()):
             table[rule, written[allowed.start : allowed.stop]] = True
         return table

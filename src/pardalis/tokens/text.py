@@ -157,26 +157,26 @@ class TextStream:
         return decode(self._before + self._held)[len(decode(self._before)) :]
 
 
-def train_text_tokenizer(texts: Iterable[str], n_pieces: int) -> TextTokenizer:
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     """Train a byte-level BPE on texts.
 
     Args:
         texts: the training text, streamed.
-        n_pieces: size of the result, the 256 bytes included. Little text may give fewer merges.
+        vocab_size: size of the result, the 256 bytes included. Little text may give fewer merges.
 
     Raises:
-        ConfigError: ``n_pieces`` is below the 256 bytes that make every string expressible.
+        ConfigError: ``vocab_size`` is below the 256 bytes that make every string expressible.
     """
-    if n_pieces < N_BYTES:
+    if vocab_size < N_BYTES:
         raise ConfigError(
-            f"A byte-level text tokenizer needs at least {N_BYTES} pieces, got {n_pieces}; "
-            "raise text_tokenizer.n_pieces."
+            f"A byte-level text tokenizer needs at least {N_BYTES} pieces, got {vocab_size}; "
+            "raise text_tokenizer.vocab_size."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=n_pieces,
+        vocab_size=vocab_size,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -5,7 +5,7 @@
     8 + n_codes .. size        text ids, one for each piece of the text tokenizer
 
 Nothing is ever recognised by its token's name. The image ids are contiguous, so the rows of the
-output head that write a picture are a slice. A vocabulary taken from elsewhere may have its single
+output head that write an image are a slice. A vocabulary taken from elsewhere may have its single
 ids in other places, and remembers which number each id had there.
 """
 
@@ -32,8 +32,8 @@ class Vocabulary:
     pad_id: int = 1  # fills a row
     eos_id: int = 2  # ends a document
     unk_id: int = 3  # what an imported text tokenizer has no piece for; read, never written
-    end_image_id: int = 4  # closes a picture
-    begin_image_id: int = 5  # opens a picture
+    end_image_id: int = 4  # closes an image
+    begin_image_id: int = 5  # opens an image
     end_turn_id: int = 6  # closes a turn of a conversation
     # Of an imported vocabulary: the number that each id has in the files it came from, the text
     # tokenizer's among them. A range says that all are unchanged.

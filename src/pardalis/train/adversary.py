@@ -1,6 +1,6 @@
 """The adversary of an image tokenizer: a discriminator, its optimizer, and what each says.
 
-It learns to tell pictures from reconstructions, and the tokenizer to mislead it. Two forms are in
+It learns to tell images from reconstructions, and the tokenizer to mislead it. Two forms are in
 use, and every choice between them is a field of the config:
 
 =============  =====================================  ======================================
@@ -42,7 +42,7 @@ class AdversarialConfig:
     adaptive: bool = False  # scale it to the gradient of the other losses at the last layer
     form: Literal["softplus", "hinge"] = "softplus"
     start_step: int = 0  # before it, neither side knows of the other
-    r1_weight: float = 0.0  # gamma of the penalty of the discriminator's gradient at real pictures
+    r1_weight: float = 0.0  # gamma of the penalty of the discriminator's gradient at real images
     r1_every: int = 16  # steps between penalties, each of which counts so many times more
     learning_rate_ratio: float = 1.0  # the discriminator's learning rate over the tokenizer's
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

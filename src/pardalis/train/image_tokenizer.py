@@ -1,11 +1,11 @@
 """Training of the image tokenizer: a step updates it once, and its adversary once, if it has one.
 
-    pictures → tokenizer → reconstruction ─┬─ pixels, features, regions, adversary → update
+    images → tokenizer → reconstruction ─┬─ pixels, features, regions, adversary → update
                    │                       └─ adversary's own losses → its update
                    └─ vectors and codes → the codebook is tended
 
-The step number decides everything that is drawn (pictures, crops, restarts of codes), so no
-generator is ever saved. Processes that ``torchrun`` starts share out the pictures of each step.
+The step number decides everything that is drawn (images, crops, restarts of codes), so no
+generator is ever saved. Processes that ``torchrun`` starts share out the images of each step.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pardalis.data.pictures import AugmentationConfig, PictureBatch, PictureFeed
-from pardalis.documents import Picture
+from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
+from pardalis.documents import Image
 from pardalis.errors import ConfigError, DataError
 from pardalis.feature_nets import (
     FeatureNetConfig,
@@ -45,12 +45,12 @@ from pardalis.vq.tokenizer import ImageTokenizer, TokenizerOutput
 
 # One batch is too small to show a large codebook's use, so it is counted over some steps.
 _USE_WINDOW_STEPS = 20
-_SAMPLES = 8  # held-out pictures that a report shows
+_SAMPLES = 8  # held-out images that a report shows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerceptualConfig:
-    """A loss between features of picture and reconstruction."""
+    """A loss between features of image and reconstruction."""
 
     weight: float = 1.0
     net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
@@ -62,7 +62,7 @@ class PerceptualConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegionConfig:
-    """A further perceptual loss inside the regions of one kind, which come with the pictures.
+    """A further perceptual loss inside the regions of one kind, which come with the images.
 
     Make-A-Scene (arXiv 2203.13131) has one for faces, by a net that recognises them, and one for
     objects.
@@ -72,8 +72,8 @@ class RegionConfig:
     weight: float = 1.0  # times that of each region
     net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
     side: int = 64  # pixels that a region is scaled to
-    most: int = 6  # regions of a picture, its first ones
-    repeats: int = 1  # how often a picture with such a region comes before all others come again
+    most: int = 6  # regions of an image, its first ones
+    repeats: int = 1  # how often an image with such a region comes before all others come again
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
@@ -85,9 +85,9 @@ class RegionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTokenizerTrainConfig:
-    """What decides the numbers of a run, besides the tokenizer's shape and the pictures."""
+    """What decides the numbers of a run, besides the tokenizer's shape and the images."""
 
-    batch_pictures: int = 32  # pictures of one update, all processes together
+    batch_images: int = 32  # images of one update, all processes together
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(
             learning_rate=1.5e-3, warmup_steps=20, floor_ratio=0.05
@@ -109,10 +109,10 @@ class ImageTokenizerTrainConfig:
     ema_decay: float = 0.0  # of the averaged weights, which are what is kept; 0: the last weights
     grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    heldout_pictures: int = 256  # pictures that an evaluation takes, at most
+    heldout_images: int = 256  # images that an evaluation takes, at most
     precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions; sums stay in 32 bits
     compile: bool = False  # compile encoder and decoder
-    seed: int = 0  # root of initial values, order of pictures and restarts
+    seed: int = 0  # root of initial values, order of images and restarts
 
     @property
     def nets(self) -> list[FeatureNetConfig]:
@@ -121,7 +121,7 @@ class ImageTokenizerTrainConfig:
         return of_regions if self.perceptual is None else [self.perceptual.net, *of_regions]
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_pictures", 1), ("heldout_pictures", 0)):
+        for name, least in (("batch_images", 1), ("heldout_images", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not (
@@ -151,13 +151,13 @@ class ImageTokenizerTask:
     Args:
         model_config: shape of the tokenizer, which begins with fresh weights.
         config: how it is trained.
-        pictures: to learn; each is decoded when it is needed.
-        heldout: never learnt; the first ``heldout_pictures`` that can be read are evaluated.
+        images: to learn; each is decoded when it is needed.
+        heldout: never learnt; the first ``heldout_images`` that can be read are evaluated.
         total_steps: of the run, for the schedule.
         world: the processes that share the work, and the device of this one.
 
     Raises:
-        DataError: there is no picture.
+        DataError: there is no image.
         ConfigError: the tokenizer cannot draw, or a feature net is not there.
     """
 
@@ -165,8 +165,8 @@ class ImageTokenizerTask:
         self,
         model_config: ImageTokenizerConfig,
         config: ImageTokenizerTrainConfig,
-        pictures: Sequence[Picture],
-        heldout: Sequence[Picture] = (),
+        images: Sequence[Image],
+        heldout: Sequence[Image] = (),
         *,
         total_steps: int,
         world: World | None = None,
@@ -180,15 +180,15 @@ class ImageTokenizerTask:
         self.total_steps = total_steps
         self.world = world or World()
         self.device = self.world.device
-        self.feed = PictureFeed(
-            _repeated(pictures, config.regions),
+        self.feed = ImageFeed(
+            _repeated(images, config.regions),
             model_config,
-            config.batch_pictures,
+            config.batch_images,
             config.seed,
             config.augmentation,
             (self.world.rank, self.world.size),
         )
-        self.heldout = _squares(heldout, model_config, config.heldout_pictures)
+        self.heldout = _squares(heldout, model_config, config.heldout_images)
 
         self.tokenizer = initialise(ImageTokenizer(model_config), config.seed).to(self.device)
         self.optimizer = Optimizer(self.tokenizer, config.optimizer, config.schedule.learning_rate)
@@ -229,7 +229,7 @@ class ImageTokenizerTask:
         return self.averaged.module
 
     def step(self, step: int) -> dict[str, float | Tensor]:
-        """Update the tokenizer on the pictures of this step, tend the codebook, update the rest."""
+        """Update the tokenizer on the images of this step, tend the codebook, update the rest."""
         config = self.config
         rate = learning_rate(config.schedule, step, self.total_steps)
         self.optimizer.set_learning_rate(rate)
@@ -259,20 +259,20 @@ class ImageTokenizerTask:
             "loss": loss.detach(),
             "grad_norm": norm.detach(),
             "learning_rate": rate,
-            "pictures": float(config.batch_pictures),
+            "images": float(config.batch_images),
         }
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return how well held-out pictures come back, and how many codes they use."""
+        """Return how well held-out images come back, and how many codes they use."""
         if len(self.heldout) == 0:
             return {}
         tokenizer = self.trained.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64, device=self.device)
         mine = self.heldout[self.world.rank :: self.world.size]
-        for bytes_ in torch.split(mine, self.config.batch_pictures):
-            if len(bytes_) == 0:  # fewer pictures than processes
+        for bytes_ in torch.split(mine, self.config.batch_images):
+            if len(bytes_) == 0:  # fewer images than processes
                 continue
             pixels = self._pixels(bytes_)
             codes = tokenizer.encode(pixels)
@@ -290,8 +290,8 @@ class ImageTokenizerTask:
         }
 
     @torch.no_grad()
-    def samples(self) -> tuple[list[Image.Image], list[Image.Image]]:
-        """Return a few held-out pictures, and what the tokenizer makes of each."""
+    def samples(self) -> tuple[list[PIL.Image.Image], list[PIL.Image.Image]]:
+        """Return a few held-out images, and what the tokenizer makes of each."""
         tokenizer = self.trained.eval()
         every = max(1, len(self.heldout) // _SAMPLES)
         pixels = self._pixels(self.heldout[::every][:_SAMPLES])
@@ -305,8 +305,8 @@ class ImageTokenizerTask:
         return sum((counts.cpu() for counts in self._recent_counts), none).numpy()
 
     def positions(self, batch: int) -> range:
-        first = batch * self.config.batch_pictures
-        return range(first, first + self.config.batch_pictures)
+        first = batch * self.config.batch_images
+        return range(first, first + self.config.batch_images)
 
     def skip(self, batches: Sequence[int]) -> None:
         self._skipped = tuple(batches)
@@ -343,7 +343,7 @@ class ImageTokenizerTask:
         step: int,
         output: TokenizerOutput,
         pixels: Float[Tensor, "B 3 Y X"],
-        batch: PictureBatch,
+        batch: ImageBatch,
     ) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
         """Return what is differentiated, and its parts, each unweighted."""
         config, reconstruction = self.config, output.reconstruction.float()
@@ -356,8 +356,8 @@ class ImageTokenizerTask:
             of_pixels = of_pixels + config.perceptual.weight * parts["loss_perceptual"]
         for region, distance in zip(config.regions, self.region_distances, strict=True):
             boxes = [
-                [(each.box, each.weight) for each in of_picture if each.kind == region.kind]
-                for of_picture in batch.regions
+                [(each.box, each.weight) for each in of_image if each.kind == region.kind]
+                for of_image in batch.regions
             ]
             found = region_loss(
                 distance, reconstruction, pixels, boxes, side=region.side, most=region.most
@@ -415,8 +415,8 @@ class ImageTokenizerTask:
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         )
 
-    def _pixels(self, pictures: UInt8[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 3 Y X"]:
-        return to_pixels(pictures.to(self.device), self.tokenizer.config.preprocessing)
+    def _pixels(self, images: UInt8[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 3 Y X"]:
+        return to_pixels(images.to(self.device), self.tokenizer.config.preprocessing)
 
     def _counts(self, codes: Int[Tensor, "B G"]) -> Int[Tensor, " N"]:
         return torch.bincount(codes.flatten(), minlength=self.tokenizer.config.n_codes)
@@ -432,7 +432,7 @@ def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> Percept
     least = distance.net.network.least_side
     if side < least:
         raise ConfigError(
-            f"The feature net {net.name} needs pictures of {least} pixels a side or more, got "
+            f"The feature net {net.name} needs images of {least} pixels a side or more, got "
             f"{side}; choose a larger resolution, or side of regions, or another net."
         )
     return distance.to(device)
@@ -444,26 +444,26 @@ def _averaged(tokenizer: ImageTokenizer, decay: float) -> AveragedModel:
     return AveragedModel(tokenizer, multi_avg_fn=average)
 
 
-def _repeated(pictures: Sequence[Picture], regions: tuple[RegionConfig, ...]) -> Sequence[Picture]:
-    """Let pictures with regions of some kinds stand several times, as those kinds say."""
+def _repeated(images: Sequence[Image], regions: tuple[RegionConfig, ...]) -> Sequence[Image]:
+    """Let images with regions of some kinds stand several times, as those kinds say."""
     repeats = {region.kind: region.repeats for region in regions}
     return [
-        picture
-        for picture in pictures
-        for _ in range(max((repeats.get(region.kind, 1) for region in picture.regions), default=1))
+        image
+        for image in images
+        for _ in range(max((repeats.get(region.kind, 1) for region in image.regions), default=1))
     ]
 
 
 def _squares(
-    pictures: Sequence[Picture], config: ImageTokenizerConfig, most: int
+    images: Sequence[Image], config: ImageTokenizerConfig, most: int
 ) -> UInt8[Tensor, "N 3 Y X"]:
-    """Return the first pictures that can be read, as squares."""
+    """Return the first images that can be read, as squares."""
     squares: list[np.ndarray] = []
-    for picture in pictures:
+    for image in images:
         if len(squares) == most:
             break
         with suppress(DataError):
-            squares.append(open_square(picture.source, config.resolution, config.preprocessing))
+            squares.append(open_square(image.source, config.resolution, config.preprocessing))
     if not squares:
         return torch.zeros(0, 3, config.resolution, config.resolution, dtype=torch.uint8)
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)

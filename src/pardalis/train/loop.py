@@ -37,7 +37,7 @@ from pardalis.train.divergence import (
     roll_back,
     unfit_tensor,
 )
-from pardalis.train.metrics import Line, MetricsWriter, Window
+from pardalis.train.metrics import Line, MetricsWindow, MetricsWriter
 from pardalis.train.settings import check_settings, keep_settings
 from pardalis.train.skipping import FILE_NAME as SKIPS
 from pardalis.train.skipping import read_skips
@@ -198,7 +198,7 @@ class _Attempt:
         if reports:
             line = self.pace.add_to(self.window.mean())
             shown = {"loss": line["loss"], "rate": f"{line['steps_per_second']:.3g}/s"}
-            self.window, self.pace = Window(world=self.world), _Pace()
+            self.window, self.pace = MetricsWindow(world=self.world), _Pace()
         evaluates = ended or (config.evaluate_every and self.done % config.evaluate_every == 0)
         if evaluates:
             line |= self.task.evaluate()
@@ -263,7 +263,7 @@ class _Pace:
 
     def add_to(self, line: dict[str, float]) -> dict[str, float]:
         line["steps_per_second"] = self.steps / max(self.seconds, 1e-9)
-        for what in ("tokens", "pictures"):
+        for what in ("tokens", "images"):
             if what in line:
                 line[f"{what}_per_second"] = line[what] * line["steps_per_second"]
         return line
@@ -284,13 +284,13 @@ def _put_in_order(folder: Path, config: LoopConfig, settings: Mapping[str, Any])
 
 def _resume(
     task: Task, folder: Path, config: LoopConfig, world: World
-) -> tuple[int, float, Window]:
+) -> tuple[int, float, MetricsWindow]:
     """Load the newest checkpoint; return the steps done, their time and the open window."""
     if skips := read_skips(folder):
         task.skip([skip.batch for skip in skips])
     latest = checkpoint.newest(folder)
     if latest is None:
-        return 0, 0.0, Window(world=world)
+        return 0, 0.0, MetricsWindow(world=world)
     try:
         state, notes = checkpoint.load(latest, task.state_dict())
         task.load_state_dict(state)
@@ -304,4 +304,4 @@ def _resume(
     done = checkpoint.step_of(latest)
     if world.is_first and done > 0:
         logger.info("Going on from step %d of %d in %s", done, config.steps, folder)
-    return done, notes["time_s"], Window(notes["window"], world)
+    return done, notes["time_s"], MetricsWindow(notes["window"], world)

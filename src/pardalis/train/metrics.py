@@ -24,7 +24,7 @@ FILE_NAME = "metrics.jsonl"
 Line = dict[str, int | float]
 
 
-class Window:
+class MetricsWindow:
     """The metrics of the steps since the last report.
 
     Tensors stay on their device until :meth:`fetch`, which brings all of them in one transfer; of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pardalis import config as configs
-from pardalis.data.batch import Batch
+from pardalis.batch import Batch
 from pardalis.data.prefetch import Prefetcher
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, attention_mask, document_mask

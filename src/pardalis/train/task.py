@@ -1,7 +1,7 @@
 """What the training loop asks of a thing that can be trained.
 
 A task owns its network, its optimizer and its data; the loop owns time, files and signals. The loop
-knows nothing of pictures or text, so one loop trains image tokenizers and decoders alike.
+knows nothing of images or text, so one loop trains image tokenizers and decoders alike.
 """
 
 from collections.abc import Sequence

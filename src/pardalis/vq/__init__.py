@@ -1,4 +1,4 @@
-"""The image tokenizer: pictures to grids of codes and back."""
+"""The image tokenizer: images to grids of codes and back."""
 
 from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
 from pardalis.vq.config import PRESETS, ImageTokenizerConfig, QuantizerConfig, chameleon, tiny

@@ -1,6 +1,6 @@
 """Losses of a tokenizer and a discriminator that play against each other.
 
-Logits are high where the discriminator takes a picture for real, and of any shape.
+Logits are high where the discriminator takes an image for real, and of any shape.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def discriminator_loss(
     real_logits: Float[Tensor, "*real"],
     fake_logits: Float[Tensor, "*fake"],
 ) -> Float[Tensor, ""]:
-    """Return half the sum of the two means: of real pictures and of reconstructions.
+    """Return half the sum of the two means: of real images and of reconstructions.
 
     ``hinge`` (arXiv 1705.02894) is VQ-GAN's; ``softplus`` (arXiv 1406.2661) is StyleGAN2's.
     """
@@ -41,7 +41,7 @@ def discriminator_loss(
 def r1_penalty(
     real_logits: Float[Tensor, "B *rest"], real_pixels: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, ""]:
-    """Return the squared gradient of the logits at real pictures, on average (arXiv 1801.04406).
+    """Return the squared gradient of the logits at real images, on average (arXiv 1801.04406).
 
     The pixels need ``requires_grad``. It is E|grad|^2: the paper's loss is gamma / 2 of it.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pardalis.vq.network import Decoder, Encoder, GroupNorm, Level, Mid, ResnetBlock
 
-_BAND_BYTES = 1 << 22  # of one picture
+_BAND_BYTES = 1 << 22  # of one image
 
 Map = Float[Tensor, "B _ _ _"]
 
@@ -108,7 +108,7 @@ def _filled(
 ) -> Map:
     """Fill a new map, or add to one; ``rows`` returns what the rows from first to last are made of.
 
-    The bands do not depend on how many pictures there are, lest a picture's last bits do.
+    The bands do not depend on how many images there are, lest an image's last bits do.
     """
     if onto is None:
         shape = (len(like), conv.out_channels, *sides)
@@ -149,7 +149,7 @@ def _bands(x: Map) -> Iterator[tuple[int, int]]:
 
 
 def _is_small(x: Map) -> bool:
-    """Tell whether a picture's map is a single band, which needs no care."""
+    """Tell whether an image's map is a single band, which needs no care."""
     return x.shape[2] * _row_bytes(x) <= _BAND_BYTES
 
 

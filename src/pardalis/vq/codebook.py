@@ -32,7 +32,7 @@ class LiveCodebook:
 
     With ``normalise`` all this happens on the unit sphere, and the entries stay on it.
 
-    Several processes that each bring the vectors of their pictures place the same codes in the
+    Several processes that each bring the vectors of their images place the same codes in the
     same way, as one process with all vectors would.
     """
 

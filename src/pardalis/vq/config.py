@@ -1,4 +1,4 @@
-"""The shape of an image tokenizer, from the quickstart's 64-pixel pictures up to Chameleon's own.
+"""The shape of an image tokenizer, from the quickstart's 64-pixel images up to Chameleon's own.
 
 Plain values only: what is built from them is in :mod:`pardalis.vq.tokenizer`, how it is trained in
 :mod:`pardalis.train.image_tokenizer`.
@@ -61,7 +61,7 @@ class QuantizerConfig:
 class ImageTokenizerConfig:
     """Shape of the encoder, codebook and decoder."""
 
-    resolution: int  # pixels per side of a picture
+    resolution: int  # pixels per side of an image
     channels: int  # width of the first level; the others are multiples of it
     channel_multipliers: tuple[int, ...]  # one per level; each after the first halves the side
     n_res_blocks: int  # residual blocks per level of the encoder; the decoder has one more
@@ -73,7 +73,7 @@ class ImageTokenizerConfig:
     norm_groups: int = 32  # most groups of a normalisation (see network.normalisation); 0 = none
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     preprocessing: Preprocessing = "chameleon"  # see pardalis.vq.preprocessing
-    has_decoder: bool = True  # without it pictures become codes, and codes no pictures
+    has_decoder: bool = True  # without it images become codes, and codes no images
 
     def __post_init__(self) -> None:
         for name in (
@@ -108,11 +108,11 @@ class ImageTokenizerConfig:
 
     @property
     def grid(self) -> int:
-        """Codes per side of a picture."""
+        """Codes per side of an image."""
         return self.resolution // self.downsampling
 
     @property
-    def codes_per_picture(self) -> int:
+    def codes_per_image(self) -> int:
         return self.grid**2
 
     @property
@@ -151,7 +151,7 @@ def from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain values of a config that was saved when there were two kinds.
 
     Those were ``gradient`` and ``ema``, each at length 1 with ``normalise``; of the latter only the
-    gradient's is left, which gives the same codes and pictures.
+    gradient's is left, which gives the same codes and images.
 
     Raises:
         KeyError: a value is missing.
@@ -168,7 +168,7 @@ def from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
 def tiny() -> ImageTokenizerConfig:
     """The quickstart's: 64 pixels, 8 x 8 codes; learns flat art in two minutes on two cores.
 
-    Without normalisation: that of groups divides by statistics of the whole picture, which a
+    Without normalisation: that of groups divides by statistics of the whole image, which a
     decoder of flat colours must then undo, and in so short a run it never quite does.
     """
     return ImageTokenizerConfig(

@@ -1,7 +1,7 @@
-"""Networks that tell pictures from reconstructions: PatchGAN's and StyleGAN2's.
+"""Networks that tell images from reconstructions: PatchGAN's and StyleGAN2's.
 
-Both take pixels in [-1, 1] and return logits, high for a real picture; the one a map of them, the
-other one a picture.
+Both take pixels in [-1, 1] and return logits, high for a real image; the one a map of them, the
+other one an image.
 """
 
 import math
@@ -26,7 +26,7 @@ class DiscriminatorConfig:
     """Shape of a discriminator.
 
     ``patch``: judges overlapping patches, 70 pixels wide with 3 layers (pix2pix, arXiv 1611.07004;
-    VQ-GAN's). ``stylegan2``: judges the whole picture (arXiv 1912.04958; ViT-VQGAN's).
+    VQ-GAN's). ``stylegan2``: judges the whole image (arXiv 1912.04958; ViT-VQGAN's).
     """
 
     kind: Literal["patch", "stylegan2"] = "patch"
@@ -63,7 +63,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator(config: DiscriminatorConfig, resolution: int) -> Discriminator:
-    """Build a discriminator for pictures of ``resolution`` pixels a side; call ``initialise`` next.
+    """Build a discriminator for images of ``resolution`` pixels a side; call ``initialise`` next.
 
     Raises:
         ConfigError: the resolution is too small, or no power of two where it must be.
@@ -72,7 +72,7 @@ def discriminator(config: DiscriminatorConfig, resolution: int) -> Discriminator
         least = 3 * 2**config.n_layers
         if resolution < least:
             raise ConfigError(
-                f"A patch discriminator with n_layers = {config.n_layers} needs pictures of "
+                f"A patch discriminator with n_layers = {config.n_layers} needs images of "
                 f"{least} pixels or more, got {resolution}; give it fewer layers."
             )
         return PatchDiscriminator(config.channels, config.n_layers)
@@ -135,10 +135,10 @@ class StyleGAN2Discriminator(Discriminator):
 
 
 def batch_deviation(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 1 Y X"]:
-    """Return how much pictures of a group differ, as one more channel (arXiv 1710.10196).
+    """Return how much images of a group differ, as one more channel (arXiv 1710.10196).
 
     Groups are of 4 neighbours, or of the next larger number that divides the batch. So processes
-    with shares of 4, 8 ... pictures form the groups of one that has all of them.
+    with shares of 4, 8 ... images form the groups of one that has all of them.
     """
     batch, _, height, width = x.shape
     smallest = min(batch, _STDDEV_GROUP)

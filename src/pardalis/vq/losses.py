@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its picture. Pixels are in [-1, 1] throughout."""
+"""How far a reconstruction is from its image. Pixels are in [-1, 1] throughout."""
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,6 @@ def l1_and_l2(
 def psnr(
     reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, " B"]:
-    """Return the peak signal-to-noise ratio of each picture in dB, for a range of 2."""
+    """Return the peak signal-to-noise ratio of each image in dB, for a range of 2."""
     mse = (reconstruction.clamp(-1, 1) - pixels).square().mean((1, 2, 3))
     return 10 * torch.log10(4 / mse.clamp_min(_LEAST_MSE))

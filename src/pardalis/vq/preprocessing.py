@@ -1,4 +1,4 @@
-"""What an image tokenizer sees of a picture: from any file to a square of bytes to pixels.
+"""What an image tokenizer sees of an image: from any file to a square of bytes to pixels.
 
 Weights fit only the pixels they were trained on. Two implementations of Chameleon's preprocessing
 are in use, and a tokenizer's config names its own. Both scale the shorter side to the resolution by
@@ -13,11 +13,11 @@ transformers  in integers, rounded (Pillow)     fraction cut off            v * 
 
 The first is Chameleon's release, the second ``ChameleonImageProcessorPil`` of ``transformers``,
 where white is 0.989. Pixels are tested to equal, bit for bit, those of the second and the plain
-arithmetic of the first. Three things are ours: pictures stand upright as their EXIF data say,
+arithmetic of the first. Three things are ours: images stand upright as their EXIF data say,
 those of 16 bits are scaled and not clipped, and very elongated ones are cut before scaling.
 
 The other way to fit a square, ``pad``, scales the longer side instead and adds white borders, so
-that nothing of the picture is lost: for those that people show (arXiv 2405.09818).
+that nothing of the image is lost: for those that people show (arXiv 2405.09818).
 """
 
 from collections.abc import Callable
@@ -25,22 +25,22 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
-from pardalis.documents.document import Box, PictureSource
-from pardalis.documents.pictures import Blend, open_picture
+from pardalis.documents.document import Box, ImageSource
+from pardalis.documents.images import Blend, open_image
 from pardalis.vq.config import Preprocessing
 
 Fit = Literal["crop", "pad"]
 
-Window: TypeAlias = tuple[int, int, int, int]
-"""The part of an upright picture that is used at all: left, top, right, bottom, in whole pixels."""
+CropBox: TypeAlias = tuple[int, int, int, int]
+"""The part of an upright image that is used at all: left, top, right, bottom, in whole pixels."""
 
-# The rest of a more elongated picture is cut off before scaling, which else would need memory
-# for a picture of 10,000 x 1 pixels at 5 million x 512. Only the middle square is kept anyway.
+# The rest of a more elongated image is cut off before scaling, which else would need memory
+# for an image of 10,000 x 1 pixels at 5 million x 512. Only the middle square is kept anyway.
 _MOST_ELONGATED = 32
 
 
@@ -71,15 +71,15 @@ CONVENTIONS: dict[Preprocessing, Convention] = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the pixels of an upright picture stand in the square made of it."""
+    """Where the pixels of an upright image stand in the square made of it."""
 
     side: int  # of the square
-    cut: Window  # what is scaled; the rest of the picture is not used
+    cut: CropBox  # what is scaled; the rest of the image is not used
     size: tuple[int, int]  # width and height that it is scaled to
     offset: tuple[int, int]  # of its left top corner in the square; below 0 where it is cropped
 
     def box(self, box: Box) -> Box | None:
-        """Return a box of the picture in pixels of the square, clipped; None if nothing is left."""
+        """Return a box of the image in pixels of the square, clipped; None if nothing is left."""
         left, right = self._span(0, box[0], box[2])
         top, bottom = self._span(1, box[1], box[3])
         return (left, top, right, bottom) if left < right and top < bottom else None
@@ -99,9 +99,9 @@ def placement(
     side: int,
     preprocessing: Preprocessing = "chameleon",
     fit: Fit = "crop",
-    window: Window | None = None,
+    window: CropBox | None = None,
 ) -> Placement:
-    """Return how :func:`square` places a picture of that width and height; offsets round down."""
+    """Return how :func:`square` places an image of that width and height; offsets round down."""
     cut = window or (0, 0, *size)
     if fit == "crop":
         cut = _middle(cut)
@@ -115,56 +115,56 @@ def placement(
 
 
 def open_square(
-    source: PictureSource,
+    source: ImageSource,
     side: int,
     preprocessing: Preprocessing = "chameleon",
     fit: Fit = "crop",
-    window: Window | None = None,
+    window: CropBox | None = None,
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """Open a picture of any kind and return the square of bytes that a tokenizer sees of it.
+    """Open an image of any kind and return the square of bytes that a tokenizer sees of it.
 
     Raises:
-        DataError: the picture cannot be opened (:func:`pardalis.documents.open_picture`).
+        DataError: the image cannot be opened (:func:`pardalis.documents.open_image`).
     """
-    image = open_picture(source, CONVENTIONS[preprocessing].blend)
+    image = open_image(source, CONVENTIONS[preprocessing].blend)
     return square(image, side, preprocessing, fit, window)
 
 
 def square(
-    image: Image.Image,
+    image: PIL.Image.Image,
     side: int,
     preprocessing: Preprocessing = "chameleon",
     fit: Fit = "crop",
-    window: Window | None = None,
+    window: CropBox | None = None,
 ) -> UInt8[np.ndarray, "Y X 3"]:
-    """Return an RGB picture, or a window of it, fitted to a square of bytes."""
+    """Return an RGB image, or a window of it, fitted to a square of bytes."""
     place = placement(image.size, side, preprocessing, fit, window)
     if place.cut != (0, 0, *image.size):
         image = image.crop(place.cut)
-    canvas = Image.new("RGB", (side, side), "white")
-    canvas.paste(image.resize(place.size, Image.Resampling.LANCZOS), place.offset)
+    canvas = PIL.Image.new("RGB", (side, side), "white")
+    canvas.paste(image.resize(place.size, PIL.Image.Resampling.LANCZOS), place.offset)
     return np.asarray(canvas)
 
 
 def to_pixels(
-    pictures: UInt8[Tensor, "B 3 Y X"], preprocessing: Preprocessing = "chameleon"
+    images: UInt8[Tensor, "B 3 Y X"], preprocessing: Preprocessing = "chameleon"
 ) -> Float[Tensor, "B 3 Y X"]:
     """Return the pixels of bytes, about [-1, 1], on the device of the bytes.
 
     They are looked up: computed in 32 bits, half of Chameleon's would differ in the last bit.
     """
-    values = torch.from_numpy(CONVENTIONS[preprocessing].values).to(pictures.device)
-    return values[pictures.long()]
+    values = torch.from_numpy(CONVENTIONS[preprocessing].values).to(images.device)
+    return values[images.long()]
 
 
-def to_images(pixels: Float[Tensor, "B 3 Y X"]) -> list[Image.Image]:
-    """Return pictures of pixels, clamped; fractions are cut off, as Chameleon does."""
+def to_images(pixels: Float[Tensor, "B 3 Y X"]) -> list[PIL.Image.Image]:
+    """Return images of pixels, clamped; fractions are cut off, as Chameleon does."""
     scaled = (pixels.detach().float().clamp(-1, 1) + 1) / 2 * 255
     arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(array) for array in arrays]
+    return [PIL.Image.fromarray(array) for array in arrays]
 
 
-def _middle(window: Window) -> Window:
+def _middle(window: CropBox) -> CropBox:
     """Return the middle of a window that is too elongated, and any other as it is."""
     left, top, right, bottom = window
     width, height = right - left, bottom - top

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pardalis.vq.config import ImageTokenizerConfig, QuantizerKind
 
-# Distances held at once: 16 MB, instead of 33 MB for each 512-pixel picture with 8,192 codes.
+# Distances held at once: 16 MB, instead of 33 MB for each 512-pixel image with 8,192 codes.
 _BLOCK_ELEMENTS = 1 << 22
 _ENTROPY_TEMPERATURE = 0.01
 _LEAST_PROBABILITY = 1e-5

@@ -1,4 +1,4 @@
-"""A perceptual distance taken again in the parts of a picture that matter: faces, objects.
+"""A perceptual distance taken again in the parts of an image that matter: faces, objects.
 
 Make-A-Scene (arXiv 2203.13131, equations 4 and 5) has such losses for faces and salient objects.
 """
@@ -23,10 +23,10 @@ def region_loss(
     side: int,
     most: int,
 ) -> Float[Tensor, ""]:
-    """Return the distances of all regions times their weights, summed, divided by the pictures.
+    """Return the distances of all regions times their weights, summed, divided by the images.
 
-    ``regions`` has each picture's boxes, in its pixels, and their weights; the first ``most`` of
-    those that show something of the picture count. Crops are scaled to ``side`` pixels.
+    ``regions`` has each image's boxes, in its pixels, and their weights; the first ``most`` of
+    those that show something of the image count. Crops are scaled to ``side`` pixels.
     """
     crops: list[Tensor] = []
     originals: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Encoding pictures without end: threads open them ahead while a network encodes."""
+"""Encoding images without end: threads open them ahead while a network encodes."""
 
 import os
 from collections import deque
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pardalis.documents.document import PictureSource
+from pardalis.documents.document import ImageSource
 from pardalis.errors import DataError
 from pardalis.vq.preprocessing import Fit, open_square, to_pixels
 from pardalis.vq.tokenizer import ImageTokenizer
@@ -21,22 +21,22 @@ _Opened = UInt8[np.ndarray, "Y X 3"] | DataError
 
 def encode_stream(
     tokenizer: ImageTokenizer,
-    pictures: Iterable[PictureSource],
+    images: Iterable[ImageSource],
     fit: Fit = "crop",
     batch: int | None = None,
 ) -> Iterator[list[int] | DataError]:
-    """Yield the codes of each picture, or why it cannot be opened, in the order of the pictures.
+    """Yield the codes of each image, or why it cannot be opened, in the order of the images.
 
     Memory is bounded however many there are. All batches have the same size, the last one too, so
-    what a picture becomes does not depend on those that follow it.
+    what an image becomes does not depend on those that follow it.
 
     Args:
-        batch: pictures encoded together; None: as many as the device takes at once.
+        batch: images encoded together; None: as many as the device takes at once.
     """
-    batch = batch or tokenizer.pictures_per_pass
+    batch = batch or tokenizer.images_per_pass
     waiting: list[_Opened] = []
     n_squares = 0
-    for opened in _opened_ahead(tokenizer, pictures, fit, 2 * batch):
+    for opened in _opened_ahead(tokenizer, images, fit, 2 * batch):
         waiting.append(opened)
         n_squares += not isinstance(opened, DataError)
         if n_squares == batch:
@@ -46,22 +46,22 @@ def encode_stream(
 
 
 def _opened_ahead(
-    tokenizer: ImageTokenizer, pictures: Iterable[PictureSource], fit: Fit, ahead: int
+    tokenizer: ImageTokenizer, images: Iterable[ImageSource], fit: Fit, ahead: int
 ) -> Iterator[_Opened]:
     side, preprocessing = tokenizer.config.resolution, tokenizer.config.preprocessing
 
-    def opened(picture: PictureSource) -> _Opened:
+    def opened(image: ImageSource) -> _Opened:
         try:
-            return open_square(picture, side, preprocessing, fit)
+            return open_square(image, side, preprocessing, fit)
         except DataError as error:
             return error
 
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(threads, "pictures")
+    pool = ThreadPoolExecutor(threads, "images")
     begun: deque[Future[_Opened]] = deque()
     try:
-        for picture in pictures:
-            begun.append(pool.submit(opened, picture))
+        for image in images:
+            begun.append(pool.submit(opened, image))
             if len(begun) > ahead + threads:
                 yield begun.popleft().result()
         while begun:

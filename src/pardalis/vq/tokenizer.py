@@ -1,9 +1,9 @@
-"""The image tokenizer: pictures to grids of codes and back.
+"""The image tokenizer: images to grids of codes and back.
 
-It knows pictures and codes only; which vocabulary id a code has is the business of
+It knows images and codes only; which vocabulary id a code has is the business of
 :mod:`pardalis.codec`, and how the weights come about that of :mod:`pardalis.train.image_tokenizer`.
 
-    pictures -> preprocess -> pixels -> encode -> codes -> decode -> pixels -> to_images -> pictures
+    images -> preprocess -> pixels -> encode -> codes -> decode -> pixels -> to_images -> images
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from pardalis import config as configs
 from pardalis import files
-from pardalis.documents.document import PictureSource
+from pardalis.documents.document import ImageSource
 from pardalis.errors import BundleError, ConfigError, RequestError
 from pardalis.vq import bands
 from pardalis.vq.config import ImageTokenizerConfig, from_version_1
@@ -36,7 +36,7 @@ _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "pardalis-image-tokenizer"
 _VERSION = 2
-# At once: 1 picture of 512 x 512 or 64 of 64 x 64, and on a GPU 16 times as many.
+# At once: 1 image of 512 x 512 or 64 of 64 x 64, and on a GPU 16 times as many.
 _PIXELS_PER_PASS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
 _UNDRAWN = (128, 128, 128)
@@ -57,7 +57,7 @@ class TokenizerOutput:
 class ImageTokenizer(nn.Module):
     """Encoder, codebook and decoder, with the parameter names of the original VQ-GAN.
 
-    One without a decoder (``config.has_decoder``) turns pictures into codes only; whatever needs
+    One without a decoder (``config.has_decoder``) turns images into codes only; whatever needs
     the decoder raises RequestError.
     """
 
@@ -108,7 +108,7 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 Y X"]) -> Int[Tensor, "B G"]:
         """Return the codes of pixels in [-1, 1], in raster order, in passes of bounded memory."""
-        passes = torch.split(pixels, self.pictures_per_pass)
+        passes = torch.split(pixels, self.images_per_pass)
         return torch.cat([self._by_pass(self._encoded, some) for some in passes])
 
     def decode(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
@@ -118,43 +118,43 @@ class ImageTokenizer(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._drawn(self.quantize.latents(codes))
-        passes = torch.split(codes, self.pictures_per_pass)
+        passes = torch.split(codes, self.images_per_pass)
         return torch.cat([self._by_pass(self._decoded, some) for some in passes])
 
-    def preprocess(self, pictures: Sequence[PictureSource]) -> Float[Tensor, "B 3 Y X"]:
-        """Return the pixels of pictures of any size and kind, about [-1, 1].
+    def preprocess(self, images: Sequence[ImageSource]) -> Float[Tensor, "B 3 Y X"]:
+        """Return the pixels of images of any size and kind, about [-1, 1].
 
         What is done to them is in :mod:`pardalis.vq.preprocessing`.
         """
         side, preprocessing = self.config.resolution, self.config.preprocessing
-        squares = np.stack([open_square(picture, side, preprocessing) for picture in pictures])
+        squares = np.stack([open_square(image, side, preprocessing) for image in images])
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2)
         return to_pixels(bytes_.to(self.device), preprocessing)
 
-    def to_images(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Image.Image]:
-        """Return pictures of pixels, clamped; fractions are cut off, as Chameleon does."""
+    def to_images(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[PIL.Image.Image]:
+        """Return images of pixels, clamped; fractions are cut off, as Chameleon does."""
         return to_images(pixels)
 
     @torch.no_grad()
-    def codes_of(self, pictures: Sequence[PictureSource]) -> Int[Tensor, "B G"]:
-        """Return the codes of pictures of any size, on the CPU, in passes of bounded memory."""
-        codes = [torch.empty(0, self.config.codes_per_picture, dtype=torch.long)]
-        for start in range(0, len(pictures), self.pictures_per_pass):
-            some = pictures[start : start + self.pictures_per_pass]
+    def codes_of(self, images: Sequence[ImageSource]) -> Int[Tensor, "B G"]:
+        """Return the codes of images of any size, on the CPU, in passes of bounded memory."""
+        codes = [torch.empty(0, self.config.codes_per_image, dtype=torch.long)]
+        for start in range(0, len(images), self.images_per_pass):
+            some = images[start : start + self.images_per_pass]
             codes.append(self.encode(self.preprocess(some)).cpu())
         return torch.cat(codes)
 
     @torch.no_grad()
-    def images_of(self, codes: Int[Tensor, "B G"]) -> list[Image.Image]:
-        """Return the pictures of codes, in passes of bounded memory."""
-        images: list[Image.Image] = []
-        for some in torch.split(codes.to(self.device), self.pictures_per_pass):
+    def images_of(self, codes: Int[Tensor, "B G"]) -> list[PIL.Image.Image]:
+        """Return the images of codes, in passes of bounded memory."""
+        images: list[PIL.Image.Image] = []
+        for some in torch.split(codes.to(self.device), self.images_per_pass):
             if len(some):
                 images += self.to_images(self.decode(some))
         return images
 
-    def partial_image(self, codes: Sequence[int]) -> Image.Image:
-        """Return the picture of its first codes: the rows that are complete, above grey.
+    def partial_image(self, codes: Sequence[int]) -> PIL.Image.Image:
+        """Return the image of its first codes: the rows that are complete, above grey.
 
         The decoder looks around each code. Where codes are missing it sees the complete rows
         mirrored, which is closer to what will come than any constant; the last row shown still
@@ -162,7 +162,7 @@ class ImageTokenizer(nn.Module):
         """
         grid = self.config.grid
         rows = len(codes) // grid
-        image = Image.new("RGB", (self.config.resolution,) * 2, _UNDRAWN)
+        image = PIL.Image.new("RGB", (self.config.resolution,) * 2, _UNDRAWN)
         if not rows:
             return image
         complete = torch.tensor(codes[: rows * grid]).view(rows, grid)
@@ -174,7 +174,7 @@ class ImageTokenizer(nn.Module):
         return image
 
     def fingerprint(self) -> str:
-        """Return a hash of config and weights: while it stays, a picture keeps its codes."""
+        """Return a hash of config and weights: while it stays, an image keeps its codes."""
         digest = hashlib.sha256(configs.fingerprint(self.config).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -238,12 +238,12 @@ class ImageTokenizer(nn.Module):
         return network.head(h.to(x.dtype))
 
     def _by_pass(self, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """Run a batch, doubled if it is one picture where passes are larger.
+        """Run a batch, doubled if it is one image where passes are larger.
 
-        Convolutions have another kernel for one picture on CPU, and its last bits would then depend
-        on which pictures came along.
+        Convolutions have another kernel for one image on CPU, and its last bits would then depend
+        on which images came along.
         """
-        is_alone = len(batch) == 1 < self.pictures_per_pass
+        is_alone = len(batch) == 1 < self.images_per_pass
         with _without_tf32():
             return run(torch.cat([batch, batch]) if is_alone else batch)[: len(batch)]
 
@@ -256,8 +256,8 @@ class ImageTokenizer(nn.Module):
         return self.decoder
 
     @property
-    def pictures_per_pass(self) -> int:
-        """Pictures that are computed together, so that memory stays bounded."""
+    def images_per_pass(self) -> int:
+        """Images that are computed together, so that memory stays bounded."""
         pixels = _PIXELS_PER_PASS.get(self.device.type, _PIXELS_PER_PASS["cpu"])
         return max(1, pixels // self.config.resolution**2)
 

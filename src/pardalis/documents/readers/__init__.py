@@ -2,7 +2,7 @@
 
 A reader yields a :class:`~pardalis.documents.document.Document` for each good item and a
 :class:`~pardalis.documents.document.Rejection` for each bad one. A root path that does not exist
-raises :class:`~pardalis.errors.DataError` at the call. Pictures are not decoded here; that happens
+raises :class:`~pardalis.errors.DataError` at the call. Images are not decoded here; that happens
 once, when they are encoded.
 """
 

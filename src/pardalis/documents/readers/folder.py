@@ -1,6 +1,6 @@
-"""Documents from a folder of pictures, each a caption followed by its picture.
+"""Documents from a folder of images, each a caption followed by its image.
 
-A caption stands in a text file beside its picture (``owl.png`` and ``owl.txt``), or all captions
+A caption stands in a text file beside its image (``owl.png`` and ``owl.txt``), or all captions
 stand in one ``captions.jsonl`` or ``metadata.jsonl`` (the "imagefolder" shape), whose lines read
 
     {"file_name": "owl.png", "text": "an owl"}
@@ -12,24 +12,24 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pardalis.documents.document import Document, Picture, Rejection, Text
+from pardalis.documents.document import Document, Image, Rejection, Text
 from pardalis.documents.readers._lines import is_unicode, json_objects, require_folder
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 _LISTS = ("captions.jsonl", "metadata.jsonl")
 
 
 def read_folder(path: Path) -> Iterator[Document | Rejection]:
-    """Yield a document for each picture below the folder, sorted, named by its relative path.
+    """Yield a document for each image below the folder, sorted, named by its relative path.
 
-    A picture without any caption is a document of its own; it still serves to train an image
+    An image without any caption is a document of its own; it still serves to train an image
     tokenizer.
 
     Raises:
         DataError: there is no such folder.
     """
-    require_folder(path, "a folder of pictures")
+    require_folder(path, "a folder of images")
     return _read(path, path)
 
 
@@ -39,33 +39,33 @@ def _read(folder: Path, root: Path) -> Iterator[Document | Rejection]:
             yield from _from_list(folder / name, root)
             return
     entries = sorted(folder.iterdir())
-    pictures = [entry for entry in entries if _is_picture(entry)]
-    for picture in pictures:
-        yield _captioned(picture, root)
-    illustrated = {picture.stem for picture in pictures}
+    images = [entry for entry in entries if _is_image(entry)]
+    for image in images:
+        yield _captioned(image, root)
+    illustrated = {image.stem for image in images}
     for entry in entries:
         if entry.is_dir():
             yield from _read(entry, root)
         elif entry.suffix == ".txt" and entry.stem not in illustrated:
-            yield Rejection(str(entry), "missing-picture", "The caption has no picture beside it.")
+            yield Rejection(str(entry), "missing-image", "The caption has no image beside it.")
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _captioned(picture: Path, root: Path) -> Document | Rejection:
-    name = picture.relative_to(root).as_posix()
-    caption_file = picture.with_suffix(".txt")
+def _captioned(image: Path, root: Path) -> Document | Rejection:
+    name = image.relative_to(root).as_posix()
+    caption_file = image.with_suffix(".txt")
     if not caption_file.is_file():
-        return Document((Picture(picture),), name)
+        return Document((Image(image),), name)
     try:
         caption = caption_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
     if not caption:
         return Rejection(str(caption_file), "bad-caption", "The caption file is empty.")
-    return Document((Text(caption), Picture(picture, alt=caption)), name)
+    return Document((Text(caption), Image(image, alt=caption)), name)
 
 
 def _from_list(path: Path, root: Path) -> Iterator[Document | Rejection]:
@@ -78,13 +78,13 @@ def _from_list(path: Path, root: Path) -> Iterator[Document | Rejection]:
             reason = 'The line needs text under "file_name" and "text".'
             yield Rejection(where, "bad-record", reason)
             continue
-        picture = path.parent / file_name
-        if not os.path.isfile(picture):  # unlike Path.is_file, it bears a name of any length
-            reason = f"There is no picture {file_name!r} in {path.parent}."
-            yield Rejection(where, "missing-picture", reason)
+        image = path.parent / file_name
+        if not os.path.isfile(image):  # unlike Path.is_file, it bears a name of any length
+            reason = f"There is no image {file_name!r} in {path.parent}."
+            yield Rejection(where, "missing-image", reason)
             continue
         name = (path.parent.relative_to(root) / file_name).as_posix()
-        yield Document((Text(caption), Picture(picture, alt=caption)), name)
+        yield Document((Text(caption), Image(image, alt=caption)), name)
 
 
 def _filled(value: object) -> str:

@@ -1,7 +1,7 @@
 """Documents from HTML pages: text and figures of the body, in the order in which they stand there.
 
-What surrounds an article (scripts, styles, navigation, header, footer) is left out. A picture that
-cannot be used is reported as a rejection of that picture, and its page is kept without it.
+What surrounds an article (scripts, styles, navigation, header, footer) is left out. An image that
+cannot be used is reported as a rejection of that image, and its page is kept without it.
 """
 
 import os
@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 from lxml import etree, html
 
-from pardalis.documents.document import Document, Picture, Rejection, Segment, Text
-from pardalis.documents.pictures import from_data_uri
+from pardalis.documents.document import Document, Image, Rejection, Segment, Text
+from pardalis.documents.images import from_data_uri
 from pardalis.errors import DataError
 
 _PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
@@ -37,7 +37,7 @@ def read_html(path: Path, *, min_side: int = 48) -> Iterator[Document | Rejectio
 
     Args:
         path: a page, or a folder that is searched for ``.html``, ``.htm`` and ``.xhtml`` files.
-        min_side: pictures that declare a width or height below this many pixels are dropped.
+        min_side: images that declare a width or height below this many pixels are dropped.
 
     Raises:
         DataError: there is no such file or folder.
@@ -72,9 +72,7 @@ def _page(page: Path, root: Path, min_side: int) -> Iterator[Document | Rejectio
     yield from walk.rejections
     document = Document(walk.segments(), name=page.relative_to(root).as_posix())
     if document.is_empty:
-        yield Rejection(
-            str(page), "empty-document", "The page's body has neither text nor pictures."
-        )
+        yield Rejection(str(page), "empty-document", "The page's body has neither text nor images.")
     else:
         yield document
 
@@ -99,7 +97,7 @@ class _Walk:
     min_side: int
     rejections: list[Rejection] = field(default_factory=list)
     _segments: list[Segment] = field(default_factory=list)
-    _texts: list[str] = field(default_factory=list)  # since the last picture
+    _texts: list[str] = field(default_factory=list)  # since the last image
     _n_open_pre: int = 0
 
     def run(self, body: html.HtmlElement) -> None:
@@ -127,10 +125,10 @@ class _Walk:
         if element.tag == "pre":
             self._n_open_pre += 1
         if element.tag == "img":
-            picture = self._picture(element)
-            if picture is not None:
+            image = self._image(element)
+            if image is not None:
                 self._end_text()
-                self._segments.append(picture)
+                self._segments.append(image)
         self._write(element.text)
 
     def _close(self, element: html.HtmlElement, is_body: bool) -> None:
@@ -169,18 +167,18 @@ class _Walk:
         if text.strip():
             self._segments.append(Text(text))
 
-    def _picture(self, element: html.HtmlElement) -> Picture | None:
-        """Return the picture; None for one that is too small, or cannot be used and is reported."""
+    def _image(self, element: html.HtmlElement) -> Image | None:
+        """Return the image; None for one that is too small, or cannot be used and is reported."""
         if any(_declared(element, side) < self.min_side for side in ("width", "height")):
             return None
         source = (element.get("src") or "").strip()
         alt = " ".join((element.get("alt") or "").split())
         if source[:14].lower() == "data:image/svg":
-            self._reject(source[:40], "vector-picture", "SVG drawings are not decoded.")
+            self._reject(source[:40], "vector-image", "SVG drawings are not decoded.")
             return None
         if source[:5].lower() == "data:":
             try:
-                return Picture(from_data_uri(source), alt)
+                return Image(from_data_uri(source), alt)
             except DataError as error:
                 self._reject(source[:40], "bad-base64", str(error))
                 return None
@@ -189,13 +187,13 @@ class _Walk:
         except ValueError:
             scheme = host = address = ""  # "http://[", say: no file has such a name
         if host or scheme in ("http", "https"):
-            self._reject(source, "remote-picture", "The picture is not on this machine.")
+            self._reject(source, "remote-image", "The image is not on this machine.")
         elif address.lower().endswith((".svg", ".svgz")):
-            self._reject(source, "vector-picture", "SVG drawings are not decoded.")
+            self._reject(source, "vector-image", "SVG drawings are not decoded.")
         elif (file := self._file(source, address)) is None:
-            self._reject(source, "missing-picture", "There is no such picture beside the page.")
+            self._reject(source, "missing-image", "There is no such image beside the page.")
         else:
-            return Picture(file, alt)
+            return Image(file, alt)
         return None
 
     def _file(self, source: str, address: str) -> Path | None:

@@ -1,13 +1,13 @@
-"""Documents from a JSONL file: one document a line, its pictures in files or inside the line.
+"""Documents from a JSONL file: one document a line, its images in files or inside the line.
 
 A line reads ``{"name": "...", "licence": "...", "segments": [...]}``, where a segment is one of
 
     {"text": "..."}
-    {"picture": "relative/path.png", "alt": "..."}
-    {"picture_base64": "...", "alt": "..."}
+    {"image": "relative/path.png", "alt": "..."}
+    {"image_base64": "...", "alt": "..."}
 
-each with an optional ``"role"``. Picture paths are relative to the JSONL file. A picture may say
-where it matters more than elsewhere, in pixels of the upright picture:
+each with an optional ``"role"``. Image paths are relative to the JSONL file. An image may say
+where it matters more than elsewhere, in pixels of the upright image:
 
     "regions": [{"box": [left, top, right, bottom], "kind": "face", "weight": 2.0}]
 """
@@ -22,21 +22,21 @@ from pardalis.documents.document import (
     ROLES,
     Box,
     Document,
-    Picture,
+    Image,
     Region,
     Rejection,
     Segment,
     Text,
 )
-from pardalis.documents.pictures import from_base64
+from pardalis.documents.images import from_base64
 from pardalis.documents.readers._lines import is_unicode, json_objects, require_file
 from pardalis.errors import DataError
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
 _SEGMENT_KEYS = {
     "text": {"text", "role"},
-    "picture": {"picture", "alt", "role", "regions"},
-    "picture_base64": {"picture_base64", "alt", "role", "regions"},
+    "image": {"image", "alt", "role", "regions"},
+    "image_base64": {"image_base64", "alt", "role", "regions"},
 }
 _REGION_KEYS = {"box", "kind", "weight"}
 
@@ -84,7 +84,7 @@ def _document(record: dict[str, Any], folder: Path, default_name: str) -> Docume
         licence=_string(record, "licence", "document"),
     )
     if document.is_empty:
-        raise _BadRecordError("empty-document", "The document has neither text nor pictures.")
+        raise _BadRecordError("empty-document", "The document has neither text nor images.")
     return document
 
 
@@ -92,7 +92,7 @@ def _segment(record: Any, number: int, folder: Path) -> Segment:
     where = f"segment {number}"
     kinds = [kind for kind in _SEGMENT_KEYS if isinstance(record, dict) and kind in record]
     if len(kinds) != 1:
-        reason = f'{where} must be an object with one of "text", "picture" and "picture_base64".'
+        reason = f'{where} must be an object with one of "text", "image" and "image_base64".'
         raise _BadRecordError("bad-record", reason)
     _refuse_unknown_keys(record, _SEGMENT_KEYS[kinds[0]], where)
     role = record.get("role")
@@ -103,10 +103,10 @@ def _segment(record: Any, number: int, folder: Path) -> Segment:
     if kinds[0] == "text":
         return Text(content, role)
     alt, regions = _string(record, "alt", where), _regions(record, where)
-    if kinds[0] == "picture":
-        return Picture(_file(content, where, folder), alt, role, regions)
+    if kinds[0] == "image":
+        return Image(_file(content, where, folder), alt, role, regions)
     try:
-        return Picture(from_base64(content), alt, role, regions)
+        return Image(from_base64(content), alt, role, regions)
     except DataError as error:
         raise _BadRecordError("bad-base64", f"{where}: {error}") from error
 
@@ -160,8 +160,8 @@ def _is_number(value: Any) -> bool:
 def _file(name: str, where: str, folder: Path) -> Path:
     file = folder / name
     if not os.path.isfile(file):  # unlike Path.is_file, it bears a name of any length
-        reason = f"{where} names the picture {name!r}, which is not a file in {folder}."
-        raise _BadRecordError("missing-picture", reason)
+        reason = f"{where} names the image {name!r}, which is not a file in {folder}."
+        raise _BadRecordError("missing-image", reason)
     return file
 
 

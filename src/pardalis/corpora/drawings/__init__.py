@@ -1,0 +1,16 @@
+"""Emoji in five styles of drawing, with captions: a corpus made from packages of npm.
+
+The same concept is drawn in each style ("a 3D rendering of a deer", "a flat drawing of a deer"), so
+that a concept can be held out, and also a combination of a seen concept with a seen style.
+
+    packages.py  the pinned packages: fetching, checking and reading them
+    styles.py    the drawings of each style
+    concepts.py  what is drawn, its name and its split
+    captions.py  a style and a name as words
+    build.py     the folder with everything in it
+"""
+
+from pardalis.corpora.drawings.build import DrawingsConfig, build_drawings
+from pardalis.corpora.drawings.packages import PACKAGES, fetch_packages
+
+__all__ = ["PACKAGES", "DrawingsConfig", "build_drawings", "fetch_packages"]

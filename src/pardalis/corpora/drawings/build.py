@@ -1,0 +1,189 @@
+"""Building the folder of drawings.
+
+images/<key>.<style>.png    RGB on white
+pairs.<split>.jsonl           caption, image: of the concepts of the split
+cells.jsonl                   caption, image: concepts of training, in the style it does not see
+concepts.json                 key, name, split, styles and cell (the style held out) of each concept
+LICENCES.json, LICENCES.md    what was taken from which package, under which licence
+"""
+
+import hashlib
+import importlib.util
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pardalis import progress
+from pardalis.corpora.drawings.captions import caption
+from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
+from pardalis.corpora.drawings.packages import EMOJIBASE, checked
+from pardalis.corpora.drawings.styles import STYLES, Style, draw
+from pardalis.corpora.emojis import write_licences
+from pardalis.documents.document import Document, Image, Text
+from pardalis.documents.writers import to_record, write_records
+from pardalis.errors import ConfigError
+from pardalis.files import atomic_folder, write_json
+
+Licences = Literal["all", "permissive"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawingsConfig:
+    """What goes into the corpus of drawings."""
+
+    packages: str  # folder that `pardalis data fetch drawings` filled
+    image_side: int = 128  # pixels
+    licences: Licences = "all"  # permissive: without what binds whoever passes it on (OpenMoji)
+    skin_tones: bool = False  # people and hands in each tone too, twice as many images
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.image_side <= 1024:
+            raise ConfigError(f"image_side must be from 8 to 1024, got {self.image_side}.")
+        if self.licences not in get_args(Licences):
+            raise ConfigError(
+                f"licences must be one of {', '.join(map(repr, get_args(Licences)))}, got "
+                f"{self.licences!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image that was written."""
+
+    concept: Concept
+    style: Style
+
+    @property
+    def path(self) -> Path:
+        """Its file, relative to the corpus folder."""
+        return Path("images", f"{self.concept.key}.{self.style.name}.png")
+
+
+def build_drawings(
+    config: DrawingsConfig, folder: Path, base_folder: Path = Path()
+) -> dict[str, Any]:
+    """Write the corpus into a folder, replacing it whole, and return how much of each there is.
+
+    Args:
+        base_folder: where a relative ``config.packages`` begins.
+
+    The same config gives the same bytes.
+
+    Raises:
+        ConfigError: what renders the drawings is not installed.
+        DataError: a package is missing or is not the pinned version.
+    """
+    if importlib.util.find_spec("resvg_py") is None:
+        raise ConfigError(
+            "The drawings are rendered by resvg-py, which is not installed: "
+            "run pip install 'pardalis[demo]'."
+        )
+    packages = base_folder / config.packages
+    styles = [style for style in STYLES if config.licences == "all" or not style.is_share_alike]
+    concepts = all_concepts(packages, config.skin_tones, with_extras=config.licences == "all")
+    with atomic_folder(folder) as partial:
+        images, n_identical = _draw(concepts, styles, packages, config.image_side, partial)
+        cells = _held_out_cells(images, len(styles))
+        counts: dict[str, Any] = {"concepts": len(concepts), "dropped_identical": n_identical}
+        parts: dict[str, list[_Image]] = {f"pairs.{split}": [] for split in SPLITS}
+        parts["cells"] = []
+        for image in images:
+            is_cell = cells.get(image.concept) == image.style.name
+            parts["cells" if is_cell else f"pairs.{image.concept.split}"].append(image)
+        for name, members in parts.items():
+            write_records(map(_record, members), partial / f"{name}.jsonl")
+            counts[name] = dict(Counter(image.style.name for image in members))
+        write_json(partial / "concepts.json", _entries(images, cells))
+        write_licences(_licences(images, styles), partial)
+    return counts
+
+
+def _draw(
+    concepts: list[Concept], styles: list[Style], packages: Path, side: int, folder: Path
+) -> tuple[list[_Image], int]:
+    """Write the images; return those kept, in Unicode's order, and how many were left out.
+
+    Of those that look the same the first is kept, and training comes first: the flag of a
+    territory is often that of its country, and some styles draw no difference between families.
+    """
+    drawings = {style: style.read(checked(style.package, packages)) for style in styles}
+    wanted = [
+        (_Image(concept, style), drawings[style][concept.key])
+        for concept in concepts
+        for style in styles
+        if concept.key in drawings[style]
+    ]
+    (folder / "images").mkdir()
+    seen: set[bytes] = set()
+    kept: set[_Image] = set()
+    with progress.bar("Drawing", total=len(wanted), unit="images") as advance:
+        for image, drawing in sorted(wanted, key=lambda item: SPLITS.index(item[0].concept.split)):
+            rendered = draw(drawing, side)
+            digest = hashlib.sha256(rendered.tobytes()).digest()
+            if digest not in seen:
+                seen.add(digest)
+                kept.add(image)
+                rendered.save(folder / image.path, format="PNG")
+            advance()
+    return [image for image, _ in wanted if image in kept], len(wanted) - len(kept)
+
+
+def _held_out_cells(images: Iterable[_Image], n_styles: int) -> dict[Concept, str]:
+    """Return the style held out of each concept of training that has all styles, where one is."""
+    styles_of: dict[Concept, list[str]] = {}
+    for image in images:
+        if image.concept.split == "train":
+            styles_of.setdefault(image.concept, []).append(image.style.name)
+    cells = {
+        concept: concept.held_out_style(styles)
+        for concept, styles in styles_of.items()
+        if len(styles) == n_styles
+    }
+    return {concept: style for concept, style in cells.items() if style is not None}
+
+
+def _record(image: _Image) -> dict[str, Any]:
+    concept, style = image.concept, image.style
+    segments = (
+        Text(caption(style.phrase, concept.name)),
+        Image(image.path, alt=concept.name),
+    )
+    document = Document(segments, f"drawing/{concept.key}/{style.name}", style.licence)
+    return to_record(document, lambda _: image.path.as_posix())
+
+
+def _entries(images: Iterable[_Image], cells: dict[Concept, str]) -> list[dict[str, Any]]:
+    entries: dict[Concept, dict[str, Any]] = {}
+    for image in images:
+        concept = image.concept
+        entry: dict[str, Any] = {
+            "key": concept.key,
+            "name": concept.name,
+            "split": concept.split,
+            "styles": [],
+            "cell": cells.get(concept),
+        }
+        entries.setdefault(concept, entry)["styles"].append(image.style.name)
+    return list(entries.values())
+
+
+def _licences(images: list[_Image], styles: list[Style]) -> list[dict[str, Any]]:
+    counts = Counter(image.style.name for image in images)
+    taken = [
+        (style.package, "drawings, rendered as PNG on white", counts[style.name])
+        for style in styles
+    ]
+    taken.append((EMOJIBASE, "English names", len({image.concept for image in images})))
+    return [
+        {
+            "package": package.name,
+            "version": package.version,
+            "licence": package.licence,
+            "attribution": package.attribution,
+            "taken": what,
+            "count": count,
+        }
+        for package, what, count in taken
+    ]

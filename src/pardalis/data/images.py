@@ -1,0 +1,205 @@
+"""Images for the training of an image tokenizer: which ones a step sees, decoded ahead of it.
+
+Like the rows of text, the images of a step are a pure function of the seed and the step, crops
+and mirrorings included; so nothing is stored to resume, and processes take their shares of the same
+batch.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pardalis.data.order import Order
+from pardalis.documents import Box, Image, open_image
+from pardalis.errors import ConfigError, DataError
+from pardalis.seeds import numpy_generator
+from pardalis.vq.config import ImageTokenizerConfig
+from pardalis.vq.preprocessing import CONVENTIONS, CropBox, placement, square
+
+logger = logging.getLogger(__name__)
+
+_KEPT_BYTES = 4 << 30  # of decoded squares: 350,000 of 64 pixels, 5,400 of 512
+_STEPS_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentationConfig:
+    """How an image differs each time that it is seen."""
+
+    # Least share of the shorter side that a random square shows; 1: always the middle, whole.
+    smallest_crop: float = 1.0
+    mirror: bool = False  # left and right change places half of the time; not for text
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest_crop <= 1:
+            raise ConfigError(f"smallest_crop must lie in (0, 1], got {self.smallest_crop}.")
+
+
+class WeightedBox(NamedTuple):
+    """A region in pixels of the square."""
+
+    box: Box
+    kind: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """The images of one step that fall to one process."""
+
+    bytes: UInt8[Tensor, "B 3 Y X"]
+    regions: list[list[WeightedBox]]  # of each image
+
+
+@dataclass(frozen=True, slots=True)
+class _Square:
+    bytes: UInt8[np.ndarray, "Y X 3"]
+    regions: list[WeightedBox]
+
+
+class ImageFeed:
+    """The images of each step, as squares.
+
+    All images come once before any comes again, in another order. One that cannot be read is
+    named once in the log, and the next that can be stands in for it. Squares that are the same each
+    time are kept in memory while there is room; others are decoded by threads, two steps ahead.
+
+    Args:
+        images: to draw from; one that stands twice is seen twice as often.
+        batch_images: of a step, over all processes.
+        share: (rank, size) of the process.
+
+    Raises:
+        DataError: there is no image.
+        ConfigError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Image],
+        config: ImageTokenizerConfig,
+        batch_images: int,
+        seed: int,
+        augmentation: AugmentationConfig | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        rank, size = share
+        if not images:
+            raise DataError("There is no image to train the image tokenizer with.")
+        if batch_images % size:
+            raise ConfigError(
+                f"batch_images is {batch_images}, which {size} processes cannot share out "
+                "evenly; choose a multiple."
+            )
+        self.images = images
+        self.config = config
+        self.batch_images = batch_images
+        self.seed = seed
+        self.augmentation = augmentation or AugmentationConfig()
+        self._mine = range(rank * (batch_images // size), (rank + 1) * (batch_images // size))
+        self._order = Order(len(images), seed, "pictures")
+        self._kept: dict[int, _Square | None] = {}
+        self._room = max(1, _KEPT_BYTES // (3 * config.resolution**2))
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "images")
+        self._ahead: dict[int, list[Future[_Square]]] = {}
+
+    def batch(self, step: int) -> ImageBatch:
+        """Return this process's images of a step.
+
+        Raises:
+            DataError: none of all images can be read.
+        """
+        wanted = range(step, step + 1 + _STEPS_AHEAD)
+        self._ahead = {now: self._ahead.get(now) or self._begin(now) for now in wanted}
+        squares = [future.result() for future in self._ahead.pop(step)]
+        stacked = torch.from_numpy(np.stack([each.bytes for each in squares]))
+        return ImageBatch(stacked.permute(0, 3, 1, 2), [each.regions for each in squares])
+
+    def members(self, step: int) -> list[int]:
+        """Return the indices of this process's images of a step."""
+        return [self._order.at(position)[1] for position in self._positions(step)]
+
+    def _positions(self, step: int) -> range:
+        first = step * self.batch_images
+        return range(first + self._mine.start, first + self._mine.stop)
+
+    def _begin(self, step: int) -> list[Future[_Square]]:
+        positions = self._positions(step)
+        return [
+            self._threads.submit(self._readable, index, position)
+            for index, position in zip(self.members(step), positions, strict=True)
+        ]
+
+    def _readable(self, index: int, position: int) -> _Square:
+        """Return the image of an index, or the first readable one after it."""
+        for i in range(len(self.images)):
+            found = self._square((index + i) % len(self.images), position)
+            if found is not None:
+                return found
+        raise DataError(f"None of the {len(self.images)} images can be read; look at the sources.")
+
+    def _square(self, index: int, position: int) -> _Square | None:
+        if index in self._kept:
+            return self._kept[index]
+        changes = self.augmentation != AugmentationConfig()
+        image = self.images[index]
+        try:
+            generator = numpy_generator(self.seed, "augmentation", position) if changes else None
+            made = _cut(image, self.config, self.augmentation, generator)
+        except DataError as error:
+            self._pass_over(index, error)
+            return None
+        if not changes and len(self._kept) < self._room:
+            self._kept[index] = made
+        return made
+
+    def _pass_over(self, index: int, error: DataError) -> None:
+        with self._lock:  # several threads may find it at once
+            if index not in self._kept:
+                logger.warning("An image is passed over: %s", error)
+            self._kept[index] = None
+
+
+def _cut(
+    image: Image,
+    config: ImageTokenizerConfig,
+    augmentation: AugmentationConfig,
+    generator: np.random.Generator | None,
+) -> _Square:
+    """Open an image and cut the square that is seen, with the regions that lie in it."""
+    side, preprocessing = config.resolution, config.preprocessing
+    opened = open_image(image.source, CONVENTIONS[preprocessing].blend)
+    window = None
+    if generator is not None and augmentation.smallest_crop < 1:
+        window = _window(opened.size, augmentation.smallest_crop, generator)
+    pixels = square(opened, side, preprocessing, window=window)
+    place = placement(opened.size, side, preprocessing, window=window)
+    regions = [
+        WeightedBox(box, region.kind, region.weight)
+        for region in image.regions
+        if (box := place.box(region.box)) is not None
+    ]
+    if generator is not None and augmentation.mirror and generator.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+        regions = [
+            each._replace(box=(side - each.box[2], each.box[1], side - each.box[0], each.box[3]))
+            for each in regions
+        ]
+    return _Square(pixels, regions)
+
+
+def _window(size: tuple[int, int], smallest: float, generator: np.random.Generator) -> CropBox:
+    """Draw a square of an image, in whole pixels: its side, then its place."""
+    side = max(1, round(min(size) * generator.uniform(smallest, 1.0)))
+    left, top = (int(generator.integers(0, length - side, endpoint=True)) for length in size)
+    return left, top, left + side, top + side

@@ -1,0 +1,227 @@
+"""Turning any image file into plain RGB pixels, and images into PNG bytes and data URIs.
+
+This is the only place that decodes images. Resizing and cropping belong to the image tokenizer.
+
+Colour profiles are ignored, as Chameleon's release ignores them, so an image of wide gamut looks
+paler than it is. JPEGs are decoded whole: decoding them at a fraction of their size
+(``Image.draft``) would be faster and give other pixels.
+"""
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import PIL.Image
+from PIL import ExifTags, UnidentifiedImageError
+
+from pardalis.documents.document import ImageSource
+from pardalis.errors import DataError
+
+# Above this many pixels an image is refused before it is decoded: its RGB form would take 240 MB,
+# and a file of a few kilobytes can claim any size. Pillow begins to warn at a slightly larger size.
+MAX_PIXELS = 80_000_000
+
+Blend = Literal["chameleon", "pillow"]
+_BLENDED_AT_ONCE = 1 << 16  # pixels; as floats they take 24 times the memory
+
+# Pillow knows more, most of them kinds that nobody shares images in; for EPS it starts a program.
+_KINDS = (
+    "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
+    "TGA",
+)  # fmt: skip
+
+# How to stand an image upright, by the EXIF orientation.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+# 32-bit numbers of no stated range, and two kinds of colour that Pillow does not convert.
+_MODES_WITHOUT_RGB = ("I", "F", "LAB", "La")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Image:
+    """Return the image as 8-bit RGB, upright, on white, and of an animation the first frame.
+
+    Half of all pairs of opacity and colour have another byte on white in Chameleon's release, which
+    cuts fractions off (``chameleon``), than by ``alpha_composite`` of Pillow (``pillow``), which is
+    one level brighter there. An image tokenizer's config says which one it needs
+    (:mod:`pardalis.vq.preprocessing`).
+
+    Raises:
+        DataError: the image is missing, empty, truncated, of an unknown kind or too large.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return _to_rgb(source, "the image in memory", blend)
+    where = str(source) if isinstance(source, Path) else "the image in memory"
+    content = read_source(source)
+    try:
+        image = PIL.Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise _unknown(where) from error
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise _too_large(where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # see _to_rgb; WebP is unpacked at once
+        raise _damaged(where, error) from error
+    with image:
+        if image.format not in _KINDS:
+            raise _unknown(where)
+        return _to_rgb(image, where, blend)
+
+
+def read_source(source: Path | bytes) -> bytes:
+    """Return the bytes of an encoded image, which are never empty.
+
+    Raises:
+        DataError: the file is missing or cannot be read, or there are no bytes.
+    """
+    where = str(source) if isinstance(source, Path) else "the image in memory"
+    if isinstance(source, Path):
+        try:
+            content = source.read_bytes()
+        except FileNotFoundError as error:
+            raise DataError(f"{where} does not exist; an image was expected there.") from error
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+    else:
+        content = source
+    if not content:
+        raise DataError(f"{where} holds zero bytes; an image was expected.")
+    return content
+
+
+def to_png(source: ImageSource) -> bytes:
+    """Return the image, opened by :func:`open_image`, as PNG bytes."""
+    buffer = io.BytesIO()
+    open_image(source).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def media_type(content: bytes) -> str | None:
+    """Return the media type of an encoded PNG, JPEG, GIF or WebP, and None for anything else."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return None
+
+
+def to_data_uri(content: bytes, kind: str = "image/png") -> str:
+    """Return the bytes as a base64 ``data:`` URI of that media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def from_data_uri(uri: str) -> bytes:
+    """Return the bytes that a ``data:`` URI carries.
+
+    Raises:
+        DataError: it is not a data URI, or its base64 is broken.
+    """
+    head, comma, body = uri.partition(",")
+    if not comma or not head.lower().startswith("data:"):
+        raise DataError(f"{uri[:40]!r} is not a data URI, which reads data:image/png;base64,...")
+    content = unquote_to_bytes(body)
+    if not head.lower().endswith(";base64"):
+        return content
+    return from_base64(content)
+
+
+def from_base64(text: str | bytes) -> bytes:
+    """Return the bytes that base64 text stands for; line breaks inside it are allowed.
+
+    Raises:
+        DataError: the text is not base64.
+    """
+    try:
+        content = text.encode("ascii") if isinstance(text, str) else text
+        return base64.b64decode(b"".join(content.split()), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise DataError(f"The image's base64 text is broken: {error}.") from error
+
+
+def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(where)
+    if not image.width * image.height:
+        raise DataError(f"{where} is {image.width} x {image.height} pixels, which is no image.")
+    try:
+        image.load()
+        return _on_white(_upright(image), where, blend)
+    except (MemoryError, DataError):
+        raise
+    except Exception as error:  # Pillow's decoders raise many classes when bytes are damaged
+        raise _damaged(where, error) from error
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image turned as its EXIF data say; unreadable ones do not spoil an image."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as many classes as there are ways to damage them
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _on_white(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        # Pillow clips instead of scaling when it converts these to 8 bits.
+        grey = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        clear = image.info.get("transparency")
+        if clear is not None:
+            grey.paste(255, mask=PIL.Image.fromarray(np.asarray(image) == clear))
+        return grey.convert("RGB")
+    if image.mode in _MODES_WITHOUT_RGB:
+        raise DataError(
+            f"{where} has pixels of mode {image.mode}, whose RGB colours are not defined; "
+            "save it as RGB with 8 bits per channel."
+        )
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    if blend == "chameleon":
+        return _blended_as_chameleon(layer)
+    white = PIL.Image.new("RGBA", layer.size, "white")
+    return PIL.Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _blended_as_chameleon(layer: PIL.Image.Image) -> PIL.Image.Image:
+    """Lay an RGBA image on white, in Chameleon's order of operations: rounding depends on it."""
+    rgba = np.asarray(layer).reshape(-1, 4)
+    rgb = np.empty((len(rgba), 3), dtype=np.uint8)
+    for start in range(0, len(rgba), _BLENDED_AT_ONCE):
+        block = rgba[start : start + _BLENDED_AT_ONCE]
+        opacity = block[:, 3:] / 255
+        blended = (1 - opacity) * 255 + opacity * block[:, :3]
+        rgb[start : start + _BLENDED_AT_ONCE] = blended.astype(np.uint8)  # cuts fractions off
+    return PIL.Image.fromarray(rgb.reshape(layer.height, layer.width, 3))
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(f"{where} is truncated or damaged, and could not be decoded: {error}.")
+
+
+def _unknown(where: str) -> DataError:
+    return DataError(f"{where} is not an image of a kind that can be read; save it as PNG or JPEG.")
+
+
+def _too_large(where: str) -> DataError:
+    return DataError(
+        f"{where} has more than {MAX_PIXELS // 1_000_000} million pixels, the most that is "
+        "decoded; scale it down."
+    )

@@ -1,0 +1,6 @@
+"""Studies: many runs side by side, and a page that compares them."""
+
+from pardalis.studies.comparison import compare_image_tokenizers
+from pardalis.studies.stability import study_stability
+
+__all__ = ["compare_image_tokenizers", "study_stability"]

@@ -1,0 +1,380 @@
+"""Training a model in several ways at several learning rates, to see which stay stable.
+
+RUN/
+├─ shards/, ...                          the stages before training, run once
+├─ stability/VARIANT/lr-1e-02/seed-0/    metrics, alarms, result.json, log.txt
+├─ stability.json, stability.html        what it came to
+└─ stability.png                         its figure
+
+That the loss of a run is not finite is a result, and no failure. Checkpoints are deleted when a run
+is finished.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pardalis.codec import Codec
+from pardalis.errors import ConfigError, PardalisError, TrainingError
+from pardalis.evaluate import require_packages
+from pardalis.files import write_json
+from pardalis.parallel import Layout
+from pardalis.pipeline.recipe import Recipe, load_recipe
+from pardalis.pipeline.runner import alone, read_records, run
+from pardalis.pipeline.stages import (
+    load_codec,
+    new_decoder,
+    stages_of,
+    training_loader,
+    training_settings,
+)
+from pardalis.progress import bar
+from pardalis.studies.stability_page import write_study
+from pardalis.studies.stability_results import LOSSES, Study, StudyRun
+from pardalis.train import LoopConfig, PretrainTask, read_metrics, train
+from pardalis.train.alarms import Alarms
+from pardalis.train.divergence import Diverged
+from pardalis.train.settings import check_settings
+from pardalis.train.stopping import stop_requests
+
+_RESULT, _LOG = "result.json", "log.txt"
+_ASKS = (signal.SIGTERM,)
+_WITH_MODEL = "a recipe with a model has it"
+_LOOKS_EVERY_S = 0.2  # at whether someone asked to stop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One run of a study.
+
+    Attributes:
+        recipe: with what the variant changes, the learning rate and the seed in it.
+        settings: plain values that decide its numbers.
+        root: the run folder with the prepared data.
+    """
+
+    variant: str
+    learning_rate: float
+    seed: int
+    recipe: Recipe
+    settings: dict[str, Any]
+    root: Path
+
+    @property
+    def name(self) -> str:
+        mantissa, exponent = f"{self.learning_rate:.4e}".split("e")
+        return f"{self.variant}/lr-{float(mantissa):g}e{exponent}/seed-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "stability" / self.name
+
+    @property
+    def steps(self) -> int:
+        assert self.recipe.training_loop is not None, _WITH_MODEL
+        return self.recipe.training_loop.steps
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / _RESULT).is_file()
+
+
+def study_stability(
+    path: Path,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    jobs: int | None = None,
+) -> Study:
+    """Train every variant of a recipe at every learning rate with every seed, and write the study.
+
+    What is finished is not trained again, and what was interrupted goes on.
+
+    Args:
+        jobs: processes that train side by side, each with one thread; default: one per core.
+
+    Raises:
+        ConfigError: the recipe has no ``[stability]`` or trains no model from the start, a run was
+            begun with other settings, or a package is missing.
+        TrainingError: it was asked to stop, or a run failed.
+        PardalisError: as the stages up to ``prepare`` raise it.
+    """
+    recipe = load_recipe(path, overrides)
+    if recipe.stability is None or recipe.model is None or recipe.start_from is not None:
+        raise ConfigError(
+            f"{path} needs the tables [stability] and [model], and no start_from: a study trains "
+            "small models from their initial values."
+        )
+    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    if jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {jobs}.")
+    require_packages("The study")  # its page comes last: do not find out then
+    stages = [stage.name for stage in stages_of(recipe)]
+    run(recipe, folder, stages[: stages.index("train")], device)
+    trials = _trials(path, overrides, recipe, folder)
+    (folder / "stability").mkdir(exist_ok=True)
+    with alone(folder / "stability"):
+        _train_all(trials, str(device), jobs)
+        study = _study(recipe, trials)
+        write_study(folder, study)
+    return study
+
+
+def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) -> list[Trial]:
+    """Return all runs of a study: with the first seed first, so that a figure shows early."""
+    config, codec = recipe.stability, load_codec(root)
+    assert config is not None, "study_stability has looked"
+    data = next(record.identity for record in read_records(root) if record.name == "prepare")
+    trials = []
+    for seed in config.seeds:
+        for variant in config.variants:
+            for rate in config.learning_rates:
+                own = (f"training.schedule.learning_rate={rate!r}", f"training.seed={seed}")
+                changed = load_recipe(path, [*overrides, *variant.set, *own])
+                trials.append(
+                    Trial(
+                        variant=variant.name,
+                        learning_rate=rate,
+                        seed=seed,
+                        recipe=changed,
+                        settings=_settings(changed, codec, data),
+                        root=root,
+                    )
+                )
+    return trials
+
+
+def _settings(recipe: Recipe, codec: Codec, data: str) -> dict[str, Any]:
+    loop = recipe.training_loop
+    assert loop is not None, _WITH_MODEL
+    model = recipe.model_config(codec.vocabulary.size)
+    return {
+        **training_settings(recipe, codec, model),
+        "data": data,
+        "loop": {
+            "steps": loop.steps,  # where the schedule ends: a run that grew would be another one
+            "report_every": loop.report_every,
+        },
+    }
+
+
+# ── the processes ────────────────────────────────────────────────────────────────────────────────
+
+
+def _train_all(trials: Sequence[Trial], device: str, jobs: int) -> None:
+    """Train what is not finished, each run in a process of its own."""
+    for trial in trials:
+        if trial.is_finished:
+            check_settings(trial.folder, trial.steps, trial.settings)
+    waiting = [trial for trial in trials if not trial.is_finished]
+    done = len(trials) - len(waiting)
+    with bar("Stability study", total=len(trials), unit="runs", done=done) as advance:
+        _Workers(waiting, device, jobs, advance).run()
+    if left := sum(not trial.is_finished for trial in trials):
+        raise TrainingError(
+            f"Stopped with {len(trials) - left} of {len(trials)} runs finished; run the same "
+            "command to go on."
+        )
+
+
+class _Workers:
+    """Processes that train side by side, started from a server that has imported all they need."""
+
+    def __init__(
+        self, waiting: Sequence[Trial], device: str, jobs: int, advance: Callable[..., None]
+    ) -> None:
+        self.waiting = list(waiting)
+        self.running: list[tuple[BaseProcess, Trial]] = []
+        self.device, self.jobs, self.advance = device, jobs, advance
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([__name__])
+        self.is_stopping = False
+
+    def run(self) -> None:
+        """Train all; a request to stop is passed on once, and then waited for."""
+        _begin_server()
+        with stop_requests() as stop:
+            try:
+                while self.waiting or self.running:
+                    if stop.made and not self.is_stopping:
+                        self._stop()
+                    while self.waiting and len(self.running) < self.jobs:
+                        self._start(self.waiting.pop(0))
+                    ended = connection.wait([p.sentinel for p, _ in self.running], _LOOKS_EVERY_S)
+                    for process, trial in [e for e in self.running if e[0].sentinel in ended]:
+                        self.running.remove((process, trial))
+                        self._end(process, trial)
+            except TrainingError:
+                self._stop()
+                for process, _ in self.running:
+                    process.join()
+                raise
+            finally:
+                for process, _ in self.running:
+                    process.kill()
+
+    def _start(self, trial: Trial) -> None:
+        process = self.context.Process(target=_work, args=(trial, self.device), daemon=True)
+        process.start()
+        self.running.append((process, trial))
+
+    def _stop(self) -> None:
+        self.is_stopping = True
+        self.waiting.clear()
+        for process, _ in self.running:
+            process.terminate()
+
+    def _end(self, process: BaseProcess, trial: Trial) -> None:
+        process.join()
+        if trial.is_finished:
+            study_run = _read(trial)
+            loss = study_run.final("loss", trial.steps)
+            note = "" if study_run.diverged is None else ", diverged"
+            self.advance(1, last=f"{trial.name} {loss:.3f}{note}")
+        elif not self.is_stopping:
+            raise TrainingError(
+                f"The run {trial.name} failed ({_last_words(trial.folder / _LOG)}); "
+                f"{trial.folder / _LOG} tells more. What is finished stays."
+            )
+
+
+def _begin_server() -> None:
+    """Begin the server; a SIGTERM to the whole group, as schedulers send it, is not for it.
+
+    What it starts waits with that signal too, until it unblocks it.
+    """
+    resource_tracker.ensure_running()  # the server begins it otherwise, and it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text().split("\n") if log.is_file() else []
+    return next((line for line in reversed(lines) if line.strip()), "it was killed").rstrip(".")
+
+
+def _work(trial: Trial, device: str) -> None:
+    """Be the process of one run: its words go to a file, and Ctrl-C is for the study to pass on."""
+    os.setpgrp()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKS)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    sys.stderr = open(trial.folder / _LOG, "a", buffering=1)  # noqa: SIM115
+    os.dup2(sys.stderr.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    try:
+        train_trial(trial, device)
+    except PardalisError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+def _follow_parent() -> None:
+    """Save and stop when the study's process is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "the study started this process"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_trial(trial: Trial, device: torch.device | str = "cpu") -> None:
+    """Train one run of a study until its end, or until it diverges, and write what it came to.
+
+    Raises:
+        Interrupted: as :func:`pardalis.train.train` raises it.
+        PardalisError: the data or the settings are wrong, or the disk is full.
+    """
+    loop, codec = trial.recipe.training_loop, load_codec(trial.root)
+    assert loop is not None, _WITH_MODEL
+    loop = _as_studied(loop)
+    start = _task(trial, codec, device).step(0)  # its losses are from before the update
+    losses = {name: float(start[name]) for name in LOSSES}
+    diverged = None
+    try:
+        task = _task(trial, codec, device)
+        train(task, trial.folder, loop, trial.name, trial.settings)
+    except Diverged as error:
+        diverged = error.step
+    known = {name: loss for name, loss in losses.items() if not math.isnan(loss)}
+    write_json(trial.folder / _RESULT, {"start": known, "diverged": diverged})
+    shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)
+
+
+def _as_studied(loop: LoopConfig) -> LoopConfig:
+    """Return the loop of a run that ends early only where its loss is not finite.
+
+    At a high learning rate losses rise by nats during warm-up, and many come back: which of them
+    do is what a study is to find.
+    """
+    return dataclasses.replace(
+        loop,
+        evaluate_every=0,
+        keep_checkpoints=1,
+        tensorboard=False,
+        on_divergence="stop",
+        alarms=dataclasses.replace(loop.alarms, loss_explosion=math.inf),
+    )
+
+
+def _task(trial: Trial, codec: Codec, device: torch.device | str) -> PretrainTask:
+    recipe = trial.recipe
+    assert recipe.training is not None, _WITH_MODEL
+    layout = Layout.alone(device)
+    return PretrainTask(
+        new_decoder(recipe, codec, layout),
+        training_loader(recipe, trial.root, codec),
+        recipe.training,
+        codec.vocabulary.image,
+        total_steps=trial.steps,
+        layout=layout,
+    )
+
+
+# ── results ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _study(recipe: Recipe, trials: Sequence[Trial]) -> Study:
+    config = recipe.stability
+    assert config is not None, "study_stability has looked"
+    return Study(
+        recipe=recipe.name,
+        steps=trials[0].steps,
+        learning_rates=config.learning_rates,
+        seeds=config.seeds,
+        high=config.high,
+        variants={variant.name: variant.set for variant in config.variants},
+        runs={(t.variant, t.learning_rate, t.seed): _read(t) for t in trials},
+    )
+
+
+def _read(trial: Trial) -> StudyRun:
+    """Return a finished run; its alarms are those of the recipe's rules as they are now."""
+    assert trial.recipe.training_loop is not None, _WITH_MODEL
+    result = json.loads((trial.folder / _RESULT).read_text())
+    lines = read_metrics(trial.folder / "metrics.jsonl")
+    alarms = Alarms(trial.recipe.training_loop.alarms)
+    return StudyRun(
+        start=result["start"],
+        lines=lines,
+        alarms=[alarm for line in lines for alarm in alarms.read(line)],
+        diverged=result["diverged"],
+    )

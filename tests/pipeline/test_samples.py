@@ -1,0 +1,212 @@
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from pardalis import config as configs
+from pardalis.bundle import Bundle
+from pardalis.documents import Document, Image, Text, open_image
+from pardalis.errors import ConfigError
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.pipeline import prompts as prompts_module
+from pardalis.pipeline import samples as answers_module
+from pardalis.pipeline.recipe import SampleConfig
+from pardalis.pipeline.samples import write_samples
+
+CONTEXT = 24  # an image takes 6 ids
+LONG = "An owl sat on the old oak, the cat on the owl, and the fox ran from both of them. " * 2
+
+
+@pytest.fixture
+def bundle(codec) -> Bundle:
+    return bundle_of(codec, CONTEXT)
+
+
+def bundle_of(codec, context: int) -> Bundle:
+    config = ModelConfig(
+        vocab_size=codec.vocabulary.size, context=context, d_model=16, n_layers=1, n_heads=2,
+        n_kv_heads=2, d_ff=32,
+    )  # fmt: skip
+    return Bundle(initialise(Decoder(config), seed=0).eval(), codec, made_by={})
+
+
+def image(run: Path, name: str) -> Path:
+    path = run / "images" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (16, 16), (sum(map(ord, name)) % 256, 80, 160)).save(path)
+    return path
+
+
+def pair(run: Path, name: str, caption: str = "owl") -> Document:
+    return Document((Text(caption), Image(image(run, name))), name=name)
+
+
+def page(run: Path, name: str, text: str) -> Document:
+    return Document((Text(text), Image(image(run, name)), Text("It sat.")), name=name)
+
+
+def ask(
+    bundle: Bundle,
+    run: Path,
+    train: Iterable[Document],
+    heldout: Iterable[Document] = (),
+    **settings,
+):
+    config = SampleConfig(**({"images": 3, "captions": 2, "pages": 2, "batch": 2} | settings))
+    write_samples(bundle, {"train": train, "heldout": heldout}, config, run)
+    return json.loads((run / "samples" / "samples.json").read_text())
+
+
+def names(entries) -> set[str]:
+    return {entry["name"] for entry in entries}
+
+
+def test_each_split_is_asked_and_its_images_stand_beside_the_answers(bundle, tmp_path):
+    train = [pair(tmp_path, f"train-{i}") for i in range(5)]
+    train.append(page(tmp_path, "page", "Owl\nAn owl."))
+    found = ask(bundle, tmp_path, train, [pair(tmp_path, "unseen")])
+    assert [entry["split"] for entry in found["images"]] == ["train"] * 3 + ["heldout"]
+    assert [entry["split"] for entry in found["captions"]] == ["train"] * 2 + ["heldout"]
+    for entry in found["images"]:
+        assert open_image(tmp_path / "samples" / entry["drawn"]).size == (16, 16)
+        assert (tmp_path / entry["original"]).is_file()
+    assert len(found["gallery"]) == 6
+    assert found["captioned"] == {"train": 5, "heldout": 1}
+    assert found["left_out"] == {"unreadable": 0, "too_long": 0}
+    assert found["image_tokens_per_second"] > 0
+
+
+def test_the_same_seed_asks_the_same(bundle, tmp_path):
+    def of_seed(seed):
+        documents = [pair(tmp_path, str(i), f"owl {i}") for i in range(9)]
+        found = ask(bundle, tmp_path, documents, seed=seed, gallery=5)
+        return {key: found[key] for key in ("images", "captions", "gallery")}
+
+    assert of_seed(0) == of_seed(0) != of_seed(1)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_an_image_that_does_not_open_is_left_out_and_counted(bundle, tmp_path, caplog, damage):
+    documents = [pair(tmp_path, str(i)) for i in range(4)]
+    path = tmp_path / "images" / "2.png"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[:60])
+    found = ask(bundle, tmp_path, documents, images=9, captions=9)
+    for kind in ("images", "captions", "gallery"):
+        assert names(found[kind]) == {"0", "1", "3"}
+    assert found["captioned"]["train"] == 3
+    assert found["left_out"] == {"unreadable": 1, "too_long": 0}
+    [warning] = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert "1 unreadable, 0 too long" in warning
+    assert str(path) in warning
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_counted(bundle, tmp_path, caplog):
+    documents = [
+        pair(tmp_path, "short"), pair(tmp_path, "long", LONG),
+        page(tmp_path, "title", "Owl\nAn owl."), page(tmp_path, "one line", LONG),
+    ]  # fmt: skip
+    found = ask(bundle, tmp_path, documents)
+    assert names(found["images"]) == {"short"}
+    assert names(found["captions"]) == names(found["gallery"]) == {"short", "long"}
+    assert [entry["prompt"] for entry in found["pages"]] == ["Owl\n"]
+    assert found["left_out"] == {"unreadable": 0, "too_long": 2}
+    [warning] = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert "0 unreadable, 2 too long" in warning
+    assert f"context of {CONTEXT}" in warning
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_caption_is_drawn_exactly_when_its_image_fits(codec, tmp_path, spare):
+    prompt_ids = len(codec.encode_prompt(Document((Text("owl"),))))
+    context = prompt_ids + codec.grammar.tokens_per_image - 1 + spare
+    found = ask(bundle_of(codec, context), tmp_path, [pair(tmp_path, "owl")], captions=0)
+    assert len(found["images"]) == spare
+    assert found["left_out"]["too_long"] == 1 - spare
+
+
+@pytest.mark.parametrize("spare", [1, 2])
+def test_an_image_is_captioned_exactly_when_two_ids_fit(codec, tmp_path, spare):
+    context = 1 + codec.grammar.tokens_per_image + spare
+    found = ask(bundle_of(codec, context), tmp_path, [pair(tmp_path, "owl")], images=0)
+    assert len(found["captions"]) == spare - 1
+    assert found["left_out"]["too_long"] == 2 - spare
+
+
+@pytest.mark.parametrize(
+    ("text", "title"), [("Owl\nAn owl.\n", "Owl\n"), ("Owl", "Owl"), ("\nOwl", None)]
+)
+def test_a_title_is_the_first_line_with_its_newline(bundle, tmp_path, text, title):
+    found = ask(bundle, tmp_path, [page(tmp_path, "page", text)])
+    assert [entry["prompt"] for entry in found["pages"]] == ([title] if title else [])
+
+
+def test_a_large_source_is_streamed_and_looked_at_only_as_far_as_needed(
+    bundle, tmp_path, monkeypatch
+):
+    encoded, opened = [], []
+    encode_prompt = bundle.codec.encode_prompt
+
+    def count_encoded(document):
+        encoded.append(document)
+        return encode_prompt(document)
+
+    def count_opened(source):
+        opened.append(source)
+        return open_image(source)
+
+    monkeypatch.setattr(bundle.codec, "encode_prompt", count_encoded)
+    monkeypatch.setattr(prompts_module, "open_image", count_opened)
+
+    def documents() -> Iterator[Document]:
+        for i in range(300):
+            yield pair(tmp_path, str(i), f"owl {i}")
+
+    found = ask(bundle, tmp_path, documents(), gallery=10)
+    assert found["captioned"]["train"] == 300
+    assert len(found["gallery"]) == 10
+    assert len(encoded) < 10
+    assert len(opened) < 20
+
+
+@pytest.mark.parametrize("gallery", [0, 6])
+def test_the_gallery_is_bounded_and_has_every_original(bundle, tmp_path, gallery):
+    documents = [pair(tmp_path, str(i)) for i in range(20)]
+    found = ask(bundle, tmp_path, documents, gallery=gallery)
+    originals = names(found["images"]) | names(found["captions"])
+    assert originals <= names(found["gallery"])
+    assert len(found["gallery"]) == max(gallery, len(originals))
+
+
+def test_captions_have_as_many_ids_as_the_recipe_allows(bundle, tmp_path, monkeypatch):
+    asked = []
+    real = answers_module.generate_many
+
+    def watch(bundle, prompts, **settings):
+        asked.append(settings)
+        return real(bundle, prompts, **settings)
+
+    monkeypatch.setattr(answers_module, "generate_many", watch)
+    ask(bundle, tmp_path, [pair(tmp_path, "owl")], images=0, caption_tokens=3)
+    assert [settings["max_new_tokens"] for settings in asked] == [3]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("images", -1, 0), ("captions", -1, 0), ("pages", -2, 0), ("gallery", -1, 0),
+        ("guidance", -0.5, 0), ("guidance", float("nan"), 0), ("batch", 0, 1),
+        ("caption_tokens", 0, 1),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_named(field, value, least):
+    with pytest.raises(ConfigError) as caught:
+        configs.from_dict(SampleConfig, {field: value})
+    assert f"{field} must be {least} or more, got {value}." in str(caught.value)
+    with pytest.raises(ConfigError, match=f"^{field} must be"):
+        SampleConfig(**{field: value})
