@@ -1,14 +1,20 @@
-"""Every error that a user can cause, as one small tree.
+"""All errors that a user can cause, as one small tree.
 
     PardalisError
     ├─ ConfigError         a recipe, an override or an option is wrong      exit 2
-    ├─ DataError           a source, image, shard or manifest is wrong    exit 3
-    │  └─ GrammarError     a sequence of ids breaks the grammar
+    ├─ DataError           a source, image, shard or manifest is wrong      exit 3
+    │  └─ GrammarError     a token sequence breaks the grammar
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
     ├─ TrainingError       the loss is not finite, a run cannot go on       exit 5
-    └─ RequestError        a prompt that cannot be answered                 exit 6
+    └─ RequestError        a request that cannot be completed               exit 6
 
-A message says what was found, what was needed, where, and what to do, in one sentence or two.
+A message says what was found, what was needed, where, and what to do, in one or two sentences. It
+names Python arguments and recipe fields, never flags or commands: the same error reaches Python,
+the command line and HTTP. The message of a config begins with the bare field name (``max_slots
+must be at least 1``), and :func:`pardalis.config.from_dict` puts the field's place in front of it.
+Elsewhere an argument, a function or a stage stands in backticks (```image_tokenizer```). The
+command line replaces such names by its flags and commands.
+
 Misuse of a function by a programmer stays a ``ValueError`` or ``TypeError``.
 """
 
@@ -32,10 +38,10 @@ class DataError(PardalisError):
 
 
 class GrammarError(DataError):
-    """A sequence of ids breaks the grammar.
+    """A token sequence breaks the grammar.
 
     Attributes:
-        position: index of the first wrong id (the length of the sequence when it ends too early).
+        position: index of the first wrong token (the sequence's length when it ends too early).
     """
 
     def __init__(self, message: str, position: int) -> None:
@@ -56,6 +62,6 @@ class TrainingError(PardalisError):
 
 
 class RequestError(PardalisError):
-    """A prompt that cannot be answered as asked."""
+    """A request that cannot be completed as it was made."""
 
     exit_code = 6

@@ -131,8 +131,8 @@ def test_json(bundle, run):
     [
         ("import hf -o hf/b", 2, "hf/b is, holds or lies in the source hf; choose another."),
         ("import hf -o full", 2, "full exists and is not empty; choose another folder, or"),
-        ("import hf -o b --new-rows mean", 2, "--new-rows (or --seed) does not apply: a Cham"),
-        ("import hf -o b --seed 1", 2, "--new-rows (or --seed) does not apply"),
+        ("import hf -o b --new-rows mean", 2, "--new-rows does not apply: a Chameleon has image"),
+        ("import hf -o b --seed 1", 2, "--new-rows does not apply"),
         ("import hf -o b --image-tokenizer x", 4, "No image tokenizer at x; give a bundle, a"),
         ("import full -o b", 4, "full holds no checkpoint that can be imported: neither"),
         ("import {bundle} -o b", 4, "is a bundle already; every command takes it as it is."),

@@ -1,10 +1,14 @@
-"""What a user meets when something is wrong: one line, a code, nothing lost."""
+"""Errors on the command line: one line, an exit code, flags in place of Python arguments."""
 
 import errno
+import re
+from pathlib import Path
 
 import pytest
 
+import pardalis
 from pardalis.cli import common
+from pardalis.cli.common import Parser
 from pardalis.cli.main import build_parser, main
 from pardalis.errors import ConfigError
 
@@ -55,14 +59,58 @@ def test_a_run_is_no_bundle(capsys, tmp_path):
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(options, *stages):
-        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/answers")
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/samples")
 
     monkeypatch.setattr(common, "run_stages", full)
     assert main(["train", "recipe.toml"]) == 1
     shown = capsys.readouterr().err
     assert shown == (
-        "pardalis: No space left on device (runs/x/answers); what was finished before stays.\n"
+        "pardalis: No space left on device (runs/x/samples); what was finished before stays.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        ("generate b", "max_slots must be at least 1, got 0.", "--max-slots must be at least 1"),
+        ("generate b", "Leave `max_images` out.", "Leave --max-images out."),
+        ("export b -o m --to meta", "`n_ranks` does not", "--ranks does not"),  # another name
+        ("import c -o b", "give another `output`", "give another --output"),  # -o, --output
+        ("import c -o b", "`source` is a bundle", "PATH is a bundle"),  # a positional
+        ("generate b", "Run `import_model` again.", "Run 'pardalis import' again."),
+        ("plan r", "Run the stage `image_tokenizer`.",
+         "Run the stage 'pardalis tokenizer train-image'."),
+        # A name that the command has no option for stays as it is.
+        ("show bundle b", "max_slots must be 1; see `max_slots`", "max_slots must be 1; see `max_"),
+        # Neither does a place of a recipe or a word within a sentence change.
+        ("generate b", "sample.max_images must be 1", "sample.max_images must be 1"),
+        ("generate b", "The seed must be 1", "The seed must be 1"),
+        ("generate b", "seed", "seed"),
+    ],
+)  # fmt: skip
+def test_flags_stand_for_arguments(command, message, shown, monkeypatch, capsys):
+    parser = build_parser()
+    options = parser.parse_args(command.split())
+
+    def fails(options):
+        raise ConfigError(message)
+
+    options.run = fails
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith(f"pardalis: {shown}")
+
+
+def test_the_layers_below_name_no_flags():
+    """A library's message names Python arguments; only the command line knows flags."""
+    package = Path(pardalis.__file__).parent
+    found = [
+        f"{path.relative_to(package)}: {text}"
+        for path in package.rglob("*.py")
+        if path.parent.name not in ("cli", "pipeline")
+        for text in re.findall(r"""(?:["'`]| )--[a-z][a-z-]+|'pardalis [a-z]""", path.read_text())
+    ]
+    assert [text for text in found if not text.endswith("--ignore-scripts")] == []  # npm's
 
 
 def test_traceback_on_demand():
@@ -101,10 +149,10 @@ COMMANDS = list(commands(build_parser()))
 def test_the_commands_grow_only_on_purpose():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "data", "data corpus", "data fetch", "data prepare", "data show", "export",
-        "generate", "import", "plan", "quickstart", "report", "run", "sample", "show", "show bundle",
-        "show config", "stability", "tokenizer", "tokenizer compare", "tokenizer decode",
-        "tokenizer encode", "tokenizer evaluate", "tokenizer import-image", "tokenizer show",
-        "tokenizer train-image", "tokenizer train-text", "train",
+        "generate", "import", "plan", "quickstart", "report", "run", "sample", "show",
+        "show bundle", "show config", "stability", "tokenizer", "tokenizer compare",
+        "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",
+        "tokenizer show", "tokenizer train-image", "tokenizer train-text", "train",
     ]  # fmt: skip
 
 

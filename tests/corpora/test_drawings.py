@@ -235,7 +235,7 @@ def test_configs_that_are_refused(changes, message):
 
 def test_packages_that_are_not_there(tmp_path):
     config = DrawingsConfig(packages="npm")
-    with pytest.raises(DataError, match=r"does not exist; get it with pardalis data fetch drawing"):
+    with pytest.raises(DataError, match="does not exist; `fetch_packages` downloads it"):
         build_drawings(config, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
 

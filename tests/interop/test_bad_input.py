@@ -332,9 +332,7 @@ def test_a_tokenizer_of_fewer_codes(source, refused):
 
 
 def test_options_for_other_models(source, refused):
-    assert "--new-rows (or --seed) does not apply: a Chameleon has ids for images" in refused(
-        new_rows=NewRows()
-    )
+    assert "`new_rows` does not apply: a Chameleon has image tokens" in refused(new_rows=NewRows())
 
 
 def test_an_image_tokenizer_that_completes_nothing(source, imported_bundle, own_bundle, refused):

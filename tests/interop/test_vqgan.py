@@ -611,11 +611,11 @@ def test_llamagens_resolution_must_fit(tmp_path, resolution):
 
 def test_llamagens_shape_has_no_file(tmp_path):
     torch.save(small_llamagen(), tmp_path / "vq.pt")
-    with pytest.raises(ConfigError, match=r"--config does not apply: the shape of vq\.pt follows"):
+    with pytest.raises(ConfigError, match=r"`config` does not apply: the shape of vq\.pt follows"):
         read_vqgan(tmp_path / "vq.pt", tmp_path / "vq.yaml")
 
 
 def test_a_resolution_is_not_for_the_original_layout(original):
     paths = original(small().state_dict(), described(SMALL))
-    with pytest.raises(ConfigError, match=r"--resolution does not apply: that of vqgan.ckpt"):
+    with pytest.raises(ConfigError, match=r"`resolution` does not apply: that of vqgan.ckpt"):
         read_vqgan(*paths, resolution=32)

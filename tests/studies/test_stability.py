@@ -275,7 +275,7 @@ def test_what_a_study_needs(folder):
     with pytest.raises(ConfigError, match=r"needs the tables \[stability\] and \[model\]"):
         study_stability(folder / "small.toml", folder / "run")
     (folder / "small.toml").write_text(RECIPE)
-    with pytest.raises(ConfigError, match="--jobs must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="jobs must be at least 1, got 0"):
         study_stability(folder / "small.toml", folder / "run", jobs=0)
 
 

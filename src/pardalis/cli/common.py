@@ -17,12 +17,20 @@ OVERRIDE_HELP = "change a value of the recipe: --set training_loop.steps=20 (may
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose list of arguments, if ``listed`` names one, may go on after options."""
+    """The parser of a command; the parsed ``options.command`` is that of the command that runs.
+
+    Attributes:
+        listed: dest of a positional list that may continue after options.
+        does: name of the library's function, or of the stage, that the command runs.
+    """
 
     listed: str | None = None
+    does: str | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         options, rest = super().parse_known_args(args, namespace)
+        if "command" not in options:  # the innermost parser returns first
+            options.command = self
         if rest and self.listed is not None:
             rest_parser = argparse.ArgumentParser(add_help=False)
             rest_parser.add_argument("parts", nargs="*")
@@ -92,6 +100,7 @@ def add_stage_command(
     """Add a command that runs one stage of a recipe."""
     parser = add_command(commands, name, summary, description)
     add_run_arguments(parser)
+    parser.does = stage
     parser.set_defaults(run=lambda options: run_stages(options, stage))
 
 

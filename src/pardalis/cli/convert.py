@@ -54,6 +54,7 @@ any number of processes; one reads it, and needs memory for the model alone.
 def add(commands: Commands) -> None:
     parser = add_command(commands, "import", "turn another library's checkpoint into a bundle",
                          _IMPORT)  # fmt: skip
+    parser.does = "import_model"
     parser.add_argument("source", metavar="PATH", type=Path, help="folder of the checkpoint")
     add_output(parser, "BUNDLE", "folder of the bundle")
     parser.add_argument(
@@ -69,7 +70,7 @@ def add(commands: Commands) -> None:
         help="how a text-only model's rows of new ids begin: near the mean of the old ones "
         "(default), or normal as in a new model",
     )
-    parser.add_argument("--seed", type=int, help="of the new rows (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of --new-rows (default: 0)")
     add_dtype(parser, "type of the weights in the bundle: as they come (default), or another")
     add_json(parser)
     parser.set_defaults(run=_import)
@@ -85,6 +86,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--ranks",
+        dest="n_ranks",
         type=int,
         metavar="N",
         help="of meta: files to divide the decoder among (default: the groups of QK-norm)",
@@ -168,7 +170,7 @@ def _export_bundle(options: argparse.Namespace) -> None:
         options.output,
         options.to,
         dtype=chosen_dtype(options),
-        n_ranks=options.ranks,
+        n_ranks=options.n_ranks,
     )
 
 
@@ -177,7 +179,7 @@ def _export_checkpoint(options: argparse.Namespace) -> None:
     from pardalis.pipeline import load_codec, load_recipe
     from pardalis.pipeline.export import checkpoint_bundle
 
-    if options.ranks is not None:
+    if options.n_ranks is not None:
         raise ConfigError("--ranks does not apply: a bundle is for any number of processes.")
     require_new(options.output)
     run = options.bundle

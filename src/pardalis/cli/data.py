@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     fetch = add_command(verbs, "fetch", "download what a corpus is made from", _FETCH)
+    fetch.does = "fetch_packages"
     fetch.add_argument("corpus", choices=("drawings",), help="which corpus")
     fetch.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="where the files go"

@@ -1,15 +1,16 @@
-"""``pardalis``: finds the command, runs it, and turns every error of ours into one line and a code.
+"""``pardalis``: finds the command, runs it, and turns every PardalisError into one line and a code.
 
 Results go to stdout, progress and logs to stderr. A command's module imports what it needs only
-when it runs, so that ``pardalis --help`` answers at once.
+when it runs, so that ``pardalis --help`` stays fast.
 """
 
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pardalis
 from pardalis.cli import (
@@ -46,8 +47,8 @@ _DESCRIPTION = """\
 Early-fusion mixed-modal models: images become tokens in the vocabulary of text, and one
 transformer reads and writes both.
 
-  pardalis quickstart                    everything, on real data, on a laptop, with a report
-  pardalis generate BUNDLE rocket        ask a trained model
+  pardalis quickstart                    train a small model on a laptop, with a report
+  pardalis generate BUNDLE rocket        generate text and images from a prompt
 """
 
 
@@ -61,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PardalisError as error:
         if options.traceback:
             raise
-        return _fail(str(error), error.exit_code)
+        return _fail(_with_flags(str(error), options.command, parser), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted.", 128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output has had enough
+    except BrokenPipeError:  # the reader of our output closed it
         sys.stderr.close()
     except OSError as error:  # a full disk, a folder that may not be written
         if options.traceback:
@@ -74,8 +75,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _with_flags(message: str, command: argparse.ArgumentParser, root: Parser) -> str:
+    """Translate a library's message, which names Python arguments, to the command line.
+
+    A bare name at the beginning becomes the flag of the command that has such a dest. So does a
+    name in backticks, which may also be a positional, or what a command does. Other names stay as
+    they are.
+    """
+    flags = {a.dest: a.option_strings[-1] for a in command._actions if a.option_strings}
+    positionals = {a.dest: str(a.metavar) for a in command._actions if not a.option_strings}
+    names = {p.does: f"'{p.prog}'" for p in _parsers(root) if p.does} | positionals | flags
+    message = re.sub(r"^\w+(?= )", lambda found: flags.get(found[0], found[0]), message)
+    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[Parser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from _parsers(command)
+
+
 def _set_output(quiet: bool) -> None:
-    """Say what is shown: of the processes that torchrun starts, the first one speaks for all."""
+    """Configure logging; under torchrun only rank 0 writes, and the others log errors."""
     level = logging.WARNING if quiet else logging.INFO
     if os.environ.get("RANK", "0") != "0":
         level = logging.ERROR
@@ -88,7 +111,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser with all commands."""
     parser = Parser(
         prog="pardalis",

@@ -106,7 +106,7 @@ def evaluate_reconstruction(
 def _no_image(images: Images) -> DataError:
     examples = [example for of_kind in images.rejected.values() for example in of_kind.examples]
     if not examples:
-        return DataError(f"{images.path} holds no images; give other data, or --reader.")
+        return DataError(f"{images.path} holds no images; give other data, or another `reader`.")
     first = examples[0]
     return DataError(
         f"{images.path} holds no image that can be read; the first rejected is "

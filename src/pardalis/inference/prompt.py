@@ -130,8 +130,8 @@ def _no_images(mode: GenerationMode, max_images: int | None) -> int:
     """Return the limit of a model that cannot draw; raises RequestError when it is asked to."""
     if mode == "image" or max_images:
         raise RequestError(
-            "This model's image tokenizer has no decoder, so it reads images but cannot draw; "
-            "ask for text, or import it again with --image-tokenizer."
+            "This model's image tokenizer has no decoder, so it reads images but cannot generate "
+            "them; use mode 'text', or run `import_model` again with one that has a decoder."
         )
     return 0
 

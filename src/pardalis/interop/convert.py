@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 Target = Literal["hf", "meta"]
 
-_NEW_ROWS = "--new-rows (or --seed)"
-
 
 def import_model(
     source: Path | str,
@@ -71,8 +69,8 @@ def read_model(
     if (source / bundles.DESCRIPTION).is_file():
         raise BundleError(f"{source} is a bundle already; every command takes it as it is.")
     if is_meta(source):
-        _refuse(image_tokenizer is not None, "--image-tokenizer", "the release has its own")
-        _refuse(new_rows is not None, _NEW_ROWS, "the release has ids for images")
+        _refuse(image_tokenizer is not None, "image_tokenizer", "the release has its own")
+        _refuse(new_rows is not None, "new_rows", "the release has image tokens")
         return read_meta(source)
     if not (source / "config.json").is_file():
         raise BundleError(
@@ -81,14 +79,14 @@ def read_model(
         )
     kind = read_config(source).get("model_type")
     if kind == "chameleon":
-        _refuse(new_rows is not None, _NEW_ROWS, "a Chameleon has ids for images")
+        _refuse(new_rows is not None, "new_rows", "a Chameleon has image tokens")
         given = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)
         return read_chameleon(source, given)
     if kind in MODEL_TYPES:
         if image_tokenizer is None:
             raise ConfigError(
-                f"{source} is a text-only model ({kind}); name the image tokenizer that it gets "
-                "with --image-tokenizer PATH."
+                f"{source} is a text-only model ({kind}); give the image tokenizer to add to it as "
+                "`image_tokenizer`."
             )
         return read_llama(source, *open_image_tokenizer(image_tokenizer), new_rows)
     raise BundleError(
@@ -128,7 +126,7 @@ def export_model(
             source,
         )
     if to == "hf":
-        _refuse(n_ranks is not None, "--ranks", "only the original release's layout has ranks")
+        _refuse(n_ranks is not None, "n_ranks", "only the original release's layout has ranks")
         write_chameleon(model, folder, dtype)
     else:
         write_meta(model, folder, dtype, n_ranks)
@@ -163,6 +161,6 @@ def _check_target(folder: Path, source: Path) -> None:
     bundles.require_new(folder)
 
 
-def _refuse(given: bool, option: str, because: str) -> None:
+def _refuse(given: bool, argument: str, because: str) -> None:
     if given:
-        raise ConfigError(f"{option} does not apply: {because}. Leave it out.")
+        raise ConfigError(f"`{argument}` does not apply: {because}. Leave it out.")

@@ -328,8 +328,8 @@ def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
         wrong.append("the ids of image codes are not in the order of the codes, as its code needs")
     if not model.image_tokenizer.has_decoder:
         wrong.append(
-            "the image tokenizer has no decoder; import again with --image-tokenizer and the "
-            "original vqgan.ckpt"
+            "the image tokenizer has no decoder; run `import_model` again with the vqgan.ckpt of "
+            "the release"
         )
     return [*wrong, *unheld(model.image_tokenizer)]
 

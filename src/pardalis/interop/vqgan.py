@@ -126,7 +126,7 @@ def read_vqgan(
     if any(name.startswith("encoder.conv_blocks.") for name in tensors):
         if config is not None:
             raise ConfigError(
-                f"--config does not apply: the shape of {weights.name} follows from LlamaGen's "
+                f"`config` does not apply: the shape of {weights.name} follows from LlamaGen's "
                 "weights. Leave it out."
             )
         found = _llamagen_config(tensors, weights, resolution)
@@ -135,7 +135,7 @@ def read_vqgan(
         config = config or weights.with_suffix(".yaml")
         if resolution is not None:
             raise ConfigError(
-                f"--resolution does not apply: that of {weights.name} stands in {config}. Leave "
+                f"`resolution` does not apply: that of {weights.name} stands in {config}. Leave "
                 "it out."
             )
         found = _taming_config(config)

@@ -122,7 +122,7 @@ def study_stability(
         )
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {jobs}.")
+        raise ConfigError(f"jobs must be at least 1, got {jobs}.")
     require_packages("The study")  # its page comes last: do not find out then
     stages = [stage.name for stage in stages_of(recipe)]
     run(recipe, folder, stages[: stages.index("train")], device)

@@ -33,7 +33,7 @@ Licences = Literal["all", "permissive"]
 class DrawingsConfig:
     """What goes into the corpus of drawings."""
 
-    packages: str  # folder that `pardalis data fetch drawings` filled
+    packages: str  # folder that fetch_packages filled
     image_side: int = 128  # pixels
     licences: Licences = "all"  # permissive: without what binds whoever passes it on (OpenMoji)
     skin_tones: bool = False  # people and hands in each tone too, twice as many images

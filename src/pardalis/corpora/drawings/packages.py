@@ -103,9 +103,7 @@ def checked(package: Package, folder: Path) -> Path:
     """
     path = folder / package.file
     if not path.is_file():
-        raise DataError(
-            f"{path} does not exist; get it with pardalis data fetch drawings -o {folder}."
-        )
+        raise DataError(f"{path} does not exist; `fetch_packages` downloads it into {folder}.")
     found = _sha256(path)
     if found != package.sha256:
         raise DataError(
