@@ -9,7 +9,7 @@ import torch
 
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import DataError
-from pardalis.tokens import Grammar, Phase, TextTokenizer, Vocabulary, render
+from pardalis.tokens import Grammar, SpanKind, TextTokenizer, Vocabulary, render
 from pardalis.vq import Fit, ImageTokenizer, open_square
 
 _ROLES: tuple[Role, Role] = ("user", "assistant")
@@ -141,45 +141,34 @@ class Codec:
         Raises:
             GrammarError: an id stands where it may not.
         """
-        unfinished = self.grammar.state_after(token_ids).phase is Phase.IMAGE
-        parts = self._parts([int(i) for i in token_ids], unfinished)
-        grids = [part for kind, part in parts if kind == "image"]
+        self.grammar.state_after(token_ids)
+        parts = [
+            (span.kind, [int(i) for i in token_ids[span.start : span.stop]])
+            for span in self.grammar.spans(token_ids)
+        ]
         if images is None:
+            grids = [self._grid(ids) for kind, ids in parts if kind is SpanKind.IMAGE]
             images = self.image_tokenizer.images_of(torch.tensor(grids)) if grids else []
-        drawn = iter(images)
-        has_turns = any(kind == "end_turn" for kind, _ in parts)
+        next_image = iter(images)
+        has_turns = any(kind is SpanKind.END_TURN for kind, _ in parts)
         segments: list[Segment] = []
         turn = 0
-        for kind, part in parts:
+        for kind, ids in parts:
             role = _ROLES[turn % 2] if has_turns else None
-            if kind == "end_turn":
+            if kind is SpanKind.END_TURN:
                 turn += 1
-            elif kind == "image":
-                segments.append(Image(next(drawn), role=role))
-            else:
-                segments.append(Text(self.text_tokenizer.decode(part), role=role))
+            elif kind is SpanKind.IMAGE:
+                segments.append(Image(next(next_image), role=role))
+            elif kind is SpanKind.TEXT:
+                text = self.text_tokenizer.decode([self.vocabulary.piece(i) for i in ids])
+                segments.append(Text(text, role=role))
         return Document(tuple(segments), name=name)
 
-    def _parts(self, token_ids: list[int], unfinished: bool) -> list[tuple[str, list[int]]]:
-        """Cut valid ids into runs: ("text", pieces), ("image", codes) and ("end_turn", [])."""
-        ids, n_codes = self.vocabulary, self.grammar.codes_per_image
-        parts: list[tuple[str, list[int]]] = []
-        for token_id in token_ids:
-            if token_id == ids.begin_image_id:
-                parts.append(("image", []))
-            elif token_id in ids.image:
-                parts[-1][1].append(token_id - ids.image.start)
-            elif token_id == ids.end_turn_id:
-                parts.append(("end_turn", []))
-            elif token_id in ids.text or token_id == ids.unk_id:
-                if not parts or parts[-1][0] != "text":
-                    parts.append(("text", []))
-                parts[-1][1].append(ids.piece(token_id))
-        if unfinished:
-            codes = parts[-1][1]
-            codes += [codes[0] if codes else 0] * (n_codes - len(codes))
-        return parts
+    def _grid(self, image_ids: list[int]) -> list[int]:
+        """Return all codes of an image; missing ones repeat the first."""
+        codes = self.grammar.codes(image_ids)
+        return codes + [codes[0] if codes else 0] * (self.grammar.codes_per_image - len(codes))
 
     def render(self, token_ids: Sequence[int]) -> str:
         """Write ids as one line for a person; see :func:`pardalis.tokens.render`."""
-        return render(token_ids, self.vocabulary, self.text_tokenizer)
+        return render(token_ids, self.grammar, self.text_tokenizer)

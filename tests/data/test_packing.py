@@ -84,7 +84,7 @@ def valid_ids(draw: st.DrawFn) -> np.ndarray:
 @given(valid_ids(), st.integers(8, 30))
 @settings(deadline=None)
 def test_pieces_are_whole_sequences_that_fit_and_join_to_the_document(ids: np.ndarray, room: int):
-    pieces = split_long(ids, room, VOCABULARY)
+    pieces = split_long(ids, room, GRAMMAR)
     joined = [token_id for piece in pieces for token_id in piece[1:].tolist()]
     assert joined == ids[1:].tolist()
     for piece in pieces:
@@ -97,13 +97,13 @@ def test_pieces_are_whole_sequences_that_fit_and_join_to_the_document(ids: np.nd
 
 def test_a_document_that_fits_stays_one_piece():
     ids = np.array([0, 25, 26, 2])
-    [piece] = split_long(ids, 4, VOCABULARY)
+    [piece] = split_long(ids, 4, GRAMMAR)
     assert piece.tolist() == ids.tolist()
 
 
 def test_a_cut_goes_before_an_image_that_does_not_fit_any_more():
     ids = np.array([0, 25, 26, *IMAGE, 27, 2])
-    pieces = split_long(ids, 8, VOCABULARY)
+    pieces = split_long(ids, 8, GRAMMAR)
     assert [piece.tolist() for piece in pieces] == [[0, 25, 26], [0, *IMAGE], [0, 27, 2]]
 
 
@@ -112,9 +112,9 @@ def test_an_image_longer_than_a_row_is_refused():
         DataError,
         match=r"image at position 2 needs 7 ids with its <bos>, but a row has 6; raise row_",
     ):
-        split_long(np.array([0, 25, *IMAGE, 27, 2]), 6, VOCABULARY)
+        split_long(np.array([0, 25, *IMAGE, 27, 2]), 6, GRAMMAR)
 
 
 def test_the_last_image_needs_room_for_eos_too():
     with pytest.raises(DataError, match=r"image at position 3 needs 8 ids .* a row has 7"):
-        split_long(np.array([0, 25, 26, *IMAGE, 2]), 7, VOCABULARY)
+        split_long(np.array([0, 25, 26, *IMAGE, 2]), 7, GRAMMAR)

@@ -4,13 +4,13 @@ import numpy as np
 
 from pardalis.data import PrepareReport
 from pardalis.documents import Rejection
-from pardalis.tokens import Vocabulary
+from pardalis.tokens import Grammar
 
 
-def test_ids_are_counted_by_modality(vocabulary: Vocabulary):
+def test_ids_are_counted_by_modality(grammar: Grammar):
     report = PrepareReport("owls", row_tokens=20)
-    report.add_written(np.array([0, 20, 21, 5, 8, 9, 10, 11, 4, 6, 2]), vocabulary)
-    report.add_written(np.array([0, 39, 2]), vocabulary)
+    report.add_written(np.array([0, 20, 21, 5, 8, 9, 10, 11, 4, 6, 2]), grammar)
+    report.add_written(np.array([0, 39, 2]), grammar)
     report.add_rows(2)
     assert report.tokens == {"text": 3, "image": 4, "special": 7}
     assert (report.written, report.images, report.rows, report.fill_percent) == (2, 1, 2, 35.0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pardalis.errors import GrammarError, RequestError
-from pardalis.tokens import Grammar, Limits, Phase, Rule, State, Vocabulary
+from pardalis.tokens import Grammar, Limits, Phase, Rule, Span, SpanKind, State, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
 GRAMMAR = Grammar(IDS, codes_per_image=4)
@@ -108,6 +108,79 @@ def test_whatever_is_chosen_among_the_allowed_ids_is_well_formed(budget, text, i
     else:
         GRAMMAR.validate([BOS, *written, EOS])
         assert written.count(BOI) == images
+
+
+# ── spans ────────────────────────────────────────────────────────────────────────────────────
+
+CODE = IDS.image.start
+any_ids = st.lists(
+    st.one_of(
+        st.sampled_from([[BOS], [EOS], [TURN], [BOI], [EOI], [A], [CODE], IMAGE, IMAGE[:-1]]),
+        st.integers(-1, IDS.size).map(lambda token_id: [token_id]),
+    ),
+    max_size=12,
+).map(lambda parts: [i for part in parts for i in part])
+
+
+def test_the_spans_of_a_document():
+    kinds = SpanKind
+    assert GRAMMAR.spans(np.array([BOS, A, B, *IMAGE, A, TURN, BOI, CODE])) == [
+        Span(kinds.BOS, 0, 1),
+        Span(kinds.TEXT, 1, 3),
+        Span(kinds.IMAGE, 3, 9),
+        Span(kinds.TEXT, 9, 10),
+        Span(kinds.END_TURN, 10, 11),
+        Span(kinds.IMAGE, 11, 13, complete=False),
+    ]
+
+
+def test_the_spans_of_malformed_ids():
+    kinds = SpanKind
+    assert GRAMMAR.spans([CODE, CODE, EOI, BOI, CODE, EOI, *IMAGE[:-1], CODE, IDS.unk_id]) == [
+        Span(kinds.CODES, 0, 2),
+        Span(kinds.OTHER, 2, 3),
+        Span(kinds.IMAGE, 3, 5, complete=False),
+        Span(kinds.OTHER, 5, 6),
+        Span(kinds.IMAGE, 6, 11, complete=False),
+        Span(kinds.CODES, 11, 12),
+        Span(kinds.OTHER, 12, 13),
+    ]
+
+
+@given(st.one_of(any_ids, any_ids.map(lambda ids: [BOS, *ids])))
+def test_spans_join_to_the_ids_and_agree_with_the_automaton(ids):
+    spans = GRAMMAR.spans(ids)
+    assert [i for span in spans for i in ids[span.start : span.stop]] == ids
+    last = spans[-1] if spans else None
+    well_formed = not ids or (
+        spans[0].kind is SpanKind.BOS
+        and all(span.kind is not SpanKind.BOS for span in spans[1:])
+        and all(span.complete and span.kind is not SpanKind.EOS for span in spans[:-1])
+        and not {SpanKind.CODES, SpanKind.OTHER} & {span.kind for span in spans}
+    )
+    try:
+        state = GRAMMAR.state_after(ids)
+    except GrammarError:
+        assert not well_formed
+        return
+    assert well_formed
+    assert (state.phase is Phase.START) == (not ids)
+    assert (state.phase is Phase.DONE) == (bool(ids) and last.kind is SpanKind.EOS)
+    assert (state.phase is Phase.IMAGE) == (bool(ids) and not last.complete)
+    if state.phase is Phase.IMAGE:
+        assert last.stop - last.start == 1 + GRAMMAR.codes_per_image - state.codes_left
+    assert state.images == sum(span.kind is SpanKind.IMAGE for span in spans)
+    assert state.turns == sum(span.kind is SpanKind.END_TURN for span in spans)
+
+
+def test_the_contexts_of_the_branches_of_guidance():
+    ids = [BOS, A, *IMAGE, TURN, B, *IMAGE[:3]]
+    assert GRAMMAR.unconditional(ids) == [BOS, *IMAGE[:3]]
+    assert GRAMMAR.images_only(ids) == [BOS, *IMAGE, *IMAGE[:3]]
+    assert GRAMMAR.codes(IMAGE[:3]) == [0, 1]
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_table_agrees_with_the_automaton():

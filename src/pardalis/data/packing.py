@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.errors import DataError
-from pardalis.tokens import Vocabulary
+from pardalis.tokens import Grammar, SpanKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class _Rooms:
 
 
 def split_long(
-    ids: Integer[np.ndarray, " n"], row_tokens: int, vocabulary: Vocabulary
+    ids: Integer[np.ndarray, " n"], row_tokens: int, grammar: Grammar
 ) -> list[Integer[np.ndarray, " piece"]]:
     """Cut a document into pieces of at most ``row_tokens`` ids, never inside an image.
 
@@ -113,11 +113,13 @@ def split_long(
     """
     if len(ids) <= row_tokens:
         return [ids]
-    opened = np.cumsum(ids == vocabulary.begin_image_id)
-    closed = np.cumsum(ids == vocabulary.end_image_id)
-    # An image is cut by a cut before any id that follows its begin_image, its end_image included.
-    inside = np.concatenate([[False], (opened > closed)[:-1]])
-    cuts = np.append(np.flatnonzero(~inside & (ids != vocabulary.eos_id)), len(ids))
+    may_cut = np.ones(len(ids) + 1, dtype=bool)  # before each id, and at the end
+    for span in grammar.spans(ids):
+        if span.kind is SpanKind.IMAGE:
+            may_cut[span.start + 1 : span.stop] = False
+        elif span.kind is SpanKind.EOS:
+            may_cut[span.start] = False
+    cuts = np.flatnonzero(may_cut)
     pieces = []
     start, room = 1, row_tokens - 1  # the body, without the bos that every piece is given
     while start < len(ids):

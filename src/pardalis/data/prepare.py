@@ -27,7 +27,7 @@ from pardalis.errors import ConfigError, DataError, GrammarError
 from pardalis.files import atomic_folder, recover_folder, write_json
 from pardalis.progress import bar
 from pardalis.seeds import derive
-from pardalis.tokens import Vocabulary
+from pardalis.tokens import Grammar, SpanKind
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _prepare(
                 report.split += result.is_split
                 for name, ids in result.entries:
                     writer.add(name, ids)
-                    report.add_written(ids, codec.vocabulary)
+                    report.add_written(ids, codec.grammar)
             advance(len(chunk), images=report.images, rejected=report.n_rejected)
     if report.written == 0:
         raise DataError(
@@ -171,9 +171,9 @@ def _encoded(
         reason = f"The document has {len(ids)} ids, a row has {config.row_tokens}."
         return Rejection(document.name, "too-long", reason)
     entries = []
-    for name, ordered in _orders(document, np.array(ids), source, codec.vocabulary):
+    for name, ordered in _orders(document, np.array(ids), source, codec.grammar):
         try:
-            pieces = split_long(ordered, config.row_tokens, codec.vocabulary)
+            pieces = split_long(ordered, config.row_tokens, codec.grammar)
         except DataError as error:
             return Rejection(document.name, "too-long-image", str(error))
         for number, piece in enumerate(pieces, start=1):
@@ -182,13 +182,13 @@ def _encoded(
 
 
 def _orders(
-    document: Document, ids: Ids, source: SourceConfig, vocabulary: Vocabulary
+    document: Document, ids: Ids, source: SourceConfig, grammar: Grammar
 ) -> list[tuple[str, Ids]]:
     """Return the orders in which a document is written: one, or both of a pair."""
     as_written = (document.name, ids)
     if source.pair_order == "as_written" or not _is_pair(document):
         return [as_written]
-    swapped = (f"{document.name}#swapped", _swap(ids, vocabulary))
+    swapped = (f"{document.name}#swapped", _swap(ids, grammar))
     if source.pair_order == "both":
         return [as_written, swapped]
     return [swapped if derive(0, "pair order", ascii(document.name)) % 2 else as_written]
@@ -200,11 +200,8 @@ def _is_pair(document: Document) -> bool:
     return len(document.segments) == 2 and (kinds in ([Text, Image], [Image, Text]))
 
 
-def _swap(ids: Ids, vocabulary: Vocabulary) -> Ids:
+def _swap(ids: Ids, grammar: Grammar) -> Ids:
     """Exchange the text and the image of a pair: cheaper than encoding the image twice."""
-    bos, body, eos = ids[:1], ids[1:-1], ids[-1:]
-    if body[0] == vocabulary.begin_image_id:
-        cut = int(np.flatnonzero(body == vocabulary.end_image_id)[0]) + 1
-    else:
-        cut = int(np.flatnonzero(body == vocabulary.begin_image_id)[0])
-    return np.concatenate([bos, body[cut:], body[:cut], eos])
+    [image] = [span for span in grammar.spans(ids) if span.kind is SpanKind.IMAGE]
+    bos, before, pixels, after, eos = np.split(ids, [1, image.start, image.stop, len(ids) - 1])
+    return np.concatenate([bos, after, pixels, before, eos])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.documents import Rejection
-from pardalis.tokens import Vocabulary
+from pardalis.tokens import Grammar, SpanKind
 
 N_EXAMPLES = 5  # rejected items of a kind that a report names
 
@@ -45,14 +45,14 @@ class PrepareReport:
         """Count a rejected item, and keep it if it is among the first of its kind."""
         count_rejection(self.rejected, rejection)
 
-    def add_written(self, ids: Integer[np.ndarray, " n"], vocabulary: Vocabulary) -> None:
+    def add_written(self, ids: Integer[np.ndarray, " n"], grammar: Grammar) -> None:
         """Count a document of the shards."""
         n_text, n_image = (
             int(((ids >= span.start) & (ids < span.stop)).sum())
-            for span in (vocabulary.text, vocabulary.image)
+            for span in (grammar.vocabulary.text, grammar.vocabulary.image)
         )
         self.written += 1
-        self.images += int((ids == vocabulary.begin_image_id).sum())
+        self.images += sum(span.kind is SpanKind.IMAGE for span in grammar.spans(ids))
         self.tokens["text"] += n_text
         self.tokens["image"] += n_image
         self.tokens["special"] += len(ids) - n_text - n_image

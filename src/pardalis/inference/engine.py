@@ -27,6 +27,7 @@ from pardalis.inference.events import (
 from pardalis.inference.prompt import GenerationMode, Prompt, to_request
 from pardalis.inference.request import ImageGuidance, Request, SamplingConfig
 from pardalis.inference.token_loop import FinishReason, LoopStatistics, Progress, TokenLoop
+from pardalis.tokens import SpanKind
 
 _LONGEST_WAIT_S = 0.02  # for an image, before a step looks for new requests
 
@@ -305,13 +306,14 @@ class Engine:
 
 def _document(codec: Codec, job: _OpenRequest) -> Document:
     """Return what was written; in a conversation it is the assistant's turn, without its end."""
-    vocabulary, ids = codec.vocabulary, job.ids
+    spans = codec.grammar.spans(job.ids)
     if len(job.images) < job.writer.images:  # aborted inside an image
-        ids = ids[: len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)]
+        spans.pop()
     in_conversation = job.request.limits.one_turn
-    if in_conversation and ids[-1:] == [vocabulary.end_turn_id]:
-        ids = ids[:-1]
-    answer = codec.decode([vocabulary.bos_id, *ids], images=job.images)
+    if in_conversation and spans and spans[-1].kind is SpanKind.END_TURN:
+        spans.pop()
+    ids = job.ids[: spans[-1].stop if spans else 0]
+    answer = codec.decode([codec.vocabulary.bos_id, *ids], images=job.images)
     if not in_conversation:
         return answer
     return replace(answer, segments=tuple(replace(s, role="assistant") for s in answer.segments))

@@ -8,7 +8,7 @@ import PIL.Image
 
 from pardalis.codec import Codec
 from pardalis.inference.token_loop import FinishReason
-from pardalis.tokens import TextStream
+from pardalis.tokens import SpanKind, TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +81,21 @@ class EventWriter:
 
     def write(self, ids: Sequence[int]) -> Iterator[TextDelta | ImageBegun | ImageRows]:
         """Yield what is known after these ids that was not known before."""
-        vocabulary = self.codec.vocabulary
+        vocabulary, grammar = self.codec.vocabulary, self.codec.grammar
         text = ""
-        for token_id in ids:
-            if token_id in vocabulary.text:
-                text += self._text.push([vocabulary.piece(token_id)])
+        for span in grammar.spans(ids):
+            span_ids = ids[span.start : span.stop]
+            if span.kind is SpanKind.TEXT:
+                text += self._text.push([vocabulary.piece(token_id) for token_id in span_ids])
                 continue
             yield from self._delta(text + self._text.end())
             text = ""
-            if token_id == vocabulary.begin_image_id:
+            if span.kind is SpanKind.IMAGE:
                 self._codes = []
                 self.images += 1
                 yield ImageBegun(self.key, self.images - 1)
-            elif token_id in vocabulary.image:
-                yield from self._code(token_id - vocabulary.image.start)
+            for code in grammar.codes(span_ids):
+                yield from self._code(code)
         yield from self._delta(text)
 
     def end(self) -> Iterator[TextDelta]:

@@ -61,13 +61,10 @@ def _guided(
     logits: Float[Tensor, "1 n"],
 ) -> Float[Tensor, "1 n"]:
     """Guide the image ids' logits, which come first, by streams that know less than ``ids``."""
-    vocabulary = grammar.vocabulary
-    codes = torch.tensor(list(vocabulary.image), device=logits.device)
-    opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-    alone = images = [vocabulary.bos_id, *ids[opened:]]
+    codes = torch.tensor(list(grammar.vocabulary.image), device=logits.device)
+    alone = images = grammar.unconditional(ids)
     if isinstance(guide, Guidance) and guide.image is not None:
-        marks = [vocabulary.bos_id, vocabulary.begin_image_id, vocabulary.end_image_id]
-        images = [i for i in ids if i in vocabulary.image or i in marks]
+        images = grammar.images_only(ids)
     guided_codes = guided(
         logits[:, : len(codes)],
         _next_logits(model, alone)[:, codes],

@@ -402,12 +402,9 @@ class Scheduler:
         """Open the streams that a guided image needs, if one has codes to come."""
         if not job.guided or job.state.codes_left == 0:
             return
-        ids, vocabulary = job.main.ids, self.grammar.vocabulary
-        opened = len(ids) - 1 - ids[::-1].index(vocabulary.begin_image_id)
-        job.linked = [TokenSequence([vocabulary.bos_id, *ids[opened:]])]
+        job.linked = [TokenSequence(self.grammar.unconditional(job.main.ids))]
         if _follows_images(job) and job.images > 1:
-            kept = {vocabulary.bos_id, vocabulary.begin_image_id, vocabulary.end_image_id}
-            job.linked.append(TokenSequence([i for i in ids if i in vocabulary.image or i in kept]))
+            job.linked.append(TokenSequence(self.grammar.images_only(job.main.ids)))
         for stream, lane in zip(job.linked, job.lanes[1:], strict=False):
             stream.lane = lane
 

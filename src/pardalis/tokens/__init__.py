@@ -1,6 +1,6 @@
 """Ids: the vocabulary of all modalities, the grammar of sequences, text ⇄ pieces. No torch."""
 
-from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, State
+from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, Span, SpanKind, State
 from pardalis.tokens.render import render
 from pardalis.tokens.text import TextStream, TextTokenizer, train_text_tokenizer
 from pardalis.tokens.vocabulary import Vocabulary
@@ -10,6 +10,8 @@ __all__ = [
     "Limits",
     "Phase",
     "Rule",
+    "Span",
+    "SpanKind",
     "State",
     "TextStream",
     "TextTokenizer",

@@ -13,16 +13,17 @@
 This automaton is written here and nowhere else. Data validation walks it
 (:meth:`Grammar.validate`), decoding asks it what may come next (:meth:`Grammar.rule`), and a
 decoder on a device reads what each rule allows as a range (:meth:`Grammar.ranges`) of the ids in
-the order of :meth:`Grammar.writable_ids`. It is the only place that knows how many codes an image
-has, and so whether an image still fits.
+the order of :meth:`Grammar.writable_ids`. Whatever needs the text or the images of a sequence
+takes them from :meth:`Grammar.spans`. No other module knows how an image is laid out in token
+ids or how many codes it has.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Integer
 
 from pardalis.errors import GrammarError, RequestError
 from pardalis.tokens.vocabulary import Vocabulary
@@ -71,6 +72,28 @@ class State:
     budget: int | None = None  # ids that may still be written; None: only reading
 
 
+class SpanKind(Enum):
+    """What a span of token ids holds."""
+
+    BOS = "bos"
+    EOS = "eos"
+    END_TURN = "end_turn"
+    TEXT = "text"  # text ids, as many as follow each other
+    IMAGE = "image"  # begin_image, the codes that follow it and end_image
+    CODES = "codes"  # image ids outside an image: malformed, or the rest of an image begun before
+    OTHER = "other"  # an id that no document has at this place
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Token ids ``start`` to ``stop`` of a sequence, which belong together."""
+
+    kind: SpanKind
+    start: int
+    stop: int
+    complete: bool = True  # False: an image without all its codes and its end_image
+
+
 class Grammar:
     """The automaton for one vocabulary and one image size.
 
@@ -82,6 +105,15 @@ class Grammar:
     def __init__(self, vocabulary: Vocabulary, codes_per_image: int) -> None:
         self.vocabulary = vocabulary
         self.codes_per_image = codes_per_image
+        self._kinds = {  # of the span that each id begins
+            **dict.fromkeys(vocabulary.text, SpanKind.TEXT),
+            **dict.fromkeys(vocabulary.image, SpanKind.CODES),
+            vocabulary.readable_unk_id: SpanKind.TEXT,
+            vocabulary.bos_id: SpanKind.BOS,
+            vocabulary.eos_id: SpanKind.EOS,
+            vocabulary.end_turn_id: SpanKind.END_TURN,
+            vocabulary.begin_image_id: SpanKind.IMAGE,
+        }
 
     @property
     def tokens_per_image(self) -> int:
@@ -157,6 +189,50 @@ class Grammar:
                 )
             case Phase.DONE:
                 return "expected nothing after <eos>"
+
+    # ── parsing ──────────────────────────────────────────────────────────────────────────────
+
+    def spans(self, token_ids: Sequence[int] | Integer[np.ndarray, " n"]) -> list[Span]:
+        """Cut a sequence, or a part of one, into spans that join to the whole.
+
+        Any ids are accepted. They are the beginning of a document if and only if ``BOS`` stands
+        first and only there, ``EOS`` last at most, an incomplete image last at most, and no span
+        is ``CODES`` or ``OTHER``.
+        """
+        kinds = [self._kinds.get(int(token_id), SpanKind.OTHER) for token_id in token_ids]
+        spans: list[Span] = []
+        while (start := spans[-1].stop if spans else 0) < len(kinds):
+            kind, stop, complete = kinds[start], start + 1, True
+            if kind is SpanKind.IMAGE:
+                end = start + 1 + self.codes_per_image
+                while stop < min(end, len(kinds)) and kinds[stop] is SpanKind.CODES:
+                    stop += 1
+                last = token_ids[end] if stop == end < len(kinds) else None
+                complete = bool(last == self.vocabulary.end_image_id)
+                stop += complete
+            elif kind in (SpanKind.TEXT, SpanKind.CODES):
+                while stop < len(kinds) and kinds[stop] is kind:
+                    stop += 1
+            spans.append(Span(kind, start, stop, complete))
+        return spans
+
+    def codes(self, image_ids: Sequence[int]) -> list[int]:
+        """Return the codebook entries of an ``IMAGE`` or ``CODES`` span's token ids."""
+        image = self.vocabulary.image
+        return [token_id - image.start for token_id in image_ids if token_id in image]
+
+    def unconditional(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the context of the unconditional branch of guidance: bos and the open image.
+
+        Args:
+            token_ids: a sequence that ends inside an image.
+        """
+        return [self.vocabulary.bos_id, *token_ids[self.spans(token_ids)[-1].start :]]
+
+    def images_only(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the context of the image-conditional branch: bos and all images, no text."""
+        images = [span for span in self.spans(token_ids) if span.kind is SpanKind.IMAGE]
+        return [self.vocabulary.bos_id, *(i for s in images for i in token_ids[s.start : s.stop])]
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 

@@ -1,31 +1,26 @@
-"""A sequence of ids as a line that a person can read."""
+"""A sequence of token ids as a line that a person can read."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
+from pardalis.tokens.grammar import Grammar, SpanKind
 from pardalis.tokens.text import TextTokenizer
-from pardalis.tokens.vocabulary import Vocabulary
 
 
-def render(token_ids: Sequence[int], vocabulary: Vocabulary, text: TextTokenizer) -> str:
+def render(token_ids: Sequence[int], grammar: Grammar, text: TextTokenizer) -> str:
     """Write text as text, runs of image ids as ``[64 codes]`` and special ids by name.
 
-    Tolerates malformed sequences: it is what one looks at when something is wrong.
+    Malformed sequences are accepted, since they are what one inspects when something is wrong.
     """
-
-    def modality(token_id: int) -> str:
-        if token_id in vocabulary.text:
-            return "text"
-        return "image" if token_id in vocabulary.image else vocabulary.name_of(token_id)
-
+    vocabulary = grammar.vocabulary
     parts: list[str] = []
-    for kind, group in groupby(map(int, token_ids), modality):
-        run = list(group)
-        match kind:
-            case "text":
-                parts.append(text.decode([vocabulary.piece(i) for i in run]))
-            case "image":
-                parts.append(f"[{len(run)} codes]")
-            case name:
-                parts.append(name * len(run))
+    for span in grammar.spans(token_ids):
+        ids = [int(token_id) for token_id in token_ids[span.start : span.stop]]
+        if span.kind is SpanKind.TEXT:
+            parts.append(text.decode([vocabulary.piece(token_id) for token_id in ids]))
+            continue
+        codes = grammar.codes(ids)
+        names = [
+            vocabulary.name_of(token_id) for token_id in ids if token_id not in vocabulary.image
+        ]
+        parts += [*names[:1], *([f"[{len(codes)} codes]"] if codes else []), *names[1:]]
     return "".join(parts)
