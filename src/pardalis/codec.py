@@ -2,28 +2,43 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import PIL.Image
 import torch
+from jaxtyping import UInt8
 
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import DataError
 from pardalis.tokens import Grammar, SpanKind, TextTokenizer, Vocabulary, render
 from pardalis.vq import Fit, ImageTokenizer, open_square
 
-_ROLES: tuple[Role, Role] = ("user", "assistant")
+Square = UInt8[np.ndarray, "Y X 3"]
 
 
 class Codec:
     """Turns documents into ids and ids into documents.
 
-    A document is ``bos``, its segments in order, ``eos``; an image is ``begin_image``, its codes
-    row by row, ``end_image``; where the role of a conversation changes stands ``end_turn``.
+    A document is ``bos``, its segments in order, ``eos``. An image is ``begin_image``, its codes in
+    raster order, ``end_image``.
+
+    In a conversation, where every segment has a role, ``end_turn`` separates the turns. They belong
+    to the user and the assistant alternately, beginning with the user. Two marks, each an *empty
+    turn* (an ``end_turn`` with nothing before it in its turn), express all else:
+
+    * An empty turn after a turn says that the turn is the system's. The next is the user's.
+    * An empty turn at the beginning, or after the mark of a system turn, says that the next turn is
+      the assistant's.
+
+    Segments without content are left out of a conversation, and one turn of the user alone has no
+    ``end_turn``, so that its role is not stored. Where some segments have a role and others none,
+    ``end_turn`` stands wherever the role changes.
 
     Args:
-        image_fit: how images that a user or the system shows fit the square. All others are
-            cropped, so that a model does not learn to draw borders.
+        image_fit: how images in turns of the user or the system fit the square. All others are
+            cropped, so that a model does not learn to generate borders.
     """
 
     def __init__(
@@ -72,9 +87,9 @@ class Codec:
         return ids
 
     def encode_prompt(self, document: Document) -> list[int]:
-        """Return the ids after which an answer is written: a document without its eos.
+        """Return the ids of a prompt: a document without its eos.
 
-        After a conversation's last turn stands ``end_turn``, so that what follows is the answer.
+        After the last turn of a conversation stands ``end_turn``, so that the assistant's follows.
         """
         ids = self.encode(document)[:-1]
         last_role = document.segments[-1].role if document.segments else None
@@ -83,25 +98,23 @@ class Codec:
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
         """Encode documents, all images in one batch; an error stands in its document's place."""
         opened = [self._open_images(document) for document in documents]
-        images = [image for result in opened if isinstance(result, list) for image in result]
-        codes = iter(self.image_tokenizer.codes_of(images).tolist() if images else [])
+        squares = [square for result in opened if isinstance(result, list) for square in result]
+        codes = iter(self.image_tokenizer.codes_of_squares(squares).tolist())
         return [
             self._ids(document.segments, codes) if isinstance(result, list) else result
             for document, result in zip(documents, opened, strict=True)
         ]
 
-    def _open_images(self, document: Document) -> list[PIL.Image.Image] | DataError:
+    def _open_images(self, document: Document) -> list[Square] | DataError:
         """Open the images of a document, each reduced at once to the square that is encoded."""
         config = self.image_tokenizer.config
         try:
             return [
-                PIL.Image.fromarray(
-                    open_square(
-                        image.source,
-                        config.resolution,
-                        config.preprocessing,
-                        self.image_fit if image.role in ("user", "system") else "crop",
-                    )
+                open_square(
+                    image.source,
+                    config.resolution,
+                    config.preprocessing,
+                    self.image_fit if image.role in ("user", "system") else "crop",
                 )
                 for image in document.images
             ]
@@ -109,17 +122,21 @@ class Codec:
             return error
 
     def _ids(self, segments: Sequence[Segment], codes: Iterator[list[int]]) -> list[int]:
+        parts = [(segment.role, self._segment_ids(segment, codes)) for segment in segments]
+        if all(role for role, _ in parts):
+            parts = [(role, ids) for role, ids in parts if ids]
+        end_turns, last = _end_turns([role for role, _ in parts])
+        out = [self.vocabulary.bos_id]
+        for n, (_, ids) in zip(end_turns, parts, strict=True):
+            out += [self.vocabulary.end_turn_id] * n + ids
+        return [*out, *[self.vocabulary.end_turn_id] * last, self.vocabulary.eos_id]
+
+    def _segment_ids(self, segment: Segment, codes: Iterator[list[int]]) -> list[int]:
         ids = self.vocabulary
-        out = [ids.bos_id]
-        for previous, segment in zip((None, *segments), segments, strict=False):
-            if previous is not None and previous.role != segment.role:
-                out.append(ids.end_turn_id)
-            if isinstance(segment, Image):
-                image = [ids.image.start + code for code in next(codes)]
-                out += [ids.begin_image_id, *image, ids.end_image_id]
-            else:
-                out += map(ids.text_id, self.text_tokenizer.encode(segment.text))
-        return [*out, ids.eos_id]
+        if isinstance(segment, Image):
+            image = [ids.image.start + code for code in next(codes)]
+            return [ids.begin_image_id, *image, ids.end_image_id]
+        return list(map(ids.text_id, self.text_tokenizer.encode(segment.text)))
 
     # ── ids → document ───────────────────────────────────────────────────────────────────────
 
@@ -132,14 +149,14 @@ class Codec:
         """Return the document that ids stand for.
 
         Tolerates what a model leaves unfinished: a missing eos, and a last image cut short, whose
-        missing codes repeat its first one (as Chameleon's release does). Turns become the roles
-        user, assistant, user, ...
+        missing codes repeat its first one (as Chameleon's release does). Segments have a role where
+        there is an ``end_turn``.
 
         Args:
-            images: its images, where they are decoded already.
+            images: its images, if they are decoded already.
 
         Raises:
-            GrammarError: an id stands where it may not.
+            GrammarError: a token id stands where the grammar does not allow it.
         """
         self.grammar.state_after(token_ids)
         parts = [
@@ -150,18 +167,16 @@ class Codec:
             grids = [self._grid(ids) for kind, ids in parts if kind is SpanKind.IMAGE]
             images = self.image_tokenizer.images_of(torch.tensor(grids)) if grids else []
         next_image = iter(images)
-        has_turns = any(kind is SpanKind.END_TURN for kind, _ in parts)
-        segments: list[Segment] = []
-        turn = 0
+        turns: list[list[Segment]] = [[]]
         for kind, ids in parts:
-            role = _ROLES[turn % 2] if has_turns else None
             if kind is SpanKind.END_TURN:
-                turn += 1
+                turns.append([])
             elif kind is SpanKind.IMAGE:
-                segments.append(Image(next(next_image), role=role))
+                turns[-1].append(Image(next(next_image)))
             elif kind is SpanKind.TEXT:
                 text = self.text_tokenizer.decode([self.vocabulary.piece(i) for i in ids])
-                segments.append(Text(text, role=role))
+                turns[-1].append(Text(text))
+        segments = turns[0] if len(turns) == 1 else _with_roles(turns)
         return Document(tuple(segments), name=name)
 
     def _grid(self, image_ids: list[int]) -> list[int]:
@@ -172,3 +187,40 @@ class Codec:
     def render(self, token_ids: Sequence[int]) -> str:
         """Write ids as one line for a person; see :func:`pardalis.tokens.render`."""
         return render(token_ids, self.grammar, self.text_tokenizer)
+
+
+def _end_turns(roles: Sequence[Role | None]) -> tuple[list[int], int]:
+    """Return how many ``end_turn`` precede each segment of these roles, and follow the last."""
+    is_conversation = all(roles)
+    counts = []
+    previous: Role | None = None
+    for number, role in enumerate(roles):
+        count = 0
+        if number and role != previous:
+            count += 1  # ends the turn before
+            count += is_conversation and previous == "system"  # marks it
+        if is_conversation and role == "assistant" and previous in (None, "system"):
+            count += 1  # the user's turn is expected
+        counts.append(count)
+        previous = role
+    return counts, 2 if is_conversation and previous == "system" else 0
+
+
+def _with_roles(turns: Sequence[Sequence[Segment]]) -> list[Segment]:
+    """Return the segments of a conversation with their roles.
+
+    Args:
+        turns: all but the last are ended by an ``end_turn``.
+    """
+    marked: list[tuple[Role, Sequence[Segment]]] = []
+    expected: Role = "user"
+    for number, turn in enumerate(turns):
+        if turn:
+            marked.append((expected, turn))
+            expected = "assistant" if expected == "user" else "user"
+        elif number and turns[number - 1] and number < len(turns) - 1:
+            marked[-1] = ("system", turns[number - 1])
+            expected = "user"
+        else:
+            expected = "assistant"
+    return [replace(segment, role=role) for role, turn in marked for segment in turn]

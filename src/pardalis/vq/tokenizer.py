@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import PIL.Image
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
@@ -42,6 +42,7 @@ _PIXELS_PER_PASS = {"cpu": 1 << 18, "cuda": 1 << 22}
 _UNDRAWN = (128, 128, 128)
 
 _Network = TypeVar("_Network", Encoder, Decoder)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,15 @@ class ImageTokenizer(nn.Module):
 
         What is done to them is in :mod:`pardalis.vq.preprocessing`.
         """
+        return self._pixels(self._squares(images))
+
+    def _squares(self, images: Sequence[ImageSource]) -> UInt8[np.ndarray, "B Y X 3"]:
         side, preprocessing = self.config.resolution, self.config.preprocessing
-        squares = np.stack([open_square(image, side, preprocessing) for image in images])
+        return np.stack([open_square(image, side, preprocessing) for image in images])
+
+    def _pixels(self, squares: UInt8[np.ndarray, "B Y X 3"]) -> Float[Tensor, "B 3 Y X"]:
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2)
-        return to_pixels(bytes_.to(self.device), preprocessing)
+        return to_pixels(bytes_.to(self.device), self.config.preprocessing)
 
     def to_images(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[PIL.Image.Image]:
         """Return images of pixels, clamped; fractions are cut off, as Chameleon does."""
@@ -138,10 +144,20 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def codes_of(self, images: Sequence[ImageSource]) -> Int[Tensor, "B G"]:
         """Return the codes of images of any size, on the CPU, in passes of bounded memory."""
+        return self._codes(images, self._squares)
+
+    @torch.no_grad()
+    def codes_of_squares(self, squares: Sequence[UInt8[np.ndarray, "Y X 3"]]) -> Int[Tensor, "B G"]:
+        """Return the codes of images that :func:`open_square` opened, as :meth:`codes_of` does."""
+        return self._codes(squares, np.stack)
+
+    def _codes(
+        self, images: Sequence[_T], squares_of: Callable[[Sequence[_T]], np.ndarray]
+    ) -> Int[Tensor, "B G"]:
         codes = [torch.empty(0, self.config.codes_per_image, dtype=torch.long)]
         for start in range(0, len(images), self.images_per_pass):
-            some = images[start : start + self.images_per_pass]
-            codes.append(self.encode(self.preprocess(some)).cpu())
+            squares = squares_of(images[start : start + self.images_per_pass])
+            codes.append(self.encode(self._pixels(squares)).cpu())
         return torch.cat(codes)
 
     @torch.no_grad()
