@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import logging
 import tomllib
 import types
 import typing
@@ -22,12 +23,23 @@ from pardalis.errors import ConfigError, PardalisError
 
 Config = TypeVar("Config")
 
+logger = logging.getLogger(__name__)
 
-def load(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+_DECIDES = "decides_results"
+
+
+def load(
+    cls: type[Config],
+    path: Path,
+    overrides: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+) -> Config:
     """Read a recipe.
 
     Args:
         cls: the dataclass that the whole file describes.
+        renamed: dotted keys of earlier versions and what they are called now. They are read under
+            their new name, with a warning.
         overrides: ``"training_loop.steps=20"``; the value is TOML, or a bare string. A number in
             the path picks an item of a list: ``"sources.0.weight=2"``.
 
@@ -45,8 +57,10 @@ def load(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
+    renamed = renamed or {}
+    _rename(values, renamed, path)
     for override in overrides:
-        _apply(values, override)
+        _apply(values, _renamed(override, renamed))
     return from_dict(cls, values)
 
 
@@ -79,6 +93,31 @@ def to_dict(config: Any) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if getattr(config, field.name) is not None  # TOML has no null: absent means None
     }
+
+
+def not_deciding(default: Any = dataclasses.MISSING) -> Any:
+    """Return a field that changes speed, memory or what is reported, but no result.
+
+    Results are the same up to floating-point rounding, so a run may continue with another value.
+    Use it in place of the default: ``batch_documents: int = not_deciding(64)``.
+    """
+    return dataclasses.field(default=default, metadata={_DECIDES: False})
+
+
+def deciding(config: Any) -> Any:
+    """Return the plain values that decide results: all but the :func:`not_deciding` fields."""
+    if dataclasses.is_dataclass(config):
+        values = {
+            field.name: deciding(getattr(config, field.name))
+            for field in dataclasses.fields(config)
+            if field.metadata.get(_DECIDES, True)
+        }
+        return {name: value for name, value in values.items() if value is not None}
+    if isinstance(config, Mapping):
+        return {name: deciding(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [deciding(item) for item in config]
+    return config
 
 
 def to_toml(config: Any) -> str:
@@ -145,6 +184,50 @@ def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[A
     if arguments[-1] is not Ellipsis and len(arguments) != len(value):
         raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
     return tuple(_convert(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))
+
+
+def _rename(values: dict[str, Any], renamed: Mapping[str, str], path: Path) -> None:
+    """Move the values of old keys to their new names, with a warning.
+
+    Raises:
+        ConfigError: a value stands under the old and the new name.
+    """
+    found = []
+    for old, new in renamed.items():
+        *parents, last = old.split(".")
+        table = _inner(values, parents)
+        if last not in table:
+            continue
+        value = table.pop(last)
+        *parents, last = new.split(".")
+        for name in parents:
+            values.setdefault(name, {})
+        table = _inner(values, parents)
+        if isinstance(value, dict) and isinstance(table.get(last), dict):
+            table[last] |= value
+        elif last in table:
+            raise ConfigError(f"{path} has {old} and {new}, which are the same; leave {old} out.")
+        else:
+            table[last] = value
+        found.append(f"{old} is now {new}")
+    if found:
+        logger.warning("%s has names of an earlier version: %s.", path, "; ".join(found))
+
+
+def _inner(values: dict[str, Any], parents: Sequence[str]) -> dict[str, Any]:
+    """Return the table at a path of keys; an empty one if there is none."""
+    for name in parents:
+        inner = values.get(name)
+        values = inner if isinstance(inner, dict) else {}
+    return values
+
+
+def _renamed(override: str, renamed: Mapping[str, str]) -> str:
+    """Return an override of an old key as one of the new key."""
+    for old, new in renamed.items():
+        if override.startswith((f"{old}=", f"{old}.")):
+            return new + override[len(old) :]
+    return override
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.codec import Codec
-from pardalis.config import fingerprint
+from pardalis.config import fingerprint, not_deciding
 from pardalis.data.packing import split_long
 from pardalis.data.report import PrepareReport
 from pardalis.data.shards import VERSION, Shards, ShardWriter, read_index
@@ -41,7 +41,7 @@ class PrepareConfig:
     """How documents become rows."""
 
     row_tokens: int  # ids of a row: the context of the model
-    batch_documents: int = 64  # documents whose images are encoded together
+    batch_documents: int = not_deciding(64)  # documents whose images are encoded together
     long_documents: Literal["split", "reject"] = "split"  # what to do with those longer than a row
     shard_tokens: int = 2**26  # ids of a shard file (128 MiB at two bytes each)
 

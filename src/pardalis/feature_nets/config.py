@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pardalis.config import not_deciding
 from pardalis.errors import ConfigError
 
 FeatureNetName = Literal["efficientnet_lite0", "squeezenet", "vgg16", "resnet50", "inception_v3"]
@@ -21,8 +22,8 @@ class FeatureNetConfig:
     """
 
     name: FeatureNetName = "squeezenet"
-    weights: str | None = None  # a file; none = those of the package
-    heads: str | None = None  # a file of LPIPS heads, such as the package lpips has
+    weights: str | None = not_deciding(None)  # a file; none = those of the package
+    heads: str | None = not_deciding(None)  # a file of LPIPS heads, such as the package lpips has
     layer_weights: tuple[float, ...] | None = None  # of a distance without heads; none = all alike
 
     @property

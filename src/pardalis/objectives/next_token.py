@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pardalis.config import not_deciding
 from pardalis.errors import ConfigError
 from pardalis.model import Decoder, Mask, attention_mask
 from pardalis.objectives.linear_cross_entropy import linear_cross_entropy
@@ -23,7 +24,7 @@ class NextTokenConfig:
 
     z_loss: float = 1e-5  # weight of (log Z)² per target
     image_weight: float = 1.0  # of image targets in what is learnt; 0: never learns to draw
-    loss_chunk: int = 1024  # rows (targets) whose logits exist at a time
+    loss_chunk: int = not_deciding(1024)  # rows (targets) whose logits exist at a time
     document_mask: bool = True  # attention stays within a document; False: within a row
 
     def __post_init__(self) -> None:

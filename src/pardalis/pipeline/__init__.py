@@ -1,9 +1,10 @@
 """Whole runs: the recipe that describes one, its stages, and what resumes and skips them."""
 
+from pardalis.pipeline.builders import load_codec, training_loader
 from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.recipe import Recipe, SampleConfig, TextTokenizerConfig, load_recipe
 from pardalis.pipeline.runner import Record, read_records, run
-from pardalis.pipeline.stages import STAGES, Stage, load_codec, stages_of, training_loader
+from pardalis.pipeline.stages import STAGES, Stage, stages_of
 
 __all__ = [
     "STAGES",

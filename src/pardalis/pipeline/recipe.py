@@ -119,7 +119,7 @@ class Recipe:
         if not self.sources:
             raise ConfigError("sources is empty; name at least one source of documents to learn.")
         for what, items in (
-            ("sources", (*self.sources, *self.heldout)),
+            ("sources", self.all_sources),
             ("variants", self.variants),
         ):
             names = [item.name for item in items]
@@ -156,6 +156,11 @@ class Recipe:
     def has_decoder(self) -> bool:
         """Whether a model is trained, and not tokenizers only."""
         return self.model is not None or self.start_from is not None
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """Training sources, then held-out sources."""
+        return (*self.sources, *self.heldout)
 
     @property
     def trains_image_tokenizer(self) -> bool:
@@ -235,9 +240,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: as :func:`pardalis.config.load`.
     """
-    recipe: Recipe = _located(configs.load(Recipe, path, overrides), path.resolve().parent)
+    loaded = configs.load(Recipe, path, overrides, _RENAMED)
+    recipe: Recipe = _located(loaded, path.resolve().parent)
     return recipe
 
+
+# Keys of earlier versions. What a table held is renamed before the table itself.
+_RENAMED = {
+    "prompt_pictures": "image_fit",
+    "image_tokenizer_pictures": "image_tokenizer_images",
+    "image_tokenizer_training.batch_pictures": "image_tokenizer_training.batch_images",
+    "image_tokenizer_training.heldout_pictures": "image_tokenizer_training.heldout_images",
+    "text_tokenizer.n_pieces": "text_tokenizer.vocab_size",
+    "corpus.picture_side": "corpus.image_side",
+    "drawings.picture_side": "drawings.image_side",
+    "answer.drawings": "sample.images",
+    "answer.picture": "sample.image",
+    "answer": "sample",
+}
 
 # Which fields of which configs are paths.
 _PATHS: dict[type[Any], tuple[str, ...]] = {

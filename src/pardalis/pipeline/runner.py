@@ -1,14 +1,15 @@
-"""Running stages: what is finished and unchanged is skipped, what was interrupted goes on.
+"""Running stages: what is finished and unchanged is skipped, what was interrupted continues.
 
-A stage's *identity* is a hash of everything that decides its result: its part of the recipe, the
-content of its sources, and the identities and steps of the stages that it reads.
+The *identity* of a stage is a hash of everything that decides its result: its inputs
+(:attr:`pardalis.pipeline.stages.Stage.inputs`), and the identities and steps of the stages that it
+needs.
 
     same identity, same steps     finished: skipped
-    same identity, other steps    goes on where it was
-    other identity                runs anew; what was costly is kept beside it, under its identity
+    same identity, other steps    continues where it was
+    other identity                runs anew; costly outputs are kept under their old identity
 
-Of several processes that ``torchrun`` starts, the first decides, writes and runs; the others join
-it in the stages that are shared, and wait for hours if need be.
+Of several processes that ``torchrun`` starts, the first decides, writes and runs. The others run
+the shared stages with it, and wait for hours if necessary.
 """
 
 import dataclasses
@@ -22,24 +23,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import pardalis
 from pardalis import config as configs
-from pardalis.data import SourceConfig, survey
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
+from pardalis.inputs import changes
 from pardalis.parallel import World, join
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.stages import STAGES, Stage, located, stages_of
+from pardalis.pipeline.stages import STAGES, RunContext, Stage, stages_of
 from pardalis.pipeline.start import check_given
 
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
+
+
+class StageMissingError(ConfigError):
+    """A stage needs the result of another one, ``stage``, which is not finished."""
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,6 +59,7 @@ class Record:
     name: str
     identity: str
     steps: int
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # hashed in ``identity``
     seconds: float = 0.0  # over all attempts
     peak_rss_gib: float = 0.0  # of the process, up to the stage's end
     finished: str | None = None  # UTC, ISO 8601; None: begun and interrupted
@@ -90,16 +101,17 @@ def run_together(
         return _follow(recipe, folder, stages, world)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        records = _Run(recipe, folder, world).go(stages, only)
+        records = _Run(RunContext(recipe, folder, world)).go(stages, only)
     world.tell(None)
     return records
 
 
 def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World) -> list[Record]:
-    """Run the stages that the first process calls for, until it calls for no more."""
+    """Run the stages that the first process announces, until it announces the end."""
+    context = RunContext(recipe, folder, world)
     by_name = {stage.name: stage for stage in stages}
     while (name := world.tell()) is not None:
-        by_name[name].run(recipe, folder, world)
+        by_name[name].run(context)
     return []
 
 
@@ -117,11 +129,14 @@ def read_records(folder: Path) -> list[Record]:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, world: World) -> None:
-        self.recipe, self.folder, self.world = recipe, folder, world
+    """One process's pass over the stages of a run."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.recipe, self.folder = context.recipe, context.folder
         self.records: dict[str, Record] = {}
+        self.inputs: dict[str, dict[str, Any]] = {}
         self.identities: dict[str, str] = {}
-        self.contents: dict[str, str] = {}  # hash of a source's content, by its name
 
     def go(self, stages: Sequence[Stage], only: Sequence[str]) -> list[Record]:
         self.records = {record.name: record for record in read_records(self.folder)}
@@ -136,67 +151,54 @@ class _Run:
         return list(self.records.values())
 
     def _identity(self, stage: Stage) -> str:
-        """Hash what decides a stage's result; raises DataError when a source is not there."""
-        sources = [
-            [source.name, source.reader, source.pair_order, self._content(source)]
-            for source in stage.sources(self.recipe)
-        ]
-        inputs = [
-            [need.name, self.identities[need.name], need.steps(self.recipe)]
-            for need in stages_of(self.recipe)
-            if need.name in stage.needs
-        ]
-        return configs.fingerprint(
-            pardalis.__version__, *stage.settings(self.recipe), sources, inputs
-        )
+        """Hash what decides the result of a stage; raises DataError when a source is missing."""
+        self.inputs[stage.name] = inputs = stage.settings(self.context)
+        needs = [[n.name, self.identities[n.name], n.steps(self.recipe)] for n in self._needs(stage)]
+        return configs.fingerprint(pardalis.__version__, inputs, needs)
 
-    def _content(self, source: SourceConfig) -> str:
-        if source.name not in self.contents:
-            _, digest = survey(located(source, self.folder), self.folder)
-            self.contents[source.name] = digest
-        return self.contents[source.name]
+    def _needs(self, stage: Stage) -> list[Stage]:
+        """Return the stages of this recipe that a stage needs."""
+        return [need for need in stages_of(self.recipe) if need.name in stage.needs]
 
     def _note_identity(self, stage: Stage) -> None:
-        """Find the identity of a stage that is not run; it has none while an input is absent."""
+        """Find the identity of a stage that is not run; it has none while an input is missing."""
         try:
             self.identities[stage.name] = self._identity(stage)
         except (DataError, BundleError):
             self.identities[stage.name] = ""
 
     def _require(self, stage: Stage) -> None:
-        for need in stages_of(self.recipe):
-            if need.name not in stage.needs:
-                continue
+        for need in self._needs(stage):
             record = self.records.get(need.name)
             wanted = (self.identities[need.name], need.steps(self.recipe))
             if record and record.finished and (record.identity, record.steps) == wanted:
                 continue
-            raise ConfigError(
+            raise StageMissingError(
                 f"The stage {stage.name!r} needs {need.name!r}, which is not finished in "
-                f"{self.folder} for this recipe and its data; run 'pardalis {need.command}' "
-                "first, or 'pardalis run' for all."
+                f"{self.folder} for this recipe and its data; run that stage first, or all stages.",
+                need.name,
             )
 
     def _run(self, stage: Stage) -> None:
         identity, steps = self.identities[stage.name], stage.steps(self.recipe)
         record = self.records.get(stage.name)
         if record is not None and record.identity != identity:
-            self._exchange(stage, record.identity, identity)
+            self._exchange(stage, record, identity)
             record = None
         whole = all((self.folder / output).exists() for output in stage.outputs)
         if record is not None and record.finished and record.steps == steps and whole:
             logger.info("%s: unchanged since %s, skipped.", stage.name, record.finished)
             return
         record = record or Record(stage.name, identity, steps)
-        record.steps, record.finished = steps, None
+        record.steps, record.finished, record.inputs = steps, None, self.inputs[stage.name]
         self.records[stage.name] = record
         self._write_records()
         logger.info("%s ...", stage.name)
         earlier, start = record.seconds, time.monotonic()
         try:
             if stage.is_shared:
-                self.world.tell(stage.name)
-            stage.run(self.recipe, self.folder, self.world)
+                self.context.world.tell(stage.name)
+            stage.run(self.context)
             record.finished = datetime.now(UTC).isoformat(timespec="seconds")
         finally:
             record.seconds = earlier + time.monotonic() - start
@@ -204,18 +206,23 @@ class _Run:
             self._write_records()
         logger.info("%s: done in %.0f s.", stage.name, record.seconds)
 
-    def _exchange(self, stage: Stage, old: str, new: str) -> None:
-        """Keep what was costly under its identity, and take back what was kept for the new one."""
+    def _exchange(self, stage: Stage, record: Record, new: str) -> None:
+        """Keep costly outputs under the old identity, and restore those of the new identity."""
+        found = changes(record.inputs, self.inputs[stage.name]) if record.inputs else ""
+        reason = found or "a stage before it changed, or the version of Pardalis"
+        logger.info("%s: runs anew, because %s.", stage.name, reason)
         for output in stage.costly:
             path = self.folder / output
-            aside, back = (path.with_name(f"{path.name}.{identity}") for identity in (old, new))
+            kept, restored = (
+                path.with_name(f"{path.name}.{identity}") for identity in (record.identity, new)
+            )
             if path.exists():
-                shutil.rmtree(aside, ignore_errors=True)  # an older state of the same identity
-                path.rename(aside)
-                logger.info("The recipe or its data changed: %s is kept as %s.", path, aside.name)
-            if back.exists():
-                back.rename(path)
-                logger.info("%s is taken back from %s.", path, back.name)
+                shutil.rmtree(kept, ignore_errors=True)  # an older state of the same identity
+                path.rename(kept)
+                logger.info("%s is kept as %s.", path, kept.name)
+            if restored.exists():
+                restored.rename(path)
+                logger.info("%s is restored from %s.", path, restored.name)
 
     def _write_records(self) -> None:
         ordered = [self.records[stage.name] for stage in STAGES if stage.name in self.records]

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
 from pardalis.documents import Image
+from pardalis.config import not_deciding
 from pardalis.errors import ConfigError, DataError
 from pardalis.feature_nets import (
     FeatureNetConfig,
@@ -111,7 +112,7 @@ class ImageTokenizerTrainConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     heldout_images: int = 256  # images that an evaluation takes, at most
     precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions; sums stay in 32 bits
-    compile: bool = False  # compile encoder and decoder
+    compile: bool = not_deciding(False)  # compile encoder and decoder
     seed: int = 0  # root of initial values, order of images and restarts
 
     @property

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pardalis.config import not_deciding
 from pardalis.errors import ConfigError
 
 # What multiplies: weight decay is for these, by their type and not by the number of dims, since a
@@ -35,7 +36,7 @@ class AdamWConfig:
     # channel of every token at once, and nothing normalises what it does.
     norm_rate: float = 1.0
     momentum: float = 0.95  # of Muon: decay of the mean of gradients
-    fused: bool = True  # PyTorch's one-kernel update of AdamW
+    fused: bool = not_deciding(True)  # PyTorch's one-kernel update of AdamW
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2", "momentum"):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import write_json
+from pardalis.inputs import changes
 
 FILE_NAME = "settings.json"
-_SHOWN = 3
 
 
 def keep_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ def check_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) ->
     path = run_folder / FILE_NAME
     try:
         begun = json.loads(path.read_text())
-        old_steps, old = begun["steps"], _flat(begun["settings"])
+        old_steps, old = begun["steps"], dict(begun["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{path} cannot be read, so this run cannot be resumed safely; put the file back, or "
@@ -38,33 +38,8 @@ def check_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) ->
             f"{run_folder} was begun with steps = {old_steps} and now has steps = {steps}; a run "
             "can grow and not shrink. Use at least the old number, or train into another folder."
         )
-    new = _flat(json.loads(json.dumps(dict(settings))))
-    names = [name for name in sorted(old | new) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    if names:
-        found = "; ".join(
-            f"{name} was {old.get(name, _ABSENT)!r} and is {new.get(name, _ABSENT)!r}"
-            for name in names[:_SHOWN]
-        )
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    if found := changes(old, settings):
         raise ConfigError(
-            f"{run_folder} was begun with other settings: {found}{more}. Set them as they were, or "
+            f"{run_folder} was begun with other settings: {found}. Set them as they were, or "
             "train into another folder."
         )
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-
-_ABSENT = _Absent()
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

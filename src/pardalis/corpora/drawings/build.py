@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pardalis import progress
+from pardalis.config import not_deciding
 from pardalis.corpora.drawings.captions import caption
 from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
 from pardalis.corpora.drawings.packages import EMOJIBASE, checked
@@ -33,7 +34,7 @@ Licences = Literal["all", "permissive"]
 class DrawingsConfig:
     """What goes into the corpus of drawings."""
 
-    packages: str  # folder that fetch_packages filled
+    packages: str = not_deciding()  # folder that fetch_packages filled
     image_side: int = 128  # pixels
     licences: Licences = "all"  # permissive: without what binds whoever passes it on (OpenMoji)
     skin_tones: bool = False  # people and hands in each tone too, twice as many images

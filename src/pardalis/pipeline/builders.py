@@ -1,0 +1,192 @@
+"""The parts of a run, built from its recipe and its folder: documents, codec, loader, model, task."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pardalis import bundle as bundles
+from pardalis.codec import Codec
+from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, read_source
+from pardalis.documents import Document, Image
+from pardalis.errors import DataError
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.parallel import Layout, World, fill, parallelise
+from pardalis.pipeline.recipe import RUN, Recipe, load_recipe
+from pardalis.pipeline.start import (
+    image_tokenizer_folder,
+    start_config,
+    start_folder,
+    start_weights,
+)
+from pardalis.tokens import TextTokenizer
+from pardalis.train import ImageTokenizerTask, PretrainTask
+from pardalis.vq import ImageTokenizer
+
+_CHECKED = "Recipe has checked that it is there"
+
+# ── documents ────────────────────────────────────────────────────────────────────────────────────
+
+
+def located(source: SourceConfig, run: Path) -> SourceConfig:
+    """Return a source with the run folder in the place of ``{run}`` in its path."""
+    return dataclasses.replace(source, path=source.path.replace(RUN, str(run.resolve())))
+
+
+def documents_of(sources: Iterable[SourceConfig], run: Path) -> Iterator[Document]:
+    """Yield the readable documents of sources, one source after the other."""
+    for source in sources:
+        items = read_source(located(source, run), run)
+        yield from (item for item in items if isinstance(item, Document))
+
+
+def images_of(
+    sources: Iterable[SourceConfig], run: Path, seen: set[Path | bytes], most: int | None = None
+) -> list[Image]:
+    """Return the images of sources that are not in ``seen``, each once, and add them to it.
+
+    No image is opened.
+    """
+    images: list[Image] = []
+    for image in (image for document in documents_of(sources, run) for image in document.images):
+        if len(images) == most:
+            break
+        if isinstance(image.source, Path | bytes) and image.source not in seen:
+            seen.add(image.source)
+            images.append(image)
+    return images
+
+
+# ── tokenizers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
+    """Return the codec of a run: of its own tokenizers, or of the bundle that it starts from.
+
+    Raises:
+        ConfigError: the folder has no recipe.
+        BundleError: the tokenizers or the bundle are missing.
+    """
+    return codec_of(load_recipe(run / "recipe.toml"), run, device)
+
+
+def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Codec:
+    """Return the codec of a recipe's run, whose tokenizers are trained; raises BundleError."""
+    if recipe.start_from is not None:
+        codec = bundles.load_codec(start_folder(recipe), device)
+        return Codec(
+            codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, recipe.image_fit
+        )
+    image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
+    text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
+    return Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)
+
+
+def image_tokenizer_task(recipe: Recipe, run: Path, world: World) -> ImageTokenizerTask:
+    """Return the training task of a recipe's image tokenizer; raises DataError without images."""
+    training, loop = recipe.image_tokenizer_training, recipe.image_tokenizer_loop
+    assert training is not None and loop is not None, _CHECKED
+    seen = set[Path | bytes]()
+    images = images_of(recipe.sources, run, seen, recipe.image_tokenizer_images)
+    if not images:
+        raise DataError(
+            "The sources hold no image, so no image tokenizer can be trained; check the path and "
+            "the reader of each of `sources` in the recipe."
+        )
+    heldout = images_of(recipe.heldout, run, seen)
+    config = recipe.image_tokenizer_config()
+    return ImageTokenizerTask(
+        config, training, images, heldout, total_steps=loop.steps, world=world
+    )
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def training_loader(recipe: Recipe, run: Path, codec: Codec) -> Loader:
+    """Return the loader of a run's training rows."""
+    weights = {source.name: source.weight for source in recipe.sources}
+    shards = _shards(recipe.sources, run, codec)
+    return _loader(shards, recipe.curriculum or weights, codec, recipe)
+
+
+def _heldout_loader(recipe: Recipe, run: Path, codec: Codec) -> tuple[Loader | None, int]:
+    """Return the loader of the held-out rows and its number of batches, each row at most once."""
+    if not recipe.heldout:
+        return None, 0
+    assert recipe.training is not None, _CHECKED
+    shards = _shards(recipe.heldout, run, codec)
+    weights = {name: float(each.n_rows) for name, each in shards.items()}
+    n_rows = min(recipe.heldout_rows, sum(each.n_rows for each in shards.values()))
+    return _loader(shards, weights, codec, recipe), max(1, n_rows // recipe.training.batch_rows)
+
+
+def _shards(sources: Iterable[SourceConfig], run: Path, codec: Codec) -> dict[str, Shards]:
+    return {
+        source.name: Shards.open(run / "shards" / source.name, codec.fingerprint)
+        for source in sources
+    }
+
+
+def _loader(
+    shards: dict[str, Shards],
+    weights: Mapping[str, float] | Sequence[CurriculumStage],
+    codec: Codec,
+    recipe: Recipe,
+) -> Loader:
+    assert recipe.prepare is not None and recipe.training is not None, _CHECKED
+    return Loader(
+        shards,
+        weights,
+        row_tokens=recipe.prepare.row_tokens,
+        batch_rows=recipe.training.batch_rows,
+        seed=recipe.training.data_seed,
+        pad_id=codec.vocabulary.pad_id,
+    )
+
+
+# ── the decoder ──────────────────────────────────────────────────────────────────────────────────
+
+
+def decoder_config(recipe: Recipe, codec: Codec) -> ModelConfig:
+    """Return the shape of the decoder that a recipe trains."""
+    if recipe.start_from is not None:
+        return start_config(recipe)
+    return recipe.model_config(codec.vocabulary.size)
+
+
+def new_decoder(recipe: Recipe, codec: Codec, layout: Layout) -> Decoder:
+    """Return the decoder that training starts with, sharded over the ranks.
+
+    It has the weights of the bundle that the recipe starts from, or new initial values. No rank
+    holds more than its own part.
+    """
+    training = recipe.training
+    assert training is not None, _CHECKED
+    with torch.device("meta"):
+        model = Decoder(decoder_config(recipe, codec))
+    parallelise(model, layout, recipe.parallel, training.precision)
+    if recipe.start_from is None:
+        return initialise(model, training.init_seed)
+    weights = start_weights(recipe)
+    for name, parameter in model.named_parameters():
+        fill(parameter, weights[name])
+    return model
+
+
+def decoder_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> PretrainTask:
+    """Return the training task of a recipe's decoder."""
+    training, loop = recipe.training, recipe.training_loop
+    assert training is not None and loop is not None, _CHECKED
+    heldout_loader, heldout_batches = _heldout_loader(recipe, run, codec)
+    return PretrainTask(
+        new_decoder(recipe, codec, layout),
+        training_loader(recipe, run, codec),
+        training,
+        codec.vocabulary.image,
+        total_steps=loop.steps,
+        heldout_loader=heldout_loader,
+        heldout_batches=heldout_batches,
+        layout=layout,
+    )

@@ -1,0 +1,54 @@
+"""Stage ``prepare``: encode the documents of every source and write them as shards."""
+
+import shutil
+
+from pardalis.bundle import LICENCES
+from pardalis.data import prepare_source
+from pardalis.files import write_text
+from pardalis.pipeline.builders import codec_of, located
+from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
+from pardalis.pipeline.start import given_content
+
+
+def applies(recipe: Recipe) -> bool:
+    return recipe.has_decoder
+
+
+def inputs(context: RunContext) -> Inputs:
+    # Later stages read the bundle that the run starts from too, and they need this stage.
+    recipe = context.recipe
+    return {
+        "prepare": recipe.prepare,
+        "image_fit": recipe.image_fit,
+        "given": given_content(recipe),
+        "sources": context.contents(recipe.all_sources),
+    }
+
+
+def run(context: RunContext) -> None:
+    recipe, folder = context.recipe, context.folder
+    assert recipe.prepare is not None, "the stage applies"
+    codec, shards = codec_of(recipe, folder, context.world.device), folder / "shards"
+    names = {source.name for source in recipe.all_sources}
+    for path in shards.glob("*/"):
+        if path.name not in names:
+            shutil.rmtree(path)
+    for source in recipe.all_sources:
+        content = context.survey(source)
+        prepare_source(
+            located(source, folder), codec, shards / source.name, recipe.prepare, folder, content
+        )
+    licences = folder / "corpus" / LICENCES
+    if licences.is_file():
+        write_text(shards / LICENCES, licences.read_text())
+
+
+STAGE = Stage(
+    name="prepare",
+    run=run,
+    inputs=inputs,
+    outputs=("shards",),  # a source that has not changed is kept
+    applies=applies,
+    needs=("corpus", "text_tokenizer", "image_tokenizer"),
+)
