@@ -10,8 +10,9 @@ import pytest
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
-from pardalis.pipeline.recipe import Recipe, load_recipe
+from pardalis.pipeline.recipe import load_recipe
 from pardalis.pipeline.runner import read_records, run, run_together
+from pardalis.pipeline.stages import RunContext
 
 RECIPE = """
 name = "fake"
@@ -46,7 +47,8 @@ def project(tmp_path, monkeypatch):
     ran: list[str] = []
 
     def fake(stage):
-        def do(recipe, folder, device):
+        def do(context):
+            recipe, folder = context.recipe, context.folder
             ran.append(stage.name)
             for output in stage.outputs:
                 if "." in output:
@@ -131,7 +133,7 @@ def test_more_steps_go_on_in_place(project):
 
 def test_a_stage_alone_needs_those_before_it(project):
     with pytest.raises(
-        ConfigError, match=r"'prepare' needs 'text_tokenizer'.*run 'pardalis tokenizer train-text'"
+        ConfigError, match=r"'prepare' needs 'text_tokenizer'.*run that stage first"
     ):
         go(project, only=("prepare",))
     assert go(project, only=("text_tokenizer",)) == ["text_tokenizer"]
@@ -171,7 +173,7 @@ def test_a_stage_that_failed_runs_again(project, monkeypatch):
     assert go(project) == NAMES[3:]
 
 
-def fail(recipe: Recipe, folder, device) -> None:
+def fail(context: RunContext) -> None:
     raise DataError("broken")
 
 

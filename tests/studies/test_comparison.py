@@ -130,7 +130,7 @@ def test_processes_join_once(folder, monkeypatch):
     monkeypatch.setattr("pardalis.studies.comparison.join", counted)
     monkeypatch.setattr("pardalis.pipeline.runner.join", counted)
     monkeypatch.setattr(
-        "pardalis.pipeline.stages.build_drawings", lambda config, folder: folder.mkdir()
+        "pardalis.pipeline.stages.corpus.build_drawings", lambda config, folder: folder.mkdir()
     )
     monkeypatch.setattr("pardalis.studies.comparison.train_image_tokenizer", stops)
     with pytest.raises(DataError, match="that will do"):
@@ -171,7 +171,7 @@ def test_without_what_draws_pages_training_goes_on(folder, monkeypatch, caplog):
     def missing(*arguments, **options):
         raise ConfigError("The page needs the package 'jinja2', which is not installed")
 
-    monkeypatch.setattr("pardalis.pipeline.stages.write_training_page", missing)
+    monkeypatch.setattr("pardalis.pipeline.stages.image_tokenizer.write_training_page", missing)
     with caplog.at_level(logging.WARNING):
         run(load_recipe(folder / "small.toml"), folder / "run")
     assert (folder / "run" / "image_tokenizer" / "final").is_dir()

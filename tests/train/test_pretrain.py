@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pardalis.batch import Batch
+from pardalis.config import deciding
 from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, ModelConfig, initialise
@@ -275,4 +276,4 @@ def test_a_schedule_longer_than_the_run_is_refused_at_once() -> None:
 def test_what_decides_the_numbers_of_a_run(changes, decides) -> None:
     options = {"batch_rows": 4, "schedule": ScheduleConfig(learning_rate=1e-3)}
     before, after = PretrainConfig(**options), PretrainConfig(**options | changes)
-    assert (before.deciding != after.deciding) == decides
+    assert (deciding(before) != deciding(after)) == decides

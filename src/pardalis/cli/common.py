@@ -155,21 +155,37 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+# The commands of stages that are not called like their stage.
+_STAGE_COMMANDS = {
+    "corpus": "data corpus",
+    "text_tokenizer": "tokenizer train-text",
+    "image_tokenizer": "tokenizer train-image",
+    "prepare": "data prepare",
+}
+
+
 def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     """Run stages of a recipe and print what they took; returns the run folder."""
     from dataclasses import asdict
 
-    from pardalis.pipeline import load_recipe, run
+    from pardalis.pipeline import StageMissingError, load_recipe, run
 
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
-    records = run(recipe, folder, stages, options.device)
-    shown = [record for record in records if not stages or record.name in stages]
+    try:
+        records = run(recipe, folder, stages, options.device)
+    except StageMissingError as error:
+        command = _STAGE_COMMANDS.get(error.stage, error.stage)
+        raise ConfigError(f"{error} That is 'pardalis {command}', or 'pardalis run'.") from error
+    shown = [asdict(record) for record in records if not stages or record.name in stages]
+    for record in shown:
+        del record["inputs"]  # long, and in stages.json
     if options.json:
-        print_json({"run": str(folder), "stages": [asdict(record) for record in shown]})
+        print_json({"run": str(folder), "stages": shown})
     else:
         for record in shown:
-            echo(f"{record.name:<16} {record.seconds:7.1f} s   {record.peak_rss_gib:.2f} GiB")
+            seconds, memory = record["seconds"], record["peak_rss_gib"]
+            echo(f"{record['name']:<16} {seconds:7.1f} s   {memory:.2f} GiB")
     return folder
 
 

@@ -11,7 +11,7 @@ from pardalis.data.prefetch import Prefetcher
 from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
-from pardalis.data.source import SourceConfig, check_name, read_source, survey
+from pardalis.data.source import SourceConfig, Survey, check_name, read_source, survey
 
 __all__ = [
     "AugmentationConfig",
@@ -31,6 +31,7 @@ __all__ = [
     "ShardWriter",
     "Shards",
     "SourceConfig",
+    "Survey",
     "best_fit",
     "check_name",
     "decode_codes",

@@ -21,7 +21,7 @@ from pardalis.config import fingerprint, not_deciding
 from pardalis.data.packing import split_long
 from pardalis.data.report import PrepareReport
 from pardalis.data.shards import VERSION, Shards, ShardWriter, read_index
-from pardalis.data.source import SourceConfig, read_source, survey
+from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.documents import Document, Image, Rejection, Text
 from pardalis.errors import ConfigError, DataError, GrammarError
 from pardalis.files import atomic_folder, recover_folder, write_json
@@ -52,7 +52,12 @@ class PrepareConfig:
 
 
 def prepare_source(
-    source: SourceConfig, codec: Codec, folder: Path, config: PrepareConfig, base_folder: Path
+    source: SourceConfig,
+    codec: Codec,
+    folder: Path,
+    config: PrepareConfig,
+    base_folder: Path,
+    content: Survey | None = None,
 ) -> PrepareReport:
     """Write the shards of a source to a folder, or find that they are there and still hold.
 
@@ -65,10 +70,10 @@ def prepare_source(
             failed; shards that were in the folder before are intact.
     """
     logger.info("Looking through source %r.", source.name)
-    n_items, content = survey(source, base_folder)
+    n_items, digest = content or survey(source, base_folder)
     prepared = fingerprint(
         VERSION, source.pair_order, config.row_tokens, config.long_documents, config.shard_tokens,
-        codec.fingerprint, content,
+        codec.fingerprint, digest,
     )  # fmt: skip
     recover_folder(folder)
     if (report := _finished(folder, prepared)) is not None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pardalis.documents import READERS, Document, Image, Rejection, Segment
 from pardalis.errors import ConfigError
@@ -49,7 +49,14 @@ def read_source(source: SourceConfig, base_folder: Path) -> Iterator[Document | 
     return READERS[source.reader](base_folder / source.path)
 
 
-def survey(source: SourceConfig, base_folder: Path) -> tuple[int, str]:
+class Survey(NamedTuple):
+    """What one reading of a source tells."""
+
+    n_items: int
+    digest: str
+
+
+def survey(source: SourceConfig, base_folder: Path) -> Survey:
     """Count the items of a source and hash them, without opening an image file.
 
     An image file counts as changed when its size or time of change differs, everything else when
@@ -63,7 +70,7 @@ def survey(source: SourceConfig, base_folder: Path) -> tuple[int, str]:
         else:
             key = (item.where, item.kind)
         digest.update(repr(key).encode())
-    return n_items, digest.hexdigest()
+    return Survey(n_items, digest.hexdigest())
 
 
 def _segment_key(segment: Segment) -> tuple[object, ...]:

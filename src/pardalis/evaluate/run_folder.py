@@ -55,7 +55,7 @@ class RunFolder:
     stages: list[dict[str, Any]]  # records of the finished stages before the report
     # Of the packages that the demo corpus was made from; empty for the user's own documents.
     licences: list[dict[str, Any]]
-    image_tokenizer: Metrics | None  # None: the run started from a bundle and trained none
+    image_tokenizer: Metrics | None  # None: the run was given a trained one
     training: Metrics
     shards: dict[str, PrepareReport]  # what prepare told about each source, by its folder's name
     samples: dict[str, Any]  # samples.json, as pardalis.pipeline.samples writes it
@@ -74,7 +74,7 @@ class RunFolder:
         stages = _json(path, "stages.json", list)
         recipe = _existing(path, "recipe.toml").read_text()
         image_tokenizer = None
-        if not _starts_from_a_bundle(path / "recipe.toml", recipe):
+        if _trains_an_image_tokenizer(path / "recipe.toml", recipe):
             metrics = _existing(path, "image_tokenizer/metrics.jsonl")
             image_tokenizer = Metrics(read_metrics(metrics))
         return cls(
@@ -89,9 +89,9 @@ class RunFolder:
         )
 
 
-def _starts_from_a_bundle(path: Path, recipe: str) -> bool:
+def _trains_an_image_tokenizer(path: Path, recipe: str) -> bool:
     try:
-        return "start_from" in tomllib.loads(recipe)
+        return "image_tokenizer" in tomllib.loads(recipe)
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path} is not TOML ({error}); run any stage again.") from error
 

@@ -3,7 +3,7 @@
 from pardalis.pipeline.builders import load_codec, training_loader
 from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.recipe import Recipe, SampleConfig, TextTokenizerConfig, load_recipe
-from pardalis.pipeline.runner import Record, read_records, run
+from pardalis.pipeline.runner import Record, StageMissingError, read_records, run
 from pardalis.pipeline.stages import STAGES, Stage, stages_of
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Record",
     "SampleConfig",
     "Stage",
+    "StageMissingError",
     "TextTokenizerConfig",
     "find_image_tokenizer",
     "load_codec",

@@ -1,4 +1,4 @@
-"""The parts of a run, built from its recipe and its folder: documents, codec, loader, model, task."""
+"""The parts of a run, built from its recipe and folder: documents, codec, loader, model, task."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -153,7 +153,9 @@ class _Run:
     def _identity(self, stage: Stage) -> str:
         """Hash what decides the result of a stage; raises DataError when a source is missing."""
         self.inputs[stage.name] = inputs = stage.settings(self.context)
-        needs = [[n.name, self.identities[n.name], n.steps(self.recipe)] for n in self._needs(stage)]
+        needs = [
+            [n.name, self.identities[n.name], n.steps(self.recipe)] for n in self._needs(stage)
+        ]
         return configs.fingerprint(pardalis.__version__, inputs, needs)
 
     def _needs(self, stage: Stage) -> list[Stage]:

@@ -19,9 +19,11 @@ from pardalis.errors import ConfigError
 from pardalis.evaluate import Images, Judges, evaluate_reconstruction, require_packages
 from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perceptual_distance
 from pardalis.parallel import World, join
+from pardalis.pipeline.builders import located
 from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.pipeline.runner import alone, run_together
-from pardalis.pipeline.stages import located, train_image_tokenizer
+from pardalis.pipeline.stages import RunContext
+from pardalis.pipeline.stages.image_tokenizer import train_image_tokenizer
 from pardalis.studies.comparison_page import Comparison, Row, write_comparison
 from pardalis.train import read_metrics
 from pardalis.vq import ImageTokenizer
@@ -60,7 +62,7 @@ def compare_image_tokenizers(
         variants.mkdir(parents=True, exist_ok=True)
         with alone(variants) if world.is_first else nullcontext():
             tokenizers = {
-                name: train_image_tokenizer(each, folder, variants / name, world)
+                name: train_image_tokenizer(RunContext(each, folder, world), variants / name)
                 for name, each in recipes.items()
             }
         if not world.is_first:

@@ -34,15 +34,11 @@ from pardalis.errors import ConfigError, PardalisError, TrainingError
 from pardalis.evaluate import require_packages
 from pardalis.files import write_json
 from pardalis.parallel import Layout
+from pardalis.pipeline.builders import decoder_task, load_codec
 from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.pipeline.runner import alone, read_records, run
-from pardalis.pipeline.stages import (
-    load_codec,
-    new_decoder,
-    stages_of,
-    training_loader,
-    training_settings,
-)
+from pardalis.pipeline.stages import RunContext, stages_of
+from pardalis.pipeline.stages.train import STAGE as TRAIN
 from pardalis.progress import bar
 from pardalis.studies.stability_page import write_study
 from pardalis.studies.stability_results import LOSSES, Study, StudyRun
@@ -152,19 +148,19 @@ def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) ->
                         learning_rate=rate,
                         seed=seed,
                         recipe=changed,
-                        settings=_settings(changed, codec, data),
+                        settings=_settings(changed, root, codec, data),
                         root=root,
                     )
                 )
     return trials
 
 
-def _settings(recipe: Recipe, codec: Codec, data: str) -> dict[str, Any]:
+def _settings(recipe: Recipe, root: Path, codec: Codec, data: str) -> dict[str, Any]:
     loop = recipe.training_loop
     assert loop is not None, _WITH_MODEL
-    model = recipe.model_config(codec.vocabulary.size)
     return {
-        **training_settings(recipe, codec, model),
+        **TRAIN.settings(RunContext(recipe, root)),
+        "codec": codec.fingerprint,
         "data": data,
         "loop": {
             "steps": loop.steps,  # where the schedule ends: a run that grew would be another one
@@ -336,17 +332,7 @@ def _as_studied(loop: LoopConfig) -> LoopConfig:
 
 
 def _task(trial: Trial, codec: Codec, device: torch.device | str) -> PretrainTask:
-    recipe = trial.recipe
-    assert recipe.training is not None, _WITH_MODEL
-    layout = Layout.alone(device)
-    return PretrainTask(
-        new_decoder(recipe, codec, layout),
-        training_loader(recipe, trial.root, codec),
-        recipe.training,
-        codec.vocabulary.image,
-        total_steps=trial.steps,
-        layout=layout,
-    )
+    return decoder_task(trial.recipe, trial.root, codec, Layout.alone(device))
 
 
 # ── results ──────────────────────────────────────────────────────────────────────────────────────

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pardalis.config import not_deciding
 from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
 from pardalis.documents import Image
-from pardalis.config import not_deciding
 from pardalis.errors import ConfigError, DataError
 from pardalis.feature_nets import (
     FeatureNetConfig,

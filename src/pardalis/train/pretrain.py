@@ -42,10 +42,14 @@ class PretrainConfig:
     schedule: ScheduleConfig
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     objective: NextTokenConfig = field(default_factory=NextTokenConfig)
-    accumulation_steps: int = configs.not_deciding(1)  # parts of a batch that go through the model one after the other
+    accumulation_steps: int = configs.not_deciding(
+        1
+    )  # parts of a batch that go through the model one after the other
     grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
     qk_clip: float | None = None  # largest attention logit that a head may keep, without QK-norm
-    statistics_every: int = configs.not_deciding(50)  # updates between looks at what grows inside; 0: none
+    statistics_every: int = configs.not_deciding(
+        50
+    )  # updates between looks at what grows inside; 0: none
     precision: Precision = "float32"  # of products and activations; parameters are float32
     seed: int = 0  # root of initial values, order of rows and dropout
 
