@@ -37,7 +37,7 @@ from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 N_CODES = 8192
 N_NAMED = 8806  # ids before text: specials, image codes, reserved ones
 TEXTS = [
-    "Describe the image: an owl on an old oak, </b> and 3 < 4.",
+    "Describe the picture: an owl on an old oak, </b> and 3 < 4.",
     "The fox and the owl. <p>Is it a fox?</p>\n\tnaïve 🦉",
 ]
 

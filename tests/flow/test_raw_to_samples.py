@@ -65,7 +65,7 @@ def test_the_whole_way(project, capsys, noise):
         assert (project / "out" / name).stat().st_size > 0
         assert capsys.readouterr().out.strip() == "[image]"
     assert main([*ask, "--json"]) == 0
-    [part] = json.loads(capsys.readouterr().out)["sample"]
+    [part] = json.loads(capsys.readouterr().out)["answer"]
     assert part["image"].startswith("data:image/png;base64,")
 
     assert main(["show", "bundle", str(project / "bundle"), "--json"]) == 0
