@@ -58,8 +58,8 @@ WARM_UPS = 3  # the peer compiles in its first two calls
 
 # The window stays 1: a model with random weights is no measure of how well codes are guessed.
 ENGINES = {
-    "eager": EngineConfig(window=1),
-    "compiled": EngineConfig(window=1, compiled=True),
+    "eager": EngineConfig(speculation_window=1),
+    "compiled": EngineConfig(speculation_window=1, compile=True),
 }
 PEERS = {
     "growing cache": {},

@@ -33,7 +33,7 @@ from pardalis.inference import weights as engine_weights
 from pardalis.model import Decoder, initialise
 from training import say
 
-BASE = EngineConfig(window=1)
+BASE = EngineConfig(speculation_window=1)
 WORDS = ["rocket", "umbrella", "volcano", "tulip", "sailboat", "snowflake", "cactus", "scissors"]
 WINDOWS = (1, 2, 4, 8, 16)
 WARM_UPS = 2
@@ -58,10 +58,10 @@ PARTS: dict[str, tuple[EngineConfig, Callable[[], AbstractContextManager[object]
     "as it is": (BASE, nullcontext),
     "the whole head at every step": (BASE, whole_head),
     "weights as stored": (BASE, stored_layout),
-    "a look by the host at every step": (replace(BASE, steps=1), nullcontext),
-    "a look every 32 steps": (replace(BASE, steps=32), nullcontext),
+    "a look by the host at every step": (replace(BASE, steps_per_sync=1), nullcontext),
+    "a look every 32 steps": (replace(BASE, steps_per_sync=32), nullcontext),
     "weights in 8 bits": (replace(BASE, weights="int8"), nullcontext),
-    "compiled": (replace(BASE, compiled=True), nullcontext),
+    "compiled": (replace(BASE, compile=True), nullcontext),
 }
 
 
@@ -139,7 +139,9 @@ def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[s
     rows = 1 if requests[0].guidance is None else 2
     loops = {
         window: TokenLoop(
-            bundle.model, bundle.codec.grammar, EngineConfig(window=window, max_slots=rows)
+            bundle.model,
+            bundle.codec.grammar,
+            EngineConfig(speculation_window=window, max_slots=rows),
         )
         for window in WINDOWS
     }

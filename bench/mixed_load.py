@@ -203,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.requests < len(KINDS):
         parser.error(f"there are {len(KINDS)} kinds: ask for as many requests at least")
-    config = EngineConfig(max_slots=options.rows, window=1, compiled=options.compile)
+    config = EngineConfig(max_slots=options.rows, speculation_window=1, compile=options.compile)
     result = {
         "date": date.today().isoformat(),
         "machine": platform.processor() or platform.machine(),

@@ -7,6 +7,7 @@
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
     ├─ TrainingError       the loss is not finite, a run cannot go on       exit 5
     └─ RequestError        a request that cannot be completed               exit 6
+       └─ QueueFullError   too many requests wait already
 
 A message says what was found, what was needed, where, and what to do, in one or two sentences. It
 names Python arguments and recipe fields, never flags or commands: the same error reaches Python,
@@ -65,3 +66,7 @@ class RequestError(PardalisError):
     """A request that cannot be completed as it was made."""
 
     exit_code = 6
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait already; the same request can be submitted again later."""

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from pardalis.inference.automaton import NO_LIMIT, STATE_FIELDS, Automaton, RowLimits, RowState
+from pardalis.inference.automaton import NO_LIMIT, STATE_FIELDS, Automaton, SlotLimits, SlotState
 from pardalis.tokens import Limits, Phase, Rule, State, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
@@ -21,22 +21,22 @@ LIMITS = [
 PROMPTS = [[IDS.bos_id], [IDS.bos_id, A], [IDS.bos_id, A, IDS.begin_image_id, 9, 10]]
 
 
-def rows(states: list[State], last: list[int], columns: list[int]) -> RowState:
+def slot_state(states: list[State], last: list[int], positions: list[int]) -> SlotState:
     def column(name: str) -> torch.Tensor:
         return torch.tensor([int(getattr(state, name)) for state in states])
 
-    counted = {name: column(name) for name in STATE_FIELDS if name not in ("last", "column")}
-    return RowState(**counted, last=torch.tensor(last), column=torch.tensor(columns))
+    counted = {name: column(name) for name in STATE_FIELDS if name not in ("last", "position")}
+    return SlotState(**counted, last=torch.tensor(last), position=torch.tensor(positions))
 
 
-def limits_of(limits: list[Limits], attached: list[int] | None = None) -> RowLimits:
+def limits_of(limits: list[Limits], branched_image: list[int] | None = None) -> SlotLimits:
     most = [NO_LIMIT if x.max_images is None else x.max_images for x in limits]
-    return RowLimits(
+    return SlotLimits(
         text=torch.tensor([int(x.text) for x in limits]),
         max_images=torch.tensor(most),
         one_turn=torch.tensor([int(x.one_turn) for x in limits]),
-        guided=torch.tensor([int(attached is not None)] * len(limits)),
-        attached=torch.tensor(attached or [-1] * len(limits)),
+        guided=torch.tensor([int(branched_image is not None)] * len(limits)),
+        branched_image=torch.tensor(branched_image or [-1] * len(limits)),
     )
 
 
@@ -50,7 +50,7 @@ def test_walks_as_the_grammar_does(grammar):
     prompts += [PROMPTS[0]] * len(LIMITS)
     states = [grammar.begin(prompt, x) for prompt, x in zip(prompts, limits, strict=True)]
     ids = [list(prompt) for prompt in prompts]
-    on_device = rows(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
+    on_device = slot_state(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
     seen = set()
     for _ in range(50):
         expected = [grammar.rule(s, x) for s, x in zip(states, limits, strict=True)]
@@ -64,7 +64,7 @@ def test_walks_as_the_grammar_does(grammar):
             if expected[n] is not Rule.NOTHING:
                 states[n] = grammar.advance(states[n], token_id)
                 ids[n].append(token_id)
-        told = rows(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
+        told = slot_state(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
         for name in STATE_FIELDS:
             assert torch.equal(getattr(on_device, name), getattr(told, name)), name
     assert seen == set(Rule) - {Rule.BOS}
@@ -74,18 +74,18 @@ def test_walks_as_the_grammar_does(grammar):
 def test_a_guided_image_waits_for_its_linked_rows(grammar):
     automaton = Automaton(grammar, torch.device("cpu"))
     inside = State(Phase.IMAGE, codes_left=3, images=2, budget=20)
-    state = rows([inside, inside], [9, 9], [5, 5])
-    rule = automaton.rule(state, limits_of([Limits(max_new_tokens=30)] * 2, attached=[1, 2]))
+    state = slot_state([inside, inside], [9, 9], [5, 5])
+    rule = automaton.rule(state, limits_of([Limits(max_new_tokens=30)] * 2, branched_image=[1, 2]))
     assert rule.tolist() == [Rule.NOTHING, Rule.CODE]
     after = automaton.advance(state, rule, torch.tensor([10, 11]))
     assert after.last.tolist() == [9, 11]
-    assert after.column.tolist() == [5, 6]
+    assert after.position.tolist() == [5, 6]
     assert after.codes_left.tolist() == [3, 2]
 
 
 def test_begins_with_bos(grammar):
     automaton = Automaton(grammar, torch.device("cpu"))
-    state = rows([State(budget=5)], [IDS.pad_id], [-1])
+    state = slot_state([State(budget=5)], [IDS.pad_id], [-1])
     rule = automaton.rule(state, limits_of([Limits(max_new_tokens=5)]))
     assert rule.tolist() == [Rule.BOS]
     assert automaton.advance(state, rule, torch.tensor([IDS.bos_id])).phase.tolist() == [Phase.TEXT]

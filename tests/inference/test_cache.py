@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pardalis.inference.cache import PagedCache, Row, Rows
+from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
 from pardalis.model import Decoder, ModelConfig, initialise
 
 CONFIG = ModelConfig(
@@ -42,14 +42,17 @@ def test_rows_in_pages_equal_rows_alone(data):
             chosen = data.draw(st.lists(st.sampled_from(left), min_size=1, unique=True))
             parts = [data.draw(st.integers(1, lengths[i] - read[i])) for i in chosen]
             slack = data.draw(st.integers(0, 3))
-            rows = Rows(
+            layout = PassLayout(
                 cache,
-                [Row(pages[i], n, read[i] + n + slack) for i, n in zip(chosen, parts, strict=True)],
+                [
+                    SequencePart(pages[i], n, read[i] + n + slack)
+                    for i, n in zip(chosen, parts, strict=True)
+                ],
             )
             spans = [(i, read[i], read[i] + n) for i, n in zip(chosen, parts, strict=True)]
             ids = torch.cat([texts[i][a:b] for i, a, b in spans])
-            columns = torch.cat([torch.arange(a, b) for _, a, b in spans])
-            hidden = MODEL.hidden(ids[None], columns[None], cache=rows.place(columns))[0]
+            positions = torch.cat([torch.arange(a, b) for _, a, b in spans])
+            hidden = MODEL.hidden(ids[None], positions[None], cache=layout.place(positions))[0]
             for (i, _, b), part in zip(spans, hidden.split(parts), strict=True):
                 got[i].append(part)
                 read[i] = b
@@ -60,8 +63,8 @@ def test_rows_in_pages_equal_rows_alone(data):
 
 def test_pages_that_follow_one_another_are_not_copied():
     cache = PagedCache(CONFIG, 6, 4, MODEL.embedding.weight)
-    rows = Rows(cache, [Row([2, 3], 1, 7), Row([3, 2], 1, 7)])
-    view, copy = (rows.columns_of(cache.keys[0], number) for number in range(2))
+    layout = PassLayout(cache, [SequencePart([2, 3], 1, 7), SequencePart([3, 2], 1, 7)])
+    view, copy = (layout.entries_of(cache.keys[0], number) for number in range(2))
     assert view.shape == copy.shape == (1, 2, 7, 8)
     assert view.untyped_storage().data_ptr() == cache.keys[0].untyped_storage().data_ptr()
     assert copy.untyped_storage().data_ptr() != cache.keys[0].untyped_storage().data_ptr()
@@ -69,10 +72,10 @@ def test_pages_that_follow_one_another_are_not_copied():
 
 def test_columns_without_a_page_write_to_the_page_of_nobody():
     cache = PagedCache(CONFIG, 3, 4, MODEL.embedding.weight)
-    rows = Rows(cache, [Row([1], 2, 8)])
+    layout = PassLayout(cache, [SequencePart([1], 2, 8)])
     with torch.inference_mode():
         MODEL.hidden(
-            torch.tensor([[1, 2]]), torch.tensor([[0, 6]]), cache=rows.place(torch.tensor([0, 6]))
+            torch.tensor([[1, 2]]), torch.tensor([[0, 6]]), cache=layout.place(torch.tensor([0, 6]))
         )
     touched = cache.keys[0].flatten(1).abs().sum(1).nonzero().flatten().tolist()
     assert touched == [0, 4]

@@ -57,7 +57,7 @@ def main() -> None:
     model, grammar = make()
     expected = [generate_reference(model, grammar, request) for request in requests()]
     for window in (1, 3):
-        config = EngineConfig(compiled=True, window=window, max_slots=4, page_size=3)
+        config = EngineConfig(compile=True, speculation_window=window, max_slots=4, page_size=3)
         loop = TokenLoop(model, grammar, config)
         keys = [loop.submit(request) for request in requests()]
         answers: dict[int, list[int]] = {key: [] for key in keys}
@@ -65,8 +65,8 @@ def main() -> None:
             for progress in loop.step():
                 answers[progress.key] += progress.ids
         assert list(answers.values()) == expected
-        assert loop.steps.compiled is not None
-        assert loop.steps.compiled.works
+        assert loop.runner.compiled is not None
+        assert loop.runner.compiled.works
     assert 4 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
 
 
@@ -88,7 +88,7 @@ def test_goes_on_without_a_compiler(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", broken)
     model, grammar = make()
     caplog.set_level(logging.WARNING)
-    config = EngineConfig(compiled=True, max_slots=4)
+    config = EngineConfig(compile=True, max_slots=4)
     answers = generate_ids(model, grammar, requests(), config)
     assert answers == generate_ids(model, grammar, requests(), EngineConfig(max_slots=4))
     [record] = caplog.records

@@ -34,7 +34,7 @@ HOT = SamplingConfig(temperature=2.0)
 @pytest.fixture(params=[NaiveLoop, TokenLoop], ids=["naive", "token_loop"])
 def engine(request, bundle, monkeypatch):
     monkeypatch.setattr("pardalis.inference.engine.TokenLoop", request.param)
-    with Engine(bundle, EngineConfig(max_slots=4, max_unread=6)) as engine:
+    with Engine(bundle, EngineConfig(max_slots=4, max_unread_events=6)) as engine:
         yield engine
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pardalis.errors import RequestError
-from pardalis.inference.guidance import Guide, guided, largest_k
+from pardalis.inference.guidance import GuidanceTensors, apply_guidance, largest_k
 from pardalis.inference.request import Contrastive, Guidance
 
 P = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
@@ -15,7 +15,9 @@ L, U, S = (3 * torch.randn(1, 9, generator=GENERATOR) for _ in range(3))
 
 
 def one(guide, logits=L, alone=U, images=None):
-    return guided(logits, alone, images, Guide.of([guide]), largest_k=largest_k([guide]))
+    return apply_guidance(
+        logits, alone, images, GuidanceTensors.of([guide]), largest_k=largest_k([guide])
+    )
 
 
 def kept(guide, logits=None):
@@ -100,7 +102,7 @@ def test_equals_the_slow_one(alpha, k):
     scores = one(Contrastive(alpha=alpha, k=k), logits[None], alone[None])[0]
     slow = slow_contrastive(logits, alone, alpha, k)
     assert [score > -1e9 for score in scores] == [score is not None for score in slow]
-    # Equal up to a constant, which no choice sees.
+    # Equal up to a constant, which no sampling sees.
     constants = [
         float(score) - expected
         for score, expected in zip(scores, slow, strict=True)
@@ -124,7 +126,9 @@ def test_rows_of_all_forms_share_a_batch():
     logits, alone, images = 3 * torch.randn(3, len(guides), 9, generator=GENERATOR)
     for row in (0, 1, 2, 4, 5):
         images[row] = alone[row]  # rows that have no stream of images
-    together = guided(logits, alone, images, Guide.of(guides), largest_k=largest_k(guides))
+    together = apply_guidance(
+        logits, alone, images, GuidanceTensors.of(guides), largest_k=largest_k(guides)
+    )
     for row, guide in enumerate(guides):
         rows = slice(row, row + 1)
         assert torch.equal(together[rows], one(guide, logits[rows], alone[rows], images[rows]))
@@ -133,7 +137,9 @@ def test_rows_of_all_forms_share_a_batch():
 def test_a_row_without_guidance_ignores_the_streams():
     broken = torch.full_like(L, torch.nan)
     guides = [None, Contrastive(alpha=0.4, k=2)]
-    both = guided(torch.cat([L, L]), torch.cat([broken, U]), None, Guide.of(guides), largest_k=2)
+    both = apply_guidance(
+        torch.cat([L, L]), torch.cat([broken, U]), None, GuidanceTensors.of(guides), largest_k=2
+    )
     assert torch.equal(both[:1], L)
 
 

@@ -50,7 +50,7 @@ class Walk(RuleBasedStateMachine):
     @rule(sequence=sequences, share=st.floats(0, 1))
     def remember(self, sequence, share):
         ids, pages = sequence
-        self.pool.remember(ids[: round(share * len(ids))], pages)
+        self.pool.add_prefix(ids[: round(share * len(ids))], pages)
 
     @rule(sequence=consumes(sequences))
     def end(self, sequence):
@@ -105,7 +105,7 @@ def test_what_does_not_fit_behind_goes_elsewhere():
 
 def remembered(pool: PagePool, *ids: int) -> list[int]:
     pages = pool.allocate(len(ids) // SIZE)
-    pool.remember(ids, pages)
+    pool.add_prefix(ids, pages)
     return pages
 
 
@@ -160,8 +160,8 @@ def test_what_hangs_below_an_evicted_page_is_forgotten():
     """Two compute the same ids at the same time; the first page of one of them is the known one."""
     pool = PagePool(6, SIZE)
     first, second = pool.allocate(1), pool.allocate(2)
-    pool.remember([1, 2], first)
-    pool.remember([1, 2, 3, 4], second)
+    pool.add_prefix([1, 2], first)
+    pool.add_prefix([1, 2, 3, 4], second)
     pool.release(first)
     assert pool.match([1, 2, 3, 4]) == [*first, second[1]]
     pool.release([*first, second[1]])

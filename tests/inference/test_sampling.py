@@ -9,7 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pardalis.errors import RequestError
 from pardalis.inference import SamplingConfig
-from pardalis.inference.sampling import Choice, Needs, gumbel_noise, prepare_ids, sample
+from pardalis.inference.sampling import (
+    SamplerNeeds,
+    SamplingTensors,
+    gumbel_noise,
+    prepare_ids,
+    sample,
+)
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None]
 
@@ -20,10 +26,10 @@ def draw(logits, configs, *, allowed=None, seeds=None, index=None, needs=None):
     return sample(
         logits.expand(n, -1),
         allowed and tuple(torch.tensor(bound).expand(n) for bound in allowed),
-        Choice.of(configs, seeds or range(n)),
+        SamplingTensors.of(configs, seeds or range(n)),
         torch.zeros(n, dtype=torch.long) if index is None else torch.tensor(index),
         prepare_ids(torch.arange(logits.shape[1])),
-        needs or Needs.of(configs),
+        needs or SamplerNeeds.of(configs),
     )
 
 
@@ -77,8 +83,8 @@ def test_equals_the_slow_one_whatever_shares_the_batch(kind, n):
     first = torch.tensor([i % n for i in seeds])
     end = torch.tensor([max(i % n + 1, n - i % 3) for i in seeds])
     ids = prepare_ids(torch.arange(n))
-    choice, needs = Choice.of(configs, seeds), Needs.of(configs)
-    drawn = sample(logits, (first, end), choice, torch.tensor(index), ids, needs)
+    sampling, needs = SamplingTensors.of(configs, seeds), SamplerNeeds.of(configs)
+    drawn = sample(logits, (first, end), sampling, torch.tensor(index), ids, needs)
     for i, config in enumerate(configs):
         allowed = int(first[i]), int(end[i])
         assert drawn[i] == slow_choice(logits[i], config, i, index[i], allowed), config
@@ -89,28 +95,30 @@ def test_equals_the_slow_one_whatever_shares_the_batch(kind, n):
 def test_a_part_of_the_columns_draws_the_same():
     """Where only a part of the head is computed, its ids keep their noise."""
     logits = random_logits(50, 900, "plain")
-    choice = Choice.of([SamplingConfig(top_p=0.9)] * 50, range(50))
+    sampling = SamplingTensors.of([SamplingConfig(top_p=0.9)] * 50, range(50))
     ids, index = prepare_ids(torch.arange(900)), torch.arange(50)
-    needs = Needs(draw=True, top_k=0, top_p=True)
+    needs = SamplerNeeds(random=True, top_k=0, top_p=True)
     allowed = torch.full((50,), 100), torch.full((50,), 400)
-    whole = sample(logits, allowed, choice, index, ids, needs)
-    part = sample(logits[:, 100:400], None, choice, index, ids[100:400], needs)
+    whole = sample(logits, allowed, sampling, index, ids, needs)
+    part = sample(logits[:, 100:400], None, sampling, index, ids[100:400], needs)
     assert torch.equal(whole, 100 + part)
 
 
 def test_needs():
     greedy = SamplingConfig(temperature=0.0, top_k=9, top_p=0.5)
-    assert Needs.of([greedy]) == Needs(draw=False, top_k=0, top_p=False)
-    asked = Needs.of([greedy, SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)])
-    assert asked == Needs(draw=True, top_k=8, top_p=True)
+    assert SamplerNeeds.of([greedy]) == SamplerNeeds(random=False, top_k=0, top_p=False)
+    asked = SamplerNeeds.of([greedy, SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)])
+    assert asked == SamplerNeeds(random=True, top_k=8, top_p=True)
 
 
 def test_a_row_without_any_allowed_id_harms_no_other():
     configs = [SamplingConfig(temperature=0.7, top_k=2, top_p=0.9)] * 3
     allowed = torch.tensor([0, 2, 1]), torch.tensor([4, 2, 3])
     index, ids = torch.zeros(3, dtype=torch.long), prepare_ids(torch.arange(4))
-    needs = Needs.of(configs)
-    drawn = sample(LOGITS.expand(3, 4), allowed, Choice.of(configs, [1, 2, 3]), index, ids, needs)
+    needs = SamplerNeeds.of(configs)
+    drawn = sample(
+        LOGITS.expand(3, 4), allowed, SamplingTensors.of(configs, [1, 2, 3]), index, ids, needs
+    )
     assert drawn[0] == draw(LOGITS, configs[:1], seeds=[1])[0]
     assert drawn[2] == draw(LOGITS, configs[:1], seeds=[3], allowed=(1, 3))[0]
 
@@ -143,10 +151,10 @@ class NoReads(TorchDispatchMode):
 
 def everything(logits):
     configs = [SamplingConfig(temperature=0.7, top_k=3, top_p=0.9), SamplingConfig(temperature=0.0)]
-    choice, ids = Choice.of(configs, [1, 2]), prepare_ids(torch.arange(logits.shape[1]))
+    sampling, ids = SamplingTensors.of(configs, [1, 2]), prepare_ids(torch.arange(logits.shape[1]))
     allowed, index = (torch.tensor([0, 1]), torch.tensor([4, 3])), torch.tensor([5, 6])
-    needs = Needs.of(configs)
-    return lambda: sample(logits, allowed, choice, index, ids, needs)
+    needs = SamplerNeeds.of(configs)
+    return lambda: sample(logits, allowed, sampling, index, ids, needs)
 
 
 def test_the_host_reads_nothing():

@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle as Values
 from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, multiple
 from hypothesis.stateful import rule as step
 
-from pardalis.errors import GrammarError, RequestError
+from pardalis.errors import GrammarError, QueueFullError, RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.request import Contrastive, Guidance, Request
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
@@ -61,29 +61,29 @@ def images_of(ids: list[int]) -> list[int]:
 class Machine:
     """Executes plans; a slot of a page holds the whole prefix that its keys were computed from."""
 
-    def __init__(self, max_slots=4, n_pages=41, window=1, **config) -> None:
+    def __init__(self, max_slots=4, n_pages=41, speculation_window=1, **config) -> None:
         self.config = EngineConfig(max_slots=max_slots, page_size=4, **config)
-        self.scheduler = Scheduler(self.config, n_pages, GRAMMAR, CONTEXT, window)
-        self.slots: dict[tuple[int, int], int] = {}
-        self.jobs: list[ScheduledRequest] = []
+        self.scheduler = Scheduler(self.config, n_pages, GRAMMAR, CONTEXT, speculation_window)
+        self.entries: dict[tuple[int, int], int] = {}
+        self.requests: list[ScheduledRequest] = []
         self.done: list[ScheduledRequest] = []
         self.clock = 0  # decoding steps so far
         self.finished_at: dict[int, int] = {}
         self.preempted = self.reused = self.prefilled = 0
 
     def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
-        job = self.scheduler.submit(request, priority)
-        self.jobs.append(job)
+        scheduled = self.scheduler.submit(request, priority)
+        self.requests.append(scheduled)
         self.finish_those_over()
-        return job
+        return scheduled
 
     def finish_those_over(self) -> None:
-        for job in [job for job in self.jobs if job.rule is Rule.NOTHING]:
-            self.scheduler.finish(job)
-            self.jobs.remove(job)
-            self.done.append(job)
-            self.finished_at[job.key] = self.clock
-            assert job.main.ids == answer(job.request)
+        for scheduled in [r for r in self.requests if r.rule is Rule.NOTHING]:
+            self.scheduler.finish(scheduled)
+            self.requests.remove(scheduled)
+            self.done.append(scheduled)
+            self.finished_at[scheduled.key] = self.clock
+            assert scheduled.conditional.ids == answer(scheduled.request)
 
     def run(self, n_plans: int = 2000) -> None:
         while not self.scheduler.idle:
@@ -93,82 +93,85 @@ class Machine:
     def execute(self, plan: PassPlan) -> None:
         self.check(plan)
         self.preempted += len(plan.preempted)
-        self.reused += plan.reused
-        for stream, n in plan.prefill:
+        self.reused += plan.reused_tokens
+        for sequence, n in plan.prefill:
             self.prefilled += n
-            self.compute(stream, n)
-            self.scheduler.read(stream, n)
-        chunks = [(job, self.decode(job, plan.steps)) for job in plan.decode]
+            self.compute(sequence, n)
+            self.scheduler.record_prefill(sequence, n)
+        chunks = [(scheduled, self.decode(scheduled, plan.steps)) for scheduled in plan.decode]
         self.clock += plan.steps if plan.decode else 0
-        for job, ids in chunks:
-            self.scheduler.wrote(job, ids)
+        for scheduled, ids in chunks:
+            self.scheduler.record_tokens(scheduled, ids)
         self.finish_those_over()
-        for job in self.jobs:
-            self.check_linked(job)
+        for scheduled in self.requests:
+            self.check_guidance(scheduled)
 
     def check(self, plan: PassPlan) -> None:
         assert plan.prefill or plan.decode, "an engine that is not idle goes on"
-        assert sum(n for _, n in plan.prefill) <= self.config.prefill
-        assert 1 <= plan.steps <= self.config.steps
+        assert sum(n for _, n in plan.prefill) <= self.config.prefill_tokens
+        assert 1 <= plan.steps <= self.config.steps_per_sync
         assert all(n > 0 for _, n in plan.prefill)
-        lanes = [stream.lane for job in plan.decode for stream in job.streams]
-        assert len(lanes) == len(set(lanes))
-        assert set(lanes) <= set(range(1, self.config.max_slots + 1))
-        for job in plan.decode:
-            assert not job.paused
-            assert job.rule is not Rule.NOTHING
-            assert all(stream.ready for stream in job.streams)
-            if job.state.phase is Phase.IMAGE:  # no page is missing until the image is complete
-                left = job.state.codes_left
-                assert len(job.main.pages) * 4 >= len(job.main.ids) + left + 1
-                for stream in job.linked:
-                    assert len(stream.pages) * 4 >= len(stream.ids) + left
-        assert 0 not in [page for job in self.jobs for page in job.pages]
+        slots = [sequence.slot for scheduled in plan.decode for sequence in scheduled.sequences]
+        assert len(slots) == len(set(slots))
+        assert set(slots) <= set(range(1, self.config.max_slots + 1))
+        for scheduled in plan.decode:
+            assert not scheduled.paused
+            assert scheduled.rule is not Rule.NOTHING
+            assert all(sequence.ready for sequence in scheduled.sequences)
+            if scheduled.state.phase is Phase.IMAGE:  # it has pages for the complete image
+                left, conditional = scheduled.state.codes_left, scheduled.conditional
+                assert len(conditional.pages) * 4 >= len(conditional.ids) + left + 1
+                for sequence in scheduled.guidance_sequences:
+                    assert len(sequence.pages) * 4 >= len(sequence.ids) + left
+        assert 0 not in [page for scheduled in self.requests for page in scheduled.pages]
 
-    def check_linked(self, job: ScheduledRequest) -> None:
-        ids, guidance = job.main.ids, job.request.guidance
+    def check_guidance(self, scheduled: ScheduledRequest) -> None:
+        ids, guidance = scheduled.conditional.ids, scheduled.request.guidance
         expected = []
-        if guidance and job.state.codes_left:
+        if guidance and scheduled.state.codes_left:
             opened = len(ids) - 1 - ids[::-1].index(IDS.begin_image_id)
             expected = [[IDS.bos_id, *ids[opened:]]]
             if guidance == GUIDES[2] and ids.count(IDS.begin_image_id) > 1:
                 expected.append(images_of(ids))
-        assert [stream.ids for stream in job.linked] == expected
+        assert [sequence.ids for sequence in scheduled.guidance_sequences] == expected
 
-    def compute(self, stream: TokenSequence, n: int) -> None:
+    def compute(self, sequence: TokenSequence, n: int) -> None:
         """Compute n ids from what is stored of those before them."""
-        prefixes = list(accumulate(stream.ids, lambda h, i: hash((h, i)), initial=0))[1:]
-        for position in range(stream.computed + n):
-            slot = stream.pages[position // 4], position % 4
-            if position < stream.computed:
-                assert self.slots[slot] == prefixes[position]
+        prefixes = list(accumulate(sequence.ids, lambda h, i: hash((h, i)), initial=0))[1:]
+        for position in range(sequence.computed + n):
+            entry = sequence.pages[position // 4], position % 4
+            if position < sequence.computed:
+                assert self.entries[entry] == prefixes[position]
             else:
-                owners = [job for job in self.jobs for s in job.streams if slot[0] in s.pages]
-                assert len(owners) == 1, "a page with two owners is never written"
-                self.slots[slot] = prefixes[position]
+                holders = [r for r in self.requests for s in r.sequences if entry[0] in s.pages]
+                assert len(holders) == 1, "a page with two holders is never written"
+                self.entries[entry] = prefixes[position]
 
-    def decode(self, job: ScheduledRequest, steps: int) -> list[int]:
+    def decode(self, scheduled: ScheduledRequest, steps: int) -> list[int]:
         """What a device does between two looks of the host."""
-        state, ids = job.state, list(job.main.ids)
-        streams = [TokenSequence(list(s.ids), s.computed, list(s.pages)) for s in job.streams]
+        state, ids = scheduled.state, list(scheduled.conditional.ids)
+        sequences = [
+            TokenSequence(list(s.ids), s.computed, list(s.pages)) for s in scheduled.sequences
+        ]
         for _ in range(steps):
-            rule = GRAMMAR.rule(state, job.request.limits)
-            if rule is Rule.NOTHING or (job.guided and len(streams) == 1 and rule is Rule.CODE):
+            rule = GRAMMAR.rule(state, scheduled.request.limits)
+            lacks_branches = scheduled.guided and len(sequences) == 1
+            if rule is Rule.NOTHING or (lacks_branches and rule is Rule.CODE):
                 break
             if rule is not Rule.CODE:
-                streams = streams[:1]
-            ids.append(choose(job.request, rule, len(ids)))
+                sequences = sequences[:1]
+            ids.append(choose(scheduled.request, rule, len(ids)))
             state = GRAMMAR.advance(state, ids[-1])
-            for stream in streams:
-                self.compute(stream, 1)
-                stream.ids.append(ids[-1])
-                stream.computed += 1
-        return ids[len(job.main.ids) :]
+            for sequence in sequences:
+                self.compute(sequence, 1)
+                sequence.ids.append(ids[-1])
+                sequence.computed += 1
+        return ids[len(scheduled.conditional.ids) :]
 
     def empty(self) -> bool:
-        """Nothing is held any more: neither pages nor lanes."""
+        """Nothing is held any more: neither pages nor slots."""
         self.scheduler.pool.check()
-        free = self.scheduler._lanes
+        free = self.scheduler._free_slots
         return self.scheduler.pool.in_use == 0 and len(set(free)) == self.config.max_slots
 
 
@@ -200,22 +203,22 @@ def texts(n: int, budget: int) -> list[Request]:
 class Walk(RuleBasedStateMachine):
     """Requests of all kinds come, pause, go on and are given up, in any memory."""
 
-    jobs = Values("jobs")
+    requests = Values("requests")
 
     @initialize(
         max_slots=st.integers(1, 6),
         n_pages=st.integers(12, 60),
-        window=st.integers(1, 4),
-        steps=st.integers(1, 5),
-        prefill=st.integers(1, 30),
-        quantum=st.integers(1, 12),
+        speculation_window=st.integers(1, 4),
+        steps_per_sync=st.integers(1, 5),
+        prefill_tokens=st.integers(1, 30),
+        quantum_steps=st.integers(1, 12),
     )
     def build(self, **options):
         self.machine = Machine(max_waiting=6, **options)
         self.seed = 0
 
     @step(
-        target=jobs,
+        target=requests,
         prompt=st.integers(0, len(PROMPTS) - 1),
         guide=st.integers(0, len(GUIDES) - 1),
         budget=st.integers(1, 40),
@@ -231,16 +234,16 @@ class Walk(RuleBasedStateMachine):
         except RequestError:
             return multiple()
 
-    @step(job=jobs, paused=st.booleans())
-    def pause(self, job, paused):
-        if job in self.machine.jobs:
-            self.machine.scheduler.pause(job, paused)
+    @step(scheduled=requests, paused=st.booleans())
+    def pause(self, scheduled, paused):
+        if scheduled in self.machine.requests:
+            self.machine.scheduler.pause(scheduled, paused)
 
-    @step(job=consumes(jobs))
-    def abort(self, job):
-        if job in self.machine.jobs:
-            self.machine.jobs.remove(job)
-            self.machine.scheduler.finish(job)
+    @step(scheduled=consumes(requests))
+    def abort(self, scheduled):
+        if scheduled in self.machine.requests:
+            self.machine.requests.remove(scheduled)
+            self.machine.scheduler.finish(scheduled)
 
     @step(n=st.integers(1, 6))
     def go_on(self, n):
@@ -255,10 +258,10 @@ class Walk(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "machine"):
-            for job in self.machine.jobs:
-                self.machine.scheduler.pause(job, False)
+            for scheduled in self.machine.requests:
+                self.machine.scheduler.pause(scheduled, False)
             self.machine.run()
-            assert not self.machine.jobs
+            assert not self.machine.requests
             assert self.machine.empty()
 
 
@@ -269,7 +272,7 @@ TestWalk = Walk.TestCase
 @pytest.mark.parametrize("n_pages", [19, 24, 100])
 @pytest.mark.parametrize("quantum", [2, 64])
 def test_a_crowd_in_any_memory(n_pages, quantum):
-    machine = Machine(max_slots=5, n_pages=n_pages, quantum=quantum)
+    machine = Machine(max_slots=5, n_pages=n_pages, quantum_steps=quantum)
     for seed in range(60):
         options = {"prompt": seed % 6, "guide": seed % 4, "budget": 12 + seed % 9}
         machine.submit(request(seed=seed, max_images=seed % 3, **options), priority=seed % 2)
@@ -279,17 +282,17 @@ def test_a_crowd_in_any_memory(n_pages, quantum):
     assert machine.empty()
 
 
-# ── lanes and linked streams ─────────────────────────────────────────────────────────────────
+# ── slots and linked sequences ─────────────────────────────────────────────────────────────────
 
 
 def test_a_guided_image_gets_its_lanes_and_returns_them():
-    machine = Machine(max_slots=3, steps=1)
+    machine = Machine(max_slots=3, steps_per_sync=1)
     machine.submit(request(prompt=2, guide=2, budget=30, max_images=1))
     free = set()
-    while machine.jobs:
+    while machine.requests:
         plan = machine.scheduler.plan()
-        free.add((machine.jobs[0].state.phase, machine.jobs[0].state.images,
-                  len(machine.scheduler._lanes)))  # fmt: skip
+        free.add((machine.requests[0].state.phase, machine.requests[0].state.images,
+                  len(machine.scheduler._free_slots)))  # fmt: skip
         machine.execute(plan)
     # Three from the start, while an image may come; one after it.
     drew = {n for mode, images, n in free if mode is Phase.TEXT and images == 1}
@@ -312,32 +315,34 @@ def test_a_guided_image_gets_its_lanes_and_returns_them():
 )
 def test_how_many_lanes_are_set_aside(prompt, guide, n, width):
     machine = Machine(max_slots=4)
-    job = machine.submit(request(prompt=prompt, guide=guide, budget=20, text=False, max_images=n))
+    scheduled = machine.submit(
+        request(prompt=prompt, guide=guide, budget=20, text=False, max_images=n)
+    )
     machine.scheduler.plan()
-    assert len(job.lanes) == width
+    assert len(scheduled.slots) == width
 
 
 @pytest.mark.parametrize("budget, width", [(8, 1), (9, 2)])
 def test_no_lane_for_an_image_that_does_not_fit(budget, width):
     machine = Machine()
-    job = machine.submit(request(guide=1, budget=budget))  # an image takes eight ids, eos one
+    scheduled = machine.submit(request(guide=1, budget=budget))  # an image takes eight ids, eos one
     machine.scheduler.plan()
-    assert len(job.lanes) == width
+    assert len(scheduled.slots) == width
 
 
 def test_scales_of_one_are_no_guidance():
-    job = Machine().submit(Request(prompt_ids=(IDS.bos_id,), limits=Limits(max_new_tokens=9),
+    scheduled = Machine().submit(Request(prompt_ids=(IDS.bos_id,), limits=Limits(max_new_tokens=9),
                                    guidance=Guidance(text=1.0)))  # fmt: skip
-    assert not job.guided
+    assert not scheduled.guided
 
 
 def test_linked_streams_are_read_before_the_job_decodes():
-    machine = Machine(prefill=8)
-    job = machine.submit(request(prompt=4, guide=2, budget=4, text=False, max_images=0))
+    machine = Machine(prefill_tokens=8)
+    scheduled = machine.submit(request(prompt=4, guide=2, budget=4, text=False, max_images=0))
     decoded = []
-    while machine.jobs:
+    while machine.requests:
         plan = machine.scheduler.plan()
-        decoded.append(job in plan.decode)
+        decoded.append(scheduled in plan.decode)
         machine.execute(plan)
     # 13 ids, 4 of the image alone, 12 of the images; the last two begin as the first does.
     assert (machine.prefilled, machine.reused) == (17, 12)
@@ -348,14 +353,14 @@ def test_linked_streams_are_read_before_the_job_decodes():
 
 
 def test_reading_shares_a_pass_with_one_step_of_writing():
-    machine = Machine(prefill=5, steps=4)
+    machine = Machine(prefill_tokens=5, steps_per_sync=4)
     machine.submit(text(budget=30))
     assert machine.scheduler.plan().steps == 4
     late = machine.submit(request(prompt=2, budget=20, max_images=0))
     plan = machine.scheduler.plan()
-    assert (plan.prefill, plan.steps, len(plan.decode)) == ([(late.main, 5)], 1, 1)
+    assert (plan.prefill, plan.steps, len(plan.decode)) == ([(late.conditional, 5)], 1, 1)
     machine.execute(plan)
-    assert machine.scheduler.plan().prefill == [(late.main, 4)]
+    assert machine.scheduler.plan().prefill == [(late.conditional, 4)]
 
 
 @pytest.mark.parametrize(
@@ -367,11 +372,11 @@ def test_reading_shares_a_pass_with_one_step_of_writing():
         (request(prompt=5, text=False, max_images=1), 8),
         (request(prompt=5, guide=1, text=False, max_images=1), 2),  # and begin_image
         (image(), 8),
-        (image(guide=1), 1),  # begin_image, then the linked stream must be read
+        (image(guide=1), 1),  # begin_image, then the linked sequence must be read
     ],
 )
 def test_no_more_steps_than_can_be_used(asked, steps):
-    machine = Machine(steps=8)
+    machine = Machine(steps_per_sync=8)
     machine.submit(asked)
     while (plan := machine.scheduler.plan()).prefill:
         machine.execute(plan)
@@ -379,7 +384,7 @@ def test_no_more_steps_than_can_be_used(asked, steps):
 
 
 def test_a_prefix_is_computed_once():
-    machine = Machine(prefill=16)
+    machine = Machine(prefill_tokens=16)
     long = (IDS.bos_id, *IMAGE, *IMAGE, A, A, A)
     for seed in range(4):
         machine.submit(Request(prompt_ids=long, limits=Limits(max_new_tokens=4), seed=seed))
@@ -397,7 +402,7 @@ def test_an_answer_is_a_prefix_of_the_next_question():
     machine = Machine()
     first = machine.submit(image(prompt=1))
     machine.run()
-    prompt = (*first.main.ids, A)
+    prompt = (*first.conditional.ids, A)
     machine.submit(Request(prompt_ids=prompt, limits=Limits(max_new_tokens=2)))
     machine.run()
     assert machine.reused == 12  # of 13 ids
@@ -406,48 +411,49 @@ def test_an_answer_is_a_prefix_of_the_next_question():
 @pytest.mark.parametrize("max_images, n_ids", [(0, 1 + 4), (1, 1 + 4 * 3)])
 def test_pages_for_all_that_a_chunk_may_write(max_images, n_ids):
     """A step may write several codes, but only one piece of text."""
-    machine = Machine(steps=4, window=3)
-    job = machine.submit(request(budget=30, max_images=max_images))
+    machine = Machine(steps_per_sync=4, speculation_window=3)
+    scheduled = machine.submit(request(budget=30, max_images=max_images))
     machine.scheduler.plan()
-    assert len(job.pages) == machine.scheduler.pool.pages_for(n_ids)
+    assert len(scheduled.pages) == machine.scheduler.pool.pages_for(n_ids)
 
 
 # ── pressure ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_least_important_gives_its_memory():
-    machine = Machine(n_pages=9, steps=1, quantum=4)  # 8 pages; a text of 29 ids takes all of them
-    jobs = [machine.submit(text(LONG + i, budget=28), priority=(1, 0, 1)[i]) for i in range(3)]
+    # 8 pages; a text of 29 tokens takes all of them
+    machine = Machine(n_pages=9, steps_per_sync=1, quantum_steps=4)
+    requests = [machine.submit(text(LONG + i, budget=28), priority=(1, 0, 1)[i]) for i in range(3)]
     order = []
-    while machine.jobs:
+    while machine.requests:
         plan = machine.scheduler.plan()
         order += plan.preempted
         machine.execute(plan)
-    assert order[0] is jobs[1]  # lowest priority, although the third came later
-    assert jobs[0] not in order
+    assert order[0] is requests[1]  # lowest priority, although the third came later
+    assert requests[0] not in order
     assert machine.empty()
 
 
 def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
-    machine = Machine(max_slots=1, n_pages=9, steps=2)
+    machine = Machine(max_slots=1, n_pages=9, steps_per_sync=2)
     reader = machine.submit(text(LONG, budget=28), priority=5)
     for _ in range(4):
         machine.execute(machine.scheduler.plan())
     machine.scheduler.pause(reader, True)
-    assert reader.lanes == []
+    assert reader.slots == []
     assert reader.pages
     machine.submit(text(LONG + 1, budget=28))
     machine.run()
     assert machine.scheduler.idle
     assert machine.preempted
-    assert machine.jobs == [reader]
+    assert machine.requests == [reader]
     machine.scheduler.pause(reader, False)
     machine.run()
     assert machine.empty()
 
 
 def test_a_paused_job_gives_its_memory_before_one_that_waits():
-    machine = Machine(max_slots=1, n_pages=9, steps=2, quantum=2)
+    machine = Machine(max_slots=1, n_pages=9, steps_per_sync=2, quantum_steps=2)
     reader, late = machine.submit(text(LONG, budget=11)), machine.submit(text(LONG + 1, budget=11))
     while not late.pages:
         machine.execute(machine.scheduler.plan())
@@ -463,7 +469,7 @@ def test_a_paused_job_gives_its_memory_before_one_that_waits():
 
 
 def test_short_texts_among_long_images():
-    machine = Machine(max_slots=4, steps=4, quantum=8, n_pages=200)
+    machine = Machine(max_slots=4, steps_per_sync=4, quantum_steps=8, n_pages=200)
     for seed in range(6):
         machine.submit(image(seed, n=4, guide=1))
     for _ in range(8):
@@ -473,20 +479,20 @@ def test_short_texts_among_long_images():
     machine.run()
     # Two images run at a time, and the other four are ahead in the queue: two rounds of them, of
     # a quantum and some steps each, before the first text; then four texts share what they leave.
-    waits = [machine.finished_at[job.key] - asked for job in shorts]
+    waits = [machine.finished_at[scheduled.key] - asked for scheduled in shorts]
     assert max(waits) <= 6 * (8 + 4 + 2)
     assert max(waits) < max(machine.finished_at.values()) - asked
 
 
 def test_equals_take_turns():
-    machine = Machine(max_slots=1, steps=2, quantum=4)
-    jobs = [machine.submit(asked) for asked in texts(3, budget=30)]
+    machine = Machine(max_slots=1, steps_per_sync=2, quantum_steps=4)
+    requests = [machine.submit(asked) for asked in texts(3, budget=30)]
     lead, ran = 0, []
-    while machine.jobs:
+    while machine.requests:
         plan = machine.scheduler.plan()
-        ran += [job.key for job in plan.decode]
+        ran += [scheduled.key for scheduled in plan.decode]
         machine.execute(plan)
-        lengths = [len(job.main.ids) for job in jobs if job in machine.jobs]
+        lengths = [len(r.conditional.ids) for r in requests if r in machine.requests]
         lead = max(lead, max(lengths, default=0) - min(lengths, default=0))
     assert lead <= 4
     assert sum(a != b for a, b in pairwise(ran)) <= 3 * 8
@@ -494,31 +500,31 @@ def test_equals_take_turns():
 
 
 def test_a_higher_priority_goes_first_and_a_lower_one_finishes_after_it():
-    machine = Machine(max_slots=2, steps=2, quantum=64)
+    machine = Machine(max_slots=2, steps_per_sync=2, quantum_steps=64)
     low = [machine.submit(asked) for asked in texts(2, budget=20)]
     machine.execute(machine.scheduler.plan())
     high = [machine.submit(asked, priority=1) for asked in texts(6, budget=10)]
     machine.run()
-    last = max(machine.finished_at[job.key] for job in high)
-    assert all(machine.finished_at[job.key] > last for job in low)
+    last = max(machine.finished_at[scheduled.key] for scheduled in high)
+    assert all(machine.finished_at[scheduled.key] > last for scheduled in low)
     assert last <= 2 + 3 * 10
 
 
 def test_a_wide_job_is_not_passed_over():
-    machine = Machine(max_slots=3, steps=1, quantum=4, n_pages=200)
+    machine = Machine(max_slots=3, steps_per_sync=1, quantum_steps=4, n_pages=200)
     machine.submit(texts(1, budget=30)[0])
     machine.execute(machine.scheduler.plan())
     wide = machine.submit(image(prompt=2, guide=2))
     for asked in (*texts(1, budget=2), *texts(30, budget=3)):
         machine.submit(asked)
-    while not wide.lanes:
+    while not wide.slots:
         machine.execute(machine.scheduler.plan())
         assert machine.clock <= 8
     machine.run()
 
 
 def test_a_job_that_lacks_memory_is_not_passed_over():
-    machine = Machine(max_slots=3, n_pages=11, steps=1)
+    machine = Machine(max_slots=3, n_pages=11, steps_per_sync=1)
     for asked in (*texts(1, budget=4), *texts(1, budget=7)):
         machine.submit(asked)
     machine.execute(machine.scheduler.plan())
@@ -527,14 +533,14 @@ def test_a_job_that_lacks_memory_is_not_passed_over():
     )
     for asked in (*texts(1, budget=5), *texts(30, budget=6)):
         machine.submit(asked)
-    while not long.lanes:
+    while not long.slots:
         machine.execute(machine.scheduler.plan())
         assert machine.clock <= 8
     machine.run()
 
 
 def test_what_begins_takes_no_memory_of_its_equals():
-    machine = Machine(max_slots=4, n_pages=15, steps=2, quantum=6)
+    machine = Machine(max_slots=4, n_pages=15, steps_per_sync=2, quantum_steps=6)
     for asked in texts(6, budget=35):
         machine.submit(asked)
     machine.run()
@@ -547,19 +553,19 @@ def test_what_begins_takes_no_memory_of_its_equals():
 @pytest.mark.parametrize(
     "asked, options, sentence",
     [
-        (text(budget=9), {"n_pages": 3}, "hold 12 ids in the cache, which has room for 8"),
+        (text(budget=9), {"n_pages": 3}, "may need 12 tokens of cache, which holds 8"),
         (
             Request(prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=36)),
             {},
-            "The prompt has 5 ids and the answer may have 36, more than the model's context of 40",
+            "The prompt has 5 tokens and the completion may have 36, more than the model's context",
         ),
         (
             image(prompt=2, guide=2),
             {"max_slots": 2},
-            "take 3 rows of a pass, but the engine has 2",
+            "take 3 slots, but the engine has 2",
         ),
-        (image(guide=1), {"n_pages": 5}, "hold 20 ids in the cache, which has room for 16"),
-        (Request(prompt_ids=(), limits=Limits(max_new_tokens=3)), {}, "The prompt has no ids"),
+        (image(guide=1), {"n_pages": 5}, "may need 20 tokens of cache, which holds 16"),
+        (Request(prompt_ids=(), limits=Limits(max_new_tokens=3)), {}, "The prompt has no tokens"),
         (image(n=1, budget=3), {}, "token budget is 3, but 8 are needed"),
     ],
 )
@@ -579,10 +585,10 @@ def test_too_many_waiting():
     machine = Machine(max_slots=2, max_waiting=3)
     for asked in texts(5, budget=30):
         machine.submit(asked)
-    with pytest.raises(RequestError, match="max_waiting allows, "):
+    with pytest.raises(QueueFullError, match="3 requests wait already"):
         machine.submit(text(5))
     machine.execute(machine.scheduler.plan())
-    with pytest.raises(RequestError, match="max_waiting allows, "):
+    with pytest.raises(QueueFullError, match="3 requests wait already"):
         machine.submit(text(5))
     machine.run()
     machine.submit(text(6))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pardalis.errors import GrammarError, RequestError
+from pardalis.errors import GrammarError, QueueFullError, RequestError
 from pardalis.inference import (
     Contrastive,
     EngineConfig,
@@ -21,7 +21,7 @@ from pardalis.inference import (
 )
 from pardalis.inference.batches import BatchBuilder
 from pardalis.inference.scheduler import Scheduler
-from pardalis.inference.steps import Lanes
+from pardalis.inference.steps import SlotStates
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import Limits, Vocabulary
 
@@ -80,14 +80,18 @@ def expected(requests, model, grammar) -> list[list[int]]:
     "config",
     [
         EngineConfig(),
-        EngineConfig(steps=1, max_slots=3, page_size=1),
-        EngineConfig(steps=3, max_slots=64, page_size=5, prefill=4),
-        EngineConfig(steps=32, max_slots=5, page_size=2, quantum=2),
-        EngineConfig(cache_tokens=100, page_size=4, max_slots=12, quantum=5, window=1),
-        EngineConfig(window=3, max_slots=2, page_size=2),
-        EngineConfig(window=9, max_slots=1, steps=2),
+        EngineConfig(steps_per_sync=1, max_slots=3, page_size=1),
+        EngineConfig(steps_per_sync=3, max_slots=64, page_size=5, prefill_tokens=4),
+        EngineConfig(steps_per_sync=32, max_slots=5, page_size=2, quantum_steps=2),
+        EngineConfig(
+            cache_tokens=100, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
+        ),
+        EngineConfig(speculation_window=3, max_slots=2, page_size=2),
+        EngineConfig(speculation_window=9, max_slots=1, steps_per_sync=2),
         EngineConfig(overlap=True, max_slots=7),
-        EngineConfig(overlap=True, max_slots=4, window=3, steps=2, page_size=3),
+        EngineConfig(
+            overlap=True, max_slots=4, speculation_window=3, steps_per_sync=2, page_size=3
+        ),
     ],
     ids=[
         "default",
@@ -125,7 +129,9 @@ def test_guesses_settle_codes(guide, model, grammar):
     ]
     counts = []
     for window in (1, 4):
-        loop = TokenLoop(model, grammar, EngineConfig(window=window, steps=1, max_slots=3))
+        loop = TokenLoop(
+            model, grammar, EngineConfig(speculation_window=window, steps_per_sync=1, max_slots=3)
+        )
         for request in asked:
             key, written = loop.submit(request), []
             while key in loop.keys:
@@ -140,7 +146,9 @@ def test_guesses_settle_codes(guide, model, grammar):
 
 def test_little_memory_was_little(requests, model, grammar):
     """The case above preempts, so it shows that preemption loses nothing."""
-    config = EngineConfig(cache_tokens=100, page_size=4, max_slots=12, quantum=5, window=1)
+    config = EngineConfig(
+        cache_tokens=100, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
+    )
     loop = TokenLoop(model, grammar, config)
     for request in requests:
         loop.submit(request)
@@ -154,7 +162,9 @@ def test_little_memory_was_little(requests, model, grammar):
 def test_any_company_any_order(requests, expected, model, grammar):
     """Requests come at random while others run; some of those are given up half-way."""
     draw = random.Random(1)
-    loop = TokenLoop(model, grammar, EngineConfig(max_slots=6, steps=2, page_size=3, quantum=6))
+    loop = TokenLoop(
+        model, grammar, EngineConfig(max_slots=6, steps_per_sync=2, page_size=3, quantum_steps=6)
+    )
     numbers = draw.sample(range(len(requests)), 36)
     answers: dict[int, list[int]] = {}
     number_of: dict[int, int] = {}
@@ -230,32 +240,34 @@ class NoReads(TorchDispatchMode):
 @pytest.mark.parametrize("window", [1, 3])
 def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
     """Between two looks of the host at what was written, no number leaves the device."""
-    loop = TokenLoop(model, grammar, EngineConfig(max_slots=8, steps=4, window=window))
+    loop = TokenLoop(
+        model, grammar, EngineConfig(max_slots=8, steps_per_sync=4, speculation_window=window)
+    )
     ran = []
 
     def watched(name: str) -> None:
-        real = getattr(loop.steps, name)
+        real = getattr(loop.runner, name)
 
         def run(*arguments):
             ran.append(name)
             with NoReads():
                 return real(*arguments)
 
-        monkeypatch.setattr(loop.steps, name, run)
+        monkeypatch.setattr(loop.runner, name, run)
 
-    watched("run")
-    watched("read")
+    watched("decode")
+    watched("prefill")
     for request in requests[::3]:
         loop.submit(request)
     while not loop.idle:
         loop.step()
-    assert set(ran) == {"run", "read"}
+    assert set(ran) == {"decode", "prefill"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_steps_do_not_wait_for_a_gpu(requests, expected, model, grammar, monkeypatch):
     loop = TokenLoop(copy.deepcopy(model).cuda(), grammar, EngineConfig(max_slots=8))
-    real = loop.steps.run
+    real = loop.runner.decode
 
     def run(*arguments):
         torch.cuda.set_sync_debug_mode("error")
@@ -264,7 +276,7 @@ def test_steps_do_not_wait_for_a_gpu(requests, expected, model, grammar, monkeyp
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(loop.steps, "run", run)
+    monkeypatch.setattr(loop.runner, "decode", run)
     keys = {loop.submit(request): [] for request in requests}
     while not loop.idle:
         for progress in loop.step():
@@ -319,7 +331,7 @@ def test_reasons(model, grammar):
 
 
 def test_paused_requests_wait_and_lose_nothing(requests, expected, model, grammar):
-    loop = TokenLoop(model, grammar, EngineConfig(max_slots=4, steps=2))
+    loop = TokenLoop(model, grammar, EngineConfig(max_slots=4, steps_per_sync=2))
     number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
     key = loop.submit(requests[number])
     written: list[int] = []
@@ -355,7 +367,7 @@ def test_refuses_what_cannot_be(model, grammar):
     with pytest.raises(GrammarError):
         loop.submit(Request(prompt_ids=(IDS.eos_id,), limits=Limits(max_new_tokens=4)))
     loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=4)))
-    with pytest.raises(RequestError, match="requests wait already as max_waiting allows, 0"):
+    with pytest.raises(QueueFullError, match="0 requests wait already"):
         loop.submit(Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=4)))
 
 
@@ -376,10 +388,10 @@ def test_refuses_numbers_that_no_tensor_holds(values):
 
 def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected, monkeypatch):
     """With steps in flight, a failure to begin the next ones is told, and one may go on."""
-    loop = TokenLoop(model, grammar, EngineConfig(overlap=True, steps=2))
+    loop = TokenLoop(model, grammar, EngineConfig(overlap=True, steps_per_sync=2))
     number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
     loop.submit(requests[number])
-    real, calls, written = loop.steps.run, [], []
+    real, calls, written = loop.runner.decode, [], []
 
     def run(*arguments):
         calls.append(1)
@@ -387,7 +399,7 @@ def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected
             raise MemoryError
         return real(*arguments)
 
-    monkeypatch.setattr(loop.steps, "run", run)
+    monkeypatch.setattr(loop.runner, "decode", run)
     failed = 0
     while not loop.idle:
         try:
@@ -405,7 +417,7 @@ def test_paused_requests_take_no_place_of_those_that_wait(model, grammar):
         loop.pause(loop.submit(request), True)
     loop.submit(request)
     loop.submit(request)
-    with pytest.raises(RequestError, match="max_waiting"):
+    with pytest.raises(QueueFullError, match="max_waiting"):
         loop.submit(request)
 
 
@@ -413,8 +425,10 @@ def test_first_guesses_stand_at_the_next_places(grammar):
     """Codes 0 1 | 2 3 of an image of two rows: the third is guessed as the first."""
     scheduler = Scheduler(EngineConfig(), 50, grammar, 48)
     ids = (IDS.bos_id, IDS.begin_image_id, *CODES[:2])
-    job = scheduler.submit(Request(prompt_ids=ids, limits=Limits(max_new_tokens=20)))
-    window = BatchBuilder(grammar, Lanes(4, torch.device("cpu")))._first_guesses([job], 3)
+    scheduled = scheduler.submit(Request(prompt_ids=ids, limits=Limits(max_new_tokens=20)))
+    window = BatchBuilder(grammar, SlotStates(4, torch.device("cpu")))._first_guesses(
+        [scheduled], 3
+    )
     assert window.guesses.tolist() == [CODES[:2]]
 
 

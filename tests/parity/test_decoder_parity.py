@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pardalis.inference import Request, SamplingConfig, generate_ids, generate_reference
-from pardalis.inference.cache import PagedCache, Row, Rows
+from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
 from pardalis.interop.names import rename
 from pardalis.model import (
     Decoder,
@@ -271,7 +271,7 @@ def test_step_by_step_with_caches(case, compare):
     their_cache = DynamicCache(config=theirs.config)
     ends = [9, *range(10, 20), 24]
     for start, end in zip([0, *ends], ends, strict=False):
-        rows = Rows(cache, [Row(of_row, end - start, end) for of_row in pages])
+        rows = PassLayout(cache, [SequencePart(of_row, end - start, end) for of_row in pages])
         columns = torch.arange(start, end).repeat(2)
         layers = rows.place(columns)
         both = ours(ids[:, start:end].reshape(1, -1), columns[None], cache=layers)

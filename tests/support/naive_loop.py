@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from pardalis.errors import RequestError
+from pardalis.errors import QueueFullError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.reference import generate_reference
 from pardalis.inference.request import Request
@@ -30,7 +30,9 @@ class NaiveLoop:
 
     def submit(self, request: Request, priority: int = 0) -> int:
         if len(self.open) >= self.config.max_slots + self.config.max_waiting:
-            raise RequestError(f"{self.config.max_waiting} requests wait already; try again later.")
+            raise QueueFullError(
+                f"{self.config.max_waiting} requests wait already; try again later."
+            )
         ids = generate_reference(self.model, self.grammar, request)
         self.n_submitted += 1
         self.open[self.n_submitted] = _Written(deque(ids), self._reason(request, ids))

@@ -132,7 +132,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="ids whose keys and values fit in memory (default: N rows as long as the context)",
     )  # fmt: skip
     parser.add_argument(
-        "--window", type=int, metavar="N",
+        "--speculation-window", type=int, metavar="N",
         help="codes guessed ahead in an image, 1 for none (default: where it pays)",
     )  # fmt: skip
     parser.add_argument(
@@ -195,7 +195,7 @@ def _answer_file(options: argparse.Namespace) -> None:
     require_folder(options.out)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     # Nobody waits for one prompt of a file before another, so none gives its row to the next.
-    config = EngineConfig(quantum=bundle.model.config.context)
+    config = EngineConfig(quantum_steps=bundle.model.config.context)
     with Engine(bundle, _configured(config, options)) as engine:
         work = PromptFile(engine, options.prompts, options.out, _asked(options))
         work.settle(options.bundle)
@@ -230,7 +230,12 @@ def _configured(config: "EngineConfig", options: argparse.Namespace) -> "EngineC
         config = replace(config, max_slots=options.max_slots, cache_tokens=None)
     if options.cache_tokens is not None:
         config = replace(config, cache_tokens=options.cache_tokens)
-    return replace(config, window=options.window, compiled=options.compile, weights=options.weights)
+    return replace(
+        config,
+        speculation_window=options.speculation_window,
+        compile=options.compile,
+        weights=options.weights,
+    )
 
 
 def _print_stream(writing: "Completion") -> None:

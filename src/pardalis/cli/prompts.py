@@ -361,7 +361,7 @@ class PromptFile:
                 advance(tokens_per_s=summary.tokens_per_second, failed=summary.failed)
         write_records((records[index] for index in sorted(records)), path)
         statistics = self.engine.statistics
-        summary.peak_rows = statistics.peak_rows
+        summary.peak_rows = statistics.peak_sequences
         summary.tokens_per_step = summary.tokens / max(statistics.passes, 1)
         summary.reused_tokens = statistics.reused_tokens
         return summary

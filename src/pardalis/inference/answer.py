@@ -123,5 +123,5 @@ def fitting(requests: Sequence[Request]) -> EngineConfig:
     return EngineConfig(
         max_slots=max_slots,
         cache_tokens=sum(pages) * default.page_size,
-        quantum=max(whole),  # whoever waits for all gains nothing when one gives way
+        quantum_steps=max(whole),  # whoever waits for all gains nothing when one gives way
     )

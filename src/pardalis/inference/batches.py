@@ -1,155 +1,165 @@
-"""From jobs to batches: what the device is told about the rows that decode together."""
+"""From scheduled requests to the tensors of a batch."""
 
+from dataclasses import asdict
 from math import isqrt
 
 import torch
 
-from pardalis.inference.automaton import NO_LIMIT, RowLimits
-from pardalis.inference.guidance import Guide, largest_k
-from pardalis.inference.sampling import Choice, Needs
+from pardalis.inference.automaton import NO_LIMIT, SlotLimits
+from pardalis.inference.guidance import GuidanceTensors, largest_k
+from pardalis.inference.sampling import SamplerNeeds, SamplingTensors
 from pardalis.inference.scheduler import ScheduledRequest, TokenSequence
-from pardalis.inference.steps import DecodeBatch, Group, Kind, Lanes, Links, SpeculationWindow
+from pardalis.inference.steps import (
+    DecodeBatch,
+    GuidanceBranches,
+    HeadGroup,
+    HeadSlice,
+    SlotStates,
+    SpeculationWindow,
+)
 from pardalis.tokens import Grammar, Phase, Rule
 
 
 class BatchBuilder:
-    """Puts batches together, and keeps the last one while its rows stay the same."""
+    """Builds batches, and reuses the last one while its sequences stay the same."""
 
-    def __init__(self, grammar: Grammar, lanes: Lanes) -> None:
-        self.grammar, self.lanes = grammar, lanes
-        self.device = lanes.states.device
-        self._in_lane: dict[int, TokenSequence] = {}  # whose state each lane holds
-        self._last: tuple[object, DecodeBatch | None] = (
-            None,
-            None,
-        )  # what it was made of, and the batch
+    def __init__(self, grammar: Grammar, slots: SlotStates) -> None:
+        self.grammar, self.slots = grammar, slots
+        self.device = slots.states.device
+        self._in_slot: dict[int, TokenSequence] = {}  # the sequence whose state each slot holds
+        self._last: tuple[object, DecodeBatch] | None = None  # the inputs and the batch
 
-    def ordered(self, jobs: list[ScheduledRequest], n_ids: int) -> list[ScheduledRequest]:
-        """Return jobs so that those that write the same kind of ids stand side by side."""
-        return sorted(jobs, key=lambda job: (kind_of(job, n_ids), job.key))
+    def order(self, requests: list[ScheduledRequest], n_tokens: int) -> list[ScheduledRequest]:
+        """Return requests so that those that use the same slice of the head are adjacent."""
+        return sorted(requests, key=lambda r: (head_slice_of(r, n_tokens), r.key))
 
-    def of(self, jobs: list[ScheduledRequest], n_ids: int, window: int) -> DecodeBatch:
-        """Return the rows that decode as a batch, the former one if it was made of the same."""
-        kinds = [Kind.CODES if window > 1 else kind_of(job, n_ids) for job in jobs]
-        inside = window > 1 or all(job.state.codes_left >= n_ids for job in jobs)
-        streams = main_then_linked(jobs)
-        lanes = [stream.lane for stream in streams]
-        made_of = (streams, lanes, kinds, [job.state.images for job in jobs], window, inside)
-        if self._last[0] == made_of and self._last[1] is not None:
+    def build(self, requests: list[ScheduledRequest], n_tokens: int, window: int) -> DecodeBatch:
+        """Return the batch in which ordered requests generate up to n tokens each.
+
+        Args:
+            window: speculation window; above 1 every request stays inside an image.
+        """
+        speculates = window > 1
+        slices = [HeadSlice.IMAGE if speculates else head_slice_of(r, n_tokens) for r in requests]
+        inside_images = speculates or all(r.state.codes_left >= n_tokens for r in requests)
+        sequences = in_batch_order(requests)
+        slots = [sequence.slot for sequence in sequences]
+        images = [r.state.images for r in requests]
+        inputs = (sequences, slots, slices, images, window, inside_images)
+        if self._last is not None and self._last[0] == inputs:
             return self._last[1]
-        for job in jobs:
-            for stream in job.streams:
-                self._enter_lane(job, stream)
+        for scheduled in requests:
+            for sequence in scheduled.sequences:
+                self._write_slot(scheduled, sequence)
         groups = []
-        for kind in Kind:
-            if n := kinds.count(kind):
-                first = kinds.index(kind)
-                rows = slice(first, first + n)
-                groups.append(self._group(kind, rows, jobs[rows]))
+        for head_slice in HeadSlice:
+            if n := slices.count(head_slice):
+                first = slices.index(head_slice)
+                span = slice(first, first + n)
+                groups.append(self._group(head_slice, span, requests[span]))
         batch = DecodeBatch(
-            torch.tensor(lanes, device=self.device),
-            self._limits(jobs),
+            self._tensor(slots),
+            self._limits(requests),
             groups,
-            inside,
-            self._links(jobs),
-            self._first_guesses(jobs, window) if window > 1 else None,
+            inside_images,
+            self._branches(requests),
+            self._first_guesses(requests, window) if speculates else None,
         )
-        self._last = made_of, batch
+        self._last = inputs, batch
         return batch
 
-    def _first_guesses(self, jobs: list[ScheduledRequest], window: int) -> SpeculationWindow:
-        """Begin to guess: every code is as the one above it, or as the last one."""
+    def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def _first_guesses(self, requests: list[ScheduledRequest], window: int) -> SpeculationWindow:
+        """Start speculation: each code is guessed as the one above it in the image."""
         n_codes, first_code = self.grammar.codes_per_image, self.grammar.vocabulary.image.start
         width = isqrt(n_codes)
-        lines, guesses = [], []
-        for job in jobs:
-            done = n_codes - job.state.codes_left
-            line = job.main.ids[len(job.main.ids) - done :] if done else []
+        codes, guesses = [], []
+        for scheduled in requests:
+            ids, done = scheduled.conditional.ids, n_codes - scheduled.state.codes_left
+            image = ids[len(ids) - done :] if done else []
             for place in range(done, n_codes + window):
-                line.append(line[place - width] if place >= width else first_code)
-            lines.append(line)
-            guesses.append(line[done : done + window - 1])
-        device = self.device
-        return SpeculationWindow(
-            width, torch.tensor(lines, device=device), torch.tensor(guesses, device=device)
-        )
+                image.append(image[place - width] if place >= width else first_code)
+            codes.append(image)
+            guesses.append(image[done : done + window - 1])
+        return SpeculationWindow(width, self._tensor(codes), self._tensor(guesses))
 
-    def _enter_lane(self, job: ScheduledRequest, stream: TokenSequence) -> None:
-        if self._in_lane.get(stream.lane) is stream:
+    def _write_slot(self, scheduled: ScheduledRequest, sequence: TokenSequence) -> None:
+        if self._in_slot.get(sequence.slot) is sequence:
             return
-        # A lane that the stream had before holds what is out of date.
-        self._in_lane = {lane: s for lane, s in self._in_lane.items() if s is not stream}
-        self._in_lane[stream.lane] = stream
-        state = job.state
-        self.lanes.write(
-            stream.lane,
-            {
-                "phase": state.phase,
-                "codes_left": state.codes_left,
-                "images": state.images,
-                "turns": state.turns,
-                "budget": state.budget or 0,
-                "last": stream.ids[-1],
-                "column": len(stream.ids) - 1,
-            },
+        # The state in a slot that the sequence had before is out of date.
+        self._in_slot = {slot: s for slot, s in self._in_slot.items() if s is not sequence}
+        self._in_slot[sequence.slot] = sequence
+        last, position = sequence.ids[-1], len(sequence.ids) - 1
+        state = asdict(scheduled.state) | {"last": last, "position": position}
+        self.slots.write(sequence.slot, state)
+
+    def _limits(self, requests: list[ScheduledRequest]) -> SlotLimits:
+        limits = [r.request.limits for r in requests]
+        max_images = [NO_LIMIT if x.max_images is None else x.max_images for x in limits]
+        return SlotLimits(
+            text=self._tensor([int(x.text) for x in limits]),
+            max_images=self._tensor(max_images),
+            one_turn=self._tensor([int(x.one_turn) for x in limits]),
+            guided=self._tensor([int(r.guided) for r in requests]),
+            branched_image=self._tensor(
+                [r.state.images if r.guidance_sequences else -1 for r in requests]
+            ),
         )
 
-    def _limits(self, jobs: list[ScheduledRequest]) -> RowLimits:
-        def column(values: list[int]) -> torch.Tensor:
-            return torch.tensor(values, device=self.device)
-
-        limits = [job.request.limits for job in jobs]
-        most = [NO_LIMIT if x.max_images is None else x.max_images for x in limits]
-        return RowLimits(
-            text=column([int(x.text) for x in limits]),
-            max_images=column(most),
-            one_turn=column([int(x.one_turn) for x in limits]),
-            guided=column([int(job.guided) for job in jobs]),
-            attached=column([job.state.images if job.linked else -1 for job in jobs]),
+    def _group(
+        self, head_slice: HeadSlice, span: slice, requests: list[ScheduledRequest]
+    ) -> HeadGroup:
+        seeds = [r.request.seed for r in requests]
+        text = [r.request.text for r in requests]
+        image = [r.request.image for r in requests]
+        used = {
+            HeadSlice.TEXT: text,
+            HeadSlice.IMAGE: image,
+            HeadSlice.ALL: [*text, *image],
+        }[head_slice]
+        return HeadGroup(
+            head_slice,
+            span,
+            SamplingTensors.of(text, seeds, self.device),
+            SamplingTensors.of(image, seeds, self.device),
+            SamplerNeeds.of(used),
         )
 
-    def _group(self, kind: Kind, rows: slice, jobs: list[ScheduledRequest]) -> Group:
-        seeds = [job.request.seed for job in jobs]
-        text = [job.request.text for job in jobs]
-        image = [job.request.image for job in jobs]
-        used = {Kind.TEXT: text, Kind.CODES: image, Kind.ANY: [*text, *image]}[kind]
-        return Group(
-            kind,
-            rows,
-            Choice.of(text, seeds, self.device),
-            Choice.of(image, seeds, self.device),
-            Needs.of(used),
-        )
-
-    def _links(self, jobs: list[ScheduledRequest]) -> Links | None:
-        """Return which linked rows belong to which main row, None if there are no linked rows."""
-        leader: list[int] = []
-        alone, images = [], []
-        for number, job in enumerate(jobs):
-            alone.append(len(leader) if job.linked else 0)
-            images.append(len(leader) + len(job.linked) - 1 if job.linked else 0)
-            leader += [number] * len(job.linked)
-        if not leader:
+    def _branches(self, requests: list[ScheduledRequest]) -> GuidanceBranches | None:
+        """Return which guidance sequences belong to which request, None if there are none."""
+        conditional: list[int] = []
+        unconditional, image_conditional = [], []
+        for number, scheduled in enumerate(requests):
+            first, n = len(conditional), len(scheduled.guidance_sequences)
+            unconditional.append(first if n else 0)
+            image_conditional.append(first + n - 1 if n else 0)
+            conditional += [number] * n
+        if not conditional:
             return None
-        guides = [job.request.guidance if job.linked else None for job in jobs]
-        return Links(
-            torch.tensor(leader, device=self.device),
-            torch.tensor(alone, device=self.device),
-            torch.tensor(images, device=self.device) if images != alone else None,
-            Guide.of(guides, self.device),
-            largest_k(guides),
+        guidance = [r.request.guidance if r.guidance_sequences else None for r in requests]
+        same = image_conditional == unconditional
+        return GuidanceBranches(
+            self._tensor(conditional),
+            self._tensor(unconditional),
+            None if same else self._tensor(image_conditional),
+            GuidanceTensors.of(guidance, self.device),
+            largest_k(guidance),
         )
 
 
-def kind_of(job: ScheduledRequest, n_ids: int) -> Kind:
-    """Return what a job's row may come to write among its next ids."""
-    ends = job.state.codes_left + 1 if job.state.phase is Phase.IMAGE else 0
-    if ends >= n_ids or not job.request.limits.text:
-        return Kind.CODES
-    if job.rule is Rule.TEXT or job.rule is Rule.EOS:
-        return Kind.TEXT  # a row that may not open an image now never may
-    return Kind.ANY
+def head_slice_of(scheduled: ScheduledRequest, n_tokens: int) -> HeadSlice:
+    """Return the slice of the head that covers a request's next n tokens."""
+    state = scheduled.state
+    until_end = state.codes_left + 1 if state.phase is Phase.IMAGE else 0
+    if until_end >= n_tokens or not scheduled.request.limits.text:
+        return HeadSlice.IMAGE
+    if scheduled.rule is Rule.TEXT or scheduled.rule is Rule.EOS:
+        return HeadSlice.TEXT  # once no image may be opened, none ever may
+    return HeadSlice.ALL
 
 
-def main_then_linked(jobs: list[ScheduledRequest]) -> list[TokenSequence]:
-    return [job.main for job in jobs] + [stream for job in jobs for stream in job.linked]
+def in_batch_order(requests: list[ScheduledRequest]) -> list[TokenSequence]:
+    """Return the conditional sequences, then the guidance sequences."""
+    return [r.conditional for r in requests] + [s for r in requests for s in r.guidance_sequences]

@@ -1,7 +1,8 @@
-"""Keys and values in pages on the device, and attention over them.
+"""Paged keys and values on the device, and attention over them.
 
-Which page belongs to whom is book-keeping of the host (:mod:`pardalis.inference.pages`). Here a
-page is a run of slots in one buffer per layer, and a row of a pass is a list of pages.
+An entry holds the key and the value of one token. A page is a run of consecutive entries in one
+buffer per layer. The host decides which sequence holds which pages
+(:mod:`pardalis.inference.pages`).
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from pardalis.model import ModelConfig
 
 
 class PagedCache:
-    """Room for the keys and values of ``n_pages`` pages, in every layer.
+    """Buffers for the keys and values of ``n_pages`` pages in every layer.
 
-    Page 0 belongs to nobody: what has no place is written there.
+    No sequence holds page 0. Tokens without a page are written there.
     """
 
     def __init__(
@@ -36,67 +37,67 @@ class PagedCache:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A stream's part of a pass."""
+class SequencePart:
+    """The tokens of one sequence that a pass reads."""
 
     pages: Sequence[int]
-    n_ids: int  # that the pass reads of it
-    extent: int  # columns that the pass may reach: no query stands at or beyond this
+    n_tokens: int
+    extent: int  # upper bound of the positions in the pass, exclusive
 
 
-class Rows:
-    """The rows of one pass, or of passes that follow one another and differ in columns only.
+class PassLayout:
+    """The sequences of one pass, or of successive passes that differ in positions only.
 
-    The ids of all rows stand one after another in a single sequence. Before each pass
-    :meth:`place` says at which column of its own row each of them stands.
+    The tokens of all parts are concatenated into a single sequence. Before each pass :meth:`place`
+    sets the position of every token in its own sequence.
     """
 
-    def __init__(self, cache: PagedCache, rows: Sequence[Row]) -> None:
-        self.cache, self.rows = cache, rows
-        n_columns = max(row.extent for row in rows)
-        table = np.zeros((len(rows), n_columns), dtype=np.int64)
-        for line, row in zip(table, rows, strict=True):
-            slots = _slots(row.pages, cache.page_size)[:n_columns]
-            line[: len(slots)] = slots
-        self.table = torch.from_numpy(table).to(cache.device)
-        widths = torch.tensor([row.n_ids for row in rows])
-        self.row_of = torch.arange(len(rows)).repeat_interleave(widths).to(cache.device)
+    def __init__(self, cache: PagedCache, parts: Sequence[SequencePart]) -> None:
+        self.cache, self.parts = cache, parts
+        n_positions = max(part.extent for part in parts)
+        table = np.zeros((len(parts), n_positions), dtype=np.int64)
+        for entries_of_part, part in zip(table, parts, strict=True):
+            entries = _entries(part.pages, cache.page_size)[:n_positions]
+            entries_of_part[: len(entries)] = entries
+        self.table = torch.from_numpy(table).to(cache.device)  # entry of each position
+        widths = torch.tensor([part.n_tokens for part in parts])
+        self.part_of_token = torch.arange(len(parts)).repeat_interleave(widths).to(cache.device)
         ends = widths.cumsum(0).tolist()
-        self.spans = [slice(end - row.n_ids, end) for end, row in zip(ends, rows, strict=True)]
-        self.every_column = torch.arange(n_columns, device=cache.device)
+        self.spans = [slice(end - p.n_tokens, end) for end, p in zip(ends, parts, strict=True)]
+        self.key_positions = torch.arange(n_positions, device=cache.device)
         self.layers = [
-            _LayerRows(self, keys, values)
+            _SlicedLayer(self, keys, values)
             for keys, values in zip(cache.keys, cache.values, strict=True)
         ]
 
-    def place(self, columns: Int[Tensor, " T"]) -> "list[_LayerRows]":
-        """Set where each id stands; return the layers, with which the model is called."""
-        self.written = self.table[self.row_of, columns]
-        hidden = self.every_column > columns[:, None]
-        self.bias = self.cache.keys[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+    def place(self, positions: Int[Tensor, " T"]) -> "list[_SlicedLayer]":
+        """Set the position of each token; return the layers to call the model with."""
+        self.written = self.table[self.part_of_token, positions]
+        masked = self.key_positions > positions[:, None]
+        self.bias = self.cache.keys[0].new_zeros(masked.shape).masked_fill_(masked, -torch.inf)
         return self.layers
 
-    def columns_of(
-        self, buffer: Float[Tensor, "slots K H"], number: int
+    def entries_of(
+        self, buffer: Float[Tensor, "entries K H"], number: int
     ) -> Float[Tensor, "1 K S H"]:
-        """Return a row's part of a buffer: a view where its pages follow one another."""
-        row = self.rows[number]
+        """Return the entries of one sequence: a view if its pages are consecutive, else a copy."""
+        part = self.parts[number]
         size = self.cache.page_size
-        n_slots = min(row.extent, len(row.pages) * size)
-        if all(b - a == 1 for a, b in zip(row.pages, row.pages[1:], strict=False)):
-            part = buffer.narrow(0, row.pages[0] * size, n_slots)
+        n_entries = min(part.extent, len(part.pages) * size)
+        if all(b - a == 1 for a, b in zip(part.pages, part.pages[1:], strict=False)):
+            entries = buffer.narrow(0, part.pages[0] * size, n_entries)
         else:
-            part = buffer.index_select(0, self.table[number, :n_slots])
-        return part.transpose(0, 1).unsqueeze(0)
+            entries = buffer.index_select(0, self.table[number, :n_entries])
+        return entries.transpose(0, 1).unsqueeze(0)
 
 
-class _LayerRows:
-    """One layer of the cache, for some rows; satisfies :class:`pardalis.model.LayerCache`."""
+@dataclass(eq=False)
+class _SlicedLayer:
+    """One layer of the cache, sequence by sequence; a :class:`pardalis.model.LayerCache`."""
 
-    def __init__(
-        self, rows: Rows, keys: Float[Tensor, "slots K H"], values: Float[Tensor, "slots K H"]
-    ) -> None:
-        self.rows, self.keys, self.values = rows, keys, values
+    layout: PassLayout
+    keys: Float[Tensor, "entries K H"]
+    values: Float[Tensor, "entries K H"]
 
     def attend(
         self,
@@ -104,20 +105,20 @@ class _LayerRows:
         k: Float[Tensor, "1 T K H"],
         v: Float[Tensor, "1 T K H"],
     ) -> Float[Tensor, "1 T N H"]:
-        rows = self.rows
-        self.keys.index_copy_(0, rows.written, k[0])
-        self.values.index_copy_(0, rows.written, v[0])
+        layout = self.layout
+        self.keys.index_copy_(0, layout.written, k[0])
+        self.values.index_copy_(0, layout.written, v[0])
         queries = q.transpose(1, 2)
         grouped = q.shape[2] != k.shape[2]
         attended = []
-        for number, span in enumerate(rows.spans):
-            keys = rows.columns_of(self.keys, number)
+        for number, span in enumerate(layout.spans):
+            keys = layout.entries_of(self.keys, number)
             attended.append(
                 F.scaled_dot_product_attention(
                     queries[:, :, span],
                     keys,
-                    rows.columns_of(self.values, number),
-                    attn_mask=rows.bias[span, : keys.shape[2]],
+                    layout.entries_of(self.values, number),
+                    attn_mask=layout.bias[span, : keys.shape[2]],
                     enable_gqa=grouped,
                 )
             )
@@ -125,23 +126,19 @@ class _LayerRows:
         return together.transpose(1, 2)
 
 
-class _LayerTable:
-    """One layer of the cache, for rows that a table places; made to be compiled.
+@dataclass(eq=False)
+class _GatheredLayer:
+    """One layer of the cache, gathered by a table; a :class:`pardalis.model.LayerCache`.
 
-    A compiler turns products and sums over gathered columns into loops without copies. It satisfies
-    :class:`pardalis.model.LayerCache`.
+    It is made to be compiled: a compiler fuses the gather with the products and sums, without
+    copies.
     """
 
-    def __init__(
-        self,
-        keys: Float[Tensor, "slots K H"],
-        values: Float[Tensor, "slots K H"],
-        table: Int[Tensor, "R C"],
-        written: Int[Tensor, " T"],
-        unseen: Bool[Tensor, "R W C"],
-    ) -> None:
-        self.keys, self.values, self.table = keys, values, table
-        self.written, self.unseen = written, unseen
+    keys: Float[Tensor, "entries K H"]
+    values: Float[Tensor, "entries K H"]
+    table: Int[Tensor, "B S"]
+    written: Int[Tensor, " T"]
+    masked: Bool[Tensor, "B W S"]
 
     def attend(
         self,
@@ -152,31 +149,33 @@ class _LayerTable:
         self.keys.index_copy_(0, self.written, k[0])
         self.values.index_copy_(0, self.written, v[0])
         keys, values = self.keys[self.table], self.values[self.table]
-        n_rows, window, _ = self.unseen.shape
+        n_sequences, window, _ = self.masked.shape
         _, _, n_heads, d_head = q.shape
         n_kv_heads = keys.shape[2]
-        queries = q.view(n_rows, window, 1, n_kv_heads, n_heads // n_kv_heads, d_head)
+        queries = q.view(n_sequences, window, 1, n_kv_heads, n_heads // n_kv_heads, d_head)
         scores = (queries * keys[:, None, :, :, None]).sum(-1) * d_head**-0.5
-        scores = scores.masked_fill(self.unseen[..., None, None], -torch.inf)
+        scores = scores.masked_fill(self.masked[..., None, None], -torch.inf)
         weights = scores.softmax(2)[..., None]
         return (weights * values[:, None, :, :, None]).sum(2).view(q.shape)
 
 
-def layers_of_table(
-    keys: Sequence[Float[Tensor, "slots K H"]],
-    values: Sequence[Float[Tensor, "slots K H"]],
-    table: Int[Tensor, "R C"],
-    columns: Int[Tensor, "R W"],
-) -> list[_LayerTable]:
-    """Return the layers with which a compiled model reads ids at some columns of rows.
+def gathered_layers(
+    keys: Sequence[Float[Tensor, "entries K H"]],
+    values: Sequence[Float[Tensor, "entries K H"]],
+    table: Int[Tensor, "B S"],
+    positions: Int[Tensor, "B W"],
+) -> list[_GatheredLayer]:
+    """Return the layers with which a compiled model reads tokens at some positions.
 
     Args:
-        table: the slot of each column of a row.
+        table: the entry of each position of each sequence.
     """
-    written = table.gather(1, columns).view(-1)
-    unseen = torch.arange(table.shape[1], device=table.device) > columns[..., None]
-    return [_LayerTable(*layer, table, written, unseen) for layer in zip(keys, values, strict=True)]
+    written = table.gather(1, positions).view(-1)
+    masked = torch.arange(table.shape[1], device=table.device) > positions[..., None]
+    return [
+        _GatheredLayer(*layer, table, written, masked) for layer in zip(keys, values, strict=True)
+    ]
 
 
-def _slots(pages: Sequence[int], page_size: int) -> np.ndarray:
+def _entries(pages: Sequence[int], page_size: int) -> np.ndarray:
     return (np.array(pages)[:, None] * page_size + np.arange(page_size)).ravel()

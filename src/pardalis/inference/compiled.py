@@ -1,7 +1,7 @@
-"""The parts of a decoding step that gain by being compiled: the trunk and the sampler.
+"""The compiled parts of a decoding step: the trunk and the sampler.
 
-Each is compiled for one row and for any larger number of rows, whose tables may have any width, so
-a few compilations serve all batches.
+Each is compiled once for a single sequence and once for any larger number, with tables of any
+width, so that a few compilations serve all batches.
 """
 
 import logging
@@ -13,34 +13,37 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from pardalis.inference.cache import Rows, layers_of_table
-from pardalis.inference.sampling import Choice, Needs, power_of_two, sample
+from pardalis.inference.cache import PassLayout, gathered_layers
+from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, power_of_two, sample
 from pardalis.model import Decoder
 
 _logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"  # of torch.compile
-_COMPILATIONS = 64  # of one function, in all engines of a process, before torch gives up
-_PLAIN = Needs(draw=True, top_k=0, top_p=False)  # sorting and counting gain little
+_RECOMPILE_LIMIT = 64  # of one function, for all engines of a process together
+# The only sampling that is compiled; the sorting and counting of the others gain little.
+_COMPILED_NEEDS = SamplerNeeds(random=True, top_k=0, top_p=False)
 
 
-class Compiled:
-    """The trunk and the sampler, compiled when first used; as they are where that fails.
+class CompiledSteps:
+    """The trunk and the sampler, compiled on first use; eager if compilation fails.
 
     Args:
-        hidden: what :meth:`hidden` is without a compiler.
+        hidden: the eager form of :meth:`hidden`.
     """
 
-    def __init__(self, model: Decoder, hidden: Callable[[Rows, Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, model: Decoder, hidden: Callable[[PassLayout, Tensor, Tensor], Tensor]
+    ) -> None:
         def trunk(
-            ids: Int[Tensor, "R W"],
-            columns: Int[Tensor, "R W"],
-            table: Int[Tensor, "R C"],
-            keys: Sequence[Float[Tensor, "slots K H"]],
-            values: Sequence[Float[Tensor, "slots K H"]],
+            ids: Int[Tensor, "B W"],
+            positions: Int[Tensor, "B W"],
+            table: Int[Tensor, "B S"],
+            keys: Sequence[Float[Tensor, "entries K H"]],
+            values: Sequence[Float[Tensor, "entries K H"]],
         ) -> Float[Tensor, "T D"]:
-            layers = layers_of_table(keys, values, table, columns)
-            return model.hidden(ids.view(1, -1), columns.view(1, -1), cache=layers)[0]
+            layers = gathered_layers(keys, values, table, positions)
+            return model.hidden(ids.view(1, -1), positions.view(1, -1), cache=layers)[0]
 
         on_gpu = model.embedding.weight.is_cuda
         options: dict[str, str | int | bool | Callable[..., object]] | None
@@ -50,70 +53,71 @@ class Compiled:
             torch.compile(f, backend=BACKEND, fullgraph=True, dynamic=False, options=options)
             for f in (trunk, sample)
         )
-        limit = max(torch._dynamo.config.recompile_limit, _COMPILATIONS)
+        limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
         torch._dynamo.config.recompile_limit = limit
         self.works = True
-        self._seen: set[Hashable] = set()
+        self._compiled: set[Hashable] = set()
 
     def hidden(
-        self, rows: Rows, ids: Int[Tensor, " T"], columns: Int[Tensor, " T"]
+        self, layout: PassLayout, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
     ) -> Float[Tensor, "T D"]:
-        """Return what the head reads of the newest ids of rows, equally many a row."""
-        table, n_rows = rows.table, len(rows.rows)
-        # Parts of larger tensors would be compiled anew for every place that they begin at.
-        placed = [x.clone().view(n_rows, -1) for x in (ids, columns)]
-        if table.is_cuda:  # a graph is recorded for every shape, so let there be few
-            more = power_of_two(n_rows) - n_rows
-            table = F.pad(table, (0, power_of_two(table.shape[1]) - table.shape[1], 0, more))
-            placed = [F.pad(x, (0, 0, 0, more)) for x in placed]
+        """Return the hidden states of the newest tokens, as many of each sequence."""
+        table, n_sequences = layout.table, len(layout.parts)
+        # A view would be recompiled for every storage offset.
+        inputs = [x.clone().view(n_sequences, -1) for x in (ids, positions)]
+        if table.is_cuda:  # rounded up, since a CUDA graph is recorded for every shape
+            padding = power_of_two(n_sequences) - n_sequences
+            table = F.pad(table, (0, power_of_two(table.shape[1]) - table.shape[1], 0, padding))
+            inputs = [F.pad(x, (0, 0, 0, padding)) for x in inputs]
         if self.works:
-            with self._trying("trunk", (), [*placed, table], n_varying=2):
-                hidden = self._trunk(*placed, table, rows.cache.keys, rows.cache.values)
+            with self._compiling("trunk", (), [*inputs, table], n_dynamic=2):
+                hidden = self._trunk(*inputs, table, layout.cache.keys, layout.cache.values)
                 return hidden[: len(ids)]
-        return self._eager_hidden(rows, ids, columns)
+        return self._eager_hidden(layout, ids, positions)
 
     def sample(
         self,
         logits: Float[Tensor, "B n"],
         allowed: tuple[Int[Tensor, " B"], Int[Tensor, " B"]] | None,
-        choice: Choice,
+        sampling: SamplingTensors,
         index: Int64[Tensor, " B"],
         ids: Int32[Tensor, " n"],
-        needs: Needs,
+        needs: SamplerNeeds,
     ) -> Int64[Tensor, " B"]:
-        """Choose as :func:`pardalis.inference.sampling.sample` does."""
-        if self.works and needs == _PLAIN:
+        """Do the same as :func:`pardalis.inference.sampling.sample`."""
+        if self.works and needs == _COMPILED_NEEDS:
             index = index.clone()
-            numbers = [choice.temperature, choice.top_k, choice.top_p, choice.seed]
-            rows = [logits, index, *numbers, *(allowed or ())]
-            with self._trying("sampler", (logits.shape[1],), rows, n_varying=1):
-                return self._sample(logits, allowed, choice, index, ids, needs)
-        return sample(logits, allowed, choice, index, ids, needs)
+            numbers = [sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed]
+            inputs = [logits, index, *numbers, *(allowed or ())]
+            with self._compiling("sampler", (logits.shape[1],), inputs, n_dynamic=1):
+                return self._sample(logits, allowed, sampling, index, ids, needs)
+        return sample(logits, allowed, sampling, index, ids, needs)
 
     @contextmanager
-    def _trying(
-        self, what: str, constants: tuple[Hashable, ...], tensors: list[Tensor], n_varying: int
+    def _compiling(
+        self, what: str, constants: tuple[Hashable, ...], inputs: list[Tensor], n_dynamic: int
     ) -> Iterator[None]:
-        """Give up compiling if the first call of its kind fails.
+        """Stop using compiled code if the first call with such inputs fails.
 
         Args:
-            n_varying: leading dimensions of the tensors that calls of this kind differ in. Those of
-                size 1 are a kind of their own.
+            constants: sizes for which the function is compiled anew.
+            n_dynamic: leading dimensions of the inputs that may vary between calls; size 1 is
+                compiled separately.
         """
-        single = tuple(size == 1 for t in tensors[:1] for size in t.shape[:n_varying])
-        kind = (what, constants, single)
-        if kind in self._seen:
+        single = tuple(size == 1 for x in inputs[:1] for size in x.shape[:n_dynamic])
+        variant = (what, constants, single)
+        if variant in self._compiled:
             yield
             return
-        for tensor in tensors:
-            for dimension in range(n_varying):
-                if tensor.shape[dimension] > 1:
-                    torch._dynamo.mark_dynamic(tensor, dimension)
-        n_rows = "one row" if single[0] else "several rows"
-        _logger.info("Compiling the %s for %s; this takes a while, once.", what, n_rows)
+        for x in inputs:
+            for dimension in range(n_dynamic):
+                if x.shape[dimension] > 1:
+                    torch._dynamo.mark_dynamic(x, dimension)
+        for_what = "one sequence" if single[0] else "several sequences"
+        _logger.info("Compiling the %s for %s; this takes a while, once.", what, for_what)
         try:
             yield
-            self._seen.add(kind)
+            self._compiled.add(variant)
         except RuntimeError as error:
             self.works = False
-            _logger.warning("Decoding goes on uncompiled, since compiling failed: %s", error)
+            _logger.warning("Decoding continues without compilation, which failed: %s", error)

@@ -1,4 +1,4 @@
-"""How an engine divides a machine among requests."""
+"""Configuration of the inference engine."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,33 +8,35 @@ from pardalis.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """Rows, memory and speed of one engine.
+    """Batch size, memory and execution of one engine.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a value is out of range.
     """
 
-    max_slots: int = 16  # sequences that share a pass; a guided image takes two or three
-    cache_tokens: int | None = None  # ids whose keys and values fit; None: max_slots whole contexts
-    page_size: int = 16  # ids that share a page of the cache
-    steps: int = 8  # decoding steps between two looks of the host at what was written
-    prefill: int = 512  # prompt ids that are read in one pass, beside what is being written
-    quantum: int = 256  # steps a request may hold its row while others wait for one
-    max_waiting: int = 1024  # requests that may wait; more are refused
-    max_unread: int = 1024  # events a client may leave unread before its request pauses
-    window: int | None = None  # codes guessed ahead in an image; 1: none, None: where it pays
-    overlap: bool | None = None  # begin steps before the last are looked at; None: on a GPU
-    compiled: bool = False  # compile the steps: minutes to begin with, faster from then on
-    weights: Literal["stored", "int8"] = "stored"  # int8 halves or quarters what a step reads
+    max_slots: int = 16  # sequences decoded in one pass; a guided image takes two or three
+    cache_tokens: int | None = None  # capacity of the KV cache; None: max_slots full contexts
+    page_size: int = 16  # tokens per page of the cache
+    steps_per_sync: int = 8  # decoding steps between two host synchronisations
+    prefill_tokens: int = 512  # prompt tokens read in one pass, beside a decoding step
+    quantum_steps: int = 256  # steps a request may hold its slots while others wait for them
+    max_waiting: int = 1024  # requests that may wait; more raise QueueFullError
+    max_unread_events: int = 1024  # unread events at which a request is paused
+    speculation_window: int | None = None  # codes verified per pass; 1: off, None: adaptive
+    overlap: bool | None = None  # launch steps before reading the previous ones; None: on a GPU
+    compile: bool = False  # compile decoding steps: takes minutes at first, then runs faster
+    weights: Literal["stored", "int8"] = "stored"  # int8 reduces memory traffic to a half or less
 
     def __post_init__(self) -> None:
-        for name in ("max_slots", "page_size", "steps", "prefill", "quantum", "max_unread"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in (
+            "max_slots", "page_size", "steps_per_sync", "prefill_tokens", "quantum_steps",
+            "max_unread_events", "speculation_window",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
         if self.max_waiting < 0:
             raise ConfigError(f"max_waiting must be 0 or more, got {self.max_waiting}.")
-        if self.window is not None and self.window < 1:
-            raise ConfigError(f"window must be at least 1, got {self.window}.")
         if self.weights not in ("stored", "int8"):
             raise ConfigError(f"weights must be 'stored' or 'int8', got {self.weights!r}.")
         if self.cache_tokens is not None and self.cache_tokens < self.page_size:

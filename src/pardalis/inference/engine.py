@@ -230,7 +230,7 @@ class Engine:
         event = job.unread.popleft()
         if event is job.finished:
             del self._jobs[job.key]
-        if job.paused and job.pending <= self.config.max_unread // 2:
+        if job.paused and job.pending <= self.config.max_unread_events // 2:
             self._pause(job, False)
         return event
 
@@ -257,7 +257,7 @@ class Engine:
                 self._collect(job)
                 if job.reason is not None and not job.drawings:
                     self._finish(job)
-                elif job.pending > self.config.max_unread and not job.paused:
+                elif job.pending > self.config.max_unread_events and not job.paused:
                     self._pause(job, True)
 
     def _take(self, job: _OpenRequest, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Guidance of image codes: what the context says, against streams that know less of it."""
+"""Guidance of image codes: classifier-free guidance and contrastive decoding."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,70 +8,71 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pardalis.inference.request import Contrastive, Guidance, ImageGuidance
-from pardalis.inference.sampling import NEVER, kth_largest, power_of_two
+from pardalis.inference.sampling import EXCLUDED, kth_largest, power_of_two
 
 
 @dataclass(frozen=True, slots=True)
-class Guide:
-    """How each row is guided: its numbers, and which of the two forms they are for."""
+class GuidanceTensors:
+    """The guidance of each sequence of a batch: its kind and its parameters."""
 
     text: Float[Tensor, " B"]
     image: Float[Tensor, " B"]
     alpha: Float[Tensor, " B"]
     k: Int64[Tensor, " B"]
-    extrapolates: Bool[Tensor, " B"]
-    contrasts: Bool[Tensor, " B"]
+    is_classifier_free: Bool[Tensor, " B"]
+    is_contrastive: Bool[Tensor, " B"]
 
     @staticmethod
     def of(
-        guides: Sequence[ImageGuidance | None], device: torch.device | str | None = None
-    ) -> "Guide":
-        """Put the guides of some rows on a device; None leaves a row as it is."""
+        guidance: Sequence[ImageGuidance | None], device: torch.device | str | None = None
+    ) -> "GuidanceTensors":
+        """Put the guidance of some sequences on a device; None is no guidance."""
 
         def numbers(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
-        forms = [g if isinstance(g, Guidance) else Guidance() for g in guides]
-        contrasts = [g if isinstance(g, Contrastive) else None for g in guides]
-        return Guide(
-            text=numbers([f.text for f in forms]),
-            image=numbers([1.0 if f.image is None else f.image for f in forms]),
-            alpha=numbers([c.alpha if c else 0.0 for c in contrasts]),
-            k=torch.tensor([c.k if c else 1 for c in contrasts], device=device),
-            extrapolates=torch.tensor([f != Guidance() for f in forms], device=device),
-            contrasts=torch.tensor([c is not None for c in contrasts], device=device),
+        scales = [g if isinstance(g, Guidance) else Guidance() for g in guidance]
+        contrastive = [g if isinstance(g, Contrastive) else None for g in guidance]
+        return GuidanceTensors(
+            text=numbers([g.text for g in scales]),
+            image=numbers([1.0 if g.image is None else g.image for g in scales]),
+            alpha=numbers([c.alpha if c else 0.0 for c in contrastive]),
+            k=torch.tensor([c.k if c else 1 for c in contrastive], device=device),
+            is_classifier_free=torch.tensor([g != Guidance() for g in scales], device=device),
+            is_contrastive=torch.tensor([c is not None for c in contrastive], device=device),
         )
 
 
-def largest_k(guides: Iterable[ImageGuidance | None]) -> int:
-    """Return the largest k of the contrastive ones, as a power of two; 0 when there is none."""
-    return power_of_two(max((g.k for g in guides if isinstance(g, Contrastive)), default=0))
+def largest_k(guidance: Iterable[ImageGuidance | None]) -> int:
+    """Return the largest k of contrastive decoding, rounded up to a power of two; 0 for none."""
+    return power_of_two(max((g.k for g in guidance if isinstance(g, Contrastive)), default=0))
 
 
-def guided(
+def apply_guidance(
     logits: Float[Tensor, "B n"],
-    alone: Float[Tensor, "B n"],
-    images: Float[Tensor, "B n"] | None,
-    guide: Guide,
+    unconditional: Float[Tensor, "B n"],
+    image_conditional: Float[Tensor, "B n"] | None,
+    guidance: GuidanceTensors,
     *,
     largest_k: int,
 ) -> Float[Tensor, "B n"]:
-    """Return the logits of image ids that guidance asks for, each row in its own form.
+    """Return the logits of image tokens after guidance.
 
     Args:
-        logits: of the whole contexts.
-        alone: of ``bos`` and the open image; anything in a row without guidance.
-        images: of all images so far without text. In a row that has no such stream they are
-            those of ``alone``, as everywhere when left out.
-        largest_k: from :func:`largest_k` of the rows' guides.
+        logits: of the conditional sequences.
+        unconditional: logits given ``bos`` and the open image; arbitrary for a sequence without
+            guidance.
+        image_conditional: logits given all images so far without text; those of
+            ``unconditional`` for a sequence without that branch. None: no sequence has it.
+        largest_k: from :func:`largest_k` of the batch.
     """
-    if images is None:
-        images = alone
-    base = alone + guide.image[:, None] * (images - alone)
-    extrapolated = base + guide.text[:, None] * (logits - images)
-    chosen = torch.where(guide.extrapolates[:, None], extrapolated, logits)
+    if image_conditional is None:
+        image_conditional = unconditional
+    base = unconditional + guidance.image[:, None] * (image_conditional - unconditional)
+    extrapolated = base + guidance.text[:, None] * (logits - image_conditional)
+    guided = torch.where(guidance.is_classifier_free[:, None], extrapolated, logits)
     if not largest_k:
-        return chosen
-    kept_from = kth_largest(logits, guide.k, largest_k) + guide.alpha.log()[:, None]
-    contrasted = (logits - alone).add_((kept_from - logits).gt_(0), alpha=NEVER)
-    return torch.where(guide.contrasts[:, None], contrasted, chosen)
+        return guided
+    threshold = kth_largest(logits, guidance.k, largest_k) + guidance.alpha.log()[:, None]
+    contrasted = (logits - unconditional).add_((threshold - logits).gt_(0), alpha=EXCLUDED)
+    return torch.where(guidance.is_contrastive[:, None], contrasted, guided)

@@ -1,4 +1,4 @@
-"""Pages of the cache of keys and values: who holds which, and what may be used again."""
+"""Allocation of cache pages, their reference counts, and reuse of cached prefixes."""
 
 import re
 from collections import Counter, OrderedDict
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 
 class PagePool:
-    """Hands out pages, counts who holds them, and remembers prefixes.
+    """Allocates pages, counts their holders, and caches prefixes.
 
-    The **prefix index** is a tree of pages. A page hangs below the page of the ids before it, under
-    its own ids, so equal prefixes are the same path and nothing depends on a hash alone. A
-    remembered page that nobody holds stays until its room is needed.
+    The **prefix index** is a tree of pages. A page is a child of the page before it and is keyed by
+    its own tokens, so equal prefixes are the same path and hash collisions cannot confuse them. An
+    indexed page without holders stays cached until its memory is needed.
 
     Args:
-        n_pages: pages of the cache; page 0, where padding is written, is never handed out.
-        page_size: ids of a page.
+        n_pages: pages of the cache; page 0, where padding is written, is never allocated.
+        page_size: tokens of a page.
     """
 
     def __init__(self, n_pages: int, page_size: int) -> None:
@@ -24,35 +24,35 @@ class PagePool:
         self._free[0] = 0
         self._n_free = n_pages - 1
         self._children: dict[int, dict[tuple[int, ...], int]] = {}  # page 0 is the root
-        self._place: dict[int, tuple[int, tuple[int, ...]]] = {}  # parent and ids of a page
-        self._idle: OrderedDict[int, None] = OrderedDict()  # remembered only; oldest use first
+        self._indexed: dict[int, tuple[int, tuple[int, ...]]] = {}  # parent and tokens of a page
+        self._cached: OrderedDict[int, None] = OrderedDict()  # indexed, not held; oldest use first
 
     @property
     def available(self) -> int:
-        """Pages that :meth:`allocate` could hand out now."""
-        return self._n_free + len(self._idle)
+        """Pages that :meth:`allocate` could return now."""
+        return self._n_free + len(self._cached)
 
     @property
     def in_use(self) -> int:
-        """Pages that somebody holds."""
+        """Pages that are held."""
         return len(self._counts) - 1 - self.available
 
-    def pages_for(self, n_ids: int) -> int:
-        """Return how many pages n ids take."""
-        return -(-n_ids // self.page_size)
+    def pages_for(self, n_tokens: int) -> int:
+        """Return how many pages n tokens take."""
+        return -(-n_tokens // self.page_size)
 
-    # ── holding ──────────────────────────────────────────────────────────────────────────────
+    # ── allocation ───────────────────────────────────────────────────────────────────────────
 
     def allocate(self, n: int, after: int | None = None) -> list[int] | None:
-        """Return n pages that the caller holds alone; None, and no change, if there are too few.
+        """Return n pages that only the caller holds; None, without any change, for too few.
 
         Args:
-            after: the page that they follow in a sequence, so that they lie behind it if they can.
+            after: the last page of their sequence; pages right behind it are preferred.
         """
         if n > self.available:
             return None
         if n > self._n_free:
-            # Some more than asked, so that what is free lies in runs.
+            # Evict more than needed, so that free pages form longer runs.
             self._evict(max(n, len(self._counts) // 8))
         pages: list[int] = []
         while len(pages) < n:
@@ -66,17 +66,17 @@ class PagePool:
         return pages
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give pages back; the remembered ones can be matched until they are evicted."""
-        for page in reversed(pages):  # so that the end of a prefix is evicted before its beginning
+        """Return pages; the indexed ones can be matched until they are evicted."""
+        for page in reversed(pages):  # the end of a prefix is evicted before its beginning
             self._counts[page] -= 1
             if self._counts[page] == 0:
-                if page in self._place:
-                    self._idle[page] = None
+                if page in self._indexed:
+                    self._cached[page] = None
                 else:
                     self._make_free(page)
 
     def freed_by(self, pages: Sequence[int]) -> int:
-        """Return how many of these pages nobody would hold any more if they were released."""
+        """Return how many of these pages would have no holder left after their release."""
         return sum(self._counts[page] == n for page, n in Counter(pages).items())
 
     def _run(self, n: int, after: int | None) -> range:
@@ -90,58 +90,58 @@ class PagePool:
             (match.span() for match in re.finditer(b"\1+", self._free)),
             key=lambda span: span[1] - span[0],
         )
-        if start > 1:  # the middle, so that the sequence before it can grow too
+        if start > 1:  # the middle of the run, so that the sequence before it can grow too
             start += max(end - start - n, 0) // 2
         return range(start, min(start + n, end))
 
-    # ── remembering ──────────────────────────────────────────────────────────────────────────
+    # ── prefix index ─────────────────────────────────────────────────────────────────────────
 
     def match(self, ids: Sequence[int]) -> list[int]:
-        """Return the pages of the longest remembered prefix; the caller now holds them too."""
+        """Return the pages of the longest cached prefix; the caller becomes a holder of them."""
         pages: list[int] = []
         page: int | None = 0
-        for piece in self._pieces(ids):
-            page = self._children.get(page or 0, {}).get(piece)
+        for tokens in self._tokens_of_pages(ids):
+            page = self._children.get(page or 0, {}).get(tokens)
             if page is None:
                 break
             pages.append(page)
         for page in pages:
             self._counts[page] += 1
-            self._idle.pop(page, None)
+            self._cached.pop(page, None)
         return pages
 
-    def remember(self, ids: Sequence[int], pages: Sequence[int]) -> None:
-        """Enter the whole pages of a computed sequence, whose pages the caller holds."""
+    def add_prefix(self, ids: Sequence[int], pages: Sequence[int]) -> None:
+        """Add the full pages of a computed sequence to the index; the caller holds the pages."""
         parent = 0
-        for piece, page in zip(self._pieces(ids), pages, strict=False):
-            known = self._children.setdefault(parent, {}).setdefault(piece, page)
+        for tokens, page in zip(self._tokens_of_pages(ids), pages, strict=False):
+            known = self._children.setdefault(parent, {}).setdefault(tokens, page)
             if known == page:
-                self._place[page] = (parent, piece)
+                self._indexed[page] = (parent, tokens)
             parent = known
 
-    def _pieces(self, ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """Yield the ids of every whole page."""
+    def _tokens_of_pages(self, ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Yield the tokens of every full page."""
         size = self.page_size
         return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))
 
     def _evict(self, n: int) -> None:
-        """Forget what was not used for the longest time, until n pages are free."""
-        while self._n_free < n and self._idle:
-            self._forget(next(iter(self._idle)))
+        """Evict the least recently used pages until n pages are free."""
+        while self._n_free < n and self._cached:
+            self._forget(next(iter(self._cached)))
 
     def _forget(self, page: int) -> None:
-        """Take a page and what hangs below it, which is out of reach then, from the index."""
-        parent, piece = self._place[page]
-        del self._children[parent][piece]
+        """Remove a page and its descendants, which become unreachable, from the index."""
+        parent, tokens = self._indexed[page]
+        del self._children[parent][tokens]
         if not self._children[parent]:
             del self._children[parent]
         unreachable = [page]
         while unreachable:
             page = unreachable.pop()
             unreachable += self._children.pop(page, {}).values()
-            del self._place[page]
+            del self._indexed[page]
             if self._counts[page] == 0:
-                del self._idle[page]
+                del self._cached[page]
                 self._make_free(page)
 
     def _make_free(self, page: int) -> None:
@@ -151,18 +151,18 @@ class PagePool:
     # ── checking ─────────────────────────────────────────────────────────────────────────────
 
     def check(self) -> None:
-        """Raise AssertionError if the books contradict each other."""
+        """Raise AssertionError if the state is inconsistent."""
         held = {page for page, count in enumerate(self._counts) if count}
         free = {page for page, flag in enumerate(self._free) if flag}
         assert min(self._counts) >= 0
         assert self._n_free == len(free)
-        assert held | free | self._idle.keys() == set(range(1, len(self._counts)))
-        assert len(held) + len(free) + len(self._idle) == len(self._counts) - 1
-        assert self._idle.keys() == self._place.keys() - held
-        assert self._place == {
-            page: (parent, piece)
+        assert held | free | self._cached.keys() == set(range(1, len(self._counts)))
+        assert len(held) + len(free) + len(self._cached) == len(self._counts) - 1
+        assert self._cached.keys() == self._indexed.keys() - held
+        assert self._indexed == {
+            page: (parent, tokens)
             for parent, children in self._children.items()
-            for piece, page in children.items()
+            for tokens, page in children.items()
         }
         assert all(self._children.values())
-        assert self._children.keys() <= self._place.keys() | {0}
+        assert self._children.keys() <= self._indexed.keys() | {0}

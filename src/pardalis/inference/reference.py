@@ -1,7 +1,7 @@
-"""The naive loop: one request, no cache, the whole sequence through the model for every id.
+"""The reference loop: one request, no cache, the whole sequence through the model for every token.
 
-Slow on purpose and short enough to be seen to be right. Every faster loop is tested for equality
-with this one.
+It is slow on purpose and short enough to be verified by reading. Every faster loop is tested for
+equality with it.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pardalis.inference.guidance import Guide, guided, largest_k
+from pardalis.inference.guidance import GuidanceTensors, apply_guidance, largest_k
 from pardalis.inference.request import Guidance, ImageGuidance, Request
-from pardalis.inference.sampling import Choice, Needs, prepare_ids, sample
+from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Phase, Rule
 
@@ -23,7 +23,7 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
 
     Raises:
         GrammarError: the prompt is malformed.
-        RequestError: the limits leave no room for what they demand.
+        RequestError: the token budget is too small for what the limits demand.
     """
     device = model.embedding.weight.device
     writable_ids = torch.tensor(grammar.writable_ids(), device=device)
@@ -38,10 +38,10 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
         chosen = sample(
             logits,
             (torch.tensor([allowed.start]).to(device), torch.tensor([allowed.stop]).to(device)),
-            Choice.of([sampling], [request.seed], device),
+            SamplingTensors.of([sampling], [request.seed], device),
             torch.tensor([len(ids)], device=device),
             prepare_ids(writable_ids),
-            Needs.of([sampling]),
+            SamplerNeeds.of([sampling]),
         )
         token_id = int(writable_ids[chosen])
         state = grammar.advance(state, token_id, len(ids))
@@ -56,20 +56,20 @@ def _next_logits(model: Decoder, ids: Sequence[int]) -> Float[Tensor, "1 V"]:
 def _guided(
     model: Decoder,
     grammar: Grammar,
-    guide: ImageGuidance,
+    guidance: ImageGuidance,
     ids: list[int],
     logits: Float[Tensor, "1 n"],
 ) -> Float[Tensor, "1 n"]:
-    """Guide the image ids' logits, which come first, by streams that know less than ``ids``."""
+    """Apply guidance to the logits of image tokens, which come first."""
     codes = torch.tensor(list(grammar.vocabulary.image), device=logits.device)
-    alone = images = grammar.unconditional(ids)
-    if isinstance(guide, Guidance) and guide.image is not None:
-        images = grammar.images_only(ids)
-    guided_codes = guided(
+    unconditional = image_conditional = grammar.unconditional(ids)
+    if isinstance(guidance, Guidance) and guidance.image is not None:
+        image_conditional = grammar.images_only(ids)
+    guided_codes = apply_guidance(
         logits[:, : len(codes)],
-        _next_logits(model, alone)[:, codes],
-        _next_logits(model, images)[:, codes],
-        Guide.of([guide], logits.device),
-        largest_k=largest_k([guide]),
+        _next_logits(model, unconditional)[:, codes],
+        _next_logits(model, image_conditional)[:, codes],
+        GuidanceTensors.of([guidance], logits.device),
+        largest_k=largest_k([guidance]),
     )
     return torch.cat([guided_codes, logits[:, len(codes) :]], dim=1)

@@ -1,11 +1,11 @@
-"""Who runs next, and with what memory: lanes, pages, fairness. No tensors."""
+"""Scheduling of requests: slots, cache pages and fairness. No tensors."""
 
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from pardalis.errors import RequestError
+from pardalis.errors import QueueFullError, RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.pages import PagePool
 from pardalis.inference.request import Guidance, Request
@@ -14,58 +14,58 @@ from pardalis.tokens import Grammar, Phase, Rule, State
 
 @dataclass(slots=True, eq=False)
 class TokenSequence:
-    """A sequence of ids with its own keys and values."""
+    """A sequence of token ids with its own keys and values."""
 
     ids: list[int]
-    computed: int = 0  # leading ids whose keys and values are stored
-    pages: list[int] = field(default_factory=list)  # where they are stored, and room for more
-    lane: int = -1  # its row among those that decode; -1: none
+    computed: int = 0  # leading tokens whose keys and values are cached
+    pages: list[int] = field(default_factory=list)  # cache pages, some of them not yet filled
+    slot: int = -1  # slot of the running batch; -1: none
 
     @property
     def ready(self) -> bool:
-        """Whether a decoding step may read its last id."""
+        """Whether a decoding step may read its last token."""
         return self.computed == len(self.ids) - 1
 
 
 @dataclass(slots=True, eq=False)
 class ScheduledRequest:
-    """A request while it is being answered.
+    """A request and everything it holds until it has finished.
 
-    Its ``linked`` streams exist while a guided image is open: the image ``alone`` and, where
-    the guidance asks for it and there are earlier images, all ``images`` without the text.
+    Its guidance sequences exist while a guided image is open: the unconditional branch and, if
+    the guidance has an image scale and there are earlier images, the image-conditional branch.
     """
 
-    key: int  # a later request has a larger one
+    key: int  # increases with the order of submission
     request: Request
     priority: int
     state: State
     rule: Rule
-    main: TokenSequence
-    images: int  # that its ids hold, the open one included
-    linked: list[TokenSequence] = field(default_factory=list)
-    lanes: list[int] = field(default_factory=list)  # of main, then of streams that are or may come
+    conditional: TokenSequence
+    n_images: int  # images in the conditional sequence, the open one included
+    guidance_sequences: list[TokenSequence] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # of all its sequences, those to come included
     paused: bool = False
-    served: int = 0  # ids written since it got its lanes
-    turn: int = 0  # its place in the queue of its priority
+    tokens_in_quantum: int = 0  # tokens generated since it got its slots
+    queue_number: int = 0  # its order among the requests of its priority
 
     @property
-    def streams(self) -> list[TokenSequence]:
-        """The main stream, then the linked ones."""
-        return [self.main, *self.linked]
+    def sequences(self) -> list[TokenSequence]:
+        """The conditional sequence, then the guidance sequences."""
+        return [self.conditional, *self.guidance_sequences]
 
     @property
     def pages(self) -> list[int]:
-        """All pages it holds."""
-        return [page for stream in self.streams for page in stream.pages]
+        """The pages of all its sequences."""
+        return [page for sequence in self.sequences for page in sequence.pages]
 
     @property
     def guided(self) -> bool:
-        """Whether its images need linked streams."""
+        """Whether its images need guidance sequences."""
         return self.request.guidance not in (None, Guidance())
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Order in which jobs are worth keeping: priority, then age."""
+        """Sort key of preemption: the lowest priority, then the latest request goes first."""
         return self.priority, -self.key
 
 
@@ -73,36 +73,33 @@ class ScheduledRequest:
 class PassPlan:
     """What the next passes of the model do."""
 
-    prefill: list[tuple[TokenSequence, int]] = field(
-        default_factory=list
-    )  # how many ids to compute
-    decode: list[ScheduledRequest] = field(default_factory=list)  # every stream of theirs is ready
-    steps: int = 1  # of decoding
-    reused: int = 0  # ids whose keys and values were found in the cache
-    preempted: list[ScheduledRequest] = field(
-        default_factory=list
-    )  # these lost their memory to others
+    prefill: list[tuple[TokenSequence, int]] = field(default_factory=list)  # tokens to compute
+    decode: list[ScheduledRequest] = field(default_factory=list)  # all their sequences are ready
+    steps: int = 1  # decoding steps
+    reused_tokens: int = 0  # tokens whose keys and values were found in the cache
+    preempted: list[ScheduledRequest] = field(default_factory=list)  # lost their pages to others
 
 
 class Scheduler:
-    """Divides lanes, pages and passes among jobs.
+    """Divides slots, pages and passes among requests.
 
-    A job **runs** while it has lanes, and waits otherwise. It keeps its pages while it waits, until
-    a job that runs needs them. Waiting jobs are taken by priority, then in turn. One that lacks
-    lanes holds back those behind it, and one that lacks pages those that have none either, so that
-    nobody is passed over for ever.
+    A request **runs** while it holds slots and waits otherwise. A waiting request keeps its pages
+    until a running one needs them. Waiting requests are admitted by priority, then in turn. A
+    request that lacks slots blocks those behind it, and one that lacks pages blocks those that
+    hold none, so that no request starves.
 
-    Equals share lanes in turn, but not memory: what one has computed is taken from it only if it is
-    paused, or so that others of its priority can go on, never so that one of them can begin.
+    Requests of equal priority take turns at slots, but not at memory: pages are taken from a
+    request only if it is paused, or so that running requests of its priority can continue, never
+    so that one of them can start.
 
-    The caller executes each :meth:`plan` and reports it by :meth:`read` and :meth:`wrote`; it
-    calls :meth:`finish` once ``job.rule`` is ``Rule.NOTHING``.
+    The caller executes each :meth:`plan`, reports it by :meth:`record_prefill` and
+    :meth:`record_tokens`, and calls :meth:`finish` once ``scheduled.rule`` is ``Rule.NOTHING``.
 
     Args:
         n_pages: pages of the cache, page 0 included.
-        context: ids that a sequence may have.
-        window: ids that one step may write into an image.
-        chunks: plans that may be carried out before the first is reported.
+        context: tokens that a sequence may have.
+        speculation_window: codes that one step may generate.
+        plans_in_flight: plans that may be executed before the first is reported.
     """
 
     def __init__(
@@ -111,372 +108,391 @@ class Scheduler:
         n_pages: int,
         grammar: Grammar,
         context: int,
-        window: int = 1,
-        chunks: int = 1,
+        speculation_window: int = 1,
+        plans_in_flight: int = 1,
     ) -> None:
         self.config, self.grammar, self.context = config, grammar, context
-        self.window, self.chunks = window, chunks
+        self.speculation_window, self.plans_in_flight = speculation_window, plans_in_flight
         self.pool = PagePool(n_pages, config.page_size)
-        self._n_pages = n_pages - 1  # that can be held
-        self._lanes = list(range(config.max_slots, 0, -1))  # free ones; lane 0 is padding
+        self._n_pages = n_pages - 1  # pages that sequences can hold
+        self._free_slots = list(range(config.max_slots, 0, -1))  # slot 0 is padding
         self._running: list[ScheduledRequest] = []
-        self._waiting: list[ScheduledRequest] = []  # by priority and turn
-        self._keys, self._turns = count(), count()
+        self._waiting: list[ScheduledRequest] = []  # by priority and queue number
+        self._keys, self._queue_numbers = count(), count()
         self._plan = PassPlan()
 
     @property
     def idle(self) -> bool:
-        """Whether no job is left that could go on."""
-        return not self._running and not self.crowded
+        """Whether no request is left that could continue."""
+        return not self._running and not self.has_waiting
 
     @property
-    def crowded(self) -> bool:
-        """Whether a job waits that could go on."""
-        return any(not job.paused for job in self._waiting)
+    def has_waiting(self) -> bool:
+        """Whether a waiting request could continue."""
+        return any(not scheduled.paused for scheduled in self._waiting)
 
-    # ── jobs ─────────────────────────────────────────────────────────────────────────────────
+    # ── requests ─────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
-        """Add a request to those that wait.
+        """Add a request to the queue.
 
         Raises:
             GrammarError: the prompt is malformed.
-            RequestError: the request can never be answered, or too many wait.
+            RequestError: the request can never run.
+            QueueFullError: ``max_waiting`` requests wait already.
         """
         state = self.grammar.begin(request.prompt_ids, request.limits)
-        job = ScheduledRequest(
+        scheduled = ScheduledRequest(
             key=next(self._keys),
             request=request,
             priority=priority,
             state=state,
             rule=self.grammar.rule(state, request.limits),
-            main=TokenSequence(list(request.prompt_ids)),
-            images=request.prompt_ids.count(self.grammar.vocabulary.begin_image_id),
+            conditional=TokenSequence(list(request.prompt_ids)),
+            n_images=request.prompt_ids.count(self.grammar.vocabulary.begin_image_id),
         )
-        self._admissible(job)
-        self._open_linked(job)
-        job.turn = next(self._turns)
-        self._wait(job)
-        return job
+        self._check_admissible(scheduled)
+        self._open_guidance(scheduled)
+        scheduled.queue_number = next(self._queue_numbers)
+        self._enqueue(scheduled)
+        return scheduled
 
-    def finish(self, job: ScheduledRequest) -> None:
-        """Release everything a job holds, whether it is answered or given up."""
-        if job.lanes:
-            self._unseat(job)
+    def finish(self, scheduled: ScheduledRequest) -> None:
+        """Release everything a request holds, whether it is complete or aborted."""
+        if scheduled.slots:
+            self._release_slots(scheduled)
         else:
-            self._waiting.remove(job)
-        self._release(job.streams)
+            self._waiting.remove(scheduled)
+        self._release(scheduled.sequences)
 
-    def pause(self, job: ScheduledRequest, paused: bool) -> None:
-        """Hold a job back, or let it go on; it loses its lanes and may lose its pages."""
-        job.paused = paused
+    def pause(self, scheduled: ScheduledRequest, paused: bool) -> None:
+        """Pause or resume a request; a paused one loses its slots and may lose its pages."""
+        scheduled.paused = paused
         if paused:
-            self._stop(job)
+            self._stop(scheduled)
 
-    def read(self, stream: TokenSequence, n: int) -> None:
-        """Record that n more ids of a stream have keys and values."""
-        stream.computed += n
-        self.pool.remember(stream.ids[: stream.computed], stream.pages)
+    def record_prefill(self, sequence: TokenSequence, n_tokens: int) -> None:
+        """Record that n more tokens of a sequence have keys and values."""
+        sequence.computed += n_tokens
+        self.pool.add_prefix(sequence.ids[: sequence.computed], sequence.pages)
 
-    def wrote(self, job: ScheduledRequest, ids: Sequence[int]) -> None:
-        """Record ids that decoding steps wrote for a job.
+    def record_tokens(self, scheduled: ScheduledRequest, token_ids: Sequence[int]) -> None:
+        """Record the tokens that decoding steps generated for a request.
 
-        They advance its automaton. Where it is guided they end with begin_image at the latest,
-        since what follows needs the linked streams that open here.
+        For a guided request begin_image must be the last of them, since the codes after it need
+        the guidance sequences that are opened here.
         """
         begin_image = self.grammar.vocabulary.begin_image_id
-        for token_id in ids:
-            job.state = self.grammar.advance(job.state, token_id, len(job.main.ids))
-            for stream in job.streams:
-                stream.ids.append(token_id)
-                stream.computed += 1
+        for token_id in token_ids:
+            scheduled.state = self.grammar.advance(
+                scheduled.state, token_id, len(scheduled.conditional.ids)
+            )
+            for sequence in scheduled.sequences:
+                sequence.ids.append(token_id)
+                sequence.computed += 1
             if token_id == begin_image:
-                job.images += 1
-                self._open_linked(job)
-            elif job.linked and job.state.codes_left == 0:
-                self._close_linked(job)
-        job.served += len(ids)
-        job.rule = self.grammar.rule(job.state, job.request.limits)
+                scheduled.n_images += 1
+                self._open_guidance(scheduled)
+            elif scheduled.guidance_sequences and scheduled.state.codes_left == 0:
+                self._close_guidance(scheduled)
+        scheduled.tokens_in_quantum += len(token_ids)
+        scheduled.rule = self.grammar.rule(scheduled.state, scheduled.request.limits)
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> PassPlan:
-        """Decide who runs; every stream of the plan has the pages that it will write."""
+        """Decide what runs; every sequence of the plan holds the pages that it will write to."""
         self._plan = plan = PassPlan()
-        self._grow()
+        self._extend_running()
         self._admit()
-        self._prefill(plan)
-        plan.decode = [job for job in self._running if all(s.ready for s in job.streams)]
+        self._plan_prefill(plan)
+        plan.decode = [r for r in self._running if all(s.ready for s in r.sequences)]
         if not plan.prefill:
             useful = max(map(self._useful_steps, plan.decode), default=1)
-            plan.steps = max(min(self.config.steps, useful), 1)
+            plan.steps = max(min(self.config.steps_per_sync, useful), 1)
         return plan
 
-    def _grow(self) -> None:
-        """Give running jobs pages for what they write next, the worthiest first."""
-        for job in sorted(self._running, key=lambda job: job.rank, reverse=True):
-            if not job.lanes:  # preempted by one before it
+    def _extend_running(self) -> None:
+        """Give running requests pages for their next tokens, the highest rank first."""
+        for scheduled in sorted(self._running, key=lambda r: r.rank, reverse=True):
+            if not scheduled.slots:  # preempted by an earlier one
                 continue
-            self._fit_lanes(job)
-            lower = [other for other in self._running if other.rank < job.rank]
-            if not self._give_pages(job, [*self._waiting, *lower]):
-                self._preempt(job)
+            self._fit_slots(scheduled)
+            lower = [other for other in self._running if other.rank < scheduled.rank]
+            if not self._allocate_pages(scheduled, [*self._waiting, *lower]):
+                self._preempt(scheduled)
 
     def _admit(self) -> None:
-        """Let waiting jobs run, one after another, as long as there is budget or some give way."""
-        short = False  # of pages, for a job that has none
-        for job in [job for job in self._waiting if not job.paused]:
-            if short and not job.pages:
+        """Start waiting requests in order, while slots and pages are free or can be taken."""
+        lacks_pages = False  # a request without pages could not start
+        for scheduled in [r for r in self._waiting if not r.paused]:
+            if lacks_pages and not scheduled.pages:
                 continue
             yielding = sorted(
-                (other for other in self._running if self._gives_way(other, job)),
-                key=lambda other: (-other.priority, other.served),
+                (other for other in self._running if self._yields_slots(other, scheduled)),
+                key=lambda other: (-other.priority, other.tokens_in_quantum),
             )
-            width = self._width(job)
-            if width > len(self._lanes) + sum(len(other.lanes) for other in yielding):
+            n_slots = self._slots_needed(scheduled)
+            if n_slots > len(self._free_slots) + sum(len(other.slots) for other in yielding):
                 return
-            if not self._place(job, yielding):
-                short = True
+            if not self._allocate_to_start(scheduled, yielding):
+                lacks_pages = True
                 continue
-            while len(self._lanes) < width:
-                self._stop(next(other for other in reversed(yielding) if other.lanes))
-            self._waiting.remove(job)
-            self._running.append(job)
-            job.served = 0
-            self._fit_lanes(job)
+            while len(self._free_slots) < n_slots:
+                self._stop(next(other for other in reversed(yielding) if other.slots))
+            self._waiting.remove(scheduled)
+            self._running.append(scheduled)
+            scheduled.tokens_in_quantum = 0
+            self._fit_slots(scheduled)
 
-    def _place(self, job: ScheduledRequest, yielding: Sequence[ScheduledRequest]) -> bool:
-        """Give a job the pages to run; say whether it could be done."""
-        victims = [*self._waiting, *(other for other in yielding if other.priority < job.priority)]
-        if job.pages:
-            return self._give_pages(job, victims)
-        reused = sum(map(self._reuse, job.streams))
-        spare = 0
-        if self._running:  # otherwise the memory of all is there for it
-            victims = [other for other in victims if _yields_pages(other, job)]
-            begun = [v for v in (*self._waiting, *self._running) if v.pages]
-            spare = sum(self._quantum_pages(v) for v in begun if not _yields_pages(v, job))
-        if not self._give_pages(job, victims, spare):
-            self._release(job.streams)
+    def _allocate_to_start(
+        self, scheduled: ScheduledRequest, yielding: Sequence[ScheduledRequest]
+    ) -> bool:
+        """Give a waiting request the pages to run; return whether that was possible."""
+        lower = [other for other in yielding if other.priority < scheduled.priority]
+        victims = [*self._waiting, *lower]
+        if scheduled.pages:
+            return self._allocate_pages(scheduled, victims)
+        reused = sum(map(self._reuse_prefix, scheduled.sequences))
+        reserve = 0
+        if self._running:  # otherwise all memory is available to it
+            victims = [other for other in victims if _yields_pages(other, scheduled)]
+            started = [r for r in (*self._waiting, *self._running) if r.pages]
+            reserve = sum(
+                self._quantum_pages(r) for r in started if not _yields_pages(r, scheduled)
+            )
+        if not self._allocate_pages(scheduled, victims, reserve):
+            self._release(scheduled.sequences)
             return False
-        self._plan.reused += reused
+        self._plan.reused_tokens += reused
         return True
 
-    def _quantum_pages(self, job: ScheduledRequest) -> int:
-        """Return the pages a job fills in a quantum."""
-        return self.pool.pages_for(min(self.config.quantum, self._remaining(job)))
+    def _quantum_pages(self, scheduled: ScheduledRequest) -> int:
+        """Return the pages that a request fills in a quantum."""
+        return self.pool.pages_for(min(self.config.quantum_steps, self._max_new_tokens(scheduled)))
 
-    def _gives_way(self, running: ScheduledRequest, waiting: ScheduledRequest) -> bool:
+    def _yields_slots(self, running: ScheduledRequest, waiting: ScheduledRequest) -> bool:
         return running.priority < waiting.priority or (
-            running.priority == waiting.priority and running.served >= self.config.quantum
+            running.priority == waiting.priority
+            and running.tokens_in_quantum >= self.config.quantum_steps
         )
 
-    def _prefill(self, plan: PassPlan) -> None:
-        """Share the ids that one pass may read among streams that are not ready."""
-        budget = self.config.prefill
-        for job in sorted(self._running, key=lambda job: job.rank, reverse=True):
-            for stream in job.streams:
-                if budget and not stream.ready:
-                    plan.reused += self._reuse(stream)
-                    n = min(len(stream.ids) - 1 - stream.computed, budget)
+    def _plan_prefill(self, plan: PassPlan) -> None:
+        """Share the prefill tokens of one pass among the sequences that are not ready."""
+        budget = self.config.prefill_tokens
+        for scheduled in sorted(self._running, key=lambda r: r.rank, reverse=True):
+            for sequence in scheduled.sequences:
+                if budget and not sequence.ready:
+                    plan.reused_tokens += self._reuse_prefix(sequence)
+                    n = min(len(sequence.ids) - 1 - sequence.computed, budget)
                     if n:
-                        plan.prefill.append((stream, n))
+                        plan.prefill.append((sequence, n))
                     budget -= n
 
-    def _useful_steps(self, job: ScheduledRequest) -> int:
-        """Return how many ids a job can write before it is over or must wait for streams."""
-        if not job.guided or job.request.limits.text:
-            return self._remaining(job)
-        return self._open_image(job) + min(self._images_ahead(job), 1)
+    def _useful_steps(self, scheduled: ScheduledRequest) -> int:
+        """Return how many tokens a request can generate until it ends or needs a new branch."""
+        if not scheduled.guided or scheduled.request.limits.text:
+            return self._max_new_tokens(scheduled)
+        return self._open_image_tokens(scheduled) + min(self._max_new_images(scheduled), 1)
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────
 
-    def _give_pages(
-        self, job: ScheduledRequest, victims: Sequence[ScheduledRequest], spare: int = 0
+    def _allocate_pages(
+        self, scheduled: ScheduledRequest, victims: Sequence[ScheduledRequest], reserve: int = 0
     ) -> bool:
-        """Give all streams of a job their pages, if need be those of others, or give none.
+        """Give all sequences of a request the pages they lack, or none; may preempt victims.
 
         Args:
-            spare: pages that must be left.
+            reserve: pages that must stay available.
         """
-        missing = [self._missing_pages(job, stream) for stream in job.streams]
-        n = sum(missing) + spare if any(missing) else 0
-        if n > self.pool.available and not self._make_room(job, n, victims):
+        missing = [self._missing_pages(scheduled, sequence) for sequence in scheduled.sequences]
+        n = sum(missing) + reserve if any(missing) else 0
+        if n > self.pool.available and not self._free_pages(scheduled, n, victims):
             return False
-        for stream, n in zip(job.streams, missing, strict=True):
+        for sequence, n in zip(scheduled.sequences, missing, strict=True):
             if n:
-                pages = self.pool.allocate(n, stream.pages[-1] if stream.pages else None)
+                pages = self.pool.allocate(n, sequence.pages[-1] if sequence.pages else None)
                 assert pages is not None
-                stream.pages += pages
+                sequence.pages += pages
         return True
 
-    def _make_room(
-        self, job: ScheduledRequest, n: int, victims: Sequence[ScheduledRequest]
+    def _free_pages(
+        self, scheduled: ScheduledRequest, n: int, victims: Sequence[ScheduledRequest]
     ) -> bool:
-        """Preempt jobs until n pages are available; none if that would not suffice."""
-        victims = [other for other in victims if other is not job and other.pages]
+        """Preempt victims until n pages are available; preempt none if that cannot suffice."""
+        victims = [other for other in victims if other is not scheduled and other.pages]
         pages = [page for victim in victims for page in victim.pages]
         if n > self.pool.available + self.pool.freed_by(pages):
             return False
-        for victim in sorted(victims, key=lambda v: (bool(v.lanes), not v.paused, v.rank)):
+        for victim in sorted(victims, key=lambda v: (bool(v.slots), not v.paused, v.rank)):
             if n <= self.pool.available:
                 break
             self._preempt(victim)
         return True
 
-    def _missing_pages(self, job: ScheduledRequest, stream: TokenSequence) -> int:
-        """Return the pages a stream lacks for the next chunk and for all of an open image."""
-        if stream is job.main:
-            steps = self.config.steps * self.chunks
-            if self._images_ahead(job) or job.state.phase is Phase.IMAGE:
-                steps *= self.window
-            ahead = min(self._open_image(job) + steps, self._remaining(job))
+    def _missing_pages(self, scheduled: ScheduledRequest, sequence: TokenSequence) -> int:
+        """Return the pages that a sequence lacks for the next plans and for its open image."""
+        if sequence is scheduled.conditional:
+            n_new = self.config.steps_per_sync * self.plans_in_flight
+            if self._max_new_images(scheduled) or scheduled.state.phase is Phase.IMAGE:
+                n_new *= self.speculation_window
+            n_new += self._open_image_tokens(scheduled)
+            n_new = min(n_new, self._max_new_tokens(scheduled))
         else:
-            ahead = job.state.codes_left
-        return max(self.pool.pages_for(len(stream.ids) + ahead) - len(stream.pages), 0)
+            n_new = scheduled.state.codes_left
+        return max(self.pool.pages_for(len(sequence.ids) + n_new) - len(sequence.pages), 0)
 
-    def _reuse(self, stream: TokenSequence) -> int:
-        """Take over a remembered prefix that is longer than what is computed; return the gain."""
-        pages = self.pool.match(stream.ids[:-1])  # the last id is read by a decoding step
-        gain = len(pages) * self.config.page_size - stream.computed
+    def _reuse_prefix(self, sequence: TokenSequence) -> int:
+        """Use a cached prefix that is longer than what is computed; return the tokens gained."""
+        pages = self.pool.match(sequence.ids[:-1])  # a decoding step reads the last token
+        gain = len(pages) * self.config.page_size - sequence.computed
         if gain <= 0:
             self.pool.release(pages)
             return 0
-        self.pool.release(stream.pages[: len(pages)])
-        stream.pages[: len(pages)] = pages
-        stream.computed += gain
+        self.pool.release(sequence.pages[: len(pages)])
+        sequence.pages[: len(pages)] = pages
+        sequence.computed += gain
         return gain
 
-    def _preempt(self, job: ScheduledRequest) -> None:
-        """Take a job's pages, and its lanes; it will compute its ids anew, or find them again."""
-        self._plan.preempted.append(job)
-        self._release(job.streams)
-        self._stop(job)
+    def _preempt(self, scheduled: ScheduledRequest) -> None:
+        """Take the pages and slots of a request; its tokens are computed or found again later."""
+        self._plan.preempted.append(scheduled)
+        self._release(scheduled.sequences)
+        self._stop(scheduled)
 
-    def _release(self, streams: Sequence[TokenSequence]) -> None:
-        for stream in streams:
-            self.pool.remember(stream.ids[: stream.computed], stream.pages)
-            self.pool.release(stream.pages)
-            stream.pages, stream.computed = [], 0
+    def _release(self, sequences: Sequence[TokenSequence]) -> None:
+        for sequence in sequences:
+            self.pool.add_prefix(sequence.ids[: sequence.computed], sequence.pages)
+            self.pool.release(sequence.pages)
+            sequence.pages, sequence.computed = [], 0
 
-    # ── lanes ────────────────────────────────────────────────────────────────────────────────
+    # ── slots ────────────────────────────────────────────────────────────────────────────────
 
-    def _width(self, job: ScheduledRequest) -> int:
-        """Return the lanes of a job, with those of linked streams that are open or may come."""
-        ahead = self._images_ahead(job)
-        if not job.guided or not (ahead or job.state.codes_left):
+    def _slots_needed(self, scheduled: ScheduledRequest) -> int:
+        """Return the slots of a request, those of possible guidance sequences included."""
+        n_new = self._max_new_images(scheduled)
+        if not scheduled.guided or not (n_new or scheduled.state.codes_left):
             return 1
-        return 3 if _follows_images(job) and job.images + ahead > 1 else 2
+        return 3 if _has_image_scale(scheduled) and scheduled.n_images + n_new > 1 else 2
 
-    def _fit_lanes(self, job: ScheduledRequest) -> None:
-        """Take or give back lanes so that a job has what it may need."""
-        width = self._width(job)
-        while len(job.lanes) < width:
-            job.lanes.append(self._lanes.pop())
-        while len(job.lanes) > width:
-            self._lanes.append(job.lanes.pop())
-        for stream, lane in zip(job.streams, job.lanes, strict=False):
-            stream.lane = lane
+    def _fit_slots(self, scheduled: ScheduledRequest) -> None:
+        """Take or return slots so that a request has as many as it may need."""
+        n_slots = self._slots_needed(scheduled)
+        while len(scheduled.slots) < n_slots:
+            scheduled.slots.append(self._free_slots.pop())
+        while len(scheduled.slots) > n_slots:
+            self._free_slots.append(scheduled.slots.pop())
+        for sequence, slot in zip(scheduled.sequences, scheduled.slots, strict=False):
+            sequence.slot = slot
 
-    def _stop(self, job: ScheduledRequest) -> None:
-        """Let a job that runs wait, at the back of its queue if it was served for a quantum."""
-        if job.lanes:
-            self._unseat(job)
-            if job.served >= self.config.quantum:
-                job.turn = next(self._turns)
-            self._wait(job)
+    def _stop(self, scheduled: ScheduledRequest) -> None:
+        """Return a running request to the queue, to its end if it has used up its quantum."""
+        if scheduled.slots:
+            self._release_slots(scheduled)
+            if scheduled.tokens_in_quantum >= self.config.quantum_steps:
+                scheduled.queue_number = next(self._queue_numbers)
+            self._enqueue(scheduled)
 
-    def _unseat(self, job: ScheduledRequest) -> None:
-        self._running.remove(job)
-        self._lanes += reversed(job.lanes)
-        job.lanes = []
-        for stream in job.streams:
-            stream.lane = -1
+    def _release_slots(self, scheduled: ScheduledRequest) -> None:
+        self._running.remove(scheduled)
+        self._free_slots += reversed(scheduled.slots)
+        scheduled.slots = []
+        for sequence in scheduled.sequences:
+            sequence.slot = -1
 
-    def _wait(self, job: ScheduledRequest) -> None:
-        insort(self._waiting, job, key=lambda other: (-other.priority, other.turn))
+    def _enqueue(self, scheduled: ScheduledRequest) -> None:
+        insort(self._waiting, scheduled, key=lambda other: (-other.priority, other.queue_number))
 
-    # ── linked streams ───────────────────────────────────────────────────────────────────────
+    # ── guidance sequences ───────────────────────────────────────────────────────────────────
 
-    def _open_linked(self, job: ScheduledRequest) -> None:
-        """Open the streams that a guided image needs, if one has codes to come."""
-        if not job.guided or job.state.codes_left == 0:
+    def _open_guidance(self, scheduled: ScheduledRequest) -> None:
+        """Open the guidance sequences of a guided image that has codes to come."""
+        if not scheduled.guided or scheduled.state.codes_left == 0:
             return
-        job.linked = [TokenSequence(self.grammar.unconditional(job.main.ids))]
-        if _follows_images(job) and job.images > 1:
-            job.linked.append(TokenSequence(self.grammar.images_only(job.main.ids)))
-        for stream, lane in zip(job.linked, job.lanes[1:], strict=False):
-            stream.lane = lane
+        ids = scheduled.conditional.ids
+        branches = [TokenSequence(self.grammar.unconditional(ids))]
+        if _has_image_scale(scheduled) and scheduled.n_images > 1:
+            branches.append(TokenSequence(self.grammar.images_only(ids)))
+        scheduled.guidance_sequences = branches
+        for sequence, slot in zip(branches, scheduled.slots[1:], strict=False):
+            sequence.slot = slot
 
-    def _close_linked(self, job: ScheduledRequest) -> None:
-        alone, *images = job.linked
-        self.pool.release(alone.pages)  # nobody will ask for that prefix
-        self._release(images)
-        job.linked = []
+    def _close_guidance(self, scheduled: ScheduledRequest) -> None:
+        unconditional, *image_conditional = scheduled.guidance_sequences
+        self.pool.release(unconditional.pages)  # no other sequence will have that prefix
+        self._release(image_conditional)
+        scheduled.guidance_sequences = []
 
-    # ── what a job may yet take ──────────────────────────────────────────────────────────────
+    # ── bounds on what a request may still generate ──────────────────────────────────────────
 
-    def _open_image(self, job: ScheduledRequest) -> int:
-        """Return the ids that the open image still takes."""
-        return job.state.codes_left + 1 if job.state.phase is Phase.IMAGE else 0
+    def _open_image_tokens(self, scheduled: ScheduledRequest) -> int:
+        """Return the tokens that the open image still needs."""
+        state = scheduled.state
+        return state.codes_left + 1 if state.phase is Phase.IMAGE else 0
 
-    def _images_ahead(self, job: ScheduledRequest) -> int:
-        """Return how many images a job may yet open."""
-        limits, state = job.request.limits, job.state
-        budget = (state.budget or 0) - self._open_image(job) - limits.text  # one id is left for eos
+    def _max_new_images(self, scheduled: ScheduledRequest) -> int:
+        """Return how many images a request may still open."""
+        limits, state = scheduled.request.limits, scheduled.state
+        # With text one token is reserved for eos.
+        budget = (state.budget or 0) - self._open_image_tokens(scheduled) - limits.text
         fit = max(budget, 0) // self.grammar.tokens_per_image
         return fit if limits.max_images is None else min(fit, limits.max_images - state.images)
 
-    def _remaining(self, job: ScheduledRequest) -> int:
-        """Return how many ids a job may yet write."""
-        if job.request.limits.text:
-            return job.state.budget or 0
-        return self._open_image(job) + self._images_ahead(job) * self.grammar.tokens_per_image
+    def _max_new_tokens(self, scheduled: ScheduledRequest) -> int:
+        """Return how many tokens a request may still generate."""
+        if scheduled.request.limits.text:
+            return scheduled.state.budget or 0
+        new_images = self._max_new_images(scheduled) * self.grammar.tokens_per_image
+        return self._open_image_tokens(scheduled) + new_images
 
-    def _most_pages(self, job: ScheduledRequest) -> int:
-        """Return the pages a job can come to hold, before it has begun."""
-        most = [len(job.main.ids) + self._remaining(job)]
-        width, tokens_per_image = self._width(job), self.grammar.tokens_per_image
-        if width > 1:
-            most.append(tokens_per_image)  # bos, begin_image, codes
-        if width > 2:
-            most.append(min(1 + (job.images + self._images_ahead(job)) * tokens_per_image, most[0]))
-        return sum(map(self.pool.pages_for, most))
+    def _max_pages(self, scheduled: ScheduledRequest) -> int:
+        """Return the most pages that a new request can come to hold."""
+        lengths = [len(scheduled.conditional.ids) + self._max_new_tokens(scheduled)]
+        n_slots, tokens_per_image = self._slots_needed(scheduled), self.grammar.tokens_per_image
+        if n_slots > 1:
+            lengths.append(tokens_per_image)  # bos, begin_image, codes
+        if n_slots > 2:
+            n_images = scheduled.n_images + self._max_new_images(scheduled)
+            lengths.append(min(1 + n_images * tokens_per_image, lengths[0]))
+        return sum(map(self.pool.pages_for, lengths))
 
-    def _admissible(self, job: ScheduledRequest) -> None:
-        """Raise RequestError if a job can never run, or must not wait."""
-        n_prompt, n_answer = len(job.main.ids), self._remaining(job)
+    def _check_admissible(self, scheduled: ScheduledRequest) -> None:
+        """Raise RequestError if a request can never run, QueueFullError if it must not wait."""
+        n_prompt, n_new = len(scheduled.conditional.ids), self._max_new_tokens(scheduled)
         if n_prompt == 0:
-            raise RequestError("The prompt has no ids; it must begin with <bos>.")
-        if n_prompt + n_answer > self.context:
+            raise RequestError("The prompt has no tokens; it must begin with <bos>.")
+        if n_prompt + n_new > self.context:
             raise RequestError(
-                f"The prompt has {n_prompt} ids and the answer may have {n_answer}, more than the "
-                f"model's context of {self.context}; shorten the prompt or ask for less."
+                f"The prompt has {n_prompt} tokens and the completion may have {n_new}, more than "
+                f"the model's context of {self.context}; shorten the prompt, or lower "
+                "`max_new_tokens` or `max_images`."
             )
-        if self._width(job) > self.config.max_slots:
+        n_slots, max_slots = self._slots_needed(scheduled), self.config.max_slots
+        if n_slots > max_slots:
             raise RequestError(
-                f"Guided images of this request take {self._width(job)} rows of a pass, but the "
-                f"engine has {self.config.max_slots}; raise max_slots or leave guidance out."
+                f"The guided images of this request take {n_slots} slots, but the engine has "
+                f"{max_slots}; raise `max_slots` or leave out `guidance`."
             )
-        if self._most_pages(job) > self._n_pages:
+        max_pages, size = self._max_pages(scheduled), self.config.page_size
+        if max_pages > self._n_pages:
             raise RequestError(
-                f"The request may come to hold {self._most_pages(job) * self.config.page_size} ids "
-                f"in the cache, which has room for {self._n_pages * self.config.page_size}; ask "
-                "for less, or raise cache_tokens."
+                f"The request may need {max_pages * size} tokens of cache, which holds "
+                f"{self._n_pages * size}; lower `max_new_tokens` or `max_images`, or raise "
+                "`cache_tokens`."
             )
         waiting = sum(not other.paused for other in self._waiting)
-        if waiting >= self.config.max_waiting + len(self._lanes):
-            raise RequestError(
-                f"As many requests wait already as max_waiting allows, {self.config.max_waiting}; "
-                "submit it again when some have finished, or raise max_waiting."
+        if waiting >= self.config.max_waiting + len(self._free_slots):
+            raise QueueFullError(
+                f"{self.config.max_waiting} requests wait already, as many as `max_waiting` "
+                "allows; submit it again when some have finished, or raise `max_waiting`."
             )
 
 
-def _yields_pages(other: ScheduledRequest, job: ScheduledRequest) -> bool:
-    """Return whether a job gives its pages so that another can begin."""
-    return other.paused or other.priority < job.priority
+def _yields_pages(other: ScheduledRequest, starting: ScheduledRequest) -> bool:
+    """Return whether a request gives up its pages so that another can start."""
+    return other.paused or other.priority < starting.priority
 
 
-def _follows_images(job: ScheduledRequest) -> bool:
-    guidance = job.request.guidance
+def _has_image_scale(scheduled: ScheduledRequest) -> bool:
+    guidance = scheduled.request.guidance
     return isinstance(guidance, Guidance) and guidance.image is not None

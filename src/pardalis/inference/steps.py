@@ -1,120 +1,121 @@
-"""Decoding steps on the device: read, choose, advance; the host neither branches nor looks.
+"""Decoding steps on the device, without branches or synchronisation of the host.
 
-What a batch is made of is fixed while its steps run. What the rows write, where their images
-begin and end, and whether they are over is known to the device alone until the steps are done.
+The composition of a batch is fixed while its steps run. Until they are done, only the device knows
+which tokens the sequences generate, where their images begin and end, and which sequences are over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pardalis.inference.automaton import STATE_FIELDS, Automaton, RowLimits, RowState
-from pardalis.inference.cache import Rows
-from pardalis.inference.compiled import Compiled
-from pardalis.inference.guidance import Guide, guided
-from pardalis.inference.sampling import Choice, Needs, prepare_ids, sample
+from pardalis.inference.automaton import STATE_FIELDS, Automaton, SlotLimits, SlotState
+from pardalis.inference.cache import PassLayout
+from pardalis.inference.compiled import CompiledSteps
+from pardalis.inference.guidance import GuidanceTensors, apply_guidance
+from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
 from pardalis.inference.weights import Head
 from pardalis.model import Decoder
 from pardalis.tokens import Rule
 
-Columns = TypeVar("Columns")
+Tensors = TypeVar("Tensors")  # a dataclass of tensors
 
 
-class Kind(IntEnum):
-    """Which ids a row can write during a batch's steps, and so which of the head it needs."""
+class HeadSlice(IntEnum):
+    """The slice of the output head that covers what a sequence may generate in a batch's steps."""
 
-    ANY = 0
-    TEXT = 1  # never inside an image: all but image ids
-    CODES = 2  # image ids, or the one id that the rule forces
+    ALL = 0
+    TEXT = 1  # all but image tokens: the sequence is never inside an image
+    IMAGE = 2  # image tokens, or the one token that the rule forces
 
 
-class Lanes:
-    """The state of every row that may run, kept on the device between batches; lane 0 is unused."""
+class SlotStates:
+    """The state of every slot, kept on the device between batches; slot 0 is unused."""
 
-    def __init__(self, n_lanes: int, device: torch.device) -> None:
-        self.states = torch.zeros(len(STATE_FIELDS), n_lanes + 1, dtype=torch.long, device=device)
+    def __init__(self, n_slots: int, device: torch.device) -> None:
+        self.states = torch.zeros(len(STATE_FIELDS), n_slots + 1, dtype=torch.long, device=device)
 
-    def write(self, lane: int, state: dict[str, int]) -> None:
-        """Set the state of a lane from what the host knows."""
-        self.states[:, lane] = torch.tensor([state[name] for name in STATE_FIELDS])
+    def write(self, slot: int, state: dict[str, int]) -> None:
+        """Set the state of a slot from values on the host."""
+        self.states[:, slot] = torch.tensor([state[name] for name in STATE_FIELDS])
 
-    def read(self, lanes: Int[Tensor, " B"]) -> RowState:
-        """Return the state of some lanes."""
-        return RowState(*self.states[:, lanes].unbind())
+    def load(self, slots: Int[Tensor, " B"]) -> SlotState:
+        return SlotState(*self.states[:, slots].unbind())
 
-    def store(self, lanes: Int[Tensor, " B"], state: RowState) -> None:
-        """Put back the state of some lanes."""
-        columns = [getattr(state, name) for name in STATE_FIELDS]
-        self.states[:, lanes] = torch.stack(columns)
+    def store(self, slots: Int[Tensor, " B"], state: SlotState) -> None:
+        self.states[:, slots] = torch.stack([getattr(state, name) for name in STATE_FIELDS])
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """The linked rows of a batch, which follow its main rows."""
+class GuidanceBranches:
+    """The guidance sequences of a batch, which follow its conditional sequences.
 
-    leader: Int[Tensor, " U"]  # the main row that each belongs to
-    alone: Int[Tensor, " B"]  # of each main row, which linked row has no context; 0: any will do
-    images: Int[Tensor, " B"] | None  # and which has its images, ``alone`` where there are none
-    guide: Guide
-    largest_k: int  # of the contrastive ones; 0 when there is none
+    ``conditional`` indexes the conditional sequences; ``unconditional`` and ``image_conditional``
+    index the guidance sequences.
+    """
+
+    conditional: Int[Tensor, " U"]  # the sequence that each guidance sequence belongs to
+    unconditional: Int[Tensor, " B"]  # branch of each conditional sequence; arbitrary if unguided
+    image_conditional: Int[Tensor, " B"] | None  # ``unconditional`` where there is no such branch
+    guidance: GuidanceTensors
+    largest_k: int  # of contrastive decoding; 0 where nothing uses it
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Main rows of one kind, which stand side by side."""
+class HeadGroup:
+    """Adjacent conditional sequences of a batch that use the same slice of the head."""
 
-    kind: Kind
-    rows: slice
-    text: Choice
-    image: Choice
-    needs: Needs
+    head_slice: HeadSlice
+    span: slice  # in the batch
+    text: SamplingTensors
+    image: SamplingTensors
+    needs: SamplerNeeds
 
 
 @dataclass(slots=True)
 class SpeculationWindow:
-    """Guesses of a batch whose rows are all inside images."""
+    """Speculated codes of a batch whose conditional sequences are all inside images."""
 
-    width: int  # codes in a row of an image
-    drawn: Int[Tensor, "B codes"]  # ids of the open images; unknown ones may be anything
-    guesses: Int[Tensor, "B guessed"]  # of the next ids
+    grid_width: int
+    codes: Int[Tensor, "B codes"]  # token ids of the open images; arbitrary where not yet known
+    guesses: Int[Tensor, "B guessed"]  # of the next token ids
 
     @property
     def size(self) -> int:
-        """Codes that a pass may settle."""
+        """The most codes that a pass may generate for a sequence."""
         return self.guesses.shape[1] + 1
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """Rows that run together, and all that is fixed while they do."""
+    """Sequences that decode together, and everything that is fixed while they do."""
 
-    lanes: Int[Tensor, " R"]  # of the main rows, then of the linked ones
-    limits: RowLimits
-    groups: list[Group]
-    inside: bool  # every main row stays inside its image
-    links: Links | None = None
+    slots: Int[Tensor, " R"]  # of the conditional sequences, then of the guidance sequences
+    limits: SlotLimits
+    groups: list[HeadGroup]
+    inside_images: bool  # every conditional sequence stays inside its image
+    branches: GuidanceBranches | None = None
     window: SpeculationWindow | None = None
 
     @property
     def window_size(self) -> int:
-        """Ids that a step reads of each row."""
+        """Tokens that a step reads of each sequence."""
         return 1 if self.window is None else self.window.size
 
     @property
-    def n_main(self) -> int:
-        return self.groups[-1].rows.stop
+    def n_conditional(self) -> int:
+        return self.groups[-1].span.stop
 
 
-class Steps:
+class StepRunner:
     """Runs batches on one model.
 
     Args:
-        compiled: compile what decoding steps do; prompts are read as before.
+        compile: compile decoding steps; prefill stays eager.
     """
 
     def __init__(
@@ -122,236 +123,241 @@ class Steps:
         model: Decoder,
         head: Head,
         automaton: Automaton,
-        lanes: Lanes,
-        compiled: bool = False,
+        slots: SlotStates,
+        compile: bool = False,
     ) -> None:
-        self.model, self.head, self.automaton, self.lanes = model, head, automaton, lanes
-        self._hidden_of_newest, self._pick = self._hidden, sample
-        self.compiled = Compiled(model, self._hidden) if compiled else None
+        self.model, self.head, self.automaton, self.slots = model, head, automaton, slots
+        self._decode_hidden, self._sample = self._hidden, sample
+        self.compiled = CompiledSteps(model, self._hidden) if compile else None
         if self.compiled is not None:
-            self._hidden_of_newest, self._pick = self.compiled.hidden, self.compiled.sample
+            self._decode_hidden, self._sample = self.compiled.hidden, self.compiled.sample
         self.n_codes = automaton.n_codes
         self.hashed_ids = prepare_ids(automaton.writable_ids)
 
-    def run(self, batch: DecodeBatch, rows: Rows, n_steps: int) -> Int[Tensor, "B steps"]:
-        """Run steps; return the ids that each main row wrote, -1 where it wrote none."""
-        state = self.lanes.read(batch.lanes)
-        step = self._step if batch.window is None else self._settle
-        written = []
+    def decode(
+        self, batch: DecodeBatch, layout: PassLayout, n_steps: int
+    ) -> Int[Tensor, "B steps"]:
+        """Run steps; return the ids that each conditional sequence generated, -1 for none."""
+        state = self.slots.load(batch.slots)
+        step = self._step if batch.window is None else self._speculative_step
+        generated = []
         for _ in range(n_steps):
-            state, ids = step(batch, state, rows)
-            written.append(ids)
-        self.lanes.store(batch.lanes, state)
-        return torch.cat(written, dim=1)
+            state, ids = step(batch, state, layout)
+            generated.append(ids)
+        self.slots.store(batch.slots, state)
+        return torch.cat(generated, dim=1)
 
-    def read(
-        self, batch: DecodeBatch | None, rows: Rows, ids: Sequence[int], columns: Sequence[int]
+    def prefill(
+        self,
+        batch: DecodeBatch | None,
+        layout: PassLayout,
+        ids: Sequence[int],
+        positions: Sequence[int],
     ) -> Int[Tensor, "B 1"] | None:
-        """Read parts of prompts, beside one step of a batch, whose rows come first.
+        """Read parts of prompts, beside one decoding step of a batch that comes first.
 
         Args:
-            ids: of the prompts' rows, one after another.
-            columns: where they stand in their streams.
+            ids: tokens of the prompts, concatenated.
+            positions: of these tokens in their sequences.
         """
-        device = rows.table.device
-        prompt_ids, prompt_columns = torch.tensor([ids, columns], device=device)
+        device = layout.table.device
+        prompt_ids, prompt_positions = torch.tensor([ids, positions], device=device)
         if batch is None:
-            self._hidden(rows, prompt_ids, prompt_columns)
+            self._hidden(layout, prompt_ids, prompt_positions)
             return None
-        state = self.lanes.read(batch.lanes)
-        newest = self._newest(batch, state)
+        state = self.slots.load(batch.slots)
+        last = self._last_ids(batch, state)
         hidden = self._hidden(
-            rows, torch.cat([newest, prompt_ids]), torch.cat([state.column, prompt_columns])
+            layout, torch.cat([last, prompt_ids]), torch.cat([state.position, prompt_positions])
         )
-        state, written = self._choose(batch, state, hidden[: len(newest)])
-        self.lanes.store(batch.lanes, state)
-        return written
+        state, generated = self._generate(batch, state, hidden[: len(last)])
+        self.slots.store(batch.slots, state)
+        return generated
 
     def _hidden(
-        self, rows: Rows, ids: Int[Tensor, " T"], columns: Int[Tensor, " T"]
+        self, layout: PassLayout, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
     ) -> Float[Tensor, "T D"]:
-        return self.model.hidden(ids[None], columns[None], cache=rows.place(columns))[0]
+        return self.model.hidden(ids[None], positions[None], cache=layout.place(positions))[0]
 
-    def _newest(self, batch: DecodeBatch, state: RowState) -> Int[Tensor, " R"]:
-        """Return the newest id of every row; linked rows read what their leaders wrote."""
-        if batch.links is None:
-            return state.last
-        mains = state.last[: batch.n_main]
-        return torch.cat([mains, mains[batch.links.leader]])
+    def _last_ids(self, batch: DecodeBatch, state: SlotState) -> Int[Tensor, " R"]:
+        """Return the newest id of every sequence; branches read that of their conditional one."""
+        return _with_branches(batch, state.last[: batch.n_conditional])
 
-    # ── one id a row ─────────────────────────────────────────────────────────────────────────
+    # ── one token per sequence ───────────────────────────────────────────────────────────────
 
     def _step(
-        self, batch: DecodeBatch, state: RowState, rows: Rows
-    ) -> tuple[RowState, Int[Tensor, "B 1"]]:
-        hidden = self._hidden_of_newest(rows, self._newest(batch, state), state.column)
-        return self._choose(batch, state, hidden)
+        self, batch: DecodeBatch, state: SlotState, layout: PassLayout
+    ) -> tuple[SlotState, Int[Tensor, "B 1"]]:
+        hidden = self._decode_hidden(layout, self._last_ids(batch, state), state.position)
+        return self._generate(batch, state, hidden)
 
-    def _choose(
-        self, batch: DecodeBatch, state: RowState, hidden: Float[Tensor, "R D"]
-    ) -> tuple[RowState, Int[Tensor, "B 1"]]:
-        """Sample an id for every main row, and advance all rows."""
-        linked = None if batch.links is None else self.head.image(hidden[batch.n_main :])
-        if batch.inside:
-            chosen = self._sample(batch, batch.groups[0], None, state.column + 1, hidden, linked)
-            ids = self.automaton.writable_ids[chosen]
-            if batch.links is not None:
-                ids = torch.cat([ids, ids[batch.links.leader]])
-            state = self.automaton.advance_inside(state, ids, 1)
-            return state, ids[: batch.n_main, None]
-        mains = _part(state, slice(batch.n_main))
-        rule = self.automaton.rule(mains, batch.limits)
-        index = mains.column + 1
-        chosen = torch.cat(
-            [self._sample(batch, group, rule, index, hidden, linked) for group in batch.groups]
-        )
-        ids = self.automaton.writable_ids[chosen]
-        mains = self.automaton.advance(mains, rule, ids)
-        wrote = torch.where(rule == Rule.NOTHING, -1, ids)[:, None]
-        if batch.links is None:
-            return mains, wrote
-        others = _part(state, slice(batch.n_main, None))
-        others.column = others.column + (rule == Rule.CODE).long()[batch.links.leader]
-        return _joined(mains, others), wrote
+    def _generate(
+        self, batch: DecodeBatch, state: SlotState, hidden: Float[Tensor, "R D"]
+    ) -> tuple[SlotState, Int[Tensor, "B 1"]]:
+        """Sample a token for every conditional sequence, and advance all sequences."""
+        n, branches = batch.n_conditional, batch.branches
+        if batch.inside_images:
+            ids = self._sample_ids(batch, None, state, hidden)
+            return self.automaton.advance_codes(state, _with_branches(batch, ids), 1), ids[:, None]
+        conditional = _map(lambda x: x[:n], state)
+        rule = self.automaton.rule(conditional, batch.limits)
+        ids = self._sample_ids(batch, rule, state, hidden)
+        conditional = self.automaton.advance(conditional, rule, ids)
+        generated = torch.where(rule == Rule.NOTHING, -1, ids)[:, None]
+        if branches is None:
+            return conditional, generated
+        others = _map(lambda x: x[n:], state)
+        others.position = others.position + (rule == Rule.CODE).long()[branches.conditional]
+        return _map(lambda *parts: torch.cat(parts), conditional, others), generated
 
-    def _sample(
+    def _sample_ids(
         self,
         batch: DecodeBatch,
-        group: Group,
         rule: Int[Tensor, " B"] | None,
-        index: Int[Tensor, " _"],
+        state: SlotState,
         hidden: Float[Tensor, "R D"],
-        linked: Float[Tensor, "U codes"] | None,
+    ) -> Int[Tensor, " B"]:
+        """Sample a token for every conditional sequence; ``rule`` None: a code for each."""
+        branch_logits = None
+        if batch.branches is not None:
+            branch_logits = self.head.image(hidden[batch.n_conditional :])
+        index = state.position + 1
+        chosen = [
+            self._sample_group(batch, group, rule, index, hidden, branch_logits)
+            for group in batch.groups
+        ]
+        return self.automaton.writable_ids[torch.cat(chosen)]
+
+    def _sample_group(
+        self,
+        batch: DecodeBatch,
+        group: HeadGroup,
+        rule: Int[Tensor, " B"] | None,
+        index: Int[Tensor, " R"],
+        hidden: Float[Tensor, "R D"],
+        branch_logits: Float[Tensor, "U codes"] | None,
     ) -> Int[Tensor, " G"]:
-        """Return each row's choice, by its number in the order of written ids."""
-        rows, ids, n_codes = group.rows, self.hashed_ids, self.n_codes
-        index = index[rows]
-        if group.kind is Kind.CODES:
-            codes = self._guided(batch, rows, self.head.image(hidden[rows]), linked)
-            drawn = self._pick(codes, None, group.image, index, ids[:n_codes], group.needs)
+        """Return each sequence's choice, as an index into the writable ids."""
+        span, ids, n_codes = group.span, self.hashed_ids, self.n_codes
+        index, hidden = index[span], hidden[span]
+        if group.head_slice is HeadSlice.IMAGE:
+            logits = _guided(batch, span, self.head.image(hidden), branch_logits)
+            codes = self._sample(logits, None, group.image, index, ids[:n_codes], group.needs)
             if rule is None:
-                return drawn
-            return torch.where(rule[rows] == Rule.CODE, drawn, self.automaton.first[rule[rows]])
+                return codes
+            forced = self.automaton.range_start[rule[span]]
+            return torch.where(rule[span] == Rule.CODE, codes, forced)
         assert rule is not None
-        rule = rule[rows]
-        first, stop = self.automaton.first[rule], self.automaton.stop[rule]
-        if group.kind is Kind.TEXT:
-            logits = self.head.text(hidden[rows])
-            allowed = first - n_codes, stop - n_codes
-            return n_codes + self._pick(
+        rule = rule[span]
+        start, stop = self.automaton.range_start[rule], self.automaton.range_stop[rule]
+        if group.head_slice is HeadSlice.TEXT:
+            logits = self.head.text(hidden)
+            allowed = start - n_codes, stop - n_codes
+            return n_codes + self._sample(
                 logits, allowed, group.text, index, ids[n_codes:], group.needs
             )
-        logits = self.head.all(hidden[rows])
-        if linked is not None:
-            logits[:, :n_codes] = self._guided(batch, rows, logits[:, :n_codes], linked)
-        choice = _chosen_by(rule == Rule.CODE, group.image, group.text)
-        return self._pick(logits, (first, stop), choice, index, ids, group.needs)
+        logits = self.head.all(hidden)
+        if branch_logits is not None:
+            logits[:, :n_codes] = _guided(batch, span, logits[:, :n_codes], branch_logits)
+        is_code = rule == Rule.CODE
+        sampling = _map(lambda a, b: torch.where(is_code, a, b), group.image, group.text)
+        return self._sample(logits, (start, stop), sampling, index, ids, group.needs)
 
-    def _guided(
-        self,
-        batch: DecodeBatch,
-        rows: slice,
-        logits: Float[Tensor, "G codes"],
-        linked: Float[Tensor, "U codes"] | None,
-    ) -> Float[Tensor, "G codes"]:
-        """Return the logits of codes as guidance changes them."""
-        links = batch.links
-        if links is None or linked is None:
-            return logits
-        images = None if links.images is None else linked[links.images[rows]]
-        guide = _part(links.guide, rows)
-        alone = linked[links.alone[rows]]
-        return guided(logits, alone, images, guide, largest_k=links.largest_k)
+    # ── several codes per sequence ───────────────────────────────────────────────────────────
 
-    # ── several codes a row ──────────────────────────────────────────────────────────────────
+    def _speculative_step(
+        self, batch: DecodeBatch, state: SlotState, layout: PassLayout
+    ) -> tuple[SlotState, Int[Tensor, "B W"]]:
+        """Verify guessed codes in one pass; generate those that single steps would generate.
 
-    def _settle(
-        self, batch: DecodeBatch, state: RowState, rows: Rows
-    ) -> tuple[RowState, Int[Tensor, "B W"]]:
-        """Read guessed codes in one pass; write those that the rows would have drawn one by one.
-
-        With noise that is a function of the place, what a row draws is a fixed point: the codes
-        drawn before and at the first wrong guess are those of one step after another.
+        Since the noise is a function of the position, the codes up to and including the first
+        wrong guess are exactly those of single steps.
         """
         assert batch.window is not None
-        window, size = batch.window, batch.window.size
-        mains = _part(state, slice(batch.n_main))
-        read = torch.cat([mains.last[:, None], window.guesses], dim=1)
-        if batch.links is not None:
-            read = torch.cat([read, read[batch.links.leader]])
-        ahead = torch.arange(size, device=read.device)
-        columns = state.column[:, None] + ahead
-        hidden = self._hidden_of_newest(rows, read.flatten(), columns.flatten())
-        drawn = self.automaton.writable_ids[
-            self._sample_window(batch, columns[: batch.n_main] + 1, hidden)
-        ]
-        right = (drawn[:, :-1] == window.guesses).long().cumprod(1).sum(1)
-        settled = torch.minimum(1 + right, mains.codes_left)
-        wrote = torch.where(ahead < settled[:, None], drawn, -1)
-        self._guess(window, mains.codes_left, settled, drawn)
-        last = drawn.gather(1, (settled - 1).clamp(min=0)[:, None])[:, 0]
-        last = torch.where(settled > 0, last, mains.last)
-        if batch.links is not None:
-            leader = batch.links.leader
-            settled, last = (torch.cat([x, x[leader]]) for x in (settled, last))
-        return self.automaton.advance_inside(state, last, settled), wrote
+        window, n = batch.window, batch.n_conditional
+        conditional = _map(lambda x: x[:n], state)
+        read = _with_branches(batch, torch.cat([conditional.last[:, None], window.guesses], dim=1))
+        offsets = torch.arange(window.size, device=read.device)
+        positions = state.position[:, None] + offsets
+        hidden = self._decode_hidden(layout, read.flatten(), positions.flatten())
+        codes = self.automaton.writable_ids[self._sample_window(batch, positions[:n] + 1, hidden)]
+        n_right = (codes[:, :-1] == window.guesses).long().cumprod(1).sum(1)
+        n_accepted = torch.minimum(1 + n_right, conditional.codes_left)
+        generated = torch.where(offsets < n_accepted[:, None], codes, -1)
+        self._update_guesses(window, conditional.codes_left, n_accepted, codes)
+        last = codes.gather(1, (n_accepted - 1).clamp(min=0)[:, None])[:, 0]
+        last = torch.where(n_accepted > 0, last, conditional.last)
+        n_accepted, last = (_with_branches(batch, x) for x in (n_accepted, last))
+        return self.automaton.advance_codes(state, last, n_accepted), generated
 
     def _sample_window(
         self, batch: DecodeBatch, index: Int[Tensor, "B W"], hidden: Float[Tensor, "RW D"]
     ) -> Int[Tensor, "B W"]:
-        """Return what every place of the windows draws, given that the guesses before are right."""
-        size = index.shape[1]
-        [group] = batch.groups
-        repeat = torch.arange(batch.n_main, device=index.device).repeat_interleave(size)
-        logits = self.head.image(hidden)
-        own = logits[: repeat.shape[0]]
-        if batch.links is not None:
-            links, linked = batch.links, logits[repeat.shape[0] :].view(-1, size, self.n_codes)
-            images = None if links.images is None else linked[links.images].flatten(0, 1)
-            own = guided(
-                own,
-                linked[links.alone].flatten(0, 1),
-                images,
-                _part(links.guide, repeat),
-                largest_k=links.largest_k,
-            )
-        choice = _part(group.image, repeat)
+        """Sample a code at every position of the windows, as if all guesses were right."""
+        size, [group] = index.shape[1], batch.groups
+        logits, branch_logits = self.head.image(hidden).split_with_sizes(
+            [index.numel(), len(hidden) - index.numel()]
+        )
+        logits = _guided(batch, group.span, logits, branch_logits, size)
+        sampling = _map(lambda x: x.repeat_interleave(size), group.image)
         ids = self.hashed_ids[: self.n_codes]
-        return self._pick(own, None, choice, index.flatten(), ids, group.needs).view_as(index)
+        codes = self._sample(logits, None, sampling, index.flatten(), ids, group.needs)
+        return codes.view_as(index)
 
-    def _guess(
+    def _update_guesses(
         self,
         window: SpeculationWindow,
         codes_left: Int[Tensor, " B"],
-        settled: Int[Tensor, " B"],
-        drawn: Int[Tensor, "B W"],
+        n_accepted: Int[Tensor, " B"],
+        codes: Int[Tensor, "B W"],
     ) -> None:
-        """Guess the next codes: what was drawn beyond the settled ones, else the code above."""
+        """Guess the next codes: those sampled beyond the accepted ones, else the code above."""
         done = self.automaton.codes_per_image - codes_left
-        last = window.drawn.shape[1] - 1
-        ahead = torch.arange(drawn.shape[1], device=drawn.device)
-        places = (done[:, None] + ahead).clamp(max=last)
-        window.drawn.scatter_(1, places, drawn)
-        next_places = done[:, None] + settled[:, None] + ahead[:-1]
-        above = (next_places - window.width).clamp(min=0, max=last)
-        known = next_places < done[:, None] + drawn.shape[1]
-        source = torch.where(known, next_places.clamp(max=last), above)
-        window.guesses.copy_(window.drawn.gather(1, source))
+        last = window.codes.shape[1] - 1
+        offsets = torch.arange(codes.shape[1], device=codes.device)
+        places = (done[:, None] + offsets).clamp(max=last)
+        window.codes.scatter_(1, places, codes)
+        next_places = done[:, None] + n_accepted[:, None] + offsets[:-1]
+        above = (next_places - window.grid_width).clamp(min=0, max=last)
+        sampled = next_places < done[:, None] + codes.shape[1]
+        source = torch.where(sampled, next_places.clamp(max=last), above)
+        window.guesses.copy_(window.codes.gather(1, source))
 
 
-def _part(columns: Columns, rows: Any) -> Columns:
-    """Return some rows of a dataclass of tensors."""
-    names = [field.name for field in fields(columns)]  # type: ignore[arg-type]
-    return type(columns)(*(getattr(columns, name)[rows] for name in names))
+def _guided(
+    batch: DecodeBatch,
+    span: slice,
+    logits: Float[Tensor, "GW codes"],
+    branch_logits: Float[Tensor, "UW codes"] | None,
+    window: int = 1,
+) -> Float[Tensor, "GW codes"]:
+    """Return logits of codes after guidance, for the sequences of a group.
+
+    Args:
+        window: positions of each sequence in ``logits`` and ``branch_logits``.
+    """
+    branches = batch.branches
+    if branches is None or branch_logits is None:
+        return logits
+    guidance = _map(lambda x: x[span], branches.guidance)
+    if window > 1:
+        guidance = _map(lambda x: x.repeat_interleave(window), guidance)
+        branch_logits = branch_logits.view(-1, window, logits.shape[1])
+    image_conditional = None
+    if branches.image_conditional is not None:
+        image_conditional = branch_logits[branches.image_conditional[span]].flatten(0, -2)
+    unconditional = branch_logits[branches.unconditional[span]].flatten(0, -2)
+    return apply_guidance(
+        logits, unconditional, image_conditional, guidance, largest_k=branches.largest_k
+    )
 
 
-def _chosen_by(condition: Tensor, a: Columns, b: Columns) -> Columns:
-    """Return rows of one dataclass of tensors where the condition holds, else of another."""
-    names = [field.name for field in fields(a)]  # type: ignore[arg-type]
-    return type(a)(*(torch.where(condition, getattr(a, n), getattr(b, n)) for n in names))
+def _map(function: Callable[..., Tensor], *parts: Tensors) -> Tensors:
+    """Apply a function to each field of dataclasses of tensors."""
+    names = [field.name for field in fields(parts[0])]  # type: ignore[arg-type]
+    return type(parts[0])(*(function(*(getattr(p, name) for p in parts)) for name in names))
 
 
-def _joined(a: Columns, b: Columns) -> Columns:
-    """Return the rows of two dataclasses of tensors, one after the other."""
-    names = [field.name for field in fields(a)]  # type: ignore[arg-type]
-    return type(a)(*(torch.cat([getattr(a, n), getattr(b, n)]) for n in names))
+def _with_branches(batch: DecodeBatch, x: Int[Tensor, "B *rest"]) -> Int[Tensor, "R *rest"]:
+    """Append to the values of conditional sequences those for their guidance sequences."""
+    return x if batch.branches is None else torch.cat([x, x[batch.branches.conditional]])

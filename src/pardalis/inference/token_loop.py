@@ -1,4 +1,4 @@
-"""The token loop: requests in, ids out, with steps on the device in between."""
+"""The token loop: continuous batching of requests, with decoding steps on the device."""
 
 import time
 from collections.abc import Sequence
@@ -9,295 +9,308 @@ import torch
 
 from pardalis.errors import ConfigError
 from pardalis.inference.automaton import Automaton
-from pardalis.inference.batches import BatchBuilder, kind_of, main_then_linked
-from pardalis.inference.cache import PagedCache, Row, Rows
+from pardalis.inference.batches import BatchBuilder, head_slice_of, in_batch_order
+from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.request import Request
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
 from pardalis.inference.speculation import WindowPolicy
-from pardalis.inference.steps import DecodeBatch, Lanes, Steps
+from pardalis.inference.steps import DecodeBatch, SlotStates, StepRunner
 from pardalis.inference.weights import Head, packed
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Phase, Rule
 
-_FREE_ROWS = {"cpu": 16, "cuda": 128}  # ids that a pass reads for the price of few
+# Tokens up to which a pass is bound by reading the weights, so that more cost little.
+_MEMORY_BOUND_TOKENS = {"cpu": 16, "cuda": 128}
 
 FinishReason = Literal[
-    "eos",  # the model ended its answer
-    "turn",  # it ended its turn of a conversation
-    "images",  # every image that was asked for is drawn
-    "length",  # the room is used up
+    "eos",  # the model generated eos
+    "turn",  # the model ended its turn of a conversation
+    "images",  # max_images images are complete, in a request without text
+    "length",  # the token budget is used up
     "aborted",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step did for one request."""
+    """What one call of :meth:`TokenLoop.step` did for one request."""
 
-    key: int  # of TokenLoop.submit
-    ids: list[int]  # written since the last progress; may be empty
+    key: int  # from TokenLoop.submit
+    ids: list[int]  # tokens generated since the last progress; may be empty
     finished: FinishReason | None = None
 
 
 @dataclass(slots=True)
 class LoopStatistics:
-    """Counts since the loop was built."""
+    """Counts since the loop was created."""
 
-    passes: int = 0  # of the model over some rows
-    prefilled_tokens: int = 0  # prompt ids that were computed
-    reused_tokens: int = 0  # prompt ids whose keys and values were found in the cache
+    passes: int = 0  # forward passes of the model
+    prefilled_tokens: int = 0  # prompt tokens that were computed
+    reused_tokens: int = 0  # prompt tokens whose keys and values were found in the cache
     generated_tokens: int = 0
-    peak_rows: int = 0  # most rows that decoded in one pass, linked ones included
-    preempted: int = 0  # times a request gave its memory to another
-    guessed: int = 0  # image codes guessed ahead
-    accepted: int = 0  # guesses that were right
+    peak_sequences: int = 0  # most sequences decoded in one pass, guidance sequences included
+    preempted: int = 0  # times a request lost its pages to another
+    guessed: int = 0  # speculated image codes
+    accepted: int = 0  # speculated image codes that were right
 
 
 class TokenLoop:
-    """Answers many requests at once, id by id.
+    """Generates tokens for many requests at once.
 
     Raises:
-        RequestError: by :meth:`submit`: the request cannot be answered, or too many wait.
+        RequestError: by :meth:`submit`: the request can never run.
+        QueueFullError: by :meth:`submit`: too many requests wait already.
         GrammarError: by :meth:`submit`: a prompt is malformed.
+        ConfigError: the device has not enough memory for the cache.
     """
 
     def __init__(self, model: Decoder, grammar: Grammar, config: EngineConfig) -> None:
         self.grammar, self.config = grammar, config
         self.device = model.embedding.weight.device
         context, page_size = model.config.context, config.page_size
-        n_ids = config.cache_tokens or config.max_slots * (context + page_size)
-        n_pages = 1 + n_ids // page_size
+        n_tokens = config.cache_tokens or config.max_slots * (context + page_size)
+        n_pages = 1 + n_tokens // page_size
         self.cache = _cache(model, n_pages, page_size)
         self.windows = WindowPolicy(
-            config.window, _FREE_ROWS[self.device.type], grammar.codes_per_image
+            config.speculation_window,
+            _MEMORY_BOUND_TOKENS[self.device.type],
+            grammar.codes_per_image,
         )
         on_gpu = self.device.type == "cuda"
         self.overlap = on_gpu if config.overlap is None else config.overlap
         self.scheduler = Scheduler(
             config, n_pages, grammar, context, self.windows.largest, 1 + self.overlap
         )
-        lanes = Lanes(config.max_slots, self.device)
-        self.batches = BatchBuilder(grammar, lanes)
-        self.steps = Steps(
+        slots = SlotStates(config.max_slots, self.device)
+        self.batches = BatchBuilder(grammar, slots)
+        self.runner = StepRunner(
             packed(model, config.weights),
             Head(model, grammar, config.weights),
             Automaton(grammar, self.device),
-            lanes,
-            config.compiled,
+            slots,
+            config.compile,
         )
         self.statistics = LoopStatistics()
-        self._jobs: dict[int, ScheduledRequest] = {}
+        self._requests: dict[int, ScheduledRequest] = {}
         self._aborted: list[int] = []
-        self._flight: _Flight | None = None
-        self._landed = 0.0  # when the last steps were looked at, on the clock of perf_counter
+        self._in_flight: _StepsInFlight | None = None
+        self._last_sync = 0.0  # time of perf_counter
 
     def submit(self, request: Request, priority: int = 0) -> int:
         """Add a request and return its key; a higher priority goes first."""
-        job = self.scheduler.submit(request, priority)
-        self._jobs[job.key] = job
-        return job.key
+        scheduled = self.scheduler.submit(request, priority)
+        self._requests[scheduled.key] = scheduled
+        return scheduled.key
 
     def abort(self, key: int) -> None:
         """End a request; its last progress says ``aborted``. An unknown key is ignored."""
-        if job := self._jobs.pop(key, None):
-            self.scheduler.finish(job)
+        if scheduled := self._requests.pop(key, None):
+            self.scheduler.finish(scheduled)
             self._aborted.append(key)
 
     def pause(self, key: int, paused: bool) -> None:
-        """Hold a request back, or let it go on; nothing of it is lost meanwhile."""
-        if job := self._jobs.get(key):
-            self.scheduler.pause(job, paused)
+        """Pause or resume a request, without loss. An unknown key is ignored."""
+        if scheduled := self._requests.get(key):
+            self.scheduler.pause(scheduled, paused)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to do before a request comes or goes on."""
-        return self.scheduler.idle and not self._aborted and self._flight is None
+        """Whether there is nothing to do until a request is submitted or resumed."""
+        return self.scheduler.idle and not self._aborted and self._in_flight is None
 
     @property
     def keys(self) -> list[int]:
-        """Requests that are not finished."""
-        return list(self._jobs)
+        """Keys of the requests that have not finished."""
+        return list(self._requests)
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
-        """Run the next passes of the model; return what they wrote."""
+        """Run the next passes of the model; return what they generated."""
         progress = [Progress(key, [], "aborted") for key in self._aborted]
         self._aborted.clear()
-        if self._flight is not None:
-            return progress + self._land()
+        if self._in_flight is not None:
+            return progress + self._collect()
         plan = self.scheduler.plan()
-        self.statistics.reused_tokens += plan.reused
+        self.statistics.reused_tokens += plan.reused_tokens
         self.statistics.preempted += len(plan.preempted)
         if plan.prefill:
-            progress += self._read(plan)
+            progress += self._prefill(plan)
         elif plan.decode:
-            self._flight = self._launch(plan)
+            self._in_flight = self._decode(plan)
             if not self.overlap:
-                progress += self._land()
+                progress += self._collect()
         return progress
 
-    def _launch(self, plan: PassPlan) -> "_Flight":
-        """Begin decoding steps."""
+    def _decode(self, plan: PassPlan) -> "_StepsInFlight":
+        """Launch the decoding steps of a plan."""
         window, steps = self._window(plan)
-        n_ids = window * steps
-        jobs = self.batches.ordered(plan.decode, n_ids)
-        batch = self.batches.of(jobs, n_ids, window)
-        streams = main_then_linked(jobs)
-        self.statistics.peak_rows = max(self.statistics.peak_rows, len(streams))
-        return self._run(jobs, streams, batch, steps, [len(stream.ids) for stream in streams])
+        n_tokens = window * steps
+        requests = self.batches.order(plan.decode, n_tokens)
+        batch = self.batches.build(requests, n_tokens, window)
+        sequences = in_batch_order(requests)
+        self.statistics.peak_sequences = max(self.statistics.peak_sequences, len(sequences))
+        lengths = [len(sequence.ids) for sequence in sequences]
+        return self._launch(requests, sequences, batch, steps, lengths)
 
-    def _run(
+    def _launch(
         self,
-        jobs: list[ScheduledRequest],
-        streams: list[TokenSequence],
+        requests: list[ScheduledRequest],
+        sequences: list[TokenSequence],
         batch: DecodeBatch,
         steps: int,
-        n_ids: list[int],
-    ) -> "_Flight":
-        """Begin steps of a batch whose streams have at most so many ids."""
-        most = [n + steps * batch.window_size for n in n_ids]
-        rows = [Row(s.pages, batch.window_size, n) for s, n in zip(streams, most, strict=True)]
+        lengths: list[int],
+    ) -> "_StepsInFlight":
+        """Launch steps of a batch whose sequences have at most these lengths."""
+        size = batch.window_size
+        lengths = [n + steps * size for n in lengths]
+        parts = [SequencePart(s.pages, size, n) for s, n in zip(sequences, lengths, strict=True)]
         start = time.perf_counter()
-        written = self.steps.run(batch, Rows(self.cache, rows), steps)
-        return _Flight(jobs, streams, batch, steps, most, _Copy(written), start)
+        generated = self.runner.decode(batch, PassLayout(self.cache, parts), steps)
+        return _StepsInFlight(
+            requests, sequences, batch, steps, lengths, _HostCopy(generated), start
+        )
 
-    def _land(self) -> list[Progress]:
-        """Look at what the steps in flight wrote, once the next ones are under way."""
-        flight, following = self._flight, None
+    def _collect(self) -> list[Progress]:
+        """Read what the steps in flight generated, after launching the next ones if possible."""
+        flight, following = self._in_flight, None
         assert flight is not None
-        if self.overlap and self._steady(flight):
-            following = self._run(
-                flight.jobs, flight.streams, flight.batch, flight.steps, flight.most
+        if self.overlap and self._can_continue(flight):
+            following = self._launch(
+                flight.requests, flight.sequences, flight.batch, flight.steps, flight.max_lengths
             )
-        self._flight = following
-        progress = self._progress(flight.jobs, flight.written.on_host())
+        self._in_flight = following
+        progress = self._progress(flight.requests, flight.generated.wait())
         self.statistics.passes += flight.steps
-        if flight.batch.inside:
+        if flight.batch.inside_images:
             self._observe(flight, sum(len(p.ids) for p in progress))
         return progress
 
-    def _steady(self, flight: "_Flight") -> bool:
-        """Whether more steps of the same rows make sense before the last are looked at."""
-        n_ids = flight.steps * flight.batch.window_size
-        as_before = main_then_linked(flight.jobs) == flight.streams and all(
-            job.key in self._jobs and job.lanes and kind_of(job, 2 * n_ids) == kind_of(job, n_ids)
-            for job in flight.jobs
+    def _can_continue(self, flight: "_StepsInFlight") -> bool:
+        """Whether the same batch may run more steps before the last ones are read."""
+        n_tokens = flight.steps * flight.batch.window_size
+        unchanged = in_batch_order(flight.requests) == flight.sequences and all(
+            r.key in self._requests
+            and r.slots
+            and head_slice_of(r, 2 * n_tokens) == head_slice_of(r, n_tokens)
+            for r in flight.requests
         )
-        if flight.batch.inside:
-            as_before &= all(job.state.codes_left >= 2 * n_ids for job in flight.jobs)
-        covered = all(
-            len(stream.pages) * self.config.page_size >= most + n_ids
-            for stream, most in zip(flight.streams, flight.most, strict=True)
+        if flight.batch.inside_images:
+            unchanged &= all(r.state.codes_left >= 2 * n_tokens for r in flight.requests)
+        has_pages = all(
+            len(sequence.pages) * self.config.page_size >= length + n_tokens
+            for sequence, length in zip(flight.sequences, flight.max_lengths, strict=True)
         )
-        return as_before and covered and not self.scheduler.crowded
+        return unchanged and has_pages and not self.scheduler.has_waiting
 
-    def _observe(self, flight: "_Flight", n_codes: int) -> None:
-        """Record what the passes of a batch that only drew have settled, and in what time."""
+    def _observe(self, flight: "_StepsInFlight", n_codes: int) -> None:
+        """Record how many codes the passes of an image-only batch generated, and how fast."""
         window = flight.batch.window_size
         now = time.perf_counter()
-        seconds = now - max(flight.start, self._landed)
-        self._landed = now
-        self.windows.observe(len(flight.batch.lanes), window, n_codes, seconds)
-        n_passes = flight.steps * len(flight.jobs)
+        seconds = now - max(flight.start, self._last_sync)
+        self._last_sync = now
+        self.windows.observe(len(flight.batch.slots), window, n_codes, seconds)
+        n_passes = flight.steps * len(flight.requests)
         self.statistics.guessed += n_passes * (window - 1)
         self.statistics.accepted += max(n_codes - n_passes, 0) if window > 1 else 0
 
     def _window(self, plan: PassPlan) -> tuple[int, int]:
-        """Return how many codes a pass may settle, and how many passes to run."""
-        if any(len(job.main.ids) == len(job.request.prompt_ids) for job in plan.decode):
-            return 1, 1  # nobody waits for the first id longer than it takes
-        left = [job.state.codes_left for job in plan.decode]
-        n_rows = sum(len(job.streams) for job in plan.decode)
-        if min(left) == 0 or (window := self.windows.choose(n_rows)) == 1:
+        """Return the speculation window and the number of passes."""
+        if any(len(r.conditional.ids) == len(r.request.prompt_ids) for r in plan.decode):
+            return 1, 1  # the first token is returned at once
+        codes_left = min(r.state.codes_left for r in plan.decode)
+        n_sequences = sum(len(r.sequences) for r in plan.decode)
+        if codes_left == 0 or (window := self.windows.choose(n_sequences)) == 1:
             return 1, plan.steps
-        return window, min(plan.steps, -(-min(left) // window))
+        return window, min(plan.steps, -(-codes_left // window))
 
-    def _read(self, plan: PassPlan) -> list[Progress]:
+    def _prefill(self, plan: PassPlan) -> list[Progress]:
         """Read parts of prompts beside one decoding step."""
-        jobs = self.batches.ordered(plan.decode, 1)
-        rows = [Row(s.pages, 1, len(s.ids) + 1) for s in main_then_linked(jobs)]
+        requests = self.batches.order(plan.decode, 1)
+        parts = [SequencePart(s.pages, 1, len(s.ids) + 1) for s in in_batch_order(requests)]
         ids: list[int] = []
-        columns: list[int] = []
-        for stream, n in plan.prefill:
-            start, stop = stream.computed, stream.computed + n
-            rows.append(Row(stream.pages, n, stop))
-            ids += stream.ids[start:stop]
-            columns += range(start, stop)
-        batch = self.batches.of(jobs, 1, 1) if jobs else None
-        written = self.steps.read(batch, Rows(self.cache, rows), ids, columns)
+        positions: list[int] = []
+        for sequence, n in plan.prefill:
+            start, stop = sequence.computed, sequence.computed + n
+            parts.append(SequencePart(sequence.pages, n, stop))
+            ids += sequence.ids[start:stop]
+            positions += range(start, stop)
+        batch = self.batches.build(requests, 1, 1) if requests else None
+        generated = self.runner.prefill(batch, PassLayout(self.cache, parts), ids, positions)
         self.statistics.passes += 1
         self.statistics.prefilled_tokens += len(ids)
-        for stream, n in plan.prefill:
-            self.scheduler.read(stream, n)
-        return [] if written is None else self._progress(jobs, written)
+        for sequence, n in plan.prefill:
+            self.scheduler.record_prefill(sequence, n)
+        return [] if generated is None else self._progress(requests, generated)
 
-    def _progress(self, jobs: list[ScheduledRequest], written: torch.Tensor) -> list[Progress]:
-        """Record what jobs wrote; end those that are over."""
+    def _progress(
+        self, requests: list[ScheduledRequest], generated: torch.Tensor
+    ) -> list[Progress]:
+        """Record generated tokens; finish the requests that are over."""
         progress = []
-        for job, row in zip(jobs, written.tolist(), strict=True):
-            if job.key not in self._jobs:  # given up, or over, while the steps were under way
+        for scheduled, padded in zip(requests, generated.tolist(), strict=True):
+            if scheduled.key not in self._requests:  # aborted or finished during the steps
                 continue
-            ids = [token_id for token_id in row if token_id >= 0]
-            self.scheduler.wrote(job, ids)
+            ids = [token_id for token_id in padded if token_id >= 0]
+            self.scheduler.record_tokens(scheduled, ids)
             self.statistics.generated_tokens += len(ids)
             finished: FinishReason | None = None
-            if job.rule is Rule.NOTHING:
-                self.scheduler.finish(job)
-                del self._jobs[job.key]
-                finished = _reason(job)
-            progress.append(Progress(job.key, ids, finished))
+            if scheduled.rule is Rule.NOTHING:
+                self.scheduler.finish(scheduled)
+                del self._requests[scheduled.key]
+                finished = _finish_reason(scheduled)
+            progress.append(Progress(scheduled.key, ids, finished))
         return progress
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    """Decoding steps that are under way."""
+class _StepsInFlight:
+    """Decoding steps that were launched and not yet read."""
 
-    jobs: list[ScheduledRequest]
-    streams: list[TokenSequence]  # of the batch's rows
+    requests: list[ScheduledRequest]
+    sequences: list[TokenSequence]  # in the order of the batch
     batch: DecodeBatch
     steps: int
-    most: list[int]  # ids that each stream has at most when they are done
-    written: "_Copy"
-    start: float  # on the clock of perf_counter
+    max_lengths: list[int]  # most tokens of each sequence after the steps
+    generated: "_HostCopy"
+    start: float  # time of perf_counter
 
 
-class _Copy:
-    """A tensor on its way to the host."""
+class _HostCopy:
+    """An asynchronous copy of a tensor to the host."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.to("cpu", non_blocking=True)
-        self.arrived: torch.cuda.Event | None = None
+        self.done: torch.cuda.Event | None = None
         if tensor.is_cuda:
-            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.arrived.record()
+            self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.done.record()
 
-    def on_host(self) -> torch.Tensor:
-        """Wait until it has arrived, but not for what was begun later."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
+    def wait(self) -> torch.Tensor:
+        """Wait for the copy, but not for work launched after it."""
+        if self.done is not None:
+            self.done.synchronize()
         return self.tensor
 
 
 def _cache(model: Decoder, n_pages: int, page_size: int) -> PagedCache:
-    """Return an empty cache; raises ConfigError where there is no memory for it."""
+    """Return an empty cache; raises ConfigError if the device has not enough memory for it."""
     try:
         return PagedCache(model.config, n_pages, page_size, model.embedding.weight)
     except (MemoryError, RuntimeError) as error:  # torch raises the second
         config, like = model.config, model.embedding.weight
         numbers = 2 * config.n_layers * config.n_kv_heads * config.d_head * n_pages * page_size
         raise ConfigError(
-            f"Keys and values of {n_pages * page_size} ids take "
+            f"The keys and values of {n_pages * page_size} tokens take "
             f"{numbers * like.element_size() / 2**30:,.1f} GiB, which {like.device} does not have; "
-            "lower max_slots or cache_tokens."
+            "lower `max_slots` or `cache_tokens`."
         ) from error
 
 
-def _reason(job: ScheduledRequest) -> FinishReason:
-    limits, state = job.request.limits, job.state
+def _finish_reason(scheduled: ScheduledRequest) -> FinishReason:
+    limits, state = scheduled.request.limits, scheduled.state
     if state.phase is Phase.DONE:
-        return "eos" if state.budget else "length"  # the last id that fits is eos in any case
+        return "eos" if state.budget else "length"  # the last token of the budget is always eos
     if limits.one_turn and state.turns:
         return "turn"
     return "length" if limits.text else "images"
@@ -309,10 +322,10 @@ def generate_ids(
     requests: Sequence[Request],
     config: EngineConfig | None = None,
 ) -> list[list[int]]:
-    """Answer requests together; return for each the ids that follow its prompt."""
+    """Run requests together; return the tokens that follow each prompt."""
     loop = TokenLoop(model, grammar, config or EngineConfig(max_waiting=len(requests)))
-    answers: dict[int, list[int]] = {loop.submit(request): [] for request in requests}
+    completions: dict[int, list[int]] = {loop.submit(request): [] for request in requests}
     while not loop.idle:
         for progress in loop.step():
-            answers[progress.key] += progress.ids
-    return list(answers.values())
+            completions[progress.key] += progress.ids
+    return list(completions.values())

@@ -1,7 +1,7 @@
-"""The weights as a decoding step reads them: laid out for the processor, or as 8-bit integers.
+"""Weights in the layout that decoding reads fastest: packed for the processor, or 8-bit integers.
 
-A step of few rows does little but read weights, so their form decides its speed. Where they are
-copied anyway, those that multiply the same vector become one matrix, which takes fewer calls.
+A step of few tokens is bound by reading the weights. Matrices that multiply the same vector are
+fused into one where they are copied anyway, which saves calls.
 """
 
 import copy
@@ -22,32 +22,32 @@ from pardalis.tokens import Grammar
 
 Weights = Literal["stored", "int8"]
 
-# Above as many rows, turning integers back into numbers costs less than multiplying by them.
-_INT8_ROWS = 16
-# oneDNN sums the product of a single row in another order when it is longer than this.
-_LONG_ROW = 1024
+# With more tokens, dequantising the weights is faster than the integer kernel.
+_INT8_KERNEL_TOKENS = 16
+# oneDNN sums the product with a single vector in another order when it is longer than this.
+_LONG_VECTOR = 1024
 
 
 class PackedLinear(nn.Module):
-    """A linear map whose weights lie as oneDNN reads them.
+    """A linear map with weights in oneDNN's layout.
 
-    What it gives for a row does not depend, to the bit, on the rows beside it.
+    The output for a token does not depend, to the bit, on the other tokens of the batch.
     """
 
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         super().__init__()
-        self.long = weight.shape[1] > _LONG_ROW
+        self.long = weight.shape[1] > _LONG_VECTOR
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         self.n_outputs = len(weight)
         self.number = next(_NUMBERS)
         _NUMBERED[self.number] = self
 
-    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if self.long and x.numel() == x.shape[-1]:
             return self._multiply(x.expand(*x.shape[:-2], 2, -1))[..., :1, :]
         return self._multiply(x)
 
-    def _multiply(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+    def _multiply(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if torch.compiler.is_compiling():
             return torch.ops.pardalis.packed_linear(x, self.number, self.n_outputs)
         return _multiply(x, self.packed)
@@ -57,7 +57,7 @@ def _multiply(x: Tensor, packed_weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, packed_weight, None, "none", [], "")
 
 
-# A compiler cannot trace such weights, so it sees an operation on a number that stands for them.
+# A compiler cannot trace packed weights, so it sees an operation on a number that refers to them.
 _NUMBERS = itertools.count()
 _NUMBERED: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
 _OPERATION = "pardalis::packed_linear"
@@ -74,20 +74,20 @@ class Int8Linear(nn.Module):
         weight = weight.detach().float()
         scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         self.weight: Int8[Tensor, "out in"] = (weight / scale).round().to(torch.int8)
-        # The kernel is fast in this type only.
+        # The kernel is fast only in bfloat16.
         self.scale = scale[:, 0].bfloat16()
 
-    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        rows = x.flatten(0, -2).bfloat16()
-        if len(rows) <= _INT8_ROWS:
-            product = torch._weight_int8pack_mm(rows, self.weight, self.scale)
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        tokens = x.flatten(0, -2).bfloat16()
+        if len(tokens) <= _INT8_KERNEL_TOKENS:
+            product = torch._weight_int8pack_mm(tokens, self.weight, self.scale)
         else:
-            product = F.linear(rows, self.weight.bfloat16()) * self.scale
+            product = F.linear(tokens, self.weight.bfloat16()) * self.scale
         return product.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 class FusedAttention(Attention):
-    """Attention whose queries, keys and values come of one product and are normalised as one."""
+    """Attention with one projection and one normalisation for queries, keys and values."""
 
     def __init__(self, attention: Attention, weights: Weights) -> None:
         nn.Module.__init__(self)
@@ -108,7 +108,7 @@ class FusedAttention(Attention):
 
 
 class FusedFeedForward(FeedForward):
-    """SwiGLU whose gate and input come of one product."""
+    """SwiGLU with one projection for gate and input."""
 
     def __init__(self, feed_forward: FeedForward, weights: Weights) -> None:
         nn.Module.__init__(self)
@@ -122,7 +122,7 @@ class FusedFeedForward(FeedForward):
 
 
 class RotationTable(nn.Module):
-    """Cosines and sines of RoPE, looked up; beyond the context those of its end."""
+    """Table of the cosines and sines of RoPE; positions beyond the context are clamped."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
@@ -137,10 +137,10 @@ class RotationTable(nn.Module):
 
 
 class Head:
-    """The output head in the order of :meth:`Grammar.writable_ids`, a copy of its rows.
+    """A copy of the output head in the order of :meth:`Grammar.writable_ids`.
 
     Args:
-        weights: as of :func:`packed`.
+        weights: as for :func:`packed`.
     """
 
     def __init__(self, model: Decoder, grammar: Grammar, weights: Weights) -> None:
@@ -151,25 +151,25 @@ class Head:
         self._text = _linear(table[self.n_codes :], weights)
 
     def image(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N codes"]:
-        """Return logits of the image ids: the first ``n_codes`` columns."""
+        """Return the logits of image tokens, the first ``n_codes`` of the order."""
         return self._image(hidden)
 
     def text(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N rest"]:
-        """Return logits of all other ids: column 0 is number ``n_codes`` of the order."""
+        """Return the logits of all other tokens, which follow in the order."""
         return self._text(hidden)
 
     def all(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N n"]:
-        """Return logits of every id that may be written."""
+        """Return the logits of all writable tokens."""
         return torch.cat([self._image(hidden), self._text(hidden)], dim=-1)
 
 
 @torch.no_grad()
 def packed(model: Decoder, weights: Weights) -> Decoder:
-    """Return a copy of a decoder for decoding; the original stays as it is.
+    """Return a copy of a decoder for decoding; the original is unchanged.
 
     Args:
-        weights: ``stored`` keeps every number. On a CPU the trunk's matrices are copied into the
-            layout that it reads fastest; elsewhere all is shared. ``int8`` rounds them.
+        weights: ``stored`` keeps every value: on a CPU the trunk's matrices are copied into
+            oneDNN's layout, elsewhere all weights are shared. ``int8`` quantises the matrices.
     """
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     decoder = copy.deepcopy(model, shared).eval()
@@ -184,7 +184,7 @@ def packed(model: Decoder, weights: Weights) -> Decoder:
 
 
 def _linear(weight: Float[Tensor, "out in"], weights: Weights) -> nn.Module:
-    """Return the fastest form of a linear map without bias."""
+    """Return the fastest module for a linear map without bias."""
     if weights == "int8":
         return Int8Linear(weight)
     if _has_layout(weight):
@@ -195,7 +195,7 @@ def _linear(weight: Float[Tensor, "out in"], weights: Weights) -> nn.Module:
 
 
 def _has_layout(weight: Float[Tensor, "..."]) -> bool:
-    """Whether oneDNN has a layout of its own for such weights."""
+    """Whether oneDNN has a packed layout for such weights."""
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     if weight.dtype == torch.bfloat16:
@@ -204,16 +204,16 @@ def _has_layout(weight: Float[Tensor, "..."]) -> bool:
 
 
 def _joint_norm(attention: Attention) -> nn.Module:
-    """Return the QK-norm of queries and keys side by side."""
+    """Return one QK-norm for concatenated queries and keys."""
     norms = attention.q_norm, attention.k_norm
     if not isinstance(norms[0], HeadNorm):
         return nn.Identity()
     n_heads = attention.n_heads, attention.n_kv_heads
     joint = HeadNorm(attention.d_head, sum(n_heads), norms[0].eps)
     for name in ("weight", "bias"):
-        rows = [
+        by_head = [
             rows_of_heads(getattr(norm, name), n).expand(n, -1)
             for norm, n in zip(norms, n_heads, strict=True)
         ]
-        setattr(joint, name, nn.Parameter(torch.cat(rows), requires_grad=False))
+        setattr(joint, name, nn.Parameter(torch.cat(by_head), requires_grad=False))
     return joint
