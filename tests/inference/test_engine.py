@@ -301,7 +301,9 @@ def test_an_answer_that_ends_while_a_step_waits_is_told(bundle, monkeypatch):
 
 
 def test_a_cache_beyond_all_memory_is_refused(bundle):
-    with pytest.raises(ConfigError, match=r"take [\d,.]+ GiB, which cpu does not have; lower max_"):
+    with pytest.raises(
+        ConfigError, match=r"take [\d,.]+ GiB, which cpu does not have; lower `max_"
+    ):
         Engine(bundle, EngineConfig(cache_tokens=10**14))
 
 
