@@ -13,7 +13,7 @@ from pardalis.codec import Codec
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import DataError, GrammarError
 from pardalis.tokens import Vocabulary
-from pardalis.vq import square
+from pardalis.vq import to_square
 
 
 def image(seed: int) -> PIL.Image.Image:
@@ -172,7 +172,7 @@ def test_only_images_of_a_prompt_are_padded(codec: Codec, role):
     document = Document((Image(wide, role=role),))
     padding = Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, "pad")
     fit = "pad" if role in ("system", "user") else "crop"
-    square_ = PIL.Image.fromarray(square(wide, 16, fit=fit))
+    square_ = PIL.Image.fromarray(to_square(wide, 16, image_fit=fit))
     (codes,) = codec.image_tokenizer.codes_of([square_]).tolist()
     assert padding.grammar.codes(padding.encode(document)) == codes
     assert (padding.encode(document) == codec.encode(document)) == (fit == "crop")

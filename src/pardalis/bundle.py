@@ -29,7 +29,7 @@ from pardalis.errors import BundleError, ConfigError
 from pardalis.files import atomic_folder, existing_folder, write_json, write_text
 from pardalis.model import Decoder, ModelConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
-from pardalis.vq import Fit, ImageTokenizer
+from pardalis.vq import ImageFit, ImageTokenizer
 from pardalis.weights import load_weights
 
 # 2: a vocabulary may carry the ids of the one it was taken from
@@ -110,7 +110,7 @@ def write_description(
     model: ModelConfig,
     vocabulary: Vocabulary,
     made_by: dict[str, Any],
-    image_fit: Fit = "crop",
+    image_fit: ImageFit = "crop",
 ) -> None:
     """Write ``bundle.json``."""
     description: dict[str, Any] = {
@@ -211,14 +211,14 @@ def describe(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _image_fit(folder: Path, description: dict[str, Any]) -> Fit:
+def _image_fit(folder: Path, description: dict[str, Any]) -> ImageFit:
     fit = description.get("image_fit", "crop")
-    if fit not in get_args(Fit):
+    if fit not in get_args(ImageFit):
         raise BundleError(
             f"{folder / DESCRIPTION} has image_fit {fit!r}; it must be one of "
-            f"{', '.join(get_args(Fit))}."
+            f"{', '.join(get_args(ImageFit))}."
         )
-    return cast(Fit, fit)
+    return cast(ImageFit, fit)
 
 
 def _check_size(folder: Path, what: str, found: int, needed: int) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import DataError
 from pardalis.tokens import Grammar, SpanKind, TextTokenizer, Vocabulary, render
-from pardalis.vq import Fit, ImageTokenizer, open_square
+from pardalis.vq import ImageFit, ImageTokenizer, open_square
 
 Square = UInt8[np.ndarray, "Y X 3"]
 
@@ -46,7 +46,7 @@ class Codec:
         vocabulary: Vocabulary,
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
-        image_fit: Fit = "crop",
+        image_fit: ImageFit = "crop",
     ) -> None:
         self.vocabulary = vocabulary
         self.text_tokenizer = text_tokenizer
@@ -59,7 +59,7 @@ class Codec:
         cls,
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
-        image_fit: Fit = "crop",
+        image_fit: ImageFit = "crop",
     ) -> "Codec":
         """Join two tokenizers in a new vocabulary."""
         vocabulary = Vocabulary.build(image_tokenizer.config.n_codes, text_tokenizer.size)

@@ -65,7 +65,7 @@ def test_options_reach_the_work(run, tokenizer, photos):
     rows = {}
     for name, options in {
         "crop": (),
-        "pad": ("--fit", "pad"),
+        "pad": ("--image-fit", "pad"),
         "sixteen": ("--dtype", "bfloat16", "--batch", 2),
     }.items():
         run("encode", tokenizer, photos, "-o", name, *options)

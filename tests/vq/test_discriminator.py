@@ -9,8 +9,8 @@ from pardalis.vq.discriminator import (
     Discriminator,
     DiscriminatorConfig,
     PatchDiscriminator,
-    batch_deviation,
-    discriminator,
+    build_discriminator,
+    minibatch_std,
 )
 
 CONFIGS = {
@@ -22,7 +22,7 @@ CONFIGS = {
 @pytest.fixture(params=CONFIGS)
 def small(request) -> Discriminator:
     torch.set_num_threads(1)
-    return discriminator(CONFIGS[request.param], resolution=32).initialise(0)
+    return build_discriminator(CONFIGS[request.param], resolution=32).initialise(0)
 
 
 def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,7 +31,7 @@ def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_patches_have_the_published_names_and_sizes():
     with torch.device("meta"):
-        network = discriminator(DiscriminatorConfig(), resolution=256)
+        network = build_discriminator(DiscriminatorConfig(), resolution=256)
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     assert shapes == {
         "main.0.weight": (64, 3, 4, 4),
@@ -50,7 +50,7 @@ def test_patches_have_the_published_names_and_sizes():
     }
 
 
-def test_a_patch_is_70_pixels_wide():
+def test_the_receptive_field_is_70_pixels():
     network = PatchDiscriminator(channels=2, n_layers=3).initialise(0).eval()
     image = pixels(1, 3, 128, 128).requires_grad_()
     logits = network(image)
@@ -62,7 +62,7 @@ def test_a_patch_is_70_pixels_wide():
 
 def test_stylegan2_has_the_published_names_and_sizes():
     with torch.device("meta"):
-        network = discriminator(DiscriminatorConfig(kind="stylegan2"), resolution=512)
+        network = build_discriminator(DiscriminatorConfig(kind="stylegan2"), resolution=512)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     # The first layer and block, and what follows the last.
     assert shapes["blocks.0.0.weight"] == (64, 3, 1, 1)
@@ -84,25 +84,25 @@ def test_stylegan2_has_the_published_names_and_sizes():
     assert sum(p.numel() for p in network.parameters()) == 28_982_849
 
 
-def test_stylegan2_keeps_the_size_of_its_signals():
-    """Scaled weights, the rectifier's gain and the blocks' halved sums are there for that.
+def test_stylegan2_keeps_the_variance_of_activations():
+    """By scaled weights, the gain of LeakyReLU and the scaled sum of each block.
 
     Smooth images pass; noise is what the blur before each halving takes away.
     """
     config = DiscriminatorConfig(kind="stylegan2", channels=8)
-    network = discriminator(config, 256).initialise(0)
+    network = build_discriminator(config, 256).initialise(0)
     smooth = F.interpolate(pixels(4, 3, 4, 4), size=(256, 256), mode="bicubic") * 2
     with torch.no_grad():
         assert 0.2 < float(network.blocks(smooth).square().mean().sqrt()) < 3
 
 
-def test_a_fresh_discriminator_judges_each_kind_of_batch(small):
+def test_a_new_discriminator_takes_any_batch_size(small):
     for n in (1, 3, 4, 6):
         logits = small(pixels(n, 3, 32, 32))
         assert len(logits) == n and logits.isfinite().all()
 
 
-def test_first_weights_depend_on_the_seed_and_the_name_alone(small):
+def test_initial_weights_depend_on_seed_and_name_only(small):
     first = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     again = small.initialise(0).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -112,17 +112,17 @@ def test_first_weights_depend_on_the_seed_and_the_name_alone(small):
     assert all((p == 0).all() for name, p in small.named_parameters() if name.endswith("bias"))
 
 
-def test_first_weights_are_of_the_published_size():
-    patch = discriminator(DiscriminatorConfig(channels=32), 64).initialise(0)
+def test_initial_weights_have_the_published_deviation():
+    patch = build_discriminator(DiscriminatorConfig(channels=32), 64).initialise(0)
     patch.requires_grad_(False)
     assert float(patch.main[5].weight.std()) == pytest.approx(0.02, rel=0.02)
     assert float(patch.main[6].weight.mean()) == pytest.approx(1, abs=0.01)
-    style = discriminator(DiscriminatorConfig(kind="stylegan2", channels=8), 64).initialise(0)
+    style = build_discriminator(DiscriminatorConfig(kind="stylegan2", channels=8), 64).initialise(0)
     style.requires_grad_(False)
     assert float(style.blocks[1].conv1[0].weight.std()) == pytest.approx(1, rel=0.02)
 
 
-def test_it_can_be_learned_what_is_real(small):
+def test_training_separates_real_from_fake(small):
     real, fake = pixels(4, 3, 32, 32) * 0.3 + 0.5, pixels(4, 3, 32, 32, seed=1) * 0.3 - 0.5
     optimizer = torch.optim.Adam(small.parameters(), lr=1e-2, betas=(0.5, 0.9))
     for _ in range(15):
@@ -133,8 +133,8 @@ def test_it_can_be_learned_what_is_real(small):
     assert float(loss.detach()) < 0.3  # 1.39 is chance
 
 
-def test_the_penalty_of_the_gradient_has_a_right_gradient_itself(small, monkeypatch):
-    """Against differences along it; with smooth rectifiers, as a bend has no second derivative."""
+def test_the_gradient_of_r1_equals_finite_differences(small, monkeypatch):
+    """With smooth activations, since LeakyReLU has no second derivative at 0."""
     monkeypatch.setattr("pardalis.vq.discriminator._rectified", F.softplus)
     for module in small.modules():
         for name, child in module.named_children():
@@ -163,9 +163,9 @@ def test_the_penalty_of_the_gradient_has_a_right_gradient_itself(small, monkeypa
 
 
 @pytest.mark.parametrize(("batch", "group"), [(1, 1), (2, 2), (4, 4), (8, 4), (6, 6), (9, 9)])
-def test_the_deviation_is_of_groups_of_four_where_the_batch_allows(batch, group):
+def test_minibatch_std_uses_groups_of_four_if_possible(batch, group):
     x = torch.randn(batch, 5, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = batch_deviation(x)
+    found = minibatch_std(x)
     assert found.shape == (batch, 1, 4, 4)
     for row in range(batch):
         members = x[row // group * group :][:group]
@@ -174,7 +174,7 @@ def test_the_deviation_is_of_groups_of_four_where_the_batch_allows(batch, group)
 
 
 def test_blur_is_the_published_filter():
-    style = discriminator(CONFIGS["stylegan2"], 32)
+    style = build_discriminator(CONFIGS["stylegan2"], 32)
     kernel = style.blocks[1].conv2[0].kernel
     line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     torch.testing.assert_close(kernel, line[:, None] * line[None])
@@ -185,19 +185,19 @@ def test_blur_is_the_published_filter():
 
 
 @pytest.mark.parametrize("name", ["channels", "n_layers"])
-def test_shapes_of_nothing_are_refused(name):
+def test_zero_channels_or_layers_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
         DiscriminatorConfig(**{name: 0})
 
 
 def test_images_too_small_for_the_patches_are_refused():
     config = DiscriminatorConfig(channels=2)
-    assert discriminator(config, 24).initialise(0)(pixels(2, 3, 24, 24)).shape == (2, 1, 1, 1)
+    assert build_discriminator(config, 24).initialise(0)(pixels(2, 3, 24, 24)).shape == (2, 1, 1, 1)
     with pytest.raises(ConfigError, match="needs images of 24 pixels or more, got 16"):
-        discriminator(config, 16)
+        build_discriminator(config, 16)
 
 
 @pytest.mark.parametrize("resolution", [4, 48, 200])
 def test_stylegan2_needs_a_power_of_two(resolution):
-    with pytest.raises(ConfigError, match=f"a power of two from 8 up, got {resolution}"):
-        discriminator(DiscriminatorConfig(kind="stylegan2"), resolution)
+    with pytest.raises(ConfigError, match=f"a power of two from 8, got {resolution}"):
+        build_discriminator(DiscriminatorConfig(kind="stylegan2"), resolution)

@@ -15,6 +15,6 @@ def test_psnr_of_each_image():
     assert psnr(off, pixels).tolist() == pytest.approx([20.0, 40.0, 86.02], abs=0.01)
 
 
-def test_psnr_judges_what_is_shown():
+def test_psnr_clamps_the_reconstruction():
     white = torch.ones(1, 3, 8, 8)
     assert psnr(white * 1.7, white).item() == pytest.approx(86.02, abs=0.01)

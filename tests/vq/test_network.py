@@ -7,7 +7,7 @@ from torch import nn
 from pardalis.vq import ImageTokenizer, chameleon, initialise, tiny
 from pardalis.vq.network import Downsample, GroupNorm, Upsample, normalisation
 
-# systems of this family are told apart by these counts; Chameleon's official code gives them
+# counts of Chameleon's official code
 CHAMELEON_COUNTS = {
     "encoder": 27_194_880,
     "decoder": 39_294_851,
@@ -28,7 +28,7 @@ def test_chameleon_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in tokenizer.parameters()) == 68_718_467
 
 
-def test_keys_are_those_of_the_original_layout():
+def test_parameter_names_are_those_of_the_original():
     with torch.device("meta"):
         names = set(ImageTokenizer(chameleon()).state_dict())
     assert {
@@ -61,8 +61,8 @@ def test_groups_divide_the_channels(channels, most, groups):
 
 
 @pytest.mark.parametrize("mean", [0.0, 5.0])
-def test_norms_stay_accurate_with_channels_innermost(mean):
-    """Measured: 3e-6 at most; torch's own kernel is 3e-3 off for the mean of 5."""
+def test_norms_are_accurate_in_channels_last(mean):
+    """Measured: 3e-6 at most; PyTorch's kernel has an error of 3e-3 at a mean of 5."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(2, 12, 64, 64, generator=generator) * 0.3 + mean
     norm = GroupNorm(4, 12, eps=1e-6)
@@ -86,7 +86,7 @@ def numbered_kernel(module) -> None:
 
 
 def test_downsampling_pads_right_and_bottom_only():
-    """By hand: at the top left the whole kernel lies on ones, at the bottom right only 1 2 4 5."""
+    """At the top left the whole kernel covers ones, at the bottom right only 1 2 4 5."""
     step = Downsample(1)
     numbered_kernel(step)
     halved = step(torch.ones(1, 1, 4, 4))
@@ -94,7 +94,7 @@ def test_downsampling_pads_right_and_bottom_only():
 
 
 def test_upsampling_repeats_each_pixel():
-    """By hand: 1 2 becomes 1 1 2 2 twice, around which lie zeros."""
+    """1 2 becomes 1 1 2 2 twice, padded by zeros."""
     step = Upsample(1)
     numbered_kernel(step)
     doubled = step(torch.tensor([[[[1.0, 2.0]]]]))
@@ -120,7 +120,7 @@ def test_sides_of_feature_maps(small_config, patch_size):
     assert tokenizer.decode(codes).shape == (2, 3, 16, 16)
 
 
-def test_attention_stands_where_the_config_says(small_config):
+def test_attention_is_at_the_configured_resolutions(small_config):
     names = set(ImageTokenizer(small_config).state_dict())
     assert "encoder.down.0.attn.0.q.weight" in names  # side 4
     assert "decoder.up.0.attn.1.q.weight" in names

@@ -11,7 +11,7 @@ from pardalis.vq.config import QuantizerKind, levels_for
 from pardalis.vq.quantizer import (
     codes_of_values,
     most_aligned_codes,
-    snap_to_levels,
+    round_to_levels,
     values_of_codes,
 )
 
@@ -20,13 +20,13 @@ LEVELS = st.lists(st.integers(3, 9), min_size=1, max_size=4)
 
 
 def quantizer(config, **options):
-    """Fresh, as a tokenizer has it; with 60 codes, which every kind can have."""
+    """A new quantizer with 60 codes, which every kind supports."""
     config = dataclasses.replace(config, n_codes=60, quantizer=QuantizerConfig(**options))
     return initialise(ImageTokenizer(config), seed=1).quantize
 
 
-def lively(config, kind):
-    """Entries, and vectors, of lengths that matter."""
+def random_quantizer_and_vectors(config, kind):
+    """With entries and vectors of different lengths."""
     module = quantizer(config, kind=kind)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def lively(config, kind):
     return module, torch.randn(5, config.code_width, 2, 2, generator=generator)
 
 
-def rows(latents):
+def vectors_of(latents):
     return latents.permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -81,12 +81,12 @@ def test_no_block_exceeds_its_elements(monkeypatch, search):
     assert max(sizes) == 4000
 
 
-# ── what all kinds have in common ────────────────────────────────────────────────────────────────
+# ── common to all kinds ────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_and_use_agree(small_config, kind):
-    module, latents = lively(small_config, kind)
+    module, latents = random_quantizer_and_vectors(small_config, kind)
     quantized = module(latents)
     assert len(quantized.codes.unique()) > 4
     assert torch.equal(module.codes(latents), quantized.codes)
@@ -96,7 +96,7 @@ def test_training_and_use_agree(small_config, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_are_in_raster_order(small_config, kind):
-    module, latents = lively(small_config, kind)
+    module, latents = random_quantizer_and_vectors(small_config, kind)
     codes = torch.tensor([[3, 1, 4, 59], [5, 9, 2, 6]])
     decoded, entries = module.latents(codes), module.entries()
     assert entries.shape == (60, small_config.code_width)
@@ -108,8 +108,8 @@ def test_codes_are_in_raster_order(small_config, kind):
 
 @pytest.mark.parametrize("kind", ["vq", "ema", "simvq"])
 def test_codes_are_the_nearest_entries(small_config, kind):
-    module, latents = lively(small_config, kind)
-    distances = torch.cdist(rows(latents).double(), module.entries().double())
+    module, latents = random_quantizer_and_vectors(small_config, kind)
+    distances = torch.cdist(vectors_of(latents).double(), module.entries().double())
     assert torch.equal(module.codes(latents).flatten(), distances.argmin(1))
     assert torch.equal(module.codes(module.latents(torch.arange(60).view(-1, 4))).flatten(),
                        torch.arange(60))  # fmt: skip
@@ -117,7 +117,7 @@ def test_codes_are_the_nearest_entries(small_config, kind):
 
 @pytest.mark.parametrize("kind", ["vq", "ema", "simvq"])
 def test_the_gradient_passes_straight_through(small_config, kind):
-    module, latents = lively(small_config, kind)
+    module, latents = random_quantizer_and_vectors(small_config, kind)
     output = module(latents.requires_grad_()).latents
     seed = torch.randn_like(output)
     (gradient,) = torch.autograd.grad(output, latents, seed)
@@ -126,7 +126,7 @@ def test_the_gradient_passes_straight_through(small_config, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_changes_nothing(small_config, kind):
-    module, latents = lively(small_config, kind)
+    module, latents = random_quantizer_and_vectors(small_config, kind)
     expected = module(latents)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = module(latents)
@@ -185,7 +185,7 @@ def test_equal_losses_of_both_kinds_of_weighing_have_the_stated_gradients(small_
 
 
 def test_only_chosen_entries_of_vq_learn(small_config):
-    module, latents = lively(small_config, "vq")
+    module, latents = random_quantizer_and_vectors(small_config, "vq")
     quantized = module(latents)
     quantized.loss.backward()
     moved = module.embedding.weight.grad.abs().sum(1).nonzero().flatten()
@@ -207,7 +207,7 @@ def test_an_ema_codebook_has_no_gradient(small_config):
 @given(st.floats(-3, 3), st.floats(-3, 3))
 def test_lengths_do_not_matter_to_l2(on_latents, on_entries):
     generator = torch.Generator().manual_seed(0)
-    module, latents = lively(dataclasses.replace(tiny(), code_width=8), "l2")
+    module, latents = random_quantizer_and_vectors(dataclasses.replace(tiny(), code_width=8), "l2")
     expected = module(latents)
     with torch.no_grad():
         lengths = 10 ** (on_entries * torch.rand(60, 1, generator=generator))
@@ -219,13 +219,13 @@ def test_lengths_do_not_matter_to_l2(on_latents, on_entries):
 
 
 def test_codes_of_l2_are_those_of_the_nearest_direction(small_config):
-    module, latents = lively(small_config, "l2")
+    module, latents = random_quantizer_and_vectors(small_config, "l2")
     entries = module.embedding.weight.detach()
-    nearest = torch.cosine_similarity(rows(latents)[:, None], entries[None], dim=2).argmax(1)
+    nearest = torch.cosine_similarity(vectors_of(latents)[:, None], entries[None], dim=2).argmax(1)
     quantized = module(latents * 5)
     assert torch.equal(quantized.codes.flatten(), nearest)
     directions = entries[nearest] / entries[nearest].norm(dim=1, keepdim=True)
-    torch.testing.assert_close(rows(quantized.latents), directions)
+    torch.testing.assert_close(vectors_of(quantized.latents), directions)
 
 
 def test_the_loss_of_l2_is_taken_on_the_sphere(small_config):
@@ -258,7 +258,7 @@ def test_legacy_of_l2(small_config, legacy, ratio):
 
 
 def test_the_gradient_passes_straight_through_to_the_direction(small_config):
-    module, latents = lively(small_config, "l2")
+    module, latents = random_quantizer_and_vectors(small_config, "l2")
     output = module(latents.requires_grad_()).latents
     seed = torch.randn_like(output)
     (gradient,) = torch.autograd.grad(output, latents, seed)
@@ -271,7 +271,7 @@ def test_the_gradient_passes_straight_through_to_the_direction(small_config):
 
 @pytest.mark.parametrize(("kind", "share"), [("simvq", 1.0), ("vq", 0.5)])
 def test_one_step_moves_all_entries_of_simvq_and_few_of_vq(small_config, kind, share):
-    module, latents = lively(small_config, kind)
+    module, latents = random_quantizer_and_vectors(small_config, kind)
     book, before = module.embedding.weight.clone(), module.entries().detach().clone()
     module(latents).loss.backward()
     learnt = [p for p in module.parameters() if p.requires_grad]
@@ -298,10 +298,10 @@ def test_legacy_of_simvq(small_config, legacy, ratio):
 
 def test_ibq_equals_its_definition(small_config):
     """Its paper's straight-through one-hot, its code's loss, and the entropies, all written out."""
-    module, latents = lively(small_config, "ibq")
+    module, latents = random_quantizer_and_vectors(small_config, "ibq")
     theirs, ours = (latents.clone().requires_grad_() for _ in range(2))
     book = module.embedding.weight
-    z = rows(theirs)
+    z = vectors_of(theirs)
     logits = z @ book.T
     soft = torch.softmax(logits, 1)
     hard = torch.nn.functional.one_hot(logits.argmax(1), 60).float()
@@ -314,11 +314,13 @@ def test_ibq_equals_its_definition(small_config):
     loss = ((propagated - z) ** 2).mean() + ((chosen.detach() - z) ** 2).mean()
     loss = loss + 0.25 * ((chosen - z.detach()) ** 2).mean() + 0.05 * entropy
     found = module(ours)
-    torch.testing.assert_close(rows(found.latents), propagated)
+    torch.testing.assert_close(vectors_of(found.latents), propagated)
     torch.testing.assert_close(found.loss, loss)
     seed = torch.randn(propagated.shape, generator=torch.Generator().manual_seed(4))
     expected = torch.autograd.grad((propagated * seed).sum() + loss, (theirs, book))
-    gradients = torch.autograd.grad((rows(found.latents) * seed).sum() + found.loss, (ours, book))
+    gradients = torch.autograd.grad(
+        (vectors_of(found.latents) * seed).sum() + found.loss, (ours, book)
+    )
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
 
@@ -349,12 +351,12 @@ def test_every_code_of_fsq_comes_back(levels):
     reach, offset = (counts - 1) * 1.001 / 2, (1 - counts % 2) / 2
     inside = ((values * (counts // 2) + offset) / reach).clamp(-0.9999, 0.9999)
     numbers = inside.atanh() - (offset / reach).atanh()
-    assert torch.equal(snap_to_levels(numbers, levels), values)
+    assert torch.equal(round_to_levels(numbers, levels), values)
 
 
 @given(LEVELS)
 def test_far_and_middle_numbers(levels):
-    ends = snap_to_levels(torch.tensor([[-1e4], [0.0], [1e4]]).expand(3, len(levels)), levels)
+    ends = round_to_levels(torch.tensor([[-1e4], [0.0], [1e4]]).expand(3, len(levels)), levels)
     codes = codes_of_values(ends, levels)
     assert codes[0] == 0
     assert codes[2] == torch.tensor(levels).prod() - 1
@@ -370,7 +372,7 @@ def test_digits_by_hand():
 def test_rounding_has_gradient_1():
     """The gradient is that of the bound alone, written out."""
     numbers = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    (gradient,) = torch.autograd.grad(snap_to_levels(numbers, (8, 5)).sum(), numbers)
+    (gradient,) = torch.autograd.grad(round_to_levels(numbers, (8, 5)).sum(), numbers)
     shift = torch.tensor([0.5 / (3.5 * 1.001), 0.0]).atanh()
     slope = torch.tensor([3.5 / 4, 2 / 2]) * 1.001
     torch.testing.assert_close(gradient, slope * (1 - (numbers + shift).tanh() ** 2))

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pardalis.vq import (
+    CodebookTrainer,
     ImageTokenizer,
     ImageTokenizerConfig,
-    LiveCodebook,
     QuantizerConfig,
     codebook_use,
     initialise,
@@ -39,7 +39,7 @@ STEPS = 300
 
 
 def patches(generator: torch.Generator, n: int) -> Tensor:
-    """Draw patches of 4 x 4 pixels: two colours and a straight edge between, anywhere."""
+    """Return random patches of 4 x 4 pixels: two colours and a straight edge between, anywhere."""
     colours = torch.rand(2, n, 3, 1, generator=generator) * 2 - 1
     angles = torch.rand(n, 1, generator=generator) * 2 * torch.pi
     places = torch.randn(n, 1, generator=generator)
@@ -60,7 +60,7 @@ def net(n_in: int, n_out: int, generator: torch.Generator) -> nn.Sequential:
     return made
 
 
-def fitted(kind: str, seed: int = 0, restarts: bool = False) -> tuple[float, float]:
+def train(kind: str, seed: int = 0, restarts: bool = False) -> tuple[float, float]:
     """Train an encoder, a quantizer and a decoder; return the use of 1,000 codes and the error."""
     torch.set_num_threads(1)
     config = ImageTokenizerConfig(
@@ -72,22 +72,22 @@ def fitted(kind: str, seed: int = 0, restarts: bool = False) -> tuple[float, flo
     encoder, decoder = net(48, WIDTH, generator), net(WIDTH, 48, generator)
     learnt = [p for m in (encoder, quantize, decoder) for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=3e-3, weight_decay=0.0)
-    live = None
+    trainer = None
     if restarts:
-        live = LiveCodebook(quantize.embedding.weight, kind == "ema", 0.95, kind == "l2")
+        trainer = CodebookTrainer(quantize.embedding.weight, kind == "ema", 0.95, kind == "l2")
     for _ in range(STEPS):
         pixels = patches(generator, SIDE**2)
         vectors = encoder(pixels)
-        if live and not live.started:
-            live.start(vectors.detach(), generator)
+        if trainer and not trainer.started:
+            trainer.start(vectors.detach(), generator)
         output = quantize(as_map(vectors))
         drawn = decoder(output.latents.permute(0, 2, 3, 1).flatten(0, 2))
         loss = F.mse_loss(drawn, pixels) + output.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if live:
-            live.update(vectors.detach(), output.codes.flatten(), generator)
+        if trainer:
+            trainer.update(vectors.detach(), output.codes.flatten(), generator)
     with torch.no_grad():
         pixels = patches(generator, 64**2)
         codes = quantize.codes(as_map(encoder(pixels), 64)).flatten()
@@ -98,14 +98,14 @@ def fitted(kind: str, seed: int = 0, restarts: bool = False) -> tuple[float, flo
 
 @pytest.fixture(scope="module")
 def use_of_vq() -> float:
-    return fitted("vq")[0]
+    return train("vq")[0]
 
 
 @pytest.mark.parametrize(("kind", "ratio"), [("l2", 5), ("simvq", 8), ("ibq", 2), ("fsq", 6)])
-def test_plain_vq_collapses_and_others_do_not(use_of_vq, kind, ratio):
+def test_vq_collapses_and_others_do_not(use_of_vq, kind, ratio):
     assert use_of_vq < 0.1
-    assert fitted(kind)[0] > ratio * use_of_vq
+    assert train(kind)[0] > ratio * use_of_vq
 
 
-def test_restarts_keep_plain_vq_alive(use_of_vq):
-    assert fitted("vq", restarts=True)[0] > 8 * use_of_vq
+def test_restarts_prevent_the_collapse_of_vq(use_of_vq):
+    assert train("vq", restarts=True)[0] > 8 * use_of_vq

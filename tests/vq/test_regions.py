@@ -26,8 +26,8 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return reconstruction, pixels
 
 
-def loss(distance, pair, regions, most=6) -> torch.Tensor:
-    return region_loss(distance, *pair, regions, side=SIDE, most=most)
+def loss(distance, pair, regions, max_regions=6) -> torch.Tensor:
+    return region_loss(distance, *pair, regions, side=SIDE, max_regions=max_regions)
 
 
 @settings(max_examples=15, deadline=None)
@@ -49,21 +49,21 @@ def test_the_gradient_stays_inside_the_box(distance, pair, left, top, width, hei
     assert (gradient == 0).all()
 
 
-def test_it_is_the_distance_of_the_crops(distance, pair):
+def test_the_loss_is_the_distance_of_the_crops(distance, pair):
     box = (10.0, 4.0, 42.0, 36.0)  # as wide as the crops are scaled to
     crops = [images[:1, :, 4:36, 10:42] for images in pair]
     found = loss(distance, pair, [[(box, 1.0)], []])
     torch.testing.assert_close(found, distance(*crops)[0] / 2)  # of two images
 
 
-def test_mixed_precision_leaves_its_sums_in_32_bits(distance, pair):
+def test_sums_are_in_32_bits_under_autocast(distance, pair):
     regions = [[((10.0, 4.0, 42.0, 36.0), 1.001)], []]
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(distance, pair, regions)
     torch.testing.assert_close(found, loss(distance, pair, regions))
 
 
-def test_it_grows_with_the_weight_and_adds_up(distance, pair):
+def test_the_loss_is_linear_in_weights_and_additive(distance, pair):
     one, other = (0.0, 0.0, 30.0, 20.0), (20.0, 30.0, 64.0, 64.0)
     single = loss(distance, pair, [[(one, 1.0)], []])
     torch.testing.assert_close(loss(distance, pair, [[(one, 2.0)], []]), 2 * single)
@@ -72,26 +72,26 @@ def test_it_grows_with_the_weight_and_adds_up(distance, pair):
     torch.testing.assert_close(both, 2 * single + second, atol=1e-6, rtol=1e-4)
 
 
-def test_boxes_outside_are_skipped_and_those_across_the_border_cut(distance, pair):
+def test_boxes_outside_are_skipped_and_others_clipped(distance, pair):
     outside = [(-20.0, 0.0, -4.0, 30.0), (70.0, 70.0, 90.0, 90.0), (5.0, 64.0, 20.0, 80.0)]
     assert float(loss(distance, pair, [[(box, 1.0) for box in outside], []])) == 0
     across = loss(distance, pair, [[((-9.0, 40.0, 20.0, 99.0), 1.0)], []])
     torch.testing.assert_close(across, loss(distance, pair, [[((0.0, 40.0, 20.0, 64.0), 1.0)], []]))
 
 
-def test_boxes_between_pixels_take_all_that_they_touch(distance, pair):
+def test_fractional_boxes_include_all_pixels_they_touch(distance, pair):
     loose = loss(distance, pair, [[((3.4, 5.9, 20.1, 21.0), 1.0)], []])
     torch.testing.assert_close(loose, loss(distance, pair, [[((3.0, 5.0, 21.0, 21.0), 1.0)], []]))
 
 
-def test_only_the_first_boxes_count_that_show_something(distance, pair):
+def test_only_the_first_boxes_inside_count(distance, pair):
     seen = [((0.0, 0.0, 20.0, 20.0), 1.0), ((30.0, 30.0, 60.0, 60.0), 1.0)]
     outside = ((70.0, 0.0, 80.0, 10.0), 1.0)
-    found = loss(distance, pair, [[outside, *seen], []], most=1)
+    found = loss(distance, pair, [[outside, *seen], []], max_regions=1)
     torch.testing.assert_close(found, loss(distance, pair, [seen[:1], []]))
 
 
-def test_equal_images_lose_nothing_and_no_regions_neither(distance, pair):
+def test_equal_images_or_no_regions_have_zero_loss(distance, pair):
     boxes = [[((0.0, 0.0, 20.0, 20.0), 1.0)], []]
     assert float(loss(distance, (pair[1], pair[1]), boxes)) == 0
     nothing = loss(distance, pair, [[], []])
@@ -101,6 +101,6 @@ def test_equal_images_lose_nothing_and_no_regions_neither(distance, pair):
 def test_every_pixel_of_a_box_twice_the_side_counts(distance, pair):
     reconstruction = pair[0].clone().requires_grad_()
     loss(distance, (reconstruction, pair[1]), [[((0.0, 0.0, 64.0, 64.0), 1.0)], []]).backward()
-    # Squeezenet's first convolution leaves out the last row and column of an even side: two here.
+    # Squeezenet's first convolution ignores the last pixels of an even side: two here.
     seen = reconstruction.grad[0, :, :62, :62].abs().amax(0)
     assert float((seen > 0).float().mean()) > 0.99

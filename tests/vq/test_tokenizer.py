@@ -27,21 +27,21 @@ def test_white_is_one_and_black_minus_one(small_tokenizer):
     assert torch.equal(pixels[1], -torch.ones(3, 16, 16))
 
 
-def test_fractions_are_cut_off_and_values_clamped(small_tokenizer):
+def test_values_are_truncated_and_clamped(small_tokenizer):
     values = torch.tensor([-9.0, -1.0, 0.0, 0.999, 1.0, 9.0])
     images = small_tokenizer.to_images(values.view(6, 1, 1, 1).expand(6, 3, 16, 16))
     assert [image.getpixel((0, 0))[0] for image in images] == [0, 0, 127, 254, 255, 255]
 
 
 def test_pixels_come_back_within_one_level(small_tokenizer):
-    """Cutting fractions off loses a level where float32 falls just short; never more."""
+    """Truncation loses one level where float32 falls just short."""
     image = noise(16, 16)
     (back,) = small_tokenizer.to_images(small_tokenizer.preprocess([image]))
     assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).max() <= 1
 
 
-def test_any_kind_of_image_will_do(small_tokenizer, tmp_path):
-    """What is soft or on disk is opened as the config says."""
+def test_any_kind_of_image_is_accepted(small_tokenizer, tmp_path):
+    """Transparency and files are handled as the config says."""
     layer = PIL.Image.fromarray(np.asarray(noise(16, 16).convert("RGBA")) // 2)
     layer.save(tmp_path / "layer.png")
     ours, theirs = (
@@ -51,7 +51,7 @@ def test_any_kind_of_image_will_do(small_tokenizer, tmp_path):
     pixels = ours.preprocess([layer, tmp_path / "layer.png"])
     assert torch.equal(pixels[0], pixels[1])
     other = (theirs.preprocess([layer]) + 1) / 0.0078 - (pixels[:1] + 1) / 2 * 255
-    assert other.round().unique().tolist() == [0, 1]  # rounded, not cut off
+    assert other.round().unique().tolist() == [0, 1]  # rounded, not truncated
 
 
 # ── codes ────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +66,7 @@ def test_training_and_inference_agree(small_tokenizer):
     torch.testing.assert_close(output.reconstruction, small_tokenizer.decode(codes))
 
 
-def test_neighbours_in_a_pass_change_nothing(small_tokenizer, monkeypatch):
+def test_results_do_not_depend_on_other_images_of_a_pass(small_tokenizer, monkeypatch):
     images = [noise(20, 20, seed) for seed in range(7)]
     codes = small_tokenizer.codes_of(images)
     shown = small_tokenizer.images_of(codes)
@@ -83,8 +83,8 @@ def test_no_images_are_no_codes(small_tokenizer):
     assert small_tokenizer.images_of(codes) == []
 
 
-def test_gradients_reach_what_is_decoded(small_tokenizer):
-    """Where gradients are asked for the plain network decodes, else the one without."""
+def test_decoding_is_differentiable(small_tokenizer):
+    """With gradients the plain network decodes, without them the banded one."""
     codes = torch.arange(8).view(2, 4)
     pixels = small_tokenizer.decode(codes)
     pixels.square().sum().backward()
@@ -93,10 +93,10 @@ def test_gradients_reach_what_is_decoded(small_tokenizer):
         assert not small_tokenizer.decode(codes).requires_grad
 
 
-# ── other ways to compute ────────────────────────────────────────────────────────────────────────
+# ── precision and compilation ─────────────────────────────────────────────────────────────────────
 
 
-def test_sixteen_bits_find_nearly_the_same(small_tokenizer):
+def test_bfloat16_gives_nearly_the_same(small_tokenizer):
     """Measured: 99.2 % of the codes, and pixels within 1 % of their spread."""
     pixels = small_tokenizer.preprocess([noise(16, 16, seed) for seed in range(32)])
     with torch.no_grad():
@@ -110,8 +110,8 @@ def test_sixteen_bits_find_nearly_the_same(small_tokenizer):
     assert 0 < (again - decoded).std() < 0.02 * decoded.std()
 
 
-def test_compiled_networks_find_the_same(small_tokenizer, monkeypatch):
-    """What is compiled are the trunks, each once; torch.compile itself is not ours to test."""
+def test_compiled_networks_give_the_same(small_tokenizer, monkeypatch):
+    """Each trunk is compiled once; torch.compile itself is replaced."""
     compiled = []
 
     def compile_(trunk):
@@ -132,7 +132,7 @@ def test_compiled_networks_find_the_same(small_tokenizer, monkeypatch):
 
 @pytest.fixture
 def without_decoder(small_tokenizer, tmp_path) -> ImageTokenizer:
-    """The same weights without the decoder's, saved and loaded."""
+    """The same weights without a decoder, saved and loaded."""
     config = dataclasses.replace(small_tokenizer.config, has_decoder=False)
     tokenizer = ImageTokenizer(config)
     weights = small_tokenizer.state_dict()
@@ -141,7 +141,7 @@ def without_decoder(small_tokenizer, tmp_path) -> ImageTokenizer:
     return ImageTokenizer.load(tmp_path)
 
 
-def test_without_a_decoder_images_become_codes(small_tokenizer, without_decoder):
+def test_encoding_without_a_decoder(small_tokenizer, without_decoder):
     images = [noise(16, 16, seed) for seed in range(3)]
     assert torch.equal(without_decoder.codes_of(images), small_tokenizer.codes_of(images))
     initialise(without_decoder, seed=0)
@@ -156,11 +156,12 @@ def test_without_a_decoder_images_become_codes(small_tokenizer, without_decoder)
         lambda tokenizer: tokenizer(torch.zeros(1, 3, 16, 16)),
     ],
 )
-def test_without_a_decoder_codes_become_no_images(without_decoder, use):
+def test_decoding_without_a_decoder_is_refused(without_decoder, use):
     with pytest.raises(
         RequestError,
         match=r"^This image tokenizer has no decoder \(Hugging Face's Chameleon folders have "
-        r"none\), so it cannot draw; import the model again with the original vqgan\.ckpt\.$",
+        r"none\), so it cannot decode images; import the model again with the original "
+        r"vqgan\.ckpt\.$",
     ):
         use(without_decoder)
 
@@ -168,7 +169,7 @@ def test_without_a_decoder_codes_become_no_images(without_decoder, use):
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_saved_is_loaded(small_tokenizer, tmp_path):
+def test_save_and_load_round_trip(small_tokenizer, tmp_path):
     small_tokenizer.save(tmp_path / "tokenizer")
     loaded = ImageTokenizer.load(tmp_path / "tokenizer")
     assert loaded.config == small_tokenizer.config
@@ -194,7 +195,7 @@ def edit_weights(folder, change) -> None:
     save_file(weights, path)
 
 
-def test_sixteen_bits_on_disk_are_thirty_two_in_use(small_tokenizer, tmp_path):
+def test_weights_stored_in_16_bits_load_in_32(small_tokenizer, tmp_path):
     small_tokenizer.save(tmp_path)
     path = tmp_path / "model.safetensors"
     halves = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
@@ -204,7 +205,7 @@ def test_sixteen_bits_on_disk_are_thirty_two_in_use(small_tokenizer, tmp_path):
     assert all(torch.equal(weights[name], half.float()) for name, half in halves.items())
 
 
-def test_weights_that_do_not_fit_are_named(small_tokenizer, tmp_path):
+def test_mismatched_weights_are_named(small_tokenizer, tmp_path):
     small_tokenizer.save(tmp_path)
 
     def change(weights):
@@ -256,8 +257,8 @@ def test_a_wrong_config_is_named(small_tokenizer, tmp_path, change, message):
         ImageTokenizer.load(tmp_path)
 
 
-def test_an_image_of_its_first_codes(codec):
-    """Finished rows stand above grey, near to what they become; all codes give the image."""
+def test_partial_image(codec):
+    """Complete grid rows are close to their final pixels, and the rest is grey."""
     tokenizer = codec.image_tokenizer
     codes = [5, 9, 30, 2]
     [whole] = tokenizer.images_of(torch.tensor([codes]))

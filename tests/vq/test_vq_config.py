@@ -27,7 +27,7 @@ def test_derived_values():
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_plain_values_and_back(preset):
+def test_plain_values_round_trip(preset):
     assert configs.from_dict(ImageTokenizerConfig, configs.to_dict(preset())) == preset()
 
 
@@ -36,7 +36,7 @@ def test_plain_values_and_back(preset):
     [
         (
             {"resolution": 60},
-            "resolution is 60, but patch_size 4 and 2 levels shrink a side 8 times",
+            "resolution is 60, but patch_size 4 and 2 levels downsample by 8",
         ),
         ({"n_codes": 0}, "n_codes must be at least 1, got 0"),
         ({"norm_groups": -1}, "norm_groups must be 0 or more, got -1"),
@@ -62,7 +62,7 @@ def test_wrong_values_name_the_field(changes, message):
         ({"kind": "fsq", "levels": (65,)}, r"counts from 3 to 64, got \[65\]"),
     ],
 )
-def test_options_that_a_quantizer_cannot_have(values, message):
+def test_options_of_another_quantizer_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         QuantizerConfig(**values)
 
@@ -79,7 +79,7 @@ def test_options_that_a_quantizer_cannot_have(values, message):
         (4, None, r"^n_codes is 4, which is no product"),
     ],
 )
-def test_codes_and_levels_agree(n_codes, levels, message):
+def test_codes_and_levels_must_agree(n_codes, levels, message):
     quantizer = QuantizerConfig(kind="fsq", levels=levels)
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny(), n_codes=n_codes, quantizer=quantizer)
@@ -93,7 +93,7 @@ def test_a_kind_is_one_word(preset, kind):
     assert configs.from_dict(ImageTokenizerConfig, values).quantizer.kind == kind
 
 
-def test_chameleons_beta_weighs_the_codebook():
+def test_chameleons_beta_weights_the_codebook_loss():
     assert chameleon().quantizer.beta_weighs_codebook
 
 

@@ -131,7 +131,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         help="what DATA is (default: by its name's end; a folder holds images)",
     )
     parser.add_argument(
-        "--fit",
+        "--image-fit",
         choices=("crop", "pad"),
         default="crop",
         help="make a square by cropping the middle (default) or by white borders",

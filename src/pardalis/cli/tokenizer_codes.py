@@ -86,7 +86,9 @@ def _encode(options: argparse.Namespace) -> None:
     path = str(options.data.resolve())
     source = SourceConfig(name="images", reader=reader_of(options), path=path)
     tokenizer, start = _tokenizer(options, share), time.monotonic()
-    report = encode_source(tokenizer, source, options.output, options.fit, options.batch, share)
+    report = encode_source(
+        tokenizer, source, options.output, options.image_fit, options.batch, share
+    )
     _show(options, report, time.monotonic() - start)
 
 

@@ -99,12 +99,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         output_folder(options.output)
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
     judges = _judges(options)
-    images = Images(options.data, reader_of(options), options.fit, options.most)
+    images = Images(options.data, reader_of(options), options.image_fit, options.most)
     evaluation = evaluate_reconstruction(tokenizer, images, judges, options.worst)
     facts = {
         "tokenizer": str(options.tokenizer),
         "data": str(options.data),
-        "fit": options.fit,
+        "image_fit": options.image_fit,
         "resolution": tokenizer.config.resolution,
         "codes_per_image": tokenizer.config.codes_per_image,
         "n_codes": tokenizer.config.n_codes,

@@ -32,7 +32,7 @@ from pardalis.documents import ImageSource, Rejection, named_images
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import output_folder, working_name, write_bytes
 from pardalis.progress import Advance, bar
-from pardalis.vq import Fit, ImageTokenizer
+from pardalis.vq import ImageFit, ImageTokenizer
 from pardalis.vq.stream import encode_stream
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def encode_source(
     tokenizer: ImageTokenizer,
     source: SourceConfig,
     folder: Path,
-    fit: Fit = "crop",
+    image_fit: ImageFit = "crop",
     batch: int | None = None,
     share: Share = WHOLE,
 ) -> CodesReport:
@@ -110,7 +110,7 @@ def encode_source(
         "config": configs.to_dict(tokenizer.config),
         "source": content,
         "reader": source.reader,
-        "fit": fit,
+        "fit": image_fit,
         "dtype": str(tokenizer.compute_dtype).removeprefix("torch."),
         "images": n_items,
         "images_per_part": _IMAGES_PER_PART,
@@ -120,7 +120,7 @@ def encode_source(
     missing = {part: n for part, n in sizes.items() if not _codes_file(folder, part).exists()}
     report = CodesReport(sum(sizes.values()), sum(sizes.values()) - sum(missing.values()))
     with bar("Encoding", report.images, "images", done=report.unchanged) as advance:
-        for number, part in _encoded_parts(tokenizer, source, missing, fit, batch, advance):
+        for number, part in _encoded_parts(tokenizer, source, missing, image_fit, batch, advance):
             _write_part(folder, number, part, tokenizer)
     report.rejected = report.images - sum(len(_codes(folder, part)) for part in sizes)
     return report
@@ -200,7 +200,7 @@ def _encoded_parts(
     tokenizer: ImageTokenizer,
     source: SourceConfig,
     sizes: dict[int, int],
-    fit: Fit,
+    image_fit: ImageFit,
     batch: int | None,
     advance: Advance,
 ) -> Iterator[tuple[int, _Part]]:
@@ -221,7 +221,7 @@ def _encoded_parts(
             begun.append((part, name))
             yield image.source
 
-    for result in encode_stream(tokenizer, images(), fit, batch):
+    for result in encode_stream(tokenizer, images(), image_fit, batch):
         number, name = begun.popleft()
         part = parts[number]
         if isinstance(result, DataError):

@@ -23,7 +23,7 @@ from pardalis.documents import Box, Image, open_image
 from pardalis.errors import ConfigError, DataError
 from pardalis.seeds import numpy_generator
 from pardalis.vq.config import ImageTokenizerConfig
-from pardalis.vq.preprocessing import CONVENTIONS, CropBox, placement, square
+from pardalis.vq.preprocessing import CONVENTIONS, CropBox, place_in_square, to_square
 
 logger = logging.getLogger(__name__)
 
@@ -182,8 +182,8 @@ def _cut(
     window = None
     if generator is not None and augmentation.smallest_crop < 1:
         window = _window(opened.size, augmentation.smallest_crop, generator)
-    pixels = square(opened, side, preprocessing, window=window)
-    place = placement(opened.size, side, preprocessing, window=window)
+    pixels = to_square(opened, side, preprocessing, window=window)
+    place = place_in_square(opened.size, side, preprocessing, window=window)
     regions = [
         WeightedBox(box, region.kind, region.weight)
         for region in image.regions

@@ -13,7 +13,7 @@ from torch import Tensor
 from pardalis.progress import bar
 from pardalis.vq.codebook import codebook_use, perplexity
 from pardalis.vq.losses import psnr
-from pardalis.vq.preprocessing import square, to_pixels
+from pardalis.vq.preprocessing import to_pixels, to_square
 from pardalis.vq.tokenizer import ImageTokenizer
 
 _PIXELS_AT_ONCE = 1 << 20  # 4 images of 512 x 512, 256 of 64 x 64
@@ -69,7 +69,7 @@ def evaluate_image_tokenizer(
     reconstructions: list[PIL.Image.Image] = []
     psnr_of_each: list[float] = []
     squares = (
-        PIL.Image.fromarray(square(i, config.resolution, config.preprocessing)) for i in images
+        PIL.Image.fromarray(to_square(i, config.resolution, config.preprocessing)) for i in images
     )
     with bar("Reconstructing", total=len(images), unit="images") as advance:
         for trip in round_trips(tokenizer, squares):

@@ -8,7 +8,7 @@ import PIL.Image
 from pardalis.data.report import Rejected, count_rejection
 from pardalis.documents import READERS, Image, Rejection, named_images
 from pardalis.errors import DataError
-from pardalis.vq import Fit, ImageTokenizerConfig, open_square
+from pardalis.vq import ImageFit, ImageTokenizerConfig, open_square
 
 
 class Images:
@@ -27,7 +27,9 @@ class Images:
         DataError: there is nothing at the path.
     """
 
-    def __init__(self, path: Path, reader: str, fit: Fit = "crop", most: int | None = None) -> None:
+    def __init__(
+        self, path: Path, reader: str, fit: ImageFit = "crop", most: int | None = None
+    ) -> None:
         self.path = path
         self.fit = fit
         self.rejected: dict[str, Rejected] = {}

@@ -1,4 +1,4 @@
-"""Networks that others trained, frozen: what losses and scores compare images with."""
+"""Frozen pretrained networks for perceptual losses and image metrics."""
 
 from pardalis.feature_nets.config import FeatureNetConfig
 from pardalis.feature_nets.load import load_feature_net

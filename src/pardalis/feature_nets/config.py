@@ -1,4 +1,4 @@
-"""Which feature net, and where its weights are."""
+"""The choice of a feature net and its weights."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,34 +8,34 @@ from pardalis.errors import ConfigError
 
 FeatureNetName = Literal["efficientnet_lite0", "squeezenet", "vgg16", "resnet50", "inception_v3"]
 
-_HAVE_A_PACKAGE = ("efficientnet_lite0", "squeezenet")
-_HAVE_HEADS = ("vgg16", "squeezenet")  # of those that LPIPS was published with
+_PACKAGED = ("efficientnet_lite0", "squeezenet")
+_HAVE_HEADS = ("vgg16", "squeezenet")  # nets that LPIPS was published with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureNetConfig:
-    """A net and its weights. EfficientNet-lite0 and SqueezeNet have a package that holds them.
+    """A net and its weights; those of EfficientNet-lite0 and SqueezeNet come with a package.
 
-    Files are PyTorch's (.pth) or safetensors, with the tensor names of torchvision, and see pixels
-    as its nets do: RGB, less ImageNet's mean, over its deviation. Those of Inception are the FID
-    one's, ``pt_inception-2015-12-05``.
+    Files are PyTorch (.pth) or safetensors, with torchvision's tensor names and normalisation: RGB
+    with ImageNet's mean and standard deviation. Inception needs the FID weights,
+    ``pt_inception-2015-12-05``.
     """
 
     name: FeatureNetName = "squeezenet"
-    weights: str | None = not_deciding(None)  # a file; none = those of the package
-    heads: str | None = not_deciding(None)  # a file of LPIPS heads, such as the package lpips has
-    layer_weights: tuple[float, ...] | None = None  # of a distance without heads; none = all alike
+    weights: str | None = not_deciding(None)  # a file; None: those of the package
+    heads: str | None = not_deciding(None)  # a file of LPIPS heads, as in the package lpips
+    layer_weights: tuple[float, ...] | None = None  # without heads only; None: equal
 
     @property
     def files(self) -> list[str]:
-        """The files that are named: of weights, and of heads."""
+        """The files that the config names."""
         return [path for path in (self.weights, self.heads) if path is not None]
 
     def __post_init__(self) -> None:
-        if self.weights is None and self.name not in _HAVE_A_PACKAGE:
+        if self.weights is None and self.name not in _PACKAGED:
             raise ConfigError(
-                f"weights are missing: no package holds those of {self.name}; name a file of "
-                f"them, or choose {' or '.join(_HAVE_A_PACKAGE)}."
+                f"weights are missing: no package holds those of {self.name}; give a file, or "
+                f"choose {' or '.join(_PACKAGED)}."
             )
         if self.heads is not None:
             self._check_heads()
@@ -57,10 +57,10 @@ class FeatureNetConfig:
             )
         if self.weights is None:
             raise ConfigError(
-                f"heads of LPIPS are fitted to torchvision's weights of {self.name}, and the "
-                "packaged ones are others; name those weights too, or leave heads out."
+                f"heads of LPIPS are fitted to torchvision's weights of {self.name}, which are not "
+                "the packaged ones; set weights to a file of them too, or leave heads out."
             )
         if self.layer_weights is not None:
             raise ConfigError(
-                "heads and layer_weights both weigh the layers; leave one of them out."
+                "heads and layer_weights both weight the layers; leave one of them out."
             )

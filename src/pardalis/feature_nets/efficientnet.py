@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pardalis.feature_nets.net import Network, Scaling
 
 _BATCH_NORM_EPS = 1e-3
-# (expansion, kernel, stride of the first block, channels out, blocks) of each stage.
+# Per stage: expansion, kernel, stride of the first block, output channels, blocks.
 _STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -20,9 +20,10 @@ _STAGES = (
 
 
 class EfficientNetLite0(Network):
-    """The network up to its last features; names follow the published state dict.
+    """The network without its classifier; names follow the published state dict.
 
-    Its maps are the last of each size, from half the image's side to a 32nd, and the features.
+    Its maps are the last of each resolution, from 1/2 to 1/32 of the image's side, and the final
+    features.
     """
 
     widths = (16, 24, 40, 112, 320, 1280)
@@ -58,13 +59,13 @@ class EfficientNetLite0(Network):
 
 
 class _Block(nn.Module):
-    """Inverted residual: widen, filter each channel, project back."""
+    """Inverted residual block: expand, depthwise convolution, project."""
 
     def __init__(self, channels: int, out: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
         inner = channels * expansion
-        self._widens = expansion != 1
-        if self._widens:
+        self._has_expansion = expansion != 1
+        if self._has_expansion:
             self._expand_conv = _SameConv(channels, inner, 1)
             self._bn0 = _norm(inner)
         self._depthwise_conv = _SameConv(inner, inner, kernel, stride, groups=inner)
@@ -74,7 +75,7 @@ class _Block(nn.Module):
         self._is_residual = stride == 1 and channels == out
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B Co Yo Xo"]:
-        y = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self._widens else x
+        y = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self._has_expansion else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         out: Tensor = x + y if self._is_residual else y
@@ -82,7 +83,7 @@ class _Block(nn.Module):
 
 
 class _SameConv(nn.Conv2d):
-    """Convolution padded as TensorFlow's "same": the odd pixel goes to the right and the bottom."""
+    """Convolution with TensorFlow's "same" padding: an odd pixel goes to the right and bottom."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(channels, out, kernel, stride, groups=groups, bias=False)

@@ -1,4 +1,4 @@
-"""Weights of others: from files and packages, by tensors' names, without running their code."""
+"""Reading published weights from files and packages, by tensor name, without running their code."""
 
 import pickle
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pardalis.errors import BundleError, ConfigError
 
-_BUILT_BY_ARRAYS = {
+_ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -21,7 +21,7 @@ _BUILT_BY_ARRAYS = {
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or of one of PyTorch's, which may hold nothing else.
+    """Read the tensors of a safetensors file, or of a PyTorch file with tensors alone.
 
     Raises:
         BundleError: the file is missing, or is neither.
@@ -31,12 +31,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing; give the file of the net's weights.") from error
+        raise BundleError(f"{path} is missing; give a file of the net's weights.") from error
     except Exception as error:
-        # A damaged pickle raises anything, and torch's own message is a page long.
+        # A damaged pickle can raise any exception, and torch's own message is a page long.
         raise BundleError(
-            f"{path} cannot be read as weights ({type(error).__name__}): it needs to be "
-            "safetensors, or PyTorch's with tensors alone; download it again, or save its state "
+            f"{path} cannot be read as weights ({type(error).__name__}): it must be a safetensors "
+            "file, or a PyTorch file with tensors alone; download it again, or save its state "
             "dict as safetensors."
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
-        raise BundleError(f"{path} does not hold a state dict: tensors by name are needed.")
+        raise BundleError(f"{path} holds no state dict, which maps names to tensors.")
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
@@ -56,10 +56,10 @@ def fitted(
 ) -> dict[str, Tensor]:
     """Return the tensors of the needed names, in float32.
 
-    Others there may only be if their names begin with ``ignored``.
+    Other tensors are allowed only if their names begin with ``ignored``.
 
     Raises:
-        BundleError: one is missing, has another shape, or has no place.
+        BundleError: a tensor is missing, has another shape, or is not needed.
     """
     found = {
         name: tensor
@@ -74,7 +74,7 @@ def fitted(
     if wrong:
         first = wrong[0]
         raise BundleError(
-            f"{source} does not fit the net in {len(wrong)} tensors, first {first}: found "
+            f"{source} does not match the net in {len(wrong)} tensors, first {first}: found "
             f"{_shape(found[first].shape if first in found else None)}, needed "
             f"{_shape(needed.get(first))}. Give weights of this net, with torchvision's names."
         )
@@ -85,16 +85,16 @@ def fitted(
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays in lists and dicts, and refuses to call anything else."""
+    """Unpickles NumPy arrays in lists and dicts, and refuses anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _BUILT_BY_ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _BUILT_BY_ARRAYS[module, name]
+        if (module, name) not in _ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return _ALLOWED_GLOBALS[module, name]
 
 
 def read_pickled_arrays(file: IO[bytes]) -> Any:
-    """Read pickled NumPy arrays, and what lists and dicts they are in.
+    """Read pickled NumPy arrays, also in lists and dicts.
 
     Raises:
         pickle.UnpicklingError: the file holds anything else.

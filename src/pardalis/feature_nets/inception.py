@@ -1,7 +1,7 @@
-"""Inception v3 (arXiv 1512.00567) as the Fréchet inception distance has it (arXiv 1706.08500).
+"""Inception v3 (arXiv 1512.00567) of the Fréchet inception distance (arXiv 1706.08500).
 
-TensorFlow's net of 2015-12-05 differs from torchvision's in three things: averages leave the
-border's padding out, the last block takes a maximum where the others take a mean, and there are
+TensorFlow's net of 2015-12-05 differs from torchvision's in three points: average pooling excludes
+the padding, the last block uses max pooling where the others use average pooling, and there are
 1,008 classes. Names follow torchvision's, as in the converted file pt_inception-2015-12-05.
 """
 
@@ -16,17 +16,17 @@ from pardalis.feature_nets.net import Network, Scaling
 
 
 class InceptionV3(Network):
-    """The network up to its pooled features, which are of images resized to 299 pixels.
+    """The network without its classifier; pooled features are of images resized to 299 pixels.
 
-    Its maps are those before each reduction, and the last.
+    Its maps are those before each downsampling, and the last.
     """
 
     widths = (64, 192, 288, 768, 2048)
     classifier = "fc."
     scaling = Scaling(mean=(127.5,) * 3, std=(127.5,) * 3)
     side = 299
-    least_side = 75
-    antialias = False  # as published, though it makes large images grainy
+    min_side = 75
+    antialias = False  # as in the published FID
 
     def __init__(self) -> None:
         super().__init__()

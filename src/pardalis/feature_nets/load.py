@@ -1,4 +1,4 @@
-"""The feature nets by name, with their weights."""
+"""Loading feature nets by name."""
 
 import pickle
 from importlib.resources import as_file, files
@@ -36,11 +36,11 @@ _SQUEEZENET = ("ndf", "example_models/weights/squeezenet_weights.pkl")
 
 
 def load_feature_net(config: FeatureNetConfig) -> FeatureNet:
-    """Build a net with its weights, frozen, on the CPU.
+    """Build a frozen net with its weights, on the CPU.
 
     Raises:
         ConfigError: the package that holds the weights is missing.
-        BundleError: the weights cannot be read, or are those of another net.
+        BundleError: the weights cannot be read, or belong to another net.
     """
     with torch.device("meta"):
         network = _NETWORKS[config.name]()
@@ -56,10 +56,9 @@ def load_feature_net(config: FeatureNetConfig) -> FeatureNet:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Multiply each frozen batch norm into the convolution before it, and leave it out.
+    """Fold each batch norm into the convolution before it.
 
-    A net that only judges never changes them, and gradients through them cost as much as those
-    through the convolutions.
+    The net is frozen, and gradients through batch norms cost as much as those through convolutions.
     """
     for module in network.modules():
         for (_, conv), (name, norm) in pairwise(module.named_children()):
@@ -73,13 +72,13 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def fill(network: Network, tensors: dict[str, Tensor], source: str) -> None:
-    """Give a network, which may be on the meta device, its weights.
+    """Load weights into a network, which may be on the meta device.
 
     Raises:
-        BundleError: they are those of another net.
+        BundleError: the weights belong to another net.
     """
     needed = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    # Older files lack these counts, which only training reads.
+    # Older files lack these counts, which only training uses.
     counts = {name: torch.tensor(0) for name in needed if name.endswith("num_batches_tracked")}
     network.load_state_dict(
         fitted(counts | tensors, needed, source, ignored=network.classifier), assign=True

@@ -1,4 +1,4 @@
-"""What all feature nets have in common: pixels in [-1, 1] in, maps or one vector an image out."""
+"""Base of all feature nets: from pixels in [-1, 1] to feature maps, or one vector per image."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
-    """What a net was trained on: ``(byte - mean) / std`` of each channel, in RGB order."""
+    """Input normalisation of a net: ``(byte - mean) / std`` per channel, in RGB order."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    flips_channels: bool = False  # to BGR, after that
+    flips_channels: bool = False  # to BGR, after normalisation
 
 
 IMAGENET = Scaling(
@@ -23,29 +23,29 @@ IMAGENET = Scaling(
 
 
 class Network(nn.Module):
-    """The bare network: scaled pixels to the feature maps of several layers, deepest last."""
+    """The bare network: from normalised pixels to feature maps of several layers, deepest last."""
 
     widths: tuple[int, ...]  # channels of each map
-    classifier: str  # how the names begin of published tensors that are not used
+    classifier: str  # prefix of the published tensors that are not used
     scaling: Scaling = IMAGENET
-    side: int = 224  # of the images that it was trained on
-    least_side: int = 32  # of images that have every map
-    antialias: bool = True  # when images are made smaller
+    side: int = 224  # image side in training
+    min_side: int = 32  # smallest image side that gives every map
+    antialias: bool = True  # when downscaling images
 
 
 class FeatureNet(nn.Module):
-    """A frozen network with the scaling of its inputs; computes in float32, whatever is around it.
+    """A frozen network with its input normalisation; it computes in float32 and ignores autocast.
 
     Attributes:
-        name: shown in the names of losses and scores.
-        width: of the pooled features.
+        name: part of the names of losses and scores.
+        width: dimension of the pooled features.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, name: str, network: Network, scaling: Scaling | None = None) -> None:
-        """Freeze a network; the scaling is for weights that saw other pixels than is usual."""
+        """Freeze a network; ``scaling`` is for weights with other than the usual normalisation."""
         super().__init__()
         scaling = scaling or network.scaling
         self.name = name
@@ -59,18 +59,18 @@ class FeatureNet(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "FeatureNet":
-        """Stay in evaluation mode, also as a part of a module that is trained."""
+        """Stay in evaluation mode, also inside a module that is being trained."""
         super().train(False)
         return self
 
     def maps(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """Return feature maps of several layers, deepest last, of images in their own size."""
+        """Return feature maps of several layers, deepest last, at the images' own size."""
         with torch.autocast(pixels.device.type, enabled=False):
             scaled = pixels.float() * self.scale + self.shift
             return self.network(scaled.flip(1) if self._flips_channels else scaled)
 
     def pooled(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B D"]:
-        """Return the deepest map averaged over the image, resized as the net was trained."""
+        """Return the deepest map averaged over positions, of images resized to ``network.side``."""
         return self.maps(self._resized(pixels))[-1].mean((2, 3))
 
     def _resized(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 3 y x"]:

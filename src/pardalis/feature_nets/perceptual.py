@@ -1,4 +1,4 @@
-"""How different two images look to a feature net (LPIPS, arXiv 1801.03924)."""
+"""Perceptual distance of images in a feature net (LPIPS, arXiv 1801.03924)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from pardalis.feature_nets.files import fitted, read_tensors
 from pardalis.feature_nets.load import load_feature_net
 from pardalis.feature_nets.net import FeatureNet
 
-_LEAST_LENGTH = 1e-10
+_EPSILON = 1e-10
 
 
 class PerceptualDistance(nn.Module):
-    """Squared differences of unit feature vectors: weighted by channel, averaged over places, and
+    """Squared differences of unit feature vectors, weighted by channel, averaged over positions and
     summed over layers.
 
-    With heads the weights are LPIPS's, fitted to what people see. Without them a layer counts
-    ``2 - 2 cos`` of the vectors, and the layers are averaged: the distance is of one scale whatever
-    the net, from 0 to 2 where features are rectified, but it is no LPIPS and is not named so.
+    With heads the weights are those of LPIPS, fitted to human judgements. Without heads a layer
+    contributes ``2 - 2 cos`` of the vectors, and the layers are averaged. That distance has the
+    same scale for every net, from 0 to 2 for rectified features, but it is not LPIPS.
     """
 
     def __init__(self, net: FeatureNet, weights: Sequence[Tensor], name: str) -> None:
-        """Take the net and, for each layer, weights that broadcast over C x 1 x 1 channels."""
+        """Take a net and per layer weights that broadcast to C x 1 x 1."""
         super().__init__()
         self.name = name
         self.net = net
@@ -37,9 +37,9 @@ class PerceptualDistance(nn.Module):
     def forward(
         self, reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
     ) -> Float[Tensor, " B"]:
-        """Return the distance of each pair, differentiable in the reconstruction alone.
+        """Return the distance of each pair, differentiable in the reconstruction only.
 
-        Sides are of the net's ``least_side`` or more.
+        Images need a side of at least the net's ``min_side``.
         """
         with torch.no_grad():
             targets = self.net.maps(pixels)
@@ -54,10 +54,10 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual_distance(config: FeatureNetConfig) -> PerceptualDistance:
-    """Load the net and, if the config names them, the heads.
+    """Load the net and the heads, if the config names them.
 
     Raises:
-        ConfigError: a package is missing, or there are not as many layer weights as layers.
+        ConfigError: a package is missing, or the number of layer weights is wrong.
         BundleError: a file cannot be read, or holds other tensors.
     """
     net = load_feature_net(config)
@@ -75,7 +75,7 @@ def load_perceptual_distance(config: FeatureNetConfig) -> PerceptualDistance:
 
 
 def _read_heads(path: str, widths: Sequence[int]) -> list[Float[Tensor, "C 1 1"]]:
-    """Return the weights of each layer's channels, as the package lpips keeps them."""
+    """Read the channel weights of each layer, as the package lpips stores them."""
     needed = {
         f"lin{layer}.model.1.weight": torch.Size((1, width, 1, 1))
         for layer, width in enumerate(widths)
@@ -85,4 +85,4 @@ def _read_heads(path: str, widths: Sequence[int]) -> list[Float[Tensor, "C 1 1"]
 
 
 def _unit(vectors: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
-    return F.normalize(vectors, dim=1, eps=_LEAST_LENGTH)
+    return F.normalize(vectors, dim=1, eps=_EPSILON)

@@ -1,4 +1,4 @@
-"""ResNet-50 (arXiv 1512.03385, with the stride in the 3x3 convolutions, as torchvision has it)."""
+"""ResNet-50 (arXiv 1512.03385, with the stride in the 3x3 convolutions, as in torchvision)."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pardalis.feature_nets.net import Network
 
-_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # inner channels, blocks
+_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # bottleneck channels, blocks
 _EXPANSION = 4
 
 
@@ -42,7 +42,7 @@ class ResNet50(Network):
 
 
 class _Bottleneck(nn.Module):
-    """Narrow, filter, widen, around a shortcut."""
+    """Bottleneck residual block: reduce, convolve, expand."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from pardalis.feature_nets.net import Network, Scaling
 
-# The packaged weights are those of Caffe, which saw BGR bytes with the mean colour taken away.
+# The packaged weights are Caffe's, trained on BGR bytes minus the mean colour.
 CAFFE = Scaling(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), flips_channels=True)
 
-# Layers of the seven maps, where LPIPS has them.
+# Layers of the seven maps of LPIPS.
 _MAPS = (1, 4, 7, 9, 10, 11, 12)
-# Position of each fire module: channels in, squeezed, of each half of the expansion.
+# Position of each fire module: channels of the input, the squeeze and each expand layer.
 _FIRES = {
     3: (64, 16, 64),
     4: (128, 16, 64),
@@ -28,7 +28,7 @@ _FIRES = {
 class SqueezeNet(Network):
     """The network without its classifier; names follow torchvision's.
 
-    Its first convolution has stride 2 and no padding: of an even side it leaves the last pixel out.
+    Its first convolution has stride 2 and no padding, so it ignores the last pixel of an even side.
     """
 
     widths = (64, 128, 256, 384, 384, 512, 512)
@@ -55,7 +55,7 @@ class SqueezeNet(Network):
 
 
 class _Fire(nn.Module):
-    """Squeeze the channels, then expand them by filters of one pixel and of three."""
+    """Squeeze the channels, then expand them by 1x1 and 3x3 convolutions."""
 
     def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
         super().__init__()
@@ -69,15 +69,15 @@ class _Fire(nn.Module):
 
 
 def torchvision_names(layers: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    """Return the packaged weights, height x width x in x out, under torchvision's names."""
-    places = {"conv1": "features.0"}
+    """Convert packaged weights (height x width x in x out) to torchvision's names and layout."""
+    names = {"conv1": "features.0"}
     for number, position in enumerate(_FIRES, start=2):
         for part in ("squeeze1x1", "expand1x1", "expand3x3"):
             name = "squeeze" if part == "squeeze1x1" else part
-            places[f"fire{number}/{part}"] = f"features.{position}.{name}"
+            names[f"fire{number}/{part}"] = f"features.{position}.{name}"
     weights = {}
-    for name, place in places.items():
-        kernel, bias = layers[name]
-        weights[f"{place}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
-        weights[f"{place}.bias"] = bias
+    for source, target in names.items():
+        kernel, bias = layers[source]
+        weights[f"{target}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
+        weights[f"{target}.bias"] = bias
     return weights

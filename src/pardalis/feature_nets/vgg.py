@@ -1,4 +1,4 @@
-"""VGG-16 (arXiv 1409.1556), the net that LPIPS losses are usually taken in."""
+"""VGG-16 (arXiv 1409.1556), the usual net of LPIPS losses."""
 
 from itertools import chain
 
@@ -13,7 +13,7 @@ _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolu
 class VGG16(Network):
     """The network without its classifier; names follow torchvision's.
 
-    Its maps are the last rectified ones of each stage, as LPIPS has them.
+    Its maps are the last activations of each stage, as in LPIPS.
     """
 
     widths = tuple(width for width, _ in _STAGES)

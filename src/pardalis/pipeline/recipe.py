@@ -28,7 +28,7 @@ from pardalis.pipeline.variants import StabilityConfig, VariantConfig
 from pardalis.train import ImageTokenizerTrainConfig, LoopConfig, PretrainConfig
 from pardalis.train.qk_clip import check_has_no_qk_norm
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
-from pardalis.vq import Fit, ImageTokenizerConfig
+from pardalis.vq import ImageFit, ImageTokenizerConfig
 
 RUN = "{run}"  # in the path of a source: the folder of this run
 
@@ -101,7 +101,7 @@ class Recipe:
     variants: tuple[VariantConfig, ...] = ()  # of the image tokenizer, to compare
     # How images of a prompt fit the square, those that a user or the system shows; Chameleon pads
     # them in alignment, and crops what a model learns to draw (arXiv 2405.09818).
-    image_fit: Fit = "crop"
+    image_fit: ImageFit = "crop"
     # The model. "preset", and fields of ModelConfig that differ; beside start_from only "dropout".
     model: dict[str, Any] | None = None
     prepare: PrepareConfig | None = None

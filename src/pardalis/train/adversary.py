@@ -31,7 +31,7 @@ from pardalis.vq.adversarial import (
     generator_loss,
     r1_penalty,
 )
-from pardalis.vq.discriminator import DiscriminatorConfig, discriminator
+from pardalis.vq.discriminator import DiscriminatorConfig, build_discriminator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ class Adversary:
     ) -> None:
         self.config = config
         self.world = world
-        self.network = discriminator(config.discriminator, resolution)
+        self.network = build_discriminator(config.discriminator, resolution)
         self.network.initialise(derive(seed, "discriminator"))
         self.network.to(world.device).train()
         self.optimizer = Optimizer(

@@ -36,7 +36,7 @@ from pardalis.train.adversary import AdversarialConfig, Adversary
 from pardalis.train.optimizer import AdamWConfig, Optimizer
 from pardalis.train.schedule import ScheduleConfig, learning_rate
 from pardalis.train.skipping import batch_of
-from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
+from pardalis.vq.codebook import CodebookTrainer, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import l1_and_l2, psnr
@@ -361,7 +361,7 @@ class ImageTokenizerTask:
                 for of_image in batch.regions
             ]
             found = region_loss(
-                distance, reconstruction, pixels, boxes, side=region.side, most=region.most
+                distance, reconstruction, pixels, boxes, side=region.side, max_regions=region.most
             )
             parts[f"loss_region_{region.kind}"] = found
             of_pixels = of_pixels + region.weight * found
@@ -392,14 +392,14 @@ class ImageTokenizerTask:
             measured["restarted_codes"] = float(restarted)
         return measured
 
-    def _live_codebook(self) -> LiveCodebook | None:
+    def _live_codebook(self) -> CodebookTrainer | None:
         quantizer = self.tokenizer.quantize
         if not quantizer.restarts:
             return None
         kind = self.tokenizer.config.quantizer.kind
-        return LiveCodebook(
+        return CodebookTrainer(
             quantizer.embedding.weight,
-            follows_means=kind == "ema",
+            ema=kind == "ema",
             decay=self.config.codebook_decay,
             normalise=kind == "l2",
             world=self.world,
@@ -430,7 +430,7 @@ def _vectors(latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "M Z"]:
 
 def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> PerceptualDistance:
     distance = load_perceptual_distance(net)
-    least = distance.net.network.least_side
+    least = distance.net.network.min_side
     if side < least:
         raise ConfigError(
             f"The feature net {net.name} needs images of {least} pixels a side or more, got "

@@ -1,20 +1,27 @@
 """The image tokenizer: images to grids of codes and back."""
 
-from pardalis.vq.codebook import LiveCodebook, codebook_use, perplexity
+from pardalis.vq.codebook import CodebookTrainer, codebook_use, perplexity
 from pardalis.vq.config import PRESETS, ImageTokenizerConfig, QuantizerConfig, chameleon, tiny
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import psnr
-from pardalis.vq.preprocessing import Fit, Placement, open_square, placement, square, to_pixels
+from pardalis.vq.preprocessing import (
+    ImageFit,
+    Placement,
+    open_square,
+    place_in_square,
+    to_pixels,
+    to_square,
+)
 from pardalis.vq.quantizer import Quantizer, VectorQuantizer, build_quantizer, nearest_codes
 from pardalis.vq.stream import encode_stream
 from pardalis.vq.tokenizer import ImageTokenizer
 
 __all__ = [
     "PRESETS",
-    "Fit",
+    "CodebookTrainer",
+    "ImageFit",
     "ImageTokenizer",
     "ImageTokenizerConfig",
-    "LiveCodebook",
     "Placement",
     "Quantizer",
     "QuantizerConfig",
@@ -27,9 +34,9 @@ __all__ = [
     "nearest_codes",
     "open_square",
     "perplexity",
-    "placement",
+    "place_in_square",
     "psnr",
-    "square",
     "tiny",
     "to_pixels",
+    "to_square",
 ]

@@ -1,6 +1,6 @@
-"""Losses of a tokenizer and a discriminator that play against each other.
+"""Adversarial losses of an image tokenizer and its discriminator.
 
-Logits are high where the discriminator takes an image for real, and of any shape.
+The discriminator's logits are high for real images and have any shape.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch import Tensor
 
 AdversarialForm = Literal["hinge", "softplus"]
 
-_LEAST_GRADIENT = 1e-4
-_MOST_WEIGHT = 1e4
+_EPSILON = 1e-4  # added to the gradient norm in the denominator
+_MAX_WEIGHT = 1e4
 
 
 def generator_loss(form: AdversarialForm, fake_logits: Float[Tensor, "*fake"]) -> Float[Tensor, ""]:
-    """Return what pushes reconstructions to look real: ``-D``, or ``softplus(-D)``, on average."""
+    """Return the generator's loss: the mean of ``-D`` (hinge) or of ``softplus(-D)``."""
     fake_logits = fake_logits.float()
     return -fake_logits.mean() if form == "hinge" else F.softplus(-fake_logits).mean()
 
@@ -28,7 +28,7 @@ def discriminator_loss(
     real_logits: Float[Tensor, "*real"],
     fake_logits: Float[Tensor, "*fake"],
 ) -> Float[Tensor, ""]:
-    """Return half the sum of the two means: of real images and of reconstructions.
+    """Return the discriminator's loss: half the mean on real images plus half that on fakes.
 
     ``hinge`` (arXiv 1705.02894) is VQ-GAN's; ``softplus`` (arXiv 1406.2661) is StyleGAN2's.
     """
@@ -41,9 +41,9 @@ def discriminator_loss(
 def r1_penalty(
     real_logits: Float[Tensor, "B *rest"], real_pixels: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, ""]:
-    """Return the squared gradient of the logits at real images, on average (arXiv 1801.04406).
+    """Return the mean squared gradient norm of the logits at real images (arXiv 1801.04406).
 
-    The pixels need ``requires_grad``. It is E|grad|^2: the paper's loss is gamma / 2 of it.
+    The pixels need ``requires_grad``. The paper's loss is gamma / 2 times this value, E|grad|^2.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real_pixels, create_graph=True)
     return gradient.float().square().sum((1, 2, 3)).mean()
@@ -55,13 +55,13 @@ def adaptive_weight(
     last_weight: Float[Tensor, "..."],
     average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> Float[Tensor, ""]:
-    """Return the weight that makes both losses pull the decoder's last weight alike hard.
+    """Return the adversarial weight that balances both losses at the decoder's last layer.
 
-    It is the ratio of their gradients' norms, detached (VQ-GAN, arXiv 2012.09841, equation 7).
-    ``average`` takes a gradient to its mean over processes, so that all find the same weight.
+    It is the ratio of their gradient norms, detached (VQ-GAN, arXiv 2012.09841, equation 7).
+    ``average`` averages a gradient over processes, so that all of them use the same weight.
     """
     norms = []
     for loss in (reconstruction_loss, generator_loss):
         (gradient,) = torch.autograd.grad(loss, last_weight, retain_graph=True)
         norms.append(average(gradient.detach()).float().norm())
-    return (norms[0] / (norms[1] + _LEAST_GRADIENT)).clamp(0, _MOST_WEIGHT)
+    return (norms[0] / (norms[1] + _EPSILON)).clamp(0, _MAX_WEIGHT)

@@ -1,9 +1,9 @@
-"""The networks of an image tokenizer on a CPU, without gradients, in bands that stay in its cache.
+"""Inference of an image tokenizer's networks on a CPU, in horizontal bands that fit its cache.
 
-What is computed is said in :mod:`pardalis.vq.network`, whose modules hold the weights. Here each
-convolution reads a few rows of a feature map with those that adjoin them, normalises them, and
-writes rows of the next map. No normalised map exists as a whole, and a residual block adds to its
-input in place: two maps at a time instead of five, each read and written once a convolution.
+The computation is that of :mod:`pardalis.vq.network`, whose modules hold the weights. Each
+convolution reads a band of a feature map and its halo, normalises it, and writes a band of the next
+map. A normalised map never exists as a whole, and a residual block adds to its input in place. So
+two maps are in memory instead of five, and each convolution reads and writes a map once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 
 from pardalis.vq.network import Decoder, Encoder, GroupNorm, Level, Mid, ResnetBlock
 
-_BAND_BYTES = 1 << 22  # of one image
+_BAND_BYTES = 1 << 22  # per image
 
 Map = Float[Tensor, "B _ _ _"]
 
 
 def encode(encoder: Encoder, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B C y x"]:
-    """Return what the encoder returns."""
-    x = _convolved(F.pixel_unshuffle(pixels, encoder.patch_size), encoder.conv_in)
+    """Return the output of ``encoder(pixels)``."""
+    x = _convolve(F.pixel_unshuffle(pixels, encoder.patch_size), encoder.conv_in)
     for level in encoder.down:
         x = _level(x, cast(Level, level))
-    return _convolved(_middle(x, encoder.mid), encoder.conv_out, encoder.norm_out)
+    return _convolve(_middle(x, encoder.mid), encoder.conv_out, encoder.norm_out)
 
 
 def decode(decoder: Decoder, latents: Float[Tensor, "B C y x"]) -> Float[Tensor, "B 3 Y X"]:
-    """Return what the decoder returns."""
-    x = _middle(_convolved(latents, decoder.conv_in), decoder.mid)
+    """Return the output of ``decoder(latents)``."""
+    x = _middle(_convolve(latents, decoder.conv_in), decoder.mid)
     for level in reversed(decoder.up):
         x = _level(x, cast(Level, level))
-    return F.pixel_shuffle(_convolved(x, decoder.conv_out, decoder.norm_out), decoder.patch_size)
+    return F.pixel_shuffle(_convolve(x, decoder.conv_out, decoder.norm_out), decoder.patch_size)
 
 
 def _level(x: Map, level: Level) -> Map:
@@ -43,9 +43,9 @@ def _level(x: Map, level: Level) -> Map:
         if level.attn:
             x = level.attn[i](x)
     if level.downsample is not None:
-        x = level.downsample(x) if _is_small(x) else _halved(x, level.downsample.conv)
+        x = level.downsample(x) if _is_small(x) else _downsample(x, level.downsample.conv)
     if level.upsample is not None:
-        x = level.upsample(x) if _is_small(x) else _doubled(x, level.upsample.conv)
+        x = level.upsample(x) if _is_small(x) else _upsample(x, level.upsample.conv)
     return x
 
 
@@ -54,61 +54,62 @@ def _middle(x: Map, mid: Mid) -> Map:
 
 
 def _block(x: Map, block: ResnetBlock) -> Map:
-    """Return what a residual block returns; ``x`` may be overwritten by it."""
-    h = _convolved(x, block.conv1, block.norm1)
+    """Return the output of a residual block; ``x`` may be overwritten."""
+    h = _convolve(x, block.conv1, block.norm1)
     if block.nin_shortcut is not None:
-        x = _convolved(x, block.nin_shortcut)
-    return _convolved(h, block.conv2, block.norm2, onto=x)
+        x = _convolve(x, block.nin_shortcut)
+    return _convolve(h, block.conv2, block.norm2, onto=x)
 
 
-def _convolved(
+def _convolve(
     x: Map, conv: nn.Conv2d, norm: nn.Module | None = None, onto: Map | None = None
 ) -> Map:
-    """Convolve a map, normalised and swished first if there is a norm; add it to ``onto``."""
+    """Apply norm and swish (if there is a norm), convolve, and add the result to ``onto``."""
     height, halo = x.shape[2], conv.kernel_size[0] // 2
-    activated = _activation(x, norm)
+    prepare = _prepare(x, norm)
     if _is_small(x):
-        convolved = conv(activated(x))
+        convolved = conv(prepare(x))
         return convolved if onto is None else onto.add_(convolved)
 
     def rows(first: int, last: int) -> Map:
-        around = activated(x[:, :, max(first - halo, 0) : last + halo])
-        return _padded(around, 0, max(halo - first, 0), max(last + halo - height, 0))
+        around = prepare(x[:, :, max(first - halo, 0) : last + halo])
+        return _pad(around, 0, max(halo - first, 0), max(last + halo - height, 0))
 
-    return _filled(x, conv, x.shape[2:], rows, onto)
+    return _convolve_bands(x, conv, x.shape[2:], rows, onto)
 
 
-def _halved(x: Map, conv: nn.Conv2d) -> Map:
+def _downsample(x: Map, conv: nn.Conv2d) -> Map:
     height, width = x.shape[2] // 2, x.shape[3] // 2
 
     def rows(first: int, last: int) -> Map:
-        return _padded(x[:, :, 2 * first : 2 * last + 1], 1, 0, int(last == height))
+        return _pad(x[:, :, 2 * first : 2 * last + 1], 1, 0, int(last == height))
 
-    return _filled(x, conv, (height, width), rows)
+    return _convolve_bands(x, conv, (height, width), rows)
 
 
-def _doubled(x: Map, conv: nn.Conv2d) -> Map:
+def _upsample(x: Map, conv: nn.Conv2d) -> Map:
     height, width = 2 * x.shape[2], 2 * x.shape[3]
 
     def rows(first: int, last: int) -> Map:
         around = x[:, :, max(first // 2 - 1, 0) : last // 2 + 1]
         doubled = F.interpolate(around, scale_factor=2.0, mode="nearest")
         above, below = int(first == 0), int(last == height)
-        return _padded(doubled[:, :, 1 - above : doubled.shape[2] - 1 + below], 0, above, below)
+        return _pad(doubled[:, :, 1 - above : doubled.shape[2] - 1 + below], 0, above, below)
 
-    return _filled(x, conv, (height, width), rows)
+    return _convolve_bands(x, conv, (height, width), rows)
 
 
-def _filled(
+def _convolve_bands(
     like: Map,
     conv: nn.Conv2d,
     sides: Sequence[int],
     rows: Callable[[int, int], Map],
     onto: Map | None = None,
 ) -> Map:
-    """Fill a new map, or add to one; ``rows`` returns what the rows from first to last are made of.
+    """Convolve band by band into a new map, or add to ``onto``.
 
-    The bands do not depend on how many images there are, lest an image's last bits do.
+    ``rows(first, last)`` returns the padded input of the output rows from first to last. The size
+    of a band does not depend on the batch size, so neither do the last bits of a result.
     """
     if onto is None:
         shape = (len(like), conv.out_channels, *sides)
@@ -126,8 +127,8 @@ def _filled(
     return out
 
 
-def _activation(x: Map, norm: nn.Module | None) -> Callable[[Map], Map]:
-    """Return what is to be done to rows of a map before they are convolved."""
+def _prepare(x: Map, norm: nn.Module | None) -> Callable[[Map], Map]:
+    """Return the function that prepares a band for its convolution: nothing, or norm and swish."""
     if norm is None:
         return lambda rows: rows
     if not isinstance(norm, GroupNorm):
@@ -143,13 +144,13 @@ def _activation(x: Map, norm: nn.Module | None) -> Callable[[Map], Map]:
 
 
 def _bands(x: Map) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each band and the one after its last; bands have even heights."""
+    """Yield the first row of each band and the row after its last; bands have even heights."""
     height, rows = x.shape[2], max(2, _BAND_BYTES // _row_bytes(x) // 2 * 2)
     return ((first, min(first + rows, height)) for first in range(0, height, rows))
 
 
 def _is_small(x: Map) -> bool:
-    """Tell whether an image's map is a single band, which needs no care."""
+    """Tell whether an image's map fits a single band."""
     return x.shape[2] * _row_bytes(x) <= _BAND_BYTES
 
 
@@ -157,5 +158,5 @@ def _row_bytes(x: Map) -> int:
     return x.shape[1] * x.shape[3] * x.element_size()
 
 
-def _padded(x: Map, right: int, above: int, below: int) -> Map:
+def _pad(x: Map, right: int, above: int, below: int) -> Map:
     return F.pad(x, (0, right, above, below)) if right or above or below else x

@@ -1,6 +1,6 @@
-"""The shape of an image tokenizer, from the quickstart's 64-pixel images up to Chameleon's own.
+"""The shape of an image tokenizer, with presets from 64-pixel images to Chameleon's.
 
-Plain values only: what is built from them is in :mod:`pardalis.vq.tokenizer`, how it is trained in
+The network is in :mod:`pardalis.vq.tokenizer`, its training in
 :mod:`pardalis.train.image_tokenizer`.
 """
 
@@ -15,24 +15,24 @@ Preprocessing = Literal["chameleon", "transformers"]
 QuantizerKind = Literal["vq", "ema", "l2", "simvq", "ibq", "fsq"]
 
 _LEGACY: dict[QuantizerKind, bool] = {"vq": True, "l2": False, "simvq": True}
-_FEWEST, _FEWEST_CHOSEN, _MOST_LEVELS = 3, 5, 64  # levels of one number of fsq
+_MIN_LEVELS, _MIN_CHOSEN_LEVELS, _MAX_LEVELS = 3, 5, 64  # per dimension of fsq
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizerConfig:
-    """How vectors become codes; the kinds are described at :mod:`pardalis.vq.quantizer`.
+    """How vectors become codes; :mod:`pardalis.vq.quantizer` describes the kinds.
 
-    ``vq``, ``ema`` and ``l2`` start from data and have their unused entries restarted
-    (:class:`pardalis.vq.LiveCodebook`); the others use their codes without that.
+    ``vq``, ``ema`` and ``l2`` are initialised from data and have their dead codes restarted
+    (:class:`pardalis.vq.CodebookTrainer`).
     """
 
     kind: QuantizerKind = "vq"
-    beta: float = 0.25  # weight of the commitment, or of the codebook's loss; fsq has neither
-    # vq, l2 and simvq: beta weighs the codebook's loss, the wrong way round. Left out, it is as in
-    # the code of the kind's authors: true for vq (and so Chameleon) and simvq.
+    beta: float = 0.25  # weight of the commitment loss, or of the codebook loss; unused by fsq
+    # vq, l2 and simvq: beta weights the codebook loss instead of the commitment loss. None is the
+    # choice of the released code of that kind: true for vq (and so Chameleon) and simvq.
     legacy: bool | None = None
-    entropy_weight: float = 0.05  # ibq only: of the penalty that has all codes chosen
-    levels: tuple[int, ...] | None = None  # fsq only; left out, they follow from n_codes
+    entropy_weight: float = 0.05  # ibq only: weight of the entropy penalty
+    levels: tuple[int, ...] | None = None  # fsq only; None: derived from n_codes
 
     def __post_init__(self) -> None:
         for name in ("beta", "entropy_weight"):
@@ -46,9 +46,9 @@ class QuantizerConfig:
             return
         if self.kind != "fsq":
             raise ConfigError(f"levels apply to kind fsq, not {self.kind}; leave them out.")
-        if not self.levels or not all(_FEWEST <= n <= _MOST_LEVELS for n in self.levels):
+        if not self.levels or not all(_MIN_LEVELS <= n <= _MAX_LEVELS for n in self.levels):
             raise ConfigError(
-                f"levels must be a list of counts from {_FEWEST} to {_MOST_LEVELS}, got "
+                f"levels must be a list of counts from {_MIN_LEVELS} to {_MAX_LEVELS}, got "
                 f"{list(self.levels)}."
             )
 
@@ -62,18 +62,20 @@ class ImageTokenizerConfig:
     """Shape of the encoder, codebook and decoder."""
 
     resolution: int  # pixels per side of an image
-    channels: int  # width of the first level; the others are multiples of it
+    channels: int  # width of the first level, which channel_multipliers scales
     channel_multipliers: tuple[int, ...]  # one per level; each after the first halves the side
     n_res_blocks: int  # residual blocks per level of the encoder; the decoder has one more
-    z_channels: int  # width at the encoder's exit and the decoder's entry
+    z_channels: int  # width of the encoder's output and the decoder's input
     code_width: int  # width of a codebook entry
     n_codes: int  # entries of the codebook
-    attention_resolutions: tuple[int, ...] = ()  # sides of maps with attention, besides the middle
-    patch_size: int = 1  # pixels per side folded into channels at the entrance; 1 = none
-    norm_groups: int = 32  # most groups of a normalisation (see network.normalisation); 0 = none
+    attention_resolutions: tuple[
+        int, ...
+    ] = ()  # sides of feature maps with attention; mid has it always
+    patch_size: int = 1  # pixels per side folded into channels of the input; 1 = none
+    norm_groups: int = 32  # maximum groups of a GroupNorm (network.normalisation); 0 = no norm
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     preprocessing: Preprocessing = "chameleon"  # see pardalis.vq.preprocessing
-    has_decoder: bool = True  # without it images become codes, and codes no images
+    has_decoder: bool = True  # False: the tokenizer only encodes
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,8 +94,8 @@ class ImageTokenizerConfig:
         if self.resolution % self.downsampling:
             raise ConfigError(
                 f"resolution is {self.resolution}, but patch_size {self.patch_size} and "
-                f"{len(self.channel_multipliers)} levels shrink a side {self.downsampling} times; "
-                f"choose a resolution that {self.downsampling} divides."
+                f"{len(self.channel_multipliers)} levels downsample by {self.downsampling}; "
+                f"choose a multiple of {self.downsampling}."
             )
         if self.quantizer.kind == "fsq" and math.prod(self.fsq_levels) != self.n_codes:
             raise ConfigError(
@@ -103,7 +105,7 @@ class ImageTokenizerConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels per side that one code stands for."""
+        """Pixels per side of one code."""
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
@@ -117,59 +119,59 @@ class ImageTokenizerConfig:
 
     @property
     def fsq_levels(self) -> tuple[int, ...]:
-        """Levels of each number of an FSQ code, given or chosen; their product is ``n_codes``."""
+        """Levels of each dimension of FSQ, given or derived; their product is ``n_codes``."""
         return self.quantizer.levels or levels_for(self.n_codes)
 
 
 def levels_for(n_codes: int) -> tuple[int, ...]:
-    """Split a number of codes into levels: as many of 5 or more as can be, and as even.
+    """Factor a number of codes into as many levels of 5 or more as possible, as even as possible.
 
-    Of the numbers in FSQ's table 1 (arXiv 2309.15505) this makes the levels that stand there.
+    It reproduces the levels of table 1 of FSQ (arXiv 2309.15505).
 
     Raises:
-        ConfigError: the number is no such product.
+        ConfigError: the number has no such factorisation.
     """
-    found = list(_products(n_codes, _MOST_LEVELS))
+    found = list(_factorisations(n_codes, _MAX_LEVELS))
     if not found:
         raise ConfigError(
-            f"n_codes is {n_codes}, which is no product of numbers from {_FEWEST_CHOSEN} to "
-            f"{_MOST_LEVELS}; choose another, such as 1000, 1024 or 8192, or set quantizer.levels."
+            f"n_codes is {n_codes}, which is no product of numbers from {_MIN_CHOSEN_LEVELS} to "
+            f"{_MAX_LEVELS}; choose another, such as 1000, 1024 or 8192, or set quantizer.levels."
         )
     return max(found, key=lambda levels: (len(levels), -levels[0]))
 
 
-def _products(n: int, most: int) -> Iterator[tuple[int, ...]]:
-    """Yield every way to write n as a product of falling factors, none above ``most``."""
+def _factorisations(n: int, largest: int) -> Iterator[tuple[int, ...]]:
+    """Yield the factorisations of n into non-increasing factors of at most ``largest``."""
     if n == 1:
         yield ()
-    for factor in range(min(n, most), _FEWEST_CHOSEN - 1, -1):
+    for factor in range(min(n, largest), _MIN_CHOSEN_LEVELS - 1, -1):
         if n % factor == 0:
-            yield from ((factor, *rest) for rest in _products(n // factor, factor))
+            yield from ((factor, *rest) for rest in _factorisations(n // factor, factor))
 
 
 def from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain values of a config that was saved when there were two kinds.
+    """Convert the plain values of a config of format version 1.
 
-    Those were ``gradient`` and ``ema``, each at length 1 with ``normalise``; of the latter only the
-    gradient's is left, which gives the same codes and images.
+    Its kinds were ``gradient`` and ``ema``, each of unit length with ``normalise``. Both with
+    ``normalise`` become ``l2``, which gives the same codes and images.
 
     Raises:
         KeyError: a value is missing.
     """
     old = dict(values["quantizer"])
-    means, unit = old.pop("kind") == "ema", old.pop("normalise", False)
-    legacy = old.pop("legacy") and not means
-    if means and not unit:
+    is_ema, is_unit = old.pop("kind") == "ema", old.pop("normalise", False)
+    legacy = old.pop("legacy") and not is_ema
+    if is_ema and not is_unit:
         return {**values, "quantizer": {**old, "kind": "ema"}}
-    new = {**old, "kind": "l2" if unit else "vq", "legacy": legacy}
+    new = {**old, "kind": "l2" if is_unit else "vq", "legacy": legacy}
     return {**values, "quantizer": new}
 
 
 def tiny() -> ImageTokenizerConfig:
-    """The quickstart's: 64 pixels, 8 x 8 codes; learns flat art in two minutes on two cores.
+    """The quickstart's: 64 pixels, 8 x 8 codes; trains on flat art in two minutes on two cores.
 
-    Without normalisation: that of groups divides by statistics of the whole image, which a
-    decoder of flat colours must then undo, and in so short a run it never quite does.
+    It has no normalisation: GroupNorm divides by statistics of the whole image, and a short run
+    does not learn to undo that for flat colours.
     """
     return ImageTokenizerConfig(
         resolution=64,
@@ -186,7 +188,7 @@ def tiny() -> ImageTokenizerConfig:
 
 
 def small() -> ImageTokenizerConfig:
-    """The reference's: 128 pixels, 16 x 16 codes; learns drawings in an hour on two cores."""
+    """The demo's: 128 pixels, 16 x 16 codes; trains on drawings in an hour on two cores."""
     return ImageTokenizerConfig(
         resolution=128,
         patch_size=4,
@@ -202,7 +204,7 @@ def small() -> ImageTokenizerConfig:
 
 
 def chameleon() -> ImageTokenizerConfig:
-    """Chameleon's as shipped (arXiv 2405.09818): 512 pixels, 32 x 32 codes, 68.7M parameters."""
+    """Chameleon's release (arXiv 2405.09818): 512 pixels, 32 x 32 codes, 68.7M parameters."""
     return ImageTokenizerConfig(
         resolution=512,
         channels=128,

@@ -1,7 +1,7 @@
-"""Networks that tell images from reconstructions: PatchGAN's and StyleGAN2's.
+"""Discriminators of real images and reconstructions: PatchGAN and StyleGAN2.
 
-Both take pixels in [-1, 1] and return logits, high for a real image; the one a map of them, the
-other one an image.
+Both take pixels in [-1, 1] and return logits that are high for real images: PatchGAN a map of
+them, StyleGAN2 one per image.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pardalis.errors import ConfigError
 from pardalis.seeds import derive
 
-_MOST_WIDENING = 8  # times the channels of the first level
-_SLOPE = 0.2  # of the leaky rectifiers below zero
+_MAX_WIDTH_MULTIPLE = 8  # relative to the first level
+_NEGATIVE_SLOPE = 0.2  # of LeakyReLU
 _STDDEV_GROUP = 4
 
 
@@ -25,15 +25,15 @@ _STDDEV_GROUP = 4
 class DiscriminatorConfig:
     """Shape of a discriminator.
 
-    ``patch``: judges overlapping patches, 70 pixels wide with 3 layers (pix2pix, arXiv 1611.07004;
-    VQ-GAN's). ``stylegan2``: judges the whole image (arXiv 1912.04958; ViT-VQGAN's).
+    ``patch``: classifies overlapping patches, 70 pixels wide with 3 layers (pix2pix, arXiv
+    1611.07004), as in VQ-GAN. ``stylegan2``: classifies whole images (arXiv 1912.04958), as in
+    ViT-VQGAN.
     """
 
     kind: Literal["patch", "stylegan2"] = "patch"
-    # Width of the first layer of patch; of the level of 512 pixels of stylegan2, whose smaller
-    # levels are wider.
+    # patch: width of the first layer. stylegan2: width at 512 pixels; smaller levels are wider.
     channels: int = 64
-    n_layers: int = 3  # patch only: convolutions that halve the side
+    n_layers: int = 3  # patch only: convolutions of stride 2
 
     def __post_init__(self) -> None:
         for name in ("channels", "n_layers"):
@@ -42,64 +42,64 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """What both discriminators have in common: their first weights."""
+    """Base class: initialisation."""
 
     _std: float
 
     @torch.no_grad()
     def initialise(self, seed: int) -> "Discriminator":
-        """Draw weights from N(0, std), those of normalisations from N(1, std), with biases 0.
+        """Initialise weights from N(0, std), normalisation weights from N(1, std), biases to 0.
 
-        Each is drawn on the CPU from a generator keyed by its name, as an image tokenizer's.
+        Each parameter is sampled on the CPU from a generator keyed by its name.
         """
         for name, parameter in self.named_parameters():
             generator = torch.Generator().manual_seed(derive(seed, "init", name))
             if name.endswith("bias"):
                 parameter.zero_()
             else:
-                drawn = torch.randn(parameter.shape, generator=generator) * self._std
-                parameter.copy_(drawn + 1 if parameter.dim() == 1 else drawn)
+                noise = torch.randn(parameter.shape, generator=generator) * self._std
+                parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
         return self
 
 
-def discriminator(config: DiscriminatorConfig, resolution: int) -> Discriminator:
-    """Build a discriminator for images of ``resolution`` pixels a side; call ``initialise`` next.
+def build_discriminator(config: DiscriminatorConfig, resolution: int) -> Discriminator:
+    """Build a discriminator for square images of ``resolution`` pixels; call ``initialise`` next.
 
     Raises:
-        ConfigError: the resolution is too small, or no power of two where it must be.
+        ConfigError: the resolution is too small, or for stylegan2 no power of two.
     """
     if config.kind == "patch":
-        least = 3 * 2**config.n_layers
-        if resolution < least:
+        minimum = 3 * 2**config.n_layers
+        if resolution < minimum:
             raise ConfigError(
                 f"A patch discriminator with n_layers = {config.n_layers} needs images of "
-                f"{least} pixels or more, got {resolution}; give it fewer layers."
+                f"{minimum} pixels or more, got {resolution}; reduce n_layers."
             )
         return PatchDiscriminator(config.channels, config.n_layers)
     if resolution < 8 or resolution & (resolution - 1):
         raise ConfigError(
-            "A stylegan2 discriminator needs a resolution that is a power of two from 8 up, got "
+            "A stylegan2 discriminator needs a resolution that is a power of two from 8, got "
             f"{resolution}; choose another resolution or the kind patch."
         )
     return StyleGAN2Discriminator(config.channels, resolution)
 
 
 class PatchDiscriminator(Discriminator):
-    """Strided convolutions with batch normalisation; parameters are named as VQ-GAN's."""
+    """Strided convolutions with batch normalisation; parameter names are VQ-GAN's."""
 
     _std = 0.02
 
     def __init__(self, channels: int, n_layers: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(_SLOPE)]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(_NEGATIVE_SLOPE)]
         width = channels
         for layer in range(1, n_layers + 1):
-            wider = channels * min(2**layer, _MOST_WIDENING)
+            wider = channels * min(2**layer, _MAX_WIDTH_MULTIPLE)
             stride = 2 if layer < n_layers else 1
             layers += [
                 nn.Conv2d(width, wider, 4, stride, 1, bias=False),
                 nn.BatchNorm2d(wider),
-                nn.LeakyReLU(_SLOPE),
+                nn.LeakyReLU(_NEGATIVE_SLOPE),
             ]
             width = wider
         layers.append(nn.Conv2d(width, 1, 4, 1, 1))
@@ -110,9 +110,9 @@ class PatchDiscriminator(Discriminator):
 
 
 class StyleGAN2Discriminator(Discriminator):
-    """Residual blocks that halve the side down to 4 pixels; named as enhancing-transformers'."""
+    """Residual blocks down to 4 x 4; parameter names are those of enhancing-transformers."""
 
-    _std = 1.0  # each layer scales its weights itself
+    _std = 1.0  # each layer scales its weights in its forward pass
 
     def __init__(self, channels: int, resolution: int) -> None:
         super().__init__()
@@ -125,20 +125,20 @@ class StyleGAN2Discriminator(Discriminator):
         width = _width(channels, side)
         self.final_conv = _conv(width + 1, width, 3)
         self.final_linear = nn.Sequential(
-            _ScaledLinear(width * side**2, width, rectifies=True), _ScaledLinear(width, 1)
+            _ScaledLinear(width * side**2, width, activate=True), _ScaledLinear(width, 1)
         )
 
     def forward(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B 1"]:
         x = self.blocks(pixels)
-        x = self.final_conv(torch.cat([x, batch_deviation(x)], 1))
+        x = self.final_conv(torch.cat([x, minibatch_std(x)], 1))
         return self.final_linear(x.flatten(1))
 
 
-def batch_deviation(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 1 Y X"]:
-    """Return how much images of a group differ, as one more channel (arXiv 1710.10196).
+def minibatch_std(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 1 Y X"]:
+    """Return the minibatch standard deviation as one more channel (arXiv 1710.10196).
 
-    Groups are of 4 neighbours, or of the next larger number that divides the batch. So processes
-    with shares of 4, 8 ... images form the groups of one that has all of them.
+    A group has 4 neighbouring images, or the next larger number that divides the batch. Processes
+    with a multiple of 4 images each therefore form the same groups as one process with all images.
     """
     batch, _, height, width = x.shape
     smallest = min(batch, _STDDEV_GROUP)
@@ -149,32 +149,32 @@ def batch_deviation(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 1 Y X"]:
 
 
 def _width(channels: int, side: int) -> int:
-    """Return the channels of a level: twice as many for each halving from 512 pixels to 64."""
-    return max(1, min(_MOST_WIDENING * channels, channels * 512 // side))
+    """Return the channels of a level: doubled at each halving from 512 pixels to 64."""
+    return max(1, min(_MAX_WIDTH_MULTIPLE * channels, channels * 512 // side))
 
 
 class _Block(nn.Module):
-    """Two convolutions, the second with half the side, around a convolved shortcut."""
+    """Residual block of two convolutions, the second of stride 2, with a 1x1 shortcut."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.conv1 = _conv(channels, channels, 3)
-        self.conv2 = _conv(channels, out, 3, halves=True)
-        self.skip = _conv(channels, out, 1, halves=True, rectifies=False)
+        self.conv2 = _conv(channels, out, 3, downsample=True)
+        self.skip = _conv(channels, out, 1, downsample=True, activate=False)
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B D y x"]:
         return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
 
 
 def _conv(
-    channels: int, out: int, kernel: int, halves: bool = False, rectifies: bool = True
+    channels: int, out: int, kernel: int, downsample: bool = False, activate: bool = True
 ) -> nn.Sequential:
-    """Return a convolution, before it a blur if it halves the side, and after it a rectifier."""
-    layers: list[nn.Module] = [_Blur(kernel)] if halves else []
-    stride, padding = (2, 0) if halves else (1, kernel // 2)
+    """Return a convolution with an optional blur before it and an optional activation after it."""
+    layers: list[nn.Module] = [_Blur(kernel)] if downsample else []
+    stride, padding = (2, 0) if downsample else (1, kernel // 2)
     layers.append(_ScaledConv(channels, out, kernel, stride, padding))
-    if rectifies:
-        layers.append(_Rectifier(out))
+    if activate:
+        layers.append(_BiasedLeakyReLU(out))
     return nn.Sequential(*layers)
 
 
@@ -196,7 +196,7 @@ class _Blur(nn.Module):
 
 
 class _ScaledConv(nn.Module):
-    """Convolution whose weights are of size 1 and scaled in use, so that all learn at one rate."""
+    """Convolution with an equalised learning rate: weights of variance 1, scaled in use."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, padding: int) -> None:
         super().__init__()
@@ -209,30 +209,30 @@ class _ScaledConv(nn.Module):
 
 
 class _ScaledLinear(nn.Module):
-    """Linear layer with weights scaled in use."""
+    """Linear layer with an equalised learning rate."""
 
-    def __init__(self, width: int, out: int, rectifies: bool = False) -> None:
+    def __init__(self, width: int, out: int, activate: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out, width))
         self.bias = nn.Parameter(torch.empty(out))
         self._scale = 1 / math.sqrt(width)
-        self._rectifies = rectifies
+        self._activate = activate
 
     def forward(self, x: Float[Tensor, "B C"]) -> Float[Tensor, "B D"]:
         x = F.linear(x, self.weight * self._scale, self.bias)
-        return _rectified(x) if self._rectifies else x
+        return _leaky_relu(x) if self._activate else x
 
 
-class _Rectifier(nn.Module):
-    """Bias, leaky rectifier, and a gain that keeps the variance."""
+class _BiasedLeakyReLU(nn.Module):
+    """Bias, LeakyReLU, and a gain that keeps the variance."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
-        return _rectified(x + self.bias.view(-1, 1, 1))
+        return _leaky_relu(x + self.bias.view(-1, 1, 1))
 
 
-def _rectified(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return F.leaky_relu(x, _SLOPE) * math.sqrt(2)
+def _leaky_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return F.leaky_relu(x, _NEGATIVE_SLOPE) * math.sqrt(2)

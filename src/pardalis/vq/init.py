@@ -1,4 +1,4 @@
-"""The first weights of an image tokenizer, as a function of a seed and of each parameter's name."""
+"""Initialisation of an image tokenizer, a function of a seed and of each parameter's name."""
 
 import math
 
@@ -12,26 +12,26 @@ from pardalis.vq.tokenizer import ImageTokenizer
 
 @torch.no_grad()
 def initialise(tokenizer: ImageTokenizer, seed: int) -> ImageTokenizer:
-    """Fill all parameters in place and return the tokenizer.
+    """Initialise all parameters in place and return the tokenizer.
 
     =========================================  ===================================================
     convolutions                               uniform, variance 1 / fan-in; bias 0
-    last convolution of a residual branch      0: the net begins as its shortcuts, nearly linear
+    last convolution of a residual branch      0
     normalisations                             weight 1, bias 0
-    linear maps of the quantizer               as convolutions
-    codebook of kinds vq, ema, l2              U(-1/n, 1/n), as the original
-    codebook of simvq; of ibq                  N(0, 1/width); N(0, 1), as their authors
+    linear layers of the quantizer             as convolutions
+    codebook of kinds vq, ema, l2              U(-1/n, 1/n), as VQ-GAN
+    codebook of simvq; of ibq                  N(0, 1/width); N(0, 1), as released
     =========================================  ===================================================
 
-    Each parameter is drawn on the CPU from a generator keyed by its name, so neither the order of
-    construction nor the device changes it.
+    Each parameter is sampled on the CPU from a generator keyed by its name, so its values depend
+    neither on the order of construction nor on the device.
     """
     for name, module in tokenizer.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = math.sqrt(3 / module.weight[0].numel())
             ends_branch = name.endswith((".conv2", ".proj_out"))
             _uniform(module.weight, 0.0 if ends_branch else bound, derive(seed, "init", name))
-            assert module.bias is not None, "every linear map of the layout has a bias"
+            assert module.bias is not None, "every layer of the network has a bias"
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)

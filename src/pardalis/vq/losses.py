@@ -1,11 +1,11 @@
-"""How far a reconstruction is from its image. Pixels are in [-1, 1] throughout."""
+"""Pixel losses of a reconstruction. Pixels are in [-1, 1]."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_LEAST_MSE = 1e-8  # a perfect reconstruction has a PSNR of 86 dB, not an infinite one
+_MIN_MSE = 1e-8  # limits the PSNR of a perfect reconstruction to 86 dB
 
 
 def l1_and_l2(
@@ -18,6 +18,6 @@ def l1_and_l2(
 def psnr(
     reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, " B"]:
-    """Return the peak signal-to-noise ratio of each image in dB, for a range of 2."""
+    """Return the peak signal-to-noise ratio of each image in dB, for a peak-to-peak range of 2."""
     mse = (reconstruction.clamp(-1, 1) - pixels).square().mean((1, 2, 3))
-    return 10 * torch.log10(4 / mse.clamp_min(_LEAST_MSE))
+    return 10 * torch.log10(4 / mse.clamp_min(_MIN_MSE))

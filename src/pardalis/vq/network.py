@@ -1,10 +1,10 @@
-"""The convolutional encoder and decoder of VQ-GAN (arXiv 2012.09841), as Chameleon has them.
+"""The convolutional encoder and decoder of VQ-GAN (arXiv 2012.09841), as Chameleon uses them.
 
-The modules bear the names of the original layout (``down.0.block.1.norm1`` ...), so a published
-checkpoint maps onto ours by identity. Three things are ours. Pixels may be folded into channels at
-the entrance and unfolded at the exit (``patch_size``), which saves small machines the costly
-full-resolution levels; the groups of a normalisation adapt to widths that 32 does not divide; and
-there is no dropout, which every published size has at 0.
+Parameter names are those of the original (``down.0.block.1.norm1`` ...), so published checkpoints
+load without renaming. There are three differences. Pixels may be folded into channels of the input
+and unfolded from those of the output (``patch_size``), which avoids the costly full-resolution
+levels. The groups of a normalisation adapt to widths that 32 does not divide. There is no dropout,
+which every published size sets to 0.
 
     pixels -> [fold] -> conv_in -> down.0 ... down.L -> mid -> norm, swish, conv_out -> latents
     latents -> conv_in -> mid -> up.L ... up.0 -> norm, swish, conv_out -> [unfold] -> pixels
@@ -19,10 +19,10 @@ from pardalis.vq.config import ImageTokenizerConfig
 
 
 def normalisation(channels: int, max_groups: int) -> nn.Module:
-    """Return a group normalisation whose groups divide the channels, at most ``max_groups``.
+    """Return a GroupNorm with the most groups up to ``max_groups`` that divide the channels.
 
-    The published sizes have 32 groups everywhere. Small nets have widths that 32 does not divide,
-    or so few channels that 32 groups would erase the mean of each; 0 groups is no normalisation.
+    The published sizes have 32 groups everywhere. Small networks have widths that 32 does not
+    divide, or so few channels that 32 groups would remove each one's mean. 0 is no normalisation.
     """
     if max_groups == 0:
         return nn.Identity()
@@ -33,29 +33,28 @@ def normalisation(channels: int, max_groups: int) -> nn.Module:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation that is accurate on the CPU too.
 
-    There torch's kernel for channels laid innermost sums up large maps carelessly. At Chameleon's
-    512 pixels it put vectors of size 3.7 off by 3e-3, and one code in 3,000 was another; this puts
-    them off by 1e-5.
+    PyTorch's CPU kernel for channels_last loses precision on large maps. At Chameleon's 512 pixels
+    its error was 3e-3 in vectors of size 3.7, which changed one code in 3,000; here it is 1e-5.
     """
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
         if x.device.type != "cpu":
             return super().forward(x)
-        x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast has it on a GPU
+        x = x.float() if x.dtype == torch.bfloat16 else x  # as autocast on a GPU
         centred = x - self.group_mean(x.mean((2, 3)))
         scale = (self.group_mean(centred.square().mean((2, 3))) + self.eps).rsqrt()
         weight, bias = (values.view(1, -1, 1, 1) for values in (self.weight, self.bias))
         return torch.addcmul(bias, centred, weight * scale)
 
     def group_mean(self, means: Float[Tensor, "B C"]) -> Float[Tensor, "B C 1 1"]:
-        """Return for each channel the mean of its group, from the means of the channels."""
+        """Return the mean of each channel's group, from the means of the channels."""
         width = self.num_channels // self.num_groups
         grouped = means.view(len(means), self.num_groups, width).mean(2)
         return grouped.repeat_interleave(width, dim=1)[:, :, None, None]
 
 
 class ResnetBlock(nn.Module):
-    """Norm, swish, convolution, twice, around a shortcut (1x1 where the width changes)."""
+    """Residual block of two (norm, swish, convolution); the shortcut is 1x1 if widths differ."""
 
     def __init__(self, width_in: int, width_out: int, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head attention over all places of a feature map, around a shortcut."""
+    """Residual single-head attention over all positions of a feature map."""
 
     def __init__(self, width: int, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -95,7 +94,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the side by a strided convolution, padded at right and bottom only."""
+    """Halve the side by a strided convolution, padded at the right and the bottom only."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,7 +105,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side by repeating pixels, then smooth with a convolution."""
+    """Double the side by nearest-neighbour interpolation, then convolve."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,7 +116,7 @@ class Upsample(nn.Module):
 
 
 class Mid(nn.Module):
-    """Block, attention, block at the smallest side."""
+    """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, width: int, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -130,7 +129,7 @@ class Mid(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks at one side of the feature map, then the step to the next side."""
+    """The blocks at one resolution, then the step to the next."""
 
     def __init__(
         self, width_in: int, width_out: int, n_blocks: int, side: int, config: ImageTokenizerConfig
@@ -140,8 +139,8 @@ class Level(nn.Module):
             ResnetBlock(width_in if i == 0 else width_out, width_out, config)
             for i in range(n_blocks)
         )
-        self.downsample: Downsample | None = None  # set by the encoder, except on its last level
-        self.upsample: Upsample | None = None  # set by the decoder, except on its last level
+        self.downsample: Downsample | None = None  # set by the encoder except on its last level
+        self.upsample: Upsample | None = None  # set by the decoder except on its last level
         with_attention = side in config.attention_resolutions
         self.attn = nn.ModuleList(
             AttnBlock(width_out, config) for _ in range(n_blocks if with_attention else 0)
@@ -160,7 +159,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to latents, one vector of ``z_channels`` for each code."""
+    """Pixels to latents, one vector of ``z_channels`` per code."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -185,19 +184,19 @@ class Encoder(nn.Module):
         return self.head(self.trunk(pixels))
 
     def trunk(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B C y x"]:
-        """Return what :meth:`head` makes latents of."""
+        """Return the input of :meth:`head`; it may run in 16 bits."""
         h = self.conv_in(_channels_last(F.pixel_unshuffle(pixels, self.patch_size)))
         for level in self.down:
             h = level(h)
         return self.mid(h)
 
     def head(self, h: Float[Tensor, "B C y x"]) -> Float[Tensor, "B D y x"]:
-        """Return latents; in 16 bits near codes would change places."""
+        """Return latents, in full precision: in 16 bits the nearest code would change."""
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
-    """Latents back to pixels: the encoder's mirror with one block more on each level."""
+    """Latents to pixels: the encoder mirrored, with one more block per level."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -215,7 +214,9 @@ class Decoder(nn.Module):
                 side *= 2
             levels.append(level)
             width_in = width
-        self.up = nn.ModuleList(reversed(levels))  # up.0 has the largest side, as in the original
+        self.up = nn.ModuleList(
+            reversed(levels)
+        )  # up.0 has the highest resolution, as in the original
         self.norm_out = normalisation(width_in, config.norm_groups)
         self.conv_out = nn.Conv2d(width_in, 3 * config.patch_size**2, 3, padding=1)
 
@@ -223,17 +224,17 @@ class Decoder(nn.Module):
         return self.head(self.trunk(latents))
 
     def trunk(self, latents: Float[Tensor, "B C y x"]) -> Float[Tensor, "B D Y X"]:
-        """Return what :meth:`head` makes pixels of."""
+        """Return the input of :meth:`head`; it may run in 16 bits."""
         h = self.mid(self.conv_in(_channels_last(latents)))
         for level in reversed(self.up):
             h = level(h)
         return h
 
     def head(self, h: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B 3 _ _"]:
-        """Return pixels, for whose 256 levels the 8 bits of a 16-bit float are few."""
+        """Return pixels, in full precision: bfloat16 is too coarse for 256 levels."""
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
 
 
 def _channels_last(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
-    """Lay channels innermost in memory, which convolutions prefer on CPU and GPU alike."""
+    """Convert to channels_last, which is faster for convolutions on CPU and GPU."""
     return x.contiguous(memory_format=torch.channels_last)

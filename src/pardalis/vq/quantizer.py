@@ -1,10 +1,10 @@
-"""From latent vectors to codes and back, in six ways, and how gradients pass.
+"""Quantizers: from latent vectors to codes and back, in six kinds, with their gradients.
 
-What keeps a codebook alive in training (a start from data, restarts, running means) is training
-state and lives in :mod:`pardalis.vq.codebook`; here is only what a finished tokenizer needs too.
+The training state of a codebook (initialisation from data, restarts, moving averages) is in
+:mod:`pardalis.vq.codebook`.
 
-Every kind computes in the dtype of its own weights, whatever autocast says: in 16 bits near codes
-change places.
+Every kind computes in the dtype of its weights and ignores autocast: in 16 bits the nearest code
+would change.
 """
 
 import math
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from pardalis.vq.config import ImageTokenizerConfig, QuantizerKind
 
-# Distances held at once: 16 MB, instead of 33 MB for each 512-pixel image with 8,192 codes.
+# Distances in memory at once: 16 MB, instead of 33 MB per 512-pixel image with 8,192 codes.
 _BLOCK_ELEMENTS = 1 << 22
 _ENTROPY_TEMPERATURE = 0.01
-_LEAST_PROBABILITY = 1e-5
-_BEYOND = 1e-3  # the share by which a bounded value may pass the outermost level
+_MIN_PROBABILITY = 1e-5
+_FSQ_MARGIN = 1e-3  # share by which a bounded value may exceed the outermost level
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Latents snapped to their codes."""
+    """Quantized latents."""
 
-    # What the codes decode to; the gradient reaches the encoder as the kind has it.
+    # Entries of the codes; how gradients reach the encoder depends on the kind.
     latents: Float[Tensor, "B Z y x"]
     codes: Int[Tensor, "B G"]  # in raster order
-    loss: Float[Tensor, ""]  # what draws latents and codes together
+    loss: Float[Tensor, ""]  # commitment and codebook losses
 
 
 def nearest_codes(
@@ -43,11 +43,11 @@ def nearest_codes(
 ) -> Int[Tensor, " M"]:
     """Return the index of the closest codebook entry of each vector, by Euclidean distance.
 
-    The vectors are taken in blocks, so at most ``block_elements`` of the M x N distances exist at
-    a time. The vector's own norm is the same for every code and is left out.
+    Vectors are processed in blocks, so at most ``block_elements`` of the M x N distances exist at a
+    time. The norm of a vector is the same for every code and is left out.
     """
     half_norms = codebook.square().sum(1).div(2)
-    return _lowest(half_norms, vectors, codebook, block_elements)
+    return _argmin_in_blocks(half_norms, vectors, codebook, block_elements)
 
 
 def most_aligned_codes(
@@ -56,30 +56,30 @@ def most_aligned_codes(
     block_elements: int = _BLOCK_ELEMENTS,
 ) -> Int[Tensor, " M"]:
     """Return the index of the entry with the largest inner product; as :func:`nearest_codes`."""
-    return _lowest(codebook.new_zeros(len(codebook)), vectors, codebook, block_elements)
+    return _argmin_in_blocks(codebook.new_zeros(len(codebook)), vectors, codebook, block_elements)
 
 
-def _lowest(
+def _argmin_in_blocks(
     offsets: Float[Tensor, " N"],
     vectors: Float[Tensor, "M Z"],
     codebook: Float[Tensor, "N Z"],
     block_elements: int,
 ) -> Int[Tensor, " M"]:
-    rows = max(1, block_elements // codebook.shape[0])
+    block_size = max(1, block_elements // codebook.shape[0])
     return torch.cat(
         [
             torch.addmm(offsets, block, codebook.T, alpha=-1).argmin(1)
-            for block in torch.split(vectors, rows)
+            for block in torch.split(vectors, block_size)
         ]
     )
 
 
 class Quantizer(nn.Module):
-    """What all kinds share: feature maps outside, one vector per code inside."""
+    """Base class: converts between feature maps and one vector per code."""
 
-    # Whether pardalis.vq.LiveCodebook may place the entries of ``embedding.weight`` anew.
+    # Whether pardalis.vq.CodebookTrainer may restart entries of ``embedding.weight``.
     restarts: ClassVar[bool] = False
-    embedding: nn.Embedding  # the codebook, of kinds that have one
+    embedding: nn.Embedding  # the codebook, in kinds that have one
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ class Quantizer(nn.Module):
 
     def forward(self, latents: Float[Tensor, "B Z y x"]) -> Quantized:
         with torch.autocast(latents.device.type, enabled=False):
-            snapped, codes, loss = self._snap(self._vectors(latents))
+            quantized, codes, loss = self._quantize(self._vectors(latents))
         n, _, height, width = latents.shape
         return Quantized(
-            latents=snapped.view(n, height, width, -1).permute(0, 3, 1, 2),
+            latents=quantized.view(n, height, width, -1).permute(0, 3, 1, 2),
             codes=codes.view(n, -1),
             loss=loss,
         )
@@ -103,18 +103,18 @@ class Quantizer(nn.Module):
             return self._find(self._vectors(latents)).view(len(latents), -1)
 
     def latents(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B Z y x"]:
-        """Return what raster-ordered codes decode to, as a feature map."""
+        """Return the entries of raster-ordered codes as a feature map."""
         entries = F.embedding(codes, self.entries())
         return torch.unflatten(entries, 1, (self.grid, self.grid)).permute(0, 3, 1, 2)
 
     def entries(self) -> Float[Tensor, "N Z"]:
-        """Return what each code decodes to."""
+        """Return the latent vector of each code."""
         raise NotImplementedError
 
-    def _snap(
+    def _quantize(
         self, vectors: Float[Tensor, "M Z"]
     ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
-        """Return snapped vectors with their gradient, codes and loss."""
+        """Return quantized vectors with their gradient, codes and loss."""
         raise NotImplementedError
 
     def _find(self, vectors: Float[Tensor, "M Z"]) -> Int[Tensor, " M"]:
@@ -126,7 +126,7 @@ class Quantizer(nn.Module):
 
 
 class VectorQuantizer(Quantizer):
-    """Kind ``vq``: a codebook and the straight-through estimate across it.
+    """Kind ``vq``: a codebook with the straight-through estimator.
 
     VQ-VAE (arXiv 1711.00937, eq. 3); VQ-GAN and Chameleon with ``legacy``.
     """
@@ -140,7 +140,7 @@ class VectorQuantizer(Quantizer):
     def entries(self) -> Float[Tensor, "N Z"]:
         return self.embedding.weight
 
-    def _snap(
+    def _quantize(
         self, vectors: Float[Tensor, "M Z"]
     ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
         vectors, entries = self._compared(vectors), self.entries()
@@ -152,7 +152,7 @@ class VectorQuantizer(Quantizer):
         return nearest_codes(self._compared(vectors), self.entries())
 
     def _compared(self, vectors: Float[Tensor, "M Z"]) -> Float[Tensor, "M Z"]:
-        """Return vectors as they are compared with entries."""
+        """Return vectors as they are compared with the entries."""
         return vectors
 
     def _loss(
@@ -162,17 +162,17 @@ class VectorQuantizer(Quantizer):
         commitment = (chosen.detach() - vectors).square().mean()
         codebook = (chosen - vectors.detach()).square().mean()
         if self.config.beta_weighs_codebook:
-            # The weights are the wrong way round in the original code, and so in all models
-            # trained with it, Chameleon's among them.
+            # The original code swaps the weights, and with it all models trained with it,
+            # Chameleon among them.
             return commitment + beta * codebook
         return codebook + beta * commitment
 
 
 class EmaQuantizer(VectorQuantizer):
-    """Kind ``ema``: as ``vq``, but each entry follows the mean of the vectors that choose it.
+    """Kind ``ema``: as ``vq``, but each entry is the moving average of the vectors assigned to it.
 
-    VQ-VAE (arXiv 1711.00937, appendix A.1). The entries are moved by
-    :class:`pardalis.vq.LiveCodebook`, not by the optimizer.
+    VQ-VAE (arXiv 1711.00937, appendix A.1). :class:`pardalis.vq.CodebookTrainer` moves the entries,
+    not the optimizer.
     """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
@@ -186,7 +186,7 @@ class EmaQuantizer(VectorQuantizer):
 
 
 class L2Quantizer(VectorQuantizer):
-    """Kind ``l2``: as ``vq``, but vectors and entries are compared and decoded at length 1.
+    """Kind ``l2``: as ``vq``, but vectors and entries have unit length.
 
     ViT-VQGAN (arXiv 2110.04627), with 32 dimensions, and LlamaGen (arXiv 2406.06525), with 8.
     """
@@ -199,12 +199,12 @@ class L2Quantizer(VectorQuantizer):
 
 
 class SimVQ(VectorQuantizer):
-    """Kind ``simvq``: entries are a learnt linear map of a frozen random codebook.
+    """Kind ``simvq``: entries are a learned linear map of a frozen random codebook.
 
-    SimVQ (arXiv 2411.02038). One step moves every entry, chosen or not.
+    SimVQ (arXiv 2411.02038). One step moves every entry, used or not.
     """
 
-    restarts = False  # an entry cannot be placed without moving all
+    restarts = False  # one entry cannot be moved alone
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__(config)
@@ -216,11 +216,11 @@ class SimVQ(VectorQuantizer):
 
 
 class IndexBackpropagation(Quantizer):
-    """Kind ``ibq``: the gradient passes through the softmax over all codes to each of them.
+    """Kind ``ibq``: the gradient flows through the softmax over all codes to each of them.
 
-    IBQ (arXiv 2412.02692), with the loss of its released code, where beta weighs the codebook's
-    part. The code with the largest inner product is chosen, not the nearest. Training holds logits
-    and probabilities, M x N each, and as much again for the entropy.
+    IBQ (arXiv 2412.02692), with the loss of its released code, where beta weights the codebook
+    loss. The code of a vector has the largest inner product, not the smallest distance. Training
+    keeps logits and probabilities, M x N each, and as much again for the entropy.
     """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
@@ -230,46 +230,46 @@ class IndexBackpropagation(Quantizer):
     def entries(self) -> Float[Tensor, "N Z"]:
         return self.embedding.weight
 
-    def _snap(
+    def _quantize(
         self, vectors: Float[Tensor, "M Z"]
     ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
         entries = self.entries()
         logits = vectors @ entries.T
         codes = logits.argmax(1)
         chosen = F.embedding(codes, entries)
-        # The product of a straight-through one-hot with the codebook, without making the one-hot.
+        # The product of a straight-through one-hot with the codebook, without building the one-hot.
         mixture = logits.softmax(1) @ entries.detach()
-        snapped = chosen + (mixture - mixture.detach())
+        quantized = chosen + (mixture - mixture.detach())
         loss = (
-            (snapped - vectors).square().mean()
+            (quantized - vectors).square().mean()
             + (chosen.detach() - vectors).square().mean()
             + self.config.beta * (chosen - vectors.detach()).square().mean()
         )
         if self.config.entropy_weight:
             loss = loss + self.config.entropy_weight * _entropy_penalty(logits)
-        return snapped, codes, loss
+        return quantized, codes, loss
 
     def _find(self, vectors: Float[Tensor, "M Z"]) -> Int[Tensor, " M"]:
         return most_aligned_codes(vectors, self.entries())
 
 
 def _entropy_penalty(logits: Float[Tensor, "M N"]) -> Float[Tensor, ""]:
-    """Return the mean entropy of choices less the entropy of their mean.
+    """Return the mean entropy of the assignments minus the entropy of their mean.
 
-    It is low when each choice is sure and all codes are chosen (MAGVIT-v2, arXiv 2310.05737).
+    It is low when each assignment is certain and all codes are used (MAGVIT-v2, arXiv 2310.05737).
     """
     log_probs = (logits / _ENTROPY_TEMPERATURE).log_softmax(1)
     probs = log_probs.exp()
     mean = probs.mean(0)
-    # Where a code's probability vanishes, the logarithm's gradient must stay finite.
-    return (mean * (mean + _LEAST_PROBABILITY).log()).sum() - (probs * log_probs).sum(1).mean()
+    # The constant keeps the gradient finite where the probability of a code vanishes.
+    return (mean * (mean + _MIN_PROBABILITY).log()).sum() - (probs * log_probs).sum(1).mean()
 
 
 class FiniteScalarQuantizer(Quantizer):
-    """Kind ``fsq``: a few numbers, each bounded and rounded to one of its levels; no codebook.
+    """Kind ``fsq``: a few dimensions, each bounded and rounded to its levels; no codebook.
 
-    FSQ (arXiv 2309.15505). A code is the number that the levels are the digits of, the first the
-    lowest. Linear maps lead from ``code_width`` to the digits and back.
+    FSQ (arXiv 2309.15505). The levels are the digits of the code, the lowest digit first. Linear
+    layers project from ``code_width`` to the dimensions and back.
     """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
@@ -284,31 +284,31 @@ class FiniteScalarQuantizer(Quantizer):
         values = values_of_codes(codes, self.levels).to(self.project_out.weight.dtype)
         return self.project_out(values)
 
-    def _snap(
+    def _quantize(
         self, vectors: Float[Tensor, "M Z"]
     ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
-        values = snap_to_levels(self.project_in(vectors), self.levels)
+        values = round_to_levels(self.project_in(vectors), self.levels)
         codes = codes_of_values(values.detach(), self.levels)
         return self.project_out(values), codes, vectors.new_zeros(())
 
     def _find(self, vectors: Float[Tensor, "M Z"]) -> Int[Tensor, " M"]:
-        return codes_of_values(snap_to_levels(self.project_in(vectors), self.levels), self.levels)
+        return codes_of_values(round_to_levels(self.project_in(vectors), self.levels), self.levels)
 
 
-def snap_to_levels(numbers: Float[Tensor, "M D"], levels: Sequence[int]) -> Float[Tensor, "M D"]:
-    """Bound numbers by tanh and round them to levels in [-1, 1]; rounding has the gradient of 1.
+def round_to_levels(numbers: Float[Tensor, "M D"], levels: Sequence[int]) -> Float[Tensor, "M D"]:
+    """Bound numbers by tanh and round them to levels in [-1, 1], with a straight-through gradient.
 
-    Where the count of levels is even, one more lies below 0 than above. 0 stays 0.
+    An even number of levels has one more below 0 than above. 0 stays 0.
     """
     counts = torch.tensor(levels, device=numbers.device)
-    reach = (counts - 1) * (1 + _BEYOND) / 2
+    half_range = (counts - 1) * (1 + _FSQ_MARGIN) / 2
     offset = (1 - counts % 2) / 2
-    bounded = (numbers + (offset / reach).atanh()).tanh() * reach - offset
+    bounded = (numbers + (offset / half_range).atanh()).tanh() * half_range - offset
     return (bounded + (bounded.round() - bounded).detach()) / (counts // 2)
 
 
 def codes_of_values(values: Float[Tensor, "M D"], levels: Sequence[int]) -> Int[Tensor, " M"]:
-    """Return the codes of values that lie on levels."""
+    """Return the codes of values that are rounded to levels."""
     half = torch.tensor(levels, device=values.device) // 2
     digits = (values * half).round().long() + half
     return (digits * _place_values(levels, values.device)).sum(1)

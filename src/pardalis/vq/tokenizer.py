@@ -1,7 +1,7 @@
 """The image tokenizer: images to grids of codes and back.
 
-It knows images and codes only; which vocabulary id a code has is the business of
-:mod:`pardalis.codec`, and how the weights come about that of :mod:`pardalis.train.image_tokenizer`.
+It knows images and codes only. :mod:`pardalis.codec` maps codes to token ids, and
+:mod:`pardalis.train.image_tokenizer` trains the weights.
 
     images -> preprocess -> pixels -> encode -> codes -> decode -> pixels -> to_images -> images
 """
@@ -36,10 +36,10 @@ _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "pardalis-image-tokenizer"
 _VERSION = 2
-# At once: 1 image of 512 x 512 or 64 of 64 x 64, and on a GPU 16 times as many.
+# One image of 512 x 512 or 64 of 64 x 64; on a GPU 16 times as many.
 _PIXELS_PER_PASS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
-_UNDRAWN = (128, 128, 128)
+_MISSING_COLOUR = (128, 128, 128)
 
 _Network = TypeVar("_Network", Encoder, Decoder)
 _T = TypeVar("_T")
@@ -47,19 +47,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TokenizerOutput:
-    """What one training pass yields."""
+    """The result of one training pass."""
 
     reconstruction: Float[Tensor, "B 3 Y X"]
     quantizer_loss: Float[Tensor, ""]
     codes: Int[Tensor, "B G"]
-    latents: Float[Tensor, "B Z y x"]  # the encoder's exit before it is snapped to codes
+    latents: Float[Tensor, "B Z y x"]  # the encoder's output before quantization
 
 
 class ImageTokenizer(nn.Module):
     """Encoder, codebook and decoder, with the parameter names of the original VQ-GAN.
 
-    One without a decoder (``config.has_decoder``) turns images into codes only; whatever needs
-    the decoder raises RequestError.
+    Without a decoder (``config.has_decoder``) it only encodes; methods that need the decoder raise
+    RequestError.
     """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
@@ -70,18 +70,18 @@ class ImageTokenizer(nn.Module):
         self.quantize = build_quantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_width, 1)
         self.post_quant_conv = nn.Conv2d(config.code_width, config.z_channels, 1)
-        _lay_channels_last(self)
+        _to_channels_last(self)
         self.compute_in(torch.float32)
 
     def compute_in(self, dtype: torch.dtype, compiled: bool = False) -> "ImageTokenizer":
-        """Choose how the networks compute where no gradient is asked for; returns the tokenizer.
+        """Set how the networks compute without gradients; returns the tokenizer.
 
-        What is chosen at first is the best on a CPU, where :mod:`pardalis.vq.bands` then computes.
+        The default is the fastest on a CPU, where :mod:`pardalis.vq.bands` computes.
 
         Args:
-            dtype: of convolutions; ``bfloat16`` is for GPUs. The last ones before codes and
-                pixels, and the search for codes, keep the precision of the weights.
-            compiled: by ``torch.compile``, anew for each size of batch; meant for GPUs.
+            dtype: of the convolutions; ``bfloat16`` is for GPUs. The last convolutions before
+                codes and pixels, and the code search, keep the precision of the weights.
+            compiled: use ``torch.compile``, which compiles for each batch size; for GPUs.
         """
         self.compute_dtype = dtype
         self._compiled: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
@@ -96,36 +96,36 @@ class ImageTokenizer(nn.Module):
         latents = self.latents(pixels)
         quantized = self.quantize(latents)
         return TokenizerOutput(
-            reconstruction=self._drawn(quantized.latents),
+            reconstruction=self._reconstruct(quantized.latents),
             quantizer_loss=quantized.loss,
             codes=quantized.codes,
             latents=latents,
         )
 
     def latents(self, pixels: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B Z y x"]:
-        """Return the encoder's vectors before they are snapped to codes."""
+        """Return the encoder's vectors before quantization."""
         return self.quant_conv(self.encoder(pixels))
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 Y X"]) -> Int[Tensor, "B G"]:
         """Return the codes of pixels in [-1, 1], in raster order, in passes of bounded memory."""
         passes = torch.split(pixels, self.images_per_pass)
-        return torch.cat([self._by_pass(self._encoded, some) for some in passes])
+        return torch.cat([self._run_pass(self._encode_pass, some) for some in passes])
 
     def decode(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
         """Return the pixels of raster-ordered codes, about [-1, 1] (not clamped).
 
-        With gradients all at once, without them in passes of bounded memory.
+        Without gradients it runs in passes of bounded memory, with them in one.
         """
         if torch.is_grad_enabled():
-            return self._drawn(self.quantize.latents(codes))
+            return self._reconstruct(self.quantize.latents(codes))
         passes = torch.split(codes, self.images_per_pass)
-        return torch.cat([self._by_pass(self._decoded, some) for some in passes])
+        return torch.cat([self._run_pass(self._decode_pass, some) for some in passes])
 
     def preprocess(self, images: Sequence[ImageSource]) -> Float[Tensor, "B 3 Y X"]:
         """Return the pixels of images of any size and kind, about [-1, 1].
 
-        What is done to them is in :mod:`pardalis.vq.preprocessing`.
+        See :mod:`pardalis.vq.preprocessing`.
         """
         return self._pixels(self._squares(images))
 
@@ -138,7 +138,7 @@ class ImageTokenizer(nn.Module):
         return to_pixels(bytes_.to(self.device), self.config.preprocessing)
 
     def to_images(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[PIL.Image.Image]:
-        """Return images of pixels, clamped; fractions are cut off, as Chameleon does."""
+        """Return pixels as images, clamped and truncated as in Chameleon."""
         return to_images(pixels)
 
     @torch.no_grad()
@@ -170,15 +170,15 @@ class ImageTokenizer(nn.Module):
         return images
 
     def partial_image(self, codes: Sequence[int]) -> PIL.Image.Image:
-        """Return the image of its first codes: the rows that are complete, above grey.
+        """Return the image of its first codes: the complete grid rows, above grey.
 
-        The decoder looks around each code. Where codes are missing it sees the complete rows
-        mirrored, which is closer to what will come than any constant; the last row shown still
-        changes a little with the next.
+        The receptive field of the decoder extends past the known codes. Missing codes are replaced
+        by the complete grid rows mirrored, which is closer to the final image than a constant. The
+        last part shown still changes a little with the next codes.
         """
         grid = self.config.grid
         rows = len(codes) // grid
-        image = PIL.Image.new("RGB", (self.config.resolution,) * 2, _UNDRAWN)
+        image = PIL.Image.new("RGB", (self.config.resolution,) * 2, _MISSING_COLOUR)
         if not rows:
             return image
         complete = torch.tensor(codes[: rows * grid]).view(rows, grid)
@@ -190,7 +190,7 @@ class ImageTokenizer(nn.Module):
         return image
 
     def fingerprint(self) -> str:
-        """Return a hash of config and weights: while it stays, an image keeps its codes."""
+        """Return a hash of config and weights; with an equal hash an image has the same codes."""
         digest = hashlib.sha256(configs.fingerprint(self.config).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -205,75 +205,75 @@ class ImageTokenizer(nn.Module):
 
     @staticmethod
     def save_config(folder: Path, config: ImageTokenizerConfig) -> None:
-        """Write only ``config.json``, for whoever brings weights of that shape."""
+        """Write only ``config.json``; weights of that shape are written separately."""
         header = {"format": _FORMAT, "version": _VERSION, "config": configs.to_dict(config)}
         files.write_json(folder / _CONFIG_FILE, header)
 
     @staticmethod
     def load_config(folder: Path) -> ImageTokenizerConfig:
-        """Read only the config of what :meth:`save` wrote; raises as :meth:`load`."""
+        """Read only the config that :meth:`save` wrote; raises as :meth:`load`."""
         return _read_config(folder / _CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "ImageTokenizer":
         """Read what :meth:`save` wrote; the tokenizer is in evaluation mode, on the CPU.
 
-        It computes in 32 bits, whatever the file stores: in 16, near codes change places.
+        Weights are converted to 32 bits: in 16 bits the nearest code would change.
 
         Raises:
-            BundleError: a file is missing or broken, or weights do not fit the config.
+            BundleError: a file is missing or damaged, or weights do not match the config.
         """
         config = cls.load_config(folder)
         with torch.device("meta"):
             tokenizer = cls(config)
         load_weights(tokenizer, folder / _WEIGHTS_FILE)
-        _lay_channels_last(tokenizer.float())
+        _to_channels_last(tokenizer.float())
         return tokenizer.eval()
 
-    def _drawn(self, latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "B 3 Y X"]:
-        return self._present_decoder()(self.post_quant_conv(latents))
+    def _reconstruct(self, latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "B 3 Y X"]:
+        return self._require_decoder()(self.post_quant_conv(latents))
 
-    def _encoded(self, pixels: Float[Tensor, "B 3 Y X"]) -> Int[Tensor, "B G"]:
-        features = self._through(self.encoder, bands.encode, pixels)
+    def _encode_pass(self, pixels: Float[Tensor, "B 3 Y X"]) -> Int[Tensor, "B G"]:
+        features = self._run_network(self.encoder, bands.encode, pixels)
         return self.quantize.codes(self.quant_conv(features))
 
-    def _decoded(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
+    def _decode_pass(self, codes: Int[Tensor, "B G"]) -> Float[Tensor, "B 3 Y X"]:
         latents = self.post_quant_conv(self.quantize.latents(codes))
-        return self._through(self._present_decoder(), bands.decode, latents)
+        return self._run_network(self._require_decoder(), bands.decode, latents)
 
-    def _through(
+    def _run_network(
         self, network: _Network, in_bands: Callable[[_Network, Tensor], Tensor], x: Tensor
     ) -> Tensor:
-        """Run the encoder or the decoder without gradients, as :meth:`compute_in` chose."""
-        is_whole = self.compute_dtype == torch.float32
-        if x.device.type == "cpu" and is_whole and not self._compiled:
+        """Run the encoder or the decoder without gradients, as :meth:`compute_in` set."""
+        is_float32 = self.compute_dtype == torch.float32
+        if x.device.type == "cpu" and is_float32 and not self._compiled:
             return in_bands(network, x)
         trunk = self._compiled.get(network, network.trunk)
-        with torch.autocast(x.device.type, self.compute_dtype, enabled=not is_whole):
+        with torch.autocast(x.device.type, self.compute_dtype, enabled=not is_float32):
             h = trunk(x)
         return network.head(h.to(x.dtype))
 
-    def _by_pass(self, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        """Run a batch, doubled if it is one image where passes are larger.
+    def _run_pass(self, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """Run a batch; a single image is run twice where passes are larger than one.
 
-        Convolutions have another kernel for one image on CPU, and its last bits would then depend
-        on which images came along.
+        On a CPU convolutions use another kernel for a single image, so its last bits would depend
+        on the other images of a call.
         """
-        is_alone = len(batch) == 1 < self.images_per_pass
+        is_single = len(batch) == 1 < self.images_per_pass
         with _without_tf32():
-            return run(torch.cat([batch, batch]) if is_alone else batch)[: len(batch)]
+            return run(torch.cat([batch, batch]) if is_single else batch)[: len(batch)]
 
-    def _present_decoder(self) -> Decoder:
+    def _require_decoder(self) -> Decoder:
         if self.decoder is None:
             raise RequestError(
                 "This image tokenizer has no decoder (Hugging Face's Chameleon folders have none), "
-                "so it cannot draw; import the model again with the original vqgan.ckpt."
+                "so it cannot decode images; import the model again with the original vqgan.ckpt."
             )
         return self.decoder
 
     @property
     def images_per_pass(self) -> int:
-        """Images that are computed together, so that memory stays bounded."""
+        """Images computed together, which bounds memory."""
         pixels = _PIXELS_PER_PASS.get(self.device.type, _PIXELS_PER_PASS["cpu"])
         return max(1, pixels // self.config.resolution**2)
 
@@ -284,14 +284,16 @@ class ImageTokenizer(nn.Module):
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Let convolutions on a GPU keep all bits of 32, as matrix products do."""
-    now = torch.backends.cudnn
-    with now.flags(now.enabled, now.benchmark, deterministic=now.deterministic, allow_tf32=False):
+    """Compute convolutions on a GPU in full 32 bits, as matrix products."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    ):
         yield
 
 
-def _lay_channels_last(module: nn.Module) -> None:
-    """Order the memory of convolution weights as the network orders its feature maps."""
+def _to_channels_last(module: nn.Module) -> None:
+    """Convert convolution weights to channels_last, the layout of the feature maps."""
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -299,8 +301,10 @@ def _lay_channels_last(module: nn.Module) -> None:
 
 def _read_config(path: Path) -> ImageTokenizerConfig:
     if not path.is_file():
-        raise BundleError(f"{path} is missing; an image tokenizer is a folder with {_CONFIG_FILE} "
-                          f"and {_WEIGHTS_FILE}.")  # fmt: skip
+        raise BundleError(
+            f"{path} is missing; an image tokenizer is a folder with {_CONFIG_FILE} and "
+            f"{_WEIGHTS_FILE}."
+        )
     try:
         header = json.loads(path.read_text())
         if header["format"] != _FORMAT or header["version"] not in (1, _VERSION):
