@@ -1,4 +1,4 @@
-"""A small finished run: every file that a report reads, with real PNGs and made-up numbers."""
+"""A small finished run: every file that a report reads, with PNGs and invented metrics."""
 
 import json
 import math
@@ -21,7 +21,7 @@ N_TRAIN, N_HELD_OUT = 9, 4
 
 
 def shape_image(number: int) -> PIL.Image.Image:
-    """Return an image of two shapes; other numbers give other forms and colours."""
+    """Return an image of two shapes, a function of the number."""
     generator = np.random.default_rng(number)
     image = PIL.Image.new("RGB", (64, 64), "white")
     draw = ImageDraw.Draw(image)
@@ -50,10 +50,10 @@ def write_image(path: Path, image: PIL.Image.Image) -> None:
 def write_run(
     run: Path,
     images: Sequence[tuple[str, str, PIL.Image.Image]],
-    draw: Callable[[int, PIL.Image.Image], PIL.Image.Image],
+    generate: Callable[[int, PIL.Image.Image], PIL.Image.Image],
     steps: int = 200,
 ) -> None:
-    """Write a finished run of (name, split, image) concepts; ``draw`` makes the drawn images.
+    """Write a finished run of (name, split, image) concepts with ``generate(i, image)`` as samples.
 
     The first caption of each split is wrong, the others are right.
     """
@@ -101,10 +101,10 @@ def write_run(
     wrong = {"train", "heldout"}
     for i, (name, split, image) in enumerate(images):
         original = f"corpus/images/{i}.png"
-        write_image(run / f"samples/drawn/{i}.png", draw(i, image))
+        write_image(run / f"samples/images/{i}.png", generate(i, image))
         samples["images"].append(
             {"name": name, "prompt": f"An image of {name}.", "split": split,
-             "drawn": f"drawn/{i}.png", "original": original}
+             "generated": f"images/{i}.png", "original": original}
         )  # fmt: skip
         caption = "something else" if split in wrong else name.upper()
         wrong.discard(split)
@@ -124,10 +124,10 @@ def write_run(
                 "prompt": f"{name}\n",
                 "split": split,
                 "segments": [
-                    {"image": f"drawn/{i}.png"},
+                    {"image": f"images/{i}.png"},
                     {"text": f"\nThe {name} is known for <b>its form</b> & colour. It is found "
                              "in many places, and people have long told stories about it."},
-                    {"image": f"drawn/{(i + 1) % len(images)}.png"},
+                    {"image": f"images/{(i + 1) % len(images)}.png"},
                 ],
             }
         )  # fmt: skip
@@ -183,7 +183,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def image_tokenizer() -> ImageTokenizer:
-    """An untrained tokenizer: it returns some image for any codes, and no more is asked of it."""
+    """An untrained tokenizer."""
     torch.manual_seed(0)
     config = ImageTokenizerConfig(
         resolution=32, patch_size=4, channels=8, channel_multipliers=(1, 2), n_res_blocks=1,
@@ -199,22 +199,22 @@ def features() -> ImageFeatures:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose train concepts are drawn as they are, the held-out ones as another image.
+    """A run whose samples equal the originals for training concepts, but not for held-out ones.
 
-    For tests that leave it as it is.
+    Tests must not change it.
     """
     splits = ["train"] * N_TRAIN + ["heldout"] * N_HELD_OUT
     images = [(f"thing {i} <&>", split, shape_image(i)) for i, split in enumerate(splits)]
 
-    def draw(i: int, image: PIL.Image.Image) -> PIL.Image.Image:
+    def generate(i: int, image: PIL.Image.Image) -> PIL.Image.Image:
         return image if i < N_TRAIN else images[0][2]
 
     run = tmp_path_factory.mktemp("evaluate") / "run"
-    write_run(run, images, draw)
+    write_run(run, images, generate)
     return run
 
 
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of that run, to change."""
+    """A copy of that run for tests that change it."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))

@@ -17,7 +17,7 @@ def curves(n: int = 5) -> list[Curve]:
     ]
 
 
-def test_a_chart_is_one_element_with_its_words_as_text():
+def test_a_chart_is_one_element_with_text_as_text():
     svg = chart(curves(), "loss <nats>")
     root = etree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -38,7 +38,7 @@ def test_charts_on_one_page_share_no_ids():
     assert not first & second
 
 
-def test_every_reference_inside_a_chart_is_met():
+def test_every_reference_in_a_chart_resolves():
     root = etree.fromstring(chart(curves(100), "loss"))
     ids = set(root.xpath("//@id"))
     links = root.xpath("//@xlink:href", namespaces={"xlink": "http://www.w3.org/1999/xlink"})
@@ -51,19 +51,19 @@ def test_empty_curves_are_left_out():
     assert chart([empty], "loss").startswith("<svg")
 
 
-def test_global_settings_are_left_alone():
+def test_global_settings_are_unchanged():
     before = dict(matplotlib.rcParams)
     chart(curves(), "loss")
     assert dict(matplotlib.rcParams) == before
 
 
-def test_moving_mean_keeps_straight_lines_and_evens_out_noise():
+def test_moving_mean_keeps_lines_and_smooths_noise():
     line = np.arange(20.0)
     np.testing.assert_allclose(moving_mean(line, 3), line)
     np.testing.assert_allclose(moving_mean(np.array([0.0, 3.0, 0.0, 3.0, 0.0]), 1), [0, 1, 2, 1, 0])
 
 
-def test_missing_matplotlib_is_named_with_its_remedy(monkeypatch):
+def test_missing_matplotlib_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
         ConfigError, match=r"The report needs the package 'matplotlib'.*pardalis\[demo\]"

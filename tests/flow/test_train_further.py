@@ -213,7 +213,7 @@ def test_looking_at_a_run_and_asking_its_model(project, capsys):
     assert "Likeness of rebuilt held-out images" not in page
     capsys.readouterr()
     assert main(["tokenizer", "show", str(folder), "--text", "red", "--json"]) == 0
-    assert "".join(json.loads(capsys.readouterr().out)["pieces"]) == "red"
+    assert "".join(json.loads(capsys.readouterr().out)["tokens"]) == "red"
     assert main(["data", "show", str(folder), "--source", "squares", "--row", "0"]) == 0
     shown = capsys.readouterr().out
     assert "the square of tint" in shown

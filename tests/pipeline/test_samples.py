@@ -71,7 +71,7 @@ def test_each_split_is_asked_and_its_images_stand_beside_the_answers(bundle, tmp
     assert [entry["split"] for entry in found["images"]] == ["train"] * 3 + ["heldout"]
     assert [entry["split"] for entry in found["captions"]] == ["train"] * 2 + ["heldout"]
     for entry in found["images"]:
-        assert open_image(tmp_path / "samples" / entry["drawn"]).size == (16, 16)
+        assert open_image(tmp_path / "samples" / entry["generated"]).size == (16, 16)
         assert (tmp_path / entry["original"]).is_file()
     assert len(found["gallery"]) == 6
     assert found["captioned"] == {"train": 5, "heldout": 1}

@@ -134,7 +134,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         "--image-fit",
         choices=("crop", "pad"),
         default="crop",
-        help="make a square by cropping the middle (default) or by white borders",
+        help="make images square by a centre crop (default) or by white borders",
     )
 
 

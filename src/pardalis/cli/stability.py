@@ -1,4 +1,4 @@
-"""``pardalis stability``: which ways to train stay stable as the learning rate grows."""
+"""``pardalis stability``: training stability over learning rates."""
 
 import argparse
 from pathlib import Path
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from pardalis.studies.stability_results import Study
 
 _DESCRIPTION = """\
-Train the variants of a recipe at several learning rates with several seeds, small and side by
-side, and show which stay stable: final loss against learning rate, LR sensitivity as one number,
-growth of attention logits and output norms, and how early the alarms spoke. Writes stability.html,
-stability.png and stability.json. Can be interrupted; the same command goes on.
+Train the variants of a recipe at several learning rates with several seeds in parallel, and compare
+their stability: final loss over learning rate, learning rate sensitivity, growth of attention
+logits and output norms, and the lead time of alarms. Writes stability.html, stability.png and
+stability.json. Can be interrupted; the same command continues.
 
   pardalis stability recipes/stability.toml --jobs 2
 """
@@ -21,14 +21,14 @@ stability.png and stability.json. Can be interrupted; the same command goes on.
 
 def add(commands: Commands) -> None:
     parser = add_command(
-        commands, "stability", "sweep learning rates to see what stays stable", _DESCRIPTION
+        commands, "stability", "compare training stability over learning rates", _DESCRIPTION
     )
     add_run_arguments(parser)
     parser.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="runs that train side by side, each with one thread (default: one per core)",
+        help="runs in parallel, each with one thread (default: one per core)",
     )
     parser.set_defaults(run=_run)
 

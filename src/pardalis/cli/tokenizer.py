@@ -1,4 +1,4 @@
-"""``pardalis tokenizer``: train the two tokenizers, compare, look at and use what they learnt."""
+"""``pardalis tokenizer``: train, compare, evaluate and use tokenizers."""
 
 import argparse
 from pathlib import Path
@@ -22,29 +22,29 @@ Train the recipe's text tokenizer, a byte-level BPE, on the text of its sources.
 
 _IMAGE = """\
 Train the recipe's image tokenizer, a VQ-GAN encoder, codebook and decoder, on the images of its
-sources. Can be interrupted; the same command goes on. RUN/image_tokenizer/progress.html shows
-reconstructions and the codebook while it learns.
+sources. Can be interrupted; the same command continues. RUN/image_tokenizer/progress.html shows
+reconstructions and the codebook during training.
 
   torchrun --nproc-per-node 8 -m pardalis tokenizer train-image RECIPE --device cuda
 """
 
 _COMPARE = """\
-Train the variants of a recipe's image tokenizer on the same images for as many steps, and score
-them side by side on its held-out sources. Can be interrupted; the same command goes on.
+Train the variants of a recipe's image tokenizer on the same images for the same number of steps,
+and evaluate them on its held-out sources. Can be interrupted; the same command continues.
 
   pardalis tokenizer compare recipes/quantizers.toml
 """
 
 _IMPORT_IMAGE = """\
-Turn a VQ-GAN of another library into an image tokenizer of this one: of the original layout, which
-Chameleon's own vqgan.ckpt has, or of LlamaGen's. The network must be the same.
+Convert a VQ-GAN of another library: of the original layout, as Chameleon's vqgan.ckpt, or of
+LlamaGen's. The architecture must be the same.
 
   pardalis tokenizer import-image vqgan.ckpt --config vqgan.yaml -o image_tokenizer
   pardalis tokenizer import-image vq_ds16_c2i.pt -o llamagen
 """
 
 _SHOW = """\
-Show what the tokenizers of a bundle, or of a run, make of a text or an image.
+Show the text tokens of a text or the codes of an image, with the tokenizers of a bundle or a run.
 
   pardalis tokenizer show BUNDLE --text "A snowy owl."
   pardalis tokenizer show BUNDLE --image owl.png --out reconstruction.png
@@ -52,24 +52,24 @@ Show what the tokenizers of a bundle, or of a run, make of a text or an image.
 
 
 def add(commands: Commands) -> None:
-    group = add_command(commands, "tokenizer", "train and look at tokenizers", __doc__ or "")
+    group = add_command(commands, "tokenizer", "train, evaluate and use tokenizers", __doc__ or "")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     add_stage_command(verbs, "train-text", "text_tokenizer", "train the text tokenizer", _TEXT)
     add_stage_command(verbs, "train-image", "image_tokenizer", "train the image tokenizer", _IMAGE)
     compare = add_command(
-        verbs, "compare", "train an image tokenizer in several ways and compare", _COMPARE
+        verbs, "compare", "train variants of an image tokenizer and compare them", _COMPARE
     )
     add_run_arguments(compare)
     compare.set_defaults(run=_compare)
     tokenizer_evaluate.add(verbs)
     tokenizer_codes.add(verbs)
     imported = add_command(
-        verbs, "import-image", "bring an image tokenizer of another library", _IMPORT_IMAGE
+        verbs, "import-image", "import an image tokenizer of another library", _IMPORT_IMAGE
     )
     imported.add_argument("weights", metavar="WEIGHTS", type=Path, help=".ckpt, .pt, .safetensors")
     imported.add_argument(
-        "--config", type=Path, metavar="YAML", help="describes weights of the original layout"
+        "--config", type=Path, metavar="YAML", help="config of weights of the original layout"
     )
     imported.add_argument(
         "--resolution", type=int, help="pixels per side, for LlamaGen's weights (default: 256)"
@@ -78,22 +78,22 @@ def add(commands: Commands) -> None:
     add_json(imported)
     imported.set_defaults(run=_import_image)
 
-    show = add_command(verbs, "show", "show what tokenizers make of a text or an image", _SHOW)
+    show = add_command(verbs, "show", "show the tokens of a text or the codes of an image", _SHOW)
     show.add_argument(
         "folder",
         metavar="BUNDLE",
         type=Path,
-        help="bundle or run; for an image also an image tokenizer: a folder",
+        help="folder of a bundle or run; for an image also of an image tokenizer",
     )
-    show.add_argument("--text", help="a text to cut into pieces")
-    show.add_argument("--image", type=Path, help="an image to turn into codes")
-    show.add_argument("--out", type=Path, help="where to write the image after the round trip")
+    show.add_argument("--text", help="a text to tokenize")
+    show.add_argument("--image", type=Path, help="an image to encode")
+    show.add_argument("--out", type=Path, help="where to write the reconstruction")
     add_json(show)
     show.set_defaults(run=_show)
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pardalis.evaluate.templates import shown
+    from pardalis.evaluate.templates import number
     from pardalis.pipeline.recipe import load_recipe
     from pardalis.studies.comparison import compare_image_tokenizers
     from pardalis.studies.comparison_page import FILE, PAGE, plain
@@ -112,7 +112,7 @@ def _compare(options: argparse.Namespace) -> None:
         echo(f"{source:<{first}}" + "".join(f"  {name:>8}" for name in columns))
         for row in comparison.rows:
             values = (
-                f"  {shown(row.scores[source][name]):>{max(8, len(name))}}" for name in columns
+                f"  {number(row.scores[source][name]):>{max(8, len(name))}}" for name in columns
             )
             echo(f"{row.name:<{first}}" + "".join(values))
     echo(f"{folder / FILE}, {folder / PAGE}")
@@ -142,16 +142,16 @@ def _show(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise ConfigError(f"--out must end in .png, .jpg or .webp, got {options.out}.")
     if options.text is None and options.image is None:
-        raise ConfigError("Say what to show: --text TEXT or --image PATH, or both.")
+        raise ConfigError("Nothing to show; give --text TEXT or --image PATH, or both.")
     shown: dict[str, object] = {}
     lines: list[str] = []
     if options.text is not None:
         is_run = (options.folder / "recipe.toml").is_file()
         codec = load_codec(options.folder) if is_run else bundle.load_codec(options.folder)
         ids = codec.text_tokenizer.encode(options.text)
-        pieces = [codec.text_tokenizer.decode([piece]) for piece in ids]
-        shown |= {"pieces": pieces, "text_ids": [codec.vocabulary.text_id(piece) for piece in ids]}
-        lines.append(" | ".join(pieces))
+        tokens = [codec.text_tokenizer.decode([token_id]) for token_id in ids]
+        shown |= {"tokens": tokens, "token_ids": [codec.vocabulary.text_id(i) for i in ids]}
+        lines.append(" | ".join(tokens))
     if options.image is not None:
         tokenizer = find_image_tokenizer(options.folder)
         codes = tokenizer.codes_of([options.image])

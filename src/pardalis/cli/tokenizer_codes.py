@@ -1,4 +1,4 @@
-"""``pardalis tokenizer encode`` and ``decode``: many images to codes on disk, and back."""
+"""``pardalis tokenizer encode`` and ``decode``: images to codes on disk, and back."""
 
 import argparse
 import time
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pardalis.vq import ImageTokenizer
 
 _ENCODE = """\
-Turn all images of a folder, a JSONL file or HTML pages into codes: part-00000.npy and so on, with
-the names of the images beside them. Images that cannot be read are listed with the reason and
-do not stop it. Can be interrupted; the same command goes on.
+Encode all images of a folder, a JSONL file or HTML pages: part-00000.npy and so on hold the codes,
+files beside them the names of the images. Unreadable images are listed with the reason and do not
+stop the command. Can be interrupted; the same command continues.
 
   pardalis tokenizer encode BUNDLE photos -o codes
   pardalis tokenizer encode BUNDLE photos -o codes --shard 0/2      one of two machines
@@ -34,44 +34,46 @@ do not stop it. Can be interrupted; the same command goes on.
 """
 
 _DECODE = """\
-Turn codes that were written by encode into PNG files, named after the images. Can be interrupted;
-the same command goes on.
+Decode the codes that encode wrote into PNG files, named after the images. Can be interrupted; the
+same command continues.
 
   pardalis tokenizer decode BUNDLE codes -o reconstructions
 """
 
 
 def add(verbs: Commands) -> None:
-    encode = add_command(verbs, "encode", "turn many images into codes", _ENCODE)
+    encode = add_command(verbs, "encode", "encode images as codes", _ENCODE)
     add_images(encode)
     add_output(encode, "CODES", "folder of the codes")
     encode.add_argument(
         "--batch", type=int, metavar="N", help="images encoded together (default: by the device)"
     )
-    _add_computing(encode)
+    _add_compute_options(encode)
     encode.set_defaults(run=_encode)
 
-    decode = add_command(verbs, "decode", "turn codes back into images", _DECODE)
+    decode = add_command(verbs, "decode", "decode codes to images", _DECODE)
     add_image_tokenizer(decode)
     decode.add_argument("codes", metavar="CODES", type=Path, help="folder that encode wrote")
     add_output(decode, "IMAGES", "folder of the images")
-    _add_computing(decode)
+    _add_compute_options(decode)
     decode.set_defaults(run=_decode)
 
 
-def _add_computing(parser: argparse.ArgumentParser) -> None:
+def _add_compute_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="numbers of most convolutions; 16 bits are for GPUs, and some codes will differ",
+        help="precision of the convolutions; with bfloat16, for GPUs, some codes differ",
     )
-    parser.add_argument("--compile", action="store_true", help="compile the networks first")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the networks with torch.compile"
+    )
     parser.add_argument(
         "--shard",
         metavar="I/N",
-        help="do the I-th of N shares, from 0 (default: all, or this process's under torchrun)",
+        help="process the I-th of N shares, from 0 (default: all, or this rank's under torchrun)",
     )
     add_json(parser)
 
@@ -140,5 +142,5 @@ def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) ->
         f"{options.output}: {report.images:,} images, {report.rejected:,} of them rejected{reasons}"
     )
     if report.unchanged:
-        echo(f"  {report.unchanged:,} were there before")
-    echo(f"  {done:,} in {seconds:.1f} s, {rate:.3g} a second")
+        echo(f"  {report.unchanged:,} had been processed before")
+    echo(f"  {done:,} in {seconds:.1f} s, {rate:.3g} per second")

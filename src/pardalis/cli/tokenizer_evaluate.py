@@ -1,4 +1,4 @@
-"""``pardalis tokenizer evaluate``: how well images survive an image tokenizer."""
+"""``pardalis tokenizer evaluate``: reconstruction quality of an image tokenizer."""
 
 import argparse
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from pardalis.cli.common import (
 from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pardalis.evaluate import Judges
+    from pardalis.evaluate import MetricNets
     from pardalis.feature_nets.config import FeatureNetConfig, FeatureNetName
 
 _DESCRIPTION = """\
-Encode and decode images, and score what comes back: PSNR, SSIM, a perceptual distance, a Fréchet
-distance, the use of the codebook, and with --words what text can still be read.
+Encode and decode images, and score the reconstructions: PSNR, SSIM, a perceptual distance, a
+Fréchet distance, codebook use, and with --ocr the recall of words.
 
   pardalis tokenizer evaluate BUNDLE images/
   pardalis tokenizer evaluate RUN corpus/pairs.heldout.jsonl -o evaluation
   pardalis tokenizer evaluate TOKENIZER photos/ --perceptual vgg16 \\
       --perceptual-weights vgg16-397923af.pth --perceptual-heads vgg.pth
 
-With -o it writes scores.json, images.jsonl with each image's scores, and page.html with the
-worst images. The names of scores say which net looked: LPIPS and FID are only what their papers
-define, with weights of yours.
+With -o it writes scores.json, images.jsonl with the scores of each image, and page.html with the
+worst images. Scores are named after their network. LPIPS and FID need the weights that their
+papers define, which you provide.
 """
 
 _NONE = "none"
@@ -40,16 +40,18 @@ _NONE = "none"
 def add(verbs: Commands) -> None:
     parser = add_command(verbs, "evaluate", "score reconstructions of images", _DESCRIPTION)
     add_images(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write a page")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="folder to write, with a page"
+    )
     _add_nets(parser)
     parser.add_argument(
-        "--words", action="store_true", help="read text before and after (needs pardalis[ocr])"
+        "--ocr", action="store_true", help="measure word recall by OCR (needs pardalis[ocr])"
     )
     parser.add_argument(
-        "--worst", type=int, default=16, metavar="N", help="worst images to show (default: 16)"
+        "--worst", type=int, default=16, metavar="N", help="number of worst images (default: 16)"
     )
     parser.add_argument(
-        "--most", type=int, metavar="N", help="images to take, evenly spaced (default: all)"
+        "--max-images", type=int, metavar="N", help="images to use, evenly spaced (default: all)"
     )
     parser.add_argument(
         "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
@@ -63,17 +65,19 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
         "--perceptual",
         choices=("squeezenet", "vgg16", _NONE),
         default="squeezenet",
-        help="net of the perceptual distance (default: squeezenet, whose weights a package has)",
+        help="net of the perceptual distance (default: squeezenet, whose weights are packaged)",
     )
     parser.add_argument(
         "--perceptual-weights", metavar="FILE", help="its weights, in torchvision's layout"
     )
-    parser.add_argument("--perceptual-heads", metavar="FILE", help="LPIPS heads: makes it LPIPS")
+    parser.add_argument(
+        "--perceptual-heads", metavar="FILE", help="LPIPS heads; with them the distance is LPIPS"
+    )
     parser.add_argument(
         "--frechet",
         choices=("efficientnet_lite0", "inception_v3", _NONE),
         default="efficientnet_lite0",
-        help="net of the Fréchet distance (default: efficientnet_lite0); inception_v3 makes it FID",
+        help="net of the Fréchet distance (default: efficientnet_lite0); inception_v3 for FID",
     )
     parser.add_argument(
         "--frechet-weights", metavar="FILE", help="its weights: pt_inception-2015-12-05 for FID"
@@ -82,7 +86,7 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from pardalis.evaluate import (
-        Images,
+        ImageSet,
         evaluate_reconstruction,
         require_packages,
         write_evaluation,
@@ -91,16 +95,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from pardalis.files import output_folder
     from pardalis.pipeline.find import find_image_tokenizer
 
-    for name in ("worst", "most"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {number}.")
+    for flag, value in (("--worst", options.worst), ("--max-images", options.max_images)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} must be at least 1, got {value}.")
     if options.output is not None:
         require_packages("The page", "evaluate")
         output_folder(options.output)
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
-    judges = _judges(options)
-    images = Images(options.data, reader_of(options), options.image_fit, options.most)
-    evaluation = evaluate_reconstruction(tokenizer, images, judges, options.worst)
+    nets = _nets(options)
+    images = ImageSet(options.data, reader_of(options), options.image_fit, options.max_images)
+    evaluation = evaluate_reconstruction(tokenizer, images, nets, options.worst)
     facts = {
         "tokenizer": str(options.tokenizer),
         "data": str(options.data),
@@ -120,9 +124,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             echo(f"{rejected.count} {kind}, such as {example['where']}: {example['reason']}")
 
 
-def _judges(options: argparse.Namespace) -> "Judges":
+def _nets(options: argparse.Namespace) -> "MetricNets":
     from pardalis.devices import find_device
-    from pardalis.evaluate import Judges, line_reader
+    from pardalis.evaluate import MetricNets, load_ocr
     from pardalis.feature_nets import load_feature_net, load_perceptual_distance
 
     device = find_device(options.device)
@@ -132,19 +136,19 @@ def _judges(options: argparse.Namespace) -> "Judges":
             raise ConfigError(f"--{kind}-weights needs a net; leave out --{kind} none.")
     if options.perceptual != _NONE:
         heads = options.perceptual_heads
-        config = _net("perceptual", options.perceptual, options.perceptual_weights, heads)
+        config = _net_config("perceptual", options.perceptual, options.perceptual_weights, heads)
         perceptual = load_perceptual_distance(config).to(device)
     if options.frechet != _NONE:
-        config = _net("frechet", options.frechet, options.frechet_weights)
+        config = _net_config("frechet", options.frechet, options.frechet_weights)
         frechet = load_feature_net(config).to(device)
-    lines = line_reader() if options.words else None
-    return Judges(perceptual=perceptual, frechet=frechet, lines=lines)
+    ocr = load_ocr() if options.ocr else None
+    return MetricNets(perceptual=perceptual, frechet=frechet, ocr=ocr)
 
 
-def _net(
+def _net_config(
     option: str, name: "FeatureNetName", weights: str | None, heads: str | None = None
 ) -> "FeatureNetConfig":
-    """Return a feature net's config; what is wrong with it is told in words of the command line."""
+    """Return the config of a feature net; errors name the options of this command."""
     from pardalis.feature_nets import FeatureNetConfig
 
     try:
@@ -155,9 +159,9 @@ def _net(
 
 def _print(scores: Mapping[str, Any]) -> None:
     from pardalis.evaluate.reconstruction_page import table
-    from pardalis.evaluate.templates import shown
+    from pardalis.evaluate.templates import number
 
     width = max(map(len, scores))
     for name, value, interval, _ in table(scores):
-        range_ = f"   {shown(interval[0])} to {shown(interval[1])}" if interval else ""
-        echo(f"{name:<{width}} {shown(value):>10}{range_}")
+        range_ = f"   {number(interval[0])} to {number(interval[1])}" if interval else ""
+        echo(f"{name:<{width}} {number(value):>10}{range_}")

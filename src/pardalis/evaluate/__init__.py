@@ -1,29 +1,29 @@
-"""Measuring what a trained model can do, and showing it to a person."""
+"""Metrics of trained models, and pages that show them."""
 
 from pardalis.evaluate.captions import CaptionScores, is_exact, score_captions, token_f1
 from pardalis.evaluate.extras import require_packages
 from pardalis.evaluate.features import ImageFeatures
 from pardalis.evaluate.image_tokenizer import ImageTokenizerScores, evaluate_image_tokenizer
-from pardalis.evaluate.images import Images
-from pardalis.evaluate.reconstruction import Evaluation, Judges, evaluate_reconstruction
+from pardalis.evaluate.images import ImageSet
+from pardalis.evaluate.ocr import load_ocr
+from pardalis.evaluate.reconstruction import Evaluation, MetricNets, evaluate_reconstruction
 from pardalis.evaluate.reconstruction_page import write_evaluation
 from pardalis.evaluate.report import write_report
 from pardalis.evaluate.retrieval import Retrieval, nearest, retrieval_top1
 from pardalis.evaluate.training_page import write_training_page
-from pardalis.evaluate.words import line_reader
 
 __all__ = [
     "CaptionScores",
     "Evaluation",
     "ImageFeatures",
+    "ImageSet",
     "ImageTokenizerScores",
-    "Images",
-    "Judges",
+    "MetricNets",
     "Retrieval",
     "evaluate_image_tokenizer",
     "evaluate_reconstruction",
     "is_exact",
-    "line_reader",
+    "load_ocr",
     "nearest",
     "require_packages",
     "retrieval_top1",

@@ -1,4 +1,4 @@
-"""How well captions match the expected ones: exactly, or word by word. Case never counts."""
+"""Caption metrics: exact match and word F1, ignoring case."""
 
 import re
 from collections import Counter
@@ -12,13 +12,13 @@ _WORD = re.compile(r"\w+")
 class CaptionScores:
     """Means over captions; NaN when there are none."""
 
-    exact: float  # share equal to the expected one, ignoring case and outer or repeated spaces
-    f1: float  # token F1: the harmonic mean of word precision and recall, counting repeats
+    exact: float  # share of exact matches, ignoring case and spacing
+    f1: float  # harmonic mean of word precision and recall, with repeats
     n_captions: int
 
 
 def score_captions(captions: Sequence[str], expected: Sequence[str]) -> CaptionScores:
-    """Compare each caption with the expected one at the same place."""
+    """Compare each caption with the expected one at the same index."""
     pairs = list(zip(captions, expected, strict=True))
     n = len(pairs)
     return CaptionScores(
@@ -29,7 +29,7 @@ def score_captions(captions: Sequence[str], expected: Sequence[str]) -> CaptionS
 
 
 def is_exact(caption: str, expected: str) -> bool:
-    """Tell whether two captions are equal but for case and spacing.
+    """Tell whether two captions are equal except for case and spacing.
 
     >>> is_exact(" Snowy  owl", "snowy owl")
     True
@@ -38,13 +38,12 @@ def is_exact(caption: str, expected: str) -> bool:
 
 
 def token_f1(caption: str, expected: str) -> float:
-    """Return the F1 of the words of two captions, in [0, 1]; punctuation is not a word.
+    """Return the F1 of the words of two captions, in [0, 1]; punctuation is ignored.
 
     >>> token_f1("a snowy owl", "snowy owl!")
     0.8
     """
-    words, right = Counter(_WORD.findall(caption.lower())), Counter(_WORD.findall(expected.lower()))
-    if not words or not right:
-        return float(words == right)
-    common = (words & right).total()
-    return 2 * common / (words.total() + right.total())
+    found, wanted = (Counter(_WORD.findall(text.lower())) for text in (caption, expected))
+    if not found or not wanted:
+        return float(found == wanted)
+    return 2 * (found & wanted).total() / (found.total() + wanted.total())

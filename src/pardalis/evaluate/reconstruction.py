@@ -1,6 +1,6 @@
-"""Scoring an image tokenizer on any images, a few at a time: memory does not grow with them.
+"""Evaluation of an image tokenizer on any number of images, in bounded memory.
 
-What is kept of each image is its scores; of the images themselves, the worst and a random few.
+The scores of every image are kept, and as examples the worst images and a random sample.
 """
 
 import heapq
@@ -20,9 +20,9 @@ from torch import Tensor
 from pardalis.data.report import Rejected
 from pardalis.errors import DataError
 from pardalis.evaluate.image_tokenizer import RoundTrip, round_trips, unit_pixels
-from pardalis.evaluate.images import Images
-from pardalis.evaluate.similarity import Moments, frechet_distance, interval, ssim
-from pardalis.evaluate.words import ReadLines, n_kept, words_of
+from pardalis.evaluate.images import ImageSet
+from pardalis.evaluate.ocr import OCR, n_recalled, words_of
+from pardalis.evaluate.similarity import Moments, bootstrap_interval, frechet_distance, ssim
 from pardalis.feature_nets import FeatureNet, PerceptualDistance
 from pardalis.progress import bar
 from pardalis.seeds import numpy_generator
@@ -30,55 +30,55 @@ from pardalis.vq import ImageTokenizer, codebook_use, perplexity, psnr
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judges:
-    """What looks at images besides arithmetic; what is None does not look."""
+class MetricNets:
+    """The networks of optional metrics; a metric without a network is not computed."""
 
     perceptual: PerceptualDistance | None = None
     frechet: FeatureNet | None = None
-    lines: ReadLines | None = None
+    ocr: OCR | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image before and after, with its scores."""
+    """An image, its reconstruction and its scores."""
 
     name: str
-    scores: dict[str, float | int]  # psnr, ssim, the perceptual distance, words and words_kept
+    scores: dict[str, float | int]  # psnr, ssim, the perceptual distance, words and words_recalled
     original: PIL.Image.Image
     reconstruction: PIL.Image.Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What an evaluation came to."""
+    """The result of an evaluation."""
 
-    scores: dict[str, Any]  # of all images together, plain values; None: not defined for these
-    images: list[dict[str, Any]]  # name and scores of each
+    scores: dict[str, Any]  # over all images, plain values; None: undefined for these images
+    images: list[dict[str, Any]]  # name and scores of each image
     worst: list[Example]  # the worst first
-    worst_by: str  # the score that decided it
-    sample: list[Example]  # taken at random
+    worst_by: str  # the score that they are sorted by
+    sample: list[Example]  # a random sample
     code_counts: Integer[np.ndarray, " N"]
-    rejected: dict[str, Rejected]  # by kind
+    rejected: dict[str, Rejected]  # by kind of error
 
 
 def evaluate_reconstruction(
-    tokenizer: ImageTokenizer, images: Images, judges: Judges, n_shown: int = 16
+    tokenizer: ImageTokenizer, images: ImageSet, nets: MetricNets, n_examples: int = 16
 ) -> Evaluation:
-    """Encode and decode images, and score what comes back.
+    """Encode and decode images, and score the reconstructions.
 
-    Each is compared at the tokenizer's own resolution and in 8 bits: what making it a square loses
-    is not counted. The worst are those with the largest perceptual distance, or where that is not
-    measured, with the least PSNR.
+    Images are compared in 8 bits at the tokenizer's resolution, so the loss by making them square
+    is not counted. The worst have the largest perceptual distance, or without that metric the
+    lowest PSNR.
 
     Args:
-        n_shown: how many of the worst images to keep, and how many random ones.
+        n_examples: the number of worst images to keep, and of random ones.
 
     Raises:
         DataError: no image can be read.
         RequestError: the tokenizer has no decoder.
         ConfigError: torchmetrics is not installed.
     """
-    tally = _Tally(tokenizer, judges, n_shown)
+    scorer = _Scorer(tokenizer, nets, n_examples)
     names: deque[str] = deque()
 
     def squares() -> Iterator[PIL.Image.Image]:
@@ -88,22 +88,22 @@ def evaluate_reconstruction(
 
     with bar("Evaluating", total=len(images), unit="images") as advance:
         for trip in round_trips(tokenizer, squares()):
-            tally.add([names.popleft() for _ in trip.originals], trip)
+            scorer.add([names.popleft() for _ in trip.originals], trip)
             advance(len(trip.originals))
-    if not tally.images:
+    if not scorer.images:
         raise _no_image(images)
     return Evaluation(
-        scores=tally.scores(images.rejected),
-        images=tally.images,
-        worst=tally.worst.items(),
-        worst_by=tally.worst_by,
-        sample=tally.sample.items(),
-        code_counts=tally.counts.numpy(),
+        scores=scorer.scores(images.rejected),
+        images=scorer.images,
+        worst=scorer.worst.items(),
+        worst_by=scorer.worst_by,
+        sample=scorer.sample.items(),
+        code_counts=scorer.counts.numpy(),
         rejected=images.rejected,
     )
 
 
-def _no_image(images: Images) -> DataError:
+def _no_image(images: ImageSet) -> DataError:
     examples = [example for of_kind in images.rejected.values() for example in of_kind.examples]
     if not examples:
         return DataError(f"{images.path} holds no images; give other data, or another `reader`.")
@@ -114,104 +114,111 @@ def _no_image(images: Images) -> DataError:
     )
 
 
-class _Tally:
-    """What is kept of the images seen so far."""
+class _Scorer:
+    """Scores of the images so far."""
 
-    def __init__(self, tokenizer: ImageTokenizer, judges: Judges, n_shown: int) -> None:
+    def __init__(self, tokenizer: ImageTokenizer, nets: MetricNets, n_examples: int) -> None:
         self._device = next(tokenizer.parameters()).device
-        self._perceptual = judges.perceptual
-        self._lines = judges.lines
-        self._sets = None if judges.frechet is None else _Sets(judges.frechet)
-        self._chance = numpy_generator(0, "shown pictures")
+        self._perceptual = nets.perceptual
+        self._ocr = nets.ocr
+        self._frechet = None if nets.frechet is None else _Frechet(nets.frechet)
+        self._generator = numpy_generator(0, "shown pictures")
         self.counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64)
-        self.worst, self.sample = _Largest(n_shown), _Largest(n_shown)
+        self.worst, self.sample = _Largest(n_examples), _Largest(n_examples)
         self.worst_by = "psnr" if self._perceptual is None else self._perceptual.name
         self.images: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def add(self, names: Sequence[str], trip: RoundTrip) -> None:
-        """Score some images, and keep what is to be shown of them."""
+        """Score a batch of images."""
         self.counts += torch.bincount(trip.codes.flatten(), minlength=len(self.counts))
-        rebuilt = unit_pixels(trip.reconstructions).to(self._device)
+        reconstructed = unit_pixels(trip.reconstructions).to(self._device)
         pixels = unit_pixels(trip.originals).to(self._device)
-        columns = {"psnr": psnr(rebuilt, pixels), "ssim": ssim(rebuilt, pixels)}
+        scores = {"psnr": psnr(reconstructed, pixels), "ssim": ssim(reconstructed, pixels)}
         if self._perceptual is not None:
-            columns[self._perceptual.name] = self._perceptual(rebuilt, pixels)
-        if self._sets is not None:
-            self._sets.add(rebuilt, pixels)
-        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-        for name, row, *images in zip(
-            names, rows, trip.originals, trip.reconstructions, strict=True
+            scores[self._perceptual.name] = self._perceptual(reconstructed, pixels)
+        if self._frechet is not None:
+            self._frechet.add(reconstructed, pixels)
+        by_image = zip(*(values.tolist() for values in scores.values()), strict=True)
+        for name, values, *images in zip(
+            names, by_image, trip.originals, trip.reconstructions, strict=True
         ):
-            scores = dict(zip(columns, row, strict=True))
-            self._keep(Example(name, scores | self._words(*images), *images))
+            own = dict(zip(scores, values, strict=True))
+            self._keep(Example(name, own | self._words(*images), *images))
 
     def _words(self, original: PIL.Image.Image, reconstruction: PIL.Image.Image) -> dict[str, int]:
-        if self._lines is None:
+        if self._ocr is None:
             return {}
-        words = words_of(self._lines(original))
-        kept = n_kept(words, self._lines(reconstruction)) if words else 0
-        return {"words": len(words), "words_kept": kept}
+        words = words_of(self._ocr(original))
+        recalled = n_recalled(words, self._ocr(reconstruction)) if words else 0
+        return {"words": len(words), "words_recalled": recalled}
 
     def _keep(self, example: Example) -> None:
         score = example.scores[self.worst_by]
         self.worst.offer(-score if self.worst_by == "psnr" else score, example)
-        self.sample.offer(self._chance.random(), example)
+        self.sample.offer(self._generator.random(), example)
         self.images.append({"name": example.name, **example.scores})
 
     def scores(self, rejected: Mapping[str, Rejected]) -> dict[str, Any]:
-        """Return the scores of all images together, at least one."""
+        """Return the scores over all images, of which there is at least one."""
         scores: dict[str, Any] = {
             "images": len(self.images),
             "rejected": sum(of_kind.count for of_kind in rejected.values()),
         }
         for name in dict.fromkeys(("psnr", "ssim", self.worst_by)):
             values = np.array([image[name] for image in self.images])
-            scores |= {name: float(values.mean()), f"{name}_interval": list(interval(values))}
-        if self._sets is not None:
-            scores[self._sets.score_name] = self._sets.distance()
-        if self._lines is not None:
-            words, kept = (sum(p[key] for p in self.images) for key in ("words", "words_kept"))
-            scores |= {"words": words, "word_recall": kept / words if words else None}
-        in_effect = float(perplexity(self.counts))
+            scores |= {
+                name: float(values.mean()),
+                f"{name}_interval": list(bootstrap_interval(values)),
+            }
+        if self._frechet is not None:
+            scores[self._frechet.score_name] = self._frechet.distance()
+        if self._ocr is not None:
+            words, recalled = (
+                sum(image[key] for image in self.images) for key in ("words", "words_recalled")
+            )
+            scores |= {"words": words, "word_recall": recalled / words if words else None}
+        code_perplexity = float(perplexity(self.counts))
         return scores | {
             "codebook_use": float(codebook_use(self.counts)),
-            "perplexity": in_effect,
-            "bits_per_code": math.log2(in_effect),
+            "perplexity": code_perplexity,
+            "bits_per_code": math.log2(code_perplexity),
         }
 
 
-class _Sets:
-    """All originals and all reconstructions, as distributions of a net's features."""
+class _Frechet:
+    """The Fréchet distance of all originals and all reconstructions in a net's features."""
 
     def __init__(self, net: FeatureNet) -> None:
         self._net = net
-        self._rebuilt, self._originals = Moments(net.width), Moments(net.width)
-        # "FID" is defined with that one net.
+        self._reconstructed, self._originals = Moments(net.width), Moments(net.width)
+        # FID is defined with this net only.
         self.score_name = "fid" if net.name == "inception_v3" else f"frechet_{net.name}"
 
-    def add(self, rebuilt: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]) -> None:
-        self._rebuilt.add(self._net.pooled(rebuilt))
+    def add(
+        self, reconstructed: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
+    ) -> None:
+        self._reconstructed.add(self._net.pooled(reconstructed))
         self._originals.add(self._net.pooled(pixels))
 
     def distance(self) -> float | None:
-        distance = frechet_distance(self._rebuilt, self._originals)
+        distance = frechet_distance(self._reconstructed, self._originals)
         return None if math.isnan(distance) else distance
 
 
 class _Largest:
-    """The examples with the largest keys among those offered; of equal ones the first."""
+    """The examples with the largest keys; of equal keys the first."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._heap: list[tuple[float, int, Example]] = []
         self._order = count(0, -1)
 
     def offer(self, key: float, example: Example) -> None:
         heapq.heappush(self._heap, (key, next(self._order), example))
-        if len(self._heap) > self._most:
+        if len(self._heap) > self._size:
             heapq.heappop(self._heap)
 
     def items(self) -> list[Example]:
-        """Return them, the largest first."""
+        """Return the examples, the largest key first."""
         return [example for _, _, example in sorted(self._heap, reverse=True)]

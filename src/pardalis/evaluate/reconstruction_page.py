@@ -1,10 +1,8 @@
-"""What an evaluation of an image tokenizer leaves in a folder: its scores, and a page to read.
+"""The files of an evaluation of an image tokenizer.
 
-    scores.json        of all images together, what was measured with, what was rejected and why
-    images.jsonl     the scores of each image
-    page.html          all of it, with the worst images and a random few
-
-``reconstruction_page.html.jinja`` holds the words and the design.
+scores.json     scores over all images, settings, and rejected images with the reason
+images.jsonl    the scores of each image
+page.html       the same, with the worst images and a random sample
 """
 
 import json
@@ -22,39 +20,40 @@ from pardalis.evaluate.templates import image_uri, markup, render
 
 SCORES, IMAGES, PAGE = "scores.json", "images.jsonl", "page.html"
 
-_LARGEST_PIXELS = 256
-_DIFFERENCE_GAIN = 2  # most differences are too dark to see as they are
+_MAX_SIDE = 256  # of the images on the page
+_DIFFERENCE_GAIN = 2  # most differences are too dark to see unscaled
 _CODES_COLOUR = "#15806a"
 
 _MEANINGS = {
     "images": "images scored",
-    "rejected": "items and images that could not be used",
+    "rejected": "documents and images that could not be read",
     "psnr": "peak signal-to-noise ratio of 8-bit RGB in dB, mean over images; higher is better",
     "ssim": "structural similarity, mean over images; 1 is equal",
-    "words": "words that optical recognition reads in the originals",
-    "word_recall": "share of them that it reads again in the reconstructions",
-    "codebook_use": "share of the codebook's entries that some image uses",
-    "perplexity": "codes in even use, in effect: exp(entropy)",
-    "bits_per_code": "what a code says on average: its entropy",
-    "fid": "Fréchet distance of Inception features of all originals and all reconstructions; lower "
-    "is better, but fewer images make it larger: compare at equal numbers",
+    "words": "words that OCR reads in the originals",
+    "word_recall": "share of them that OCR also reads in the reconstructions",
+    "codebook_use": "share of the codebook's entries that at least one image uses",
+    "perplexity": "exp(entropy) of the codes: the effective number of codes in use",
+    "bits_per_code": "entropy of the codes in bits",
+    "fid": "Fréchet distance of Inception features of originals and reconstructions; lower is "
+    "better; it is larger for fewer images, so compare at equal numbers",
 }
 _FAMILIES = {
     "lpips_": "learned perceptual distance (LPIPS), mean over images; lower is better",
-    "perceptual_": "distance of the net's features, not LPIPS, mean over images; lower is better",
-    "frechet_": "Fréchet distance of the net's features, not FID; lower is better, but fewer "
-    "images make it larger: compare at equal numbers",
+    "perceptual_": "perceptual distance in the net's features, not LPIPS, mean over images; lower "
+    "is better",
+    "frechet_": "Fréchet distance in the net's features, not FID; lower is better; it is larger "
+    "for fewer images, so compare at equal numbers",
 }
 
 
 def meaning_of(score: str) -> str:
-    """Return what a score of an evaluation means, in a line."""
+    """Return a one-line explanation of a score."""
     family = next((text for prefix, text in _FAMILIES.items() if score.startswith(prefix)), "")
     return _MEANINGS.get(score, family)
 
 
 def summary(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain values of ``scores.json``; ``facts`` say what was measured with."""
+    """Return the plain values of ``scores.json``; ``facts`` are the settings of the evaluation."""
     rejected = {kind: asdict(of_kind) for kind, of_kind in evaluation.rejected.items()}
     return {**facts, "scores": evaluation.scores, "rejected": rejected}
 
@@ -71,9 +70,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
             "facts": facts,
             "n": evaluation.scores,
             "table": table(evaluation.scores),
-            "worst": [_shown(example) for example in evaluation.worst],
+            "worst": [_example_values(example) for example in evaluation.worst],
             "worst_by": evaluation.worst_by,
-            "sample": [_shown(example) for example in evaluation.sample],
+            "sample": [_example_values(example) for example in evaluation.sample],
             "gain": _DIFFERENCE_GAIN,
             "n_codes": len(evaluation.code_counts),
             "n_dead": int((evaluation.code_counts == 0).sum()),
@@ -88,7 +87,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
 
 
 def table(scores: Mapping[str, Any]) -> list[tuple[str, Any, Sequence[float] | None, str]]:
-    """Return name, value, 95 % interval if there is one, and meaning of each score."""
+    """Return the name, value, 95 % interval or None, and explanation of each score."""
     return [
         (name, value, scores.get(f"{name}_interval"), meaning_of(name))
         for name, value in scores.items()
@@ -96,7 +95,7 @@ def table(scores: Mapping[str, Any]) -> list[tuple[str, Any, Sequence[float] | N
     ]
 
 
-def _shown(example: Example) -> dict[str, Any]:
+def _example_values(example: Example) -> dict[str, Any]:
     difference = ImageChops.difference(example.original, example.reconstruction)
     images = {
         "original": example.original,
@@ -106,5 +105,5 @@ def _shown(example: Example) -> dict[str, Any]:
     return {
         "name": example.name,
         "scores": example.scores,
-        **{kind: image_uri(image, _LARGEST_PIXELS) for kind, image in images.items()},
+        **{kind: image_uri(image, _MAX_SIDE) for kind, image in images.items()},
     }

@@ -1,7 +1,7 @@
-"""Whether a drawn image shows what was asked: it must be nearer its own original than others are.
+"""Retrieval accuracy of generated images: how often the original is the nearest candidate.
 
-Features come from EfficientNet-lite0 (``features.py``) and likeness is their cosine, so the rates
-compare runs of this project with each other and with chance; they are not CLIP or FID numbers.
+The similarity is the cosine of EfficientNet-lite0 features (``features.py``). The rates compare
+runs with each other and with chance; they are not comparable with CLIP scores or FID.
 """
 
 from dataclasses import dataclass
@@ -17,58 +17,59 @@ from pardalis import seeds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retrieval:
-    """How often the right image came first among the candidates."""
+    """Ranks of the originals among the candidates."""
 
-    # Share of drawn images whose right image is strictly nearest; NaN when none was drawn.
-    top1: float
-    ranks: tuple[int, ...]  # place of the right image for each drawn one, 1 (best) and up
-    n_candidates: int  # for each drawn image, the right one included; chance is one in as many
+    top1: float  # share of generated images whose original is strictly nearest; NaN without any
+    ranks: tuple[int, ...]  # rank of the original for each generated image, from 1 (best)
+    n_candidates: int  # per generated image, the original included; chance is 1 / n_candidates
 
 
 def retrieval_top1(
-    drawn: Float[Tensor, "N D"],
+    generated: Float[Tensor, "N D"],
     gallery: Float[Tensor, "M D"],
     originals: Int[Tensor, " N"],
     n_candidates: int = 100,
     seed: int = 0,
 ) -> Retrieval:
-    """Rank each drawn image's right image among random others of the gallery, by cosine.
+    """Rank the original of each generated image among random other gallery images, by cosine.
 
-    The other ``n_candidates - 1`` are drawn without replacement and are never the right one. A tie
-    counts against the right image, so features that tell nothing apart score zero, not one.
+    The other ``n_candidates - 1`` are sampled without replacement. A tie counts against the
+    original, so constant features score zero.
 
     Args:
-        drawn: features of the drawn images.
+        generated: features of the generated images.
         gallery: features of all images of the corpus.
-        originals: for each drawn image the index of its right image in the gallery.
-        n_candidates: the right image and the others together.
-        seed: chooses the others; each drawn image has its own draw.
+        originals: index in the gallery of each generated image's original.
+        n_candidates: the original and the others together.
+        seed: seed of the sample, which is independent for each generated image.
 
     Raises:
         ValueError: the gallery has fewer than ``n_candidates`` images.
     """
-    if len(drawn) and not 1 <= n_candidates <= len(gallery):
+    if len(generated) and not 1 <= n_candidates <= len(gallery):
         raise ValueError(f"{n_candidates} candidates from a gallery of {len(gallery)} images")
-    similarities = F.normalize(drawn, dim=1) @ F.normalize(gallery, dim=1).T
+    similarities = F.normalize(generated, dim=1) @ F.normalize(gallery, dim=1).T
     ranks = []
-    for i, right in enumerate(originals.tolist()):
+    for i, original in enumerate(originals.tolist()):
         generator = seeds.numpy_generator(seed, "retrieval", i)
         chosen = generator.choice(len(gallery) - 1, n_candidates - 1, replace=False)
-        others = torch.from_numpy(chosen + (chosen >= right))  # steps over the right one
-        ranks.append(1 + int((similarities[i, others] >= similarities[i, right]).sum()))
+        others = torch.from_numpy(chosen + (chosen >= original))  # skips the original
+        ranks.append(1 + int((similarities[i, others] >= similarities[i, original]).sum()))
     top1 = float(np.mean([rank == 1 for rank in ranks])) if ranks else float("nan")
     return Retrieval(top1=top1, ranks=tuple(ranks), n_candidates=n_candidates)
 
 
 def nearest(
-    drawn: Float[Tensor, "N D"], gallery: Float[Tensor, "M D"]
+    generated: Float[Tensor, "N D"], gallery: Float[Tensor, "M D"]
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """Return for each drawn image the most similar one of the gallery: its index and cosine.
+    """Return the index and cosine of the most similar gallery image of each generated image.
 
     Raises:
         ValueError: the gallery is empty.
     """
     if not len(gallery):
-        raise ValueError("there is nothing nearest in an empty gallery")
-    similarities, indices = (F.normalize(drawn, dim=1) @ F.normalize(gallery, dim=1).T).max(dim=1)
+        raise ValueError("an empty gallery has no nearest image")
+    similarities, indices = (F.normalize(generated, dim=1) @ F.normalize(gallery, dim=1).T).max(
+        dim=1
+    )
     return indices, similarities

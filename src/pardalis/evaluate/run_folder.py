@@ -1,6 +1,6 @@
-"""Reading what the stages of a run left in its folder, as plain values; nothing is computed here.
+"""Reading the outputs of a run's stages as plain values.
 
-A missing or broken file is a :class:`~pardalis.errors.DataError` that names the stage to run.
+A missing or damaged file raises :class:`~pardalis.errors.DataError`, which names the stage to run.
 """
 
 import json
@@ -17,7 +17,7 @@ from pardalis.train.metrics import Line, read_metrics
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
-# The stage that writes what begins with this name. Every stage writes both files at the top.
+# The stage that writes a path, by its first component. Every stage writes the first two files.
 _STAGE_OF = {
     "recipe.toml": "prepare",
     "stages.json": "prepare",
@@ -30,34 +30,33 @@ _STAGE_OF = {
 
 
 class Metrics:
-    """The numbers of one training run by name, each a curve over steps."""
+    """The metrics of one training run as curves over steps."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = lines
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of one number; empty when it was never told."""
+        """Return the steps and values of a metric; empty if it was never reported."""
         lines = [line for line in self._lines if name in line]
         return [int(line["step"]) for line in lines], [float(line[name]) for line in lines]
 
     def last(self, name: str, n: int = 1) -> float | None:
-        """Return the mean of the last ``n`` values of a number, None when it was never told."""
+        """Return the mean of the last ``n`` values of a metric, None if it was never reported."""
         values = self.curve(name)[1][-n:]
         return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFolder:
-    """Everything a report needs from a run folder, parsed; images stay paths."""
+    """The parsed files of a run folder; images stay paths."""
 
     path: Path
     recipe: str
-    stages: list[dict[str, Any]]  # records of the finished stages before the report
-    # Of the packages that the demo corpus was made from; empty for the user's own documents.
-    licences: list[dict[str, Any]]
-    image_tokenizer: Metrics | None  # None: the run was given a trained one
+    stages: list[dict[str, Any]]  # records of the finished stages except report
+    licences: list[dict[str, Any]]  # of a demo corpus's packages; empty for own documents
+    image_tokenizer: Metrics | None  # None: the run used a trained one
     training: Metrics
-    shards: dict[str, PrepareReport]  # what prepare told about each source, by its folder's name
+    shards: dict[str, PrepareReport]  # the reports of prepare by folder name
     samples: dict[str, Any]  # samples.json, as pardalis.pipeline.samples writes it
 
     @classmethod
@@ -65,7 +64,7 @@ class RunFolder:
         """Read a run folder.
 
         Raises:
-            DataError: a file is missing or is not what its stage writes; names both.
+            DataError: a file is missing or damaged; names the file and its stage.
         """
         if not path.is_dir():
             raise DataError(f"There is no run folder {path}; start a run there first.")
@@ -101,8 +100,8 @@ def _existing(run: Path, name: str) -> Path:
     if not path.is_file():
         stage = _STAGE_OF[name.split("/")[0]]
         raise DataError(
-            f"{path} is missing, so the report cannot be written; it comes from the stage "
-            f"'{stage}': run that stage first."
+            f"{path} is missing, so the report cannot be written; run the stage '{stage}', which "
+            "writes it."
         )
     return path
 
@@ -115,8 +114,8 @@ def _json(run: Path, name: str, kind: type) -> Any:
         raise DataError(f"{path} is not JSON ({error}); run its stage again.") from error
     if not isinstance(value, kind):
         raise DataError(
-            f"{path} holds a {type(value).__name__}, where a {kind.__name__} was expected; "
-            "run its stage again."
+            f"{path} holds a {type(value).__name__}, but a {kind.__name__} was expected; run its "
+            "stage again."
         )
     return value
 
@@ -154,6 +153,6 @@ def _check_samples(path: Path, samples: dict[str, Any]) -> None:
         for sample in samples[key]:
             if sample.get("split") not in SPLITS:
                 raise DataError(
-                    f"{path} has an entry of '{key}' with the split {sample.get('split')!r}; a "
-                    f"split is one of {', '.join(SPLITS)}. Run the stage 'sample' again."
+                    f"{path} has an entry of '{key}' with the split {sample.get('split')!r}; it "
+                    f"must be one of {', '.join(SPLITS)}. Run the stage 'sample' again."
                 )

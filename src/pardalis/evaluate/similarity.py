@@ -1,4 +1,4 @@
-"""How alike two images are, and two sets of images; pixels are in [-1, 1]."""
+"""SSIM, the Fréchet distance and bootstrap intervals; pixels are in [-1, 1]."""
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ _RESAMPLES = 1000
 def ssim(
     reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
 ) -> Float[Tensor, " B"]:
-    """Return the structural similarity of each image, 1 for equal ones (Wang et al. 2004).
+    """Return the structural similarity of each image, 1 for equal images (Wang et al. 2004).
 
-    With the paper's Gaussian window of 11 pixels, channels averaged. As torchmetrics has it: the
-    image is mirrored at its borders, where the paper leaves a margin of 5 pixels out.
+    The window is the paper's Gaussian of 11 pixels; channels are averaged. As in torchmetrics, the
+    image is reflected at its borders, where the paper leaves out a margin of 5 pixels.
 
     Raises:
         ConfigError: torchmetrics is not installed.
@@ -25,16 +25,16 @@ def ssim(
     with optional_package("SSIM", "evaluate"):
         from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # Its constants compare means, which must not be around 0.
+    # SSIM compares means, so pixels are moved to [0, 1].
     each = structural_similarity_index_measure(
         (reconstruction + 1) / 2, (pixels + 1) / 2, data_range=1.0, reduction="none"
     )
-    assert isinstance(each, Tensor), "it returns more only when asked to"
+    assert isinstance(each, Tensor), "the full image is returned only on request"
     return each.reshape(len(pixels))
 
 
 class Moments:
-    """Mean and covariance of feature vectors that come batch by batch, in 64 bits on the CPU."""
+    """Mean and covariance of feature vectors, accumulated by batch in 64 bits on the CPU."""
 
     def __init__(self, width: int) -> None:
         self.n = 0
@@ -42,11 +42,11 @@ class Moments:
         self._products = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, features: Float[Tensor, "B D"]) -> None:
-        """Take the features of a batch."""
-        rows = features.detach().double().cpu()
-        self.n += len(rows)
-        self._sum += rows.sum(0)
-        self._products.addmm_(rows.T, rows)
+        """Add the features of a batch."""
+        vectors = features.detach().double().cpu()
+        self.n += len(vectors)
+        self._sum += vectors.sum(0)
+        self._products.addmm_(vectors.T, vectors)
 
     @property
     def mean(self) -> Float[Tensor, " D"]:
@@ -54,15 +54,15 @@ class Moments:
 
     @property
     def covariance(self) -> Float[Tensor, "D D"]:
-        """The unbiased estimate; of one vector there is none."""
+        """The unbiased estimate, which needs at least two vectors."""
         return (self._products - self.n * torch.outer(self.mean, self.mean)) / (self.n - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Return the squared Fréchet distance of the Gaussians with these moments.
+    """Return the squared Fréchet distance of two Gaussians.
 
     ``|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½)``, equation 6 of Heusel et al. 2017 (arXiv 1706.08500).
-    The eigenvalues of ``Σa Σb`` are taken from the symmetric ``Σa^½ Σb Σa^½``, which has the same.
+    The eigenvalues of ``Σa Σb`` are those of the symmetric ``Σa^½ Σb Σa^½``.
     NaN for fewer than two vectors.
     """
     if min(a.n, b.n) < 2:
@@ -72,11 +72,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace()
     distance = (a.mean - b.mean).square().sum() + traces - 2 * shared
-    return max(0.0, float(distance))  # rounding leaves a little on either side of 0
+    return max(0.0, float(distance))  # rounding can make it slightly negative
 
 
-def interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean (percentile method); NaN of no values."""
+def bootstrap_interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean (percentile method); NaN without values."""
     if not len(values):
         return float("nan"), float("nan")
     generator = numpy_generator(seed, "bootstrap")

@@ -1,4 +1,4 @@
-"""Pages from templates: one environment for all of them, and how they word numbers."""
+"""Rendering of HTML pages from Jinja templates, and number formatting."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from pardalis.evaluate.extras import demo_extra
 
 T = TypeVar("T")
 
-_LARGEST_PIXELS = 192
+_MAX_SIDE = 192  # of images on a page
 _WORDS = {
     "heldout": "held-out",
     "psnr": "PSNR (dB)",
@@ -26,7 +26,7 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
     """Return a page as one self-contained HTML document.
 
     Args:
-        template: its file; it may include those beside this module.
+        template: its file; it may include templates beside this module.
 
     Raises:
         ConfigError: jinja2 is not installed.
@@ -48,14 +48,14 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
         db=_or_dash(lambda value: f"{value:.1f} dB"),
         gib=_or_dash(lambda value: f"{value:.2f} GiB"),
         ordinal=ordinal,
-        shown=shown,
-        words=words,
+        number=number,
+        metric_name=metric_name,
     )
     return environment.get_template(template.name).render(values)
 
 
 def markup(svg: str) -> Any:
-    """Mark an element as safe to place in a page as it is.
+    """Mark an SVG or HTML element as safe, so that it is not escaped.
 
     Raises:
         ConfigError: markupsafe, which comes with jinja2, is not installed.
@@ -65,30 +65,30 @@ def markup(svg: str) -> Any:
     return Markup(svg)
 
 
-def image_uri(image: PIL.Image.Image, largest: int = _LARGEST_PIXELS) -> str:
-    """Return an image as a data URI, scaled down to ``largest`` pixels per side if need be."""
-    if max(image.size) > largest:
+def image_uri(image: PIL.Image.Image, max_side: int = _MAX_SIDE) -> str:
+    """Return an image as a data URI, downscaled to at most ``max_side`` pixels per side."""
+    if max(image.size) > max_side:
         image = image.copy()
-        image.thumbnail((largest, largest), PIL.Image.Resampling.LANCZOS)
+        image.thumbnail((max_side, max_side), PIL.Image.Resampling.LANCZOS)
     return to_data_uri(to_png(image))
 
 
 def spread(items: Sequence[T], n: int) -> list[T]:
-    """Return at most n items, evenly spaced, in their order."""
+    """Return at most n items, evenly spaced, in order."""
     if len(items) <= n:
         return list(items)
     return [items[k * len(items) // n] for k in range(n)]
 
 
 def percent(share: float | int) -> str:
-    """Word a share as a percentage, with tenths where they tell something."""
+    """Format a share as a percentage, with tenths near 0 and 100."""
     value = 100 * share
     needs_tenths = (0 < value < 10 or 99 < value < 100) and value != round(value)
     return f"{value:.1f} %" if needs_tenths else f"{value:.0f} %"
 
 
 def duration(seconds: float | int) -> str:
-    """Word a time in the two units that matter."""
+    """Format a time in at most two units."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -98,26 +98,26 @@ def duration(seconds: float | int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """Word a place: 1st, 2nd, 3rd."""
+    """Format an ordinal: 1st, 2nd, 3rd."""
     teen = 10 <= number % 100 <= 20
     return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
-def words(name: str) -> str:
-    """Word the name of a number as a person writes it.
+def metric_name(name: str) -> str:
+    """Format the name of a metric for display.
 
-    >>> words("heldout_psnr"), words("lpips_vgg16"), words("n_codes")
+    >>> metric_name("heldout_psnr"), metric_name("lpips_vgg16"), metric_name("n_codes")
     ('held-out PSNR (dB)', 'LPIPS vgg16', 'codes')
     """
     return " ".join(_WORDS.get(word, word) for word in name.removeprefix("n_").split("_"))
 
 
-def shown(value: float | int | None) -> str:
-    """Word a number of a table: whole numbers in full, others with four digits."""
+def number(value: float | int | None) -> str:
+    """Format a number of a table: integers in full, others with four digits."""
     if value is None:
         return "—"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def _or_dash(show: Callable[[float], str]) -> Callable[[float | None], str]:
-    return lambda value: "—" if value is None else show(value)
+def _or_dash(format_: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: "—" if value is None else format_(value)

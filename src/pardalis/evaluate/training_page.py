@@ -1,7 +1,4 @@
-"""The page that shows a tokenizer in training: written again at each evaluation, open in a browser.
-
-``training_page.html.jinja`` holds the words and the design.
-"""
+"""The progress page of an image tokenizer's training, rewritten at each evaluation."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,16 +12,16 @@ from jaxtyping import Integer
 from pardalis import files
 from pardalis.evaluate.curves import Curve, chart, codebook_chart
 from pardalis.evaluate.run_folder import Metrics
-from pardalis.evaluate.templates import image_uri, markup, render, words
+from pardalis.evaluate.templates import image_uri, markup, metric_name, render
 from pardalis.train.metrics import FILE_NAME, Line, read_metrics
 
 PAGE = "progress.html"
 
 _HELD_OUT = "heldout_"
 _TRAIN_COLOUR, _HELD_OUT_COLOUR, _CODES_COLOUR = "#2f5d8c", "#cf5239", "#15806a"
-# Charts of these come first, of other numbers behind them; of costs there is none.
+# Charts of these metrics come first. Those in _NOT_CHARTED have none.
 _FIRST = ("psnr", "loss", "loss_l1", "loss_l2", "loss_perceptual", "codebook_use", "perplexity")
-_COSTS = re.compile(r"step|time_s|images|\w+_per_second")
+_NOT_CHARTED = re.compile(r"step|time_s|images|\w+_per_second")
 
 
 def write_training_page(
@@ -37,16 +34,15 @@ def write_training_page(
 ) -> None:
     """Write ``progress.html`` into the folder of a training run, from its ``metrics.jsonl``.
 
-    A chart stands for each number of the metrics, with that of held-out images
-    (``heldout_NAME``) beside that of training. Until the run is finished the page loads itself
-    again every half minute.
+    Each metric has a chart with its training and its held-out curve (``heldout_NAME``). The page
+    reloads itself every 30 seconds until the run is finished.
 
     Args:
-        originals: images to show, as the tokenizer sees them.
-        reconstructions: the same after the round trip.
-        code_counts: how often each code was used of late.
-        last: numbers of this evaluation; those of held-out images are shown by name, or where
-            there are none, those of training.
+        originals: preprocessed images to show.
+        reconstructions: their reconstructions.
+        code_counts: recent count of each code.
+        last: metrics of this evaluation; the page shows those of held-out images, or if there are
+            none, those of training.
 
     Raises:
         DataError: the metrics are missing or damaged.
@@ -60,7 +56,7 @@ def write_training_page(
             "is_finished": is_finished,
             "step": now.get("step", 0),
             "seconds": now.get("time_s"),
-            "last": _shown(last),
+            "last": _summary(last),
             "pairs": [
                 (image_uri(original), image_uri(reconstruction))
                 for original, reconstruction in zip(originals, reconstructions, strict=True)
@@ -74,17 +70,17 @@ def write_training_page(
     files.write_text(folder / PAGE, page)
 
 
-def _shown(last: Mapping[str, float | int]) -> dict[str, float | int]:
+def _summary(last: Mapping[str, float | int]) -> dict[str, float | int]:
     held_out = {name: value for name, value in last.items() if name.startswith(_HELD_OUT)}
-    return held_out or {n: value for n, value in last.items() if not _COSTS.fullmatch(n)}
+    return held_out or {n: value for n, value in last.items() if not _NOT_CHARTED.fullmatch(n)}
 
 
 def _charts(lines: Sequence[Line]) -> list[tuple[str, Any]]:
     metrics = Metrics(lines)
-    told = dict.fromkeys(name.removeprefix(_HELD_OUT) for line in lines for name in line)
-    names = [name for name in _FIRST if name in told]
-    names += [name for name in told if name not in _FIRST and not _COSTS.fullmatch(name)]
-    return [(words(name), markup(_chart(metrics, name))) for name in names]
+    known = dict.fromkeys(name.removeprefix(_HELD_OUT) for line in lines for name in line)
+    names = [name for name in _FIRST if name in known]
+    names += [name for name in known if name not in _FIRST and not _NOT_CHARTED.fullmatch(name)]
+    return [(metric_name(name), markup(_chart(metrics, name))) for name in names]
 
 
 def _chart(metrics: Metrics, name: str) -> str:
@@ -100,4 +96,4 @@ def _chart(metrics: Metrics, name: str) -> str:
             is_held_out=True,
         ),
     ]
-    return chart(curves, words(name))
+    return chart(curves, metric_name(name))

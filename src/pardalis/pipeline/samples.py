@@ -77,7 +77,7 @@ class _Asker:
                     "name": pair.name,
                     "prompt": pair.caption,
                     "split": split,
-                    "drawn": path,
+                    "generated": path,
                     "original": _relative(pair.image, run),
                 }
             )

@@ -1,4 +1,4 @@
-"""Images of a run with their scores, as the report computes them and its page shows them."""
+"""Images of a run with their scores: computed by the report, shown on its page."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from pardalis.evaluate.run_folder import Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
-    """The gallery of a run, in the order of ``samples.json``."""
+class Gallery:
+    """The corpus images that generated ones are compared with, as in ``samples.json``."""
 
     names: list[str]
     splits: list[Split]
-    images: list[PIL.Image.Image]  # no larger than scores and page need
-    features: Tensor  # a row each
+    images: list[PIL.Image.Image]  # downscaled
+    features: Tensor  # one vector per image
 
     def of_split(self, split: Split) -> list[int]:
         """Return the indices of the images of one split."""
@@ -25,21 +25,21 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """The drawn images of one split, scored; everything in the order of ``samples.json``."""
+class GeneratedImages:
+    """The generated images of one split with their scores, in the order of ``samples.json``."""
 
     prompts: list[str]
     images: list[PIL.Image.Image]
-    originals: list[int]  # index into the corpus of each drawn image's original
-    nearest: list[int]  # index of the most similar image that was trained on; empty if none was
+    originals: list[int]  # index in the gallery of each image's original
+    nearest: list[int]  # index of the most similar training image; empty without training images
     similarities: list[float]  # cosine with that image
     retrieval: Retrieval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rebuilt:
-    """The corpus images of one split after a round trip through the image tokenizer."""
+class Reconstructions:
+    """The gallery images of one split after encoding and decoding by the image tokenizer."""
 
-    members: list[int]  # index into the corpus of each
+    originals: list[int]  # index in the gallery of each
     scores: ImageTokenizerScores
     images: list[PIL.Image.Image]

@@ -1,0 +1,232 @@
+"""The page of a report: metrics, charts and images of a run.
+
+Examples on the page are evenly spaced over their list, never chosen by quality.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pardalis.documents.images import open_image
+from pardalis.evaluate.captions import is_exact
+from pardalis.evaluate.curves import Curve, chart
+from pardalis.evaluate.report_data import Gallery, GeneratedImages, Reconstructions
+from pardalis.evaluate.run_folder import SPLITS, Metrics, RunFolder, Split
+from pardalis.evaluate.templates import image_uri, markup, number, spread
+from pardalis.evaluate.templates import render as render_template
+from pardalis.vq.config import ImageTokenizerConfig
+
+# The number of examples of each kind.
+_N_MOSAIC = 16
+_N_CORPUS = 36
+_N_RECONSTRUCTED = 10
+_N_GENERATED = 30
+_N_CAPTIONS = 24
+_N_PAGES = 12
+# The colours of the template: text, images, the image tokenizer.
+_BLUE, _CORAL, _TEAL = "#2f5d8c", "#cf5239", "#15806a"
+
+
+def collect(
+    folder: RunFolder,
+    gallery: Gallery,
+    generated: Mapping[Split, GeneratedImages],
+    reconstructed: Mapping[Split, Reconstructions],
+    tokenizer: ImageTokenizerConfig,
+) -> dict[str, Any]:
+    """Return the content of the page except numbers: images as data URIs, and charts.
+
+    It is separate from :func:`render`, so that its time is part of the run's duration.
+
+    Raises:
+        DataError: an image of an illustrated page is missing.
+        ConfigError: jinja2 or matplotlib is not installed.
+    """
+    return {
+        "tokenizer": tokenizer,
+        "tokenizer_was_trained": folder.image_tokenizer is not None,
+        "recipe": folder.recipe,
+        "licences": folder.licences,
+        "corpus": {split: _corpus_samples(gallery, split) for split in SPLITS},
+        "n_compared": {split: len(gallery.of_split(split)) for split in SPLITS},
+        "reconstructed": {
+            split: _reconstructed_samples(gallery, reconstructed[split]) for split in SPLITS
+        },
+        "mosaic": [
+            {"prompt": prompt, "image": image_uri(image)}
+            for prompt, image in spread(
+                list(zip(generated["train"].prompts, generated["train"].images, strict=True)),
+                _N_MOSAIC,
+            )
+        ],
+        "generated": {split: _generated_samples(gallery, generated[split]) for split in SPLITS},
+        "captions": {split: _caption_samples(folder, split) for split in SPLITS},
+        "pages": _pages(folder),
+        "shards": folder.shards,
+        "left_out": folder.samples["left_out"],
+        "charts": _charts(folder.image_tokenizer, folder.training),
+    }
+
+
+def render(
+    content: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]
+) -> str:
+    """Return the page as one self-contained HTML document.
+
+    Args:
+        content: the result of :func:`collect`.
+        stages: name, seconds and peak_rss_gib of each stage.
+        numbers: the numbers of ``report.json``.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    table = [(key, _MEANINGS[key], number(numbers[key])) for key in numbers]
+    return render_template(
+        Path(__file__).with_name("report_page.html.jinja"),
+        {**content, "n": numbers, "table": table, "stages": stages},
+    )
+
+
+def _corpus_samples(gallery: Gallery, split: Split) -> list[dict[str, Any]]:
+    return [
+        {"name": gallery.names[i], "image": image_uri(gallery.images[i])}
+        for i in spread(gallery.of_split(split), _N_CORPUS)
+    ]
+
+
+def _reconstructed_samples(
+    gallery: Gallery, reconstructed: Reconstructions
+) -> list[dict[str, Any]]:
+    psnr_of_each = reconstructed.scores.psnr_of_each
+    triples = list(zip(reconstructed.originals, reconstructed.images, psnr_of_each, strict=True))
+    return [
+        {
+            "name": gallery.names[i],
+            "original": image_uri(gallery.images[i]),
+            "reconstruction": image_uri(image),
+            "psnr": psnr,
+        }
+        for i, image, psnr in spread(triples, _N_RECONSTRUCTED)
+    ]
+
+
+def _generated_samples(gallery: Gallery, generated: GeneratedImages) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": generated.prompts[k],
+            "image": image_uri(generated.images[k]),
+            "original": image_uri(gallery.images[generated.originals[k]]),
+            "original_name": gallery.names[generated.originals[k]],
+            "nearest": _nearest_sample(gallery, generated, k) if generated.nearest else None,
+            "rank": generated.retrieval.ranks[k],
+        }
+        for k in spread(range(len(generated.images)), _N_GENERATED)
+    ]
+
+
+def _nearest_sample(gallery: Gallery, generated: GeneratedImages, k: int) -> dict[str, Any]:
+    i = generated.nearest[k]
+    is_original = i == generated.originals[k]
+    return {
+        "image": image_uri(gallery.images[i]),
+        "name": "the original" if is_original else gallery.names[i],
+        "similarity": generated.similarities[k],
+    }
+
+
+def _caption_samples(folder: RunFolder, split: Split) -> list[dict[str, Any]]:
+    samples = [sample for sample in folder.samples["captions"] if sample["split"] == split]
+    return [
+        {
+            "image": image_uri(open_image(folder.path / sample["image"])),
+            "caption": sample["caption"],
+            "expected": sample["expected"],
+            "is_exact": is_exact(sample["caption"], sample["expected"]),
+        }
+        for sample in spread(samples, _N_CAPTIONS)
+    ]
+
+
+def _pages(folder: RunFolder) -> list[dict[str, Any]]:
+    def segment_values(segment: Mapping[str, str]) -> dict[str, str]:
+        if "text" in segment:
+            return {"text": segment["text"]}
+        return {"image": image_uri(open_image(folder.path / "samples" / segment["image"]))}
+
+    return [
+        {
+            "prompt": sample["prompt"],
+            "split": sample["split"],
+            "segments": [segment_values(segment) for segment in sample["segments"]],
+        }
+        for sample in spread(folder.samples["pages"], _N_PAGES)
+    ]
+
+
+def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
+    def curve(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
+        steps, values = metrics.curve(name)
+        held_out = name.startswith("heldout_")
+        return Curve(label=label, steps=steps, values=values, colour=colour, is_held_out=held_out)
+
+    charts = {
+        "loss_text": chart(
+            [
+                curve(model, "loss_text", "train", _BLUE),
+                curve(model, "heldout_loss_text", "held-out", _BLUE),
+            ],
+            "loss per text token (nats)",
+        ),
+        "loss_image": chart(
+            [
+                curve(model, "loss_image", "train", _CORAL),
+                curve(model, "heldout_loss_image", "held-out", _CORAL),
+            ],
+            "loss per image token (nats)",
+        ),
+        "speed": chart(
+            [curve(model, "tokens_per_second", "training tokens per second", _TEAL)],
+            "tokens per second",
+            from_zero=True,
+        ),
+    }
+    if tokenizer is not None:
+        psnr = curve(tokenizer, "heldout_psnr", "held-out images", _TEAL)
+        use = curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)
+        charts["psnr"] = chart([psnr], "PSNR (dB)")
+        charts["codebook"] = chart([use], "codebook use", from_zero=True)
+    return {name: markup(svg) for name, svg in charts.items()}
+
+
+_MEANINGS = {
+    "seconds": "duration of all stages, this report included, in seconds",
+    "peak_rss_gib": "peak memory over the stages, in GiB",
+    "n_concepts_train": "captioned training images",
+    "n_concepts_heldout": "captioned held-out images",
+    "gallery_size": "captioned images, all or a sample, that generated images are compared with",
+    "tokens_text": "text tokens in the shards, training and held-out",
+    "tokens_image": "image tokens in the shards, training and held-out",
+    "psnr": "PSNR of reconstructed held-out gallery images, mean over images, dB",
+    "psnr_train": "the same for training images, dB",
+    "codebook_use": "share of the codes that at least one training image of the gallery uses",
+    "perplexity": "exp(entropy) of their codes: the effective number of codes in use",
+    "loss_text": "training loss per text token, nats, mean of the last ten reports",
+    "loss_image": "training loss per image token, nats, mean of the last ten reports",
+    "heldout_loss_text": "held-out loss per text token, nats, last evaluation",
+    "heldout_loss_image": "held-out loss per image token, nats, last evaluation",
+    "tokens_per_second": "training tokens per second, mean of the last ten reports",
+    "n_generated_train": "images generated from captions of training images",
+    "n_generated_heldout": "images generated from captions of held-out images",
+    "retrieval_top1_train": "share of generated images whose original is the nearest candidate",
+    "retrieval_top1_heldout": "the same for held-out captions",
+    "retrieval_candidates": "candidates: the original and random other images of the gallery",
+    "retrieval_chance": "chance level of the retrieval accuracy",
+    "n_captions_train": "captions generated for training images",
+    "n_captions_heldout": "captions generated for held-out images",
+    "caption_exact_train": "share equal to the expected caption, ignoring case",
+    "caption_exact_heldout": "the same for held-out images",
+    "caption_f1_train": "mean F1 of the words",
+    "caption_f1_heldout": "the same for held-out images",
+    "image_tokens_per_second": "image tokens generated per second",
+}
