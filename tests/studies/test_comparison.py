@@ -1,4 +1,4 @@
-"""Variants of an image tokenizer, trained and scored side by side."""
+"""A comparison of variants of an image tokenizer."""
 
 import json
 import logging
@@ -20,11 +20,11 @@ name = "small"
 [[sources]]
 name = "images"
 reader = "folder"
-path = "learnt"
+path = "train"
 [[heldout]]
-name = "unseen"
+name = "heldout"
 reader = "folder"
-path = "unseen"
+path = "heldout"
 [image_tokenizer]
 preset = "tiny"
 resolution = 32
@@ -51,7 +51,7 @@ set = ["image_tokenizer.quantizer.kind=fsq", "image_tokenizer_loop.steps=3"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
-    for name, n in (("learnt", 6), ("unseen", 5)):
+    for name, n in (("train", 6), ("heldout", 5)):
         (tmp_path / name).mkdir()
         for i in range(n):
             blocks = generator.integers(0, 255, (4, 4, 3), np.uint8)
@@ -60,18 +60,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_variants_are_trained_scored_and_shown(folder, capsys, caplog):
+def test_variants_are_trained_evaluated_and_shown(folder, capsys, caplog):
     arguments = ["tokenizer", "compare", str(folder / "small.toml"), "--out", str(folder / "run")]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["unseen", "means", "levels"]
+    assert [line.split()[0] for line in lines[:3]] == ["heldout", "means", "levels"]
 
     written = json.loads((folder / "run" / "comparison.json").read_text())
     means, levels = written["variants"]
     assert (means["name"], means["set"], means["steps"]) == ("means", [], 4)
     assert (levels["name"], levels["steps"], levels["n_codes"]) == ("levels", 3, 32)
     for variant in (means, levels):
-        scores = variant["scores"]["unseen"]
+        scores = variant["scores"]["heldout"]
         assert scores["images"] == 5
         assert scores["psnr"] > 3
         assert "perceptual_squeezenet" in scores
@@ -83,12 +83,12 @@ def test_variants_are_trained_scored_and_shown(folder, capsys, caplog):
     assert (folder / "run" / "variants" / "means" / "progress.html").is_file()
 
     before = (folder / "run" / "variants" / "means" / "metrics.jsonl").read_text()
-    assert main([*arguments, "--json"]) == 0  # finished ones are not trained again
+    assert main([*arguments, "--json"]) == 0  # finished variants are not trained again
     assert json.loads(capsys.readouterr().out) == written
     assert (folder / "run" / "variants" / "means" / "metrics.jsonl").read_text() == before
 
 
-def test_a_variant_that_changed_is_not_mixed_with_what_it_was(folder):
+def test_a_changed_variant_is_refused(folder):
     recipe, out = folder / "small.toml", folder / "run"
     compare_image_tokenizers(recipe, out)
     recipe.write_text(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
@@ -99,15 +99,15 @@ def test_a_variant_that_changed_is_not_mixed_with_what_it_was(folder):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("variants", r"has no \[\[variants\]\], so there is nothing to compare"),
-        ("heldout", r"has no \[\[heldout\]\] source, which the variants are scored on"),
+        ("variants", r"has no \[\[variants\]\] to compare; add some"),
+        ("heldout", r"has no \[\[heldout\]\] source to evaluate the variants on"),
     ],
 )
-def test_what_a_comparison_needs(folder, what, message):
+def test_a_comparison_needs_variants_and_held_out_sources(folder, what, message):
     text = RECIPE.split("[[variants]]")[0] if what == "variants" else RECIPE
     if what == "heldout":
         text = text.replace(
-            '[[heldout]]\nname = "unseen"\nreader = "folder"\npath = "unseen"\n', ""
+            '[[heldout]]\nname = "heldout"\nreader = "folder"\npath = "heldout"\n', ""
         )
     (folder / "small.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -115,7 +115,7 @@ def test_what_a_comparison_needs(folder, what, message):
 
 
 def test_processes_join_once(folder, monkeypatch):
-    """Those that leave and join again may find the addresses of the last time, and hang."""
+    """Processes that join a second time may find stale addresses and hang."""
     joined = []
 
     def counted(device):
@@ -123,7 +123,7 @@ def test_processes_join_once(folder, monkeypatch):
         return join(device)
 
     def stops(recipe, run, folder, world):
-        raise DataError("that will do")
+        raise DataError("stop here")
 
     tables = '[drawings]\npackages = "packages"\n[[heldout]]'
     (folder / "small.toml").write_text(RECIPE.replace("[[heldout]]", tables))
@@ -133,13 +133,13 @@ def test_processes_join_once(folder, monkeypatch):
         "pardalis.pipeline.stages.corpus.build_drawings", lambda config, folder: folder.mkdir()
     )
     monkeypatch.setattr("pardalis.studies.comparison.train_image_tokenizer", stops)
-    with pytest.raises(DataError, match="that will do"):
+    with pytest.raises(DataError, match="stop here"):
         compare_image_tokenizers(folder / "small.toml", folder / "run")
     assert (folder / "run" / "corpus").is_dir()
     assert len(joined) == 1
 
 
-def test_a_trained_tokenizer_has_no_variants(folder):
+def test_a_given_image_tokenizer_has_no_variants(folder):
     given = 'name = "small"\nimage_tokenizer_from = "final"\n[[sources]]\nname = "images"'
     tables = RECIPE[: RECIPE.index("[image_tokenizer]")].replace(
         'name = "small"\n[[sources]]\nname = "images"', given
@@ -149,13 +149,13 @@ def test_a_trained_tokenizer_has_no_variants(folder):
         load_recipe(folder / "small.toml")
 
 
-def test_no_images_are_too_few(folder):
+def test_zero_images_are_refused(folder):
     (folder / "small.toml").write_text("image_tokenizer_images = 0\n" + RECIPE)
     with pytest.raises(ConfigError, match="image_tokenizer_images must be at least 1, got 0"):
         load_recipe(folder / "small.toml")
 
 
-def test_variants_have_names_of_their_own(folder):
+def test_variants_need_unique_names(folder):
     (folder / "small.toml").write_text(RECIPE.replace('"levels"', '"means"'))
     with pytest.raises(ConfigError, match="Two variants are called 'means'"):
         load_recipe(folder / "small.toml")
@@ -167,7 +167,7 @@ def test_a_recipe_without_a_model_ends_with_the_tokenizer(folder):
     assert (folder / "run" / "image_tokenizer" / "final" / "model.safetensors").is_file()
 
 
-def test_without_what_draws_pages_training_goes_on(folder, monkeypatch, caplog):
+def test_without_packages_of_pages_training_continues(folder, monkeypatch, caplog):
     def missing(*arguments, **options):
         raise ConfigError("The page needs the package 'jinja2', which is not installed")
 
@@ -178,7 +178,7 @@ def test_without_what_draws_pages_training_goes_on(folder, monkeypatch, caplog):
     assert sum("No progress page is written" in each.message for each in caplog.records) == 1
 
 
-def test_a_trained_image_tokenizer_is_taken_over(folder):
+def test_a_trained_image_tokenizer_is_reused(folder):
     run(load_recipe(folder / "small.toml"), folder / "run")
     tables = RECIPE[: RECIPE.index("[image_tokenizer]")].replace(
         'name = "small"', 'name = "next"\nimage_tokenizer_from = "run/image_tokenizer/final"', 1
@@ -189,7 +189,7 @@ def test_a_trained_image_tokenizer_is_taken_over(folder):
     )
     recipe = load_recipe(folder / "next.toml")
     assert not recipe.trains_image_tokenizer
-    for kind in ("learnt", "unseen"):
+    for kind in ("train", "heldout"):
         for i in range(5):
             (folder / kind / f"{i}.txt").write_text(f"image {i}")
     stages = ("text_tokenizer", "prepare", "train")

@@ -1,4 +1,4 @@
-"""A study of stability: its grid, its processes, what is kept, and what it refuses."""
+"""A stability study: its grid, processes, outputs and errors."""
 
 import json
 import math
@@ -26,7 +26,7 @@ name = "small"
 [[sources]]
 name = "images"
 reader = "folder"
-path = "learnt"
+path = "train"
 [text_tokenizer]
 vocab_size = 260
 [image_tokenizer]
@@ -73,11 +73,11 @@ name = "default"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
-    (tmp_path / "learnt").mkdir()
+    (tmp_path / "train").mkdir()
     for i in range(6):
         pixels = generator.integers(0, 255, (16, 16, 3), np.uint8)
-        PIL.Image.fromarray(pixels).save(tmp_path / "learnt" / f"{i}.png")
-        (tmp_path / "learnt" / f"{i}.txt").write_text(f"image number {i}")
+        PIL.Image.fromarray(pixels).save(tmp_path / "train" / f"{i}.png")
+        (tmp_path / "train" / f"{i}.txt").write_text(f"image number {i}")
     (tmp_path / "small.toml").write_text(RECIPE)
     return tmp_path
 
@@ -95,11 +95,11 @@ def the_runs(folder: Path) -> dict[str, Path]:
     return {str(p.parent.relative_to(root)): p.parent for p in root.rglob("settings.json")}
 
 
-def test_a_study_trains_the_grid_shows_it_and_goes_on(folder, capsys):
+def test_a_study_trains_its_grid_and_resumes(folder, capsys):
     run_command(folder)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["variant", "plain", "default"]
-    assert lines[1].split()[-3:] == ["1", "of", "2"]  # the largest rate diverges, as it must
+    assert lines[1].split()[-3:] == ["1", "of", "2"]  # the largest rate diverges
     assert lines[-1].count("stability.") == 3
 
     runs = the_runs(folder)
@@ -115,19 +115,19 @@ def test_a_study_trains_the_grid_shows_it_and_goes_on(folder, capsys):
     assert plain["training"]["schedule"]["learning_rate"] == 1e30
     assert plain["training"]["seed"] == 3
     for name, path in runs.items():
-        assert not (path / "checkpoints").exists()  # a hundred runs would fill the disk
+        assert not (path / "checkpoints").exists()  # many runs would fill the disk
         result = json.loads((path / "result.json").read_text())
         assert (result["diverged"] is not None) == ("1e+30" in name)
-        # 298 ids, guessed nearly evenly: log 298 = 5.7
+        # nearly uniform over 298 tokens: log 298 = 5.7
         assert result["start"]["loss"] == pytest.approx(5.7, abs=0.2)
     written = json.loads((folder / "run" / "stability.json").read_text())
-    [[learnt], [diverged]] = written["variants"][0]["final_losses"]["loss"]
+    [[trained], [diverged]] = written["variants"][0]["final_losses"]["loss"]
     start = json.loads((runs["plain/lr-1e+30/seed-3"] / "result.json").read_text())["start"]["loss"]
-    assert learnt < diverged == start
+    assert trained < diverged == start
     assert (folder / "run" / "stability.html").is_file()
     assert (folder / "run" / "stability.png").is_file()
 
-    # What is finished is not trained again, and what is gone is.
+    # Finished runs are not trained again, deleted ones are.
     gone = runs["default/lr-1e-02/seed-3"]
     lost = (gone / "metrics.jsonl").read_text()
     kept = runs["plain/lr-1e-02/seed-3"] / "metrics.jsonl"
@@ -142,17 +142,17 @@ def test_a_study_trains_the_grid_shows_it_and_goes_on(folder, capsys):
               (lost, (gone / "metrics.jsonl").read_text())]  # fmt: skip
     assert losses[0] == losses[1]
 
-    # Other settings are another study.
+    # Other settings are refused.
     with pytest.raises(ConfigError, match=r"begun with other settings: .*steps was 20 and is 22"):
         study_stability(folder / "small.toml", folder / "run", ["training_loop.steps=22"])
 
 
-def test_a_run_that_fails_ends_the_study_with_its_own_words(folder):
+def test_a_failed_run_ends_the_study_with_its_message(folder):
     overrides = ["training.schedule.warmup_steps=30"]
     with pytest.raises(TrainingError) as caught:
         study_stability(folder / "small.toml", folder / "run", overrides, jobs=1)
     assert str(caught.value).startswith("The run plain/lr-1e-02/seed-3 failed (warmup_steps (30)")
-    assert "log.txt tells more" in str(caught.value)
+    assert "log.txt. Finished runs are kept." in str(caught.value)
 
 
 STUDY = """
@@ -170,8 +170,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_all_runs_save_and_the_study_goes_on(folder, number):
-    """A signal to the whole group, as of Ctrl-C or of a scheduler: each run is told once."""
+def test_on_a_signal_all_runs_save_and_the_study_resumes(folder, number):
+    """A signal to the whole process group reaches each run once."""
     long = ["training_loop.steps=100000", "stability.learning_rates=[1e-3, 1e-2]"]
     (folder / "study.py").write_text(STUDY)
     started = subprocess.Popen(
@@ -188,18 +188,18 @@ def test_asked_to_stop_all_runs_save_and_the_study_goes_on(folder, number):
     os.killpg(started.pid, number)
     _, words = started.communicate(timeout=60)
     assert started.returncode == 1
-    assert "Stopped with 0 of 4 runs finished; run the same command to go on." in words
+    assert "Stopped with 0 of 4 runs finished; run the study again to continue." in words
     assert "Traceback" not in words
 
     logs = [path.read_text() for path in root.rglob("log.txt")]
     assert ["Stopped at step" in log for log in logs] == [True, True]
     assert not list(root.rglob("result.json"))
 
-    # The same command finds the runs as its own, to go on from what they saved.
-    begun = [each for each in trials_of(folder, long) if each.folder.exists()]
-    assert len(begun) == 2
-    assert all(list(each.folder.glob("checkpoints/step-*/run.json")) for each in begun)
-    for each in begun:
+    # The same study resumes the runs from their checkpoints.
+    started_runs = [each for each in trials_of(folder, long) if each.folder.exists()]
+    assert len(started_runs) == 2
+    assert all(list(each.folder.glob("checkpoints/step-*/run.json")) for each in started_runs)
+    for each in started_runs:
         check_settings(each.folder, each.steps, each.settings)
 
 
@@ -208,16 +208,16 @@ def trials_of(folder: Path, overrides: list[str]) -> list[studies.Trial]:
     return studies._trials(folder / "small.toml", overrides, recipe, folder / "run")
 
 
-def test_the_first_seed_comes_first_so_that_a_figure_shows_early(folder, monkeypatch):
+def test_runs_of_the_first_seed_come_first(folder, monkeypatch):
     order = []
 
     def note(trials, *rest):
         order.extend(trials)
-        raise TrainingError("that will do")
+        raise TrainingError("stop here")
 
     monkeypatch.setattr(studies, "_train_all", note)
     overrides = ["stability.seeds=[3, 1]", "stability.learning_rates=[1.5e-3, 0.2]"]
-    with pytest.raises(TrainingError, match="that will do"):
+    with pytest.raises(TrainingError, match="stop here"):
         study_stability(folder / "small.toml", folder / "run", overrides)
     assert [trial.name for trial in order] == [
         f"{variant}/lr-{rate}/seed-{seed}"
@@ -228,13 +228,17 @@ def test_the_first_seed_comes_first_so_that_a_figure_shows_early(folder, monkeyp
     assert {trial.folder.parents[3] for trial in order} == {folder / "run"}
 
 
-def test_a_loss_that_rose_in_warm_up_may_come_back(folder):
+def test_a_study_ignores_loss_explosions(folder):
     overrides = ["training_loop.alarms.loss_explosion=1e-3", "training_loop.evaluate_every=5"]
     loop = load_recipe(folder / "small.toml", overrides).training_loop
     assert loop is not None
-    studied = studies._as_studied(loop)
-    assert studied.alarms.loss_explosion == math.inf
-    assert (studied.steps, studied.evaluate_every, studied.on_divergence) == (20, 0, "stop")
+    study_loop = studies._study_loop(loop)
+    assert study_loop.alarms.loss_explosion == math.inf
+    assert (study_loop.steps, study_loop.evaluate_every, study_loop.on_divergence) == (
+        20,
+        0,
+        "stop",
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,30 +260,30 @@ def test_a_loss_that_rose_in_warm_up_may_come_back(folder):
         ("high_learning_rate=1e-3", "high_learning_rate (0.001) must be one of learning_rates"),
         (
             'variants.0.set=["prepare.row_tokens=8"]',
-            "variants: 'plain' sets prepare.row_tokens, but all variants read the same data",
+            "variants: 'plain' sets prepare.row_tokens, but all variants use the same data",
         ),
         (
             'variants.0.set=["training.seed=8"]',
-            "variants: 'plain' sets training.seed, which learning_rates and seeds decide",
+            "variants: 'plain' sets training.seed, which learning_rates and seeds determine",
         ),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(folder, override, message):
+def test_invalid_studies_are_refused(folder, override, message):
     with pytest.raises(ConfigError) as caught:
         load_recipe(folder / "small.toml", [f"stability.{override}"])
     assert str(caught.value).startswith(f"stability.{message}")
 
 
-def test_what_a_study_needs(folder):
+def test_a_study_needs_its_tables(folder):
     (folder / "small.toml").write_text(RECIPE.split("[stability]")[0])
     with pytest.raises(ConfigError, match=r"needs the tables \[stability\] and \[model\]"):
         study_stability(folder / "small.toml", folder / "run")
     (folder / "small.toml").write_text(RECIPE)
-    with pytest.raises(ConfigError, match="jobs must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="`jobs` must be at least 1, got 0"):
         study_stability(folder / "small.toml", folder / "run", jobs=0)
 
 
-def test_the_high_learning_rate_is_the_largest_unless_one_is_named(folder):
+def test_the_high_learning_rate_defaults_to_the_largest(folder):
     config = load_recipe(folder / "small.toml").stability
     assert config is not None and config.high == 1e30
     named = load_recipe(folder / "small.toml", ["stability.high_learning_rate=1e-2"]).stability

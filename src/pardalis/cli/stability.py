@@ -56,13 +56,13 @@ def _summaries(study: "Study") -> list[str]:
     width = max(len("variant"), *(len(name) for name in study.variants))
     lines = [
         f"{'variant':<{width}}  {'best lr':>8}  {'loss':>6}  {'text':>6}  {'image':>6}"
-        f"  {'within 1 %':>10}  {'sensitivity':>11}  {'least-largest':>13}  {'relative':>8}"
+        f"  {'within 1 %':>10}  {'sensitivity':>11}  {'min-max':>13}  {'relative':>8}"
         f"  {'diverged':>8}"
     ]
     for each in study.summaries():
         loss, text, image = (f"{spread.mean:6.3f}" for spread in each.losses.values())
         good = "..".join(map(rate_name, each.good_learning_rates))
-        spread = f"{each.sensitivity.least:.3f}-{each.sensitivity.largest:.3f}"
+        spread = f"{each.sensitivity.min:.3f}-{each.sensitivity.max:.3f}"
         relative = "-" if each.relative_sensitivity is None else f"{each.relative_sensitivity:.2f}"
         lines.append(
             f"{each.variant:<{width}}  {rate_name(each.best_learning_rate):>8}  {loss}  {text}"
@@ -78,6 +78,6 @@ def _outcomes(study: "Study") -> list[str]:
     count = counts(study.outcomes())
     lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"
     return [
-        f"Runs that went bad: {count['bad']}, with an alarm before in {count['warned']}{lead}. "
-        f"Others that had an alarm: {count['harmless']}."
+        f"Unstable runs: {count['unstable']}, with an alarm before in {count['warned']}{lead}. "
+        f"Other runs with an alarm: {count['false_alarms']}."
     ]

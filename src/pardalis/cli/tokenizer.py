@@ -108,13 +108,13 @@ def _compare(options: argparse.Namespace) -> None:
         return
     for source in comparison.sources:
         columns = comparison.columns(source)
-        first = max(len(name) for name in (source, *(row.name for row in comparison.rows)))
-        echo(f"{source:<{first}}" + "".join(f"  {name:>8}" for name in columns))
-        for row in comparison.rows:
+        width = max(len(name) for name in (source, *(each.name for each in comparison.variants)))
+        echo(f"{source:<{width}}" + "".join(f"  {name:>8}" for name in columns))
+        for variant in comparison.variants:
             values = (
-                f"  {number(row.scores[source][name]):>{max(8, len(name))}}" for name in columns
+                f"  {number(variant.scores[source][name]):>{max(8, len(name))}}" for name in columns
             )
-            echo(f"{row.name:<{first}}" + "".join(values))
+            echo(f"{variant.name:<{width}}" + "".join(values))
     echo(f"{folder / FILE}, {folder / PAGE}")
 
 

@@ -1,4 +1,4 @@
-"""Finding an image tokenizer in whatever folder holds one."""
+"""Loading the image tokenizer of a folder."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from pardalis.vq import ImageTokenizer
 
 
 def find_image_tokenizer(path: Path | str, device: torch.device | str = "cpu") -> ImageTokenizer:
-    """Load the image tokenizer of a bundle, of a run, or of its own folder, ready for use.
+    """Load the image tokenizer of a bundle, a run, or its own folder onto a device.
 
     Raises:
-        BundleError: the folder holds none, or it is incomplete or does not fit its config.
-        ConfigError: there is no such device, or a run's recipe is wrong.
+        BundleError: the folder has none, or its files are incomplete or do not match its config.
+        ConfigError: the device does not exist, or the recipe of a run is wrong.
     """
     folder = image_tokenizer_in(existing_folder(Path(path)))
     return ImageTokenizer.load(folder).to(find_device(device))

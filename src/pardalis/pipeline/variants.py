@@ -1,19 +1,19 @@
-"""Ways to train that are tried side by side, as a recipe lists them."""
+"""Variants of a recipe that are trained and compared."""
 
 from dataclasses import dataclass
 
 from pardalis.data import check_name
 from pardalis.errors import ConfigError
 
-_OF_A_STUDY = ("training.schedule.learning_rate", "training.seed")  # it sets them by itself
+_SWEPT = ("training.schedule.learning_rate", "training.seed")  # set by the study
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantConfig:
-    """One of several ways to train."""
+    """One variant."""
 
-    name: str  # of its row in the table, and of its folder
-    set: tuple[str, ...] = ()  # what it changes in the recipe, as --set has it
+    name: str  # its name in tables, and that of its folder
+    set: tuple[str, ...] = ()  # overrides of the recipe, in the form of --set
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -21,13 +21,13 @@ class VariantConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StabilityConfig:
-    """What ``pardalis stability`` trains: every variant at every learning rate with every seed."""
+    """A stability study: every variant at every learning rate with every seed."""
 
-    learning_rates: tuple[float, ...]  # peaks of the schedule, ascending
-    variants: tuple[VariantConfig, ...]  # the first is what the others are compared with
-    seeds: tuple[int, ...] = (0, 1, 2)  # of initial values, order of rows and dropout
-    # Whose growth of statistics and losses the page shows besides each variant's best one.
-    high_learning_rate: float | None = None  # default: the largest of them
+    learning_rates: tuple[float, ...]  # peak learning rates, ascending
+    variants: tuple[VariantConfig, ...]  # the first is the baseline
+    seeds: tuple[int, ...] = (0, 1, 2)  # of initial weights, data order and dropout
+    # Learning rate at which the page compares statistics, besides each variant's best one.
+    high_learning_rate: float | None = None  # None: the largest one
 
     def __post_init__(self) -> None:
         rates = self.learning_rates
@@ -54,18 +54,18 @@ class StabilityConfig:
 
     @property
     def high(self) -> float:
-        """The learning rate at which instability is looked at."""
+        """The learning rate at which statistics are compared."""
         return self.high_learning_rate or self.learning_rates[-1]
 
 
 def _check_change(variant: str, key: str) -> None:
-    if key in _OF_A_STUDY:
+    if key in _SWEPT:
         raise ConfigError(
-            f"variants: {variant!r} sets {key}, which learning_rates and seeds decide; leave it "
-            "out."
+            f"variants: {variant!r} sets {key}, which learning_rates and seeds determine; leave "
+            "it out."
         )
     if key.partition(".")[0] not in ("model", "training"):
         raise ConfigError(
-            f"variants: {variant!r} sets {key}, but all variants read the same data for as long; "
-            "only model and training can differ, so set it in the recipe."
+            f"variants: {variant!r} sets {key}, but all variants use the same data and the same "
+            "number of steps; only model and training can differ, so set it in the recipe."
         )

@@ -1,4 +1,4 @@
-"""Studies: many runs side by side, and a page that compares them."""
+"""Studies: several training runs and a page that compares them."""
 
 from pardalis.studies.comparison import compare_image_tokenizers
 from pardalis.studies.stability import study_stability

@@ -1,10 +1,10 @@
-"""Training an image tokenizer in several ways on the same images, to see what each way buys.
+"""Comparison of variants of an image tokenizer, trained on the same images.
 
 RUN/
-├─ corpus/                   built once, if the recipe asks for one
+├─ corpus/                   built once, if the recipe has one
 ├─ variants/<name>/          metrics, checkpoints, progress.html; final/ is the trained tokenizer
 ├─ comparison.json           the scores of every variant on every held-out source
-└─ comparison.html           the same, with the same images as each variant gives them back
+└─ comparison.html           the same, with reconstructions of the same images
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 
 from pardalis.devices import find_device
 from pardalis.errors import ConfigError
-from pardalis.evaluate import Images, Judges, evaluate_reconstruction, require_packages
+from pardalis.evaluate import ImageSet, MetricNets, evaluate_reconstruction, require_packages
 from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perceptual_distance
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
@@ -24,34 +24,34 @@ from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.pipeline.runner import alone, run_together
 from pardalis.pipeline.stages import RunContext
 from pardalis.pipeline.stages.image_tokenizer import train_image_tokenizer
-from pardalis.studies.comparison_page import Comparison, Row, write_comparison
+from pardalis.studies.comparison_page import Comparison, VariantResult, write_comparison
 from pardalis.train import read_metrics
 from pardalis.vq import ImageTokenizer
 
-_SHOWN = 12  # held-out images on the page
+_N_EXAMPLES = 12  # held-out images on the page
 
 
 def compare_image_tokenizers(
     path: Path, folder: Path, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
 ) -> Comparison | None:
-    """Train each variant of a recipe, score all on its held-out sources, and write the comparison.
+    """Train the variants of a recipe, evaluate them on its held-out sources, and write the results.
 
-    A variant that is finished is not trained again, and one that was interrupted goes on.
+    Finished variants are not trained again, and interrupted ones are resumed.
 
     Returns:
-        The comparison; None in a process that only helps to train.
+        The comparison; None in processes other than the first.
 
     Raises:
-        ConfigError: the recipe has no variants or no held-out sources, or a variant was begun with
-            other settings; or a package is missing.
-        PardalisError: as training and evaluation raise it.
+        ConfigError: the recipe has no variants or no held-out sources, a variant was started with
+            other settings, or a package is missing.
+        PardalisError: training or evaluation failed.
     """
     recipe = load_recipe(path, overrides)
     if not recipe.variants:
-        raise ConfigError(f"{path} has no [[variants]], so there is nothing to compare; add some.")
+        raise ConfigError(f"{path} has no [[variants]] to compare; add some.")
     if not recipe.heldout:
-        raise ConfigError(f"{path} has no [[heldout]] source, which the variants are scored on.")
-    require_packages("The comparison", "evaluate")  # it comes last: do not find out then
+        raise ConfigError(f"{path} has no [[heldout]] source to evaluate the variants on; add one.")
+    require_packages("The comparison", "evaluate")  # checked before training, used after it
     recipes = {
         variant.name: load_recipe(path, [*overrides, *variant.set]) for variant in recipe.variants
     }
@@ -67,38 +67,38 @@ def compare_image_tokenizers(
             }
         if not world.is_first:
             return None
-        comparison = _scored(recipe, recipes, folder, tokenizers, world)
+        comparison = _evaluate(recipe, recipes, folder, tokenizers, world)
     write_comparison(folder, comparison)
     return comparison
 
 
-def _scored(
+def _evaluate(
     recipe: Recipe,
     recipes: dict[str, Recipe],
     folder: Path,
     tokenizers: dict[str, ImageTokenizer],
     world: World,
 ) -> Comparison:
-    judges = Judges(
+    nets = MetricNets(
         perceptual=load_perceptual_distance(FeatureNetConfig(name="squeezenet")).to(world.device),
         frechet=load_feature_net(FeatureNetConfig(name="efficientnet_lite0")).to(world.device),
     )
     sources = [located(source, folder) for source in recipe.heldout]
-    originals = _some(Images(Path(sources[0].path), sources[0].reader, most=_SHOWN), tokenizers)
-    rows = []
+    first = ImageSet(Path(sources[0].path), sources[0].reader, max_images=_N_EXAMPLES)
+    originals = _at_largest_resolution(first, tokenizers)
+    results = []
     for (name, tokenizer), variant in zip(tokenizers.items(), recipe.variants, strict=True):
         tokenizer.eval()
         scores = {
             source.name: evaluate_reconstruction(
-                tokenizer, Images(Path(source.path), source.reader), judges, n_shown=0
+                tokenizer, ImageSet(Path(source.path), source.reader), nets, n_examples=0
             ).scores
             for source in sources
         }
         last = read_metrics(folder / "variants" / name / "metrics.jsonl")[-1]
-        shown = tokenizer.images_of(tokenizer.codes_of(originals))
         config = recipes[name].image_tokenizer_config()
-        rows.append(
-            Row(
+        results.append(
+            VariantResult(
                 name=name,
                 changes=variant.set,
                 n_codes=config.n_codes,
@@ -106,13 +106,15 @@ def _scored(
                 steps=int(last["step"]),
                 seconds=float(last["time_s"]),
                 scores=scores,
-                reconstructions=shown,
+                reconstructions=tokenizer.images_of(tokenizer.codes_of(originals)),
             )
         )
-    return Comparison(recipe=recipe.name, originals=originals, rows=rows)
+    return Comparison(recipe=recipe.name, originals=originals, variants=results)
 
 
-def _some(images: Images, tokenizers: dict[str, ImageTokenizer]) -> list[PIL.Image.Image]:
-    """Return the images to show, at the largest resolution among the variants."""
+def _at_largest_resolution(
+    images: ImageSet, tokenizers: dict[str, ImageTokenizer]
+) -> list[PIL.Image.Image]:
+    """Return images at the largest resolution among the variants."""
     config = max((each.config for each in tokenizers.values()), key=lambda c: c.resolution)
     return [image for _, image in images.squares(config)]

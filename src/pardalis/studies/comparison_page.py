@@ -1,7 +1,4 @@
-"""Several image tokenizers side by side: a table for a terminal, for programs, and as a page.
-
-``comparison_page.html.jinja`` holds the words and the design.
-"""
+"""The results of a comparison of image tokenizers, as JSON and as a page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from pardalis.evaluate.templates import image_uri, render
 
 FILE, PAGE = "comparison.json", "comparison.html"
 
-# What tells variants apart; the rest of an evaluation stands in the file.
+# Prefixes of the scores in tables; comparison.json has all scores.
 _COLUMNS = (
     "psnr",
     "ssim",
@@ -29,34 +26,34 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One way to train, and what it came to."""
+class VariantResult:
+    """One variant and its scores."""
 
     name: str
-    changes: tuple[str, ...]  # in the recipe
+    changes: tuple[str, ...]  # overrides of the recipe
     n_codes: int
     codes_per_image: int
     steps: int
-    seconds: float  # of training
+    seconds: float  # training time
     scores: dict[str, dict[str, Any]]  # by held-out source
     reconstructions: list[PIL.Image.Image]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Rows in the order of the recipe; all were scored on the same images."""
+    """The variants in the order of the recipe, evaluated on the same images."""
 
     recipe: str
     originals: list[PIL.Image.Image]
-    rows: list[Row]
+    variants: list[VariantResult]
 
     @property
     def sources(self) -> list[str]:
-        return list(self.rows[0].scores)
+        return list(self.variants[0].scores)
 
     def columns(self, source: str) -> list[str]:
-        """Return the names of the scores of a source that are shown."""
-        names = self.rows[0].scores[source]
+        """Return the names of a source's scores that tables show."""
+        names = self.variants[0].scores[source]
         return [
             name
             for column in _COLUMNS
@@ -83,8 +80,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
             },
             "originals": [image_uri(image) for image in comparison.originals],
             "reconstructions": {
-                row.name: [image_uri(image) for image in row.reconstructions]
-                for row in comparison.rows
+                variant.name: [image_uri(image) for image in variant.reconstructions]
+                for variant in comparison.variants
             },
         },
     )
@@ -97,14 +94,14 @@ def plain(comparison: Comparison) -> dict[str, Any]:
         "recipe": comparison.recipe,
         "variants": [
             {
-                "name": row.name,
-                "set": list(row.changes),
-                "n_codes": row.n_codes,
-                "codes_per_image": row.codes_per_image,
-                "steps": row.steps,
-                "seconds": row.seconds,
-                "scores": row.scores,
+                "name": variant.name,
+                "set": list(variant.changes),
+                "n_codes": variant.n_codes,
+                "codes_per_image": variant.codes_per_image,
+                "steps": variant.steps,
+                "seconds": variant.seconds,
+                "scores": variant.scores,
             }
-            for row in comparison.rows
+            for variant in comparison.variants
         ],
     }

@@ -1,13 +1,12 @@
-"""Training a model in several ways at several learning rates, to see which stay stable.
+"""Training stability of variants of a model over learning rates.
 
 RUN/
-├─ shards/, ...                          the stages before training, run once
+├─ shards/, ...                          stages before training, run once
 ├─ stability/VARIANT/lr-1e-02/seed-0/    metrics, alarms, result.json, log.txt
-├─ stability.json, stability.html        what it came to
-└─ stability.png                         its figure
+├─ stability.json, stability.html        results
+└─ stability.png                         figure
 
-That the loss of a run is not finite is a result, and no failure. Checkpoints are deleted when a run
-is finished.
+A loss that is not finite is a result, not a failure. Checkpoints of finished runs are deleted.
 """
 
 import dataclasses
@@ -32,6 +31,7 @@ import torch
 from pardalis.codec import Codec
 from pardalis.errors import ConfigError, PardalisError, TrainingError
 from pardalis.evaluate import require_packages
+from pardalis.evaluate.run_folder import Metrics
 from pardalis.files import write_json
 from pardalis.parallel import Layout
 from pardalis.pipeline.builders import decoder_task, load_codec
@@ -49,9 +49,9 @@ from pardalis.train.settings import check_settings
 from pardalis.train.stopping import stop_requests
 
 _RESULT, _LOG = "result.json", "log.txt"
-_ASKS = (signal.SIGTERM,)
+_STOP_SIGNALS = (signal.SIGTERM,)
 _WITH_MODEL = "a recipe with a model has it"
-_LOOKS_EVERY_S = 0.2  # at whether someone asked to stop
+_POLL_S = 0.2  # interval of checks for a request to stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +59,8 @@ class Trial:
     """One run of a study.
 
     Attributes:
-        recipe: with what the variant changes, the learning rate and the seed in it.
-        settings: plain values that decide its numbers.
+        recipe: the recipe with the overrides of the variant, the learning rate and the seed.
+        settings: plain values that determine the results.
         root: the run folder with the prepared data.
     """
 
@@ -99,27 +99,27 @@ def study_stability(
 ) -> Study:
     """Train every variant of a recipe at every learning rate with every seed, and write the study.
 
-    What is finished is not trained again, and what was interrupted goes on.
+    Finished runs are not trained again, and interrupted ones are resumed.
 
     Args:
-        jobs: processes that train side by side, each with one thread; default: one per core.
+        jobs: parallel training processes, each with one thread; default: one per core.
 
     Raises:
-        ConfigError: the recipe has no ``[stability]`` or trains no model from the start, a run was
-            begun with other settings, or a package is missing.
-        TrainingError: it was asked to stop, or a run failed.
-        PardalisError: as the stages up to ``prepare`` raise it.
+        ConfigError: the recipe has no ``[stability]`` or no new model, a run was started with other
+            settings, or a package is missing.
+        TrainingError: the study was stopped, or a run failed.
+        PardalisError: a stage up to ``prepare`` failed.
     """
     recipe = load_recipe(path, overrides)
     if recipe.stability is None or recipe.model is None or recipe.start_from is not None:
         raise ConfigError(
             f"{path} needs the tables [stability] and [model], and no start_from: a study trains "
-            "small models from their initial values."
+            "models from their initial weights."
         )
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if jobs < 1:
-        raise ConfigError(f"jobs must be at least 1, got {jobs}.")
-    require_packages("The study")  # its page comes last: do not find out then
+        raise ConfigError(f"`jobs` must be at least 1, got {jobs}.")
+    require_packages("The study")  # checked before training, used after it
     stages = [stage.name for stage in stages_of(recipe)]
     run(recipe, folder, stages[: stages.index("train")], device)
     trials = _trials(path, overrides, recipe, folder)
@@ -132,9 +132,9 @@ def study_stability(
 
 
 def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) -> list[Trial]:
-    """Return all runs of a study: with the first seed first, so that a figure shows early."""
+    """Return all runs of a study, those of the first seed first."""
     config, codec = recipe.stability, load_codec(root)
-    assert config is not None, "study_stability has looked"
+    assert config is not None, "study_stability checks it"
     data = next(record.identity for record in read_records(root) if record.name == "prepare")
     trials = []
     for seed in config.seeds:
@@ -163,38 +163,38 @@ def _settings(recipe: Recipe, root: Path, codec: Codec, data: str) -> dict[str, 
         "codec": codec.fingerprint,
         "data": data,
         "loop": {
-            "steps": loop.steps,  # where the schedule ends: a run that grew would be another one
+            "steps": loop.steps,  # the schedule depends on it
             "report_every": loop.report_every,
         },
     }
 
 
-# ── the processes ────────────────────────────────────────────────────────────────────────────────
+# ── processes ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _train_all(trials: Sequence[Trial], device: str, jobs: int) -> None:
-    """Train what is not finished, each run in a process of its own."""
+    """Train the unfinished runs, each in its own process."""
     for trial in trials:
         if trial.is_finished:
             check_settings(trial.folder, trial.steps, trial.settings)
-    waiting = [trial for trial in trials if not trial.is_finished]
-    done = len(trials) - len(waiting)
+    pending = [trial for trial in trials if not trial.is_finished]
+    done = len(trials) - len(pending)
     with bar("Stability study", total=len(trials), unit="runs", done=done) as advance:
-        _Workers(waiting, device, jobs, advance).run()
+        _Workers(pending, device, jobs, advance).run()
     if left := sum(not trial.is_finished for trial in trials):
         raise TrainingError(
-            f"Stopped with {len(trials) - left} of {len(trials)} runs finished; run the same "
-            "command to go on."
+            f"Stopped with {len(trials) - left} of {len(trials)} runs finished; run the study "
+            "again to continue."
         )
 
 
 class _Workers:
-    """Processes that train side by side, started from a server that has imported all they need."""
+    """Parallel training processes, started by a fork server that has imported their modules."""
 
     def __init__(
-        self, waiting: Sequence[Trial], device: str, jobs: int, advance: Callable[..., None]
+        self, pending: Sequence[Trial], device: str, jobs: int, advance: Callable[..., None]
     ) -> None:
-        self.waiting = list(waiting)
+        self.pending = list(pending)
         self.running: list[tuple[BaseProcess, Trial]] = []
         self.device, self.jobs, self.advance = device, jobs, advance
         self.context = multiprocessing.get_context("forkserver")
@@ -202,16 +202,16 @@ class _Workers:
         self.is_stopping = False
 
     def run(self) -> None:
-        """Train all; a request to stop is passed on once, and then waited for."""
-        _begin_server()
+        """Train all; a request to stop is forwarded once to the processes, which then end."""
+        _start_server()
         with stop_requests() as stop:
             try:
-                while self.waiting or self.running:
+                while self.pending or self.running:
                     if stop.made and not self.is_stopping:
                         self._stop()
-                    while self.waiting and len(self.running) < self.jobs:
-                        self._start(self.waiting.pop(0))
-                    ended = connection.wait([p.sentinel for p, _ in self.running], _LOOKS_EVERY_S)
+                    while self.pending and len(self.running) < self.jobs:
+                        self._start(self.pending.pop(0))
+                    ended = connection.wait([p.sentinel for p, _ in self.running], _POLL_S)
                     for process, trial in [e for e in self.running if e[0].sentinel in ended]:
                         self.running.remove((process, trial))
                         self._end(process, trial)
@@ -231,46 +231,46 @@ class _Workers:
 
     def _stop(self) -> None:
         self.is_stopping = True
-        self.waiting.clear()
+        self.pending.clear()
         for process, _ in self.running:
             process.terminate()
 
     def _end(self, process: BaseProcess, trial: Trial) -> None:
         process.join()
         if trial.is_finished:
-            study_run = _read(trial)
+            study_run = _read_result(trial)
             loss = study_run.final("loss", trial.steps)
             note = "" if study_run.diverged is None else ", diverged"
             self.advance(1, last=f"{trial.name} {loss:.3f}{note}")
         elif not self.is_stopping:
             raise TrainingError(
-                f"The run {trial.name} failed ({_last_words(trial.folder / _LOG)}); "
-                f"{trial.folder / _LOG} tells more. What is finished stays."
+                f"The run {trial.name} failed ({_last_line(trial.folder / _LOG)}); see "
+                f"{trial.folder / _LOG}. Finished runs are kept."
             )
 
 
-def _begin_server() -> None:
-    """Begin the server; a SIGTERM to the whole group, as schedulers send it, is not for it.
+def _start_server() -> None:
+    """Start the fork server with SIGTERM blocked, which schedulers send to the whole group.
 
-    What it starts waits with that signal too, until it unblocks it.
+    Its children inherit the blocked signal and unblock it.
     """
-    resource_tracker.ensure_running()  # the server begins it otherwise, and it unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS)
+    resource_tracker.ensure_running()  # started by the server, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _last_words(log: Path) -> str:
+def _last_line(log: Path) -> str:
     lines = log.read_text().split("\n") if log.is_file() else []
     return next((line for line in reversed(lines) if line.strip()), "it was killed").rstrip(".")
 
 
 def _work(trial: Trial, device: str) -> None:
-    """Be the process of one run: its words go to a file, and Ctrl-C is for the study to pass on."""
+    """Run the process of one run: it logs to a file, and the study forwards Ctrl-C."""
     os.setpgrp()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     threading.Thread(target=_follow_parent, daemon=True).start()
     trial.folder.mkdir(parents=True, exist_ok=True)
     sys.stderr = open(trial.folder / _LOG, "a", buffering=1)  # noqa: SIM115
@@ -285,7 +285,7 @@ def _work(trial: Trial, device: str) -> None:
 
 
 def _follow_parent() -> None:
-    """Save and stop when the study's process is gone."""
+    """Save and stop when the study's process has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "the study started this process"
     parent.join()
@@ -293,16 +293,16 @@ def _follow_parent() -> None:
 
 
 def train_trial(trial: Trial, device: torch.device | str = "cpu") -> None:
-    """Train one run of a study until its end, or until it diverges, and write what it came to.
+    """Train one run of a study until it ends or diverges, and write its result.
 
     Raises:
-        Interrupted: as :func:`pardalis.train.train` raises it.
+        Interrupted: see :func:`pardalis.train.train`.
         PardalisError: the data or the settings are wrong, or the disk is full.
     """
     loop, codec = trial.recipe.training_loop, load_codec(trial.root)
     assert loop is not None, _WITH_MODEL
-    loop = _as_studied(loop)
-    start = _task(trial, codec, device).step(0)  # its losses are from before the update
+    loop = _study_loop(loop)
+    start = _task(trial, codec, device).step(0)  # its losses precede the update
     losses = {name: float(start[name]) for name in LOSSES}
     diverged = None
     try:
@@ -315,11 +315,11 @@ def train_trial(trial: Trial, device: torch.device | str = "cpu") -> None:
     shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)
 
 
-def _as_studied(loop: LoopConfig) -> LoopConfig:
-    """Return the loop of a run that ends early only where its loss is not finite.
+def _study_loop(loop: LoopConfig) -> LoopConfig:
+    """Return a loop that stops early only if the loss is not finite.
 
-    At a high learning rate losses rise by nats during warm-up, and many come back: which of them
-    do is what a study is to find.
+    At a high learning rate losses rise by nats during warm-up, and many recover. A study measures
+    which of them do.
     """
     return dataclasses.replace(
         loop,
@@ -340,7 +340,7 @@ def _task(trial: Trial, codec: Codec, device: torch.device | str) -> PretrainTas
 
 def _study(recipe: Recipe, trials: Sequence[Trial]) -> Study:
     config = recipe.stability
-    assert config is not None, "study_stability has looked"
+    assert config is not None, "study_stability checks it"
     return Study(
         recipe=recipe.name,
         steps=trials[0].steps,
@@ -348,19 +348,19 @@ def _study(recipe: Recipe, trials: Sequence[Trial]) -> Study:
         seeds=config.seeds,
         high=config.high,
         variants={variant.name: variant.set for variant in config.variants},
-        runs={(t.variant, t.learning_rate, t.seed): _read(t) for t in trials},
+        runs={(t.variant, t.learning_rate, t.seed): _read_result(t) for t in trials},
     )
 
 
-def _read(trial: Trial) -> StudyRun:
-    """Return a finished run; its alarms are those of the recipe's rules as they are now."""
+def _read_result(trial: Trial) -> StudyRun:
+    """Return a finished run; its alarms follow the recipe's current rules."""
     assert trial.recipe.training_loop is not None, _WITH_MODEL
     result = json.loads((trial.folder / _RESULT).read_text())
     lines = read_metrics(trial.folder / "metrics.jsonl")
     alarms = Alarms(trial.recipe.training_loop.alarms)
     return StudyRun(
         start=result["start"],
-        lines=lines,
+        metrics=Metrics(lines),
         alarms=[alarm for line in lines for alarm in alarms.read(line)],
         diverged=result["diverged"],
     )

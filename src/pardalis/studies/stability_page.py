@@ -1,7 +1,4 @@
-"""A stability study as a page, a figure and a file for programs.
-
-``stability_page.html.jinja`` holds the words and the design.
-"""
+"""The results of a stability study, as JSON, a page and a figure."""
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
@@ -19,7 +16,7 @@ from pardalis.studies.stability_results import LOSSES, Outcome, Study, plain
 
 FILE, PAGE, FIGURE = "stability.json", "stability.html", "stability.png"
 
-# The first variant is what the others are compared with, and drawn in ink.
+# The first variant, the baseline, is plotted in black.
 _COLOURS = (
     "#211f1b", "#cf5239", "#2f5d8c", "#15806a", "#b97f10", "#7d6aa6", "#b98a9a", "#6f9bc4",
     "#8a9a3b", "#9a9487",
@@ -29,7 +26,7 @@ _LOSS_TITLES = {
     "loss_text": "Text",
     "loss_image": "Images",
 }
-# What grows before a loss goes bad, and how it is drawn: title, unit, logarithmic.
+# Statistics that grow before instability: title, unit, logarithmic axis.
 _STATISTICS = {
     "attention_logit_text": ("Largest attention logit, text", "attention logit", True),
     "attention_logit_image": ("Largest attention logit, images", "attention logit", True),
@@ -41,7 +38,7 @@ _STATISTICS = {
     "loss": ("Training loss", "nats per target", False),
 }
 _IN_FIGURE = ("attention_logit_image", "output_rms_image", "loss")  # below the final losses
-_SMOOTHED = 60  # points at least, of curves that are drawn as moving means
+_MIN_SMOOTHED = 60  # points of a curve that is plotted as a moving mean
 
 Growth = tuple[list[int], Float[np.ndarray, "P 3"]]
 
@@ -76,7 +73,7 @@ def write_study(folder: Path, study: Study) -> None:
 
 
 def rate_name(rate: float) -> str:
-    """Word a learning rate.
+    """Format a learning rate.
 
     >>> rate_name(0.003), rate_name(0.1)
     ('3e-3', '1e-1')
@@ -91,42 +88,42 @@ def colours(study: Study) -> dict[str, str]:
 
 
 def warnings(study: Study) -> list[dict[str, Any]]:
-    """Return a row for each variant and learning rate where a loss went bad or an alarm spoke."""
-    rows = []
+    """Return an entry for each variant and learning rate with instability or an alarm."""
+    entries = []
     for (variant, rate), group in groupby(
-        sorted(study.outcomes(), key=lambda each: _place(study, each)),
+        sorted(study.outcomes(), key=lambda each: _sort_key(study, each)),
         key=lambda each: (each.variant, each.learning_rate),
     ):
         runs = list(group)
-        rows.append(
+        entries.append(
             {
                 "variant": variant,
                 "learning_rate": rate,
                 "names": sorted({run.alarm_name for run in runs if run.alarm_name}),
                 **{
                     what: [value for run in runs if (value := getattr(run, what)) is not None]
-                    for what in ("alarm", "bad", "lead")
+                    for what in ("alarm", "unstable_from", "lead")
                 },
                 "diverged": sum(run.diverged is not None for run in runs),
             }
         )
-    return rows
+    return entries
 
 
-def _place(study: Study, outcome: Outcome) -> tuple[int, float]:
+def _sort_key(study: Study, outcome: Outcome) -> tuple[int, float]:
     return list(study.variants).index(outcome.variant), outcome.learning_rate
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    """Return how many losses went bad, before how many of them an alarm spoke, and how early."""
+    """Return the number of unstable runs, of those with an alarm before, and the median lead."""
     outcomes = list(outcomes)
-    bad = [each for each in outcomes if each.bad is not None]
-    leads = [each.lead for each in bad if each.lead is not None and each.lead > 0]
+    unstable = [each for each in outcomes if each.unstable_from is not None]
+    leads = [each.lead for each in unstable if each.lead is not None and each.lead > 0]
     return {
-        "bad": len(bad),
+        "unstable": len(unstable),
         "warned": len(leads),
         "lead": median(leads) if leads else None,
-        "harmless": len(outcomes) - len(bad),
+        "false_alarms": len(outcomes) - len(unstable),
     }
 
 
@@ -135,12 +132,12 @@ def _charts(panels: Iterable[Panel]) -> list[dict[str, Any]]:
 
 
 def _is_known(study: Study, name: str) -> bool:
-    """Return whether the data have that modality."""
+    """Return whether the data have the modality of a loss."""
     return not any(np.isnan(study.final(variant, name)).any() for variant in study.variants)
 
 
 def _sweep(study: Study, name: str) -> Panel:
-    """Draw the final loss over the learning rate; where a run diverged, the point is crossed."""
+    """Plot the final loss over the learning rate; a cross marks points with diverged runs."""
     bands = []
     for variant, colour in colours(study).items():
         losses = study.final(variant, name)
@@ -165,7 +162,7 @@ def _sweep(study: Study, name: str) -> Panel:
 
 
 def _growth(study: Study, where: str, rate_of: Callable[[str], float]) -> dict[str, Panel]:
-    """Draw the statistics that the study has over the steps, each variant at its learning rate."""
+    """Plot the statistics over steps, each variant at the learning rate ``rate_of(variant)``."""
     panels = {}
     for name, (title, unit, is_logarithmic) in _STATISTICS.items():
         grown = {
@@ -189,6 +186,6 @@ def _growth(study: Study, where: str, rate_of: Callable[[str], float]) -> dict[s
 
 def _over_steps(label: str, growth: Growth, colour: str) -> Band:
     steps, spread = growth
-    half_width = len(steps) // 30 if len(steps) >= _SMOOTHED else 0
+    half_width = len(steps) // 30 if len(steps) >= _MIN_SMOOTHED else 0
     middle, low, high = (moving_mean(column, half_width).tolist() for column in spread.T)
     return Band(label=label, x=steps, middle=middle, low=low, high=high, colour=colour)

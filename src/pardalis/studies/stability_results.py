@@ -1,9 +1,9 @@
-"""What a stability study came to: pure numbers from the metrics of its runs.
+"""Results of a stability study, computed from the metrics of its runs.
 
-A study trains *variants* of one recipe at the same learning rates with the same seeds. A variant is
-stable where its loss does not depend on the learning rate. *Sensitivity* makes one number of that,
-as Wortsman et al. do (arXiv 2309.14322, section 2.2): the mean over the learning rates of
-min(final loss, loss at the start) - the best final loss.
+A study trains *variants* of one recipe at the same learning rates with the same seeds. The final
+loss of a stable variant depends little on the learning rate. The *learning rate sensitivity*
+(Wortsman et al., arXiv 2309.14322, section 2.2) is the mean over the learning rates of
+min(final loss, initial loss) - best final loss.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from pardalis.evaluate.curves import moving_mean
+from pardalis.evaluate.run_folder import Metrics
 from pardalis.train.alarms import Alarm
-from pardalis.train.metrics import Line
 
 LOSSES = ("loss", "loss_text", "loss_image")
 
-_LAST = 0.1  # share of the steps whose mean is the final loss
-_TOLERANCE = 0.01  # above the best loss, for the good learning rates
-_WORSE = 0.02  # above the loss at the best learning rate, for a loss that went bad
+_FINAL_SHARE = 0.1  # share of the steps that the final loss is averaged over
+_GOOD_TOLERANCE = 0.01  # relative to the best loss, for good learning rates
+_UNSTABLE_TOLERANCE = 0.02  # relative to the loss at the best learning rate, for instability
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,98 +29,93 @@ class StudyRun:
     """One training run of a study."""
 
     start: dict[str, float]  # losses before the first update
-    lines: list[Line]  # of metrics.jsonl
+    metrics: Metrics
     alarms: list[Alarm]  # in the order of their steps
-    diverged: int | None  # the step at which the loss or the state was not finite
+    diverged: int | None  # step at which the loss or the state was not finite
 
     @property
     def seconds(self) -> float:
-        """The time that training took."""
-        return float(self.lines[-1]["time_s"]) if self.lines else 0.0
+        """The training time."""
+        return self.metrics.last("time_s") or 0.0
 
     def final(self, name: str, steps: int) -> float:
-        """Return the mean over the last tenth of the steps; of a run that diverged, the start's."""
+        """Return the mean over the last tenth of the steps; the initial loss if it diverged."""
         if self.diverged is not None:
             return self.start.get(name, float("nan"))
-        steps_and_values = zip(*self.curve(name), strict=True)
-        last = [value for step, value in steps_and_values if step > (1 - _LAST) * steps]
+        curve = zip(*self.metrics.curve(name), strict=True)
+        last = [value for step, value in curve if step > (1 - _FINAL_SHARE) * steps]
         return float(np.mean(last)) if last else float("nan")
-
-    def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of one number; empty when it was never told."""
-        lines = [line for line in self.lines if name in line]
-        return [int(line["step"]) for line in lines], [float(line[name]) for line in lines]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """A number over the seeds."""
+    """Mean and range over the seeds."""
 
     mean: float
-    least: float
-    largest: float
+    min: float
+    max: float
 
     @classmethod
     def of(cls, values: Sequence[float] | Float[np.ndarray, " S"]) -> "Spread":
         return cls(
-            mean=float(np.mean(values)),
-            least=float(np.min(values)),
-            largest=float(np.max(values)),
+            mean=float(np.mean(values)), min=float(np.min(values)), max=float(np.max(values))
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What one variant came to."""
+    """The results of one variant."""
 
     variant: str
-    best_learning_rate: float  # of the least mean loss
-    losses: dict[str, Spread]  # final ones at the best learning rate
-    good_learning_rates: tuple[float, float]  # from, to: the loss is within 1 % of the best one
+    best_learning_rate: float  # that of the lowest mean loss
+    losses: dict[str, Spread]  # final losses at the best learning rate
+    good_learning_rates: tuple[float, float]  # range with a loss within 1 % of the best
     sensitivity: Spread
-    relative_sensitivity: float | None  # over the first variant's; None where that is 0
-    diverged: int  # runs
+    relative_sensitivity: float | None  # relative to the first variant's; None if that is 0
+    diverged: int  # number of runs that diverged
     runs: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Whether a run's loss went bad, and whether an alarm said so before.
+    """Whether a run became unstable, and whether an alarm preceded it.
 
-    A loss is bad from the report after which it never comes back to within 2 % of the loss that the
-    same variant has at its best learning rate, at the same step and with the same seed, both
-    smoothed; or, in a run that diverged, from the step where it did so at the latest. At learning
-    rates up to the best one a larger loss is slowness, and not counted.
+    A run is unstable from the report after which its loss never returns to within 2 % of the loss
+    of the same variant at its best learning rate, at the same step and with the same seed, both
+    smoothed; at the latest from the step of divergence. At learning rates up to the best one a
+    higher loss means slow training and does not count.
     """
 
     variant: str
     learning_rate: float
     seed: int
-    bad: int | None  # step
-    alarm: int | None  # step of the first one of a statistic; one of the loss itself is no warning
+    unstable_from: int | None  # step
+    alarm: int | None  # step of the first alarm, other than alarms of the loss itself
     alarm_name: str | None
     diverged: int | None  # step
 
     @property
     def lead(self) -> int | None:
-        """Steps from the first alarm to the bad loss; below 0, the alarm came too late."""
-        return None if self.bad is None or self.alarm is None else self.bad - self.alarm
+        """Steps from the first alarm to instability; negative if the alarm was late."""
+        if self.unstable_from is None or self.alarm is None:
+            return None
+        return self.unstable_from - self.alarm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """All runs; each variant was trained at each learning rate with each seed."""
+    """All runs: each variant at each learning rate with each seed."""
 
     recipe: str
     steps: int
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
-    high: float  # the learning rate at which instability is looked at
-    variants: dict[str, tuple[str, ...]]  # name → what it changes in the recipe
+    high: float  # learning rate at which statistics are compared
+    variants: dict[str, tuple[str, ...]]  # name → overrides of the recipe
     runs: dict[tuple[str, float, int], StudyRun]  # by variant, learning rate and seed
 
     def final(self, variant: str, name: str = "loss") -> Float[np.ndarray, "R S"]:
-        """Return the final losses of a variant, by learning rate and seed."""
+        """Return the final losses of a variant by learning rate and seed."""
         return np.array(
             [
                 [self.runs[variant, rate, seed].final(name, self.steps) for seed in self.seeds]
@@ -129,15 +124,15 @@ class Study:
         )
 
     def diverged(self, variant: str, rate: float) -> int:
-        """Return how many runs of a variant diverged at a learning rate."""
+        """Return the number of runs of a variant that diverged at a learning rate."""
         return sum(self.runs[variant, rate, seed].diverged is not None for seed in self.seeds)
 
     def best(self, variant: str) -> float:
-        """Return the learning rate of the least mean loss."""
+        """Return the learning rate of the lowest mean loss."""
         return self.learning_rates[int(self.final(variant).mean(1).argmin())]
 
     def sensitivity(self, variant: str) -> Float[np.ndarray, " S"]:
-        """Return the learning rate sensitivity of each seed."""
+        """Return the learning rate sensitivity per seed."""
         start = [
             [self.runs[variant, rate, seed].start["loss"] for seed in self.seeds]
             for rate in self.learning_rates
@@ -146,9 +141,9 @@ class Study:
         return (losses - losses.min(0)).mean(0)
 
     def good(self, variant: str) -> tuple[float, float]:
-        """Return the learning rates around the best one between which the loss is within 1 %."""
+        """Return the range of learning rates around the best with a loss within 1 % of it."""
         losses = self.final(variant).mean(1)
-        is_good = losses <= losses.min() * (1 + _TOLERANCE)
+        is_good = losses <= losses.min() * (1 + _GOOD_TOLERANCE)
         first = last = int(losses.argmin())
         while first > 0 and is_good[first - 1]:
             first -= 1
@@ -157,7 +152,7 @@ class Study:
         return self.learning_rates[first], self.learning_rates[last]
 
     def summaries(self) -> list[Summary]:
-        """Return what each variant came to."""
+        """Return the results of each variant."""
         return [self._summary(variant) for variant in self.variants]
 
     def _summary(self, variant: str) -> Summary:
@@ -176,21 +171,21 @@ class Study:
         )
 
     def outcomes(self) -> list[Outcome]:
-        """Return how each run ended whose loss went bad or that had an alarm."""
+        """Return the outcomes of runs that became unstable or had an alarm."""
         outcomes = []
         best = {variant: self.best(variant) for variant in self.variants}
         for (variant, rate, seed), run in self.runs.items():
-            bad = run.diverged
+            unstable = run.diverged
             if rate > best[variant]:
-                bad = went_bad(run, self.runs[variant, best[variant], seed])
+                unstable = unstable_from(run, self.runs[variant, best[variant], seed])
             alarm = next((alarm for alarm in run.alarms if alarm.name not in LOSSES), None)
-            if bad is not None or alarm is not None:
+            if unstable is not None or alarm is not None:
                 outcomes.append(
                     Outcome(
                         variant=variant,
                         learning_rate=rate,
                         seed=seed,
-                        bad=bad,
+                        unstable_from=unstable,
                         alarm=alarm.step if alarm else None,
                         alarm_name=alarm.name if alarm else None,
                         diverged=run.diverged,
@@ -201,29 +196,31 @@ class Study:
     def growth(
         self, variant: str, rate: float, name: str
     ) -> tuple[list[int], Float[np.ndarray, "P 3"]]:
-        """Return the steps at which a number was told, and its mean, least and largest value."""
+        """Return the reported steps of a metric, and its mean, minimum and maximum over seeds."""
         values: dict[int, list[float]] = {}
         for seed in self.seeds:
-            for step, value in zip(*self.runs[variant, rate, seed].curve(name), strict=True):
+            for step, value in zip(
+                *self.runs[variant, rate, seed].metrics.curve(name), strict=True
+            ):
                 values.setdefault(step, []).append(value)
         steps = sorted(values)
         spread = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
         return steps, np.array(spread, dtype=float).reshape(-1, 3)
 
 
-def went_bad(run: StudyRun, best: StudyRun) -> int | None:
-    """Return the step from which the loss of a run is bad, beside that of the best learning rate.
+def unstable_from(run: StudyRun, best: StudyRun) -> int | None:
+    """Return the step from which a run is unstable, compared with that at the best learning rate.
 
     See :class:`Outcome`.
     """
-    steps, values = run.curve("loss")
-    good = dict(zip(*best.curve("loss"), strict=True))
+    steps, values = run.metrics.curve("loss")
+    good = dict(zip(*best.metrics.curve("loss"), strict=True))
     values = [value for step, value in zip(steps, values, strict=True) if step in good]
     steps = [step for step in steps if step in good]
     half_width = len(good) // 30
     ours = moving_mean(np.array(values), half_width)
     theirs = moving_mean(np.array([good[step] for step in steps]), half_width)
-    last_good = max(np.flatnonzero(ours <= theirs * (1 + _WORSE)), default=-1)
+    last_good = max(np.flatnonzero(ours <= theirs * (1 + _UNSTABLE_TOLERANCE)), default=-1)
     if last_good + 1 < len(steps):
         return steps[last_good + 1]
     return run.diverged
@@ -243,7 +240,7 @@ def plain(study: Study) -> dict[str, Any]:
                 "variant": each.variant,
                 "learning_rate": each.learning_rate,
                 "seed": each.seed,
-                "bad": each.bad,
+                "unstable_from": each.unstable_from,
                 "alarm": each.alarm,
                 "alarm_name": each.alarm_name,
                 "diverged": each.diverged,
@@ -257,7 +254,7 @@ def plain(study: Study) -> dict[str, Any]:
 
 def _plain_summary(study: Study, summary: Summary) -> dict[str, Any]:
     def spread(value: Spread) -> dict[str, float | None]:
-        numbers = {"mean": value.mean, "least": value.least, "largest": value.largest}
+        numbers = {"mean": value.mean, "min": value.min, "max": value.max}
         return {name: _number(number) for name, number in numbers.items()}
 
     return {
@@ -272,12 +269,12 @@ def _plain_summary(study: Study, summary: Summary) -> dict[str, Any]:
         "runs": summary.runs,
         # By learning rate and seed.
         "final_losses": {
-            name: [[_number(v) for v in row] for row in study.final(summary.variant, name)]
+            name: [[_number(v) for v in losses] for losses in study.final(summary.variant, name)]
             for name in LOSSES
         },
     }
 
 
 def _number(value: float) -> float | None:
-    """Return a number for JSON, which has no NaN: the loss of a modality that no row has."""
+    """Return a number for JSON, which has no NaN: the loss of a modality absent from the data."""
     return None if np.isnan(value) else float(value)
