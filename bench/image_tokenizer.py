@@ -1,11 +1,11 @@
-"""Chameleon's image tokenizer against transformers' ChameleonVQVAE and our own plain network.
+"""Chameleon's image tokenizer compared with transformers' ChameleonVQVAE and our plain network.
 
-All have the same random weights and see the same images of 512 pixels, in alternating rounds of
-one process. The peak of memory is that of a process of its own each, above what it held before:
-with its weights, after a first image of 32 pixels. Prints a table, then its essence as one line
-of JSON; ``--out`` writes the table.
+All have the same random weights and encode the same images of 512 pixels, in alternating rounds of
+one process. Peak memory is measured in one process each, relative to the memory after loading
+weights and encoding an image of 32 pixels. Prints all results, then a summary as one line of JSON;
+``--out`` writes the results.
 
-On a GPU ours and the peer compute in bfloat16, and the agreement is with our 32 bits.
+On a GPU ours and the peer compute in bfloat16, and the agreement is with our results in 32 bits.
 """
 
 import argparse
@@ -34,8 +34,8 @@ SIDE = chameleon().resolution
 
 
 @torch.no_grad()
-def lively(module: nn.Module) -> nn.Module:
-    """Fill a module with random weights through which signals pass at their size."""
+def randomise(module: nn.Module) -> nn.Module:
+    """Fill a module with random weights that keep the variance of activations."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
@@ -48,7 +48,7 @@ def lively(module: nn.Module) -> nn.Module:
 
 
 def images(batch: int) -> Tensor:
-    """Return pixels that are neither flat nor noise: random colours, smooth at several scales."""
+    """Return pixels of smooth random colours at several scales."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.zeros(batch, 3, SIDE, SIDE)
     for side in (4, 16, 64, 256):
@@ -58,7 +58,7 @@ def images(batch: int) -> Tensor:
 
 
 def peer_of(ours: ImageTokenizer) -> ChameleonVQVAE:
-    """Build the peer and give it our weights."""
+    """Build the peer with our weights."""
     with torch.device("meta"):
         peer = ChameleonVQVAE(ChameleonVQVAEConfig(resolution=SIDE))
     state = ours.state_dict()
@@ -68,16 +68,16 @@ def peer_of(ours: ImageTokenizer) -> ChameleonVQVAE:
 
 @torch.no_grad()
 def place_codebook(ours: ImageTokenizer) -> None:
-    """Place the codes among the latents of images, so that many are used and many are near."""
+    """Place the codes near latents of images, so that many are used and many are close."""
     latents = ours.latents(images(4)[2:].to(ours.device)).permute(0, 2, 3, 1).flatten(0, 2)
     generator = torch.Generator().manual_seed(2)
-    drawn = torch.randint(len(latents), (ours.config.n_codes,), generator=generator)
-    jitter = torch.randn(len(drawn), latents.shape[1], generator=generator).to(ours.device)
-    ours.quantize.embedding.weight.copy_(latents[drawn] + 0.3 * latents.std(0) * jitter)
+    sampled = torch.randint(len(latents), (ours.config.n_codes,), generator=generator)
+    jitter = torch.randn(len(sampled), latents.shape[1], generator=generator).to(ours.device)
+    ours.quantize.embedding.weight.copy_(latents[sampled] + 0.3 * latents.std(0) * jitter)
 
 
 def encoders(ours: ImageTokenizer, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return what is compared: from pixels to codes."""
+    """Return the encoders that are compared, from pixels to codes."""
     peer, device = peer_of(ours), ours.device.type
     is_gpu = device != "cpu"
     ours.compute_in(torch.bfloat16 if is_gpu else torch.float32, compiled)
@@ -92,9 +92,9 @@ def encoders(ours: ImageTokenizer, compiled: bool) -> dict[str, Callable[[Tensor
     return {"pardalis": ours.encode, "pardalis, plain": plain, "transformers": peers}
 
 
-@torch.enable_grad()  # the plain networks are counted
+@torch.enable_grad()  # selects the plain networks
 def counted_gflops() -> dict[str, float]:
-    """Return the arithmetic of encoding and decoding one image, counted by PyTorch."""
+    """Return the GFLOP of encoding and decoding one image, counted by PyTorch."""
     with torch.device("meta"):
         tokenizer = ImageTokenizer(chameleon())
         pixels, codes = torch.empty(1, 3, SIDE, SIDE), torch.zeros(1, 1024, dtype=torch.long)
@@ -110,7 +110,7 @@ def counted_gflops() -> dict[str, float]:
 
 
 def convolution_gflops() -> float:
-    """Return the machine's rate of 3 x 3 convolutions, 128 channels wide."""
+    """Return the machine's rate of 3 x 3 convolutions with 128 channels."""
     x = torch.randn(1, 128, 64, 512).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3).contiguous(memory_format=torch.channels_last)
     seconds = alternate(10, convolution=lambda: F.conv2d(x, weight, padding=1))["convolution"]
@@ -118,12 +118,12 @@ def convolution_gflops() -> float:
 
 
 def peak_mb(name: str, batch: int) -> float:
-    """Return what encoding adds to this process's memory at its peak, by Linux' own counters."""
-    run = encoders(lively(ImageTokenizer(chameleon())), compiled=False)[name]
+    """Return the peak memory that encoding adds to this process, by Linux's counters."""
+    run = encoders(randomise(ImageTokenizer(chameleon())), compiled=False)[name]
     with torch.no_grad():
         run(torch.zeros(1, 3, 32, 32))
         pixels = images(batch)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = status_mb("VmRSS")
         run(pixels)
     return status_mb("VmHWM") - before
@@ -138,7 +138,7 @@ def status_mb(key: str) -> float:
 def peaks_mb(
     runs: dict[str, Callable[[], Tensor]], options: argparse.Namespace
 ) -> dict[str, float]:
-    """Return what each adds to memory at its peak; on a CPU in a process of its own."""
+    """Return the peak memory that each adds; on a CPU each in its own process."""
     found = {}
     for name, run in runs.items():
         if options.device == "cpu":
@@ -155,7 +155,7 @@ def peaks_mb(
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    ours = lively(ImageTokenizer(chameleon())).to(options.device)
+    ours = randomise(ImageTokenizer(chameleon())).to(options.device)
     place_codebook(ours)
     pixels = images(options.batch).to(options.device)
     exact = ours.encode(pixels)
@@ -178,8 +178,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "cpu_convolution_gflops": round(peak_rate, 1),
         "codes_used": len(exact.unique()),
     }
-    seconds = alternate(options.rounds, **{name: finished(run) for name, run in runs.items()})
-    decoding = finished(lambda: ours.decode(exact))
+    seconds = alternate(options.rounds, **{name: synchronise(run) for name, run in runs.items()})
+    decoding = synchronise(lambda: ours.decode(exact))
     seconds |= alternate(options.rounds, **{"pardalis, decode": decoding})
     peaks = peaks_mb(runs, options)
     for name, values in seconds.items():
@@ -193,7 +193,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, peak in peaks.items():
         agreement = (found[name] == exact).double().mean().item()
         result[name] |= {"peak_mb": round(peak), "agreement": agreement}
-    result["essence"] = {
+    result["summary"] = {
         "encode_ratio": round(ratio(seconds, "transformers"), 2),
         "encode_ratio_to_plain": round(ratio(seconds, "pardalis, plain"), 2),
         "encode_memory_ratio": round(peaks["pardalis"] / peaks["transformers"], 2),
@@ -204,18 +204,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratio(seconds: dict[str, list[float]], other: str) -> float:
-    """Return how many times faster ours is: the median over rounds of neighbours in time."""
+    """Return the speed-up of ours: the median over rounds of neighbouring measurements."""
     pairs = zip(seconds[other], seconds["pardalis"], strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def finished(run: Callable[[], Tensor]) -> Callable[[], None]:
-    """Return a run that ends when the device has done it."""
+def synchronise(run: Callable[[], Tensor]) -> Callable[[], None]:
+    """Return a run that waits for the device."""
 
-    def whole() -> None:
+    def synchronised() -> None:
         run()[:1].cpu()
 
-    return whole
+    return synchronised
 
 
 def main() -> None:
@@ -231,10 +231,10 @@ def main() -> None:
         print(peak_mb(options.memory, options.batch))  # noqa: T201
         return
     result = measure(options)
-    essence = result.pop("essence")
-    text = json.dumps(result | essence, indent=2)
+    summary = result.pop("summary")
+    text = json.dumps(result | summary, indent=2)
     print(text)  # noqa: T201
-    print(json.dumps(essence))  # noqa: T201
+    print(json.dumps(summary))  # noqa: T201
     if options.out:
         options.out.write_text(text + "\n")
 

@@ -89,7 +89,7 @@ def test_a_stream_keeps_the_order_and_passes_over_nothing(tokenizer, photos, bat
 
 
 def test_a_stream_opens_only_a_little_ahead(tokenizer, monkeypatch):
-    monkeypatch.setattr(stream, "_MOST_THREADS", 2)
+    monkeypatch.setattr(stream, "_MAX_THREADS", 2)
     taken = []
 
     def endless():

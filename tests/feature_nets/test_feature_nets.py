@@ -321,7 +321,7 @@ def test_weights_of_another_net_are_refused(tmp_path, change, message):
 def test_files_without_weights_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     config = FeatureNetConfig(name="vgg16", weights=str(tmp_path / name))
-    with pytest.raises(BundleError, match=f"{name}.*(cannot be read|does not fit)"):
+    with pytest.raises(BundleError, match=f"{name}.*(cannot be read|does not match)"):
         load_feature_net(config)
 
 

@@ -135,7 +135,7 @@ def test_training_separates_real_from_fake(small):
 
 def test_the_gradient_of_r1_equals_finite_differences(small, monkeypatch):
     """With smooth activations, since LeakyReLU has no second derivative at 0."""
-    monkeypatch.setattr("pardalis.vq.discriminator._rectified", F.softplus)
+    monkeypatch.setattr("pardalis.vq.discriminator._leaky_relu", F.softplus)
     for module in small.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.LeakyReLU):
