@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_number_of_images(image_tokenizer, monkeyp
     made = []
     most_alive = 0
 
-    class Many(Images):
+    class Many(ImageSet):
         def __init__(self):
             self.rejected = {}
 
