@@ -58,7 +58,9 @@ def write_run(
     The first caption of each split is wrong, the others are right.
     """
     run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.toml").write_text('seed = 7\n\n[corpus]\nsource = "<openmoji> & wiki"\n')
+    (run / "recipe.toml").write_text(
+        'seed = 7\n\n[corpus]\nsource = "<openmoji> & wiki"\n\n[image_tokenizer]\n'
+    )
     stages = (("corpus", 31.4, 0.6), ("image_tokenizer", 322.0, 1.5), ("prepare", 24.8, 1.1),
               ("train", 480.5, 2.1), ("sample", 61.2, 1.4))  # fmt: skip
     write_json(

@@ -12,7 +12,7 @@ from lxml import html
 
 from pardalis.evaluate.run_folder import Metrics
 from pardalis.studies.stability_page import counts, rate_name, warnings, write_study
-from pardalis.studies.stability_results import Study, StudyRun, plain
+from pardalis.studies.stability_results import Study, StudyRun, plain, unstable_from
 from pardalis.train.alarms import Alarm
 
 RATES, SEEDS, STEPS = (1e-3, 1e-2, 1e-1), (0, 1), 100
@@ -128,12 +128,10 @@ def test_a_run_is_unstable_from_where_its_loss_stays_above_the_best():
     good = a_run(3.0)
     assert unstable_from(a_run(3.05), good) is None
     assert unstable_from(a_run(3.07), good) == 10
-    assert (
-        unstable_from(a_run(lambda step: 9.0 if step < 60 else 3.0), good) is None
-    )  # it recovered
-    assert (
-        unstable_from(a_run(lambda step: 9.0 if step in (20, 70, 80, 90, 100) else 3.0), good) == 70
-    )
+    recovered = a_run(lambda step: 9.0 if step < 60 else 3.0)
+    assert unstable_from(recovered, good) is None
+    unstable = a_run(lambda step: 9.0 if step in (20, 70, 80, 90, 100) else 3.0)
+    assert unstable_from(unstable, good) == 70
     assert unstable_from(a_run(3.0, steps=50, diverged=53), good) == 53
     assert unstable_from(a_run(lambda s: 3.0 + (s > 30), steps=50, diverged=53), good) == 40
     assert unstable_from(a_run(3.0, steps=0, diverged=7), good) == 7
