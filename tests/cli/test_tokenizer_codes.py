@@ -51,7 +51,7 @@ def test_there_and_back(run, tokenizer, photos):
     rejected = "codes: 4 images, 1 of them rejected, see codes/part-*.rejected.jsonl\n"
     assert shown.startswith(f"{rejected}  4 in ")
     shown = run("encode", tokenizer, photos, "-o", "codes")
-    assert shown.startswith(f"{rejected}  4 were there before\n  0 in ")
+    assert shown.startswith(f"{rejected}  4 had been processed before\n  0 in ")
     assert np.load("codes/part-00000.npy").shape == (3, 4)
     shown = json.loads(run("decode", tokenizer, "codes", "-o", "back", "--json"))
     assert shown["images"] == 3

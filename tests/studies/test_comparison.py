@@ -122,7 +122,7 @@ def test_processes_join_once(folder, monkeypatch):
         joined.append(device)
         return join(device)
 
-    def stops(recipe, run, folder, world):
+    def stops(context, folder):
         raise DataError("stop here")
 
     tables = '[drawings]\npackages = "packages"\n[[heldout]]'
