@@ -209,8 +209,8 @@ def test_looking_at_a_run_and_asking_its_model(project, capsys):
     samples = json.loads((folder / "samples" / "samples.json").read_text())
     assert len(samples["images"]) == len(samples["captions"]) == 2
     page = (folder / "report.html").read_text()
-    assert "tokenizer\n    of the bundle that it started from" in page
-    assert "Likeness of rebuilt held-out images" not in page
+    assert "The given\n    image tokenizer" in page
+    assert "PSNR of held-out images" not in page
     capsys.readouterr()
     assert main(["tokenizer", "show", str(folder), "--text", "red", "--json"]) == 0
     assert "".join(json.loads(capsys.readouterr().out)["tokens"]) == "red"
