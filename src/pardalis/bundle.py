@@ -143,7 +143,6 @@ def load(
     description = describe(folder)
     config = model_config(folder, description)
     codec = load_codec(folder, device)
-    _check_size(folder, "ids in the model", config.vocab_size, codec.vocabulary.size)
     with torch.device("meta"):
         model = Decoder(config)
     load_weights(model, folder / MODEL)
@@ -163,7 +162,9 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     vocabulary = Vocabulary.from_dict(description["vocabulary"])
     text_tokenizer = TextTokenizer.load(folder / TEXT_TOKENIZER, vocabulary)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
+    vocab_size = model_config(folder, description).vocab_size
     for what, found, needed in (
+        ("ids in the model", vocab_size, vocabulary.size),
         ("pieces in the text tokenizer", text_tokenizer.size, len(vocabulary.text)),
         ("codes in the image tokenizer", image_tokenizer.config.n_codes, vocabulary.n_codes),
     ):

@@ -200,5 +200,5 @@ def test_heads_of_another_net_are_refused(tmp_path, vgg_files):
     config = FeatureNetConfig(
         name="vgg16", weights=str(vgg_files[0]), heads=str(tmp_path / "heads.pth")
     )
-    with pytest.raises(BundleError, match=r"heads\.pth does not match"):
+    with pytest.raises(BundleError, match=r"heads\.pth do not fit the net"):
         load_perceptual_distance(config)

@@ -216,8 +216,8 @@ def test_mismatched_weights_are_named(small_tokenizer, tmp_path):
     edit_weights(tmp_path, change)
     with pytest.raises(
         BundleError,
-        match=r"model\.safetensors does not fit its config in 3 tensors, first "
-        r"encoder\.conv_in\.bias: found 5, needed 12\.",
+        match=r"model\.safetensors do not fit their config: missing quant_conv\.bias; unexpected "
+        r"loss\.discriminator; of another shape encoder\.conv_in\.bias \(5 instead of 12\)\.",
     ):
         ImageTokenizer.load(tmp_path)
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pardalis.errors import BundleError, ConfigError
+from pardalis.weights import check_shapes
 
 _ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -66,18 +67,13 @@ def fitted(
         for name, tensor in tensors.items()
         if ignored is None or not name.startswith(ignored)
     }
-    wrong = sorted(
-        name
-        for name in needed.keys() | found.keys()
-        if name not in needed or name not in found or needed[name] != found[name].shape
+    check_shapes(
+        source,
+        needed,
+        {name: tensor.shape for name, tensor in found.items()},
+        target="the net",
+        advice="Give weights of this net, with torchvision's names.",
     )
-    if wrong:
-        first = wrong[0]
-        raise BundleError(
-            f"{source} does not match the net in {len(wrong)} tensors, first {first}: found "
-            f"{_shape(found[first].shape if first in found else None)}, needed "
-            f"{_shape(needed.get(first))}. Give weights of this net, with torchvision's names."
-        )
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in found.items()
@@ -116,7 +112,3 @@ def optional_package(purpose: str, extra: str) -> Iterator[None]:
             f"{purpose} needs the package '{error.name}', which is not installed; "
             f"install it with: pip install 'pardalis[{extra}]'"
         ) from error
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "nothing" if shape is None else "x".join(map(str, shape))

@@ -23,8 +23,7 @@ from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_sa
 from pardalis.model import Decoder, ModelConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
-
-_SHOWN = 6  # names in a message; of more only the number
+from pardalis.weights import Shapes, check_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,6 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a decoder, by its name here."""
@@ -122,25 +119,13 @@ def check_tensors(where: Path | str, expected: Shapes, found: Tensors) -> None:
     Raises:
         BundleError: with everything that is wrong, in one sentence.
     """
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} ({_by(found[name].shape)} instead of {_by(shape)})"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    wrong = [
-        f"{kind} {_listed(names)}"
-        for kind, names in (
-            ("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen),
-        )
-        if names
-    ]  # fmt: skip
-    if wrong:
-        raise BundleError(
-            f"The weights in {where} do not fit their config: {'; '.join(wrong)}. Nothing was "
-            "written; copy the whole folder again, and do not mix files of different models."
-        )
+    check_shapes(
+        where,
+        expected,
+        {name: tensor.shape for name, tensor in found.items()},
+        advice="Nothing was written; copy the whole folder again, and do not mix files of "
+        "different models.",
+    )
 
 
 def refuse(where: Path, what: str, because: Sequence[str]) -> None:
@@ -184,15 +169,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BundleError(f"{path} holds no values by name; copy it again.")
     return values
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "a single number"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 # ── transforms ───────────────────────────────────────────────────────────────────────────────────

@@ -70,18 +70,23 @@ def parallelise(
 
 
 @torch.no_grad()
-def fill(parameter: Tensor, whole: Tensor) -> None:
-    """Copy this rank's part of a whole tensor into a parameter."""
-    if not hasattr(parameter, "placements"):
-        parameter.copy_(whole)
-        return
-    from torch.distributed.tensor import DTensor, distribute_tensor
+def fill(parameter: Tensor, whole: Any) -> None:
+    """Copy this rank's part of a whole tensor into a parameter; no other part is read.
 
-    part = cast(DTensor, parameter)
-    cut = distribute_tensor(  # without a source rank nothing is sent: each cuts its own
-        whole.to(part.to_local()), part.device_mesh, part.placements, src_data_rank=None
-    )
-    part.to_local().copy_(cut.to_local())
+    Args:
+        whole: a tensor, or what is indexed like one, such as a slice of a safetensors file.
+    """
+    if not hasattr(parameter, "placements"):
+        parameter.copy_(whole[...])
+        return
+    rows, *others = (places_held(parameter, dim) for dim in range(parameter.ndim))
+    if not all(map(len, (rows, *others))):  # an uneven division leaves nothing for this rank
+        return
+    rest = [slice(int(held[0]), int(held[-1]) + 1) for held in others]
+    part, start = local_part(parameter), 0
+    for run in torch.tensor_split(rows, (rows.diff() != 1).nonzero()[:, 0] + 1):
+        part[start : start + len(run)].copy_(whole[int(run[0]) : int(run[-1]) + 1, *rest])
+        start += len(run)
 
 
 @torch.no_grad()

@@ -18,11 +18,11 @@ from pardalis.pipeline.start import (
     image_tokenizer_folder,
     start_config,
     start_folder,
-    start_weights,
 )
 from pardalis.tokens import TextTokenizer
 from pardalis.train import ImageTokenizerTask, PretrainTask
 from pardalis.vq import ImageTokenizer
+from pardalis.weights import stream_weights
 
 _CHECKED = "Recipe has checked that it is there"
 
@@ -169,9 +169,7 @@ def new_decoder(recipe: Recipe, codec: Codec, layout: Layout) -> Decoder:
     parallelise(model, layout, recipe.parallel, training.precision)
     if recipe.start_from is None:
         return initialise(model, training.init_seed)
-    weights = start_weights(recipe)
-    for name, parameter in model.named_parameters():
-        fill(parameter, weights[name])
+    stream_weights(model, start_folder(recipe) / bundles.MODEL, fill)
     return model
 
 

@@ -7,8 +7,6 @@ rows are that it now learns from. The recipe decides the dropout, and how images
 import hashlib
 from pathlib import Path
 
-from torch import Tensor
-
 from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.errors import BundleError, ConfigError
@@ -156,8 +154,3 @@ def net_files(recipe: Recipe) -> list[str]:
 def _hash(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def start_weights(recipe: Recipe) -> dict[str, Tensor]:
-    """Return the decoder's weights in the bundle to start from, as it stores them."""
-    return bundles.load(start_folder(recipe)).model.state_dict()
