@@ -17,7 +17,7 @@ import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from pardalis.interop.names import rename
-from pardalis.model import Decoder, ModelConfig, count, initialise, tiny
+from pardalis.model import Decoder, ModelConfig, initialise, model_costs, tiny
 from pardalis.objectives import linear_cross_entropy
 from pardalis.tokens import Vocabulary
 
@@ -93,7 +93,7 @@ def main() -> None:
         logits = peer.lm_head(peer.model(input_ids=ids, use_cache=False).last_hidden_state)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
 
-    flops = count(config).train_flops_per_token * BATCH * LENGTH
+    flops = model_costs(config).train_flops_per_token * BATCH * LENGTH
     rate = product_gflops()
     step = alternate(options.rounds, pardalis=our_step, transformers=peer_step)
     result = {
@@ -102,7 +102,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "product_gflops": round(rate, 1),
-        "decoder_parameters": count(config).parameters,
+        "decoder_parameters": model_costs(config).parameters,
     }
     for who, values in step.items():
         result[f"forward and backward, {who}"] = {

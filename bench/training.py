@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from decoder import alternate, peer_of, product_gflops
 from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.data.prefetch import Prefetcher
-from pardalis.model import Decoder, ModelConfig, count, initialise, swiglu_width
+from pardalis.model import Decoder, ModelConfig, initialise, model_costs, swiglu_width
 from pardalis.objectives.linear_cross_entropy import chunked_cross_entropy
 from pardalis.parallel import Layout, ParallelConfig, join, layout_of, parallelise
 from pardalis.parallel.vocabulary import VocabularyShard
@@ -150,11 +150,11 @@ def compare(shape: Shape, rounds: int) -> dict[str, object]:
     difference = abs(first["pardalis"] / first["transformers"] - 1)
     if difference > LIKE_A_RATIO:
         raise SystemExit(f"The first losses differ by {difference:.1e} of their value: {first}")
-    flops = count(shape.config).train_flops_per_token * shape.tokens
+    flops = model_costs(shape.config).train_flops_per_token * shape.tokens
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "shape": dataclasses.asdict(shape),
-        "parameters": count(shape.config).parameters,
+        "parameters": model_costs(shape.config).parameters,
         "first_losses": first,
         "tokens_per_second": {n: round(shape.tokens / s) for n, s in medians.items()},
         "range": {
@@ -252,7 +252,7 @@ def growth() -> list[dict[str, object]]:
     for name, shapes in series.items():
         for shape in shapes:
             cost = 1e6 * seconds_of_step(shape) / shape.tokens
-            flops = count(shape.config).train_flops_per_token
+            flops = model_costs(shape.config).train_flops_per_token
             lines.append(
                 {
                     "growing": name,
@@ -361,7 +361,7 @@ def on_gpu(shape: Shape, steps: int) -> dict[str, object]:
             task.step(4 + steps)
             torch.cuda.synchronize()
     print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=25))  # noqa: T201
-    flops = count(shape.config).train_flops_per_token * shape.tokens
+    flops = model_costs(shape.config).train_flops_per_token * shape.tokens
     return {
         "shape": dataclasses.asdict(shape),
         "gpu": torch.cuda.get_device_name(),

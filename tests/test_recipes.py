@@ -9,7 +9,7 @@ import torch
 from pardalis import config as configs
 from pardalis.cli.main import main
 from pardalis.errors import ConfigError
-from pardalis.model import count
+from pardalis.model import model_costs
 from pardalis.pipeline import Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
 
@@ -28,7 +28,7 @@ def test_resolves_and_builds(path):
     with torch.device("meta"):
         ImageTokenizer(recipe.image_tokenizer_config())
     if recipe.model is not None:
-        assert count(recipe.model_config(5000)).parameters > 0
+        assert model_costs(recipe.model_config(5000)).parameters > 0
 
 
 @pytest.mark.parametrize(

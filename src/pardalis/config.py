@@ -1,8 +1,8 @@
 """Recipes: TOML → dotted overrides → frozen dataclasses, strictly.
 
-A config is a frozen dataclass beside the thing it describes, holding plain values and other
-configs. This module turns the tables of a TOML file into them. What it does not understand it
-refuses, naming the place, what it found, what it needed and the nearest name that exists.
+A config is a frozen dataclass beside the thing it describes, with plain values and other configs
+as fields. This module converts the tables of a TOML file to configs. Its errors name the place, the
+value found, what was needed and the nearest name that exists.
 """
 
 import dataclasses
@@ -67,9 +67,8 @@ def load(
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
     """Build a config from plain values; raises ConfigError as :func:`load` does.
 
-    ``where`` is the place of the values with a dot after it, such as ``"training."``. A config
-    refuses a value by a message that begins with the bare name of the field, since it cannot know
-    where it stands; the place is put in front of it here.
+    ``where`` is the place of the values with a dot after it, such as ``"training."``. Messages of
+    a config's ``__post_init__`` begin with the bare name of the field; the place is prepended here.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -87,7 +86,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return the plain values of a config, all of them, defaults included."""
+    """Return the plain values of a config, defaults included."""
     return {
         field.name: _plain(getattr(config, field.name))
         for field in dataclasses.fields(config)

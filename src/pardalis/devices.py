@@ -1,4 +1,4 @@
-"""The device that a network runs on, by name."""
+"""Devices by name."""
 
 import torch
 
@@ -9,7 +9,7 @@ def find_device(name: str | torch.device) -> torch.device:
     """Return the device of a name such as ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: the device does not exist or cannot be used.
     """
     try:
         device = torch.device(name)

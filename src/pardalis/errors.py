@@ -5,7 +5,7 @@
     ├─ DataError           a source, image, shard or manifest is wrong      exit 3
     │  └─ GrammarError     a token sequence breaks the grammar
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
-    ├─ TrainingError       the loss is not finite, a run cannot go on       exit 5
+    ├─ TrainingError       a training run cannot continue                   exit 5
     └─ RequestError        a request that cannot be completed               exit 6
        └─ QueueFullError   too many requests wait already
 
@@ -57,7 +57,7 @@ class BundleError(PardalisError):
 
 
 class TrainingError(PardalisError):
-    """A training run cannot go on; its last good checkpoint is intact."""
+    """A training run cannot continue; its last good checkpoint is intact."""
 
     exit_code = 5
 

@@ -1,4 +1,4 @@
-"""Writing that a crash cannot spoil: a file or folder appears whole, or not at all."""
+"""Atomic writes: a file or folder appears whole, or not at all."""
 
 import json
 import os
@@ -12,22 +12,22 @@ from pardalis.errors import ConfigError
 
 
 def working_name(path: Path, state: str) -> Path:
-    """Return the working name of a file or folder: hidden, and nothing that a person would choose.
+    """Return a hidden temporary name for a file or folder, which no user would choose.
 
-    What bears it is ours to delete; a person's ``bundle.previous`` is not.
+    Files of this name may be deleted; a user's ``bundle.previous`` may not.
     """
-    if path.name in ("", ".."):  # "." and the like have no name of their own
+    if path.name in ("", ".."):  # such as "."
         path = path.resolve()
     return path.with_name(f".{path.name}.pardalis-{state}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old content or the new one, never a mixture."""
+    """Write a text file atomically: readers see either the old or the new content."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; on an error (a full disk, say) the previous file stays as it was."""
+    """Write a file atomically; on an error (a full disk, say) the previous file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
     try:
@@ -47,7 +47,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """Raise ConfigError if a file stands where a folder, or one that holds it, is to be made."""
+    """Raise ConfigError if a file has the name of the folder or of one of its parents."""
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise ConfigError(
@@ -56,11 +56,7 @@ def require_folder(path: Path) -> None:
 
 
 def output_folder(path: Path) -> Path:
-    """Return a folder to write files into, made if need be: before the work that fills it.
-
-    Raises:
-        ConfigError: a file is in the way.
-    """
+    """Create an output folder if needed and return it; raises as :func:`require_folder`."""
     require_folder(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -68,11 +64,11 @@ def output_folder(path: Path) -> Path:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, which takes the name ``path`` only when the block ends well.
+    """Yield an empty folder to fill, which is renamed to ``path`` when the block succeeds.
 
-    A folder that already has that name is replaced. If the block raises, or the process dies in it,
-    the previous folder is untouched. Between the two renames of a replacement the previous folder
-    bears a working name; :func:`recover_folder` puts it back after a crash just then.
+    An existing folder of that name is replaced. If the block raises or the process is killed, the
+    previous folder is untouched. Between the two renames of a replacement the previous folder has a
+    working name; :func:`recover_folder` restores it after a crash at that moment.
     """
     recover_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +90,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return where the folder of a name is: there, or for an instant of its replacement beside it.
+    """Return the folder of a name, or its working copy while it is being replaced.
 
-    For readers, which must not rename what a writer is about to rename.
+    For readers, which must not rename anything that a writer may be renaming.
     """
     if path.exists():
         return path
@@ -105,7 +101,7 @@ def existing_folder(path: Path) -> Path:
 
 
 def recover_folder(path: Path) -> None:
-    """Finish or undo a replacement that a crash cut between its two renames; for writers."""
+    """Finish or undo a replacement that was interrupted between its two renames; for writers."""
     previous = working_name(path, "previous")
     if not previous.exists():
         return

@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a live bar on a terminal, a log line every ten seconds elsewhere."""
 
 import logging
 import sys
@@ -27,14 +27,14 @@ Advance = Callable[..., None]
 def bar(
     description: str, total: int, unit: str = "steps", done: int = 0, shown: bool = True
 ) -> Iterator[Advance]:
-    """Yield ``advance(n=1, **fields)``, which counts work done and shows the fields beside the bar.
+    """Yield ``advance(n=1, **fields)``, which adds work done and shows the fields beside the bar.
 
     Args:
-        description: what is being done, shown first.
+        description: name of the work, shown first.
         total: amount of work, in ``unit``.
-        unit: the name of one piece of work, plural.
-        done: how much of it was done before (a resumed run).
-        shown: False in a process that leaves it to another to show the work of both.
+        unit: plural name of the unit of work.
+        done: amount that was done before (a resumed run).
+        shown: False if another process shows the progress.
     """
     if not shown:
         yield lambda n=1, **fields: None

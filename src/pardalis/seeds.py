@@ -1,8 +1,7 @@
-"""Randomness as a function of names: a root seed per run, and one derived for every purpose.
+"""Randomness as a function of names: a root seed per run, and a derived seed per purpose.
 
-Nothing in the library draws from a global generator. A draw that belongs to step 7 uses
-``derive(seed, "step", 7)``, so a resumed run draws what the uninterrupted one would have drawn,
-and there is no generator state to save.
+The library uses no global generator. A random number of step 7 uses ``derive(seed, "step", 7)``,
+so a resumed run draws the same numbers as an uninterrupted one, and no generator state is saved.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import numpy as np
 
 
 def derive(root: int, *names: str | int) -> int:
-    """Return a seed in [0, 2**63) that depends on nothing but the root seed and the names."""
+    """Return a seed in [0, 2**63) that depends only on the root seed and the names."""
     text = "/".join([str(root), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

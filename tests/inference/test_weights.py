@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.inference.weights import Head, Int8Linear, PackedLinear, packed
-from pardalis.model import Decoder, LayerCache, ModelConfig, initialise
+from pardalis.model import Decoder, LayerKVCache, ModelConfig, initialise
 from pardalis.tokens import Grammar, Rule
 
 
@@ -117,7 +117,7 @@ def test_a_cache_is_given_the_same_queries_keys_and_values(tiny_model, tiny_conf
     given = []
     for model in (tiny_model, packed(tiny_model, "stored")):
         layers: list[_Seen] = [_Seen() for _ in range(tiny_config.n_layers)]
-        assert isinstance(layers[0], LayerCache)
+        assert isinstance(layers[0], LayerKVCache)
         with torch.inference_mode():
             model.hidden(ids, cache=layers)
         given.append([tensor for layer in layers for tensor in layer.given])

@@ -15,9 +15,9 @@ from pardalis.model import (
     RopeScaling,
     chameleon_7b,
     chameleon_34b,
-    count,
     document_mask,
     initialise,
+    model_costs,
     swiglu_width,
 )
 from pardalis.model.attention import HeadNorm, rope_frequencies, rotate, rotation_of
@@ -34,20 +34,20 @@ def stream(config: ModelConfig) -> tuple[torch.Tensor, tuple[torch.Tensor, torch
 
 
 def test_chameleon_7b_has_its_parameters():
-    counts = count(chameleon_7b())
+    counts = model_costs(chameleon_7b())
     assert counts.without_qk_norm == 7_013_142_528
     assert counts.qk_norm_parameters == 16_384  # of 32 layers: scale and shift, 128 wide, q and k
 
 
 def test_chameleon_34b_has_its_parameters():
-    counts = count(chameleon_34b())
+    counts = model_costs(chameleon_34b())
     assert counts.without_qk_norm == 34_293_424_128
     assert counts.qk_norm_parameters == 98_304  # of 48 layers, once for each of four groups
 
 
 def test_qk_norm_for_each_head_costs_more():
-    shared = count(chameleon_34b())
-    per_head = count(dataclasses.replace(chameleon_34b(), qk_norm_groups=None))
+    shared = model_costs(chameleon_34b())
+    per_head = model_costs(dataclasses.replace(chameleon_34b(), qk_norm_groups=None))
     assert per_head.qk_norm_parameters == 48 * 2 * 128 * (64 + 8)
     assert per_head.without_qk_norm == shared.without_qk_norm
 
@@ -59,13 +59,13 @@ def test_swiglu_width(d_model, width):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_on_the_meta_device(name):
-    counts = count(PRESETS[name](vocab_size=1000, context=64))
+    counts = model_costs(PRESETS[name](vocab_size=1000, context=64))
     assert counts.parameters > 2 * counts.embedding_parameters
 
 
 def test_flops_of_7b():
     """43.69 GFLOP a token at 4,096 positions: 6 times the multiplied parameters plus attention."""
-    assert count(chameleon_7b()).train_flops_per_token == pytest.approx(43.69e9, rel=1e-3)
+    assert model_costs(chameleon_7b()).train_flops_per_token == pytest.approx(43.69e9, rel=1e-3)
 
 
 @pytest.mark.parametrize("norm_placement", ["pre", "reordered"])
@@ -362,5 +362,5 @@ def test_a_seed_gives_the_same_weights_wherever_they_lie(tiny_config):
 
 
 def test_small_is_as_large_as_it_says():
-    counts = count(PRESETS["small"](vocab_size=1000))
+    counts = model_costs(PRESETS["small"](vocab_size=1000))
     assert counts.parameters - 2 * counts.embedding_parameters == 27_288_064

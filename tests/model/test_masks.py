@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pardalis.model import Decoder, attention_mask, document_mask, initialise
-from pardalis.model.masks import Documents, attend, block_mask
+from pardalis.model.masks import PackedDocuments, attend, block_mask
 
 # Two rows of 150: more than one block of FlexAttention, and documents that end inside of blocks.
 ENDS = [[0, 3, 60, 130, 150], [0, 150]]
@@ -29,7 +29,7 @@ def heads(n_kv_heads: int) -> list[torch.Tensor]:
 
 
 def test_documents_follow_each_other_through_the_rows(documents):
-    assert Documents(documents).lengths == [3, 57, 70, 20, 150]
+    assert PackedDocuments(documents).lengths == [3, 57, 70, 20, 150]
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
@@ -37,7 +37,7 @@ def test_attention_by_document_is_attention_under_a_mask(documents, n_kv_heads):
     """In value and in gradient. Measured: 2.4e-7 of values up to 3.1; gradients 1.4e-6 of 7.4."""
     qkv = heads(n_kv_heads)
     masked, apart = (
-        attend(*qkv, mask) for mask in (document_mask(documents), Documents(documents))
+        attend(*qkv, mask) for mask in (document_mask(documents), PackedDocuments(documents))
     )
     torch.testing.assert_close(apart, masked, rtol=0, atol=3e-6)
     upstream = torch.randn(masked.shape, generator=torch.Generator().manual_seed(1))
@@ -73,7 +73,7 @@ def test_blocks_that_nobody_sees_are_left_out():
 
 
 def test_the_form_follows_the_device(documents):
-    assert isinstance(attention_mask(documents), Documents)
+    assert isinstance(attention_mask(documents), PackedDocuments)
     assert attention_mask(documents.to("meta")).dtype is torch.bool
 
 
@@ -83,7 +83,9 @@ def test_a_model_reads_every_form_alike(tiny_config, documents):
     ids = torch.randint(
         tiny_config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(0)
     )
-    apart, masked = (model.hidden(ids, mask=form(documents)) for form in (Documents, document_mask))
+    apart, masked = (
+        model.hidden(ids, mask=form(documents)) for form in (PackedDocuments, document_mask)
+    )
     torch.testing.assert_close(apart, masked, rtol=0, atol=1e-5)
     plain = model.hidden(ids)
     assert (apart[0, 3:] - plain[0, 3:]).abs().max() > 0.1

@@ -25,17 +25,17 @@ def case(rows: int = 11, width: int = 8, vocab: int = 37, dtype=torch.float32, s
         for n in (rows, vocab)
     )
     targets = torch.randint(vocab, (rows,), generator=generator)
-    row_weights = torch.linspace(0, 2, rows, dtype=torch.promote_types(dtype, torch.float32))
-    return hidden, weight, targets, row_weights
+    target_weights = torch.linspace(0, 2, rows, dtype=torch.promote_types(dtype, torch.float32))
+    return hidden, weight, targets, target_weights
 
 
-def plain(hidden, weight, targets, row_weights, z_loss: float):
+def plain(hidden, weight, targets, target_weights, z_loss: float):
     """The same from full logits in double precision: total, nll, lse, gradients."""
     hidden, weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     logits = hidden @ weight.T
     nll = F.cross_entropy(logits, targets, reduction="none")
     lse = logits.logsumexp(-1)
-    total = (row_weights * (nll + z_loss * lse.square())).sum()
+    total = (target_weights * (nll + z_loss * lse.square())).sum()
     return total, nll, lse, torch.autograd.grad(total, [hidden, weight])
 
 
@@ -57,10 +57,12 @@ def differences(found, total, nll, lse, gradients) -> list[float]:
 )
 def test_equals_full_logits(rows, width, vocab, chunk, z_loss, seed):
     """In double precision, with any chunk. Measured: 1.4e-14 at most."""
-    hidden, weight, targets, row_weights = case(rows, width, vocab, torch.float64, seed)
-    row_weights = row_weights + 0.1
-    total, nll, lse, expected = plain(hidden, weight, targets, row_weights, z_loss)
-    found = linear_cross_entropy(hidden, weight, targets, row_weights, z_loss=z_loss, chunk=chunk)
+    hidden, weight, targets, target_weights = case(rows, width, vocab, torch.float64, seed)
+    target_weights = target_weights + 0.1
+    total, nll, lse, expected = plain(hidden, weight, targets, target_weights, z_loss)
+    found = linear_cross_entropy(
+        hidden, weight, targets, target_weights, z_loss=z_loss, chunk=chunk
+    )
     gradients = torch.autograd.grad(found.total, [hidden, weight])
     torch.testing.assert_close(found.total, total, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.nll, nll, rtol=1e-12, atol=1e-12)
@@ -81,9 +83,9 @@ def test_single_precision():
 
 def test_bfloat16_sums_chunks_in_single_precision():
     """1,024 chunks of a row. Measured: 0.003 of the largest value; summed in bfloat16, 0.019."""
-    hidden, weight, targets, row_weights = case(rows=1024, vocab=20, dtype=torch.bfloat16)
-    expected = plain(hidden, weight, targets, row_weights, 0.0)[3][1]
-    found = linear_cross_entropy(hidden, weight, targets, row_weights, chunk=1)
+    hidden, weight, targets, target_weights = case(rows=1024, vocab=20, dtype=torch.bfloat16)
+    expected = plain(hidden, weight, targets, target_weights, 0.0)[3][1]
+    found = linear_cross_entropy(hidden, weight, targets, target_weights, chunk=1)
     [gradient] = torch.autograd.grad(found.total, [weight])
     assert gradient.dtype is torch.bfloat16
     assert found.nll.dtype is found.lse.dtype is found.total.dtype is torch.float32
@@ -101,12 +103,12 @@ def test_a_sure_target_keeps_its_small_gradient_in_bfloat16():
 
 
 def test_autocast_decides_the_type_of_products():
-    hidden, weight, targets, row_weights = case()
+    hidden, weight, targets, target_weights = case()
     with torch.autocast("cpu", torch.bfloat16):
-        found = linear_cross_entropy(hidden, weight, targets, row_weights)
+        found = linear_cross_entropy(hidden, weight, targets, target_weights)
     found.total.backward()
     halves = [x.detach().bfloat16() for x in (hidden, weight)]
-    expected = linear_cross_entropy(*halves, targets, row_weights)
+    expected = linear_cross_entropy(*halves, targets, target_weights)
     assert torch.equal(found.nll, expected.nll)
     assert hidden.grad.dtype is weight.grad.dtype is torch.float32
 
@@ -122,16 +124,16 @@ def test_without_gradients_the_values_are_the_same():
 
 
 def test_no_rows_are_a_loss_of_zero():
-    hidden, weight, targets, row_weights = case()
-    none = linear_cross_entropy(hidden[:0], weight, targets[:0], row_weights[:0])
+    hidden, weight, targets, target_weights = case()
+    none = linear_cross_entropy(hidden[:0], weight, targets[:0], target_weights[:0])
     none.total.backward()
     assert float(none.total.detach()) == 0 and not weight.grad.any()
 
 
 def test_a_scaled_loss_scales_gradients_and_hands_them_on_without_a_copy():
-    hidden, weight, targets, row_weights = case()
-    expected = plain(hidden, weight, targets, row_weights, 0.0)[3][1]
-    total = linear_cross_entropy(hidden, weight, targets, row_weights).total
+    hidden, weight, targets, target_weights = case()
+    expected = plain(hidden, weight, targets, target_weights, 0.0)[3][1]
+    total = linear_cross_entropy(hidden, weight, targets, target_weights).total
     stored = total.grad_fn.saved_tensors[1].data_ptr()
     (total * 0.25).backward()
     torch.testing.assert_close(weight.grad, (expected / 4).float(), rtol=1e-5, atol=1e-6)
@@ -146,7 +148,7 @@ def test_a_second_backward_pass_is_refused():
 
 
 def test_full_logits_are_never_stored():
-    hidden, weight, targets, row_weights = case(rows=64, width=4, vocab=1000)
+    hidden, weight, targets, target_weights = case(rows=64, width=4, vocab=1000)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -158,7 +160,7 @@ def test_full_logits_are_never_stored():
             return out
 
     with Watch():
-        linear_cross_entropy(hidden, weight, targets, row_weights, chunk=8).total.backward()
+        linear_cross_entropy(hidden, weight, targets, target_weights, chunk=8).total.backward()
     assert 8 * 1000 <= largest < 16 * 1000
 
 
@@ -187,10 +189,15 @@ def test_z_loss_of_uniform_logits():
 
 @pytest.mark.parametrize("scale", [100.0, 1e4])
 def test_large_logits_are_finite(scale):
-    hidden, weight, targets, row_weights = case(dtype=torch.float64)
-    values = scale * hidden.detach().float().requires_grad_(), weight.float(), targets, row_weights
+    hidden, weight, targets, target_weights = case(dtype=torch.float64)
+    values = (
+        scale * hidden.detach().float().requires_grad_(),
+        weight.float(),
+        targets,
+        target_weights,
+    )
     found = linear_cross_entropy(*values)
-    expected = plain(values[0], values[1], targets, row_weights.double(), 0.0)
+    expected = plain(values[0], values[1], targets, target_weights.double(), 0.0)
     assert float(found.total.detach()) == pytest.approx(float(expected[0].detach()), rel=1e-5)
 
 
@@ -218,9 +225,9 @@ class Half(VocabularyShard):
 @pytest.mark.parametrize("cut", [1, 20, 36])
 def test_a_head_in_two_parts(cut):
     """Every part has the losses and the gradient of hidden states; measured: 4.4e-16."""
-    hidden, weight, targets, row_weights = (x.detach() for x in case(dtype=torch.float64))
+    hidden, weight, targets, target_weights = (x.detach() for x in case(dtype=torch.float64))
     whole, expected = chunked_cross_entropy(
-        hidden, VocabularyShard(weight), targets, row_weights, z_loss=0.1, chunk=4, learning=True
+        hidden, VocabularyShard(weight), targets, target_weights, z_loss=0.1, chunk=4, learning=True
     )
     barrier, said = threading.Barrier(2), [torch.empty(0)] * 2
     halves = [
@@ -231,7 +238,7 @@ def test_a_head_in_two_parts(cut):
         results = list(
             pool.map(
                 lambda half: chunked_cross_entropy(
-                    hidden, half, targets, row_weights, z_loss=0.1, chunk=4, learning=True
+                    hidden, half, targets, target_weights, z_loss=0.1, chunk=4, learning=True
                 ),
                 halves,
             )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from pardalis.errors import ConfigError
 from pardalis.model import document_mask
-from pardalis.objectives import NextTokenConfig, next_token, next_token_losses, no_losses
+from pardalis.objectives import NextTokenConfig, next_token, next_token_losses, zero_losses
 
 
 def batch(vocabulary, rows: int = 2, length: int = 9):
@@ -112,7 +112,7 @@ def test_rows_without_weight_change_nothing_where_they_are_not_dropped(
 
 
 def test_sums_start_from_zeros():
-    assert not any(values(no_losses()))
+    assert not any(values(zero_losses()))
 
 
 @pytest.mark.parametrize(

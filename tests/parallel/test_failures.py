@@ -1,4 +1,4 @@
-"""When a rank fails, one sentence says why, and the others end without a word."""
+"""When a rank fails, one error message reports why, and the others exit silently."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from torch import distributed
 
 from pardalis.errors import TrainingError
 from pardalis.parallel import world
-from pardalis.parallel.failures import Watch, is_broken_connection
+from pardalis.parallel.failures import RankMonitor, is_broken_connection
 from pardalis.train import checkpoint
 
 SCRIPT = Path(failing.__file__)
 QUIETLY = {"OMP_NUM_THREADS": "1"}
-LIBRARIES = "[W"  # begins a line of PyTorch's own that warns
+LIBRARIES = "[W"  # prefix of PyTorch's own warnings
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def found(folder: Path) -> dict[str, dict[str, Any]]:
     return json.loads((folder / "found.json").read_text())
 
 
-def said(rank: dict[str, Any]) -> str:
+def stderr_of(rank: dict[str, Any]) -> str:
     lines = rank["said"].splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith(LIBRARIES))
 
@@ -52,55 +52,55 @@ def said(rank: dict[str, Any]) -> str:
         ("asked to stop", 5, 0, "Stopped at step 4 of 6; run the same command to go on."),
     ],
 )
-def test_one_rank_speaks_and_the_others_end_silently(
+def test_one_rank_reports_and_the_others_exit_silently(
     found: dict[str, Any], case: str, code: int, rank: int, sentence: str
 ) -> None:
-    speaker = found[case].pop(str(rank))
-    assert said(speaker) == f"pardalis: {sentence}\n"
-    assert speaker["code"] == code
+    reporting = found[case].pop(str(rank))
+    assert stderr_of(reporting) == f"pardalis: {sentence}\n"
+    assert reporting["code"] == code
     for other in found[case].values():
-        assert (other["code"], said(other)) == (1, "")
+        assert (other["code"], stderr_of(other)) == (1, "")
 
 
 def test_a_bug_has_one_traceback_with_its_rank(found: dict[str, Any]) -> None:
     ranks = found["bug"]
-    assert said(ranks["1"]).count("Traceback") == 1
-    assert said(ranks["1"]).endswith("ZeroDivisionError: a bug\nThis was rank 1 of 3.\n")
-    assert [said(ranks[other]) for other in "02"] == ["", ""]
+    assert stderr_of(ranks["1"]).count("Traceback") == 1
+    assert stderr_of(ranks["1"]).endswith("ZeroDivisionError: a bug\nThis was rank 1 of 3.\n")
+    assert [stderr_of(ranks[other]) for other in "02"] == ["", ""]
     assert [rank["code"] for rank in ranks.values()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("case", "finding"),
     [
-        ("killed", "rank 1 of 3, at step 4, ended without a word; it was killed"),
-        ("frozen", "rank 1 of 3, at step 4, does not answer after"),
+        ("killed", "rank 1 of 3, at step 4, ended without an error message; it was killed"),
+        ("frozen", "rank 1 of 3, at step 4, has not responded for"),
         ("stuck", "rank 1 of 3, at step 4, has not finished its step after"),
     ],
 )
-def test_those_who_wait_say_which_rank_is_missing(
+def test_waiting_ranks_report_which_rank_is_missing(
     found: dict[str, Any], case: str, finding: str
 ) -> None:
     ranks = [found[case]["0"], found[case]["2"]]
-    words = [said(rank) for rank in ranks if said(rank)]
-    assert len(words) == 1
-    assert words[0].startswith(f"pardalis: {finding}")
-    assert words[0].endswith("The same command goes on from the last checkpoint.\n")
+    reports = [stderr_of(rank) for rank in ranks if stderr_of(rank)]
+    assert len(reports) == 1
+    assert reports[0].startswith(f"pardalis: {finding}")
+    assert reports[0].endswith("The same command resumes from the last checkpoint.\n")
     assert sorted(rank["code"] for rank in ranks) == [1, 5]
     if case == "stuck":
-        assert "it is at failing.py:" in words[0]
-        assert "(befall)" in words[0]
+        assert "it is at failing.py:" in reports[0]
+        assert "(befall)" in reports[0]
 
 
-def test_nothing_is_said_when_nothing_happens(found: dict[str, Any]) -> None:
-    assert [(rank["code"], said(rank)) for rank in found["nothing"].values()] == [(0, "")] * 3
+def test_a_run_without_failure_prints_nothing(found: dict[str, Any]) -> None:
+    assert [(rank["code"], stderr_of(rank)) for rank in found["nothing"].values()] == [(0, "")] * 3
 
 
 @pytest.mark.parametrize(
     ("case", "steps"), [("nothing", [4, 6]), ("asked to stop", [2, 4]), ("error", [2])]
 )
-def test_the_checkpoints_that_stay_are_whole(folder: Path, case: str, steps: list[int]) -> None:
-    """Of a run that failed too: a save in flight is finished."""
+def test_remaining_checkpoints_are_complete(folder: Path, case: str, steps: list[int]) -> None:
+    """Also when the run failed: a save in progress is finished."""
     kept = checkpoint.all_of(folder / case)
     assert [checkpoint.step_of(path) for path in kept] == steps
     for path in kept:
@@ -109,7 +109,7 @@ def test_the_checkpoints_that_stay_are_whole(folder: Path, case: str, steps: lis
         assert state["state"].tolist() == [sum(range(checkpoint.step_of(path)))] * 2
 
 
-def test_the_summary_of_torchrun_has_the_sentence(tmp_path: Path) -> None:
+def test_the_error_is_in_the_summary_of_torchrun(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*command, "--nproc-per-node", "2", str(SCRIPT), str(tmp_path), "error"],
@@ -132,26 +132,26 @@ def test_the_summary_of_torchrun_has_the_sentence(tmp_path: Path) -> None:
         (ValueError("gloo"), False),
     ],
 )
-def test_errors_of_connections_are_known(error: Exception, is_broken: bool) -> None:
+def test_errors_of_connections_are_recognised(error: Exception, is_broken: bool) -> None:
     assert is_broken_connection(error) == is_broken
 
 
-def test_who_speaks_last_outlasts_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As soon as a rank is gone, torchrun sends SIGTERM to those who are about to say so."""
+def test_the_reporting_rank_ignores_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as a rank is gone, torchrun sends SIGTERM to the ranks that report it."""
     handlers: dict[int, Any] = {}
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
-    watch = Mock(Watch, _word=lambda error: TrainingError(f"{handlers}"))
-    word = Watch.last_word(watch, RuntimeError("[gloo] Connection closed by peer"))
+    monitor = Mock(RankMonitor, _reported_error=lambda error: TrainingError(f"{handlers}"))
+    error = RankMonitor.final_error(monitor, RuntimeError("[gloo] Connection closed by peer"))
     assert handlers == {signal.SIGTERM: signal.SIG_IGN}
-    assert str(word) == f"{handlers}"
+    assert str(error) == f"{handlers}"
 
 
-def test_on_gpus_the_group_that_can_say_why_tires_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL aborts the process, and with it the sentence that names the stuck rank."""
+def test_gloo_times_out_before_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL aborts the process, and with it the report of the stuck rank."""
     times: dict[str, timedelta] = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr(world, "open_watch", lambda: Mock(Watch, store=None, rank=0))
+    monkeypatch.setattr(world, "open_monitor", lambda: Mock(RankMonitor, store=None, rank=0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     for name in ("init_process_group", "new_group"):
         monkeypatch.setattr(
@@ -161,7 +161,7 @@ def test_on_gpus_the_group_that_can_say_why_tires_first(monkeypatch: pytest.Monk
         )
     for name in ("barrier", "destroy_process_group"):
         monkeypatch.setattr(distributed, name, lambda *_: None)
-    with world.join("cuda", patience_minutes=3.0):
+    with world.join("cuda", timeout_minutes=3.0):
         pass
     assert times["gloo"] == timedelta(minutes=3)
     assert times["nccl"] > times["gloo"]

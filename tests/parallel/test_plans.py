@@ -1,4 +1,4 @@
-"""The tables of names cover every decoder, and nothing twice."""
+"""The tables cover every module of every decoder exactly once."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder
-from pardalis.parallel.plans import TENSOR_PLAN, shared_inputs_of, split_of, splits_of, units_of
+from pardalis.parallel.plans import TENSOR_PLAN, plan_of, plans_of, shared_inputs_of, units_of
 
 
 def decoder(preset: str) -> Decoder:
@@ -15,20 +15,20 @@ def decoder(preset: str) -> Decoder:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_parameter_stands_in_one_line(preset):
+def test_every_parameter_has_one_line(preset):
     model = decoder(preset)
-    lines = list(splits_of(model))
+    lines = list(plans_of(model))
     covered = [id(p) for module, _ in lines for p in module.parameters(recurse=False)]
     assert sorted(covered) == sorted(id(p) for p in model.parameters())
-    assert {split for _, split in lines} == set(TENSOR_PLAN)
+    assert {split for _, plan in lines} == set(TENSOR_PLAN)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_what_is_cut_has_that_dimension(preset):
-    for module, split in splits_of(decoder(preset)):
+def test_sharded_dimensions_are_divisible(preset):
+    for module, plan in plans_of(decoder(preset)):
         for parameter in module.parameters(recurse=False):
-            if split.parameters is not None:
-                assert parameter.shape[split.parameters] % 4 == 0
+            if plan.parameters is not None:
+                assert parameter.shape[plan.parameters] % 4 == 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -39,13 +39,13 @@ def test_units_are_the_blocks(preset):
 
 
 @pytest.mark.parametrize("name", ["trunk.blocks.0.mixer.in_proj", "heads", "trunk.blocks.x.o_proj"])
-def test_a_name_that_nothing_is_known_of_is_refused(name):
-    with pytest.raises(ConfigError, match=f"0 lines of .* are about '{name}' and one is needed"):
-        split_of(name)
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(ConfigError, match=f"0 lines of .* match '{name}' and one is needed"):
+        plan_of(name)
 
 
 def test_a_new_kind_of_layer_needs_a_line():
     model = decoder("tiny")
     model.trunk.blocks[1].extra = nn.Linear(2, 2, device="meta")
     with pytest.raises(ConfigError, match=r"trunk\.blocks\.1\.extra"):
-        list(splits_of(model))
+        list(plans_of(model))

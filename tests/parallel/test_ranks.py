@@ -66,7 +66,7 @@ def test_a_run_of_two_goes_on_as_one(together, tmp_path):
 def test_what_processes_tell_each_other(together):
     facts = json.loads((together / "found.json").read_text())["facts"]
     facts.pop("evaluated")
-    assert facts == {"ranks": [0.0, 1.0], "any": True, "told": "go"}
+    assert facts == {"ranks": [0.0, 1.0], "any": True, "message": "go"}
 
 
 def test_there_may_be_fewer_held_out_images_than_processes(together):
@@ -75,14 +75,14 @@ def test_there_may_be_fewer_held_out_images_than_processes(together):
     assert found == pytest.approx(ranks.one_held_out(World()))
 
 
-def test_alone_nothing_needs_to_be_told():
+def test_a_single_process_broadcasts_to_itself():
     world = World()
     tensor = torch.ones(2)
     assert world.is_first
     assert world.sum(tensor) is tensor
     assert world.gather(tensor) is tensor
     assert world.means([3.0]) == [3.0]
-    assert (world.any(True), world.any(False), world.tell("a")) == (True, False, "a")
+    assert (world.any(True), world.any(False), world.broadcast("a")) == (True, False, "a")
 
 
 def test_processes_cannot_share_a_gpu(monkeypatch):

@@ -22,9 +22,9 @@ from pardalis.parallel import (
     check_divides,
     clip_gradients,
     gradient_norm,
+    held_indices,
     layout_of,
     local_part,
-    places_held,
 )
 
 SCRIPT = Path(sharded.__file__)
@@ -133,7 +133,7 @@ def test_rows_of_a_batch_must_divide_among_ranks():
 def test_alone_everything_is_whole():
     parameter = torch.ones(3, 2)
     assert local_part(parameter) is parameter
-    assert places_held(parameter, 0).tolist() == [0, 1, 2]
+    assert held_indices(parameter, 0).tolist() == [0, 1, 2]
     layout = layout_of(World(), ParallelConfig())
     assert layout == Layout.alone()
     assert layout.sum(parameter) is parameter

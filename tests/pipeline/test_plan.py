@@ -13,7 +13,7 @@ from pardalis.batch import Batch
 from pardalis.cli import plan as command
 from pardalis.cli.common import Parser
 from pardalis.errors import ConfigError
-from pardalis.model import PRESETS, Decoder, ModelConfig, attention_mask, count, initialise
+from pardalis.model import PRESETS, Decoder, ModelConfig, attention_mask, initialise, model_costs
 from pardalis.objectives import NextTokenConfig, next_token_losses
 from pardalis.parallel import Layout, ParallelConfig, parallelise
 from pardalis.pipeline import load_recipe
@@ -107,7 +107,7 @@ def test_memory_is_that_of_a_real_step(changes, checkpointing, bound):
         on_cpu=True,
         parallel={"activation_checkpointing": checkpointing},
     )
-    memory, found = memory_of(planned, count(planned.model), ROWS), measured(planned)
+    memory, found = memory_of(planned, model_costs(planned.model), ROWS), measured(planned)
     for kind in ("weights", "gradients", "optimizer"):
         assert getattr(memory, kind) == found[kind]
     rest = memory.total - memory.weights - memory.optimizer
@@ -126,7 +126,7 @@ def test_the_loss_takes_what_is_counted():
         next_token_losses(model, batch, range(10, 50), planned.training.objective)
     found = alive.peak - before
     # Measured: 0.033, small tensors of a number for each row among them.
-    assert memory_of(planned, count(SHAPE), ROWS).loss == pytest.approx(found, rel=0.06)
+    assert memory_of(planned, model_costs(SHAPE), ROWS).loss == pytest.approx(found, rel=0.06)
 
 
 def test_muon_has_one_moment_where_adam_has_two():
@@ -135,14 +135,14 @@ def test_muon_has_one_moment_where_adam_has_two():
     optimizer = Optimizer(model, planned.training.optimizer, 1e-3)
     state = [t for values in optimizer.state_dict().values() for t in values.values() if t.ndim]
     found = sum(t.nbytes for t in state)
-    assert memory_of(planned, count(SHAPE), ROWS).optimizer == found
+    assert memory_of(planned, model_costs(SHAPE), ROWS).optimizer == found
 
 
 # ── arithmetic ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_shards_and_tensor_ranks_divide_what_they_hold():
-    counts = count(SHAPE)
+    counts = model_costs(SHAPE)
     alone, shards, split = (
         memory_of(setting(ranks=ranks, parallel=parallel, batch_rows=8), counts, ROWS)
         for ranks, parallel in ((1, {}), (4, {}), (4, {"tensor": 4}))
@@ -156,7 +156,7 @@ def test_shards_and_tensor_ranks_divide_what_they_hold():
 
 
 def test_replicas_hold_everything_and_gather_nothing_twice():
-    counts = count(SHAPE)
+    counts = model_costs(SHAPE)
     replicas, shards = (
         memory_of(setting(ranks=4, parallel={"shard": shard}), counts, ROWS) for shard in (1, 0)
     )
@@ -165,7 +165,7 @@ def test_replicas_hold_everything_and_gather_nothing_twice():
 
 
 def test_the_largest_micro_batch_fits_and_one_more_row_does_not():
-    planned, counts = setting(), count(SHAPE)
+    planned, counts = setting(), model_costs(SHAPE)
     for usable in (5 * 2**20, 37 * 2**20):
         rows = largest_rows(planned, counts, usable)
         assert rows >= 1
@@ -208,7 +208,7 @@ def apply(planned: Setting, changes) -> Setting:
 def test_advice_makes_it_fit_and_asks_for_nothing_needless(part):
     model = dataclasses.replace(SHAPE, vocab_size=2048, context=256, n_layers=8)
     planned = setting(model, ranks=4, batch_rows=64, accumulation_steps=1, parallel={"shard": 1})
-    counts = count(model)
+    counts = model_costs(model)
     usable = int(part * memory_of(planned, counts, planned.micro_rows).total)
 
     def fits(some: Setting) -> bool:
@@ -224,13 +224,13 @@ def test_advice_makes_it_fit_and_asks_for_nothing_needless(part):
 
 def test_no_split_is_advised_that_would_be_refused():
     planned = setting(ranks=4, batch_rows=16, parallel={"shard": 4})
-    assert advice(planned, count(SHAPE), 2**16) == []
+    assert advice(planned, model_costs(SHAPE), 2**16) == []
     odd = setting(dataclasses.replace(SHAPE, d_ff=161), ranks=4, batch_rows=16)
-    assert advice(odd, count(SHAPE), 2**16) == []
+    assert advice(odd, model_costs(SHAPE), 2**16) == []
 
 
 def test_nothing_is_advised_where_nothing_helps():
-    assert advice(setting(ranks=4, batch_rows=16), count(SHAPE), 2**16) == []
+    assert advice(setting(ranks=4, batch_rows=16), model_costs(SHAPE), 2**16) == []
 
 
 def warnings_of(*overrides: str, **arguments) -> str:

@@ -219,18 +219,18 @@ def test_two_processes_do_not_share_a_folder(project):
 class Telling(World):
     """The first of two processes, which notes what it tells the other."""
 
-    told: ClassVar[list[str | None]] = []
+    messages: ClassVar[list[str | None]] = []
 
-    def tell(self, message=None):
-        self.told.append(message)
+    def broadcast(self, message=None):
+        self.messages.append(message)
 
 
-def test_other_processes_are_told_of_the_end(project):
+def test_other_processes_receive_the_end(project):
     recipe = load_recipe(project[0] / "recipe.toml")
     first = Telling(0, 2)
-    first.told.clear()
+    first.messages.clear()
     run_together(recipe, project[0] / "run", first, ("text_tokenizer",))
-    assert first.told == [None]
+    assert first.messages == [None]
 
 
 def test_records_that_cannot_be_read(project):

@@ -86,13 +86,13 @@ RANKS = 3
 def part(case: str, folder: Path) -> None:
     """Do the part of one rank."""
     torch.set_num_threads(1)
-    with join(patience_minutes=CASES[case] / 60) as world:
-        world.tell("begin")
+    with join(timeout_minutes=CASES[case] / 60) as world:
+        world.broadcast("begin")
         if case == "error of the first" and world.is_first:
             raise DataError("No recipe.")
         if case == "error of all":
             raise DataError("No recipe.")
-        world.tell("go on")
+        world.broadcast("go on")
         train(Counting(world, case), folder / case, CONFIG, world=world)
 
 

@@ -96,7 +96,11 @@ def main(folder: Path) -> None:
         found = {variant: losses(variant, world) for variant in VARIANTS}
         train_part(folder / "run", 4, world)
         gathered = world.gather(torch.tensor([[float(world.rank)]])).flatten().tolist()
-        facts = {"ranks": gathered, "any": world.any(world.rank == 1), "told": world.tell("go")}
+        facts = {
+            "ranks": gathered,
+            "any": world.any(world.rank == 1),
+            "message": world.broadcast("go"),
+        }
         facts["evaluated"] = one_held_out(world)
         if world.is_first:
             (folder / "found.json").write_text(json.dumps(found | {"facts": facts}))

@@ -85,16 +85,16 @@ def test_a_loss_that_is_not_per_token_is_not_judged() -> None:
     alarms = Alarms(AlarmConfig())
     for step, loss in enumerate([3.0, 3.1, 2.9, 7000.0, 8.0, 3.0]):
         assert alarms.read({"step": step, "loss": loss, "images": 32.0}) == []
-        assert not alarms.exploded({"step": step, "loss": loss, "images": 32.0})
+        assert not alarms.has_diverged({"step": step, "loss": loss, "images": 32.0})
 
 
 def test_a_loss_explodes_from_where_it_began() -> None:
     alarms = Alarms(AlarmConfig(loss_explosion=3.0))
-    assert not alarms.exploded({"step": 10, "tokens": 900.0, "loss": 20.0})
+    assert not alarms.has_diverged({"step": 10, "tokens": 900.0, "loss": 20.0})
     for line in lines_of("loss", [8.0, 6.0, 2.0]):
         alarms.read(line)
-    assert not alarms.exploded({"step": 40, "tokens": 900.0, "loss": 11.0})
-    assert alarms.exploded({"step": 40, "tokens": 900.0, "loss": 11.1})
+    assert not alarms.has_diverged({"step": 40, "tokens": 900.0, "loss": 11.0})
+    assert alarms.has_diverged({"step": 40, "tokens": 900.0, "loss": 11.1})
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_standing_alarms_are_in_the_order_in_which_they_came() -> None:
     alarms = Alarms(AlarmConfig(window=3))
     for step, (logit, rms) in enumerate([(1.0, 1.0), (1.0, 50.0), (2e3, 90.0)], start=1):
         alarms.read({"step": step, "attention_logit": logit, "output_rms": rms})
-    assert [alarm.name for alarm in alarms.standing] == ["output_rms", "attention_logit"]
+    assert [alarm.name for alarm in alarms.active] == ["output_rms", "attention_logit"]
     for step in range(4, 7):
         alarms.read({"step": step, "attention_logit": 3e3, "output_rms": 1.0})
-    assert [(alarm.name, alarm.step) for alarm in alarms.standing] == [("attention_logit", 3)]
+    assert [(alarm.name, alarm.step) for alarm in alarms.active] == [("attention_logit", 3)]
 
 
 def test_a_line_without_a_statistic_says_nothing_of_it() -> None:
@@ -133,7 +133,7 @@ def test_a_line_without_a_statistic_says_nothing_of_it() -> None:
     alarms.read({"step": 1, "attention_logit": 2e3})
     for step in range(2, 20):
         assert alarms.read({"step": step, "tokens": 1.0, "loss": 3.0}) == []
-    assert len(alarms.standing) == 1
+    assert len(alarms.active) == 1
 
 
 @given(
@@ -153,7 +153,7 @@ def test_a_run_that_resumes_has_the_alarms_of_one_that_went_on(
     raised = [whole.read(line) for line in lines]
     resumed = Alarms(AlarmConfig(window=3), lines[:cut])
     assert [resumed.read(line) for line in lines[cut:]] == raised[cut:]
-    assert resumed.standing == whole.standing
+    assert resumed.active == whole.active
 
 
 @pytest.mark.parametrize("options", [{"window": 2}, {"growth": 1.0}])

@@ -18,7 +18,7 @@ from pardalis.errors import ConfigError
 from pardalis.seeds import derive
 from pardalis.train import checkpoint
 from pardalis.train.alarms import AlarmConfig
-from pardalis.train.divergence import unfit_tensor
+from pardalis.train.divergence import non_finite_tensor
 from pardalis.train.loop import Diverged, Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
 from pardalis.train.skipping import batch_of, read_skips
@@ -178,11 +178,11 @@ def test_a_tensor_that_is_not_finite_is_found(value: float, dtype: torch.dtype) 
         "empty": torch.empty(0),
         "whole": torch.arange(3),
     }
-    assert unfit_tensor(fine) is None
-    assert unfit_tensor({}) is None
+    assert non_finite_tensor(fine) is None
+    assert non_finite_tensor({}) is None
     broken = torch.zeros(2, 2, dtype=dtype)
     broken[1, 0] = value
-    assert unfit_tensor(fine | {"broken": broken}) == "broken"
+    assert non_finite_tensor(fine | {"broken": broken}) == "broken"
 
 
 # ── going back and on ────────────────────────────────────────────────────────────────────────────
@@ -245,9 +245,9 @@ def test_all_batches_since_the_first_alarm_are_left_out(tmp_path: Path) -> None:
 
 
 def test_rolling_back_has_an_end(tmp_path: Path) -> None:
-    few = replace(ROLL_BACK, most_rollbacks=2)
+    few = replace(ROLL_BACK, max_rollbacks=2)
     with pytest.raises(
-        Diverged, match=r"It was rolled back 2 times before; most_rollbacks is 2"
+        Diverged, match=r"It was rolled back 2 times before; max_rollbacks is 2"
     ) as caught:
         train(Drift(from_batch(6, {"loss": math.nan})), tmp_path, few)
     assert "step-00000004, is intact" in str(caught.value)
@@ -255,5 +255,5 @@ def test_rolling_back_has_an_end(tmp_path: Path) -> None:
 
 
 def test_the_answer_to_divergence_is_checked() -> None:
-    with pytest.raises(ConfigError, match="most_rollbacks must be 0 or more"):
-        replace(CONFIG, most_rollbacks=-1)
+    with pytest.raises(ConfigError, match="max_rollbacks must be 0 or more"):
+        replace(CONFIG, max_rollbacks=-1)

@@ -48,13 +48,13 @@ def _bundle(options: argparse.Namespace) -> None:
 
     from pardalis import config as configs
     from pardalis.bundle import IMAGE_TOKENIZER, describe, model_config
-    from pardalis.model import count
+    from pardalis.model import model_costs
     from pardalis.vq import ImageTokenizer
 
     description = describe(options.bundle)
     model = model_config(options.bundle, description)
     images = ImageTokenizer.load_config(options.bundle / IMAGE_TOKENIZER)
-    description["counts"] = asdict(count(model))
+    description["counts"] = asdict(model_costs(model))
     description["image_tokenizer"] = configs.to_dict(images)
     # Whether ids moved is of interest, not where each of thousands went.
     foreign_ids = description["vocabulary"].pop("foreign_ids", None)

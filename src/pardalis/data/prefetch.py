@@ -12,7 +12,7 @@ from pardalis.batch import Batch
 
 
 @runtime_checkable
-class RankedRows(Protocol):
+class BatchSource(Protocol):
     """What a loader does: a step and a rank in, its rows out."""
 
     def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
@@ -35,7 +35,7 @@ class Prefetcher:
     """
 
     def __init__(
-        self, source: RankedRows, device: torch.device | str = "cpu", rank: int = 0, size: int = 1
+        self, source: BatchSource, device: torch.device | str = "cpu", rank: int = 0, size: int = 1
     ) -> None:
         self._source = source
         self._device = torch.device(device)

@@ -93,7 +93,7 @@ class PassLayout:
 
 @dataclass(eq=False)
 class _SlicedLayer:
-    """One layer of the cache, sequence by sequence; a :class:`pardalis.model.LayerCache`."""
+    """One layer of the cache, sequence by sequence; a :class:`pardalis.model.LayerKVCache`."""
 
     layout: PassLayout
     keys: Float[Tensor, "entries K H"]
@@ -128,7 +128,7 @@ class _SlicedLayer:
 
 @dataclass(eq=False)
 class _GatheredLayer:
-    """One layer of the cache, gathered by a table; a :class:`pardalis.model.LayerCache`.
+    """One layer of the cache, gathered by a table; a :class:`pardalis.model.LayerKVCache`.
 
     It is made to be compiled: a compiler fuses the gather with the products and sums, without
     copies.

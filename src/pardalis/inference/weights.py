@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pardalis.model import Decoder
 from pardalis.model.attention import Attention, HeadNorm, rotate
 from pardalis.model.decoder import Block, FeedForward
-from pardalis.parallel.heads import rows_of_heads
+from pardalis.parallel.heads import head_scales
 from pardalis.tokens import Grammar
 
 Weights = Literal["stored", "int8"]
@@ -212,7 +212,7 @@ def _joint_norm(attention: Attention) -> nn.Module:
     joint = HeadNorm(attention.d_head, sum(n_heads), norms[0].eps)
     for name in ("weight", "bias"):
         by_head = [
-            rows_of_heads(getattr(norm, name), n).expand(n, -1)
+            head_scales(getattr(norm, name), n).expand(n, -1)
             for norm, n in zip(norms, n_heads, strict=True)
         ]
         setattr(joint, name, nn.Parameter(torch.cat(by_head), requires_grad=False))

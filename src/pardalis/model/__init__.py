@@ -1,6 +1,6 @@
-"""The decoder transformer: its config and presets, its network, its initial values, its size."""
+"""The decoder transformer: config and presets, network, initial values, costs."""
 
-from pardalis.model.attention import LayerCache
+from pardalis.model.attention import LayerKVCache
 from pardalis.model.config import (
     PRESETS,
     ModelConfig,
@@ -11,11 +11,11 @@ from pardalis.model.config import (
     swiglu_width,
     tiny,
 )
-from pardalis.model.counts import (
-    Counts,
+from pardalis.model.costs import (
     Execution,
+    ModelCosts,
     block_bytes_per_token,
-    count,
+    model_costs,
     recomputed_bytes_per_token,
 )
 from pardalis.model.decoder import Decoder
@@ -24,20 +24,20 @@ from pardalis.model.masks import Mask, attention_mask, document_mask
 
 __all__ = [
     "PRESETS",
-    "Counts",
     "Decoder",
     "Execution",
-    "LayerCache",
+    "LayerKVCache",
     "Mask",
     "ModelConfig",
+    "ModelCosts",
     "RopeScaling",
     "attention_mask",
     "block_bytes_per_token",
     "chameleon_7b",
     "chameleon_34b",
-    "count",
     "document_mask",
     "initialise",
+    "model_costs",
     "recomputed_bytes_per_token",
     "small",
     "swiglu_width",

@@ -1,4 +1,4 @@
-"""Attention with QK-norm, RoPE and grouped heads."""
+"""Attention with QK-norm, RoPE and grouped queries."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pardalis.model.config import ModelConfig, RopeScaling
 from pardalis.model.masks import Mask, attend
-from pardalis.parallel.heads import rows_of_heads
+from pardalis.parallel.heads import head_scales
 
 
 @runtime_checkable
-class LayerCache(Protocol):
-    """Keys and values of earlier positions of one layer, owned by whoever decodes."""
+class LayerKVCache(Protocol):
+    """The key-value cache of one layer, owned by the decoding loop."""
 
     def attend(
         self,
@@ -23,7 +23,7 @@ class LayerCache(Protocol):
         k: Float[Tensor, "B T K H"],
         v: Float[Tensor, "B T K H"],
     ) -> Float[Tensor, "B T N H"]:
-        """Store the new keys and values; return attention over all that each query may see."""
+        """Store the new keys and values; return attention over all allowed positions."""
         ...
 
 
@@ -31,7 +31,7 @@ class HeadNorm(nn.Module):
     """QK-norm: LayerNorm over a head's width, with a scale and shift for each group of heads.
 
     Chameleon (arXiv 2405.09818, section 2.3) normalises queries and keys before RoPE. In its
-    weights the heads of one model-parallel rank share a scale: they are a group.
+    released weights the heads of one model-parallel rank form a group and share a scale.
     """
 
     def __init__(self, d_head: int, n_groups: int, eps: float) -> None:
@@ -41,12 +41,12 @@ class HeadNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
-        weight, bias = (rows_of_heads(p, x.shape[2]) for p in (self.weight, self.bias))
+        weight, bias = (head_scales(p, x.shape[2]) for p in (self.weight, self.bias))
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * weight + bias
 
 
 class Attention(nn.Module):
-    """Causal self-attention; the mask, or a cache that masks by itself, is an argument."""
+    """Causal self-attention under a mask, or over a key-value cache that masks by itself."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "B T D"],
         rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
         mask: Mask | None,
-        cache: LayerCache | None,
+        cache: LayerKVCache | None,
     ) -> Float[Tensor, "B T D"]:
         q, k, v = self.heads(x, rotation)
         if cache is not None:
@@ -83,7 +83,7 @@ class Attention(nn.Module):
     def heads(
         self, x: Float[Tensor, "B T D"], rotation: tuple[Tensor, Tensor]
     ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
-        """Return queries, keys and values, normed and rotated."""
+        """Return queries and keys, normalised and rotated, and values."""
         q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
         k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.d_head))), rotation)
         return q, k, self.v_proj(x).unflatten(-1, (-1, self.d_head))
@@ -95,18 +95,18 @@ def rope_frequencies(
     scaling: RopeScaling | None = None,
     device: torch.device | None = None,
 ) -> Float[Tensor, "..."]:
-    """Return the frequency of each pair of a head, in radians a position; shape (d_head / 2,).
+    """Return RoPE's frequency of each channel pair, in radians a position; shape (d_head / 2,).
 
-    Scaled as for Llama 3.1 (arXiv 2407.21783; the formula by transformers'
+    Scaling is that of Llama 3.1 (arXiv 2407.21783; the formula is that of transformers'
     ``_compute_llama3_parameters``): with n turns within the original context, a frequency f becomes
-    (1 - s) f / factor + s f, where s is (n - low) / (high - low), cut to [0, 1].
+    (1 - s) f / factor + s f, where s is (n - low) / (high - low), clamped to [0, 1].
     """
     exponents = torch.arange(0, d_head, 2, device=device, dtype=torch.float32) / d_head
-    # The reciprocal of the power, not a negative power: so it is rounded in the published models.
+    # The reciprocal of a power, not a negative power: this is the rounding of published models.
     frequencies = 1.0 / theta**exponents
     if scaling is None:
         return frequencies
-    # By way of the wavelength, and in this order, for the same rounding.
+    # Computed from the wavelength, and in this order, for the same rounding.
     turns = scaling.original_context / (2 * math.pi / frequencies)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
@@ -116,9 +116,9 @@ def rope_frequencies(
 def rotation_of(
     positions: Int[Tensor, "B T"], d_head: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
-    """Return cosines and sines of RoPE (arXiv 2104.09864), the two halves of a head paired.
+    """Return cosines and sines of RoPE (arXiv 2104.09864), which pairs the two halves of a head.
 
-    The sines have the sign with which the other half of a pair enters.
+    The sines of the first half are negated, as :func:`rotate` needs them.
     """
     frequencies = rope_frequencies(d_head, theta, scaling, positions.device)
     angles = (positions[..., None].float() * frequencies).unsqueeze(2)
@@ -144,6 +144,6 @@ def rotate(
     x: Float[Tensor, "B T N H"],
     rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
 ) -> Float[Tensor, "B T N H"]:
-    """Turn each pair (x_i, x_{i + H/2}) by the angle of its position."""
+    """Rotate each pair (x_i, x_{i + H/2}) by the angle of its position."""
     cos, sin = rotation
     return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)

@@ -1,7 +1,4 @@
-"""The shape of a decoder, and the named shapes that people use.
-
-Presets are functions that return configs; a test counts their parameters on the meta device.
-"""
+"""The config of a decoder, and presets: functions that return configs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,21 +9,20 @@ from pardalis.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """Llama 3's change of RoPE's frequencies, which lengthens a trained context.
+    """Llama 3.1's scaling of RoPE's frequencies, which extends a trained context.
 
-    A pair of a head turns once in its wavelength. Pairs that turn at least ``high_freq_factor``
-    times within the original context keep their frequency, those that turn at most
-    ``low_freq_factor`` times have it divided by ``factor``, and between the two it is blended; see
-    :func:`pardalis.model.attention.rope_frequencies`.
+    A channel pair that turns at least ``high_freq_factor`` times within the original context keeps
+    its frequency. One that turns at most ``low_freq_factor`` times has it divided by ``factor``.
+    Between the two it is interpolated; see :func:`pardalis.model.attention.rope_frequencies`.
 
     Raises:
         ConfigError: a number is out of range.
     """
 
-    factor: float  # what the lowest frequencies are divided by
+    factor: float  # divisor of the lowest frequencies
     low_freq_factor: float  # turns within the original context
     high_freq_factor: float  # turns within the original context
-    original_context: int  # positions a sequence had before it was lengthened
+    original_context: int  # positions of the context before it was extended
 
     def __post_init__(self) -> None:
         if not self.factor >= 1.0:
@@ -44,25 +40,25 @@ class RopeScaling:
 class ModelConfig:
     """Shape and options of a decoder."""
 
-    vocab_size: int  # ids, all modalities together
-    context: int  # positions a sequence may have
+    vocab_size: int  # tokens of all modalities
+    context: int  # longest sequence, in tokens
     d_model: int  # width of the residual stream
     n_layers: int
     n_heads: int  # query heads
-    n_kv_heads: int  # key and value heads; below n_heads it is grouped-query attention
+    n_kv_heads: int  # key and value heads; fewer than n_heads: grouped-query attention
     d_ff: int  # hidden width of the SwiGLU feed-forward
     rope_theta: float = 10_000.0  # base of the rotary position embedding
-    rope_scaling: RopeScaling | None = None  # of its frequencies, as Llama 3.1 and later
+    rope_scaling: RopeScaling | None = None  # scaling of its frequencies, as in Llama 3.1
     qk_norm: Literal["layer_norm", "none"] = "layer_norm"  # on queries and keys, before RoPE
-    qk_norm_groups: int | None = None  # equal runs of heads that share a scale; None: none share
+    qk_norm_groups: int | None = None  # groups of heads that share a scale; None: one per head
     qk_norm_eps: float = 1e-5
-    norm_placement: Literal["pre", "reordered"] = "pre"  # before each branch, or on its output
-    # Divide what the embedding gives by its root mean square, so that it enters the residual stream
+    norm_placement: Literal["pre", "reordered"] = "pre"  # input or output of each branch
+    # Apply RMSNorm without a scale to the embedding's output, so that it enters the residual stream
     # at the size of a normalised branch, whatever the learning rate makes of the table.
     embedding_norm: bool = False
-    dropout: float = 0.0  # probability, on the output of attention and of feed-forward
+    dropout: float = 0.0  # probability, on the outputs of attention and feed-forward
     norm_eps: float = 1e-5
-    init_std: float = 0.02  # of every matrix; residual outputs get init_std / sqrt(2 n_layers)
+    init_std: float = 0.02  # std of matrices; residual outputs get init_std / sqrt(2 n_layers)
 
     def __post_init__(self) -> None:
         for name in (
@@ -73,7 +69,7 @@ class ModelConfig:
         if self.d_model % (2 * self.n_heads):
             raise ConfigError(
                 f"d_model ({self.d_model}) must be a multiple of twice n_heads "
-                f"({self.n_heads}): a head's width must be whole and even for RoPE."
+                f"({self.n_heads}): the width of a head must be an even integer for RoPE."
             )
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
@@ -82,8 +78,8 @@ class ModelConfig:
         groups = self.qk_norm_groups
         if groups is not None and (groups < 1 or self.n_kv_heads % groups):
             raise ConfigError(
-                f"qk_norm_groups ({groups}) must divide n_kv_heads ({self.n_kv_heads}): every "
-                "group has as many key heads."
+                f"qk_norm_groups ({groups}) must divide n_kv_heads ({self.n_kv_heads}): groups "
+                "have equal numbers of key heads."
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}.")
@@ -100,7 +96,7 @@ def swiglu_width(d_model: int, multiplier: float = 1.0, multiple_of: int = 256) 
 
 
 def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
-    """The quickstart's decoder: learns a few hundred images on a laptop in minutes."""
+    """The quickstart's decoder, which learns a few hundred images on a laptop in minutes."""
     return ModelConfig(
         vocab_size=vocab_size,
         context=context,
@@ -113,7 +109,7 @@ def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
 
 
 def small(vocab_size: int, context: int = 1024) -> ModelConfig:
-    """27.3 million parameters besides the embedding and the head."""
+    """A decoder of 27.3 million parameters, without embedding and head."""
     return ModelConfig(
         vocab_size=vocab_size,
         context=context,
@@ -143,8 +139,8 @@ def chameleon_7b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
 def chameleon_34b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
     """Chameleon-34B: re-ordered norms, grouped-query attention, no dropout.
 
-    The paper does not print layer and head counts; these give its size and agree with the
-    four-way sharding of the released checkpoint, whose ranks are the groups of QK-norm.
+    The paper does not give the numbers of layers and heads. These give its size and agree with the
+    four shards of the released checkpoint, which are the groups of QK-norm.
     """
     return ModelConfig(
         vocab_size=vocab_size,

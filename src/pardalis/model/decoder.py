@@ -1,8 +1,8 @@
-"""The decoder transformer: embedding, trunk, head. No loss, no sampling, no cache of its own.
+"""The decoder transformer: embedding, trunk, head; no loss, no sampling, no cache.
 
-One Llama-like trunk reads and writes every modality (early fusion): bias-free linears, RMSNorm,
-SwiGLU, RoPE, untied embedding and head. What Chameleon adds for stability are options of the
-config: QK-norm, and norms re-ordered to sit on the output of each branch.
+One Llama-like trunk reads and writes every modality (early fusion): linear layers without bias,
+RMSNorm, SwiGLU, RoPE, untied embedding and head. Chameleon's changes for stability are options of
+the config: QK-norm, and norms on the output of each branch.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pardalis.model.attention import Attention, LayerCache, Rotation
+from pardalis.model.attention import Attention, LayerKVCache, Rotation
 from pardalis.model.config import ModelConfig
 from pardalis.model.masks import Mask
 
@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream.
 
-    With norms placed ``pre``: x + branch(norm(x)). ``reordered`` (Swin; Chameleon-34B):
+    ``pre`` norms compute x + branch(norm(x)). ``reordered`` norms (Swin; Chameleon-34B) compute
     x + norm(branch(x)), which bounds what a branch can add.
     """
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
         mask: Mask | None,
-        cache: LayerCache | None,
+        cache: LayerKVCache | None,
     ) -> Float[Tensor, "B T D"]:
         if self.norm_placement == "pre":
             attended = self.attention(self.attention_norm(x), rotation, mask, cache)
@@ -76,7 +76,7 @@ class Trunk(nn.Module):
         x: Float[Tensor, "B T D"],
         positions: Int[Tensor, "B T"],
         mask: Mask | None = None,
-        cache: Sequence[LayerCache] | None = None,
+        cache: Sequence[LayerKVCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         rotation = self.rotation(positions)
         for i, block in enumerate(self.blocks):
@@ -87,8 +87,8 @@ class Trunk(nn.Module):
 class Decoder(nn.Module):
     """embedding → trunk → head.
 
-    The parameters of a new decoder are undefined until :func:`pardalis.model.initialise` or a state
-    dict fills them, so a large one can be built on the meta device.
+    The parameters of a new decoder are uninitialised until :func:`pardalis.model.initialise` or a
+    state dict sets them, so a large one can be built on the meta device.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -103,16 +103,15 @@ class Decoder(nn.Module):
         ids: Int[Tensor, "B T"],
         positions: Int[Tensor, "B T"] | None = None,
         mask: Mask | None = None,
-        cache: Sequence[LayerCache] | None = None,
+        cache: Sequence[LayerKVCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Return what the head reads.
+        """Return the final hidden states, which the head reads.
 
         Args:
-            positions: of each id in its own document, for RoPE; 0, 1, 2, ... when left out.
+            positions: position of each token in its document, for RoPE; default: 0, 1, 2, ...
             mask: True where attention is allowed, or another form of :data:`pardalis.model.Mask`;
-                plain causal when left out.
-            cache: one entry per layer, which holds earlier keys and values and decides who sees
-                whom; a mask is not read then.
+                default: causal.
+            cache: the key-value cache of each layer, which also masks; ``mask`` is then ignored.
         """
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
@@ -126,7 +125,7 @@ class Decoder(nn.Module):
         ids: Int[Tensor, "B T"],
         positions: Int[Tensor, "B T"] | None = None,
         mask: Mask | None = None,
-        cache: Sequence[LayerCache] | None = None,
+        cache: Sequence[LayerKVCache] | None = None,
     ) -> Float[Tensor, "B T V"]:
-        """Return the logits of the next id at every position; arguments as of :meth:`hidden`."""
+        """Return the logits of the next token at every position; arguments as in :meth:`hidden`."""
         return self.head(self.hidden(ids, positions, mask, cache))

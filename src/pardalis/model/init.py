@@ -1,4 +1,4 @@
-"""The initial values of every parameter, in one function."""
+"""The initial values of all parameters."""
 
 import math
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pardalis.model.decoder import Decoder
-from pardalis.parallel import local_part, places_held
+from pardalis.parallel import held_indices, local_part
 from pardalis.seeds import derive
 
-# Numbers that one generator draws: a rank that holds some rows of a large matrix draws little else.
+# Values that one generator draws, so that a rank draws little beyond its part of a large matrix.
 _DRAWN_AT_ONCE = 1 << 20
 
 
@@ -18,15 +18,15 @@ def initialise(model: Decoder, seed: int) -> Decoder:
     """Fill all parameters in place and return the model.
 
     ============================================  =========================================
-    embedding, head, projections into a branch    normal, std ``init_std``, cut at 3 std
+    embedding, head, projections into a branch    normal, std ``init_std``, truncated at 3 std
     ``o_proj``, ``down_proj`` (residual outputs)  normal, std ``init_std / sqrt(2 n_layers)``
     norms                                         weight 1, bias 0
     ============================================  =========================================
 
-    Each parameter is drawn on the CPU from generators keyed by its name and, after the first
-    million numbers, by the row. So neither the order of construction, nor the presence of other
-    parameters, nor the device, nor how the ranks share it changes it. On the meta device there is
-    nothing to fill.
+    Each parameter is drawn on the CPU from generators seeded by its name and, after the first
+    million values, by the offset in it. Its values therefore depend neither on the order of
+    construction, nor on other parameters, the device or the sharding. Parameters on the meta device
+    are left out.
     """
     config = model.config
     for name, parameter in model.named_parameters():
@@ -45,9 +45,9 @@ def initialise(model: Decoder, seed: int) -> Decoder:
 
 
 def _draw(parameter: Tensor, std: float, seed: int) -> None:
-    """Fill a matrix, or this rank's part of it, some rows at a time."""
+    """Fill a matrix, or this rank's part of it, in chunks of matrix rows."""
     part = local_part(parameter)
-    rows, columns = places_held(parameter, 0), places_held(parameter, 1)
+    rows, columns = held_indices(parameter, 0), held_indices(parameter, 1)
     n_rows, width = parameter.shape
     step = max(1, _DRAWN_AT_ONCE // width)
     for start in range(0, n_rows, step):

@@ -1,11 +1,11 @@
-"""(model, batch) → loss sums."""
+"""Objectives: (model, batch) → sums of losses."""
 
 from pardalis.objectives.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 from pardalis.objectives.next_token import (
     Losses,
     NextTokenConfig,
     next_token_losses,
-    no_losses,
+    zero_losses,
 )
 
 __all__ = [
@@ -14,5 +14,5 @@ __all__ = [
     "NextTokenConfig",
     "linear_cross_entropy",
     "next_token_losses",
-    "no_losses",
+    "zero_losses",
 ]

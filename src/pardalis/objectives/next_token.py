@@ -1,7 +1,7 @@
-"""Next-token prediction over all modalities, with z-loss: sums and counts, never means.
+"""Next-token prediction over all modalities, with z-loss, as sums and counts.
 
-A sum and a count can be added over micro-batches and over ranks, and the quotient is then exactly
-the mean of the whole batch. Means of means are not.
+Sums and counts can be added over micro-batches and ranks, and their quotient is exactly the mean
+over the whole batch. A mean of means is not.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class NextTokenConfig:
     """Options of the objective."""
 
     z_loss: float = 1e-5  # weight of (log Z)² per target
-    image_weight: float = 1.0  # of image targets in what is learnt; 0: never learns to draw
-    loss_chunk: int = not_deciding(1024)  # rows (targets) whose logits exist at a time
+    image_weight: float = 1.0  # weight of image targets; 0: generating images is not learnt
+    loss_chunk: int = not_deciding(1024)  # targets whose logits exist at a time
     document_mask: bool = True  # attention stays within a document; False: within a row
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class NextTokenConfig:
 
 @runtime_checkable
 class TokenBatch(Protocol):
-    """What the objective reads of a batch of packed rows."""
+    """The fields of a batch of packed rows that the objective reads."""
 
     @property
     def ids(self) -> Int[Tensor, "B T"]: ...
@@ -53,9 +53,9 @@ class TokenBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Sums over the targets of a batch, each a scalar; ``total`` is the one to differentiate.
+    """Sums over the targets of a batch, each a scalar; only ``total`` is differentiable.
 
-    All but ``total`` leave ``image_weight`` out. Text targets are those outside images.
+    ``image_weight`` is applied to ``total`` only. Text targets are those outside images.
     """
 
     total: Tensor  # cross-entropy + z_loss * (log Z)², with image_weight
@@ -67,8 +67,8 @@ class Losses:
     z: Tensor  # (log Z)², unweighted by z_loss
     text_lse: Tensor  # log Z
     image_lse: Tensor  # log Z
-    text_gradient: Tensor  # |d total / d what the head reads|²; 0 when not learning
-    image_gradient: Tensor  # the same of image targets
+    text_gradient: Tensor  # |d total / d hidden|² at text targets; 0 without grad
+    image_gradient: Tensor  # the same at image targets
 
 
 def next_token_losses(
@@ -80,24 +80,24 @@ def next_token_losses(
 ) -> Losses:
     """Run the model on a batch and sum its losses by modality.
 
-    z-loss is 1e-5 (log Z)² per target in Chameleon (arXiv 2405.09818, section 2.3); it keeps the
-    normaliser from drifting, to which softmax itself is blind. A model that is not to draw
-    (``image_weight`` = 0; the control of figure 6b) learns of its text what it would otherwise:
-    the sums are to be divided by the same count.
+    z-loss is 1e-5 (log Z)² per target in Chameleon (arXiv 2405.09818, section 2.3). It keeps the
+    normaliser Z, to which softmax is invariant, from drifting. ``image_weight`` = 0 is the control
+    of figure 6b: ``count`` still includes image targets, so the loss of text is unchanged.
 
     Args:
-        mask_of: makes the mask of the batch's documents; :func:`pardalis.model.document_mask` where
-            someone watches the calls of ``F.scaled_dot_product_attention``.
+        mask_of: makes the mask of the batch's documents; it has to be
+            :func:`pardalis.model.document_mask` where the calls of
+            ``F.scaled_dot_product_attention`` are recorded.
     """
     if config.document_mask:
         hidden = model.hidden(batch.ids, batch.positions, mask_of(batch.documents))
-    else:  # a row is then one sequence, and its positions do not restart
+    else:  # each row is one sequence, without restarts of positions
         hidden = model.hidden(batch.ids)
-    rows = _learnt(batch.weights)
-    targets, weights = batch.targets.flatten()[rows], batch.weights.flatten()[rows]
+    learnt = _learnt(batch.weights)
+    targets, weights = batch.targets.flatten()[learnt], batch.weights.flatten()[learnt]
     is_image: Bool[Tensor, " R"] = (targets >= image_ids.start) & (targets < image_ids.stop)
     losses = linear_cross_entropy(
-        hidden.flatten(0, 1)[rows],
+        hidden.flatten(0, 1)[learnt],
         model.head.weight,
         targets,
         torch.where(is_image, config.image_weight * weights, weights),
@@ -123,12 +123,12 @@ def next_token_losses(
 
 
 def _learnt(weights: Float[Tensor, "B T"]) -> Int[Tensor, " R"] | slice:
-    """Return the flat numbers of the targets that count; all on a GPU, where finding them waits."""
+    """Return the flat indices of targets with a weight; on a GPU all, to avoid a host sync."""
     if weights.device.type == "cpu":
         return weights.flatten().nonzero().squeeze(1)
     return slice(None)
 
 
-def no_losses(device: torch.device | str = "cpu") -> Losses:
-    """Return zeros to start a sum from."""
+def zero_losses(device: torch.device | str = "cpu") -> Losses:
+    """Return zeros, from which a sum starts."""
     return Losses(*(torch.zeros((), device=device) for _ in fields(Losses)))

@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, what they hold and what they tell."""
+"""Distributed training: processes, device mesh, sharding and failure reports."""
 
 from pardalis.parallel.config import ParallelConfig
 from pardalis.parallel.gradients import clip_gradients, gradient_norm
@@ -6,9 +6,9 @@ from pardalis.parallel.layout import Layout, Precision, layout_of
 from pardalis.parallel.plans import check_divides
 from pardalis.parallel.sharding import (
     fill,
+    held_indices,
     local_part,
     parallelise,
-    places_held,
     release,
     sum_over_replicas,
 )
@@ -23,11 +23,11 @@ __all__ = [
     "clip_gradients",
     "fill",
     "gradient_norm",
+    "held_indices",
     "join",
     "layout_of",
     "local_part",
     "parallelise",
-    "places_held",
     "release",
     "sum_over_replicas",
 ]

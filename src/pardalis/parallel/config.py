@@ -1,4 +1,4 @@
-"""How the ranks of a run share a model: the ``[parallel]`` table of a recipe."""
+"""The ``[parallel]`` table of a recipe."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,23 +8,24 @@ from pardalis.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """Ranks by what they share; none of it decides the numbers of a run, but for rounding.
+    """Degrees of parallelism. Results do not depend on them beyond floating-point rounding.
 
-    The ranks of a run are ``replicate x shard x tensor``; what remains of them replicates.
+    The ranks of a run form a mesh ``replicate x shard x tensor``; ``replicate`` is the number of
+    ranks divided by the other two.
     """
 
-    shard: int = 0  # ranks that hold a part of every parameter each (FSDP2); 0: all that remain
-    tensor: int = 1  # ranks that split every matrix and the work on it; best within one node
-    # What is computed again in the backward pass instead of kept: nothing, all but the results of
-    # matrix products and attention, or each block from its input.
+    shard: int = 0  # ranks among which every parameter is sharded (FSDP2); 0: all that remain
+    tensor: int = 1  # tensor-parallel ranks, which split every matrix; best within one node
+    # What is recomputed in the backward pass: nothing; all but the results of matrix products and
+    # attention; or each block from its input.
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    compile: bool = False  # each block by torch.compile
-    patience_minutes: float = 10.0  # that ranks wait for each other before one counts as stuck
+    compile: bool = False  # compile each block with torch.compile
+    timeout_minutes: float = 10.0  # longest wait of ranks for each other
 
     def __post_init__(self) -> None:
         if self.shard < 0:
             raise ConfigError(f"shard must be 0 or more, got {self.shard}.")
         if self.tensor < 1:
             raise ConfigError(f"tensor must be at least 1, got {self.tensor}.")
-        if not self.patience_minutes > 0:
-            raise ConfigError(f"patience_minutes must be above 0, got {self.patience_minutes}.")
+        if not self.timeout_minutes > 0:
+            raise ConfigError(f"timeout_minutes must be above 0, got {self.timeout_minutes}.")

@@ -1,8 +1,8 @@
-"""What ranks leave for each other in torchrun's store: messages, signs of life, and one last word.
+"""Messages, heartbeats and failure reports through torchrun's store.
 
-When a rank fails, all that the others see is a connection that closes, each in its own way. So the
-first rank that fails claims the word: it alone reports, and the others end without one. A rank that
-ends or hangs in silence cannot; then those who wait for it say what is known of it.
+When a rank fails, the others see only that a connection closes, and each backend says so in its
+own way. The first rank that fails therefore claims the report: it prints one error, and the others
+exit silently. A rank that is killed or hangs cannot report; then the ranks that wait for it do.
 """
 
 import atexit
@@ -24,33 +24,37 @@ from pardalis.errors import PardalisError, TrainingError
 
 # torch.distributed is imported where it is used: it is slow to import.
 
-_BEAT_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 2.0  # for whoever caused a broken connection to say so
-_COMING_TOGETHER = timedelta(minutes=10)  # some machines start later than others
+_GRACE_SECONDS = 2.0  # for the rank that caused a broken connection to report first
+_START_TIMEOUT = timedelta(minutes=10)  # some machines start later than others
+_REPORTED = "reported"  # key that the first failed rank claims
+_UNKNOWN = "an unknown location"
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARIES = (str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1]))
 
-# What PyTorch's backends say when another rank is gone or silent; gloo's errors have no class.
+# Texts of errors that PyTorch's backends raise when another rank is gone; gloo has no class.
 _BROKEN = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
 
 
-class Watch:
-    """A rank's place in the store.
+class RankMonitor:
+    """Sends this rank's heartbeats and finds out which rank failed.
 
     Attributes:
-        store: of this attempt; torchrun keeps one store for all its restarts.
-        step: updates that the rank has done; set by the loop.
+        store: the keys of this attempt; torchrun keeps one store for all its restarts.
+        step: updates that this rank has done; set by the loop.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
-        self._told = 0
+        self._n_broadcasts = 0
         self.step = 0
         self._main = threading.get_ident()
-        self._over = threading.Event()
-        self._beating = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
-        self._beating.start()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._send_heartbeats, args=(store.clone(),), daemon=True
+        )
+        self._thread.start()
 
     @property
     def step(self) -> int:
@@ -61,51 +65,51 @@ class Watch:
         self._step, self._since = value, time.monotonic()
 
     def close(self) -> None:
-        """Give no more signs of life."""
-        self._over.set()
-        self._beating.join()  # inside PyTorch when Python ends, it would abort the process
+        """Stop the heartbeats."""
+        self._closed.set()
+        self._thread.join()  # a thread inside PyTorch at Python's exit would abort the process
 
-    def tell(self, message: Any) -> Any:
-        """Return what the first rank says, in all of them, after whatever time.
+    def broadcast(self, message: Any) -> Any:
+        """Return the message of the first rank in every rank, without a timeout.
 
         Raises:
-            SystemExit: another rank has failed meanwhile, and says why.
+            SystemExit: another rank has failed meanwhile, and reports why.
         """
-        key = f"told/{self._told}"
-        self._told += 1
+        key = f"broadcast/{self._n_broadcasts}"
+        self._n_broadcasts += 1
         if self.rank == 0:
             self.store.set(key, pickle.dumps(message))
         while not self.store.check([key]):
-            if self.store.check(["word"]):
+            if self.store.check([_REPORTED]):
                 raise SystemExit(1)
             time.sleep(_POLL_SECONDS)
         return pickle.loads(self.store.get(key))
 
-    def last_word(self, error: BaseException) -> BaseException:
-        """Return what this rank ends with: an error to report, or a silent exit.
+    def final_error(self, error: BaseException) -> BaseException:
+        """Return the exception that this rank ends with: an error to report, or a silent exit.
 
-        The process ends at once after that; connections that wait for others are not closed.
+        The process is then ended without closing connections, which could wait for other ranks.
         """
         if isinstance(error, SystemExit):
-            return self._silent(error)
-        _outlast_torchrun()
+            return self._silent_exit()
+        _ignore_sigterm()
         try:
-            return self._word(error)
-        except RuntimeError:  # the store is gone, and with it the rank that has the word
-            return self._silent(error)
+            return self._reported_error(error)
+        except RuntimeError:  # the store is gone, and with it the rank that reports
+            return self._silent_exit()
 
-    def _word(self, error: BaseException) -> BaseException:
+    def _reported_error(self, error: BaseException) -> BaseException:
         if is_broken_connection(error):
-            self.store.set(f"broken/{self.rank}", b"")
+            self.store.set(f"disconnected/{self.rank}", b"")
             error = TrainingError(self._diagnosis(error))
         elif self.rank > 0:
-            time.sleep(_GRACE_SECONDS / 4)  # what all have found, the first one says
+            time.sleep(_GRACE_SECONDS / 4)  # an error of all ranks is reported by the first
             if isinstance(error, PardalisError):
                 error.args = (f"rank {self.rank} of {self.size}: {error}",)
             else:
                 error.add_note(f"This was rank {self.rank} of {self.size}.")
-        if self.store.add("word", 1) > 1:
-            return self._silent(error)
+        if self.store.add(_REPORTED, 1) > 1:
+            return self._silent_exit()
         is_interrupt = isinstance(error, KeyboardInterrupt)
         code = 128 + signal.SIGINT if is_interrupt else getattr(error, "exit_code", 1)
         _end_with(
@@ -113,72 +117,74 @@ class Watch:
         )
         return error
 
-    def _silent(self, error: BaseException) -> SystemExit:
-        # torchrun names the earliest failure as the cause of all.
+    def _silent_exit(self) -> SystemExit:
+        # torchrun names the earliest failure as the root cause, hence the later time.
         _end_with(1, "ended since another rank failed", time.time() + 60)
         return SystemExit(1)
 
     def _diagnosis(self, error: BaseException) -> str:
-        """Say which rank is missing, once those who miss it have come together."""
-        before = self._beats()
-        deadline = time.monotonic() + _GRACE_SECONDS + _BEAT_SECONDS
-        while time.monotonic() < deadline and not self.store.check(["word"]):
+        """Say which rank is missing, after the ranks that miss it had time to say so."""
+        before = self._heartbeats()
+        deadline = time.monotonic() + _GRACE_SECONDS + _HEARTBEAT_SECONDS
+        while time.monotonic() < deadline and not self.store.check([_REPORTED]):
             time.sleep(_POLL_SECONDS)
-        missing = [r for r in range(self.size) if not self.store.check([f"broken/{r}"])]
+        missing = [r for r in range(self.size) if not self.store.check([f"disconnected/{r}"])]
         if not missing:
-            return f"The {self.size} ranks lost each other: {str(error).splitlines()[0]}"
-        now = self._beats()
-        rank = min(missing, key=lambda r: now[r]["n"] != before[r]["n"])  # the silent one, if any
+            return (
+                f"The connection between the {self.size} ranks broke: {str(error).splitlines()[0]}"
+            )
+        now = self._heartbeats()
+        rank = min(missing, key=lambda r: now[r]["n"] != before[r]["n"])  # without heartbeat first
         is_alive = now[rank]["n"] != before[rank]["n"]
         seconds = f"{time.monotonic() - self._since:.0f} s"
         if is_alive:
             finding = (
                 f"has not finished its step after {seconds}, while others wait for it at "
-                f"{_place(_frame_of(error))}; it is at {now[rank]['place']}"
+                f"{_location(_frame_of(error))}; it is at {now[rank]['location']}"
             )
         elif "imed out" in str(error):
-            finding = f"does not answer after {seconds}; its process or machine stands still"
+            finding = f"has not responded for {seconds}; its process or machine is suspended"
         else:
-            finding = "ended without a word; it was killed, for want of memory perhaps"
+            finding = "ended without an error message; it was killed, perhaps for lack of memory"
         return (
             f"rank {rank} of {self.size}, at step {self._step + 1}, {finding}. "
-            "The same command goes on from the last checkpoint."
+            "The same command resumes from the last checkpoint."
         )
 
-    def _beat(self, store: Any) -> None:
+    def _send_heartbeats(self, store: Any) -> None:
         n = 0
         while True:
             frame = sys._current_frames().get(self._main)
-            beat = {"n": n, "place": _place(frame)}
+            heartbeat = {"n": n, "location": _location(frame)}
             try:
-                store.set(f"beat/{self.rank}", json.dumps(beat))
+                store.set(f"heartbeat/{self.rank}", json.dumps(heartbeat))
             except RuntimeError:  # the store is gone
                 return
-            if self._over.wait(_BEAT_SECONDS):
+            if self._closed.wait(_HEARTBEAT_SECONDS):
                 return
             n += 1
 
-    def _beats(self) -> list[dict[str, Any]]:
-        none = json.dumps({"n": 0, "place": "an unknown place"})
-        keys = [f"beat/{rank}" for rank in range(self.size)]
+    def _heartbeats(self) -> list[dict[str, Any]]:
+        none = json.dumps({"n": 0, "location": _UNKNOWN})
+        keys = [f"heartbeat/{rank}" for rank in range(self.size)]
         return [json.loads(self.store.get(k) if self.store.check([k]) else none) for k in keys]
 
 
-def open_watch() -> Watch:
-    """Return this rank's place in the store that torchrun names, once all ranks are there."""
+def open_monitor() -> RankMonitor:
+    """Connect to the store that torchrun names, and wait until all ranks have."""
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(rendezvous("env://", timeout=_COMING_TOGETHER))
+    store, rank, size = next(rendezvous("env://", timeout=_START_TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"pardalis/{attempt}", store)
-    watch = Watch(store, rank, size)
-    store.wait([f"beat/{other}" for other in range(size)], _COMING_TOGETHER)
+    watch = RankMonitor(store, rank, size)
+    store.wait([f"heartbeat/{other}" for other in range(size)], _START_TIMEOUT)
     return watch
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Return whether an error says only that another rank is gone or silent."""
+    """Return whether an error says only that another rank is gone or does not respond."""
     from torch.distributed import DistError
 
     if isinstance(error, DistError):
@@ -186,12 +192,12 @@ def is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _BROKEN)
 
 
-def _place(frame: FrameType | None) -> str:
-    """Return where a call stack is, as far as it is not in libraries."""
+def _location(frame: FrameType | None) -> str:
+    """Return the innermost line of a call stack that is not in a library."""
     while frame is not None and _is_of_library(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
-        return "an unknown place"
+        return _UNKNOWN
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
 
 
@@ -207,22 +213,22 @@ def _frame_of(error: BaseException) -> FrameType | None:
     return None if trace is None else trace.tb_frame
 
 
-def _outlast_torchrun() -> None:
-    """Ignore SIGTERM: as soon as a rank is gone, torchrun sends it to those who would say so."""
+def _ignore_sigterm() -> None:
+    """Ignore SIGTERM, which torchrun sends to the other ranks as soon as one is gone."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end_with(code: int, sentence: str, moment: float) -> None:
-    """Leave a sentence for torchrun's summary, and end the process without closing connections."""
+    """Write an error for torchrun's summary; end the process without closing connections."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": sentence, "timestamp": str(int(moment))}
         content = {"message": {"message": sentence, "extraInfo": extra}}
         Path(path).write_text(json.dumps(content))
-    atexit.register(_leave, code)
+    atexit.register(_exit, code)
 
 
-def _leave(code: int) -> None:
+def _exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Norms of gradients, wherever their parts lie, without waiting for the device."""
+"""Norms of sharded gradients, without a host synchronisation."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,28 +10,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_Groups = tuple["ProcessGroup", ...]  # whose ranks hold the parts of a gradient
+_Groups = tuple["ProcessGroup", ...]  # the groups of ranks over which a gradient is sharded
 
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, 0 dims, the same in every rank."""
+    """Return the global norm of all gradients as a scalar, the same in every rank."""
     return _norm(_parts(parameters))
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale gradients so that their norm is at most ``largest``; return the norm before."""
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients so that their global norm is at most ``max_norm``; return the norm before."""
     parts = _parts(parameters)
     norm = _norm(parts)
-    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradients in parts.values():
         torch._foreach_mul_(gradients, factor)
     return norm
 
 
 def _parts(parameters: Iterable[Tensor]) -> dict[_Groups, list[Tensor]]:
-    """Return the parts of gradients in this rank, by the groups that share them."""
+    """Return this rank's parts of the gradients by the groups over which they are sharded."""
     parts: dict[_Groups, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         if parameter.grad is not None:
@@ -44,8 +44,8 @@ def _part(gradient: Any) -> tuple[_Groups, Tensor]:
     if not hasattr(gradient, "placements"):
         return (), gradient
     mesh = gradient.device_mesh
-    cut = (dim for dim, kind in enumerate(gradient.placements) if not kind.is_replicate())
-    return tuple(mesh.get_group(dim) for dim in cut), gradient.to_local()
+    sharded = (dim for dim, kind in enumerate(gradient.placements) if not kind.is_replicate())
+    return tuple(mesh.get_group(dim) for dim in sharded), gradient.to_local()
 
 
 def _norm(parts: dict[_Groups, list[Tensor]]) -> Tensor:

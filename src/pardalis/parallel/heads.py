@@ -1,4 +1,4 @@
-"""Scales of attention heads, where heads are split among tensor-parallel ranks."""
+"""QK-norm scales of attention heads that are split among tensor-parallel ranks."""
 
 from typing import Any
 
@@ -6,28 +6,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def rows_of_heads(scales: Any, n_heads: int) -> Float[Tensor, "N H"]:
-    """Return the scale of each of this rank's heads, of which groups share a row.
+def head_scales(scales: Any, n_heads: int) -> Float[Tensor, "N H"]:
+    """Return the scale of each head of this rank.
 
     Args:
-        scales: one row for each group, of all ranks' heads.
-        n_heads: of this rank.
+        scales: one scale for each group of heads, for the heads of all ranks.
+        n_heads: heads of this rank.
 
     Returns:
-        A single row, to be broadcast, if all heads are one group.
+        A single scale, to be broadcast, if all heads are one group.
     """
     if not hasattr(scales, "placements"):
-        return _spread(scales, n_heads)
+        return _per_head(scales, n_heads)
     from torch.distributed.tensor import Partial
 
     mesh = scales.device_mesh
-    # Each rank has the gradient of its own heads, and the sum of these is the scale's.
+    # The gradient of a scale is the sum over the ranks of the gradients of their heads.
     whole = scales.to_local(grad_placements=[Partial()])
-    rows = _spread(whole, n_heads * mesh.size())
-    return rows if len(rows) == 1 else rows.narrow(0, mesh.get_local_rank() * n_heads, n_heads)
+    all_heads = _per_head(whole, n_heads * mesh.size())
+    if len(all_heads) == 1:
+        return all_heads
+    return all_heads.narrow(0, mesh.get_local_rank() * n_heads, n_heads)
 
 
-def _spread(scales: Tensor, n_heads: int) -> Tensor:
+def _per_head(scales: Tensor, n_heads: int) -> Tensor:
     n_groups = len(scales)
     if n_groups in (1, n_heads):
         return scales

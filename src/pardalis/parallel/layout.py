@@ -1,4 +1,4 @@
-"""What each process of a run holds: a share of the rows, of the parameters, of the matrices."""
+"""The place of a rank in the device mesh."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ Precision = Literal["float32", "bfloat16"]
 class Layout:
     """One rank's place in the mesh ``replicate x shard x tensor``.
 
-    Data-parallel ranks read different rows: they are those of ``replicate x shard``. The ranks of
-    one tensor-parallel group read the same rows and split the work on them.
+    The data-parallel ranks, those of ``replicate x shard``, read different rows. The ranks of one
+    tensor-parallel group read the same rows and split the matrices.
     """
 
     world: World
-    mesh: "DeviceMesh | None" = None  # None: one process, which holds everything
+    mesh: "DeviceMesh | None" = None  # None: a single process
     data_rank: int = 0
     data_size: int = 1
     tensor_rank: int = 0
@@ -43,20 +43,20 @@ class Layout:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over the data-parallel ranks, the same bits in every rank."""
-        # All ranks of a tensor-parallel group have the same number to add.
+        # All ranks of a tensor-parallel group add the same number.
         return self.world.sum(tensor) / self.tensor_size if self.world.size > 1 else tensor
 
     def autocast(self, precision: Precision) -> AbstractContextManager[None]:
-        """Return the context of a forward pass: sharded parameters come in their precision."""
+        """Return the context of a forward pass; FSDP casts sharded parameters by itself."""
         is_needed = precision == "bfloat16" and self.mesh is None
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_needed)
 
 
 def layout_of(world: World, config: ParallelConfig) -> Layout:
-    """Arrange all processes in a mesh; neighbours share matrices, the farthest only gradients.
+    """Arrange all processes in a mesh, with tensor-parallel ranks as neighbours.
 
     Raises:
-        ConfigError: the processes cannot be divided as the config asks.
+        ConfigError: the number of processes is not a multiple of what the config asks.
     """
     replicate, shard = data_ranks(world.size, config)
     if world.size == 1:
@@ -75,15 +75,15 @@ def data_ranks(size: int, config: ParallelConfig) -> tuple[int, int]:
     """Return how many ranks replicate and how many shard; raises ConfigError."""
     if size % config.tensor:
         raise ConfigError(
-            f"tensor = {config.tensor} needs a multiple of {config.tensor} processes, one on each "
-            f"GPU, got {size}; take as many, or change tensor in [parallel]."
+            f"tensor = {config.tensor} needs a multiple of {config.tensor} processes, one for each "
+            f"GPU, got {size}; start as many, or change tensor in [parallel]."
         )
     data_size = size // config.tensor
     shard = config.shard or data_size
     if data_size % shard:
         raise ConfigError(
             f"shard = {shard} with tensor = {config.tensor} needs a multiple of "
-            f"{shard * config.tensor} processes, one on each GPU, got {size}; take as many, or "
+            f"{shard * config.tensor} processes, one for each GPU, got {size}; start as many, or "
             "change shard in [parallel] (0: all)."
         )
     return data_size // shard, shard

@@ -1,6 +1,6 @@
-"""Tables of module names: what each part of a decoder is to the ranks that share it.
+"""How the modules of a decoder are divided among ranks, as tables of module names.
 
-Names are all that is known here of an architecture. A new kind of layer is a new line.
+The tables know nothing of an architecture but names. A new kind of layer is a new line.
 """
 
 import re
@@ -16,46 +16,46 @@ _BLOCK = r"trunk\.blocks\.\d+"
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """How the ranks of a tensor-parallel group share the modules of a name.
+class ModulePlan:
+    """How the ranks of a tensor-parallel group divide the modules of a name.
 
-    A dimension is cut into equal parts, one a rank; None: each rank has the whole.
+    Each dimension is the one along which a tensor is sharded evenly; None: it is replicated.
     """
 
-    names: str  # a pattern of whole names
-    parameters: int | None  # the dimension that is cut
-    reads: int | None = None  # of the input
-    gives: int | None = None  # of the output; partial sums are added
-    knows: bool = False  # the module itself finds its part, in and out
+    names: str  # pattern of whole module names
+    parameters: int | None
+    input: int | None = None
+    output: int | None = None  # partial sums are added
+    handles_sharding: bool = False  # the module shards its input and output itself
 
 
 # Megatron's division (arXiv 1909.08053, section 3): heads and hidden units are split, and a pair of
 # matrices needs one sum. Embedding and head are split over the vocabulary.
 TENSOR_PLAN = (
-    Split(r"embedding", parameters=0),
-    Split(rf"{_BLOCK}\.(attention|feed_forward)_norm", parameters=None),
-    Split(rf"{_BLOCK}\.attention\.[qkv]_proj", parameters=0, gives=-1),
-    Split(rf"{_BLOCK}\.attention\.[qk]_norm", parameters=None, knows=True),
-    Split(rf"{_BLOCK}\.attention\.o_proj", parameters=1, reads=-1),
-    Split(rf"{_BLOCK}\.feed_forward\.(gate|up)_proj", parameters=0, gives=-1),
-    Split(rf"{_BLOCK}\.feed_forward\.down_proj", parameters=1, reads=-1),
-    Split(r"trunk\.norm", parameters=None),
-    Split(r"head", parameters=0),
+    ModulePlan(r"embedding", parameters=0),
+    ModulePlan(rf"{_BLOCK}\.(attention|feed_forward)_norm", parameters=None),
+    ModulePlan(rf"{_BLOCK}\.attention\.[qkv]_proj", parameters=0, output=-1),
+    ModulePlan(rf"{_BLOCK}\.attention\.[qk]_norm", parameters=None, handles_sharding=True),
+    ModulePlan(rf"{_BLOCK}\.attention\.o_proj", parameters=1, input=-1),
+    ModulePlan(rf"{_BLOCK}\.feed_forward\.(gate|up)_proj", parameters=0, output=-1),
+    ModulePlan(rf"{_BLOCK}\.feed_forward\.down_proj", parameters=1, input=-1),
+    ModulePlan(r"trunk\.norm", parameters=None),
+    ModulePlan(r"head", parameters=0),
 )
 
-# Modules whose input several split matrices read: its gradient is summed once for all of them.
+# Modules whose input several split matrices read, so that its gradient is summed only once.
 _SHARED_INPUTS = re.compile(rf"{_BLOCK}\.(attention|feed_forward)")
 
-# What it returns goes out of the model.
+# The module whose output leaves the model.
 _OUTPUT = re.compile(r"trunk")
 
-# What is gathered, computed again and compiled as one.
+# Modules that are each sharded, recomputed and compiled as one unit.
 _UNITS = re.compile(_BLOCK)
 
 
 @runtime_checkable
 class Shape(Protocol):
-    """What must divide among tensor-parallel ranks."""
+    """The sizes that the number of tensor-parallel ranks must divide."""
 
     @property
     def n_heads(self) -> int: ...
@@ -68,7 +68,7 @@ class Shape(Protocol):
 
 
 def check_divides(shape: Shape, tensor: int) -> None:
-    """Refuse a model that cannot be split evenly.
+    """Check that a model can be split evenly.
 
     Raises:
         ConfigError: ``tensor`` does not divide the heads, the hidden width or the vocabulary.
@@ -81,26 +81,26 @@ def check_divides(shape: Shape, tensor: int) -> None:
             )
 
 
-def split_of(module_name: str) -> Split:
-    """Return the line of the table that a module with parameters of its own stands in.
+def plan_of(module_name: str) -> ModulePlan:
+    """Return the line of the table for a module that has parameters of its own.
 
     Raises:
-        ConfigError: no line, or more than one, is about that name.
+        ConfigError: no line, or more than one, matches the name.
     """
-    found = [split for split in TENSOR_PLAN if re.fullmatch(split.names, module_name)]
+    found = [plan for plan in TENSOR_PLAN if re.fullmatch(plan.names, module_name)]
     if len(found) != 1:
         raise ConfigError(
-            f"{len(found)} lines of parallel.plans.TENSOR_PLAN are about {module_name!r} and one "
-            "is needed; add or correct a line."
+            f"{len(found)} lines of parallel.plans.TENSOR_PLAN match {module_name!r} and one is "
+            "needed; add or correct a line."
         )
     return found[0]
 
 
-def splits_of(model: nn.Module) -> Iterator[tuple[nn.Module, Split]]:
+def plans_of(model: nn.Module) -> Iterator[tuple[nn.Module, ModulePlan]]:
     """Yield each module that has parameters of its own, with its line of the table."""
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
-            yield module, split_of(name)
+            yield module, plan_of(name)
 
 
 def shared_inputs_of(model: nn.Module) -> list[nn.Module]:
@@ -114,7 +114,7 @@ def outputs_of(model: nn.Module) -> list[nn.Module]:
 
 
 def units_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that are each gathered, computed again and compiled as one."""
+    """Return the modules that are each sharded, recomputed and compiled as one unit."""
     return _named(model, _UNITS)
 
 

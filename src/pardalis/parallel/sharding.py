@@ -1,4 +1,4 @@
-"""A model over the ranks of a layout: who holds, computes and keeps which part of it."""
+"""A model over the ranks of a layout: tensor parallelism, recomputation, compilation, FSDP2."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,8 +20,8 @@ from pardalis.parallel.plans import (
     Shape,
     check_divides,
     outputs_of,
+    plans_of,
     shared_inputs_of,
-    splits_of,
     units_of,
 )
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Placement
 
-# What selective checkpointing keeps: results that take long to compute again for their size, and
+# What selective checkpointing keeps: results that are expensive to recompute for their size, and
 # sums over ranks.
-_KEPT = {
+_SAVED_OPERATIONS = {
     "aten::mm",
     "aten::addmm",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -46,18 +46,18 @@ _KEPT = {
 def parallelise(
     model: nn.Module, layout: Layout, config: ParallelConfig, precision: Precision = "float32"
 ) -> None:
-    """Share a model among the ranks, in place: every rank calls it with an equal model.
+    """Divide a model among the ranks, in place. Every rank calls it with an equal model.
 
-    Parameters keep their names. A model on the meta device, of which no rank ever holds more than
-    its part, is allocated here; :func:`fill` gives each parameter its values.
+    Parameters keep their names. A model on the meta device is allocated here, each rank only its
+    part, without values; :func:`fill` sets them.
 
     Args:
-        precision: of products and activations; parameters and sums of gradients are float32.
+        precision: dtype of products and activations; parameters and gradient sums are float32.
 
     Raises:
-        ConfigError: the model cannot be split evenly, or a module is in no line of the plan.
+        ConfigError: the model cannot be split evenly, or the plan has no line for a module.
     """
-    # Split matrices are what is wrapped, compiled and sharded, so the order is this one.
+    # Matrices are split first, since split modules are what is wrapped, compiled and sharded.
     if layout.mesh is not None and layout.tensor_size > 1:
         check_divides(cast(Shape, model.config), layout.tensor_size)
         _split_matrices(model, layout.mesh["tensor"])
@@ -79,7 +79,7 @@ def fill(parameter: Tensor, whole: Any) -> None:
     if not hasattr(parameter, "placements"):
         parameter.copy_(whole[...])
         return
-    rows, *others = (places_held(parameter, dim) for dim in range(parameter.ndim))
+    rows, *others = (held_indices(parameter, dim) for dim in range(parameter.ndim))
     if not all(map(len, (rows, *others))):  # an uneven division leaves nothing for this rank
         return
     rest = [slice(int(held[0]), int(held[-1]) + 1) for held in others]
@@ -91,37 +91,49 @@ def fill(parameter: Tensor, whole: Any) -> None:
 
 @torch.no_grad()
 def local_part(parameter: Tensor) -> Tensor:
-    """Return what this rank holds of a parameter: the storage itself, not a copy."""
+    """Return this rank's part of a parameter: the storage itself, not a copy."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
-def places_held(parameter: Tensor, dim: int) -> Int[Tensor, " P"]:
-    """Return the places along a dimension of a whole parameter that this rank holds."""
-    places = torch.arange(parameter.shape[dim])
+def held_indices(parameter: Tensor, dim: int) -> Int[Tensor, " P"]:
+    """Return the indices along a dimension of a whole parameter that this rank holds."""
+    indices = torch.arange(parameter.shape[dim])
     if not hasattr(parameter, "placements"):
-        return places
+        return indices
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     part = cast(DTensor, parameter)
     cut = [getattr(placement, "dim", None) == dim for placement in part.placements]
-    if dim == 0:  # a rank may hold several runs of rows, which the placement itself knows
+    if dim == 0:  # a rank may hold several ranges, which only the placement itself knows
         kinds = [
             p if is_cut else Replicate() for p, is_cut in zip(part.placements, cut, strict=True)
         ]
     else:
         kinds = [Shard(0) if is_cut else Replicate() for is_cut in cut]
-    return distribute_tensor(places, part.device_mesh, kinds, src_data_rank=None).to_local().cpu()
+    return distribute_tensor(indices, part.device_mesh, kinds, src_data_rank=None).to_local().cpu()
+
+
+@torch.no_grad()
+def scale_rows(matrix: Tensor, factors: Tensor) -> None:
+    """Multiply each row of a matrix by its factor, in place. Every rank passes all factors."""
+    column = factors[:, None]
+    if hasattr(matrix, "device_mesh"):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        mesh = matrix.device_mesh
+        column = DTensor.from_local(column, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    matrix.mul_(column)
 
 
 def release(model: nn.Module) -> None:
-    """Drop the parameters that a forward pass without a backward pass left gathered."""
+    """Reshard the parameters that a forward pass without a backward pass left gathered."""
     for module in (model, *units_of(model)):
         if reshard := getattr(module, "reshard", None):
             reshard()
 
 
 def sum_over_replicas(model: nn.Module, *, in_next_backward: bool) -> None:
-    """Say whether replicas add their gradients in the next backward pass, or wait for a later."""
+    """Set whether the next backward pass sums gradients over the replicas."""
     if set_all_reduce := getattr(model, "set_requires_all_reduce", None):
         set_all_reduce(in_next_backward)
 
@@ -129,18 +141,18 @@ def sum_over_replicas(model: nn.Module, *, in_next_backward: bool) -> None:
 def _split_matrices(model: nn.Module, mesh: "DeviceMesh") -> None:
     from torch.distributed.tensor import distribute_tensor
 
-    for module, split in splits_of(model):
+    for module, plan in plans_of(model):
         for name, parameter in list(module.named_parameters(recurse=False)):
             part = distribute_tensor(
-                parameter.detach(), mesh, [_placement(split.parameters)], src_data_rank=None
+                parameter.detach(), mesh, [_placement(plan.parameters)], src_data_rank=None
             )
             module.register_parameter(name, nn.Parameter(part, parameter.requires_grad))
-        if not split.knows:
-            module.register_forward_pre_hook(partial(_enter, mesh, _placement(split.reads)))
-            module.register_forward_hook(partial(_leave, _placement(split.gives)))
+        if not plan.handles_sharding:
+            module.register_forward_pre_hook(partial(_to_dtensor, mesh, _placement(plan.input)))
+            module.register_forward_hook(partial(_to_local, _placement(plan.output)))
     for module in shared_inputs_of(model):
-        module.register_forward_pre_hook(partial(_enter, mesh, _placement(None)))
-    for module in outputs_of(model):  # FSDP warns of views, which to_local makes
+        module.register_forward_pre_hook(partial(_to_dtensor, mesh, _placement(None)))
+    for module in outputs_of(model):  # FSDP warns about the views that to_local makes
         module.register_forward_hook(lambda module, args, output: output.clone())
 
 
@@ -150,8 +162,8 @@ def _placement(dim: int | None) -> "Placement":
     return Replicate() if dim is None else Shard(dim)
 
 
-def _enter(mesh: "DeviceMesh", placement: "Placement", _: nn.Module, args: Any) -> Any:
-    """Let a module's input be a DTensor; where ranks share it, its gradient is summed."""
+def _to_dtensor(mesh: "DeviceMesh", placement: "Placement", _: nn.Module, args: Any) -> Any:
+    """Turn a module's input into a DTensor; the gradient of a replicated input is summed."""
     from torch.distributed.tensor import DTensor
 
     first, *rest = args
@@ -160,13 +172,13 @@ def _enter(mesh: "DeviceMesh", placement: "Placement", _: nn.Module, args: Any) 
     return (first, *rest)
 
 
-def _leave(placement: "Placement", _: nn.Module, args: Any, output: Any) -> Tensor:
+def _to_local(placement: "Placement", _: nn.Module, args: Any, output: Any) -> Tensor:
     """Return this rank's part of a module's output, with partial sums added."""
     return output.redistribute(placements=[placement]).to_local()
 
 
 def _wrap_forward(block: nn.Module, config: ParallelConfig) -> None:
-    """Wrap a block's forward, not the block, whose parameters would get other names."""
+    """Wrap a block's forward; wrapping the block would rename its parameters."""
     forward: Callable[..., Tensor] = block.forward
     if config.activation_checkpointing != "none":
         forward = _checkpointed(forward, config.activation_checkpointing)
@@ -193,12 +205,12 @@ def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
 
 
 def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = op.name().partition(".")[0] in _KEPT
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    is_saved = op.name().partition(".")[0] in _SAVED_OPERATIONS
+    return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _shard(model: nn.Module, mesh: "DeviceMesh", precision: Precision) -> None:
-    """Shard each block by itself, and the rest as one group that stays gathered until backward."""
+    """Shard each block separately; the rest is one group that stays gathered until backward."""
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
         fully_shard,

@@ -1,4 +1,4 @@
-"""A head whose vocabulary is split among tensor-parallel ranks."""
+"""An output head whose vocabulary is split among tensor-parallel ranks."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyShard:
-    """The rows of a head that this rank holds; alone it holds all of them."""
+    """This rank's part of the output head; a single process holds all of it."""
 
-    weight: Tensor  # (rows of the vocabulary, width)
-    start: int = 0  # id of the first row
-    group: "ProcessGroup | None" = None  # of the ranks that share the head
+    weight: Tensor  # (token ids of this rank, width)
+    start: int = 0  # the first of these token ids
+    group: "ProcessGroup | None" = None  # the ranks among which the head is split
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over the ranks that share the head."""
+        """Return the sum over the ranks of the group."""
         return self._reduce(tensor, "SUM")
 
     def maximum(self, tensor: Tensor) -> Tensor:
-        """Return the largest value over the ranks that share the head."""
+        """Return the maximum over the ranks of the group."""
         return self._reduce(tensor, "MAX")
 
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
@@ -36,7 +36,7 @@ class VocabularyShard:
 
 
 def vocabulary_shard(weight: Any) -> VocabularyShard:
-    """Return this rank's part of a head's weight, differentiable in the whole."""
+    """Return this rank's part of a head's weight; gradients flow to the whole weight."""
     if not hasattr(weight, "placements"):
         return VocabularyShard(weight)
     mesh = weight.device_mesh

@@ -1,6 +1,6 @@
 """The processes of one run, as ``torchrun`` starts them.
 
-Everything here does nothing in a process that is alone, so callers need not ask.
+In a single process every collective is the identity, so callers need no special case.
 """
 
 import os
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import ConfigError
-from pardalis.parallel.failures import Watch, open_watch
+from pardalis.parallel.failures import RankMonitor, open_monitor
 
-# A large checkpoint on a slow disk, written while the steps go on.
-_SAVING_PATIENCE = timedelta(hours=1)
+# A large checkpoint on a slow disk, written while training continues.
+_SAVING_TIMEOUT = timedelta(hours=1)
 
-# NCCL aborts a process that waited too long. Gloo, which raises, is to be the first to tire.
-_LONGER_ON_GPUS = timedelta(minutes=2)
+# NCCL aborts a process at its timeout and gloo raises, so gloo's has to come first.
+_NCCL_EXTRA = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +30,17 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    watch: Watch | None = None
-    control: Any = None  # process group for numbers of the host, which must not wait for a GPU
-    saving: Any = None  # process group for what is written while the steps go on
+    monitor: RankMonitor | None = None
+    control: Any = None  # process group for host values, which must not wait for a GPU
+    saving: Any = None  # process group for checkpoints that are written while training continues
 
     @property
     def is_first(self) -> bool:
-        """True in the one process that writes files."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over all processes, the same bits in each."""
+        """Return the sum over all processes, bit-identical in each."""
         if self.size == 1:
             return tensor
         from torch import distributed
@@ -66,8 +66,8 @@ class World:
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace each gradient by its mean over all processes.
 
-        One sum of all of them at once, after the backward pass: an image tokenizer has few
-        parameters for the work that its convolutions do, so there is little to gain by overlap.
+        One reduction of all gradients after the backward pass: an image tokenizer has few
+        parameters for the work of its convolutions, so overlap would gain little.
         """
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.size == 1 or not gradients:
@@ -88,11 +88,11 @@ class World:
         return (sums / self.size).tolist()
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is up in any process."""
+        """Return whether the flag is set in any process."""
         return flag if self.size == 1 else self.means([float(flag)])[0] > 0
 
-    def first_of(self, value: Any) -> Any:
-        """Return the value of the first process that has one; None where none has."""
+    def first_value(self, value: Any) -> Any:
+        """Return the first value, in the order of ranks, that is not None; else None."""
         if self.size == 1:
             return value
         from torch import distributed
@@ -101,28 +101,28 @@ class World:
         distributed.all_gather_object(values, value, group=self.control)
         return next((some for some in values if some is not None), None)
 
-    def tell(self, message: Any = None) -> Any:
-        """Return what the first process says, in all of them; they may wait for hours."""
-        return message if self.watch is None else self.watch.tell(message)
+    def broadcast(self, message: Any = None) -> Any:
+        """Return the message of the first process in all of them, without a timeout."""
+        return message if self.monitor is None else self.monitor.broadcast(message)
 
-    def note_step(self, step: int) -> None:
-        """Let the others know how many updates this process has done."""
-        if self.watch is not None:
-            self.watch.step = step
+    def record_step(self, step: int) -> None:
+        """Record how many updates this process has done, for failure reports."""
+        if self.monitor is not None:
+            self.monitor.step = step
 
 
 @contextmanager
-def join(device: torch.device | str = "cpu", patience_minutes: float = 10.0) -> Iterator[World]:
+def join(device: torch.device | str = "cpu", timeout_minutes: float = 10.0) -> Iterator[World]:
     """Join the processes that ``torchrun`` started, for the length of the block.
 
-    ``cuda`` becomes the process's own GPU. A process that nobody started so is alone. When the
-    block raises, one process of all reports why, and the others end silently.
+    ``cuda`` becomes the process's own GPU. Without ``torchrun`` the process is alone. When the
+    block raises, exactly one process reports the error and the others exit silently.
 
     Args:
-        patience_minutes: that processes wait for each other, but for what the first one tells.
+        timeout_minutes: longest wait of processes for each other; :meth:`World.broadcast` has none.
 
     Raises:
-        ConfigError: a single GPU is named for several processes.
+        ConfigError: one GPU is named for several processes.
     """
     device, size = torch.device(device), int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -133,28 +133,28 @@ def join(device: torch.device | str = "cpu", patience_minutes: float = 10.0) -> 
     if device.type == "cuda":
         if device.index is not None:
             raise ConfigError(
-                f"{size} processes cannot share {device}; give cuda, and each takes its own."
+                f"{size} processes cannot share {device}; give cuda, and each takes its own GPU."
             )
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    patience = timedelta(minutes=patience_minutes)
-    watch = open_watch()
+    timeout = timedelta(minutes=timeout_minutes)
+    monitor = open_monitor()
     try:
         on_gpus = device.type == "cuda"
         distributed.init_process_group(
             "nccl" if on_gpus else "gloo",
-            store=watch.store,
-            rank=watch.rank,
+            store=monitor.store,
+            rank=monitor.rank,
             world_size=size,
-            timeout=patience + _LONGER_ON_GPUS if on_gpus else patience,
+            timeout=timeout + _NCCL_EXTRA if on_gpus else timeout,
         )
         control, saving = (
             distributed.new_group(backend="gloo", timeout=time)
-            for time in (patience, _SAVING_PATIENCE)
+            for time in (timeout, _SAVING_TIMEOUT)
         )
-        yield World(watch.rank, size, device, watch, control, saving)
-        distributed.barrier(control)  # who leaves early may take the connections of others down
+        yield World(monitor.rank, size, device, monitor, control, saving)
+        distributed.barrier(control)  # an early exit may close the connections of others
     except BaseException as error:
-        raise watch.last_word(error) from error.__cause__
+        raise monitor.final_error(error) from error.__cause__
     distributed.destroy_process_group()
-    watch.close()
+    monitor.close()

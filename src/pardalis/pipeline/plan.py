@@ -14,11 +14,11 @@ from typing import Any
 
 from pardalis.errors import ConfigError
 from pardalis.model import (
-    Counts,
     Execution,
     ModelConfig,
+    ModelCosts,
     block_bytes_per_token,
-    count,
+    model_costs,
     recomputed_bytes_per_token,
 )
 from pardalis.parallel import ParallelConfig, check_divides
@@ -93,15 +93,15 @@ class Setting:
     def execution(self) -> Execution:
         return Execution(
             checkpointing=self.parallel.activation_checkpointing,
-            number_bytes=self.number_bytes,
-            stream_bytes=_FP32 if self.uses_autocast else self.number_bytes,
+            compute_bytes=self.number_bytes,
+            residual_bytes=_FP32 if self.uses_autocast else self.number_bytes,
             compiled=self.parallel.compile,
             on_cpu=self.on_cpu,
             tensor=self.parallel.tensor,
         )
 
 
-def memory_of(setting: Setting, counts: Counts, rows: int) -> Memory:
+def memory_of(setting: Setting, counts: ModelCosts, rows: int) -> Memory:
     """Return what a rank holds when ``rows`` rows go through its model at once."""
     model, training, tensor = setting.model, setting.training, setting.parallel.tensor
     own = counts.parameters - counts.parts["norms"]
@@ -127,7 +127,7 @@ def _activations(setting: Setting, rows: int) -> int:
     per_token += recomputed_bytes_per_token(model, how)
     # The final norm's input and output; cosines and sines; ids, targets, positions, documents.
     copies = 2 if how.on_cpu else 1
-    per_token += model.d_model * (copies * how.stream_bytes + how.number_bytes)
+    per_token += model.d_model * (copies * how.residual_bytes + how.compute_bytes)
     per_token += 2 * model.d_head * _FP32 + 5 * 8
     return rows * model.context * per_token
 
@@ -146,7 +146,7 @@ def _loss(setting: Setting, tokens: int) -> int:
     return logits + hidden + head
 
 
-def _buffers(setting: Setting, counts: Counts, per_group: int) -> int:
+def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
     """Return the bytes of weights beside the parameters, and of gradients before they are cut."""
     size, tensor = setting.number_bytes, setting.parallel.tensor
     root = (counts.parts["embedding"] + counts.parts["head"]) // tensor
@@ -162,7 +162,7 @@ def _buffers(setting: Setting, counts: Counts, per_group: int) -> int:
     return size * gathered + size * (root + block) + _FP32 * block
 
 
-def largest_rows(setting: Setting, counts: Counts, usable: int) -> int:
+def largest_rows(setting: Setting, counts: ModelCosts, usable: int) -> int:
     """Return how many rows of a micro-batch fit; 0: not even one."""
     if memory_of(setting, counts, 1).total > usable:
         return 0
@@ -249,7 +249,7 @@ def plan(
         ranks=gpus,
         on_cpu=device == "cpu",
     )
-    counts, usable = count(setting.model), int(_USABLE * accelerator.memory)
+    counts, usable = model_costs(setting.model), int(_USABLE * accelerator.memory)
     memory = memory_of(setting, counts, setting.micro_rows)
     speed = gpus * accelerator.flops * utilisation / counts.train_flops_per_token
     step_s = setting.training.batch_rows * setting.model.context / speed
@@ -303,7 +303,7 @@ def planned_model(recipe: Recipe) -> ModelConfig:
 # ── warnings and advice ──────────────────────────────────────────────────────────────────────────
 
 
-def _warnings(setting: Setting, counts: Counts, usable: int) -> Iterator[str]:
+def _warnings(setting: Setting, counts: ModelCosts, usable: int) -> Iterator[str]:
     training = setting.training
     shares = setting.data_size * training.accumulation_steps
     if training.batch_rows % shares:
@@ -325,7 +325,7 @@ def _warnings(setting: Setting, counts: Counts, usable: int) -> Iterator[str]:
         yield (f"It does not fit: a rank needs {gib(total)} GiB of {gib(usable)} usable; {remedy}.")
 
 
-def advice(setting: Setting, counts: Counts, usable: int) -> list[_Change]:
+def advice(setting: Setting, counts: ModelCosts, usable: int) -> list[_Change]:
     """Return the changes of a recipe that make it fit, none of them needless; [] if none do."""
     changes = list(_changes(setting))
     for change in changes:
@@ -385,7 +385,7 @@ def _written(change: _Change) -> str:
     return f"{table}.{key} = " + (f'"{value}"' if isinstance(value, str) else str(value))
 
 
-def _fits(setting: Setting, counts: Counts, usable: int) -> bool:
+def _fits(setting: Setting, counts: ModelCosts, usable: int) -> bool:
     return memory_of(setting, counts, setting.micro_rows).total <= usable
 
 

@@ -80,7 +80,7 @@ def run(
     Raises:
         PardalisError: whatever a stage raises; what was finished before stays.
     """
-    with join(find_device(device), recipe.parallel.patience_minutes) as world:
+    with join(find_device(device), recipe.parallel.timeout_minutes) as world:
         return run_together(recipe, folder, world, only)
 
 
@@ -102,7 +102,7 @@ def run_together(
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         records = _Run(RunContext(recipe, folder, world)).go(stages, only)
-    world.tell(None)
+    world.broadcast(None)
     return records
 
 
@@ -110,7 +110,7 @@ def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World)
     """Run the stages that the first process announces, until it announces the end."""
     context = RunContext(recipe, folder, world)
     by_name = {stage.name: stage for stage in stages}
-    while (name := world.tell()) is not None:
+    while (name := world.broadcast()) is not None:
         by_name[name].run(context)
     return []
 
@@ -199,7 +199,7 @@ class _Run:
         earlier, start = record.seconds, time.monotonic()
         try:
             if stage.is_shared:
-                self.context.world.tell(stage.name)
+                self.context.world.broadcast(stage.name)
             stage.run(self.context)
             record.finished = datetime.now(UTC).isoformat(timespec="seconds")
         finally:

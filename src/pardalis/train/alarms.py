@@ -75,7 +75,7 @@ class Alarms:
             self.read(line)
 
     @property
-    def standing(self) -> list[Alarm]:
+    def active(self) -> list[Alarm]:
         alarms = [series.alarm for series in self._series.values() if series.alarm]
         return sorted(alarms, key=lambda alarm: alarm.step)
 
@@ -95,7 +95,7 @@ class Alarms:
                 series.alarm = None
         return new
 
-    def exploded(self, line: Line) -> bool:
+    def has_diverged(self, line: Line) -> bool:
         """Return whether a line's loss is past hope: the run should not go on from it."""
         losses = self._series["loss"].values
         start = losses[0] if losses else math.inf

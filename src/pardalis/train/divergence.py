@@ -61,14 +61,14 @@ class AlarmLog:
     @property
     def first(self) -> Alarm | None:
         """The oldest alarm that still stands."""
-        return next(iter(self._alarms.standing), None)
+        return next(iter(self._alarms.active), None)
 
     def read(self, line: Line) -> str | None:
         """Take a line of metrics; return what was found if its loss is past hope."""
         if self._path is None:
             return None
         # Before the line is read, so that it is not measured by itself.
-        hopeless = "loss" in line and self._alarms.exploded(line)
+        hopeless = "loss" in line and self._alarms.has_diverged(line)
         for alarm in self._alarms.read(line):
             logger.warning("Step %d: %s.", alarm.step, described(alarm))
             with open(self._path, "a") as file:
@@ -101,7 +101,7 @@ def first_not_finite(steps: list[dict[str, float]]) -> tuple[int, str | None]:
     return len(steps), None
 
 
-def unfit_tensor(tensors: dict[str, Tensor]) -> str | None:
+def non_finite_tensor(tensors: dict[str, Tensor]) -> str | None:
     """Return the path of a tensor that holds anything but finite numbers; waits for a GPU once."""
     checked = {key: _local(t) for key, t in tensors.items() if t.is_floating_point()}
     checked = {key: tensor for key, tensor in checked.items() if tensor.numel() > 0}
@@ -156,9 +156,7 @@ def roll_back(found: Diverged, task: Task, folder: Path, most: int) -> None:
     n = max((skip.rollback for skip in skips), default=0) + 1
     good = _last_good(folder, found.since)
     if n > most or good is None:
-        found.args = (
-            f"{found} It was rolled back {n - 1} times before; most_rollbacks is {most}.",
-        )
+        found.args = (f"{found} It was rolled back {n - 1} times before; max_rollbacks is {most}.",)
         raise found
     begin = checkpoint.step_of(good)
     skipped = {skip.batch for skip in skips}

@@ -34,8 +34,8 @@ from pardalis.train.divergence import (
     described,
     diverged,
     first_not_finite,
+    non_finite_tensor,
     roll_back,
-    unfit_tensor,
 )
 from pardalis.train.metrics import Line, MetricsWindow, MetricsWriter
 from pardalis.train.settings import check_settings, keep_settings
@@ -61,14 +61,14 @@ class LoopConfig:
     # When the loss is not finite or past hope: end, or go back to the last good checkpoint and on
     # without the batches on which it went wrong.
     on_divergence: Literal["stop", "roll_back"] = "stop"
-    most_rollbacks: int = 3  # of a run; the next divergence ends it
+    max_rollbacks: int = 3  # of a run; the next divergence ends it
     tensorboard: bool = False  # also write event files for TensorBoard
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "report_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("evaluate_every", "most_rollbacks"):
+        for name in ("evaluate_every", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
 
@@ -120,7 +120,7 @@ def train(
     world = world or World()
     if world.is_first:
         _put_in_order(folder, config, settings or {})
-    world.tell()  # the others wait until the folder is in order
+    world.broadcast()  # the others wait until the folder is in order
     with (
         stop_requests(speaks=world.size == 1) as stop,
         checkpoint.Saver(
@@ -138,8 +138,8 @@ def train(
                     raise
                 saver.wait()
                 if world.is_first:
-                    roll_back(found, task, folder, config.most_rollbacks)
-                world.tell()
+                    roll_back(found, task, folder, config.max_rollbacks)
+                world.broadcast()
 
 
 class _Attempt:
@@ -184,7 +184,7 @@ class _Attempt:
         config, start = self.config, time.monotonic()
         self.window.add(self.task.step(self.done))
         self.done += 1
-        self.world.note_step(self.done)
+        self.world.record_step(self.done)
         self.saver.check()
         ended, stopping = self.done == config.steps, self.world.any(self.stop.made)
         reports = ended or self.done % config.report_every == 0
@@ -218,7 +218,7 @@ class _Attempt:
         self.metrics.write(self.done, self.time_s, line)
         finding = self.alarms.read(self.metrics.last)
         # Only the first process knows the lines of earlier sessions.
-        if "loss" in line and (finding := self.world.first_of(finding)):
+        if "loss" in line and (finding := self.world.first_value(finding)):
             raise self._diverged(finding, self.done, self.done - self.config.report_every)
 
     def _check_losses(self) -> None:
@@ -233,7 +233,7 @@ class _Attempt:
     def _save(self) -> None:
         """Begin a checkpoint of a state that is finite in all processes."""
         state = self.task.state_dict()
-        if key := self.world.first_of(unfit_tensor(checkpoint.tensors_of(state))):
+        if key := self.world.first_value(non_finite_tensor(checkpoint.tensors_of(state))):
             finding = f"After step {self.done}, {key} has values that are not finite"
             raise self._diverged(finding, self.done, self.done - 1)
         self.saver.save(self.done, state, {"time_s": self.time_s, "window": self.window.fetch()})
@@ -241,7 +241,7 @@ class _Attempt:
     def _diverged(self, finding: str, step: int, since: int, cause: str | None = None) -> Diverged:
         """Return the error of this run, whose alarms may know of trouble before."""
         self.saver.wait()  # so that what is said of the last checkpoint is so
-        alarm, every = self.world.first_of(self.alarms.first), self.config.report_every
+        alarm, every = self.world.first_value(self.alarms.first), self.config.report_every
         if alarm is not None:
             cause = f"{described(alarm)}, at step {alarm.step}"
             # What has stood for longer tells of growth, and of no rows that could be left out.

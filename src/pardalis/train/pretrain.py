@@ -18,7 +18,7 @@ from pardalis.batch import Batch
 from pardalis.data.prefetch import Prefetcher
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, attention_mask, document_mask
-from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, no_losses
+from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, zero_losses
 from pardalis.parallel import Layout, Precision, clip_gradients, release, sum_over_replicas
 from pardalis.seeds import derive
 from pardalis.train.optimizer import AdamWConfig, Optimizer
@@ -169,7 +169,7 @@ class PretrainTask:
 
     def _backward(self, batch: Batch, step: int, tokens: Tensor) -> Losses:
         """Add up the gradients of the parts of a batch; return the sums of this rank's losses."""
-        sums = no_losses(self.device)
+        sums = zero_losses(self.device)
         for part, rows in enumerate(_parts(batch, self.config.accumulation_steps)):
             is_last = part == self.config.accumulation_steps - 1
             sum_over_replicas(self.model, in_next_backward=is_last)
@@ -203,7 +203,7 @@ class PretrainTask:
         if self.heldout_loader is None or self.heldout_batches == 0:
             return {}
         self.model.eval()
-        sums = no_losses(self.device)
+        sums = zero_losses(self.device)
         for index in range(self.heldout_batches):
             batch = self.heldout_loader.batch(index, *self._share).to(self.device)
             for rows in _parts(batch, self.config.accumulation_steps):

@@ -12,7 +12,7 @@ from pardalis.errors import ConfigError
 from pardalis.model import Decoder, ModelConfig
 from pardalis.model.decoder import Block
 from pardalis.parallel import Layout
-from pardalis.parallel.rows import scale_rows
+from pardalis.parallel.sharding import scale_rows
 from pardalis.train.statistics import AttentionCall, watching
 
 

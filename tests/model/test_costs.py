@@ -14,8 +14,8 @@ from pardalis.model import (
     attention_mask,
     block_bytes_per_token,
     chameleon_7b,
-    count,
     initialise,
+    model_costs,
 )
 from pardalis.parallel import Layout, ParallelConfig, parallelise
 
@@ -28,7 +28,7 @@ SHAPE = ModelConfig(
 @pytest.mark.parametrize("name", PRESETS)
 def test_parts_are_all_parameters(name):
     config = PRESETS[name](vocab_size=1000, context=64)
-    counts = count(config)
+    counts = model_costs(config)
     assert list(counts.parts) == ["embedding", "attention", "feed_forward", "norms", "head"]
     assert sum(counts.parts.values()) == counts.parameters
     assert counts.parts["embedding"] == counts.parts["head"] == 1000 * config.d_model
@@ -37,7 +37,7 @@ def test_parts_are_all_parameters(name):
 
 def test_work_per_token_of_chameleon_7b():
     """6 (6.476e9 in layers + 0.268e9 in the head) + 6 x 32 x 4096 x 4096."""
-    assert count(chameleon_7b()).train_flops_per_token == 43_687_870_464
+    assert model_costs(chameleon_7b()).train_flops_per_token == 43_687_870_464
 
 
 def alive_after_forward(config: ModelConfig, parallel: ParallelConfig, precision: str) -> int:
@@ -80,7 +80,7 @@ def test_a_block_keeps_what_is_counted_to_the_byte(changes, checkpointing):
 
 
 def test_autocast_keeps_the_stream_in_full_and_the_rest_in_half():
-    how = Execution(number_bytes=2, on_cpu=True)
+    how = Execution(compute_bytes=2, on_cpu=True)
     found = measured(SHAPE, ParallelConfig(), "bfloat16")
     found -= 2 * (4 * 64 * 64 + 3 * 64 * 160) / (ROWS * CONTEXT)  # rounded weights of the block
     # 0.8 % more are statistics of QK-norm, which are in 16 bits too.
@@ -89,7 +89,7 @@ def test_autocast_keeps_the_stream_in_full_and_the_rest_in_half():
 
 def test_ranks_split_what_belongs_to_heads_and_hidden_units():
     whole, half = (
-        block_bytes_per_token(SHAPE, Execution(tensor=tensor, number_bytes=2)) for tensor in (1, 2)
+        block_bytes_per_token(SHAPE, Execution(tensor=tensor, compute_bytes=2)) for tensor in (1, 2)
     )
     stream_and_norms = 2 * 64 * 4 + 2 * 64 * 2 + 3 * 64 * 2 + 2 * 4
     assert half - stream_and_norms == (whole - stream_and_norms) / 2

@@ -1,4 +1,4 @@
-"""How large a decoder is, how much work a token costs and what training keeps, by arithmetic."""
+"""Parameters, FLOPs and activation memory of a decoder, computed from its config."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,18 +8,18 @@ import torch
 from pardalis.model.config import ModelConfig
 from pardalis.model.decoder import Decoder
 
-_STATISTICS_BYTES = 4  # means, deviations and log-sum-exps are kept in fp32
+_STATISTICS_BYTES = 4  # means, deviations and log-sum-exps are stored in fp32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
-    """Sizes of a decoder."""
+class ModelCosts:
+    """Parameters, compute and cache size of a decoder."""
 
     parameters: int
     parts: dict[str, int]  # parameters of embedding, attention, feed_forward, norms and head
-    embedding_parameters: int  # the input table, which is looked up and not multiplied
+    embedding_parameters: int  # input table, which is a lookup without FLOPs
     qk_norm_parameters: int
-    train_flops_per_token: int  # forward and backward, at full causal context
+    train_flops_per_token: int  # forward and backward, at full context
     cache_bytes_per_token: int  # keys and values of all layers in fp32
 
     @property
@@ -27,12 +27,12 @@ class Counts:
         return self.parameters - self.qk_norm_parameters
 
 
-def count(config: ModelConfig) -> Counts:
-    """Count on the meta device, where nothing is allocated.
+def model_costs(config: ModelConfig) -> ModelCosts:
+    """Return the costs of a decoder; nothing is allocated.
 
-    Training FLOPs per token are 6 for every multiplied parameter and 6 L D S for causal attention
-    over S positions (half of the full square). What is computed twice counts once, and neither the
-    embedding nor anything but matrix products counts.
+    Training FLOPs per token are 6 for every parameter of a matrix product and 6 L D S for causal
+    attention over S positions (half of the full square). Recomputation is not counted, nor is
+    anything but matrix products.
     """
     with torch.device("meta"):
         model = Decoder(config)
@@ -45,7 +45,7 @@ def count(config: ModelConfig) -> Counts:
         if "q_norm" in name or "k_norm" in name:
             qk_norm += parameter.numel()
     attention = config.n_layers * config.d_model * config.context
-    return Counts(
+    return ModelCosts(
         parameters=sum(parts.values()),
         parts=parts,
         embedding_parameters=parts["embedding"],
@@ -63,71 +63,71 @@ def _part(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
-    """How training runs a decoder, as far as it decides what is kept for the backward pass."""
+    """How training executes a decoder, as far as it decides the activation memory."""
 
-    # What is computed again: nothing, all but the results of matrix products and attention, or
-    # each block from its input.
+    # What is recomputed: nothing; all but the results of matrix products and attention; or each
+    # block from its input.
     checkpointing: Literal["none", "selective", "full"] = "none"
-    number_bytes: int = 4  # of a number that a matrix product reads or writes
-    stream_bytes: int = 4  # of a number of the residual stream; autocast leaves it in fp32
-    compiled: bool = False  # each block by torch.compile, which fuses and computes again
-    on_cpu: bool = False  # there norms go by parts, and attention document by document
-    tensor: int = 1  # ranks that split heads and hidden units
+    compute_bytes: int = 4  # bytes of an element of a matrix product
+    residual_bytes: int = 4  # bytes of an element of the residual stream; fp32 under autocast
+    compiled: bool = False  # blocks by torch.compile, which fuses and recomputes
+    on_cpu: bool = False  # norms are then not fused, and attention is per document
+    tensor: int = 1  # tensor-parallel ranks
 
 
 def block_bytes_per_token(config: ModelConfig, how: Execution) -> int:
-    """Return what one block keeps of a token between its forward and its backward pass.
+    """Return the activation memory of one block between its forward and backward pass.
 
-    Counted are the tensors that autograd saves, for attention without stored scores (flash).
+    This counts the tensors that autograd saves, with flash attention, which stores no scores.
     """
     if how.checkpointing == "full":
-        return config.d_model * how.stream_bytes
+        return config.d_model * how.residual_bytes
     if how.checkpointing == "selective":
         return _results_bytes(config, how)
     return _whole_block_bytes(config, how)
 
 
 def recomputed_bytes_per_token(config: ModelConfig, how: Execution) -> int:
-    """Return what a block that is computed again adds of a token to what was kept."""
+    """Return the activation memory that recomputing a block adds to what was kept."""
     if how.checkpointing == "none":
         return 0
     if how.checkpointing == "full":
-        return _whole_block_bytes(config, how) - config.d_model * how.stream_bytes
+        return _whole_block_bytes(config, how) - config.d_model * how.residual_bytes
     shared = _results_bytes(config, how)
-    if config.norm_placement == "pre":  # the ends of branches are kept, but nothing reads them
-        shared -= 2 * config.d_model * how.number_bytes
+    if config.norm_placement == "pre":  # outputs of branches are kept, but not read
+        shared -= 2 * config.d_model * how.compute_bytes
     return _whole_block_bytes(config, how) - shared
 
 
 def _whole_block_bytes(config: ModelConfig, how: Execution) -> int:
     d, d_kv = config.d_model, config.n_kv_heads * config.d_head
-    autocast = how.stream_bytes != how.number_bytes
-    # The stream before each branch, and a norm's input or output there.
+    autocast = how.residual_bytes != how.compute_bytes
+    # The residual stream before each branch, and the input or output of its norm.
     stream, whole = 2 * d, 2 * d
-    if how.compiled and autocast:  # the middle of the block is made again from the branch
+    if how.compiled and autocast:  # the middle of the block is recomputed
         stream, whole = d, 3 * d
     elif autocast:
-        whole += 3 * d  # every matrix casts its input anew
+        whole += 3 * d  # every matrix product casts its input
     by_parts = how.on_cpu and not how.compiled
     if by_parts:
         stream += 2 * d  # a norm's input over its deviation
-    # Queries, keys, values and what is attended; gate, up and their product.
+    # Queries, keys, values and the output of attention; gate, up and their product.
     split = 2 * d + 2 * d_kv + 3 * config.d_ff
     if how.on_cpu:
-        split += d  # what is attended, before documents are joined
+        split += d  # outputs of attention, before documents are concatenated
     if not how.compiled:
         split += config.d_ff  # silu(gate)
     heads = config.n_heads  # log-sum-exps of attention
     if config.qk_norm == "layer_norm":
         heads += 2 * (config.n_heads + config.n_kv_heads)
-        split += (1 if how.compiled else 2) * (d + d_kv)  # before the norm; before its scale
+        split += (1 if how.compiled else 2) * (d + d_kv)  # input of the norm; input of its scale
     dropped = 0
     if config.dropout:
-        dropped = 2 * d * (how.number_bytes if by_parts else 1)
+        dropped = 2 * d * (how.compute_bytes if by_parts else 1)
     return (
-        stream * how.stream_bytes
-        + whole * how.number_bytes
-        + split // how.tensor * how.number_bytes
+        stream * how.residual_bytes
+        + whole * how.compute_bytes
+        + split // how.tensor * how.compute_bytes
         + (2 + heads // how.tensor) * _STATISTICS_BYTES
         + dropped
     )
@@ -136,10 +136,10 @@ def _whole_block_bytes(config: ModelConfig, how: Execution) -> int:
 def _results_bytes(config: ModelConfig, how: Execution) -> int:
     """Return a block's input, the results of its matrix products and of attention."""
     d, d_kv = config.d_model, config.n_kv_heads * config.d_head
-    whole = 2 * d * (1 if how.tensor == 1 else 2)  # a branch's end, as a partial sum and summed
+    whole = 2 * d * (1 if how.tensor == 1 else 2)  # a branch's output, before and after the sum
     split = 2 * d + 2 * d_kv + 2 * config.d_ff
     return (
-        d * how.stream_bytes
-        + (whole + split // how.tensor) * how.number_bytes
+        d * how.residual_bytes
+        + (whole + split // how.tensor) * how.compute_bytes
         + config.n_heads // how.tensor * _STATISTICS_BYTES
     )
