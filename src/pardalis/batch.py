@@ -1,5 +1,6 @@
 """What a training step reads: packed rows as tensors of one shape, aligned position by position."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -19,4 +20,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with a function applied to each of its tensors."""
+        return Batch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})

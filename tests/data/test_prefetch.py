@@ -54,7 +54,6 @@ def test_batches_are_those_of_the_loader_in_any_order(gpu, loader, device, steps
     prefetcher = Prefetcher(loader, device, rank, size)
     for step in steps:
         assert_equal(prefetcher.batch(step), loader.batch(step, rank, size))
-    prefetcher.close()
 
 
 def test_for_a_gpu_each_step_is_built_once_and_ahead(gpu, loader):
@@ -62,7 +61,6 @@ def test_for_a_gpu_each_step_is_built_once_and_ahead(gpu, loader):
     prefetcher = Prefetcher(recorder, "cuda", rank=1, size=2)
     for step in range(4):
         prefetcher.batch(step)
-    prefetcher.close()
     assert recorder.asked == [(step, 1, 2) for step in range(5)]
     assert len(recorder.threads) == 1
     assert threading.current_thread() not in recorder.threads
@@ -75,7 +73,6 @@ def test_on_a_cpu_no_thread_takes_part(loader):
         prefetcher.batch(step)
     assert recorder.asked == [(step, 0, 1) for step in range(3)]
     assert recorder.threads == {threading.current_thread()}
-    prefetcher.close()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -86,16 +83,6 @@ def test_an_error_comes_as_it_is_with_the_step_that_has_it(gpu, loader, device):
     with pytest.raises(DataError, match=r"^The rows of step 2 are gone\.$"):
         prefetcher.batch(2)
     assert_equal(prefetcher.batch(3), loader.batch(3))  # another step is not affected
-    prefetcher.close()
-
-
-def test_closing_ends_the_thread(gpu, loader):
-    recorder = Recorder(loader)
-    prefetcher = Prefetcher(recorder, "cuda")
-    prefetcher.batch(0)
-    prefetcher.close()
-    [thread] = recorder.threads
-    assert not thread.is_alive()
 
 
 def test_batches_go_to_the_device(loader):
@@ -106,5 +93,4 @@ def test_batches_go_to_the_device(loader):
 def test_rows_for_a_gpu_are_pinned_first(gpu, loader):
     prefetcher = Prefetcher(loader, "cuda")
     prefetcher.batch(0)
-    prefetcher.close()
     assert len(gpu) == 2 * len(fields(Batch))  # this step and the next

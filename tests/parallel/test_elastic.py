@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_for_one_rank_is_one_sentence(found: dict[str, Any])
     said = "".join(found["said"])
     assert said.count("\n") == 1
     assert "The checkpoint of step 4 could not be written to" in said
-    assert "No space left on device); step-00000002 before it is intact. Make room" in said
+    assert "No space left on device); step-00000002 before it is intact. Free space" in said
 
 
 def test_every_number_is_written_once_and_by_whom_holds_it(folder: Path) -> None:
@@ -90,5 +90,5 @@ def test_ranks_roll_back_together(folder: Path) -> None:
     assert found[:3] == pytest.approx(whole[:3], rel=2e-6)
     assert found[3] != pytest.approx(whole[3], rel=1e-3)  # of other rows
     said = (folder / "poisoned" / "said" / "0.txt").read_text()
-    assert "Going back to step 2, and on without the rows at positions 24 to 31." in said
+    assert "Rolling back to step 2 and skipping the rows at positions 24 to 31." in said
     assert (folder / "poisoned" / "said" / "1.txt").read_text() == ""

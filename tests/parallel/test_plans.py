@@ -20,7 +20,7 @@ def test_every_parameter_has_one_line(preset):
     lines = list(plans_of(model))
     covered = [id(p) for module, _ in lines for p in module.parameters(recurse=False)]
     assert sorted(covered) == sorted(id(p) for p in model.parameters())
-    assert {split for _, plan in lines} == set(TENSOR_PLAN)
+    assert {plan for _, plan in lines} == set(TENSOR_PLAN)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

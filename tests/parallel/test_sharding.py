@@ -104,7 +104,7 @@ def test_sums_are_over_ranks_that_read_different_rows(found, size, total):
     for rank in found[size]:
         assert rank["summed"]["sum"] == total
         assert (
-            "tensor = 3 needs a multiple of 3 processes, one on each GPU"
+            "tensor = 3 needs a multiple of 3 processes, one for each GPU"
             in rank["summed"]["refused"]
         )
 

@@ -229,7 +229,7 @@ def test_the_tokenizer_learns_from_the_adversary_and_not_the_adversary_from_it()
 
 
 def test_images_must_not_be_smaller_than_a_net_takes():
-    with pytest.raises(ConfigError, match="squeezenet needs images of 32 pixels a side or more"):
+    with pytest.raises(ConfigError, match="squeezenet needs images of at least 32 pixels a side"):
         task(side=16, perceptual=PerceptualConfig(net=NET))
 
 

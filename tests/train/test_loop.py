@@ -144,7 +144,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     tmp_path: Path, number: int
 ) -> None:
     found = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    message = "Stopped at step 2 of 11; run the same command to go on"
+    message = "Stopped at step 2 of 11; run the same command to resume"
     with pytest.raises(Interrupted, match=message) as caught:
         train(Walk(stop_at(1, number)), tmp_path, CONFIG)
     assert caught.value.step == 2
@@ -302,7 +302,7 @@ def test_a_damaged_checkpoint_ends_in_a_sentence_and_without_it_the_run_goes_on(
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     (newest / "run.json").unlink()
-    with pytest.raises(BundleError, match=r"step-00000011 is not a whole checkpoint"):
+    with pytest.raises(BundleError, match=r"step-00000011 is not a complete checkpoint"):
         train(Walk(), tmp_path, CONFIG)
     shutil.rmtree(newest)
     assert train(Walk(), tmp_path, CONFIG)["step"] == 11
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_model_ends_in_a_sentence(tmp_path: Path) -> Non
     train(Walk(), tmp_path, CONFIG)
     other = Walk()
     other.place = torch.zeros(5)
-    with pytest.raises(BundleError, match=r"step-00000011 does not fit what is to be trained"):
+    with pytest.raises(BundleError, match=r"step-00000011 does not fit the model to be trained"):
         train(other, tmp_path, CONFIG)
 
 
@@ -332,7 +332,7 @@ def test_whoever_looks_at_an_evaluation_may_fail_and_nothing_is_lost(tmp_path: P
 
     config = LoopConfig(steps=4, save_every=4, report_every=2)
     with pytest.raises(ConnectionError):
-        train(Walk(), tmp_path, config, evaluated=fail)
+        train(Walk(), tmp_path, config, on_evaluation=fail)
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest.name == "step-00000004"

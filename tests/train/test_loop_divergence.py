@@ -208,8 +208,8 @@ def test_a_run_that_was_rolled_back_is_one_without_the_batch(
     (skip,) = read_skips(tmp_path / "back")
     assert (skip.rollback, skip.step, skip.batch) == (1, broken, broken)
     assert (skip.first_position, skip.last_position) == (5 * broken, 5 * broken + 4)
-    rows = f"without the rows at positions {5 * broken} to {5 * broken + 4}."
-    assert f"Going back to step {broken // 4 * 4}, and on {rows}" in caplog.text
+    rows = f"skipping the rows at positions {5 * broken} to {5 * broken + 4}."
+    assert f"Rolling back to step {broken // 4 * 4} and {rows}" in caplog.text
 
 
 def test_a_rolled_back_run_resumes_as_any_other(tmp_path: Path) -> None:

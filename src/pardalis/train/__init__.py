@@ -1,4 +1,4 @@
-"""Training: the loop, its checkpoints and metrics, and one task per kind of run."""
+"""Training: the loop, its checkpoints and metrics, and one task per kind of model."""
 
 from pardalis.train.adversary import AdversarialConfig
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms

@@ -1,12 +1,12 @@
-"""The adversary of an image tokenizer: a discriminator, its optimizer, and what each says.
+"""Adversarial training of an image tokenizer: the discriminator, its optimizer and its losses.
 
-It learns to tell images from reconstructions, and the tokenizer to mislead it. Two forms are in
-use, and every choice between them is a field of the config:
+The discriminator learns to tell images from reconstructions, and the tokenizer to mislead it. Two
+forms are in use, and every difference between them is a field of the config:
 
 =============  =====================================  ======================================
-               taming (arXiv 2012.09841)              the one that Chameleon's config names
+               taming (arXiv 2012.09841)              Chameleon's config
 =============  =====================================  ======================================
-discriminator  patches                                StyleGAN2's
+discriminator  PatchGAN                               StyleGAN2
 form           hinge                                  softplus
 weight         adaptive, by the last layer's          constant 0.5
                gradients, times 0.8
@@ -38,12 +38,12 @@ from pardalis.vq.discriminator import DiscriminatorConfig, build_discriminator
 class AdversarialConfig:
     """The adversarial part of the loss."""
 
-    weight: float = 0.5  # of the tokenizer's adversarial loss
-    adaptive: bool = False  # scale it to the gradient of the other losses at the last layer
+    weight: float = 0.5  # weight of the tokenizer's adversarial loss
+    adaptive: bool = False  # scale it by the gradients of the other losses at the last layer
     form: Literal["softplus", "hinge"] = "softplus"
-    start_step: int = 0  # before it, neither side knows of the other
-    r1_weight: float = 0.0  # gamma of the penalty of the discriminator's gradient at real images
-    r1_every: int = 16  # steps between penalties, each of which counts so many times more
+    start_step: int = 0  # first step with adversarial training
+    r1_weight: float = 0.0  # gamma of R1, the penalty of the discriminator's gradient
+    r1_every: int = 16  # steps between penalties, each of which is multiplied by this number
     learning_rate_ratio: float = 1.0  # the discriminator's learning rate over the tokenizer's
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: AdamWConfig = field(
@@ -66,7 +66,7 @@ class Adversary:
     """A discriminator in training.
 
     Args:
-        peak: the largest learning rate of the tokenizer's schedule.
+        peak: largest learning rate of the tokenizer's schedule.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Adversary:
             self.network, config.optimizer, peak * config.learning_rate_ratio
         )
 
-    def has_begun(self, step: int) -> bool:
+    def is_active(self, step: int) -> bool:
         return step >= self.config.start_step
 
-    def judge(
+    def generator_loss(
         self,
         reconstruction: Float[Tensor, "B 3 Y X"],
         other_losses: Float[Tensor, ""],
@@ -98,8 +98,8 @@ class Adversary:
         """Return the tokenizer's adversarial loss, and its weight.
 
         Args:
-            other_losses: of the reconstruction, to which an adaptive weight is fitted.
-            last_weight: of the decoder's last layer.
+            other_losses: sum of the reconstruction losses, for the adaptive weight.
+            last_weight: weight of the decoder's last layer.
         """
         self.network.requires_grad_(False)
         loss = generator_loss(self.config.form, self.network(reconstruction))
@@ -108,36 +108,36 @@ class Adversary:
             weight = weight * adaptive_weight(other_losses, loss, last_weight, self.world.mean)
         return loss, weight
 
-    def learn(
+    def update(
         self,
         step: int,
         learning_rate: float,
         pixels: Float[Tensor, "B 3 Y X"],
         reconstruction: Float[Tensor, "B 3 Y X"],
     ) -> dict[str, Tensor | float]:
-        """Update the discriminator; returns what was measured."""
+        """Update the discriminator and return its metrics."""
         config = self.config
         self.optimizer.set_learning_rate(learning_rate * config.learning_rate_ratio)
         self.network.requires_grad_(True)
         real = self.network(pixels)
         fake = self.network(reconstruction.detach())
         loss = discriminator_loss(config.form, real, fake)
-        measured: dict[str, Tensor | float] = {
+        metrics: dict[str, Tensor | float] = {
             "loss_discriminator": loss.detach(),
             "logits_real": real.detach().mean(),
             "logits_fake": fake.detach().mean(),
             "r1": float("nan"),
         }
         if config.r1_weight > 0 and (step - config.start_step) % config.r1_every == 0:
-            seen = pixels.detach().requires_grad_()
-            penalty = r1_penalty(self.network(seen), seen)
+            inputs = pixels.detach().requires_grad_()
+            penalty = r1_penalty(self.network(inputs), inputs)
             loss = loss + config.r1_weight / 2 * config.r1_every * penalty
-            measured["r1"] = penalty.detach()
+            metrics["r1"] = penalty.detach()
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.world.average_gradients(self.network.parameters())
         self.optimizer.step()
-        return measured
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -1,7 +1,7 @@
-"""Alarms: rules that read the lines of metrics and say what goes wrong before the loss does.
+"""Alarms: rules over the lines of metrics that detect instability before the loss diverges.
 
-Alarms are a fold over a run's lines and hold nothing else, so a run that resumes makes them again
-from its metrics file.
+Alarms are a function of a run's metrics lines, so a resumed run restores them from its metrics
+file.
 """
 
 import math
@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from pardalis.errors import ConfigError
 from pardalis.train.metrics import Line
 
-_SMOOTHED = 3  # lines whose median says how large a statistic is
+_SMOOTHED = 3  # lines whose median is the magnitude of a statistic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlarmConfig:
-    """The rules that a line of metrics may break; ``inf`` turns a rule off.
+    """Thresholds of the rules; ``inf`` turns a rule off.
 
-    * The largest attention logit is above ``attention_logit``. From there a softmax sees one
-      position, and near ten times as much runs diverged (arXiv 2309.14322, section 3.1.1).
-    * The output of the last block, of all positions or of one modality, has an rms above
+    * The largest attention logit is above ``attention_logit``. A softmax then attends to a single
+      position; runs diverged near ten times this value (arXiv 2309.14322, section 3.1.1).
+    * The output of the last block, over all positions or those of one modality, has an rms above
       ``output_rms`` and still grows: it is at least ``growth`` times what it was at half as many
-      steps. A stable run comes to rest; growth without bound is what came before Chameleon's
-      divergences (arXiv 2405.09818, section 2.3).
-    * The mean log Z of a modality is, whatever its sign, above ``log_z`` and still grows.
-    * The norm of the gradient is above ``grad_norm_spike`` times its median over the ``window``
-      lines before.
-    * The loss is more than ``loss_spike`` nats above its median over the ``window`` lines before.
+      steps. In a stable run it converges; unbounded growth preceded Chameleon's divergences (arXiv
+      2405.09818, section 2.3).
+    * The magnitude of a modality's mean log Z is above ``log_z`` and still grows.
+    * The norm of the gradient is above ``grad_norm_spike`` times its median over the previous
+      ``window`` lines.
+    * The loss is more than ``loss_spike`` nats above its median over the previous ``window`` lines.
 
-    A loss that is more than ``loss_explosion`` nats above that of the first line is past hope. The
-    last two are for losses per token: an image tokenizer's loss has no scale to judge it by.
+    A run has diverged when its loss is more than ``loss_explosion`` nats above that of the first
+    line. The rules for the loss are for losses per token: an image tokenizer's loss has no scale.
     """
 
     attention_logit: float = 1e3
@@ -53,19 +53,19 @@ class AlarmConfig:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """A statistic that broke a rule."""
+    """A statistic that breaks a rule."""
 
-    name: str  # of the statistic
-    step: int  # of the line
+    name: str  # name of the statistic
+    step: int  # step of the line
     value: float
-    rule: str  # what the value is, after its name in a sentence: "is above 1000"
+    rule: str  # predicate about the value, such as "is above 1000"
 
 
 class Alarms:
     """The alarms of a run, from its lines so far.
 
     Attributes:
-        standing: alarms whose rule was broken in one of the last ``window`` lines, oldest first.
+        active: alarms whose rule was broken in the last ``window`` lines, oldest first.
     """
 
     def __init__(self, config: AlarmConfig, lines: Iterable[Line] = ()) -> None:
@@ -80,7 +80,7 @@ class Alarms:
         return sorted(alarms, key=lambda alarm: alarm.step)
 
     def read(self, line: Line) -> list[Alarm]:
-        """Take the next line; return the alarms that did not stand before it."""
+        """Read the next line and return the alarms that are new."""
         new = []
         for name, series in self._series.items():
             if name not in line or (name == "loss" and not _is_per_token(line)):
@@ -96,32 +96,32 @@ class Alarms:
         return new
 
     def has_diverged(self, line: Line) -> bool:
-        """Return whether a line's loss is past hope: the run should not go on from it."""
+        """Return whether the run has diverged at a line, so that it should not continue."""
         losses = self._series["loss"].values
         start = losses[0] if losses else math.inf
         return _is_per_token(line) and line["loss"] > start + self.config.loss_explosion
 
 
 class _Series:
-    """The values of a statistic so far, and the alarm about it that stands."""
+    """The values of a statistic so far, and its active alarm."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.values: list[float] = []
         self.alarm: Alarm | None = None
-        self.quiet_lines = 0  # since a rule was broken
+        self.quiet_lines = 0  # lines since the rule was last broken
 
     def add(self, step: int, value: float) -> None:
         self.steps.append(step)
         self.values.append(value)
 
     def median_before(self, window: int) -> float:
-        """Return the median of the lines before the last one; NaN before the third line."""
+        """Return the median of the lines before the last; NaN if there are fewer than two."""
         before = self.values[-1 - window : -1]
         return statistics.median(before) if len(before) > 1 else math.nan
 
     def grows(self, factor: float) -> bool:
-        """Return whether the magnitude grew by a factor since half as many steps."""
+        """Return whether the magnitude is ``factor`` times that at half as many steps."""
         half = bisect_right(self.steps, self.steps[-1] / 2)
         if half == 0:
             return False

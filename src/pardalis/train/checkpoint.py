@@ -1,13 +1,13 @@
 """Checkpoints: the resumable state of one run, written and read by any number of ranks.
 
     RUN/checkpoints/step-00000100/      appears by one rename, whole or not at all
-    ├─ run.json                         format version, step, time, the loop's own notes
+    ├─ run.json                         format version, step, time, notes of the loop
     ├─ .metadata                        torch.distributed.checkpoint: where each tensor lies
     └─ __0_0.distcp, __1_0.distcp       the tensors, a file for each rank that wrote
 
-A sharded tensor is written in shards and read in whatever shards the reader has; what all ranks
-hold alike is written once. A checkpoint is not portable and not for strangers: like PyTorch's own
-files it holds pickles, which can run code when read. What people pass around is a bundle.
+A sharded tensor is written in shards and can be read with any other sharding; a replicated tensor
+is written once. A checkpoint is not portable and must be trusted: like PyTorch's own files it
+contains pickles, which can run code when read. The portable format is the bundle.
 """
 
 import json
@@ -34,27 +34,28 @@ from pardalis.parallel.failures import is_broken_connection
 FORMAT_VERSION = 2  # 1 numbered the parameters of an optimizer's state
 _NAME = re.compile(r"step-(\d{8,})")
 _STRUCTURE = "structure"  # of the state, with a _Slot for each tensor
-_LAST_WAIT_SECONDS = 30.0  # for a save in flight when a run fails and other ranks may be gone
+_LAST_WAIT_SECONDS = 30.0  # for a save in progress when a run fails; other ranks may be gone
 
-# PyTorch's own flattening makes strings of the integer keys of an optimizer's state, and loses
-# empty dicts.
-_AS_IT_IS = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
+# PyTorch's flattening turns integer keys of an optimizer's state into strings and drops empty
+# dicts.
+_NO_FLATTENING = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 
 class _Slot(NamedTuple):
-    """Stands for a tensor in the structure."""
+    """Stands for a tensor in the pickled structure, so its name is part of the format."""
 
     key: str
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time; use it as a context, which ends the last one.
+    """Writes the checkpoints of a run, one at a time; a context manager that waits for the last.
 
-    All ranks take part. The first one gives a checkpoint its name when all have written.
+    All ranks take part. The first rank renames a checkpoint to its final name when all have
+    written.
 
     Args:
-        keep: newest checkpoints that stay.
-        asynchronous: copy the state and write it in a thread, so that the run goes on at once.
+        keep: number of newest checkpoints that are kept.
+        asynchronous: copy the state and write it in a thread while training continues.
     """
 
     def __init__(
@@ -66,15 +67,15 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, step: int, state: dict[str, Any], notes: dict[str, Any]) -> None:
-        """Begin a checkpoint of a state, with what the loop notes beside it.
+        """Start writing a checkpoint of a state and the loop's notes.
 
         Raises:
-            TrainingError: this one, or the one before, could not be written (a full disk, say);
-                earlier ones are untouched.
+            TrainingError: this checkpoint or the previous one could not be written (a full disk,
+                say); earlier ones are untouched.
         """
         self.wait()
         tensors: dict[str, Tensor] = {}
-        structure = _take_tensors(state, "state", tensors)
+        structure = _extract_tensors(state, "state", tensors)
         written = {key: tensor for key, tensor in tensors.items() if self._is_mine(tensor)}
         if self._asynchronous:
             written = {key: tensor.detach().to("cpu", copy=True) for key, tensor in written.items()}
@@ -83,12 +84,12 @@ class Saver:
             "format_version": FORMAT_VERSION,
             "step": step,
             "saved": datetime.now(UTC).isoformat(timespec="seconds"),
-            "notes": json.loads(json.dumps(notes)),  # a copy: the loop goes on with them
+            "notes": json.loads(json.dumps(notes)),  # a copy, since the loop changes them
         }
         _silence_warning_of_one_process()
         if self._asynchronous:
             work = (step, content, about)
-            # A daemon: a failed run does not wait for ranks that are gone.
+            # A daemon thread, so that a failed run does not wait for ranks that are gone.
             self._thread = threading.Thread(target=self._work, args=work, daemon=True)
             self._thread.start()
         else:
@@ -96,13 +97,13 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raise what a save in flight has met; raises as :meth:`save`."""
+        """Raise the error of a save in progress, if any; raises as :meth:`save`."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def wait(self) -> None:
-        """Wait until nothing is in flight; raises as :meth:`save`."""
+        """Wait until no save is in progress; raises as :meth:`save`."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -145,9 +146,10 @@ def save(run_folder: Path, step: int, state: dict[str, Any], notes: dict[str, An
 
 
 def _on_own_gpu(device: torch.device) -> AbstractContextManager[object]:
-    """Choose the GPU of a new thread, which has the first: PyTorch's writer waits for its stream.
+    """Select this rank's GPU in a new thread, whose default is the first GPU.
 
-    So the threads of all ranks would take memory of the first GPU.
+    PyTorch's writer synchronises with the current stream, so otherwise the threads of all ranks
+    would allocate memory on the first GPU.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
@@ -159,7 +161,7 @@ def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
     from torch.distributed.checkpoint.planner import SavePlan
 
     class Joining(FileSystemWriter):
-        """Leaves the folder to the first rank, before which no other comes to write."""
+        """Leaves creating the folder to the first rank, for which all others wait."""
 
         def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
             return plan
@@ -167,9 +169,9 @@ def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
     kind = FileSystemWriter if world.is_first else Joining
     state_dict_saver.save(
         content,
-        # The first rank's files are synchronised with their folder.
+        # ``atomic_folder`` synchronises the files of the first rank.
         storage_writer=kind(folder, sync_files=not world.is_first),
-        planner=DefaultSavePlanner(**_AS_IT_IS),
+        planner=DefaultSavePlanner(**_NO_FLATTENING),
         process_group=world.saving,
         no_dist=world.size == 1,
     )
@@ -187,7 +189,7 @@ def _unwritten(run_folder: Path, step: int, error: BaseException) -> BaseExcepti
     rest = f"{before.name} before it is intact" if before else "there is none before it"
     unwritten = TrainingError(
         f"The checkpoint of step {step} could not be written to {_folder(run_folder)} ({cause}); "
-        f"{rest}. Make room on the disk, then run the same command again."
+        f"{rest}. Free space on the disk, then run the same command again."
     )
     unwritten.__cause__ = cause
     return unwritten
@@ -197,31 +199,30 @@ def load(folder: Path, like: dict[str, Any] | None = None) -> tuple[dict[str, An
     """Read a checkpoint's state and its notes.
 
     Args:
-        like: a state whose tensors say where those of the same path come to lie: on which device,
-            and which part of them on this rank. Others come whole, on the CPU.
+        like: a state whose tensors give the device and sharding of the tensors of the same path.
+            Others are loaded whole, on the CPU.
 
     Raises:
-        BundleError: the checkpoint is incomplete, damaged, or of a newer format, or the system
-            refuses to read it.
+        BundleError: the checkpoint is incomplete, damaged, of another format, or not readable.
         ValueError: a tensor has another shape than in ``like``.
     """
     about = _read_about(folder)
     placed = tensors_of(like or {})
     with _reading(folder):
         loaded: dict[str, Any] = {
-            key: _room(key, entry, placed.get(key)) for key, entry in _entries(folder)
+            key: _allocate(key, entry, placed.get(key)) for key, entry in _entries(folder)
         }
         _fill(folder, loaded)
-        state = _put_tensors(loaded.pop(_STRUCTURE), loaded)
+        state = _insert_tensors(loaded.pop(_STRUCTURE), loaded)
     return state, about["notes"]
 
 
 def load_part(folder: Path, part: dict[str, Any]) -> None:
-    """Read the tensors of a part of a state into those that are given, and nothing else.
+    """Read only the tensors of a part of a state, in place.
 
     Raises:
         BundleError: as :func:`load`.
-        ValueError: the checkpoint lacks one of the tensors, or has it in another shape.
+        ValueError: a tensor is missing in the checkpoint or has another shape there.
     """
     _read_about(folder)
     wanted = tensors_of(part)
@@ -229,13 +230,13 @@ def load_part(folder: Path, part: dict[str, Any]) -> None:
         entries = dict(_entries(folder))
         for key, tensor in wanted.items():
             if key not in entries:
-                raise _Misfit(f"{key} is missing there")
+                raise _MismatchError(f"{key} is missing there")
             _check_shape(key, entries[key], tensor)
         _fill(folder, dict(wanted))
 
 
-class _Misfit(ValueError):
-    """A checkpoint is whole, and of something else."""
+class _MismatchError(ValueError):
+    """A checkpoint is complete, but of another model."""
 
 
 def _entries(folder: Path) -> list[tuple[str, Any]]:
@@ -244,8 +245,8 @@ def _entries(folder: Path) -> list[tuple[str, Any]]:
     return list(FileSystemReader(folder).read_metadata().state_dict_metadata.items())
 
 
-def _room(key: str, entry: Any, placed: Tensor | None) -> Tensor | None:
-    """Return room for what is stored under a key; None for what is no tensor."""
+def _allocate(key: str, entry: Any, placed: Tensor | None) -> Tensor | None:
+    """Return an empty tensor for the entry of a key; None for an entry that is no tensor."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     if not isinstance(entry, TensorStorageMetadata):
@@ -258,7 +259,9 @@ def _room(key: str, entry: Any, placed: Tensor | None) -> Tensor | None:
 
 def _check_shape(key: str, entry: Any, placed: Tensor) -> None:
     if entry.size != placed.shape:
-        raise _Misfit(f"{key} has shape {list(entry.size)} there and {list(placed.shape)} here")
+        raise _MismatchError(
+            f"{key} has shape {list(entry.size)} there and {list(placed.shape)} here"
+        )
 
 
 def _fill(folder: Path, content: dict[str, Any]) -> None:
@@ -270,8 +273,8 @@ def _fill(folder: Path, content: dict[str, Any]) -> None:
     state_dict_loader.load(
         content,
         storage_reader=FileSystemReader(folder),
-        planner=DefaultLoadPlanner(**_AS_IT_IS),
-        no_dist=True,  # each rank reads what it needs
+        planner=DefaultLoadPlanner(**_NO_FLATTENING),
+        no_dist=True,  # each rank reads its own part
     )
 
 
@@ -279,7 +282,7 @@ def _fill(folder: Path, content: dict[str, Any]) -> None:
 def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
-    except _Misfit:
+    except _MismatchError:
         raise
     except BaseException as error:
         cause = _cause(error)
@@ -287,38 +290,38 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def step_of(folder: Path) -> int:
-    """Return the number of updates behind a checkpoint, from its name."""
+    """Return the number of updates of a checkpoint, from its name."""
     match = _NAME.fullmatch(folder.name)
     if match is None:
-        raise ValueError(f"{folder.name} is not a checkpoint's name")
+        raise ValueError(f"{folder.name} is not the name of a checkpoint")
     return int(match[1])
 
 
 def all_of(run_folder: Path) -> list[Path]:
-    """Return the run's checkpoints in the order of their steps."""
+    """Return the checkpoints of a run in the order of their steps."""
     found = (path for path in _folder(run_folder).glob("step-*") if _NAME.fullmatch(path.name))
     return sorted(found, key=step_of)
 
 
 def newest(run_folder: Path) -> Path | None:
-    """Return the run's checkpoint of the most updates, or None where there is none."""
+    """Return the checkpoint of the largest step, or None."""
     return next(reversed(all_of(run_folder)), None)
 
 
 def prune(run_folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what killed processes left half done."""
+    """Delete all but the newest ``keep`` checkpoints, and the leftovers of killed processes."""
     _discard(run_folder, all_of(run_folder)[:-keep])
 
 
 def discard_after(run_folder: Path, step: int) -> None:
-    """Delete the checkpoints of more updates than ``step``, the newest first."""
+    """Delete the checkpoints of later steps, the newest first."""
     later = [folder for folder in all_of(run_folder) if step_of(folder) > step]
     _discard(run_folder, later[::-1])
 
 
 def _discard(run_folder: Path, folders: list[Path]) -> None:
     for folder in folders:
-        # Renamed first, so that a half-deleted folder never bears a checkpoint's name.
+        # Renamed first, so that a partly deleted folder never has the name of a checkpoint.
         folder.rename(folder.with_name(folder.name + ".partial"))
     for pattern in ("step-*.partial", working_name(Path("step-*"), "partial").name):
         for leftover in _folder(run_folder).glob(pattern):
@@ -326,9 +329,9 @@ def _discard(run_folder: Path, folders: list[Path]) -> None:
 
 
 def tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Return all tensors of a state by the path to each."""
+    """Return all tensors of a state by their paths."""
     tensors: dict[str, Tensor] = {}
-    _take_tensors(state, "state", tensors)
+    _extract_tensors(state, "state", tensors)
     return tensors
 
 
@@ -336,25 +339,25 @@ def _folder(run_folder: Path) -> Path:
     return run_folder / "checkpoints"
 
 
-def _take_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+def _extract_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[key] = value
         return _Slot(key)
     if isinstance(value, dict):
-        return {k: _take_tensors(v, f"{key}/{k}", tensors) for k, v in value.items()}
+        return {k: _extract_tensors(v, f"{key}/{k}", tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        items = (_take_tensors(v, f"{key}/{i}", tensors) for i, v in enumerate(value))
+        items = (_extract_tensors(v, f"{key}/{i}", tensors) for i, v in enumerate(value))
         return list(items) if isinstance(value, list) else tuple(items)
     return value
 
 
-def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _insert_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, _Slot):
         return tensors[value.key]
     if isinstance(value, dict):
-        return {k: _put_tensors(v, tensors) for k, v in value.items()}
+        return {k: _insert_tensors(v, tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        items = (_put_tensors(v, tensors) for v in value)
+        items = (_insert_tensors(v, tensors) for v in value)
         return list(items) if isinstance(value, list) else tuple(items)
     return value
 
@@ -367,7 +370,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         if version != FORMAT_VERSION:
             raise BundleError(
                 f"{folder} has checkpoint format {version} and this version of pardalis reads "
-                f"{FORMAT_VERSION}: go on with the version that wrote it, or train anew."
+                f"{FORMAT_VERSION}; resume with the version that wrote it, or start a new run."
             )
         return {"notes": about["notes"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -376,19 +379,19 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 def _unreadable(folder: Path, error: BaseException, finding: str) -> BundleError:
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        # Of permissions, a lost disk or too many open files: the checkpoint itself may be whole.
+        # Permissions, a lost disk or too many open files: the checkpoint itself may be complete.
         return BundleError(
             f"{folder} could not be read ({error}); make its files readable, then run the same "
             "command again."
         )
     return BundleError(
-        f"{folder} is not a whole checkpoint ({finding}); delete this folder to go on from the "
+        f"{folder} is not a complete checkpoint ({finding}); delete this folder to resume from the "
         "checkpoint before it."
     )
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what PyTorch wrapped; an interruption and a lack of memory go on their way."""
+    """Return the error that PyTorch wrapped; raise interruptions and a lack of memory."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     if isinstance(error, CheckpointException):
@@ -396,14 +399,14 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, MemoryError) or not isinstance(error, Exception):
         raise error
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        raise MemoryError(str(error)) from error  # PyTorch's own has no class on the CPU
+        raise MemoryError(str(error)) from error  # PyTorch has no class for it on the CPU
     return error
 
 
 def _silence_warning_of_one_process() -> None:
-    """Silence the warning that says that a single process is what was asked for.
+    """Silence the warning that checkpoints are written by a single process.
 
-    For good: what saves in a thread cannot put filters back without disturbing other threads.
+    The filter stays: restoring filters in a thread would disturb other threads.
     """
     warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
 

@@ -1,8 +1,7 @@
-"""What is done about a run that goes wrong: alarms written down, what was first, and going back.
+"""Divergence: the log of alarms, the error of a diverged run, and rolling back.
 
-The statistic that went wrong first is named, since it says more than the loss that followed. What a
-run does after it went back is a function of ``skipped.jsonl`` and the checkpoint, so it resumes as
-any other.
+The error names the first alarm, which says more about the cause than the loss. A run that was
+rolled back is a function of ``skipped.jsonl`` and its checkpoint, so it resumes like any other.
 """
 
 import json
@@ -29,12 +28,12 @@ FILE_NAME = "alarms.jsonl"
 
 
 class Diverged(TrainingError):
-    """The loss or the state is not finite, or the loss is past hope.
+    """The loss or the state is not finite, or the loss has diverged.
 
     Attributes:
         finding: what was found, without advice.
-        since: updates done before the first whose numbers were wrong.
-        step: updates done after the one that broke.
+        since: updates before the first one with wrong numbers.
+        step: updates up to and including the one that failed.
     """
 
     def __init__(self, message: str, finding: str, since: int, step: int) -> None:
@@ -43,11 +42,11 @@ class Diverged(TrainingError):
 
 
 class AlarmLog:
-    """The alarms of a run: those of its lines so far, and a file to which further ones are added.
+    """The alarms of a run, and the file to which new ones are appended.
 
     Args:
-        run_folder: of the run; None in a process that does not read or write.
-        step: of the checkpoint that the run resumes from; alarms of later steps are dropped.
+        run_folder: folder of the run; None in a process that does not read or write.
+        step: step of the checkpoint that the run resumes from; later alarms are dropped.
     """
 
     def __init__(self, run_folder: Path | None, step: int, config: AlarmConfig) -> None:
@@ -55,25 +54,25 @@ class AlarmLog:
         self._alarms = Alarms(config, read_metrics(run_folder / METRICS) if run_folder else [])
         if self._path is not None and self._path.is_file():
             lines = self._path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may truncate the last
             write_text(self._path, "".join(li for li in whole if json.loads(li)["step"] <= step))
 
     @property
     def first(self) -> Alarm | None:
-        """The oldest alarm that still stands."""
+        """The oldest active alarm."""
         return next(iter(self._alarms.active), None)
 
     def read(self, line: Line) -> str | None:
-        """Take a line of metrics; return what was found if its loss is past hope."""
+        """Read a line of metrics; return what was found if the run has diverged."""
         if self._path is None:
             return None
-        # Before the line is read, so that it is not measured by itself.
-        hopeless = "loss" in line and self._alarms.has_diverged(line)
+        # Before the line is read, so that it is not compared with itself.
+        has_diverged = "loss" in line and self._alarms.has_diverged(line)
         for alarm in self._alarms.read(line):
             logger.warning("Step %d: %s.", alarm.step, described(alarm))
             with open(self._path, "a") as file:
                 file.write(json.dumps(asdict(alarm)) + "\n")
-        if not hopeless:
+        if not has_diverged:
             return None
         limit = self._alarms.config.loss_explosion
         return (
@@ -83,14 +82,15 @@ class AlarmLog:
 
 
 def described(alarm: Alarm) -> str:
-    """Say what an alarm is about, in the middle of a sentence."""
+    """Return an alarm as a part of a sentence."""
     return f"{alarm.name} {alarm.value:.4g} {alarm.rule}"
 
 
 def first_not_finite(steps: list[dict[str, float]]) -> tuple[int, str | None]:
-    """Return the first step of a window with a number that is not finite, and which but the loss.
+    """Return the first step of a window with an infinite metric or a loss that is not finite.
 
-    A statistic that is NaN has no value at that step; only of the loss it says anything.
+    The name of the metric is returned too, unless it is the loss. NaN is no error in other metrics:
+    it means that they have no value at that step.
     """
     for i, values in enumerate(steps):
         for name, value in values.items():
@@ -102,14 +102,14 @@ def first_not_finite(steps: list[dict[str, float]]) -> tuple[int, str | None]:
 
 
 def non_finite_tensor(tensors: dict[str, Tensor]) -> str | None:
-    """Return the path of a tensor that holds anything but finite numbers; waits for a GPU once."""
+    """Return the path of a tensor with values that are not finite; one host synchronisation."""
     checked = {key: _local(t) for key, t in tensors.items() if t.is_floating_point()}
     checked = {key: tensor for key, tensor in checked.items() if tensor.numel() > 0}
     by_device: dict[torch.device, list[str]] = {}
     for key, tensor in checked.items():
         by_device.setdefault(tensor.device, []).append(key)
     for keys in by_device.values():
-        # The largest magnitude, which is NaN where any number is.
+        # The largest magnitude, which is NaN if any value is.
         peaks = torch._foreach_norm([checked[key] for key in keys], math.inf)
         finite = torch.stack([peak.double() for peak in peaks]).isfinite().tolist()
         for key, is_finite in zip(keys, finite, strict=True):
@@ -119,24 +119,24 @@ def non_finite_tensor(tensors: dict[str, Tensor]) -> str | None:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    to_local = getattr(tensor, "to_local", None)  # of a DTensor, whose class is slow to import
+    to_local = getattr(tensor, "to_local", None)  # importing the class DTensor is slow
     return tensor.detach() if to_local is None else to_local().detach()
 
 
 def diverged(finding: str, step: int, since: int, cause: str | None, folder: Path) -> Diverged:
-    """Return the error of a run that went wrong.
+    """Return the error of a diverged run.
 
     Args:
-        step: updates done after the one that broke.
-        since: updates done before the first whose numbers were wrong.
-        cause: the statistic that was the first to go wrong, if any is known.
+        step: updates up to and including the one that failed.
+        since: updates before the first one with wrong numbers.
+        cause: the first statistic that went wrong, if known.
     """
     first = f" The first statistic to go wrong was {cause}." if cause else ""
     good = _last_good(folder, since)
     if good is None:
         rest = "Nothing was saved"
     elif checkpoint.step_of(good) > since:
-        rest = f"The oldest checkpoint left, {good.name}, is intact, but of after that"
+        rest = f"The oldest checkpoint left, {good.name}, is intact, but later than that"
     else:
         rest = f"The last good checkpoint, {good.name}, is intact"
     message = (
@@ -146,17 +146,19 @@ def diverged(finding: str, step: int, since: int, cause: str | None, folder: Pat
     return Diverged(message, f"{finding}.{first}", since, step)
 
 
-def roll_back(found: Diverged, task: Task, folder: Path, most: int) -> None:
-    """Make the last good checkpoint the newest, and leave out the batches since that went wrong.
+def roll_back(found: Diverged, task: Task, folder: Path, max_rollbacks: int) -> None:
+    """Make the last good checkpoint the newest, and skip the batches of the divergence.
 
     Raises:
-        Diverged: the run was rolled back so often before.
+        Diverged: the run was rolled back ``max_rollbacks`` times before.
     """
     skips = read_skips(folder)
     n = max((skip.rollback for skip in skips), default=0) + 1
     good = _last_good(folder, found.since)
-    if n > most or good is None:
-        found.args = (f"{found} It was rolled back {n - 1} times before; max_rollbacks is {most}.",)
+    if n > max_rollbacks or good is None:
+        found.args = (
+            f"{found} It was rolled back {n - 1} times before; max_rollbacks is {max_rollbacks}.",
+        )
         raise found
     begin = checkpoint.step_of(good)
     skipped = {skip.batch for skip in skips}
@@ -173,18 +175,18 @@ def roll_back(found: Diverged, task: Task, folder: Path, most: int) -> None:
                 cause=found.finding,
             )
         )
-    # In this order: a kill in between leaves a run that goes wrong and is rolled back once more.
+    # In this order: a kill in between leaves a run that diverges and is rolled back once more.
     checkpoint.discard_after(folder, begin)
     write_skips(folder, skips)
     new = [skip for skip in skips if skip.rollback == n]
     logger.warning(
-        "%s Going back to step %d, and on without the rows at positions %d to %d.",
+        "%s Rolling back to step %d and skipping the rows at positions %d to %d.",
         found.finding, begin, new[0].first_position, new[-1].last_position,
     )  # fmt: skip
 
 
 def _last_good(folder: Path, since: int) -> Path | None:
-    """Return the newest checkpoint from before a run went wrong; the oldest, if none is."""
+    """Return the newest checkpoint before the divergence; if there is none, the oldest."""
     found = checkpoint.all_of(folder)
     before = [path for path in found if checkpoint.step_of(path) <= since]
     return before[-1] if before else next(iter(found), None)

@@ -1,11 +1,11 @@
-"""Training of the image tokenizer: a step updates it once, and its adversary once, if it has one.
+"""Training of the image tokenizer: each step updates it, and the discriminator if there is one.
 
-    images → tokenizer → reconstruction ─┬─ pixels, features, regions, adversary → update
-                   │                       └─ adversary's own losses → its update
-                   └─ vectors and codes → the codebook is tended
+    images → tokenizer → reconstruction ─┬─ pixel, perceptual, region, adversarial losses → update
+                   │                     └─ loss of the discriminator → its update
+                   └─ latents and codes → update of the codebook
 
-The step number decides everything that is drawn (images, crops, restarts of codes), so no
-generator is ever saved. Processes that ``torchrun`` starts share out the images of each step.
+All randomness (images, crops, restarts of codes) is a function of the step number, so no generator
+state is saved. The images of a step are divided among the processes that ``torchrun`` starts.
 """
 
 from collections import deque
@@ -44,14 +44,14 @@ from pardalis.vq.preprocessing import open_square, to_images, to_pixels
 from pardalis.vq.regions import region_loss
 from pardalis.vq.tokenizer import ImageTokenizer, TokenizerOutput
 
-# One batch is too small to show a large codebook's use, so it is counted over some steps.
+# Codebook use is counted over several steps, since one batch is too small for a large codebook.
 _USE_WINDOW_STEPS = 20
-_SAMPLES = 8  # held-out images that a report shows
+_SAMPLES = 8  # held-out images in a report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerceptualConfig:
-    """A loss between features of image and reconstruction."""
+    """A loss between the features of image and reconstruction."""
 
     weight: float = 1.0
     net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
@@ -63,18 +63,18 @@ class PerceptualConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegionConfig:
-    """A further perceptual loss inside the regions of one kind, which come with the images.
+    """A perceptual loss inside the regions of one kind, which are part of the dataset.
 
-    Make-A-Scene (arXiv 2203.13131) has one for faces, by a net that recognises them, and one for
+    Make-A-Scene (arXiv 2203.13131) has one for faces, with a face recognition net, and one for
     objects.
     """
 
-    kind: str  # of the regions
-    weight: float = 1.0  # times that of each region
+    kind: str  # kind of the regions
+    weight: float = 1.0  # multiplied by the weight of each region
     net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
-    side: int = 64  # pixels that a region is scaled to
-    most: int = 6  # regions of an image, its first ones
-    repeats: int = 1  # how often an image with such a region comes before all others come again
+    side: int = 64  # pixels a side that a region is resized to
+    most: int = 6  # largest number of regions of an image; the first ones
+    repeats: int = 1  # times that an image with such a region occurs in an epoch
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
@@ -86,9 +86,9 @@ class RegionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTokenizerTrainConfig:
-    """What decides the numbers of a run, besides the tokenizer's shape and the images."""
+    """Options of a run besides the tokenizer's config and the images."""
 
-    batch_images: int = 32  # images of one update, all processes together
+    batch_images: int = 32  # images of one update, over all processes
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(
             learning_rate=1.5e-3, warmup_steps=20, floor_ratio=0.05
@@ -97,29 +97,29 @@ class ImageTokenizerTrainConfig:
     optimizer: AdamWConfig = field(
         default_factory=lambda: AdamWConfig(weight_decay=0.0, fused=True)
     )
-    l1_weight: float = 0.0  # of the mean absolute difference of pixels in [-1, 1]
-    l2_weight: float = 4.0  # of the mean squared difference
+    l1_weight: float = 0.0  # weight of the mean absolute difference of pixels in [-1, 1]
+    l2_weight: float = 4.0  # weight of the mean squared difference
     perceptual: PerceptualConfig | None = None
     regions: tuple[RegionConfig, ...] = ()
     adversarial: AdversarialConfig | None = None
-    codebook_weight: float = 1.0  # of the quantizer's own loss
-    # How codes are kept alive, of the quantizers that have a codebook to place on data.
-    start_on_data: bool = True  # place the codebook on vectors of the first batch
-    codebook_decay: float = 0.95  # share of a code's mean use, and mean vector, that a step keeps
-    restart_until: float = 0.8  # share of the run after which dead codes are left alone; 0: never
-    ema_decay: float = 0.0  # of the averaged weights, which are what is kept; 0: the last weights
-    grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
+    codebook_weight: float = 1.0  # weight of the quantizer's loss
+    # Initialisation and restarts of codes, for quantizers with a codebook in the latent space.
+    start_on_data: bool = True  # initialise the codebook with latents of the first batch
+    codebook_decay: float = 0.95  # decay rate of a code's mean use and mean latent
+    restart_until: float = 0.8  # share of the run in which dead codes are restarted; 0: none
+    ema_decay: float = 0.0  # decay rate of averaged weights, which are saved; 0: no averaging
+    grad_clip: float = 1.0  # largest global norm of the gradient; inf: no clipping
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    heldout_images: int = 256  # images that an evaluation takes, at most
-    precision: Literal["float32", "bfloat16"] = "float32"  # of convolutions; sums stay in 32 bits
+    heldout_images: int = 256  # largest number of images in an evaluation
+    precision: Literal["float32", "bfloat16"] = "float32"  # convolutions; sums are in float32
     compile: bool = not_deciding(False)  # compile encoder and decoder
-    seed: int = 0  # root of initial values, order of images and restarts
+    seed: int = 0  # root seed of initial values, order of images and restarts
 
     @property
     def nets(self) -> list[FeatureNetConfig]:
         """The feature nets of all losses."""
-        of_regions = [region.net for region in self.regions]
-        return of_regions if self.perceptual is None else [self.perceptual.net, *of_regions]
+        nets = [region.net for region in self.regions]
+        return nets if self.perceptual is None else [self.perceptual.net, *nets]
 
     def __post_init__(self) -> None:
         for name, least in (("batch_images", 1), ("heldout_images", 0)):
@@ -150,16 +150,16 @@ class ImageTokenizerTask:
     """The image tokenizer as a task of the training loop.
 
     Args:
-        model_config: shape of the tokenizer, which begins with fresh weights.
-        config: how it is trained.
-        images: to learn; each is decoded when it is needed.
-        heldout: never learnt; the first ``heldout_images`` that can be read are evaluated.
-        total_steps: of the run, for the schedule.
-        world: the processes that share the work, and the device of this one.
+        model_config: config of the tokenizer, which starts from initial weights.
+        config: training options.
+        images: training images; each is decoded when it is needed.
+        heldout: held-out images; the first ``heldout_images`` that can be read are evaluated.
+        total_steps: length of the run, for the schedule.
+        world: the processes that train together; default: a single process on the CPU.
 
     Raises:
         DataError: there is no image.
-        ConfigError: the tokenizer cannot draw, or a feature net is not there.
+        ConfigError: the tokenizer has no decoder, or a feature net is not available.
     """
 
     def __init__(
@@ -172,10 +172,10 @@ class ImageTokenizerTask:
         total_steps: int,
         world: World | None = None,
     ) -> None:
-        learning_rate(config.schedule, 0, total_steps)  # refuses a schedule that does not fit
+        learning_rate(config.schedule, 0, total_steps)  # raises if the schedule does not fit
         if not model_config.has_decoder:
             raise ConfigError(
-                "image_tokenizer.has_decoder is false, but training draws; leave it out."
+                "image_tokenizer.has_decoder is false, but training needs a decoder; leave it out."
             )
         self.config = config
         self.total_steps = total_steps
@@ -223,14 +223,14 @@ class ImageTokenizerTask:
 
     @property
     def trained(self) -> ImageTokenizer:
-        """The tokenizer to keep: of averaged weights, if there are any."""
+        """The tokenizer to save: that of averaged weights, if there are any."""
         if self.averaged is None:
             return self.tokenizer
         assert isinstance(self.averaged.module, ImageTokenizer)
         return self.averaged.module
 
     def step(self, step: int) -> dict[str, float | Tensor]:
-        """Update the tokenizer on the images of this step, tend the codebook, update the rest."""
+        """Update the tokenizer, its codebook and the discriminator on the images of this step."""
         config = self.config
         rate = learning_rate(config.schedule, step, self.total_steps)
         self.optimizer.set_learning_rate(rate)
@@ -240,23 +240,23 @@ class ImageTokenizerTask:
 
         self.tokenizer.train()
         if self.codebook is not None and not self.codebook.started and config.start_on_data:
-            with torch.no_grad(), self._mixed():
+            with torch.no_grad(), self._autocast():
                 latents = self.tokenizer.latents(pixels)
             self.codebook.start(_vectors(latents), generator)
-        with self._mixed():
+        with self._autocast():
             output = self.tokenizer(pixels)
-            loss, measured = self._loss(step, output, pixels, batch)
+            loss, metrics = self._loss(step, output, pixels, batch)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.world.average_gradients(self.tokenizer.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), config.grad_clip)
         self.optimizer.step()
-        measured |= self._tend_codebook(step, output, generator)
+        metrics |= self._update_codebook(step, output, generator)
         if self.averaged is not None:
             self.averaged.update_parameters(self.tokenizer)
-        if self.adversary is not None and self.adversary.has_begun(step):
-            measured |= self.adversary.learn(step, rate, pixels, output.reconstruction.float())
-        return measured | {
+        if self.adversary is not None and self.adversary.is_active(step):
+            metrics |= self.adversary.update(step, rate, pixels, output.reconstruction.float())
+        return metrics | {
             "loss": loss.detach(),
             "grad_norm": norm.detach(),
             "learning_rate": rate,
@@ -265,7 +265,7 @@ class ImageTokenizerTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return how well held-out images come back, and how many codes they use."""
+        """Return reconstruction metrics of held-out images, and their codebook use."""
         if len(self.heldout) == 0:
             return {}
         tokenizer = self.trained.eval()
@@ -273,7 +273,7 @@ class ImageTokenizerTask:
         counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64, device=self.device)
         mine = self.heldout[self.world.rank :: self.world.size]
         for bytes_ in torch.split(mine, self.config.batch_images):
-            if len(bytes_) == 0:  # fewer images than processes
+            if len(bytes_) == 0:  # there are fewer images than processes
                 continue
             pixels = self._pixels(bytes_)
             codes = tokenizer.encode(pixels)
@@ -292,7 +292,7 @@ class ImageTokenizerTask:
 
     @torch.no_grad()
     def samples(self) -> tuple[list[PIL.Image.Image], list[PIL.Image.Image]]:
-        """Return a few held-out images, and what the tokenizer makes of each."""
+        """Return a few held-out images and their reconstructions."""
         tokenizer = self.trained.eval()
         every = max(1, len(self.heldout) // _SAMPLES)
         pixels = self._pixels(self.heldout[::every][:_SAMPLES])
@@ -301,7 +301,7 @@ class ImageTokenizerTask:
         return to_images(pixels), to_images(tokenizer.decode(tokenizer.encode(pixels)))
 
     def recent_counts(self) -> Int[np.ndarray, " N"]:
-        """Return how often each code was chosen over the last steps."""
+        """Return how often each code was used in the last steps."""
         none = torch.zeros(self.tokenizer.config.n_codes, dtype=torch.int64)
         return sum((counts.cpu() for counts in self._recent_counts), none).numpy()
 
@@ -346,39 +346,42 @@ class ImageTokenizerTask:
         pixels: Float[Tensor, "B 3 Y X"],
         batch: ImageBatch,
     ) -> tuple[Float[Tensor, ""], dict[str, float | Tensor]]:
-        """Return what is differentiated, and its parts, each unweighted."""
+        """Return the weighted loss and its parts, each unweighted."""
         config, reconstruction = self.config, output.reconstruction.float()
         l1, l2 = l1_and_l2(reconstruction, pixels)
         parts = {"loss_l1": l1, "loss_l2": l2}
-        of_pixels = config.l1_weight * l1 + config.l2_weight * l2
+        reconstruction_loss = config.l1_weight * l1 + config.l2_weight * l2
         if self.perceptual is not None:
             assert config.perceptual is not None
             parts["loss_perceptual"] = self.perceptual(reconstruction, pixels).mean()
-            of_pixels = of_pixels + config.perceptual.weight * parts["loss_perceptual"]
+            weighted = config.perceptual.weight * parts["loss_perceptual"]
+            reconstruction_loss = reconstruction_loss + weighted
         for region, distance in zip(config.regions, self.region_distances, strict=True):
             boxes = [
-                [(each.box, each.weight) for each in of_image if each.kind == region.kind]
-                for of_image in batch.regions
+                [(each.box, each.weight) for each in regions if each.kind == region.kind]
+                for regions in batch.regions
             ]
             found = region_loss(
                 distance, reconstruction, pixels, boxes, side=region.side, max_regions=region.most
             )
             parts[f"loss_region_{region.kind}"] = found
-            of_pixels = of_pixels + region.weight * found
+            reconstruction_loss = reconstruction_loss + region.weight * found
         parts["loss_quantizer"] = output.quantizer_loss
-        loss = of_pixels + config.codebook_weight * output.quantizer_loss
-        if self.adversary is not None and self.adversary.has_begun(step):
-            against, weight = self.adversary.judge(reconstruction, of_pixels, self._last_weight)
-            parts |= {"loss_adversarial": against, "adversarial_weight": weight}
-            loss = loss + weight * against
+        loss = reconstruction_loss + config.codebook_weight * output.quantizer_loss
+        if self.adversary is not None and self.adversary.is_active(step):
+            adversarial, weight = self.adversary.generator_loss(
+                reconstruction, reconstruction_loss, self._last_weight
+            )
+            parts |= {"loss_adversarial": adversarial, "adversarial_weight": weight}
+            loss = loss + weight * adversarial
         return loss, {name: part.detach() for name, part in parts.items()}
 
-    def _tend_codebook(
+    def _update_codebook(
         self, step: int, output: TokenizerOutput, generator: torch.Generator
     ) -> dict[str, float | Tensor]:
         self._recent_counts.append(self.world.sum(self._counts(output.codes)))
         recent = torch.stack(tuple(self._recent_counts)).sum(0)
-        measured: dict[str, float | Tensor] = {
+        metrics: dict[str, float | Tensor] = {
             "codebook_use": codebook_use(recent),
             "perplexity": perplexity(recent),
         }
@@ -389,8 +392,8 @@ class ImageTokenizerTask:
                 generator,
                 restart=step < self.config.restart_until * self.total_steps,
             )
-            measured["restarted_codes"] = float(restarted)
-        return measured
+            metrics["restarted_codes"] = float(restarted)
+        return metrics
 
     def _live_codebook(self) -> CodebookTrainer | None:
         quantizer = self.tokenizer.quantize
@@ -407,11 +410,11 @@ class ImageTokenizerTask:
 
     @property
     def _last_weight(self) -> Tensor:
-        """The weight that an adaptive adversary looks at: of the layer that makes the pixels."""
+        """The weight of the decoder's last layer, for the adaptive adversarial weight."""
         assert self.tokenizer.decoder is not None
         return self.tokenizer.decoder.conv_out.weight
 
-    def _mixed(self) -> AbstractContextManager[object]:
+    def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         )
@@ -424,7 +427,7 @@ class ImageTokenizerTask:
 
 
 def _vectors(latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "M Z"]:
-    """Lay the latents out as the quantizer does: one row per code, in raster order, in 32 bits."""
+    """Return the latents in the quantizer's layout: a vector per code, raster order, float32."""
     return latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -433,20 +436,20 @@ def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> Percept
     least = distance.net.network.min_side
     if side < least:
         raise ConfigError(
-            f"The feature net {net.name} needs images of {least} pixels a side or more, got "
-            f"{side}; choose a larger resolution, or side of regions, or another net."
+            f"The feature net {net.name} needs images of at least {least} pixels a side, got "
+            f"{side}; choose a larger resolution, a larger side of regions, or another net."
         )
     return distance.to(device)
 
 
 def _averaged(tokenizer: ImageTokenizer, decay: float) -> AveragedModel:
-    """Return a copy whose weights follow those of the tokenizer, its codes among them."""
+    """Return a moving average of the tokenizer's weights, codebook included."""
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(tokenizer, multi_avg_fn=average)
 
 
 def _repeated(images: Sequence[Image], regions: tuple[RegionConfig, ...]) -> Sequence[Image]:
-    """Let images with regions of some kinds stand several times, as those kinds say."""
+    """Repeat images with regions as often as the config of their kinds says."""
     repeats = {region.kind: region.repeats for region in regions}
     return [
         image
@@ -458,7 +461,7 @@ def _repeated(images: Sequence[Image], regions: tuple[RegionConfig, ...]) -> Seq
 def _squares(
     images: Sequence[Image], config: ImageTokenizerConfig, most: int
 ) -> UInt8[Tensor, "N 3 Y X"]:
-    """Return the first images that can be read, as squares."""
+    """Return the first readable images as squares."""
     squares: list[np.ndarray] = []
     for image in images:
         if len(squares) == most:

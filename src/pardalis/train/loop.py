@@ -1,16 +1,15 @@
-"""The training loop: time, files and signals around a task, and nothing about what it learns.
+"""The training loop: steps, files and signals around a task, whatever the task learns.
 
     RUN/
-    ├─ settings.json                    what the run was begun with
-    ├─ metrics.jsonl                    a line per report
-    ├─ alarms.jsonl                     a line per rule that the metrics broke
-    ├─ skipped.jsonl                    batches left out after the run was rolled back
-    ├─ tensorboard/                     if asked
+    ├─ settings.json                    settings that the run was started with
+    ├─ metrics.jsonl                    one line per report
+    ├─ alarms.jsonl                     one line per alarm
+    ├─ skipped.jsonl                    batches that are skipped after a rollback
+    ├─ tensorboard/                     if enabled
     └─ checkpoints/step-00000100/
 
-A run is killed, stopped or crashed at any instant and goes on by the same command, with the numbers
-of a run that was never interrupted. Of several processes only the first writes these files, and all
-write checkpoints.
+A run that is killed, stopped or crashes at any moment is resumed by the same command, with the
+results of an uninterrupted run. The first process writes these files; all write checkpoints.
 """
 
 import logging
@@ -49,19 +48,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """How long a run lasts, how often it saves and reports, and what it does when it goes wrong."""
+    """Length of a run, intervals of checkpoints and reports, and handling of divergence."""
 
-    steps: int  # updates, all sessions together
-    save_every: int = 1000  # steps between checkpoints; there is always one at the end
-    report_every: int = 10  # steps whose metrics make one line
+    steps: int  # updates of the whole run
+    save_every: int = 1000  # steps between checkpoints; the last step always has one
+    report_every: int = 10  # steps that are averaged in a line of metrics
     evaluate_every: int = 0  # steps between evaluations; 0: only at the end
-    keep_checkpoints: int = 2  # newest ones that are kept
-    asynchronous_saves: bool = True  # write a copy of the state while the steps go on
+    keep_checkpoints: int = 2  # number of newest checkpoints that are kept
+    asynchronous_saves: bool = True  # write a copy of the state while training continues
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
-    # When the loss is not finite or past hope: end, or go back to the last good checkpoint and on
-    # without the batches on which it went wrong.
+    # When the loss diverges: stop, or return to the last good checkpoint and skip the batches on
+    # which it diverged.
     on_divergence: Literal["stop", "roll_back"] = "stop"
-    max_rollbacks: int = 3  # of a run; the next divergence ends it
+    max_rollbacks: int = 3  # rollbacks of a run; the next divergence ends it
     tensorboard: bool = False  # also write event files for TensorBoard
 
     def __post_init__(self) -> None:
@@ -74,14 +73,14 @@ class LoopConfig:
 
 
 class Interrupted(TrainingError):
-    """The run was asked to stop, and did so after saving.
+    """The run was stopped by a signal, after saving a checkpoint.
 
     Attributes:
         step: updates done.
     """
 
     def __init__(self, step: int, steps: int) -> None:
-        super().__init__(f"Stopped at step {step} of {steps}; run the same command to go on.")
+        super().__init__(f"Stopped at step {step} of {steps}; run the same command to resume.")
         self.step = step
 
 
@@ -92,37 +91,37 @@ def train(
     description: str = "Training",
     settings: Mapping[str, Any] | None = None,
     world: World | None = None,
-    evaluated: Callable[[Line], None] = lambda line: None,
+    on_evaluation: Callable[[Line], None] = lambda line: None,
 ) -> Line:
-    """Train a task from its newest checkpoint in the folder, or from the start, to the end.
+    """Train a task to the end, from its newest checkpoint in the folder or from the start.
 
     Args:
-        folder: of the run; made when it does not exist.
-        description: shown beside the progress.
-        settings: plain values that decide the numbers of the run: the resolved configs. A run that
-            resumes must have the same.
-        world: the processes that train together; this one alone, if left out.
-        evaluated: called in the first process after every evaluation, with the line of metrics
-            that it was written in.
+        folder: folder of the run; created if it does not exist.
+        description: label of the progress bar.
+        settings: plain values that decide the results of the run: the resolved configs. A resumed
+            run must have the same.
+        world: the processes that train together; default: a single process.
+        on_evaluation: called in the first process after every evaluation, with its line of metrics.
 
     Returns:
         The last line of the run's metrics.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved. After the last step too, since
-            whoever asked wants nothing else begun; the next call finds the run finished.
-        Diverged: the loss or the state is not finite, or the loss is past hope, and the run may not
-            roll back, or not once more.
+        Interrupted: SIGINT or SIGTERM was received and a checkpoint saved. This holds after the
+            last step too, so that the caller starts nothing else; the next call finds the run
+            finished.
+        Diverged: the loss or the state is not finite, or the loss diverged, and the run may not
+            roll back (again).
         TrainingError: the disk is full.
-        ConfigError: the settings are not those that the run was begun with.
-        BundleError: the newest checkpoint is damaged, or of another model.
+        ConfigError: the settings differ from those that the run was started with.
+        BundleError: the newest checkpoint is damaged or of another model.
     """
     world = world or World()
     if world.is_first:
-        _put_in_order(folder, config, settings or {})
-    world.broadcast()  # the others wait until the folder is in order
+        _prepare_folder(folder, config, settings or {})
+    world.broadcast()  # the others wait until the folder is prepared
     with (
-        stop_requests(speaks=world.size == 1) as stop,
+        stop_requests(logs=world.size == 1) as stop,
         checkpoint.Saver(
             folder, world, config.keep_checkpoints, config.asynchronous_saves
         ) as saver,
@@ -130,9 +129,9 @@ def train(
         if config.on_divergence == "roll_back" and checkpoint.newest(folder) is None:
             saver.save(0, task.state_dict(), {"time_s": 0.0, "window": []})
         while True:
-            attempt = _Attempt(task, folder, config, description, world, stop, saver, evaluated)
+            session = _Session(task, folder, config, description, world, stop, saver, on_evaluation)
             try:
-                return attempt.go()
+                return session.run()
             except Diverged as found:
                 if config.on_divergence == "stop":
                     raise
@@ -142,8 +141,8 @@ def train(
                 world.broadcast()
 
 
-class _Attempt:
-    """Training from the newest checkpoint to the end, unless it goes wrong before."""
+class _Session:
+    """Training from the newest checkpoint to the end or to a divergence."""
 
     def __init__(
         self,
@@ -154,15 +153,15 @@ class _Attempt:
         world: World,
         stop: StopRequest,
         saver: checkpoint.Saver,
-        evaluated: Callable[[Line], None],
+        on_evaluation: Callable[[Line], None],
     ) -> None:
         self.task, self.folder, self.config, self.world = task, folder, config, world
         self.description = description
-        self.stop, self.saver, self.evaluated = stop, saver, evaluated
+        self.stop, self.saver, self.on_evaluation = stop, saver, on_evaluation
         self.done, self.time_s, self.window = _resume(task, folder, config, world)
-        self.pace = _Pace()
+        self.throughput = _Throughput()
 
-    def go(self) -> Line:
+    def run(self) -> Line:
         config, own = self.config, self.folder if self.world.is_first else None
         with (
             MetricsWriter(own, self.done, config.tensorboard) as self.metrics,
@@ -180,7 +179,7 @@ class _Attempt:
         return self.metrics.last
 
     def _step(self) -> dict[str, Any]:
-        """Do a step and what is due after it; return what the progress bar shows."""
+        """Do a step and what is due after it; return the fields of the progress bar."""
         config, start = self.config, time.monotonic()
         self.window.add(self.task.step(self.done))
         self.done += 1
@@ -191,14 +190,14 @@ class _Attempt:
         saves = ended or self.done % config.save_every == 0 or stopping
         if reports or saves:
             self._check_losses()
-        self.time_s += self.pace.count(time.monotonic() - start)
+        self.time_s += self.throughput.count(time.monotonic() - start)
 
         line: dict[str, float] = {}
         shown: dict[str, Any] = {}
         if reports:
-            line = self.pace.add_to(self.window.mean())
+            line = self.throughput.add_to(self.window.mean())
             shown = {"loss": line["loss"], "rate": f"{line['steps_per_second']:.3g}/s"}
-            self.window, self.pace = MetricsWindow(world=self.world), _Pace()
+            self.window, self.throughput = MetricsWindow(world=self.world), _Throughput()
         evaluates = ended or (config.evaluate_every and self.done % config.evaluate_every == 0)
         if evaluates:
             line |= self.task.evaluate()
@@ -207,17 +206,19 @@ class _Attempt:
         if saves:
             self._save()
         if evaluates and self.world.is_first:
-            self.evaluated(self.metrics.last)  # after saving: whatever it does, nothing is lost
+            self.on_evaluation(
+                self.metrics.last
+            )  # after saving, so that an error in it loses nothing
         if saves and self.world.any(self.stop.made):
             self.saver.wait()
             raise Interrupted(self.done, config.steps)
         return shown
 
     def _write(self, line: dict[str, float]) -> None:
-        """Write a line of metrics, and end the run when its loss is past hope."""
+        """Write a line of metrics; raise if the run has diverged."""
         self.metrics.write(self.done, self.time_s, line)
         finding = self.alarms.read(self.metrics.last)
-        # Only the first process knows the lines of earlier sessions.
+        # Only the first process has the lines of earlier sessions.
         if "loss" in line and (finding := self.world.first_value(finding)):
             raise self._diverged(finding, self.done, self.done - self.config.report_every)
 
@@ -231,7 +232,7 @@ class _Attempt:
                 raise self._diverged(finding, start + i + 1, start + first, name)
 
     def _save(self) -> None:
-        """Begin a checkpoint of a state that is finite in all processes."""
+        """Start a checkpoint; raise if the state is not finite in some process."""
         state = self.task.state_dict()
         if key := self.world.first_value(non_finite_tensor(checkpoint.tensors_of(state))):
             finding = f"After step {self.done}, {key} has values that are not finite"
@@ -239,19 +240,19 @@ class _Attempt:
         self.saver.save(self.done, state, {"time_s": self.time_s, "window": self.window.fetch()})
 
     def _diverged(self, finding: str, step: int, since: int, cause: str | None = None) -> Diverged:
-        """Return the error of this run, whose alarms may know of trouble before."""
-        self.saver.wait()  # so that what is said of the last checkpoint is so
+        """Return the error of this run, which names the first alarm, if there is one."""
+        self.saver.wait()  # so that the last checkpoint, which the error names, is complete
         alarm, every = self.world.first_value(self.alarms.first), self.config.report_every
         if alarm is not None:
             cause = f"{described(alarm)}, at step {alarm.step}"
-            # What has stood for longer tells of growth, and of no rows that could be left out.
+            # An alarm active for longer shows slow growth, not rows that could be skipped.
             lines = min(self.config.alarms.window, 1 + (self.done - alarm.step) // every)
             since = self.done - lines * every
         return diverged(finding, step, max(since, 0), cause, self.folder)
 
 
-class _Pace:
-    """Steps and seconds since the last report, in this process; not of evaluating and saving."""
+class _Throughput:
+    """Steps and seconds since the last report, without evaluating and saving."""
 
     def __init__(self) -> None:
         self.steps, self.seconds = 0, 0.0
@@ -269,10 +270,10 @@ class _Pace:
         return line
 
 
-def _put_in_order(folder: Path, config: LoopConfig, settings: Mapping[str, Any]) -> None:
-    """Check that the folder is of this run, and remove what a kill left of the last checkpoint.
+def _prepare_folder(folder: Path, config: LoopConfig, settings: Mapping[str, Any]) -> None:
+    """Check that the folder is of this run, and remove leftovers of a killed save.
 
-    Without a checkpoint the run begins anew, with all of its batches.
+    Without a checkpoint the run starts from the beginning, with all of its batches.
     """
     if checkpoint.newest(folder) is not None:
         check_settings(folder, config.steps, settings)
@@ -285,7 +286,7 @@ def _put_in_order(folder: Path, config: LoopConfig, settings: Mapping[str, Any])
 def _resume(
     task: Task, folder: Path, config: LoopConfig, world: World
 ) -> tuple[int, float, MetricsWindow]:
-    """Load the newest checkpoint; return the steps done, their time and the open window."""
+    """Load the newest checkpoint; return steps done, their time and the unreported window."""
     if skips := read_skips(folder):
         task.skip([skip.batch for skip in skips])
     latest = checkpoint.newest(folder)
@@ -298,10 +299,10 @@ def _resume(
         raise
     except (RuntimeError, ValueError, KeyError) as error:
         raise BundleError(
-            f"{latest} does not fit what is to be trained: {error}. Use the model that the run was "
-            "begun with, or train into another folder."
+            f"{latest} does not fit the model to be trained: {error}. Use the model that the run "
+            "was started with, or train into another folder."
         ) from error
     done = checkpoint.step_of(latest)
     if world.is_first and done > 0:
-        logger.info("Going on from step %d of %d in %s", done, config.steps, folder)
+        logger.info("Resuming from step %d of %d in %s", done, config.steps, folder)
     return done, notes["time_s"], MetricsWindow(notes["window"], world)

@@ -1,7 +1,6 @@
-"""The numbers of a run over its steps: lines of ``metrics.jsonl``, and TensorBoard if asked.
+"""The metrics of a run: lines of ``metrics.jsonl``, and TensorBoard if enabled.
 
-Metrics are not logs: they hold numbers only, and a run that crashed and resumed leaves the same
-lines as one that did not.
+Metrics are numbers only. A run that crashed and resumed has the same lines as one that did not.
 """
 
 import errno
@@ -27,8 +26,8 @@ Line = dict[str, int | float]
 class MetricsWindow:
     """The metrics of the steps since the last report.
 
-    Tensors stay on their device until :meth:`fetch`, which brings all of them in one transfer; of
-    several processes, each then has their means.
+    Tensors stay on their device until :meth:`fetch`, which copies all of them in one transfer and
+    averages them over the processes.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class MetricsWindow:
         self._waiting: list[dict[str, float | Tensor]] = []
 
     def add(self, values: dict[str, float | Tensor]) -> None:
-        """Take the metrics of one step."""
+        """Add the metrics of one step."""
         self._waiting.append(values)
 
     def fetch(self) -> list[dict[str, float]]:
@@ -74,14 +73,14 @@ class MetricsWriter:
     """Appends lines ``{"step": 100, "time_s": 12.5, "loss": ...}`` to a run's metrics file.
 
     Args:
-        run_folder: of the run; None in a process that only keeps the last line in mind.
-        step: of the checkpoint that the run resumes from; lines of later steps are dropped, since
-            those steps are done again.
+        run_folder: folder of the run; None in a process that only stores the last line.
+        step: step of the checkpoint that the run resumes from; lines of later steps are dropped,
+            since those steps are repeated.
         tensorboard: also write event files to ``RUN/tensorboard``.
 
     Raises:
-        ConfigError: TensorBoard is asked for and not installed.
-        DataError: the metrics file is damaged elsewhere than in its last line.
+        ConfigError: ``tensorboard`` is on and TensorBoard is not installed.
+        DataError: a line of the metrics file other than the last is damaged.
     """
 
     def __init__(self, run_folder: Path | None, step: int = 0, tensorboard: bool = False) -> None:
@@ -99,11 +98,11 @@ class MetricsWriter:
         self.last = kept[-1] if kept else {}
         if tensorboard:
             self._board = _open_board(run_folder / "tensorboard", step)
-        # Unbuffered, so that a failed write leaves nothing to be written later.
+        # Unbuffered, so that a failed write leaves nothing in a buffer.
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def write(self, step: int, time_s: float, values: dict[str, float]) -> None:
-        """Append a line, on disk when this returns; a value that is not finite is left out.
+        """Append a line and flush it to disk; values that are not finite are left out.
 
         Raises:
             TrainingError: the line could not be written (a full disk, say).
@@ -123,7 +122,7 @@ class MetricsWriter:
         except OSError as error:
             raise TrainingError(
                 f"The metrics of step {step} could not be written to {self._path} ({error}); "
-                "make room on the disk, then run the same command again."
+                "free space on the disk, then run the same command again."
             ) from error
 
     def __enter__(self) -> "MetricsWriter":
@@ -137,7 +136,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """Read a metrics file; a last line that a crash cut short is left out.
+    """Read a metrics file; a last line that a crash truncated is left out.
 
     Raises:
         DataError: the file is missing, or another line is not a metrics line.
@@ -147,7 +146,7 @@ def read_metrics(path: Path) -> list[Line]:
     except OSError as error:
         raise DataError(f"No metrics can be read at {path} ({error.strerror}).") from error
     metrics = []
-    for i, line in enumerate(lines[:-1]):  # after the last newline there is nothing, or half a line
+    for i, line in enumerate(lines[:-1]):  # what follows the last newline is incomplete
         try:
             values = json.loads(line)
             values["step"]
@@ -165,6 +164,6 @@ def _open_board(folder: Path, step: int) -> Any:
     except ImportError as error:
         raise ConfigError(
             "tensorboard is on and TensorBoard is not installed: "
-            "pip install 'pardalis[track]', or turn it off."
+            "pip install 'pardalis[track]', or set it to false."
         ) from error
     return SummaryWriter(folder, purge_step=step + 1)

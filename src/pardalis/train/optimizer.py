@@ -1,4 +1,4 @@
-"""AdamW and Muon with the usual parameter groups; their state goes by the names of parameters."""
+"""AdamW and Muon with the usual parameter groups; their state is keyed by parameter names."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pardalis.config import not_deciding
 from pardalis.errors import ConfigError
 
-# What multiplies: weight decay is for these, by their type and not by the number of dims, since a
-# norm may have a scale per head and an embedding is a table.
+# Modules whose weights are decayed. The type decides and not the number of dimensions, since a norm
+# may have a scale per head and an embedding is a lookup table.
 _MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 _Named = list[tuple[str, nn.Parameter]]
@@ -18,24 +18,24 @@ _Named = list[tuple[str, nn.Parameter]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamWConfig:
-    """Options of AdamW (arXiv 1711.05101) and Muon; the learning rate comes from the schedule.
+    """Options of AdamW (arXiv 1711.05101) and Muon; the learning rate is that of the schedule.
 
-    Muon (arXiv 2502.16982) is for the matrices inside blocks, AdamW for all the rest. Muon's
-    updates are scaled to the size of AdamW's, so one learning rate and weight decay serve both.
+    Muon (arXiv 2502.16982) updates the matrices inside blocks, AdamW all other parameters. Muon's
+    updates are scaled to the rms of AdamW's, so both use the same learning rate and weight decay.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
-    beta1: float = 0.9  # decay of the mean of gradients
-    beta2: float = 0.95  # decay of the mean of squared gradients
+    beta1: float = 0.9  # decay rate of the mean of gradients
+    beta2: float = 0.95  # decay rate of the mean of squared gradients
     eps: float = 1e-8  # added to the root of the mean square; Chameleon has 1e-5
-    weight_decay: float = 0.1  # part of a matrix that an update takes, times what it is coupled to
-    # What scales the decay: the learning rate; or the learning rate over its peak, so that another
-    # peak has the same decay (arXiv 2309.14322, section 3.2.2, with weight_decay = 1e-4).
+    weight_decay: float = 0.1  # fraction of a matrix that an update subtracts, times the coupling
+    # Factor of the decay: the learning rate; or the learning rate over its peak, so that the decay
+    # is independent of the peak (arXiv 2309.14322, section 3.2.2, with weight_decay = 1e-4).
     weight_decay_coupling: Literal["learning_rate", "schedule"] = "learning_rate"
-    # Learning rate of the scales and shifts of norms, over that of all else. One of them acts on a
-    # channel of every token at once, and nothing normalises what it does.
+    # Learning rate of the scales and shifts of norms over that of other parameters. Each acts
+    # on a channel of all tokens, and nothing normalises its effect.
     norm_rate: float = 1.0
-    momentum: float = 0.95  # of Muon: decay of the mean of gradients
+    momentum: float = 0.95  # decay rate of the mean of gradients in Muon
     fused: bool = not_deciding(True)  # PyTorch's one-kernel update of AdamW
 
     def __post_init__(self) -> None:
@@ -48,24 +48,24 @@ class AdamWConfig:
         if self.weight_decay_coupling == "schedule" and self.weight_decay > 0.01:
             raise ConfigError(
                 f"weight_decay must be at most 0.01 when it is coupled to the schedule, got "
-                f"{self.weight_decay}: an update at the peak takes that part of every matrix. "
-                "Usual is 1e-4."
+                f"{self.weight_decay}: an update at the peak subtracts that fraction of every "
+                "matrix. The usual value is 1e-4."
             )
 
 
 class Optimizer:
-    """AdamW, or Muon and AdamW, over the parameters of a network that learn.
+    """AdamW, or Muon and AdamW, over the trainable parameters of a network.
 
-    Weight decay is for matrices: the weights of linear layers and convolutions. Norms, biases,
-    embeddings (tied to a head or not) and codebooks are not decayed. All state is there from the
-    start, so that a checkpoint can be read into it in place, whatever the layout of the parameters.
-    The learning rate is 0 until someone sets it.
+    Weight decay is for the weights of linear layers and convolutions. Norms, biases, embeddings
+    (tied to a head or not) and codebooks are not decayed. All state is allocated at the start, so
+    that a checkpoint can be loaded in place, whatever the memory format of the parameters. The
+    learning rate is 0 until it is set.
 
     Args:
-        peak: the largest learning rate of the schedule, for a decay that is coupled to it.
+        peak: largest learning rate of the schedule, for a decay that is coupled to it.
 
     Raises:
-        ConfigError: Muon is asked for and the network has no matrix inside blocks.
+        ConfigError: ``kind`` is ``muon`` and the network has no matrix inside blocks.
     """
 
     def __init__(self, model: nn.Module, config: AdamWConfig, peak: float) -> None:
@@ -88,11 +88,11 @@ class Optimizer:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all parts, as PyTorch's optimizers have them."""
+        """The parameter groups of all optimizers."""
         return [group for part in self._parts for group in part.param_groups]
 
     def set_learning_rate(self, value: float) -> None:
-        """Give every parameter group the learning rate of the coming update."""
+        """Set the learning rate of the next update in every parameter group."""
         for group in self.param_groups:
             group["lr"] = value * group["rate"]
 
@@ -111,13 +111,13 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Copy a saved state into this one, which keeps its memory layout and its devices.
+        """Copy a saved state into this one, which keeps its memory formats and devices.
 
-        The fused update walks parameter and moments in memory order, so a moment must be laid out
-        as its parameter is; a checkpoint stores tensors row by row.
+        The fused update traverses parameter and moments in memory order, so a moment needs the
+        memory format of its parameter; a checkpoint stores contiguous tensors.
 
         Raises:
-            ValueError: the state is of other parameters, or of another kind of optimizer.
+            ValueError: the state is of other parameters or of another kind of optimizer.
         """
         own = self.state_dict()
         if _shapes(own) != _shapes(state):
@@ -174,7 +174,7 @@ def _adamw(
         fused=config.fused,
     )
     for _, parameter in named:
-        # The fused update counts on the device, the others on the CPU.
+        # The fused update has its step counter on the device, the others on the CPU.
         device = parameter.device if config.fused else torch.device("cpu")
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=device),
@@ -185,7 +185,7 @@ def _adamw(
 
 
 def _is_of_norm(name: str) -> bool:
-    """Say whether a module whose own name has ``norm`` in it holds a parameter."""
+    """Return whether the name of a parameter's module contains ``norm``."""
     return "norm" in ".".join(name.split(".")[-2:-1])
 
 

@@ -1,6 +1,6 @@
-"""Pre-training of the decoder: packed rows in, next-token losses, one AdamW update per step.
+"""Pre-training of the decoder on packed rows with the next-token objective.
 
-The step number decides everything that is drawn (rows, dropout), so no generator is ever saved.
+All randomness (rows, dropout) is a function of the step number, so no generator state is saved.
 """
 
 import dataclasses
@@ -8,14 +8,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pardalis import config as configs
 from pardalis.batch import Batch
-from pardalis.data.prefetch import Prefetcher
+from pardalis.config import not_deciding
+from pardalis.data.prefetch import BatchSource, Prefetcher
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, attention_mask, document_mask
 from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, zero_losses
@@ -36,22 +36,18 @@ from pardalis.train.statistics import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """What decides the numbers of a pre-training run, besides model and data."""
+    """Options of a pre-training run besides model and data."""
 
-    batch_rows: int  # rows of one update
+    batch_rows: int  # rows of one update, over all ranks
     schedule: ScheduleConfig
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     objective: NextTokenConfig = field(default_factory=NextTokenConfig)
-    accumulation_steps: int = configs.not_deciding(
-        1
-    )  # parts of a batch that go through the model one after the other
-    grad_clip: float = 1.0  # largest norm of the whole gradient; inf: never clipped
-    qk_clip: float | None = None  # largest attention logit that a head may keep, without QK-norm
-    statistics_every: int = configs.not_deciding(
-        50
-    )  # updates between looks at what grows inside; 0: none
-    precision: Precision = "float32"  # of products and activations; parameters are float32
-    seed: int = 0  # root of initial values, order of rows and dropout
+    accumulation_steps: int = not_deciding(1)  # micro-batches of a batch
+    grad_clip: float = 1.0  # largest global norm of the gradient; inf: no clipping
+    qk_clip: float | None = None  # largest attention logit of a head; only without QK-norm
+    statistics_every: int = not_deciding(50)  # updates between measurements of statistics; 0: none
+    precision: Precision = "float32"  # matrix products and activations; parameters are float32
+    seed: int = 0  # root seed of initial values, order of rows and dropout
 
     def __post_init__(self) -> None:
         for name in ("batch_rows", "accumulation_steps"):
@@ -71,7 +67,7 @@ class PretrainConfig:
 
     @property
     def init_seed(self) -> int:
-        """Seed of a new model's initial values, for :func:`pardalis.model.initialise`."""
+        """Seed of the initial values of a new model, for :func:`pardalis.model.initialise`."""
         return derive(self.seed, "init")
 
     @property
@@ -80,28 +76,19 @@ class PretrainConfig:
         return derive(self.seed, "data")
 
 
-@runtime_checkable
-class BatchSource(Protocol):
-    """What training asks of a loader."""
-
-    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
-        """Return a rank's share of the rows of a step, always the same ones."""
-        ...
-
-
 class PretrainTask:
     """The decoder as a task of the training loop.
 
     Args:
-        model: with its initial values, or those of a bundle, and parallelised over the layout.
-        loader: its batches have ``config.batch_rows`` rows over all ranks.
-        total_steps: of the run, for the schedule.
-        image_ids: the vocabulary's range of image ids, for losses by modality.
-        heldout_loader: batches 0 to ``heldout_batches`` - 1 of it are evaluated.
-        layout: which rows and which part of the model are this rank's; by default all, on the CPU.
+        model: a decoder with its weights, parallelised over the layout.
+        loader: rows for training, in batches of ``config.batch_rows`` rows over all ranks.
+        total_steps: length of the run, for the schedule.
+        image_ids: the image token ids, for losses by modality.
+        heldout_loader: rows for evaluation, which uses its batches 0 to ``heldout_batches`` - 1.
+        layout: this rank's place in the device mesh; default: a single process on the CPU.
 
     Raises:
-        ConfigError: the rows of a batch cannot be divided among ranks and parts.
+        ConfigError: the rows of a batch cannot be divided among ranks and accumulation steps.
     """
 
     def __init__(
@@ -116,7 +103,7 @@ class PretrainTask:
         heldout_batches: int = 0,
         layout: Layout | None = None,
     ) -> None:
-        learning_rate(config.schedule, 0, total_steps)  # refuses a schedule that does not fit
+        learning_rate(config.schedule, 0, total_steps)  # raises if the schedule does not fit
         self.layout = layout or Layout.alone()
         _check_shares(config, self.layout)
         self.device = self.layout.device
@@ -135,24 +122,24 @@ class PretrainTask:
             self._clip = QKClip(self.model, config.qk_clip, self.layout)
 
     def step(self, step: int) -> dict[str, float | Tensor]:
-        """Do one update from one batch, in ``accumulation_steps`` parts.
+        """Do one update on one batch, in ``accumulation_steps`` micro-batches.
 
-        Each part's loss sum is divided by the number of targets of the whole batch, so the gradient
-        is that of the batch, however many parts it has.
+        The loss sum of each micro-batch is divided by the number of targets of the whole batch, so
+        the gradient does not depend on the number of micro-batches.
         """
         batch = self._rows.batch(batch_of(step, self._skipped))
         tokens = self.layout.sum(batch.weights.sum())
-        # On a GPU, to look would be to wait for all work before; there the loss is NaN.
+        # On a GPU this check would be a host synchronisation; the loss is NaN there.
         if self.device.type == "cpu" and tokens == 0:
             raise TrainingError(
-                f"The batch of step {step} has no target to learn from; look at the weights in the "
+                f"The batch of step {step} has no target to learn from; check the weights in the "
                 "prepared data."
             )
         rate = learning_rate(self.config.schedule, step, self.total_steps)
         self.optimizer.set_learning_rate(rate)
         self.model.train()
         self.optimizer.zero_grad()
-        with self._clip.watching() if self._clip else nullcontext():
+        with self._clip.recording() if self._clip else nullcontext():
             sums = self._over_ranks(self._backward(batch, step, tokens))
         statistics = self._update(batch, has_statistics(step, self.config.statistics_every))
         return {
@@ -168,7 +155,7 @@ class PretrainTask:
         }
 
     def _backward(self, batch: Batch, step: int, tokens: Tensor) -> Losses:
-        """Add up the gradients of the parts of a batch; return the sums of this rank's losses."""
+        """Accumulate the gradients of a batch; return the sums of this rank's losses."""
         sums = zero_losses(self.device)
         for part, rows in enumerate(_parts(batch, self.config.accumulation_steps)):
             is_last = part == self.config.accumulation_steps - 1
@@ -176,30 +163,30 @@ class PretrainTask:
             seed = derive(self.config.seed, "dropout", step, part, self.layout.data_rank)
             with _dropout_seed(seed, self.device):
                 losses = self._losses(rows)
-            # The mean over ranks of what this is the gradient of is the loss of the batch.
+            # FSDP averages gradients over the data-parallel ranks, hence the factor.
             torch.autograd.backward(losses.total * self.layout.data_size / tokens)
             sums = _add(sums, losses)
         return sums
 
-    def _update(self, batch: Batch, observes: bool) -> dict[str, Tensor]:
-        """Clip the gradient, update the weights, clip their heads; return what it was like."""
-        measured = gradient_norms(self.model) if observes else {}
-        measured["grad_norm"] = clip_gradients(self.model.parameters(), self.config.grad_clip)
-        before = weight_samples(self.model) if observes else {}
+    def _update(self, batch: Batch, measures: bool) -> dict[str, Tensor]:
+        """Clip the gradient, update the weights, apply QK-clip; return the statistics."""
+        statistics = gradient_norms(self.model) if measures else {}
+        statistics["grad_norm"] = clip_gradients(self.model.parameters(), self.config.grad_clip)
+        before = weight_samples(self.model) if measures else {}
         self.optimizer.step()
-        if observes:
-            measured |= update_ratios(self.model, before, self.layout)
+        if measures:
+            statistics |= update_ratios(self.model, before, self.layout)
             within = self.config.objective.document_mask
-            measured |= probe(
+            statistics |= probe(
                 self.model, batch, self.image_ids, self.layout, within_documents=within
             )
         if self._clip:
-            measured["clipped_heads"] = self._clip.clip()
-        return measured
+            statistics["clipped_heads"] = self._clip.clip()
+        return statistics
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the cross-entropies per held-out target, without dropout."""
+        """Return the mean cross-entropies of held-out targets."""
         if self.heldout_loader is None or self.heldout_batches == 0:
             return {}
         self.model.eval()
@@ -228,15 +215,14 @@ class PretrainTask:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _losses(self, batch: Batch) -> Losses:
-        mask_of = document_mask if self._clip else attention_mask  # the clip looks at its scores
+        mask_of = document_mask if self._clip else attention_mask  # QK-clip records its calls
         with self.layout.autocast(self.config.precision):
             return next_token_losses(
                 self.model, batch, self.image_ids, self.config.objective, mask_of
             )
 
     def _over_ranks(self, sums: Losses) -> Losses:
-        values = [getattr(sums, field.name) for field in dataclasses.fields(Losses)]
-        return Losses(*self.layout.sum(torch.stack(values)).unbind())
+        return Losses(*self.layout.sum(torch.stack(_values(sums))))
 
 
 def _check_shares(config: PretrainConfig, layout: Layout) -> None:
@@ -248,20 +234,23 @@ def _check_shares(config: PretrainConfig, layout: Layout) -> None:
 
 
 def _parts(batch: Batch, n_parts: int) -> Iterator[Batch]:
-    """Cut a batch into parts of equally many rows."""
-    names = [f.name for f in dataclasses.fields(batch)]
-    cut = [getattr(batch, name).tensor_split(n_parts) for name in names]
-    for tensors in zip(*cut, strict=True):
-        yield Batch(**dict(zip(names, tensors, strict=True)))
+    """Split a batch into micro-batches of equally many rows."""
+    size = len(batch.ids) // n_parts
+    for start in range(0, len(batch.ids), size):
+        yield batch.map(lambda tensor, start=start: tensor[start : start + size])
+
+
+def _values(losses: Losses) -> list[Tensor]:
+    return [getattr(losses, field.name) for field in dataclasses.fields(losses)]
 
 
 def _add(sums: Losses, losses: Losses) -> Losses:
-    pairs = ((getattr(sums, f.name), getattr(losses, f.name)) for f in dataclasses.fields(Losses))
+    pairs = zip(_values(sums), _values(losses), strict=True)
     return Losses(*(total + value.detach() for total, value in pairs))
 
 
 def _means(sums: Losses) -> dict[str, Tensor]:
-    """Return cross-entropies per target; NaN for a modality that the batch does not have."""
+    """Return mean cross-entropies; NaN for a modality that the batch does not have."""
     return {
         "loss": (sums.text + sums.image) / sums.count,
         "loss_text": sums.text / sums.text_count,
@@ -271,7 +260,7 @@ def _means(sums: Losses) -> dict[str, Tensor]:
 
 @contextmanager
 def _dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's global generator, from which dropout draws, and put its state back after."""
+    """Seed PyTorch's global generator, which dropout uses, and restore its state afterwards."""
     devices = [device] if device.type != "cpu" else []
     kind = device.type if devices else "cuda"
     with torch.random.fork_rng(devices, device_type=kind):

@@ -1,4 +1,4 @@
-"""QK-clip: heads whose attention logits grow too large get smaller query and key weights."""
+"""QK-clip: scaling down query and key weights of heads with large attention logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from pardalis.model import Decoder, ModelConfig
 from pardalis.model.decoder import Block
 from pardalis.parallel import Layout
 from pardalis.parallel.sharding import scale_rows
-from pardalis.train.statistics import AttentionCall, watching
+from pardalis.train.statistics import AttentionCall, observed_blocks
 
 
 def check_has_no_qk_norm(config: ModelConfig) -> None:
-    """Raise ConfigError for a model whose QK-norm undoes what a clip scales."""
+    """Raise ConfigError for a model with QK-norm, which undoes the scaling."""
     if config.qk_norm != "none":
         raise ConfigError(
-            "training.qk_clip needs a model without QK-norm, which undoes what it scales, and this "
+            "training.qk_clip needs a model without QK-norm, which undoes its scaling, and this "
             f"one has model.qk_norm = {config.qk_norm!r}; leave qk_clip out, or set it to 'none'."
         )
 
@@ -28,11 +28,11 @@ def check_has_no_qk_norm(config: ModelConfig) -> None:
 class QKClip:
     """The clip of Kimi K2 (arXiv 2507.20534, Algorithm 1), for a decoder without QK-norm.
 
-    A head whose largest attention logit of a step was m > threshold has all its logits multiplied
-    by threshold / m: the rows of its query and key weights by the root of that each. Here m is
-    absolute, where the paper takes the largest signed one. Query heads that share a key head need
-    different factors: the key head gets the smallest root among them, and each query head what
-    remains, so that every head's logits are multiplied by its own factor and no other's.
+    If the largest attention logit of a head in a step is m > threshold, all its logits are
+    multiplied by threshold / m: its query and key weights by the square root of that each. Here m
+    is the largest absolute logit, in the paper the largest signed one. For query heads that share a
+    key head, the key head gets the smallest root among them and each query head the remaining
+    factor, so that the logits of every head are multiplied by its own factor.
 
     Raises:
         ConfigError: the model has QK-norm, or its heads are split among ranks.
@@ -53,14 +53,14 @@ class QKClip:
         self._largest = torch.zeros(config.n_layers, config.n_heads, device=layout.device)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Note the largest logit of each head in all forward passes inside the block."""
-        with watching(self._model, self._look):
+    def recording(self) -> Iterator[None]:
+        """Record the largest logit of each head in all forward passes inside the block."""
+        with observed_blocks(self._model, self._record):
             yield
 
     @torch.no_grad()
     def clip(self) -> Tensor:
-        """Scale the weights by what was noted since the last time; return how many heads were."""
+        """Scale the weights by the logits recorded since the last call; return how many heads."""
         largest = self._world.gather(self._largest[None]).amax(0)
         self._largest.zero_()
         factors = (self._threshold / largest).clamp(max=1.0)
@@ -72,7 +72,7 @@ class QKClip:
             scale_rows(attention.k_proj.weight, keys.repeat_interleave(d_head))
         return (factors < 1).sum().float()
 
-    def _look(self, layer: int, output: Tensor, attention: list[AttentionCall]) -> None:
+    def _record(self, layer: int, output: Tensor, attention: list[AttentionCall]) -> None:
         if not attention:
             raise ConfigError(
                 "qk_clip sees no attention scores in compiled code; set compile = false in "
@@ -86,6 +86,6 @@ class QKClip:
 def shared_factors(
     heads: Float[Tensor, " N"], queries_of_key: int
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " K"]]:
-    """Return factors of query heads and of key heads, whose products are those of the heads."""
+    """Return factors of query and key heads whose products are the given factors."""
     keys = heads.view(-1, queries_of_key).amin(1).sqrt()
     return heads / keys.repeat_interleave(queries_of_key), keys

@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the step: nothing to save, nothing to resume."""
+"""Learning rates as a pure function of the step, without state to save."""
 
 import math
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from pardalis.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """A linear warm-up, and what follows it."""
+    """A linear warm-up and the schedule after it."""
 
-    learning_rate: float  # the peak
+    learning_rate: float  # peak
     kind: Literal["warmup_cosine", "warmup_exponential", "constant_then_decay", "constant"] = (
         "warmup_cosine"
     )
     warmup_steps: int = 0  # updates before the peak
-    floor_ratio: float = 0.1  # learning rate of the last update, over the peak; "constant" has none
-    decay_steps: int = 0  # length of the final descent, of "constant_then_decay" only
+    floor_ratio: float = 0.1  # last learning rate over the peak; not for "constant"
+    decay_steps: int = 0  # length of the final decay, for "constant_then_decay" only
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -42,17 +42,17 @@ def learning_rate(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """Return the learning rate of update ``step``, which runs from 0 to ``total_steps`` - 1.
 
     Warm-up is linear: update 0 has peak / (warmup_steps + 1), update ``warmup_steps`` has the peak.
-    Then, down to ``floor_ratio`` times the peak at the last update:
+    Then the decay, to ``floor_ratio`` times the peak at the last update:
 
     * ``warmup_cosine``: half a cosine;
-    * ``warmup_exponential``: the same factor every step. Chameleon (arXiv 2405.09818, section 2.3)
-      warms up for 4000 steps and decays exponentially "to 0" at a rate it does not print, so the
-      floor stands for that rate;
-    * ``constant_then_decay``: the peak, then a line during the last ``decay_steps``;
-    * ``constant``: the peak, always.
+    * ``warmup_exponential``: a constant factor per step. Chameleon (arXiv 2405.09818, section 2.3)
+      warms up for 4000 steps and decays exponentially "to 0" at an unpublished rate, for which the
+      floor is a substitute;
+    * ``constant_then_decay``: the peak, then linear over the last ``decay_steps``;
+    * ``constant``: the peak, without decay.
 
     Raises:
-        ConfigError: if warm-up and descent do not fit into ``total_steps``.
+        ConfigError: warm-up and decay do not fit into ``total_steps``.
     """
     if config.warmup_steps + max(config.decay_steps, 1) > total_steps:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Batches that a run leaves out since it went wrong on them, and what each step reads instead.
+"""Batches that a run skips because it diverged on them.
 
-    RUN/skipped.jsonl     a line per batch: {"rollback": 1, "step": 120, "batch": 119, ...}
+    RUN/skipped.jsonl     one line per batch: {"rollback": 1, "step": 120, "batch": 119, ...}
 
-Steps are counted as ever; a step whose batch is left out takes the next one, and all after it move
-along. So what a step reads is a pure function of its number and of this file.
+Step numbers are unchanged: a step whose batch is skipped reads the next one, and all later steps
+move along. The batch of a step is therefore a pure function of its number and of this file.
 """
 
 import json
@@ -19,18 +19,18 @@ FILE_NAME = "skipped.jsonl"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skip:
-    """A batch that is left out."""
+    """A batch that is skipped."""
 
-    rollback: int  # which one of the run, from 1
-    step: int  # at which the batch was met, from 0
-    batch: int  # its number in the data
-    first_position: int  # of its rows in the data
+    rollback: int  # number of the rollback, from 1
+    step: int  # step that read the batch, from 0
+    batch: int  # number in the data
+    first_position: int  # position of its first row in the data
     last_position: int
-    cause: str  # what was found
+    cause: str  # the finding
 
 
 def batch_of(step: int, skipped: Iterable[int]) -> int:
-    """Return the number of the batch that a step reads: the step-th of those that are left."""
+    """Return the number of the batch that a step reads: the step-th that is not skipped."""
     batch = step
     for number in sorted(set(skipped)):
         if number > batch:
@@ -40,7 +40,7 @@ def batch_of(step: int, skipped: Iterable[int]) -> int:
 
 
 def read_skips(run_folder: Path) -> list[Skip]:
-    """Return what a run leaves out; nothing where nothing went wrong.
+    """Return the skipped batches of a run.
 
     Raises:
         DataError: the file is damaged.
@@ -58,6 +58,6 @@ def read_skips(run_folder: Path) -> list[Skip]:
 
 
 def write_skips(run_folder: Path, skips: Iterable[Skip]) -> None:
-    """Write all that a run leaves out."""
+    """Write the skipped batches of a run."""
     lines = (json.dumps(asdict(skip)) + "\n" for skip in skips)
     write_text(run_folder / FILE_NAME, "".join(lines))

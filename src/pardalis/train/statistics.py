@@ -1,6 +1,6 @@
-"""Statistics that show trouble before the loss does; all stay on the device until a report.
+"""Statistics that show instability before the loss does; they stay on the device until a report.
 
-They are taken at some steps only, and cost one forward pass of one row and a few sums.
+They are measured at some steps only, and cost one forward pass of one row and a few sums.
 """
 
 import math
@@ -21,15 +21,15 @@ from pardalis.parallel import Layout, World, gradient_norm, local_part, release
 
 Statistics = dict[str, Tensor]
 
-# Returns the largest absolute score of each query, as :func:`largest_scores`.
+# Returns :func:`largest_scores` of an attention call.
 AttentionCall = Callable[[], Tensor]
 
 _PARTS = ("embedding", "attention", "feed_forward", "norms", "head")
-_SAMPLE = 4096  # elements of a parameter that stand for all of it
+_SAMPLE = 4096  # elements that are sampled of a parameter
 
 
 def has_statistics(step: int, every: int) -> bool:
-    """Return whether update ``step`` is one that statistics are taken of; with 0, none is."""
+    """Return whether statistics are measured at update ``step``; with ``every`` = 0, never."""
     return every > 0 and (step + 1) % every == 0
 
 
@@ -37,16 +37,16 @@ def has_statistics(step: int, every: int) -> bool:
 def probe(
     model: Decoder, batch: TokenBatch, image_ids: range, layout: Layout, *, within_documents: bool
 ) -> Statistics:
-    """Send the first row of a batch through the model and return what grows inside.
+    """Run the first row of a batch through the model and return statistics of its activations.
 
-    ``output_rms`` is the root mean square of what the last block hands to the final norm;
-    ``attention_logit`` is the largest absolute score that a softmax of any layer saw. Both also
-    come for positions that read text and for those that read images, and for each layer. Padding
-    counts nowhere; what a row does not have is NaN.
+    ``output_rms`` is the root mean square of the last block's output; ``attention_logit`` is the
+    largest absolute attention score of any layer. Both are also measured over the positions of
+    text tokens, over those of image tokens, and for each layer. Padding is excluded; a statistic
+    without positions is NaN.
 
-    It runs without dropout and without compiled code. Ranks whose share of the batch is not the
-    first do the same with their first row, since parameters are gathered together, and it counts
-    nowhere: so the number of ranks changes nothing.
+    This runs without dropout and without compiled code. Only the first data-parallel rank's row
+    counts, so results do not depend on the number of ranks; the others run their first row because
+    FSDP gathers parameters collectively.
     """
     ids, documents = batch.ids[:1], batch.documents[:1]
     is_real = (documents[0] >= 0) & (layout.data_rank == 0)
@@ -56,11 +56,11 @@ def probe(
         positions, mask = batch.positions[:1], document_mask(documents)
     else:
         positions, mask = None, document_mask(torch.zeros_like(documents))
-    growth = _Growth(kinds, len(model.trunk.blocks))
-    with _evaluating(model), watching(model, growth.look):
+    blocks = _BlockStatistics(kinds, len(model.trunk.blocks))
+    with _evaluating(model), observed_blocks(model, blocks.record):
         model.hidden(ids, positions, mask)
     release(model)
-    return growth.statistics(layout.world)
+    return blocks.reduce(layout.world)
 
 
 def gradient_norms(model: nn.Module) -> Statistics:
@@ -73,11 +73,11 @@ def gradient_norms(model: nn.Module) -> Statistics:
 
 @torch.no_grad()
 def weight_samples(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of at most 4,096 elements of what this rank holds of each parameter."""
+    """Return a copy of at most 4,096 elements of this rank's part of each parameter."""
     samples = {}
     for name, parameter in model.named_parameters():
         flat = local_part(parameter.detach()).flatten()
-        stride = flat.numel() // _SAMPLE | 1  # odd, to meet all columns of a matrix of even width
+        stride = flat.numel() // _SAMPLE | 1  # odd, to reach all columns of a matrix of even width
         samples[name] = flat[::stride][:_SAMPLE].clone()
     return samples
 
@@ -95,12 +95,12 @@ def update_ratios(model: nn.Module, before: dict[str, Tensor], layout: Layout) -
     for i, named in enumerate(parts.values()):
         for name, parameter in named:
             pair = torch.stack([after[name] - before[name], before[name]]).float()
-            stood_for = local_part(parameter).numel() / max(pair.shape[1], 1)
-            sums[i] += pair.square().sum(1) * stood_for
-    moved, weights = layout.world.sum(sums).unbind(1)
+            scale = local_part(parameter).numel() / max(pair.shape[1], 1)
+            sums[i] += pair.square().sum(1) * scale
+    updates, weights = layout.world.sum(sums).unbind(1)
     return {
         f"update_ratio.{part}": ratio
-        for part, ratio in zip(parts, (moved / weights).sqrt(), strict=True)
+        for part, ratio in zip(parts, (updates / weights).sqrt(), strict=True)
     }
 
 
@@ -114,10 +114,10 @@ def largest_scores(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Float[Tensor, "B N T"]:
-    """Return the largest absolute score of each query among the keys that it may see.
+    """Return the largest absolute score of each query over the keys that the mask allows.
 
-    The arguments are those of ``F.scaled_dot_product_attention``. One head at a time, in fp32, so
-    that the scores of all heads never exist together.
+    The arguments are those of ``F.scaled_dot_product_attention``. Scores are in fp32 and of one
+    head at a time, to save memory.
     """
     if is_causal:
         attn_mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
@@ -135,29 +135,29 @@ def largest_scores(
 
 
 @contextmanager
-def watching(
-    model: Decoder, look: Callable[[int, Tensor, list[AttentionCall]], None]
+def observed_blocks(
+    model: Decoder, observe: Callable[[int, Tensor, list[AttentionCall]], None]
 ) -> Iterator[None]:
-    """Call ``look`` after each block, with its number, its output, and the attention inside it.
+    """Call ``observe`` after each block, with its number, output and attention calls.
 
-    It looks after the block, since what a checkpointed block computes is computed a second time.
+    The hook is on the block, not inside it, where recomputation would call it a second time.
     """
-    seen = _AttentionCalls()
+    recorder = _AttentionCalls()
 
     def after(layer: int, block: nn.Module, args: Any, output: Tensor) -> None:
-        calls, seen.calls = seen.calls, []
+        calls, recorder.calls = recorder.calls, []
         with torch.no_grad():
-            look(layer, output, calls)
+            observe(layer, output, calls)
 
     with ExitStack() as stack:
         for layer, block in enumerate(model.trunk.blocks):
             stack.callback(block.register_forward_hook(partial(after, layer)).remove)
-        stack.enter_context(seen)
+        stack.enter_context(recorder)
         yield
 
 
 class _AttentionCalls(TorchFunctionMode):
-    """Keeps the arguments of every attention that is computed while it is on."""
+    """Records the arguments of every attention call while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,11 +172,11 @@ class _AttentionCalls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Growth:
-    """What blocks put out and attention scores, gathered during one forward pass of one row.
+class _BlockStatistics:
+    """Statistics of block outputs and attention scores during one forward pass of one row.
 
     Args:
-        kinds: the positions of each kind: all, text, image.
+        kinds: masks of positions: all, text, image.
     """
 
     def __init__(self, kinds: Bool[Tensor, "3 T"], n_layers: int) -> None:
@@ -184,7 +184,7 @@ class _Growth:
         self._squares = torch.zeros(3, n_layers, device=kinds.device)
         self._logits = torch.full((3, n_layers), -math.inf, device=kinds.device)
 
-    def look(
+    def record(
         self, layer: int, output: Float[Tensor, "1 T D"], attention: list[AttentionCall]
     ) -> None:
         squares = output[0].float().square().mean(-1)
@@ -192,12 +192,12 @@ class _Growth:
         (scores,) = (call()[0].amax(0) for call in attention)
         self._logits[:, layer] = torch.where(self._kinds, scores, -math.inf).amax(1)
 
-    def statistics(self, world: World) -> Statistics:
+    def reduce(self, world: World) -> Statistics:
         counts = self._kinds.sum(1, keepdim=True).expand_as(self._squares).float()
         squares, counts = world.sum(torch.stack([self._squares, counts]))
         rms = (squares / counts).sqrt()
         logits = world.gather(self._logits[None]).amax(0)
-        logits = logits.masked_fill(logits < 0, math.nan)  # no such position
+        logits = logits.masked_fill(logits < 0, math.nan)  # no position of the kind
         return _named("output_rms", rms, rms[:, -1]) | _named(
             "attention_logit", logits, logits.amax(1)
         )
@@ -225,7 +225,7 @@ def _by_part(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
 
 
 def _part_of(name: str) -> str:
-    """Return the part that a parameter belongs to, by its name."""
+    """Return the part of the decoder that a parameter belongs to."""
     if "norm." in name:
         return "norms"
     return next(part for part in _PARTS if part in name.split("."))

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGINT and SIGTERM become a request that the loop looks at between steps."""
+"""Stopping by signal: SIGINT and SIGTERM set a flag that the loop checks between steps."""
 
 import logging
 import signal
@@ -13,41 +13,42 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether someone asked to stop."""
+    """Whether a signal was received."""
 
     made = False
 
 
 @contextmanager
-def stop_requests(speaks: bool = True) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM inside the block into a request; a second one acts as ever.
+def stop_requests(logs: bool = True) -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM inside the block into a request to stop.
 
-    The handlers found are put back at the first signal, or at the end. Outside the main thread
-    Python allows no handlers, and nothing is changed.
+    The previous handlers are restored at the first signal or at the end of the block, so a second
+    signal has its usual effect. Outside the main thread, where Python allows no handlers, nothing
+    is changed.
 
     Args:
-        speaks: whether this process says that it was asked.
+        logs: whether this process logs the request.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    # None is a handler that was not set from Python and cannot be put back; the default is.
+    # None is a handler that was not set from Python and cannot be restored; the default is used.
     found = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
 
-    def put_back() -> None:
+    def restore() -> None:
         for number, handler in found.items():
             signal.signal(number, handler)
 
-    def ask(number: int, frame: Any) -> None:
+    def request_stop(number: int, frame: Any) -> None:
         request.made = True
-        put_back()
-        if speaks:
+        restore()
+        if logs:
             logger.warning("Stopping after this step; press again to stop at once.")
 
     for number in _SIGNALS:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield request
     finally:
-        put_back()
+        restore()

@@ -1,7 +1,7 @@
-"""What the training loop asks of a thing that can be trained.
+"""The protocol between the training loop and what it trains.
 
-A task owns its network, its optimizer and its data; the loop owns time, files and signals. The loop
-knows nothing of images or text, so one loop trains image tokenizers and decoders alike.
+A task owns its network, optimizer and data; the loop owns steps, files and signals. The same loop
+trains image tokenizers and decoders.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor
 
 @runtime_checkable
 class Task(Protocol):
-    """Something that learns in numbered steps, each a pure function of its state and its number."""
+    """A model in training. A step is a pure function of the task's state and the step number."""
 
     def step(self, step: int) -> dict[str, float | Tensor]:
         """Do the optimizer update number ``step`` (from 0) and return its metrics by name.
 
-        Tensors stay where they are; the loop fetches them when it reports. ``loss`` must be among
-        them. A metric without a value at this step is NaN and counts in no mean.
+        Tensors may stay on their device; the loop fetches them when it reports. ``loss`` is
+        required. NaN in any other metric means that it has no value at this step.
         """
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Return held-out numbers by name, or nothing, and leave what is learnt as it was."""
+        """Return held-out metrics by name, or none. The state is unchanged."""
         ...
 
     def positions(self, batch: int) -> range:
@@ -31,13 +31,13 @@ class Task(Protocol):
         ...
 
     def skip(self, batches: Sequence[int]) -> None:
-        """Leave these batches of the data out: see :func:`pardalis.train.skipping.batch_of`."""
+        """Skip these batches of the data: see :func:`pardalis.train.skipping.batch_of`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that resuming needs: dicts, lists and tuples of tensors and plain values."""
+        """Return the state for resuming: dicts, lists and tuples of tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state that :meth:`state_dict` returned."""
+        """Load a state that :meth:`state_dict` returned."""
         ...
