@@ -11,7 +11,7 @@ from pardalis.errors import ConfigError
 from pardalis.model import Decoder, ModelConfig, attention_mask, initialise
 from pardalis.parallel import Layout, ParallelConfig, World, parallelise
 from pardalis.train.qk_clip import QKClip, shared_factors
-from pardalis.train.statistics import AttentionCall, watching
+from pardalis.train.statistics import AttentionCall, observed_blocks
 
 TOKENS = 12
 
@@ -34,11 +34,11 @@ def logits_of(model: Decoder) -> torch.Tensor:
     """Return the largest logit of each layer and head."""
     largest = torch.zeros(2, 4)
 
-    def look(layer: int, output: torch.Tensor, attention: list[AttentionCall]) -> None:
+    def observe(layer: int, output: torch.Tensor, attention: list[AttentionCall]) -> None:
         for call in attention:
             largest[layer] = torch.maximum(largest[layer], call().amax((0, 2)))
 
-    with torch.no_grad(), watching(model, look):
+    with torch.no_grad(), observed_blocks(model, observe):
         run(model)
     return largest
 
@@ -49,7 +49,7 @@ def test_heads_above_the_threshold_come_back_to_it_and_others_stay(n_kv_heads: i
     before = logits_of(model)[0]
     threshold = before.median().item()
     clip = QKClip(model, threshold, Layout.alone())
-    with clip.watching():
+    with clip.recording():
         run(model)
     n_clipped = clip.clip()
     # The second layer reads what the first one writes, which is no longer the same.
@@ -62,7 +62,7 @@ def test_what_is_below_the_threshold_is_left_alone() -> None:
     model = decoder()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     clip = QKClip(model, 1e4, Layout.alone())
-    with clip.watching():
+    with clip.recording():
         run(model)
     assert clip.clip() == 0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -75,7 +75,7 @@ def test_only_queries_and_keys_of_clipped_heads_are_scaled() -> None:
     threshold = logits.flatten().topk(2).values.mean().item()  # between the largest two
     layer, head = divmod(int(logits.argmax()), 4)
     clip = QKClip(model, threshold, Layout.alone())
-    with clip.watching():
+    with clip.recording():
         run(model)
     assert clip.clip() == 1
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
@@ -92,10 +92,10 @@ def test_parts_of_a_batch_count_together_and_each_step_alone() -> None:
     whole, parted = decoder(), decoder()
     clips = [QKClip(model, 0.5, Layout.alone()) for model in (whole, parted)]
     for _ in range(2):  # a second step, whose logits are smaller
-        with clips[0].watching():
+        with clips[0].recording():
             run(whole)
         for rows in (slice(0, 1), slice(1, 3)):
-            with clips[1].watching():
+            with clips[1].recording():
                 run(parted, rows)
         assert clips[0].clip() > 0
         clips[1].clip()
@@ -115,7 +115,7 @@ def test_gradients_of_a_checkpointed_model_are_those_of_a_plain_one(kind: str) -
         config = ParallelConfig(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
         parallelise(model, Layout.alone(), config)
         clip = QKClip(model, 0.5, Layout.alone())
-        with clip.watching():
+        with clip.recording():
             loss = run(model).square().sum()
         loss.backward()
         assert clip.clip() > 0
@@ -155,5 +155,5 @@ def test_attention_that_cannot_be_seen_is_an_error(monkeypatch: pytest.MonkeyPat
     clip = QKClip(model, 100.0, Layout.alone())
     for block in model.trunk.blocks:
         block.attention.forward = lambda x, *rest: x
-    with pytest.raises(ConfigError, match=r"^qk_clip sees no attention scores"), clip.watching():
+    with pytest.raises(ConfigError, match=r"^qk_clip sees no attention scores"), clip.recording():
         run(model)
