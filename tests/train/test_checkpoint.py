@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_names_its_folder_and_what_to_do(
         file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
     with pytest.raises(BundleError, match="step-00000007 is not a complete checkpoint") as caught:
         checkpoint.load(folder)
-    assert "delete this folder to go on from the checkpoint before it" in str(caught.value)
+    assert "delete this folder to resume from the checkpoint before it" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["run.json", ".metadata", "__0_0.distcp"])
