@@ -47,6 +47,12 @@ def assert_equal(first: Batch, second: Batch) -> None:
         assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
 
 
+def finish(prefetcher: Prefetcher) -> None:
+    """Wait for the batch that is built ahead."""
+    assert prefetcher._thread is not None
+    prefetcher._thread.shutdown()
+
+
 @pytest.mark.parametrize("steps", [range(5), (0, 1, 7, 8, 3, 3, 4), (9, 0)])
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (2, 3)])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -61,6 +67,7 @@ def test_for_a_gpu_each_step_is_built_once_and_ahead(gpu, loader):
     prefetcher = Prefetcher(recorder, "cuda", rank=1, size=2)
     for step in range(4):
         prefetcher.batch(step)
+    finish(prefetcher)
     assert recorder.asked == [(step, 1, 2) for step in range(5)]
     assert len(recorder.threads) == 1
     assert threading.current_thread() not in recorder.threads
@@ -93,4 +100,5 @@ def test_batches_go_to_the_device(loader):
 def test_rows_for_a_gpu_are_pinned_first(gpu, loader):
     prefetcher = Prefetcher(loader, "cuda")
     prefetcher.batch(0)
+    finish(prefetcher)
     assert len(gpu) == 2 * len(fields(Batch))  # this step and the next

@@ -342,7 +342,7 @@ def test_initial_spread(tiny_config):
         ({"n_kv_heads": 3}, "^n_heads .4. must be a multiple of n_kv_heads .3."),
         ({"dropout": 1.0}, r"^dropout must lie in \[0, 1\), got 1.0"),
         ({"n_layers": 0}, "^n_layers must be at least 1, got 0"),
-        ({"qk_norm_groups": 4}, "^qk_norm_groups .4. must divide n_kv_heads .2.: every group has"),
+        ({"qk_norm_groups": 4}, "^qk_norm_groups .4. must divide n_kv_heads .2.: groups"),
         ({"qk_norm_groups": 0}, "^qk_norm_groups .0. must divide n_kv_heads .2."),
     ],
 )

@@ -214,7 +214,7 @@ def test_the_tokenizer_learns_from_the_adversary_and_not_the_adversary_from_it()
     plain = task(side=32)
     judged = task(side=32, adversarial=AdversarialConfig(discriminator=PATCH, weight=1.0))
     before = {name: t.clone() for name, t in judged.adversary.network.state_dict().items()}
-    judged.adversary.judge(
+    judged.adversary.generator_loss(
         judged.tokenizer(torch.zeros(2, 3, 32, 32)).reconstruction,
         torch.zeros(()),
         judged._last_weight,
