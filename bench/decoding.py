@@ -34,7 +34,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from decoder import alternate, chameleon_like, peer_of, product_gflops
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.request import Guidance, Request, SamplingConfig
+from pardalis.inference.generation import Guidance, SamplingConfig
+from pardalis.inference.request import Request
 from pardalis.inference.token_loop import TokenLoop
 from pardalis.model import Decoder, ModelConfig, chameleon_7b, initialise, tiny
 from pardalis.seeds import numpy_generator

@@ -28,7 +28,7 @@ import pardalis
 from decoder import alternate
 from decoding import GREEDY, PLAIN, RELEASE, SCALE, SIZES, Case, Ours, loop_for
 from pardalis.bundle import Bundle
-from pardalis.inference import EngineConfig, Guidance, Request, TokenLoop, to_request
+from pardalis.inference import EngineConfig, Request, TokenLoop, to_request
 from pardalis.inference import weights as engine_weights
 from pardalis.model import Decoder, initialise
 from training import say
@@ -123,8 +123,9 @@ def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
         for scale in (None, SCALE):
             requests = [
                 to_request(
-                    bundle, word, mode="image", image=sampling, seed=number,
-                    guidance=1.0 if scale is None else Guidance(text=scale),
+                    bundle, word, mode="image", image_temperature=sampling.temperature,
+                    image_top_k=sampling.top_k, image_top_p=sampling.top_p,
+                    guidance=scale or 1.0, seed=number,
                 )
                 for number, word in enumerate(WORDS)
             ]  # fmt: skip

@@ -24,7 +24,7 @@ PACKAGES = (
 
 def test_the_top_level():
     assert pardalis.__all__ == [
-        "Bundle", "Document", "Engine", "EngineConfig", "Guidance", "Image", "SamplingConfig",
+        "Bundle", "Document", "Engine", "EngineConfig", "GenerationConfig", "Image",
         "Text", "generate", "generate_many", "load",
     ]  # fmt: skip
     for name in pardalis.__all__:

@@ -1,10 +1,10 @@
-"""Pardalis: early-fusion mixed-modal models, from raw documents to interleaved answers.
+"""Pardalis: early-fusion mixed-modal models, from raw documents to interleaved completions.
 
     import pardalis
     bundle = pardalis.load("runs/quickstart/bundle")
-    answer = pardalis.generate(bundle, "an owl", mode="image")
+    completion = pardalis.generate(bundle, "an owl", mode="image")
 
-The names below load what they need when they are first used, so ``import pardalis`` is instant.
+The names below are imported when they are first used, so that ``import pardalis`` is fast.
 """
 
 from importlib import import_module
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from pardalis.inference import (
         Engine,
         EngineConfig,
-        Guidance,
-        SamplingConfig,
+        GenerationConfig,
         generate,
         generate_many,
     )
@@ -29,9 +28,8 @@ __all__ = [
     "Document",
     "Engine",
     "EngineConfig",
-    "Guidance",
+    "GenerationConfig",
     "Image",
-    "SamplingConfig",
     "Text",
     "generate",
     "generate_many",
@@ -46,8 +44,7 @@ _HOME = {
     "Text": "pardalis.documents",
     "Engine": "pardalis.inference",
     "EngineConfig": "pardalis.inference",
-    "Guidance": "pardalis.inference",
-    "SamplingConfig": "pardalis.inference",
+    "GenerationConfig": "pardalis.inference",
     "generate": "pardalis.inference",
     "generate_many": "pardalis.inference",
 }

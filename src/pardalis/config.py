@@ -85,6 +85,12 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
         raise ConfigError(f"{where}{error}") from error
 
 
+def check_types(config: Any) -> None:
+    """Check the values of a config that was built in Python; raises ConfigError."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        _convert(hint, getattr(config, name), name)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the plain values of a config, defaults included."""
     return {
@@ -155,6 +161,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
@@ -170,11 +178,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, f"{where}.")
     if origin is tuple:
         return _convert_list(arguments, value, where)
-    if hint is float and type(value) is int:
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _convert_float(value, where)
     if type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}.")
     return value
+
+
+def _convert_float(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{where} is too large for a floating-point number.") from None
 
 
 def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pardalis.errors import RequestError
+from pardalis.inference.generation import Contrastive, Guidance
 from pardalis.inference.guidance import GuidanceTensors, apply_guidance, largest_k
-from pardalis.inference.request import Contrastive, Guidance
 
 P = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
 GENERATOR = torch.Generator().manual_seed(0)
@@ -152,8 +152,8 @@ def test_largest_k():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Guidance(text=float("nan")), "scale of text must be a number"),
-        (lambda: Guidance(image=float("inf")), "scale of image must be a number"),
+        (lambda: Guidance(text=float("nan")), "text must be a number"),
+        (lambda: Guidance(image=float("inf")), "image must be a number"),
         (lambda: Contrastive(alpha=1.5, k=1), "alpha must lie in"),
         (lambda: Contrastive(alpha=0.5, k=0), "k must be a whole number, 1 or more"),
     ],

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from pardalis.errors import RequestError
-from pardalis.inference import generate_reference
-from pardalis.inference.request import Contrastive, Guidance, Request, SamplingConfig
+from pardalis.inference import Contrastive, Guidance, Request, SamplingConfig, generate_reference
 from pardalis.tokens import Limits, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)

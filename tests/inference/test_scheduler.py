@@ -12,7 +12,8 @@ from hypothesis.stateful import rule as step
 
 from pardalis.errors import GrammarError, QueueFullError, RequestError
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.request import Contrastive, Guidance, Request
+from pardalis.inference.generation import Contrastive, Guidance
+from pardalis.inference.request import Request
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
 from pardalis.tokens import Grammar, Limits, Phase, Rule, Vocabulary
 

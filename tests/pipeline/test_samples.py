@@ -10,13 +10,14 @@ from pardalis import config as configs
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text, open_image
 from pardalis.errors import ConfigError
+from pardalis.inference import GenerationConfig, SamplingConfig
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.pipeline import prompts as prompts_module
-from pardalis.pipeline import samples as answers_module
+from pardalis.pipeline import samples as samples_module
 from pardalis.pipeline.recipe import SampleConfig
 from pardalis.pipeline.samples import write_samples
 
-CONTEXT = 24  # an image takes 6 ids
+CONTEXT = 24  # an image takes 6 tokens
 LONG = "An owl sat on the old oak, the cat on the owl, and the fox ran from both of them. " * 2
 
 
@@ -48,7 +49,7 @@ def page(run: Path, name: str, text: str) -> Document:
     return Document((Text(text), Image(image(run, name)), Text("It sat.")), name=name)
 
 
-def ask(
+def sample(
     bundle: Bundle,
     run: Path,
     train: Iterable[Document],
@@ -64,10 +65,10 @@ def names(entries) -> set[str]:
     return {entry["name"] for entry in entries}
 
 
-def test_each_split_is_asked_and_its_images_stand_beside_the_answers(bundle, tmp_path):
+def test_each_split_is_sampled_with_its_originals(bundle, tmp_path):
     train = [pair(tmp_path, f"train-{i}") for i in range(5)]
     train.append(page(tmp_path, "page", "Owl\nAn owl."))
-    found = ask(bundle, tmp_path, train, [pair(tmp_path, "unseen")])
+    found = sample(bundle, tmp_path, train, [pair(tmp_path, "unseen")])
     assert [entry["split"] for entry in found["images"]] == ["train"] * 3 + ["heldout"]
     assert [entry["split"] for entry in found["captions"]] == ["train"] * 2 + ["heldout"]
     for entry in found["images"]:
@@ -79,10 +80,10 @@ def test_each_split_is_asked_and_its_images_stand_beside_the_answers(bundle, tmp
     assert found["image_tokens_per_second"] > 0
 
 
-def test_the_same_seed_asks_the_same(bundle, tmp_path):
+def test_the_same_seed_gives_the_same_samples(bundle, tmp_path):
     def of_seed(seed):
         documents = [pair(tmp_path, str(i), f"owl {i}") for i in range(9)]
-        found = ask(bundle, tmp_path, documents, seed=seed, gallery=5)
+        found = sample(bundle, tmp_path, documents, seed=seed, gallery=5)
         return {key: found[key] for key in ("images", "captions", "gallery")}
 
     assert of_seed(0) == of_seed(0) != of_seed(1)
@@ -96,7 +97,7 @@ def test_an_image_that_does_not_open_is_left_out_and_counted(bundle, tmp_path, c
     path.unlink()
     if damage == "truncated":
         path.write_bytes(content[:60])
-    found = ask(bundle, tmp_path, documents, images=9, captions=9)
+    found = sample(bundle, tmp_path, documents, images=9, captions=9)
     for kind in ("images", "captions", "gallery"):
         assert names(found[kind]) == {"0", "1", "3"}
     assert found["captioned"]["train"] == 3
@@ -106,12 +107,12 @@ def test_an_image_that_does_not_open_is_left_out_and_counted(bundle, tmp_path, c
     assert str(path) in warning
 
 
-def test_prompts_that_leave_no_room_are_left_out_and_counted(bundle, tmp_path, caplog):
+def test_prompts_that_are_too_long_are_left_out_and_counted(bundle, tmp_path, caplog):
     documents = [
         pair(tmp_path, "short"), pair(tmp_path, "long", LONG),
         page(tmp_path, "title", "Owl\nAn owl."), page(tmp_path, "one line", LONG),
     ]  # fmt: skip
-    found = ask(bundle, tmp_path, documents)
+    found = sample(bundle, tmp_path, documents)
     assert names(found["images"]) == {"short"}
     assert names(found["captions"]) == names(found["gallery"]) == {"short", "long"}
     assert [entry["prompt"] for entry in found["pages"]] == ["Owl\n"]
@@ -122,18 +123,18 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(bundle, tmp_path, c
 
 
 @pytest.mark.parametrize("spare", [0, 1])
-def test_a_caption_is_drawn_exactly_when_its_image_fits(codec, tmp_path, spare):
+def test_an_image_is_generated_exactly_when_it_fits(codec, tmp_path, spare):
     prompt_ids = len(codec.encode_prompt(Document((Text("owl"),))))
     context = prompt_ids + codec.grammar.tokens_per_image - 1 + spare
-    found = ask(bundle_of(codec, context), tmp_path, [pair(tmp_path, "owl")], captions=0)
+    found = sample(bundle_of(codec, context), tmp_path, [pair(tmp_path, "owl")], captions=0)
     assert len(found["images"]) == spare
     assert found["left_out"]["too_long"] == 1 - spare
 
 
 @pytest.mark.parametrize("spare", [1, 2])
-def test_an_image_is_captioned_exactly_when_two_ids_fit(codec, tmp_path, spare):
+def test_an_image_is_captioned_exactly_when_two_tokens_fit(codec, tmp_path, spare):
     context = 1 + codec.grammar.tokens_per_image + spare
-    found = ask(bundle_of(codec, context), tmp_path, [pair(tmp_path, "owl")], images=0)
+    found = sample(bundle_of(codec, context), tmp_path, [pair(tmp_path, "owl")], images=0)
     assert len(found["captions"]) == spare - 1
     assert found["left_out"]["too_long"] == 2 - spare
 
@@ -142,13 +143,11 @@ def test_an_image_is_captioned_exactly_when_two_ids_fit(codec, tmp_path, spare):
     ("text", "title"), [("Owl\nAn owl.\n", "Owl\n"), ("Owl", "Owl"), ("\nOwl", None)]
 )
 def test_a_title_is_the_first_line_with_its_newline(bundle, tmp_path, text, title):
-    found = ask(bundle, tmp_path, [page(tmp_path, "page", text)])
+    found = sample(bundle, tmp_path, [page(tmp_path, "page", text)])
     assert [entry["prompt"] for entry in found["pages"]] == ([title] if title else [])
 
 
-def test_a_large_source_is_streamed_and_looked_at_only_as_far_as_needed(
-    bundle, tmp_path, monkeypatch
-):
+def test_a_large_source_is_checked_only_as_far_as_needed(bundle, tmp_path, monkeypatch):
     encoded, opened = [], []
     encode_prompt = bundle.codec.encode_prompt
 
@@ -167,7 +166,7 @@ def test_a_large_source_is_streamed_and_looked_at_only_as_far_as_needed(
         for i in range(300):
             yield pair(tmp_path, str(i), f"owl {i}")
 
-    found = ask(bundle, tmp_path, documents(), gallery=10)
+    found = sample(bundle, tmp_path, documents(), gallery=10)
     assert found["captioned"]["train"] == 300
     assert len(found["gallery"]) == 10
     assert len(encoded) < 10
@@ -177,23 +176,34 @@ def test_a_large_source_is_streamed_and_looked_at_only_as_far_as_needed(
 @pytest.mark.parametrize("gallery", [0, 6])
 def test_the_gallery_is_bounded_and_has_every_original(bundle, tmp_path, gallery):
     documents = [pair(tmp_path, str(i)) for i in range(20)]
-    found = ask(bundle, tmp_path, documents, gallery=gallery)
+    found = sample(bundle, tmp_path, documents, gallery=gallery)
     originals = names(found["images"]) | names(found["captions"])
     assert originals <= names(found["gallery"])
     assert len(found["gallery"]) == max(gallery, len(originals))
 
 
-def test_captions_have_as_many_ids_as_the_recipe_allows(bundle, tmp_path, monkeypatch):
-    asked = []
-    real = answers_module.generate_many
+def test_options_of_the_recipe_reach_generation(bundle, tmp_path, monkeypatch):
+    configs_used = []
+    real = samples_module.generate_many
 
-    def watch(bundle, prompts, **settings):
-        asked.append(settings)
-        return real(bundle, prompts, **settings)
+    def watch(bundle, prompts, config, **options):
+        configs_used.append(config.with_options(options))
+        return real(bundle, prompts, config, **options)
 
-    monkeypatch.setattr(answers_module, "generate_many", watch)
-    ask(bundle, tmp_path, [pair(tmp_path, "owl")], images=0, caption_tokens=3)
-    assert [settings["max_new_tokens"] for settings in asked] == [3]
+    monkeypatch.setattr(samples_module, "generate_many", watch)
+    sampling = {
+        "text": SamplingConfig(temperature=0.5, top_k=3),
+        "image": SamplingConfig(top_p=0.8),
+        "guidance": 2.0,
+        "seed": 5,
+    }
+    sample(bundle, tmp_path, [pair(tmp_path, "owl")], caption_tokens=3, **sampling)
+    image, caption = configs_used
+    expected = {
+        "temperature": 0.5, "top_k": 3, "image_temperature": 1.0, "image_top_p": 0.8, "seed": 5,
+    }  # fmt: skip
+    assert image == GenerationConfig(mode="image", guidance=2.0, **expected)
+    assert caption == GenerationConfig(mode="text", max_new_tokens=3, **expected)
 
 
 @pytest.mark.parametrize(

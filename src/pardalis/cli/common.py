@@ -76,7 +76,7 @@ numbers that the decoder computes with: as the bundle stores them (default), 32 
 halves memory and is slow on most CPUs"""
 
 
-def add_dtype(parser: argparse.ArgumentParser, meaning: str = _COMPUTES) -> None:
+def add_dtype(parser: argparse._ActionsContainer, meaning: str = _COMPUTES) -> None:
     """Add ``--dtype``, which :func:`chosen_dtype` turns into a type, None for ``stored``."""
     parser.add_argument(
         "--dtype",

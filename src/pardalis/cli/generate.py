@@ -1,9 +1,11 @@
-"""``pardalis generate``: ask a bundle."""
+"""``pardalis generate``: generate text and images from a prompt, or from a file of prompts."""
 
 import argparse
 import sys
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pardalis.cli.common import (
     Commands,
@@ -15,6 +17,7 @@ from pardalis.cli.common import (
     print_json,
 )
 from pardalis.errors import RequestError
+from pardalis.inference.generation import GenerationConfig, option_help
 
 if TYPE_CHECKING:
     from pardalis.documents import Document
@@ -23,209 +26,172 @@ if TYPE_CHECKING:
 _IMAGES = (
     ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".avif",
 )  # fmt: skip
-_LONGEST_NAME = 200  # a text of more characters is not taken for the path of a missing image
+_LONGEST_NAME = 200  # a longer text is not taken for the path of a missing image
 _WRITABLE = (".html", ".htm", ".md", ".png")
 
 _DESCRIPTION = """\
-Answer a prompt of texts and images. A part of the prompt that is the path of an existing file is
-an image, everything else is text.
+Complete a prompt of texts and images. A part of the prompt that is the path of an existing file is
+an image, any other part is text.
 
   pardalis generate BUNDLE rocket --mode image --out rocket.png
   pardalis generate BUNDLE rocket.png --mode text
   pardalis generate BUNDLE $'Rocket\\n' --out page.html
   pardalis generate BUNDLE "What is this?" rocket.png --chat
 
-The answer is printed, with [image] where one was drawn; --out writes it with its images as HTML
-(one file) or Markdown (images beside it), or the drawn image itself as PNG.
+The completion is printed, with [image] in place of each image. --out writes prompt and completion
+as HTML (one file) or Markdown (images beside it), or the first generated image as PNG.
 
-  pardalis generate BUNDLE --prompts prompts.txt --out answers
-  pardalis generate BUNDLE --prompts prompts.jsonl --out answers --guidance 1.5
+  pardalis generate BUNDLE --prompts prompts.txt --out completions
+  pardalis generate BUNDLE --prompts prompts.jsonl --out completions --guidance 1.5
 
-answers each line of a file, many at once, into answers/answers.jsonl and answers/images. Can be
-interrupted; the same command goes on, as answers/settings.json tells it.
+complete every line of a file, many at once, into completions/completions.jsonl and
+completions/images. The same command resumes an interrupted run; completions/settings.json holds its
+options.
 """
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "generate", "ask a model", _DESCRIPTION)
+    parser = add_command(
+        commands, "generate", "generate text and images from a prompt", _DESCRIPTION
+    )
     parser.usage = "%(prog)s BUNDLE [PART ...] [options]"
     parser.listed = "prompt"
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
     parser.add_argument("prompt", metavar="PART", nargs="*", help="a text, or the path of an image")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="a .txt or .jsonl file, a prompt a line"
-    )
-    parser.add_argument(
-        "--mode", choices=("text", "image", "interleaved"), default="interleaved",
-        help="what may be written; interleaved lets the model decide when to draw (default)",
+        "--prompts", type=Path, metavar="FILE",
+        help="complete each line of a .txt or .jsonl file; a JSONL line may have its own options",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path,
-        help="write the answer to FILE.html, FILE.md or FILE.png; with --prompts, a folder",
+        help="write the completion to FILE.html, FILE.md or FILE.png; with --prompts, a folder",
     )  # fmt: skip
     parser.add_argument(
-        "--stream", action="store_true", help="print the text of the answer as it is written"
+        "--stream", action="store_true", help="print the text while it is generated"
     )
-    parser.add_argument("--max-new-tokens", type=int, help="ids of the answer (default: what fits)")
-    parser.add_argument("--max-images", type=int, help="images of the answer (default: what fits)")
-    _add_sampling(parser)
-    parser.add_argument(
-        "--chat",
-        action="store_true",
-        help="ask as a user in a conversation, for models that were trained on conversations; "
-        "otherwise the model goes on with the prompt",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same answer (default: 0)"
-    )
-    _add_engine(parser)
+    _add_options(parser.add_argument_group("what to generate and how to sample it"))
+    _add_engine(parser.add_argument_group("memory and speed"))
     add_json(parser)
     parser.set_defaults(run=_run)
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    for prefix, what, temperature, top_p in (
-        ("", "text", 0.0, 1.0),
-        ("image-", "images", 0.7, 0.9),
-    ):
-        parser.add_argument(
-            f"--{prefix}temperature", type=float, default=temperature, metavar="T",
-            help=f"of {what}; 0 takes the most likely id (default: %(default)s)",
-        )  # fmt: skip
-        parser.add_argument(
-            f"--{prefix}top-k", type=int, default=0, metavar="K",
-            help=f"for {what}, keep the K most likely ids; 0 keeps all (default)",
-        )  # fmt: skip
-        parser.add_argument(
-            f"--{prefix}top-p", type=float, default=top_p, metavar="P",
-            help=f"for {what}, keep the likeliest ids that reach P together (default: %(default)s)",
-        )  # fmt: skip
-    parser.add_argument(
-        "--guidance", type=float, default=1.0, metavar="S",
-        help="classifier-free guidance of images by the text before them; Chameleon takes 3, a "
-        "small model no more than about 2 (default: 1, none)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--image-guidance", type=float, metavar="S",
-        help="guidance by earlier images, beside that by text; Chameleon takes 1.2 (default: "
-        "text and images together)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--contrastive", type=float, nargs=2, metavar=("ALPHA", "K"),
-        help="contrastive decoding of images in place of guidance, such as 0.1 1",
-    )  # fmt: skip
+def _add_options(group: argparse._ArgumentGroup) -> None:
+    """Add a flag for each field of GenerationConfig."""
+    hints = get_type_hints(GenerationConfig)
+    for option in fields(GenerationConfig):
+        flag, hint = "--" + option.name.replace("_", "-"), hints[option.name]
+        arguments: dict[str, Any] = {"default": option.default, "help": option_help(option)}
+        if hint is bool:
+            arguments |= {"action": "store_true"}
+        elif get_origin(hint) is Literal:
+            arguments |= {"choices": get_args(hint)}
+        else:
+            kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
+            arguments |= {"type": kind, "metavar": "N" if kind is int else "X"}
+        group.add_argument(flag, **arguments)
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    add_dtype(parser)
-    parser.add_argument(
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add_dtype(group)
+    group.add_argument(
         "--weights", choices=("stored", "int8"), default="stored",
-        help="matrices as they are loaded (default), or in 8 bits, which a step reads faster",
+        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--max-slots", type=int, metavar="N",
-        help="sequences written at once (default: 16, or what one prompt takes)",
+        help="sequences of the running batch (default: 16, or what one prompt needs)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--cache-tokens", type=int, metavar="N",
-        help="ids whose keys and values fit in memory (default: N rows as long as the context)",
+        help="tokens whose keys and values fit in the cache (default: max-slots whole contexts)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--speculation-window", type=int, metavar="N",
-        help="codes guessed ahead in an image, 1 for none (default: where it pays)",
+        help="image tokens that one pass may generate, 1 for no speculation (default: adaptive)",
     )  # fmt: skip
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the steps first; pays for long work"
-    )
+    group.add_argument(
+        "--compile", action="store_true",
+        help="compile the decoding steps first, which takes minutes and pays for long work",
+    )  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> None:
+    config = GenerationConfig(
+        **{o.name: getattr(options, o.name) for o in fields(GenerationConfig)}
+    )
     if options.prompts is None:
-        _answer_one(options)
+        _complete_prompt(options, config)
     else:
-        _answer_file(options)
+        _complete_file(options, config)
 
 
-def _answer_one(options: argparse.Namespace) -> None:
+def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> None:
     from pardalis import load
-    from pardalis.cli.prompts import ask
     from pardalis.documents import Document, Text
-    from pardalis.inference import Engine, as_document, fitting
+    from pardalis.inference import Engine, engine_config_for, to_document, to_request
 
     if not options.prompt:
         raise RequestError(
-            'A prompt is needed: give texts and images, "" to begin with nothing, or --prompts.'
+            'A prompt is needed: give texts and images, "" for an empty prompt, or --prompts.'
         )
     if options.out is not None:
         _require_writable(options)
     if options.stream and options.json:
-        raise RequestError("--stream and --json print the answer in two ways; choose one.")
+        raise RequestError("--stream and --json both print the completion; choose one.")
     parts = [_part(text) for text in options.prompt]
     bundle = load(options.bundle, options.device, chosen_dtype(options))
-    request = ask(bundle, parts, _asked(options))
-    with Engine(bundle, _configured(fitting([request]), options)) as engine:
-        writing = engine.submit_request(request)
+    request = to_request(bundle, parts, config)
+    with Engine(bundle, _engine_config(engine_config_for([request]), options)) as engine:
+        completion = engine.submit_request(request)
         if options.stream:
-            _print_stream(writing)
-        answer = writing.wait()
+            _print_stream(completion)
+        document = completion.wait()
     if options.json:
-        _print_json(answer, options.out)
+        _print_json(document, options.out)
     elif not options.stream:
-        echo("".join(s.text if isinstance(s, Text) else "[image]" for s in answer.segments))
+        echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
     if options.out is not None:
-        prompt = as_document(parts, "user" if options.chat else None)
-        _write(Document((*prompt.segments, *answer.segments)), answer, options.out)
+        prompt = to_document(parts, "user" if config.chat else None)
+        _write(Document((*prompt.segments, *document.segments)), document, options.out)
 
 
-def _answer_file(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
+def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> None:
     from pardalis import load
-    from pardalis.cli.prompts import PromptFile, read_lines
     from pardalis.files import require_folder
-    from pardalis.inference import Engine, EngineConfig
+    from pardalis.inference import Engine, EngineConfig, PromptFile
+    from pardalis.inference.prompt_lines import read_lines
 
     if options.prompt or options.stream or options.out is None:
         raise RequestError(
-            "--prompts takes its prompts from the file and writes answers into the folder of "
-            "--out; give that, and neither parts of a prompt nor --stream."
+            "--prompts reads prompts from a file and writes completions to the folder --out; give "
+            "--out, and neither parts of a prompt nor --stream."
         )
-    read_lines(options.prompts)
+    read_lines(options.prompts)  # fails before the bundle is loaded
     require_folder(options.out)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
-    # Nobody waits for one prompt of a file before another, so none gives its row to the next.
-    config = EngineConfig(quantum_steps=bundle.model.config.context)
-    with Engine(bundle, _configured(config, options)) as engine:
-        work = PromptFile(engine, options.prompts, options.out, _asked(options))
-        work.settle(options.bundle)
-        summary = work.run()
+    # No client waits for a single prompt of a file, so preemption gains nothing.
+    engine_config = EngineConfig(quantum_steps=bundle.model.config.context)
+    with Engine(bundle, _engine_config(engine_config, options)) as engine:
+        file = PromptFile(engine, options.prompts, options.out, config, bundle_path=options.bundle)
+        summary = file.run()
     if options.json:
         print_json({"out": str(options.out), **asdict(summary)})
     else:
         echo(
-            f"{options.out}: {summary.requests:,} prompts, {summary.unchanged:,} of them answered "
-            f"before; {summary.tokens:,} ids and {summary.images:,} images in "
-            f"{summary.seconds:.1f} s, {summary.tokens_per_second:.3g} ids a second"
+            f"{options.out}: {summary.requests:,} prompts, {summary.unchanged:,} of them completed "
+            f"before; {summary.tokens:,} tokens and {summary.images:,} images in "
+            f"{summary.seconds:.1f} s, {summary.tokens_per_second:.3g} tokens a second"
         )
     if summary.failed:
         raise RequestError(
-            f"{summary.failed} of {summary.requests} prompts could not be answered; see the "
-            f"errors in {options.out / 'answers.jsonl'}."
+            f"{summary.failed} of {summary.requests} prompts failed; see the errors in "
+            f"{file.completions}."
         )
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what is asked of every prompt, by the names that a line of a file has for it."""
-    from pardalis.cli.prompts import DEFAULTS
-
-    return {name: getattr(options, name) for name in DEFAULTS}
-
-
-def _configured(config: "EngineConfig", options: argparse.Namespace) -> "EngineConfig":
-    """Return a configuration with what the command line says of it."""
-    from dataclasses import replace
-
+def _engine_config(config: "EngineConfig", options: argparse.Namespace) -> "EngineConfig":
+    """Replace what the command line sets."""
     if options.max_slots is not None:
         config = replace(config, max_slots=options.max_slots, cache_tokens=None)
     if options.cache_tokens is not None:
@@ -238,10 +204,10 @@ def _configured(config: "EngineConfig", options: argparse.Namespace) -> "EngineC
     )
 
 
-def _print_stream(writing: "Completion") -> None:
+def _print_stream(completion: "Completion") -> None:
     from pardalis.inference import ImageBegun, TextDelta
 
-    for event in writing:
+    for event in completion:
         if isinstance(event, TextDelta):
             sys.stdout.write(event.text)
         elif isinstance(event, ImageBegun):
@@ -250,31 +216,31 @@ def _print_stream(writing: "Completion") -> None:
     echo("")
 
 
-def _print_json(answer: "Document", out: Path | None) -> None:
+def _print_json(completion: "Document", out: Path | None) -> None:
     from pardalis.documents import Image, open_image, to_data_uri, to_png
 
-    shown = [
+    segments = [
         {"image": to_data_uri(to_png(open_image(segment.source)))}
         if isinstance(segment, Image)
         else {"text": segment.text}
-        for segment in answer.segments
+        for segment in completion.segments
     ]
-    print_json({"answer": shown, "out": str(out) if out else None})
+    print_json({"completion": segments, "out": str(out) if out else None})
 
 
 def _require_writable(options: argparse.Namespace) -> None:
-    """Raise before the answer is written what would be raised after it."""
+    """Check --out before the completion is generated."""
     from pardalis.files import require_folder
 
     path = options.out
     if path.suffix.lower() not in _WRITABLE:
-        raise RequestError(f"An answer is written as {', '.join(_WRITABLE)}, got {path}.")
+        raise RequestError(f"A completion is written as {', '.join(_WRITABLE)}, got {path}.")
     if path.is_dir():
         raise RequestError(f"{path} is a folder, but a file is to be written; choose another name.")
     require_folder(path.parent)
     if path.suffix.lower() == ".png" and (options.mode == "text" or options.max_images == 0):
         raise RequestError(
-            f"The answer will have no image to write to {path}; ask with --mode image."
+            f"The completion will have no image to write to {path}; use --mode image."
         )
 
 
@@ -283,7 +249,7 @@ def _part(text: str) -> str | Path:
     try:
         if path.is_file():
             return path
-    except OSError:  # longer than a file name may be: certainly a text
+    except OSError:  # longer than any file name, so it is text
         return text
     named = len(text) <= _LONGEST_NAME and "\n" not in text
     if named and path.suffix.lower() in _IMAGES:
@@ -291,7 +257,7 @@ def _part(text: str) -> str | Path:
     return text
 
 
-def _write(document: "Document", answer: "Document", path: Path) -> None:
+def _write(document: "Document", completion: "Document", path: Path) -> None:
     from pardalis.documents import open_image, to_html, to_markdown
     from pardalis.files import write_text
 
@@ -301,9 +267,7 @@ def _write(document: "Document", answer: "Document", path: Path) -> None:
             write_text(path, to_html(document))
         case ".md":
             write_text(path, to_markdown(document, path.parent))
-        case _ if not answer.images:
-            raise RequestError(
-                f"The answer has no image to write to {path}; ask with --mode image."
-            )
+        case _ if not completion.images:
+            raise RequestError(f"The completion has no image to write to {path}; use --mode image.")
         case _:
-            open_image(answer.images[0].source).save(path)
+            open_image(completion.images[0].source).save(path)

@@ -1,54 +1,15 @@
-"""Decoding: requests, the engine that answers many at once, and the naive loop, its oracle."""
+"""Generation: its options, the engine that runs many requests at once, and a reference loop.
 
-from pardalis.inference.answer import fitting, generate, generate_many
-from pardalis.inference.config import EngineConfig
-from pardalis.inference.engine import Completion, Engine
-from pardalis.inference.events import (
-    Event,
-    Finished,
-    ImageBegun,
-    ImageDone,
-    ImageRows,
-    TextDelta,
-    Usage,
-)
-from pardalis.inference.prompt import GenerationMode, Part, Prompt, as_document, to_request
-from pardalis.inference.reference import generate_reference
-from pardalis.inference.request import (
-    Contrastive,
-    Guidance,
-    ImageGuidance,
-    Request,
-    SamplingConfig,
-)
-from pardalis.inference.token_loop import Progress, TokenLoop, generate_ids
+The public names stand in :mod:`pardalis.inference.public`, which is imported when one of them is
+first used: the command line reads the options without importing torch.
+"""
 
-__all__ = [
-    "Completion",
-    "Contrastive",
-    "Engine",
-    "EngineConfig",
-    "Event",
-    "Finished",
-    "GenerationMode",
-    "Guidance",
-    "ImageBegun",
-    "ImageDone",
-    "ImageGuidance",
-    "ImageRows",
-    "Part",
-    "Progress",
-    "Prompt",
-    "Request",
-    "SamplingConfig",
-    "TextDelta",
-    "TokenLoop",
-    "Usage",
-    "as_document",
-    "fitting",
-    "generate",
-    "generate_ids",
-    "generate_many",
-    "generate_reference",
-    "to_request",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pardalis.inference.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(import_module("pardalis.inference.public"), name)

@@ -1,4 +1,4 @@
-"""The engine: many prompts at once, and events as their answers are written."""
+"""The engine: completes many prompts at once and emits events while it generates."""
 
 import threading
 import time
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Any
 
 import PIL.Image
 
@@ -15,7 +16,6 @@ from pardalis.codec import Codec
 from pardalis.documents import Document
 from pardalis.errors import RequestError
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.drawing import Drawer
 from pardalis.inference.events import (
     Event,
     EventWriter,
@@ -24,8 +24,10 @@ from pardalis.inference.events import (
     ImageRows,
     Usage,
 )
-from pardalis.inference.prompt import GenerationMode, Prompt, to_request
-from pardalis.inference.request import ImageGuidance, Request, SamplingConfig
+from pardalis.inference.generation import GenerationConfig, documents_options
+from pardalis.inference.image_decoding import ImageDecoder
+from pardalis.inference.prompt import Prompt, to_request
+from pardalis.inference.request import Request
 from pardalis.inference.token_loop import FinishReason, LoopStatistics, Progress, TokenLoop
 from pardalis.tokens import SpanKind
 
@@ -33,8 +35,8 @@ _LONGEST_WAIT_S = 0.02  # for an image, before a step looks for new requests
 
 
 @dataclass(slots=True)
-class _OpenRequest:
-    """A request while it is answered, and its answer."""
+class _ActiveRequest:
+    """A request until its ``Finished`` is read, with what was generated so far."""
 
     key: int
     request: Request
@@ -42,78 +44,78 @@ class _OpenRequest:
     submitted: float
     ids: list[int] = field(default_factory=list)
     unread: deque[Event] = field(default_factory=deque)
-    drawings: deque[tuple[int, Future[PIL.Image.Image]]] = field(default_factory=deque)
+    decoding: deque[tuple[int, Future[PIL.Image.Image]]] = field(default_factory=deque)
     images: list[PIL.Image.Image] = field(default_factory=list)
     first_event: float = 0.0
     paused: bool = False
-    reason: FinishReason | None = None  # why writing ended; images may still be missing
+    reason: FinishReason | None = None  # why token generation ended; images may still be missing
     error: str = ""
     finished: Finished | None = None
     document: Document | None = None
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         self.first_event = self.first_event or time.monotonic()
         self.unread.append(event)
 
     @property
-    def pending(self) -> int:
-        """Events that wait for the client, those that images will become included."""
-        return len(self.unread) + len(self.drawings)
+    def n_pending(self) -> int:
+        """Events that the client has not read, with those of images that are being decoded."""
+        return len(self.unread) + len(self.decoding)
 
 
 class Completion:
-    """An answer while it is written: an iterator over its events, which ends after ``Finished``.
+    """A completion during generation: an iterator over its events that ends after ``Finished``.
 
-    Iterating makes the engine work whenever there is nothing to read.
+    Iteration runs steps of the engine whenever there is no event to read.
     """
 
-    def __init__(self, engine: "Engine", job: _OpenRequest) -> None:
-        self._engine, self._job = engine, job
+    def __init__(self, engine: "Engine", active: _ActiveRequest) -> None:
+        self._engine, self._active = engine, active
 
     @property
     def key(self) -> int:
         """The ``key`` of its events."""
-        return self._job.key
+        return self._active.key
 
     @property
     def finished(self) -> Finished | None:
-        """The last event, once the answer is complete."""
-        return self._job.finished
+        """The last event, once the completion has ended."""
+        return self._active.finished
 
     @property
     def document(self) -> Document | None:
-        """The answer without its prompt, once it is complete; aborted, its complete parts."""
-        return self._job.document
+        """The completion without its prompt, once it has ended; after an abort, what is whole."""
+        return self._active.document
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        return self._engine.next_event(self._job)
+        return self._engine.next_event(self._active)
 
     def wait(self) -> Document:
-        """Read the events to the last and return the answer.
+        """Read all events and return the document.
 
         Raises:
             RequestError: an image could not be decoded.
         """
         for _ in self:
             pass
-        if self._job.document is None:
-            raise RequestError(self._job.error)
-        return self._job.document
+        if self._active.document is None:
+            raise RequestError(self._active.error)
+        return self._active.document
 
     def abort(self) -> None:
-        """End the answer where it is; ``Finished`` follows. It may be called in any thread."""
+        """End the completion early; ``Finished`` follows. Any thread may call this."""
         self._engine.abort(self.key)
 
 
 class Engine:
-    """Answers many prompts at once with one bundle.
+    """Completes many prompts at once with one bundle.
 
-    It works while someone reads: by iterating an answer, or with :meth:`step` or :meth:`events`,
-    which take the events of all answers. Each event is read once. All methods may be called in any
-    thread; a step of the model is as long as another may have to wait.
+    The engine runs while a client reads: by iterating over a :class:`Completion`, or with
+    :meth:`step` or :meth:`events`, which return the events of all completions. Each event is read
+    once. Any thread may call any method; a call may wait for the step in progress.
 
     Raises:
         BundleError, ConfigError: the configuration does not fit the model.
@@ -123,8 +125,8 @@ class Engine:
         self.bundle = bundle
         self.config = config or EngineConfig()
         self._loop = TokenLoop(bundle.model, bundle.codec.grammar, self.config)
-        self._drawer = Drawer(bundle.codec.image_tokenizer)
-        self._jobs: dict[int, _OpenRequest] = {}  # until their Finished is read
+        self._image_decoder = ImageDecoder(bundle.codec.image_tokenizer)
+        self._active: dict[int, _ActiveRequest] = {}
         self._lock = threading.RLock()
         self._closed = False
 
@@ -140,180 +142,172 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the thread that decodes images; unfinished answers stay unfinished."""
+        """End the image decoding thread; unfinished completions stay unfinished."""
         with self._lock:
             self._closed = True
-        self._drawer.close()
+        self._image_decoder.close()
 
     @property
     def statistics(self) -> LoopStatistics:
         return self._loop.statistics
 
+    @documents_options
     def submit(
         self,
         prompt: Prompt,
+        config: GenerationConfig | None = None,
         *,
-        mode: GenerationMode = "interleaved",
-        max_new_tokens: int | None = None,
-        max_images: int | None = None,
-        text: SamplingConfig | None = None,
-        image: SamplingConfig | None = None,
-        guidance: float | ImageGuidance = 1.0,
-        chat: bool = False,
-        seed: int = 0,
         priority: int = 0,
+        **options: Any,
     ) -> Completion:
-        """Begin to answer a prompt; arguments and errors as of :func:`pardalis.generate`.
+        """Add a request and return its completion, whose events are read while it is generated.
 
         Args:
-            priority: the higher goes first.
+            prompt: as :func:`pardalis.generate` takes it.
+            config: options as one object.
+            priority: requests of higher priority run first.
+            options: fields of :class:`pardalis.GenerationConfig`, which replace those of
+                ``config``.
+
+        Options:
+            {options}
 
         Raises:
-            RequestError: also when too many requests wait.
+            RequestError, DataError: as :func:`pardalis.generate`, or too many requests wait.
         """
-        request = to_request(
-            self.bundle,
-            prompt,
-            mode=mode,
-            max_new_tokens=max_new_tokens,
-            max_images=max_images,
-            text=text,
-            image=image,
-            guidance=guidance,
-            chat=chat,
-            seed=seed,
-        )
-        return self.submit_request(request, priority)
+        return self.submit_request(to_request(self.bundle, prompt, config, **options), priority)
 
     def submit_request(self, request: Request, priority: int = 0) -> Completion:
-        """Begin to answer what :func:`pardalis.inference.to_request` made of a prompt."""
+        """Add a request that :func:`pardalis.inference.to_request` made."""
         with self._lock:
-            self._must_be_open()
+            self._require_open()
             key = self._loop.submit(request, priority)
             writer = EventWriter(key, self.bundle.codec)
-            job = self._jobs[key] = _OpenRequest(key, request, writer, time.monotonic())
-        return Completion(self, job)
+            active = self._active[key] = _ActiveRequest(key, request, writer, time.monotonic())
+        return Completion(self, active)
 
     def abort(self, key: int) -> None:
-        """End an answer where it is; an unknown key is ignored."""
+        """End a completion early; an unknown key is ignored."""
         with self._lock:
             self._loop.abort(key)
 
     @property
     def idle(self) -> bool:
-        """Whether every answer is complete and read."""
-        return not self._jobs
+        """Whether every completion has ended and was read."""
+        return not self._active
 
     def events(self) -> Iterator[Event]:
-        """Yield the events of all answers until each is complete and read."""
+        """Yield the events of all completions until the engine is idle."""
         while not self.idle:
             yield from self.step()
 
     def step(self) -> list[Event]:
-        """Run one step and return the events of all answers, those of each in order."""
+        """Run one step and return the unread events of all completions, each in its order."""
         self._advance()
         with self._lock:
-            jobs = list(self._jobs.values())
-            return [self._read(job) for job in jobs for _ in range(len(job.unread))]
+            requests = list(self._active.values())
+            return [self._read(active) for active in requests for _ in range(len(active.unread))]
 
-    def next_event(self, job: _OpenRequest) -> Event:
-        """Return an answer's next event, after as many steps as it takes; raises StopIteration."""
+    def next_event(self, active: _ActiveRequest) -> Event:
+        """Return the next event of one completion after as many steps as that takes.
+
+        Raises:
+            StopIteration: all its events were read.
+        """
         while True:
             with self._lock:
-                if job.unread:
-                    return self._read(job)
-                if job.finished is not None:
+                if active.unread:
+                    return self._read(active)
+                if active.finished is not None:
                     raise StopIteration
             self._advance()
 
-    def _read(self, job: _OpenRequest) -> Event:
-        event = job.unread.popleft()
-        if event is job.finished:
-            del self._jobs[job.key]
-        if job.paused and job.pending <= self.config.max_unread_events // 2:
-            self._pause(job, False)
+    def _read(self, active: _ActiveRequest) -> Event:
+        event = active.unread.popleft()
+        if event is active.finished:
+            del self._active[active.key]
+        if active.paused and active.n_pending <= self.config.max_unread_events // 2:
+            self._pause(active, False)
         return event
 
-    def _pause(self, job: _OpenRequest, paused: bool) -> None:
-        job.paused = paused
-        self._loop.pause(job.key, paused)
+    def _pause(self, active: _ActiveRequest, paused: bool) -> None:
+        active.paused = paused
+        self._loop.pause(active.key, paused)
 
-    def _must_be_open(self) -> None:
+    def _require_open(self) -> None:
         if self._closed:
-            raise RequestError("The engine is closed; ask another.")
+            raise RequestError("The engine is closed; make a new one.")
 
     def _advance(self) -> None:
         with self._lock:
-            jobs = self._jobs.values() if self._loop.idle else ()
-            drawings = [drawing for job in jobs for _, drawing in job.drawings]
-        wait(drawings, _LONGEST_WAIT_S, FIRST_COMPLETED)
+            waiting = self._active.values() if self._loop.idle else ()
+            futures = [future for active in waiting for _, future in active.decoding]
+        wait(futures, _LONGEST_WAIT_S, FIRST_COMPLETED)
         with self._lock:
-            self._must_be_open()
+            self._require_open()
             for progress in self._loop.step():
-                self._take(self._jobs[progress.key], progress)
-            for job in self._jobs.values():
-                if job.finished is not None:
+                self._record(self._active[progress.key], progress)
+            for active in self._active.values():
+                if active.finished is not None:
                     continue
-                self._collect(job)
-                if job.reason is not None and not job.drawings:
-                    self._finish(job)
-                elif job.pending > self.config.max_unread_events and not job.paused:
-                    self._pause(job, True)
+                self._collect_images(active)
+                if active.reason is not None and not active.decoding:
+                    self._finish(active)
+                elif active.n_pending > self.config.max_unread_events and not active.paused:
+                    self._pause(active, True)
 
-    def _take(self, job: _OpenRequest, progress: Progress) -> None:
-        """Tell what was written, and have images drawn whose codes are complete."""
-        job.ids += progress.ids
-        for event in job.writer.write(progress.ids):
-            job.tell(event)
-            if isinstance(event, ImageRows) and event.rows == self._grid:
-                job.drawings.append((event.index, self._drawer.draw(event.codes)))
+    def _record(self, active: _ActiveRequest, progress: Progress) -> None:
+        """Emit the events of new tokens and submit images whose codes are complete."""
+        active.ids += progress.ids
+        grid = self.bundle.codec.image_tokenizer.config.grid
+        for event in active.writer.write(progress.ids):
+            active.emit(event)
+            if isinstance(event, ImageRows) and event.rows == grid:
+                active.decoding.append((event.index, self._image_decoder.submit(event.codes)))
         if progress.finished is not None:
-            job.reason = progress.finished
-            for delta in job.writer.end():
-                job.tell(delta)
+            active.reason = progress.finished
+            for delta in active.writer.end():
+                active.emit(delta)
 
-    @property
-    def _grid(self) -> int:
-        return self.bundle.codec.image_tokenizer.config.grid
-
-    def _collect(self, job: _OpenRequest) -> None:
-        """Tell which images are decoded."""
-        while job.drawings and job.drawings[0][1].done():
-            number, drawing = job.drawings.popleft()
-            if error := drawing.exception():
-                job.error = job.error or f"An image could not be decoded: {error}"
-                self._loop.abort(job.key)
+    def _collect_images(self, active: _ActiveRequest) -> None:
+        """Emit the images that are decoded, in their order."""
+        while active.decoding and active.decoding[0][1].done():
+            index, future = active.decoding.popleft()
+            if error := future.exception():
+                active.error = active.error or f"An image could not be decoded: {error}"
+                self._loop.abort(active.key)
             else:
-                job.images.append(drawing.result())
-                job.tell(ImageDone(job.key, number, drawing.result()))
+                active.images.append(future.result())
+                active.emit(ImageDone(active.key, index, future.result()))
 
-    def _finish(self, job: _OpenRequest) -> None:
-        assert job.reason is not None
-        if not job.error:
-            job.document = _document(self.bundle.codec, job)
+    def _finish(self, active: _ActiveRequest) -> None:
+        assert active.reason is not None
+        if not active.error:
+            active.document = _document(self.bundle.codec, active)
         now = time.monotonic()
         usage = Usage(
-            prompt_tokens=len(job.request.prompt_ids),
-            completion_tokens=len(job.ids),
-            images=len(job.images),
-            seconds=now - job.submitted,
-            first_event_s=(job.first_event or now) - job.submitted,
+            prompt_tokens=len(active.request.prompt_ids),
+            completion_tokens=len(active.ids),
+            images=len(active.images),
+            seconds=now - active.submitted,
+            first_event_s=(active.first_event or now) - active.submitted,
         )
-        reason = "failed" if job.error else job.reason
-        job.finished = Finished(job.key, reason, usage, job.error)
-        job.tell(job.finished)
+        reason = "failed" if active.error else active.reason
+        active.finished = Finished(active.key, reason, usage, active.error)
+        active.emit(active.finished)
 
 
-def _document(codec: Codec, job: _OpenRequest) -> Document:
-    """Return what was written; in a conversation it is the assistant's turn, without its end."""
-    spans = codec.grammar.spans(job.ids)
-    if len(job.images) < job.writer.images:  # aborted inside an image
+def _document(codec: Codec, active: _ActiveRequest) -> Document:
+    """Return what was generated; in a conversation, the assistant's turn without ``end_turn``."""
+    spans = codec.grammar.spans(active.ids)
+    if len(active.images) < active.writer.images:  # aborted inside an image
         spans.pop()
-    in_conversation = job.request.limits.one_turn
+    in_conversation = active.request.limits.one_turn
     if in_conversation and spans and spans[-1].kind is SpanKind.END_TURN:
         spans.pop()
-    ids = job.ids[: spans[-1].stop if spans else 0]
-    answer = codec.decode([codec.vocabulary.bos_id, *ids], images=job.images)
+    ids = active.ids[: spans[-1].stop if spans else 0]
+    completion = codec.decode([codec.vocabulary.bos_id, *ids], images=active.images)
     if not in_conversation:
-        return answer
-    return replace(answer, segments=tuple(replace(s, role="assistant") for s in answer.segments))
+        return completion
+    segments = tuple(replace(s, role="assistant") for s in completion.segments)
+    return replace(completion, segments=segments)

@@ -1,4 +1,4 @@
-"""What an engine tells about the answers that it writes."""
+"""The events of a completion, and what turns token ids into them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from pardalis.tokens import SpanKind, TextStream
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text was written: whole characters, which join to the text of the answer."""
+    """New text in whole characters; all deltas join to the text of the completion."""
 
-    key: int  # of the answer, as of all events
+    key: int  # identifies the completion, in every event
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImageBegun:
-    """The model began to draw."""
+    """An image began."""
 
     key: int
-    index: int  # its number among the images of the answer, from 0
+    index: int  # counts the images of the completion from 0
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """One more row of an image's grid of codes is complete."""
+    """Another row of an image's code grid is complete."""
 
     key: int
     index: int
-    rows: int  # complete ones
-    codes: tuple[int, ...]  # of these rows, as ``ImageTokenizer.partial_image`` takes them
+    rows: int  # complete rows so far
+    codes: tuple[int, ...]  # all their codes, as ``ImageTokenizer.partial_image`` takes them
 
 
 @dataclass(frozen=True, slots=True)
 class ImageDone:
-    """An image is there."""
+    """An image is decoded."""
 
     key: int
     index: int
@@ -48,7 +48,7 @@ class ImageDone:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer took."""
+    """Tokens and time that a completion took."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -59,28 +59,28 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of an answer."""
+    """The last event of a completion."""
 
     key: int
     reason: FinishReason | Literal["failed"]
     usage: Usage
-    error: str = ""  # of an image that could not be decoded
+    error: str = ""  # why an image could not be decoded; set if the reason is ``failed``
 
 
 Event: TypeAlias = TextDelta | ImageBegun | ImageRows | ImageDone | Finished
 
 
 class EventWriter:
-    """Turns the ids of one answer into events, as they are written."""
+    """Turns the token ids of one completion into events, as they are generated."""
 
     def __init__(self, key: int, codec: Codec) -> None:
         self.key, self.codec = key, codec
-        self.images = 0  # begun so far
+        self.images = 0  # images begun so far
         self._text = TextStream(codec.text_tokenizer)
         self._codes: list[int] = []
 
     def write(self, ids: Sequence[int]) -> Iterator[TextDelta | ImageBegun | ImageRows]:
-        """Yield what is known after these ids that was not known before."""
+        """Yield the events that these token ids cause."""
         vocabulary, grammar = self.codec.vocabulary, self.codec.grammar
         text = ""
         for span in grammar.spans(ids):
@@ -99,7 +99,7 @@ class EventWriter:
         yield from self._delta(text)
 
     def end(self) -> Iterator[TextDelta]:
-        """Yield the text that was held back for what might follow."""
+        """Yield the text that was held back because a character was incomplete."""
         yield from self._delta(self._text.end())
 
     def _delta(self, text: str) -> Iterator[TextDelta]:

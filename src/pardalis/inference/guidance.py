@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pardalis.inference.request import Contrastive, Guidance, ImageGuidance
+from pardalis.inference.generation import Contrastive, Guidance, ImageGuidance
 from pardalis.inference.sampling import EXCLUDED, kth_largest, power_of_two
 
 

@@ -1,40 +1,29 @@
-"""From a prompt as a person gives it to a request: what is asked, checked against the model."""
+"""From a prompt in Python to a request in token ids, checked against the model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import PIL.Image
 
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import RequestError
-from pardalis.inference.request import (
-    Contrastive,
-    Guidance,
-    ImageGuidance,
-    Request,
-    SamplingConfig,
-    is_count,
-)
+from pardalis.inference.generation import GenerationConfig, ImageGuidance
+from pardalis.inference.request import Request
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
 
-GenerationMode = Literal["text", "image", "interleaved"]
 Part = str | Path | bytes | PIL.Image.Image
-# Text takes the most likely id; images are sampled as in Chameleon's release.
-TEXT_SAMPLING = SamplingConfig(temperature=0.0)
-IMAGE_SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9)
-
 Prompt = Part | Sequence[Part] | Document
 
 
-def as_document(prompt: Prompt, role: Role | None = None) -> Document:
-    """Read a prompt: a string is text; a path, bytes or a PIL image is an image.
+def to_document(prompt: Prompt, role: Role | None = None) -> Document:
+    """Convert a prompt: a string is text; a path, bytes or a PIL image is an image.
 
     Args:
-        role: whose turn it is; a document has its own roles.
+        role: role of every segment; a document keeps its own roles.
     """
     if isinstance(prompt, Document):
         return prompt
@@ -48,106 +37,82 @@ def as_document(prompt: Prompt, role: Role | None = None) -> Document:
 def to_request(
     bundle: Bundle,
     prompt: Prompt,
+    config: GenerationConfig | None = None,
     *,
-    mode: GenerationMode = "interleaved",
-    max_new_tokens: int | None = None,
-    max_images: int | None = None,
-    text: SamplingConfig | None = None,
-    image: SamplingConfig | None = None,
-    guidance: float | ImageGuidance = 1.0,
-    chat: bool = False,
-    seed: int = 0,
     number: int = 0,
+    **options: Any,
 ) -> Request:
-    """Return the request of a prompt; arguments as of :func:`pardalis.generate_many`.
+    """Encode a prompt and check that the model can complete it.
 
     Args:
-        number: of the prompt among those that share the seed.
+        number: index of the prompt among those that share the seed.
+        options: fields of the config, which replace its values.
 
     Raises:
-        RequestError: the prompt leaves no room for what is asked, or an image is asked of a model
-            that cannot draw.
+        RequestError: an option is wrong, the prompt leaves too small a token budget, or images are
+            required of a model that cannot generate any.
         DataError: an image of the prompt cannot be read.
     """
-    limits = _limits(bundle, mode, max_new_tokens, max_images)
-    guide = _guide(guidance, limits)
-    document = as_document(prompt, "user" if chat else None)
+    config = (config or GenerationConfig()).with_options(options)
+    limits = _limits(bundle, config)
+    guidance = _guidance(config, limits)
+    document = to_document(prompt, "user" if config.chat else None)
     prompt_ids = bundle.codec.encode_prompt(document)
     context = bundle.model.config.context
     if len(prompt_ids) >= context:
         raise RequestError(
-            f"The prompt has {len(prompt_ids)} ids, which fills the model's context of {context}; "
-            "shorten it."
+            f"The prompt has {len(prompt_ids)} tokens, which fills the model's context of "
+            f"{context}; shorten it."
         )
     limits = replace(
         limits,
         max_new_tokens=min(limits.max_new_tokens, context - len(prompt_ids)),
         one_turn=bool(document.segments) and document.segments[-1].role is not None,
     )
-    bundle.codec.grammar.begin(prompt_ids, limits)  # checks them
+    bundle.codec.grammar.begin(prompt_ids, limits)  # checks both
     return Request(
         prompt_ids=tuple(prompt_ids),
         limits=limits,
-        text=text or TEXT_SAMPLING,
-        image=image or IMAGE_SAMPLING,
-        guidance=guide,
-        seed=derive(seed, "answer", number),
+        text=config.text_sampling,
+        image=config.image_sampling,
+        guidance=guidance,
+        seed=derive(config.seed, "answer", number),
     )
 
 
-def _limits(
-    bundle: Bundle, mode: GenerationMode, max_new_tokens: int | None, max_images: int | None
-) -> Limits:
-    """Return what may be written, as if there were no prompt."""
-    budget = bundle.model.config.context if max_new_tokens is None else max_new_tokens
-    if not (is_count(budget) and budget):
-        raise RequestError(
-            f"max_new_tokens must be a whole number, 1 or more, got {max_new_tokens}."
-        )
-    if not (max_images is None or is_count(max_images)):
-        raise RequestError(f"max_images must be a whole number, 0 or more, got {max_images}.")
-    if not bundle.codec.image_tokenizer.config.has_decoder:
-        max_images = _no_images(mode, max_images)
-    match mode:
-        case "text":
-            if max_images:
-                raise RequestError(
-                    "mode 'text' draws nothing; leave max_images out or choose another mode."
-                )
-            return Limits(max_images=0, max_new_tokens=budget)
-        case "image":
-            return Limits(
-                text=False,
-                max_images=1 if max_images is None else max_images,
-                max_new_tokens=budget,
+def _limits(bundle: Bundle, config: GenerationConfig) -> Limits:
+    """Return the limits of a completion before the prompt takes its share of the context."""
+    max_images = config.max_images
+    if config.mode == "text":
+        if max_images:
+            raise RequestError(
+                f"max_images must be 0 or left out in mode 'text', got {max_images}; or choose "
+                "another `mode`."
             )
-        case "interleaved":
-            return Limits(max_images=max_images, max_new_tokens=budget)
-    raise RequestError(f"mode must be 'text', 'image' or 'interleaved', got {mode!r}.")
+        max_images = 0
+    elif config.mode == "image" and max_images is None:
+        max_images = 1
+    if not bundle.codec.image_tokenizer.config.has_decoder:
+        if config.mode == "image" or max_images:
+            raise RequestError(
+                "This model's image tokenizer has no decoder, so it reads images but cannot "
+                "generate them; use mode 'text', or run `import_model` again with one that has a "
+                "decoder."
+            )
+        max_images = 0
+    return Limits(
+        text=config.mode != "image",
+        max_images=max_images,
+        max_new_tokens=config.max_new_tokens or bundle.model.config.context,
+    )
 
 
-def _no_images(mode: GenerationMode, max_images: int | None) -> int:
-    """Return the limit of a model that cannot draw; raises RequestError when it is asked to."""
-    if mode == "image" or max_images:
+def _guidance(config: GenerationConfig, limits: Limits) -> ImageGuidance | None:
+    method = config.guidance_method
+    if method is not None and limits.max_images == 0:
+        name = "guidance" if config.contrastive_alpha is None else "contrastive_alpha"
         raise RequestError(
-            "This model's image tokenizer has no decoder, so it reads images but cannot generate "
-            "them; use mode 'text', or run `import_model` again with one that has a decoder."
+            f"{name} applies to images, but this request generates none; leave it out, or change "
+            "`mode` or `max_images`."
         )
-    return 0
-
-
-def _guide(guidance: float | ImageGuidance, limits: Limits) -> ImageGuidance | None:
-    if isinstance(guidance, int | float):
-        guidance = Guidance(text=guidance)
-    if not isinstance(guidance, Guidance | Contrastive):
-        raise RequestError(
-            f"guidance must be a number, a Guidance or a Contrastive, got {guidance!r}."
-        )
-    if guidance == Guidance():
-        return None
-    if limits.max_images == 0:
-        raise RequestError(
-            "Guidance steers how images are drawn, but this answer draws none; leave guidance "
-            "out, or let it draw."
-        )
-    return guidance
+    return method

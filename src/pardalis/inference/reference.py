@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pardalis.inference.generation import Guidance, ImageGuidance
 from pardalis.inference.guidance import GuidanceTensors, apply_guidance, largest_k
-from pardalis.inference.request import Guidance, ImageGuidance, Request
+from pardalis.inference.request import Request
 from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
 from pardalis.model import Decoder
 from pardalis.tokens import Grammar, Phase, Rule

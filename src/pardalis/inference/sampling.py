@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from pardalis.inference.request import SamplingConfig
+from pardalis.inference.generation import SamplingConfig
 
 # An odd number near 2^64 over the golden ratio, as signed: small multiples of it lie far apart.
 GOLDEN = -0x61C8864680B583EB

@@ -7,8 +7,9 @@ from itertools import count
 
 from pardalis.errors import QueueFullError, RequestError
 from pardalis.inference.config import EngineConfig
+from pardalis.inference.generation import Guidance
 from pardalis.inference.pages import PagePool
-from pardalis.inference.request import Guidance, Request
+from pardalis.inference.request import Request
 from pardalis.tokens import Grammar, Phase, Rule, State
 
 

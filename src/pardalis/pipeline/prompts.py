@@ -1,7 +1,7 @@
-"""Choosing what a trained model is asked, from the sources themselves.
+"""Choosing the prompts of samples from the documents of a run.
 
-What cannot be asked, because an image does not open or a prompt leaves no room for its sample, is
-left out and counted. Asking is :mod:`pardalis.pipeline.samples`.
+A prompt whose image does not open, or that leaves too few tokens for its sample, is left out and
+counted. :mod:`pardalis.pipeline.samples` generates the samples.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import TypeVar
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text, open_image
 from pardalis.errors import DataError
-from pardalis.inference import as_document
+from pardalis.inference import to_document
 from pardalis.pipeline.recipe import SampleConfig
 from pardalis.progress import bar
 from pardalis.seeds import numpy_generator
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LEAST_TEXT = 2  # ids of the shortest text worth asking for: one piece and eos
+_MIN_TEXT_TOKENS = 2  # one text token and eos
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image and its caption, in whichever order its document has them."""
+    """An image and its caption, in either order in their document."""
 
     name: str
     caption: str
@@ -37,18 +37,18 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is asked of one split, and the images that generated ones are compared with."""
+    """Prompts of one split, and the images that generated images are compared with."""
 
     split: str
     images: list[Pair]
     captions: list[Pair]
     titles: list[str]
     gallery: list[Pair]
-    n_captioned: int  # pairs of the split, but for those found unreadable
+    n_captioned: int  # pairs of the split, without those found unreadable
 
 
-def _sort_out(documents: Iterable[Document]) -> tuple[list[Pair], list[str]]:
-    """Find the pairs, and the first lines of the longer interleaved documents."""
+def _pairs_and_titles(documents: Iterable[Document]) -> tuple[list[Pair], list[str]]:
+    """Return the pairs, and the first lines of interleaved documents."""
     pairs: dict[Path, Pair] = {}
     titles: dict[str, None] = {}
     for document in documents:
@@ -66,10 +66,10 @@ def _sort_out(documents: Iterable[Document]) -> tuple[list[Pair], list[str]]:
 
 
 class Chooser:
-    """Chooses at random what is asked, among what can be.
+    """Chooses prompts at random among those that the model can complete.
 
-    It looks only at as much as that takes, so that a large source is neither encoded nor opened as
-    a whole; what it came upon and could not use it counts.
+    It checks candidates only until it has enough prompts, so it neither encodes nor opens all of a
+    large source. It counts the candidates that it rejects.
     """
 
     def __init__(self, bundle: Bundle, config: SampleConfig) -> None:
@@ -82,24 +82,24 @@ class Chooser:
 
     def choose(self, split: str, documents: Iterable[Document]) -> Prompts:
         config = self.config
-        pairs, titles = _sort_out(documents)
+        pairs, titles = _pairs_and_titles(documents)
         images = self._take(
             pairs,
             config.images,
             f"draw {split}",
-            lambda pair: self._can_be_drawn(pair) and self._opens(pair.image),
+            lambda pair: self._image_fits(pair) and self._opens(pair.image),
         )
         captions = self._take(
             pairs,
             config.captions,
             f"caption {split}",
-            lambda pair: self._can_be_captioned(pair) and self._opens(pair.image),
+            lambda pair: self._caption_fits(pair) and self._opens(pair.image),
         )
         return Prompts(
             split=split,
             images=images,
             captions=captions,
-            titles=self._take(titles, config.pages, f"pages {split}", self._can_be_continued),
+            titles=self._take(titles, config.pages, f"pages {split}", self._page_fits),
             gallery=self._gallery(split, pairs, [*images, *captions]),
             n_captioned=sum(pair.image not in self.unreadable for pair in pairs),
         )
@@ -121,7 +121,7 @@ class Chooser:
         return list(islice(filter(suits, shuffled), n))
 
     def _gallery(self, split: str, pairs: Sequence[Pair], originals: Sequence[Pair]) -> list[Pair]:
-        """Choose the originals and others up to the limit; they stay in the order of the source."""
+        """Return the originals and other pairs up to the limit, in the order of the source."""
         chosen = {pair.image for pair in originals}
         n = min(max(self.config.gallery, len(chosen)), len(pairs))
         with bar(f"Opening images ({split})", total=n, unit="images", done=len(chosen)) as add:
@@ -137,34 +137,33 @@ class Chooser:
     def _order(self, n: int, purpose: str) -> list[int]:
         return numpy_generator(self.config.seed, purpose).permutation(n).tolist()
 
-    def _can_be_drawn(self, pair: Pair) -> bool:
+    def _image_fits(self, pair: Pair) -> bool:
         return self._fits(
-            self._text_ids(pair.caption), self.codec.grammar.tokens_per_image, pair.name
+            self._n_tokens(pair.caption), self.codec.grammar.tokens_per_image, pair.name
         )
 
-    def _can_be_captioned(self, pair: Pair) -> bool:
-        return self._fits(
-            1 + self.codec.grammar.tokens_per_image, _LEAST_TEXT, pair.name
-        )  # 1 for bos
+    def _caption_fits(self, pair: Pair) -> bool:
+        n_prompt = 1 + self.codec.grammar.tokens_per_image  # bos and the image
+        return self._fits(n_prompt, _MIN_TEXT_TOKENS, pair.name)
 
-    def _can_be_continued(self, title: str) -> bool:
-        return self._fits(self._text_ids(title), _LEAST_TEXT, f"{title[:40]!r}")
+    def _page_fits(self, title: str) -> bool:
+        return self._fits(self._n_tokens(title), _MIN_TEXT_TOKENS, f"{title[:40]!r}")
 
-    def _text_ids(self, text: str) -> int:
-        return len(self.codec.encode_prompt(as_document(text)))
+    def _n_tokens(self, text: str) -> int:
+        return len(self.codec.encode_prompt(to_document(text)))
 
-    def _fits(self, prompt_ids: int, answer_ids: int, what: str) -> bool:
-        if prompt_ids + answer_ids <= self.context:
+    def _fits(self, n_prompt: int, n_completion: int, what: str) -> bool:
+        if n_prompt + n_completion <= self.context:
             return True
         self.n_too_long += 1
         self.first_reason = self.first_reason or (
-            f"{what} is a prompt of {prompt_ids} ids, whose sample needs {answer_ids}; together "
-            f"they exceed the model's context of {self.context}."
+            f"{what} is a prompt of {n_prompt} tokens whose sample needs {n_completion} more, "
+            f"which exceeds the model's context of {self.context}."
         )
         return False
 
     def _opens(self, image: Path) -> bool:
-        """Tell whether an image can be read; nothing of it is kept."""
+        """Whether an image can be decoded."""
         if image in self.readable:
             return True
         if image in self.unreadable:

@@ -1,10 +1,11 @@
-"""Asking a trained model: images for captions, captions for images, pages from a first line.
+"""Samples of a trained model: images for captions, captions for images, pages for first lines.
 
-Prompts are taken from the sources, those it learnt and those it never saw, so that the report can
-put what the model made beside what there was.
+Prompts come from the training and the held-out documents, so that the report can show each sample
+beside its original.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text, open_image
 from pardalis.files import atomic_folder, write_json
-from pardalis.inference import GenerationMode, Prompt, generate_many
+from pardalis.inference import GenerationConfig, GenerationMode, Prompt, generate_many
 from pardalis.pipeline.prompts import Chooser, Prompts
 from pardalis.pipeline.recipe import SampleConfig
 from pardalis.progress import bar
@@ -21,24 +22,24 @@ from pardalis.progress import bar
 def write_samples(
     bundle: Bundle, documents: Mapping[str, Iterable[Document]], config: SampleConfig, run: Path
 ) -> None:
-    """Answer prompts of each split and write ``samples/samples.json`` with the images beside it.
+    """Sample each split and write ``samples/samples.json`` with the images beside it.
 
     Args:
-        documents: by split, ``train`` and ``heldout``; read once, from beginning to end.
-        run: run folder; images of the corpus are named relative to it.
+        documents: by split, ``train`` and ``heldout``; each is iterated over once.
+        run: run folder; paths of original images are relative to it.
     """
     chooser = Chooser(bundle, config)
     prompts = [chooser.choose(split, items) for split, items in documents.items()]
     chooser.warn()
-    asker = _Asker(bundle, config)
+    sampler = _Sampler(bundle, config)
     with atomic_folder(run / "samples") as folder:
         start = monotonic()
-        generated = [d for some in prompts for d in asker.draw(some, folder, run)]
-        drawing_s = monotonic() - start
+        generated = [d for some in prompts for d in sampler.images(some, folder, run)]
+        image_s = monotonic() - start
         samples = {
             "images": generated,
-            "captions": [c for some in prompts for c in asker.caption(some, run)],
-            "pages": [p for some in prompts for p in asker.write_pages(some, folder)],
+            "captions": [c for some in prompts for c in sampler.captions(some, run)],
+            "pages": [p for some in prompts for p in sampler.pages(some, folder)],
             "gallery": [
                 {
                     "name": pair.name,
@@ -54,25 +55,27 @@ def write_samples(
             "seconds": monotonic() - start,
             "image_tokens_per_second": len(generated)
             * bundle.codec.grammar.codes_per_image
-            / max(drawing_s, 1e-9),
+            / max(image_s, 1e-9),
         }
         write_json(folder / "samples.json", samples)
 
 
-class _Asker:
-    """Asks in batches, so that memory stays bounded, and shows how far it is."""
+class _Sampler:
+    """Generates in batches, which bounds memory, and shows progress."""
 
     def __init__(self, bundle: Bundle, config: SampleConfig) -> None:
         self.bundle, self.config = bundle, config
 
-    def draw(self, prompts: Prompts, folder: Path, run: Path) -> list[dict[str, Any]]:
+    def images(self, prompts: Prompts, folder: Path, run: Path) -> list[dict[str, Any]]:
         split, pairs = prompts.split, prompts.images
-        samples = self._ask(f"Drawing ({split})", [[pair.caption] for pair in pairs], "image")
-        drawn = []
+        samples = self._generate(
+            f"Generating images ({split})", [[pair.caption] for pair in pairs], "image"
+        )
+        entries = []
         for number, (pair, sample) in enumerate(zip(pairs, samples, strict=True)):
             path = f"images/{split}-{number:04d}.png"
             _save(sample.images[0], folder / path)
-            drawn.append(
+            entries.append(
                 {
                     "name": pair.name,
                     "prompt": pair.caption,
@@ -81,12 +84,12 @@ class _Asker:
                     "original": _relative(pair.image, run),
                 }
             )
-        return drawn
+        return entries
 
-    def caption(self, prompts: Prompts, run: Path) -> list[dict[str, Any]]:
+    def captions(self, prompts: Prompts, run: Path) -> list[dict[str, Any]]:
         split, pairs = prompts.split, prompts.captions
         images = [[pair.image] for pair in pairs]
-        samples = self._ask(
+        samples = self._generate(
             f"Captioning ({split})", images, "text", max_new_tokens=self.config.caption_tokens
         )
         return [
@@ -100,9 +103,9 @@ class _Asker:
             for pair, sample in zip(pairs, samples, strict=True)
         ]
 
-    def write_pages(self, prompts: Prompts, folder: Path) -> list[dict[str, Any]]:
+    def pages(self, prompts: Prompts, folder: Path) -> list[dict[str, Any]]:
         split, titles = prompts.split, prompts.titles
-        samples = self._ask(f"Writing pages ({split})", titles, "interleaved")
+        samples = self._generate(f"Generating pages ({split})", titles, "interleaved")
         pages = []
         for number, (title, sample) in enumerate(zip(titles, samples, strict=True)):
             segments: list[dict[str, str]] = []
@@ -116,28 +119,26 @@ class _Asker:
             pages.append({"prompt": title, "split": split, "segments": segments})
         return pages
 
-    def _ask(
+    def _generate(
         self,
         description: str,
         prompts: Sequence[Prompt],
         mode: GenerationMode,
         max_new_tokens: int | None = None,
     ) -> Iterator[Document]:
-        config = self.config
+        sample = self.config
+        config = GenerationConfig(
+            mode=mode,
+            max_new_tokens=max_new_tokens,
+            guidance=1.0 if mode == "text" else sample.guidance,
+            **asdict(sample.text),
+            **{f"image_{name}": value for name, value in asdict(sample.image).items()},
+        )
         with bar(description, total=len(prompts), unit="prompts") as advance:
-            for start in range(0, len(prompts), config.batch):
-                some = prompts[start : start + config.batch]
-                yield from generate_many(
-                    self.bundle,
-                    some,
-                    mode=mode,
-                    max_new_tokens=max_new_tokens,
-                    text=config.text,
-                    image=config.image,
-                    guidance=1.0 if mode == "text" else config.guidance,
-                    seed=config.seed + start,
-                )
-                advance(len(some))
+            for start in range(0, len(prompts), sample.batch):
+                batch = prompts[start : start + sample.batch]
+                yield from generate_many(self.bundle, batch, config, seed=sample.seed + start)
+                advance(len(batch))
 
 
 def _save(image: Image, path: Path) -> None:

@@ -11,15 +11,7 @@ from pardalis.bundle import Bundle
 from pardalis.codec import Codec
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import DataError, RequestError
-from pardalis.inference import (
-    Contrastive,
-    EngineConfig,
-    Guidance,
-    SamplingConfig,
-    as_document,
-    fitting,
-    to_request,
-)
+from pardalis.inference import EngineConfig, engine_config_for, to_document, to_request
 from pardalis.vq import ImageTokenizer
 
 
@@ -30,12 +22,12 @@ def image() -> PIL.Image.Image:
 
 def test_what_a_prompt_may_be(image, tmp_path):
     path = tmp_path / "owl.png"
-    assert as_document("owl") == Document((Text("owl"),))
-    mixed = as_document(["owl", path, b"bytes", image])
+    assert to_document("owl") == Document((Text("owl"),))
+    mixed = to_document(["owl", path, b"bytes", image])
     assert [type(s) for s in mixed.segments] == [Text, Image, Image, Image]
-    assert as_document(mixed) is mixed
+    assert to_document(mixed) is mixed
     for alone in (path, b"bytes", image):
-        assert as_document(alone) == Document((Image(alone),))
+        assert to_document(alone) == Document((Image(alone),))
 
 
 def test_modes(bundle, image):
@@ -48,61 +40,60 @@ def test_modes(bundle, image):
     assert len(one.images) <= 1
 
 
-def test_a_model_that_cannot_draw_reads_images_and_writes_text(bundle, image):
+def test_a_model_without_an_image_decoder_reads_images_and_generates_text(bundle, image):
     codec = bundle.codec
     config = dataclasses.replace(codec.image_tokenizer.config, has_decoder=False)
     blind = ImageTokenizer(config)
     blind.load_state_dict(codec.image_tokenizer.state_dict(), strict=False)
     bundle = Bundle(bundle.model, Codec(codec.vocabulary, codec.text_tokenizer, blind.eval()), {})
     for seed in range(4):
-        hot = SamplingConfig(temperature=5.0)
-        answer = pardalis.generate(bundle, [image, "what"], text=hot, seed=seed)
-        assert not answer.images
-    for asked in ({"mode": "image"}, {"max_images": 1}):
+        text = pardalis.generate(bundle, [image, "what"], temperature=5.0, seed=seed)
+        assert not text.images
+    for options in ({"mode": "image"}, {"max_images": 1}):
         with pytest.raises(RequestError, match="has no decoder, so it reads images but cannot"):
-            pardalis.generate(bundle, "owl", **asked)
+            pardalis.generate(bundle, "owl", **options)
 
 
 def test_chat_is_a_turn_of_the_user(bundle, image):
     asked = Document((Image(image, role="user"), Text("what", role="user")))
-    answer = pardalis.generate(bundle, [image, "what"], chat=True, seed=2)
-    assert answer == pardalis.generate(bundle, asked, seed=2)
-    assert {segment.role for segment in answer.segments} == {"assistant"}
-    assert answer.text != pardalis.generate(bundle, [image, "what"], seed=2).text
+    completion = pardalis.generate(bundle, [image, "what"], chat=True, seed=2)
+    assert completion == pardalis.generate(bundle, asked, seed=2)
+    assert {segment.role for segment in completion.segments} == {"assistant"}
+    assert completion.text != pardalis.generate(bundle, [image, "what"], seed=2).text
 
 
 def codes(document, bundle):
     return [np.asarray(image.source).tolist() for image in document.images]
 
 
-def test_the_seed_and_the_place_decide(bundle):
-    def draw(prompts, seed):
+def test_the_seed_and_the_number_decide(bundle):
+    def generate(prompts, seed):
         return [
             codes(d, bundle)
             for d in pardalis.generate_many(bundle, prompts, mode="image", seed=seed)
         ]
 
-    assert draw(["owl", "fox"], 1) == draw(["owl", "fox"], 1)
-    assert draw(["owl", "fox"], 1)[0] == draw(["owl"], 1)[0]
-    assert draw(["owl"], 1) != draw(["owl"], 2)
-    first, second = draw(["owl", "owl"], 1)
+    assert generate(["owl", "fox"], 1) == generate(["owl", "fox"], 1)
+    assert generate(["owl", "fox"], 1)[0] == generate(["owl"], 1)[0]
+    assert generate(["owl"], 1) != generate(["owl"], 2)
+    first, second = generate(["owl", "owl"], 1)
     assert first != second
 
 
-def test_a_prompt_that_leaves_no_room_for_an_image(bundle):
-    prompt = "x" * 34  # 35 ids with bos; an image takes 6
+def test_a_prompt_that_leaves_too_few_tokens_for_an_image(bundle):
+    prompt = "x" * 34  # 35 tokens with bos; an image takes 6
     with pytest.raises(RequestError, match="token budget is 5, but 6 are needed"):
         pardalis.generate(bundle, prompt, mode="image")
     assert not pardalis.generate(bundle, prompt, mode="interleaved").images
 
 
 def test_a_prompt_that_fills_the_context(bundle):
-    with pytest.raises(RequestError, match="has 51 ids, which fills the model's context of 40"):
+    with pytest.raises(RequestError, match="has 51 tokens, which fills the model's context of 40"):
         pardalis.generate(bundle, "x" * 50)
 
 
 def test_settings_that_contradict_each_other(bundle):
-    with pytest.raises(RequestError, match="mode 'text' draws nothing"):
+    with pytest.raises(RequestError, match="max_images must be 0 or left out"):
         pardalis.generate(bundle, "owl", mode="text", max_images=1)
 
 
@@ -116,42 +107,48 @@ def test_no_prompt_at_all(bundle):
 
 
 def test_a_conversation_gets_one_turn_of_the_assistant(bundle):
-    """Whatever seed: the answer ends with its turn, and is the assistant's."""
-    hot = pardalis.SamplingConfig(temperature=3.0)
+    """Whatever the seed, the completion is one turn of the assistant."""
 
     def ask(document: Document) -> list[Document]:
-        return pardalis.generate_many(bundle, [document] * 80, text=hot, max_new_tokens=12)
+        return pardalis.generate_many(bundle, [document] * 80, temperature=3.0, max_new_tokens=12)
 
-    for answer in ask(Document((Text("Draw an owl.", role="user"),))):
-        assert all(segment.role == "assistant" for segment in answer.segments)
-    # Without roles some answers do hold turns, so there was something to stop at.
+    for completion in ask(Document((Text("Draw an owl.", role="user"),))):
+        assert all(segment.role == "assistant" for segment in completion.segments)
+    # Without roles some completions do hold turns, so there was something to stop at.
     plain = ask(Document((Text("Draw an owl."),)))
-    assert any(segment.role == "assistant" for answer in plain for segment in answer.segments)
+    assert any(
+        segment.role == "assistant" for completion in plain for segment in completion.segments
+    )
 
 
-def test_guidance_is_a_number_or_says_more(bundle):
-    def draw(guidance):
-        return codes(pardalis.generate(bundle, "owl", mode="image", guidance=guidance), bundle)
+def test_guidance_of_all_forms(bundle):
+    def generate(**options):
+        return codes(pardalis.generate(bundle, "owl", mode="image", **options), bundle)
 
-    plain = draw(1.0)
-    assert draw(Guidance(text=1.0)) == plain
-    assert draw(3.0) == draw(Guidance(text=3.0)) != plain
-    assert draw(Contrastive(alpha=0.1, k=2)) != plain
-    with pytest.raises(RequestError, match="Guidance steers how images are drawn"):
-        pardalis.generate(bundle, "owl", mode="text", guidance=2.0)
-    with pytest.raises(RequestError, match="guidance scale of text must be a number"):
-        pardalis.generate(bundle, "owl", guidance=float("nan"))
+    plain = generate()
+    assert generate(guidance=1.0) == plain
+    assert generate(guidance=3) == generate(guidance=3.0) != plain
+    assert generate(contrastive_alpha=0.1, contrastive_k=2) != plain
 
 
-def test_all_are_checked_before_one_is_answered(bundle, monkeypatch):
-    monkeypatch.setattr("pardalis.inference.answer.Engine", None)
-    with pytest.raises(RequestError, match="has 51 ids"):
+def test_a_config_and_options_over_it(bundle):
+    config = pardalis.GenerationConfig(mode="image", seed=1, image_temperature=1.5)
+    as_options = pardalis.generate(bundle, "owl", mode="image", seed=2, image_temperature=1.5)
+    assert pardalis.generate(bundle, "owl", config, seed=2) == as_options
+    assert pardalis.generate(bundle, "owl", config) != as_options
+
+
+def test_all_are_checked_before_generation_begins(bundle, monkeypatch):
+    monkeypatch.setattr("pardalis.inference.api.Engine", None)
+    with pytest.raises(RequestError, match="has 51 tokens"):
         pardalis.generate_many(bundle, ["owl", "x" * 50])
 
 
 def test_the_cache_is_as_large_as_requests_need(bundle):
     def config(n, **options):
-        return fitting([to_request(bundle, "owl", max_new_tokens=10, **options) for _ in range(n)])
+        return engine_config_for(
+            [to_request(bundle, "owl", max_new_tokens=10, **options) for _ in range(n)]
+        )
 
     assert config(1).max_slots == 1
     assert config(1, guidance=2.0).max_slots == 3
@@ -161,5 +158,5 @@ def test_the_cache_is_as_large_as_requests_need(bundle):
 
 
 def test_more_prompts_than_may_wait(bundle):
-    answers = pardalis.generate_many(bundle, ["owl"] * 150, mode="text", max_new_tokens=1)
-    assert len(answers) == 150
+    completions = pardalis.generate_many(bundle, ["owl"] * 150, mode="text", max_new_tokens=1)
+    assert len(completions) == 150

@@ -1,0 +1,250 @@
+"""Completing a file of prompts into a folder, in a way that can be interrupted and resumed.
+
+:mod:`pardalis.inference.prompt_lines` describes the file. The folder gets
+
+    completions.jsonl   {"index", "prompt", "completion" or "error", "reason", "tokens"} per prompt
+    images/             the generated images, 000012-0.png for the first one of prompt 12
+    settings.json       the bundle and the options, so that only the same run resumes
+
+The ``prompt`` of a record is a hash of the line and of its images' bytes. Records are appended as
+completions finish and are sorted at the end.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pardalis.documents import Document, Image, Text, to_png
+from pardalis.documents.writers import write_records
+from pardalis.errors import ConfigError, PardalisError, RequestError
+from pardalis.files import output_folder, write_bytes, write_json
+from pardalis.inference.engine import Completion, Engine
+from pardalis.inference.events import Finished
+from pardalis.inference.generation import GenerationConfig, documents_options
+from pardalis.inference.prompt import to_request
+from pardalis.inference.prompt_lines import (
+    Line,
+    common_config,
+    json_or_none,
+    parse_line,
+    read_lines,
+)
+from pardalis.progress import bar
+
+_COMPLETIONS = "completions.jsonl"
+_SETTINGS = "settings.json"
+_OLD_COMPLETIONS = "answers.jsonl"
+
+
+@dataclass(slots=True)
+class Summary:
+    """Counts and speed of one run; all but ``requests`` leave out what earlier runs completed."""
+
+    requests: int  # prompts in the file
+    unchanged: int = 0  # completed by an earlier run and kept
+    failed: int = 0
+    tokens: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    peak_sequences: int = 0
+    tokens_per_step: float = 0.0
+    reused_tokens: int = 0  # prompt tokens whose keys and values another prompt had computed
+
+
+@documents_options
+class PromptFile:
+    """Completes the prompts of a file into a folder.
+
+        with Engine(bundle) as engine:
+            summary = PromptFile(engine, Path("prompts.jsonl"), Path("completions")).run()
+
+    Args:
+        path: a .txt file with a prompt on each line, or a .jsonl file with an object on each line.
+        folder: receives completions.jsonl and images/; an interrupted run resumes from it.
+        config: options of all lines as one object; a JSONL line may replace any of them.
+        bundle_path: where the bundle was loaded from; a folder resumes only with the same path.
+        options: fields of :class:`GenerationConfig`, which replace those of ``config``.
+
+    Options:
+        {options}
+
+    Raises:
+        ConfigError: the file has no prompts, or the folder cannot be written or resumed.
+        DataError: the file cannot be read.
+        RequestError: an option is wrong or fits no line.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        path: Path,
+        folder: Path,
+        config: GenerationConfig | None = None,
+        *,
+        bundle_path: Path | None = None,
+        **options: Any,
+    ) -> None:
+        self.engine, self.path, self.bundle_path = engine, path, bundle_path
+        self.config = (config or GenerationConfig()).with_options(options)
+        self.lines = read_lines(path)
+        to_request(engine.bundle, [], common_config(self.lines, path, self.config))  # checks it
+        if (folder / _OLD_COMPLETIONS).exists():
+            raise ConfigError(
+                f"{folder} holds {_OLD_COMPLETIONS}, which an older version wrote; choose another "
+                "folder, or remove it."
+            )
+        self.folder = output_folder(folder)
+        self.completions = self.folder / _COMPLETIONS
+        self.summary = Summary(len(self.lines))
+        self._open: dict[int, tuple[Line, str, Completion]] = {}
+
+    def run(self) -> Summary:
+        """Complete the prompts that have no completion yet; sort all records.
+
+        A prompt that fails gets a record with its ``error``; the others are completed.
+
+        Raises:
+            ConfigError: the folder holds completions of another bundle or with other options.
+        """
+        self._check_settings()
+        summary, path = self.summary, self.completions
+        records = self._kept()
+        summary.unchanged = len(records)
+        write_records(records.values(), path)
+        start = time.monotonic()
+        with (
+            path.open("a", encoding="utf-8", newline="\n") as file,
+            bar("Generating", len(self.lines), "prompts", done=len(records)) as advance,
+        ):
+            for record in self._complete(line for line in self.lines if line.index not in records):
+                records[record["index"]] = record
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+                summary.seconds = time.monotonic() - start
+                summary.tokens_per_second = summary.tokens / summary.seconds
+                advance(tokens_per_s=summary.tokens_per_second, failed=summary.failed)
+        write_records((records[index] for index in sorted(records)), path)
+        statistics = self.engine.statistics
+        summary.peak_sequences = statistics.peak_sequences
+        summary.tokens_per_step = summary.tokens / max(statistics.passes, 1)
+        summary.reused_tokens = statistics.reused_tokens
+        return summary
+
+    def _check_settings(self) -> None:
+        """Write settings.json, or check that completions were generated with the same ones."""
+        settings = {
+            "bundle": str(self.bundle_path.resolve()) if self.bundle_path else None,
+            "made_by": self.engine.bundle.made_by,
+            "dtype": str(self.engine.bundle.model.embedding.weight.dtype),
+            "weights": self.engine.config.weights,
+            "options": asdict(self.config),
+        }
+        path = self.folder / _SETTINGS
+        before = json_or_none(_bytes(path))
+        if before != json.loads(json.dumps(settings)) and any(self._records()):
+            found = (
+                f"completions, but their settings cannot be read from {path}"
+                if before is None
+                else f"completions of another bundle or with other options (see {path})"
+            )
+            raise ConfigError(f"{self.folder} holds {found}; choose another folder, or remove it.")
+        write_json(path, settings)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Yield the undamaged completions of earlier runs whose images exist."""
+        for content in _bytes(self.completions).split(b"\n"):
+            match json_or_none(content):
+                case {"index": index, "prompt": str(), "completion": [*segments]} as record:
+                    if type(index) is int and all(map(self._is_whole, segments)):
+                        yield record
+
+    def _is_whole(self, segment: Any) -> bool:
+        match segment:
+            case {"text": str(), **rest} if not rest:
+                return True
+            case {"image": str(name), **rest} if not rest:
+                return os.path.isfile(self.folder / name)
+        return False
+
+    def _kept(self) -> dict[int, dict[str, Any]]:
+        """Return the completions of earlier runs whose prompts have not changed, by index."""
+        lines = {line.index: line for line in self.lines}
+        return {
+            record["index"]: record
+            for record in self._records()
+            if record["index"] in lines and record["prompt"] == self._digest(lines[record["index"]])
+        }
+
+    def _digest(self, line: Line) -> str | None:
+        try:
+            return line.digest(parse_line(line, self.path, self.config)[0])
+        except (RequestError, OSError):
+            return None
+
+    def _complete(self, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
+        """Yield records as completions finish; enough requests are open to fill every slot."""
+        config = self.engine.config
+        max_open = config.max_slots + min(config.max_slots, config.max_waiting)
+        for line in lines:
+            while len(self._open) >= max_open:
+                yield from self._step()
+            try:
+                parts, options, number = parse_line(line, self.path, self.config)
+                request = to_request(self.engine.bundle, parts, options, number=number)
+                digest = line.digest(parts)
+                completion = self.engine.submit_request(request)
+            except (PardalisError, OSError) as error:
+                yield self._failed(line, str(error))
+            else:
+                self._open[completion.key] = line, digest, completion
+        while self._open:
+            yield from self._step()
+
+    def _step(self) -> Iterator[dict[str, Any]]:
+        for event in self.engine.step():
+            if isinstance(event, Finished):
+                line, digest, completion = self._open.pop(event.key)
+                if completion.document is None:
+                    yield self._failed(line, event.error)
+                else:
+                    yield self._record(line.index, digest, completion.document, event)
+
+    def _failed(self, line: Line, error: str) -> dict[str, Any]:
+        self.summary.failed += 1
+        where = f"{self.path.name}:{line.number}"
+        return {"index": line.index, "prompt": line.digest(), "error": f"{where}: {error}"}
+
+    def _record(
+        self, index: int, digest: str, document: Document, finished: Finished
+    ) -> dict[str, Any]:
+        self.summary.tokens += finished.usage.completion_tokens
+        self.summary.images += finished.usage.images
+        segments: list[dict[str, Any]] = []
+        n_images = 0
+        for segment in document.segments:
+            if isinstance(segment, Text):
+                segments.append({"text": segment.text})
+            else:
+                segments.append({"image": self._save(segment, index, n_images)})
+                n_images += 1
+        return {
+            "index": index,
+            "prompt": digest,
+            "completion": segments,
+            "reason": finished.reason,
+            "tokens": finished.usage.completion_tokens,
+        }
+
+    def _save(self, image: Image, index: int, number: int) -> str:
+        name = f"images/{index:06}-{number}.png"
+        write_bytes(self.folder / name, to_png(image.source))
+        return name
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""

@@ -1,0 +1,148 @@
+"""The lines of a file of prompts: reading them, and what each asks for.
+
+In a text file every line is a prompt. In a JSONL file every line is an object. Its ``prompt`` is a
+text or a list of texts, ``{"text": ...}`` and ``{"image": path}``, with paths relative to the file.
+All other keys are fields of :class:`GenerationConfig`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pardalis.errors import ConfigError, DataError, RequestError
+from pardalis.inference.generation import GenerationConfig
+from pardalis.inference.prompt import Part
+
+_GUIDANCE = ("guidance", "image_guidance", "contrastive_alpha", "contrastive_k")
+_LIMITS = ("mode", "max_new_tokens", "max_images")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a file of prompts."""
+
+    index: int  # counts prompts from 0
+    number: int  # counts lines from 1, blank ones included
+    content: str
+
+    def digest(self, parts: Sequence[Part] = ()) -> str:
+        """Return a hash of the line and of its images' bytes; raises OSError."""
+        digest = hashlib.sha256(self.content.encode())
+        for part in parts:
+            if isinstance(part, Path):
+                with part.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a file that are not blank.
+
+    Raises:
+        ConfigError: all lines are blank.
+        DataError: the file does not exist or is not UTF-8.
+        RequestError: its name ends neither in .txt nor in .jsonl.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise RequestError(f"A file of prompts is a .txt or .jsonl file, got {path}.")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; a file of prompts was expected there.")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}; save it as UTF-8.") from error
+    lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path} has no prompts; write one on each line.")
+    return [
+        Line(index, number, line.removesuffix("\r")) for index, (number, line) in enumerate(lines)
+    ]
+
+
+def parse_line(
+    line: Line, path: Path, defaults: GenerationConfig
+) -> tuple[list[Part], GenerationConfig, int]:
+    """Return a line's prompt, its options, and its number among the prompts that share its seed.
+
+    Raises:
+        RequestError: the line is not a prompt with known options.
+    """
+    if path.suffix == ".txt":
+        return [line.content], defaults, line.index
+    try:
+        record = json.loads(line.content)
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"The line is not JSON: {error.msg} at character {error.colno}."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"The line is not JSON that can be read: {error}.") from error
+    if not isinstance(record, dict) or "prompt" not in record:
+        raise RequestError('The line must be an object with a "prompt".')
+    prompt = record.pop("prompt")
+    config = _with_defaults(record, defaults)
+    parts = prompt if isinstance(prompt, list) else [prompt]
+    number = 0 if "seed" in record else line.index
+    return [_part(part, path.parent) for part in parts], config, number
+
+
+def common_config(
+    lines: Sequence[Line], path: Path, defaults: GenerationConfig
+) -> GenerationConfig:
+    """Return the options that no line replaces, which can be checked before the first line."""
+    own: set[str] = set()
+    if path.suffix == ".jsonl":
+        records = (json_or_none(line.content.encode()) for line in lines)
+        own = own.union(*(record for record in records if isinstance(record, dict)))
+    return _reset(defaults, [name for name in _LIMITS if name in own])
+
+
+def json_or_none(content: bytes) -> Any:
+    """Return the value of JSON, or None if it is damaged, like a line cut off by a crash."""
+    try:
+        value = json.loads(content.decode())
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _with_defaults(own: Mapping[str, Any], defaults: GenerationConfig) -> GenerationConfig:
+    """Return a line's options over the defaults.
+
+    The options of guidance belong together: a line that has one of them takes none from the
+    defaults, and neither does a line that generates no images.
+    """
+    mode, max_images = own.get("mode", defaults.mode), own.get("max_images", defaults.max_images)
+    if mode == "text" or max_images == 0 or any(name in own for name in _GUIDANCE):
+        defaults = _reset(defaults, _GUIDANCE)
+    return defaults.with_options(own)
+
+
+def _reset(config: GenerationConfig, names: Sequence[str]) -> GenerationConfig:
+    plain = GenerationConfig()
+    return config.with_options({name: getattr(plain, name) for name in names})
+
+
+def _part(part: Any, folder: Path) -> Part:
+    match {"text": part} if isinstance(part, str) else part:
+        case {"text": str(text), **rest} if not rest:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise RequestError(
+                    "The prompt has invalid Unicode: half of a surrogate pair."
+                ) from error
+            return text
+        case {"image": str(name), **rest} if not rest:
+            file = folder / name
+            if not os.path.isfile(file):  # unlike Path.is_file, it takes a name of any length
+                raise RequestError(f"The image {name!r} is not a file in {folder}.")
+            return file
+    raise RequestError(
+        'The prompt must be a text or a list of texts, {"text": ...} and {"image": path}.'
+    )

@@ -1,0 +1,60 @@
+"""The public names of :mod:`pardalis.inference`."""
+
+from pardalis.inference.api import engine_config_for, generate, generate_many
+from pardalis.inference.config import EngineConfig
+from pardalis.inference.engine import Completion, Engine
+from pardalis.inference.events import (
+    Event,
+    Finished,
+    ImageBegun,
+    ImageDone,
+    ImageRows,
+    TextDelta,
+    Usage,
+)
+from pardalis.inference.generation import (
+    Contrastive,
+    GenerationConfig,
+    GenerationMode,
+    Guidance,
+    ImageGuidance,
+    SamplingConfig,
+)
+from pardalis.inference.prompt import Part, Prompt, to_document, to_request
+from pardalis.inference.prompt_file import PromptFile, Summary
+from pardalis.inference.reference import generate_reference
+from pardalis.inference.request import Request
+from pardalis.inference.token_loop import Progress, TokenLoop, generate_ids
+
+__all__ = [
+    "Completion",
+    "Contrastive",
+    "Engine",
+    "EngineConfig",
+    "Event",
+    "Finished",
+    "GenerationConfig",
+    "GenerationMode",
+    "Guidance",
+    "ImageBegun",
+    "ImageDone",
+    "ImageGuidance",
+    "ImageRows",
+    "Part",
+    "Progress",
+    "Prompt",
+    "PromptFile",
+    "Request",
+    "SamplingConfig",
+    "Summary",
+    "TextDelta",
+    "TokenLoop",
+    "Usage",
+    "engine_config_for",
+    "generate",
+    "generate_ids",
+    "generate_many",
+    "generate_reference",
+    "to_document",
+    "to_request",
+]
