@@ -1,4 +1,4 @@
-"""The automaton in tensors walks beside the grammar, rule for rule and state for state."""
+"""The automaton in tensors equals the grammar, rule by rule and state by state."""
 
 import random
 
@@ -40,8 +40,8 @@ def limits_of(limits: list[Limits], branched_image: list[int] | None = None) -> 
     )
 
 
-def test_walks_as_the_grammar_does(grammar):
-    """Every row takes random ids of those that its rule allows, until all are over."""
+def test_equals_the_grammar(grammar):
+    """Every sequence takes random tokens that its rule allows, until all are over."""
     automaton = Automaton(grammar, torch.device("cpu"))
     written = grammar.writable_ids()
     draw = random.Random(0)
@@ -64,14 +64,14 @@ def test_walks_as_the_grammar_does(grammar):
             if expected[n] is not Rule.NOTHING:
                 states[n] = grammar.advance(states[n], token_id)
                 ids[n].append(token_id)
-        told = slot_state(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
+        from_host = slot_state(states, [i[-1] for i in ids], [len(i) - 1 for i in ids])
         for name in STATE_FIELDS:
-            assert torch.equal(getattr(on_device, name), getattr(told, name)), name
+            assert torch.equal(getattr(on_device, name), getattr(from_host, name)), name
     assert seen == set(Rule) - {Rule.BOS}
     assert all(rule is Rule.NOTHING for rule in expected)
 
 
-def test_a_guided_image_waits_for_its_linked_rows(grammar):
+def test_a_guided_image_waits_for_its_branches(grammar):
     automaton = Automaton(grammar, torch.device("cpu"))
     inside = State(Phase.IMAGE, codes_left=3, images=2, budget=20)
     state = slot_state([inside, inside], [9, 9], [5, 5])
@@ -83,7 +83,7 @@ def test_a_guided_image_waits_for_its_linked_rows(grammar):
     assert after.codes_left.tolist() == [3, 2]
 
 
-def test_begins_with_bos(grammar):
+def test_starts_with_bos(grammar):
     automaton = Automaton(grammar, torch.device("cpu"))
     state = slot_state([State(budget=5)], [IDS.pad_id], [-1])
     rule = automaton.rule(state, limits_of([Limits(max_new_tokens=5)]))

@@ -1,4 +1,4 @@
-"""The paged cache against attention over rows that lie in one piece."""
+"""The paged cache against attention over contiguous sequences."""
 
 import torch
 from hypothesis import given, settings
@@ -22,8 +22,8 @@ MODEL = initialise(Decoder(CONFIG), seed=0).eval()
 
 @settings(deadline=None, max_examples=40)
 @given(st.data())
-def test_rows_in_pages_equal_rows_alone(data):
-    """Random rows, read in random parts beside each other, from pages in any order."""
+def test_paged_sequences_equal_contiguous_ones(data):
+    """Random sequences are read in random parts in one pass, from pages in any order."""
     page_size = data.draw(st.integers(1, 5))
     lengths = data.draw(st.lists(st.integers(1, 17), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
@@ -61,7 +61,7 @@ def test_rows_in_pages_equal_rows_alone(data):
             torch.testing.assert_close(torch.cat(parts), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_pages_that_follow_one_another_are_not_copied():
+def test_consecutive_pages_are_not_copied():
     cache = PagedCache(CONFIG, 6, 4, MODEL.embedding.weight)
     layout = PassLayout(cache, [SequencePart([2, 3], 1, 7), SequencePart([3, 2], 1, 7)])
     view, copy = (layout.entries_of(cache.keys[0], number) for number in range(2))
@@ -70,7 +70,7 @@ def test_pages_that_follow_one_another_are_not_copied():
     assert copy.untyped_storage().data_ptr() != cache.keys[0].untyped_storage().data_ptr()
 
 
-def test_columns_without_a_page_write_to_the_page_of_nobody():
+def test_positions_without_a_page_write_to_page_0():
     cache = PagedCache(CONFIG, 3, 4, MODEL.embedding.weight)
     layout = PassLayout(cache, [SequencePart([1], 2, 8)])
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Guidance against its formulas, and contrastive decoding against sets."""
+"""Guidance against its formulas, and contrastive decoding against a slow implementation."""
 
 import itertools
 
@@ -14,14 +14,15 @@ GENERATOR = torch.Generator().manual_seed(0)
 L, U, S = (3 * torch.randn(1, 9, generator=GENERATOR) for _ in range(3))
 
 
-def one(guide, logits=L, alone=U, images=None):
+def one(guide, logits=L, unconditional=U, image_conditional=None):
+    guidance = GuidanceTensors.of([guide])
     return apply_guidance(
-        logits, alone, images, GuidanceTensors.of([guide]), largest_k=largest_k([guide])
+        logits, unconditional, image_conditional, guidance, largest_k=largest_k([guide])
     )
 
 
 def kept(guide, logits=None):
-    """Return the ids that contrastive decoding may choose."""
+    """Return the tokens that contrastive decoding may choose."""
     scores = one(guide, P.log() if logits is None else logits, torch.zeros(1, 4))
     return set((scores[0] > -1e9).nonzero()[:, 0].tolist())
 
@@ -29,7 +30,7 @@ def kept(guide, logits=None):
 # ── extrapolation ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_scale_of_one_is_no_guidance_and_zero_is_the_stream_alone():
+def test_a_scale_of_one_is_no_guidance_and_zero_is_the_unconditional_branch():
     assert torch.equal(one(None), L)
     assert torch.equal(one(Guidance(text=1.0)), L)
     assert torch.equal(one(Guidance(text=0.0)), U)
@@ -43,24 +44,24 @@ def test_two_way():
 def test_three_way():
     """As in Chameleon's release, with its scales."""
     expected = U + 1.2 * (S - U) + 3.0 * (L - S)
-    torch.testing.assert_close(one(Guidance(text=3.0, image=1.2), images=S), expected)
+    torch.testing.assert_close(one(Guidance(text=3.0, image=1.2), image_conditional=S), expected)
 
 
 def test_without_earlier_images_three_ways_are_two():
     two_way = one(Guidance(text=3.0))
     for scale in (0.0, 1.2, 5.0):
-        assert torch.equal(one(Guidance(text=3.0, image=scale), images=U), two_way)
+        assert torch.equal(one(Guidance(text=3.0, image=scale), image_conditional=U), two_way)
     torch.testing.assert_close(two_way, U + 3.0 * (L - U))
 
 
-def test_scales_of_one_are_the_context_itself():
-    torch.testing.assert_close(one(Guidance(text=1.0, image=1.0), images=S), L)
+def test_scales_of_one_are_no_guidance():
+    torch.testing.assert_close(one(Guidance(text=1.0, image=1.0), image_conditional=S), L)
 
 
 # ── contrastive decoding ─────────────────────────────────────────────────────────────────────────
 
 
-def test_identical_streams_score_nothing():
+def test_equal_logits_score_zero():
     scores = one(Contrastive(alpha=0.2, k=3), L, L)
     assert (scores[scores > -1e9] == 0).all()
 
@@ -69,7 +70,7 @@ def test_identical_streams_score_nothing():
     ("alpha", "k", "expected"),
     [(0.6, 1, {0, 1}), (0.6, 2, {0, 1}), (0.1, 1, {0, 1, 2, 3}), (0.7, 1, {0}), (0.7, 2, {0, 1})],
 )
-def test_which_ids_are_candidates(alpha, k, expected):
+def test_candidates(alpha, k, expected):
     assert kept(Contrastive(alpha=alpha, k=k)) == expected
 
 
@@ -87,20 +88,20 @@ def test_alpha_zero_keeps_every_code():
     }  # fmt: skip
 
 
-def slow_contrastive(logits, alone, alpha, k):
-    """CD-K (arXiv 2309.02591, section 2.3) with probabilities and sets."""
-    p, q = logits.double().softmax(-1), alone.double().softmax(-1)
+def slow_contrastive(logits, unconditional, alpha, k):
+    """CD-K (arXiv 2309.02591, section 2.3) with probabilities."""
+    p, q = logits.double().softmax(-1), unconditional.double().softmax(-1)
     kth = sorted(p.tolist(), reverse=True)[min(k, len(p)) - 1]
     return [float((p[t] / q[t]).log()) if p[t] >= alpha * kth else None for t in range(len(p))]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8, 40])
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.77])
-def test_equals_the_slow_one(alpha, k):
+def test_equals_the_slow_implementation(alpha, k):
     generator = torch.Generator().manual_seed(k)
-    logits, alone = 2 * torch.randn(2, 30, generator=generator)
-    scores = one(Contrastive(alpha=alpha, k=k), logits[None], alone[None])[0]
-    slow = slow_contrastive(logits, alone, alpha, k)
+    logits, unconditional = 2 * torch.randn(2, 30, generator=generator)
+    scores = one(Contrastive(alpha=alpha, k=k), logits[None], unconditional[None])[0]
+    slow = slow_contrastive(logits, unconditional, alpha, k)
     assert [score > -1e9 for score in scores] == [score is not None for score in slow]
     # Equal up to a constant, which no sampling sees.
     constants = [
@@ -114,8 +115,8 @@ def test_equals_the_slow_one(alpha, k):
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_rows_of_all_forms_share_a_batch():
-    guides = [
+def test_all_kinds_share_a_batch():
+    guidance = [
         None,
         Guidance(text=3.0),
         Contrastive(alpha=0.4, k=2),
@@ -123,22 +124,23 @@ def test_rows_of_all_forms_share_a_batch():
         Contrastive(alpha=0.1, k=5),
         Guidance(text=1.0),
     ]
-    logits, alone, images = 3 * torch.randn(3, len(guides), 9, generator=GENERATOR)
-    for row in (0, 1, 2, 4, 5):
-        images[row] = alone[row]  # rows that have no stream of images
+    logits, unconditional, images = 3 * torch.randn(3, len(guidance), 9, generator=GENERATOR)
+    for i in (0, 1, 2, 4, 5):
+        images[i] = unconditional[i]  # sequences without an image-conditional branch
     together = apply_guidance(
-        logits, alone, images, GuidanceTensors.of(guides), largest_k=largest_k(guides)
+        logits, unconditional, images, GuidanceTensors.of(guidance), largest_k=largest_k(guidance)
     )
-    for row, guide in enumerate(guides):
-        rows = slice(row, row + 1)
-        assert torch.equal(together[rows], one(guide, logits[rows], alone[rows], images[rows]))
+    for i, guide in enumerate(guidance):
+        part = slice(i, i + 1)
+        expected = one(guide, logits[part], unconditional[part], images[part])
+        assert torch.equal(together[part], expected)
 
 
-def test_a_row_without_guidance_ignores_the_streams():
+def test_a_sequence_without_guidance_ignores_the_branches():
     broken = torch.full_like(L, torch.nan)
-    guides = [None, Contrastive(alpha=0.4, k=2)]
+    guidance = [None, Contrastive(alpha=0.4, k=2)]
     both = apply_guidance(
-        torch.cat([L, L]), torch.cat([broken, U]), None, GuidanceTensors.of(guides), largest_k=2
+        torch.cat([L, L]), torch.cat([broken, U]), None, GuidanceTensors.of(guidance), largest_k=2
     )
     assert torch.equal(both[:1], L)
 
@@ -158,6 +160,6 @@ def test_largest_k():
         (lambda: Contrastive(alpha=0.5, k=0), "k must be a whole number, 1 or more"),
     ],
 )
-def test_refuses_impossible_guides(make, message):
+def test_refuses_impossible_guidance(make, message):
     with pytest.raises(RequestError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Pages: none is lost, none is in two places, and what is remembered is what was computed."""
+"""Pages: none is lost or allocated twice, and cached prefixes are what was computed."""
 
 from collections import Counter
 
@@ -14,9 +14,9 @@ SIZE = 2
 
 
 class Walk(RuleBasedStateMachine):
-    """Sequences come, match, compute, remember and go; beside the pool a plain record of each."""
+    """Sequences start, match, are indexed and end, in the pool and in a plain record beside it."""
 
-    sequences = Values("sequences")  # (ids, pages), held by somebody
+    sequences = Values("sequences")  # (ids, pages), held
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,22 +48,22 @@ class Walk(RuleBasedStateMachine):
         return (ids, pages)
 
     @rule(sequence=sequences, share=st.floats(0, 1))
-    def remember(self, sequence, share):
+    def add_prefix(self, sequence, share):
         ids, pages = sequence
         self.pool.add_prefix(ids[: round(share * len(ids))], pages)
 
     @rule(sequence=consumes(sequences))
     def end(self, sequence):
         pages = sequence[1]
-        alone = sum(self.held[page] == 1 for page in pages)
-        assert self.pool.freed_by(pages) == alone
+        n_freed = sum(self.held[page] == 1 for page in pages)
+        assert self.pool.freed_by(pages) == n_freed
         before = self.pool.available
         self.pool.release(pages)
-        assert self.pool.available == before + alone
+        assert self.pool.available == before + n_freed
         self.held.subtract(pages)
 
     @invariant()
-    def the_books_agree(self):
+    def the_pool_is_consistent(self):
         self.pool.check()
         held = {page for page, n in self.held.items() if n}
         assert 0 not in held
@@ -83,27 +83,27 @@ def test_too_many_pages_are_refused_and_nothing_changes():
     assert (pool.available, pool.in_use) == (0, 4)
 
 
-def test_pages_lie_behind_each_other():
+def test_pages_are_consecutive():
     pool = PagePool(65, SIZE)
     first = pool.allocate(4)
     second = pool.allocate(4)
     assert first == [1, 2, 3, 4]
     assert second == list(range(second[0], second[0] + 4))
-    # Both can grow, since the second does not lie right behind the first.
+    # Both can grow, since the second is not right behind the first.
     first += pool.allocate(3, first[-1])
     assert first == list(range(1, 8))
     assert pool.allocate(2, second[-1]) == [second[-1] + 1, second[-1] + 2]
 
 
-def test_what_does_not_fit_behind_goes_elsewhere():
+def test_pages_that_do_not_fit_behind_are_elsewhere():
     pool = PagePool(9, SIZE)
     pages = pool.allocate(8)
     pool.release(pages[2:4] + pages[5:])  # 3, 4, 6, 7, 8 are free
     assert pool.allocate(4, after=2) == [3, 4, 6, 7]
-    assert pool.allocate(1, after=8) == [8]  # nothing lies behind the last page
+    assert pool.allocate(1, after=8) == [8]  # there is no page behind the last one
 
 
-def remembered(pool: PagePool, *ids: int) -> list[int]:
+def with_prefix(pool: PagePool, *ids: int) -> list[int]:
     pages = pool.allocate(len(ids) // SIZE)
     pool.add_prefix(ids, pages)
     return pages
@@ -111,24 +111,24 @@ def remembered(pool: PagePool, *ids: int) -> list[int]:
 
 def test_a_prefix_is_found_by_its_ids():
     pool = PagePool(9, SIZE)
-    pages = remembered(pool, 1, 2, 3, 4, 5, 6)
+    pages = with_prefix(pool, 1, 2, 3, 4, 5, 6)
     assert pool.match([1, 2, 3, 4, 5, 6]) == pages
-    assert pool.match([1, 2, 3, 4, 5]) == pages[:2]  # whole pages only
+    assert pool.match([1, 2, 3, 4, 5]) == pages[:2]  # full pages only
     assert pool.match([1, 2, 9, 4, 5, 6]) == pages[:1]
-    assert pool.match([3, 4]) == []  # the same ids elsewhere are other keys and values
+    assert pool.match([3, 4]) == []  # the same tokens elsewhere have other keys and values
 
 
-def test_ids_with_equal_hashes_are_told_apart():
+def test_tokens_with_equal_hashes_are_distinguished():
     """hash(-1) is hash(-2), and so it is for tuples of them."""
     pool = PagePool(9, SIZE)
-    remembered(pool, -1, -1)
+    with_prefix(pool, -1, -1)
     assert hash((-1, -1)) == hash((-2, -2))
     assert pool.match([-2, -2]) == []
 
 
-def test_a_shared_page_survives_one_owner():
+def test_a_shared_page_survives_one_holder():
     pool = PagePool(4, SIZE)
-    pages = remembered(pool, 1, 2)
+    pages = with_prefix(pool, 1, 2)
     assert pool.match([1, 2]) == pages
     pool.release(pages)
     assert pool.in_use == 1
@@ -136,13 +136,13 @@ def test_a_shared_page_survives_one_owner():
     assert pool.allocate(1) is None
 
 
-def test_free_pages_go_first_then_the_least_recently_used():
+def test_free_pages_are_allocated_first_then_the_least_recently_used():
     pool = PagePool(5, SIZE)
-    old, new = remembered(pool, 1, 2), remembered(pool, 3, 4)
+    old, new = with_prefix(pool, 1, 2), with_prefix(pool, 3, 4)
     pool.release(old)
     pool.release(new)
     assert set(pool.allocate(2)).isdisjoint(old + new)
-    pool.release(pool.match([1, 2]))  # used again, so the other one is older now
+    pool.release(pool.match([1, 2]))  # used again, so the other one is now the least recently used
     assert pool.allocate(1) == new
     assert pool.match([3, 4]) == []
     assert pool.match([1, 2]) == old
@@ -150,14 +150,14 @@ def test_free_pages_go_first_then_the_least_recently_used():
 
 def test_the_end_of_a_prefix_is_evicted_before_its_beginning():
     pool = PagePool(4, SIZE)
-    pages = remembered(pool, 1, 2, 3, 4, 5, 6)
+    pages = with_prefix(pool, 1, 2, 3, 4, 5, 6)
     pool.release(pages)
     assert pool.allocate(1) == pages[2:]
     assert pool.match([1, 2, 3, 4, 5, 6]) == pages[:2]
 
 
-def test_what_hangs_below_an_evicted_page_is_forgotten():
-    """Two compute the same ids at the same time; the first page of one of them is the known one."""
+def test_descendants_of_an_evicted_page_are_removed():
+    """Two sequences compute the same tokens at once; the first page of one of them is indexed."""
     pool = PagePool(6, SIZE)
     first, second = pool.allocate(1), pool.allocate(2)
     pool.add_prefix([1, 2], first)
@@ -173,6 +173,6 @@ def test_what_hangs_below_an_evicted_page_is_forgotten():
     pool.check()
 
 
-@pytest.mark.parametrize("n_ids, n_pages", [(0, 0), (1, 1), (2, 1), (3, 2)])
-def test_how_many_pages_ids_take(n_ids, n_pages):
-    assert PagePool(2, SIZE).pages_for(n_ids) == n_pages
+@pytest.mark.parametrize("n_tokens, n_pages", [(0, 0), (1, 1), (2, 1), (3, 2)])
+def test_pages_for_tokens(n_tokens, n_pages):
+    assert PagePool(2, SIZE).pages_for(n_tokens) == n_pages

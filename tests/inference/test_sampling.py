@@ -21,7 +21,7 @@ LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None]
 
 
 def draw(logits, configs, *, allowed=None, seeds=None, index=None, needs=None):
-    """Sample with as little as needed said."""
+    """Sample with defaults for most arguments."""
     n = len(configs)
     return sample(
         logits.expand(n, -1),
@@ -39,7 +39,7 @@ def frequencies(config, allowed=None, n=4000):
 
 
 def slow_choice(logits, config, seed, index, allowed):
-    """Choose for one row by sorting, in the order of the definition."""
+    """Sample for one sequence by sorting, in the order of the definition."""
     n = len(logits)
     keep = torch.zeros(n, dtype=torch.bool)
     keep[allowed[0] : allowed[1]] = True
@@ -58,9 +58,9 @@ def slow_choice(logits, config, seed, index, allowed):
     return (scaled + noise[0]).argmax()
 
 
-def random_logits(n_rows, n, kind):
+def random_logits(batch, n, kind):
     generator = torch.Generator().manual_seed(n)
-    logits = torch.randn(n_rows, n, generator=generator)
+    logits = torch.randn(batch, n, generator=generator)
     match kind:
         case "ties":
             return logits.mul(2).round()
@@ -73,7 +73,7 @@ def random_logits(n_rows, n, kind):
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "flat", "sharp"])
 @pytest.mark.parametrize("n", [1, 7, 300, 5000])
-def test_equals_the_slow_one_whatever_shares_the_batch(kind, n):
+def test_equals_the_slow_sampler_in_any_batch(kind, n):
     numbers = itertools.product([0.0, 0.3, 1.0, 2.0], [0, 1, 5, 400], [0.001, 0.37, 0.9, 1.0])
     configs = [SamplingConfig(temperature=t, top_k=k, top_p=p) for t, k, p in numbers]
     configs = configs[:: 7 if n > 1000 else 1]
@@ -92,8 +92,8 @@ def test_equals_the_slow_one_whatever_shares_the_batch(kind, n):
         assert alone == drawn[i]
 
 
-def test_a_part_of_the_columns_draws_the_same():
-    """Where only a part of the head is computed, its ids keep their noise."""
+def test_a_slice_of_the_head_samples_the_same():
+    """If only a slice of the head is computed, its tokens keep their noise."""
     logits = random_logits(50, 900, "plain")
     sampling = SamplingTensors.of([SamplingConfig(top_p=0.9)] * 50, range(50))
     ids, index = prepare_ids(torch.arange(900)), torch.arange(50)
@@ -107,11 +107,11 @@ def test_a_part_of_the_columns_draws_the_same():
 def test_needs():
     greedy = SamplingConfig(temperature=0.0, top_k=9, top_p=0.5)
     assert SamplerNeeds.of([greedy]) == SamplerNeeds(random=False, top_k=0, top_p=False)
-    asked = SamplerNeeds.of([greedy, SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)])
-    assert asked == SamplerNeeds(random=True, top_k=8, top_p=True)
+    needs = SamplerNeeds.of([greedy, SamplingConfig(top_k=5), SamplingConfig(top_p=0.9)])
+    assert needs == SamplerNeeds(random=True, top_k=8, top_p=True)
 
 
-def test_a_row_without_any_allowed_id_harms_no_other():
+def test_an_empty_range_affects_no_other_sequence():
     configs = [SamplingConfig(temperature=0.7, top_k=2, top_p=0.9)] * 3
     allowed = torch.tensor([0, 2, 1]), torch.tensor([4, 2, 3])
     index, ids = torch.zeros(3, dtype=torch.long), prepare_ids(torch.arange(4))
@@ -124,22 +124,22 @@ def test_a_row_without_any_allowed_id_harms_no_other():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_broken_row_harms_no_other(bad):
+def test_broken_logits_affect_no_other_sequence(bad):
     configs = [SamplingConfig(temperature=0.7, top_k=3, top_p=0.9)] * 2
     logits = torch.cat([LOGITS, LOGITS])
     logits[1] = bad
     assert draw(logits, configs)[0] == draw(LOGITS, configs[:1])[0]
 
 
-def test_leaves_the_logits_as_they_are():
+def test_does_not_modify_the_logits():
     logits = LOGITS.clone()
     for config in (SamplingConfig(temperature=0.0), SamplingConfig(top_k=2, top_p=0.5)):
         draw(logits, [config], allowed=(1, 3))
         assert torch.equal(logits, LOGITS)
 
 
-class NoReads(TorchDispatchMode):
-    """Raises where a tensor's value reaches the host, or decides a shape."""
+class NoHostSync(TorchDispatchMode):
+    """Raises where a tensor's value is read by the host or determines a shape."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (
@@ -157,23 +157,23 @@ def everything(logits):
     return lambda: sample(logits, allowed, sampling, index, ids, needs)
 
 
-def test_the_host_reads_nothing():
+def test_does_not_synchronise():
     run = everything(LOGITS.expand(2, 4))
-    with NoReads():
+    with NoHostSync():
         run()
         with pytest.raises(AssertionError):
             LOGITS[0, 0].item()
 
 
-# ── what is drawn ────────────────────────────────────────────────────────────────────────────────
+# ── distribution ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_draws_follow_the_distribution():
+def test_samples_follow_the_distribution():
     assert frequencies(SamplingConfig()) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
 
 
-def test_draws_over_many_ids_follow_the_distribution():
-    """Chi-square of 60,000 draws along one sequence over 40 ids, within 5 standard deviations."""
+def test_samples_of_many_tokens_follow_the_distribution():
+    """Chi-square of 60,000 samples along one sequence of 40 tokens, within 5 std. deviations."""
     n, logits = 60_000, torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
     drawn = draw(logits, [SamplingConfig()] * n, seeds=[1] * n, index=list(range(n)))
     expected = logits[0].softmax(0) * n
@@ -202,13 +202,13 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p, kept):
 
 
 @pytest.mark.parametrize("config", [SamplingConfig(top_k=2), SamplingConfig(top_p=0.5)])
-def test_what_is_as_likely_as_the_last_is_kept(config):
+def test_ties_with_the_last_are_kept(config):
     logits = torch.tensor([[0.3, 0.3, 0.3, 0.1]]).log()
     drawn = draw(logits, [config] * 300)
     assert drawn.unique().tolist() == [0, 1, 2]
 
 
-def test_what_the_grammar_forbids_is_never_drawn():
+def test_forbidden_tokens_are_never_sampled():
     expected = [0, 2 / 3, 1 / 3, 0]
     assert frequencies(SamplingConfig(top_k=3), (1, 3)) == pytest.approx(expected, abs=0.03)
     assert frequencies(SamplingConfig(temperature=0.0), (1, 3)) == [0, 1, 0, 0]
@@ -227,7 +227,7 @@ def test_refuses_impossible_settings(values, message):
 
 
 def uniform(seeds, index, ids):
-    """Return the noise as numbers that should be uniform in (0, 1)."""
+    """Return the noise mapped to numbers that should be uniform in (0, 1)."""
     seeds, index = torch.as_tensor(seeds), torch.as_tensor(index)
     return torch.exp(-torch.exp(-gumbel_noise(seeds, index, ids).double()))
 
@@ -263,7 +263,7 @@ def test_noise_is_uniform(neighbours):
 
 
 def pairs(neighbours):
-    """Return noise at neighbouring places, equal in all but one of seed, index and id."""
+    """Return noise at neighbouring inputs, equal in all but one of seed, index and id."""
     first = uniform(MANY, MANY, IDS[:-1])
     match neighbours:
         case "seeds":
@@ -293,7 +293,7 @@ def test_neighbours_are_independent(neighbours):
 
 @pytest.mark.parametrize("bit", [0, 1, 12, 15, 16, 24, 29, 30, 31])
 def test_ids_whose_hashes_are_alike_are_independent(bit):
-    """Hashes that differ by a power of two, where one round of multiplication would show."""
+    """Hashes that differ by a power of two correlate after a single round of multiplication."""
     hashed = torch.tensor([12345, 12345 + 2**bit - 2**32 * (bit == 31)], dtype=torch.int32)
     first, second = uniform(torch.arange(100_000), torch.full((100_000,), 9), hashed).unbind(1)
     cells = (first * 16).long() * 16 + (second * 16).long()
@@ -323,7 +323,7 @@ def test_each_bit_changes_half_of_the_noise(place):
 
 
 def test_the_tail_reaches_as_far_as_it_should():
-    """The largest of four million Gumbel numbers, of which single precision of 1 would cut some."""
+    """The largest of four million Gumbel numbers; float32 near 1 would cut off some of them."""
     ids = prepare_ids(torch.arange(2**16))
     noise = gumbel_noise(torch.full((64,), 11), torch.arange(64), ids)
     assert noise.isfinite().all()

@@ -1,4 +1,4 @@
-"""The scheduler in front of a machine that only writes down what it was told to do."""
+"""The scheduler with a simulated machine that executes its plans and checks them."""
 
 import random
 from itertools import accumulate, pairwise
@@ -32,13 +32,13 @@ PROMPTS = [
     (IDS.bos_id, *IMAGE[:-1]),
 ]
 GUIDES = [None, Guidance(text=3.0), Guidance(text=3.0, image=1.2), Contrastive(alpha=0.1, k=2)]
-LONG = 10**6  # requests with seeds from here on never end before their room is used
+LONG = 10**6  # requests with seeds from here on use their whole token budget
 
 
 def choose(request: Request, rule: Rule, position: int) -> int:
-    """Write as a model would: by the request and the position, whatever runs beside it.
+    """Choose a token as a model would: by request and position, whatever runs in the batch.
 
-    A request whose seed is LONG or more does not end before it must.
+    A request whose seed is LONG or more never chooses eos early.
     """
     allowed = [WRITTEN[i] for i in RANGES[rule]]
     if request.seed >= LONG and len(allowed) > 1:
@@ -46,8 +46,8 @@ def choose(request: Request, rule: Rule, position: int) -> int:
     return random.Random(f"{request.seed} {position}").choice(allowed)
 
 
-def answer(request: Request) -> list[int]:
-    """All ids of a request that runs alone."""
+def completed(request: Request) -> list[int]:
+    """Return the prompt and the completion of a request that runs alone."""
     ids, state = list(request.prompt_ids), GRAMMAR.begin(request.prompt_ids, request.limits)
     while (rule := GRAMMAR.rule(state, request.limits)) is not Rule.NOTHING:
         ids.append(choose(request, rule, len(ids)))
@@ -60,7 +60,7 @@ def images_of(ids: list[int]) -> list[int]:
 
 
 class Machine:
-    """Executes plans; a slot of a page holds the whole prefix that its keys were computed from."""
+    """Executes plans; an entry of a page holds a hash of the prefix that it was computed from."""
 
     def __init__(self, max_slots=4, n_pages=41, speculation_window=1, **config) -> None:
         self.config = EngineConfig(max_slots=max_slots, page_size=4, **config)
@@ -75,20 +75,20 @@ class Machine:
     def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
         scheduled = self.scheduler.submit(request, priority)
         self.requests.append(scheduled)
-        self.finish_those_over()
+        self.finish_completed()
         return scheduled
 
-    def finish_those_over(self) -> None:
+    def finish_completed(self) -> None:
         for scheduled in [r for r in self.requests if r.rule is Rule.NOTHING]:
             self.scheduler.finish(scheduled)
             self.requests.remove(scheduled)
             self.done.append(scheduled)
             self.finished_at[scheduled.key] = self.clock
-            assert scheduled.conditional.ids == answer(scheduled.request)
+            assert scheduled.conditional.ids == completed(scheduled.request)
 
     def run(self, n_plans: int = 2000) -> None:
         while not self.scheduler.idle:
-            assert (n_plans := n_plans - 1), "does not come to an end"
+            assert (n_plans := n_plans - 1), "does not terminate"
             self.execute(self.scheduler.plan())
 
     def execute(self, plan: PassPlan) -> None:
@@ -103,12 +103,12 @@ class Machine:
         self.clock += plan.steps if plan.decode else 0
         for scheduled, ids in chunks:
             self.scheduler.record_tokens(scheduled, ids)
-        self.finish_those_over()
+        self.finish_completed()
         for scheduled in self.requests:
             self.check_guidance(scheduled)
 
     def check(self, plan: PassPlan) -> None:
-        assert plan.prefill or plan.decode, "an engine that is not idle goes on"
+        assert plan.prefill or plan.decode, "a scheduler that is not idle makes progress"
         assert sum(n for _, n in plan.prefill) <= self.config.prefill_tokens
         assert 1 <= plan.steps <= self.config.steps_per_sync
         assert all(n > 0 for _, n in plan.prefill)
@@ -137,7 +137,7 @@ class Machine:
         assert [sequence.ids for sequence in scheduled.guidance_sequences] == expected
 
     def compute(self, sequence: TokenSequence, n: int) -> None:
-        """Compute n ids from what is stored of those before them."""
+        """Compute n tokens from the cached entries of those before them."""
         prefixes = list(accumulate(sequence.ids, lambda h, i: hash((h, i)), initial=0))[1:]
         for position in range(sequence.computed + n):
             entry = sequence.pages[position // 4], position % 4
@@ -149,7 +149,7 @@ class Machine:
                 self.entries[entry] = prefixes[position]
 
     def decode(self, scheduled: ScheduledRequest, steps: int) -> list[int]:
-        """What a device does between two looks of the host."""
+        """Do what the device does between two host synchronisations."""
         state, ids = scheduled.state, list(scheduled.conditional.ids)
         sequences = [
             TokenSequence(list(s.ids), s.computed, list(s.pages)) for s in scheduled.sequences
@@ -169,8 +169,8 @@ class Machine:
                 sequence.computed += 1
         return ids[len(scheduled.conditional.ids) :]
 
-    def empty(self) -> bool:
-        """Nothing is held any more: neither pages nor slots."""
+    def released_all(self) -> bool:
+        """Return whether neither pages nor slots are held."""
         self.scheduler.pool.check()
         free = self.scheduler._free_slots
         return self.scheduler.pool.in_use == 0 and len(set(free)) == self.config.max_slots
@@ -194,7 +194,7 @@ def text(seed=0, budget=4) -> Request:
 
 
 def texts(n: int, budget: int) -> list[Request]:
-    """Texts that use all their room."""
+    """Texts that use their whole token budget."""
     return [text(LONG + i, budget) for i in range(n)]
 
 
@@ -202,7 +202,7 @@ def texts(n: int, budget: int) -> list[Request]:
 
 
 class Walk(RuleBasedStateMachine):
-    """Requests of all kinds come, pause, go on and are given up, in any memory."""
+    """Requests of all kinds are submitted, paused, resumed and aborted, with any cache size."""
 
     requests = Values("requests")
 
@@ -247,13 +247,13 @@ class Walk(RuleBasedStateMachine):
             self.machine.scheduler.finish(scheduled)
 
     @step(n=st.integers(1, 6))
-    def go_on(self, n):
+    def run_plans(self, n):
         for _ in range(n):
             if not self.machine.scheduler.idle:
                 self.machine.execute(self.machine.scheduler.plan())
 
     @invariant()
-    def the_books_agree(self):
+    def the_pool_is_consistent(self):
         if hasattr(self, "machine"):
             self.machine.scheduler.pool.check()
 
@@ -263,7 +263,7 @@ class Walk(RuleBasedStateMachine):
                 self.machine.scheduler.pause(scheduled, False)
             self.machine.run()
             assert not self.machine.requests
-            assert self.machine.empty()
+            assert self.machine.released_all()
 
 
 Walk.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
@@ -272,7 +272,7 @@ TestWalk = Walk.TestCase
 
 @pytest.mark.parametrize("n_pages", [19, 24, 100])
 @pytest.mark.parametrize("quantum", [2, 64])
-def test_a_crowd_in_any_memory(n_pages, quantum):
+def test_many_requests_with_any_cache_size(n_pages, quantum):
     machine = Machine(max_slots=5, n_pages=n_pages, quantum_steps=quantum)
     for seed in range(60):
         options = {"prompt": seed % 6, "guide": seed % 4, "budget": 12 + seed % 9}
@@ -280,13 +280,13 @@ def test_a_crowd_in_any_memory(n_pages, quantum):
     machine.run()
     assert len(machine.done) == 60
     assert n_pages < 100 or machine.preempted == 0
-    assert machine.empty()
+    assert machine.released_all()
 
 
-# ── slots and linked sequences ─────────────────────────────────────────────────────────────────
+# ── slots and guidance sequences ─────────────────────────────────────────────────────────────
 
 
-def test_a_guided_image_gets_its_lanes_and_returns_them():
+def test_a_guided_image_takes_slots_and_returns_them():
     machine = Machine(max_slots=3, steps_per_sync=1)
     machine.submit(request(prompt=2, guide=2, budget=30, max_images=1))
     free = set()
@@ -295,14 +295,14 @@ def test_a_guided_image_gets_its_lanes_and_returns_them():
         free.add((machine.requests[0].state.phase, machine.requests[0].state.images,
                   len(machine.scheduler._free_slots)))  # fmt: skip
         machine.execute(plan)
-    # Three from the start, while an image may come; one after it.
-    drew = {n for mode, images, n in free if mode is Phase.TEXT and images == 1}
-    assert {n for mode, images, n in free if images == 0} == {0}
-    assert drew <= {2}
+    # Three slots from the start, while an image may be opened; one after it.
+    after_image = {n for phase, images, n in free if phase is Phase.TEXT and images == 1}
+    assert {n for _, images, n in free if images == 0} == {0}
+    assert after_image <= {2}
 
 
 @pytest.mark.parametrize(
-    "prompt, guide, n, width",
+    "prompt, guide, n, n_slots",
     [
         (1, 0, 1, 1),  # not guided
         (1, 1, 2, 2),
@@ -314,21 +314,21 @@ def test_a_guided_image_gets_its_lanes_and_returns_them():
         (5, 2, 0, 1),  # it has all codes
     ],
 )
-def test_how_many_lanes_are_set_aside(prompt, guide, n, width):
+def test_slots_of_a_request(prompt, guide, n, n_slots):
     machine = Machine(max_slots=4)
     scheduled = machine.submit(
         request(prompt=prompt, guide=guide, budget=20, text=False, max_images=n)
     )
     machine.scheduler.plan()
-    assert len(scheduled.slots) == width
+    assert len(scheduled.slots) == n_slots
 
 
-@pytest.mark.parametrize("budget, width", [(8, 1), (9, 2)])
-def test_no_lane_for_an_image_that_does_not_fit(budget, width):
+@pytest.mark.parametrize("budget, n_slots", [(8, 1), (9, 2)])
+def test_no_branch_slot_for_an_image_that_does_not_fit(budget, n_slots):
     machine = Machine()
-    scheduled = machine.submit(request(guide=1, budget=budget))  # an image takes eight ids, eos one
+    scheduled = machine.submit(request(guide=1, budget=budget))  # an image takes 8 tokens, eos 1
     machine.scheduler.plan()
-    assert len(scheduled.slots) == width
+    assert len(scheduled.slots) == n_slots
 
 
 def test_scales_of_one_are_no_guidance():
@@ -337,7 +337,7 @@ def test_scales_of_one_are_no_guidance():
     assert not scheduled.guided
 
 
-def test_linked_streams_are_read_before_the_job_decodes():
+def test_guidance_sequences_are_prefilled_before_decoding():
     machine = Machine(prefill_tokens=8)
     scheduled = machine.submit(request(prompt=4, guide=2, budget=4, text=False, max_images=0))
     decoded = []
@@ -345,7 +345,8 @@ def test_linked_streams_are_read_before_the_job_decodes():
         plan = machine.scheduler.plan()
         decoded.append(scheduled in plan.decode)
         machine.execute(plan)
-    # 13 ids, 4 of the image alone, 12 of the images; the last two begin as the first does.
+    # Prefill of 13 conditional, 4 unconditional and 12 image-conditional tokens, less the prefix
+    # that the last two share with the first.
     assert (machine.prefilled, machine.reused) == (17, 12)
     assert decoded == [False] * 3 + [True] * (len(decoded) - 3)
 
@@ -353,7 +354,7 @@ def test_linked_streams_are_read_before_the_job_decodes():
 # ── passes ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_reading_shares_a_pass_with_one_step_of_writing():
+def test_prefill_shares_a_pass_with_one_decoding_step():
     machine = Machine(prefill_tokens=5, steps_per_sync=4)
     machine.submit(text(budget=30))
     assert machine.scheduler.plan().steps == 4
@@ -365,7 +366,7 @@ def test_reading_shares_a_pass_with_one_step_of_writing():
 
 
 @pytest.mark.parametrize(
-    "asked, steps",
+    "submitted, steps",
     [
         (text(budget=3), 3),
         (text(budget=30), 8),
@@ -373,12 +374,12 @@ def test_reading_shares_a_pass_with_one_step_of_writing():
         (request(prompt=5, text=False, max_images=1), 8),
         (request(prompt=5, guide=1, text=False, max_images=1), 2),  # and begin_image
         (image(), 8),
-        (image(guide=1), 1),  # begin_image, then the linked sequence must be read
+        (image(guide=1), 1),  # begin_image, then the branch must be prefilled
     ],
 )
-def test_no_more_steps_than_can_be_used(asked, steps):
+def test_no_more_steps_than_can_be_used(submitted, steps):
     machine = Machine(steps_per_sync=8)
-    machine.submit(asked)
+    machine.submit(submitted)
     while (plan := machine.scheduler.plan()).prefill:
         machine.execute(plan)
     assert plan.steps == steps
@@ -390,7 +391,7 @@ def test_a_prefix_is_computed_once():
     for seed in range(4):
         machine.submit(Request(prompt_ids=long, limits=Limits(max_new_tokens=4), seed=seed))
     machine.run()
-    # 19 ids each; what others read in the same pass cannot be shared, everything before it is.
+    # 19 tokens each; those prefilled in the same pass cannot be shared, all earlier ones are.
     assert machine.reused >= 3 * 12
     assert machine.reused + machine.prefilled == 4 * 19
     before = machine.prefilled
@@ -399,29 +400,29 @@ def test_a_prefix_is_computed_once():
     assert machine.prefilled - before == 20 % 4
 
 
-def test_an_answer_is_a_prefix_of_the_next_question():
+def test_a_completion_is_a_prefix_of_the_next_prompt():
     machine = Machine()
     first = machine.submit(image(prompt=1))
     machine.run()
     prompt = (*first.conditional.ids, A)
     machine.submit(Request(prompt_ids=prompt, limits=Limits(max_new_tokens=2)))
     machine.run()
-    assert machine.reused == 12  # of 13 ids
+    assert machine.reused == 12  # of 13 tokens
 
 
-@pytest.mark.parametrize("max_images, n_ids", [(0, 1 + 4), (1, 1 + 4 * 3)])
-def test_pages_for_all_that_a_chunk_may_write(max_images, n_ids):
-    """A step may write several codes, but only one piece of text."""
+@pytest.mark.parametrize("max_images, n_tokens", [(0, 1 + 4), (1, 1 + 4 * 3)])
+def test_pages_for_all_tokens_of_a_plan(max_images, n_tokens):
+    """A step may generate several codes, but only one text token."""
     machine = Machine(steps_per_sync=4, speculation_window=3)
     scheduled = machine.submit(request(budget=30, max_images=max_images))
     machine.scheduler.plan()
-    assert len(scheduled.pages) == machine.scheduler.pool.pages_for(n_ids)
+    assert len(scheduled.pages) == machine.scheduler.pool.pages_for(n_tokens)
 
 
-# ── pressure ─────────────────────────────────────────────────────────────────────────────────
+# ── preemption ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_least_important_gives_its_memory():
+def test_the_lowest_priority_is_preempted():
     # 8 pages; a text of 29 tokens takes all of them
     machine = Machine(n_pages=9, steps_per_sync=1, quantum_steps=4)
     requests = [machine.submit(text(LONG + i, budget=28), priority=(1, 0, 1)[i]) for i in range(3)]
@@ -432,10 +433,10 @@ def test_the_least_important_gives_its_memory():
         machine.execute(plan)
     assert order[0] is requests[1]  # lowest priority, although the third came later
     assert requests[0] not in order
-    assert machine.empty()
+    assert machine.released_all()
 
 
-def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
+def test_a_paused_request_loses_its_slots_at_once_and_its_pages_on_demand():
     machine = Machine(max_slots=1, n_pages=9, steps_per_sync=2)
     reader = machine.submit(text(LONG, budget=28), priority=5)
     for _ in range(4):
@@ -450,10 +451,10 @@ def test_a_paused_job_gives_its_lanes_at_once_and_its_memory_when_asked():
     assert machine.requests == [reader]
     machine.scheduler.pause(reader, False)
     machine.run()
-    assert machine.empty()
+    assert machine.released_all()
 
 
-def test_a_paused_job_gives_its_memory_before_one_that_waits():
+def test_a_paused_request_is_preempted_before_a_waiting_one():
     machine = Machine(max_slots=1, n_pages=9, steps_per_sync=2, quantum_steps=2)
     reader, late = machine.submit(text(LONG, budget=11)), machine.submit(text(LONG + 1, budget=11))
     while not late.pages:
@@ -475,19 +476,19 @@ def test_short_texts_among_long_images():
         machine.submit(image(seed, n=4, guide=1))
     for _ in range(8):
         machine.execute(machine.scheduler.plan())
-    asked = machine.clock
-    shorts = [machine.submit(request_) for request_ in texts(8, budget=4)]
+    start = machine.clock
+    shorts = [machine.submit(r) for r in texts(8, budget=4)]
     machine.run()
-    # Two images run at a time, and the other four are ahead in the queue: two rounds of them, of
-    # a quantum and some steps each, before the first text; then four texts share what they leave.
-    waits = [machine.finished_at[scheduled.key] - asked for scheduled in shorts]
+    # Two image requests run at a time, and the other four are ahead in the queue: two rounds of a
+    # quantum and some steps each before the first text, then four texts share the slots.
+    waits = [machine.finished_at[scheduled.key] - start for scheduled in shorts]
     assert max(waits) <= 6 * (8 + 4 + 2)
-    assert max(waits) < max(machine.finished_at.values()) - asked
+    assert max(waits) < max(machine.finished_at.values()) - start
 
 
-def test_equals_take_turns():
+def test_requests_of_equal_priority_take_turns():
     machine = Machine(max_slots=1, steps_per_sync=2, quantum_steps=4)
-    requests = [machine.submit(asked) for asked in texts(3, budget=30)]
+    requests = [machine.submit(r) for r in texts(3, budget=30)]
     lead, ran = 0, []
     while machine.requests:
         plan = machine.scheduler.plan()
@@ -497,62 +498,62 @@ def test_equals_take_turns():
         lead = max(lead, max(lengths, default=0) - min(lengths, default=0))
     assert lead <= 4
     assert sum(a != b for a, b in pairwise(ran)) <= 3 * 8
-    assert machine.preempted == 0  # memory is no reason here
+    assert machine.preempted == 0  # the cache is large enough
 
 
 def test_a_higher_priority_goes_first_and_a_lower_one_finishes_after_it():
     machine = Machine(max_slots=2, steps_per_sync=2, quantum_steps=64)
-    low = [machine.submit(asked) for asked in texts(2, budget=20)]
+    low = [machine.submit(r) for r in texts(2, budget=20)]
     machine.execute(machine.scheduler.plan())
-    high = [machine.submit(asked, priority=1) for asked in texts(6, budget=10)]
+    high = [machine.submit(r, priority=1) for r in texts(6, budget=10)]
     machine.run()
     last = max(machine.finished_at[scheduled.key] for scheduled in high)
     assert all(machine.finished_at[scheduled.key] > last for scheduled in low)
     assert last <= 2 + 3 * 10
 
 
-def test_a_wide_job_is_not_passed_over():
+def test_a_request_for_many_slots_does_not_starve():
     machine = Machine(max_slots=3, steps_per_sync=1, quantum_steps=4, n_pages=200)
     machine.submit(texts(1, budget=30)[0])
     machine.execute(machine.scheduler.plan())
-    wide = machine.submit(image(prompt=2, guide=2))
-    for asked in (*texts(1, budget=2), *texts(30, budget=3)):
-        machine.submit(asked)
-    while not wide.slots:
+    guided_image = machine.submit(image(prompt=2, guide=2))
+    for r in (*texts(1, budget=2), *texts(30, budget=3)):
+        machine.submit(r)
+    while not guided_image.slots:
         machine.execute(machine.scheduler.plan())
         assert machine.clock <= 8
     machine.run()
 
 
-def test_a_job_that_lacks_memory_is_not_passed_over():
+def test_a_request_for_many_pages_does_not_starve():
     machine = Machine(max_slots=3, n_pages=11, steps_per_sync=1)
-    for asked in (*texts(1, budget=4), *texts(1, budget=7)):
-        machine.submit(asked)
+    for r in (*texts(1, budget=4), *texts(1, budget=7)):
+        machine.submit(r)
     machine.execute(machine.scheduler.plan())
     long = machine.submit(
         Request(prompt_ids=(IDS.bos_id, *[A] * 29), limits=Limits(max_new_tokens=3))
     )
-    for asked in (*texts(1, budget=5), *texts(30, budget=6)):
-        machine.submit(asked)
+    for r in (*texts(1, budget=5), *texts(30, budget=6)):
+        machine.submit(r)
     while not long.slots:
         machine.execute(machine.scheduler.plan())
         assert machine.clock <= 8
     machine.run()
 
 
-def test_what_begins_takes_no_memory_of_its_equals():
+def test_a_starting_request_takes_no_pages_of_equal_priority():
     machine = Machine(max_slots=4, n_pages=15, steps_per_sync=2, quantum_steps=6)
-    for asked in texts(6, budget=35):
-        machine.submit(asked)
+    for r in texts(6, budget=35):
+        machine.submit(r)
     machine.run()
-    assert machine.preempted <= 6  # as they grow, never in turn
+    assert machine.preempted <= 6  # only as they grow
 
 
 # ── admission ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    "asked, options, sentence",
+    "submitted, options, sentence",
     [
         (text(budget=9), {"n_pages": 3}, "may need 12 tokens of cache, which holds 8"),
         (
@@ -570,10 +571,10 @@ def test_what_begins_takes_no_memory_of_its_equals():
         (image(n=1, budget=3), {}, "token budget is 3, but 8 are needed"),
     ],
 )
-def test_what_can_never_run_is_refused(asked, options, sentence):
+def test_what_can_never_run_is_refused(submitted, options, sentence):
     machine = Machine(**options)
     with pytest.raises(RequestError, match=sentence):
-        machine.submit(asked)
+        machine.submit(submitted)
     assert machine.scheduler.idle
 
 
@@ -582,10 +583,10 @@ def test_a_malformed_prompt():
         Machine().submit(Request(prompt_ids=(A,), limits=Limits(max_new_tokens=3)))
 
 
-def test_too_many_waiting():
+def test_a_full_queue():
     machine = Machine(max_slots=2, max_waiting=3)
-    for asked in texts(5, budget=30):
-        machine.submit(asked)
+    for r in texts(5, budget=30):
+        machine.submit(r)
     with pytest.raises(QueueFullError, match="3 requests wait already"):
         machine.submit(text(5))
     machine.execute(machine.scheduler.plan())
