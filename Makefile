@@ -1,5 +1,5 @@
-# Everything a newcomer needs: `make quickstart` or `make test`, each alone, on a machine with nothing
-# but Python 3.11+, git and make. `make help` lists the rest.
+# `make quickstart` and `make test` each work on a fresh machine with Python 3.11 or newer, git and make.
+# `make help` lists all targets.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -18,7 +18,7 @@ quickstart: $(VENV)/.demo   ## set up, then train a model on real data and write
 SHORT := corpus.text_articles=50 image_tokenizer_loop.steps=40 training_loop.steps=40 \
          training.schedule.warmup_steps=10 sample.images=16 sample.captions=8 sample.pages=2
 
-smoke: $(VENV)/.demo        ## the quickstart's recipe, shortened to a minute, for its stages only
+smoke: $(VENV)/.demo        ## run all stages of the quickstart in a minute, with little training
 	$(BIN)/pardalis quickstart --out runs/smoke $(addprefix --set ,$(SHORT)) $(ARGS)
 
 test: $(VENV)/.dev          ## set up, then lint, check types and layers, and run the tests

@@ -1,4 +1,4 @@
-"""A bundle is whole or refused, and says in a sentence what is wrong."""
+"""Saving and loading a bundle, old formats, and what is refused."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def folder(bundle, tmp_path):
     return tmp_path / "bundle"
 
 
-def test_survives_a_folder(bundle, folder):
+def test_save_and_load(bundle, folder):
     loaded = bundles.load(folder)
     ids = torch.arange(8)[None]
     assert torch.equal(loaded.model(ids), bundle.model(ids))
@@ -41,7 +41,7 @@ def test_survives_a_folder(bundle, folder):
     assert not loaded.model.training
 
 
-def test_padded_prompts_survive_a_folder(bundle, tmp_path):
+def test_image_fit_is_saved(bundle, tmp_path):
     codec = bundle.codec
     parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
     Bundle(bundle.model, Codec(*parts, "pad"), {}).save(tmp_path / "padded")
@@ -57,6 +57,46 @@ def test_a_bundle_of_version_2_crops(folder):
     change(folder, format_version=2)
     assert "image_fit" not in json.loads((folder / "bundle.json").read_text())
     assert bundles.load_codec(folder).image_fit == "crop"
+
+
+VERSION_4 = """{
+  "format_version": 4,
+  "model": {
+    "vocab_size": %(vocab_size)d,
+    "context": 64,
+    "d_model": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "d_ff": 16,
+    "rope_theta": 10000.0,
+    "qk_norm": "layer_norm",
+    "qk_norm_eps": 1e-05,
+    "norm_placement": "pre",
+    "embedding_norm": false,
+    "dropout": 0.0,
+    "norm_eps": 1e-05,
+    "init_std": 0.02
+  },
+  "vocabulary": %(vocabulary)s,
+  "made_by": {"recipe": "old", "steps": 3},
+  "prompt_pictures": "pad"
+}"""
+
+
+def test_a_bundle_of_version_4(bundle, folder, tmp_path):
+    """Its key for ``image_fit`` was ``prompt_pictures``."""
+    vocabulary = json.dumps(bundle.codec.vocabulary.to_dict())
+    text = VERSION_4 % {"vocab_size": bundle.codec.vocabulary.size, "vocabulary": vocabulary}
+    (folder / "bundle.json").write_text(text)
+    loaded = bundles.load(folder)
+    assert loaded.codec.image_fit == "pad"
+    assert loaded.made_by == {"recipe": "old", "steps": 3}
+    assert torch.equal(loaded.model.head.weight, bundle.model.head.weight)
+    loaded.save(tmp_path / "new")
+    written = json.loads((tmp_path / "new" / "bundle.json").read_text())
+    assert (written["format_version"], written["image_fit"]) == (5, "pad")
+    assert "prompt_pictures" not in written
 
 
 def test_a_moved_bundle_still_loads(folder, tmp_path):
@@ -87,7 +127,7 @@ def change(folder, **values) -> None:
 def test_a_newer_version(folder):
     change(folder, format_version=99)
     with pytest.raises(
-        BundleError, match=r"format version 99; this Pardalis reads up to 4\. Upgrade"
+        BundleError, match=r"format version 99; this Pardalis reads up to 5\. Upgrade"
     ):
         bundles.load(folder)
 
@@ -133,7 +173,7 @@ def test_truncated_weights(folder):
 def test_parts_of_different_bundles(folder):
     model = json.loads((folder / "bundle.json").read_text())["model"]
     change(folder, model=model | {"vocab_size": 7})
-    with pytest.raises(BundleError, match="found 7 ids in the model, the vocabulary needs"):
+    with pytest.raises(BundleError, match="found 7 token ids in the model, the vocabulary needs"):
         bundles.load(folder)
 
 

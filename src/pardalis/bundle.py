@@ -1,15 +1,15 @@
 """The bundle: a portable model as one folder.
 
-    bundle.json                 format version, model config, vocabulary, who made it, and how
-                                images of prompts fit the square if they are not cropped
+    bundle.json                 format version, model config, vocabulary, how the model was made,
+                                and how images of prompts are made square, unless they are cropped
     model.safetensors           the decoder
-    text_tokenizer.json         opens with the ``tokenizers`` library
+    text_tokenizer.json         in the format of the ``tokenizers`` library
     image_tokenizer/            config.json and model.safetensors
-    LICENCES.md                 of the data behind the weights, when known
-    foreign.safetensors         tensors of an imported model that have no place in ours, if any
+    LICENCES.md                 licences of the training data and of imported weights, if known
+    foreign.safetensors         tensors of an imported model that our decoder does not have, if any
 
-A bundle appears under its name whole or not at all. A checkpoint, which resumes one training run,
-is something else (:mod:`pardalis.train.checkpoint`).
+A bundle is written atomically. A checkpoint, which resumes one training run, is something else
+(:mod:`pardalis.train.checkpoint`).
 """
 
 import json
@@ -32,9 +32,11 @@ from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageFit, ImageTokenizer
 from pardalis.weights import load_weights
 
-# 2: a vocabulary may carry the ids of the one it was taken from
-# 3: images of prompts may be padded
-FORMAT_VERSION = 4
+# 2: ``vocabulary`` may have foreign_ids, the ids of the imported vocabulary
+# 3: ``prompt_pictures`` says that images of prompts are padded
+# 4: ``model`` may have embedding_norm
+# 5: ``prompt_pictures`` is called ``image_fit``
+FORMAT_VERSION = 5
 
 DESCRIPTION = "bundle.json"
 MODEL = "model.safetensors"
@@ -46,18 +48,18 @@ FOREIGN = "foreign.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A model with everything that is needed to use it."""
+    """A model with its codec: everything that inference needs."""
 
     model: Decoder
     codec: Codec
-    made_by: dict[str, Any]  # free facts about the run: recipe name, steps, held-out losses
-    licences: str = ""  # Markdown; of the data behind the weights
+    made_by: dict[str, Any]  # free-form facts about the run: recipe name, steps, held-out losses
+    licences: str = ""  # Markdown; licences of the training data and of imported weights
 
     def save(self, folder: Path) -> None:
-        """Write the bundle, atomically; a bundle that stood there is replaced only at the end.
+        """Write the bundle atomically; an earlier bundle in the folder is replaced only at the end.
 
         Raises:
-            BundleError: the disk is full or the folder cannot be written; what stood there is
+            BundleError: the disk is full or the folder cannot be written; the earlier content is
                 untouched.
         """
         with new_folder(folder) as partial:
@@ -80,7 +82,7 @@ class Bundle:
 
 
 def require_new(folder: Path) -> None:
-    """Raise ConfigError if a folder is there already and holds anything."""
+    """Raise ConfigError if a folder exists and is not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(
             f"{folder} exists and is not empty; choose another folder, or remove it first."
@@ -89,14 +91,14 @@ def require_new(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, which takes its name only when all went well.
+    """Yield an empty folder to fill, which gets its name only if no error was raised.
 
     Raises:
-        BundleError: the disk is full or the folder cannot be written; what stood there is
+        BundleError: the disk is full or the folder cannot be written; the earlier content is
             untouched.
     """
     try:
-        with atomic_folder(folder.resolve()) as partial:  # "." has no name to write beside
+        with atomic_folder(folder.resolve()) as partial:  # "." has no name for a sibling folder
             yield partial
     except OSError as error:
         raise BundleError(
@@ -130,13 +132,13 @@ def load(
     """Load a bundle, ready for inference.
 
     Args:
-        dtype: of the decoder's weights; as they are stored when left out. The image tokenizer
-            always computes in 32 bits.
+        dtype: dtype of the decoder's weights (default: as stored). The image tokenizer always
+            computes in 32 bits.
 
     Raises:
         BundleError: the folder is missing, incomplete, from a newer version, or its parts do not
             fit each other; the message names the file.
-        ConfigError: there is no such device.
+        ConfigError: the device does not exist.
     """
     folder = existing_folder(Path(folder))
     device = find_device(device)
@@ -156,7 +158,7 @@ def load(
 
 
 def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
-    """Load only what turns documents into ids and back; raises as :func:`load`."""
+    """Load the codec of a bundle without its decoder; raises as :func:`load`."""
     folder = existing_folder(Path(folder))
     description = describe(folder)
     vocabulary = Vocabulary.from_dict(description["vocabulary"])
@@ -164,8 +166,8 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
     vocab_size = model_config(folder, description).vocab_size
     for what, found, needed in (
-        ("ids in the model", vocab_size, vocabulary.size),
-        ("pieces in the text tokenizer", text_tokenizer.size, len(vocabulary.text)),
+        ("token ids in the model", vocab_size, vocabulary.size),
+        ("tokens in the text tokenizer", text_tokenizer.size, len(vocabulary.text)),
         ("codes in the image tokenizer", image_tokenizer.config.n_codes, vocabulary.n_codes),
     ):
         _check_size(folder, what, found, needed)
@@ -174,7 +176,7 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
 
 
 def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
-    """Return the decoder's shape from a description; raises BundleError if it is none."""
+    """Return the decoder's config from a description; raises BundleError if it is invalid."""
     try:
         return configs.from_dict(ModelConfig, description["model"], "model.")
     except ConfigError as error:
@@ -182,7 +184,9 @@ def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Return what ``bundle.json`` says, once the folder is seen to be whole; reads no weights.
+    """Return the content of ``bundle.json`` in the form of the newest version.
+
+    Checks that the folder is complete; reads no weights.
 
     Raises:
         BundleError: as :func:`load`.
@@ -209,6 +213,8 @@ def describe(folder: Path) -> dict[str, Any]:
     missing = {"model", "vocabulary", "made_by"} - set(description)
     if missing:
         raise BundleError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}.")
+    if version < 5 and "prompt_pictures" in description:
+        description["image_fit"] = description.pop("prompt_pictures")
     return description
 
 

@@ -24,7 +24,11 @@ from pardalis.errors import ConfigError
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
         (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),
         (["run", "."], 2, "."),
-        (["import", "none", "-o", "bundle"], 4, "No folder at none; give that of a checkpoint."),
+        (
+            ["import", "none", "-o", "bundle"],
+            4,
+            "No folder at none; give the folder of a checkpoint.",
+        ),
         (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
         (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
         (["tokenizer", "import-image", "none.ckpt", "-o", "vq"], 4, "none.ckpt is missing"),
@@ -54,7 +58,7 @@ def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeyp
 def test_a_run_is_no_bundle(capsys, tmp_path):
     (tmp_path / "recipe.toml").touch()
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "hf"), "--to", "hf"]) == 2
-    assert f"is a run and not a bundle; name {tmp_path / 'bundle'}" in capsys.readouterr().err
+    assert f"is a run, not a bundle; give {tmp_path / 'bundle'}" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):

@@ -173,7 +173,7 @@ def test_a_missing_shard(chameleon_folder, tmp_path, refused):
     ("content", "reason"),
     [
         ("", "is not JSON"),
-        ("[]", "holds no values by name"),
+        ("[]", "holds no JSON object"),
         ("{}", "KeyError"),
         ('{"weight_map": 3}', "AttributeError"),
         ('{"weight_map": {"a": 3}}', "names 1 shards, of which 3 is missing"),
@@ -213,19 +213,19 @@ def test_every_option_that_we_lack_is_named_at_once(source, refused):
     )
     message = refused()
     for part in (
-        "hidden_act = 'gelu' (ours: 'silu')",
-        "attention_bias = True (ours: False)",
-        "mlp_bias = True (ours: False)",
-        "RoPE of type 'yarn' (ours: 'default' and 'llama3')",
+        "hidden_act = 'gelu' (supported: 'silu')",
+        "attention_bias = True (supported: False)",
+        "mlp_bias = True (supported: False)",
+        "RoPE of type 'yarn' (supported: 'default' and 'llama3')",
         "head_dim = 16",
         "sliding_window",
-        "vq_config.double_latent = True (ours: False)",
+        "vq_config.double_latent = True (supported: False)",
         "vq_config.in_channels = 1",
         "vq_config.attn_type = None",
-        "image_processor.rescale_factor = 0.00392156862745098 (ours: 0.0078 or 2/255)",
-        "image_processor.image_mean = [0.5, 0.5, 0.5] (ours: [1.0, 1.0, 1.0])",
-        "image_processor.size = {'shortest_edge': 9} (ours: {'shortest_edge': 8})",
-        "image_processor.do_center_crop = False (ours: True)",
+        "image_processor.rescale_factor = 0.00392156862745098 (supported: 0.0078 or 2/255)",
+        "image_processor.image_mean = [0.5, 0.5, 0.5] (supported: [1.0, 1.0, 1.0])",
+        "image_processor.size = {'shortest_edge': 9} (supported: {'shortest_edge': 8})",
+        "image_processor.do_center_crop = False (supported: True)",
     ):
         assert part in message
 
@@ -239,7 +239,7 @@ def test_the_older_way_to_say_rope_is_read_too(source, refused):
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
 def test_either_file_says_how_images_are_prepared(name, factor, source, refused):
     write(source, name, json.dumps({"rescale_factor": factor}))
-    assert f"image_processor.rescale_factor = {factor!r} (ours:" in refused()
+    assert f"image_processor.rescale_factor = {factor!r} (supported:" in refused()
 
 
 def test_an_image_processor_that_is_none(source, refused):
@@ -267,7 +267,8 @@ def test_a_model_of_another_type(kind, source, refused):
     change(source, "config.json", model_type=kind)
     message = refused()
     assert (
-        f"is of a model of type {kind!r}; chameleon, llama and mistral can be imported" in message
+        f"describes a model of type {kind!r}; chameleon, llama and mistral can be imported"
+        in message
     )
 
 
@@ -349,7 +350,7 @@ def test_an_image_tokenizer_that_is_broken(source, own_bundle, tmp_path, refused
     shutil.copytree(own_bundle / "image_tokenizer", folder)
     change_tensors(folder, lambda weights: weights.pop("quantize.embedding.weight"))
     message = refused(image_tokenizer=folder)
-    assert "The weights in the image tokenizer that was named do not fit their config" in message
+    assert "The weights in the `image_tokenizer` do not fit their config" in message
     assert "missing quantize.embedding.weight." in message
 
 

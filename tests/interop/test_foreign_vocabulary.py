@@ -442,7 +442,7 @@ def as_file(vocab) -> str:
         (["<s>", "<eoss>"], {}, "no <s>; no <eoss>. Use the tokenizer that belongs"),
         (["IMGIMGHZ", "<pad>"], {}, "no <pad>; no IMGIMGHZ among its 19 image tokens"),
         ([image_name(c) for c in range(20)], {}, "no image token (IMGIMG...Z)"),
-        (["owl", "fox"], {}, "no token of text"),
+        (["owl", "fox"], {}, "no text token"),
         ([], {"cat": 99}, "cat with id 99, but the model has 29 ids"),
         ([], {"IMGIMGJJJJJJJJJJJJZ": 29}, "no IMGIMGCAZ among its 21 image tokens; IMGIMGJJJ"),
         (["<unk>", "owl"], {"cat": 99}, "no <unk>; cat with id 99"),

@@ -60,7 +60,7 @@ def test_a_model_card_is_quoted_where_no_file_lies(tmp_path, card, quoted):
     (folder / "README.md").write_bytes(card.encode())
     assert licences_of(folder) == (
         "# Weights imported from model\n\n"
-        f"No licence lay beside them. README.md there says:\n\n{quoted}"
+        f"The folder holds no licence file. Its README.md says:\n\n{quoted}"
     )
 
 
@@ -68,7 +68,7 @@ def test_a_model_card_is_quoted_where_no_file_lies(tmp_path, card, quoted):
 def test_that_there_is_none_is_said(tmp_path, card):
     assert licences_of(folder_of(tmp_path / "model", README_md=card)) == (
         "# Weights imported from model\n\n"
-        "No licence lay beside them. Their terms are those of their source.\n"
+        "The folder holds no licence file. The terms of the weights are those of their source.\n"
     )
 
 

@@ -515,9 +515,9 @@ def test_all_that_it_cannot_hold_in_one_sentence(own_bundle, tmp_path):
     model = changed(
         read_bundle(own_bundle), qk_norm_groups=None, d_ff=79, has_decoder=False, patch_size=2
     )
-    message = refused(model, tmp_path, n_ranks=7)
-    assert model.config.vocab_size % 7
-    for name in ("n_heads is 4, which 7 ranks do not divide", "n_kv_heads is 2", "d_model is 48",
+    message = refused(model, tmp_path, n_ranks=5)
+    assert model.config.vocab_size % 5
+    for name in ("n_heads is 4, which 5 ranks do not divide", "n_kv_heads is 2", "d_model is 48",
                  "d_ff is 79", f"vocab_size is {model.config.vocab_size}", "qk_norm_groups is not",
                  "no decoder", "patch_size is 2"):  # fmt: skip
         assert name in message
@@ -533,7 +533,7 @@ def test_image_ids_in_another_order(own_bundle, tmp_path):
     ids[first], ids[last] = last, first
     vocabulary = dataclasses.replace(model.vocabulary, foreign_ids=ids)
     message = refused(dataclasses.replace(model, vocabulary=vocabulary), tmp_path)
-    assert "the ids of image codes are not in the order of the codes" in message
+    assert "the image tokens are not in the order of the codes" in message
 
 
 def test_hugging_faces_without_a_decoder(release_folder, tmp_path):
@@ -602,11 +602,11 @@ DAMAGE = {
     ),
     "parameters of another kind": (
         lambda m, t: change_model(m, rope_theta="large"),
-        r"params\.json is not a model's parameters \(.*large.*\); copy it again",
+        r"params\.json is not a model's config \(.*large.*\); copy it again",
     ),
     "ranks of another kind": (
         lambda m, t: change_json(m / "consolidate_params.json", model_parallel_size="2"),
-        r"params\.json is not a model's parameters \(model_parallel_size is '2'\); copy it again",
+        r"params\.json is not a model's config \(model_parallel_size is '2'\); copy it again",
     ),
     "parameters that no decoder has": (
         lambda m, t: change_model(m, n_heads=7),
@@ -618,11 +618,11 @@ DAMAGE = {
     ),
     "no JSON": (
         lambda m, t: (m / "params.json").write_text("{"),
-        r"params\.json is not a model's parameters",
+        r"params\.json is not a model's config",
     ),
     "a list": (
         lambda m, t: (m / "consolidate_params.json").write_text("[1]"),
-        r"consolidate_params\.json is not a model's parameters",
+        r"consolidate_params\.json is not a model's config",
     ),
     "two models": (
         lambda m, t: shutil.copytree(m, m.with_name("30b")),

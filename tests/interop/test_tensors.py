@@ -416,7 +416,7 @@ def test_a_tensor_that_is_not_in_its_storage(tmp_path, monkeypatch, start, shape
     )  # fmt: skip
     torch.save({"a": whole}, tmp_path / "a.pth")
     assert_refused(
-        tmp_path / "a.pth", "a tensor reaches beyond its storage|a tensor's place|argument 2"
+        tmp_path / "a.pth", "a tensor reaches beyond its storage|a tensor's offset|argument 2"
     )
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: arguments of a run, running one of its stages, printing results."""
+"""Shared by several commands: arguments, running stages of a recipe, printing results."""
 
 import argparse
 import json
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import torch
 
 Commands = Any  # argparse keeps the type of add_subparsers() private
-
-OVERRIDE_HELP = "change a value of the recipe: --set training_loop.steps=20 (may be repeated)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Commands, name: str, summary: str, description: str) -> Parser:
-    """Add a command whose ``--help`` shows its description as it is written."""
+    """Add a command whose ``--help`` keeps the line breaks of its description."""
     parser: Parser = commands.add_parser(
         name,
         help=summary,
@@ -51,33 +49,49 @@ def add_command(commands: Commands, name: str, summary: str, description: str) -
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> None:
-    """Add the recipe, the run folder, overrides, the device and ``--json``."""
+    """Add the run folder, the device and ``--json``; with ``recipe``, also the recipe."""
     if recipe:
-        parser.add_argument(
-            "recipe", metavar="RECIPE", type=Path, help="TOML file that describes the run"
-        )
+        add_recipe(parser)
+    else:
+        add_overrides(parser)
     parser.add_argument(
         "--out",
         type=Path,
         metavar="RUN",
-        help="folder of the run (default: runs/ and the recipe's name)",
+        help="folder of the run (default: runs/NAME, with the recipe's name)",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
+        "--device", default="cpu", help="device of all networks: cpu, cuda, cuda:1 (default: cpu)"
     )
     add_json(parser)
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the path of a recipe and ``--set``."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", type=Path, help="TOML file that describes the run"
+    )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value of the recipe: --set training_loop.steps=20 (may be repeated)",
+    )
+
+
 _COMPUTES = """\
-numbers that the decoder computes with: as the bundle stores them (default), 32 bits, or 16, which
+dtype of the decoder's computation: as stored in the bundle (default), float32, or bfloat16, which
 halves memory and is slow on most CPUs"""
 
 
 def add_dtype(parser: argparse._ActionsContainer, meaning: str = _COMPUTES) -> None:
-    """Add ``--dtype``, which :func:`chosen_dtype` turns into a type, None for ``stored``."""
+    """Add ``--dtype``, which :func:`chosen_dtype` returns."""
     parser.add_argument(
         "--dtype",
         choices=("stored", "float32", "bfloat16"),
@@ -87,7 +101,7 @@ def add_dtype(parser: argparse._ActionsContainer, meaning: str = _COMPUTES) -> N
 
 
 def chosen_dtype(options: argparse.Namespace) -> "torch.dtype | None":
-    """Return the type of ``--dtype``; None for weights as they are stored."""
+    """Return the dtype that ``--dtype`` names; None for ``stored``."""
     import torch
 
     known = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -105,16 +119,16 @@ def add_stage_command(
 
 
 def existing_run(folder: Path) -> Path:
-    """Return the recipe that a run keeps in its folder; raises ConfigError."""
+    """Return the path of a run's recipe; raises ConfigError if the folder has none."""
     if not (folder / "recipe.toml").is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: recipe.toml is not in it.")
+        raise ConfigError(f"{folder} is not the folder of a run: it has no recipe.toml.")
     return folder / "recipe.toml"
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> None:
-    """Add ``-o``, a folder that is written whole or not at all."""
+    """Add ``-o``, the folder of the result."""
     parser.add_argument(
-        "-o", "--output", type=Path, metavar=metavar, required=True, help=f"{meaning}, to write"
+        "-o", "--output", type=Path, metavar=metavar, required=True, help=f"{meaning} to write"
     )
 
 
@@ -122,13 +136,13 @@ _READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Add an image tokenizer, images for it, and how they are read: see :func:`reader_of`."""
+    """Add an image tokenizer, images for it, and their reader: see :func:`reader_of`."""
     add_image_tokenizer(parser)
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of images, JSONL or HTML")
     parser.add_argument(
         "--reader",
         choices=("folder", "jsonl", "html"),
-        help="what DATA is (default: by its name's end; a folder holds images)",
+        help="format of DATA (default: by its suffix; a folder holds images)",
     )
     parser.add_argument(
         "--image-fit",
@@ -139,9 +153,12 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def add_image_tokenizer(parser: argparse.ArgumentParser) -> None:
-    """Add a folder in which ``find_image_tokenizer`` finds one."""
+    """Add the path of an image tokenizer, for ``find_image_tokenizer``."""
     parser.add_argument(
-        "tokenizer", metavar="TOKENIZER", type=Path, help="bundle, run or image tokenizer: a folder"
+        "tokenizer",
+        metavar="TOKENIZER",
+        type=Path,
+        help="folder of a bundle, a run or an image tokenizer",
     )
 
 
@@ -165,7 +182,7 @@ _STAGE_COMMANDS = {
 
 
 def run_stages(options: argparse.Namespace, *stages: str) -> Path:
-    """Run stages of a recipe and print what they took; returns the run folder."""
+    """Run stages of a recipe and print their time and memory; returns the run folder."""
     from dataclasses import asdict
 
     from pardalis.pipeline import StageMissingError, load_recipe, run
@@ -195,5 +212,5 @@ def echo(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result for a program."""
+    """Print a result as JSON."""
     echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""``pardalis import`` and ``pardalis export``: checkpoints of other libraries, in and out."""
+"""``pardalis import`` and ``pardalis export``: checkpoints of other libraries."""
 
 import argparse
 from pathlib import Path
@@ -21,38 +21,41 @@ if TYPE_CHECKING:
     from pardalis.interop import ForeignModel, NewRows
 
 _IMPORT = """\
-Turn a checkpoint into a bundle, which every other command takes. What it is shows by its files:
+Convert a checkpoint to a bundle, which the other commands read. The layout is detected from the
+files:
 
-  a Chameleon of Hugging Face's   config.json, model*.safetensors, tokenizer.json
-  a Chameleon as released         models/7b/params.json, consolidated*.pth, tokenizer/
-  a text-only Llama               config.json, model*.safetensors, tokenizer.json
+  Hugging Face's Chameleon        config.json, model*.safetensors, tokenizer.json
+  Chameleon's original release    models/7b/params.json, consolidated*.pth, tokenizer/
+  a text-only Llama or Mistral    config.json, model*.safetensors, tokenizer.json
 
   pardalis import chameleon-7b -o bundles/chameleon-7b
   pardalis import chameleon-7b -o bundles/chameleon-7b --image-tokenizer tokenizer/vqgan.ckpt
   pardalis import llama -o bundles/llama --image-tokenizer runs/quickstart/bundle
 
-Hugging Face's folders lack what draws images from codes. The second line takes the image
-tokenizer of the original release instead; without it the model reads images and writes text. A
-text-only model gets an image tokenizer, and rows for its codes that are still to be trained.
+Hugging Face's folders lack the image tokenizer's decoder: the model reads images and writes text.
+The second command takes the image tokenizer of the original release instead, with which the model
+also generates images. A text-only model gets an image tokenizer and new tokens for its codes; train
+it further before use.
 
 Weights are read and written one tensor at a time. If anything does not fit, nothing is written.
 """
 
 _EXPORT = """\
-Write a bundle in another library's layout, or a checkpoint of a run as a bundle.
+Convert a bundle to another format, or a checkpoint of a run to a bundle.
 
-  pardalis export BUNDLE -o FOLDER --to hf      ChameleonForConditionalGeneration loads it
-  pardalis export BUNDLE -o FOLDER --to meta    the original release's layout
-  pardalis export RUN -o BUNDLE --to bundle     the run's newest checkpoint, finished or not
+  pardalis export BUNDLE -o FOLDER --to hf      for ChameleonForConditionalGeneration
+  pardalis export BUNDLE -o FOLDER --to meta    the layout of the original release
+  pardalis export RUN -o BUNDLE --to bundle     the newest checkpoint of a run, finished or not
   pardalis export RUN -o BUNDLE --to bundle --step 2000
 
-What the layout cannot hold is refused with the option that does not fit. A checkpoint may come from
-any number of processes; one reads it, and needs memory for the model alone.
+A model that the format cannot hold is refused; the message lists the options that do not fit. A
+checkpoint may have been written by any number of processes; reading it takes one process, and
+memory for the model alone.
 """
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "import", "turn another library's checkpoint into a bundle",
+    parser = add_command(commands, "import", "convert another library's checkpoint to a bundle",
                          _IMPORT)  # fmt: skip
     parser.does = "import_model"
     parser.add_argument("source", metavar="PATH", type=Path, help="folder of the checkpoint")
@@ -61,37 +64,37 @@ def add(commands: Commands) -> None:
         "--image-tokenizer",
         type=Path,
         metavar="PATH",
-        help="what a text-only model gets, or what completes Hugging Face's: a bundle, a folder of "
-        "an image tokenizer, or vqgan.ckpt with vqgan.yaml beside it",
+        help="image tokenizer for a text-only model, or to replace that of Hugging Face's folder: "
+        "a bundle, a folder of an image tokenizer, or vqgan.ckpt with vqgan.yaml beside it",
     )
     parser.add_argument(
         "--new-rows",
         choices=("mean", "normal"),
-        help="how a text-only model's rows of new ids begin: near the mean of the old ones "
-        "(default), or normal as in a new model",
+        help="initial embedding and head rows of a text-only model's new tokens: near the mean of "
+        "the old rows (default), or normal as in a new model",
     )
     parser.add_argument("--seed", type=int, help="seed of --new-rows (default: 0)")
-    add_dtype(parser, "type of the weights in the bundle: as they come (default), or another")
+    add_dtype(parser, "dtype of the weights in the bundle: as in the source (default), or another")
     add_json(parser)
     parser.set_defaults(run=_import)
 
     parser = add_command(
-        commands, "export", "write a bundle, or a run's checkpoint, elsewise", _EXPORT
+        commands, "export", "convert a bundle, or a run's checkpoint, to another format", _EXPORT
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or a run")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle or a run")
     add_output(parser, "FOLDER", "folder of the result")
-    parser.add_argument("--to", choices=("hf", "meta", "bundle"), required=True, help="the layout")
+    parser.add_argument("--to", choices=("hf", "meta", "bundle"), required=True, help="the format")
     parser.add_argument(
-        "--step", type=int, metavar="N", help="of bundle: the checkpoint (default: the newest)"
+        "--step", type=int, metavar="N", help="for bundle: the checkpoint (default: the newest)"
     )
     parser.add_argument(
         "--ranks",
         dest="n_ranks",
         type=int,
         metavar="N",
-        help="of meta: files to divide the decoder among (default: the groups of QK-norm)",
+        help="for meta: number of files of the decoder (default: the groups of QK-norm)",
     )
-    add_dtype(parser, "type of the weights: as the bundle has them (default), or another")
+    add_dtype(parser, "dtype of the weights: as in the source (default), or another")
     add_json(parser)
     parser.set_defaults(run=_export)
 
@@ -110,7 +113,7 @@ def _import(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"bundle": str(options.output), **facts})
         return
-    moved = "moved: text into one run, images into another"
+    moved = "permuted, so that text and image tokens are contiguous"
     lines = {
         "imported from": facts["imported_from"],
         "parameters": f"{facts['parameters']:,}",
@@ -118,7 +121,7 @@ def _import(options: argparse.Namespace) -> None:
         "images": f"{facts['image_codes']:,} codes, preprocessing of {facts['preprocessing']}",
     }
     if not facts["generates_images"]:
-        lines[""] = "read but not drawn: no decoder came along (--image-tokenizer adds one)"
+        lines[""] = "read only: the source has no image decoder (--image-tokenizer adds one)"
     echo(f"{options.output}")
     for name, value in lines.items():
         echo(f"  {name:<14} {value}")
@@ -159,11 +162,11 @@ def _export_bundle(options: argparse.Namespace) -> None:
     from pardalis.interop import export_model
 
     if options.step is not None:
-        raise ConfigError("--step does not apply: only a run has steps, which go --to bundle.")
+        raise ConfigError("--step does not apply: only a run has steps; use --to bundle.")
     if (options.bundle / "recipe.toml").is_file():
         raise ConfigError(
-            f"{options.bundle} is a run and not a bundle; name {options.bundle / 'bundle'}, or "
-            "make a bundle of a checkpoint by --to bundle first."
+            f"{options.bundle} is a run, not a bundle; give {options.bundle / 'bundle'}, or "
+            "convert a checkpoint with --to bundle first."
         )
     export_model(
         options.bundle,

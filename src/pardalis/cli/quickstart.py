@@ -8,31 +8,31 @@ from pardalis.cli.common import Commands, add_command, add_run_arguments, echo, 
 from pardalis.errors import ConfigError
 
 _DESCRIPTION = """\
-Train a mixed-modal model from raw documents to interleaved answers, and write a report.
+Train a small mixed-modal model on real data from installed packages: a demo corpus, two
+tokenizers and a decoder. This takes six minutes on two idle cores.
 
-Real data from installed packages, two tokenizers, a small decoder; six minutes on two idle cores.
-The result is RUN/report.html, and a model in RUN/bundle that 'pardalis generate' uses. Interrupt it
-whenever you like: the same command goes on where it was, and skips what is finished.
+The results are RUN/report.html and RUN/bundle, the model for 'pardalis generate'. If interrupted,
+the same command resumes.
 
-It is the recipe quickstart.toml run by 'pardalis run'; each stage is also a command of its own:
+This is 'pardalis run' with the recipe quickstart.toml. Each stage is also a command of its own:
 data corpus, tokenizer train-text, tokenizer train-image, data prepare, train, sample, report.
 """
 
 _RUN_DESCRIPTION = """\
 Run all stages of a recipe: corpus, tokenizers, shards, training, samples, report.
 
-Finished stages whose recipe and inputs have not changed are skipped; interrupted ones go on.
+Finished stages are skipped if their recipe and inputs have not changed; interrupted stages resume.
 """
 
 
 def add(commands: Commands) -> None:
     quickstart = add_command(
-        commands, "quickstart", "train a small model on real data, with a report", _DESCRIPTION
+        commands, "quickstart", "train a small model on real data and write a report", _DESCRIPTION
     )
     quickstart.add_argument(
         "--recipe",
         default="quickstart",
-        help="a recipe that comes with Pardalis, or a path (default: %(default)s)",
+        help="name of a recipe of Pardalis, or a path (default: %(default)s)",
     )
     add_run_arguments(quickstart, recipe=False)
     quickstart.set_defaults(run=_quickstart)
@@ -51,13 +51,13 @@ def _run(options: argparse.Namespace) -> None:
     folder = run_stages(options)
     if not options.json:
         echo(
-            f"\nOpen {folder / 'report.html'}, or ask the model:\n"
+            f"\nOpen {folder / 'report.html'}, or use the model:\n"
             f"pardalis generate {folder / 'bundle'} rocket --mode image --out rocket.png"
         )
 
 
 def shipped_recipe(name: str) -> Path:
-    """Find a recipe by its name among those that come with Pardalis, or by its path."""
+    """Find a recipe by its path, or by its name among the recipes of Pardalis."""
     if Path(name).is_file():
         return Path(name)
     package = Path(pardalis.__file__).parent

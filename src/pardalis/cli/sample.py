@@ -1,12 +1,13 @@
-"""``pardalis sample``: what a trained model makes of prompts from its sources."""
+"""``pardalis sample``: completions of a trained model for prompts from its sources."""
 
 from pardalis.cli.common import Commands, add_stage_command
 
 _DESCRIPTION = """\
-Ask the trained model of a run: images for captions, captions for images, interleaved pages.
+Generate samples with the trained model of a run: images for captions, captions for images, and
+interleaved pages.
 
-Prompts come from the recipe's sources, those learnt and those held out. The samples go to
-RUN/samples, where 'pardalis report' finds them.
+Prompts come from the recipe's training and held-out sources. The samples are written to
+RUN/samples, from which 'pardalis report' reads them.
 """
 
 
@@ -15,6 +16,6 @@ def add(commands: Commands) -> None:
         commands,
         "sample",
         "sample",
-        "draw, caption and write for prompts of the sources",
+        "generate images, captions and pages for prompts of the sources",
         _DESCRIPTION,
     )

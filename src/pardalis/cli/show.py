@@ -1,32 +1,30 @@
-"""``pardalis show``: a resolved recipe, or what a bundle is."""
+"""``pardalis show``: print a resolved recipe, or describe a bundle."""
 
 import argparse
 from pathlib import Path
 
-from pardalis.cli.common import OVERRIDE_HELP, Commands, add_command, add_json, echo, print_json
+from pardalis.cli.common import Commands, add_command, add_json, add_recipe, echo, print_json
 
 _CONFIG = """\
-Print a recipe with every default filled in, as TOML.
+Print a recipe with all defaults filled in, as TOML.
 """
 
 _BUNDLE = """\
-Print what a bundle holds: its shape, size and vocabulary, and how it was made. Loads no weights.
+Describe a bundle: shape, size and vocabulary of the model, and how it was made. Loads no weights.
 """
 
 
 def add(commands: Commands) -> None:
-    group = add_command(commands, "show", "show a resolved recipe or a bundle", __doc__ or "")
+    summary = "print a resolved recipe, or describe a bundle"
+    group = add_command(commands, "show", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     config = add_command(verbs, "config", "print a resolved recipe", _CONFIG)
-    config.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file")
-    config.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDE_HELP
-    )
+    add_recipe(config)
     add_json(config)
     config.set_defaults(run=_config)
 
-    bundle = add_command(verbs, "bundle", "print what a bundle holds", _BUNDLE)
+    bundle = add_command(verbs, "bundle", "describe a bundle", _BUNDLE)
     bundle.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
     add_json(bundle)
     bundle.set_defaults(run=_bundle)
@@ -56,7 +54,7 @@ def _bundle(options: argparse.Namespace) -> None:
     images = ImageTokenizer.load_config(options.bundle / IMAGE_TOKENIZER)
     description["counts"] = asdict(model_costs(model))
     description["image_tokenizer"] = configs.to_dict(images)
-    # Whether ids moved is of interest, not where each of thousands went.
+    # The list of foreign ids may be long; only whether they differ is shown.
     foreign_ids = description["vocabulary"].pop("foreign_ids", None)
     moved = isinstance(foreign_ids, list)
     if foreign_ids is not None:
@@ -72,11 +70,11 @@ def _bundle(options: argparse.Namespace) -> None:
               f"{model.norm_placement} norms")  # fmt: skip
     _fact("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
     if moved:
-        _fact("", "ids differ from those of the imported files: they moved into ranges")
-    drawn = "" if images.has_decoder else "; read but not drawn, it has no decoder"
-    _fact("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{drawn}")
+        _fact("", "ids differ from those of the imported files")
+    only = "" if images.has_decoder else "; read only, without a decoder"
+    _fact("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}")
     if description.get("image_fit", "crop") == "pad":
-        _fact("", "those of prompts are shown whole, with white borders")
+        _fact("", "images of prompts are padded with white borders")
     numbers = description["made_by"].pop("numbers", {})
     _show_origin(description["made_by"])
     for name, value in numbers.items():
@@ -84,7 +82,7 @@ def _bundle(options: argparse.Namespace) -> None:
 
 
 def _show_origin(made_by: dict[str, object]) -> None:
-    """Show how a bundle was made, and below it how the one it started from was."""
+    """Show how a bundle was made, then how the bundle that it started from was made."""
     for name, value in made_by.items():
         if isinstance(value, dict):
             _fact(name.replace("_", " "), "a bundle")

@@ -1,4 +1,4 @@
-"""``pardalis train``: the decoder."""
+"""``pardalis train``: train the decoder."""
 
 from pardalis.cli.common import Commands, add_stage_command
 
@@ -8,9 +8,9 @@ Train the decoder of a recipe on its prepared shards, and write the bundle.
   pardalis train my-recipe.toml
   torchrun --nproc-per-node 8 -m pardalis train my-recipe.toml --device cuda
 
-Ctrl-C or SIGTERM saves and stops; the same command goes on, with the same numbers as a run that was
-never interrupted, also on another number of processes. In RUN/training metrics.jsonl has a line per
-report, and alarms.jsonl one per rule that they broke.
+Ctrl-C or SIGTERM saves a checkpoint and stops. The same command resumes, with the same numbers as
+an uninterrupted run, also on another number of processes. RUN/training has the metrics, one JSON
+object per report, in metrics.jsonl, and the alarms in alarms.jsonl.
 """
 
 

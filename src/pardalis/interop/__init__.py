@@ -1,12 +1,12 @@
-"""Foreign checkpoints in and out: Chameleon's two layouts, text-only Llamas, image tokenizers.
+"""Import and export: Chameleon's two layouts, text-only Llamas, image tokenizers.
 
     Hugging Face's Chameleon ─┐                     ┌─ Hugging Face's Chameleon
     Chameleon's release       ├─►  ForeignModel  ───┼─ Chameleon's release
-    a text-only Llama         │   nothing is read   └─ bundle
+    a text-only Llama         │   no weights read   └─ bundle
     bundle                   ─┘
 
-What tensors are called is one table for all directions (:mod:`.names`); tensors are read one at a
-time when they are written (:mod:`.tensors`).
+One table of tensor names serves all directions (:mod:`.names`). Tensors are read one at a time,
+while they are written (:mod:`.tensors`).
 """
 
 from pardalis.interop.convert import (

@@ -1,4 +1,4 @@
-"""Foreign checkpoints in and out, whatever their layout."""
+"""Import and export of checkpoints; the layout of a source is detected from its files."""
 
 import logging
 from pathlib import Path
@@ -29,25 +29,26 @@ def import_model(
     image_tokenizer: Path | str | None = None,
     new_rows: NewRows | None = None,
 ) -> ForeignModel:
-    """Turn a foreign checkpoint into a bundle, which appears whole or not at all.
+    """Convert a foreign checkpoint to a bundle, which is written atomically.
 
     Args:
         source: a Hugging Face folder of a Chameleon or of a text-only Llama, or the original
             release of a Chameleon.
-        folder: of the bundle; new or empty.
-        dtype: of the decoder's weights; as they come when left out.
-        image_tokenizer: for a text-only model, the image tokenizer that it gets; for a Chameleon of
-            Hugging Face's, the one of its release, which takes the place of the folder's own. A
-            folder of ours (an image tokenizer or a bundle) or the original ``vqgan.ckpt`` with
+        folder: folder of the bundle; new or empty.
+        dtype: dtype of the decoder's weights (default: as in the source).
+        image_tokenizer: for a text-only model, the image tokenizer to add; for a Hugging Face
+            Chameleon, the image tokenizer of its release, which replaces the folder's own. A
+            Pardalis folder (an image tokenizer or a bundle) or the original ``vqgan.ckpt`` with
             ``vqgan.yaml`` beside it.
-        new_rows: for a text-only model, how the rows of the new ids begin.
+        new_rows: for a text-only model, how the embedding and head rows of new tokens are
+            initialised.
 
     Returns:
-        What was imported, with its weights still to be read.
+        The imported model; its weights are lazy.
 
     Raises:
         BundleError: something in the source is missing or does not fit; nothing is written.
-        ConfigError: an argument does not suit the source, or the folder is not empty.
+        ConfigError: an argument does not apply to the source, or the folder is not empty.
     """
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
@@ -62,12 +63,12 @@ def read_model(
     image_tokenizer: Path | str | None = None,
     new_rows: NewRows | None = None,
 ) -> ForeignModel:
-    """Read whatever layout lies in a folder; arguments and errors as of :func:`import_model`."""
+    """Read a checkpoint of any layout; arguments and errors as in :func:`import_model`."""
     source = Path(source)
     if not source.is_dir():
-        raise BundleError(f"No folder at {source}; give that of a checkpoint.")
+        raise BundleError(f"No folder at {source}; give the folder of a checkpoint.")
     if (source / bundles.DESCRIPTION).is_file():
-        raise BundleError(f"{source} is a bundle already; every command takes it as it is.")
+        raise BundleError(f"{source} is a bundle already and needs no import.")
     if is_meta(source):
         _refuse(image_tokenizer is not None, "image_tokenizer", "the release has its own")
         _refuse(new_rows is not None, "new_rows", "the release has image tokens")
@@ -85,12 +86,12 @@ def read_model(
     if kind in MODEL_TYPES:
         if image_tokenizer is None:
             raise ConfigError(
-                f"{source} is a text-only model ({kind}); give the image tokenizer to add to it as "
-                "`image_tokenizer`."
+                f"{source} is a text-only model ({kind}); name the image tokenizer to add to it "
+                "with `image_tokenizer`."
             )
         return read_llama(source, *open_image_tokenizer(image_tokenizer), new_rows)
     raise BundleError(
-        f"{source / 'config.json'} is of a model of type {kind!r}; chameleon, "
+        f"{source / 'config.json'} describes a model of type {kind!r}; chameleon, "
         f"{' and '.join(MODEL_TYPES)} can be imported."
     )
 
@@ -106,23 +107,24 @@ def export_model(
     """Write a bundle in a foreign layout.
 
     Args:
-        folder: new or empty. What stands in another is not ours to replace.
-        to: ``hf``, which Hugging Face's classes load as it is, or ``meta``, the original release's.
-        dtype: of the weights; as the bundle has them when left out.
-        n_ranks: of ``meta``: files to divide the decoder among.
+        folder: new or empty; another folder is never overwritten.
+        to: ``hf``, which Hugging Face's classes load unchanged, or ``meta``, the layout of the
+            original release.
+        dtype: dtype of the weights (default: as in the bundle).
+        n_ranks: for ``meta``, the number of files to split the decoder into.
 
     Raises:
         BundleError: the bundle is broken, the layout cannot hold its model, or the folder cannot be
             written.
-        ConfigError: an argument does not suit the layout, or the folder is not empty.
+        ConfigError: an argument does not apply to the layout, or the folder is not empty.
     """
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
     model = without_embedding_norm(read_bundle(source))
     if bundles.describe(source).get("image_fit", "crop") != "crop":
         logger.warning(
-            "%s shows images of prompts with white borders, which no foreign layout can say; "
-            "make them square before the exported model gets them.",
+            "%s pads images of prompts with white borders, which no foreign layout can express; "
+            "make images square before giving them to the exported model.",
             source,
         )
     if to == "hf":
@@ -133,13 +135,14 @@ def export_model(
 
 
 def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[str, LazyTensor]]:
-    """Open an image tokenizer of ours or of the original layout.
+    """Open an image tokenizer of Pardalis or of the original layout.
 
     Args:
-        path: a folder of ours, a bundle, or a ``.ckpt`` with a ``.yaml`` of its name beside it.
+        path: the folder of an image tokenizer, a bundle, or a ``.ckpt`` with the ``.yaml`` of the
+            same name beside it.
 
     Raises:
-        BundleError: there is nothing, or no image tokenizer that can be read.
+        BundleError: the path does not exist, or is no image tokenizer that can be read.
     """
     path = Path(path)
     if not path.exists():
@@ -154,7 +157,7 @@ def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[s
 
 
 def _check_target(folder: Path, source: Path) -> None:
-    """Refuse to write where something is: a conversion is repeated sooner than a training."""
+    """Refuse a target that overlaps the source or is not empty."""
     there, here = folder.resolve(), source.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise ConfigError(f"{folder} is, holds or lies in the source {source}; choose another.")

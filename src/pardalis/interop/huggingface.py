@@ -1,18 +1,17 @@
-"""Hugging Face's Chameleon folders, read and written.
+"""Reading and writing Hugging Face's Chameleon folders.
 
 FOLDER/
 ├─ config.json                 shape of decoder and image tokenizer, and the vocabulary by name
 ├─ generation_config.json
 ├─ model.safetensors           or model-0000i-of-0000n.safetensors and model.safetensors.index.json
 ├─ tokenizer.json, tokenizer_config.json
-├─ preprocessor_config.json    how images become pixels
-├─ processor_config.json       how many codes an image has
-└─ pardalis.safetensors        what this layout has no place for, if anything; others ignore it
+├─ preprocessor_config.json    image preprocessing
+├─ processor_config.json       number of codes per image
+└─ pardalis.safetensors        tensors that this layout cannot hold, if any; other readers ignore it
 
-The layout holds the encoder and the codebook of the image tokenizer but not its decoder, so a model
-that came from elsewhere keeps the decoder in the last file. Weights in ``pytorch_model.bin`` or its
-shards are read too where there are no others. What the JSON files say is read and written in
-:mod:`.huggingface_configs`.
+The layout holds the encoder and the codebook of the image tokenizer but not its decoder, so an
+export puts the decoder in the last file. ``pytorch_model.bin`` or its shards are read if there are
+no safetensors. :mod:`.huggingface_configs` reads and writes the JSON files.
 """
 
 import dataclasses
@@ -28,7 +27,6 @@ from pardalis.files import write_json, write_text
 from pardalis.interop.huggingface_configs import (
     chameleon_config,
     chameleon_files,
-    describing,
     image_tokenizer_config,
     inside,
     unheld_by_chameleon,
@@ -41,6 +39,7 @@ from pardalis.interop.model import (
     check_image_tokenizer,
     check_tensors,
     decoder_shapes,
+    describing,
     image_tokenizer_shapes,
     read_json,
     read_text,
@@ -60,6 +59,7 @@ from pardalis.interop.tensors import (
 from pardalis.interop.vocabulary import (
     PLACEHOLDER,
     chameleon_tokenizer,
+    check_codes,
     from_foreign,
     read_vocabulary,
     to_foreign,
@@ -74,9 +74,9 @@ _EXTRA = "pardalis.safetensors"
 _EXTRA_VQ, _EXTRA_FOREIGN = "image_tokenizer.", "foreign."
 _VQ_DECODER = "decoder."
 _CODEBOOK = "quantize.embedding.weight"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there, whole or in shards
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, whole or sharded
 _INDEX = ".index.json"
-# Buffers that some versions of the library wrote beside the weights; they follow from the config.
+# Buffers that some versions of transformers saved; they follow from the config.
 _BUFFERS = "rotary_emb.inv_freq"
 
 
@@ -89,12 +89,12 @@ def read_chameleon(
     """Read a folder of Hugging Face's Chameleon.
 
     Args:
-        image_tokenizer: the one that the model was trained with, as its release has it. It takes
-            the place of the folder's own, which has no decoder, weights that may be rounded, and
-            its own preprocessing; the folder's may then be missing.
+        image_tokenizer: the image tokenizer of the original release. It replaces the folder's
+            own, which has no decoder, may have rounded weights, and has another preprocessing; the
+            folder's own may then be missing.
 
     Raises:
-        BundleError: something is missing, does not fit, or is an option that our model lacks.
+        BundleError: something is missing, does not fit, or is an option that Pardalis lacks.
     """
     where = folder / "config.json"
     values, images = read_config(folder), _read_preprocessing(folder)
@@ -104,7 +104,7 @@ def read_chameleon(
         unheld = unheld_decoder(values)
         if image_tokenizer is None:
             unheld += unheld_image_tokenizer(values, images)
-    refuse(folder, "our model cannot hold this one", unheld)
+    refuse(folder, "Pardalis cannot hold this model", unheld)
     config = chameleon_config(values, where)
     tensors, extra = open_folder(folder), _open_extra(folder)
     own = _starting(tensors, TRANSFORMERS_VQ)
@@ -127,11 +127,7 @@ def read_chameleon(
     tokenizer_json = read_text(path)
     _check_vocabulary_map(named, tokenizer_json, folder)
     vocabulary = read_vocabulary(tokenizer_json, config.vocab_size, str(path))
-    if vocabulary.n_codes != vq.n_codes:
-        raise BundleError(
-            f"{path} names {vocabulary.n_codes} image codes, but the image tokenizer has "
-            f"{vq.n_codes}. Do not mix files of different models."
-        )
+    check_codes(vocabulary, vq.n_codes, path)
     return ForeignModel(
         config=config,
         vocabulary=vocabulary,
@@ -151,10 +147,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def open_folder(folder: Path) -> dict[str, LazyTensor]:
-    """Return all tensors of a folder's weights, sharded or not, of safetensors or PyTorch's own.
+    """Return all tensors of a folder, in safetensors or PyTorch files, sharded or not.
 
     Raises:
-        BundleError: there are none, or a file is missing or cannot be read.
+        BundleError: there are no weights, or a file is missing or cannot be read.
     """
     for name in _WEIGHTS:
         files = [folder / name]
@@ -185,7 +181,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def decoder_from(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]:
-    """Return the decoder's tensors under our names."""
+    """Return the decoder's tensors under the names of Pardalis."""
     decoder = {}
     for line, n in lines(config.n_layers, config.qk_norm != "none"):
         tensor = tensors[line.transformers.format(n=n)]
@@ -198,7 +194,7 @@ def decoder_from(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]
 
 
 def expected_decoder(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a decoder, by the name it has there."""
+    """Return the shape of every tensor of a decoder by its name in transformers."""
     ours = decoder_shapes(config)
     return {
         line.transformers.format(n=n): ours[line.ours.format(n=n)]
@@ -207,7 +203,7 @@ def expected_decoder(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _expected_vq(config: ImageTokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Return the same of what the layout holds of an image tokenizer."""
+    """Return the shape of every tensor of an image tokenizer that the layout holds."""
     return {
         TRANSFORMERS_VQ + name: shape
         for name, shape in image_tokenizer_shapes(config).items()
@@ -216,7 +212,7 @@ def _expected_vq(config: ImageTokenizerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:
-    """Return how a folder prepares images; newer ones say it in the processor's file."""
+    """Return the image preprocessing of a folder; newer folders have it in the processor's file."""
     values: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
@@ -229,26 +225,26 @@ def _read_preprocessing(folder: Path) -> dict[str, Any]:
 def _check_replacement(
     folder: Path, own: Tensors, config: ImageTokenizerConfig, tensors: Tensors
 ) -> None:
-    """Refuse an image tokenizer that cannot draw either, or to which codes mean something else."""
+    """Refuse a replacement that has no decoder or another codebook."""
     if not config.has_decoder:
         raise BundleError(
-            "The image tokenizer that was named has no decoder either; name one that can draw, "
-            "such as the vqgan.ckpt of the original release."
+            "The `image_tokenizer` has no decoder either; name one that has, such as the "
+            "vqgan.ckpt of the original release."
         )
     theirs, ours = own.get(_CODEBOOK), tensors[_CODEBOOK]
     if theirs is None:
         return
     if theirs.shape != ours.shape or not torch.equal(theirs.read(), ours.to(theirs.dtype).read()):
         raise BundleError(
-            f"The image tokenizer that was named has another codebook than {folder}, so its "
-            "decoder would draw other images; name the one of the same release."
+            f"The `image_tokenizer` has another codebook than {folder}, so its decoder would "
+            "produce other images; name the one of the same release."
         )
 
 
 def _group_qk_norm(config: ModelConfig, n_ranks: int, tensors: Tensors) -> ModelConfig:
-    """Let heads share a scale as the ranks that they were trained on did, where they still do.
+    """Group the scales of QK-norm by the model-parallel ranks of training, if they are still equal.
 
-    Here every head has its own row, which after training in this layout may really differ.
+    This layout has one scale per head; further training in it may have made them differ.
     """
     if config.n_kv_heads % n_ranks:
         return config
@@ -262,7 +258,7 @@ def _group_qk_norm(config: ModelConfig, n_ranks: int, tensors: Tensors) -> Model
 
 
 def _check_vocabulary_map(named: dict[str, Any], tokenizer_json: str, folder: Path) -> None:
-    """Refuse a tokenizer that names ids otherwise than the model's own config."""
+    """Refuse a tokenizer whose ids differ from the ``vocabulary_map`` of the model's config."""
     names = token_ids(tokenizer_json, str(folder / "tokenizer.json"))
     differ = [name for name, i in named.items() if names.get(name) != i]
     if differ:
@@ -286,14 +282,14 @@ def _starting(tensors: Tensors, prefix: str) -> dict[str, LazyTensor]:
 
 
 def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a folder that Hugging Face's Chameleon classes load as it is.
+    """Write a folder that Hugging Face's Chameleon classes load unchanged.
 
     Args:
-        dtype: of all weights; as they are when left out.
+        dtype: dtype of all weights (default: as in the model).
 
     Raises:
-        BundleError: the layout cannot hold the model (the message names every option why), or the
-            folder cannot be written.
+        BundleError: the layout cannot hold the model (the message lists every option that does not
+            fit), or the folder cannot be written.
     """
     refuse(folder, "Hugging Face's Chameleon cannot hold this model", unheld_by_chameleon(model))
     tensors = _decoder_to(model)
@@ -324,15 +320,14 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
 
 
 def _decoder_to(model: ForeignModel) -> dict[str, LazyTensor]:
-    """Return the decoder's tensors under Hugging Face's names, ids as they were there."""
+    """Return the decoder's tensors under Hugging Face's names and in the order of foreign ids."""
     config = model.config
     decoder = reorder_ids(model.decoder, from_foreign(model.vocabulary))
     tensors = {}
     for line, n in lines(config.n_layers):
         tensor = decoder[line.ours.format(n=n)]
         if line.qk_norm:
-            heads = config.n_heads if ".q_norm." in line.ours else config.n_kv_heads
-            tensor = _for_each_head(tensor, heads)
+            tensor = _for_each_head(tensor, line.n_heads(config))
         tensors[line.transformers.format(n=n)] = tensor
     return tensors
 

@@ -1,19 +1,16 @@
-"""The JSON files of Hugging Face's Chameleon and Llama, and our configs.
+"""The JSON files of Hugging Face's Chameleon and Llama, and the configs of Pardalis.
 
-A table here serves both directions: it says where a value of ours stands there, or which value
-there is the only one that we have.
+Each table serves both directions. It maps a field to the key of the file, or lists the keys whose
+value must be the given one.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pardalis import config as configs
-from pardalis.errors import BundleError, ConfigError
-from pardalis.interop.model import ForeignModel, reasons, unlike
+from pardalis.interop.model import ForeignModel, describing, reasons, unlike
 from pardalis.interop.vocabulary import PLACEHOLDER, SINGLE_NAMES, to_foreign
 from pardalis.interop.vqgan import NORM_GROUPS, unheld
 from pardalis.model import ModelConfig, chameleon_7b
@@ -21,7 +18,7 @@ from pardalis.tokens import Vocabulary
 from pardalis.vq import ImageTokenizerConfig, chameleon
 from pardalis.vq.config import Preprocessing
 
-QK_NORM_EPS = 1e-5  # fixed in its code, whatever rms_norm_eps says
+QK_NORM_EPS = 1e-5  # a constant in its code, independent of rms_norm_eps
 
 _DECODER_KEYS = {
     "vocab_size": "vocab_size",
@@ -37,7 +34,7 @@ _DECODER_KEYS = {
 _DECODER_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
 
-_ROPE_KEYS = {  # of RoPE that is scaled as for Llama 3.1
+_ROPE_KEYS = {  # keys of Llama 3.1's RoPE scaling
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
@@ -55,7 +52,7 @@ _VQ_KEYS = {
 }
 _VQ_FIXED = {"double_latent": False, "in_channels": 3, "attn_type": "vanilla"}
 
-# How one grey level counts in preprocessor_config.json, for each convention of ours.
+# rescale_factor in preprocessor_config.json for each preprocessing.
 _RESCALE: dict[Preprocessing, float] = {"chameleon": 2 / 255, "transformers": 0.0078}
 
 _SINGLE_IDS = {"bos_token_id": "bos_id", "pad_token_id": "pad_id", "eos_token_id": "eos_id"}
@@ -83,54 +80,41 @@ def _images_fixed(side: int) -> dict[str, Any]:
     }
 
 
-# ── theirs to ours ───────────────────────────────────────────────────────────────────────────────
-
-
-@contextmanager
-def describing(where: object) -> Iterator[None]:
-    """Say of what goes wrong with values that ``where`` they stand there is no model's config."""
-    try:
-        yield
-    except KeyError as error:
-        raise BundleError(f"{where} lacks {error}; copy it again.") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise BundleError(f"{where} is not a model's config ({error}); copy it again.") from error
-    except ConfigError as error:
-        raise BundleError(f"{where}: {error}") from error
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def inside(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return values within values; none when the name is missing or null."""
+    """Return a nested object; an empty one if the name is missing or null."""
     value = values.get(name) or {}
     if not isinstance(value, dict):
-        raise TypeError(f"{name} is {value!r}, not values by name")
+        raise TypeError(f"{name} is {value!r}, not an object")
     return value
 
 
 def unheld_decoder(values: dict[str, Any]) -> list[str]:
-    """Return why our decoder cannot hold one with the keys of Llama's."""
+    """Return why the decoder of Pardalis cannot hold a config with Llama's keys."""
     given, rope_type = _given(values), _rope_type(_rope(values))
     width: Any = values.get("hidden_size")
     n_heads, d_head = values.get("num_attention_heads"), values.get("head_dim")
     return unlike(given, _DECODER_FIXED) + reasons({
-        f"RoPE of type {rope_type!r} (ours: 'default' and 'llama3')":
+        f"RoPE of type {rope_type!r} (supported: 'default' and 'llama3')":
             rope_type not in ("default", "llama3"),
-        f"head_dim = {d_head} (ours: hidden_size / num_attention_heads)":
+        f"head_dim = {d_head} (supported: hidden_size / num_attention_heads)":
             None not in (width, n_heads, d_head) and width / n_heads != d_head,
-        "sliding_window (ours: the whole context)": values.get("sliding_window"),
+        "sliding_window (supported: full attention)": values.get("sliding_window"),
     })  # fmt: skip
 
 
 def unheld_image_tokenizer(values: dict[str, Any], images: dict[str, Any]) -> list[str]:
-    """Return why our image tokenizer cannot hold a Chameleon's.
+    """Return why the image tokenizer of Pardalis cannot hold a Chameleon's.
 
     Args:
-        values: of ``config.json``.
-        images: how they become pixels, of ``preprocessor_config.json``.
+        values: content of ``config.json``.
+        images: the image preprocessing in ``preprocessor_config.json``.
     """
     vq = inside(values, "vq_config")
     side = vq.get("resolution") or chameleon().resolution
-    factor = f"rescale_factor = {images.get('rescale_factor')!r} (ours: 0.0078 or 2/255)"
+    factor = f"rescale_factor = {images.get('rescale_factor')!r} (supported: 0.0078 or 2/255)"
     return [
         *unlike(vq, _VQ_FIXED, "vq_config."),
         *unlike(images, _images_fixed(side), "image_processor."),
@@ -139,9 +123,9 @@ def unheld_image_tokenizer(values: dict[str, Any], images: dict[str, Any]) -> li
 
 
 def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
-    """Return our decoder's config for a Chameleon's.
+    """Return the decoder's config for a Chameleon's ``config.json``.
 
-    What it leaves out has the value of the published model, as it has in that library.
+    Missing values default to those of the published model, as in transformers.
     """
     published = chameleon_7b()
     defaults = {theirs: getattr(published, ours) for ours, theirs in _DECODER_KEYS.items()}
@@ -155,10 +139,13 @@ def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
 
 
 def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelConfig:
-    """Return our decoder's config for one with the keys of Llama's.
+    """Return the decoder's config for a ``config.json`` with Llama's keys.
+
+    Args:
+        ours: fields that have no key in the file.
 
     Raises:
-        BundleError: a value is missing, or describes no model.
+        BundleError: a value is missing or invalid.
     """
     with describing(where):
         given = _given(values)
@@ -174,7 +161,7 @@ def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelCon
 def image_tokenizer_config(
     values: dict[str, Any], images: dict[str, Any], where: Path, has_decoder: bool
 ) -> ImageTokenizerConfig:
-    """Return our image tokenizer's config; arguments as of :func:`unheld_image_tokenizer`."""
+    """Return the image tokenizer's config; arguments as in :func:`unheld_image_tokenizer`."""
     with describing(f"vq_config in {where}"):
         vq = _given(inside(values, "vq_config"))
         found = {ours: vq[theirs] for ours, theirs in _VQ_KEYS.items() if theirs in vq}
@@ -189,7 +176,7 @@ def image_tokenizer_config(
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said; a null is as good as nothing."""
+    """Return the values that are not null; a null means a missing key."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -202,10 +189,10 @@ def _rope_type(rope: dict[str, Any]) -> Any:
 
 
 def _convention(images: dict[str, Any]) -> Preprocessing | None:
-    """Return which of our conventions a folder's image preprocessing is, None if neither.
+    """Return the preprocessing of a folder by its rescale_factor; None if it is neither.
 
-    The release converted to this layout has 0.0078 for a grey level instead of 2/255. A folder with
-    2/255 was exported here, or made by someone who cares.
+    The release as converted to this layout has 0.0078 instead of 2/255. A folder with 2/255 was
+    exported by Pardalis, or corrected by hand.
     """
     factor = images.get("rescale_factor", _RESCALE["transformers"])
     if not isinstance(factor, float):
@@ -213,11 +200,11 @@ def _convention(images: dict[str, Any]) -> Preprocessing | None:
     return next((name for name, ours in _RESCALE.items() if abs(factor - ours) < 1e-7), None)
 
 
-# ── ours to theirs ───────────────────────────────────────────────────────────────────────────────
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def unheld_by_chameleon(model: ForeignModel) -> list[str]:
-    """Return why Hugging Face's Chameleon cannot hold a model of ours."""
+    """Return why Hugging Face's Chameleon cannot hold a model."""
     config = model.config
     return [
         *reasons({
@@ -232,11 +219,11 @@ def unheld_by_chameleon(model: ForeignModel) -> list[str]:
 def chameleon_files(
     model: ForeignModel, names: dict[str, int], dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
-    """Return the content of every JSON file of a folder but the tokenizer's own.
+    """Return the content of every JSON file of a folder except ``tokenizer.json``.
 
     Args:
-        names: all tokens of that tokenizer.
-        dtype: of the weights.
+        names: token ids of that tokenizer by name.
+        dtype: dtype of the weights.
     """
     return {
         "config.json": _config(model, names, dtype),
@@ -279,7 +266,7 @@ def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
 
 
 def _single_ids(vocabulary: Vocabulary) -> dict[str, int]:
-    """Return the ids that both configs name; the class's own default takes <pad> for <bos>."""
+    """Return the ids that both configs name; the default of transformers takes <pad> for <bos>."""
     ids = to_foreign(vocabulary)
     return {theirs: ids[getattr(vocabulary, ours)] for theirs, ours in _SINGLE_IDS.items()}
 

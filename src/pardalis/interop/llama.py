@@ -1,8 +1,9 @@
-"""Text-only models of Llama's layout, which become mixed-modal decoders that are yet to learn.
+"""Import of text-only models in Llama's layout as mixed-modal decoders that need more training.
 
-The text half of embedding and head is the model's own. The rows of the new ids (image codes, and
-the single ids that it lacks) are drawn as :class:`NewRows` says. Our documents begin and end with
-two ids; a model that has one for both gets another end, with the rows of the first.
+The text part of embedding and head is the model's own. The rows of new tokens (image codes, and
+the special tokens that the model lacks) are initialised as :class:`NewRows` says. A document has
+one token at its beginning and another at its end; a model that uses one token for both gets a new
+one for the end, with the rows of the first.
 """
 
 import json
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from pardalis.errors import BundleError
 from pardalis.interop.huggingface import decoder_from, expected_decoder, open_folder, read_config
-from pardalis.interop.huggingface_configs import decoder_config, describing, unheld_decoder
+from pardalis.interop.huggingface_configs import decoder_config, unheld_decoder
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
     check_image_tokenizer,
     check_tensors,
+    describing,
     read_json,
     read_text,
     refuse,
@@ -40,21 +42,21 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewRows:
-    """How the rows of new ids in embedding and head begin.
+    """Initialisation of the rows of new tokens in embedding and head.
 
-    ``normal``: normal with the config's ``init_std``, as a model trained from nothing.
-    ``mean``: the mean of the old rows plus normal noise of a hundredth of their own spread. The
-    logit of a new id is then about the mean of the old ones, so at first no new id is likelier
-    than an average old one, and text is written as before (Hewitt 2021, "Initializing New Word
-    Embeddings for Pretrained Language Models"). Drawn as ``normal``, a new id has a logit near 0,
-    which may be far above those of all text.
+    ``normal``: normal with the config's ``init_std``, as in a model trained from scratch. The logit
+    of a new token is then near 0, which may be far above the logits of all text tokens.
+    ``mean``: the mean of the old rows plus normal noise of a hundredth of their standard deviation.
+    The logit of a new token is then about the mean of the old ones, so at first no new token is
+    more likely than an average old one, and text is generated as before (Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models").
     """
 
     init: Literal["normal", "mean"] = "mean"
     seed: int = 0
 
-    def draw(self, name: str, old: Tensor, n: int, std: float) -> Tensor:
-        """Return n new rows for a matrix with these old ones; (n, D), of its dtype."""
+    def sample(self, name: str, old: Tensor, n: int, std: float) -> Tensor:
+        """Return n new rows, (n, D), for a matrix with the rows ``old``, in its dtype."""
         generator = torch.Generator().manual_seed(derive(self.seed, "new rows", name))
         noise = torch.randn(n, old.shape[1], generator=generator)
         if self.init == "normal":
@@ -69,21 +71,21 @@ def read_llama(
     image_tensors: Tensors,
     new_rows: NewRows | None = None,
 ) -> ForeignModel:
-    """Read a text-only folder of Hugging Face's and join it with an image tokenizer.
+    """Read a Hugging Face folder of a text-only model and add an image tokenizer.
 
     Raises:
-        BundleError: something is missing, does not fit, or is an option that our decoder lacks.
+        BundleError: something is missing, does not fit, or is an option that Pardalis lacks.
     """
     new_rows = new_rows or NewRows()
     where = folder / "config.json"
     values = read_config(folder)
     with describing(where):
         unheld = unheld_decoder(values)
-    refuse(where, "our decoder cannot hold this one", unheld)
+    refuse(where, "Pardalis cannot hold this model", unheld)
     config = decoder_config(values, where, qk_norm="none")
     tensors = open_folder(folder)
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
-        tensors[_HEAD] = tensors[_EMBEDDING]  # ours are two, whose old rows begin alike
+        tensors[_HEAD] = tensors[_EMBEDDING]  # untied, with the same initial values
     check_tensors(folder, expected_decoder(config), tensors)
     check_image_tokenizer(image_tokenizer, image_tensors)
 
@@ -124,8 +126,8 @@ def _extend(
     bos, eos = foreign[vocabulary.bos_id], foreign[vocabulary.eos_id]
 
     def extended(old: Tensor) -> Tensor:
-        new = new_rows.draw(name, old, config.vocab_size - n_old, config.init_std)
-        if eos >= n_old:  # the old id that ended documents begins them
+        new = new_rows.sample(name, old, config.vocab_size - n_old, config.init_std)
+        if eos >= n_old:  # the model's own end token is taken as the beginning
             new[eos - n_old] = old[bos]
         return torch.cat([old, new])
 
@@ -133,7 +135,7 @@ def _extend(
 
 
 def _unknown(tokenizer_json: str, where: str) -> int | None:
-    """Return the id of what the tokenizer has no piece for, if it has one."""
+    """Return the id of the tokenizer's unknown token, if it has one."""
     names = token_ids(tokenizer_json, where)
     return names.get(json.loads(tokenizer_json)["model"].get("unk_token"))
 
@@ -141,10 +143,10 @@ def _unknown(tokenizer_json: str, where: str) -> int | None:
 def _single_ids(
     values: dict[str, Any], folder: Path, size: int, unknown: int | None
 ) -> dict[str, int]:
-    """Return the single ids that a text-only model has: what its configs call so.
+    """Return the special tokens that a text-only model has, as its configs name them.
 
-    Of several ends the first is that of a document, and the last one ends a turn. No id has two
-    roles: the first of ours keeps it, and the others are new.
+    If there are several end tokens, the first ends a document and the last one ends a turn. No id
+    has two roles: the first role in the order below keeps it, and the others get new ids.
     """
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -153,7 +155,7 @@ def _single_ids(
     def named(key: str) -> Sequence[int]:
         found = values.get(key)
         every = found if isinstance(found, list) else [found]
-        return [i for i in every if isinstance(i, int) and 0 <= i < size]  # -1 is a common none
+        return [i for i in every if isinstance(i, int) and 0 <= i < size]  # -1 often means none
 
     for key in ("bos_token_id", "eos_token_id"):
         if not named(key):

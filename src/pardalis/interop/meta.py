@@ -1,4 +1,4 @@
-"""Chameleon's original release, read and written.
+"""Reading and writing the layout of Chameleon's original release.
 
 FOLDER/
 ├─ models/7b/
@@ -8,10 +8,10 @@ FOLDER/
    ├─ text_tokenizer.json
    └─ vqgan.yaml, vqgan.ckpt         the image tokenizer, encoder and decoder (:mod:`.vqgan`)
 
-A rank's file has its part of every matrix, its own copy of every RMSNorm scale, and one QK-norm
-scale for all its heads. The ranks were trained without averaging what each has a copy of, so copies
-may differ. Ours is then their mean, as in Hugging Face's conversion; the copies go along as foreign
-tensors, and are written again as long as the mean is still the model's.
+A rank's file has its shard of every matrix, its own copy of every RMSNorm scale, and one QK-norm
+scale for all its heads. The ranks were trained without averaging the replicated scales, so copies
+may differ. The imported model then has their mean, as in Hugging Face's conversion. The copies are
+kept as foreign tensors, and an export writes them again if the model still has their mean.
 """
 
 import json
@@ -21,21 +21,22 @@ from typing import Any
 
 import torch
 
-from pardalis.bundle import new_folder
-from pardalis.errors import BundleError, ConfigError
+from pardalis.bundle import LICENCES, new_folder
+from pardalis.errors import BundleError
 from pardalis.files import write_json, write_text
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
     check_tensors,
     decoder_shapes,
+    describing,
     halves_from_pairs,
     pairs_from_halves,
     read_text,
     refuse,
     reorder_ids,
 )
-from pardalis.interop.names import TensorName, lines
+from pardalis.interop.names import lines
 from pardalis.interop.tensors import (
     LazyTensor,
     Tensors,
@@ -47,6 +48,7 @@ from pardalis.interop.tensors import (
 from pardalis.interop.vocabulary import (
     PLACEHOLDER_AT_META,
     chameleon_tokenizer,
+    check_codes,
     from_foreign,
     read_vocabulary,
     to_foreign,
@@ -57,7 +59,7 @@ from pardalis.model.attention import rope_frequencies
 from pardalis.tokens import TextTokenizer
 
 _PARAMS, _MORE_PARAMS = "params.json", "consolidate_params.json"
-_FREQS = "rope.freqs"  # a buffer of the release: the angles of RoPE, which follow from rope_theta
+_FREQS = "rope.freqs"  # a buffer of the release: RoPE's frequencies, which follow from rope_theta
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -67,7 +69,7 @@ def read_meta(folder: Path) -> ForeignModel:
     """Read a release.
 
     Args:
-        folder: the one that holds ``models/`` and ``tokenizer/``, or that of one model in it.
+        folder: the folder with ``models/`` and ``tokenizer/``, or that of one model in it.
 
     Raises:
         BundleError: something is missing or does not fit.
@@ -85,11 +87,7 @@ def read_meta(folder: Path) -> ForeignModel:
     path = tokenizer / "text_tokenizer.json"
     vocabulary = read_vocabulary(read_text(path), vocab_size, str(path))
     image_tokenizer, image_tensors = read_vqgan(tokenizer / "vqgan.ckpt")
-    if vocabulary.n_codes != image_tokenizer.n_codes:
-        raise BundleError(
-            f"{path} names {vocabulary.n_codes} image codes, but vqgan.yaml beside it has "
-            f"{image_tokenizer.n_codes}. Do not mix files of different models."
-        )
+    check_codes(vocabulary, image_tokenizer.n_codes, path)
     decoder, foreign = _join_ranks(ranks, config)
     return ForeignModel(
         config=config,
@@ -105,7 +103,7 @@ def read_meta(folder: Path) -> ForeignModel:
 
 
 def is_meta(folder: Path) -> bool:
-    """Say whether a folder looks like a release, or like one model of it.
+    """Return whether a folder looks like a release, or like one model of it.
 
     Mistral's folders have a ``params.json`` of another kind beside their ``config.json``.
     """
@@ -136,13 +134,9 @@ def _read_params(model: Path) -> dict[str, Any]:
         path = model / name
         if name == _MORE_PARAMS and not path.is_file():
             continue
-        try:
+        with describing(path):
             values = json.loads(path.read_text())
             merged = {**merged, **values, **values.get("model", {})}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise BundleError(
-                f"{path} is not a model's parameters ({error}); copy it again."
-            ) from error
     return merged
 
 
@@ -152,7 +146,7 @@ def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
     n_ranks = params.get("model_parallel_size") or len(found) or 1
     if not isinstance(n_ranks, int):
         raise BundleError(
-            f"{model / _PARAMS} is not a model's parameters (model_parallel_size is {n_ranks!r}); "
+            f"{model / _PARAMS} is not a model's config (model_parallel_size is {n_ranks!r}); "
             "copy it again."
         )
     needed = [model / f"consolidated.{rank:02}.pth" for rank in range(n_ranks)]
@@ -160,8 +154,8 @@ def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
         names = ", ".join(path.name for path in found) or "none"
         raise BundleError(
             f"{model} needs a file of weights for each of {n_ranks} ranks (model_parallel_size), "
-            f"consolidated.00.pth and so on or consolidated.pth for one, but has: {names}. Copy "
-            "the whole folder again."
+            f"consolidated.00.pth and so on, or consolidated.pth for one rank, but has: {names}. "
+            "Copy the whole folder again."
         )
     return found
 
@@ -169,10 +163,10 @@ def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
 def _config(params: Mapping[str, Any], where: Path, vocab_size: int, n_ranks: int) -> ModelConfig:
     if missing := [name for name in ("dim", "n_heads", "n_layers") if name not in params]:
         raise BundleError(f"{where} lacks {', '.join(missing)}; copy it again.")
-    try:
+    with describing(where):
         heads, width = params["n_heads"], params["dim"]
         theta = float(params.get("rope_theta") or 10_000.0)
-        # What the release does not say follows Hugging Face's conversion of it.
+        # Hugging Face's conversion script chooses the context in the same way.
         context = params.get("max_seq_len") or (16_384 if theta > 10_000 else 4096)
         return ModelConfig(
             vocab_size=vocab_size,
@@ -190,12 +184,6 @@ def _config(params: Mapping[str, Any], where: Path, vocab_size: int, n_ranks: in
             norm_placement="reordered" if params.get("swin_norm") else "pre",
             norm_eps=params.get("norm_eps", 1e-5),
         )
-    except (TypeError, ValueError) as error:
-        raise BundleError(
-            f"{where} is not a model's parameters ({error}); copy it again."
-        ) from error
-    except ConfigError as error:
-        raise BundleError(f"{where}: {error}") from error
 
 
 def _expected(config: ModelConfig, n_ranks: int) -> dict[str, tuple[int, ...]]:
@@ -215,7 +203,7 @@ def _expected(config: ModelConfig, n_ranks: int) -> dict[str, tuple[int, ...]]:
 def _join_ranks(
     ranks: Sequence[Tensors], config: ModelConfig
 ) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
-    """Return the decoder under our names, and what only the release has."""
+    """Return the decoder under the names of Pardalis, and the tensors that only the release has."""
     decoder: dict[str, LazyTensor] = {}
     foreign: dict[str, LazyTensor] = {}
     if _FREQS in ranks[0]:
@@ -228,20 +216,16 @@ def _join_ranks(
             tensor = halves_from_pairs(join(rows, 0), len(ranks))
         elif line.cut is None:
             tensor = parts[0]
-            copies = torch.stack([part.read() for part in parts])  # a vector of each rank
+            copies = torch.stack([part.read() for part in parts])  # one vector per rank
             if not torch.equal(copies, copies[:1].expand_as(copies)):
                 foreign[name] = lazy(copies)
                 tensor = lazy(copies.mean(0))
         else:
             tensor = join(parts, line.cut)
             if line.rotary:
-                tensor = halves_from_pairs(tensor, _heads(line, config))
+                tensor = halves_from_pairs(tensor, line.n_heads(config))
         decoder[line.ours.format(n=n)] = tensor
     return decoder, foreign
-
-
-def _heads(line: TensorName, config: ModelConfig) -> int:
-    return config.n_heads if ".q_" in line.ours else config.n_kv_heads
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -256,11 +240,12 @@ def write_meta(
     """Write a model as the release has it, under ``models/``.
 
     Args:
-        dtype: of the decoder; as it is when left out.
-        n_ranks: files to divide the decoder among; when left out, as many as QK-norm has groups.
+        dtype: dtype of the decoder (default: as in the model).
+        n_ranks: number of files to split the decoder into (default: the groups of QK-norm).
 
     Raises:
-        BundleError: the layout cannot hold the model; the message names every option why.
+        BundleError: the layout cannot hold the model; the message lists every option that does not
+            fit.
     """
     config = model.config
     ranks = config.qk_norm_groups or 1 if n_ranks is None else n_ranks
@@ -280,7 +265,7 @@ def write_meta(
             home / _MORE_PARAMS, {"model_parallel_size": ranks, "vocab_size": config.vocab_size}
         )
         if model.licences:
-            write_text(partial / "LICENCES.md", model.licences)
+            write_text(partial / LICENCES, model.licences)
         names = (
             ["consolidated.pth"]
             if ranks == 1
@@ -290,7 +275,7 @@ def write_meta(
 
 
 def _name(config: ModelConfig) -> str:
-    """Return the folder's name in the release, where others look for the two published sizes."""
+    """Return the folder's name in the release; its loader expects those of the published sizes."""
     published = {(32, 4096): "7b", (48, 8192): "30b"}
     return published.get((config.n_layers, config.d_model), "model")
 
@@ -325,7 +310,7 @@ def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
             wrong.append(f"model.qk_norm_eps is {config.qk_norm_eps} (needed: 1e-05)")
     codes = [to_foreign(model.vocabulary)[i] for i in model.vocabulary.image]
     if codes != sorted(codes):
-        wrong.append("the ids of image codes are not in the order of the codes, as its code needs")
+        wrong.append("the image tokens are not in the order of the codes, as its loader needs")
     if not model.image_tokenizer.has_decoder:
         wrong.append(
             "the image tokenizer has no decoder; run `import_model` again with the vqgan.ckpt of "
@@ -346,12 +331,12 @@ def _params(config: ModelConfig) -> dict[str, Any]:
         "qk_normalization": config.qk_norm != "none",
         "swin_norm": config.norm_placement == "reordered",
         "vocab_size": config.vocab_size,
-        "max_seq_len": config.context,  # not of the release, whose loader passes over it
+        "max_seq_len": config.context,  # not in the release, whose loader ignores it
     }
 
 
 def _ffn_params(config: ModelConfig) -> dict[str, Any]:
-    """Return the two numbers from which the release computes the feed-forward's width."""
+    """Return the two numbers from which the release computes the feed-forward width."""
     if swiglu_width(config.d_model) == config.d_ff:
         return {"multiple_of": 256}
     ratio = (config.d_ff + 0.5) / int(8 * config.d_model / 3)  # the half survives rounding down
@@ -376,7 +361,7 @@ def _divide(
             parts = _copies(model, name, tensor, n_ranks)
         else:
             if line.rotary:
-                tensor = pairs_from_halves(tensor, _heads(line, config))
+                tensor = pairs_from_halves(tensor, line.n_heads(config))
             parts = tensor.split(n_ranks, line.cut)
         for file, part in zip(files, parts, strict=True):
             file[name] = part.to(dtype)
@@ -385,7 +370,7 @@ def _divide(
 
 
 def _copies(model: ForeignModel, name: str, tensor: LazyTensor, n_ranks: int) -> list[LazyTensor]:
-    """Return a norm's scale for every rank: each its own, where the model still has their mean."""
+    """Return a norm's scale for every rank: the kept copies if the model still has their mean."""
     kept = model.foreign.get(name)
     if kept is not None and kept.shape[0] == n_ranks:
         copies = kept.read()

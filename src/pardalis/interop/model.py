@@ -1,13 +1,15 @@
-"""A whole model between two layouts: everything known of it, no weight read yet.
+"""The intermediate form of a conversion: a whole model with lazy tensors.
 
-Every reader of a layout returns one and every writer takes one, so each pair of layouts converts.
-The decoder's tensors have our names, our order of rows within a head (:mod:`.names`) and our order
-of ids (:mod:`.vocabulary`); the image tokenizer's have the original VQ-GAN's names.
+Every reader of a layout returns a :class:`ForeignModel` and every writer takes one, so each pair of
+layouts converts. The decoder's tensors have the names of :mod:`pardalis.model`, its order of RoPE
+dimensions within a head (:mod:`.names`) and the bundle's order of token ids (:mod:`.vocabulary`);
+the image tokenizer's tensors have the names of the original VQ-GAN.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pardalis import bundle as bundles
-from pardalis.errors import BundleError
+from pardalis.errors import BundleError, ConfigError
 from pardalis.files import existing_folder, write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
 from pardalis.model import Decoder, ModelConfig
@@ -28,7 +30,7 @@ from pardalis.weights import Shapes, check_shapes
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignModel:
-    """A model on its way from one layout to another."""
+    """A model between two layouts."""
 
     config: ModelConfig
     vocabulary: Vocabulary
@@ -36,8 +38,8 @@ class ForeignModel:
     image_tokenizer: ImageTokenizerConfig
     decoder: Tensors
     image_tensors: Tensors
-    origin: str  # the layout that it comes from
-    # Tensors of that layout that have no place in ours but are needed to write it again as it was.
+    origin: str  # layout that it was read from
+    # Tensors of that layout that the bundle's decoder lacks, kept for an exact round trip.
     foreign: Tensors = field(default_factory=dict)
     licences: str = ""  # Markdown
 
@@ -46,7 +48,7 @@ class ForeignModel:
 
 
 def read_bundle(folder: Path) -> ForeignModel:
-    """Read a bundle; raises BundleError as :func:`pardalis.load`."""
+    """Read a bundle; raises BundleError as :func:`pardalis.load` does."""
     folder = existing_folder(folder)
     description = bundles.describe(folder)
     codec = bundles.load_codec(folder)
@@ -68,10 +70,10 @@ def read_bundle(folder: Path) -> ForeignModel:
 
 
 def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a bundle, one tensor in memory at a time; it appears whole or not at all.
+    """Write a bundle atomically, with one tensor in memory at a time.
 
     Args:
-        dtype: of the decoder; as it came when left out.
+        dtype: dtype of the decoder (default: as in the source).
 
     Raises:
         BundleError: the folder cannot be written.
@@ -97,7 +99,7 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
 
 
 def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a decoder, by its name here."""
+    """Return the shape of every tensor of a decoder by its name in :mod:`pardalis.model`."""
     with torch.device("meta"):
         return {name: tuple(t.shape) for name, t in Decoder(config).state_dict().items()}
 
@@ -109,15 +111,15 @@ def image_tokenizer_shapes(config: ImageTokenizerConfig) -> dict[str, tuple[int,
 
 
 def check_image_tokenizer(config: ImageTokenizerConfig, tensors: Tensors) -> None:
-    """Check one that was named beside the model's folder; raises as :func:`check_tensors`."""
-    check_tensors("the image tokenizer that was named", image_tokenizer_shapes(config), tensors)
+    """Check an image tokenizer that the caller named; raises as :func:`check_tensors` does."""
+    check_tensors("the `image_tokenizer`", image_tokenizer_shapes(config), tensors)
 
 
 def check_tensors(where: Path | str, expected: Shapes, found: Tensors) -> None:
-    """Compare names and shapes with what a config describes; reads nothing.
+    """Compare names and shapes of tensors with those expected; reads no values.
 
     Raises:
-        BundleError: with everything that is wrong, in one sentence.
+        BundleError: a tensor is missing, unexpected or of another shape; the message lists all.
     """
     check_shapes(
         where,
@@ -129,29 +131,42 @@ def check_tensors(where: Path | str, expected: Shapes, found: Tensors) -> None:
 
 
 def refuse(where: Path, what: str, because: Sequence[str]) -> None:
-    """Raise one BundleError with all reasons why a layout cannot hold a model, if there are any."""
+    """Raise a BundleError with all reasons why a layout cannot hold a model, if there are any."""
     if because:
         raise BundleError(f"{where}: {what}: {'; '.join(because)}. Nothing was written.")
 
 
 def reasons(holds: Mapping[str, object]) -> list[str]:
-    """Return the texts whose condition holds."""
+    """Return the texts whose condition is true."""
     return [text for text, condition in holds.items() if condition]
 
 
 def unlike(values: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return what a config says otherwise than ``ours``; what it leaves out is as ours."""
+    """Return a reason for each given value that differs from ``ours``; a missing one agrees."""
     return reasons(
         {
-            f"{prefix}{name} = {values[name]!r} (ours: {needed!r})": values[name] != needed
+            f"{prefix}{name} = {values[name]!r} (supported: {needed!r})": values[name] != needed
             for name, needed in ours.items()
             if name in values
         }
     )
 
 
+@contextmanager
+def describing(where: object) -> Iterator[None]:
+    """Turn errors of reading a config into a BundleError that names the file ``where``."""
+    try:
+        yield
+    except KeyError as error:
+        raise BundleError(f"{where} lacks {error}; copy it again.") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise BundleError(f"{where} is not a model's config ({error}); copy it again.") from error
+    except ConfigError as error:
+        raise BundleError(f"{where}: {error}") from error
+
+
 def read_text(path: Path) -> str:
-    """Return the content of a text file; raises BundleError if there is none."""
+    """Return the content of a text file; raises BundleError if it is missing or not text."""
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the whole folder again.")
     try:
@@ -161,13 +176,13 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the values of a JSON file by name; raises BundleError if it has none."""
+    """Return the object in a JSON file; raises BundleError if it holds none."""
     try:
         values = json.loads(read_text(path))
     except ValueError as error:
         raise BundleError(f"{path} is not JSON ({error}); copy it again.") from error
     if not isinstance(values, dict):
-        raise BundleError(f"{path} holds no values by name; copy it again.")
+        raise BundleError(f"{path} holds no JSON object; copy it again.")
     return values
 
 
@@ -175,10 +190,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def halves_from_pairs(tensor: LazyTensor, n_heads: int) -> LazyTensor:
-    """Reorder the rows of heads from Meta's order of RoPE to ours.
+    """Reorder the output dimensions of each head from interleaved RoPE (Meta) to half-split RoPE.
 
-    Row 2i of a head goes to i, row 2i + 1 to i + H/2. ``tensor`` has the rows of all heads first,
-    (heads * H, ...), or a row for each group of heads, (groups, H).
+    Dimension 2i of a head moves to i, 2i + 1 to i + H/2. The shape of ``tensor`` is
+    (heads * H, ...), or (groups, H) for QK-norm.
     """
     return tensor.map(lambda t: _swap(t, n_heads, pairs_last=True), tensor.shape)
 
@@ -196,7 +211,7 @@ def _swap(tensor: Tensor, n_heads: int, pairs_last: bool) -> Tensor:
 
 
 def without_embedding_norm(model: ForeignModel) -> ForeignModel:
-    """Put a norm of the embedding into its table, which others have without one."""
+    """Fold an embedding norm into the embedding table, since other layouts have no such norm."""
     config = model.config
     if not config.embedding_norm:
         return model
@@ -213,8 +228,8 @@ def without_embedding_norm(model: ForeignModel) -> ForeignModel:
 
 
 def reorder_ids(tensors: Tensors, rows: Sequence[int]) -> dict[str, LazyTensor]:
-    """Give embedding and head the rows ``rows``, which are as many as they have."""
-    if isinstance(rows, range):  # nothing moves
+    """Permute the token dimension of embedding and head: new id i gets the old row ``rows[i]``."""
+    if isinstance(rows, range):  # the identity
         return dict(tensors)
     index = torch.tensor(rows)
     moved = {

@@ -1,4 +1,4 @@
-"""What each tensor of a decoder is called, here and elsewhere: one table for both directions.
+"""Names of the decoder's tensors in each layout: one table for both directions.
 
 ========================  ======================================================================
 ours                      :class:`pardalis.model.Decoder`
@@ -6,18 +6,22 @@ transformers              Hugging Face's Chameleon; its Llama has the same names
 meta                      the original release, and the Llama releases before it
 ========================  ======================================================================
 
-``{n}`` is the number of a layer. Two things differ besides the names.
+``{n}`` is the index of a layer. Two things differ besides the names.
 
-Meta's files are cut among model-parallel ranks, along the dimension ``cut``; what has none is
-whole in the file of every rank. QK-norm is special: every rank has one scale for all its heads.
+Meta's files are sharded over model-parallel ranks along the dimension ``cut``; a tensor without
+``cut`` is replicated in the file of every rank. For QK-norm, every rank has one scale that its
+heads share.
 
-Meta rotates the neighbouring pairs (2i, 2i + 1) of a head, the others the pairs (i, i + H/2). What
-a query or key is made with is ``rotary``: its rows change places within each head.
+Meta's RoPE rotates the neighbouring pairs (2i, 2i + 1) of a head, the other layouts the pairs
+(i, i + H/2). The tensors that make queries and keys are ``rotary``: their dimensions are permuted
+within each head.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from pardalis.model import ModelConfig
 
 NamingScheme = Literal["ours", "transformers", "meta"]
 
@@ -29,9 +33,13 @@ class TensorName:
     ours: str
     transformers: str
     meta: str
-    cut: int | None = None  # dimension along which Meta's ranks divide it; None: each has all
-    rotary: bool = False  # its rows are those of heads, in the order of RoPE's pairs
-    qk_norm: bool = False  # one row for each group of heads
+    cut: int | None = None  # dimension that Meta's ranks shard; None: replicated
+    rotary: bool = False  # first dimension is permuted within heads for RoPE
+    qk_norm: bool = False  # one scale per group of heads
+
+    def n_heads(self, config: ModelConfig) -> int:
+        """Return the number of heads of a rotary tensor."""
+        return config.n_heads if ".q_" in self.ours else config.n_kv_heads
 
 
 _OURS, _HF, _META = "trunk.blocks.{n}.", "model.layers.{n}.", "layers.{n}."
@@ -65,24 +73,22 @@ DECODER: tuple[TensorName, ...] = (
     TensorName("head.weight", "lm_head.weight", "output.weight", cut=0),
 )  # fmt: skip
 
-# Hugging Face keeps Chameleon's image tokenizer in the same files, under the original VQ-GAN's own
-# names, which are also ours.
+# Hugging Face keeps Chameleon's image tokenizer in the same files, under the names of the original
+# VQ-GAN, which Pardalis uses too.
 TRANSFORMERS_VQ = "model.vqmodel."
 
 
 def lines(n_layers: int, qk_norm: bool = True) -> Iterator[tuple[TensorName, int]]:
-    """Yield every tensor of a decoder as its line of the table and its layer (0 outside layers)."""
-    before = DECODER[:1]
-    of_layer = [line for line in DECODER if "{n}" in line.ours and (qk_norm or not line.qk_norm)]
-    after = DECODER[-2:]
-    yield from ((line, 0) for line in before)
+    """Yield every tensor of a decoder: its line of the table and its layer (0 outside layers)."""
+    per_layer = [line for line in DECODER if "{n}" in line.ours and (qk_norm or not line.qk_norm)]
+    yield DECODER[0], 0
     for n in range(n_layers):
-        yield from ((line, n) for line in of_layer)
-    yield from ((line, 0) for line in after)
+        yield from ((line, n) for line in per_layer)
+    yield from ((line, 0) for line in DECODER[-2:])
 
 
 def rename(name: str, source: NamingScheme, target: NamingScheme) -> str:
-    """Translate one name; raises KeyError if the source has no such tensor."""
+    """Translate one name; raises KeyError if the source layout has no such tensor."""
     number = next((part for part in name.split(".") if part.isdigit()), "")
     pattern = ".".join("{n}" if part == number else part for part in name.split("."))
     for line in DECODER:

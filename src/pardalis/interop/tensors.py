@@ -1,9 +1,9 @@
-"""Tensors in files, read when they are needed: what lets a large model pass through a small memory.
+"""Lazy tensors: reading and writing files of weights with little memory.
 
 A state dict here is a mapping from names to :class:`LazyTensor`, which knows shape and dtype from
-a file's header and reads its values when asked. A conversion renames and transforms such a mapping
-without reading anything, a check compares shapes before anything is written, and a writer then
-reads one tensor at a time. No file stays mapped, so what was read leaves memory with its tensor.
+the file's header and reads its values on demand. A conversion renames and transforms such a mapping
+without reading values, checks compare shapes before anything is written, and a writer reads one
+tensor at a time. No file stays memory-mapped, so the memory of a tensor is freed with it.
 """
 
 import io
@@ -29,16 +29,16 @@ from torch.serialization import skip_data
 from pardalis.errors import BundleError
 from pardalis.progress import bar
 
-SHARD_BYTES = 5_000_000_000  # of a sharded safetensors model; what others write
+SHARD_BYTES = 5_000_000_000  # largest safetensors shard, as transformers writes them
 
-# The names of the safetensors format, both ways.
+# Names of dtypes in the safetensors format.
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# PyTorch's names of storages, each of one type.
+# PyTorch's names of typed storages.
 _STORAGES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
@@ -48,7 +48,7 @@ _STORAGES = {
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor whose values are not read yet."""
+    """A tensor whose values are read on demand."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -63,17 +63,17 @@ class LazyTensor:
         return self.n_elements * self.dtype.itemsize
 
     def map(self, function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> "LazyTensor":
-        """Return what a function makes of it, of a shape that is known beforehand."""
+        """Apply a function lazily; ``shape`` is the shape of its result."""
         return LazyTensor(tuple(shape), self.dtype, lambda: function(self.read()))
 
     def to(self, dtype: torch.dtype | None) -> "LazyTensor":
-        """Return it in another dtype; None leaves it as it is."""
+        """Return the tensor in another dtype; None keeps its own."""
         if dtype is None or dtype == self.dtype:
             return self
         return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
 
     def split(self, n: int, dim: int) -> list["LazyTensor"]:
-        """Cut into n equal parts; the whole is read once when all are read one after the other."""
+        """Split into n equal parts; if they are read in order, the values are read only once."""
         shape = list(self.shape)
         shape[dim] //= n
         kept: list[Tensor] = []
@@ -93,12 +93,12 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def lazy(tensor: Tensor) -> LazyTensor:
-    """Wrap a tensor that is in memory."""
+    """Wrap a tensor in memory."""
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 def join(parts: Sequence[LazyTensor], dim: int) -> LazyTensor:
-    """Concatenate along a dimension, in the narrowest dtype that holds the values of all parts."""
+    """Concatenate along a dimension, in the promoted dtype of all parts."""
     shape = list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
     dtype = reduce(torch.promote_types, (part.dtype for part in parts))
@@ -113,11 +113,11 @@ def join(parts: Sequence[LazyTensor], dim: int) -> LazyTensor:
 def open_tensors(path: Path) -> dict[str, LazyTensor]:
     """Return the tensors of a ``.safetensors`` file or of a PyTorch checkpoint.
 
-    Of a checkpoint that holds more than tensors, the ``state_dict`` is taken, or the ``ema`` (the
-    averaged weights, which are what a model is used with), or the ``model``.
+    If a checkpoint holds more than tensors, its ``state_dict`` is taken, or ``ema`` (the averaged
+    weights, which inference uses), or ``model``.
 
     Raises:
-        BundleError: the file is missing, truncated, or of neither kind.
+        BundleError: the file is missing, truncated, or of neither format.
     """
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the whole folder again.")
@@ -134,7 +134,7 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     def read(name: str) -> Tensor:
-        # Opened anew each time: the pages of a tensor leave memory with it.
+        # Opened for each tensor, so that its pages are freed with it.
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 
@@ -153,22 +153,22 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
-    """Read a checkpoint's structure; its values are read from their places later."""
+    """Read the structure of a checkpoint; values are read on demand."""
     if not zipfile.is_zipfile(path):
         return _old_checkpoint(path)
     try:
         content = _Unpickler(path).load()
-    except Exception as error:  # what a broken archive or pickle raises is not limited
+    except Exception as error:  # a broken archive or pickle may raise anything
         raise ValueError(f"no archive of PyTorch's: {error!r}") from error
     return _state_dict(content)
 
 
 def _old_checkpoint(path: Path) -> dict[str, LazyTensor]:
-    """Read a checkpoint of PyTorch before 1.6, which is one pickle and must be read whole."""
+    """Read a checkpoint of PyTorch before 1.6: one pickle, which has to be read whole."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Its own message is a page long, and advises to run what is in the file.
+        # PyTorch's message is a page long and advises to run the code in the file.
         raise ValueError("no archive of PyTorch's, and no pickle of tensors alone") from error
     return _state_dict(content)
 
@@ -189,14 +189,14 @@ def _state_dict(content: Any) -> dict[str, LazyTensor]:
 
 
 def _records(path: Path) -> dict[str, tuple[int, int]]:
-    """Return where the records of a checkpoint lie in its file: first byte and length of each."""
+    """Return first byte and length of each record of a checkpoint's archive."""
     records = {}
     end = path.stat().st_size
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} in it is compressed")
-            file.seek(entry.header_offset + 26)  # the lengths of what follows the entry's header
+            file.seek(entry.header_offset + 26)  # lengths of name and extra field
             first = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
             if first + entry.file_size > end:
                 raise ValueError(f"{entry.filename} in it ends after the file")
@@ -214,7 +214,7 @@ def _bytes_of(path: Path, first: int, length: int) -> Tensor:
 
 
 class _Inert:
-    """Stands for an object that is not built; takes whatever its pickle hands it."""
+    """Placeholder for an object that is not unpickled; accepts and ignores everything."""
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
         return super().__new__(cls)
@@ -230,19 +230,19 @@ class _Inert:
 
 
 def _drop_state(unpickler: Any) -> None:
-    """Leave an object as it was made: none has a state, and where a tensor lies was checked."""
+    """Ignore the state of an object: placeholders have none, and it could move a lazy tensor."""
     unpickler.stack.pop()
 
 
 class _Unpickler(pickle._Unpickler):
-    """Builds the tensors of a checkpoint, not read yet, and of anything else an inert stand-in.
+    """Unpickles a checkpoint: lazy tensors, and an inert placeholder for every other object.
 
     Training frameworks pickle their own objects (callbacks, configs) beside the weights. They are
-    not wanted, and no foreign code may run to build them: a name in the file means one of the few
-    things of :meth:`find_class`, whatever it means elsewhere.
+    not needed, and no foreign code may run to build them: :meth:`find_class` resolves only the few
+    names that tensors need.
 
-    Python's own unpickler is in C, and reserves memory for as many objects as a number in the file
-    says. This one is the same in Python, where they are in a dict.
+    The C unpickler allocates a memo as large as a number in the file says. The Python unpickler
+    keeps the memo in a dict.
     """
 
     dispatch: ClassVar[dict[int, Callable[[pickle.Unpickler], None]]] = {
@@ -265,7 +265,7 @@ class _Unpickler(pickle._Unpickler):
         return known.get(f"{module}.{name}") or type(name, (_Inert,), {})
 
     def persistent_load(self, pid: Any) -> tuple[Any, int, int]:
-        """Return a storage: its type, and where it lies."""
+        """Return a storage: dtype, first byte and length."""
         _, dtype, key, *_ = pid
         return dtype, *self._records[f"data/{key}"]
 
@@ -275,8 +275,8 @@ class _Unpickler(pickle._Unpickler):
         if not isinstance(dtype, torch.dtype):
             return _Inert()
         if not all(isinstance(n, int) and n >= 0 for n in (start, *shape, *stride)):
-            raise ValueError("a tensor's place is not said in whole numbers from 0 on")
-        # From its first element to its last: a slice may keep a storage of many gigabytes.
+            raise ValueError("a tensor's offset, shape or stride is not a whole number from 0 on")
+        # Only the bytes from the first element to the last: the storage may be far larger.
         last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         extent = 0 if 0 in shape else (last + 1) * dtype.itemsize
         first += start * dtype.itemsize
@@ -309,9 +309,9 @@ def write_shards(folder: Path, files: Mapping[str, Tensors], description: str) -
 
 
 def shards_of(tensors: Tensors, shard_bytes: int = SHARD_BYTES) -> dict[str, dict[str, LazyTensor]]:
-    """Divide tensors among files of at most so many bytes, as Hugging Face names them.
+    """Divide tensors among files of at most ``shard_bytes``, with Hugging Face's file names.
 
-    One file is ``model.safetensors``; of several each says its number and how many there are.
+    A single file is ``model.safetensors``; the names of several have their number and the total.
     """
     groups: list[dict[str, LazyTensor]] = [{}]
     size = 0
@@ -337,12 +337,12 @@ def shard_index(files: Mapping[str, Tensors]) -> dict[str, Any]:
 def write_checkpoints(
     files: Mapping[Path, Tensors], description: str, under: str | None = None
 ) -> None:
-    """Write PyTorch checkpoints of the same names in each, all at once: one name after the other.
+    """Write PyTorch checkpoints with the same tensor names together, one name after the other.
 
-    So a tensor that is divided among the files is read once.
+    So a tensor that is split among the files is read once.
 
     Args:
-        under: the key of the checkpoint that holds the tensors; at the top when left out.
+        under: key of the checkpoint that holds the tensors (default: the top level).
     """
     with (
         bar(description, sum(map(len, files.values())), "tensors") as advance,
@@ -363,7 +363,7 @@ def write_checkpoints(
 
 
 def _lay_out(path: Path, tensors: Tensors, under: str | None) -> list[int]:
-    """Write a checkpoint without values; return where in the file those of each tensor go."""
+    """Write a checkpoint without values; return the first byte of each tensor in the file."""
     empty = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     with skip_data():
         torch.save(empty if under is None else {under: empty}, path)
@@ -372,12 +372,12 @@ def _lay_out(path: Path, tensors: Tensors, under: str | None) -> list[int]:
 
 
 def _note_checksums(path: Path, checksums: Sequence[int]) -> None:
-    """Say in an archive's directory what the values add up to; PyTorch could not know them."""
+    """Write the checksums of the values to an archive's directory; PyTorch could not know them."""
     with zipfile.ZipFile(path, "a") as archive:
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         for i, checksum in enumerate(checksums):
             entries[f"data/{i}"].CRC = checksum
-        archive.comment = b""  # so that the directory counts as changed and is written
+        archive.comment = b""  # marks the directory as changed, so that it is written
 
 
 def _safetensors_header(tensors: Tensors) -> bytes:
@@ -399,6 +399,6 @@ def _safetensors_header(tensors: Tensors) -> bytes:
 
 def _bytes(tensor: LazyTensor) -> memoryview:
     values = tensor.read().contiguous()
-    # Else what follows in the file would stand at other places than its header says.
+    # Otherwise the offsets in the file's header would be wrong.
     assert (tuple(values.shape), values.dtype) == (tensor.shape, tensor.dtype)
     return values.reshape(-1).view(torch.uint8).numpy().data

@@ -1,17 +1,18 @@
-"""Vocabularies by token name, as others keep them, and by id range, as ours are.
+"""Conversion between vocabularies by token name and the id ranges of :mod:`pardalis.tokens`.
 
 Chameleon names its tokens: ``<s>`` begins a document, ``IMGIMGBHZ`` is image code 17. Names are
-read here, once, when a model comes in, and written here when one goes out; nothing else in the
-library knows them.
+read here at import and written here at export; nothing else in the library knows them.
 
-An imported vocabulary keeps its ids where its image ids already stand in one run in the order of
-their codes and its text ids in one run. Otherwise ids change places: first what is neither image
-nor text, then the image ids by code, then the text ids. ``Vocabulary.foreign_ids`` records it.
+An imported vocabulary keeps its ids if its image ids are contiguous in the order of their codes and
+its text ids are contiguous. Otherwise the ids are permuted: first those that are neither image nor
+text, then the image ids by code, then the text ids. ``Vocabulary.foreign_ids`` records the original
+id of each.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pardalis.errors import BundleError
@@ -27,8 +28,8 @@ SINGLE_NAMES = {
     "begin_image_id": "<racm3:break>",
     "end_turn_id": "<reserved08706>",
 }
-# Stands for the codes of an image in a prompt until they are known. Meta has no such token;
-# Hugging Face renamed a reserved one.
+# Placeholder for the codes of an image in a prompt. Meta has no such token; Hugging Face renamed a
+# reserved one.
 PLACEHOLDER = "<image>"
 PLACEHOLDER_AT_META = "<reserved08707>"
 
@@ -53,11 +54,11 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
 
     Args:
         tokenizer_json: content of a ``tokenizer.json``.
-        size: rows of the model's embedding; ids without a name are unused.
+        size: vocabulary size of the model; ids without a name are unused.
         where: the file, for messages.
 
     Raises:
-        BundleError: names are missing or stand for ids that the model does not have.
+        BundleError: names are missing or have ids that the model does not have.
     """
     names = token_ids(tokenizer_json, where)
     codes = {code: i for name, i in names.items() if (code := image_code(name)) is not None}
@@ -68,7 +69,7 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     )
     wrong = [f"no {name}" for name in SINGLE_NAMES.values() if name not in names]
     if not text:
-        wrong.append("no token of text")
+        wrong.append("no text token")
     if not codes:
         wrong.append("no image token (IMGIMG...Z)")
     elif sorted(codes) != list(range(len(codes))):
@@ -89,14 +90,23 @@ def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     )
 
 
+def check_codes(vocabulary: Vocabulary, n_codes: int, where: Path) -> None:
+    """Raise BundleError if a vocabulary has not as many image tokens as the codebook has codes."""
+    if vocabulary.n_codes != n_codes:
+        raise BundleError(
+            f"{where} names {vocabulary.n_codes} image codes, but the image tokenizer has "
+            f"{n_codes}. Do not mix files of different models."
+        )
+
+
 def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
-    """Return the id of every token of a tokenizer file, added ones included."""
+    """Return the id of every token of a tokenizer file, including added tokens."""
     try:
         content = json.loads(tokenizer_json)
         names: dict[str, int] = {**content["model"]["vocab"]}
         names |= {token["content"]: token["id"] for token in content["added_tokens"]}
         if wrong := [name for name, i in names.items() if not isinstance(i, int)]:
-            raise ValueError(f"the id of {wrong[0]!r} is no number")
+            raise ValueError(f"the id of {wrong[0]!r} is not a number")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{where} is not a tokenizer that can be read ({error!r}): needed is the BPE file of "
@@ -112,7 +122,7 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
 
 
 def special_tokens(tokenizer_json: str) -> set[str]:
-    """Return the names of the tokens that a tokenizer file itself calls special."""
+    """Return the names of the tokens that a tokenizer file marks as special."""
     added = json.loads(tokenizer_json)["added_tokens"]
     return {token["content"] for token in added if token.get("special")}
 
@@ -120,12 +130,12 @@ def special_tokens(tokenizer_json: str) -> set[str]:
 def arrange(
     size: int, singles: Mapping[str, int], image_ids: Sequence[int], text_ids: Sequence[int]
 ) -> Vocabulary:
-    """Return a vocabulary of ranges for foreign ids; see the top of this file.
+    """Return a vocabulary of ranges for foreign ids, permuted if necessary (see the module).
 
     Args:
         singles: foreign id of each single id, by the name of the field.
         image_ids: foreign id of each image code.
-        text_ids: foreign ids of text, ascending.
+        text_ids: foreign ids of text tokens, ascending.
     """
     if _is_run(image_ids) and _is_run(text_ids):
         foreign: Sequence[int] = range(size)
@@ -145,16 +155,16 @@ def _is_run(ids: Sequence[int]) -> bool:
     return list(ids) == list(range(ids[0], ids[0] + len(ids)))
 
 
-# ── going out ────────────────────────────────────────────────────────────────────────────────────
+# ── export ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def to_foreign(vocabulary: Vocabulary) -> Sequence[int]:
-    """Return the foreign id of each of our ids; the same id in a vocabulary of our own."""
+    """Return the foreign id of each id; the same id if the vocabulary was not imported."""
     return range(vocabulary.size) if vocabulary.foreign_ids is None else vocabulary.foreign_ids
 
 
 def from_foreign(vocabulary: Vocabulary) -> Sequence[int]:
-    """Return our id of each foreign id: the inverse of :func:`to_foreign`."""
+    """Return the id of each foreign id: the inverse of :func:`to_foreign`."""
     foreign = to_foreign(vocabulary)
     if isinstance(foreign, range):
         return foreign
@@ -166,15 +176,15 @@ def chameleon_tokenizer(
 ) -> str:
     """Return a ``tokenizer.json`` with Chameleon's names for all ids of a vocabulary.
 
-    That of an imported model is returned as it came, but for the two arguments. For one of ours
-    the pieces take their ids, and special and image ids are named.
+    The file of an imported model is returned unchanged except for the two arguments. In that of a
+    model trained here, text tokens get their ids, and special and image tokens their names.
 
     Args:
-        placeholder: what the token is called that stands for an image code, here or at Meta.
-        adds_bos: whether the tokenizer itself puts ``<s>`` first, as Hugging Face's do.
+        placeholder: name of the placeholder for image codes in the target layout.
+        adds_bos: whether the tokenizer prepends ``<s>``, as Hugging Face's do.
 
     Raises:
-        BundleError: a piece of text is called as a special token, or no id is free for the
+        BundleError: a text token has the name of a special token, or no id is free for the
             placeholder.
     """
     content: dict[str, Any] = json.loads(text_tokenizer.to_json())
@@ -206,8 +216,8 @@ def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
     special |= {image_name(code): i for code, i in enumerate(vocabulary.image)}
     if clash := sorted(name for name in pieces if name in special or _is_taken(name)):
         raise BundleError(
-            f"The text tokenizer has a piece called {clash[0]!r}, which in Chameleon's vocabulary "
-            "is the name of a special token; train a text tokenizer on text without it."
+            f"The text tokenizer has a token {clash[0]!r}, which in Chameleon's vocabulary is the "
+            "name of a special token; train a text tokenizer on text without it."
         )
     content["model"]["vocab"] = special | {
         piece: vocabulary.text_id(p) for piece, p in pieces.items()
@@ -217,7 +227,7 @@ def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
 
 
 def _is_taken(name: str) -> bool:
-    """Say whether Chameleon's readers take a name for a special or an image token's."""
+    """Return whether readers of Chameleon's vocabulary take a name for a special or image token."""
     return name == PLACEHOLDER or name.startswith("IMGIMG") or bool(_RESERVED.fullmatch(name))
 
 
@@ -256,19 +266,19 @@ def _added(name: str, number: int) -> dict[str, Any]:
 def extend_text_vocabulary(
     tokenizer_json: str, size: int, singles: Mapping[str, int], n_codes: int, where: str
 ) -> Vocabulary:
-    """Return the vocabulary of a text-only model with ids for images added after its own.
+    """Return the vocabulary of a text-only model extended by image tokens.
 
     Args:
-        tokenizer_json: of the text-only model.
-        size: its number of ids.
-        singles: those of its single ids that it has, by the name of the field; the others, and
-            ``n_codes`` image ids, are new.
+        tokenizer_json: tokenizer file of the text-only model.
+        size: its vocabulary size.
+        singles: the single ids that it has, by the name of the field; the others, and ``n_codes``
+            image ids, are added after ``size``.
     """
     names = token_ids(tokenizer_json, where)
     taken = {names[name] for name in special_tokens(tokenizer_json)} | set(singles.values())
     text = sorted(i for i in names.values() if i not in taken and i < size)
     if not text:
-        raise BundleError(f"{where} has no token of text; use the model's own tokenizer.")
+        raise BundleError(f"{where} has no text token; use the model's own tokenizer.")
     missing = [name for name in SINGLE_NAMES if name not in singles]
     first_code = size + len(missing)
     added = {name: size + i for i, name in enumerate(missing)}

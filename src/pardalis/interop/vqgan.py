@@ -1,13 +1,13 @@
-"""Foreign image tokenizers: the original VQ-GAN's layout, Chameleon's among them, and LlamaGen's.
+"""Image tokenizers in the layout of the original VQ-GAN, which Chameleon's has, and of LlamaGen.
 
 =========  ==========================================================  ============================
 layout     files                                                       names
 =========  ==========================================================  ============================
-taming     a ``.ckpt`` and the ``.yaml`` that describes it             ours are these
+taming     a ``.ckpt`` and the ``.yaml`` that describes it             as in :mod:`pardalis.vq`
 llamagen   a ``.pt``; the shape follows from the weights               translated by ``LLAMAGEN``
 =========  ==========================================================  ============================
 
-What else a training checkpoint holds (discriminator, perceptual net) is left behind.
+The other parts of a training checkpoint (discriminator, perceptual net) are dropped.
 """
 
 import logging
@@ -25,6 +25,7 @@ from pardalis.errors import BundleError, ConfigError
 from pardalis.files import write_text
 from pardalis.interop.model import (
     check_tensors,
+    describing,
     image_tokenizer_shapes,
     reasons,
     refuse,
@@ -42,9 +43,9 @@ from pardalis.vq.config import QuantizerKind
 
 logger = logging.getLogger(__name__)
 
-NORM_GROUPS = 32  # of every normalisation; fixed in the code of all these layouts
+NORM_GROUPS = 32  # groups of every GroupNorm; a constant in the code of all these layouts
 
-# Our field and the key of ``params.ddconfig`` (or of ``params``) that says it.
+# Field of ImageTokenizerConfig → key of ``params.ddconfig`` (or of ``params``).
 _DD_KEYS = {
     "resolution": "resolution",
     "channels": "ch",
@@ -54,7 +55,7 @@ _DD_KEYS = {
     "attention_resolutions": "attn_resolutions",
 }
 _PARAM_KEYS = {"code_width": "embed_dim", "n_codes": "n_embed"}
-# What else may stand in ``params.ddconfig`` and changes the network, and how ours is.
+# Other keys of ``params.ddconfig`` that change the network, with the only supported value.
 _FIXED = {
     "double_z": False,
     "in_channels": 3,
@@ -64,8 +65,8 @@ _FIXED = {
     "tanh_out": False,
 }
 
-# LlamaGen's names as patterns, and ours. In its decoder the levels are numbered in the order in
-# which they are passed, from the smallest map, here and in the original from the largest.
+# Patterns of LlamaGen's names, and the names in pardalis.vq. LlamaGen numbers the levels of the
+# decoder from the smallest feature map up, pardalis.vq and the original VQ-GAN from the largest.
 LLAMAGEN = (
     (r"encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down.\1.block."),
     (r"encoder\.conv_blocks\.(\d+)\.", r"encoder.down.\1."),
@@ -75,7 +76,7 @@ LLAMAGEN = (
     (r"coder\.mid\.1\.", r"coder.mid.attn_1."),
     (r"coder\.mid\.2\.", r"coder.mid.block_2."),
 )
-_COUNTER = "quantize.codebook_used"  # of LlamaGen: a statistic of training
+_COUNTER = "quantize.codebook_used"  # a training statistic of LlamaGen
 _LLAMAGEN_RESOLUTION = 256
 
 _QUANTIZER = "quantize."
@@ -88,17 +89,17 @@ _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv."
 def import_image_tokenizer(
     weights: Path, folder: Path, config: Path | None = None, resolution: int | None = None
 ) -> ImageTokenizerConfig:
-    """Turn a foreign image tokenizer into a folder that :meth:`ImageTokenizer.load` reads.
+    """Convert a foreign image tokenizer to a folder that :meth:`ImageTokenizer.load` reads.
 
     Args:
         weights: a ``.ckpt``, ``.pt`` or ``.safetensors`` file.
-        config: the ``.yaml`` of the original layout, if it lies elsewhere or has another name than
-            the weights; LlamaGen's has none.
-        resolution: pixels per side of LlamaGen's, which its weights do not say; 256 when left out.
+        config: the ``.yaml`` of the original layout, if its path differs from that of the weights
+            in more than the suffix; LlamaGen's layout has none.
+        resolution: pixels per side for LlamaGen's layout, whose weights do not tell (default: 256).
 
     Raises:
-        BundleError: a file is missing, or the network is another one than ours.
-        ConfigError: an argument does not suit the weights, or the folder is not empty.
+        BundleError: a file is missing, or the network differs from :mod:`pardalis.vq`.
+        ConfigError: an argument does not apply to the weights, or the folder is not empty.
     """
     require_new(folder)
     found, tensors = read_vqgan(weights, config, resolution)
@@ -111,16 +112,16 @@ def import_image_tokenizer(
 def read_vqgan(
     weights: Path, config: Path | None = None, resolution: int | None = None
 ) -> tuple[ImageTokenizerConfig, dict[str, LazyTensor]]:
-    """Return shape and tensors of a foreign image tokenizer; as :func:`import_image_tokenizer`."""
+    """Return config and tensors; arguments and errors as in :func:`import_image_tokenizer`."""
     every = open_tensors(weights)
     tensors = {name: t for name, t in every.items() if name.startswith(_PARTS)}
     if others := len(every) - len(tensors):
-        logger.info("%s: %d tensors of training alone are left behind.", weights.name, others)
+        logger.info("%s: %d tensors that only training needs are dropped.", weights.name, others)
     tensors.pop(_COUNTER, None)
     quantizer = [name for name in tensors if name.startswith(_QUANTIZER) and name != _CODEBOOK]
     refuse(
         weights,
-        f"our image tokenizer has another quantizer, of {_CODEBOOK} alone",
+        f"Pardalis has no such quantizer; only {_CODEBOOK} is supported",
         reasons({f"found {', '.join(quantizer)}": quantizer}),
     )
     if any(name.startswith("encoder.conv_blocks.") for name in tensors):
@@ -135,8 +136,7 @@ def read_vqgan(
         config = config or weights.with_suffix(".yaml")
         if resolution is not None:
             raise ConfigError(
-                f"`resolution` does not apply: that of {weights.name} stands in {config}. Leave "
-                "it out."
+                f"`resolution` does not apply: {config} gives that of {weights.name}. Leave it out."
             )
         found = _taming_config(config)
     else:
@@ -152,8 +152,8 @@ def read_vqgan(
 def _taming_config(path: Path) -> ImageTokenizerConfig:
     if not path.is_file():
         raise BundleError(
-            f"{path} is missing, which describes weights of the original VQ-GAN; put it there, or "
-            "say where it is."
+            f"{path}, which describes weights of the original VQ-GAN, is missing; put it there, or "
+            "give its path as `config`."
         )
     try:
         params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
@@ -161,26 +161,24 @@ def _taming_config(path: Path) -> ImageTokenizerConfig:
         shape = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
         shape |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
         remap = params.get("remap")
-        wrong = [*unlike(dd, _FIXED), *reasons({f"remap = {remap!r} (ours: none)": remap})]
+        wrong = [*unlike(dd, _FIXED), *reasons({f"remap = {remap!r} (supported: none)": remap})]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
         raise BundleError(
-            f"{path} does not describe an image tokenizer ({reason}); needed is the .yaml that "
-            "belongs to the weights."
+            f"{path} does not describe an image tokenizer ({reason}); give the .yaml that belongs "
+            "to the weights."
         ) from error
-    refuse(path, "our image tokenizer is another network", wrong)
-    try:
+    refuse(path, "Pardalis cannot hold this image tokenizer", wrong)
+    with describing(path):
         return configs.from_dict(ImageTokenizerConfig, shape)
-    except ConfigError as error:
-        raise BundleError(f"{path}: {error}") from error
 
 
 def _llamagen_config(tensors: Tensors, path: Path, resolution: int | None) -> ImageTokenizerConfig:
-    """Read the shape off the weights; LlamaGen's codes have length 1, its last level attends."""
+    """Infer the config from the weights; the codebook is l2, and the last level has attention."""
     resolution = _LLAMAGEN_RESOLUTION if resolution is None else resolution
     level, block = "encoder.conv_blocks.{}.", "encoder.conv_blocks.0.res.{}."
     n_levels, n_blocks = _count(tensors, level), _count(tensors, block)
-    try:
+    with describing(path):
         channels = tensors["encoder.conv_in.weight"].shape[0]
         widths = [tensors[f"{level.format(i)}res.0.conv1.weight"].shape[0] for i in range(n_levels)]
         n_codes, code_width = tensors[_CODEBOOK].shape
@@ -195,16 +193,10 @@ def _llamagen_config(tensors: Tensors, path: Path, resolution: int | None) -> Im
             attention_resolutions=(resolution // 2 ** (n_levels - 1),),
             quantizer=QuantizerConfig(kind="l2"),
         )
-    except KeyError as error:
-        raise BundleError(
-            f"{path} has LlamaGen's names but lacks {error}; copy it again."
-        ) from error
-    except ConfigError as error:
-        raise BundleError(f"{path}: {error}") from error
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """Return how many numbers from 0 on occur in names that begin with a pattern."""
+    """Return how many consecutive indices from 0 occur in names that begin with a pattern."""
     n = 0
     while any(name.startswith(pattern.format(n)) for name in tensors):
         n += 1
@@ -224,10 +216,11 @@ def _from_llamagen(tensors: Tensors, n_levels: int) -> dict[str, LazyTensor]:
 
 
 def write_vqgan(config: ImageTokenizerConfig, tensors: Tensors, folder: Path) -> None:
-    """Write ``vqgan.yaml`` and ``vqgan.ckpt`` as the original layout has them.
+    """Write ``vqgan.yaml`` and ``vqgan.ckpt`` in the original layout.
 
     Raises:
-        BundleError: the layout cannot hold the tokenizer; the message names every option why.
+        BundleError: the layout cannot hold the tokenizer; the message lists every option that does
+            not fit.
     """
     refuse(folder, "The original VQ-GAN's layout cannot hold this image tokenizer", unheld(config))
     ddconfig = {theirs: _plain(getattr(config, ours)) for ours, theirs in _DD_KEYS.items()}
@@ -245,7 +238,7 @@ def write_vqgan(config: ImageTokenizerConfig, tensors: Tensors, folder: Path) ->
 
 
 def unheld(config: ImageTokenizerConfig) -> list[str]:
-    """Return why the original layout cannot hold an image tokenizer; nothing when it can."""
+    """Return why the original layout cannot hold an image tokenizer; an empty list if it can."""
     kind = config.quantizer.kind
     return reasons({
         f"image_tokenizer.patch_size is {config.patch_size} (needed: 1)": config.patch_size != 1,
@@ -259,10 +252,10 @@ def unheld(config: ImageTokenizerConfig) -> list[str]:
 
 
 def plain_codebook(config: ImageTokenizerConfig, tensors: Tensors) -> dict[str, LazyTensor]:
-    """Return an image tokenizer's tensors with what its codes decode to as the codebook.
+    """Return an image tokenizer's tensors with the quantizer reduced to one codebook.
 
-    That is all that the original layout has; of kinds that :func:`unheld` accepts it gives the same
-    codes and the same images.
+    The original layout has nothing else. For the kinds that :func:`unheld` accepts, codes and
+    images stay the same.
     """
     if config.quantizer.kind in ("vq", "ema"):
         return dict(tensors)
