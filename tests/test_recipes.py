@@ -11,10 +11,15 @@ from pardalis.cli.main import main
 from pardalis.errors import ConfigError
 from pardalis.model import model_costs
 from pardalis.pipeline import Recipe, load_recipe
+from pardalis.pipeline.variants import VariantConfig
 from pardalis.vq import ImageTokenizer
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
+
+
+def variants_of(recipe: Recipe) -> tuple[VariantConfig, ...]:
+    return recipe.variants or (recipe.stability.variants if recipe.stability else ())
 
 
 def test_there_are_recipes():
@@ -33,11 +38,11 @@ def test_resolves_and_builds(path):
 
 @pytest.mark.parametrize(
     ("path", "variant"),
-    [(path, variant.name) for path in RECIPES for variant in load_recipe(path).variants],
+    [(path, variant.name) for path in RECIPES for variant in variants_of(load_recipe(path))],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_every_variant_resolves_and_builds(path, variant):
-    [changes] = [each.set for each in load_recipe(path).variants if each.name == variant]
+    [changes] = [each.set for each in variants_of(load_recipe(path)) if each.name == variant]
     recipe = load_recipe(path, changes)
     with torch.device("meta"):
         ImageTokenizer(recipe.image_tokenizer_config())

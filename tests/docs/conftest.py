@@ -1,0 +1,48 @@
+"""A folder with what the docs name, built once, and a copy of it for each page."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from docs_workspace import build_workspace
+from fake_drawings import pinned_hash
+from short_runs import short_runs
+
+from pardalis.corpora.drawings import packages
+
+
+@pytest.fixture(scope="session")
+def built_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("docs") / "workspace"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch, short_runs():
+        patch.chdir(folder)
+        patch.setattr(packages, "_sha256", pinned_hash)
+        build_workspace(folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(built_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy, which is the current folder; its large files are links."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(built_workspace, folder, symlinks=True, copy_function=_copy)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(packages, "_sha256", pinned_hash)
+    return folder
+
+
+def _copy(source: str, target: str) -> None:
+    if os.path.getsize(source) > 2**20 and source.endswith(".pth"):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+@pytest.fixture(scope="session")
+def studied() -> set[str]:
+    """The long commands that a page has run and others need not run again."""
+    return set()

@@ -1,0 +1,58 @@
+"""Every command and every block that the docs show does what it says, as it stands."""
+
+import re
+import traceback
+from pathlib import Path
+
+import pytest
+from docs_runner import Page
+from docs_workspace import ROOT
+from documented import Shown, shown
+
+HISTORY = ("CHANGELOG.md", "log.md")  # what was, and may be no more
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "README.md"])
+PAGES = [path for path in PAGES if path.name not in HISTORY]
+RECIPES = sorted(ROOT.glob("recipes/*.toml"))
+ITEMS = {path: shown(path, ROOT) for path in [*PAGES, *RECIPES]}
+
+# What is not run: page, pattern in the text of the block or command, reason.
+EXCEPTIONS = [
+    ("README.md", r"^src/pardalis/\n", "the tree of files; test_links.py compares it"),
+    ("docs/concepts/README.md", r"→", "a sketch of a flow"),
+    ("docs/concepts/README.md", r"^bos \(text \|", "the grammar of ids"),
+    ("docs/concepts/decoding.md", r"^device +\|", "a sketch of a timeline"),
+    ("docs/concepts/decoding.md", r"^noise = f\(", "a formula"),
+    ("docs/many-gpus.md", r"^pardalis: rank 5", "messages; tests/parallel/test_failures.py"),
+    ("docs/parity.md", r"-m pytest", "the suite runs these tests"),
+]
+
+
+def exception(item: Shown) -> str | None:
+    for page, pattern, reason in EXCEPTIONS:
+        if item.page == page and re.search(pattern, item.text):
+            return reason
+    return None
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in ITEMS if ITEMS[path]], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_page(path: Path, workspace: Path, studied: set[str]):
+    page, failures = Page(studied), []
+    for item in ITEMS[path]:
+        if exception(item) is None:
+            try:
+                page.run(item)
+            except (Exception, SystemExit):
+                failures.append(f"{item.place}\n{item.text}\n{traceback.format_exc()}")
+    assert not failures, "\n\n".join(failures)
+
+
+def test_every_exception_is_of_something():
+    items = [item for found in ITEMS.values() for item in found]
+    for page, pattern, reason in EXCEPTIONS:
+        assert any(i.page == page and re.search(pattern, i.text) for i in items), (page, reason)
+
+
+def test_the_pages_show_commands():
+    assert sum(len(item.commands) for item in ITEMS[ROOT / "README.md"]) >= 15

@@ -1,0 +1,293 @@
+"""Running what a page shows as it stands, in order, in the current folder."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import tomli_w
+import torch
+from docs_workspace import QUICKSTART, ROOT
+from documented import Shown, arguments
+from short_runs import short_runs
+from torch.distributed.run import parse_args
+
+from pardalis.cli.main import build_parser, main
+from pardalis.documents import open_image, read_jsonl
+from pardalis.errors import ConfigError
+from pardalis.pipeline import load_recipe
+
+# What a machine without GPUs and a run of two steps have instead of what is written.
+INSTEAD = {"--step 20000": "--step 2"}
+if not torch.cuda.is_available():
+    INSTEAD |= {"--device cuda": "--device cpu", "--nproc-per-node 8": "--nproc-per-node 2"}
+_DOES_NOT_TRAIN = ("plan", "show")  # these commands show recipes as they are
+# Long commands that leave nothing that a later one reads: each runs once, whichever pages show it.
+_STUDIES = ("pardalis stability", "pardalis tokenizer compare")
+_TORCHRUN_S = 300
+
+
+class Page:
+    """What one page has done so far: the names of its Python, and what its last command printed.
+
+    ``studied`` has the studies that pages before it ran.
+    """
+
+    def __init__(self, studied: set[str]) -> None:
+        self.studied = studied
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.printed = ""
+
+    def run(self, item: Shown) -> None:
+        """Run a block or a command; raises AssertionError, or whatever it raises."""
+        if item.kind == "block" and not item.commands:
+            self._block(item)
+        elif item.kind == "inline":
+            self._inline(item.text)
+        else:
+            for command in item.commands or [item.text]:
+                self.command(command)
+
+    def _block(self, item: Shown) -> None:
+        match item.language:
+            case "python":
+                code = compile("\n" * item.line + item.text, item.page, "exec")
+                with short_runs(), contextlib.redirect_stdout(io.StringIO()):
+                    exec(code, self.namespace)
+            case "toml":
+                self._toml(item.text)
+            case "json":
+                self._json([json.loads(line) for line in item.text.splitlines()])
+            case "":
+                shown, printed = (text.rstrip().splitlines() for text in (item.text, self.printed))
+                assert shown == printed, (
+                    f"This is not what the command before it prints:\n{self.printed}"
+                )
+            case language:
+                raise AssertionError(f"There is no way to run a block of {language}.")
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────
+
+    def command(self, text: str) -> None:
+        """Run one line of a shell."""
+        for written, instead in INSTEAD.items():
+            text = text.replace(written, instead)
+        program, *rest = arguments(text)
+        if text.startswith(_STUDIES):
+            if shlex.join(rest) in self.studied:
+                return
+            self.studied.add(shlex.join(rest))
+        _make_way(rest)
+        match Path(program).name:
+            case "pardalis":
+                self._pardalis(rest)
+            case "make":
+                self._make(rest)
+            case "torchrun":
+                self._torchrun(rest)
+            case "python":
+                _parse_script(rest)
+            case "pip":
+                _extras_exist(rest)
+        for option, path in pairwise(rest):
+            if option in ("-o", "--output", "--out") and program.endswith("pardalis"):
+                assert Path(path).exists(), f"{path} was not written"
+
+    def _pardalis(self, rest: Sequence[str]) -> None:
+        code, self.printed, said = _called(rest)
+        assert code == 0, f"exit code {code}: {said.strip() or self.printed}"
+
+    def _torchrun(self, rest: Sequence[str]) -> None:
+        """Run whole runs in processes; of other commands, and on more machines, check the words."""
+        asked = parse_args(rest)
+        ours, is_here = asked.training_script_args, asked.nnodes == "1:1"
+        if is_here and ours[0] == "run":
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", *rest],
+                env=environment, capture_output=True, text=True, timeout=_TORCHRUN_S, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        elif is_here:
+            self._pardalis(ours)
+        else:
+            assert _parses(ours), ours
+
+    def _make(self, rest: Sequence[str]) -> None:
+        """Let make say what it would do, and run what is ours of that."""
+        done = subprocess.run(
+            ["make", "-n", "-C", str(ROOT), *rest], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines():
+            if line.startswith(".venv/bin/pardalis"):
+                self.command(line)
+
+    def _inline(self, text: str) -> None:
+        """Run a command of a sentence if it is whole; else its words and options have to exist."""
+        argv = arguments(text) if "..." not in text else text.split()
+        if not text.startswith("pardalis") or _parses(argv[1:]):
+            self.command(text)
+        else:
+            _names_exist(argv[1:])
+
+    # ── TOML and JSON ────────────────────────────────────────────────────────────────────────────
+
+    def _toml(self, text: str) -> None:
+        """Run a whole recipe, as the file of its name; load a part of one inside a whole one."""
+        values = tomllib.loads(text)
+        if "name" not in values:
+            _load_part(values)
+            return
+        path = Path(f"{values['name']}.toml")
+        path.write_text(text)
+        if not {"image_tokenizer", "image_tokenizer_from", "start_from"} & values.keys():
+            path.write_text(tomli_w.dumps(_merged(_quickstart(), values)))
+        self._pardalis(["run", str(path)])
+
+    def _json(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Read lines with what reads them: documents, prompts of a file, or their answers."""
+        if all("segments" in line for line in lines):
+            Path("shown.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            documents = list(read_jsonl(Path("shown.jsonl")))
+            assert len(documents) == len(lines)
+            for document in documents:
+                for image in document.images:
+                    open_image(image.source)
+        elif all("index" in line for line in lines):
+            wanted = {frozenset(line) for line in lines}
+            assert wanted <= {frozenset(record) for record in _answers()}
+        else:
+            assert all("prompt" in line for line in lines), "nothing reads such lines"
+            Path("prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            self._pardalis(
+                ["generate", "BUNDLE", "--prompts", "prompts.jsonl", "--out", "of-lines"]
+            )
+
+
+def _called(rest: Sequence[str]) -> tuple[int, str, str]:
+    """Run ``pardalis`` in this process; returns the exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    short = contextlib.nullcontext() if rest[0] in _DOES_NOT_TRAIN else short_runs()
+    with short, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(rest)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def _make_way(rest: Sequence[str]) -> None:
+    """Remove the stand-in of a word such as BUNDLE where a command is to write it."""
+    for option, path in pairwise(rest):
+        if option in ("-o", "--out") and Path(path).is_symlink():
+            Path(path).unlink()
+
+
+class _Parsed(Exception):
+    """A script has read its arguments."""
+
+
+def _parse_script(rest: Sequence[str]) -> None:
+    """Let a script of the repository read its arguments, and no more."""
+    import argparse
+
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
+        read(parser, *given)
+        raise _Parsed
+
+    script, *argv = rest
+    folder = str((ROOT / script).parent)
+    with (
+        patch.object(argparse.ArgumentParser, "parse_args", stop),
+        patch.object(sys, "argv", [script, *argv]),
+        patch.object(sys, "path", [folder, *sys.path]),
+        contextlib.suppress(_Parsed),
+    ):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        raise AssertionError(f"{script} reads no arguments")
+
+
+def _extras_exist(rest: Sequence[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in re.findall(r"\[([\w,]+)\]", " ".join(rest)):
+        assert name in extras["optional-dependencies"], name
+
+
+def _parses(argv: Sequence[str]) -> bool:
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            build_parser().parse_args(argv)
+        except SystemExit:
+            return False
+    return True
+
+
+def _names_exist(argv: Sequence[str]) -> None:
+    """Check the words and options of a command that leaves out what a reader has to give."""
+    words = []
+    for word in argv:
+        if not re.fullmatch(r"[a-z-]+", word) or word.startswith("-"):
+            break
+        words.append(word)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        build_parser().parse_args([*words, "--help"])
+    assert "usage: pardalis " + " ".join(words) in out.getvalue(), f"no command {words}"
+    for option in argv:
+        if option.startswith("-"):
+            assert option in out.getvalue(), f"{words} has no option {option}"
+
+
+def _answers() -> list[Mapping[str, Any]]:
+    """Return records of answers, one of an answer and one of an error, from a file of prompts."""
+    Path("some.jsonl").write_text('{"prompt": "rocket"}\n{"prompt": {"image": "none.png"}}\n')
+    _called(
+        ["generate", "BUNDLE", "--prompts", "some.jsonl", "--out", "records", "--mode", "image"]
+    )
+    return [json.loads(line) for line in Path("records/answers.jsonl").read_text().splitlines()]
+
+
+def _quickstart() -> dict[str, Any]:
+    """Return the quickstart's recipe without its corpus, as a page says to begin."""
+    values = tomllib.loads(QUICKSTART.read_text())
+    return {name: value for name, value in values.items() if name not in ("corpus", "heldout")}
+
+
+def _load_part(values: Mapping[str, Any]) -> None:
+    """Load a part of a recipe inside the first whole one that can hold it."""
+    bases = [_quickstart()]
+    bases.append({k: v for k, v in bases[0].items() if not k.startswith("image_tokenizer")})
+    others = sorted((ROOT / "recipes").glob("*.toml"))
+    bases += [tomllib.loads(path.read_text()) for path in others]
+    said = []
+    for base in bases:
+        Path("part.toml").write_text(tomli_w.dumps(_merged(base, values)))
+        try:
+            load_recipe(Path("part.toml"))
+            return
+        except ConfigError as error:
+            said.append(f"{base['name']}: {error}")
+    raise AssertionError("No recipe can hold this part:\n" + "\n".join(said))
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables with others laid over them, at any depth; lists are replaced."""
+    merged = dict(base)
+    for name, value in changes.items():
+        is_table = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = _merged(base[name], value) if is_table else value
+    return merged

@@ -1,0 +1,63 @@
+"""Recipes as they are written, but shortened to two steps of tiny networks when they run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from pardalis import config as configs
+from pardalis.pipeline import Recipe
+
+_STEPS = 2
+_LOOP = {"steps": _STEPS, "save_every": _STEPS, "report_every": 1, "evaluate_every": _STEPS}
+_DECODER = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "d_ff": 64}
+_MOST_VARIANTS = 2  # of a stability study, each in a process of its own
+_SIDE = 4  # codes per side of an image
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """Return a recipe with the same parts and few steps, images, layers and prompts."""
+    values = configs.to_dict(recipe)
+    values["heldout_rows"] = 2
+    values["sample"] |= {"images": 2, "captions": 2, "caption_tokens": 8, "gallery": 9}
+    values["sample"]["pages"] = 0 if recipe.corpus is None else 1  # long, where nothing ends them
+    values["parallel"] |= {"shard": 0, "tensor": 1, "compile": False}
+    for name, changes in {
+        "corpus": {"concepts": 24, "text_articles": 20},
+        "text_tokenizer": {"vocab_size": 400},
+        "image_tokenizer_training": {"batch_images": 4, "compile": False},
+        "image_tokenizer_loop": _LOOP | ({"evaluate_every": 0} if recipe.has_decoder else {}),
+        "prepare": {"row_tokens": min(128, recipe.prepare.row_tokens if recipe.prepare else 0)},
+        "training": {"batch_rows": 2, "accumulation_steps": 1},
+        "training_loop": _LOOP,
+    }.items():
+        if values.get(name):
+            values[name] |= changes
+    for name in ("image_tokenizer_training", "training"):
+        if values.get(name):
+            values[name]["schedule"] |= {"warmup_steps": 1, "decay_steps": 0}
+    if recipe.model and recipe.start_from is None:
+        values["model"] |= _DECODER
+    if recipe.image_tokenizer is not None:
+        pixels = recipe.image_tokenizer_config().downsampling
+        values["image_tokenizer"] |= {"resolution": _SIDE * pixels, "channels": 32}
+    if recipe.stability is not None:
+        rates = list(recipe.stability.learning_rates[:2])
+        some = values["stability"]["variants"][:_MOST_VARIANTS]
+        values["stability"] |= {"learning_rates": rates, "seeds": [0], "variants": some}
+        values["stability"] |= {"high_learning_rate": rates[0]}
+    return configs.from_dict(Recipe, values)
+
+
+@contextmanager
+def short_runs() -> Iterator[None]:
+    """Shorten every recipe that is loaded, after it was read as it stands."""
+    load = configs.load
+
+    def load_short(cls: type[Any], path: Path, overrides: Sequence[str] = ()) -> Any:
+        config = load(cls, path, overrides)
+        return shortened(config) if isinstance(config, Recipe) else config
+
+    with patch.object(configs, "load", load_short):
+        yield
