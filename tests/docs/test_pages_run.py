@@ -19,7 +19,7 @@ ITEMS = {path: shown(path, ROOT) for path in [*PAGES, *RECIPES]}
 EXCEPTIONS = [
     ("README.md", r"^src/pardalis/\n", "the tree of files; test_links.py compares it"),
     ("docs/concepts/README.md", r"→", "a sketch of a flow"),
-    ("docs/concepts/README.md", r"^bos \(text \|", "the grammar of ids"),
+    ("docs/concepts/README.md", r"^bos \(text", "the grammar"),
     ("docs/concepts/decoding.md", r"^device +\|", "a sketch of a timeline"),
     ("docs/concepts/decoding.md", r"^noise = f\(", "a formula"),
     ("docs/many-gpus.md", r"^pardalis: rank 5", "messages; tests/parallel/test_failures.py"),

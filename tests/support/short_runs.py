@@ -1,8 +1,7 @@
 """Recipes as they are written, but shortened to two steps of tiny networks when they run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -55,8 +54,8 @@ def short_runs() -> Iterator[None]:
     """Shorten every recipe that is loaded, after it was read as it stands."""
     load = configs.load
 
-    def load_short(cls: type[Any], path: Path, overrides: Sequence[str] = ()) -> Any:
-        config = load(cls, path, overrides)
+    def load_short(cls: type[Any], *how: Any) -> Any:
+        config = load(cls, *how)
         return shortened(config) if isinstance(config, Recipe) else config
 
     with patch.object(configs, "load", load_short):
