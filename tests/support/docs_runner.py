@@ -266,9 +266,10 @@ def _answers() -> list[Mapping[str, Any]]:
 
 
 def _quickstart() -> dict[str, Any]:
-    """Return the quickstart's recipe without its corpus, as a page says to begin."""
+    """Return the quickstart's recipe with images in a folder in place of its corpus."""
     values = tomllib.loads(QUICKSTART.read_text())
-    return {name: value for name, value in values.items() if name not in ("corpus", "heldout")}
+    del values["corpus"], values["heldout"]
+    return values | {"sources": [{"name": "photos", "reader": "folder", "path": "photos"}]}
 
 
 def _load_part(values: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ from pardalis.pipeline import Recipe
 
 _STEPS = 2
 _LOOP = {"steps": _STEPS, "save_every": _STEPS, "report_every": 1, "evaluate_every": _STEPS}
-_DECODER = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "d_ff": 64}
+_DECODER = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "d_ff": 64}
 _MOST_VARIANTS = 2  # of a stability study, each in a process of its own
-_SIDE = 4  # codes per side of an image
+_SIDE = 2  # codes per side of an image
 
 
 def shortened(recipe: Recipe) -> Recipe:
@@ -41,6 +41,9 @@ def shortened(recipe: Recipe) -> Recipe:
     if recipe.image_tokenizer is not None:
         pixels = recipe.image_tokenizer_config().downsampling
         values["image_tokenizer"] |= {"resolution": _SIDE * pixels, "channels": 32}
+        adversarial = values["image_tokenizer_training"].get("adversarial")
+        if adversarial is not None and adversarial["discriminator"]["kind"] == "stylegan2":
+            adversarial["discriminator"]["channels"] = 8
     if recipe.stability is not None:
         rates = list(recipe.stability.learning_rates[:2])
         some = values["stability"]["variants"][:_MOST_VARIANTS]
