@@ -57,7 +57,6 @@ def build_workspace(folder: Path) -> None:
         "RUN": "runs/quickstart",
         "TOKENIZER": "runs/quickstart/image_tokenizer/final",
         "DATA": "photos",
-        "FILE": "prompts.txt",
     }.items():
         (folder / name).symlink_to(target)
     _write_recipes(folder)
