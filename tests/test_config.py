@@ -160,3 +160,50 @@ def test_fingerprints_change_with_any_value():
     assert same == configs.fingerprint(Outer(steps=3), "x")
     changed = dataclasses.replace(config, inner=Inner(name="x", weight=1.0001))
     assert len({same, configs.fingerprint(changed, "x"), configs.fingerprint(config, "y")}) == 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    learning_rate: float = 0.1
+    report_every: int = configs.not_deciding(10)
+    folder: str = configs.not_deciding()
+    inner: Inner | None = None
+
+
+def test_only_some_fields_decide_results():
+    before = Measured(folder="a", report_every=3)
+    assert configs.to_dict(before) == {"learning_rate": 0.1, "report_every": 3, "folder": "a"}
+    assert configs.deciding(before) == {"learning_rate": 0.1}
+    assert configs.deciding({"all": (before, 7)}) == {"all": [{"learning_rate": 0.1}, 7]}
+    with pytest.raises(ConfigError, match="folder is missing"):
+        configs.from_dict(Measured, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    tokens: int = 0
+    inner: Inner | None = None
+
+
+RENAMED = {"n_ids": "tokens", "table.breadth": "inner.weight", "table": "inner"}
+
+
+@pytest.mark.parametrize(
+    "text", ["n_ids = 3\n[table]\nbreadth = 4.0", "tokens = 3\n[inner]\nweight = 4.0"]
+)
+def test_names_of_earlier_versions_are_read(tmp_path, text, caplog):
+    path = tmp_path / "old.toml"
+    path.write_text(text)
+    change = "table.name=owl"
+    found = configs.load(Renamed, path, [change], RENAMED)
+    assert (found.tokens, found.inner.weight, found.inner.name) == (3, 4.0, "owl")
+    warned = "n_ids is now tokens; table.breadth is now inner.weight" in caplog.text
+    assert warned == ("n_ids" in text)
+    assert configs.load(Renamed, path, [change, "n_ids=5"], RENAMED).tokens == 5
+
+
+def test_an_old_and_a_new_name_are_not_mixed(tmp_path):
+    path = tmp_path / "both.toml"
+    path.write_text("n_ids = 3\ntokens = 3")
+    with pytest.raises(ConfigError, match="has n_ids and tokens, which are the same"):
+        configs.load(Renamed, path, renamed=RENAMED)

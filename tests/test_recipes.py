@@ -153,3 +153,48 @@ def test_paths_at_any_depth_begin_at_the_recipe():
     recipe = load_recipe(FOLDER / "quantizers.toml")
     assert recipe.drawings.packages == str(FOLDER / "../packages")
     assert recipe.sources[0].path == "{run}/corpus/pairs.train.jsonl"
+
+
+OLD = """
+name = "old"
+prompt_pictures = "pad"
+image_tokenizer_pictures = 9
+[corpus]
+picture_side = 32
+[[sources]]
+name = "pairs"
+reader = "jsonl"
+path = "{run}/corpus/pairs.train.jsonl"
+[text_tokenizer]
+n_pieces = 300
+[image_tokenizer]
+[image_tokenizer_training]
+batch_pictures = 8
+heldout_pictures = 7
+[image_tokenizer_loop]
+steps = 1
+[prepare]
+row_tokens = 128
+[model]
+[training]
+batch_rows = 4
+schedule = { learning_rate = 1e-3, warmup_steps = 1 }
+[training_loop]
+steps = 1
+[answer]
+drawings = 3
+picture = { temperature = 0.5 }
+"""
+
+
+def test_a_recipe_of_an_earlier_version_loads(tmp_path, caplog):
+    path = tmp_path / "old.toml"
+    path.write_text(OLD)
+    recipe = load_recipe(path, ["answer.captions=4", "image_tokenizer_training.batch_pictures=6"])
+    assert (recipe.image_fit, recipe.image_tokenizer_images) == ("pad", 9)
+    assert (recipe.corpus.image_side, recipe.text_tokenizer.vocab_size) == (32, 300)
+    training = recipe.image_tokenizer_training
+    assert (training.batch_images, training.heldout_images) == (6, 7)
+    sample = recipe.sample
+    assert (sample.images, sample.captions, sample.image.temperature) == (3, 4, 0.5)
+    assert "prompt_pictures is now image_fit" in caplog.text

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import shutil
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
 from pardalis.pipeline.recipe import load_recipe
-from pardalis.pipeline.runner import read_records, run, run_together
+from pardalis.pipeline.runner import read_records, run, run_in_world
 from pardalis.pipeline.stages import RunContext
 
 RECIPE = """
@@ -125,6 +126,43 @@ def test_what_was_costly_is_kept_and_taken_back(project):
     assert len(list(folder.glob("bundle.*"))) == 2
 
 
+def test_the_reason_of_a_new_run_is_told(project, caplog):
+    go(project)
+    go(project, "training.seed=5")
+    assert "train: runs anew, because training.seed was 0 and is 5." in caplog.text
+    assert "sample: runs anew, because a stage before it changed" in caplog.text
+
+
+def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
+    go(project)
+    path = project[0] / "run" / "stages.json"
+    records = json.loads(path.read_text())
+    for record in records:
+        del record["inputs"]
+    path.write_text(json.dumps(records))
+    assert go(project) == []
+    assert go(project, "training.seed=5") == NAMES[3:]
+    assert "train: runs anew, because a stage before it changed, or the version" in caplog.text
+
+
+def test_moving_a_run_with_its_sources_runs_nothing(project):
+    folder, ran = project
+    (folder / "captioned").mkdir()
+    (folder / "captioned" / "lost.txt").write_text("a caption without an image")
+    source = '[[sources]]\nname = "more"\nreader = "folder"\npath = "captioned"\n'
+    (folder / "recipe.toml").write_text(
+        RECIPE.replace("[image_tokenizer]\n", source + "[image_tokenizer]\n")
+    )
+    assert go(project) == NAMES
+    moved = folder.with_name("moved")
+    shutil.copytree(folder, moved, copy_function=shutil.copy2)
+    assert go((moved, ran)) == []
+    (moved / "run").rename(moved / "elsewhere")
+    ran.clear()
+    run(load_recipe(moved / "recipe.toml"), moved / "elsewhere")
+    assert ran == []
+
+
 def test_more_steps_go_on_in_place(project):
     go(project)
     go(project, "training_loop.steps=200")
@@ -229,7 +267,7 @@ def test_other_processes_receive_the_end(project):
     recipe = load_recipe(project[0] / "recipe.toml")
     first = Telling(0, 2)
     first.messages.clear()
-    run_together(recipe, project[0] / "run", first, ("text_tokenizer",))
+    run_in_world(recipe, project[0] / "run", first, ("text_tokenizer",))
     assert first.messages == [None]
 
 

@@ -68,7 +68,8 @@ def survey(source: SourceConfig, base_folder: Path) -> Survey:
         if isinstance(item, Document):
             key = (item.name, *map(_segment_key, item.segments))
         else:
-            key = (item.where, item.kind)
+            # Without the path of the source, so that documents that are moved stay the same.
+            key = (item.where.removeprefix(str(base_folder / source.path)), item.kind)
         digest.update(repr(key).encode())
     return Survey(n_items, digest.hexdigest())
 

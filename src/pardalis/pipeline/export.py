@@ -1,4 +1,4 @@
-"""A bundle from any checkpoint of a run, in one process, whatever number of ranks wrote it."""
+"""A bundle from any checkpoint of a run, in one process, whatever the number of ranks was."""
 
 import json
 from pathlib import Path
@@ -21,25 +21,23 @@ from pardalis.train.settings import FILE_NAME as SETTINGS
 def checkpoint_bundle(
     recipe: Recipe, run: Path, codec: Codec, step: int | None = None
 ) -> bundles.Bundle:
-    """Return the bundle of the decoder as a checkpoint of a run has it.
-
-    Reads the decoder's weights only, once: the optimizer's state stays on the disk.
+    """Return a bundle with the weights of a checkpoint. The state of the optimizer is not read.
 
     Args:
-        codec: of the run.
-        step: of the checkpoint; the newest one if left out.
+        codec: the codec of the run.
+        step: the step of the checkpoint; default: the newest one.
 
     Raises:
-        BundleError: there is no such checkpoint, it is damaged, or the run's tokenizers are not
-            those that the decoder learnt with.
+        BundleError: there is no such checkpoint, it is damaged, or the tokenizers of the run are
+            not those that the decoder was trained with.
     """
     training = run / "training"
     folder = _find(training, step)
     settings = _settings(training / SETTINGS)
     if settings["codec"] != codec.fingerprint:
         raise BundleError(
-            f"The tokenizers of {run} have changed since {folder} was trained; run 'pardalis run' "
-            "with the recipe that it was trained with, which takes the old ones back."
+            f"The tokenizers of {run} have changed since {folder} was trained; run the recipe that "
+            "it was trained with, which restores the old ones."
         )
     with torch.device("meta"):
         model = Decoder(configs.from_dict(ModelConfig, settings["model"], "model."))
@@ -57,15 +55,16 @@ def checkpoint_bundle(
     made_by = {"recipe": recipe.name, "steps": done, **before}
     if lines:
         made_by["numbers"] = lines[-1]
-    learnt = run / "shards" / bundles.LICENCES
-    return bundles.Bundle(model.eval(), codec, made_by, _joined(licences, learnt))
+    return bundles.Bundle(
+        model.eval(), codec, made_by, _joined(licences, run / "shards" / bundles.LICENCES)
+    )
 
 
 def _find(training: Path, step: int | None) -> Path:
     found = checkpoint.all_of(training)
     if not found:
         raise BundleError(
-            f"{training} holds no checkpoint; 'pardalis train' with the run's recipe writes them."
+            f"{training} holds no checkpoint; the stage 'train' of its recipe writes them."
         )
     if step is None:
         return found[-1]
@@ -79,20 +78,20 @@ def _find(training: Path, step: int | None) -> Path:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Return what the run was begun with, which a recipe of today may no longer say."""
+    """Return the settings that the run was begun with; its recipe may have changed since."""
     try:
         settings: dict[str, Any] = json.loads(path.read_text())["settings"]
         configs.from_dict(ModelConfig, settings["model"], "model.")
         settings["codec"]
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise BundleError(
-            f"{path} cannot be read, so nobody knows the shape of the decoder; put the file back."
+            f"{path} cannot be read, so the shape of the decoder is unknown; restore the file."
         ) from error
     return settings
 
 
 def _before(recipe: Recipe) -> tuple[dict[str, Any], str]:
-    """Return what the bundle says of the one that the run started from, and its licences."""
+    """Return the origin and the licences of the bundle that the run started from."""
     if recipe.start_from is None:
         return {}, ""
     folder = start_folder(recipe)
@@ -102,7 +101,7 @@ def _before(recipe: Recipe) -> tuple[dict[str, Any], str]:
     return {"start_from": facts}, licences.read_text() if licences.is_file() else ""
 
 
-def _joined(before: str, learnt: Path) -> str:
-    """Join the licences of what was learnt before and in this run; the same text stands once."""
-    new = learnt.read_text() if learnt.is_file() else ""
+def _joined(before: str, path: Path) -> str:
+    """Join the licences of the first bundle and of this run's data; equal text is kept once."""
+    new = path.read_text() if path.is_file() else ""
     return before if new in before else "\n".join(filter(None, (before, new)))

@@ -1,8 +1,8 @@
-"""What a recipe will take, by arithmetic: memory of a rank by kind, speed, time and cost.
+"""Memory, speed, time and cost of a recipe, computed before it runs.
 
-Nothing is allocated and nothing need be trained. Memory is that of the step's largest moment: when
-the loss has been computed and the backward pass begins, with all gradients counted as if they were
-there already. What a framework adds is in ``_USABLE``.
+Nothing is allocated, and nothing has to be trained. Memory is the peak of a step: the loss has been
+computed and the backward pass begins, and all gradients count as allocated. ``_USABLE`` allows for
+what the framework adds.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from pardalis.tokens import Vocabulary
 from pardalis.train import PretrainConfig
 from pardalis.vq import ImageTokenizer
 
-_USABLE = 0.92  # of a device's memory; the rest is for its context, for messages and for gaps
+_USABLE = 0.92  # share of a device's memory; the rest: its context, messages, fragmentation
 _FP32 = 4
-_MOST_TENSOR = 8  # ranks that split matrices, on the fast links of one node
+_MOST_TENSOR = 8  # tensor-parallel ranks, which share the fast links of one node
 
 _Change = tuple[str, str, Any]  # table of the recipe, key, value
 
@@ -45,8 +45,8 @@ class Memory:
     gradients: int
     optimizer: int  # the moments of Adam, or of Muon
     activations: int  # kept for the backward pass
-    loss: int  # logits of a chunk, and gradients of the head and of what it reads
-    buffers: int  # weights that are gathered or rounded for computing, and their gradients
+    loss: int  # logits of a chunk, and gradients of the head and of its input
+    buffers: int  # weights gathered or rounded for computing, and their gradients
 
     @property
     def total(self) -> int:
@@ -55,7 +55,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What decides the memory of a rank."""
+    """Everything that decides the memory of a rank."""
 
     model: ModelConfig
     training: PretrainConfig
@@ -78,7 +78,7 @@ class Setting:
 
     @property
     def micro_rows(self) -> int:
-        """Rows that go through the model of a rank at once."""
+        """Rows in one forward pass of a rank."""
         return -(-self.training.batch_rows // (self.data_size * self.training.accumulation_steps))
 
     @property
@@ -87,7 +87,7 @@ class Setting:
 
     @property
     def uses_autocast(self) -> bool:
-        """Whether weights are rounded as they are used, which is so in a single process."""
+        """Whether autocast rounds the weights in use, as in a single process."""
         return self.ranks == 1 and self.number_bytes != _FP32
 
     def execution(self) -> Execution:
@@ -102,7 +102,7 @@ class Setting:
 
 
 def memory_of(setting: Setting, counts: ModelCosts, rows: int) -> Memory:
-    """Return what a rank holds when ``rows`` rows go through its model at once."""
+    """Return the memory of a rank whose micro-batch has ``rows`` rows."""
     model, training, tensor = setting.model, setting.training, setting.parallel.tensor
     own = counts.parameters - counts.parts["norms"]
     per_group = own // tensor + counts.parts["norms"]  # of one tensor-parallel rank, unsharded
@@ -140,14 +140,14 @@ def _loss(setting: Setting, tokens: int) -> int:
     hidden = tokens * model.d_model * size
     if setting.on_cpu:  # there the rows that count for nothing are left out, by a copy
         hidden *= 2
-    # The head's gradient is a parameter's at once, unless it is added to one, or cut.
+    # The gradient of the head becomes that of the parameter, unless it is accumulated or sharded.
     is_new = setting.ranks == 1 and setting.training.accumulation_steps == 1
     head = 0 if is_new else columns * model.d_model * _FP32
     return logits + hidden + head
 
 
 def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
-    """Return the bytes of weights beside the parameters, and of gradients before they are cut."""
+    """Return the bytes of gathered weights, and of gradients before they are sharded."""
     size, tensor = setting.number_bytes, setting.parallel.tensor
     root = (counts.parts["embedding"] + counts.parts["head"]) // tensor
     inside = per_group - root
@@ -156,14 +156,14 @@ def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
     if setting.ranks == 1:
         return 0
     block = inside // setting.model.n_layers
-    # Embedding and head stay gathered; so do all blocks where they are not sharded, else the one
-    # in use and the one after it. Gradients of a block are whole until they are summed in float32.
+    # Embedding and head stay gathered. So do all blocks if they are not sharded, otherwise the
+    # current block and the next one. The gradients of a block are whole until their float32 sum.
     gathered = root + (inside if setting.shards == 1 else min(2 * block, inside))
     return size * gathered + size * (root + block) + _FP32 * block
 
 
 def largest_rows(setting: Setting, counts: ModelCosts, usable: int) -> int:
-    """Return how many rows of a micro-batch fit; 0: not even one."""
+    """Return the largest micro-batch that fits, in rows; 0 if not even one row does."""
     if memory_of(setting, counts, 1).total > usable:
         return 0
     low, high = 1, 2
@@ -180,28 +180,28 @@ def largest_rows(setting: Setting, counts: ModelCosts, usable: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """What a recipe takes on some devices."""
+    """Memory, time and cost of a recipe on given devices."""
 
     recipe: str
     device: str
     gpus: int
     parameters: int
     parts: dict[str, int]  # parameters
-    flops_per_token: int  # forward and backward, strictly: see pardalis.model.count
-    replicate: int  # ranks that hold the same
-    shard: int  # ranks that hold a part of every parameter each
-    tensor: int  # ranks that split matrices
+    flops_per_token: int  # forward and backward; see pardalis.model.count
+    replicate: int  # ranks with equal parameters
+    shard: int  # ranks that each hold a part of every parameter
+    tensor: int  # tensor-parallel ranks
     row_tokens: int
     batch_rows: int
     accumulation_steps: int
-    micro_rows: int  # rows that go through the model of a rank at once
-    memory: Memory  # at that many rows
+    micro_rows: int  # rows in one forward pass of a rank
+    memory: Memory  # with that many rows
     memory_total: int
     memory_of_device: int
     memory_usable: int
-    largest_micro_rows: int  # that fit; 0: not even one
+    largest_micro_rows: int  # the largest number of rows that fits; 0: none
     device_flops: float  # dense, from the datasheet
-    utilisation: float  # stated, not measured: model FLOPs over the device's
+    utilisation: float  # assumed, not measured: model FLOPs over the device's
     tokens_per_second: float
     seconds_per_step: float
     steps: int
@@ -218,13 +218,13 @@ def plan(
     utilisation: float = 0.4,
     price: float | None = None,
 ) -> RunPlan:
-    """Return what training the decoder of a recipe takes.
+    """Return the memory, time and cost of training the decoder of a recipe.
 
     Args:
-        gpus: devices, with a rank on each; the fewest that the recipe allows, if left out.
+        gpus: number of devices, with one rank each. Default: the fewest that the recipe allows.
         device: a name in :data:`pardalis.pipeline.accelerators.DEVICES`.
-        utilisation: the part of the device's rate that becomes model FLOPs.
-        price: of one device for an hour, in any currency.
+        utilisation: model FLOPs over the peak rate of the device.
+        price: price of one device for an hour, in any currency.
 
     Raises:
         ConfigError: the recipe trains no decoder, its ranks do not divide as it asks, an argument
@@ -234,11 +234,11 @@ def plan(
     if gpus is None:
         gpus = max(1, recipe.parallel.shard) * recipe.parallel.tensor
     if gpus < 1:
-        raise ConfigError(f"--gpus must be at least 1, got {gpus}.")
+        raise ConfigError(f"`gpus` must be at least 1, got {gpus}.")
     if not 0 < utilisation <= 1:
-        raise ConfigError(f"--utilisation must lie in (0, 1], got {utilisation}.")
+        raise ConfigError(f"`utilisation` must lie in (0, 1], got {utilisation}.")
     if price is not None and not 0 <= price < math.inf:
-        raise ConfigError(f"--price must be 0 or more, got {price}.")
+        raise ConfigError(f"`price` must be 0 or more, got {price}.")
     if recipe.training is None or recipe.training_loop is None:
         raise ConfigError(f"Recipe {recipe.name!r} trains no decoder, so there is nothing to plan.")
     accelerator = find_accelerator(device)

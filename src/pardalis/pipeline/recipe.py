@@ -1,11 +1,11 @@
 """A recipe: one TOML file that describes a run from raw documents to a report.
 
-Every table is the config of the part it is named after, so what a key means stands beside that
-part. Two tables begin with a preset and change it: ``[image_tokenizer]`` and ``[model]``.
+Every table is the config of the part that it is named after, and its keys are documented there. Two
+tables start from a preset: ``[image_tokenizer]`` and ``[model]``.
 
-A recipe with ``start_from`` trains a model further. The tokenizers and the model's shape are then
-those of the bundle that it names, so it has no tables for them. A recipe without ``[model]`` trains
-tokenizers only, and ends there.
+A recipe with ``start_from`` trains an existing model further. It has no tables for the tokenizers
+and the shape of the model, which come from the bundle. A recipe without ``[model]`` trains
+tokenizers only.
 """
 
 import dataclasses
@@ -30,40 +30,40 @@ from pardalis.train.qk_clip import check_has_no_qk_norm
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import ImageFit, ImageTokenizerConfig
 
-RUN = "{run}"  # in the path of a source: the folder of this run
+RUN = "{run}"  # stands for the run folder in the path of a source
 
-_IMAGE_TOKENIZER = (  # what a recipe says of the image tokenizer that it trains
+_IMAGE_TOKENIZER = (  # fields about an image tokenizer that is trained
     "image_tokenizer",
     "image_tokenizer_training",
     "image_tokenizer_loop",
     "image_tokenizer_images",
 )
-_DECODER = ("prepare", "training", "training_loop")  # what training a model needs besides its shape
+_DECODER = ("prepare", "training", "training_loop")  # fields that training a model needs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextTokenizerConfig:
     """How the text tokenizer is trained."""
 
-    vocab_size: int = 2048  # pieces of text, the 256 bytes included
+    vocab_size: int = 2048  # number of text tokens, including the 256 bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    """What a trained model is asked, to show and to score what it learnt."""
+    """What the trained model generates for the report. All numbers are per split, at most."""
 
-    images: int = 100  # images drawn from captions, at most, of each split
-    captions: int = 40  # images captioned, at most, of each split
-    pages: int = 6  # interleaved documents written from their first line, at most, of each split
-    caption_tokens: int = 24  # ids that a caption may have, its end included
-    # Images of the corpus that images are compared with, at most, of each split. Those that
-    # were drawn or captioned are always among them.
+    images: int = 100  # images generated from captions
+    captions: int = 40  # captions generated from images
+    pages: int = 6  # interleaved documents generated from their first line
+    caption_tokens: int = 24  # token budget of a caption, its eos included
+    # Corpus images that generated ones are ranked among. The originals of generated images, and
+    # captioned images, are always included.
     gallery: int = 2000
-    image: SamplingConfig = field(default_factory=SamplingConfig)  # how codes are sampled
+    image: SamplingConfig = field(default_factory=SamplingConfig)  # sampling of image tokens
     text: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
-    guidance: float = 1.0  # classifier-free guidance of images; 1 is none
-    batch: int = 64  # prompts answered together
-    seed: int = 0  # chooses the prompts and the samples
+    guidance: float = 1.0  # scale of classifier-free guidance of images; 1: none
+    batch: int = 64  # prompts per engine
+    seed: int = 0  # selects the prompts and seeds the samples
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -84,35 +84,34 @@ class Recipe:
     """A whole run."""
 
     name: str
-    sources: tuple[SourceConfig, ...]  # what is learnt
-    start_from: str | None = None  # folder of a bundle, relative to the recipe, to train further
+    sources: tuple[SourceConfig, ...]  # training documents
+    start_from: str | None = None  # bundle to train further: a folder, relative to the recipe
     # A corpus to build into {run}/corpus first: an encyclopedia, or drawings in five styles.
     corpus: EncyclopediaConfig | None = None
     drawings: DrawingsConfig | None = None
-    # The tokenizers. Beside start_from stands none of them.
+    # The tokenizers. A recipe with start_from has none of these fields.
     text_tokenizer: TextTokenizerConfig | None = None  # default with a model: TextTokenizerConfig()
-    image_tokenizer_from: str | None = (
-        None  # of a trained one, a bundle or a run: for the next four
-    )
+    # A trained image tokenizer: its folder, a bundle or a run. Replaces the next four fields.
+    image_tokenizer_from: str | None = None
     image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
-    image_tokenizer_images: int | None = None  # images that it is trained on, at most
-    variants: tuple[VariantConfig, ...] = ()  # of the image tokenizer, to compare
-    # How images of a prompt fit the square, those that a user or the system shows; Chameleon pads
-    # them in alignment, and crops what a model learns to draw (arXiv 2405.09818).
+    image_tokenizer_images: int | None = None  # largest number of training images
+    variants: tuple[VariantConfig, ...] = ()  # image tokenizers that a study compares
+    # How images of user and system turns are made square. Chameleon pads them in alignment, and
+    # crops the images that a model learns to generate (arXiv 2405.09818).
     image_fit: ImageFit = "crop"
-    # The model. "preset", and fields of ModelConfig that differ; beside start_from only "dropout".
+    # The model: "preset", and fields of ModelConfig that differ. With start_from only "dropout".
     model: dict[str, Any] | None = None
     prepare: PrepareConfig | None = None
     training: PretrainConfig | None = None
     training_loop: LoopConfig | None = None
-    # Mixtures of the sources that follow one another, in place of the sources' own weights.
+    # Consecutive mixtures of the sources, in place of the weights of the sources.
     curriculum: tuple[CurriculumStage, ...] = ()
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # how ranks share the decoder
-    stability: StabilityConfig | None = None  # learning rates and variants to sweep the model over
-    heldout: tuple[SourceConfig, ...] = ()  # what is only evaluated
-    heldout_rows: int = 256  # rows of an evaluation, at most, each once
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    stability: StabilityConfig | None = None  # learning rates and variants of a stability study
+    heldout: tuple[SourceConfig, ...] = ()  # held-out documents
+    heldout_rows: int = 256  # largest number of rows in an evaluation, each once
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:

@@ -81,10 +81,10 @@ def run(
         PardalisError: whatever a stage raises; what was finished before stays.
     """
     with join(find_device(device), recipe.parallel.timeout_minutes) as world:
-        return run_together(recipe, folder, world, only)
+        return run_in_world(recipe, folder, world, only)
 
 
-def run_together(
+def run_in_world(
     recipe: Recipe, folder: Path, world: World, only: Sequence[str] = ()
 ) -> list[Record]:
     """Run a recipe as :func:`run` does, in processes that have joined already."""
@@ -100,7 +100,7 @@ def run_together(
     if not world.is_first:
         return _follow(recipe, folder, stages, world)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with exclusive(folder):
         records = _Run(RunContext(recipe, folder, world)).go(stages, only)
     world.broadcast(None)
     return records
@@ -232,13 +232,13 @@ class _Run:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep two processes from running in one folder; a lock dies with its process."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; the lock is released when its process ends."""
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"Another process is running in {folder}; wait for it, or choose another --out."
+                f"Another process is running in {folder}; wait for it, or choose another folder."
             ) from None
         yield

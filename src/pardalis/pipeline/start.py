@@ -1,7 +1,7 @@
-"""What a run takes over: the bundle that it trains further, or a trained image tokenizer.
+"""What a run starts from: the bundle that it trains further, or a trained image tokenizer.
 
-The bundle's codec, the weights of its decoder and its context stay as they are, however short the
-rows are that it now learns from. The recipe decides the dropout, and how images of prompts fit.
+The new bundle has the codec and the context of the old one, even if the training rows are shorter.
+The recipe decides the dropout, and how images of prompts are made square.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
 
 _RECIPE, _CONFIG = "recipe.toml", "config.json"
-_ONE_OF = f"a bundle, of a run, or of an image tokenizer ({_CONFIG} and model.safetensors)"
+_ONE_OF = f"a bundle, a run, or an image tokenizer ({_CONFIG} and model.safetensors)"
 
 
 def start_folder(recipe: Recipe) -> Path:
@@ -45,11 +45,11 @@ def start_config(recipe: Recipe) -> ModelConfig:
 
 
 def check_given(recipe: Recipe, run: Path) -> None:
-    """Find what is wrong with what a run is given before anything runs.
+    """Check the bundle or the image tokenizer that a run is given, before anything runs.
 
     Raises:
-        BundleError, ConfigError: as :func:`start_config`; or the bundle is that of the run itself,
-            or cannot draw what the recipe asks for.
+        BundleError, ConfigError: as :func:`start_config`. Or the bundle is that of the run itself,
+            or it cannot generate the images of ``[sample]``.
     """
     if recipe.trains_image_tokenizer:
         return
@@ -57,20 +57,20 @@ def check_given(recipe: Recipe, run: Path) -> None:
         if start_folder(recipe).resolve() == (run / "bundle").resolve():
             raise ConfigError(
                 f"start_from is {start_folder(recipe)}, which this run would replace by its own "
-                "bundle; choose another --out, or another name for the recipe."
+                "bundle; run the recipe in another folder."
             )
         start_config(recipe)
     folder = image_tokenizer_folder(recipe, run)
     config = ImageTokenizer.load_config(folder)
     if not config.has_decoder and (recipe.sample.images or recipe.sample.pages):
         raise ConfigError(
-            f"The image tokenizer {folder} has no decoder, so its model cannot draw; set "
-            "sample.images and sample.pages to 0, or import it again with --image-tokenizer."
+            f"The image tokenizer {folder} has no decoder, so its model cannot generate images; "
+            "set sample.images and sample.pages to 0, or import it again with an image tokenizer."
         )
 
 
 def image_tokenizer_folder(recipe: Recipe, run: Path) -> Path:
-    """Return the folder of the image tokenizer of a run: its own, or the one that it was given."""
+    """Return the folder of the image tokenizer of a run: its own one, or the given one."""
     if recipe.start_from is not None:
         return start_folder(recipe) / bundles.IMAGE_TOKENIZER
     if recipe.image_tokenizer_from is not None:
@@ -79,11 +79,11 @@ def image_tokenizer_folder(recipe: Recipe, run: Path) -> Path:
 
 
 def image_tokenizer_in(path: Path) -> Path:
-    """Return the folder of an image tokenizer, given that or a bundle's or a run's.
+    """Return the folder of the image tokenizer in a bundle, a run, or that folder itself.
 
     Raises:
         BundleError: there is none, or the run has not finished it.
-        ConfigError: a run's recipe is wrong.
+        ConfigError: the recipe of the run is wrong.
     """
     if not path.exists():
         raise BundleError(f"{path} does not exist; give the folder of {_ONE_OF}.")
@@ -102,19 +102,18 @@ def _folder_of_run(run: Path) -> Path:
     if recipe.trains_image_tokenizer and not folder.exists():
         raise BundleError(
             f"The image tokenizer of {run} is not trained to its end, which writes {folder}; run "
-            "'pardalis tokenizer train-image' with its recipe to go on."
+            "the stage 'image_tokenizer' of that run."
         )
     return folder
 
 
 def given_content(recipe: Recipe) -> list[list[str | int]]:
-    """Return what tells that which a run is given apart from any other, without reading weights.
+    """Return what identifies the bundle or the image tokenizer that a run is given.
 
-    A file of weights counts as changed when its size or time of change differs, a description or a
-    text tokenizer when its content does. Every command asks this, and reading the 14 GB of a
-    7-billion-parameter model takes nine seconds or more; images of sources are treated alike.
-    The price: a copy that did not keep the times counts as another bundle. Licences are left out,
-    since no number depends on them.
+    A file of weights is identified by its size and modification time, as images of sources are; all
+    other files by their content. Every command needs this, and hashing the 14 GB of a model of 7
+    billion parameters takes nine seconds or more. The cost: a copy with other modification times
+    counts as another bundle. Licences are left out, since no result depends on them.
     """
     if recipe.start_from is not None:
         folder = start_folder(recipe)

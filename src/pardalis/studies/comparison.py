@@ -21,7 +21,7 @@ from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perce
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import alone, run_together
+from pardalis.pipeline.runner import exclusive, run_in_world
 from pardalis.pipeline.stages import RunContext
 from pardalis.pipeline.stages.image_tokenizer import train_image_tokenizer
 from pardalis.studies.comparison_page import Comparison, VariantResult, write_comparison
@@ -57,10 +57,10 @@ def compare_image_tokenizers(
     }
     with join(find_device(device)) as world:
         if recipe.corpus is not None or recipe.drawings is not None:
-            run_together(recipe, folder, world, only=("corpus",))
+            run_in_world(recipe, folder, world, only=("corpus",))
         variants = folder / "variants"
         variants.mkdir(parents=True, exist_ok=True)
-        with alone(variants) if world.is_first else nullcontext():
+        with exclusive(variants) if world.is_first else nullcontext():
             tokenizers = {
                 name: train_image_tokenizer(RunContext(each, folder, world), variants / name)
                 for name, each in recipes.items()

@@ -36,7 +36,7 @@ from pardalis.files import write_json
 from pardalis.parallel import Layout
 from pardalis.pipeline.builders import decoder_task, load_codec
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import alone, read_records, run
+from pardalis.pipeline.runner import exclusive, read_records, run
 from pardalis.pipeline.stages import RunContext, stages_of
 from pardalis.pipeline.stages.train import STAGE as TRAIN
 from pardalis.progress import bar
@@ -124,7 +124,7 @@ def study_stability(
     run(recipe, folder, stages[: stages.index("train")], device)
     trials = _trials(path, overrides, recipe, folder)
     (folder / "stability").mkdir(exist_ok=True)
-    with alone(folder / "stability"):
+    with exclusive(folder / "stability"):
         _train_all(trials, str(device), jobs)
         study = _study(recipe, trials)
         write_study(folder, study)

@@ -205,10 +205,9 @@ class _Session:
             self._write(line)
         if saves:
             self._save()
-        if evaluates and self.world.is_first:
-            self.on_evaluation(
-                self.metrics.last
-            )  # after saving, so that an error in it loses nothing
+        # After saving, so that an error in it loses nothing. There may be no line yet.
+        if evaluates and self.metrics.last and self.world.is_first:
+            self.on_evaluation(self.metrics.last)
         if saves and self.world.any(self.stop.made):
             self.saver.wait()
             raise Interrupted(self.done, config.steps)
