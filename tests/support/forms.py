@@ -31,7 +31,7 @@ from pardalis.pipeline import load_recipe, run
 from pardalis.tokens import train_text_tokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
-SIDE = 16
+SIDE = 8
 _SHAPE = {
     "resolution": SIDE, "patch_size": 1, "channels": 32, "channel_multipliers": [1, 2],
     "n_res_blocks": 1, "z_channels": 8, "code_width": 8, "n_codes": 32,
@@ -50,14 +50,14 @@ TEXT_TOKENIZER = {"text_tokenizer": {"vocab_size": 300}}
 IMAGE_TOKENIZER = {
     "image_tokenizer": _SHAPE,
     "image_tokenizer_training": {"batch_images": 4, "schedule": _SCHEDULE},
-    "image_tokenizer_loop": {"steps": 2, "evaluate_every": 1},
+    "image_tokenizer_loop": {"steps": 2, "evaluate_every": 2},
 }
 MODEL = {"model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "d_ff": 32}}
 TRAINING = {
-    "prepare": {"row_tokens": 304},
+    "prepare": {"row_tokens": 96},
     "training": {"batch_rows": 2, "schedule": _SCHEDULE},
     "training_loop": {"steps": 2, "evaluate_every": 1},
-    "sample": {"images": 1, "captions": 1, "pages": 1, "caption_tokens": 4},
+    "sample": {"images": 1, "captions": 1, "pages": 1, "caption_tokens": 4, "gallery": 4},
 }
 NEW = {**TEXT_TOKENIZER, **IMAGE_TOKENIZER, **MODEL, **TRAINING}
 CURRICULUM = {
@@ -148,7 +148,7 @@ def write_given(folder: Path) -> Path:
     tokenizer.save(folder / "tokenizer")
     (folder / "vqgan").mkdir()
     codec = Codec.of(train_text_tokenizer(["an owl on an oak"], 260), tokenizer)
-    shape = ModelConfig(vocab_size=codec.vocabulary.size, context=320, **MODEL["model"])
+    shape = ModelConfig(vocab_size=codec.vocabulary.size, context=112, **MODEL["model"])
     bundle = Bundle(initialise(Decoder(shape), 0), codec, {"recipe": "given"})
     bundle.save(folder / "bundle")
     export_model(folder / "bundle", folder / "foreign", "hf")
