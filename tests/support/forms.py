@@ -105,9 +105,12 @@ FORMS: dict[str, dict[str, Any]] = {
     | {"image_tokenizer_from": "imported-tokenizer"}
     | MODEL
     | TRAINING,
-    "a bundle trained further": OWN_SOURCES | HELD_OUT | {"start_from": "bundle"} | TRAINING,
-    "a bundle trained further, padded, curriculum": OWN_SOURCES
+    "a bundle trained further": OWN_SOURCES
+    | HELD_OUT
     | {"start_from": "bundle", "model": {"dropout": 0.1}}
+    | TRAINING,
+    "a bundle trained further, padded, curriculum": OWN_SOURCES
+    | {"start_from": "bundle"}
     | TRAINING
     | PADDED
     | CURRICULUM,
