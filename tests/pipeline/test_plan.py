@@ -254,8 +254,8 @@ def test_warnings():
     ("overrides", "arguments", "message"),
     [
         ((), {"device": "abacus"}, r"No device 'abacus' is known; choose one of a100, h100, h200"),
-        ((), {"gpus": 0}, r"--gpus must be at least 1, got 0"),
-        ((), {"utilisation": 1.5}, r"--utilisation must lie in \(0, 1\], got 1\.5"),
+        ((), {"gpus": 0}, r"`gpus` must be at least 1, got 0"),
+        ((), {"utilisation": 1.5}, r"`utilisation` must lie in \(0, 1\], got 1\.5"),
         (
             ("parallel.tensor=3",),
             {"gpus": 4},
@@ -266,7 +266,7 @@ def test_warnings():
             {"gpus": 2},
             r"shard = 4 with tensor = 1 needs a multiple of 4 .* got 2;",
         ),
-        ((), {"price": -1.0}, r"--price must be 0 or more, got -1\.0"),
+        ((), {"price": -1.0}, r"`price` must be 0 or more, got -1\.0"),
         (("parallel.tensor=3",), {"gpus": 3}, r"tensor = 3 does not divide n_kv_heads = 4"),
     ],
 )
