@@ -408,7 +408,7 @@ def test_a_piece_of_ours_called_like_a_special_token_is_refused(name):
     content["model"]["vocab"][name] = len(content["model"]["vocab"])
     tokenizer = TextTokenizer(Tokenizer.from_str(json.dumps(content)))
     vocabulary = Vocabulary.build(n_codes=3, n_text=tokenizer.size)
-    with pytest.raises(BundleError, match=f"a piece called '{name}', .* on text without it"):
+    with pytest.raises(BundleError, match=f"a token '{name}', .* on text without it"):
         chameleon_tokenizer(vocabulary, tokenizer, placeholder=PLACEHOLDER, adds_bos=True)
 
 

@@ -695,7 +695,12 @@ def test_an_image_tokenizer_must_be_whole(llama, image_tokenizer, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["quantize.embedding.weight"]
     save_file(tensors, folder / "model.safetensors")
-    refused(llama("Llama 2"), folder, tmp_path, "named do not fit .* missing quantize.embedding")
+    refused(
+        llama("Llama 2"),
+        folder,
+        tmp_path,
+        "`image_tokenizer` do not fit .* missing quantize.embedding",
+    )
 
 
 def test_an_untied_model_needs_its_head(llama, image_tokenizer, tmp_path):
