@@ -12,7 +12,7 @@ _STEPS = 2
 _LOOP = {"steps": _STEPS, "save_every": _STEPS, "report_every": 1, "evaluate_every": _STEPS}
 _DECODER = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "d_ff": 64}
 _MOST_VARIANTS = 2  # of a stability study, each in a process of its own
-_SIDE = 2  # codes per side of an image
+_PIXELS = 32  # per side of an image, the fewest that the feature nets can take
 
 
 def shortened(recipe: Recipe) -> Recipe:
@@ -39,8 +39,7 @@ def shortened(recipe: Recipe) -> Recipe:
     if recipe.model and recipe.start_from is None:
         values["model"] |= _DECODER
     if recipe.image_tokenizer is not None:
-        pixels = recipe.image_tokenizer_config().downsampling
-        values["image_tokenizer"] |= {"resolution": _SIDE * pixels, "channels": 32}
+        values["image_tokenizer"] |= {"resolution": _PIXELS, "channels": 32}
         adversarial = values["image_tokenizer_training"].get("adversarial")
         if adversarial is not None and adversarial["discriminator"]["kind"] == "stylegan2":
             adversarial["discriminator"]["channels"] = 8
