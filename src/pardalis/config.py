@@ -7,6 +7,7 @@ value found, what was needed and the nearest name that exists.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -225,7 +226,12 @@ def _rename(values: dict[str, Any], renamed: Mapping[str, str], path: Path) -> N
             table[last] = value
         found.append(f"{old} is now {new}")
     if found:
-        logger.warning("%s has names of an earlier version: %s.", path, "; ".join(found))
+        _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _inner(values: dict[str, Any], parents: Sequence[str]) -> dict[str, Any]:

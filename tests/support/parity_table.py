@@ -11,7 +11,7 @@ A test takes the fixture ``compare``::
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,20 @@ def pytest_addoption(parser):
         metavar="PATH",
         help="write the largest difference of each comparison with a peer as a Markdown table",
     )
+
+
+def pytest_sessionfinish(session):
+    """Send the rows of a worker process to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        rows = session.config.stash.get(_ROWS, {})
+        session.config.workeroutput["parity"] = [[*key, asdict(rows[key])] for key in rows]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    rows = node.config.stash.setdefault(_ROWS, {})
+    for name, what, row in getattr(node, "workeroutput", {}).get("parity", []):
+        rows[name, what] = Row(**row)
 
 
 def pytest_terminal_summary(terminalreporter, config):
