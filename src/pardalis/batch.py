@@ -1,4 +1,4 @@
-"""What a training step reads: packed rows as tensors of one shape, aligned position by position."""
+"""The input of a training step: packed rows as tensors of one shape, aligned by position."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of ids with everything that the model and the objective need to know about them."""
+    """Rows of token ids with everything that the model and the objective need."""
 
     ids: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]  # the next id of the same document
-    weights: Float[Tensor, "B T"]  # of each target in the loss; 0 = not learnt
+    weights: Float[Tensor, "B T"]  # weight of each target in the loss; 0: no loss
     positions: Int[Tensor, "B T"]  # restart at 0 in each document
     documents: Int[Tensor, "B T"]  # number of the document inside its row; -1 at padding
 

@@ -1,4 +1,4 @@
-"""Document ⇄ ids: joins the text tokenizer and the image tokenizer in one vocabulary."""
+"""Documents to token ids and back: both tokenizers joined in one vocabulary."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ Square = UInt8[np.ndarray, "Y X 3"]
 
 
 class Codec:
-    """Turns documents into ids and ids into documents.
+    """Encodes documents as token ids and decodes them.
 
     A document is ``bos``, its segments in order, ``eos``. An image is ``begin_image``, its codes in
     raster order, ``end_image``.
@@ -67,7 +67,7 @@ class Codec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that ids depend on: while it stays, a document keeps its ids."""
+        """A hash of the vocabulary and both tokenizers; shards and bundles store it."""
         digest = hashlib.sha256(repr(sorted(self.vocabulary.to_dict().items())).encode())
         digest.update(self.text_tokenizer.to_json().encode())
         for name, tensor in sorted(self.image_tokenizer.state_dict().items()):
@@ -77,10 +77,10 @@ class Codec:
             digest.update(self.image_fit.encode())
         return digest.hexdigest()[:16]
 
-    # ── document → ids ───────────────────────────────────────────────────────────────────────
+    # ── encoding ───────────────────────────────────────────────────────────────────────
 
     def encode(self, document: Document) -> list[int]:
-        """Return the ids of a whole document; raises DataError for an unreadable image."""
+        """Return the token ids of a document; raises DataError for an unreadable image."""
         [ids] = self.encode_many([document])
         if isinstance(ids, DataError):
             raise ids
@@ -96,7 +96,7 @@ class Codec:
         return [*ids, self.vocabulary.end_turn_id] if last_role else ids
 
     def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
-        """Encode documents, all images in one batch; an error stands in its document's place."""
+        """Encode documents, all images together; returns an error in its document's place."""
         opened = [self._open_images(document) for document in documents]
         squares = [square for result in opened if isinstance(result, list) for square in result]
         codes = iter(self.image_tokenizer.codes_of_squares(squares).tolist())
@@ -138,7 +138,7 @@ class Codec:
             return [ids.begin_image_id, *image, ids.end_image_id]
         return list(map(ids.text_id, self.text_tokenizer.encode(segment.text)))
 
-    # ── ids → document ───────────────────────────────────────────────────────────────────────
+    # ── decoding ───────────────────────────────────────────────────────────────────────
 
     def decode(
         self,
@@ -146,7 +146,7 @@ class Codec:
         name: str = "",
         images: Sequence[PIL.Image.Image] | None = None,
     ) -> Document:
-        """Return the document that ids stand for.
+        """Return the document of token ids.
 
         Tolerates what a model leaves unfinished: a missing eos, and a last image cut short, whose
         missing codes repeat its first one (as Chameleon's release does). Segments have a role where
@@ -174,7 +174,7 @@ class Codec:
             elif kind is SpanKind.IMAGE:
                 turns[-1].append(Image(next(next_image)))
             elif kind is SpanKind.TEXT:
-                text = self.text_tokenizer.decode([self.vocabulary.piece(i) for i in ids])
+                text = self.text_tokenizer.decode([self.vocabulary.text_token(i) for i in ids])
                 turns[-1].append(Text(text))
         segments = turns[0] if len(turns) == 1 else _with_roles(turns)
         return Document(tuple(segments), name=name)
@@ -185,7 +185,7 @@ class Codec:
         return codes + [codes[0] if codes else 0] * (self.grammar.codes_per_image - len(codes))
 
     def render(self, token_ids: Sequence[int]) -> str:
-        """Write ids as one line for a person; see :func:`pardalis.tokens.render`."""
+        """Return token ids as a readable line; see :func:`pardalis.tokens.render`."""
         return render(token_ids, self.grammar, self.text_tokenizer)
 
 

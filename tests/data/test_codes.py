@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pardalis.data import SourceConfig, codes
-from pardalis.data.codes import Share, decode_codes, encode_source, read_settings
+from pardalis.data.codes import Worker, decode_codes, encode_source, read_settings
+from pardalis.documents import READERS
 from pardalis.errors import ConfigError, DataError
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, stream
 from pardalis.vq.stream import encode_stream
@@ -178,6 +179,30 @@ def test_names_need_not_be_unicode(tokenizer, tmp_path):
     assert os.listdir(os.fsencode(tmp_path / "back")) == [b"caf\xe9.png"]
 
 
+def test_codes_of_version_1_are_read_and_completed(tokenizer, photos, tmp_path):
+    folder = tmp_path / "codes"
+    encode_source(tokenizer, source(photos), folder)
+    settings = json.loads((folder / "codes.json").read_text())
+    old = {key.replace("image", "picture"): value for key, value in settings.items()}
+    assert {"pictures", "pictures_per_part"} < set(old)
+    (folder / "codes.json").write_text(json.dumps(old | {"version": 1}))
+    assert read_settings(folder) == settings
+    (folder / "part-00001.npy").unlink()
+    assert encode_source(tokenizer, source(photos), folder).unchanged == 5
+    assert decode_codes(tokenizer, folder, tmp_path / "back").images == 6
+
+
+def test_a_source_is_read_once_to_survey_it_and_once_to_encode_it(
+    tokenizer, photos, tmp_path, monkeypatch
+):
+    readings, reader = [], READERS["folder"]
+    monkeypatch.setitem(READERS, "folder", lambda path: readings.append(path) or reader(path))
+    encode_source(tokenizer, source(photos), tmp_path / "codes")
+    assert len(readings) == 2
+    encode_source(tokenizer, source(photos), tmp_path / "codes")
+    assert len(readings) == 3
+
+
 def test_what_is_interrupted_goes_on(tokenizer, photos, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     encode_source(tokenizer, source(photos), whole)
@@ -203,34 +228,36 @@ def test_what_is_interrupted_goes_on(tokenizer, photos, tmp_path, monkeypatch):
     assert written(cut) == written(whole)
 
 
-def test_shares_make_what_one_process_makes(tokenizer, photos, tmp_path):
+def test_workers_write_what_one_process_writes(tokenizer, photos, tmp_path):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     encode_source(tokenizer, source(photos), whole)
     reports = [
-        encode_source(tokenizer, source(photos), shared, share=Share(rank, 2)) for rank in (1, 0)
+        encode_source(tokenizer, source(photos), shared, worker=Worker(rank, 2)) for rank in (1, 0)
     ]
     assert [(report.images, report.rejected) for report in reports] == [(3, 0), (5, 2)]
     assert written(shared) == written(whole)
 
 
-def test_a_share_is_that_of_torchrun(monkeypatch):
-    assert Share.of_environment() == Share(0, 1)
+def test_the_worker_is_the_rank_of_torchrun(monkeypatch):
+    assert Worker.from_environment() == Worker(0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Share.of_environment() == Share(2, 4)
+    assert Worker.from_environment() == Worker(2, 4)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(2, 2), (-1, 2), (0, 0)])
-def test_a_wrong_share_is_refused(rank, size):
-    with pytest.raises(ConfigError, match=rf"I from 0 to N - 1, got {rank}/{size}\."):
-        Share(rank, size)
+def test_a_wrong_rank_is_refused(rank, size):
+    with pytest.raises(
+        ConfigError, match=rf"rank must be from 0 to size - 1, got rank {rank} and size {size}"
+    ):
+        Worker(rank, size)
 
 
 def test_other_settings_are_refused(tokenizer, photos, tmp_path):
     folder = tmp_path / "codes"
     encode_source(tokenizer, source(photos), folder)
     before = written(folder)
-    with pytest.raises(ConfigError, match="was begun with fit crop, but now it is pad; give"):
+    with pytest.raises(ConfigError, match="was begun with fit crop, but now it is pad; use"):
         encode_source(tokenizer, source(photos), folder, image_fit="pad")
     tokenizer.compute_in(torch.bfloat16)
     with pytest.raises(ConfigError, match="begun with dtype float32, but now it is bfloat16"):
@@ -264,7 +291,7 @@ def test_another_tokenizer_is_refused(tokenizer, photos, tmp_path):
         tokenizer.quant_conv.bias.add_(1)
     with pytest.raises(ConfigError, match=r"was begun with tokenizer [0-9a-f]{16}, but now"):
         encode_source(tokenizer, source(photos), folder)
-    with pytest.raises(DataError, match=r"are of image tokenizer [0-9a-f]{16}, but .* was given"):
+    with pytest.raises(DataError, match=r"are of image tokenizer [0-9a-f]{16}, but `tokenizer` is"):
         decode_codes(tokenizer, folder, tmp_path / "back")
 
 
@@ -312,7 +339,7 @@ def test_names_lead_nowhere_else_and_to_one_file_each(tokenizer, tmp_path):
 
 
 def test_what_is_not_encoded_yet_is_left_out(tokenizer, photos, tmp_path, caplog):
-    encode_source(tokenizer, source(photos), tmp_path / "codes", share=Share(1, 2))
+    encode_source(tokenizer, source(photos), tmp_path / "codes", worker=Worker(1, 2))
     report = decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back")
     assert report.images == 3
     assert "holds 1 of 3 parts; the rest is not encoded yet" in caplog.text

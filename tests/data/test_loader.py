@@ -137,7 +137,9 @@ def test_location_is_a_plain_record(write_shards):
 
 
 def test_shards_for_other_rows_are_refused(sources):
-    with pytest.raises(DataError, match=r"'owls' in .* rows of 24 ids, but 32 are asked; prepare"):
+    with pytest.raises(
+        DataError, match=r"'owls' in .* rows of 24 tokens, but row_tokens is 32; prepare"
+    ):
         Loader(sources, {"owls": 1.0, "foxes": 1.0}, 32, 8, 0, PAD)
 
 

@@ -12,8 +12,10 @@ from pardalis.tokens import Grammar, Vocabulary
 VOCABULARY = Vocabulary.build(n_codes=12, n_text=20)
 GRAMMAR = Grammar(VOCABULARY, codes_per_image=4)
 
-lengths_and_room = st.integers(1, 60).flatmap(
-    lambda room: st.tuples(st.lists(st.integers(1, room), max_size=120), st.just(room))
+lengths_and_row_tokens = st.integers(1, 60).flatmap(
+    lambda row_tokens: st.tuples(
+        st.lists(st.integers(1, row_tokens), max_size=120), st.just(row_tokens)
+    )
 )
 
 
@@ -21,25 +23,25 @@ def rows_of(packing: Packing) -> list[list[int]]:
     return [packing.row(row).tolist() for row in range(packing.n_rows)]
 
 
-@given(lengths_and_room)
+@given(lengths_and_row_tokens)
 @settings(deadline=None)
 def test_every_document_stands_in_one_row_and_no_row_overflows(case: tuple[list[int], int]):
-    lengths, room = case
-    rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), room))
+    lengths, row_tokens = case
+    rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), row_tokens))
     assert sorted(document for row in rows for document in row) == list(range(len(lengths)))
-    assert all(0 < sum(lengths[document] for document in row) <= room for row in rows)
+    assert all(0 < sum(lengths[document] for document in row) <= row_tokens for row in rows)
 
 
-@given(lengths_and_room)
+@given(lengths_and_row_tokens)
 @settings(deadline=None)
 def test_rows_are_filled_as_by_best_fit_decreasing_one_by_one(case: tuple[list[int], int]):
-    lengths, room = case
-    rooms: list[int] = []  # the oracle: ascending remaining rooms
+    lengths, row_tokens = case
+    spaces: list[int] = []  # the oracle: ascending remaining spaces
     for length in sorted(lengths, reverse=True):
-        best = bisect_left(rooms, length)
-        insort(rooms, (rooms.pop(best) if best < len(rooms) else room) - length)
-    rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), room))
-    assert sorted(room - sum(lengths[document] for document in row) for row in rows) == rooms
+        best = bisect_left(spaces, length)
+        insort(spaces, (spaces.pop(best) if best < len(spaces) else row_tokens) - length)
+    rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), row_tokens))
+    assert sorted(row_tokens - sum(lengths[document] for document in row) for row in rows) == spaces
 
 
 def test_example():
@@ -83,38 +85,40 @@ def valid_ids(draw: st.DrawFn) -> np.ndarray:
 
 @given(valid_ids(), st.integers(8, 30))
 @settings(deadline=None)
-def test_pieces_are_whole_sequences_that_fit_and_join_to_the_document(ids: np.ndarray, room: int):
-    pieces = split_long(ids, room, GRAMMAR)
-    joined = [token_id for piece in pieces for token_id in piece[1:].tolist()]
+def test_parts_are_whole_sequences_that_fit_and_join_to_the_document(
+    ids: np.ndarray, row_tokens: int
+):
+    parts = split_long(ids, row_tokens, GRAMMAR)
+    joined = [token_id for part in parts for token_id in part[1:].tolist()]
     assert joined == ids[1:].tolist()
-    for piece in pieces:
-        assert piece[0] == VOCABULARY.bos_id
-        assert len(piece) <= room
-        ending = [] if piece is pieces[-1] else [VOCABULARY.eos_id]
-        GRAMMAR.validate([*piece.tolist(), *ending])  # raises if an image was cut
-        assert piece[1] != VOCABULARY.eos_id or len(pieces) == 1  # eos never stands alone
+    for part in parts:
+        assert part[0] == VOCABULARY.bos_id
+        assert len(part) <= row_tokens
+        ending = [] if part is parts[-1] else [VOCABULARY.eos_id]
+        GRAMMAR.validate([*part.tolist(), *ending])  # raises if an image was cut
+        assert part[1] != VOCABULARY.eos_id or len(parts) == 1  # eos never stands alone
 
 
-def test_a_document_that_fits_stays_one_piece():
+def test_a_document_that_fits_stays_one_part():
     ids = np.array([0, 25, 26, 2])
-    [piece] = split_long(ids, 4, GRAMMAR)
-    assert piece.tolist() == ids.tolist()
+    [part] = split_long(ids, 4, GRAMMAR)
+    assert part.tolist() == ids.tolist()
 
 
 def test_a_cut_goes_before_an_image_that_does_not_fit_any_more():
     ids = np.array([0, 25, 26, *IMAGE, 27, 2])
-    pieces = split_long(ids, 8, GRAMMAR)
-    assert [piece.tolist() for piece in pieces] == [[0, 25, 26], [0, *IMAGE], [0, 27, 2]]
+    parts = split_long(ids, 8, GRAMMAR)
+    assert [part.tolist() for part in parts] == [[0, 25, 26], [0, *IMAGE], [0, 27, 2]]
 
 
 def test_an_image_longer_than_a_row_is_refused():
     with pytest.raises(
         DataError,
-        match=r"image at position 2 needs 7 ids with its <bos>, but a row has 6; raise row_",
+        match=r"image at position 2 needs 7 tokens with its <bos>, but a row has 6; raise row_",
     ):
         split_long(np.array([0, 25, *IMAGE, 27, 2]), 6, GRAMMAR)
 
 
-def test_the_last_image_needs_room_for_eos_too():
-    with pytest.raises(DataError, match=r"image at position 3 needs 8 ids .* a row has 7"):
+def test_the_last_image_needs_space_for_eos_too():
+    with pytest.raises(DataError, match=r"image at position 3 needs 8 tokens .* a row has 7"):
         split_long(np.array([0, 25, 26, *IMAGE, 2]), 7, GRAMMAR)

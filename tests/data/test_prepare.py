@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pardalis.codec import Codec
-from pardalis.data import PrepareConfig, PrepareReport, Shards, SourceConfig, prepare_source
-from pardalis.documents import Document, Image, Text
+from pardalis.data import PrepareConfig, PrepareReport, Shards, SourceConfig, prepare_source, survey
+from pardalis.documents import READERS, Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 from pardalis.tokens import Grammar
 
@@ -171,7 +171,7 @@ def test_long_documents_are_rejected_if_asked(base: Path, codec: Codec):
     assert report.rejected["too-long"].count == 1
     [example] = report.rejected["too-long"].examples
     assert example["where"] == "long"
-    assert "ids, a row has 32" in example["reason"]
+    assert "tokens, a row has 32" in example["reason"]
 
 
 def test_an_image_that_no_row_holds_is_rejected(base: Path, codec: Codec):
@@ -215,7 +215,7 @@ def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Code
 
 def test_a_source_that_gives_nothing_is_refused_with_the_reasons(base: Path, codec: Codec):
     with pytest.raises(
-        DataError, match=r"'notes' at .* gave no document .*: 1 read, 1 rejected"
+        DataError, match=r"'notes' at .* has no usable document: 1 read, 1 rejected"
     ) as e:
         prepare(base, codec, write_jsonl(base, "{"))
     assert "1 bad-json, such as" in str(e.value)
@@ -223,6 +223,18 @@ def test_a_source_that_gives_nothing_is_refused_with_the_reasons(base: Path, cod
 
 
 # ── restarting ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_source_that_was_surveyed_is_read_once(base: Path, codec: Codec, monkeypatch):
+    content = survey(SOURCE, base)
+    readings, reader = [], READERS["folder"]
+    monkeypatch.setitem(READERS, "folder", lambda path: readings.append(path) or reader(path))
+    first = prepare_source(SOURCE, codec, base / "shards", CONFIG, base, content)
+    assert len(readings) == 1
+    again = prepare_source(SOURCE, codec, base / "shards", CONFIG, base, content)
+    assert again == replace(first, unchanged=True)
+    assert len(readings) == 1
+    assert prepare(base, codec).unchanged
 
 
 def test_an_unchanged_source_is_not_encoded_again(base: Path, codec: Codec, monkeypatch):

@@ -37,3 +37,13 @@ def test_a_report_survives_json_even_with_a_broken_file_name():
     report.add_rejection(Rejection("\udc80.png", "missing", "There is no \udc80.png."))
     text = json.dumps(report.to_dict(), ensure_ascii=False)
     assert PrepareReport.from_dict(json.loads(text.encode())) == report
+
+
+def test_a_report_of_an_earlier_version_is_read():
+    old = """{"source": "owls", "row_tokens": 64, "read": 3, "split": 0, "written": 2,
+        "pictures": 2, "tokens": {"text": 20, "image": 32, "special": 8}, "rows": 1,
+        "fill_percent": 93.75, "rejected": {"missing-picture": {"count": 1, "examples":
+        [{"where": "a.jsonl:1", "reason": "It is not there."}]}}, "unchanged": false}"""
+    report = PrepareReport.from_dict(json.loads(old))
+    assert (report.images, report.written, report.n_rejected) == (2, 2, 1)
+    assert PrepareReport.from_dict(report.to_dict()) == report

@@ -30,12 +30,12 @@ def test_documents_are_read_relative_to_the_base_folder(tmp_path: Path):
 
 def test_a_survey_counts_and_notices_changed_content(tmp_path: Path):
     write(tmp_path, text("a", "An owl."), {"segments": 3})
-    n_items, before = survey(SOURCE, tmp_path)
-    assert n_items == 2
+    before = survey(SOURCE, tmp_path)
+    assert (before.n_items, before.n_images) == (2, 1)  # what is rejected may be an image
     os.utime(tmp_path / "notes.jsonl", (0, 0))
-    assert survey(SOURCE, tmp_path) == (2, before)  # the same content, written again
+    assert survey(SOURCE, tmp_path) == before  # the same content, written again
     write(tmp_path, text("a", "A fox."), {"segments": 3})
-    assert survey(SOURCE, tmp_path)[1] != before
+    assert survey(SOURCE, tmp_path).digest != before.digest
 
 
 def test_a_survey_notices_changed_image_files(tmp_path: Path):
@@ -44,15 +44,15 @@ def test_a_survey_notices_changed_image_files(tmp_path: Path):
     before = survey(source, tmp_path)
     (tmp_path / "owl.png").write_bytes(b"other!")
     changed = survey(source, tmp_path)
-    assert changed[0] == before[0] == 1
-    assert changed[1] != before[1]
+    assert changed.n_items == changed.n_images == before.n_items == 1
+    assert changed.digest != before.digest
 
 
 def test_a_survey_sees_images_of_every_kind(monkeypatch, tmp_path: Path):
     def found(*images: object) -> str:
         document = Document(tuple(Image(image) for image in images), "a")
         monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
-        return survey(SOURCE, tmp_path)[1]
+        return survey(SOURCE, tmp_path).digest
 
     hashes = {
         found(b"a"),
@@ -67,7 +67,7 @@ def test_a_survey_sees_images_of_every_kind(monkeypatch, tmp_path: Path):
 
 def test_an_empty_source_has_no_items(tmp_path: Path):
     write(tmp_path)
-    assert survey(SOURCE, tmp_path)[0] == 0
+    assert survey(SOURCE, tmp_path).n_items == 0
 
 
 def test_nothing_at_the_path_is_refused(tmp_path: Path):

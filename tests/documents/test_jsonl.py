@@ -35,6 +35,19 @@ def test_a_full_line(tmp_path, red_file, red_png):
     assert read(tmp_path, line) == [Document(segments, "owl", "CC0")]
 
 
+def test_the_keys_of_earlier_versions_are_read(tmp_path, red_file, red_png):
+    old = b"""{"name": "owl", "segments": [
+        {"picture": "red.png", "alt": "red", "role": "user",
+         "regions": [{"box": [0, 0, 1, 1], "kind": "face"}]},
+        {"picture_base64": "%s"}]}""".replace(b"\n", b"")
+    regions = (Region((0.0, 0.0, 1.0, 1.0), "face"),)
+    assert read(tmp_path, old % base64.b64encode(red_png)) == [
+        Document((Image(red_file, "red", "user", regions), Image(red_png)), "owl")
+    ]
+    (rejection,) = read(tmp_path, {"segments": [{"image": "red.png", "picture": "red.png"}]})
+    assert rejection.kind == "bad-record"
+
+
 def test_a_document_without_a_name_is_named_by_its_line(tmp_path):
     (document,) = read(tmp_path, b"", {"segments": [{"text": "a"}]})
     assert document.name == "docs:2"

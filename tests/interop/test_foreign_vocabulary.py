@@ -339,7 +339,9 @@ def test_a_tokenizer_that_cuts_text_into_a_special_token_is_stopped(chameleon_fo
     path.write_text(json.dumps(content))
     size = max(vocab.values()) + 1
     tokenizer = TextTokenizer.load(path, read_vocabulary(path.read_text(), size, ""))
-    with pytest.raises(DataError, match="cuts 'a <s>' so that it holds '<s>', which is no text"):
+    with pytest.raises(
+        DataError, match="encodes 'a <s>' with the special token '<s>', which is not"
+    ):
         tokenizer.encode("a <s>")
 
 

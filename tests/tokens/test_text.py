@@ -48,8 +48,8 @@ def test_a_broken_file(tmp_path):
         TextTokenizer.load(tmp_path / "t.json")
 
 
-def test_too_few_pieces():
-    with pytest.raises(ConfigError, match="at least 256 pieces, got 100"):
+def test_too_few_tokens():
+    with pytest.raises(ConfigError, match="at least 256 tokens, got 100"):
         train_text_tokenizer(["a"], 100)
 
 
@@ -65,9 +65,9 @@ def imported(pieces: list[str], special: list[str]) -> TextTokenizer:
     return TextTokenizer(tokenizer, [vocab[piece] for piece in pieces], vocab["<unk>"])
 
 
-def test_pieces_are_numbered_as_they_are_given():
+def test_text_tokens_are_numbered_as_they_are_given():
     tokenizer = imported(["o", "w", "l"], ["<s>", "<unk>"])
-    assert tokenizer.pieces == [4, 3, 2]
+    assert tokenizer.text_tokens == [4, 3, 2]
     assert tokenizer.size == 3
     assert tokenizer.encode("owl") == [0, 1, 2]
     assert tokenizer.decode([2, 1, 0]) == "lwo"
@@ -83,7 +83,7 @@ def test_what_has_no_piece_is_numbered_last():
 def test_what_is_no_text_is_refused():
     tokenizer = imported(["o", "w"], ["<s>", "<unk>"])
     narrow = TextTokenizer(Tokenizer.from_str(tokenizer.to_json()), [3], 1)
-    with pytest.raises(DataError, match="cuts 'wow' so that it holds 'w', which is no text but a"):
+    with pytest.raises(DataError, match="encodes 'wow' with the special token 'w', which is not a"):
         narrow.encode("wow")
 
 

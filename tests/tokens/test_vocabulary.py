@@ -65,7 +65,9 @@ def test_foreign_ids_survive_a_file(foreign_ids):
 @pytest.mark.parametrize("plain", [9, [2, 1, 0], [0] * 12, [*range(1, 13)], ["a"] * 12, 12.0, {}])
 def test_foreign_ids_that_are_none(plain):
     vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=range(12))
-    with pytest.raises(BundleError, match=r"foreign_ids must be an order of its ids.* 10 or more"):
+    with pytest.raises(
+        BundleError, match=r"foreign_ids must be a permutation of its ids, 10 or more"
+    ):
         Vocabulary.from_dict(vocabulary.to_dict() | {"foreign_ids": plain})
 
 
@@ -75,10 +77,10 @@ def test_unchanged_ids_are_one_number_in_a_file():
     assert "foreign_ids" not in Vocabulary.build(n_codes=2, n_text=2).to_dict()
 
 
-def test_the_unknown_piece_is_numbered_after_all_others():
+def test_the_unknown_token_is_numbered_after_all_others():
     vocabulary = Vocabulary(image=range(4, 6), text=range(8, 10), foreign_ids=range(12))
-    assert [vocabulary.text_id(piece) for piece in (0, 1, 2)] == [8, 9, vocabulary.unk_id]
-    assert [vocabulary.piece(i) for i in (8, 9, vocabulary.unk_id)] == [0, 1, 2]
+    assert [vocabulary.text_id(token) for token in (0, 1, 2)] == [8, 9, vocabulary.unk_id]
+    assert [vocabulary.text_token(i) for i in (8, 9, vocabulary.unk_id)] == [0, 1, 2]
     assert vocabulary.readable_unk_id == vocabulary.unk_id == 3
     assert Vocabulary.build(n_codes=2, n_text=2).readable_unk_id is None
 

@@ -19,7 +19,7 @@ from pardalis.cli.common import (
 from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pardalis.data.codes import CodesReport, Share
+    from pardalis.data.codes import CodesReport, Worker
     from pardalis.vq import ImageTokenizer
 
 _ENCODE = """\
@@ -84,12 +84,12 @@ def _encode(options: argparse.Namespace) -> None:
 
     if options.batch is not None and options.batch < 1:
         raise ConfigError(f"--batch must be at least 1, got {options.batch}.")
-    share = _share(options)
+    worker = _worker(options)
     path = str(options.data.resolve())
     source = SourceConfig(name="images", reader=reader_of(options), path=path)
-    tokenizer, start = _tokenizer(options, share), time.monotonic()
+    tokenizer, start = _tokenizer(options, worker), time.monotonic()
     report = encode_source(
-        tokenizer, source, options.output, options.image_fit, options.batch, share
+        tokenizer, source, options.output, options.image_fit, options.batch, worker
     )
     _show(options, report, time.monotonic() - start)
 
@@ -97,13 +97,13 @@ def _encode(options: argparse.Namespace) -> None:
 def _decode(options: argparse.Namespace) -> None:
     from pardalis.data.codes import decode_codes
 
-    share = _share(options)
-    tokenizer, start = _tokenizer(options, share), time.monotonic()
-    report = decode_codes(tokenizer, options.codes, options.output, share)
+    worker = _worker(options)
+    tokenizer, start = _tokenizer(options, worker), time.monotonic()
+    report = decode_codes(tokenizer, options.codes, options.output, worker)
     _show(options, report, time.monotonic() - start)
 
 
-def _tokenizer(options: argparse.Namespace, share: "Share") -> "ImageTokenizer":
+def _tokenizer(options: argparse.Namespace, worker: "Worker") -> "ImageTokenizer":
     import os
 
     import torch
@@ -111,21 +111,21 @@ def _tokenizer(options: argparse.Namespace, share: "Share") -> "ImageTokenizer":
     from pardalis.pipeline.find import find_image_tokenizer
 
     device = options.device
-    if device == "cuda" and share.size > 1:
+    if device == "cuda" and worker.size > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     tokenizer = find_image_tokenizer(options.tokenizer, device)
     return tokenizer.compute_in(getattr(torch, options.dtype), options.compile)
 
 
-def _share(options: argparse.Namespace) -> "Share":
-    from pardalis.data.codes import Share
+def _worker(options: argparse.Namespace) -> "Worker":
+    from pardalis.data.codes import Worker
 
     if options.shard is None:
-        return Share.of_environment()
+        return Worker.from_environment()
     rank, _, size = options.shard.partition("/")
     if not (rank.isdecimal() and size.isdecimal()):
         raise ConfigError(f"--shard must read I/N, such as 0/4, got {options.shard!r}.")
-    return Share(int(rank), int(size))
+    return Worker(int(rank), int(size))
 
 
 def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) -> None:

@@ -5,8 +5,8 @@
     part-00000.jsonl           the name of each of those images, one JSON string a line
     part-00000.rejected.jsonl  what of the part could not be encoded, and why; if anything
 
-A part is made of a fixed run of the source's images, whoever makes it, and is there whole or not
-at all. So an interrupted run goes on, and several processes share the work by taking turns.
+A part holds a fixed run of the source's images, whichever process encodes it, and is written
+atomically. So an interrupted run continues, and several processes divide the parts among them.
 """
 
 import io
@@ -38,16 +38,17 @@ from pardalis.vq.stream import encode_stream
 logger = logging.getLogger(__name__)
 
 FORMAT = "pardalis-codes"
-VERSION = 1
+VERSION = 2
+_OLD_KEYS = {"pictures": "images", "pictures_per_part": "images_per_part"}  # of version 1
 SETTINGS = "codes.json"
 _IMAGES_PER_PART = 256
-_LONGEST_NAME = 200  # bytes of a file's name, of which file systems take 255
+_LONGEST_NAME = 200  # bytes of a file's name; file systems allow 255
 _FORBIDDEN = re.compile(r"[\x00-\x1f\\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """Which of several processes this one is; it takes every ``size``-th part."""
+class Worker:
+    """One of ``size`` processes that divide the work; it takes every ``size``-th part."""
 
     rank: int = 0
     size: int = 1
@@ -55,27 +56,27 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise ConfigError(
-                f"A share is I/N with I from 0 to N - 1, got {self.rank}/{self.size}."
+                f"rank must be from 0 to size - 1, got rank {self.rank} and size {self.size}."
             )
 
     @classmethod
-    def of_environment(cls) -> "Share":
-        """Return the share of a process that ``torchrun`` started, and all for any other."""
+    def from_environment(cls) -> "Worker":
+        """Return the worker of a process that ``torchrun`` started; the only one without it."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     def takes(self, part: int) -> bool:
         return part % self.size == self.rank
 
 
-WHOLE = Share()
+SINGLE_WORKER = Worker()
 
 
 @dataclass(slots=True)
 class CodesReport:
-    """What became of the images of one process's share."""
+    """The result for the images of one worker."""
 
-    images: int = 0  # rejected ones included
-    unchanged: int = 0  # done before and kept
+    images: int = 0  # including rejected ones
+    unchanged: int = 0  # encoded or decoded by an earlier run
     rejected: int = 0
 
 
@@ -85,22 +86,20 @@ def encode_source(
     folder: Path,
     image_fit: ImageFit = "crop",
     batch: int | None = None,
-    share: Share = WHOLE,
+    worker: Worker = SINGLE_WORKER,
 ) -> CodesReport:
-    """Write the codes of all images of a source; parts that are there already are kept.
+    """Write the codes of all images of a source; existing parts are kept.
 
     Args:
-        batch: images encoded together; None: as many as the device takes at once.
-        share: the part of the work that is done here.
+        batch: images encoded together; None: the default of the device.
+        worker: which parts this process encodes.
 
     Raises:
-        ConfigError: the folder holds codes that were made otherwise, or of other images; or it is
-            a file.
-        DataError: there is nothing at the source's path, or no image in it.
+        ConfigError: the folder holds codes of other settings or other images, or it is a file.
+        DataError: the source does not exist or has no image.
     """
-    _, content = survey(source, Path())
-    n_items = sum(1 for _ in named_images(read_source(source, Path())))
-    if not n_items:
+    content = survey(source, Path())
+    if not content.n_images:
         raise DataError(f"{source.path} holds no images, so there is nothing to encode.")
     folder = output_folder(folder)
     settings = {
@@ -108,15 +107,15 @@ def encode_source(
         "version": VERSION,
         "tokenizer": tokenizer.fingerprint(),
         "config": configs.to_dict(tokenizer.config),
-        "source": content,
+        "source": content.digest,
         "reader": source.reader,
         "fit": image_fit,
         "dtype": str(tokenizer.compute_dtype).removeprefix("torch."),
-        "images": n_items,
+        "images": content.n_images,
         "images_per_part": _IMAGES_PER_PART,
     }
     _settle(folder, settings)
-    sizes = {part: size for part, size in _sizes(settings).items() if share.takes(part)}
+    sizes = {part: size for part, size in _sizes(settings).items() if worker.takes(part)}
     missing = {part: n for part, n in sizes.items() if not _codes_file(folder, part).exists()}
     report = CodesReport(sum(sizes.values()), sum(sizes.values()) - sum(missing.values()))
     with bar("Encoding", report.images, "images", done=report.unchanged) as advance:
@@ -127,20 +126,20 @@ def encode_source(
 
 
 def decode_codes(
-    tokenizer: ImageTokenizer, codes: Path, folder: Path, share: Share = WHOLE
+    tokenizer: ImageTokenizer, codes: Path, folder: Path, worker: Worker = SINGLE_WORKER
 ) -> CodesReport:
-    """Write a PNG of each image's codes, named after it; files that are there already are kept.
+    """Write a PNG of each image's codes, named after the image; existing files are kept.
 
     Raises:
         ConfigError: ``folder`` is a file.
-        DataError: there are no codes, or they are of another image tokenizer.
+        DataError: there are no codes, or another image tokenizer made them.
         RequestError: the image tokenizer has no decoder.
     """
     settings = read_settings(codes)
     if settings["tokenizer"] != tokenizer.fingerprint():
         raise DataError(
             f"The codes in {codes} are of image tokenizer {settings['tokenizer']}, but "
-            f"{tokenizer.fingerprint()} was given; decode them with the one that made them."
+            f"`tokenizer` is {tokenizer.fingerprint()}; decode them with the one that made them."
         )
     parts = [part for part in _sizes(settings) if _codes_file(codes, part).exists()]
     if len(parts) < len(_sizes(settings)):
@@ -149,7 +148,7 @@ def decode_codes(
             codes, len(parts), len(_sizes(settings)),
         )  # fmt: skip
     files, folder = _file_names(codes, parts), output_folder(folder)
-    mine = [part for part in parts if share.takes(part)]
+    mine = [part for part in parts if worker.takes(part)]
     report = CodesReport(sum(len(files[part]) for part in mine))
     with bar("Decoding", report.images, "images") as advance, ThreadPoolExecutor() as pool:
         for part in mine:
@@ -166,7 +165,11 @@ def decode_codes(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what ``codes.json`` says; raises DataError if there is none of a known version."""
+    """Return what ``codes.json`` says, in the keys of this version.
+
+    Raises:
+        DataError: there is none, or it is of an unknown version.
+    """
     path = folder / SETTINGS
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
@@ -180,7 +183,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{path} says {settings['format']} version {settings['version']}; this Pardalis reads "
             f"{FORMAT} up to version {VERSION}."
         )
-    return settings
+    return {_OLD_KEYS.get(key, key): value for key, value in settings.items()} | {
+        "version": VERSION
+    }
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +209,7 @@ def _encoded_parts(
     batch: int | None,
     advance: Advance,
 ) -> Iterator[tuple[int, _Part]]:
-    """Yield the parts that ``sizes`` names, each as soon as it is whole."""
+    """Yield the parts that ``sizes`` names, each as soon as it is complete."""
     parts: defaultdict[int, _Part] = defaultdict(_Part)
     begun: deque[tuple[int, str]] = deque()
 
@@ -232,11 +237,11 @@ def _encoded_parts(
         advance(1)
         if len(part) == sizes[number]:
             yield number, parts.pop(number)
-    yield from parts.items()  # those that end with what the reader rejected
+    yield from parts.items()  # those whose last items the reader rejected
 
 
 def _write_part(folder: Path, number: int, part: _Part, tokenizer: ImageTokenizer) -> None:
-    """Write the files of a part, its codes last: where they are, the part is whole."""
+    """Write the files of a part. Its codes come last, so they exist only for a complete part."""
     config = tokenizer.config
     dtype = np.uint16 if config.n_codes <= 1 << 16 else np.uint32
     codes = np.array(part.codes, dtype).reshape(-1, config.codes_per_image)
@@ -249,7 +254,7 @@ def _write_part(folder: Path, number: int, part: _Part, tokenizer: ImageTokenize
 
 
 def _write_lines(path: Path, values: Iterable[object]) -> None:
-    # In ASCII, since a file's name need not be Unicode.
+    # In ASCII, since the name of a file may be invalid Unicode.
     write_bytes(path, "".join(json.dumps(value) + "\n" for value in values).encode())
 
 
@@ -283,14 +288,14 @@ def _names(folder: Path, part: int) -> list[str]:
 
 
 def _sizes(settings: Mapping[str, Any]) -> dict[int, int]:
-    """Return how many images each part has, rejected ones included."""
+    """Return the number of images of each part, including rejected ones."""
     images, most = settings["images"], settings["images_per_part"]
     starts = range(0, images, most)
     return {part: min(most, images - start) for part, start in enumerate(starts)}
 
 
 def _settle(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings; where there are some already, as of another process, compare them."""
+    """Write the settings, or compare them with those that are already there."""
     path, text = folder / SETTINGS, json.dumps(settings, indent=2)
     partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
     partial.write_text(text + "\n")
@@ -305,14 +310,14 @@ def _settle(folder: Path, settings: dict[str, Any]) -> None:
 def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     if found["source"] != needed["source"]:
         raise ConfigError(
-            f"{folder} holds codes of other images, or the images have changed since; choose "
-            "another folder, or delete this one."
+            f"{folder} holds codes of other images, or the images have changed; choose another "
+            "folder, or delete this one."
         )
     for name, value in needed.items():
         if found.get(name) != value:
             raise ConfigError(
-                f"{folder} was begun with {name} {found.get(name)}, but now it is {value}; give "
-                "the same, or choose another folder."
+                f"{folder} was begun with {name} {found.get(name)}, but now it is {value}; use "
+                "the same value, or choose another folder."
             )
 
 
@@ -320,19 +325,19 @@ def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) 
 
 
 def _file_names(codes: Path, parts: Iterable[int]) -> dict[int, list[str]]:
-    """Return a path for each image, relative and no longer than file systems take."""
+    """Return a relative path for each image, short enough for file systems."""
     taken: set[str] = set()
     files = {}
     for part in parts:
         files[part] = [
-            _new_name(_safe(name), f"{part}-{row}", taken)
-            for row, name in enumerate(_names(codes, part))
+            _new_name(_safe(name), f"{part}-{index}", taken)
+            for index, name in enumerate(_names(codes, part))
         ]
     return files
 
 
 def _new_name(name: str, place: str, taken: set[str]) -> str:
-    """Add the suffix of a PNG, and where two images would share a file, the place of one."""
+    """Add the suffix ``.png``, and the place of an image whose file name is taken."""
     stem = name.removesuffix(".png")
     new = f"{stem}.png" if f"{stem}.png" not in taken else f"{stem}~{place}.png"
     taken.add(new)
@@ -340,7 +345,7 @@ def _new_name(name: str, place: str, taken: set[str]) -> str:
 
 
 def _safe(name: str) -> str:
-    """Return a name that leads nowhere but into a folder."""
+    """Return a name without parts that lead out of a folder."""
     parts = [part for part in _FORBIDDEN.sub("_", name).split("/") if part.strip(".")]
     cut = [os.fsdecode(os.fsencode(part)[:_LONGEST_NAME]) for part in parts]
     return "/".join(cut) or "image"

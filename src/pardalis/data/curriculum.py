@@ -1,7 +1,7 @@
-"""Curricula: mixtures that follow one another, by the step.
+"""Curricula: mixtures that follow one another, by step.
 
-At a change of stage every source goes on where it was. How many rows it gave before is counted from
-the shares of earlier mixtures, not by going through them, so a position still needs no history.
+At a change of stage every source continues where it was. The number of rows that it has served is
+computed from its shares of the earlier mixtures, so a position needs no history.
 """
 
 from bisect import bisect_right
@@ -23,7 +23,7 @@ class CurriculumStage:
     """
 
     from_step: int  # the first update of the stage; 0 in the first stage
-    weights: dict[str, float]  # of the sources' rows, by name; a source that is left out rests
+    weights: dict[str, float]  # shares of rows by source; a source that is left out pauses
 
     def __post_init__(self) -> None:
         if self.from_step < 0:
@@ -31,16 +31,16 @@ class CurriculumStage:
 
 
 class Curriculum:
-    """An endless sequence of sources; within a stage as even as its mixture.
+    """An endless sequence of sources, interleaved evenly within each stage.
 
     Args:
-        stages: by ascending step, the first from step 0.
-        sources: names of all sources there are.
+        stages: in ascending order of steps, the first from step 0.
+        sources: names of all sources.
         batch_rows: positions of a step.
 
     Raises:
-        ConfigError: the stages do not begin at step 0 or do not ascend, one of them weighs what is
-            no source, a source has a weight in none, or :class:`Mixture` refuses the weights.
+        ConfigError: the stages do not begin at step 0 or do not ascend, one of them names an
+            unknown source, a source has no weight in any, or :class:`Mixture` refuses the weights.
     """
 
     def __init__(

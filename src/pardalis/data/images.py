@@ -1,8 +1,7 @@
-"""Images for the training of an image tokenizer: which ones a step sees, decoded ahead of it.
+"""Images for training an image tokenizer: those of each step, decoded in advance.
 
-Like the rows of text, the images of a step are a pure function of the seed and the step, crops
-and mirrorings included; so nothing is stored to resume, and processes take their shares of the same
-batch.
+The images of a step, with their crops and mirrorings, are a pure function of the seed and the step,
+as rows are. So nothing is stored to resume, and processes take their shares of the same batch.
 """
 
 import logging
@@ -27,17 +26,17 @@ from pardalis.vq.preprocessing import CONVENTIONS, CropBox, place_in_square, to_
 
 logger = logging.getLogger(__name__)
 
-_KEPT_BYTES = 4 << 30  # of decoded squares: 350,000 of 64 pixels, 5,400 of 512
+_KEPT_BYTES = 4 << 30  # cache of decoded squares: 350,000 of 64 pixels, 5,400 of 512
 _STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationConfig:
-    """How an image differs each time that it is seen."""
+    """Random changes of an image each time that it is seen."""
 
-    # Least share of the shorter side that a random square shows; 1: always the middle, whole.
+    # Smallest side of a random square crop, relative to the shorter side; 1: the central crop.
     smallest_crop: float = 1.0
-    mirror: bool = False  # left and right change places half of the time; not for text
+    mirror: bool = False  # mirrored left to right half of the time; not for images of text
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= 1:
@@ -54,7 +53,7 @@ class WeightedBox(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """The images of one step that fall to one process."""
+    """The images of one step on one process."""
 
     bytes: UInt8[Tensor, "B 3 Y X"]
     regions: list[list[WeightedBox]]  # of each image
@@ -69,18 +68,18 @@ class _Square:
 class ImageFeed:
     """The images of each step, as squares.
 
-    All images come once before any comes again, in another order. One that cannot be read is
-    named once in the log, and the next that can be stands in for it. Squares that are the same each
-    time are kept in memory while there is room; others are decoded by threads, two steps ahead.
+    Every epoch has all images in a new order. An image that cannot be read is logged once, and the
+    next readable one replaces it. Squares without augmentation are kept in memory up to a limit;
+    others are decoded by threads, two steps ahead.
 
     Args:
-        images: to draw from; one that stands twice is seen twice as often.
-        batch_images: of a step, over all processes.
+        images: the training images; one that is listed twice is seen twice as often.
+        batch_images: images of a step, over all processes.
         share: (rank, size) of the process.
 
     Raises:
         DataError: there is no image.
-        ConfigError: the batch cannot be shared out evenly.
+        ConfigError: the batch cannot be divided evenly.
     """
 
     def __init__(
@@ -97,8 +96,8 @@ class ImageFeed:
             raise DataError("There is no image to train the image tokenizer with.")
         if batch_images % size:
             raise ConfigError(
-                f"batch_images is {batch_images}, which {size} processes cannot share out "
-                "evenly; choose a multiple."
+                f"batch_images is {batch_images}, which {size} processes cannot share evenly; "
+                "choose a multiple."
             )
         self.images = images
         self.config = config
@@ -108,7 +107,7 @@ class ImageFeed:
         self._mine = range(rank * (batch_images // size), (rank + 1) * (batch_images // size))
         self._order = Order(len(images), seed, "pictures")
         self._kept: dict[int, _Square | None] = {}
-        self._room = max(1, _KEPT_BYTES // (3 * config.resolution**2))
+        self._max_kept = max(1, _KEPT_BYTES // (3 * config.resolution**2))
         self._lock = Lock()
         self._threads = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "images")
         self._ahead: dict[int, list[Future[_Square]]] = {}
@@ -117,7 +116,7 @@ class ImageFeed:
         """Return this process's images of a step.
 
         Raises:
-            DataError: none of all images can be read.
+            DataError: no image can be read.
         """
         wanted = range(step, step + 1 + _STEPS_AHEAD)
         self._ahead = {now: self._ahead.get(now) or self._begin(now) for now in wanted}
@@ -157,16 +156,16 @@ class ImageFeed:
             generator = numpy_generator(self.seed, "augmentation", position) if changes else None
             made = _cut(image, self.config, self.augmentation, generator)
         except DataError as error:
-            self._pass_over(index, error)
+            self._skip(index, error)
             return None
-        if not changes and len(self._kept) < self._room:
+        if not changes and len(self._kept) < self._max_kept:
             self._kept[index] = made
         return made
 
-    def _pass_over(self, index: int, error: DataError) -> None:
+    def _skip(self, index: int, error: DataError) -> None:
         with self._lock:  # several threads may find it at once
             if index not in self._kept:
-                logger.warning("An image is passed over: %s", error)
+                logger.warning("An image is skipped: %s", error)
             self._kept[index] = None
 
 
@@ -176,7 +175,7 @@ def _cut(
     augmentation: AugmentationConfig,
     generator: np.random.Generator | None,
 ) -> _Square:
-    """Open an image and cut the square that is seen, with the regions that lie in it."""
+    """Open an image and crop its square, with the regions that lie in it."""
     side, preprocessing = config.resolution, config.preprocessing
     opened = open_image(image.source, CONVENTIONS[preprocessing].blend)
     window = None
@@ -199,7 +198,7 @@ def _cut(
 
 
 def _window(size: tuple[int, int], smallest: float, generator: np.random.Generator) -> CropBox:
-    """Draw a square of an image, in whole pixels: its side, then its place."""
+    """Sample a square of an image, in whole pixels: its side, then its place."""
     side = max(1, round(min(size) * generator.uniform(smallest, 1.0)))
     left, top = (int(generator.integers(0, length - side, endpoint=True)) for length in size)
     return left, top, left + side, top + side

@@ -1,9 +1,9 @@
 """The loader: a step number in, the batch of that step out.
 
-Position p of the data is one integer: step s holds the positions s·batch_rows onwards. The
-curriculum says which source serves p, the order says which of its rows, the shards hold its
-documents. All are pure functions of the seed, so a run resumes at any step without having stored
-anything, and ranks that slice the positions among them see the same sequence however many they are.
+A position of the data is one integer: step s has the positions from s·batch_rows on. The curriculum
+gives the source that serves a position, the order gives one of its rows, and the shards hold its
+documents. All are pure functions of the seed, so a run resumes without stored state, and
+the sequence does not depend on the number of ranks that share its positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Location:
     """Where the row at a position comes from."""
 
     source: str
-    epoch: int  # how often the source was gone through before
+    epoch: int  # complete passes over the source before
     row: int
     documents: tuple[str, ...]  # names
 
@@ -34,9 +34,9 @@ class Loader:
 
     Args:
         sources: opened shards by name.
-        weights: of the sources' rows in a batch, by the same names, only ratios matter; or the
-            stages of a curriculum.
-        row_tokens: ids of a row, for which the shards must have been prepared.
+        weights: shares of rows by source, of which only ratios matter; or the stages of a
+            curriculum.
+        row_tokens: tokens of a row, for which the shards must have been prepared.
         batch_rows: rows of a step, over all ranks.
         seed: the root seed of the run.
         pad_id: fills the end of a row.
@@ -62,8 +62,8 @@ class Loader:
             if shards.row_tokens != row_tokens:
                 raise DataError(
                     f"Source {name!r} in {shards.folder} was prepared for rows of "
-                    f"{shards.row_tokens} ids, but {row_tokens} are asked; prepare it again with "
-                    f"row_tokens = {row_tokens}."
+                    f"{shards.row_tokens} tokens, but row_tokens is {row_tokens}; prepare it again "
+                    f"with row_tokens = {row_tokens}."
                 )
         self.batch_rows = batch_rows
         self._sources = dict(sources)
@@ -73,7 +73,7 @@ class Loader:
         self._orders = {name: Order(s.n_rows, seed, name) for name, s in sources.items()}
 
     def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
-        """Return a rank's share of the rows of a step, the same whatever was asked before.
+        """Return a rank's share of the rows of a step, whatever was requested before.
 
         Raises:
             ConfigError: the rows of a step are not a multiple of ``size``.
@@ -96,7 +96,7 @@ class Loader:
         return self._build(rows)
 
     def row(self, source: str, row: int) -> Batch:
-        """Return one row of a source, to look at it."""
+        """Return one row of a source, for inspection."""
         return self._build([(source, row)])
 
     def locate(self, position: int) -> Location:
@@ -125,7 +125,7 @@ class Loader:
             n = ends[-1]
             ids[b, :n] = np.concatenate(members)
             targets[b, : n - 1] = ids[b, 1:n]
-            targets[b, ends - 1] = self._pad_id  # after a document's last id comes another document
+            targets[b, ends - 1] = self._pad_id  # the next token is of another document
             weights[b, :n] = 1
             weights[b, ends - 1] = 0
             positions[b, :n] = np.arange(n) - np.repeat(ends - lengths, lengths)

@@ -1,14 +1,14 @@
 """Mixture: which source serves a position, and how many positions that source served before.
 
 The weights become whole shares of a cycle: 0.5, 0.3, 0.2 are 5, 3 and 2 positions of every 10. The
-cycle is laid out once as a table, so any position is a table look-up: position p is slot
-``p % cycle`` of cycle ``p // cycle``.
+cycle is laid out once as a table, so any position is a table look-up: position p has the offset
+``p % cycle`` in cycle ``p // cycle``.
 
 Within the cycle the sources are interleaved as evenly as can be. A source of weight w must have
 been served at least floor(w·P) and at most ceil(w·P) times after any P positions, so its j-th
-service (from 0) belongs into the slots floor(j/w) ≤ slot < ceil((j+1)/w). Since the weights sum to
-one, serving the earliest deadline among the sources whose window is open always meets every window
-(the Pfair schedule of Baruah et al., "Proportionate progress", 1996, on one processor).
+service (from 0) has an offset in floor(j/w) ≤ offset < ceil((j+1)/w). Since the weights sum to one,
+serving the earliest deadline among the sources whose window is open always meets every window (the
+Pfair schedule of Baruah et al., "Proportionate progress", 1996, on one processor).
 """
 
 import heapq
@@ -34,16 +34,17 @@ class Mixture:
 
     Raises:
         ConfigError: there is no source, or a weight is not a positive number, or is too small
-            beside the others to get one position of the longest cycle.
+            compared with the others to get one position of the longest cycle.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._sources = sorted(weights)  # the order in which a recipe names them does not matter
         self._shares = _whole_shares([weights[name] for name in self._sources], self._sources)
         self._cycle = sum(self._shares)
-        self._slots = _interleave(self._shares)
-        served = self._slots[:, None] == np.arange(len(self._sources))
-        self._ranks = np.cumsum(served, axis=0)[np.arange(self._cycle), self._slots] - 1
+        self._schedule = _interleave(self._shares)
+        served = self._schedule[:, None] == np.arange(len(self._sources))
+        # How often the source at each offset was served earlier in the cycle.
+        self._earlier = np.cumsum(served, axis=0)[np.arange(self._cycle), self._schedule] - 1
         self.weights = {
             name: Fraction(share, self._cycle)
             for name, share in zip(self._sources, self._shares, strict=True)
@@ -51,14 +52,14 @@ class Mixture:
 
     def at(self, position: int) -> tuple[str, int]:
         """Return the source that serves a position, and the position in its own sequence."""
-        cycle, slot = divmod(position, self._cycle)
-        source = int(self._slots[slot])
-        return self._sources[source], cycle * self._shares[source] + int(self._ranks[slot])
+        cycle, offset = divmod(position, self._cycle)
+        source = int(self._schedule[offset])
+        return self._sources[source], cycle * self._shares[source] + int(self._earlier[offset])
 
     def served(self, positions: int) -> dict[str, int]:
         """Return how many of the first positions each source serves."""
-        cycles, slots = divmod(positions, self._cycle)
-        begun = np.bincount(self._slots[:slots], minlength=len(self._sources)).tolist()
+        cycles, rest = divmod(positions, self._cycle)
+        begun = np.bincount(self._schedule[:rest], minlength=len(self._sources)).tolist()
         return {
             name: cycles * share + extra
             for name, share, extra in zip(self._sources, self._shares, begun, strict=True)
@@ -74,7 +75,7 @@ def _whole_shares(weights: list[float], names: list[str]) -> list[int]:
                 f"The weight of source {name!r} must be a number above 0, got {weight}; "
                 "correct it or leave the source out."
             )
-    # A weight was written in decimals, so 0.3 means 3/10, not the nearest binary fraction.
+    # Weights are given as decimals, so 0.3 means 3/10, not the nearest binary fraction.
     exact = [Fraction(str(weight)) for weight in weights]
     portions = [weight / sum(exact) for weight in exact]
     cycle = min(math.lcm(*(portion.denominator for portion in portions)), LONGEST_CYCLE)
@@ -92,19 +93,19 @@ def _whole_shares(weights: list[float], names: list[str]) -> list[int]:
 
 
 def _interleave(shares: list[int]) -> np.ndarray:
-    """Return the source of every slot of a cycle: earliest deadline first within the windows."""
+    """Return the source at each offset of a cycle: earliest deadline first within the windows."""
     cycle = sum(shares)
     windows = sorted(
         (j * cycle // share, -(-(j + 1) * cycle // share), source)
         for source, share in enumerate(shares)
         for j in range(share)
     )
-    slots = np.empty(cycle, dtype=np.int32)
+    schedule = np.empty(cycle, dtype=np.int32)
     waiting: list[tuple[int, int]] = []  # (deadline, source) of the open windows
     opened = 0
-    for slot in range(cycle):
-        while opened < cycle and windows[opened][0] <= slot:
+    for offset in range(cycle):
+        while opened < cycle and windows[opened][0] <= offset:
             heapq.heappush(waiting, windows[opened][1:])
             opened += 1
-        slots[slot] = heapq.heappop(waiting)[1]
-    return slots
+        schedule[offset] = heapq.heappop(waiting)[1]
+    return schedule

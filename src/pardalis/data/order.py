@@ -1,7 +1,7 @@
 """Order: which row of a source stands at a position of its endless sequence.
 
-A pure function of (seed, source, position): nothing is stored to resume, and any position can be
-asked at any time, by any rank.
+It is a pure function of (seed, source, position): nothing is stored to resume, and any rank can ask
+for any position at any time.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ class Order:
     """The rows of one source, freshly shuffled in every epoch.
 
     Args:
-        n_rows: rows of the source; an epoch is so many positions.
+        n_rows: rows of the source, which is also the number of positions of an epoch.
         seed: the root seed of the run.
         source: name of the source, so that sources of equal size are shuffled differently.
     """

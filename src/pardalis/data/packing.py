@@ -1,9 +1,9 @@
 """Packing: which documents share a row, decided from their lengths alone.
 
 Best-fit-decreasing over whole documents, as in "Fewer truncations improve language modeling"
-(arXiv 2404.10830): the longest document first, each into the row that it fills best. Nothing is cut
-here, so an image is never cut. What is longer than a row is split before, between images
-(:func:`split_long`). A plan is an index; no id is copied.
+(arXiv 2404.10830): the longest document first, each into the row that it fills best. Documents are
+not cut here; those longer than a row are split before, outside images (:func:`split_long`). A plan
+is an index; no token id is copied.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class Packing:
 def best_fit(lengths: Integer[np.ndarray, " documents"], row_tokens: int) -> Packing:
     """Pack every document into exactly one row of at most ``row_tokens``.
 
-    The same result as handling documents one by one, but all documents of one length that meet rows
-    of one remaining room are placed at once, so that a million documents take a second or less.
+    The result is that of placing documents one by one. All documents of one length are placed at
+    once in rows of equal remaining space, so that a million documents take a second or less.
 
     Raises:
         ValueError: a length is not in 1..row_tokens.
@@ -45,28 +45,28 @@ def best_fit(lengths: Integer[np.ndarray, " documents"], row_tokens: int) -> Pac
         raise ValueError(f"lengths must be in 1..{row_tokens}, got {shortest}..{longest}")
     longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
     descending = lengths[longest_first]
-    ends = np.append(np.flatnonzero(np.diff(descending)) + 1, len(lengths))  # of each equal length
+    ends = np.append(np.flatnonzero(np.diff(descending)) + 1, len(lengths))
     row_of = np.empty(len(lengths), dtype=np.int64)
-    rooms = _Rooms()
+    open_rows = _OpenRows()
     n_rows = first = 0
     for end in ends.tolist():
         while first < end:
             length = int(descending[first])
-            found = rooms.take(at_least=length)
+            found = open_rows.take(at_least=length)
             if found is None:  # no open row fits: open as many as the rest of this length needs
                 n_new = -(-(end - first) // (row_tokens // length))
                 found = row_tokens, np.arange(n_rows, n_rows + n_new)
                 n_rows += n_new
-            room, rows = found
+            space, rows = found
             # A row that fits best once goes on fitting best until this length no longer fits.
-            per_row = room // length
+            per_row = space // length
             n_placed = min(end - first, len(rows) * per_row)
             row_of[longest_first[first : first + n_placed]] = rows[np.arange(n_placed) // per_row]
             first += n_placed
             n_full, n_last = divmod(n_placed, per_row)
-            rooms.put(room - per_row * length, rows[:n_full])
-            rooms.put(room - n_last * length, rows[n_full : n_full + 1])
-            rooms.put(room, rows[n_full + 1 :])
+            open_rows.put(space - per_row * length, rows[:n_full])
+            open_rows.put(space - n_last * length, rows[n_full : n_full + 1])
+            open_rows.put(space, rows[n_full + 1 :])
     sizes = np.bincount(row_of, minlength=n_rows)
     return Packing(
         offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
@@ -74,36 +74,36 @@ def best_fit(lengths: Integer[np.ndarray, " documents"], row_tokens: int) -> Pac
     )
 
 
-class _Rooms:
-    """Open rows by their remaining room; the smallest sufficient room is found in a bit mask."""
+class _OpenRows:
+    """Rows by their remaining space; a bit mask finds the smallest sufficient space."""
 
     def __init__(self) -> None:
-        self._mask = 0  # bit r is set while a row with room r is open
+        self._mask = 0  # bit s is set while there is a row with s tokens of space
         self._rows: dict[int, list[np.ndarray]] = {}
 
-    def put(self, room: int, rows: np.ndarray) -> None:
-        if room and len(rows):
-            self._rows.setdefault(room, []).append(rows)
-            self._mask |= 1 << room
+    def put(self, space: int, rows: np.ndarray) -> None:
+        if space and len(rows):
+            self._rows.setdefault(space, []).append(rows)
+            self._mask |= 1 << space
 
     def take(self, at_least: int) -> tuple[int, np.ndarray] | None:
-        """Remove some of the rows that have the smallest room of at least so much."""
+        """Remove and return some of the rows with the smallest space that is large enough."""
         fitting = self._mask >> at_least
         if not fitting:
             return None
-        room = at_least + (fitting & -fitting).bit_length() - 1
-        rows = self._rows[room].pop()
-        if not self._rows[room]:
-            self._mask ^= 1 << room
-        return room, rows
+        space = at_least + (fitting & -fitting).bit_length() - 1
+        rows = self._rows[space].pop()
+        if not self._rows[space]:
+            self._mask ^= 1 << space
+        return space, rows
 
 
 def split_long(
     ids: Integer[np.ndarray, " n"], row_tokens: int, grammar: Grammar
-) -> list[Integer[np.ndarray, " piece"]]:
-    """Cut a document into pieces of at most ``row_tokens`` ids, never inside an image.
+) -> list[Integer[np.ndarray, " part"]]:
+    """Split a document into parts of at most ``row_tokens`` ids, never inside an image.
 
-    Every piece begins with bos; only the last ends with eos, which is not cut off what it ends.
+    Every part begins with bos. Only the last ends with eos, which never stands in a part alone.
 
     Args:
         ids: a valid document, bos to eos.
@@ -120,16 +120,16 @@ def split_long(
         elif span.kind is SpanKind.EOS:
             may_cut[span.start] = False
     cuts = np.flatnonzero(may_cut)
-    pieces = []
-    start, room = 1, row_tokens - 1  # the body, without the bos that every piece is given
+    parts = []
+    start, space = 1, row_tokens - 1  # without the bos with which every part begins
     while start < len(ids):
-        end = int(cuts[np.searchsorted(cuts, start + room, side="right") - 1])
+        end = int(cuts[np.searchsorted(cuts, start + space, side="right") - 1])
         if end <= start:
             needed = int(cuts[np.searchsorted(cuts, start, side="right")]) - start + 1
             raise DataError(
-                f"An image at position {start} needs {needed} ids with its <bos>, but a row has "
+                f"An image at position {start} needs {needed} tokens with its <bos>, but a row has "
                 f"{row_tokens}; raise row_tokens or use an image tokenizer with fewer codes."
             )
-        pieces.append(np.concatenate([ids[:1], ids[start:end]]))
+        parts.append(np.concatenate([ids[:1], ids[start:end]]))
         start = end
-    return pieces
+    return parts

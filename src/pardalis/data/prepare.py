@@ -1,8 +1,8 @@
-"""Preparing a source: documents in, shards out, and a report of what was rejected.
+"""Preparing a source: documents become shards, with a report of what was rejected.
 
-Images are encoded here, once; training reads ids only. Every document is checked by the grammar
-before it is written, so nothing downstream needs to. A source whose content, options and codec
-are those of its finished shards is left alone; else the old shards stay until the new are whole.
+Images are encoded here, once; training reads token ids only. The grammar checks every document
+before it is written. Shards are kept if the content of the source, the options and the codec have
+not changed; otherwise they are replaced when the new ones are complete.
 """
 
 import json
@@ -40,10 +40,10 @@ Ids = Integer[np.ndarray, " _"]
 class PrepareConfig:
     """How documents become rows."""
 
-    row_tokens: int  # ids of a row: the context of the model
+    row_tokens: int  # tokens of a row: the context of the model
     batch_documents: int = not_deciding(64)  # documents whose images are encoded together
-    long_documents: Literal["split", "reject"] = "split"  # what to do with those longer than a row
-    shard_tokens: int = 2**26  # ids of a shard file (128 MiB at two bytes each)
+    long_documents: Literal["split", "reject"] = "split"  # documents longer than a row
+    shard_tokens: int = 2**26  # tokens of a shard file (128 MiB at two bytes each)
 
     def __post_init__(self) -> None:
         for name, least in (("row_tokens", 3), ("batch_documents", 1), ("shard_tokens", 1)):
@@ -59,37 +59,38 @@ def prepare_source(
     base_folder: Path,
     content: Survey | None = None,
 ) -> PrepareReport:
-    """Write the shards of a source to a folder, or find that they are there and still hold.
+    """Write the shards of a source to a folder, unless they are there and still valid.
 
     Args:
-        folder: takes ``index.json``, the shards and ``report.json``; replaced as a whole.
+        folder: gets ``index.json``, the shards and ``report.json``; replaced as a whole.
         base_folder: what the path of the source is relative to.
 
     Raises:
-        DataError: the source does not exist or gave no document that can be used, or writing
-            failed; shards that were in the folder before are intact.
+        DataError: the source does not exist or has no usable document, or writing failed; earlier
+            shards in the folder are intact.
     """
-    logger.info("Looking through source %r.", source.name)
-    n_items, digest = content or survey(source, base_folder)
+    if content is None:
+        logger.info("Reading through source %r.", source.name)
+        content = survey(source, base_folder)
     prepared = fingerprint(
         VERSION, source.pair_order, config.row_tokens, config.long_documents, config.shard_tokens,
-        codec.fingerprint, digest,
+        codec.fingerprint, content.digest,
     )  # fmt: skip
     recover_folder(folder)
     if (report := _finished(folder, prepared)) is not None:
         return report
     try:
         with atomic_folder(folder) as partial:
-            return _prepare(source, codec, partial, config, base_folder, n_items, prepared)
+            return _prepare(source, codec, partial, config, base_folder, content.n_items, prepared)
     except OSError as error:
         raise DataError(
-            f"Preparing source {source.name!r} into {folder} stopped: {error}. What was there "
-            "before is untouched; correct the cause (free disk space, say) and prepare again."
+            f"Preparing source {source.name!r} into {folder} stopped: {error}. Earlier shards "
+            "there are intact; correct the cause (free disk space, say) and prepare again."
         ) from error
 
 
 def _finished(folder: Path, prepared: str) -> PrepareReport | None:
-    """Return the report of an earlier run if its shards are whole and made from the same things."""
+    """Return the report of an earlier run if its shards are complete and of the same inputs."""
     try:
         Shards.open(folder)
         if read_index(folder)["prepared"] != prepared:
@@ -121,8 +122,8 @@ def _prepare(
             advance(len(chunk), images=report.images, rejected=report.n_rejected)
     if report.written == 0:
         raise DataError(
-            f"Source {source.name!r} at {base_folder / source.path} gave no document that can be "
-            f"used: {report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
+            f"Source {source.name!r} at {base_folder / source.path} has no usable document: "
+            f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
         )
     packing = writer.finish(config.row_tokens, codec.fingerprint, prepared)
     report.add_rows(packing.n_rows)
@@ -140,7 +141,7 @@ def _chunks(
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """What one document becomes in the shards."""
+    """The entries of one document in the shards."""
 
     entries: list[tuple[str, Ids]]  # names and ids
     is_split: bool
@@ -173,16 +174,16 @@ def _encoded(
         return Rejection(document.name, "grammar", str(error))
     is_long = len(ids) > config.row_tokens
     if is_long and config.long_documents == "reject":
-        reason = f"The document has {len(ids)} ids, a row has {config.row_tokens}."
+        reason = f"The document has {len(ids)} tokens, a row has {config.row_tokens}."
         return Rejection(document.name, "too-long", reason)
     entries = []
     for name, ordered in _orders(document, np.array(ids), source, codec.grammar):
         try:
-            pieces = split_long(ordered, config.row_tokens, codec.grammar)
+            parts = split_long(ordered, config.row_tokens, codec.grammar)
         except DataError as error:
             return Rejection(document.name, "too-long-image", str(error))
-        for number, piece in enumerate(pieces, start=1):
-            entries.append((name if len(pieces) == 1 else f"{name}#{number}", piece))
+        for number, part in enumerate(parts, start=1):
+            entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
     return _Encoded(entries, is_long)
 
 
@@ -200,7 +201,7 @@ def _orders(
 
 
 def _is_pair(document: Document) -> bool:
-    """Tell a text and an image, in either order and not of a conversation, from all else."""
+    """Return whether a document is one text and one image, in either order, without roles."""
     kinds = [type(segment) for segment in document.segments if segment.role is None]
     return len(document.segments) == 2 and (kinds in ([Text, Image], [Image, Text]))
 

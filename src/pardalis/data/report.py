@@ -1,4 +1,4 @@
-"""What preparing a source came to: counts, and the rejected items by kind with examples."""
+"""The report of preparing a source: counts, and rejected items by kind with examples."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,8 @@ from jaxtyping import Integer
 from pardalis.documents import Rejection
 from pardalis.tokens import Grammar, SpanKind
 
-N_EXAMPLES = 5  # rejected items of a kind that a report names
+_OLD_KEYS = {"pictures": "images"}  # as earlier versions wrote them
+N_EXAMPLES = 5  # rejected items of each kind in a report
 
 
 @dataclass(slots=True)
@@ -18,7 +19,7 @@ class Rejected:
     """The rejected items of one kind."""
 
     count: int = 0
-    examples: list[dict[str, str]] = field(default_factory=list)  # the first: where and reason
+    examples: list[dict[str, str]] = field(default_factory=list)  # the first ones: where and reason
 
 
 @dataclass(slots=True)
@@ -27,15 +28,15 @@ class PrepareReport:
 
     source: str
     row_tokens: int
-    read: int = 0  # items of the source, rejected ones included
-    split: int = 0  # documents cut into pieces because they are longer than a row
-    written: int = 0  # documents in the shards: pieces and both orders of a pair count each
+    read: int = 0  # items of the source, including rejected ones
+    split: int = 0  # documents that were split because they are longer than a row
+    written: int = 0  # documents in the shards; each part and each order of a pair counts
     images: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"text": 0, "image": 0, "special": 0})
     rows: int = 0
-    fill_percent: float = 0.0  # part of the rows that is not padding
+    fill_percent: float = 0.0  # share of tokens that are not padding
     rejected: dict[str, Rejected] = field(default_factory=dict)  # by kind
-    unchanged: bool = False  # True: the shards of an earlier run still hold, nothing was done
+    unchanged: bool = False  # True: the shards of an earlier run are valid and were kept
 
     @property
     def n_rejected(self) -> int:
@@ -58,12 +59,12 @@ class PrepareReport:
         self.tokens["special"] += len(ids) - n_text - n_image
 
     def add_rows(self, rows: int) -> None:
-        """Note how many rows the written documents fill."""
+        """Record how many rows the written documents fill."""
         self.rows = rows
         self.fill_percent = 100 * sum(self.tokens.values()) / (rows * self.row_tokens)
 
     def rejection_summary(self) -> str:
-        """Return one line per kind of rejection: how many, and the first example."""
+        """Return one line for each kind of rejection: the count and the first example."""
         return "\n".join(
             f"  {rejected.count} {kind}, such as {rejected.examples[0]['where']}: "
             f"{rejected.examples[0]['reason']}"
@@ -76,7 +77,8 @@ class PrepareReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PrepareReport":
-        """Rebuild a report from its JSON file."""
+        """Rebuild a report from its JSON file, of this version or an earlier one."""
+        values = {_OLD_KEYS.get(key, key): value for key, value in values.items()}
         rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
         return cls(**{**values, "rejected": rejected})
 
@@ -92,5 +94,5 @@ def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None
 
 
 def _printable(text: str) -> str:
-    """Escape what a file name that is not UTF-8 leaves in a string, since JSON cannot hold it."""
+    """Escape surrogates of a file name that is not UTF-8, which JSON cannot hold."""
     return text.encode(errors="backslashreplace").decode()

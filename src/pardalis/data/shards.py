@@ -1,13 +1,13 @@
 """Shards: encoded documents on disk, in plain files that other tools can open.
 
     index.json                 format version, dtype, codec fingerprint, the files and their sizes
-    ids-00000.npy ...          ids of the documents, end to end (uint16 where the vocabulary fits)
+    ids-00000.npy ...          token ids of the documents, concatenated (uint16 where they fit)
     documents.npy              int64 [documents, 3]: shard, start in it, length
     names.jsonl                the name of each document, one JSON string a line
-    rows-<T>-offsets.npy       the row plan for rows of T ids: row r holds the documents
+    rows-<T>-offsets.npy       the packing into rows of T tokens: row r holds the documents
     rows-<T>-members.npy       members[offsets[r]:offsets[r + 1]]
 
-Everything is read memory-mapped. Whole folders appear or not: writers work in
+All arrays are memory-mapped. A folder is written atomically, in
 :func:`pardalis.files.atomic_folder`.
 """
 
@@ -34,19 +34,19 @@ _NAMES = "names.jsonl"
 
 
 class ShardWriter:
-    """Writes documents to a folder one by one; :meth:`finish` writes the row plan and the index.
+    """Writes documents to a folder one by one; :meth:`finish` writes the packing and the index.
 
     Args:
         folder: exists and is empty.
         vocab_size: decides the width of an id on disk.
-        tokens_per_shard: a file is closed when it holds at least so many ids.
+        tokens_per_shard: a file is closed when it has at least this many tokens.
     """
 
     def __init__(self, folder: Path, vocab_size: int, tokens_per_shard: int) -> None:
         self._folder = folder
         self._tokens_per_shard = tokens_per_shard
         self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        self._open: list[np.ndarray] = []  # documents of the shard that is not written yet
+        self._open: list[np.ndarray] = []  # documents of the current shard
         self._open_tokens = 0
         self._shards: list[dict[str, Any]] = []
         self._documents = array("q")
@@ -62,12 +62,12 @@ class ShardWriter:
             self._close_shard()
 
     def finish(self, row_tokens: int, codec: str, prepared: str = "") -> Packing:
-        """Write what remains, the row plan and the index.
+        """Write the last shard, the packing and the index.
 
         Args:
-            row_tokens: ids of a row.
-            codec: fingerprint of the codec that made the ids.
-            prepared: fingerprint of everything that the folder depends on, kept for comparison.
+            row_tokens: tokens of a row.
+            codec: fingerprint of the codec that encoded the documents.
+            prepared: fingerprint of everything that the folder depends on, stored for comparison.
 
         Raises:
             ValueError: no document was added.
@@ -132,7 +132,7 @@ class Shards:
         """Open the shards of a folder.
 
         Args:
-            codec: fingerprint that the ids must have been made with; None opens any.
+            codec: fingerprint of the codec that must have encoded them; None accepts any.
 
         Raises:
             DataError: a file is missing, incomplete, newer than this version, or of another codec.
@@ -140,7 +140,7 @@ class Shards:
         index = read_index(folder)
         if codec is not None and index["codec"] != codec:
             raise DataError(
-                f"The ids in {folder} were made by codec {index['codec']}, but {codec} is in use; "
+                f"The shards in {folder} are of codec {index['codec']}, but {codec} is in use; "
                 "prepare the source again with the tokenizers of this model."
             )
         return cls(folder, index)
@@ -158,7 +158,7 @@ class Shards:
 
     @cached_property
     def names(self) -> list[str]:
-        """The name of each document; read on first use, since training does not need names."""
+        """The name of each document, read on first use."""
         path = self.folder / _NAMES
         try:
             with path.open(encoding="utf-8") as lines:

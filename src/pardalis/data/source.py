@@ -1,4 +1,4 @@
-"""A source of documents: how a recipe names it, how it is read, how a change in it is noticed."""
+"""A source of documents: its config, reading it, and detecting changes in it."""
 
 import hashlib
 import re
@@ -14,11 +14,11 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError when no folder should bear a name that a recipe gives to a part of it."""
+    """Raise ConfigError unless a name of a recipe can be the name of a folder."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
             "name must consist of letters, digits, '.', '_' and '-' and not begin with '.', since "
-            f"a folder bears it; got {name!r}."
+            f"a folder is named after it; got {name!r}."
         )
 
 
@@ -27,12 +27,12 @@ class SourceConfig:
     """One source of training documents."""
 
     name: str  # what reports, folders and the mixture call it
-    reader: Literal["jsonl", "folder", "html"]  # the shape of what stands at path
+    reader: Literal["jsonl", "folder", "html"]  # the format of what is at path
     path: str  # file or folder, relative to the recipe
-    weight: float = 1.0  # of its rows in the mixture; only ratios matter
-    # What becomes of a text with one image. Chameleon shows the image first in half of its
-    # pairs (arXiv 2405.09818, section 2.2), so that a model learns to describe and to draw.
-    # "both": written once in each order; "random": in one of the two, by a hash of the name.
+    weight: float = 1.0  # share of rows in the mixture; only ratios matter
+    # The order of a text with one image. Chameleon puts the image first in half of its pairs
+    # (arXiv 2405.09818, section 2.2), so that a model learns captioning and text-to-image.
+    # "both": each pair is written in both orders; "random": in one, by a hash of the name.
     pair_order: Literal["as_written", "both", "random"] = "as_written"
 
     def __post_init__(self) -> None:
@@ -45,33 +45,37 @@ class SourceConfig:
 
 
 def read_source(source: SourceConfig, base_folder: Path) -> Iterator[Document | Rejection]:
-    """Yield the documents of a source lazily; raises DataError if there is nothing at its path."""
+    """Yield the documents of a source lazily; raises DataError if its path does not exist."""
     return READERS[source.reader](base_folder / source.path)
 
 
 class Survey(NamedTuple):
-    """What one reading of a source tells."""
+    """The result of one reading of a source."""
 
-    n_items: int
-    digest: str
+    n_items: int  # documents and rejections
+    digest: str  # of the content
+    n_images: int  # images of the documents, and one for each rejection
 
 
 def survey(source: SourceConfig, base_folder: Path) -> Survey:
     """Count the items of a source and hash them, without opening an image file.
 
-    An image file counts as changed when its size or time of change differs, everything else when
-    its content does. One more reading is little beside encoding, and gives progress an end.
+    An image file counts as changed when its size or modification time differs, everything else
+    when its content does. This reading is short beside encoding, and gives progress a total.
     """
     digest = hashlib.sha256()
-    n_items = 0
-    for n_items, item in enumerate(read_source(source, base_folder), start=1):  # noqa: B007
+    n_items = n_images = 0
+    for item in read_source(source, base_folder):
+        n_items += 1
         if isinstance(item, Document):
+            n_images += len(item.images)
             key = (item.name, *map(_segment_key, item.segments))
         else:
+            n_images += 1
             # Without the path of the source, so that documents that are moved stay the same.
             key = (item.where.removeprefix(str(base_folder / source.path)), item.kind)
         digest.update(repr(key).encode())
-    return Survey(n_items, digest.hexdigest())
+    return Survey(n_items, digest.hexdigest(), n_images)
 
 
 def _segment_key(segment: Segment) -> tuple[object, ...]:

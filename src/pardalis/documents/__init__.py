@@ -1,4 +1,4 @@
-"""Mixed-modal documents: what one is, reading and writing them, conversations. No torch here."""
+"""Mixed-modal documents: their classes, readers, writers and conversations. No torch here."""
 
 from pardalis.documents.chat import document_to_messages, messages_to_document
 from pardalis.documents.document import (

@@ -1,7 +1,7 @@
 """What a mixed-modal document is: text and images in reading order.
 
-Every reader yields :class:`Document`, or :class:`Rejection` for an item it could not use. Nothing
-here opens a file or decodes an image; that is :mod:`pardalis.documents.images`.
+Every reader yields :class:`Document`, or :class:`Rejection` for an item that it could not use.
+Images are opened and decoded by :mod:`pardalis.documents.images`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of text; ``role`` says who speaks it in a conversation."""
+    """Text; ``role`` is whose turn of a conversation it belongs to."""
 
     text: str
     role: Role | None = None
@@ -31,9 +31,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box of an image that matters more than the rest; ``kind`` says what it shows."""
+    """A box of an image that matters more than the rest; ``kind`` is what it shows."""
 
-    box: Box  # of the upright image
+    box: Box  # in the upright image
     kind: str = ""  # "face", "object", ...
     weight: float = 1.0
 
@@ -70,16 +70,16 @@ class Document:
 
     @property
     def is_empty(self) -> bool:
-        """True when there is nothing to learn from: no image, and no text but whitespace."""
+        """Whether there is no image and no text other than whitespace."""
         return not self.images and not self.text.strip()
 
 
 def named_images(
     items: Iterable["Document | Rejection"],
 ) -> Iterator["tuple[str, Image] | Rejection"]:
-    """Yield every image of what a reader yields under a name of its own, and the rejections.
+    """Yield every image with a unique name, and the rejections, of the items of a reader.
 
-    A document's first image bears its name; those after it ``name#2`` and so on.
+    The first image of a document has the document's name, the next ``name#2`` and so on.
     """
     for item in items:
         if isinstance(item, Rejection):

@@ -28,7 +28,7 @@ MAX_PIXELS = 80_000_000
 Blend = Literal["chameleon", "pillow"]
 _BLENDED_AT_ONCE = 1 << 16  # pixels; as floats they take 24 times the memory
 
-# Pillow knows more, most of them kinds that nobody shares images in; for EPS it starts a program.
+# Pillow reads more formats, mostly rare ones; for EPS it starts a program.
 _KINDS = (
     "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
     "TGA",
@@ -51,7 +51,7 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Image:
-    """Return the image as 8-bit RGB, upright, on white, and of an animation the first frame.
+    """Return the image as upright 8-bit RGB on white; of an animation, the first frame.
 
     Half of all pairs of opacity and colour have another byte on white in Chameleon's release, which
     cuts fractions off (``chameleon``), than by ``alpha_composite`` of Pillow (``pillow``), which is

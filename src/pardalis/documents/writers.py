@@ -53,7 +53,7 @@ def write_jsonl(documents: Iterable[Document], path: Path, images_folder: Path) 
 
 
 def to_record(document: Document, image_path: Callable[[Image], str]) -> dict[str, Any]:
-    """Return the document as one JSONL object; ``image_path`` says where each image stands."""
+    """Return the document as one JSONL object; ``image_path`` gives the path of each image."""
     segments: list[dict[str, Any]] = []
     for segment in document.segments:
         record: dict[str, Any]
@@ -78,7 +78,7 @@ def _region_record(region: Region) -> dict[str, Any]:
 
 
 def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
-    """Write objects one a line as they come, whole or not at all; return how many there were."""
+    """Write objects one a line, atomically; return their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
     n_records = 0
@@ -97,7 +97,7 @@ def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 def to_html(document: Document) -> str:
-    """Return a page that stands alone: images inlined as PNG, each line of text a paragraph.
+    """Return a self-contained page: images inlined as PNG, each line of text a paragraph.
 
     Raises:
         DataError: an image cannot be decoded.

@@ -86,7 +86,7 @@ class EventWriter:
         for span in grammar.spans(ids):
             span_ids = ids[span.start : span.stop]
             if span.kind is SpanKind.TEXT:
-                text += self._text.push([vocabulary.piece(token_id) for token_id in span_ids])
+                text += self._text.push([vocabulary.text_token(token_id) for token_id in span_ids])
                 continue
             yield from self._delta(text + self._text.end())
             text = ""

@@ -1,4 +1,4 @@
-"""Ids: the vocabulary of all modalities, the grammar of sequences, text ⇄ pieces. No torch."""
+"""Token ids: the joint vocabulary, the grammar of sequences, the text tokenizer. No torch."""
 
 from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, Span, SpanKind, State
 from pardalis.tokens.render import render

@@ -1,4 +1,4 @@
-"""The grammar: what may follow what in a sequence of text and image ids.
+"""The grammar: which token may follow which in a sequence of text and image tokens.
 
               text, end_turn                    code (exactly n of them)
                ┌───────┐                           ┌───────┐
@@ -10,8 +10,8 @@
                   ▼
                 DONE
 
-This automaton is written here and nowhere else. Data validation walks it
-(:meth:`Grammar.validate`), decoding asks it what may come next (:meth:`Grammar.rule`), and a
+This module is the only implementation of the automaton. Data validation walks it
+(:meth:`Grammar.validate`), decoding gets from it what may come next (:meth:`Grammar.rule`), and a
 decoder on a device reads what each rule allows as a range (:meth:`Grammar.ranges`) of the ids in
 the order of :meth:`Grammar.writable_ids`. Whatever needs the text or the images of a sequence
 takes them from :meth:`Grammar.spans`. No other module knows how an image is laid out in token
@@ -30,9 +30,9 @@ from pardalis.tokens.vocabulary import Vocabulary
 
 
 class Phase(IntEnum):
-    """Where in a sequence the automaton stands."""
+    """The phase of the automaton."""
 
-    START = 0  # nothing read yet
+    START = 0  # at the beginning
     TEXT = 1  # between images
     IMAGE = 2  # inside an image
     DONE = 3  # after eos
@@ -53,12 +53,12 @@ class Rule(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request allows."""
+    """The limits of one request."""
 
-    max_new_tokens: int  # ids that may be written, eos included
-    text: bool = True  # may text be written?
-    max_images: int | None = None  # images that may be opened; None: as many as fit
-    one_turn: bool = False  # end_turn ends the answer, as in a conversation
+    max_new_tokens: int  # token budget, including eos
+    text: bool = True  # whether text may be generated
+    max_images: int | None = None  # images that may be begun; None: as many as fit
+    one_turn: bool = False  # end_turn ends the completion, as in a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ class State:
 
     phase: Phase = Phase.START
     codes_left: int = 0  # codes missing from the open image
-    images: int = 0  # images opened since writing began
-    turns: int = 0  # turns closed since writing began
-    budget: int | None = None  # ids that may still be written; None: only reading
+    images: int = 0  # images begun after the prompt
+    turns: int = 0  # turns ended after the prompt
+    budget: int | None = None  # tokens that may still be generated; None: only reading
 
 
 class SpanKind(Enum):
@@ -117,13 +117,13 @@ class Grammar:
 
     @property
     def tokens_per_image(self) -> int:
-        """Ids of a whole image: begin_image, its codes, end_image."""
+        """Tokens of a whole image: begin_image, its codes, end_image."""
         return self.codes_per_image + 2
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────
 
     def advance(self, state: State, token_id: int, position: int = 0) -> State:
-        """Return the state after one more id; raises GrammarError if the id may not stand here."""
+        """Return the state after one more id; raises GrammarError if it is not allowed here."""
         ids = self.vocabulary
         budget = None if state.budget is None else state.budget - 1
         match state.phase:
@@ -132,7 +132,7 @@ class Grammar:
             case Phase.TEXT if token_id in ids.text:
                 return replace(state, budget=budget)
             case Phase.TEXT if state.budget is None and token_id == ids.readable_unk_id:
-                return state  # never written
+                return state  # never generated
             case Phase.TEXT if token_id == ids.end_turn_id:
                 return replace(state, turns=state.turns + 1, budget=budget)
             case Phase.TEXT if token_id == ids.begin_image_id:
@@ -162,7 +162,7 @@ class Grammar:
         return state
 
     def validate(self, token_ids: Sequence[int]) -> None:
-        """Check a whole document; raises GrammarError saying where it is wrong and why."""
+        """Check a whole document; raises GrammarError with the position and the reason."""
         state = self.state_after(token_ids)
         if state.phase is not Phase.DONE:
             raise GrammarError(
@@ -237,11 +237,11 @@ class Grammar:
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 
     def begin(self, prompt_ids: Sequence[int], limits: Limits) -> State:
-        """Return the state from which an answer to a prompt is written.
+        """Return the state in which the completion of a prompt begins.
 
         Raises:
-            GrammarError: the prompt itself is malformed.
-            RequestError: the limits leave no room for what they demand.
+            GrammarError: the prompt is malformed.
+            RequestError: the limits contradict each other or the token budget is too small.
         """
         state = self.state_after(prompt_ids)
         if state.phase is Phase.DONE:
@@ -249,7 +249,7 @@ class Grammar:
                 "The prompt ends with <eos>, so nothing can follow it; leave it out."
             )
         if not limits.text and limits.max_images is None:
-            raise RequestError("A request without text needs max_images: how many to draw.")
+            raise RequestError("A request without text needs max_images: how many to generate.")
         demanded = state.codes_left + 1 if state.phase is Phase.IMAGE else 0
         if not limits.text:
             demanded += self.tokens_per_image * (limits.max_images or 0)
@@ -263,13 +263,13 @@ class Grammar:
         return State(state.phase, state.codes_left, budget=limits.max_new_tokens)
 
     def rule(self, state: State, limits: Limits) -> Rule:
-        """Say which ids may come next when writing under limits.
+        """Return which ids may come next under limits.
 
         Args:
-            state: of :meth:`begin`, advanced by what has been written.
+            state: of :meth:`begin`, advanced by what has been generated.
 
-        Whatever a model prefers, the sequence stays well-formed, every image is completed, and
-        where text is written the last id that fits is eos.
+        Whatever a model prefers, the sequence stays well-formed and every image is completed. Where
+        text is allowed, the last token of the budget is eos.
         """
         budget = limits.max_new_tokens if state.budget is None else state.budget
         match state.phase:
@@ -292,9 +292,9 @@ class Grammar:
         return Rule.TEXT
 
     def writable_ids(self) -> list[int]:
-        """Return every id that may ever be written, ordered so that each rule allows a range.
+        """Return every id that may be generated, ordered so that each rule allows a range.
 
-        Image ids come first, so a row that is inside an image needs only the first
+        Image ids come first, so a sequence inside an image needs only the first
         ``vocabulary.n_codes`` of them.
         """
         ids = self.vocabulary
@@ -302,7 +302,7 @@ class Grammar:
         return [*ids.image, *ids.text, *singles]
 
     def ranges(self) -> list[range]:
-        """Return for each rule which of :meth:`writable_ids` it allows, by their index."""
+        """Return for each rule the indices of :meth:`writable_ids` that it allows."""
         codes = len(self.vocabulary.image)
         eos = codes + len(self.vocabulary.text)
         end_turn, begin_image, end_image, bos = range(eos + 1, eos + 5)
@@ -319,7 +319,7 @@ class Grammar:
         return [allowed[rule] for rule in Rule]
 
     def allowed_ids(self) -> Bool[np.ndarray, "rules V"]:
-        """Return the ranges as a table: row r is True at the ids that ``Rule(r)`` allows."""
+        """Return the ranges as a table: ``table[r]`` is True at the ids that ``Rule(r)`` allows."""
         table = np.zeros((len(Rule), self.vocabulary.size), dtype=bool)
         written = np.array(self.writable_ids())
         for rule, allowed in enumerate(self.ranges()):

@@ -1,4 +1,4 @@
-"""A sequence of token ids as a line that a person can read."""
+"""A sequence of token ids as a readable line."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from pardalis.tokens.text import TextTokenizer
 def render(token_ids: Sequence[int], grammar: Grammar, text: TextTokenizer) -> str:
     """Write text as text, runs of image ids as ``[64 codes]`` and special ids by name.
 
-    Malformed sequences are accepted, since they are what one inspects when something is wrong.
+    Malformed sequences are accepted, so that errors can be inspected.
     """
     vocabulary = grammar.vocabulary
     parts: list[str] = []
     for span in grammar.spans(token_ids):
         ids = [int(token_id) for token_id in token_ids[span.start : span.stop]]
         if span.kind is SpanKind.TEXT:
-            parts.append(text.decode([vocabulary.piece(token_id) for token_id in ids]))
+            parts.append(text.decode([vocabulary.text_token(token_id) for token_id in ids]))
             continue
         codes = grammar.codes(ids)
         names = [

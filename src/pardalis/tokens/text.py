@@ -1,11 +1,11 @@
-"""Text ⇄ pieces: a byte-level BPE on the ``tokenizers`` library.
+"""Text to token ids and back: a byte-level BPE on the ``tokenizers`` library.
 
 Byte-level means that any string survives the round trip exactly, emoji and tabs included, and that
-there is no unknown piece. Pieces are numbered from 0; where they stand in the vocabulary is the
-vocabulary's business.
+there is no unknown token. A *text token* is numbered from 0 within the text tokenizer;
+:class:`~pardalis.tokens.Vocabulary` gives its token id in the joint vocabulary.
 
 The tokenizer of an imported model is used as its file has it. That file numbers special and image
-tokens too, so which of its ids are pieces of text is said beside it.
+tokens too, so the vocabulary lists which of its ids are text tokens.
 """
 
 import re
@@ -27,61 +27,61 @@ class TextTokenizer:
 
     Args:
         tokenizer: of the library.
-        pieces: the tokenizer's own id of each piece; all of its ids in order when left out.
-        unknown: its own id of what it has no piece for, which is numbered last, at ``size``.
+        text_tokens: the tokenizer's own id of each text token; default: all of its ids in order.
+        unk_token: its own id of the unknown token, which gets the last number, ``size``.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        pieces: Sequence[int] | None = None,
-        unknown: int | None = None,
+        text_tokens: Sequence[int] | None = None,
+        unk_token: int | None = None,
     ) -> None:
         # A special token's name within a text is text, not that token.
         tokenizer.encode_special_tokens = True
-        # Files of others keep the lengths that were last asked for.
+        # Files of other libraries keep the last settings of truncation and padding.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.pieces = range(tokenizer.get_vocab_size()) if pieces is None else pieces
-        self._own_ids = [*self.pieces] if unknown is None else [*self.pieces, unknown]
-        self._piece_of = {own_id: piece for piece, own_id in enumerate(self._own_ids)}
+        self.text_tokens = range(tokenizer.get_vocab_size()) if text_tokens is None else text_tokens
+        self._own_ids = [*self.text_tokens] if unk_token is None else [*self.text_tokens, unk_token]
+        self._token_of = {own_id: token for token, own_id in enumerate(self._own_ids)}
 
     @property
     def size(self) -> int:
-        """Number of pieces, the unknown one not counted."""
-        return len(self.pieces)
+        """Number of text tokens without the unknown token."""
+        return len(self.text_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Split a text into piece numbers.
+        """Return the text tokens of a text.
 
         Raises:
-            DataError: an imported tokenizer writes something that is not a piece of text.
+            DataError: an imported tokenizer gives a token that is not a text token.
         """
         own_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         try:
-            return [self._piece_of[own_id] for own_id in own_ids]
+            return [self._token_of[own_id] for own_id in own_ids]
         except KeyError as error:
             raise DataError(
-                f"The text tokenizer cuts {text[:40]!r} so that it holds "
-                f"{self._tokenizer.id_to_token(error.args[0])!r}, which is no text but a special "
-                "token; rewrite that text."
+                f"The text tokenizer encodes {text[:40]!r} with the special token "
+                f"{self._tokenizer.id_to_token(error.args[0])!r}, which is not a text token; "
+                "rewrite that text."
             ) from None
 
-    def decode(self, pieces: Sequence[int]) -> str:
-        """Join pieces; bytes that do not form UTF-8 (a cut character) become U+FFFD.
+    def decode(self, text_tokens: Sequence[int]) -> str:
+        """Return the text of text tokens; bytes that do not form UTF-8 become U+FFFD.
 
-        The unknown piece of a tokenizer that has none is left out.
+        The unknown token is left out if the tokenizer has none.
         """
-        own_ids = [self._own_ids[piece] for piece in pieces if piece < len(self._own_ids)]
+        own_ids = [self._own_ids[token] for token in text_tokens if token < len(self._own_ids)]
         return self._tokenizer.decode(own_ids, skip_special_tokens=False)
 
-    def is_byte(self, piece: int) -> bool:
-        """Tell whether a piece stands for one byte of a character by its name, ``<0xE2>``.
+    def is_byte(self, text_token: int) -> bool:
+        """Return whether a text token is a byte token by its name, such as ``<0xE2>``.
 
-        Imported tokenizers have such pieces, and decode a run of them as one.
+        Imported tokenizers have byte tokens, and decode a run of them as one.
         """
-        name = self._tokenizer.id_to_token(self._own_ids[piece])
+        name = self._tokenizer.id_to_token(self._own_ids[text_token])
         return name is not None and _BYTE_NAME.fullmatch(name) is not None
 
     def to_json(self) -> str:
@@ -89,7 +89,7 @@ class TextTokenizer:
         return self._tokenizer.to_str(pretty=False)
 
     def save(self, path: Path) -> None:
-        """Write one ``tokenizer.json``, which the ``tokenizers`` library opens as it is."""
+        """Write a ``tokenizer.json`` that the ``tokenizers`` library can open."""
         write_text(path, self.to_json())
 
     @classmethod
@@ -97,10 +97,10 @@ class TextTokenizer:
         """Read a ``tokenizer.json``.
 
         Args:
-            vocabulary: of an imported model, which says what in the file is text.
+            vocabulary: of an imported model; it lists which of the file's ids are text tokens.
 
         Raises:
-            BundleError: the file is missing or unreadable, or lacks pieces of the vocabulary.
+            BundleError: the file is missing or unreadable, or lacks text tokens of the vocabulary.
         """
         if not path.is_file():
             raise BundleError(f"No text tokenizer at {path}; train one or copy the whole bundle.")
@@ -113,43 +113,43 @@ class TextTokenizer:
         if vocabulary is None or vocabulary.foreign_ids is None:
             return cls(tokenizer)
         foreign = vocabulary.foreign_ids
-        pieces = [foreign[i] for i in vocabulary.text]
-        if missing := [own_id for own_id in pieces if tokenizer.id_to_token(own_id) is None]:
+        text_tokens = [foreign[i] for i in vocabulary.text]
+        if missing := [own_id for own_id in text_tokens if tokenizer.id_to_token(own_id) is None]:
             raise BundleError(
-                f"{path} lacks {len(missing)} of the {len(pieces)} pieces of text that its model "
-                f"knows, first id {missing[0]}. Do not mix files of different models."
+                f"{path} lacks {len(missing)} of the {len(text_tokens)} text tokens of its model, "
+                f"the first with id {missing[0]}. Do not mix files of different models."
             )
-        return cls(tokenizer, pieces, foreign[vocabulary.unk_id])
+        return cls(tokenizer, text_tokens, foreign[vocabulary.unk_id])
 
 
 class TextStream:
-    """Decodes pieces as they come.
+    """Incremental decoding of text tokens.
 
-    What :meth:`push` and :meth:`end` return joins to what ``tokenizer.decode`` makes of all pieces:
-    text that the next piece may still change, such as half a character, is held back.
+    The results of :meth:`push` and :meth:`end` join to ``tokenizer.decode`` of all text tokens.
+    Text that the next token may still change, such as half a character, is held back.
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._before: list[int] = []  # the last piece whose text is out; some decoders look back
+        self._before: list[int] = []  # the last token that was decoded; some decoders need it
         self._held: list[int] = []
 
-    def push(self, pieces: Sequence[int]) -> str:
-        """Return the text that is certain after these pieces and was not before."""
-        return "".join(map(self._pushed, pieces))
+    def push(self, text_tokens: Sequence[int]) -> str:
+        """Return the text that these tokens complete."""
+        return "".join(map(self._pushed, text_tokens))
 
     def end(self) -> str:
-        """Return the rest; what is pushed next begins a new text."""
+        """Return the text that was held back; the next token begins a new text."""
         text = self._text_held()
         self._before, self._held = [], []
         return text
 
-    def _pushed(self, piece: int) -> str:
-        self._held.append(piece)
+    def _pushed(self, text_token: int) -> str:
+        self._held.append(text_token)
         text = self._text_held()
-        if text.endswith("\ufffd") or self._tokenizer.is_byte(piece):
+        if text.endswith("\ufffd") or self._tokenizer.is_byte(text_token):
             return ""
-        self._before, self._held = [piece], []
+        self._before, self._held = [text_token], []
         return text
 
     def _text_held(self) -> str:
@@ -161,16 +161,16 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer
     """Train a byte-level BPE on texts.
 
     Args:
-        texts: the training text, streamed.
-        vocab_size: size of the result, the 256 bytes included. Little text may give fewer merges.
+        texts: the training texts, read once.
+        vocab_size: number of text tokens, the 256 bytes included; little text may give fewer.
 
     Raises:
         ConfigError: ``vocab_size`` is below the 256 bytes that make every string expressible.
     """
     if vocab_size < N_BYTES:
         raise ConfigError(
-            f"A byte-level text tokenizer needs at least {N_BYTES} pieces, got {vocab_size}; "
-            "raise text_tokenizer.vocab_size."
+            f"A byte-level text tokenizer needs at least {N_BYTES} tokens, got {vocab_size}; "
+            "raise `vocab_size`."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,12 +1,12 @@
-"""The vocabulary: one space of ids in which every modality is a range.
+"""The vocabulary: one space of token ids in which every modality is a range.
 
     0 .. 7                     special ids (bos, pad, eos, ...)
     8 .. 8 + n_codes           image ids, one for each entry of the image codebook
-    8 + n_codes .. size        text ids, one for each piece of the text tokenizer
+    8 + n_codes .. size        text ids, one for each token of the text tokenizer
 
-Nothing is ever recognised by its token's name. The image ids are contiguous, so the rows of the
-output head that write an image are a slice. A vocabulary taken from elsewhere may have its single
-ids in other places, and remembers which number each id had there.
+No token is recognised by its name. Image ids are contiguous, so the part of the output head that
+generates images is a slice. An imported vocabulary may have its special ids in other places, and
+stores the number that each id has in its own files.
 """
 
 from collections.abc import Sequence
@@ -20,28 +20,28 @@ N_SPECIAL = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
-    """Single ids and id ranges of one model.
+    """Special ids and id ranges of one model.
 
     The order of the first four follows Chameleon (arXiv 2405.09818): ``<s>``, ``<pad>``, ``</s>``,
     ``<unk>``.
     """
 
     image: range  # image ids: code c of the codebook is id image.start + c
-    text: range  # text ids: piece p of the text tokenizer is id text.start + p
+    text: range  # text ids: token t of the text tokenizer is id text.start + t
     bos_id: int = 0  # begins a document
     pad_id: int = 1  # fills a row
     eos_id: int = 2  # ends a document
-    unk_id: int = 3  # what an imported text tokenizer has no piece for; read, never written
+    unk_id: int = 3  # the unknown token of an imported text tokenizer; read, never written
     end_image_id: int = 4  # closes an image
     begin_image_id: int = 5  # opens an image
     end_turn_id: int = 6  # closes a turn of a conversation
-    # Of an imported vocabulary: the number that each id has in the files it came from, the text
-    # tokenizer's among them. A range says that all are unchanged.
+    # In an imported vocabulary: the number that each id has in the files it came from, such as the
+    # text tokenizer's. A range means that all are unchanged.
     foreign_ids: Sequence[int] | None = None
 
     @classmethod
     def build(cls, n_codes: int, n_text: int) -> "Vocabulary":
-        """Lay out a vocabulary for a codebook of ``n_codes`` and ``n_text`` text pieces."""
+        """Lay out a vocabulary for ``n_codes`` codes and ``n_text`` text tokens."""
         image = range(N_SPECIAL, N_SPECIAL + n_codes)
         return cls(image=image, text=range(image.stop, image.stop + n_text))
 
@@ -54,19 +54,19 @@ class Vocabulary:
 
     @property
     def readable_unk_id(self) -> int | None:
-        """The id of what a text tokenizer does not know; ours knows every byte and has none."""
+        """The id of the unknown token; None in our own vocabularies, which cover every byte."""
         return None if self.foreign_ids is None else self.unk_id
 
     @property
     def n_codes(self) -> int:
         return len(self.image)
 
-    def text_id(self, piece: int) -> int:
-        """Return the id of a piece of text; the unknown piece is numbered after all others."""
-        return self.text[piece] if piece < len(self.text) else self.unk_id
+    def text_id(self, text_token: int) -> int:
+        """Return the id of a token of the text tokenizer; the unknown token has the last number."""
+        return self.text[text_token] if text_token < len(self.text) else self.unk_id
 
-    def piece(self, text_id: int) -> int:
-        """Return the piece of an id of text: the inverse of :meth:`text_id`."""
+    def text_token(self, text_id: int) -> int:
+        """Return the text tokenizer's token of an id: the inverse of :meth:`text_id`."""
         return text_id - self.text.start if text_id in self.text else len(self.text)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Vocabulary:
         return cls(image=image, text=text, **singles, foreign_ids=foreign_ids)
 
     def name_of(self, token_id: int) -> str:
-        """Name an id for a person: ``<bos>``, ``<image 17>`` or ``<text 803>``."""
+        """Return the name of an id for messages: ``<bos>``, ``<image 17>`` or ``<text 803>``."""
         for name in _SINGLE_IDS:
             if token_id == getattr(self, name):
                 return f"<{name.removesuffix('_id')}>"
@@ -109,7 +109,7 @@ def _plain(foreign_ids: Sequence[int]) -> int | list[int]:
 
 
 def _foreign_ids(plain: Any, least: int) -> Sequence[int] | None:
-    """Undo :func:`_plain`; raises BundleError unless it is an order of at least so many ids."""
+    """Undo :func:`_plain`; raises BundleError unless they are a permutation of enough ids."""
     if plain is None:
         return None
     ids = (
@@ -117,8 +117,8 @@ def _foreign_ids(plain: Any, least: int) -> Sequence[int] | None:
     )
     if len(ids) < least or set(ids) != set(range(len(ids))):
         raise BundleError(
-            f"A vocabulary's foreign_ids must be an order of its ids, of which it has {least} or "
-            "more; copy the whole bundle again."
+            f"A vocabulary's foreign_ids must be a permutation of its ids, {least} or more; copy "
+            "the whole bundle again."
         )
     return ids
 

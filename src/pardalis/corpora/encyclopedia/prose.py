@@ -14,10 +14,10 @@ def sentences(text: str) -> list[str]:
 def shorten(text: str, n_words: int) -> str:
     """Return the whole sentences that fit into ``n_words`` words; the first words if none fits."""
     kept: list[str] = []
-    room = n_words
+    left = n_words
     for sentence in sentences(text):
-        room -= len(sentence.split())
-        if room < 0:
+        left -= len(sentence.split())
+        if left < 0:
             break
         kept.append(sentence)
     return " ".join(kept) if kept else " ".join(text.split()[:n_words])

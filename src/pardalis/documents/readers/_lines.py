@@ -1,4 +1,4 @@
-"""What the readers share: the JSON objects of a file, one by one, and roots that must exist."""
+"""Helpers of the readers: JSON objects of a file, and checks that a path exists."""
 
 import json
 from collections.abc import Iterator

@@ -79,7 +79,7 @@ def _from_list(path: Path, root: Path) -> Iterator[Document | Rejection]:
             yield Rejection(where, "bad-record", reason)
             continue
         image = path.parent / file_name
-        if not os.path.isfile(image):  # unlike Path.is_file, it bears a name of any length
+        if not os.path.isfile(image):  # unlike Path.is_file, it accepts a name of any length
             reason = f"There is no image {file_name!r} in {path.parent}."
             yield Rejection(where, "missing-image", reason)
             continue

@@ -1,7 +1,7 @@
-"""Documents from HTML pages: text and figures of the body, in the order in which they stand there.
+"""Documents from HTML pages: text and images of the body in reading order.
 
-What surrounds an article (scripts, styles, navigation, header, footer) is left out. An image that
-cannot be used is reported as a rejection of that image, and its page is kept without it.
+Scripts, styles, navigation, headers and footers are left out. An image that cannot be used is
+reported as a rejection, and its page is kept without it.
 """
 
 import os

@@ -6,10 +6,12 @@ A line reads ``{"name": "...", "licence": "...", "segments": [...]}``, where a s
     {"image": "relative/path.png", "alt": "..."}
     {"image_base64": "...", "alt": "..."}
 
-each with an optional ``"role"``. Image paths are relative to the JSONL file. An image may say
-where it matters more than elsewhere, in pixels of the upright image:
+each with an optional ``"role"``. Image paths are relative to the JSONL file. An image may name
+regions that matter more than the rest of it, in pixels of the upright image:
 
     "regions": [{"box": [left, top, right, bottom], "kind": "face", "weight": 2.0}]
+
+Files of earlier versions have ``"picture"`` and ``"picture_base64"`` for the last two.
 """
 
 import math
@@ -38,6 +40,7 @@ _SEGMENT_KEYS = {
     "image": {"image", "alt", "role", "regions"},
     "image_base64": {"image_base64", "alt", "role", "regions"},
 }
+_OLD_KEYS = {"picture": "image", "picture_base64": "image_base64"}
 _REGION_KEYS = {"box", "kind", "weight"}
 
 
@@ -90,10 +93,12 @@ def _document(record: dict[str, Any], folder: Path, default_name: str) -> Docume
 
 def _segment(record: Any, number: int, folder: Path) -> Segment:
     where = f"segment {number}"
-    kinds = [kind for kind in _SEGMENT_KEYS if isinstance(record, dict) and kind in record]
+    keys = [_OLD_KEYS.get(key, key) for key in record] if isinstance(record, dict) else []
+    kinds = [key for key in keys if key in _SEGMENT_KEYS]
     if len(kinds) != 1:
         reason = f'{where} must be an object with one of "text", "image" and "image_base64".'
         raise _BadRecordError("bad-record", reason)
+    record = dict(zip(keys, record.values(), strict=True))
     _refuse_unknown_keys(record, _SEGMENT_KEYS[kinds[0]], where)
     role = record.get("role")
     if role is not None and role not in ROLES:
@@ -159,7 +164,7 @@ def _is_number(value: Any) -> bool:
 
 def _file(name: str, where: str, folder: Path) -> Path:
     file = folder / name
-    if not os.path.isfile(file):  # unlike Path.is_file, it bears a name of any length
+    if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
         reason = f"{where} names the image {name!r}, which is not a file in {folder}."
         raise _BadRecordError("missing-image", reason)
     return file
