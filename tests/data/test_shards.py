@@ -56,7 +56,7 @@ def test_shards_without_documents_are_refused(tmp_path: Path):
 def test_another_codec_is_refused(write_shards):
     folder = write_shards(DOCUMENTS, 64).folder
     assert Shards.open(folder, codec="codec-a").n_documents == 6
-    with pytest.raises(DataError, match=r"made by codec codec-a, but codec-b is in use; prepare"):
+    with pytest.raises(DataError, match=r"are of codec codec-a, but codec-b is in use; prepare"):
         Shards.open(folder, codec="codec-b")
 
 
