@@ -1,14 +1,14 @@
-"""Converting a checkpoint of Chameleon's full shape: time, and memory in the worst moment.
+"""Time and peak memory of converting a checkpoint of Chameleon's full shape.
 
-Makes a Hugging Face folder of random weights on disk, then runs, each in a process of its own,
+Makes a Hugging Face folder of random weights on disk, then runs, each in its own process,
 
     import   Hugging Face → bundle
     export   bundle → the original release's layout (as many ranks as QK-norm has groups)
     import   that → bundle
     export   bundle → Hugging Face
 
-and compares the first and the last folder tensor by tensor. Beside each stands how long a plain
-copy of the same bytes takes on the same disk, which is the limit. Needs three times the model's
+and compares the first and the last folder tensor by tensor. The limit is the time of a plain copy
+of the same bytes on the same disk, which is shown beside each. Needs three times the model's
 size on the disk (42 GB for the 7B). Prints a table and, with ``--out``, writes it as JSON.
 """
 
@@ -49,19 +49,19 @@ STEPS = {
 
 
 def random_bf16(shape: tuple[int, ...], seed: int) -> LazyTensor:
-    """Random bits as numbers below 2 in size; all bits of a file differ, at a gigabyte a second."""
+    """Return random bits as finite numbers of absolute value below 2."""
 
-    def draw() -> torch.Tensor:
+    def sample() -> torch.Tensor:
         n = int(np.prod(shape))
         bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * n), dtype=np.int16).copy()
         bits &= np.int16(-0x4001)  # without the exponent's highest bit: no infinity, no NaN
         return torch.from_numpy(bits).view(torch.bfloat16).reshape(shape)
 
-    return LazyTensor(shape, torch.bfloat16, draw)
+    return LazyTensor(shape, torch.bfloat16, sample)
 
 
 def tokenizer(size: int) -> str:
-    """A vocabulary of Chameleon's layout: specials, image codes, reserved ids, then words."""
+    """Return a tokenizer in Chameleon's layout: special, image, reserved and text tokens."""
     names = [SINGLE_NAMES[n] for n in ("bos_id", "pad_id", "eos_id", "unk_id")]
     names += [image_name(code) for code in range(chameleon().n_codes)]
     names += ["<eoss>", "<racm3:break>"]
@@ -77,7 +77,7 @@ def make_source(folder: Path, preset: str, n_layers: int | None) -> None:
     config = PRESETS[preset]()
     config = replace(config, n_layers=n_layers or config.n_layers, dropout=0.0)
     text = tokenizer(config.vocab_size)
-    vocabulary = read_vocabulary(text, config.vocab_size, "the made tokenizer")
+    vocabulary = read_vocabulary(text, config.vocab_size, "the random tokenizer")
     foreign = vocabulary.foreign_ids or ()
     vq = chameleon()
     shapes, vq_shapes = decoder_shapes(config), image_tokenizer_shapes(vq)
@@ -111,7 +111,7 @@ def size_of(folder: Path) -> int:
 
 
 def measured(*arguments: str) -> tuple[float, float]:
-    """Run a command of ours; return seconds and the peak of its memory in GiB."""
+    """Run a command of pardalis; return its seconds and its peak memory in GiB."""
     code = (
         "import resource, sys; from pardalis.cli.main import main; code = main(sys.argv[1:]); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
@@ -125,7 +125,7 @@ def measured(*arguments: str) -> tuple[float, float]:
 
 
 def copied(folder: Path, to: Path) -> float:
-    """Return the seconds of a plain copy of a folder, written to the disk as ours is."""
+    """Return the seconds of a plain copy of a folder, flushed to disk like a conversion."""
     start = time.perf_counter()
     shutil.copytree(folder, to)
     os.sync()
@@ -135,7 +135,7 @@ def copied(folder: Path, to: Path) -> float:
 
 
 def equal(one: Path, other: Path) -> int:
-    """Return how many tensors a folder has, all equal in the other; fails otherwise."""
+    """Return the number of tensors of a folder; fails unless the other has them all, equal."""
     tensors = [
         {n: t for path in sorted(f.glob("*.safetensors")) for n, t in open_tensors(path).items()}
         for f in (one, other)
@@ -156,8 +156,12 @@ def main() -> None:
     parser.add_argument(
         "--preset", choices=("chameleon_7b", "chameleon_34b"), default="chameleon_7b"
     )
-    parser.add_argument("--layers", type=int, help="fewer layers than the preset has")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--layers", type=int, help="number of layers (default: the preset's)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to create the working folder",
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
@@ -187,7 +191,7 @@ def main() -> None:
             if one != "hf":
                 shutil.rmtree(folder / one)
         result["equal_tensors"] = equal(source, folder / "hf2")
-        echo(f"{result['equal_tensors']} tensors equal after the round")
+        echo(f"{result['equal_tensors']} tensors equal after the round trip")
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

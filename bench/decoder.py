@@ -1,7 +1,8 @@
-"""The decoder against transformers' Chameleon: forward and backward of the quickstart's shape.
+"""Forward and backward of the quickstart's decoder compared with transformers' Chameleon.
 
-Both have the same weights. The peer takes its hidden states and its head, since its own loss masks
-image ids. Prints a table and, with ``--out``, writes it as JSON; decoding.py measures decoding.
+Both have the same weights. The peer's loss is cross-entropy on its hidden states and its head,
+since its own loss masks image tokens. Prints JSON and, with ``--out``, writes it to a file;
+decoding.py measures decoding.
 """
 
 import argparse
@@ -25,9 +26,9 @@ BATCH, LENGTH = 8, 256
 
 
 def chameleon_like(config: ModelConfig) -> ChameleonForConditionalGeneration:
-    """Build the peer in our shape, with weights of its own.
+    """Build the peer in our shape, with its own weights.
 
-    It names no image ids, so its forward leaves their logits as they are.
+    Its configuration names no image tokens, so its forward does not mask their logits.
     """
     return ChameleonForConditionalGeneration(
         ChameleonConfig(
@@ -43,7 +44,7 @@ def chameleon_like(config: ModelConfig) -> ChameleonForConditionalGeneration:
 
 
 def peer_of(ours: Decoder) -> ChameleonForConditionalGeneration:
-    """Build the peer and give it our weights."""
+    """Build the peer with our weights."""
     peer = chameleon_like(ours.config).eval()
     state = {rename(n, "ours", "transformers"): t for n, t in ours.state_dict().items()}
     peer.load_state_dict(state, strict=False)
@@ -51,7 +52,7 @@ def peer_of(ours: Decoder) -> ChameleonForConditionalGeneration:
 
 
 def alternate(rounds: int, **runs: Callable[[], None]) -> dict[str, list[float]]:
-    """Time each run once a round, in alternating order, after one warm-up each."""
+    """Time each run once per round, in alternating order, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -64,7 +65,7 @@ def alternate(rounds: int, **runs: Callable[[], None]) -> dict[str, list[float]]
 
 
 def product_gflops() -> float:
-    """The machine's rate of fp32 matrix products, 1,024 wide."""
+    """Return the machine's rate of fp32 matrix products, 1,024 wide."""
     a = torch.randn(1024, 1024)
     seconds = alternate(10, product=lambda: a @ a)["product"]
     return 2 * 1024**3 / min(seconds) / 1e9
@@ -104,13 +105,13 @@ def main() -> None:
         "product_gflops": round(rate, 1),
         "decoder_parameters": model_costs(config).parameters,
     }
-    for who, values in step.items():
-        result[f"forward and backward, {who}"] = {
+    for side, values in step.items():
+        result[f"forward and backward, {side}"] = {
             "tokens_per_second": round(BATCH * LENGTH / statistics.median(values)),
             "range": [round(BATCH * LENGTH / t) for t in (max(values), min(values))],
         }
     ratio = statistics.median(step["transformers"]) / statistics.median(step["pardalis"])
-    result["forward and backward, times faster"] = round(ratio, 2)
+    result["forward and backward, speed-up"] = round(ratio, 2)
     share = flops / statistics.median(step["pardalis"]) / 1e9 / rate
     result["forward and backward, share of product rate"] = round(share, 2)
     text = json.dumps(result, indent=2)

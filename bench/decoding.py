@@ -1,10 +1,11 @@
-"""Decoding against transformers' Chameleon, side by side.
+"""Decoding compared with transformers' Chameleon.
 
-Both have the same weights, prompts, threads and sampling. The peer is ``generate`` at its fastest
-here: with a growing or a static cache, the static one compiled or not. Its forward overwrites the
-logits of image ids, so it is built without naming any, which also saves it that work, and a logits
-processor leaves it the ids of one modality. Before any time is taken, both have to choose the same
-ids greedily. Peak memory is that of a process for each side. The last line is JSON.
+Both have the same weights, prompts, threads and sampling. The peer is ``generate`` in its fastest
+form: with a dynamic or a static cache, the static one compiled or not. Its forward overwrites the
+logits of the image tokens that its configuration names, so it is built without any, which also
+saves it that work, and a logits processor restricts it to the tokens of one modality. Before any
+time is taken, both must choose the same tokens greedily. Peak memory is measured in one process
+for each side. The last line is JSON.
 
     python bench/decoding.py                              # two cores: both sizes
     python bench/decoding.py --sizes 15M --rounds 1 --codes 64
@@ -40,7 +41,7 @@ from pardalis.inference.token_loop import TokenLoop
 from pardalis.model import Decoder, ModelConfig, chameleon_7b, initialise, tiny
 from pardalis.seeds import numpy_generator
 from pardalis.tokens import Grammar, Limits, Vocabulary
-from training import say, seconds_of, status_mib
+from training import print_json, seconds_of, status_mib
 
 VOCABULARY = Vocabulary.build(n_codes=8192, n_text=65_536 - 8 - 8192)
 PROMPT, LONG_PROMPT, CODES = 32, 256, 256
@@ -63,7 +64,7 @@ ENGINES = {
     "compiled": EngineConfig(speculation_window=1, compile=True),
 }
 PEERS = {
-    "growing cache": {},
+    "dynamic cache": {},
     "static cache": {"cache_implementation": "static"},
     "static cache, compiled": {"cache_implementation": "static", "compile_config": CompileConfig()},
 }
@@ -72,17 +73,17 @@ PEERS["static cache, compiled"]["compile_config"]._compile_all_devices = True  #
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a batch of requests asks for."""
+    """A batch of requests of one kind."""
 
     kind: Literal["image", "text"]
     batch: int
-    length: int = CODES  # codes of an image, without its end_image, or ids of a text
+    length: int = CODES  # codes of an image, without its end_image, or tokens of a text
     sampling: SamplingConfig = PLAIN
     guided: bool = False
-    prompt: int = PROMPT  # ids
+    prompt: int = PROMPT  # tokens
 
     @property
-    def rows(self) -> int:
+    def sequences(self) -> int:
         return self.batch * (2 if self.guided else 1)
 
     @property
@@ -90,7 +91,7 @@ class Case:
         return VOCABULARY.image if self.kind == "image" else VOCABULARY.text
 
     def prompts(self, number: int) -> torch.Tensor:
-        """Draw prompts, new ones for each number; those of images end with begin_image."""
+        """Sample prompts, new ones for each number; those of images end with begin_image."""
         text = VOCABULARY.text
         ids = numpy_generator(number, "prompts").integers(
             text.start, text.stop, (self.batch, self.prompt)
@@ -107,33 +108,33 @@ class Case:
         return [
             Request(
                 prompt_ids=tuple(ids), limits=limits, text=self.sampling, image=self.sampling,
-                guidance=Guidance(text=SCALE) if self.guided else None, seed=number + row,
+                guidance=Guidance(text=SCALE) if self.guided else None, seed=number + index,
             )
-            for row, ids in enumerate(self.prompts(number).tolist())
+            for index, ids in enumerate(self.prompts(number).tolist())
         ]  # fmt: skip
 
 
 def loop_for(model: Decoder, config: EngineConfig, case: Case) -> TokenLoop:
-    """Build a token loop with room for one case, and for others of its size."""
-    length = case.prompt + case.length + 2 + config.steps + 2 * config.page_size
-    config = replace(config, max_slots=case.rows, cache_tokens=case.rows * length)
+    """Build a token loop with slots and cache for one case, and for others of its size."""
+    length = case.prompt + case.length + 2 + config.steps_per_sync + 2 * config.page_size
+    config = replace(config, max_slots=case.sequences, cache_tokens=case.sequences * length)
     return TokenLoop(model, Grammar(VOCABULARY, case.length), config)
 
 
 class Ours:
-    """The token loop, answering one case."""
+    """The token loop on one case."""
 
     def __init__(self, loop: TokenLoop, case: Case) -> None:
         self.loop, self.case = loop, case
 
     def run(self, number: int) -> list[list[int]]:
-        """Answer the requests of a number; an image's end_image is left out."""
+        """Complete the requests of a number; an image's end_image is left out."""
         keys = [self.loop.submit(request) for request in self.case.requests(number)]
-        written: dict[int, list[int]] = {key: [] for key in keys}
+        generated: dict[int, list[int]] = {key: [] for key in keys}
         while not self.loop.idle:
             for progress in self.loop.step():
-                written[progress.key] += progress.ids
-        return [ids[: self.case.length] for ids in written.values()]
+                generated[progress.key] += progress.ids
+        return [ids[: self.case.length] for ids in generated.values()]
 
     def seconds_to_first(self, number: int) -> float:
         start = time.perf_counter()
@@ -148,7 +149,7 @@ class Ours:
 
 
 class Peer:
-    """``generate`` of transformers, restricted to the ids of one modality."""
+    """``generate`` of transformers, restricted to the tokens of one modality."""
 
     def __init__(
         self, model: ChameleonForConditionalGeneration, options: dict[str, object], case: Case
@@ -159,7 +160,7 @@ class Peer:
             "max_new_tokens": case.length,
             "min_new_tokens": case.length,
             "do_sample": case.sampling.temperature > 0,
-            "logits_processor": [_Only(case.allowed)],
+            "logits_processor": [_Allowed(case.allowed)],
         }
         if case.sampling.temperature > 0:
             sampling = case.sampling
@@ -182,29 +183,29 @@ class Peer:
         return ids[:, self.case.prompt :].tolist()
 
     def seconds_to_first(self, number: int) -> float:
-        clock = _FirstId()
+        clock = _FirstToken()
         with suppress(_Arrived):
             self.run(number, clock)
         return time.perf_counter() - clock.start
 
 
-class _Only(LogitsProcessor):
-    """Leave a range of ids, at the least cost that this form allows."""
+class _Allowed(LogitsProcessor):
+    """Allow a range of token ids, at the least cost that this interface permits."""
 
     def __init__(self, allowed: range) -> None:
         self.columns = slice(allowed.start, allowed.stop)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        left = torch.full_like(scores, -torch.inf)
-        left[:, self.columns] = scores[:, self.columns]
-        return left
+        masked = torch.full_like(scores, -torch.inf)
+        masked[:, self.columns] = scores[:, self.columns]
+        return masked
 
 
 class _Arrived(Exception):
-    """Ends a call of ``generate`` at its first id."""
+    """Ends a call of ``generate`` at its first token."""
 
 
-class _FirstId(BaseStreamer):
+class _FirstToken(BaseStreamer):
     def __init__(self) -> None:
         self.calls, self.start = 0, time.perf_counter()
 
@@ -217,7 +218,7 @@ class _FirstId(BaseStreamer):
         pass
 
 
-class Rivals:
+class Comparison:
     """Both sides on the weights of one size."""
 
     def __init__(self, config: ModelConfig, forms: Sequence[str]) -> None:
@@ -227,8 +228,8 @@ class Rivals:
         self.loops: dict[tuple[str, int], TokenLoop] = {}
 
     def ours(self, form: str, case: Case) -> Ours:
-        """Return our side; cases of as many rows share its packed weights."""
-        key = form, case.rows
+        """Return our side; cases of as many sequences share its packed weights."""
+        key = form, case.sequences
         if key not in self.loops:
             self.loops[key] = loop_for(self.model, ENGINES[form], case)
         return Ours(self.loops[key], case)
@@ -241,13 +242,13 @@ class Rivals:
         }
 
     def check(self, case: Case) -> int:
-        """Return how many greedy ids are equal on both sides; refuses to go on if one is not."""
+        """Return how many greedy tokens are equal on both sides; exits if one is not."""
         case = replace(case, sampling=GREEDY)
         [ours] = self.ours("eager", case).run(0)
         [peers] = Peer(self.peer, PEERS["static cache"], case).run(0)
         n = case.length if case.kind == "image" else case.length - 1  # a text ends with eos
         if ours[:n] != peers[:n]:
-            raise SystemExit(f"The sides chose different ids for {case}: {ours} and {peers}")
+            raise SystemExit(f"The sides chose different tokens for {case}: {ours} and {peers}")
         return n
 
     def compare(self, cases: dict[str, Case], rounds: int) -> dict[str, dict[str, object]]:
@@ -255,12 +256,12 @@ class Rivals:
         chosen, forms_of = {}, {}
         for name, case in cases.items():
             for side, forms in self.sides(case).items():
-                # The form matters to the model alone, which is asked the same in text and sampling.
+                # The fastest form depends on the model's work, not on modality or sampling.
                 key = side, case.batch, case.guided
                 if key not in forms_of:
                     forms_of[key] = fastest(forms)
                 chosen[name, side] = forms_of[key], forms[forms_of[key]]
-        # Prompts of their own for each case, so that none is found in a cache; both sides' alike.
+        # Each case has its own prompts, so that none is found in a cache; both sides have the same.
         first = {name: 1000 * (i + 1) for i, name in enumerate(cases)}
         numbers = {key: count(first[key[0]]) for key in chosen}
         seconds = alternate(
@@ -275,11 +276,11 @@ class Rivals:
             forms = {side: chosen[name, side][0] for side in ("pardalis", "transformers")}
             taken = {side: seconds[f"{name} | {side}"] for side in forms}
             result[name] = summary(case, forms, taken)
-            say({name: result[name]})
+            print_json({name: result[name]})
         return result
 
-    def first_ids(self, forms: dict[str, str], rounds: int) -> dict[str, float]:
-        """Return milliseconds until the first id after a longer prompt, on each side."""
+    def first_tokens(self, forms: dict[str, str], rounds: int) -> dict[str, float]:
+        """Return milliseconds until the first token after a longer prompt, on each side."""
         case = Case("text", 1, length=8, prompt=LONG_PROMPT)
         sides = {
             "pardalis": Ours(loop_for(self.model, ENGINES[forms["pardalis"]], case), case),
@@ -293,7 +294,7 @@ class Rivals:
 
 
 def fastest(forms: dict[str, Ours] | dict[str, Peer]) -> str:
-    """Return the name of the form that takes least time, once all of them are warm."""
+    """Return the name of the form that takes least time, after warm-up of all."""
     seconds = {}
     for name, side in forms.items():
         warm_ups = WARM_UPS if "compiled" in name else 1
@@ -306,12 +307,12 @@ def fastest(forms: dict[str, Ours] | dict[str, Peer]) -> str:
 def summary(case: Case, forms: dict[str, str], taken: dict[str, list[float]]) -> dict[str, object]:
     """Return medians and spread of both sides, and their ratio."""
     medians = {side: statistics.median(seconds) for side, seconds in taken.items()}
-    written = case.batch * case.length
+    tokens = case.batch * case.length
     return {
         "forms": forms,
-        "ids_per_second": {side: round(written / s, 1) for side, s in medians.items()},
+        "tokens_per_second": {side: round(tokens / s, 1) for side, s in medians.items()},
         "range": {
-            side: [round(written / max(s), 1), round(written / min(s), 1)]
+            side: [round(tokens / max(s), 1), round(tokens / min(s), 1)]
             for side, s in taken.items()
         },
         "ms_per_step": {side: round(1e3 * s / case.length, 3) for side, s in medians.items()},
@@ -322,49 +323,49 @@ def summary(case: Case, forms: dict[str, str], taken: dict[str, list[float]]) ->
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a step at the middle of an answer has to do, at the least."""
+    """The least work of a step at the middle of a completion."""
 
-    bytes: float  # weights and mean keys and values, each read once
+    bytes: float  # weights, and the mean keys and values, each read once
     flops: float
 
     @classmethod
     def of(cls, config: ModelConfig, case: Case, head: range, width: int = 4) -> "Work":
-        """Count a step of a case; ``head`` are the rows of the head that are multiplied."""
+        """Count a step of a case; ``head`` is the range of token ids with a computed logit."""
         d, kv = config.d_model, config.n_kv_heads * config.d_head
         multiplied = config.n_layers * (2 * d * d + 2 * d * kv + 3 * d * config.d_ff)
         multiplied += len(head) * d
-        seen = case.rows * (case.prompt + case.length / 2)  # positions, all rows together
-        if case.guided:  # half of the rows do not see the prompt
+        seen = case.sequences * (case.prompt + case.length / 2)  # positions of all sequences
+        if case.guided:  # the unconditional branch does not attend to the prompt
             seen -= case.batch * (case.prompt - 2)
         keys_and_values = 2 * config.n_layers * kv * seen
         attention = 4 * config.n_layers * d * seen
         return cls(
             bytes=width * (multiplied + keys_and_values),
-            flops=2 * multiplied * case.rows + attention,
+            flops=2 * multiplied * case.sequences + attention,
         )
 
 
 class Machine:
-    """What this machine can do, measured in the same run."""
+    """The machine's rates, measured in the same run."""
 
     def __init__(self) -> None:
         self.flops = product_gflops() * 1e9
 
     @staticmethod
     def read(n_bytes: float) -> float:
-        """Return bytes a second when so many are read again and again, from a cache if they fit."""
+        """Return bytes per second when so many are read repeatedly, from a cache if they fit."""
         x = torch.ones(int(n_bytes) // 4)
         return 4 * x.numel() / min(alternate(20, read=lambda: x.sum())["read"])
 
     def limits(self, work: Work) -> dict[str, float]:
-        """Return the seconds that reading and computing take by themselves."""
+        """Return the seconds of reading and of computing, each without the other."""
         return {"reading": work.bytes / self.read(work.bytes), "computing": work.flops / self.flops}
 
 
 def shares(
     machine: Machine, config: ModelConfig, cases: dict[str, Case], found: dict[str, dict]
 ) -> dict[str, dict[str, object]]:
-    """Return which part of the machine's limit each case reaches, on our side."""
+    """Return the share of the machine's limit that each case reaches, on our side."""
     lines = {}
     for name, case in cases.items():
         head = VOCABULARY.image if case.kind == "image" else VOCABULARY.text
@@ -383,7 +384,7 @@ def shares(
 
 
 def peak_memory(side: str, size: str, form: str, case: Case) -> int:
-    """Answer once in a process of its own; return MiB above the imports at the peak."""
+    """Run a case once in its own process; return the peak in MiB above the imports."""
     what = [side, size, form, case.kind, str(case.batch), str(case.length)]
     command = [sys.executable, __file__, "--memory-of", *what]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -420,28 +421,28 @@ def measure(
     size: str, machine: Machine, rounds: int, codes: int, engines: Sequence[str]
 ) -> dict[str, object]:
     """Compare both sides at one size."""
-    rivals, cases = Rivals(SIZES[size], engines), cases_of(codes)
+    comparison, cases = Comparison(SIZES[size], engines), cases_of(codes)
     equal = {
-        name: rivals.check(cases[name])
+        name: comparison.check(cases[name])
         for name in ("image, batch 1", "image, batch 1, guided", "text, batch 1")
     }
-    found = rivals.compare(cases, rounds)
+    found = comparison.compare(cases, rounds)
     forms = {name: found[name]["forms"] for name in found}
     memory = {
-        name: {side: peak_memory(side, size, form, cases[name]) for side, form in of.items()}
-        for name, of in forms.items()
+        name: {side: peak_memory(side, size, form, cases[name]) for side, form in sides.items()}
+        for name, sides in forms.items()
         if name in ("image, batch 1", "image, batch 16")
     }
-    guided, alone = (
+    guided, unguided = (
         found[name]["seconds_of_batch"] for name in ("image, batch 1, guided", "image, batch 1")
     )
     return {
-        "parameters": sum(p.numel() for p in rivals.model.parameters()),
-        "equal_greedy_ids": equal,
+        "parameters": sum(p.numel() for p in comparison.model.parameters()),
+        "equal_greedy_tokens": equal,
         "cases": found,
-        "guided_cost_b1": {side: round(guided[side] / alone[side], 2) for side in guided},
-        "of_the_limit": shares(machine, SIZES[size], cases, found),
-        "first_id_ms": rivals.first_ids(forms["text, batch 1"], rounds),
+        "guided_cost_b1": {side: round(guided[side] / unguided[side], 2) for side in guided},
+        "share_of_limit": shares(machine, SIZES[size], cases, found),
+        "first_token_ms": comparison.first_tokens(forms["text, batch 1"], rounds),
         "peak_mib_above_imports": memory,
     }
 
@@ -460,7 +461,7 @@ def headline(result: dict) -> dict[str, float]:
 
 
 def on_gpu(codes: int, rounds: int) -> dict[str, object]:
-    """Draw and write at Chameleon-7B's shape in bfloat16; return times and the limit of reading."""
+    """Generate at Chameleon-7B's shape in bfloat16; return times and the share of bandwidth."""
     config = chameleon_7b()
     with torch.device("meta"):
         model = Decoder(config)
@@ -485,10 +486,10 @@ def on_gpu(codes: int, rounds: int) -> dict[str, object]:
         result[name] = {
             "ms_per_step": round(1e3 * seconds / codes, 3),
             "seconds_of_batch": round(seconds, 3),
-            "answers_per_second": round(case.batch / seconds, 2),
-            "of_the_limit": round(least / (seconds / codes), 2),
+            "completions_per_second": round(case.batch / seconds, 2),
+            "share_of_limit": round(least / (seconds / codes), 2),
         }
-        say({name: result[name]})
+        print_json({name: result[name]})
         del side
         torch.cuda.empty_cache()
     return result
@@ -500,7 +501,7 @@ def finished(run: Callable[[], object]) -> None:
 
 
 def copy_rate() -> float:
-    """Return bytes read and written a second by a copy within the GPU's memory."""
+    """Return bytes read and written per second by a copy within the GPU's memory."""
     x = torch.ones(2**30, dtype=torch.int32, device="cuda")
     y = torch.empty_like(x)
     return 8 * x.numel() / min(alternate(10, copy=lambda: finished(lambda: y.copy_(x)))["copy"])
@@ -510,9 +511,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--codes", type=int, help="ids of each answer (default: 256; a GPU 1024)")
+    parser.add_argument("--codes", type=int, help="tokens per completion (256; on a GPU 1024)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["eager"],
-                        help="forms of ours to try; compiling takes minutes each")  # fmt: skip
+                        help="our forms to compare; each compilation takes minutes")  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", nargs=6, help=argparse.SUPPRESS)
@@ -537,7 +538,7 @@ def main() -> None:
                 f"{mb} MB": round(machine.read(1e6 * mb) / 1e9, 1) for mb in (8, 32, 128, 512)
             },
         }
-        say(result)
+        print_json(result)
         sizes = {
             size: measure(size, machine, options.rounds, options.codes or CODES, options.engines)
             for size in options.sizes
@@ -547,7 +548,7 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     if options.device == "cpu":
-        say({size: headline(result[size]) for size in options.sizes})
+        print_json({size: headline(result[size]) for size in options.sizes})
 
 
 if __name__ == "__main__":

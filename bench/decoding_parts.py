@@ -1,8 +1,8 @@
-"""What each part of the engine buys: the same answers with one of them changed, side by side.
+"""Ablations of the engine: the same requests with one part changed at a time.
 
-Every line is the engine as it is but for one thing, on random weights of the sizes of decoding.py,
-in alternating order. Guessing ahead is measured on a trained bundle only: random weights write
-codes that are far too easy or far too hard to guess. There every window has to write the same ids.
+The parts are measured on random weights of the sizes of decoding.py, in alternating order.
+Speculative decoding is measured on a trained bundle only, since the codes of random weights are
+far too easy or far too hard to guess. Every window must generate the same tokens.
 
     python bench/decoding_parts.py --sizes 15M
     python bench/decoding_parts.py --bundle runs/quickstart/bundle
@@ -31,7 +31,7 @@ from pardalis.bundle import Bundle
 from pardalis.inference import EngineConfig, Request, TokenLoop, to_request
 from pardalis.inference import weights as engine_weights
 from pardalis.model import Decoder, initialise
-from training import say
+from training import print_json
 
 BASE = EngineConfig(speculation_window=1)
 WORDS = ["rocket", "umbrella", "volcano", "tulip", "sailboat", "snowflake", "cactus", "scissors"]
@@ -40,12 +40,12 @@ WARM_UPS = 2
 
 
 def stored_layout() -> AbstractContextManager[object]:
-    """Leave weights as they are stored, where the engine would copy them into oneDNN's layout."""
+    """Keep weights as they are stored instead of copying them into oneDNN's layout."""
     return patch.object(engine_weights, "_has_layout", lambda weight: False)
 
 
 def whole_head() -> AbstractContextManager[object]:
-    """Multiply the whole head at every step, and drop what a row cannot write."""
+    """Compute all logits at every step, and drop those that the grammar forbids."""
 
     def image(head: engine_weights.Head, hidden: Tensor) -> Tensor:
         return head.all(hidden)[:, : head.n_codes]
@@ -53,20 +53,20 @@ def whole_head() -> AbstractContextManager[object]:
     return patch.object(engine_weights.Head, "image", image)
 
 
-# Name: the engine's configuration, and what is changed of its code while it is built and runs.
+# Name: the engine's configuration, and a patch of its code while it is built and runs.
 PARTS: dict[str, tuple[EngineConfig, Callable[[], AbstractContextManager[object]]]] = {
-    "as it is": (BASE, nullcontext),
-    "the whole head at every step": (BASE, whole_head),
+    "unchanged": (BASE, nullcontext),
+    "all logits at every step": (BASE, whole_head),
     "weights as stored": (BASE, stored_layout),
-    "a look by the host at every step": (replace(BASE, steps_per_sync=1), nullcontext),
-    "a look every 32 steps": (replace(BASE, steps_per_sync=32), nullcontext),
+    "host synchronisation at every step": (replace(BASE, steps_per_sync=1), nullcontext),
+    "host synchronisation every 32 steps": (replace(BASE, steps_per_sync=32), nullcontext),
     "weights in 8 bits": (replace(BASE, weights="int8"), nullcontext),
     "compiled": (replace(BASE, compile=True), nullcontext),
 }
 
 
 def parts(size: str, batch: int, codes: int, rounds: int) -> dict[str, dict[str, object]]:
-    """Time images of a batch with each part changed."""
+    """Time a batch of images with each part changed."""
     model, case = initialise(Decoder(SIZES[size]), seed=0).eval(), Case("image", batch, codes)
     runs = {}
     for name, (config, change) in PARTS.items():
@@ -76,7 +76,7 @@ def parts(size: str, batch: int, codes: int, rounds: int) -> dict[str, dict[str,
         for _ in range(WARM_UPS):
             runs[name]()
     seconds = alternate(rounds, **runs)
-    base = statistics.median(seconds["as it is"])
+    base = statistics.median(seconds["unchanged"])
     return {
         name: {
             "ms_per_step": round(1e3 * statistics.median(taken) / codes, 3),
@@ -101,21 +101,21 @@ def repeated(
 
 
 def reuse(size: str, rounds: int) -> dict[str, float]:
-    """Return milliseconds to the first id after a prompt that is new, and one seen before."""
+    """Return milliseconds to the first token after a new prompt and after a cached one."""
     case = Case("text", 1, length=8, prompt=512)
     side = Ours(loop_for(initialise(Decoder(SIZES[size]), seed=0).eval(), BASE, case), case)
     side.seconds_to_first(0)
     new = [side.seconds_to_first(number) for number in range(1, rounds + 1)]
-    again = [side.seconds_to_first(rounds) for _ in range(rounds)]
+    cached = [side.seconds_to_first(rounds) for _ in range(rounds)]
     return {
-        "prompt_ids": case.prompt,
+        "prompt_tokens": case.prompt,
         "new_ms": round(1e3 * statistics.median(new), 1),
-        "seen_ms": round(1e3 * statistics.median(again), 1),
+        "cached_ms": round(1e3 * statistics.median(cached), 1),
     }
 
 
 def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
-    """Draw words one at a time with windows of guesses; refuses a window that changes an id."""
+    """Generate images one at a time with each window; exits if a window changes a token."""
     bundle = pardalis.load(folder)
     samplings = {"greedy": GREEDY, "release's": RELEASE, "whole distribution": PLAIN}
     lines = []
@@ -131,24 +131,24 @@ def speculation(folder: Path, rounds: int) -> list[dict[str, object]]:
             ]  # fmt: skip
             for line in windows(bundle, requests, rounds):
                 lines.append({"sampling": name, "guidance": scale, **line})
-                say(lines[-1])
+                print_json(lines[-1])
     return lines
 
 
 def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[str, object]]:
-    """Return passes and seconds of an image for each window, and how many guesses were right."""
-    rows = 1 if requests[0].guidance is None else 2
+    """Return passes and time per image and the share of right guesses for each window."""
+    slots = 1 if requests[0].guidance is None else 2
     loops = {
         window: TokenLoop(
             bundle.model,
             bundle.codec.grammar,
-            EngineConfig(speculation_window=window, max_slots=rows),
+            EngineConfig(speculation_window=window, max_slots=slots),
         )
         for window in WINDOWS
     }
-    answers = {window: one_by_one(loop, requests) for window, loop in loops.items()}
-    if any(ids != answers[1] for ids in answers.values()):
-        raise SystemExit("A window of guesses changed what was written.")
+    completions = {window: one_by_one(loop, requests) for window, loop in loops.items()}
+    if any(ids != completions[1] for ids in completions.values()):
+        raise SystemExit("A speculation window changed the generated tokens.")
     counted = {window: copy(loop.statistics) for window, loop in loops.items()}
     runs = {str(w): lambda loop=loop: one_by_one(loop, requests) for w, loop in loops.items()}
     taken = {int(w): statistics.median(s) for w, s in alternate(rounds, **runs).items()}
@@ -156,7 +156,7 @@ def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[s
         {
             "window": window,
             "passes_per_image": round(counts.passes / len(requests), 1),
-            "guesses_right": round(counts.accepted / max(counts.guessed, 1), 2),
+            "acceptance_rate": round(counts.accepted / max(counts.guessed, 1), 2),
             "ms_per_image": round(1e3 * taken[window] / len(requests), 1),
             "times_faster": round(taken[1] / taken[window], 2),
         }
@@ -165,22 +165,22 @@ def windows(bundle: Bundle, requests: list[Request], rounds: int) -> list[dict[s
 
 
 def one_by_one(loop: TokenLoop, requests: list[Request]) -> list[list[int]]:
-    """Answer each request by itself."""
-    answers = []
+    """Complete one request after the other."""
+    completions = []
     for request in requests:
         loop.submit(request)
-        written: list[int] = []
+        ids: list[int] = []
         while not loop.idle:
             for progress in loop.step():
-                written += progress.ids
-        answers.append(written)
-    return answers
+                ids += progress.ids
+        completions.append(ids)
+    return completions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--bundle", type=Path, help="only guessing ahead, with this trained bundle")
+    parser.add_argument("--bundle", type=Path, help="trained bundle: only speculative decoding")
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--out", type=Path)
@@ -198,8 +198,8 @@ def main() -> None:
             for batch in (1, 16):
                 name = f"{size}, batch {batch}"
                 result[name] = parts(size, batch, options.codes, options.rounds)
-                say({name: result[name]})
-            result[f"{size}, first id"] = reuse(size, options.rounds)
+                print_json({name: result[name]})
+            result[f"{size}, time to first token"] = reuse(size, options.rounds)
     print(json.dumps(result, indent=2))  # noqa: T201
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

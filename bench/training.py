@@ -1,13 +1,13 @@
-"""A training step against transformers' Chameleon in a plain loop, side by side.
+"""A training step compared with transformers' Chameleon in a plain training loop.
 
-Both have the same weights, rows, threads and type; a step is everything that an update takes: rows,
-forward and backward, clipping, a fused AdamW. The peer's loss is cross-entropy on its hidden states
-and its head, since its own loss masks image ids. Rows hold one document each, so that neither
-attends to what the other does not. Peak memory is measured in a process for each side. The last
-line is JSON.
+Both have the same weights, rows, threads and dtype. A step is a whole update: building the batch,
+forward and backward, gradient clipping, a fused AdamW. The peer's loss is cross-entropy on its
+hidden states and its head, since its own loss masks image tokens. Each row holds one document, so
+that both have the same attention mask. Peak memory is measured in one process for each side. The
+last line is JSON.
 
     python bench/training.py                  # two cores: the comparison, and where time goes
-    python bench/training.py --growth         # cost a token against context, batch, depth, ranks
+    python bench/training.py --growth         # time per token by context, batch, depth and ranks
     python bench/training.py --device cuda    # one GPU: 1B parameters at 4,096 positions, bfloat16
 """
 
@@ -43,12 +43,12 @@ from pardalis.train.schedule import ScheduleConfig
 
 LEARNING_RATE = 1e-4
 H200_BFLOAT16 = 989e12  # dense, by the datasheet
-LIKE_A_RATIO = 1e-5  # relative difference that two losses of the same weights may have
+LOSS_TOLERANCE = 1e-5  # relative, between the first losses of both sides
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A decoder and the rows of a step."""
+    """A decoder and the batch of a step."""
 
     vocab_size: int
     d_model: int
@@ -81,8 +81,8 @@ ON_GPU = Shape(65_536, 2048, 16, rows=8, length=4096, d_head=128)  # 1.09 billio
 
 
 @contextmanager
-def rows_of(shape: Shape, steps: int = 16):
-    """Write shards of random ids, a document a row, and open a loader on them."""
+def loader_of(shape: Shape, steps: int = 16):
+    """Write shards of random tokens, one document per row, and open a loader on them."""
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), shape.vocab_size, tokens_per_shard=1 << 24)
@@ -107,21 +107,21 @@ def our_task(shape: Shape, loader: Loader, model: Decoder, **options) -> Pretrai
 
 
 def our_step(shape: Shape, loader: Loader, model: Decoder) -> Callable[[], torch.Tensor]:
-    """Return a function that does the next update and returns its loss."""
+    """Return a function that runs the next update and returns its loss."""
     task, step = our_task(shape, loader, model), iter(range(10_000))
     return lambda: task.step(next(step))["loss"]
 
 
 def peer_step(shape: Shape, loader: Loader, model: Decoder) -> Callable[[], torch.Tensor]:
-    """Return the same by the peer, in the loop that one would write for it."""
+    """Return the same for the peer, in a plain training loop."""
     peer = peer_of(model).train()
     optimizer = torch.optim.AdamW(
         peer.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
-    rows, steps = Prefetcher(loader), iter(range(10_000))
+    batches, steps = Prefetcher(loader), iter(range(10_000))
 
     def step() -> torch.Tensor:
-        batch = rows.batch(next(steps))
+        batch = batches.batch(next(steps))
         targets = batch.targets.masked_fill(batch.weights == 0, -100)
         hidden = peer.model(input_ids=batch.ids, use_cache=False).last_hidden_state
         loss = F.cross_entropy(peer.lm_head(hidden).flatten(0, 1), targets.flatten())
@@ -138,8 +138,8 @@ SIDES = {"pardalis": our_step, "transformers": peer_step}
 
 
 def compare(shape: Shape, rounds: int) -> dict[str, object]:
-    """Time both sides in alternating order; refuse to if their first losses differ."""
-    with rows_of(shape) as loader:
+    """Time both sides in alternating order; exits if their first losses differ."""
+    with loader_of(shape) as loader:
         model = initialise(Decoder(shape.config), seed=0)
         runs = {name: build(shape, loader, model) for name, build in SIDES.items()}
         losses: dict[str, list[float]] = {name: [] for name in runs}
@@ -148,8 +148,8 @@ def compare(shape: Shape, rounds: int) -> dict[str, object]:
         )
     first = {name: values[0] for name, values in losses.items()}
     difference = abs(first["pardalis"] / first["transformers"] - 1)
-    if difference > LIKE_A_RATIO:
-        raise SystemExit(f"The first losses differ by {difference:.1e} of their value: {first}")
+    if difference > LOSS_TOLERANCE:
+        raise SystemExit(f"The first losses differ by {difference:.1e}, relatively: {first}")
     flops = model_costs(shape.config).train_flops_per_token * shape.tokens
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
@@ -167,38 +167,40 @@ def compare(shape: Shape, rounds: int) -> dict[str, object]:
 
 
 def status_mib(name: str) -> float:
-    """Return a line of this process's status, of memory."""
+    """Return a memory field of this process's status in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
 
 
 def peak_memory(side: str, shape: Shape) -> dict[str, int]:
-    """Do two updates in a process of its own; return MiB after imports and at the peak."""
+    """Run two updates in their own process; return MiB after imports and at the peak."""
     command = [sys.executable, __file__, "--memory-of", side, json.dumps(dataclasses.asdict(shape))]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
 def print_peak_memory(side: str, shape: Shape) -> None:
     before = status_mib("VmRSS")
-    with rows_of(shape) as loader:
+    with loader_of(shape) as loader:
         step = SIDES[side](shape, loader, initialise(Decoder(shape.config), seed=0))
-        for _ in range(2):  # the second holds what the optimizer made in the first
+        for _ in range(2):  # the optimizer creates its state in the first
             step()
     peak = status_mib("VmHWM")
-    say({"imports": round(before), "peak": round(peak), "above_imports": round(peak - before)})
+    print_json(
+        {"imports": round(before), "peak": round(peak), "above_imports": round(peak - before)}
+    )
 
 
-def time_of_rows(shape: Shape, steps: int) -> dict[str, float]:
-    """Return the share of a step that building its rows takes, and that waiting for them does."""
-    with rows_of(shape) as loader:
+def batch_shares(shape: Shape, steps: int) -> dict[str, float]:
+    """Return the shares of a step spent building its batch and waiting for it."""
+    with loader_of(shape) as loader:
         step = our_step(shape, loader, initialise(Decoder(shape.config), seed=0))
-        ahead = Prefetcher(loader)
-        ahead.batch(0)
+        prefetcher = Prefetcher(loader)
+        prefetcher.batch(0)
         step()
         building, waiting, whole = [], [], []
         for number in range(1, steps + 1):
             whole.append(seconds_of(step))
-            waiting.append(seconds_of(lambda n=number: ahead.batch(n)))
+            waiting.append(seconds_of(lambda n=number: prefetcher.batch(n)))
             building.append(seconds_of(lambda n=number: loader.batch(n)))
     step_seconds = statistics.median(whole)
     return {
@@ -214,38 +216,38 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def seconds_of_step(shape: Shape, steps: int = 3, **options) -> float:
-    """Return the median time of our step after one to warm up."""
+    """Return the median time of our step, after a warm-up step."""
     model = initialise(Decoder(shape.config), seed=0)
     if "layout" in options:
         parallelise(model, options["layout"], ParallelConfig())
-    with rows_of(shape) as loader:
+    with loader_of(shape) as loader:
         task = our_task(shape, loader, model, **options)
         task.step(0)
         return statistics.median(seconds_of(lambda n=n: task.step(n)) for n in range(1, steps + 1))
 
 
 def cost_of_statistics(rounds: int) -> dict[str, float]:
-    """Return what a look at what grows inside costs, over a step without one."""
+    """Return the cost of training statistics, relative to a step without them."""
     schedule = ScheduleConfig(learning_rate=LEARNING_RATE)
     every = PretrainConfig(batch_rows=1, schedule=schedule).statistics_every
-    plain, watched = (
+    plain, measured = (
         min(seconds_of_step(QUICKSTART, 20, statistics_every=n) for _ in range(rounds))
         for n in (0, 1)
     )
     return {
-        "at every step": round(watched / plain - 1, 3),
-        "by default": round((watched / plain - 1) / every, 5),
+        "every step": round(measured / plain - 1, 3),
+        "default interval": round((measured / plain - 1) / every, 5),
     }
 
 
 def growth() -> list[dict[str, object]]:
-    """Return the cost of a token as one thing grows and the rest stays."""
+    """Return the time per token as one dimension grows and the others stay."""
     tokens = GROWTH.tokens
     series = {
-        "context, as many tokens a step": [
+        "context, constant tokens per step": [
             dataclasses.replace(GROWTH, length=n, rows=tokens // n) for n in (128, 256, 512, 1024)
         ],
-        "rows of 256": [dataclasses.replace(GROWTH, rows=n) for n in (1, 2, 4, 8, 16)],
+        "rows of 256 tokens": [dataclasses.replace(GROWTH, rows=n) for n in (1, 2, 4, 8, 16)],
         "layers": [dataclasses.replace(GROWTH, n_layers=n) for n in (2, 4, 8, 16)],
     }
     lines = []
@@ -255,7 +257,7 @@ def growth() -> list[dict[str, object]]:
             flops = model_costs(shape.config).train_flops_per_token
             lines.append(
                 {
-                    "growing": name,
+                    "dimension": name,
                     "rows": shape.rows,
                     "context": shape.length,
                     "layers": shape.n_layers,
@@ -263,11 +265,11 @@ def growth() -> list[dict[str, object]]:
                     "gflops": round(flops / cost / 1e3, 1),
                 }
             )
-    return lines + [{"growing": "ranks of one thread", **of_ranks(n)} for n in (1, 2)]
+    return lines + [{"dimension": "ranks of one thread", **of_ranks(n)} for n in (1, 2)]
 
 
 def of_ranks(n: int) -> dict[str, object]:
-    """Start ``n`` processes of one thread that share the rows of a step."""
+    """Start ``n`` processes of one thread that share the batch of a step."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}",
         __file__, "--rank",
@@ -281,19 +283,19 @@ def print_time_as_rank() -> None:
     with join() as world:
         seconds = seconds_of_step(GROWTH, steps=5, layout=layout_of(world, ParallelConfig()))
         if world.is_first:
-            say({"us_per_token": round(1e6 * seconds / GROWTH.tokens, 1)})
+            print_json({"us_per_token": round(1e6 * seconds / GROWTH.tokens, 1)})
 
 
-def kernels(device: str, rows: int, width: int, vocab: int, chunk: int, rounds: int) -> dict:
-    """Time the loss by itself, gradients included, against full logits and PyTorch's own.
+def kernels(device: str, tokens: int, width: int, vocab: int, chunk: int, rounds: int) -> dict:
+    """Time the loss with its gradients, compared with full logits and PyTorch's own kernel.
 
-    Extra memory, on a GPU only, is the peak less inputs and gradients.
+    Extra memory, on a GPU only, is the peak minus inputs and gradients.
     """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    hidden = torch.randn(rows, width, device=device).to(dtype).requires_grad_()
+    hidden = torch.randn(tokens, width, device=device).to(dtype).requires_grad_()
     weight = (0.02 * torch.randn(vocab, width, device=device)).to(dtype).requires_grad_()
-    targets = torch.randint(vocab, (rows,), device=device)
-    ones = torch.ones(rows, device=device)
+    targets = torch.randint(vocab, (tokens,), device=device)
+    ones = torch.ones(tokens, device=device)
 
     def ours() -> object:
         with torch.no_grad():
@@ -311,13 +313,13 @@ def kernels(device: str, rows: int, width: int, vocab: int, chunk: int, rounds: 
         loss = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
         return torch.autograd.grad(loss, [hidden, weight])
 
-    runs = {"pardalis": ours, "full logits": full_logits, "torch, in chunks": torch_chunks}
+    runs = {"pardalis": ours, "full logits": full_logits, "torch, chunked": torch_chunks}
     seconds = alternate(rounds, **{n: lambda r=r: finished(r, device) for n, r in runs.items()})
     result = {n: {"ms": round(1e3 * statistics.median(s), 1)} for n, s in seconds.items()}
     if device == "cuda":
         for name, run in runs.items():
             result[name]["extra_gb"] = round(extra_gb(run), 3)
-    return {"rows": rows, "width": width, "vocab": vocab, "chunk": chunk, **result}
+    return {"tokens": tokens, "width": width, "vocab": vocab, "chunk": chunk, **result}
 
 
 def finished(run: Callable[[], object], device: str) -> None:
@@ -327,18 +329,18 @@ def finished(run: Callable[[], object], device: str) -> None:
 
 
 def extra_gb(run: Callable[[], object]) -> float:
-    """Return the peak of a run less what it found and what it leaves, in 10⁹ bytes."""
+    """Return the peak of a run minus the memory allocated after it, in 10⁹ bytes."""
     torch.cuda.reset_peak_memory_stats()
-    left = run()
+    result = run()
     extra = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-    del left
+    del result
     return extra / 1e9
 
 
 def on_gpu(shape: Shape, steps: int) -> dict[str, object]:
-    """Train at about 1B parameters; return the strict model-FLOPs utilisation and a profile.
+    """Train at about 1B parameters; return the strict model-FLOPs utilisation, print a profile.
 
-    FLOPs are 6 for every multiplied parameter and 6 L d S for attention; what is recomputed counts
+    FLOPs per token are 6 per multiplied parameter and 6 L d S for attention; recomputation counts
     once.
     """
     layout = Layout.alone("cuda")
@@ -346,7 +348,7 @@ def on_gpu(shape: Shape, steps: int) -> dict[str, object]:
         model = Decoder(shape.config)
     parallelise(model, layout, ParallelConfig(compile=True), "bfloat16")
     initialise(model, seed=0)
-    with rows_of(shape) as loader:
+    with loader_of(shape) as loader:
         task = our_task(shape, loader, model, precision="bfloat16", layout=layout)
         for n in range(4):
             task.step(n)
@@ -372,7 +374,7 @@ def on_gpu(shape: Shape, steps: int) -> dict[str, object]:
 
 
 def on_cpu(rounds: int) -> dict[str, object]:
-    """Compare both shapes in speed and memory, and say where our step's time goes."""
+    """Compare both shapes in speed and memory, and measure the parts of our step."""
     result: dict[str, object] = {"product_gflops": round(product_gflops(), 1)}
     for name, shape in SHAPES.items():
         found = compare(shape, rounds)
@@ -382,11 +384,11 @@ def on_cpu(rounds: int) -> dict[str, object]:
         memory = {side: peak_memory(side, shape) for side in SIDES}
         above = [memory[side]["above_imports"] for side in SIDES]
         result[name] = found | {"memory_mib": memory, "memory_ratio": round(above[0] / above[1], 2)}
-        say({name: result[name]})
+        print_json({name: result[name]})
     small = SHAPES["small"]
-    result["rows of a step"] = time_of_rows(small, rounds)
+    result["batch of a step"] = batch_shares(small, rounds)
     result["statistics of the quickstart's decoder"] = cost_of_statistics(rounds)
-    result["loss alone"] = kernels("cpu", 1024, small.d_model, small.vocab_size, 1024, rounds)
+    result["loss"] = kernels("cpu", 1024, small.d_model, small.vocab_size, 1024, rounds)
     return result
 
 
@@ -398,7 +400,7 @@ def headline(result: dict) -> dict[str, object]:
     }
 
 
-def say(result: dict) -> None:
+def print_json(result: dict) -> None:
     print(json.dumps(result), flush=True)  # noqa: T201
 
 
@@ -406,7 +408,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--growth", action="store_true", help="only the table of growth")
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="only the time per token by dimension",
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
@@ -426,7 +432,7 @@ def main() -> None:
     }
     if options.device == "cuda":
         result["training"] = on_gpu(ON_GPU, steps=20)
-        result["loss alone"] = kernels("cuda", 8192, 4096, 65_536, 2048, rounds=10)
+        result["loss"] = kernels("cuda", 8192, 4096, 65_536, 2048, rounds=10)
     elif options.growth:
         result["growth"] = growth()
     else:
@@ -435,7 +441,7 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     if "small" in result:
-        say(headline(result))
+        print_json(headline(result))
 
 
 if __name__ == "__main__":

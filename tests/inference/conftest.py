@@ -1,4 +1,4 @@
-"""A bundle small enough to answer in milliseconds."""
+"""A bundle that generates in milliseconds."""
 
 import pytest
 

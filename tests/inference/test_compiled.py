@@ -1,4 +1,4 @@
-"""Compiled steps write what the naive loop writes; where they cannot be compiled, eager ones do."""
+"""Compiled steps equal the reference loop; where compilation fails, eager steps run."""
 
 import logging
 import subprocess
@@ -24,7 +24,7 @@ A = IDS.text.start
 
 
 def requests() -> list[Request]:
-    """Text, images, both, and guided ones; prompts of several lengths."""
+    """Text, images, both, and guided images; prompts of several lengths."""
     limits = [
         Limits(max_new_tokens=12, max_images=0),
         Limits(max_new_tokens=12, text=False, max_images=2),
@@ -51,7 +51,7 @@ def make(context: int = 48) -> tuple[Decoder, Grammar]:
 
 
 def main() -> None:
-    """Compare answers, with the tracer of the compiler but without its generated code."""
+    """Compare completions, with the compiler's tracer but without its generated code."""
     torch.set_num_threads(1)
     compiled_module.BACKEND = "aot_eager"
     model, grammar = make()
@@ -60,25 +60,25 @@ def main() -> None:
         config = EngineConfig(compile=True, speculation_window=window, max_slots=4, page_size=3)
         loop = TokenLoop(model, grammar, config)
         keys = [loop.submit(request) for request in requests()]
-        answers: dict[int, list[int]] = {key: [] for key in keys}
+        completions: dict[int, list[int]] = {key: [] for key in keys}
         while not loop.idle:
             for progress in loop.step():
-                answers[progress.key] += progress.ids
-        assert list(answers.values()) == expected
+                completions[progress.key] += progress.ids
+        assert list(completions.values()) == expected
         assert loop.runner.compiled is not None
         assert loop.runner.compiled.works
     assert 4 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
 
 
 def test_equals_the_reference():
-    """In a process of its own, since checks of shapes at run time cannot be compiled."""
+    """Runs in its own process, since the runtime shape checks of the tests cannot be compiled."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_goes_on_without_a_compiler(monkeypatch, caplog):
+def test_continues_without_a_compiler(monkeypatch, caplog):
     def broken(function, **options):
         def call(*arguments):
             raise RuntimeError("no C++ compiler found")
@@ -89,8 +89,8 @@ def test_goes_on_without_a_compiler(monkeypatch, caplog):
     model, grammar = make()
     caplog.set_level(logging.WARNING)
     config = EngineConfig(compile=True, max_slots=4)
-    answers = generate_ids(model, grammar, requests(), config)
-    assert answers == generate_ids(model, grammar, requests(), EngineConfig(max_slots=4))
+    completions = generate_ids(model, grammar, requests(), config)
+    assert completions == generate_ids(model, grammar, requests(), EngineConfig(max_slots=4))
     [record] = caplog.records
     assert "no C++ compiler found" in record.message
 

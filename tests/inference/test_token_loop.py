@@ -1,4 +1,4 @@
-"""The token loop equals the naive one, id for id, whatever shares its passes and its memory."""
+"""The token loop equals the reference loop token by token, in any batch and with any cache."""
 
 import copy
 import itertools
@@ -67,7 +67,7 @@ def requests() -> list[Request]:
         for n, (prompt, sampling, limits, guide) in enumerate(
             itertools.product(PROMPTS, SAMPLINGS, LIMITS, GUIDES)
         )
-        if n % 9 == 0  # a ninth of the product, every factor met with every other
+        if n % 9 == 0  # a ninth of the product, with every pair of factors
     ]  # fmt: skip
 
 
@@ -95,29 +95,29 @@ def expected(requests, model, grammar) -> list[list[int]]:
     ],
     ids=[
         "default",
-        "one by one",
-        "wide",
-        "long steps",
-        "little memory",
-        "windows",
-        "wide windows",
+        "single steps",
+        "many slots",
+        "many steps per sync",
+        "small cache",
+        "speculation",
+        "large windows",
         "overlap",
-        "overlapping windows",
+        "overlap with speculation",
     ],
 )
 def test_equals_the_reference(config, requests, expected, model, grammar):
     fitting = [r for r in requests if r.guidance is None or config.max_slots > 2]
     if config.max_slots == 2:
         fitting = [r for r in requests if r.guidance != GUIDES[2]]
-    answers = dict(zip(fitting, generate_ids(model, grammar, fitting, config), strict=True))
+    completions = dict(zip(fitting, generate_ids(model, grammar, fitting, config), strict=True))
     for request, right in zip(requests, expected, strict=True):
-        assert answers.get(request, right) == right, request
+        assert completions.get(request, right) == right, request
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_guesses_settle_codes(guide, model, grammar):
-    """A model that repeats itself is guessed right, so images take fewer passes than codes."""
-    asked = [
+def test_speculation_saves_passes(guide, model, grammar):
+    """A model that repeats itself is guessed right, so an image takes fewer passes than codes."""
+    requests = [
         Request(
             prompt_ids=PROMPTS[1],
             limits=Limits(max_new_tokens=24, text=False, max_images=4),
@@ -132,20 +132,20 @@ def test_guesses_settle_codes(guide, model, grammar):
         loop = TokenLoop(
             model, grammar, EngineConfig(speculation_window=window, steps_per_sync=1, max_slots=3)
         )
-        for request in asked:
-            key, written = loop.submit(request), []
+        for request in requests:
+            key, ids = loop.submit(request), []
             while key in loop.keys:
-                written += [i for progress in loop.step() for i in progress.ids]
-            assert written == generate_reference(model, grammar, request)
+                ids += [i for progress in loop.step() for i in progress.ids]
+            assert ids == generate_reference(model, grammar, request)
         counts.append(loop.statistics)
-    one, several = counts
-    assert one.guessed == one.accepted == 0
-    assert 0 < several.accepted < several.guessed
-    assert several.passes == one.passes - several.accepted
+    single, speculative = counts
+    assert single.guessed == single.accepted == 0
+    assert 0 < speculative.accepted < speculative.guessed
+    assert speculative.passes == single.passes - speculative.accepted
 
 
-def test_little_memory_was_little(requests, model, grammar):
-    """The case above preempts, so it shows that preemption loses nothing."""
+def test_the_small_cache_preempts(requests, model, grammar):
+    """The case "small cache" above therefore shows that preemption loses nothing."""
     config = EngineConfig(
         cache_tokens=100, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
     )
@@ -159,8 +159,8 @@ def test_little_memory_was_little(requests, model, grammar):
     loop.scheduler.pool.check()
 
 
-def test_any_company_any_order(requests, expected, model, grammar):
-    """Requests come at random while others run; some of those are given up half-way."""
+def test_random_arrivals_and_aborts(requests, expected, model, grammar):
+    """Requests arrive at random while others run, and some of those are aborted."""
     draw = random.Random(1)
     loop = TokenLoop(
         model, grammar, EngineConfig(max_slots=6, steps_per_sync=2, page_size=3, quantum_steps=6)
@@ -168,56 +168,56 @@ def test_any_company_any_order(requests, expected, model, grammar):
     numbers = draw.sample(range(len(requests)), 36)
     answers: dict[int, list[int]] = {}
     number_of: dict[int, int] = {}
-    given_up = set()
+    aborted = set()
     waiting = list(numbers)
     while waiting or not loop.idle:
         for _ in range(min(draw.choice([0, 0, 1, 4]), len(waiting))):
             number = waiting.pop()
             key = loop.submit(requests[number], priority=draw.choice([0, 0, 1]))
             number_of[key], answers[key] = number, []
-        running = [key for key in answers if key not in given_up]
+        running = [key for key in answers if key not in aborted]
         if running and draw.random() < 0.05:
-            given_up.add(key := draw.choice(running))
+            aborted.add(key := draw.choice(running))
             loop.abort(key)
         for progress in loop.step():
             answers[progress.key] += progress.ids
-    kept = [key for key in answers if key not in given_up]
+    kept = [key for key in answers if key not in aborted]
     assert len(kept) > 25
     for key in kept:
         assert answers[key] == expected[number_of[key]]
-    for key in given_up:
+    for key in aborted:
         assert answers[key] == expected[number_of[key]][: len(answers[key])]
     assert loop.scheduler.pool.in_use == 0
 
 
-def test_answers_are_well_formed_and_use_their_limits(requests, expected, grammar):
-    drew = 0
-    for request, answer in zip(requests, expected, strict=True):
-        whole = [*request.prompt_ids, *answer]
-        assert len(answer) <= request.limits.max_new_tokens
+def test_completions_are_well_formed_and_obey_their_limits(requests, expected, grammar):
+    n_images = 0
+    for request, completion in zip(requests, expected, strict=True):
+        whole = [*request.prompt_ids, *completion]
+        assert len(completion) <= request.limits.max_new_tokens
         grammar.validate(whole if whole[-1] == IDS.eos_id else [*whole, IDS.eos_id])
-        opened = answer.count(IDS.begin_image_id)
-        drew += opened
+        opened = completion.count(IDS.begin_image_id)
+        n_images += opened
         if not request.limits.text:
             assert opened == 2
-            assert not any(i in IDS.text for i in answer)
+            assert not any(i in IDS.text for i in completion)
         if request.limits.max_images is not None:
             assert opened <= request.limits.max_images
-    assert drew > 10
+    assert n_images > 10
 
 
 def test_the_seed_decides(model, grammar):
-    def ask(seed: int) -> list[int]:
+    def run(seed: int) -> list[int]:
         request = Request(prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=30), seed=seed)
         return generate_ids(model, grammar, [request])[0]
 
-    assert ask(1) == ask(1)
-    assert len({tuple(ask(seed)) for seed in range(5)}) > 1
+    assert run(1) == run(1)
+    assert len({tuple(run(seed)) for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize("guide", GUIDES[1:])
 def test_guidance_changes_codes(guide, model, grammar):
-    def ask(guidance: object) -> list[int]:
+    def run(guidance: object) -> list[int]:
         request = Request(
             prompt_ids=PROMPTS[2],
             limits=Limits(max_new_tokens=30, text=False, max_images=3),
@@ -225,21 +225,21 @@ def test_guidance_changes_codes(guide, model, grammar):
         )
         return generate_ids(model, grammar, [request])[0]
 
-    assert ask(None) != ask(guide)
+    assert run(None) != run(guide)
 
 
-class NoReads(TorchDispatchMode):
-    """Raises where the host would wait for a number of the device."""
+class NoHostSync(TorchDispatchMode):
+    """Raises where the host would wait for a value from the device."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._local_scalar_dense.default:
-            raise AssertionError("the host read a number of the device")
+            raise AssertionError("the host read a value from the device")
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
-    """Between two looks of the host at what was written, no number leaves the device."""
+def test_steps_do_not_synchronise(window, requests, model, grammar, monkeypatch):
+    """Within the steps of a plan no value is copied from the device to the host."""
     loop = TokenLoop(
         model, grammar, EngineConfig(max_slots=8, steps_per_sync=4, speculation_window=window)
     )
@@ -250,7 +250,7 @@ def test_steps_read_nothing_back(window, requests, model, grammar, monkeypatch):
 
         def run(*arguments):
             ran.append(name)
-            with NoReads():
+            with NoHostSync():
                 return real(*arguments)
 
         monkeypatch.setattr(loop.runner, name, run)
@@ -282,15 +282,15 @@ def test_steps_do_not_wait_for_a_gpu(requests, expected, model, grammar, monkeyp
         for progress in loop.step():
             keys[progress.key] += progress.ids
     right = sum(got == want for got, want in zip(keys.values(), expected, strict=True))
-    assert right >= 0.9 * len(requests)  # sums are rounded in another order there
+    assert right >= 0.9 * len(requests)  # sums have another order of rounding there
 
 
-def test_the_watch_sees_a_read():
-    with pytest.raises(AssertionError, match="read a number"), NoReads():
+def test_no_host_sync_detects_a_read():
+    with pytest.raises(AssertionError, match="read a value"), NoHostSync():
         torch.ones(1).item()
 
 
-def test_a_shared_prompt_is_read_once(model, grammar):
+def test_a_shared_prompt_is_prefilled_once(model, grammar):
     prompt = (IDS.bos_id, A, *IMAGE, *range(A, A + 9))
     loop = TokenLoop(model, grammar, EngineConfig(page_size=4, max_slots=1))
     for seed in range(3):
@@ -302,8 +302,8 @@ def test_a_shared_prompt_is_read_once(model, grammar):
     assert loop.statistics.prefilled_tokens == 3 * (len(prompt) - 1) - 2 * whole_pages
 
 
-def test_an_image_costs_no_prompt_reading(model, grammar):
-    """Entering and leaving images computes no id twice, and every id exactly once."""
+def test_an_image_costs_no_prefill(model, grammar):
+    """Entering and leaving images computes every token exactly once."""
     request = Request(
         prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=30, text=False, max_images=4)
     )
@@ -315,7 +315,7 @@ def test_an_image_costs_no_prompt_reading(model, grammar):
     assert loop.statistics.generated_tokens == 4 * 6
 
 
-def test_reasons(model, grammar):
+def test_finish_reasons(model, grammar):
     def reason(limits: Limits, **more) -> str:
         loop = TokenLoop(model, grammar, EngineConfig())
         loop.submit(Request(prompt_ids=PROMPTS[1], limits=limits, **more))
@@ -330,9 +330,9 @@ def test_reasons(model, grammar):
     assert found == {"turn", "eos", "length"}
 
 
-def test_paused_requests_wait_and_lose_nothing(requests, expected, model, grammar):
+def test_a_paused_request_waits_and_loses_nothing(requests, expected, model, grammar):
     loop = TokenLoop(model, grammar, EngineConfig(max_slots=4, steps_per_sync=2))
-    number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
+    number = next(n for n, ids in enumerate(expected) if len(ids) > 15)
     key = loop.submit(requests[number])
     written: list[int] = []
     for _ in range(3):
@@ -346,7 +346,7 @@ def test_paused_requests_wait_and_lose_nothing(requests, expected, model, gramma
     assert written == expected[number]
 
 
-def test_abort_says_so_once(model, grammar):
+def test_abort_is_reported_once(model, grammar):
     loop = TokenLoop(model, grammar, EngineConfig())
     key = loop.submit(Request(prompt_ids=PROMPTS[1], limits=Limits(max_new_tokens=30)))
     loop.step()
@@ -357,7 +357,7 @@ def test_abort_says_so_once(model, grammar):
     assert loop.idle
 
 
-def test_refuses_what_cannot_be(model, grammar):
+def test_refuses_impossible_requests(model, grammar):
     loop = TokenLoop(model, grammar, EngineConfig(max_waiting=0, max_slots=1))
     short = Limits(max_new_tokens=3, text=False, max_images=1)
     with pytest.raises(RequestError, match="token budget is 3, but 6 are needed"):
@@ -381,15 +381,15 @@ def test_refuses_what_cannot_be(model, grammar):
         {"limits": Limits(max_new_tokens=20, text=False, max_images=-1)},
     ],
 )
-def test_refuses_numbers_that_no_tensor_holds(values):
+def test_refuses_numbers_beyond_int64_and_below_0(values):
     with pytest.raises(RequestError, match="must"):
         Request(**({"prompt_ids": PROMPTS[0], "limits": Limits(max_new_tokens=4)} | values))
 
 
-def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected, monkeypatch):
-    """With steps in flight, a failure to begin the next ones is told, and one may go on."""
+def test_steps_that_fail_to_launch_lose_no_tokens(model, grammar, requests, expected, monkeypatch):
+    """With steps in flight, a failure to launch the next ones raises, and the loop can continue."""
     loop = TokenLoop(model, grammar, EngineConfig(overlap=True, steps_per_sync=2))
-    number = next(n for n, answer in enumerate(expected) if len(answer) > 15)
+    number = next(n for n, ids in enumerate(expected) if len(ids) > 15)
     loop.submit(requests[number])
     real, calls, written = loop.runner.decode, [], []
 
@@ -410,7 +410,7 @@ def test_steps_that_fail_to_begin_lose_no_ids(model, grammar, requests, expected
     assert written == expected[number]
 
 
-def test_paused_requests_take_no_place_of_those_that_wait(model, grammar):
+def test_paused_requests_do_not_count_as_waiting(model, grammar):
     loop = TokenLoop(model, grammar, EngineConfig(max_slots=1, max_waiting=1))
     request = Request(prompt_ids=PROMPTS[0], limits=Limits(max_new_tokens=4))
     for _ in range(4):
@@ -421,8 +421,8 @@ def test_paused_requests_take_no_place_of_those_that_wait(model, grammar):
         loop.submit(request)
 
 
-def test_first_guesses_stand_at_the_next_places(grammar):
-    """Codes 0 1 | 2 3 of an image of two rows: the third is guessed as the first."""
+def test_first_guesses_are_the_codes_above(grammar):
+    """Codes 0 1 above 2 3 in the grid: the third is guessed as the first."""
     scheduler = Scheduler(EngineConfig(), 50, grammar, 48)
     ids = (IDS.bos_id, IDS.begin_image_id, *CODES[:2])
     scheduled = scheduler.submit(Request(prompt_ids=ids, limits=Limits(max_new_tokens=20)))
@@ -432,5 +432,5 @@ def test_first_guesses_stand_at_the_next_places(grammar):
     assert window.guesses.tolist() == [CODES[:2]]
 
 
-def test_nothing_asked(model, grammar):
+def test_no_requests(model, grammar):
     assert generate_ids(model, grammar, []) == []

@@ -1,4 +1,4 @@
-"""A token loop that computes every answer by the naive loop and hands it out id by id."""
+"""A token loop that runs the reference loop and returns its tokens one by one."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from pardalis.tokens import Grammar
 
 
 @dataclass
-class _Written:
-    left: deque[int]
+class _Completion:
+    remaining: deque[int]
     reason: FinishReason
     paused: bool = False
 
 
 class NaiveLoop:
-    """What :class:`pardalis.inference.TokenLoop` does, with one id of each request a step."""
+    """Stands in for :class:`pardalis.inference.TokenLoop`; a step is one token per request."""
 
     def __init__(self, model: Decoder, grammar: Grammar, config: EngineConfig) -> None:
         self.model, self.grammar, self.config = model, grammar, config
         self.statistics = LoopStatistics()
-        self.open: dict[int, _Written] = {}
+        self.open: dict[int, _Completion] = {}
         self.n_submitted = 0
 
     def submit(self, request: Request, priority: int = 0) -> int:
@@ -35,7 +35,7 @@ class NaiveLoop:
             )
         ids = generate_reference(self.model, self.grammar, request)
         self.n_submitted += 1
-        self.open[self.n_submitted] = _Written(deque(ids), self._reason(request, ids))
+        self.open[self.n_submitted] = _Completion(deque(ids), self._reason(request, ids))
         return self.n_submitted
 
     def _reason(self, request: Request, ids: list[int]) -> FinishReason:
@@ -47,7 +47,7 @@ class NaiveLoop:
 
     def abort(self, key: int) -> None:
         if key in self.open:
-            self.open[key] = _Written(deque(), "aborted")
+            self.open[key] = _Completion(deque(), "aborted")
 
     def pause(self, key: int, paused: bool) -> None:
         if key in self.open:
@@ -55,19 +55,19 @@ class NaiveLoop:
 
     @property
     def idle(self) -> bool:
-        return all(written.paused for written in self.open.values())
+        return all(completion.paused for completion in self.open.values())
 
     def step(self) -> list[Progress]:
         done = []
-        for key, written in list(self.open.items()):
-            if written.paused:
+        for key, completion in list(self.open.items()):
+            if completion.paused:
                 continue
-            ids = [written.left.popleft()] if written.left else []
+            ids = [completion.remaining.popleft()] if completion.remaining else []
             self.statistics.generated_tokens += len(ids)
-            if written.left:
+            if completion.remaining:
                 done.append(Progress(key, ids))
             else:
-                done.append(Progress(key, ids, written.reason))
+                done.append(Progress(key, ids, completion.reason))
                 del self.open[key]
         self.statistics.passes += 1
         return done
