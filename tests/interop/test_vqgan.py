@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from random_weights import lively
+from random_weights import randomised
 from torch import Tensor, nn
 
 from pardalis import vq
@@ -43,7 +43,7 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def small() -> ImageTokenizer:
-    return lively(ImageTokenizer(SMALL))
+    return randomised(ImageTokenizer(SMALL))
 
 
 # ── the original layout ──────────────────────────────────────────────────────────────────────────
@@ -128,7 +128,7 @@ def test_the_original_layout_comes_in_bit_for_bit(compare, original, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_written_is_read_as_it_was(tmp_path, dtype):
-    weights = lively(ImageTokenizer(SMALL)).to(dtype).state_dict()
+    weights = randomised(ImageTokenizer(SMALL)).to(dtype).state_dict()
     write_vqgan(SMALL, {name: lazy(t) for name, t in weights.items()}, tmp_path)
     config, tensors = read_vqgan(tmp_path / "vqgan.ckpt", tmp_path / "vqgan.yaml")
     assert config == SMALL
@@ -141,7 +141,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path, dtype):
 @pytest.mark.parametrize("kind", ["ema", "l2", "simvq"])
 def test_other_kinds_are_written_as_a_plain_codebook(compare, tmp_path, kind):
     """Its entries are what the codes decode to, so codes and images stay."""
-    theirs = lively(ImageTokenizer(replace(SMALL, quantizer=QuantizerConfig(kind=kind))))
+    theirs = randomised(ImageTokenizer(replace(SMALL, quantizer=QuantizerConfig(kind=kind))))
     if kind == "simvq":
         with torch.no_grad():
             theirs.quantize.embedding_proj.weight.div_(SMALL.code_width**0.5)
@@ -510,7 +510,7 @@ CLOSE = 3e-5
 @torch.no_grad()
 def test_llamagens_codes_and_pixels(compare, tmp_path, case):
     shape, side = LLAMAGENS[case]
-    theirs = lively(LlamaGen(**shape))
+    theirs = randomised(LlamaGen(**shape))
     torch.save({"model": theirs.state_dict()}, tmp_path / "vq.pt")
     config = import_image_tokenizer(tmp_path / "vq.pt", tmp_path / "ours", resolution=side)
     ours = ImageTokenizer.load(tmp_path / "ours")
@@ -554,7 +554,7 @@ def test_the_shape_follows_from_the_weights(tmp_path, mult, resolution, grid):
 @functools.cache
 def small_llamagen() -> dict[str, Tensor]:
     shape, _ = LLAMAGENS["three levels"]
-    return lively(LlamaGen(**shape)).state_dict()
+    return randomised(LlamaGen(**shape)).state_dict()
 
 
 @pytest.mark.parametrize("form", ["bare", "model", "training", "averaged"])

@@ -1,4 +1,4 @@
-"""A run goes on with other ranks than it began with, and after whatever befell a checkpoint."""
+"""Resuming with another number of ranks, and after failures while a checkpoint is written."""
 
 import json
 import os
@@ -38,35 +38,35 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["2 to 1", "2 to 4", "1 to 2", "killed", "full"])
-def test_a_run_that_went_on_otherwise_has_the_losses_of_one_that_did_not(
+def test_a_run_resumed_on_other_ranks_has_the_losses_of_an_uninterrupted_run(
     folder: Path, name: str
 ) -> None:
     """Measured: equal to 1.3e-7 of each, one rounding of float32."""
     assert losses(folder / name) == pytest.approx(losses(folder / "whole"), rel=2e-6)
 
 
-def test_every_rank_ended_as_it_should(found: dict[str, Any]) -> None:
+def test_exit_codes(found: dict[str, Any]) -> None:
     codes = found["codes"]
-    assert codes["killed"] == [5, -9]  # who lives says that it misses the other
-    assert sorted(codes["full"]) == [1, 5]  # one says why
+    assert codes["killed"] == [5, -9]  # the surviving rank reports the missing one
+    assert sorted(codes["full"]) == [1, 5]  # one rank reports the error
     whole = {name: ranks for name, ranks in codes.items() if name not in ("killed", "full")}
     assert all(code == 0 for ranks in whole.values() for code in ranks)
 
 
-def test_a_rank_killed_while_it_writes_costs_the_steps_since_the_last_checkpoint(
+def test_a_rank_killed_during_a_write_loses_only_the_unfinished_checkpoint(
     found: dict[str, Any],
 ) -> None:
     assert found["kept"] == ["step-00000002"]
 
 
-def test_a_disk_that_is_full_for_one_rank_is_one_sentence(found: dict[str, Any]) -> None:
-    said = "".join(found["said"])
-    assert said.count("\n") == 1
-    assert "The checkpoint of step 4 could not be written to" in said
-    assert "No space left on device); step-00000002 before it is intact. Free space" in said
+def test_a_disk_that_is_full_for_one_rank_gives_one_error_message(found: dict[str, Any]) -> None:
+    stderr = "".join(found["stderr"])
+    assert stderr.count("\n") == 1
+    assert "The checkpoint of step 4 could not be written to" in stderr
+    assert "No space left on device); step-00000002 before it is intact. Free space" in stderr
 
 
-def test_every_number_is_written_once_and_by_whom_holds_it(folder: Path) -> None:
+def test_every_element_is_written_once_by_the_rank_that_holds_it(folder: Path) -> None:
     newest = checkpoint.newest(folder / "2")
     assert newest is not None
     about = FileSystemReader(newest).read_metadata()
@@ -88,7 +88,7 @@ def test_ranks_roll_back_together(folder: Path) -> None:
     assert (skip.first_position, skip.last_position) == (24, 31)
     found, whole = losses(folder / "poisoned"), losses(folder / "whole")
     assert found[:3] == pytest.approx(whole[:3], rel=2e-6)
-    assert found[3] != pytest.approx(whole[3], rel=1e-3)  # of other rows
-    said = (folder / "poisoned" / "said" / "0.txt").read_text()
-    assert "Rolling back to step 2 and skipping the rows at positions 24 to 31." in said
-    assert (folder / "poisoned" / "said" / "1.txt").read_text() == ""
+    assert found[3] != pytest.approx(whole[3], rel=1e-3)  # a batch of other rows
+    stderr = (folder / "poisoned" / "stderr" / "0.txt").read_text()
+    assert "Rolling back to step 2 and skipping the rows at positions 24 to 31." in stderr
+    assert (folder / "poisoned" / "stderr" / "1.txt").read_text() == ""

@@ -39,7 +39,7 @@ def found(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def stderr_of(rank: dict[str, Any]) -> str:
-    lines = rank["said"].splitlines(keepends=True)
+    lines = rank["stderr"].splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith(LIBRARIES))
 
 
@@ -49,7 +49,7 @@ def stderr_of(rank: dict[str, Any]) -> str:
         ("error", 3, 1, "rank 1 of 3: Row 7 is damaged; mend it."),
         ("error of all", 3, 0, "No recipe."),
         ("error of the first", 3, 0, "No recipe."),
-        ("asked to stop", 5, 0, "Stopped at step 4 of 6; run the same command to resume."),
+        ("sigterm", 5, 0, "Stopped at step 4 of 6; run the same command to resume."),
     ],
 )
 def test_one_rank_reports_and_the_others_exit_silently(
@@ -89,7 +89,7 @@ def test_waiting_ranks_report_which_rank_is_missing(
     assert sorted(rank["code"] for rank in ranks) == [1, 5]
     if case == "stuck":
         assert "it is at failing.py:" in reports[0]
-        assert "(befall)" in reports[0]
+        assert "(inject_failure)" in reports[0]
 
 
 def test_a_run_without_failure_prints_nothing(found: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def test_a_run_without_failure_prints_nothing(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "steps"), [("nothing", [4, 6]), ("asked to stop", [2, 4]), ("error", [2])]
+    ("case", "steps"), [("nothing", [4, 6]), ("sigterm", [2, 4]), ("error", [2])]
 )
 def test_remaining_checkpoints_are_complete(folder: Path, case: str, steps: list[int]) -> None:
     """Also when the run failed: a save in progress is finished."""

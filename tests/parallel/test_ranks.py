@@ -1,4 +1,4 @@
-"""Two processes, as torchrun starts them, do what one does with the whole batch."""
+"""Two processes of torchrun train like one process with the whole batch."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def together(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("variant", ranks.VARIANTS)
-def test_losses_are_those_of_one_process(together, variant):
+def test_losses_equal_those_of_one_process(together, variant):
     """Measured: equal to 1e-5 of each number, restarts and evaluation too.
 
     Means of logits, where numbers near 1 cancel, are up to 5e-6 apart.
@@ -53,7 +53,7 @@ def test_losses_are_those_of_one_process(together, variant):
         assert sum(line.get("restarted_codes", 0) for line in found) > 0
 
 
-def test_a_run_of_two_goes_on_as_one(together, tmp_path):
+def test_a_run_of_two_processes_resumes_in_one(together, tmp_path):
     """Measured: the same loss to the last bit."""
     torch.set_num_threads(1)
     assert [line["step"] for line in read_metrics(together / "run" / "metrics.jsonl")] == [2, 4]
@@ -63,7 +63,7 @@ def test_a_run_of_two_goes_on_as_one(together, tmp_path):
     assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-4)
 
 
-def test_what_processes_tell_each_other(together):
+def test_collective_operations(together):
     facts = json.loads((together / "found.json").read_text())["facts"]
     facts.pop("evaluated")
     assert facts == {"ranks": [0.0, 1.0], "any": True, "message": "go"}

@@ -1,4 +1,4 @@
-"""A decoder over the ranks of every kind of layout trains as in one process."""
+"""A decoder sharded by every kind of layout trains as in one process."""
 
 import json
 import os
@@ -59,12 +59,12 @@ def found(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
 @pytest.mark.parametrize(
     ("size", "name"), [(size, name) for size, cases in sharded.CASES.items() for name in cases]
 )
-def test_numbers_are_those_of_one_process(found, size, name):
-    """Losses, norms of gradients, statistics, and held-out losses in the midst and at the end.
+def test_metrics_equal_those_of_one_process(found, size, name):
+    """Losses, norms of gradients, statistics, and held-out losses during and after training.
 
     Measured: 4e-7 of each number, but 8e-6 for the gradient of the embedding with re-ordered norms;
-    a rank's own loss in place of the mean over ranks, or one update left out, is off by 1e-3. In
-    bfloat16, 5e-3 of norms.
+    a rank's own loss instead of the mean over ranks, or a missing update, is off by 1e-3. In
+    bfloat16, norms differ by 5e-3.
     """
     torch.set_num_threads(1)
     case = sharded.CASES[size][name]
@@ -87,11 +87,11 @@ def test_every_rank_reports_the_same(found, size):
 
 @pytest.mark.parametrize(
     ("size", "name", "share"),
-    # Beside the matrices, tensor-parallel ranks each have all of the norms.
+    # Norms are replicated on tensor-parallel ranks.
     [(2, "replicate", 1.0), (4, "hybrid", 0.5), (2, "tensor_reordered", 0.51),
      (4, "tensor_and_shard", 0.26)],
 )  # fmt: skip
-def test_ranks_hold_their_part_of_the_values_of_one_process(found, size, name, share):
+def test_ranks_hold_their_shard_of_the_initial_values(found, size, name, share):
     for rank in found[size]:
         state = rank["states"][name]
         assert state["share"] == pytest.approx(share, abs=0.01)
@@ -100,7 +100,7 @@ def test_ranks_hold_their_part_of_the_values_of_one_process(found, size, name, s
 
 
 @pytest.mark.parametrize(("size", "total"), [(2, 1.0), (4, 3.0)])
-def test_sums_are_over_ranks_that_read_different_rows(found, size, total):
+def test_sums_are_over_data_parallel_ranks(found, size, total):
     for rank in found[size]:
         assert rank["summed"]["sum"] == total
         assert (
@@ -109,14 +109,14 @@ def test_sums_are_over_ranks_that_read_different_rows(found, size, total):
         )
 
 
-def test_processes_must_be_a_multiple_of_what_shares_a_model():
+def test_processes_must_be_a_multiple_of_the_ranks_of_a_model():
     with pytest.raises(ConfigError, match=r"shard = 3 with tensor = 2 needs a multiple of 6 .* 8;"):
         layout_of(World(size=8), ParallelConfig(shard=3, tensor=2))
     with pytest.raises(ConfigError, match=r"tensor = 2 needs a multiple of 2 processes.* got 1"):
         layout_of(World(), ParallelConfig(tensor=2))
 
 
-def test_a_split_must_be_even():
+def test_tensor_parallelism_must_divide_heads_and_vocabulary():
     check_divides(chameleon_34b(), 8)
     with pytest.raises(ConfigError, match="tensor = 16 does not divide n_kv_heads = 8"):
         check_divides(chameleon_34b(), 16)
@@ -124,13 +124,13 @@ def test_a_split_must_be_even():
         check_divides(chameleon_34b(vocab_size=65_537), 8)
 
 
-def test_rows_of_a_batch_must_divide_among_ranks():
+def test_the_rows_of_a_step_must_be_a_multiple_of_the_ranks():
     case = sharded.Case({}, training={"accumulation_steps": 2})
     with pytest.raises(ConfigError, match=r"batch_rows \(8\) must be a multiple of the 3 ranks"):
         sharded.task(case, Layout(World(), data_size=3), ParallelConfig())
 
 
-def test_alone_everything_is_whole():
+def test_a_single_process_holds_whole_parameters():
     parameter = torch.ones(3, 2)
     assert local_part(parameter) is parameter
     assert held_indices(parameter, 0).tolist() == [0, 1, 2]
@@ -139,7 +139,7 @@ def test_alone_everything_is_whole():
     assert layout.sum(parameter) is parameter
 
 
-def test_clipping_is_pytorchs():
+def test_clipping_equals_pytorchs():
     def parameters() -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         made = [torch.zeros(shape) for shape in ((3, 4), (5,), (2, 2))]
@@ -177,12 +177,12 @@ def calls_of_a_step(kind: str) -> dict[str, int]:
     return calls.counts
 
 
-def test_checkpointing_computes_again_what_it_does_not_keep():
+def test_checkpointing_recomputes_what_it_does_not_store():
     none, selective, full = map(calls_of_a_step, ("none", "selective", "full"))
     n_layers = 2
     assert selective["aten::silu"] == full["aten::silu"] == 2 * none["aten::silu"]
     assert selective["aten::mm"] == none["aten::mm"]
-    # Of seven matrices in a block; no gradient needs what the last one gives.
+    # A block has seven matrices; no gradient needs the output of the last one.
     assert full["aten::mm"] == none["aten::mm"] + 6 * n_layers
     attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
     assert selective[attention] == none[attention]

@@ -1,4 +1,4 @@
-"""Weights that are streamed from a file: equal to the bit, and no rank holds the file whole."""
+"""Weights that are streamed from a file: equal to the bit, and no rank holds the whole file."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_rank_holds_little_more_than_its_part(folder, size):
+def test_peak_memory_of_a_rank_is_little_more_than_its_shard(folder, size):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     run = subprocess.run(
         [*command, "--nproc-per-node", str(size), streamed.__file__, str(folder)],

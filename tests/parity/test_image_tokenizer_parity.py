@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import resvg_py
 import torch
-from random_weights import lively
+from random_weights import randomised
 from torch import nn
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, JanusVQVAE, JanusVQVAEConfig
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
@@ -52,7 +52,7 @@ def built(peer: type[nn.Module], config) -> nn.Module:
     torch.set_num_threads(1)
     with torch.device("meta"):
         module = peer(config)
-    return lively(module.to_empty(device="cpu"))
+    return randomised(module.to_empty(device="cpu"))
 
 
 def config_of(**changes) -> ImageTokenizerConfig:

@@ -1,4 +1,4 @@
-"""What tensors are alive: memory as a test can see it on any device."""
+"""Memory of live tensors, measurable on any device."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of gradients, and of what operators made and something still holds.
+    """Counts the bytes of gradients and of live results of operators.
 
-    While a mode like this is on, autograd replaces a gradient where it would add to it.
+    Under such a mode, autograd replaces a gradient instead of adding to it in place.
 
     Attributes:
-        peak: the most bytes that were alive after an operator, to a hundredth.
+        peak: the most live bytes after an operator, to within 1 %.
     """
 
     peak = 0
@@ -28,7 +28,7 @@ class Alive(TorchDispatchMode):
             if p.grad is not None:
                 reference = StorageWeakRef(p.grad.untyped_storage())
                 self._made[reference.cdata] = (reference, p.grad.nbytes)
-        self._most = self.bytes  # bytes alive, if none of them has gone
+        self._most = self.bytes  # upper bound of the live bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -46,7 +46,7 @@ class Alive(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        """Bytes that are alive now."""
+        """Bytes alive now."""
         self._made = {k: made for k, made in self._made.items() if not made[0].expired()}
         self._most = sum(size for _, size in self._made.values())
         return self._most

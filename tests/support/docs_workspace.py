@@ -14,7 +14,7 @@ import torch
 from fake_drawings import write_fake_packages
 from PIL import ImageDraw
 from random_feature_nets import random_tensors
-from random_weights import lively
+from random_weights import randomised
 from safetensors.torch import load_file
 from short_runs import shortened
 
@@ -145,7 +145,7 @@ def _write_foreign_models(folder: Path) -> None:
         resolution=8, channels=32, channel_multipliers=(1, 2), n_res_blocks=1, z_channels=8,
         code_width=8, n_codes=chameleon.N_CODES,
     )  # fmt: skip
-    tensors = lively(ImageTokenizer(config)).state_dict()
+    tensors = randomised(ImageTokenizer(config)).state_dict()
     theirs = load_file(folder / "chameleon-7b" / "model.safetensors")
     [codebook] = [name for name in tensors if "codebook" in name or "embedding" in name]
     tensors[codebook] = theirs["model.vqmodel.quantize.embedding.weight"]

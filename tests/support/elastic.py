@@ -1,4 +1,4 @@
-"""Runs of a sharded decoder that go on with other ranks than they began with.
+"""Runs of a sharded decoder that resume with another number of ranks.
 
 python tests/support/elastic.py FOLDER
 """
@@ -33,7 +33,7 @@ Hook = Callable[[World], None]
 
 
 class Poisoned:
-    """A decoder's task whose loss is lost at one batch, if that is not left out."""
+    """A decoder's task whose loss is NaN at one batch unless it is skipped."""
 
     def __init__(self, task: Any) -> None:
         self.task, self.skipped = task, ()
@@ -60,7 +60,7 @@ def part(
     poisoned: bool = False,
     **options: Any,
 ) -> None:
-    """Train to a step, as one rank of as many as there are."""
+    """Train to a step as one rank."""
     torch.set_num_threads(1)
     config = LoopConfig(steps=steps, save_every=2, report_every=1, **options)
     with join() as world:
@@ -70,15 +70,15 @@ def part(
         train(Poisoned(made) if poisoned else made, folder, config, world=world)
 
 
-def at_write_of_second(world: World, do: Callable[[], None]) -> None:
-    """Let something happen to rank 1 when it begins to write the second checkpoint."""
-    found, seen = FileSystemWriter.write_data, []
+def fail_at_second_write(world: World, fail: Callable[[], None]) -> None:
+    """Make rank 1 fail when it begins to write the second checkpoint."""
+    original, writers = FileSystemWriter.write_data, []
 
     def write_data(self: Any, *arguments: Any) -> Any:
-        seen.append(self)
-        if world.rank == 1 and len(seen) == 2:
-            do()
-        return found(self, *arguments)
+        writers.append(self)
+        if world.rank == 1 and len(writers) == 2:
+            fail()
+        return original(self, *arguments)
 
     FileSystemWriter.write_data = write_data
 
@@ -92,27 +92,27 @@ def fill_disk() -> None:
 
 
 def main(folder: Path) -> None:
-    def go(name: str, size: int, *arguments: Any, **options: Any) -> list[int]:
+    def run(name: str, size: int, *arguments: Any, **options: Any) -> list[int]:
         work = partial(part, folder / name, *arguments, **options)
-        return forked.together(work, size, folder / name / "said")
+        return forked.together(work, size, folder / name / "stderr")
 
-    alone, shard, tensor = {}, {"shard": 2}, {"tensor": 2}
-    codes = {"whole": go("whole", 1, STEPS, alone)}
-    codes["2"] = go("2", 2, CUT, shard)
+    single, shard, tensor = {}, {"shard": 2}, {"tensor": 2}
+    codes = {"whole": run("whole", 1, STEPS, single)}
+    codes["2"] = run("2", 2, CUT, shard)
     for name in ("2 to 1", "2 to 4"):
         shutil.copytree(folder / "2", folder / name)
-    codes["2 to 1"] = go("2 to 1", 1, STEPS, alone)
-    codes["2 to 4"] = go("2 to 4", 4, STEPS, tensor)
-    codes["1"] = go("1 to 2", 1, CUT, alone)
-    codes["1 to 2"] = go("1 to 2", 2, STEPS, tensor)
-    codes["killed"] = go("killed", 2, STEPS, shard, partial(at_write_of_second, do=kill))
+    codes["2 to 1"] = run("2 to 1", 1, STEPS, single)
+    codes["2 to 4"] = run("2 to 4", 4, STEPS, tensor)
+    codes["1"] = run("1 to 2", 1, CUT, single)
+    codes["1 to 2"] = run("1 to 2", 2, STEPS, tensor)
+    codes["killed"] = run("killed", 2, STEPS, shard, partial(fail_at_second_write, fail=kill))
     kept = sorted(path.name for path in (folder / "killed" / "checkpoints").glob("step-*"))
-    codes["after"] = go("killed", 2, STEPS, shard)
-    codes["full"] = go("full", 2, STEPS, shard, partial(at_write_of_second, do=fill_disk))
-    said = [(folder / "full" / "said" / f"{rank}.txt").read_text() for rank in range(2)]
-    codes["full after"] = go("full", 1, STEPS, alone)
-    codes["poisoned"] = go("poisoned", 2, STEPS, shard, poisoned=True, on_divergence="roll_back")
-    found = {"codes": codes, "kept": kept, "said": said}
+    codes["after"] = run("killed", 2, STEPS, shard)
+    codes["full"] = run("full", 2, STEPS, shard, partial(fail_at_second_write, fail=fill_disk))
+    stderr = [(folder / "full" / "stderr" / f"{rank}.txt").read_text() for rank in range(2)]
+    codes["full after"] = run("full", 1, STEPS, single)
+    codes["poisoned"] = run("poisoned", 2, STEPS, shard, poisoned=True, on_divergence="roll_back")
+    found = {"codes": codes, "kept": kept, "stderr": stderr}
     (folder / "found.json").write_text(json.dumps(found))
 
 

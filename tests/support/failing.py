@@ -1,7 +1,7 @@
-"""What befalls ranks in a test, and what each of them says of it.
+"""Failures of ranks, and what each rank writes to stderr.
 
-python tests/support/failing.py FOLDER                              all cases, each with its ranks
-torchrun --nproc-per-node 2 tests/support/failing.py FOLDER error   one of them
+python tests/support/failing.py FOLDER                              all cases
+torchrun --nproc-per-node 2 tests/support/failing.py FOLDER error   one case
 """
 
 import json
@@ -24,7 +24,7 @@ CONFIG = LoopConfig(steps=6, save_every=2, report_every=2)
 
 
 class Counting:
-    """A state of 2 numbers, and something that befalls a rank at a step."""
+    """A task with a state of 2 numbers and a failure of rank 1 at a step."""
 
     def __init__(self, world: World, case: str) -> None:
         self.world, self.case = world, case
@@ -32,7 +32,7 @@ class Counting:
 
     def step(self, step: int) -> dict[str, Any]:
         if self.world.rank == 1 and step == 3:
-            befall(self.case)
+            inject_failure(self.case)
         self.state = self.world.sum(self.state + step) / self.world.size
         return {"loss": self.state.mean()}
 
@@ -52,7 +52,7 @@ class Counting:
         self.state = state["state"]
 
 
-def befall(case: str) -> None:
+def inject_failure(case: str) -> None:
     if case == "error":
         raise DataError("Row 7 is damaged; mend it.")
     if case == "bug":
@@ -63,11 +63,11 @@ def befall(case: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if case == "stuck":
         time.sleep(60)
-    if case == "asked to stop":
+    if case == "sigterm":
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-# Patience in seconds: short where it is what ends the case.
+# Timeout in seconds: short where it ends the case.
 CASES = {
     "nothing": 60.0,
     "error": 60.0,
@@ -75,7 +75,7 @@ CASES = {
     "error of the first": 60.0,
     "bug": 60.0,
     "killed": 60.0,
-    "asked to stop": 60.0,
+    "sigterm": 60.0,
     "frozen": 8.0,
     "stuck": 8.0,
 }
@@ -84,7 +84,7 @@ RANKS = 3
 
 
 def part(case: str, folder: Path) -> None:
-    """Do the part of one rank."""
+    """Run one rank of a case."""
     torch.set_num_threads(1)
     with join(timeout_minutes=CASES[case] / 60) as world:
         world.broadcast("begin")
@@ -92,12 +92,12 @@ def part(case: str, folder: Path) -> None:
             raise DataError("No recipe.")
         if case == "error of all":
             raise DataError("No recipe.")
-        world.broadcast("go on")
+        world.broadcast("continue")
         train(Counting(world, case), folder / case, CONFIG, world=world)
 
 
 def main(folder: Path) -> None:
-    """Run all cases at once, and write down how each rank ended and what it said."""
+    """Run all cases at once; write each rank's exit code and stderr to a file."""
     server, ports = forked.begin_stores(len(CASES))
     ranks = {
         (case, rank): forked.begin(
@@ -111,8 +111,8 @@ def main(folder: Path) -> None:
         if (case, rank) in SILENT:  # the others have ended
             os.kill(child, signal.SIGKILL)
         code = forked.end(child)
-        said = (folder / f"{case} {rank}.txt").read_text()
-        found.setdefault(case, {})[rank] = {"code": code, "said": said}
+        stderr = (folder / f"{case} {rank}.txt").read_text()
+        found.setdefault(case, {})[rank] = {"code": code, "stderr": stderr}
     forked.stop(server)
     (folder / "found.json").write_text(json.dumps(found))
 

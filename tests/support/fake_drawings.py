@@ -1,4 +1,4 @@
-"""Packages with the layouts of those that the drawings come from, full of plain rectangles."""
+"""Packages in the layouts of the drawings' sources, with plain rectangles as drawings."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from pardalis.corpora.drawings.packages import (
 N_THINGS = 70  # enough for every split and some held-out cells
 HEXCODES = [f"{0x1F900 + i:X}" for i in range(N_THINGS)]
 RUDE, WAVE, SQUARE, JAPAN = "1F595", "1F44B", "25FB-FE0F", "1F1EF-1F1F5"
-BRAND, PERSON, IBIS = "F000", "E000", "E001"  # of OpenMoji's own
+BRAND, PERSON, IBIS = "F000", "E000", "E001"  # OpenMoji's extras
 
 
 def write_fake_packages(folder: Path) -> None:
@@ -62,12 +62,12 @@ def write_fake_packages(folder: Path) -> None:
 
 
 def pinned_hash(path: Path) -> str:
-    """Return the hash that is expected of a file: in place of its own, for the fakes."""
+    """Return the pinned hash of a file, in place of the hash of the fake."""
     return next(package.sha256 for package in PACKAGES if package.file == path.name)
 
 
 def colour(package: Package, code: str) -> tuple[int, int, int]:
-    """Return the colour of a rectangle, each its own."""
+    """Return the colour of a rectangle, a different one for each."""
     red, green, blue = hashlib.sha256(f"{package.name} {code}".encode()).digest()[:3]
     return red, green, blue
 
@@ -88,7 +88,7 @@ def _webp(code: str) -> bytes:
 
 
 def _pack_icons(folder: Path, package: Package, drawn_as: dict[str, str]) -> None:
-    """Write a package of Iconify's; the flag's view is half as wide as it is high."""
+    """Write a package in Iconify's layout; the flag is half as wide as it is high."""
     icons: dict[str, dict[str, object]] = {}
     for code, like in drawn_as.items():
         body = f'<rect width="36" height="18" fill="rgb{colour(package, like)}"/>'

@@ -19,24 +19,24 @@ from pardalis.errors import PardalisError
 Part = Callable[[], None]
 
 
-def begin(part: Part, rank: int, size: int, port: int, said: Path) -> int:
-    """Begin a rank, which does its part as a command does; return its process id.
+def begin(part: Part, rank: int, size: int, port: int, stderr: Path) -> int:
+    """Fork a rank that runs a part like a command; return its process id.
 
     Args:
-        port: of the store; see :func:`begin_stores`.
-        said: the file that takes what the rank writes to stderr.
+        port: port of the store; see :func:`begin_stores`.
+        stderr: file for the rank's stderr.
     """
     child = os.fork()
     if child:
         return child
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     sys.stderr = os.fdopen(2, "w")
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # it is held as torchrun does, by another process
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # like torchrun: another process holds the store
     }
     code = run(part)
     atexit._run_exitfuncs()
@@ -45,7 +45,7 @@ def begin(part: Part, rank: int, size: int, port: int, said: Path) -> int:
 
 
 def run(part: Part) -> int:
-    """Do a part as a command does it; return the exit code."""
+    """Run a part like a command; return the exit code."""
     try:
         part()
     except PardalisError as error:
@@ -60,12 +60,12 @@ def run(part: Part) -> int:
 
 
 def end(child: int) -> int:
-    """Wait for a rank and return its exit code, negative when it was killed."""
+    """Wait for a rank and return its exit code, negative if it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def begin_stores(n: int) -> tuple[int, list[int]]:
-    """Begin a child that holds n stores; return its process id and their ports."""
+    """Fork a child that holds n stores; return its process id and their ports."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -83,11 +83,11 @@ def stop(child: int) -> None:
     end(child)
 
 
-def together(part: Part, size: int, said: Path) -> list[int]:
-    """Let ranks do a part together; return their exit codes. ``said`` gets a file for each."""
+def together(part: Part, size: int, stderr: Path) -> list[int]:
+    """Run a part on ``size`` ranks; return their exit codes. ``stderr`` gets a file for each."""
     server, (port,) = begin_stores(1)
-    said.mkdir(parents=True, exist_ok=True)
-    ranks = [begin(part, rank, size, port, said / f"{rank}.txt") for rank in range(size)]
+    stderr.mkdir(parents=True, exist_ok=True)
+    ranks = [begin(part, rank, size, port, stderr / f"{rank}.txt") for rank in range(size)]
     codes = [end(child) for child in ranks]
     stop(server)
     return codes

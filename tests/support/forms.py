@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import tomli_w
 import torch
-from random_weights import lively
+from random_weights import randomised
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
@@ -147,7 +147,7 @@ def write_given(folder: Path) -> Path:
     _write_sources(folder)
     torch.set_num_threads(1)
     config = ImageTokenizerConfig(**_SHAPE | {"channel_multipliers": (1, 2)})
-    tokenizer = lively(ImageTokenizer(config))
+    tokenizer = randomised(ImageTokenizer(config))
     tokenizer.save(folder / "tokenizer")
     (folder / "vqgan").mkdir()
     codec = Codec.of(train_text_tokenizer(["an owl on an oak"], 260), tokenizer)

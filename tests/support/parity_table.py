@@ -1,4 +1,4 @@
-"""What all comparisons with peers share: one way to compare, and a table of how close they came.
+"""Comparison with peers: the fixture ``compare`` and a table of the largest differences.
 
 A test takes the fixture ``compare``::
 
@@ -7,7 +7,7 @@ A test takes the fixture ``compare``::
         compare("text tokenizer, Chameleon's", "ids", our_ids, their_ids)  # no bound: equal
 
 ``pytest tests/parity`` ends with a table of the largest difference of each (comparison, what);
-``--parity-table PATH`` writes it as Markdown too. Calls of the same two names share one row.
+``--parity-table PATH`` writes it as Markdown too. Calls with the same two names share one line.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ _COLUMNS = ("comparison", "what", "largest difference", "of values up to", "boun
 
 
 @dataclass
-class Row:
-    """What is known of one (comparison, what)."""
+class Line:
+    """The result of one (comparison, what)."""
 
     difference: float = 0.0  # largest absolute difference
-    size: float | None = None  # largest absolute value of the peer; None: there are no numbers
+    size: float | None = None  # largest absolute value of the peer; None: not numeric
     bound: float = 0.0  # largest difference allowed; 0: equal
 
     def cells(self) -> tuple[str, str, str]:
@@ -37,24 +37,24 @@ class Row:
         return f"{self.difference:.1e}", size, f"{self.bound:.1e}"
 
 
-_ROWS = pytest.StashKey[dict[tuple[str, str], Row]]()
+_ROWS = pytest.StashKey[dict[tuple[str, str], Line]]()
 
 
 @pytest.fixture(scope="session")
 def compare(pytestconfig) -> Callable[..., None]:
-    """Assert that ours is close to a peer's, and remember how close it came.
+    """Assert that ours is close to a peer's, and record the difference.
 
-    ``compare(name, what, ours, theirs, *, atol=0.0, rtol=0.0)``: ``name`` says which peer and
-    case, ``what`` which result. Tensors and arrays may differ by ``atol + rtol * |theirs|``, by
+    ``compare(name, what, ours, theirs, *, atol=0.0, rtol=0.0)``: ``name`` is the peer and
+    the case, ``what`` the result. Tensors and arrays may differ by ``atol + rtol * |theirs|``, by
     default by nothing; shapes and dtypes are always equal. Anything else (ids in lists, text) is
-    compared by ``==``. A difference is remembered before it fails the test.
+    compared by ``==``. A difference is recorded before it fails the test.
     """
     rows = pytestconfig.stash.setdefault(_ROWS, {})
 
     def compare(
         name: str, what: str, ours: Any, theirs: Any, *, atol: float = 0.0, rtol: float = 0.0
     ) -> None:
-        row = rows.setdefault((name, what), Row())
+        row = rows.setdefault((name, what), Line())
         if not isinstance(ours, torch.Tensor | np.ndarray):
             row.difference = max(row.difference, float(ours != theirs))
             assert ours == theirs, f"{name}: {what}"
@@ -65,7 +65,7 @@ def compare(pytestconfig) -> Callable[..., None]:
             difference = (ours.double() - theirs.double()).abs().max().item()
             row.size = max(row.size or 0.0, size)
             row.bound = max(row.bound, atol + rtol * size)
-            # a NaN is no number to be below the bound
+            # a NaN must not be lost in max()
             row.difference = (
                 difference if difference != difference else max(row.difference, difference)
             )
@@ -109,7 +109,7 @@ def pytest_terminal_summary(terminalreporter, config):
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         terminalreporter.write_line("  ".join(cells).rstrip())
-    # Given to a run that begins above this folder, the option is not known yet.
+    # The option is unknown in a run that starts above this folder.
     path = config.getoption("parity_table", default=None)
     if path is not None:
         lines.insert(1, ("---", "---", "---:", "---:", "---:"))

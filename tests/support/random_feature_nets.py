@@ -1,4 +1,4 @@
-"""Weights for networks whose published ones the tests do not have."""
+"""Random weights for networks whose published weights the tests do not have."""
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ def random_tensors(network: type[Network], seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
-        drawn = torch.randn(shape, generator=generator)
+        values = torch.randn(shape, generator=generator)
         if name.endswith("num_batches_tracked"):
             continue  # older files lack them
         if len(shape) == 4:
-            tensors[name] = drawn * (2 / shape[1:].numel()) ** 0.5
+            tensors[name] = values * (2 / shape[1:].numel()) ** 0.5
         elif name.endswith(("running_var", "weight")):
-            tensors[name] = 1 + drawn.abs() / 10
+            tensors[name] = 1 + values.abs() / 10
         else:
-            tensors[name] = drawn / 10
+            tensors[name] = values / 10
     return tensors
 
 

@@ -1,12 +1,12 @@
-"""Random weights of an image tokenizer through which signals pass at their size."""
+"""Random weights of an image tokenizer that keep the variance of activations."""
 
 import torch
 from torch import nn
 
 
 @torch.no_grad()
-def lively(module: nn.Module) -> nn.Module:
-    """Fill a module and return it: convolutions keep variance, norms are not at 1 and 0."""
+def randomised(module: nn.Module) -> nn.Module:
+    """Fill a module and return it: convolutions keep variance, norms are not the identity."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))

@@ -1,4 +1,4 @@
-"""What several processes do together in a test: run by torchrun, or alone in the test itself.
+"""Training of an image tokenizer on several ranks, run by torchrun or in the test's process.
 
 torchrun --nproc-per-node 2 tests/support/ranks.py FOLDER
 """
@@ -26,8 +26,8 @@ from pardalis.vq.discriminator import DiscriminatorConfig
 
 STEPS = 6
 
-# Not here, since they look at the images of one process only: the batch norms of the patch
-# discriminator, and the entropy of codes that ibq raises.
+# Not included, since they use the images of one process only: the batch norms of the patch
+# discriminator, and the entropy term of ibq.
 VARIANTS = {
     "ema": {},
     "vq": {},
@@ -58,7 +58,7 @@ def task(variant: str, world: World) -> ImageTokenizerTask:
     )  # fmt: skip
     config = ImageTokenizerTrainConfig(
         batch_images=8,
-        # With a mean use of 8 images' codes, what one batch does not choose is soon dead.
+        # With 8 images in the average use, a code that one batch does not use is soon dead.
         codebook_decay=0.5,
         schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=2),
         **VARIANTS.get(variant, {}),
@@ -69,7 +69,7 @@ def task(variant: str, world: World) -> ImageTokenizerTask:
 
 
 def losses(variant: str, world: World) -> list[dict[str, float]]:
-    """Return what each step measures, as the means over all processes, and the evaluation."""
+    """Return the metrics of each step, averaged over all processes, and the evaluation."""
     made = task(variant, world)
     lines = []
     for step in range(STEPS):

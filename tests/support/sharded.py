@@ -1,4 +1,4 @@
-"""A decoder that trains over the ranks of a layout: run by torchrun, or alone in the test itself.
+"""Training of a decoder on the ranks of a layout, run by torchrun or in the test's process.
 
 torchrun --nproc-per-node 2 tests/support/sharded.py FOLDER
 """
@@ -56,7 +56,7 @@ CASES = {
             {"activation_checkpointing": "full"}, training={"accumulation_steps": 2}
         ),
         "shard_compiled": Case({"compile": True}, GROUPED),
-        "tensor": Case({"tensor": 2}, {"dropout": 0.2}),  # the same in all ranks of a group
+        "tensor": Case({"tensor": 2}, {"dropout": 0.2}),  # the same mask on all ranks of a group
         "tensor_reordered": Case({"tensor": 2}, REORDERED | GROUPED | {"qk_norm_groups": 1}),
         "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
@@ -115,7 +115,7 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
     config = PretrainConfig(
         batch_rows=ROWS,
         schedule=ScheduleConfig(learning_rate=1e-2, warmup_steps=2),
-        # A large eps, lest Adam blow up the rounding of gradients that are almost zero.
+        # A large eps, so that Adam does not amplify the rounding of gradients close to zero.
         optimizer=AdamWConfig(eps=1e-4),
         grad_clip=0.5,
         **case.training,
@@ -123,7 +123,7 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
     with torch.device("meta"):
         model = Decoder(ModelConfig(**shape | case.model))
     parallelise(model, layout, parallel, config.precision)
-    with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several draws, as for large matrices
+    with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several chunks, as for large matrices
         initialise(model, seed=3)
     return PretrainTask(
         model,
@@ -138,7 +138,7 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
 
 
 def numbers(case: Case, world: World) -> list[dict[str, float]]:
-    """Return what each step measures, then what is held out, then norms of the last gradient."""
+    """Return the metrics of each step, held-out losses, and norms of the last gradient."""
     parallel = ParallelConfig(**case.parallel) if world.size > 1 else ParallelConfig()
     made = task(case, layout_of(world, parallel), parallel)
     lines = []
@@ -153,28 +153,28 @@ def numbers(case: Case, world: World) -> list[dict[str, float]]:
 
 
 def state_of(case: Case, world: World) -> dict[str, Any]:
-    """Say how much of a model a rank holds, and whether the parts are those of the whole."""
+    """Return the share of the model on a rank, and whether its parts equal the whole."""
     parallel = ParallelConfig(**case.parallel)
     made = task(case, layout_of(world, parallel), parallel)
     made.step(0)
     made.evaluate()
-    alone = task(case, Layout.alone(), ParallelConfig()).model.state_dict()
-    drawn = task(case, made.layout, parallel).model.state_dict()
-    equal = {name: torch.equal(drawn[name].full_tensor(), alone[name]) for name in alone}
+    single = task(case, Layout.alone(), ParallelConfig()).model.state_dict()
+    sharded = task(case, made.layout, parallel).model.state_dict()
+    equal = {name: torch.equal(sharded[name].full_tensor(), single[name]) for name in single}
     for name, parameter in made.model.named_parameters():
-        fill(parameter, 2 * alone[name])
+        fill(parameter, 2 * single[name])
     filled = made.model.state_dict()
-    doubled = {name: torch.equal(filled[name].full_tensor(), 2 * alone[name]) for name in alone}
+    doubled = {name: torch.equal(filled[name].full_tensor(), 2 * single[name]) for name in single}
     held = sum(local_part(parameter).numel() for parameter in made.model.parameters())
     return {
-        "share": held / sum(tensor.numel() for tensor in alone.values()),
-        "wrong": [name for name in alone if not (equal[name] and doubled[name])],
-        "names": sorted(filled) == sorted(alone),
+        "share": held / sum(tensor.numel() for tensor in single.values()),
+        "wrong": [name for name in single if not (equal[name] and doubled[name])],
+        "names": sorted(filled) == sorted(single),
     }
 
 
 def summed(world: World) -> dict[str, Any]:
-    """Return what a sum over the data-parallel ranks, and a refused layout, come to."""
+    """Return a sum over the data-parallel ranks and the error of an invalid layout."""
     layout = layout_of(world, ParallelConfig(tensor=2))
     total = layout.sum(torch.tensor(layout.data_rank + 1.0))
     try:

@@ -1,4 +1,4 @@
-"""A decoder whose weights are streamed from a file, sharded over the ranks that torchrun starts.
+"""A decoder whose weights are streamed from a file, sharded over ranks.
 
 torchrun --nproc-per-node 2 tests/support/streamed.py FOLDER
 """

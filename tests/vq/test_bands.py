@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_weights import lively
+from random_weights import randomised
 from torch.profiler import ProfilerActivity, profile
 
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, bands
@@ -16,7 +16,7 @@ def build(**changes) -> ImageTokenizer:
         "resolution": 32, "channels": 8, "channel_multipliers": (1, 2, 2), "n_res_blocks": 1,
         "norm_groups": 4, "z_channels": 8, "code_width": 6, "n_codes": 32,
     }  # fmt: skip
-    return lively(ImageTokenizer(ImageTokenizerConfig(**values | changes)))
+    return randomised(ImageTokenizer(ImageTokenizerConfig(**values | changes)))
 
 
 def noise(batch: int, side: int) -> torch.Tensor:
