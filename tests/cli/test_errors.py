@@ -45,7 +45,9 @@ from pardalis.errors import ConfigError
         ),
     ],
 )
-def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeypatch):
+def test_errors_are_one_line_with_an_exit_code(
+    arguments, code, message, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     shown = capsys.readouterr()
@@ -55,7 +57,7 @@ def test_one_line_and_a_code(arguments, code, message, capsys, tmp_path, monkeyp
     assert shown.err.count("\n") == 1
 
 
-def test_a_run_is_no_bundle(capsys, tmp_path):
+def test_a_run_folder_is_no_bundle(capsys, tmp_path):
     (tmp_path / "recipe.toml").touch()
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "hf"), "--to", "hf"]) == 2
     assert f"is a run, not a bundle; give {tmp_path / 'bundle'}" in capsys.readouterr().err
@@ -92,7 +94,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
         ("generate b", "seed", "seed"),
     ],
 )  # fmt: skip
-def test_flags_stand_for_arguments(command, message, shown, monkeypatch, capsys):
+def test_flags_replace_argument_names(command, message, shown, monkeypatch, capsys):
     parser = build_parser()
     options = parser.parse_args(command.split())
 
@@ -105,7 +107,7 @@ def test_flags_stand_for_arguments(command, message, shown, monkeypatch, capsys)
     assert capsys.readouterr().err.startswith(f"pardalis: {shown}")
 
 
-def test_the_layers_below_name_no_flags():
+def test_library_messages_name_no_flags():
     """A library's message names Python arguments; only the command line knows flags."""
     package = Path(pardalis.__file__).parent
     found = [
@@ -151,7 +153,7 @@ def commands(parser, prefix=()):
 COMMANDS = list(commands(build_parser()))
 
 
-def test_the_commands_grow_only_on_purpose():
+def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "data", "data corpus", "data fetch", "data prepare", "data show", "export",
         "generate", "import", "plan", "quickstart", "report", "run", "sample", "show",
@@ -164,7 +166,7 @@ def test_the_commands_grow_only_on_purpose():
 @pytest.mark.parametrize(
     ("name", "parser"), COMMANDS, ids=lambda x: " ".join(x) if type(x) is tuple else ""
 )
-def test_every_command_explains_itself(name, parser):
+def test_every_command_has_help(name, parser):
     text = parser.format_help()
     assert len(parser.description.strip()) > 40
     for action in parser._actions:

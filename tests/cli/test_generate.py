@@ -113,7 +113,7 @@ def test_streamed_text_is_the_text(run):
         ),
     ],
 )
-def test_what_is_refused_is_one_line(run, tmp_path, arguments, code, message):
+def test_errors_are_one_line_with_an_exit_code(run, tmp_path, arguments, code, message):
     (tmp_path / "file").touch()
     (tmp_path / "folder.md").mkdir()
     (tmp_path / "empty.txt").write_text("\n \n")
@@ -126,7 +126,7 @@ def test_what_is_refused_is_one_line(run, tmp_path, arguments, code, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_parts_may_stand_after_options(run):
+def test_prompt_parts_may_follow_options(run):
     asked = ("--max-new-tokens", "8", "--temperature", "1.5")
     _, expected, _ = run("owl", "-3", *asked)
     assert run(*asked, "owl", "-3") == (0, expected, "")
@@ -135,7 +135,7 @@ def test_parts_may_stand_after_options(run):
 
 
 @pytest.mark.parametrize("arguments", [["--tune", "owl"], ["owl", "--mode", "text", "--tune=3"]])
-def test_unknown_options_are_refused_wherever_they_stand(run, capsys, arguments):
+def test_unknown_options_are_refused_at_any_position(run, capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2

@@ -46,7 +46,7 @@ def photos(tmp_path) -> Path:
     return folder
 
 
-def test_there_and_back(run, tokenizer, photos):
+def test_round_trip(run, tokenizer, photos):
     shown = run("encode", tokenizer, photos, "-o", "codes")
     rejected = "codes: 4 images, 1 of them rejected, see codes/part-*.rejected.jsonl\n"
     assert shown.startswith(f"{rejected}  4 in ")
@@ -61,7 +61,7 @@ def test_there_and_back(run, tokenizer, photos):
         assert image.size == (16, 16)
 
 
-def test_options_reach_the_work(run, tokenizer, photos):
+def test_options_are_used(run, tokenizer, photos):
     rows = {}
     for name, options in {
         "crop": (),
@@ -76,7 +76,7 @@ def test_options_reach_the_work(run, tokenizer, photos):
     assert shown["images"] == 0
 
 
-def test_a_bundle_and_lines_will_do(run, codec, photos, tmp_path):
+def test_a_bundle_and_a_jsonl_source_are_accepted(run, codec, photos, tmp_path):
     config = ModelConfig(
         vocab_size=codec.vocabulary.size, context=8, d_model=8, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=8,
@@ -88,7 +88,7 @@ def test_a_bundle_and_lines_will_do(run, codec, photos, tmp_path):
     assert Path("codes/part-00000.jsonl").read_text() == '"first"\n'
 
 
-def test_a_tokenizer_alone_shows_the_codes_of_an_image(run, tokenizer, photos):
+def test_a_tokenizer_folder_shows_the_codes_of_an_image(run, tokenizer, photos):
     run("encode", tokenizer, photos, "-o", "codes")
     first = np.load("codes/part-00000.npy")[0]
     shown = run("show", tokenizer, "--image", photos / "0.png", "--out", "back.png")
@@ -111,7 +111,7 @@ def test_a_tokenizer_alone_shows_the_codes_of_an_image(run, tokenizer, photos):
         (["decode", "vq", "photos", "-o", "back"], 3, "No codes in photos: codes.json is missing"),
     ],
 )
-def test_one_line_and_a_code(run, tokenizer, photos, arguments, code, message):
+def test_errors_are_one_line_with_an_exit_code(run, tokenizer, photos, arguments, code, message):
     shown = run(*arguments, code=code)
     assert shown.startswith("pardalis: ")
     assert message in shown

@@ -79,7 +79,7 @@ def by_name(folder: Path) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
-def test_a_stream_keeps_the_order_and_passes_over_nothing(tokenizer, photos, batch):
+def test_a_stream_keeps_the_order_and_omits_nothing(tokenizer, photos, batch):
     images = [noise(i) for i in range(5)]
     sources = [images[0], photos / "2.png", *images[1:], photos / "none.png"]
     found = list(encode_stream(tokenizer, iter(sources), batch=batch))
@@ -203,7 +203,7 @@ def test_a_source_is_read_once_to_survey_it_and_once_to_encode_it(
     assert len(readings) == 3
 
 
-def test_what_is_interrupted_goes_on(tokenizer, photos, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(tokenizer, photos, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     encode_source(tokenizer, source(photos), whole)
     encode, calls = tokenizer.encode, []
@@ -269,7 +269,7 @@ def test_other_settings_are_refused(tokenizer, photos, tmp_path):
     assert written(folder) == before
 
 
-def test_what_cannot_be_done_leaves_nothing_behind(tokenizer, photos, tmp_path):
+def test_a_refused_run_leaves_nothing_behind(tokenizer, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"name": "a", "segments": [{"text": "no image"}]}\n')
@@ -307,7 +307,7 @@ def test_many_codes_take_four_bytes(tokenizer, photos, tmp_path, monkeypatch):
 # ── decoding ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_codes_become_images_again(tokenizer, photos, tmp_path, monkeypatch):
+def test_codes_are_decoded_to_images(tokenizer, photos, tmp_path, monkeypatch):
     folder, back = tmp_path / "codes", tmp_path / "back"
     encode_source(tokenizer, source(photos), folder)
     report = decode_codes(tokenizer, folder, back)
@@ -324,7 +324,7 @@ def test_codes_become_images_again(tokenizer, photos, tmp_path, monkeypatch):
     assert (back / "3.png").exists()
 
 
-def test_names_lead_nowhere_else_and_to_one_file_each(tokenizer, tmp_path):
+def test_output_names_stay_in_the_folder_and_are_unique(tokenizer, tmp_path):
     noise(0).save(tmp_path / "a.png")
     names = ["../out", "/etc/a", "a.png", "a", "b.jpg", "é" * 300, "...", "x\0y", "a~0-3"]
     lines = [{"name": name, "segments": [{"image": "a.png"}]} for name in names]
@@ -338,7 +338,7 @@ def test_names_lead_nowhere_else_and_to_one_file_each(tokenizer, tmp_path):
     assert os.listdir(tmp_path / "x") == ["back"]
 
 
-def test_what_is_not_encoded_yet_is_left_out(tokenizer, photos, tmp_path, caplog):
+def test_images_without_codes_are_omitted(tokenizer, photos, tmp_path, caplog):
     encode_source(tokenizer, source(photos), tmp_path / "codes", worker=Worker(1, 2))
     report = decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back")
     assert report.images == 3

@@ -1,4 +1,4 @@
-"""Curricula: every stage its mixture, and no source begins again at a change."""
+"""Curricula: each stage has its mixture, and no source restarts at a stage change."""
 
 from collections import Counter
 
@@ -116,7 +116,7 @@ def _loader(tmp_path_factory, stages, batch_rows, seed) -> Loader:
     return Loader(_SHARDS, stages, 4, batch_rows, seed, 1)
 
 
-def test_a_stage_changes_at_its_step_whatever_a_step_has_of_rows(sources):
+def test_a_stage_changes_at_its_step_for_any_number_of_rows(sources):
     stages = stages_of((0, {"a": 1.0}), (3, {"b": 1.0, "c": 1.0}))
     for batch_rows in (1, 2, 8):
         loader = Loader(sources, stages, 4, batch_rows, 0, 1)
@@ -125,7 +125,7 @@ def test_a_stage_changes_at_its_step_whatever_a_step_has_of_rows(sources):
         assert set(served[3 * batch_rows :]) <= {"b", "c"}
 
 
-def test_a_source_that_rested_goes_on_where_it_was(sources):
+def test_a_source_that_paused_continues_where_it_was(sources):
     stages = stages_of(
         (0, {"b": 1.0}), (2, {"a": 1.0, "c": 1.0}), (9, {"a": 1.0, "b": 1.0, "c": 2.0})
     )
@@ -146,7 +146,7 @@ def test_one_stage_is_the_plain_mixture(sources):
         assert torch.equal(plain.batch(step).ids, staged.batch(step).ids)
 
 
-def test_a_batch_shows_what_locate_tells_across_a_change(sources):
+def test_locate_agrees_with_batches_across_a_stage_change(sources):
     stages = stages_of((0, {"a": 1.0, "b": 1.0}), (2, {"b": 1.0, "c": 3.0}))
     loader = Loader(sources, stages, 4, 8, 0, 1)
     for step in range(4):
@@ -168,7 +168,7 @@ def test_a_batch_shows_what_locate_tells_across_a_change(sources):
         ([(0, {"a": 1.0, "b": 1.0, "c": 1.0}), (4, {})], r"A mixture needs at least one source"),
     ],
 )
-def test_what_is_no_curriculum_is_refused(stages, message):
+def test_an_invalid_curriculum_is_refused(stages, message):
     with pytest.raises(ConfigError, match=message):
         Curriculum(stages_of(*stages), ROWS, 4)
 

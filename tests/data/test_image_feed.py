@@ -1,4 +1,4 @@
-"""Images of a step: a function of seed and step, whatever processes, threads and cache do."""
+"""Images of a step depend on seed and step only, not on processes, threads or cache."""
 
 import logging
 from pathlib import Path
@@ -35,7 +35,7 @@ def feed(images=IMAGES, batch: int = 4, share=(0, 1), **augmentation) -> ImageFe
     return ImageFeed(images, CONFIG, batch, 7, AugmentationConfig(**augmentation), share)
 
 
-def test_squares_are_those_that_the_tokenizer_sees():
+def test_crops_equal_those_of_the_tokenizer():
     made = feed()
     for step in (0, 3):
         squares = made.batch(step).bytes.permute(0, 2, 3, 1).numpy()
@@ -51,7 +51,7 @@ def test_every_image_comes_once_before_any_comes_again():
 
 
 @pytest.mark.parametrize("augmentation", [{}, {"smallest_crop": 0.5, "mirror": True}])
-def test_processes_share_out_the_batch_of_one(augmentation):
+def test_processes_divide_the_batch_of_one_process(augmentation):
     whole = feed(**augmentation)
     shares = [feed(share=(rank, 2), **augmentation) for rank in range(2)]
     for step in (0, 5, 1):  # in any order
@@ -59,7 +59,7 @@ def test_processes_share_out_the_batch_of_one(augmentation):
         assert torch.equal(whole.batch(step).bytes, parts)
 
 
-def test_changes_differ_each_time_and_come_again_for_the_same_step():
+def test_augmentation_differs_between_steps_and_repeats_for_the_same_step():
     made = feed(IMAGES[:1], batch=1, smallest_crop=0.5, mirror=True)
     squares = [made.batch(step).bytes for step in range(6)]
     assert not any(torch.equal(squares[0], other) for other in squares[1:])
@@ -67,7 +67,7 @@ def test_changes_differ_each_time_and_come_again_for_the_same_step():
     assert torch.equal(again.batch(4).bytes, squares[4])
 
 
-def test_mirroring_takes_the_regions_along():
+def test_mirroring_applies_to_regions():
     """The brightest column of a gradient stands at the right, or at the left when mirrored."""
     here = Region((28.0, 0.0, 30.0, 20.0), "edge", 3.0)  # the crop shows columns 10 to 30
     made = feed([image(0, (here,))], batch=1, mirror=True)
@@ -83,34 +83,34 @@ def test_mirroring_takes_the_regions_along():
     assert sides == {True, False}
 
 
-def test_regions_outside_what_is_seen_are_left_out():
+def test_regions_outside_the_crop_are_omitted():
     left = Region((0.0, 0.0, 5.0, 5.0), "corner")
     assert feed([image(0, (left,))], batch=1).batch(0).regions == [[]]
 
 
-def test_what_cannot_be_read_is_named_once_and_replaced(tmp_path: Path, caplog):
+def test_an_unreadable_image_is_reported_once_and_replaced(tmp_path: Path, caplog):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     made = feed([IMAGES[0], Image(broken), IMAGES[1]], batch=3)
     with caplog.at_level(logging.WARNING):
         batches = [made.batch(step) for step in range(4)]
     greens = sorted(int(square[1, 0, 0]) for square in batches[0].bytes)
-    assert greens == [0, 5, 5]  # the image after it stands in
+    assert greens == [0, 5, 5]  # the next image replaces it
     assert sum("broken.png is not an image" in each.message for each in caplog.records) == 1
 
 
-def test_nothing_that_can_be_read(tmp_path: Path):
+def test_no_readable_image_is_an_error(tmp_path: Path):
     with pytest.raises(DataError, match="None of the 1 images can be read"):
         feed([Image(tmp_path / "absent.png")], batch=1).batch(0)
     with pytest.raises(DataError, match="no image to train"):
         feed([])
 
 
-def test_a_batch_must_be_shared_out_evenly():
+def test_the_batch_must_be_a_multiple_of_the_processes():
     with pytest.raises(ConfigError, match="batch_images is 4, which 3 processes cannot share"):
         feed(share=(0, 3))
 
 
-def test_a_crop_must_be_a_share():
+def test_a_crop_must_be_a_fraction():
     with pytest.raises(ConfigError, match=r"smallest_crop must lie in \(0, 1\], got 0.0"):
         AugmentationConfig(smallest_crop=0.0)

@@ -75,7 +75,7 @@ def test_every_position_agrees_with_its_document(tmp_path_factory, documents, st
         assert (batch.documents[b] >= 0).sum() == sum(map(len, members))
 
 
-def test_a_step_is_the_same_in_a_new_loader_that_begins_there(sources):
+def test_a_step_is_the_same_in_a_new_loader(sources):
     begun = make_loader(sources)
     earlier = [begun.batch(step) for step in range(7)]
     assert_equal(begun.batch(7), make_loader(sources).batch(7))
@@ -102,7 +102,7 @@ def test_ranks_must_divide_the_rows_of_a_step(sources):
         make_loader(sources).batch(0, 0, 3)
 
 
-def test_locate_tells_what_a_batch_shows(sources):
+def test_locate_agrees_with_batches(sources):
     loader = make_loader(sources)
     batch = loader.batch(11)
     for j in range(8):

@@ -50,7 +50,7 @@ def test_whole_weights_are_exact(weights: dict[str, float]):
     }
 
 
-def test_decimals_mean_what_they_say():
+def test_decimal_weights_are_exact():
     assert Mixture({"a": 0.5, "b": 0.3, "c": 0.2}).weights["b"] == Fraction(3, 10)
 
 

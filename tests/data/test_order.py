@@ -6,7 +6,7 @@ from pardalis.data import Order
 
 @given(st.integers(1, 200), st.integers(0, 2**62), st.integers(0, 3))
 @settings(deadline=None)
-def test_every_row_stands_once_in_an_epoch(n_rows: int, seed: int, epoch: int):
+def test_every_row_occurs_once_in_an_epoch(n_rows: int, seed: int, epoch: int):
     order = Order(n_rows, seed, "emoji")
     served = [order.at(epoch * n_rows + index) for index in range(n_rows)]
     assert {found for found, _ in served} == {epoch}
@@ -15,7 +15,7 @@ def test_every_row_stands_once_in_an_epoch(n_rows: int, seed: int, epoch: int):
 
 @given(st.lists(st.integers(0, 500), max_size=30))
 @settings(deadline=None)
-def test_a_position_gives_the_same_row_whatever_was_asked_before(positions: list[int]):
+def test_a_position_gives_the_same_row_in_any_order_of_queries(positions: list[int]):
     order = Order(50, 7, "emoji")
     assert [order.at(p) for p in positions] == [Order(50, 7, "emoji").at(p) for p in positions]
 

@@ -25,7 +25,7 @@ def rows_of(packing: Packing) -> list[list[int]]:
 
 @given(lengths_and_row_tokens)
 @settings(deadline=None)
-def test_every_document_stands_in_one_row_and_no_row_overflows(case: tuple[list[int], int]):
+def test_every_document_is_in_one_row_and_no_row_overflows(case: tuple[list[int], int]):
     lengths, row_tokens = case
     rows = rows_of(best_fit(np.array(lengths, dtype=np.int64), row_tokens))
     assert sorted(document for row in rows for document in row) == list(range(len(lengths)))
@@ -36,7 +36,7 @@ def test_every_document_stands_in_one_row_and_no_row_overflows(case: tuple[list[
 @settings(deadline=None)
 def test_rows_are_filled_as_by_best_fit_decreasing_one_by_one(case: tuple[list[int], int]):
     lengths, row_tokens = case
-    spaces: list[int] = []  # the oracle: ascending remaining spaces
+    spaces: list[int] = []  # the oracle: free tokens of each row, ascending
     for length in sorted(lengths, reverse=True):
         best = bisect_left(spaces, length)
         insort(spaces, (spaces.pop(best) if best < len(spaces) else row_tokens) - length)

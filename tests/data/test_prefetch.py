@@ -27,7 +27,7 @@ def gpu(monkeypatch) -> list[torch.Tensor]:
 
 
 class Recorder:
-    """A loader that tells which steps were asked, and fails at one of them."""
+    """A loader that records the requested steps and fails at one of them."""
 
     def __init__(self, loader: Loader, fails_at: int = -1) -> None:
         self.loader, self.fails_at = loader, fails_at
@@ -73,7 +73,7 @@ def test_for_a_gpu_each_step_is_built_once_and_ahead(gpu, loader):
     assert threading.current_thread() not in recorder.threads
 
 
-def test_on_a_cpu_no_thread_takes_part(loader):
+def test_on_a_cpu_there_is_no_thread(loader):
     recorder = Recorder(loader)
     prefetcher = Prefetcher(recorder)
     for step in range(3):
@@ -83,7 +83,7 @@ def test_on_a_cpu_no_thread_takes_part(loader):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_an_error_comes_as_it_is_with_the_step_that_has_it(gpu, loader, device):
+def test_an_error_is_raised_at_its_step(gpu, loader, device):
     prefetcher = Prefetcher(Recorder(loader, fails_at=2), device)
     prefetcher.batch(0)
     prefetcher.batch(1)  # the thread meets the error while this step is computed

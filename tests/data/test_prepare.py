@@ -55,7 +55,7 @@ def write_jsonl(base: Path, *records: object) -> SourceConfig:
 # ── what is written ──────────────────────────────────────────────────────────────────────────
 
 
-def test_shards_hold_what_the_codec_makes_of_each_document(base: Path, codec: Codec):
+def test_shards_contain_the_encoded_documents(base: Path, codec: Codec):
     report = prepare(base, codec)
     expected = {f"{n}.png": codec.encode(pair(base, n)) for n in range(5)}
     assert documents_in(base) == expected
@@ -67,7 +67,7 @@ def test_shards_hold_what_the_codec_makes_of_each_document(base: Path, codec: Co
     assert not report.unchanged
 
 
-def test_the_report_stands_beside_the_shards(base: Path, codec: Codec):
+def test_the_report_is_beside_the_shards(base: Path, codec: Codec):
     report = prepare(base, codec)
     saved = json.loads((base / "shards" / "report.json").read_text())
     assert PrepareReport.from_dict(saved) == report
@@ -96,7 +96,7 @@ def swapped(base: Path, codec: Codec, number: int) -> list[int]:
     return codec.encode(replace(document, segments=document.segments[::-1]))
 
 
-def test_both_orders_are_what_the_codec_makes_of_them(base: Path, codec: Codec):
+def test_both_orders_are_encoded(base: Path, codec: Codec):
     report = prepare(base, codec, replace(SOURCE, pair_order="both"))
     found = documents_in(base)
     assert (report.read, report.written, report.images) == (5, 10, 10)
@@ -154,7 +154,7 @@ def long_source(base: Path) -> SourceConfig:
     return write_jsonl(base, {"name": "long", "segments": segments}, short)
 
 
-def test_long_documents_are_split_into_pieces_that_fit(base: Path, codec: Codec):
+def test_long_documents_are_split_into_parts_that_fit(base: Path, codec: Codec):
     report = prepare(base, codec, long_source(base), row_tokens=32)
     found = documents_in(base)
     pieces = [name for name in found if name.startswith("long#")]
@@ -174,7 +174,7 @@ def test_long_documents_are_rejected_if_asked(base: Path, codec: Codec):
     assert "tokens, a row has 32" in example["reason"]
 
 
-def test_an_image_that_no_row_holds_is_rejected(base: Path, codec: Codec):
+def test_an_image_longer_than_a_row_is_rejected(base: Path, codec: Codec):
     report = prepare(base, codec, long_source(base), row_tokens=6)
     assert report.rejected["too-long-image"].count == 1
     assert {name.partition("#")[0] for name in documents_in(base)} == {"short"}
@@ -213,7 +213,7 @@ def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Code
         prepare(base, codec)
 
 
-def test_a_source_that_gives_nothing_is_refused_with_the_reasons(base: Path, codec: Codec):
+def test_a_source_without_valid_documents_is_refused_with_the_reasons(base: Path, codec: Codec):
     with pytest.raises(
         DataError, match=r"'notes' at .* has no usable document: 1 read, 1 rejected"
     ) as e:
@@ -270,7 +270,7 @@ def test_a_change_prepares_again(base: Path, codec: Codec, change: str):
 
 
 class PulledPlugError(BaseException):
-    """Stands for Ctrl-C and the like."""
+    """An interruption such as Ctrl-C."""
 
 
 def test_an_interruption_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch):
@@ -298,7 +298,7 @@ def test_an_interruption_of_the_first_run_leaves_nothing(base: Path, codec: Code
     assert [path.name for path in base.iterdir()] == ["owls"]
 
 
-def test_what_a_killed_process_left_behind_is_cleared(base: Path, codec: Codec):
+def test_leftovers_of_a_killed_process_are_removed(base: Path, codec: Codec):
     prepare(base, codec)
     (base / "shards").rename(base / ".shards.pardalis-previous")  # killed between the two renames
     (base / ".shards.pardalis-partial").mkdir()

@@ -7,7 +7,7 @@ from pardalis.documents import Rejection
 from pardalis.tokens import Grammar
 
 
-def test_ids_are_counted_by_modality(grammar: Grammar):
+def test_tokens_are_counted_by_modality(grammar: Grammar):
     report = PrepareReport("owls", row_tokens=20)
     report.add_written(np.array([0, 20, 21, 5, 8, 9, 10, 11, 4, 6, 2]), grammar)
     report.add_written(np.array([0, 39, 2]), grammar)
@@ -32,7 +32,7 @@ def test_rejections_are_counted_by_kind_and_the_first_named():
     )
 
 
-def test_a_report_survives_json_even_with_a_broken_file_name():
+def test_a_report_round_trips_through_json_with_an_invalid_file_name():
     report = PrepareReport("owls", row_tokens=20)
     report.add_rejection(Rejection("\udc80.png", "missing", "There is no \udc80.png."))
     text = json.dumps(report.to_dict(), ensure_ascii=False)

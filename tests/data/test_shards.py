@@ -10,7 +10,7 @@ from pardalis.errors import DataError
 DOCUMENTS = [[0, *range(10, 10 + n), 2] for n in (3, 30, 7, 40, 1, 12)]
 
 
-def test_documents_come_back_over_several_shards(write_shards):
+def test_documents_round_trip_over_several_shards(write_shards):
     shards = write_shards(DOCUMENTS, 64)
     assert [shards.document(i).tolist() for i in range(6)] == DOCUMENTS
     assert shards.names == [f"shards-{i}" for i in range(6)]
@@ -20,7 +20,7 @@ def test_documents_come_back_over_several_shards(write_shards):
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
-def test_ids_are_as_narrow_as_the_vocabulary_allows(write_shards, vocab_size, dtype):
+def test_token_ids_have_the_narrowest_dtype_for_the_vocabulary(write_shards, vocab_size, dtype):
     shards = write_shards([[0, vocab_size - 1, 2]], 8, vocab_size=vocab_size)
     assert shards.document(0).tolist() == [0, vocab_size - 1, 2]
     assert np.load(shards.folder / "ids-00000.npy").dtype == dtype
@@ -100,7 +100,7 @@ def test_damaged_names_are_refused(write_shards):
         ({"rows": None}, r"index.json lacks rows; delete the folder and prepare"),
     ],
 )
-def test_an_index_that_cannot_be_used_is_refused(write_shards, change, message):
+def test_an_invalid_index_is_refused(write_shards, change, message):
     path = write_shards(DOCUMENTS, 64).folder / "index.json"
     index = json.loads(path.read_text()) | change
     path.write_text(json.dumps({key: value for key, value in index.items() if value is not None}))

@@ -48,7 +48,7 @@ def test_a_survey_notices_changed_image_files(tmp_path: Path):
     assert changed.digest != before.digest
 
 
-def test_a_survey_sees_images_of_every_kind(monkeypatch, tmp_path: Path):
+def test_a_survey_notices_every_kind_of_image(monkeypatch, tmp_path: Path):
     def found(*images: object) -> str:
         document = Document(tuple(Image(image) for image in images), "a")
         monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})

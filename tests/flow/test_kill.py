@@ -88,7 +88,7 @@ def at_random_moments():
 
 
 def at_every_touch():
-    # Each attempt goes on from what the one before left and lives one touch longer.
+    # Each attempt resumes from the previous one and lives one file operation longer.
     statuses = []
     while not statuses or statuses[-1] != 0:
         statuses.append(attempt(n_touches=len(statuses) + 1))
@@ -113,7 +113,7 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
 
-def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],

@@ -17,7 +17,7 @@ STAGES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "sample", "re
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, write_project):
-    """A run that the tests below look at, then extend, then change."""
+    """A finished run that the tests below inspect, extend and change."""
     project = write_project(tmp_path_factory.mktemp("finished"))
     folder = project / "run"
     run(load_recipe(project / "recipe.toml"), folder)
@@ -28,7 +28,7 @@ def modified(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def test_the_whole_way(project, capsys, noise):
+def test_the_whole_pipeline(project, capsys, noise):
     folder = project / "run"
     arguments = ["--quiet", "run", str(project / "recipe.toml"), "--out", str(folder), "--json"]
     assert main(arguments) == 0
@@ -107,7 +107,7 @@ def test_nothing_is_done_twice(finished, caplog):
     assert sum("unchanged" in message for message in caplog.messages) == len(STAGES)
 
 
-def test_more_steps_go_on_where_the_run_was(finished):
+def test_more_steps_continue_the_run(finished):
     project, folder = finished
     run(load_recipe(project / "recipe.toml", ["training_loop.steps=16"]), folder)
     assert [line["step"] for line in read_metrics(folder / "training" / "metrics.jsonl")] == [
@@ -119,7 +119,7 @@ def test_more_steps_go_on_where_the_run_was(finished):
     assert not list(folder.glob("training.*"))
 
 
-def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
+def test_a_changed_recipe_runs_dependent_stages_and_keeps_the_old_results(finished):
     project, folder = finished
     before = modified(folder)
     records = {record.name: record for record in read_records(folder)}
@@ -136,7 +136,7 @@ def test_a_changed_recipe_runs_what_depends_on_it_and_keeps_the_old(finished):
     assert after[folder / "report.html"] != before[folder / "report.html"]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
+def test_an_interrupted_run_resumes_with_the_same_numbers(project, monkeypatch):
     """Stop in the middle of each training; the samples are those of an uninterrupted run."""
     recipe = load_recipe(project / "recipe.toml")
     run(recipe, project / "whole", only=STAGES[:-1])
@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
     assert [record.name for record in read_records(project / "cut")] == STAGES[:-1]
 
 
-def test_a_bad_image_is_counted_and_the_rest_is_learnt(project):
+def test_an_invalid_image_is_counted_and_the_rest_is_trained_on(project):
     path = project / "images" / "red-ellipse.png"
     path.write_bytes(path.read_bytes()[:60])
     (project / "images" / "blue-line.png").unlink()

@@ -59,7 +59,7 @@ WEIGHTS = "bundle/model.safetensors"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, write_project) -> Path:
-    """A folder with a finished run in base/, and a recipe with other documents that goes on."""
+    """A folder with a finished run in base/, and a recipe that trains it on other documents."""
     folder = tmp_path_factory.mktemp("further")
     (folder / "base").mkdir()
     first = write_project(folder / "base")
@@ -96,7 +96,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / WEIGHTS)
 
 
-def test_it_begins_with_the_loaded_weights(project):
+def test_training_starts_from_the_loaded_weights(project):
     folder = go(project, "training_loop.steps=1", "training.schedule.warmup_steps=0")
     base = pardalis.load(project / "base" / "run" / "bundle")
     recipe = load_recipe(folder / "recipe.toml")
@@ -115,7 +115,7 @@ def test_it_begins_with_the_loaded_weights(project):
     assert abs(found - first_loss(fresh)) > 0.3  # measured: 1.4
 
 
-def test_the_codec_is_the_bundles(project):
+def test_the_codec_is_that_of_the_bundle(project):
     folder, base = go(project), project / "base" / "run" / "bundle"
     codec = pardalis.load(base).codec
     shards = Shards.open(folder / "shards" / "squares", codec.fingerprint)
@@ -132,7 +132,7 @@ def test_the_codec_is_the_bundles(project):
     assert not {"text_tokenizer", "image_tokenizer"} & {path.name for path in folder.iterdir()}
 
 
-def test_the_new_bundle_tells_where_it_comes_from(project, capsys):
+def test_the_new_bundle_records_its_origin(project, capsys):
     (project / "run" / "corpus").mkdir(parents=True)
     (project / "run" / "corpus" / "LICENCES.md").write_text("# Of the run\n")
     go(project)
@@ -155,8 +155,8 @@ def test_the_new_bundle_tells_where_it_comes_from(project, capsys):
     assert re.search(r"recipe +tiny-run", shown)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
-    dropout = "model.dropout=0.2"  # it draws noise, which must be the same noise
+def test_an_interrupted_run_resumes_with_the_same_numbers(project, monkeypatch):
+    dropout = "model.dropout=0.2"  # its random masks must be the same
     whole = go(project, dropout, name="whole")
     assert losses(whole) != losses(go(project, name="without"))
     real = loop.checkpoint.Saver.save
@@ -175,7 +175,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(project, monkeypatch):
     assert (cut / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
-def test_another_bundle_trains_anew_and_keeps_the_old(project):
+def test_another_bundle_trains_again_and_keeps_the_old_results(project):
     folder = go(project)
     before, metrics = losses(folder), (folder / "training" / "metrics.jsonl").stat()
     go(project)
@@ -204,7 +204,7 @@ def test_a_bundle_of_16_bits_is_trained_in_32(project):
     assert not torch.equal(head, head.bfloat16().float())  # a small step was not lost
 
 
-def test_looking_at_a_run_and_asking_its_model(project, capsys):
+def test_inspecting_a_run_and_sampling_from_its_model(project, capsys):
     folder = go(project, only=())
     samples = json.loads((folder / "samples" / "samples.json").read_text())
     assert len(samples["images"]) == len(samples["captions"]) == 2
@@ -232,9 +232,7 @@ def test_looking_at_a_run_and_asking_its_model(project, capsys):
         (torch.bfloat16, ["--dtype", "stored"], torch.bfloat16),
     ],
 )
-def test_the_numbers_to_answer_with_can_be_chosen(
-    project, monkeypatch, capsys, stored, choice, dtype
-):
+def test_the_compute_dtype_can_be_chosen(project, monkeypatch, capsys, stored, choice, dtype):
     path = project / "base" / "run" / WEIGHTS
     found = {name: t.to(stored) for name, t in safetensors.torch.load_file(path).items()}
     safetensors.torch.save_file(found, path)
@@ -267,7 +265,7 @@ def test_the_documented_recipe_works(project):
     assert pardalis.load(project / "runs" / "owls" / "bundle").made_by["recipe"] == "owls"
 
 
-def test_a_model_that_cannot_draw_is_trained_and_asked_for_captions(project):
+def test_a_model_that_cannot_generate_images_is_trained_and_writes_captions(project):
     bundle = pardalis.load(project / "base" / "run" / "bundle")
     tokenizer = bundle.codec.image_tokenizer
     config = dataclasses.replace(tokenizer.config, has_decoder=False)

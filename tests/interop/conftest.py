@@ -56,7 +56,7 @@ def special_names() -> dict[str, int]:
 
 
 def text_model(kind: str) -> Tokenizer:
-    """A tokenizer of text alone, its pieces numbered from 0, with how it cuts text and joins it.
+    """A text-only tokenizer with token ids from 0, its pre-tokenizer and decoder.
 
     ``bytes`` knows every byte. ``sentencepiece`` marks spaces with U+2581, one more before every
     text, and falls back to pieces for single bytes. ``letters`` knows the letters of its training
@@ -350,7 +350,7 @@ def _drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> tor
 
 
 def _make_vqgan(folder: Path) -> None:
-    """An image tokenizer of 8-pixel images, with what its training left in the checkpoint."""
+    """An image tokenizer of 8-pixel images, with the extra tensors of its training checkpoint."""
     ddconfig = {
         "double_z": False, "z_channels": 8, "resolution": 8, "in_channels": 3, "out_ch": 3,
         "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,

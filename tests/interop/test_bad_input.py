@@ -1,4 +1,4 @@
-"""What is wrong with a folder is said in a sentence, all of it, and nothing is written."""
+"""All problems of a folder are reported in one message, and nothing is written."""
 
 import errno
 import json
@@ -36,14 +36,14 @@ def source(chameleon_folder, tmp_path) -> Path:
 
 @pytest.fixture
 def target(tmp_path) -> Path:
-    """Where a bundle is to be, and nothing after what goes wrong."""
+    """The path of the bundle, where a failed import leaves nothing."""
     (tmp_path / "results").mkdir()
     return tmp_path / "results" / "bundle"
 
 
 @pytest.fixture
 def refused(source, target) -> Callable[..., str]:
-    """Return a function that imports in vain and returns what was said."""
+    """Return a function whose import fails, and which returns the message."""
 
     def attempt(path: Path = source, **options) -> str:
         with pytest.raises(PardalisError) as caught:
@@ -131,7 +131,7 @@ def test_tensors_that_do_not_fit(changes, parts, source, refused):
     assert "Nothing was written" in message
 
 
-def test_of_many_tensors_the_number_is_said(source, refused):
+def test_many_tensors_are_counted(source, refused):
     change(source, "config.json", num_hidden_layers=4)
     message = refused()
     assert message.count("model.layers.2.") == 6
@@ -189,7 +189,7 @@ def test_a_broken_index(content, reason, source, refused):
 # ── configs ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_option_that_we_lack_is_named_at_once(source, refused):
+def test_all_unsupported_options_are_named_together(source, refused):
     change(
         source,
         "config.json",
@@ -230,14 +230,14 @@ def test_every_option_that_we_lack_is_named_at_once(source, refused):
         assert part in message
 
 
-def test_the_older_way_to_say_rope_is_read_too(source, refused):
+def test_the_older_key_of_rope_is_read(source, refused):
     change(source, "config.json", rope_parameters=..., rope_scaling={"type": "linear", "factor": 2})
     assert "RoPE of type 'linear'" in refused()
 
 
 @pytest.mark.parametrize("factor", [0.5, None, "0.0078"])
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
-def test_either_file_says_how_images_are_prepared(name, factor, source, refused):
+def test_image_preparation_is_read_from_either_file(name, factor, source, refused):
     write(source, name, json.dumps({"rescale_factor": factor}))
     assert f"image_processor.rescale_factor = {factor!r} (supported:" in refused()
 
@@ -288,7 +288,7 @@ def test_a_model_of_another_type(kind, source, refused):
         ({"vocabulary_map": 3}, "is not a model's config (vocabulary_map is 3,"),
     ],
 )
-def test_values_that_describe_no_model(changes, part, source, refused):
+def test_invalid_config_values(changes, part, source, refused):
     change(source, "config.json", **changes)
     message = refused()
     assert part in message
@@ -336,7 +336,7 @@ def test_options_for_other_models(source, refused):
     assert "`new_rows` does not apply: a Chameleon has image tokens" in refused(new_rows=NewRows())
 
 
-def test_an_image_tokenizer_that_completes_nothing(source, imported_bundle, own_bundle, refused):
+def test_an_unneeded_image_tokenizer(source, imported_bundle, own_bundle, refused):
     assert "has no decoder either" in refused(image_tokenizer=imported_bundle())
     assert "another codebook" in refused(image_tokenizer=own_bundle)
     assert "No image tokenizer at" in refused(image_tokenizer=source / "none.ckpt")
@@ -354,7 +354,7 @@ def test_an_image_tokenizer_that_is_broken(source, own_bundle, tmp_path, refused
     assert "missing quantize.embedding.weight." in message
 
 
-def test_a_decoder_of_images_that_is_broken(own_bundle, tmp_path, refused):
+def test_a_broken_image_decoder(own_bundle, tmp_path, refused):
     export_model(own_bundle, tmp_path / "hf", "hf")
     path = tmp_path / "hf/pardalis.safetensors"
     save_file(dict(list(load_file(path).items())[1:]), path)
@@ -498,7 +498,7 @@ import_model(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_process_leaves_nothing_that_looks_whole(source, target):
+def test_a_killed_process_leaves_no_complete_output(source, target):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, source, target],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -518,7 +518,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(source, target):
 # ── what their layout cannot hold ────────────────────────────────────────────────────────────────
 
 
-def test_every_option_that_they_lack_is_named_at_once(own_bundle, tmp_path):
+def test_all_options_that_the_layout_cannot_hold_are_named_together(own_bundle, tmp_path):
     """The quickstart's image tokenizer among them."""
     model = read_bundle(own_bundle)
     images = replace(tiny(), quantizer=QuantizerConfig(kind="ibq"), channels=48)
@@ -543,7 +543,7 @@ def test_every_option_that_they_lack_is_named_at_once(own_bundle, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_each_option_alone_is_enough(own_bundle, tmp_path):
+def test_each_option_by_itself_is_refused(own_bundle, tmp_path):
     model = read_bundle(own_bundle)
     for field, change in (
         ("config", {"qk_norm": "none"}),

@@ -1,4 +1,4 @@
-"""Vocabularies by name: Chameleon's facts, ids that move into ranges, and text cut as others do."""
+"""Foreign vocabularies: Chameleon's ids, remapping into ranges, and equal tokenization."""
 
 import json
 import random
@@ -57,7 +57,7 @@ def test_names_of_image_codes(name, code):
 
 
 @pytest.mark.parametrize("name", ["IMGIMGZ", "IMGIMGKZ", "IMGIMGA", "imgimgaz", "IMGIMGAZ ", "owl"])
-def test_what_names_no_image_code(name):
+def test_names_that_are_not_image_codes(name):
     assert image_code(name) is None
 
 
@@ -93,7 +93,7 @@ def test_chameleons_ids(released):
 
 
 def test_the_size_of_an_image():
-    """512 x 512 pixels are 32 x 32 codes, with begin and end 1,026 ids."""
+    """512 x 512 pixels are 32 x 32 codes, with begin and end 1,026 tokens."""
     config = chameleon()
     assert (config.resolution, config.grid, config.codes_per_image) == (512, 32, 1024)
     small = ImageTokenizerConfig(
@@ -163,7 +163,7 @@ def test_any_order_of_ids_becomes_ranges(case):
 
 
 @given(shuffled())
-def test_rows_move_with_their_ids(case):
+def test_embedding_rows_move_with_their_ids(case):
     text, _, size = case
     vocabulary = read_vocabulary(text, size, "tokenizer.json")
     rows = torch.arange(size)[:, None] * torch.ones(1, 3, dtype=torch.long)
@@ -260,7 +260,7 @@ def test_interleaved_prompts(kind, loaded, compare):
 
 @each_kind
 @given(texts)
-def test_text_comes_back_as_their_tokenizer_reads_it(kind, loaded, text):
+def test_decoded_text_equals_that_of_their_tokenizer(kind, loaded, text):
     assume(not NAMES.search(text))
     codec, processor = loaded(kind)
     theirs = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -291,7 +291,7 @@ def test_a_special_tokens_name_in_a_text_is_text_here_and_a_token_there(loaded):
     assert {2, 8711, 8197, 4, 8710} <= set(theirs)
 
 
-def test_what_begins_like_a_special_token_is_text(loaded):
+def test_a_prefix_of_a_special_token_is_text(loaded):
     codec, processor = loaded("bytes")
     names = token_ids(codec.text_tokenizer.to_json(), "")
     pieces = [name for name in names if "<" in name and names[name] in codec.vocabulary.text]
@@ -330,7 +330,7 @@ def test_our_own_vocabulary_has_no_unknown_token(codec):
         codec.grammar.state_after([codec.vocabulary.bos_id, codec.vocabulary.unk_id])
 
 
-def test_a_tokenizer_that_cuts_text_into_a_special_token_is_stopped(chameleon_folder, tmp_path):
+def test_a_tokenizer_that_encodes_text_as_a_special_token_is_refused(chameleon_folder, tmp_path):
     content = json.loads((chameleon_folder(**KINDS["letters"]) / "tokenizer.json").read_text())
     vocab = content["model"]["vocab"]
     vocab |= {">": vocab.get(">", len(vocab)), "<s": len(vocab) + 1}
@@ -404,8 +404,8 @@ def test_our_own_vocabulary_gets_chameleons_names(codec):
 
 
 @pytest.mark.parametrize("name", ["<s>", "<image>", "IMGIMGAZ", "IMGIMG", "<reserved00001>"])
-def test_a_piece_of_ours_called_like_a_special_token_is_refused(name):
-    """Training on text that is full of a name makes a piece of it."""
+def test_a_token_of_ours_named_like_a_special_token_is_refused(name):
+    """Training on text that often contains a name merges it into one token."""
     content = json.loads(train_text_tokenizer(["owl"], 260).to_json())
     content["model"]["vocab"][name] = len(content["model"]["vocab"])
     tokenizer = TextTokenizer(Tokenizer.from_str(json.dumps(content)))
@@ -453,7 +453,7 @@ def as_file(vocab) -> str:
         ([], {"cat": "five"}, "is not a tokenizer that can be read"),
     ],
 )
-def test_everything_that_is_wrong_with_a_vocabulary(removed, added, message):
+def test_all_errors_of_a_vocabulary(removed, added, message):
     vocab = {name: i for name, i in small_tokenizer().items() if name not in removed} | added
     with pytest.raises(BundleError) as caught:
         read_vocabulary(as_file(vocab), 29, "some/tokenizer.json")

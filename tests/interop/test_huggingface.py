@@ -100,7 +100,7 @@ def their_model(folder: Path) -> ChameleonForConditionalGeneration:
 
 @torch.no_grad()
 def bare_logits(model: ChameleonForConditionalGeneration, **inputs) -> torch.Tensor:
-    """Return logits beneath the mask that its own ``forward`` lays over image ids."""
+    """Return logits before its own ``forward`` masks image tokens."""
     return model.lm_head(model.model(**inputs).last_hidden_state)
 
 
@@ -112,7 +112,7 @@ def ids_in_order(n_ids: int, seed: int = 0) -> torch.Tensor:
 
 
 @each_kind
-def test_there_and_back(kind, chameleon_folder, imported_bundle, tmp_path):
+def test_round_trip(kind, chameleon_folder, imported_bundle, tmp_path):
     """No bit of a tensor changes, and their class reads the same config."""
     source, bundle = chameleon_folder(**KINDS[kind]), imported_bundle(**KINDS[kind])
     export_model(bundle, tmp_path / "hf", "hf")
@@ -181,8 +181,8 @@ def test_a_dtype_can_be_chosen_both_ways(dtype, imported_bundle, chameleon_folde
     assert ChameleonConfig.from_pretrained(tmp_path / "hf").dtype == dtype
 
 
-def test_the_decoder_of_images_comes_along(own_bundle, exported, tmp_path):
-    """Their layout has no place for it, so it lies beside the rest, where they do not look."""
+def test_the_image_decoder_is_exported(own_bundle, exported, tmp_path):
+    """Their layout has no place for it, so it is a separate file that they ignore."""
     extra = load_file(exported / "pardalis.safetensors")
     assert extra
     assert all(name.startswith("image_tokenizer.decoder.") for name in extra)
@@ -229,7 +229,7 @@ def test_an_image_tokenizer_takes_the_place_of_the_folders(left, own_bundle, tmp
     assert pardalis.load(tmp_path / "draws").model.head.weight.dtype == BF16
 
 
-def test_licences_come_along(chameleon_folder, tmp_path):
+def test_licences_are_copied(chameleon_folder, tmp_path):
     source = tmp_path / "hf"
     source.mkdir()
     for path in chameleon_folder().iterdir():
@@ -274,7 +274,7 @@ def test_a_norm_of_the_embedding_goes_into_the_table(to, own_bundle, tmp_path, c
         compare("embedding norm", "logits", back(ids), ours, atol=LOGITS)
 
 
-def test_our_model_comes_back_as_it_was(own_bundle, exported, tmp_path):
+def test_our_model_round_trips(own_bundle, exported, tmp_path):
     import_model(exported, tmp_path / "bundle")
     before, after = pardalis.load(own_bundle), pardalis.load(tmp_path / "bundle")
     assert_bits_equal(dict(after.model.state_dict()), dict(before.model.state_dict()))
@@ -376,7 +376,7 @@ PARITY = {name: KINDS[name] for name in KINDS if "float" not in name}
 
 @pytest.mark.parametrize("kind", PARITY)
 def test_an_interleaved_prompt(kind, chameleon_folder, imported_bundle, image, compare):
-    """The same ids, codes among them, then the same logits, then the same answer."""
+    """The same ids, codes among them, then the same logits, then the same completion."""
     folder, bundle = (
         chameleon_folder(**PARITY[kind]),
         pardalis.load(imported_bundle(**PARITY[kind])),

@@ -54,7 +54,7 @@ LIST = "---\nlicense:\n- mit\n  - zlib\ntags:\n- x\n---\n"
         ("---\nlicense: mit\n---", "    license: mit\n"),
     ],
 )  # fmt: skip
-def test_a_model_card_is_quoted_where_no_file_lies(tmp_path, card, quoted):
+def test_a_model_card_is_quoted_where_there_is_no_file(tmp_path, card, quoted):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "README.md").write_bytes(card.encode())
@@ -65,7 +65,7 @@ def test_a_model_card_is_quoted_where_no_file_lies(tmp_path, card, quoted):
 
 
 @pytest.mark.parametrize("card", ["", "# A model\nlicense: mit\n", "---\nlanguage: en\n---\n"])
-def test_that_there_is_none_is_said(tmp_path, card):
+def test_a_missing_licence_is_stated(tmp_path, card):
     assert licences_of(folder_of(tmp_path / "model", README_md=card)) == (
         "# Weights imported from model\n\n"
         "The folder holds no licence file. The terms of the weights are those of their source.\n"

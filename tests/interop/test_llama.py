@@ -1,4 +1,4 @@
-"""Text-only models of Hugging Face's become mixed-modal ones that still write the same text."""
+"""Text-only Hugging Face models become mixed-modal ones that generate the same text."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def trained(tokenizer: Tokenizer, n: int, **options) -> dict:
 def bpe(
     named: list[str], pieces: dict, last: list[str], special: list[str], **options
 ) -> Tokenizer:
-    """Return a BPE with names before its pieces and after them, some of them special."""
+    """Return a BPE with added tokens before and after its own, some of them special."""
     ordered = sorted(pieces["vocab"], key=pieces["vocab"].__getitem__)
     vocab = {name: i for i, name in enumerate([*named, *ordered, *last])}
     merges = [tuple(merge) for merge in pieces["merges"]]
@@ -262,7 +262,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 
 @each_case
-def test_text_ids_are_the_tokenizers_own(compare, llama, imported, case):
+def test_text_tokens_equal_those_of_the_tokenizer(compare, llama, imported, case):
     theirs = PreTrainedTokenizerFast.from_pretrained(llama(case))
     codec = pardalis.load(imported(case)).codec
     foreign = to_foreign(codec.vocabulary)
@@ -278,7 +278,7 @@ def test_text_ids_are_the_tokenizers_own(compare, llama, imported, case):
 
 @each_case
 @torch.no_grad()
-def test_text_logits_are_the_models_own(compare, llama, imported, case):
+def test_text_logits_equal_those_of_the_model(compare, llama, imported, case):
     model, bundle = peer(llama(case)), pardalis.load(imported(case), dtype=torch.float32)
     places = torch.tensor(from_foreign(bundle.codec.vocabulary))[: model.config.vocab_size]
     generator = torch.Generator().manual_seed(1)
@@ -355,7 +355,7 @@ def test_new_ids_follow_the_old_ones(imported, llama):
     assert ids.size == size + 36
 
 
-def test_special_tokens_between_pieces_leave_one_run_of_text(imported, llama):
+def test_special_tokens_between_text_tokens_leave_one_range_of_text(imported, llama):
     ids = pardalis.load(imported("Llama 3, bf16, shards")).codec.vocabulary
     assert ids.text.start == 0
     assert ids.foreign_ids == range(ids.size)
@@ -365,8 +365,8 @@ def test_special_tokens_between_pieces_leave_one_run_of_text(imported, llama):
     assert [to_foreign(moved)[i] for i in moved.text] == list(range(1, size - 2))
 
 
-def test_a_piece_that_looks_like_a_special_token_is_text(llama, image_tokenizer, tmp_path):
-    """Text of web pages gives byte-level tokenizers such pieces."""
+def test_a_token_that_looks_like_a_special_token_is_text(llama, image_tokenizer, tmp_path):
+    """Byte-level tokenizers learn such tokens from web pages."""
     folder = copy_of(llama("Llama 3, bf16, shards"), tmp_path / "hf")
     content = json.loads((folder / "tokenizer.json").read_text())
     vocab = content["model"]["vocab"]
@@ -413,20 +413,20 @@ LLAMA_2_ROLES = {"bos": 1, "eos": 2, "unk": 0}
         ({"bos_token_id": 0, "eos_token_id": 0}, {"bos": 0}),
     ],
 )
-def test_what_configs_call_so_gets_the_role(llama, image_tokenizer, tmp_path, changes, expected):
+def test_roles_follow_the_configs(llama, image_tokenizer, tmp_path, changes, expected):
     folder = copy_of(llama("Llama 2"), tmp_path / "hf", **changes)
     (folder / "generation_config.json").unlink()
     assert roles(folder, image_tokenizer) == expected
 
 
-def test_the_generation_config_knows_better(llama, image_tokenizer, tmp_path):
+def test_the_generation_config_takes_precedence(llama, image_tokenizer, tmp_path):
     instruct = copy_of(llama("Llama 2"), tmp_path / "hf", eos_token_id=8)
     file = "generation_config.json"
     (instruct / file).write_text(json.dumps({"eos_token_id": [2, 8], "bos_token_id": None}))
     assert roles(instruct, image_tokenizer) == {**LLAMA_2_ROLES, "end_turn": 8}
 
 
-def test_of_llama_3s_ends_the_last_one_ends_a_turn(llama, image_tokenizer):
+def test_the_last_eos_of_llama_3_ends_a_turn(llama, image_tokenizer):
     folder = llama("Llama 3, bf16, shards")
     names = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert roles(folder, image_tokenizer) == {
@@ -437,7 +437,7 @@ def test_of_llama_3s_ends_the_last_one_ends_a_turn(llama, image_tokenizer):
 
 
 @torch.no_grad()
-def test_one_id_that_begins_and_ends_becomes_two_that_are_alike(imported):
+def test_a_shared_bos_and_eos_becomes_two_equal_tokens(imported):
     bundle = pardalis.load(imported("SmolLM2, bf16, tied, shards"))
     ids = bundle.codec.vocabulary
     assert to_foreign(ids)[ids.bos_id] == 0
@@ -523,7 +523,7 @@ def original_layout(folder: Path) -> ImageTokenizer:
     return tokenizer
 
 
-def test_any_image_tokenizer_joins(llama, imported, image_tokenizer, codec, tmp_path):
+def test_any_image_tokenizer_can_be_added(llama, imported, image_tokenizer, codec, tmp_path):
     original = original_layout(tmp_path / "vqgan")
     for name, path, expected in (
         ("folder", image_tokenizer, codec.image_tokenizer),
@@ -552,19 +552,19 @@ def owl() -> PIL.Image.Image:
 @pytest.mark.parametrize(
     "case", ["Llama 2", "Llama 3, bf16, shards", "SmolLM2, bf16, tied, shards", "specials between"]
 )
-def test_it_writes_text_and_images(imported, owl, case):
+def test_it_generates_text_and_images(imported, owl, case):
     bundle = pardalis.load(imported(case))
     drawn = pardalis.generate(bundle, "An owl", mode="image", max_images=2)
     assert [image.source.size for image in drawn.images] == [(16, 16)] * 2
-    told = pardalis.generate(bundle, [owl, "what?"], mode="text", max_new_tokens=9)
-    assert all(isinstance(segment, Text) for segment in told.segments)
+    described = pardalis.generate(bundle, [owl, "what?"], mode="text", max_new_tokens=9)
+    assert all(isinstance(segment, Text) for segment in described.segments)
     mixed = pardalis.generate(bundle, ["The fox", owl], mode="interleaved", max_new_tokens=30)
     codec = bundle.codec
     codec.grammar.validate(codec.encode(mixed))
 
 
 @torch.no_grad()
-def test_it_stops_where_the_text_only_model_does(llama, imported):
+def test_it_stops_where_the_text_only_model_stops(llama, imported):
     """Make the one id that ends documents the likeliest; the copy of it must end ours."""
     folder = imported("SmolLM2, bf16, tied, shards")
     bundle = pardalis.load(folder, dtype=torch.float32)
@@ -594,7 +594,7 @@ class OneBatch:
         return self._batch
 
 
-def test_it_learns(imported, owl):
+def test_it_can_be_trained(imported, owl):
     bundle: Bundle = pardalis.load(imported("Llama 2"))
     ids = bundle.codec.encode(Document((Text("An owl:"), Image(owl), Text("is it one?"))))
     before = bundle.model.head.weight.detach().clone()

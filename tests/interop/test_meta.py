@@ -1,4 +1,4 @@
-"""Chameleon's original release: what it computes, and every tensor there and back."""
+"""Chameleon's original release: equal logits and round trips of every tensor."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def parameters(release: Path) -> dict:
 
 
 def release_logits(release: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (T, V) of one sequence, in the obvious way: a rank is an entry of a list."""
+    """Return logits (T, V) of one sequence; a rank is an entry of a list."""
     files, params = rank_files(release), parameters(release)
     assert len(files) == params["model_parallel_size"]
     d_head = params["dim"] // params["n_heads"]
@@ -102,7 +102,7 @@ def attend(x: torch.Tensor, w: dict, d_head: int, theta: float) -> torch.Tensor:
 
 
 def rotate_pairs(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """Turn each pair (x[2i], x[2i + 1]) of a head; x is (T, N, H)."""
+    """Rotate each pair (x[2i], x[2i + 1]) of a head; x is (T, N, H)."""
     out = torch.empty_like(x)
     d_head = x.shape[-1]
     positions = torch.arange(len(x), dtype=torch.float64)[:, None]
@@ -141,7 +141,7 @@ IDS = torch.arange(40) * 7
 
 
 @pytest.mark.parametrize("kind", RELEASES)
-def test_logits_are_the_releases(release_folder, tmp_path, compare, kind):
+def test_logits_equal_those_of_the_release(release_folder, tmp_path, compare, kind):
     release = release_folder(**RELEASES[kind])
     import_model(release, tmp_path / "bundle")
     bundle = pardalis.load(tmp_path / "bundle")
@@ -154,7 +154,7 @@ def test_logits_are_the_releases(release_folder, tmp_path, compare, kind):
     compare(f"Chameleon's release, {kind}", "logits", ours, theirs, atol=2e-5)
 
 
-def test_ids_change_places_with_their_names(release_folder, tmp_path):
+def test_ids_are_remapped_by_name(release_folder, tmp_path):
     """In a scattered vocabulary; the row of each name is still the row of that name."""
     release = release_folder(scattered=True)
     names = json.loads((release / "tokenizer/text_tokenizer.json").read_text())["model"]["vocab"]
@@ -182,7 +182,7 @@ def test_rows_of_heads_by_hand():
 
 
 def test_rows_of_wider_heads_by_hand():
-    """Width 8, where there and back are not the same permutation."""
+    """Width 8, where the permutation is not its own inverse."""
     rows = torch.arange(8.0)[:, None]
     assert halves_from_pairs(lazy(rows), 1).read().flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
     assert pairs_from_halves(lazy(rows), 1).read().flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
@@ -210,7 +210,7 @@ def test_qk_norm_by_hand(release_folder, tmp_path):
     ]
 
 
-def test_what_a_rank_has(release_folder, tmp_path):
+def test_the_tensors_of_a_rank(release_folder, tmp_path):
     """Names, and which part of ours; written out for one layer of the second of two ranks."""
     import_model(release_folder(ranks=2, n_kv_heads=2, n_layers=1), tmp_path / "bundle")
     export_model(tmp_path / "bundle", tmp_path / "meta", "meta")
@@ -280,7 +280,7 @@ def assert_same_release(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", RELEASES)
-def test_there_and_back(release_folder, tmp_path, kind):
+def test_round_trip(release_folder, tmp_path, kind):
     dtype = torch.bfloat16
     release = release_folder(**RELEASES[kind], copies_differ=True, dtype=dtype)
     import_model(release, tmp_path / "bundle")
@@ -294,7 +294,7 @@ def test_there_and_back(release_folder, tmp_path, kind):
 @pytest.mark.parametrize(
     "kind", ["1 rank, grouped, swin", "4 ranks, grouped", "2 ranks, odd sizes"]
 )
-def test_there_and_back_through_hugging_face(release_folder, tmp_path, kind):
+def test_round_trip_through_hugging_face(release_folder, tmp_path, kind):
     release = release_folder(**RELEASES[kind], copies_differ=True)
     write_chameleon(read_meta(release), tmp_path / "hf")
     write_meta(read_chameleon(tmp_path / "hf"), tmp_path / "meta")
@@ -312,7 +312,7 @@ def test_there_and_back_through_hugging_face(release_folder, tmp_path, kind):
             assert after.read_bytes() == before.read_bytes(), name
 
 
-def test_our_own_there_and_back(own_bundle, tmp_path, compare):
+def test_round_trip_of_our_own_model(own_bundle, tmp_path, compare):
     """A model that was never Meta's; its width of the feed-forward is no multiple of 256."""
     export_model(own_bundle, tmp_path / "meta", "meta")
     import_model(tmp_path / "meta", tmp_path / "bundle")
@@ -335,8 +335,8 @@ def test_our_own_there_and_back(own_bundle, tmp_path, compare):
     compare("Chameleon's release, written by us", "logits", ours, theirs, atol=2e-5)
 
 
-def test_a_codebook_that_followed_means(own_bundle, tmp_path):
-    """How it learnt is not in the release's layout, and changes no image."""
+def test_an_ema_codebook(own_bundle, tmp_path):
+    """Its training state is not in the release's layout and does not change images."""
     model = read_bundle(own_bundle)
     trained = dataclasses.replace(
         model.image_tokenizer,
@@ -369,17 +369,17 @@ def test_any_width_of_the_feed_forward(d_model, d_ff):
     config = dataclasses.replace(
         chameleon_7b(), d_model=2 * d_model, n_heads=1, n_kv_heads=1, d_ff=d_ff
     )
-    said = json.loads(json.dumps(meta._ffn_params(config)))
+    written = json.loads(json.dumps(meta._ffn_params(config)))
     width = int(2 * (4 * config.d_model) / 3)
-    if said.get("ffn_dim_multiplier") is not None:
-        width = int(said["ffn_dim_multiplier"] * width)
-    multiple = said["multiple_of"]
+    if written.get("ffn_dim_multiplier") is not None:
+        width = int(written["ffn_dim_multiplier"] * width)
+    multiple = written["multiple_of"]
     assert multiple * ((width + multiple - 1) // multiple) == d_ff
-    values = {"dim": config.d_model, "n_heads": 1, "n_layers": 1, **said}
+    values = {"dim": config.d_model, "n_heads": 1, "n_layers": 1, **written}
     assert meta._config(values, Path("params.json"), 8, 1).d_ff == d_ff
 
 
-def test_a_usual_width_is_said_in_the_usual_way():
+def test_a_common_width_has_the_common_parameters():
     assert meta._ffn_params(chameleon_7b()) == {"multiple_of": 256}
 
 
@@ -391,7 +391,7 @@ def test_the_published_sizes_have_their_names():
     ("params", "context"), [({"rope_theta": 10_000.0}, 4096), ({"rope_theta": 10_001.0}, 16_384),
                             ({"max_seq_len": 77}, 77)],
 )  # fmt: skip
-def test_the_context_that_no_file_says(params, context):
+def test_the_context_is_inferred(params, context):
     values = {"dim": 64, "n_heads": 4, "n_layers": 1, **params}
     assert meta._config(values, Path("params.json"), 8, 1).context == context
 
@@ -478,7 +478,7 @@ def refused(model: ForeignModel, folder: Path, **options) -> str:
 
 
 def changed(model: ForeignModel, **changes) -> ForeignModel:
-    """The same with another config; no tensor is looked at."""
+    """Return the model with another config and the same tensors."""
     vq = {name: changes.pop(name) for name in ("has_decoder", "patch_size", "norm_groups")
           if name in changes}  # fmt: skip
     return dataclasses.replace(
@@ -505,13 +505,13 @@ def changed(model: ForeignModel, **changes) -> ForeignModel:
         ({"norm_groups": 0}, {}, r"image_tokenizer\.norm_groups is 0 \(needed: 32\)"),
     ],
 )
-def test_what_the_layout_cannot_hold(own_bundle, tmp_path, changes, options, what):
+def test_options_that_the_layout_cannot_hold(own_bundle, tmp_path, changes, options, what):
     assert re.search(
         what, refused(changed(read_bundle(own_bundle), **changes), tmp_path, **options)
     )
 
 
-def test_all_that_it_cannot_hold_in_one_sentence(own_bundle, tmp_path):
+def test_all_options_that_it_cannot_hold_are_named_together(own_bundle, tmp_path):
     model = changed(
         read_bundle(own_bundle), qk_norm_groups=None, d_ff=79, has_decoder=False, patch_size=2
     )
@@ -583,11 +583,11 @@ DAMAGE = {
         lambda m, t: (m / RANK).rename(m / "consolidated.02.pth"),
         r"each of 2 ranks .* but has: consolidated\.00\.pth, consolidated\.02\.pth",
     ),
-    "fewer ranks are said": (
+    "fewer ranks in the config": (
         lambda m, t: change_json(m / "consolidate_params.json", model_parallel_size=1),
         r"each of 1 ranks .* but has: consolidated\.00\.pth, consolidated\.01\.pth",
     ),
-    "more ranks are said": (
+    "more ranks in the config": (
         lambda m, t: change_json(m / "consolidate_params.json", model_parallel_size=4),
         "each of 4 ranks",
     ),
@@ -716,7 +716,7 @@ def test_parameters_may_lie_in_one_file(release_folder, tmp_path):
     assert read_meta(release).config == read_meta(release_folder(ranks=2)).config
 
 
-def test_licences_go_along(release_folder, tmp_path):
+def test_licences_are_copied(release_folder, tmp_path):
     release = tmp_path / "release"
     shutil.copytree(release_folder(), release)
     (release / "LICENSE").write_text("Research only.")

@@ -1,4 +1,4 @@
-"""One table of names: nothing is lost, nothing is left over, and the peers' names are theirs."""
+"""The table of names covers every tensor exactly once and has the peers' names."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def names(layout: str, n_layers: int, qk_norm: bool = True) -> list[str]:
 
 @pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_ours_are_the_decoders(preset, qk_norm):
+def test_our_names_are_those_of_the_decoder(preset, qk_norm):
     shape = {name: getattr(PRESETS[preset](vocab_size=100), name) for name in ModelConfig.__slots__}
     with torch.device("meta"):
         decoder = Decoder(ModelConfig(**{**shape, "qk_norm": qk_norm}))
@@ -31,21 +31,21 @@ def test_ours_are_the_decoders(preset, qk_norm):
 
 @pytest.mark.parametrize("target", LAYOUTS)
 @pytest.mark.parametrize("source", LAYOUTS)
-def test_there_and_back(source, target):
+def test_round_trip(source, target):
     there = [rename(name, source, target) for name in names(source, 12)]
     assert there == names(target, 12)
     assert [rename(name, target, source) for name in there] == names(source, 12)
     assert len(set(there)) == len(there)
 
 
-def test_what_no_layout_calls_so():
+def test_an_unknown_name_is_refused():
     for name in ("layers.0.attention.wx.weight", "model.layers.x.mlp.up_proj.weight", ""):
         for layout in LAYOUTS:
             with pytest.raises(KeyError):
                 rename(name, layout, "ours")
 
 
-def test_theirs_are_chameleons():
+def test_transformers_names_are_those_of_chameleon():
     shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 11}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40}
     images = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1}
@@ -61,7 +61,7 @@ def test_theirs_are_chameleons():
     assert len(theirs) < len(model.state_dict())
 
 
-def test_theirs_are_llamas():
+def test_transformers_names_are_those_of_llama():
     shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 11}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40}
     with torch.device("meta"):
@@ -69,7 +69,7 @@ def test_theirs_are_llamas():
     assert sorted(names("transformers", 11, qk_norm=False)) == sorted(model.state_dict())
 
 
-def test_metas_are_those_of_the_release():
+def test_metas_names_are_those_of_the_release():
     """Written out, as the release's loader demands them."""
     layer = {
         "attention.wq.weight", "attention.wk.weight", "attention.wv.weight", "attention.wo.weight",
@@ -83,8 +83,8 @@ def test_metas_are_those_of_the_release():
     assert set(names("meta", 2)) == whole | of_layers
 
 
-def test_what_ranks_have_a_copy_of():
-    """Everything else is cut; QK-norm is of a rank."""
+def test_replicated_tensors():
+    """All others are sharded; QK-norm is per rank."""
     whole = [line.meta for line in DECODER if line.cut is None]
     assert whole == [
         "layers.{n}.attention_norm.weight",

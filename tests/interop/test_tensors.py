@@ -1,4 +1,4 @@
-"""Weights in files: read when they are needed, written one at a time, never run."""
+"""Tensors in files are read lazily, written one at a time, and never execute code."""
 
 import json
 import pickle
@@ -161,7 +161,7 @@ def trap(what: str) -> None:
 
 
 class Callback:
-    """A class of a training framework; whatever builds one says so."""
+    """A class of a training framework; building one raises."""
 
     def __init__(self) -> None:
         self.best = 0.5
@@ -205,7 +205,7 @@ class Evaluated:
 
 
 class Nested:
-    """Calls what it finds as an attribute of what it finds."""
+    """Calls an attribute of an attribute."""
 
     def __reduce__(self) -> tuple:
         return getattr(Path(), "touch"), ()  # noqa: B009
@@ -213,7 +213,7 @@ class Nested:
 
 @pytest.fixture
 def framework(monkeypatch) -> types.ModuleType:
-    """A module that the classes seem to come from."""
+    """A fake module that defines the classes."""
     module = types.ModuleType("lightning_of_old")
     for thing in (trap, Callback, Config, Steps, Reduced, Evaluated, Nested):
         monkeypatch.setattr(thing, "__module__", module.__name__)
@@ -240,7 +240,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_else_a_checkpoint_holds_is_not_built(tmp_path, framework, monkeypatch, protocol):
+def test_other_objects_of_a_checkpoint_are_not_built(tmp_path, framework, monkeypatch, protocol):
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.bfloat16)}
     path = tmp_path / "last.ckpt"
     torch.save({**FOREIGN, "state_dict": tensors}, path, pickle_protocol=protocol)
@@ -254,7 +254,7 @@ def test_what_else_a_checkpoint_holds_is_not_built(tmp_path, framework, monkeypa
 
 
 def archive_of(pickled: bytes, path: Path) -> Path:
-    """Write a checkpoint with a pickle of one's own and a storage of 6 numbers."""
+    """Write a checkpoint with the given pickle and a storage of 6 numbers."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickled)
         archive.writestr("a/data/0", torch.arange(6.0).numpy().tobytes())
@@ -269,8 +269,8 @@ TENSOR = (
 )
 
 
-def test_a_pickle_does_not_say_how_much_memory_it_takes(tmp_path):
-    """Of 2**32 - 2 objects, it says, for which C's unpickler reserves 32 GB and more."""
+def test_a_pickle_cannot_reserve_memory(tmp_path):
+    """It announces 2**32 - 2 objects, for which C's unpickler reserves 32 GB or more."""
     huge = b"r" + struct.pack("<I", 2**32 - 2)  # LONG_BINPUT
     assert TENSOR.startswith(b"\x80\x02}")
     path = archive_of(TENSOR[:3] + huge + TENSOR[3:], tmp_path / "a.pth")
@@ -496,7 +496,7 @@ def test_nothing_is_read_before_it_is_written(tmp_path):
     assert_equal(read_all(tmp_path / "a.safetensors"), expected)
 
 
-def test_joined_parts_of_several_dtypes_have_room_for_all(tmp_path):
+def test_joined_parts_of_several_dtypes_are_promoted(tmp_path):
     """As of a rank that was saved in another type than the others."""
     parts = [torch.tensor([1.0, 2.0]), torch.tensor([3.0]).bfloat16(), torch.tensor([4.0]).half()]
     for order in (parts, parts[::-1], parts[1:]):
@@ -519,7 +519,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path, suffix):
     assert reads.most_alive <= 2  # the one that is read, and the one just written
 
 
-def test_what_ranks_divide_is_read_once(tmp_path):
+def test_a_tensor_that_ranks_share_is_read_once(tmp_path):
     reads = Reads()
     paths = [tmp_path / f"{rank}.pth" for rank in range(4)]
     wholes = {f"t{i}": torch.randn(8, 12) for i in range(3)}
@@ -533,7 +533,7 @@ def test_what_ranks_divide_is_read_once(tmp_path):
         assert_equal(read_all(path), expected)
 
 
-def test_of_a_shared_storage_only_the_part_is_read(tmp_path, monkeypatch):
+def test_only_the_needed_part_of_a_shared_storage_is_read(tmp_path, monkeypatch):
     """What is cut from one matrix is saved with all of it."""
     whole = torch.arange(600.0).view(30, 20)
     parts = {"q": whole[:10], "k": whole[10:20], "column": whole[:, 3]}
@@ -545,7 +545,7 @@ def test_of_a_shared_storage_only_the_part_is_read(tmp_path, monkeypatch):
     assert read == [800, 800, 4 * (29 * 20 + 1)]
 
 
-def test_what_is_not_as_it_was_announced_is_not_written(tmp_path):
+def test_a_tensor_of_another_shape_than_announced_is_not_written(tmp_path):
     wrong = lazy(torch.ones(2)).map(lambda t: t.double(), (2,))
     with pytest.raises(AssertionError):
         write_safetensors(tmp_path / "a.safetensors", {"a": wrong})

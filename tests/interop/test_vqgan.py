@@ -1,4 +1,4 @@
-"""Image tokenizers of the original VQ-GAN and of LlamaGen keep their codes and pixels as ours."""
+"""Imported image tokenizers of VQ-GAN and LlamaGen give the same codes and pixels."""
 
 import argparse
 import functools
@@ -79,7 +79,7 @@ def described(config: ImageTokenizerConfig, **ddconfig) -> dict:
 
 
 def foreign_object() -> object:
-    """Return an object of a class that is gone when its pickle is read."""
+    """Return an object whose class does not exist when its pickle is read."""
     module = types.ModuleType("lightning_of_old")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
     sys.modules[module.__name__] = module
@@ -114,7 +114,7 @@ def original(tmp_path) -> Callable[..., tuple[Path, Path]]:
     return write
 
 
-def test_the_original_layout_comes_in_bit_for_bit(compare, original, tmp_path):
+def test_the_original_layout_is_imported_bit_for_bit(compare, original, tmp_path):
     theirs = small()
     weights, description = original(theirs.state_dict(), described(SMALL))
     config = import_image_tokenizer(weights, tmp_path / "ours", description)
@@ -127,7 +127,7 @@ def test_the_original_layout_comes_in_bit_for_bit(compare, original, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_written_is_read_as_it_was(tmp_path, dtype):
+def test_round_trip(tmp_path, dtype):
     weights = randomised(ImageTokenizer(SMALL)).to(dtype).state_dict()
     write_vqgan(SMALL, {name: lazy(t) for name, t in weights.items()}, tmp_path)
     config, tensors = read_vqgan(tmp_path / "vqgan.ckpt", tmp_path / "vqgan.yaml")
@@ -159,7 +159,7 @@ def test_other_kinds_are_written_as_a_plain_codebook(compare, tmp_path, kind):
         compare(name, "pixels", ours.decode(codes), theirs.decode(codes))
 
 
-def test_what_is_written_is_what_the_original_library_reads(tmp_path):
+def test_exports_are_read_by_the_original_library(tmp_path):
     weights = small().state_dict()
     write_vqgan(SMALL, {name: lazy(t) for name, t in weights.items()}, tmp_path)
     state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)["state_dict"]
@@ -199,7 +199,7 @@ def read_published(original, n_codes: int, ddconfig: dict) -> tuple[ImageTokeniz
     return config, tensors
 
 
-def test_chameleons_is_our_preset(original):
+def test_chameleons_config_equals_our_preset(original):
     config, tensors = read_published(original, 8192, CHAMELEON)
     assert config == vq.chameleon()
     assert sum(t.n_elements for t in tensors.values()) == 68_718_467
@@ -332,7 +332,7 @@ def test_an_unknown_layout_is_refused(tmp_path):
         ({"quantizer": QuantizerConfig(kind="fsq")}, "quantizer.kind is 'fsq'"),
     ],
 )
-def test_what_the_original_layout_cannot_hold_is_not_written(tmp_path, changes, message):
+def test_options_that_the_original_layout_cannot_hold_are_refused(tmp_path, changes, message):
     values = {f: getattr(SMALL, f) for f in ImageTokenizerConfig.__dataclass_fields__}
     with pytest.raises(BundleError, match=message):
         write_vqgan(ImageTokenizerConfig(**values | changes), {}, tmp_path)
@@ -342,7 +342,7 @@ def test_what_the_original_layout_cannot_hold_is_not_written(tmp_path, changes, 
 # ── where it is written ──────────────────────────────────────────────────────────────────────────
 
 
-def test_it_is_written_only_where_nothing_is(original, tmp_path):
+def test_only_an_empty_or_new_folder_is_written_to(original, tmp_path):
     paths = original(small().state_dict(), described(SMALL))
     folder = tmp_path / "ours"
     folder.mkdir()
@@ -596,7 +596,7 @@ def test_checkpoints_of_training_and_published_ones(tmp_path, form):
         ({"quant_conv.bias": torch.ones(4)}, r"quant_conv.bias \(4 instead of 8\)"),
     ],
 )
-def test_what_is_not_llamagens_is_refused(tmp_path, changes, message):
+def test_other_weights_than_llamagens_are_refused(tmp_path, changes, message):
     state = {name: t for name, t in (small_llamagen() | changes).items() if t is not None}
     torch.save({"model": state}, tmp_path / "vq.pt")
     refused(tmp_path / "vq.pt", None, tmp_path, message)

@@ -1,4 +1,4 @@
-"""Sizes by arithmetic against the network itself: parameters, work, and what training keeps."""
+"""Computed costs against the network: parameters, FLOPs, and stored activations."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ SHAPE = ModelConfig(
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_parts_are_all_parameters(name):
+def test_parts_sum_to_all_parameters(name):
     config = PRESETS[name](vocab_size=1000, context=64)
     counts = model_costs(config)
     assert list(counts.parts) == ["embedding", "attention", "feed_forward", "norms", "head"]
@@ -35,7 +35,7 @@ def test_parts_are_all_parameters(name):
     assert counts.parts["feed_forward"] == 3 * config.n_layers * config.d_model * config.d_ff
 
 
-def test_work_per_token_of_chameleon_7b():
+def test_flops_per_token_of_chameleon_7b():
     """6 (6.476e9 in layers + 0.268e9 in the head) + 6 x 32 x 4096 x 4096."""
     assert model_costs(chameleon_7b()).train_flops_per_token == 43_687_870_464
 
@@ -55,7 +55,7 @@ def alive_after_forward(config: ModelConfig, parallel: ParallelConfig, precision
 
 
 def measured(config: ModelConfig, parallel: ParallelConfig, precision: str = "float32") -> float:
-    """Return what one more block keeps of a token."""
+    """Return the bytes that one more block stores per token."""
     deeper = dataclasses.replace(config, n_layers=config.n_layers + 1)
     more, less = (alive_after_forward(each, parallel, precision) for each in (deeper, config))
     return (more - less) / (ROWS * CONTEXT)
@@ -72,14 +72,14 @@ def measured(config: ModelConfig, parallel: ParallelConfig, precision: str = "fl
     ],
     ids=str,
 )
-def test_a_block_keeps_what_is_counted_to_the_byte(changes, checkpointing):
+def test_the_activation_memory_of_a_block_is_exact(changes, checkpointing):
     config = dataclasses.replace(SHAPE, **changes)
     how = Execution(checkpointing=checkpointing, on_cpu=True)
     parallel = ParallelConfig(activation_checkpointing=checkpointing)
     assert measured(config, parallel) == block_bytes_per_token(config, how)
 
 
-def test_autocast_keeps_the_stream_in_full_and_the_rest_in_half():
+def test_autocast_stores_the_residual_stream_in_float32_and_the_rest_in_16_bits():
     how = Execution(compute_bytes=2, on_cpu=True)
     found = measured(SHAPE, ParallelConfig(), "bfloat16")
     found -= 2 * (4 * 64 * 64 + 3 * 64 * 160) / (ROWS * CONTEXT)  # rounded weights of the block
@@ -87,7 +87,7 @@ def test_autocast_keeps_the_stream_in_full_and_the_rest_in_half():
     assert found == pytest.approx(block_bytes_per_token(SHAPE, how), rel=0.01)
 
 
-def test_ranks_split_what_belongs_to_heads_and_hidden_units():
+def test_tensor_parallelism_divides_activations_of_heads_and_hidden_units():
     whole, half = (
         block_bytes_per_token(SHAPE, Execution(tensor=tensor, compute_bytes=2)) for tensor in (1, 2)
     )

@@ -1,4 +1,4 @@
-"""The decoder's architecture, by facts that its paper and its size state."""
+"""The decoder's architecture against its paper and the published sizes."""
 
 import dataclasses
 import math
@@ -45,7 +45,7 @@ def test_chameleon_34b_has_its_parameters():
     assert counts.qk_norm_parameters == 98_304  # of 48 layers, once for each of four groups
 
 
-def test_qk_norm_for_each_head_costs_more():
+def test_qk_norm_per_head_has_more_parameters():
     shared = model_costs(chameleon_34b())
     per_head = model_costs(dataclasses.replace(chameleon_34b(), qk_norm_groups=None))
     assert per_head.qk_norm_parameters == 48 * 2 * 128 * (64 + 8)
@@ -83,7 +83,7 @@ def test_causal(tiny_config, norm_placement, n_kv_heads, qk_norm):
     assert (before[:, 6:] - after[:, 6:]).abs().amax(-1).min() > 1e-3
 
 
-def test_a_document_in_a_row_is_as_if_alone(tiny_model):
+def test_a_document_in_a_packed_row_equals_the_document_by_itself(tiny_model):
     first, second = torch.arange(8, 13), torch.arange(20, 27)
     row = torch.cat([first, second])[None]
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
@@ -124,7 +124,7 @@ def test_qk_norm_bounds_scores():
 
 
 @pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])
-def test_attention_is_blind_to_scale_and_shift_of_raw_queries(tiny_config, qk_norm):
+def test_attention_is_invariant_to_scale_and_shift_of_queries_with_qk_norm(tiny_config, qk_norm):
     """Only with QK-norm do queries of 3 q + 7 attend as q. Measured: 6.0e-6; without it, 3.8."""
     attention = build(tiny_config, qk_norm=qk_norm).trunk.blocks[0].attention
     x, rotation = stream(tiny_config)
@@ -147,7 +147,7 @@ def test_qk_norm_with_equal_heads_is_one_group_and_is_layer_norm():
         torch.testing.assert_close(norm(x), shared, rtol=1e-5, atol=1e-6)
 
 
-def test_groups_of_qk_norm_are_runs_of_heads():
+def test_groups_of_qk_norm_are_consecutive_heads():
     """Heads 0 and 1 have the first scale and shift, heads 2 and 3 the second."""
     weight, bias = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 5, 4, 8, generator=torch.Generator().manual_seed(1))
@@ -158,7 +158,7 @@ def test_groups_of_qk_norm_are_runs_of_heads():
 
 
 @pytest.mark.parametrize("first", ["norm", "rope"])
-def test_qk_norm_stands_before_rope(tiny_config, first):
+def test_qk_norm_is_applied_before_rope(tiny_config, first):
     """With a scale that differs over a head's width, the order decides: attention by hand.
 
     Measured: 3.6e-7, and 1.6 in the other order.
@@ -185,7 +185,7 @@ def test_qk_norm_stands_before_rope(tiny_config, first):
     assert difference < 2e-6 if first == "norm" else difference > 1
 
 
-def test_rope_depends_on_distance_alone():
+def test_rope_depends_on_distance_only():
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 16, generator=generator)
 
@@ -252,7 +252,7 @@ def test_rope_scaling_reads_back_and_may_be_left_out(tiny_config, tmp_path):
         ({"original_context": 0}, "^original_context must be at least 1, got 0"),
     ],
 )
-def test_refuses_rope_scaling_that_cannot_be(tiny_config, changes, message):
+def test_invalid_rope_scaling_is_refused(tiny_config, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SCALING, **changes)
     values = configs.to_dict(dataclasses.replace(tiny_config, rope_scaling=SCALING))
@@ -294,7 +294,7 @@ def test_reordered_norms_bound_what_a_branch_adds(tiny_config, norm_placement, b
 
 
 @pytest.mark.parametrize("embedding_norm", [True, False])
-def test_a_norm_of_the_embedding_forgets_the_size_of_its_table(tiny_config, embedding_norm):
+def test_embedding_norm_is_invariant_to_the_scale_of_the_table(tiny_config, embedding_norm):
     model = build(tiny_config, norm_placement="reordered", embedding_norm=embedding_norm)
     ids = torch.arange(12)[None]
     before = model.hidden(ids)
@@ -311,7 +311,7 @@ def test_dropout_acts_in_training_only(tiny_config):
     assert not torch.equal(model(ids), model(ids))
 
 
-def test_initial_values_depend_on_seed_and_name_alone(tiny_config):
+def test_initial_values_depend_on_seed_and_name_only(tiny_config):
     one, two, other = (initialise(Decoder(tiny_config), seed) for seed in (0, 0, 1))
     deeper = initialise(Decoder(dataclasses.replace(tiny_config, context=96)), 0)
     for name, parameter in one.named_parameters():
@@ -346,13 +346,13 @@ def test_initial_spread(tiny_config):
         ({"qk_norm_groups": 0}, "^qk_norm_groups .0. must divide n_kv_heads .2."),
     ],
 )
-def test_refuses_shapes_that_cannot_be(tiny_config, changes, message):
+def test_invalid_shapes_are_refused(tiny_config, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny_config, **changes)
 
 
-def test_a_seed_gives_the_same_weights_wherever_they_lie(tiny_config):
-    """Drawn on the CPU in single precision and then copied, whatever takes them."""
+def test_initial_values_do_not_depend_on_device_and_dtype(tiny_config):
+    """They are sampled on the CPU in single precision and then copied."""
     one = initialise(Decoder(tiny_config), seed=1).state_dict()
     other = initialise(Decoder(tiny_config).double(), seed=1).state_dict()
     assert all(torch.equal(one[name].double(), other[name]) for name in one)
@@ -361,6 +361,6 @@ def test_a_seed_gives_the_same_weights_wherever_they_lie(tiny_config):
     assert all(parameter.is_meta for parameter in initialise(nowhere, seed=1).parameters())
 
 
-def test_small_is_as_large_as_it_says():
+def test_the_size_of_small():
     counts = model_costs(PRESETS["small"](vocab_size=1000))
     assert counts.parameters - 2 * counts.embedding_parameters == 27_288_064

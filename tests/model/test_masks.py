@@ -1,4 +1,4 @@
-"""Every form of a mask lets the same positions see each other."""
+"""All implementations of the attention mask are equivalent."""
 
 import itertools
 
@@ -28,12 +28,12 @@ def heads(n_kv_heads: int) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
-def test_documents_follow_each_other_through_the_rows(documents):
+def test_document_boundaries_of_flattened_rows(documents):
     assert PackedDocuments(documents).lengths == [3, 57, 70, 20, 150]
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-def test_attention_by_document_is_attention_under_a_mask(documents, n_kv_heads):
+def test_attention_by_document_equals_masked_attention(documents, n_kv_heads):
     """In value and in gradient. Measured: 2.4e-7 of values up to 3.1; gradients 1.4e-6 of 7.4."""
     qkv = heads(n_kv_heads)
     masked, apart = (
@@ -48,7 +48,7 @@ def test_attention_by_document_is_attention_under_a_mask(documents, n_kv_heads):
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_is_attention_under_a_mask(documents, n_kv_heads):
+def test_flex_attention_equals_masked_attention(documents, n_kv_heads):
     """Uncompiled, as it can run on a CPU. Measured: 5.4e-7."""
     qkv = [x.detach() for x in heads(n_kv_heads)]
     blocks = block_mask(documents)
@@ -66,18 +66,18 @@ def test_flex_attention_takes_the_type_of_the_values(documents):
     torch.testing.assert_close(attended.float(), expected, rtol=0, atol=0.05)
 
 
-def test_blocks_that_nobody_sees_are_left_out():
+def test_fully_masked_blocks_are_skipped():
     """Of 4 x 4 blocks, two documents of two blocks each need three and three."""
     documents = torch.arange(512)[None] // 256
     assert block_mask(documents).sparsity() == pytest.approx(100 * (1 - 6 / 16))
 
 
-def test_the_form_follows_the_device(documents):
+def test_the_implementation_depends_on_the_device(documents):
     assert isinstance(attention_mask(documents), PackedDocuments)
     assert attention_mask(documents.to("meta")).dtype is torch.bool
 
 
-def test_a_model_reads_every_form_alike(tiny_config, documents):
+def test_a_model_gives_the_same_output_for_every_implementation(tiny_config, documents):
     """Measured: 1.8e-6 of values up to 3.5."""
     model = initialise(Decoder(tiny_config), seed=0).eval()
     ids = torch.randint(

@@ -18,7 +18,7 @@ from pardalis.parallel.vocabulary import VocabularyShard
 
 
 def case(rows: int = 11, width: int = 8, vocab: int = 37, dtype=torch.float32, seed: int = 0):
-    """Hidden states, a head, targets and row weights, one of which is 0."""
+    """Hidden states, a head, targets and token weights, one of which is 0."""
     generator = torch.Generator().manual_seed(seed)
     hidden, weight = (
         torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -82,7 +82,7 @@ def test_single_precision():
 
 
 def test_bfloat16_sums_chunks_in_single_precision():
-    """1,024 chunks of a row. Measured: 0.003 of the largest value; summed in bfloat16, 0.019."""
+    """Chunks of one token. Measured: 0.003 of the largest value; summed in bfloat16, 0.019."""
     hidden, weight, targets, target_weights = case(rows=1024, vocab=20, dtype=torch.bfloat16)
     expected = plain(hidden, weight, targets, target_weights, 0.0)[3][1]
     found = linear_cross_entropy(hidden, weight, targets, target_weights, chunk=1)
@@ -92,7 +92,7 @@ def test_bfloat16_sums_chunks_in_single_precision():
     assert (gradient - expected).abs().max() / expected.abs().max() < 0.01
 
 
-def test_a_sure_target_keeps_its_small_gradient_in_bfloat16():
+def test_a_target_of_probability_near_1_keeps_its_small_gradient_in_bfloat16():
     """p = 0.9995: the gradient is p - 1, though bfloat16 has nothing between 0.996 and 1."""
     weight = torch.tensor([[7.6], [0.0]], dtype=torch.bfloat16)
     hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -123,7 +123,7 @@ def test_without_gradients_the_values_are_the_same():
     assert learning.gradient_square.any() and not watching.gradient_square.any()
 
 
-def test_no_rows_are_a_loss_of_zero():
+def test_the_loss_of_no_tokens_is_zero():
     hidden, weight, targets, target_weights = case()
     none = linear_cross_entropy(hidden[:0], weight, targets[:0], target_weights[:0])
     none.total.backward()
@@ -164,7 +164,7 @@ def test_full_logits_are_never_stored():
     assert 8 * 1000 <= largest < 16 * 1000
 
 
-def test_z_loss_of_a_known_row():
+def test_z_loss_of_known_logits():
     """Logits 1, 2, 3: log Z 3.407606, term 1.161178e-4, gradient 2e-5 log Z softmax."""
     logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
 
@@ -203,10 +203,10 @@ def test_large_logits_are_finite(scale):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Half(VocabularyShard):
-    """One of two parts of a head, whose sums and maxima meet in two threads."""
+    """One of two shards of a head, whose reductions synchronise two threads."""
 
     barrier: threading.Barrier = None
-    said: list[torch.Tensor] = None
+    exchanged: list[torch.Tensor] = None
 
     def sum(self, tensor):
         return self._together(tensor, torch.add)
@@ -215,24 +215,24 @@ class Half(VocabularyShard):
         return self._together(tensor, torch.maximum)
 
     def _together(self, tensor, combine):
-        self.said[self.start > 0] = tensor.clone()
+        self.exchanged[self.start > 0] = tensor.clone()
         self.barrier.wait(timeout=30)
-        result = combine(*self.said)
+        result = combine(*self.exchanged)
         self.barrier.wait(timeout=30)
         return result
 
 
 @pytest.mark.parametrize("cut", [1, 20, 36])
-def test_a_head_in_two_parts(cut):
+def test_a_head_in_two_shards(cut):
     """Every part has the losses and the gradient of hidden states; measured: 4.4e-16."""
     hidden, weight, targets, target_weights = (x.detach() for x in case(dtype=torch.float64))
     whole, expected = chunked_cross_entropy(
         hidden, VocabularyShard(weight), targets, target_weights, z_loss=0.1, chunk=4, learning=True
     )
-    barrier, said = threading.Barrier(2), [torch.empty(0)] * 2
+    barrier, exchanged = threading.Barrier(2), [torch.empty(0)] * 2
     halves = [
-        Half(weight[:cut], 0, None, barrier, said),
-        Half(weight[cut:], cut, None, barrier, said),
+        Half(weight[:cut], 0, None, barrier, exchanged),
+        Half(weight[cut:], cut, None, barrier, exchanged),
     ]
     with ThreadPoolExecutor(2) as pool:
         results = list(

@@ -123,12 +123,12 @@ def test_sums_start_from_zeros():
         ({"loss_chunk": 0}, "^loss_chunk must be at least 1, got 0"),
     ],
 )
-def test_refuses_options_that_cannot_be(change, message):
+def test_invalid_options_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         NextTokenConfig(**change)
 
 
-def test_weight_zero_teaches_nothing(tiny_model, vocabulary):
+def test_targets_of_weight_zero_have_no_gradient(tiny_model, vocabulary):
     rows = batch(vocabulary)
     config = NextTokenConfig()
     before = next_token_losses(tiny_model, rows, vocabulary.image, config).total
@@ -137,7 +137,7 @@ def test_weight_zero_teaches_nothing(tiny_model, vocabulary):
     assert torch.equal(before, after)
 
 
-def test_document_mask_is_an_option_that_matters(tiny_model, vocabulary):
+def test_the_document_mask_changes_the_loss(tiny_model, vocabulary):
     rows = batch(vocabulary)
     within = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total
     across = next_token_losses(

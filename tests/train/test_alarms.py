@@ -1,4 +1,4 @@
-"""Alarms: each rule speaks when it should and not before, and they are a fold over lines."""
+"""Alarms: when each rule fires, and that alarms are a fold over the lines of metrics."""
 
 import math
 
@@ -39,27 +39,27 @@ def test_an_output_norm_that_grows_with_the_step_is_alarming(name: str) -> None:
     )
 
 
-def test_an_output_norm_that_is_large_and_rests_is_not() -> None:
+def test_a_large_constant_output_norm_is_not_alarming() -> None:
     assert steps_of("output_rms", [500.0, 510.0] * 20) == []
 
 
-def test_an_output_norm_that_grows_slowly_is_not() -> None:
+def test_a_slowly_growing_output_norm_is_not_alarming() -> None:
     """By the cube root of the step: a quarter more while the number of steps doubles."""
     assert steps_of("output_rms", [20.0 * i ** (1 / 3) for i in range(1, 200)]) == []
     assert steps_of("output_rms", [20.0 * i**0.7 for i in range(1, 200)]) == [30]
 
 
-def test_an_output_norm_that_grows_and_is_small_is_not() -> None:
+def test_a_small_growing_output_norm_is_not_alarming() -> None:
     assert steps_of("output_rms", [0.06 * i for i in range(1, 300)]) == []
 
 
-def test_one_odd_row_is_no_growth() -> None:
+def test_one_outlier_is_no_growth() -> None:
     values = [24.0, 26.0] * 10
     values[15] = 90.0
     assert steps_of("output_rms", values) == []
 
 
-def test_log_z_counts_whatever_its_sign() -> None:
+def test_the_absolute_value_of_log_z_counts() -> None:
     (alarm,) = alarms_of("lse_image", [-10.0 * i for i in range(1, 12)])
     assert (alarm.step, alarm.value) == (40, -40.0)
     assert steps_of("lse_text", [17.0 + 0.1 * i for i in range(100)]) == []
@@ -69,7 +69,7 @@ def test_a_gradient_far_above_its_median_is_alarming() -> None:
     values = [1.0, 1.2, 0.8, 1.1, 9.0, 1.0, 11.0]
     (alarm,) = alarms_of("grad_norm", values)
     assert (alarm.step, alarm.rule) == (70, "is above 10 times its median of 1.05")
-    # Half of the window may be wild before its median is.
+    # The median changes only when half of the window has.
     assert steps_of("grad_norm", [1.0] * 20 + [50.0] * 20) == [210]
 
 
@@ -113,12 +113,12 @@ def test_a_rule_can_be_turned_off(name: str, rule: str) -> None:
     assert steps_of(name, values, **{rule: math.inf}) == []
 
 
-def test_an_alarm_speaks_again_after_a_window_of_quiet() -> None:
+def test_an_alarm_is_raised_again_after_a_window_without_it() -> None:
     values = [2000.0] + [10.0] * 9 + [2000.0] + [10.0] * 10 + [2000.0]
     assert steps_of("attention_logit", values, window=10) == [10, 220]
 
 
-def test_standing_alarms_are_in_the_order_in_which_they_came() -> None:
+def test_active_alarms_are_in_the_order_of_their_steps() -> None:
     alarms = Alarms(AlarmConfig(window=3))
     for step, (logit, rms) in enumerate([(1.0, 1.0), (1.0, 50.0), (2e3, 90.0)], start=1):
         alarms.read({"step": step, "attention_logit": logit, "output_rms": rms})
@@ -128,7 +128,7 @@ def test_standing_alarms_are_in_the_order_in_which_they_came() -> None:
     assert [(alarm.name, alarm.step) for alarm in alarms.active] == [("attention_logit", 3)]
 
 
-def test_a_line_without_a_statistic_says_nothing_of_it() -> None:
+def test_a_line_without_a_statistic_does_not_change_its_alarms() -> None:
     alarms = Alarms(AlarmConfig(window=3))
     alarms.read({"step": 1, "attention_logit": 2e3})
     for step in range(2, 20):
@@ -142,7 +142,7 @@ def test_a_line_without_a_statistic_says_nothing_of_it() -> None:
     ),
     cut=st.integers(0, 40),
 )
-def test_a_run_that_resumes_has_the_alarms_of_one_that_went_on(
+def test_a_resumed_run_has_the_alarms_of_an_uninterrupted_one(
     values: list[tuple[float, float, float]], cut: int
 ) -> None:
     lines = [

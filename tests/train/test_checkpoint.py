@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and what is broken says so."""
+"""Checkpoints: round trips, and errors for damaged ones."""
 
 import json
 import resource
@@ -64,7 +64,7 @@ def files_of_at_most(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_state_comes_back_bit_for_bit_with_its_types_and_integer_keys(tmp_path: Path) -> None:
+def test_a_state_round_trips_bit_for_bit_with_its_types_and_integer_keys(tmp_path: Path) -> None:
     state = trained_state()
     folder = checkpoint.save(tmp_path, 12, state, {"time_s": 1.5, "window": [{"loss": 0.1}]})
     assert folder == tmp_path / "checkpoints/step-00000012"
@@ -81,7 +81,7 @@ def test_tensors_are_named_by_their_path() -> None:
     assert list(names) == ["state/model/a.weight", "state/moments/0"]
 
 
-def test_newest_and_prune_go_by_number_and_ignore_what_is_half_done(tmp_path: Path) -> None:
+def test_newest_and_prune_use_numbers_and_ignore_partial_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     for step in (9, 100, 20):
         checkpoint.save(tmp_path, step, {"x": torch.zeros(1)}, {})
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, limit:
     assert newest.name == "step-00000001"
     assert torch.equal(checkpoint.load(newest)[0]["x"], state["x"])
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    checkpoint.save(tmp_path, 2, state, {})  # and with room again it works
+    checkpoint.save(tmp_path, 2, state, {})  # it works once there is space again
 
 
 def test_the_training_package_imports_no_distributed_checkpointing() -> None:

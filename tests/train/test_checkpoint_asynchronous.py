@@ -1,4 +1,4 @@
-"""A checkpoint that is written while the run goes on: of the moment that it was begun at."""
+"""A checkpoint written during training has the state at the call."""
 
 import errno
 import threading
@@ -39,13 +39,11 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FileSystemWriter, "write_data", write_data)
 
 
-def test_what_is_written_is_of_the_moment_of_the_call(
-    tmp_path: Path, held: threading.Event
-) -> None:
+def test_the_written_state_is_that_of_the_call(tmp_path: Path, held: threading.Event) -> None:
     tensor, window = torch.zeros(5), [{"loss": 1.0}]
     with checkpoint.Saver(tmp_path, World()) as saver:
         saver.save(1, {"x": tensor, "view": tensor[1:3]}, {"window": window})
-        assert checkpoint.newest(tmp_path) is None  # not before all of it is written
+        assert checkpoint.newest(tmp_path) is None  # not before it is complete
         tensor += 1
         window.append({"loss": 2.0})
         held.set()
@@ -73,7 +71,7 @@ def test_one_save_is_in_flight_and_old_ones_go_when_it_is_done(
 
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("ask", ["check", "wait", "save", "leave"])
-def test_an_error_comes_up_at_the_next_call(tmp_path: Path, ask: str) -> None:
+def test_an_error_is_raised_at_the_next_call(tmp_path: Path, ask: str) -> None:
     message = "step 7 could not be written to .*No space left on device.*there is none before it"
     with (
         pytest.raises(TrainingError, match=message),
@@ -98,7 +96,7 @@ def test_when_a_run_fails_its_last_save_is_finished(tmp_path: Path, held: thread
     assert checkpoint.newest(tmp_path) is not None
 
 
-def test_tensors_come_as_those_that_they_are_like(tmp_path: Path) -> None:
+def test_tensors_are_loaded_with_the_dtype_and_device_of_the_template(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, 1, {"a": torch.arange(3.0), "b": [torch.ones(2)]}, {})
     like = {"a": torch.zeros(3, requires_grad=True), "c": torch.zeros(1)}
     state, _ = checkpoint.load(folder, like)

@@ -60,7 +60,7 @@ def numbers(metrics: dict) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def test_it_is_a_task_and_reports():
+def test_it_is_a_task_with_metrics():
     made = task()
     assert isinstance(made, Task)
     metrics = made.step(0)
@@ -109,7 +109,7 @@ def test_it_learns_and_uses_its_codebook(kind):
     assert 1 < after["heldout_perplexity"] <= 32
 
 
-def test_evaluation_leaves_what_is_learnt_as_it_was():
+def test_evaluation_does_not_change_the_state():
     one, other = task(), task()
     one.step(0)
     other.step(0)
@@ -124,14 +124,14 @@ def test_every_image_is_seen_once_before_any_is_seen_again():
     assert made.feed.members(3) == task().feed.members(3)
 
 
-def test_an_ema_codebook_is_not_the_optimizers():
+def test_an_ema_codebook_is_not_in_the_optimizer():
     made = task()
     held = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
     assert id(made.tokenizer.quantize.embedding.weight) not in held
 
 
-def test_a_gradient_codebook_starts_from_data_and_restarts_but_is_the_optimizers():
-    made = task("vq", codebook_decay=0.0)  # dead is what one batch does not use
+def test_a_gradient_codebook_is_initialised_from_data_and_restarted_and_is_in_the_optimizer():
+    made = task("vq", codebook_decay=0.0)  # a code that one batch does not use is dead
     weight = made.tokenizer.quantize.embedding.weight
     assert id(weight) in {id(p) for group in made.optimizer.param_groups for p in group["params"]}
     assert weight.std() < 0.05  # U(-1/32, 1/32)
@@ -140,7 +140,7 @@ def test_a_gradient_codebook_starts_from_data_and_restarts_but_is_the_optimizers
     assert sum(made.step(step)["restarted_codes"] for step in range(1, 4)) > 0
 
 
-def test_no_held_out_images_are_no_numbers():
+def test_without_held_out_images_there_are_no_held_out_metrics():
     made = ImageTokenizerTask(
         shape(), ImageTokenizerTrainConfig(batch_images=4), shapes(8), total_steps=40
     )
@@ -201,7 +201,7 @@ def test_a_resumed_run_with_all_losses_repeats_them_bit_for_bit(changes):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_adversary_begins_at_its_step_and_is_punished_now_and_then():
+def test_the_discriminator_starts_at_its_step_with_a_periodic_r1_penalty():
     made = task(side=32, **WHOLE)
     metrics = [made.step(step) for step in range(6)]
     assert ["loss_discriminator" in line for line in metrics] == [False] * 3 + [True] * 3
@@ -209,7 +209,7 @@ def test_the_adversary_begins_at_its_step_and_is_punished_now_and_then():
     assert [float(line["adversarial_weight"]) for line in metrics[3:]] == [0.5] * 3
 
 
-def test_the_tokenizer_learns_from_the_adversary_and_not_the_adversary_from_it():
+def test_the_adversarial_loss_updates_the_tokenizer_but_not_the_discriminator():
     """One step without and one with: the tokenizer's update differs."""
     plain = task(side=32)
     judged = task(side=32, adversarial=AdversarialConfig(discriminator=PATCH, weight=1.0))
@@ -240,7 +240,7 @@ def test_the_loss_has_the_adversarial_one_times_its_weight():
     assert line["loss"] == pytest.approx(rest + 0.25 * line["loss_adversarial"], rel=1e-5)
 
 
-def test_averaged_weights_are_what_is_kept():
+def test_averaged_weights_are_saved():
     """After a first step they are the weights; after a second 0.9 of them and 0.1 of the new."""
     made = task("vq", ema_decay=0.9, start_on_data=False, restart_until=0.0)
     name = "encoder.conv_in.weight"

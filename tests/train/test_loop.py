@@ -1,4 +1,4 @@
-"""The loop: a run that was stopped anywhere leaves the numbers of one that was not."""
+"""The loop: a run stopped anywhere has the numbers of an uninterrupted one."""
 
 import math
 import os
@@ -108,7 +108,7 @@ def test_lines_and_checkpoints_of_a_run(tmp_path: Path) -> None:
 @given(
     crashes=st.lists(st.integers(0, 10), max_size=2), stops=st.sets(st.integers(0, 10), max_size=3)
 )
-def test_a_run_that_stopped_and_crashed_anywhere_equals_one_that_did_not(
+def test_a_run_that_stopped_and_crashed_equals_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory,
     whole: tuple[list[Line], Tensor],
     crashes: list[int],
@@ -140,7 +140,7 @@ def test_the_schedule_of_saves_reports_and_evaluations_changes_no_number(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_reports_how_to_resume(
     tmp_path: Path, number: int
 ) -> None:
     found = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -154,7 +154,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == found
 
 
-def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_second_signal_stops_at_once_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     def insist(step: int) -> None:
         if step == 5:
             ours = signal.getsignal(signal.SIGINT)
@@ -172,7 +172,7 @@ def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(tmp_path: 
     assert newest.name == "step-00000004"
 
 
-def test_a_signal_at_the_last_step_stops_what_would_follow(
+def test_a_signal_at_the_last_step_stops_later_stages(
     tmp_path: Path, whole: tuple[list[Line], Tensor]
 ) -> None:
     with pytest.raises(Interrupted, match="Stopped at step 11 of 11; run the same command"):
@@ -181,7 +181,7 @@ def test_a_signal_at_the_last_step_stops_what_would_follow(
     assert lines_of(tmp_path) == whole[0]
 
 
-def test_a_signal_during_the_last_evaluation_stops_what_would_follow(tmp_path: Path) -> None:
+def test_a_signal_during_the_last_evaluation_stops_later_stages(tmp_path: Path) -> None:
     class Asked(Walk):
         def evaluate(self) -> dict[str, float]:
             os.kill(os.getpid(), signal.SIGINT)
@@ -213,7 +213,7 @@ def test_a_finished_run_returns_its_last_line_and_does_nothing(tmp_path: Path) -
     assert lines_of(tmp_path) == before
 
 
-def test_steps_may_grow_and_not_shrink(tmp_path: Path) -> None:
+def test_steps_may_increase_but_not_decrease(tmp_path: Path) -> None:
     train(Walk(), tmp_path, LoopConfig(steps=4))
     assert train(Walk(fail_at(3)), tmp_path, LoopConfig(steps=6))["step"] == 6
     with pytest.raises(ConfigError, match=r"begun with steps = 6 and now has steps = 5"):
@@ -295,7 +295,7 @@ def test_a_run_whose_settings_are_lost_is_not_resumed(tmp_path: Path) -> None:
         train(Walk(), tmp_path, CONFIG)
 
 
-def test_a_damaged_checkpoint_ends_in_a_sentence_and_without_it_the_run_goes_on(
+def test_a_damaged_checkpoint_is_an_error_and_without_it_the_run_resumes(
     tmp_path: Path,
 ) -> None:
     train(Walk(), tmp_path, CONFIG)
@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_ends_in_a_sentence_and_without_it_the_run_goes_on(
     assert train(Walk(), tmp_path, CONFIG)["step"] == 11
 
 
-def test_a_checkpoint_of_another_model_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_an_error(tmp_path: Path) -> None:
     train(Walk(), tmp_path, CONFIG)
     other = Walk()
     other.place = torch.zeros(5)
@@ -325,7 +325,7 @@ def test_a_wrong_field_is_named(field: str, value: int) -> None:
         LoopConfig(**{"steps": 1, field: value})
 
 
-def test_whoever_looks_at_an_evaluation_may_fail_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_failing_evaluation_callback_loses_nothing(tmp_path: Path) -> None:
     def fail(line: Line) -> None:
         assert line["heldout_loss"] > 0
         raise ConnectionError("no page can be drawn")

@@ -1,4 +1,4 @@
-"""A run that goes wrong: what is said first, what is kept, and how it goes back and on."""
+"""Divergence: alarms, the error message, kept checkpoints, and rollback."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ Measure = Callable[[int], dict[str, float]]
 
 
 class Drift:
-    """A mean of noise, whose metrics at some batches are what a test makes of them."""
+    """A mean of noise whose metrics a test can set for some batches."""
 
     def __init__(self, at_batch: Measure = lambda batch: {}) -> None:
         self.mean = torch.zeros(3)
@@ -85,20 +85,18 @@ def alarms_of(folder: Path) -> list[dict[str, Any]]:
 # ── alarms ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_alarm_is_said_once_and_written_down(
+def test_an_alarm_is_logged_once_and_recorded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(Drift(from_batch(5, {"attention_logit": 2000.0})), tmp_path, CONFIG)
     expected = {"name": "attention_logit", "step": 6, "value": 2000.0, "rule": "is above 1000"}
     assert alarms_of(tmp_path) == [expected]
-    said = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert said == ["Step 6: attention_logit 2000 is above 1000."]
+    messages = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert messages == ["Step 6: attention_logit 2000 is above 1000."]
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5, 6, 9])
-def test_a_run_that_was_stopped_has_the_alarms_of_one_that_was_not(
-    tmp_path: Path, stop: int
-) -> None:
+def test_a_resumed_run_has_the_alarms_of_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
     numbers = at({5: {"attention_logit": 2000.0}, 9: {"grad_norm": 1e3}})
     train(Drift(numbers), tmp_path / "whole", CONFIG)
     drift = Drift(numbers)
@@ -116,7 +114,7 @@ def test_a_run_that_was_stopped_has_the_alarms_of_one_that_was_not(
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
 
 
-def test_an_alarm_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_an_alarm_truncated_by_a_kill_is_ignored(tmp_path: Path) -> None:
     numbers = at({1: {"attention_logit": 2000.0}, 9: {"grad_norm": 1e3}})
     train(Drift(numbers), tmp_path, replace(CONFIG, steps=4))
     with open(tmp_path / "alarms.jsonl", "a") as file:
@@ -128,7 +126,7 @@ def test_an_alarm_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
 # ── the error ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_first_statistic_that_went_wrong_is_named(tmp_path: Path) -> None:
+def test_the_first_alarm_is_named(tmp_path: Path) -> None:
     numbers = {5: {"attention_logit": 2000.0}, 10: {"loss": math.nan}}
     with pytest.raises(Diverged) as caught:
         train(Drift(at(numbers)), tmp_path, CONFIG)
@@ -141,26 +139,26 @@ def test_the_first_statistic_that_went_wrong_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_checkpoint_from_after_the_first_alarm_is_not_called_good(tmp_path: Path) -> None:
+def test_a_checkpoint_after_the_first_alarm_is_not_called_good(tmp_path: Path) -> None:
     numbers = {2: {"attention_logit": 2000.0}, 10: {"loss": math.nan}}
     config = replace(CONFIG, keep_checkpoints=1)
     with pytest.raises(Diverged, match="The oldest checkpoint left, step-00000008, is intact, but"):
         train(Drift(at(numbers)), tmp_path, config)
 
 
-def test_a_number_that_is_not_finite_before_the_loss_is_named(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_before_the_loss_is_named(tmp_path: Path) -> None:
     numbers = {4: {"grad_norm": math.inf}, 5: {"loss": math.nan}}
     with pytest.raises(Diverged, match="first statistic to go wrong was grad_norm inf"):
         train(Drift(at(numbers)), tmp_path, CONFIG)
 
 
-def test_of_a_loss_alone_nothing_is_said_to_have_been_first(tmp_path: Path) -> None:
+def test_a_loss_without_an_earlier_alarm_names_no_first_sign(tmp_path: Path) -> None:
     with pytest.raises(Diverged) as caught:
         train(Drift(at({5: {"loss": math.nan, "attention_logit": math.nan}})), tmp_path, CONFIG)
     assert "first statistic" not in str(caught.value)
 
 
-def test_a_loss_past_hope_ends_the_run(tmp_path: Path) -> None:
+def test_an_exploded_loss_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         Diverged, match=r"The loss is 50.000 at step 8, more than 3 above that of"
     ) as caught:
@@ -189,7 +187,7 @@ def test_a_tensor_that_is_not_finite_is_found(value: float, dtype: torch.dtype) 
 
 
 def run_without(batches: Sequence[int], folder: Path) -> Drift:
-    """Train as if these batches had never been in the data."""
+    """Train on data without these batches."""
     drift = Drift()
     drift.skip(batches)
     train(drift, folder, CONFIG)
@@ -198,7 +196,7 @@ def run_without(batches: Sequence[int], folder: Path) -> Drift:
 
 @pytest.mark.parametrize("config", [ROLL_BACK, replace(ROLL_BACK, asynchronous_saves=False)])
 @pytest.mark.parametrize("broken", [0, 3, 4, 9, 11])
-def test_a_run_that_was_rolled_back_is_one_without_the_batch(
+def test_a_rolled_back_run_equals_one_without_the_batch(
     tmp_path: Path, broken: int, config: LoopConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     drift = Drift(at({broken: {"loss": math.nan}}))
@@ -223,7 +221,7 @@ def test_a_rolled_back_run_resumes_as_any_other(tmp_path: Path) -> None:
     assert torch.equal(again.mean, run_without([5], tmp_path / "without").mean)
 
 
-def test_a_run_that_begins_anew_reads_all_batches(tmp_path: Path) -> None:
+def test_a_run_that_starts_again_reads_all_batches(tmp_path: Path) -> None:
     train(Drift(at({5: {"loss": math.nan}})), tmp_path, ROLL_BACK)
     shutil.rmtree(tmp_path / "checkpoints")
     anew = Drift()
@@ -232,8 +230,8 @@ def test_a_run_that_begins_anew_reads_all_batches(tmp_path: Path) -> None:
     assert torch.equal(anew.mean, run_without([], tmp_path / "whole").mean)
 
 
-def test_all_batches_since_the_first_alarm_are_left_out(tmp_path: Path) -> None:
-    """The checkpoint of step 8, saved after numbers went wrong, is not gone back to."""
+def test_all_batches_since_the_first_alarm_are_skipped(tmp_path: Path) -> None:
+    """The checkpoint of step 8, saved after the first alarm, is not used."""
     numbers = at({b: {"attention_logit": 5e3} for b in range(6, 9)} | {9: {"loss": math.inf}})
     drift = Drift(numbers)
     train(drift, tmp_path / "back", ROLL_BACK)
@@ -244,7 +242,7 @@ def test_all_batches_since_the_first_alarm_are_left_out(tmp_path: Path) -> None:
     assert names == ["step-00000008", "step-00000012"]
 
 
-def test_rolling_back_has_an_end(tmp_path: Path) -> None:
+def test_the_number_of_rollbacks_is_limited(tmp_path: Path) -> None:
     few = replace(ROLL_BACK, max_rollbacks=2)
     with pytest.raises(
         Diverged, match=r"It was rolled back 2 times before; max_rollbacks is 2"
@@ -254,6 +252,6 @@ def test_rolling_back_has_an_end(tmp_path: Path) -> None:
     assert [(s.rollback, s.step, s.batch) for s in read_skips(tmp_path)] == [(1, 6, 6), (2, 6, 7)]
 
 
-def test_the_answer_to_divergence_is_checked() -> None:
+def test_on_divergence_is_validated() -> None:
     with pytest.raises(ConfigError, match="max_rollbacks must be 0 or more"):
         replace(CONFIG, max_rollbacks=-1)

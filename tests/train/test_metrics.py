@@ -1,4 +1,4 @@
-"""Metrics: means, lines, and what a crash leaves of them."""
+"""Metrics: means, lines, and recovery after a crash."""
 
 import sys
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_a_full_disk_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, 0.0, {"loss": 1.0})
         writer._file.close()

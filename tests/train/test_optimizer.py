@@ -1,4 +1,4 @@
-"""Which parameters decay and by how much, which are Muon's, and a state that goes by names."""
+"""Weight decay, the parameters of Muon, and optimizer states by parameter name."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_names_are_sorted_whatever_the_order_of_construction() -> None:
     }
 
 
-def test_norms_may_learn_at_a_rate_of_their_own() -> None:
+def test_norms_may_have_their_own_learning_rate() -> None:
     optimizer = Optimizer(Decoder(DECODER), AdamWConfig(norm_rate=0.1), peak=1.0)
     optimizer.set_learning_rate(0.5)
     rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
@@ -65,7 +65,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def updated(weight: float, config: AdamWConfig, peak: float, rate: float) -> float:
-    """Return a weight after an update without a gradient: nothing but its decay."""
+    """Return a weight after an update with a zero gradient: only decay acts."""
     model = nn.Linear(1, 1)
     nn.init.constant_(model.weight, weight)
     nn.init.constant_(model.bias, weight)
@@ -82,14 +82,16 @@ def test_decay_is_coupled_to_the_learning_rate() -> None:
 
 
 @given(peak=st.floats(1e-5, 1.0), part=st.floats(0.0, 1.0))
-def test_decay_that_is_coupled_to_the_schedule_knows_no_peak(peak: float, part: float) -> None:
+def test_decay_coupled_to_the_schedule_does_not_depend_on_the_peak(
+    peak: float, part: float
+) -> None:
     """An update takes the weight decay times the learning rate over its peak."""
     config = AdamWConfig(weight_decay=0.01, weight_decay_coupling="schedule")
     # Measured: 3e-8, the rounding of fp32.
     assert updated(2.0, config, peak, part * peak) == pytest.approx(2 * (1 - 0.01 * part), rel=2e-7)
 
 
-def test_a_decay_that_would_empty_the_weights_is_refused() -> None:
+def test_a_decay_of_one_or_more_per_update_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^weight_decay must be at most 0.01 .* got 0.1"):
         AdamWConfig(weight_decay_coupling="schedule")
 
@@ -132,7 +134,7 @@ def stored(state: dict) -> dict:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_adamw_is_pytorchs(fused: bool) -> None:
+def test_adamw_equals_pytorchs(fused: bool) -> None:
     config = AdamWConfig(beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.3, fused=fused)
     ours, theirs = seeded(nn.Linear(5, 3, bias=False), 0), seeded(nn.Linear(5, 3, bias=False), 0)
     optimizer = Optimizer(ours, config, peak=1.0)
@@ -155,7 +157,7 @@ def test_muon_has_the_matrices_inside_blocks_and_adamw_the_rest() -> None:
     assert set(state) == {name for name, _ in model.named_parameters()}
 
 
-def test_muon_is_pytorchs_with_updates_of_adamws_size() -> None:
+def test_muon_equals_pytorchs_with_updates_of_adamws_size() -> None:
     model = seeded(Decoder(DECODER), 0)
     theirs = nn.Parameter(model.trunk.blocks[0].feed_forward.up_proj.weight.detach().clone())
     reference = torch.optim.Muon([theirs], lr=0.1, adjust_lr_fn="match_rms_adamw")
@@ -173,7 +175,7 @@ def test_muon_needs_blocks() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_an_update_after_loading_is_that_of_a_run_that_went_on(kind: str) -> None:
+def test_an_update_after_loading_equals_that_of_an_uninterrupted_run(kind: str) -> None:
     config = AdamWConfig(kind=kind)  # type: ignore[arg-type]
     whole, resumed = seeded(Decoder(DECODER), 0), Decoder(DECODER)
     first, second = Optimizer(whole, config, peak=1.0), Optimizer(resumed, config, peak=1.0)
@@ -186,7 +188,7 @@ def test_an_update_after_loading_is_that_of_a_run_that_went_on(kind: str) -> Non
         assert torch.equal(weight, weights(resumed)[name]), name
 
 
-def test_state_is_there_before_the_first_update() -> None:
+def test_state_exists_before_the_first_update() -> None:
     """A checkpoint is read into it, so it has the names and shapes that a later one has."""
     model = seeded(Decoder(DECODER), 0)
     optimizer = Optimizer(model, AdamWConfig(), peak=1.0)

@@ -1,4 +1,4 @@
-"""Pre-training: accumulation and resuming are exact, clipping and metrics are what they say."""
+"""Pre-training: exact accumulation and resuming, clipping, metrics."""
 
 import dataclasses
 import math
@@ -81,7 +81,7 @@ def task_with(
 
 
 def gradient_of(task: PretrainTask) -> Tensor:
-    """Do a step and return the gradient that it left."""
+    """Run a step and return its gradient."""
     task.step(0)
     return torch.cat([p.grad.flatten() for _, p in sorted(task.model.named_parameters())])
 
@@ -130,7 +130,7 @@ def test_metrics_are_means_over_targets_and_by_modality() -> None:
     assert metrics["learning_rate"] == pytest.approx(1e-2 / 3)
 
 
-def test_training_learns_a_batch_by_heart() -> None:
+def test_training_memorises_a_batch() -> None:
     task = task_with(schedule=ScheduleConfig(kind="constant", learning_rate=1e-2))
     losses = [float(task.step(0)["loss"]) for _ in range(9)]
     assert losses[-1] < losses[0] - 0.5
@@ -152,7 +152,7 @@ def test_evaluating_takes_no_more_rows_at_once_than_training() -> None:
     assert rows == [1] * 2 * ROWS
 
 
-def test_without_held_out_rows_there_is_nothing_to_report() -> None:
+def test_without_held_out_rows_there_are_no_held_out_metrics() -> None:
     task = task_with()
     task.heldout_batches = 0
     assert task.evaluate() == {}
@@ -273,7 +273,7 @@ def test_a_schedule_longer_than_the_run_is_refused_at_once() -> None:
         ({"seed": 1}, True),
     ],
 )
-def test_what_decides_the_numbers_of_a_run(changes, decides) -> None:
+def test_settings_that_change_the_results_of_a_run(changes, decides) -> None:
     options = {"batch_rows": 4, "schedule": ScheduleConfig(learning_rate=1e-3)}
     before, after = PretrainConfig(**options), PretrainConfig(**options | changes)
     assert (deciding(before) != deciding(after)) == decides

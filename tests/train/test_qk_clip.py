@@ -1,4 +1,4 @@
-"""QK-clip: every head's logits come back to the threshold, and nothing else changes."""
+"""QK-clip: the logits of every head are clipped to the threshold; nothing else changes."""
 
 import math
 
@@ -44,7 +44,7 @@ def logits_of(model: Decoder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
-def test_heads_above_the_threshold_come_back_to_it_and_others_stay(n_kv_heads: int) -> None:
+def test_heads_above_the_threshold_are_clipped_and_others_unchanged(n_kv_heads: int) -> None:
     model = decoder(n_kv_heads)
     before = logits_of(model)[0]
     threshold = before.median().item()
@@ -58,7 +58,7 @@ def test_heads_above_the_threshold_come_back_to_it_and_others_stay(n_kv_heads: i
     assert (before > threshold).sum() == 2
 
 
-def test_what_is_below_the_threshold_is_left_alone() -> None:
+def test_heads_below_the_threshold_are_unchanged() -> None:
     model = decoder()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     clip = QKClip(model, 1e4, Layout.alone())
@@ -88,7 +88,7 @@ def test_only_queries_and_keys_of_clipped_heads_are_scaled() -> None:
         torch.testing.assert_close(dict(model.named_parameters())[name], before[name] * expected)
 
 
-def test_parts_of_a_batch_count_together_and_each_step_alone() -> None:
+def test_logits_are_maxima_over_the_parts_of_one_step() -> None:
     whole, parted = decoder(), decoder()
     clips = [QKClip(model, 0.5, Layout.alone()) for model in (whole, parted)]
     for _ in range(2):  # a second step, whose logits are smaller
@@ -108,7 +108,7 @@ def test_parts_of_a_batch_count_together_and_each_step_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_gradients_of_a_checkpointed_model_are_those_of_a_plain_one(kind: str) -> None:
-    """Looking must not mix with what is kept for the backward pass."""
+    """Recording logits must not change what is stored for the backward pass."""
     gradients = []
     for checkpointing in ("none", kind):
         model = decoder()
@@ -125,7 +125,9 @@ def test_gradients_of_a_checkpointed_model_are_those_of_a_plain_one(kind: str) -
 
 
 @given(st.lists(st.floats(1e-4, 1.0), min_size=4, max_size=4), st.sampled_from([1, 2, 4]))
-def test_shared_factors_make_up_each_heads_own(heads: list[float], queries_of_key: int) -> None:
+def test_shared_factors_multiply_to_the_factor_of_each_head(
+    heads: list[float], queries_of_key: int
+) -> None:
     factors = torch.tensor(heads)
     queries, keys = shared_factors(factors, queries_of_key)
     # Measured: 1.2e-7.
@@ -149,8 +151,8 @@ def test_heads_that_are_split_among_ranks_are_refused() -> None:
         QKClip(decoder(), 100.0, split)
 
 
-def test_attention_that_cannot_be_seen_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when it is compiled: it must not go unclipped in silence."""
+def test_attention_without_recorded_logits_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example when it is compiled: it must not silently stay unclipped."""
     model = decoder()
     clip = QKClip(model, 100.0, Layout.alone())
     for block in model.trunk.blocks:

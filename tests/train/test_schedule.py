@@ -1,4 +1,4 @@
-"""Learning rates: the facts of each shape, and what all shapes share."""
+"""Learning rate schedules: values of each shape, and properties of all."""
 
 from itertools import pairwise
 

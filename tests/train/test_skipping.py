@@ -1,4 +1,4 @@
-"""Which batch a step reads when some are left out."""
+"""The batch of a step when some are skipped."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from pardalis.train.skipping import Skip, batch_of, read_skips, write_skips
 
 
 @given(st.lists(st.integers(0, 30), max_size=20))
-def test_steps_read_what_is_left_in_order(skipped: list[int]) -> None:
+def test_steps_read_the_remaining_batches_in_order(skipped: list[int]) -> None:
     left = [batch for batch in range(100) if batch not in skipped]
     assert [batch_of(step, skipped) for step in range(50)] == left[:50]
 
 
 @given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(1, 5))
-def test_what_was_read_before_stays_when_later_batches_are_left_out(
+def test_earlier_steps_do_not_change_when_later_batches_are_skipped(
     skipped: set[int], step: int, n: int
 ) -> None:
     more = skipped | {batch_of(later, skipped) for later in range(step, step + n)}
@@ -26,7 +26,7 @@ def test_what_was_read_before_stays_when_later_batches_are_left_out(
     assert batch_of(step, more) == batch_of(step + n, skipped)
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
+def test_skips_round_trip_through_a_file(tmp_path: Path) -> None:
     assert read_skips(tmp_path) == []
     skips = [
         Skip(rollback=1, step=4, batch=4, first_position=20, last_position=24, cause="inf"),
@@ -36,7 +36,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert read_skips(tmp_path) == skips
 
 
-def test_a_damaged_file_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "skipped.jsonl").write_text('{"rollback": 1}\n')
     with pytest.raises(DataError, match=r"skipped\.jsonl cannot be read .* put the file back"):
         read_skips(tmp_path)

@@ -1,4 +1,4 @@
-"""Statistics: what they measure, against slow and obvious code; and that they change nothing."""
+"""Statistics against a straightforward implementation, and that they change nothing."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ def decoder(**options: object) -> Decoder:
 
 
 def rows(n_rows: int = 2, images: bool = True) -> Batch:
-    """Return rows of two documents and some padding; the first row is the one that is looked at."""
+    """Return rows of two documents and some padding; the first row is measured."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(8 if images else 20, 40, (n_rows, TOKENS), generator=generator)
     places = torch.arange(TOKENS).expand(n_rows, -1)
@@ -63,7 +63,7 @@ def probed(model: Decoder, batch: Batch, within_documents: bool = True) -> dict[
 
 
 def all_at_once(model: Decoder, ids: Tensor, positions: Tensor | None, mask: Tensor) -> tuple:
-    """Return each block's output and each layer's allowed absolute scores, the long way."""
+    """Return each block's output and each layer's allowed absolute scores, without streaming."""
     outputs, scores = [], []
     hooks = [
         block.register_forward_hook(lambda block, args, output: outputs.append(output[0]))
@@ -87,7 +87,9 @@ def all_at_once(model: Decoder, ids: Tensor, positions: Tensor | None, mask: Ten
 
 @pytest.mark.parametrize("within_documents", [True, False])
 @pytest.mark.parametrize("options", [{}, {"qk_norm": "none"}, {"norm_placement": "reordered"}])
-def test_a_probe_finds_what_a_full_look_finds(options: dict, within_documents: bool) -> None:
+def test_a_probe_equals_the_straightforward_implementation(
+    options: dict, within_documents: bool
+) -> None:
     model, batch = decoder(dropout=0.5, **options), rows()
     found = probed(model, batch, within_documents)
 
@@ -114,7 +116,7 @@ def test_a_probe_finds_what_a_full_look_finds(options: dict, within_documents: b
     assert model.training is False  # as all_at_once left it
 
 
-def test_a_modality_that_a_row_lacks_has_no_number() -> None:
+def test_a_modality_that_a_row_lacks_has_no_statistic() -> None:
     found = probed(decoder(), rows(images=False))
     assert math.isnan(found["output_rms_image"])
     assert math.isnan(found["attention_logit_image"])
@@ -123,8 +125,8 @@ def test_a_modality_that_a_row_lacks_has_no_number() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
-def test_a_probe_leaves_a_model_as_it_was(kind: str) -> None:
-    """Training mode, random numbers, gradients and hooks; whatever a block keeps of itself."""
+def test_a_probe_does_not_change_the_model(kind: str) -> None:
+    """Training mode, random numbers, gradients, hooks and checkpointing stay."""
     model, batch = decoder(dropout=0.5), rows()
     expected = probed(model, batch)
     parallelise(model, Layout.alone(), ParallelConfig(activation_checkpointing=kind))  # type: ignore[arg-type]
@@ -148,7 +150,7 @@ def test_a_probe_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probed(model, batch) == expected
 
 
-def test_other_rows_and_other_ranks_count_nowhere() -> None:
+def test_other_rows_and_other_ranks_are_not_measured() -> None:
     model, more = decoder(), rows(5)
     first, last = (
         Batch(**{f.name: getattr(more, f.name)[row] for f in dataclasses.fields(Batch)})
@@ -167,7 +169,7 @@ def test_other_rows_and_other_ranks_count_nowhere() -> None:
     causal=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_largest_scores_are_those_of_all_scores(
+def test_largest_scores_equal_the_maximum_of_all_scores(
     heads: tuple[int, int], queries: int, causal: bool, seed: int
 ) -> None:
     n, k_heads = heads
@@ -211,7 +213,7 @@ def part_of(name: str) -> str:
     return "feed_forward" if "feed_forward" in name else name.split(".")[0]
 
 
-def test_gradient_norms_are_by_part_and_make_up_the_whole() -> None:
+def test_gradient_norms_of_parts_combine_to_the_total() -> None:
     model = filled_with_gradients(decoder())
     found = {name: value.item() for name, value in gradient_norms(model).items()}
     squares = dict.fromkeys(PARTS, 0.0)
@@ -239,7 +241,7 @@ def shake(model: nn.Module) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=1e-2)
 
 
-def test_update_ratios_are_those_of_whole_parameters_where_samples_hold_all() -> None:
+def test_update_ratios_are_exact_where_the_sample_is_the_whole_parameter() -> None:
     model = decoder()
     before, sampled = (
         {n: p.detach().clone() for n, p in model.named_parameters()},
@@ -261,7 +263,7 @@ def test_update_ratios_are_those_of_whole_parameters_where_samples_hold_all() ->
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_few_elements_stand_for_a_parameter() -> None:
+def test_a_sample_of_elements_approximates_a_parameter() -> None:
     model = decoder(d_model=64, d_ff=512, vocab_size=512)
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
     samples = weight_samples(model)
@@ -274,7 +276,7 @@ def test_a_few_elements_stand_for_a_parameter() -> None:
     assert ratio == pytest.approx((moved / whole["head.weight"].norm()).item(), rel=0.02)
 
 
-def test_a_sample_meets_every_column() -> None:
+def test_a_sample_includes_every_column() -> None:
     model = decoder(d_model=64, vocab_size=512)
     with torch.no_grad():
         model.head.weight.copy_(torch.arange(64.0).expand(512, 64))
