@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pardalis.feature_nets.net import Network, Scaling
+from pardalis.feature_nets.net import Network, Scaling, maps_after
 
 _BATCH_NORM_EPS = 1e-3
 # Per stage: expansion, kernel, stride of the first block, output channels, blocks.
@@ -50,12 +50,8 @@ class EfficientNetLite0(Network):
 
     def forward(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Float[Tensor, "B _ _ _"]]:
         x = F.relu6(self._bn0(self._conv_stem(pixels)))
-        maps = []
-        for number, block in enumerate(self._blocks):
-            x = block(x)
-            if number in self._last_of_size:
-                maps.append(x)
-        return [*maps, F.relu6(self._bn1(self._conv_head(x)))]
+        maps = maps_after(self._blocks, self._last_of_size, x)
+        return [*maps, F.relu6(self._bn1(self._conv_head(maps[-1])))]
 
 
 class _Block(nn.Module):

@@ -1,5 +1,6 @@
 """Base of all feature nets: from pixels in [-1, 1] to feature maps, or one vector per image."""
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,18 @@ class Network(nn.Module):
     side: int = 224  # image side in training
     min_side: int = 32  # smallest image side that gives every map
     antialias: bool = True  # when downscaling images
+
+
+def maps_after(
+    layers: Iterable[nn.Module], numbers: Container[int], x: Float[Tensor, "B C Y X"]
+) -> list[Float[Tensor, "B _ _ _"]]:
+    """Run layers one after the other; return the outputs of those with the given numbers."""
+    maps = []
+    for number, layer in enumerate(layers):
+        x = layer(x)
+        if number in numbers:
+            maps.append(x)
+    return maps
 
 
 class FeatureNet(nn.Module):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pardalis.feature_nets.net import Network, Scaling
+from pardalis.feature_nets.net import Network, Scaling, maps_after
 
 # The packaged weights are Caffe's, trained on BGR bytes minus the mean colour.
 CAFFE = Scaling(mean=(123.68, 116.779, 103.939), std=(1.0, 1.0, 1.0), flips_channels=True)
@@ -46,12 +46,7 @@ class SqueezeNet(Network):
         )
 
     def forward(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Float[Tensor, "B _ _ _"]]:
-        maps, x = [], pixels
-        for number, layer in enumerate(self.features):
-            x = layer(x)
-            if number in _MAPS:
-                maps.append(x)
-        return maps
+        return maps_after(self.features, _MAPS, pixels)
 
 
 class _Fire(nn.Module):

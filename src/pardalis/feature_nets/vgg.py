@@ -5,7 +5,7 @@ from itertools import chain
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pardalis.feature_nets.net import Network
+from pardalis.feature_nets.net import Network, maps_after
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
@@ -35,9 +35,4 @@ class VGG16(Network):
         self.features = nn.Sequential(*layers)
 
     def forward(self, pixels: Float[Tensor, "B 3 Y X"]) -> list[Float[Tensor, "B _ _ _"]]:
-        maps, x = [], pixels
-        for number, layer in enumerate(self.features):
-            x = layer(x)
-            if number in self._maps:
-                maps.append(x)
-        return maps
+        return maps_after(self.features, self._maps, pixels)

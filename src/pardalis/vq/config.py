@@ -6,7 +6,7 @@ The network is in :mod:`pardalis.vq.tokenizer`, its training in
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pardalis.errors import ConfigError
@@ -68,9 +68,8 @@ class ImageTokenizerConfig:
     z_channels: int  # width of the encoder's output and the decoder's input
     code_width: int  # width of a codebook entry
     n_codes: int  # entries of the codebook
-    attention_resolutions: tuple[
-        int, ...
-    ] = ()  # sides of feature maps with attention; mid has it always
+    # Sides of feature maps with attention; mid has it always.
+    attention_resolutions: tuple[int, ...] = ()
     patch_size: int = 1  # pixels per side folded into channels of the input; 1 = none
     norm_groups: int = 32  # maximum groups of a GroupNorm (network.normalisation); 0 = no norm
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
@@ -189,18 +188,7 @@ def tiny() -> ImageTokenizerConfig:
 
 def small() -> ImageTokenizerConfig:
     """The demo's: 128 pixels, 16 x 16 codes; trains on drawings in an hour on two cores."""
-    return ImageTokenizerConfig(
-        resolution=128,
-        patch_size=4,
-        channels=64,
-        channel_multipliers=(1, 2),
-        n_res_blocks=1,
-        norm_groups=0,
-        z_channels=128,
-        code_width=32,
-        n_codes=2048,
-        quantizer=QuantizerConfig(kind="ema"),
-    )
+    return replace(tiny(), resolution=128, channels=64, n_codes=2048)
 
 
 def chameleon() -> ImageTokenizerConfig:

@@ -62,10 +62,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
         self.norm2 = normalisation(width_out, config.norm_groups)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        if width_in != width_out:
-            self.nin_shortcut: nn.Conv2d | None = nn.Conv2d(width_in, width_out, 1)
-        else:
-            self.nin_shortcut = None
+        self.nin_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B D Y X"]:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -214,9 +211,7 @@ class Decoder(nn.Module):
                 side *= 2
             levels.append(level)
             width_in = width
-        self.up = nn.ModuleList(
-            reversed(levels)
-        )  # up.0 has the highest resolution, as in the original
+        self.up = nn.ModuleList(reversed(levels))  # up.0: the highest resolution, as published
         self.norm_out = normalisation(width_in, config.norm_groups)
         self.conv_out = nn.Conv2d(width_in, 3 * config.patch_size**2, 3, padding=1)
 

@@ -25,6 +25,9 @@ _ENTROPY_TEMPERATURE = 0.01
 _MIN_PROBABILITY = 1e-5
 _FSQ_MARGIN = 1e-3  # share by which a bounded value may exceed the outermost level
 
+# Quantized vectors with their gradient, codes and loss.
+_Quantization = tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -111,10 +114,7 @@ class Quantizer(nn.Module):
         """Return the latent vector of each code."""
         raise NotImplementedError
 
-    def _quantize(
-        self, vectors: Float[Tensor, "M Z"]
-    ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
-        """Return quantized vectors with their gradient, codes and loss."""
+    def _quantize(self, vectors: Float[Tensor, "M Z"]) -> _Quantization:
         raise NotImplementedError
 
     def _find(self, vectors: Float[Tensor, "M Z"]) -> Int[Tensor, " M"]:
@@ -140,9 +140,7 @@ class VectorQuantizer(Quantizer):
     def entries(self) -> Float[Tensor, "N Z"]:
         return self.embedding.weight
 
-    def _quantize(
-        self, vectors: Float[Tensor, "M Z"]
-    ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
+    def _quantize(self, vectors: Float[Tensor, "M Z"]) -> _Quantization:
         vectors, entries = self._compared(vectors), self.entries()
         codes = nearest_codes(vectors.detach(), entries.detach())
         chosen = F.embedding(codes, entries)
@@ -215,7 +213,7 @@ class SimVQ(VectorQuantizer):
         return self.embedding_proj(self.embedding.weight)
 
 
-class IndexBackpropagation(Quantizer):
+class IndexBackpropagation(VectorQuantizer):
     """Kind ``ibq``: the gradient flows through the softmax over all codes to each of them.
 
     IBQ (arXiv 2412.02692), with the loss of its released code, where beta weights the codebook
@@ -223,16 +221,9 @@ class IndexBackpropagation(Quantizer):
     keeps logits and probabilities, M x N each, and as much again for the entropy.
     """
 
-    def __init__(self, config: ImageTokenizerConfig) -> None:
-        super().__init__(config)
-        self.embedding = nn.Embedding(config.n_codes, config.code_width)
+    restarts = False
 
-    def entries(self) -> Float[Tensor, "N Z"]:
-        return self.embedding.weight
-
-    def _quantize(
-        self, vectors: Float[Tensor, "M Z"]
-    ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
+    def _quantize(self, vectors: Float[Tensor, "M Z"]) -> _Quantization:
         entries = self.entries()
         logits = vectors @ entries.T
         codes = logits.argmax(1)
@@ -284,9 +275,7 @@ class FiniteScalarQuantizer(Quantizer):
         values = values_of_codes(codes, self.levels).to(self.project_out.weight.dtype)
         return self.project_out(values)
 
-    def _quantize(
-        self, vectors: Float[Tensor, "M Z"]
-    ) -> tuple[Float[Tensor, "M Z"], Int[Tensor, " M"], Float[Tensor, ""]]:
+    def _quantize(self, vectors: Float[Tensor, "M Z"]) -> _Quantization:
         values = round_to_levels(self.project_in(vectors), self.levels)
         codes = codes_of_values(values.detach(), self.levels)
         return self.project_out(values), codes, vectors.new_zeros(())

@@ -212,7 +212,27 @@ class ImageTokenizer(nn.Module):
     @staticmethod
     def load_config(folder: Path) -> ImageTokenizerConfig:
         """Read only the config that :meth:`save` wrote; raises as :meth:`load`."""
-        return _read_config(folder / _CONFIG_FILE)
+        path = folder / _CONFIG_FILE
+        if not path.is_file():
+            raise BundleError(
+                f"{path} is missing; an image tokenizer is a folder with {_CONFIG_FILE} and "
+                f"{_WEIGHTS_FILE}."
+            )
+        try:
+            header = json.loads(path.read_text())
+            if header["format"] != _FORMAT or header["version"] not in (1, _VERSION):
+                raise BundleError(
+                    f"{path} says {header['format']} version {header['version']}; this Pardalis "
+                    f"reads {_FORMAT} versions 1 and {_VERSION}."
+                )
+            values = header["config"]
+            if header["version"] == 1:
+                values = from_version_1(values)
+            return configs.from_dict(ImageTokenizerConfig, values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{path} is not an image tokenizer's config: {error!r}.") from error
+        except ConfigError as error:
+            raise BundleError(f"{path}: {error}") from error
 
     @classmethod
     def load(cls, folder: Path) -> "ImageTokenizer":
@@ -297,26 +317,3 @@ def _to_channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _read_config(path: Path) -> ImageTokenizerConfig:
-    if not path.is_file():
-        raise BundleError(
-            f"{path} is missing; an image tokenizer is a folder with {_CONFIG_FILE} and "
-            f"{_WEIGHTS_FILE}."
-        )
-    try:
-        header = json.loads(path.read_text())
-        if header["format"] != _FORMAT or header["version"] not in (1, _VERSION):
-            raise BundleError(
-                f"{path} says {header['format']} version {header['version']}; this Pardalis reads "
-                f"{_FORMAT} versions 1 and {_VERSION}."
-            )
-        values = header["config"]
-        if header["version"] == 1:
-            values = from_version_1(values)
-        return configs.from_dict(ImageTokenizerConfig, values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not an image tokenizer's config: {error!r}.") from error
-    except ConfigError as error:
-        raise BundleError(f"{path}: {error}") from error
