@@ -152,6 +152,8 @@ class Page:
             if "image_tokenizer_from" in values:  # it takes the place of a stage
                 self._pardalis(["run", "part.toml"])
             return
+        for source in [*values.get("sources", ()), *values.get("heldout", ())]:
+            _bring(source["reader"], Path(source["path"]))
         path = Path(f"{values['name']}.toml")
         path.write_text(text)
         if not {"image_tokenizer", "image_tokenizer_from", "start_from"} & values.keys():
@@ -176,6 +178,12 @@ class Page:
             self._pardalis(
                 ["generate", "BUNDLE", "--prompts", "prompts.jsonl", "--out", "of-lines"]
             )
+
+
+def _bring(reader: str, path: Path) -> None:
+    """Write documents where a recipe expects a reader's own, if nothing lies there."""
+    if not path.exists():
+        path.symlink_to({"folder": "photos", "html": "manual", "jsonl": "unseen.jsonl"}[reader])
 
 
 def _called(rest: Sequence[str]) -> tuple[int, str, str]:
