@@ -62,23 +62,15 @@ class Bundle:
             BundleError: the disk is full or the folder cannot be written; the earlier content is
                 untouched.
         """
-        with new_folder(folder) as partial:
-            self._write(partial)
-
-    def _write(self, folder: Path) -> None:
         weights = {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / MODEL)
-        self.codec.text_tokenizer.save(folder / TEXT_TOKENIZER)
-        self.codec.image_tokenizer.save(folder / IMAGE_TOKENIZER)
-        if self.licences:
-            write_text(folder / LICENCES, self.licences)
-        write_description(
-            folder,
-            self.model.config,
-            self.codec.vocabulary,
-            self.made_by,
-            self.codec.image_fit,
-        )
+        config, codec = self.model.config, self.codec
+        with new_folder(folder) as partial:
+            safetensors.torch.save_file(weights, partial / MODEL)
+            codec.text_tokenizer.save(partial / TEXT_TOKENIZER)
+            codec.image_tokenizer.save(partial / IMAGE_TOKENIZER)
+            if self.licences:
+                write_text(partial / LICENCES, self.licences)
+            write_description(partial, config, codec.vocabulary, self.made_by, codec.image_fit)
 
 
 def require_new(folder: Path) -> None:
@@ -170,9 +162,19 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
         ("tokens in the text tokenizer", text_tokenizer.size, len(vocabulary.text)),
         ("codes in the image tokenizer", image_tokenizer.config.n_codes, vocabulary.n_codes),
     ):
-        _check_size(folder, what, found, needed)
+        if found != needed:
+            raise BundleError(
+                f"The parts of the bundle {folder} do not fit: found {found} {what}, the "
+                f"vocabulary needs {needed}. Do not mix files of different bundles."
+            )
+    fit = description.get("image_fit", "crop")
+    if fit not in get_args(ImageFit):
+        raise BundleError(
+            f"{folder / DESCRIPTION} has image_fit {fit!r}; it must be one of "
+            f"{', '.join(get_args(ImageFit))}."
+        )
     image_tokenizer = image_tokenizer.to(find_device(device)).eval()
-    return Codec(vocabulary, text_tokenizer, image_tokenizer, _image_fit(folder, description))
+    return Codec(vocabulary, text_tokenizer, image_tokenizer, cast(ImageFit, fit))
 
 
 def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
@@ -210,27 +212,8 @@ def describe(folder: Path) -> dict[str, Any]:
             f"The bundle {folder} has format version {version}; this Pardalis reads up to "
             f"{FORMAT_VERSION}. Upgrade Pardalis."
         )
-    missing = {"model", "vocabulary", "made_by"} - set(description)
-    if missing:
+    if missing := {"model", "vocabulary", "made_by"} - set(description):
         raise BundleError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}.")
     if version < 5 and "prompt_pictures" in description:
         description["image_fit"] = description.pop("prompt_pictures")
     return description
-
-
-def _image_fit(folder: Path, description: dict[str, Any]) -> ImageFit:
-    fit = description.get("image_fit", "crop")
-    if fit not in get_args(ImageFit):
-        raise BundleError(
-            f"{folder / DESCRIPTION} has image_fit {fit!r}; it must be one of "
-            f"{', '.join(get_args(ImageFit))}."
-        )
-    return cast(ImageFit, fit)
-
-
-def _check_size(folder: Path, what: str, found: int, needed: int) -> None:
-    if found != needed:
-        raise BundleError(
-            f"The parts of the bundle {folder} do not fit: found {found} {what}, the "
-            f"vocabulary needs {needed}. Do not mix files of different bundles."
-        )

@@ -6,6 +6,7 @@ nearly the same drawing, and one of them in each split would let a model look up
 
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,14 @@ def render_svg(svg: str, side: int) -> PIL.Image.Image:
         return open_image(image)
 
 
-def write_licences(records: list[dict[str, Any]], folder: Path) -> None:
-    """Write the licence manifest, a record for each package, as ``LICENCES.json`` and ``.md``."""
+def write_licences(packages: Iterable[tuple[Any, ...]], folder: Path) -> None:
+    """Write the licence manifest as ``LICENCES.json`` and ``.md``.
+
+    Args:
+        packages: name, version, licence, attribution, what was taken and how much, of each.
+    """
+    keys = ("package", "version", "licence", "attribution", "taken", "count")
+    records = [dict(zip(keys, package, strict=True)) for package in packages]
     write_json(folder / "LICENCES.json", {"packages": records})
     columns = ("package", "version", "licence", "taken", "count", "attribution")
     rows = [columns, ("---",) * len(columns)]

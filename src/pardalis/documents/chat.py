@@ -15,10 +15,10 @@ from pardalis.documents.document import (
     ROLES,
     Document,
     Image,
-    ImageSource,
     Role,
     Segment,
     Text,
+    is_unicode,
 )
 from pardalis.documents.images import from_data_uri, media_type, read_source, to_data_uri, to_png
 from pardalis.errors import DataError, RequestError
@@ -108,23 +108,17 @@ def _image(url: str, where: str) -> bytes:
 
 
 def _unicode(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{where} holds broken Unicode: half of a surrogate pair.") from error
+    if not is_unicode(text):
+        raise RequestError(f"{where} holds broken Unicode: half of a surrogate pair.")
     return text
 
 
 def _part(segment: Segment) -> dict[str, Any]:
     if isinstance(segment, Text):
         return {"type": "text", "text": segment.text}
-    return {"type": "image_url", "image_url": {"url": _uri(segment.source)}}
-
-
-def _uri(source: ImageSource) -> str:
-    if isinstance(source, Path | bytes):
-        content = read_source(source)
+    content, kind = b"", None
+    if isinstance(segment.source, Path | bytes):
+        content = read_source(segment.source)
         kind = media_type(content)
-        if kind is not None:
-            return to_data_uri(content, kind)
-    return to_data_uri(to_png(source))
+    uri = to_data_uri(content, kind) if kind else to_data_uri(to_png(segment.source))
+    return {"type": "image_url", "image_url": {"url": uri}}

@@ -4,6 +4,7 @@ Every reader yields :class:`Document`, or :class:`Rejection` for an item that it
 Images are opened and decoded by :mod:`pardalis.documents.images`.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,11 @@ def named_images(
             continue
         for number, image in enumerate(item.images, start=1):
             yield (item.name if number == 1 else f"{item.name}#{number}"), image
+
+
+def is_unicode(text: str) -> bool:
+    r"""Return False for text with half of a surrogate pair, which JSON can spell (``"\ud800"``)."""
+    return not re.search(r"[\ud800-\udfff]", text)
 
 
 @dataclass(frozen=True, slots=True)

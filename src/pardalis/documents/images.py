@@ -143,11 +143,7 @@ def from_data_uri(uri: str) -> bytes:
 
 
 def from_base64(text: str | bytes) -> bytes:
-    """Return the bytes that base64 text stands for; line breaks inside it are allowed.
-
-    Raises:
-        DataError: the text is not base64.
-    """
+    """Return the bytes of base64 text, which may have line breaks; DataError if it is broken."""
     try:
         content = text.encode("ascii") if isinstance(text, str) else text
         return base64.b64decode(b"".join(content.split()), validate=True)

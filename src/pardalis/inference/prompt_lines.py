@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pardalis.documents.document import is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.inference.generation import GenerationConfig
 from pardalis.inference.prompt import Part
@@ -131,12 +132,8 @@ def _reset(config: GenerationConfig, names: Sequence[str]) -> GenerationConfig:
 def _part(part: Any, folder: Path) -> Part:
     match {"text": part} if isinstance(part, str) else part:
         case {"text": str(text), **rest} if not rest:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise RequestError(
-                    "The prompt has invalid Unicode: half of a surrogate pair."
-                ) from error
+            if not is_unicode(text):
+                raise RequestError("The prompt has invalid Unicode: half of a surrogate pair.")
             return text
         case {"image": str(name), **rest} if not rest:
             file = folder / name

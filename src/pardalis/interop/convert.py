@@ -8,10 +8,16 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.errors import BundleError, ConfigError
-from pardalis.interop.huggingface import read_chameleon, read_config, write_chameleon
+from pardalis.interop.huggingface import read_chameleon, write_chameleon
 from pardalis.interop.llama import MODEL_TYPES, NewRows, read_llama
 from pardalis.interop.meta import is_meta, read_meta, write_meta
-from pardalis.interop.model import ForeignModel, read_bundle, without_embedding_norm, write_bundle
+from pardalis.interop.model import (
+    ForeignModel,
+    read_bundle,
+    read_json,
+    without_embedding_norm,
+    write_bundle,
+)
 from pardalis.interop.tensors import LazyTensor, open_tensors
 from pardalis.interop.vqgan import read_vqgan
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
@@ -73,12 +79,13 @@ def read_model(
         _refuse(image_tokenizer is not None, "image_tokenizer", "the release has its own")
         _refuse(new_rows is not None, "new_rows", "the release has image tokens")
         return read_meta(source)
-    if not (source / "config.json").is_file():
+    where = source / "config.json"
+    if not where.is_file():
         raise BundleError(
             f"{source} holds no checkpoint that can be imported: neither config.json (Hugging "
             "Face) nor params.json or models/*/params.json (the original release) is there."
         )
-    kind = read_config(source).get("model_type")
+    kind = read_json(where).get("model_type")
     if kind == "chameleon":
         _refuse(new_rows is not None, "new_rows", "a Chameleon has image tokens")
         given = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)
@@ -91,8 +98,8 @@ def read_model(
             )
         return read_llama(source, *open_image_tokenizer(image_tokenizer), new_rows)
     raise BundleError(
-        f"{source / 'config.json'} describes a model of type {kind!r}; chameleon, "
-        f"{' and '.join(MODEL_TYPES)} can be imported."
+        f"{where} describes a model of type {kind!r}; chameleon, {' and '.join(MODEL_TYPES)} can "
+        "be imported."
     )
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pardalis.bundle import LICENCES, new_folder
 from pardalis.errors import BundleError
@@ -36,7 +35,6 @@ from pardalis.interop.huggingface_configs import (
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
-    check_image_tokenizer,
     check_tensors,
     decoder_shapes,
     describing,
@@ -86,18 +84,14 @@ _BUFFERS = "rotary_emb.inv_freq"
 def read_chameleon(
     folder: Path, image_tokenizer: tuple[ImageTokenizerConfig, Tensors] | None = None
 ) -> ForeignModel:
-    """Read a folder of Hugging Face's Chameleon.
+    """Read a folder of Hugging Face's Chameleon; raises as :func:`.convert.import_model`.
 
-    Args:
-        image_tokenizer: the image tokenizer of the original release. It replaces the folder's
-            own, which has no decoder, may have rounded weights, and has another preprocessing; the
-            folder's own may then be missing.
-
-    Raises:
-        BundleError: something is missing, does not fit, or is an option that Pardalis lacks.
+    An ``image_tokenizer``, that of the original release, replaces the folder's own, which has no
+    decoder, may have rounded weights, and has another preprocessing; the folder's own may then be
+    missing.
     """
     where = folder / "config.json"
-    values, images = read_config(folder), _read_preprocessing(folder)
+    values, images = read_json(where), _read_preprocessing(folder)
     with describing(where):
         n_ranks = max(1, int(values.get("model_parallel_size") or 1))
         named = inside(values, "vocabulary_map")
@@ -106,18 +100,21 @@ def read_chameleon(
             unheld += unheld_image_tokenizer(values, images)
     refuse(folder, "Pardalis cannot hold this model", unheld)
     config = chameleon_config(values, where)
-    tensors, extra = open_folder(folder), _open_extra(folder)
+    tensors = open_folder(folder)
+    extra = open_tensors(folder / _EXTRA) if (folder / _EXTRA).is_file() else {}
     own = _starting(tensors, TRANSFORMERS_VQ)
     image_tensors: Tensors
     if image_tokenizer is None:
         decoder = _starting(extra, _EXTRA_VQ)
         vq = image_tokenizer_config(values, images, where, has_decoder=bool(decoder))
         image_tensors = own | decoder
-        check_tensors(folder, expected_decoder(config) | _expected_vq(vq), tensors)
-        check_tensors(folder / _EXTRA, image_tokenizer_shapes(vq), image_tensors)
+        shapes = image_tokenizer_shapes(vq)
+        held = {TRANSFORMERS_VQ + n: s for n, s in shapes.items() if not n.startswith(_VQ_DECODER)}
+        check_tensors(folder, expected_decoder(config) | held, tensors)
+        check_tensors(folder / _EXTRA, shapes, image_tensors)
     else:
         vq, image_tensors = image_tokenizer
-        check_image_tokenizer(vq, image_tensors)
+        check_tensors("the `image_tokenizer`", image_tokenizer_shapes(vq), image_tensors)
         _check_replacement(folder, own, vq, image_tensors)
         others = {n: t for n, t in tensors.items() if not n.startswith(TRANSFORMERS_VQ)}
         check_tensors(folder, expected_decoder(config), others)
@@ -141,17 +138,8 @@ def read_chameleon(
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of ``config.json``."""
-    return read_json(folder / "config.json")
-
-
 def open_folder(folder: Path) -> dict[str, LazyTensor]:
-    """Return all tensors of a folder, in safetensors or PyTorch files, sharded or not.
-
-    Raises:
-        BundleError: there are no weights, or a file is missing or cannot be read.
-    """
+    """Return all tensors of a folder, in safetensors or PyTorch files, sharded or not."""
     for name in _WEIGHTS:
         files = [folder / name]
         if (folder / (name + _INDEX)).is_file():
@@ -199,15 +187,6 @@ def expected_decoder(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {
         line.transformers.format(n=n): ours[line.ours.format(n=n)]
         for line, n in lines(config.n_layers, config.qk_norm != "none")
-    }
-
-
-def _expected_vq(config: ImageTokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of an image tokenizer that the layout holds."""
-    return {
-        TRANSFORMERS_VQ + name: shape
-        for name, shape in image_tokenizer_shapes(config).items()
-        if not name.startswith(_VQ_DECODER)
     }
 
 
@@ -269,11 +248,6 @@ def _check_vocabulary_map(named: dict[str, Any], tokenizer_json: str, folder: Pa
         )
 
 
-def _open_extra(folder: Path) -> dict[str, LazyTensor]:
-    path = folder / _EXTRA
-    return open_tensors(path) if path.is_file() else {}
-
-
 def _starting(tensors: Tensors, prefix: str) -> dict[str, LazyTensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
@@ -327,15 +301,8 @@ def _decoder_to(model: ForeignModel) -> dict[str, LazyTensor]:
     for line, n in lines(config.n_layers):
         tensor = decoder[line.ours.format(n=n)]
         if line.qk_norm:
-            tensor = _for_each_head(tensor, line.n_heads(config))
+            (n_groups, width), n_heads = tensor.shape, line.n_heads(config)
+            repeats = n_heads // n_groups
+            tensor = tensor.map(lambda t, n=repeats: t.repeat_interleave(n, 0), (n_heads, width))
         tensors[line.transformers.format(n=n)] = tensor
     return tensors
-
-
-def _for_each_head(tensor: LazyTensor, n_heads: int) -> LazyTensor:
-    n_groups, width = tensor.shape
-
-    def spread(rows: Tensor) -> Tensor:
-        return rows.repeat_interleave(n_heads // n_groups, 0)
-
-    return tensor.map(spread, (n_heads, width))

@@ -108,9 +108,7 @@ def unheld_decoder(values: dict[str, Any]) -> list[str]:
 def unheld_image_tokenizer(values: dict[str, Any], images: dict[str, Any]) -> list[str]:
     """Return why the image tokenizer of Pardalis cannot hold a Chameleon's.
 
-    Args:
-        values: content of ``config.json``.
-        images: the image preprocessing in ``preprocessor_config.json``.
+    ``images`` is the image preprocessing in ``preprocessor_config.json``.
     """
     vq = inside(values, "vq_config")
     side = vq.get("resolution") or chameleon().resolution
@@ -141,11 +139,7 @@ def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
 def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelConfig:
     """Return the decoder's config for a ``config.json`` with Llama's keys.
 
-    Args:
-        ours: fields that have no key in the file.
-
-    Raises:
-        BundleError: a value is missing or invalid.
+    ``ours`` are fields that have no key in the file.
     """
     with describing(where):
         given = _given(values)
@@ -221,21 +215,46 @@ def chameleon_files(
 ) -> dict[str, dict[str, Any]]:
     """Return the content of every JSON file of a folder except ``tokenizer.json``.
 
-    Args:
-        names: token ids of that tokenizer by name.
-        dtype: dtype of the weights.
+    ``names`` are the token ids of that tokenizer by name.
     """
+    vocabulary, vq = model.vocabulary, model.image_tokenizer
+    ids = _single_ids(vocabulary)
     return {
         "config.json": _config(model, names, dtype),
-        "generation_config.json": _generation_config(model.vocabulary),
-        "tokenizer_config.json": _tokenizer_config(model.config),
-        "preprocessor_config.json": _preprocessor_config(model.image_tokenizer),
-        "processor_config.json": _processor_config(model.image_tokenizer),
+        "generation_config.json": {
+            **ids,
+            "eos_token_id": [ids["eos_token_id"], to_foreign(vocabulary)[vocabulary.end_turn_id]],
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "ChameleonProcessor",
+            **{theirs: SINGLE_NAMES[ours] for theirs, ours in _SINGLE_TOKENS.items()},
+            "extra_special_tokens": {
+                "image_token": PLACEHOLDER,
+                "boi_token": SINGLE_NAMES["begin_image_id"],
+                "eoi_token": SINGLE_NAMES["end_image_id"],
+            },
+            "padding_side": "left",
+            "model_max_length": model.config.context,
+            "clean_up_tokenization_spaces": False,
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "ChameleonImageProcessor",
+            "processor_class": "ChameleonProcessor",
+            **_images_fixed(vq.resolution),
+            "rescale_factor": _RESCALE[vq.preprocessing],
+        },
+        "processor_config.json": {
+            "processor_class": "ChameleonProcessor",
+            "image_seq_length": vq.codes_per_image,
+            "image_token": PLACEHOLDER,
+        },
     }
 
 
 def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
     config, vq = model.config, model.image_tokenizer
+    scaling = config.rope_scaling
     return {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
@@ -244,7 +263,11 @@ def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> d
         **{theirs: getattr(config, ours) for ours, theirs in _DECODER_KEYS.items()},
         **_DECODER_FIXED,
         "rope_theta": config.rope_theta,
-        "rope_parameters": _rope_parameters(config),
+        "rope_parameters": {
+            "rope_type": "llama3" if scaling else "default",
+            "rope_theta": config.rope_theta,
+            **{t: getattr(scaling, ours) for ours, t in _ROPE_KEYS.items() if scaling},
+        },
         "tie_word_embeddings": False,
         "swin_norm": config.norm_placement == "reordered",
         "model_parallel_size": config.qk_norm_groups or 1,
@@ -257,56 +280,7 @@ def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> d
     }
 
 
-def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return {"rope_type": "default", "rope_theta": config.rope_theta}
-    scaled = {theirs: getattr(scaling, ours) for ours, theirs in _ROPE_KEYS.items()}
-    return {"rope_type": "llama3", "rope_theta": config.rope_theta, **scaled}
-
-
 def _single_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """Return the ids that both configs name; the default of transformers takes <pad> for <bos>."""
     ids = to_foreign(vocabulary)
     return {theirs: ids[getattr(vocabulary, ours)] for theirs, ours in _SINGLE_IDS.items()}
-
-
-def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
-    ids = _single_ids(vocabulary)
-    return {
-        **ids,
-        "eos_token_id": [ids["eos_token_id"], to_foreign(vocabulary)[vocabulary.end_turn_id]],
-    }
-
-
-def _tokenizer_config(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "ChameleonProcessor",
-        **{theirs: SINGLE_NAMES[ours] for theirs, ours in _SINGLE_TOKENS.items()},
-        "extra_special_tokens": {
-            "image_token": PLACEHOLDER,
-            "boi_token": SINGLE_NAMES["begin_image_id"],
-            "eoi_token": SINGLE_NAMES["end_image_id"],
-        },
-        "padding_side": "left",
-        "model_max_length": config.context,
-        "clean_up_tokenization_spaces": False,
-    }
-
-
-def _preprocessor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ChameleonImageProcessor",
-        "processor_class": "ChameleonProcessor",
-        **_images_fixed(vq.resolution),
-        "rescale_factor": _RESCALE[vq.preprocessing],
-    }
-
-
-def _processor_config(vq: ImageTokenizerConfig) -> dict[str, Any]:
-    return {
-        "processor_class": "ChameleonProcessor",
-        "image_seq_length": vq.codes_per_image,
-        "image_token": PLACEHOLDER,
-    }

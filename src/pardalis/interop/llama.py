@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import BundleError
-from pardalis.interop.huggingface import decoder_from, expected_decoder, open_folder, read_config
+from pardalis.interop.huggingface import decoder_from, expected_decoder, open_folder
 from pardalis.interop.huggingface_configs import decoder_config, unheld_decoder
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
-    check_image_tokenizer,
     check_tensors,
     describing,
+    image_tokenizer_shapes,
     read_json,
     read_text,
     refuse,
@@ -73,12 +73,11 @@ def read_llama(
 ) -> ForeignModel:
     """Read a Hugging Face folder of a text-only model and add an image tokenizer.
 
-    Raises:
-        BundleError: something is missing, does not fit, or is an option that Pardalis lacks.
+    Raises as :func:`.convert.import_model`.
     """
     new_rows = new_rows or NewRows()
     where = folder / "config.json"
-    values = read_config(folder)
+    values = read_json(where)
     with describing(where):
         unheld = unheld_decoder(values)
     refuse(where, "Pardalis cannot hold this model", unheld)
@@ -87,7 +86,8 @@ def read_llama(
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
         tensors[_HEAD] = tensors[_EMBEDDING]  # untied, with the same initial values
     check_tensors(folder, expected_decoder(config), tensors)
-    check_image_tokenizer(image_tokenizer, image_tensors)
+    shapes = image_tokenizer_shapes(image_tokenizer)
+    check_tensors("the `image_tokenizer`", shapes, image_tensors)
 
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -95,10 +95,13 @@ def read_llama(
             f"{path} is missing; save the tokenizer with the tokenizers library first."
         )
     tokenizer_json = read_text(path)
+    unknown = token_ids(tokenizer_json, str(path)).get(
+        json.loads(tokenizer_json)["model"].get("unk_token")
+    )
     vocabulary = extend_text_vocabulary(
         tokenizer_json,
         config.vocab_size,
-        _single_ids(values, folder, config.vocab_size, _unknown(tokenizer_json, str(path))),
+        _single_ids(values, folder, config.vocab_size, unknown),
         image_tokenizer.n_codes,
         str(path),
     )
@@ -132,12 +135,6 @@ def _extend(
         return torch.cat([old, new])
 
     return tensor.map(extended, (config.vocab_size, width))
-
-
-def _unknown(tokenizer_json: str, where: str) -> int | None:
-    """Return the id of the tokenizer's unknown token, if it has one."""
-    names = token_ids(tokenizer_json, where)
-    return names.get(json.loads(tokenizer_json)["model"].get("unk_token"))
 
 
 def _single_ids(

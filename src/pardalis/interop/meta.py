@@ -33,6 +33,7 @@ from pardalis.interop.model import (
     halves_from_pairs,
     pairs_from_halves,
     read_text,
+    reasons,
     refuse,
     reorder_ids,
 )
@@ -66,13 +67,9 @@ _FREQS = "rope.freqs"  # a buffer of the release: RoPE's frequencies, which foll
 
 
 def read_meta(folder: Path) -> ForeignModel:
-    """Read a release.
+    """Read a release; raises as :func:`.convert.import_model`.
 
-    Args:
-        folder: the folder with ``models/`` and ``tokenizer/``, or that of one model in it.
-
-    Raises:
-        BundleError: something is missing or does not fit.
+    The folder is the one with ``models/`` and ``tokenizer/``, or that of one model in it.
     """
     model, tokenizer = _find(folder)
     params = _read_params(model)
@@ -130,10 +127,7 @@ def _find(folder: Path) -> tuple[Path, Path]:
 def _read_params(model: Path) -> dict[str, Any]:
     """Merge the two files as the release's own loader does."""
     merged: dict[str, Any] = {}
-    for name in (_PARAMS, _MORE_PARAMS):
-        path = model / name
-        if name == _MORE_PARAMS and not path.is_file():
-            continue
+    for path in (model / _PARAMS, *model.glob(_MORE_PARAMS)):
         with describing(path):
             values = json.loads(path.read_text())
             merged = {**merged, **values, **values.get("model", {})}
@@ -266,12 +260,9 @@ def write_meta(
         )
         if model.licences:
             write_text(partial / LICENCES, model.licences)
-        names = (
-            ["consolidated.pth"]
-            if ranks == 1
-            else [f"consolidated.{r:02}.pth" for r in range(ranks)]
-        )
-        write_checkpoints({home / n: f for n, f in zip(names, files, strict=True)}, "Model")
+        numbers = [""] if ranks == 1 else [f".{rank:02}" for rank in range(ranks)]
+        paths = [home / f"consolidated{number}.pth" for number in numbers]
+        write_checkpoints(dict(zip(paths, files, strict=True)), "Model")
 
 
 def _name(config: ModelConfig) -> str:
@@ -293,29 +284,21 @@ def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
         )
         if count % n_ranks
     ]  # fmt: skip
-    if config.rope_scaling is not None:
-        wrong.append("model.rope_scaling is set (needed: none)")
-    if config.qk_norm != "none":
-        if config.qk_norm_groups is None:
-            wrong.append(
-                "model.qk_norm_groups is not set, so each head has its own scale (needed: one for "
-                "all heads of a rank)"
-            )
-        elif n_ranks % config.qk_norm_groups:
-            wrong.append(
-                f"model.qk_norm_groups is {config.qk_norm_groups}, which needs that many ranks or "
-                f"a multiple, not {n_ranks}"
-            )
-        if config.qk_norm_eps != 1e-5:
-            wrong.append(f"model.qk_norm_eps is {config.qk_norm_eps} (needed: 1e-05)")
+    has_norm, groups = config.qk_norm != "none", config.qk_norm_groups
     codes = [to_foreign(model.vocabulary)[i] for i in model.vocabulary.image]
-    if codes != sorted(codes):
-        wrong.append("the image tokens are not in the order of the codes, as its loader needs")
-    if not model.image_tokenizer.has_decoder:
-        wrong.append(
-            "the image tokenizer has no decoder; run `import_model` again with the vqgan.ckpt of "
-            "the release"
-        )
+    wrong += reasons({
+        "model.rope_scaling is set (needed: none)": config.rope_scaling is not None,
+        "model.qk_norm_groups is not set, so each head has its own scale (needed: one for all "
+        "heads of a rank)": has_norm and groups is None,
+        f"model.qk_norm_groups is {groups}, which needs that many ranks or a multiple, not "
+        f"{n_ranks}": has_norm and groups is not None and n_ranks % groups,
+        f"model.qk_norm_eps is {config.qk_norm_eps} (needed: 1e-05)":
+            has_norm and config.qk_norm_eps != 1e-5,
+        "the image tokens are not in the order of the codes, as its loader needs":
+            codes != sorted(codes),
+        "the image tokenizer has no decoder; run `import_model` again with the vqgan.ckpt of the "
+        "release": not model.image_tokenizer.has_decoder,
+    })  # fmt: skip
     return [*wrong, *unheld(model.image_tokenizer)]
 
 

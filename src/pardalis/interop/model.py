@@ -110,17 +110,8 @@ def image_tokenizer_shapes(config: ImageTokenizerConfig) -> dict[str, tuple[int,
         return {name: tuple(t.shape) for name, t in ImageTokenizer(config).state_dict().items()}
 
 
-def check_image_tokenizer(config: ImageTokenizerConfig, tensors: Tensors) -> None:
-    """Check an image tokenizer that the caller named; raises as :func:`check_tensors` does."""
-    check_tensors("the `image_tokenizer`", image_tokenizer_shapes(config), tensors)
-
-
 def check_tensors(where: Path | str, expected: Shapes, found: Tensors) -> None:
-    """Compare names and shapes of tensors with those expected; reads no values.
-
-    Raises:
-        BundleError: a tensor is missing, unexpected or of another shape; the message lists all.
-    """
+    """Raise a BundleError that lists all tensors missing, unexpected or of another shape."""
     check_shapes(
         where,
         expected,

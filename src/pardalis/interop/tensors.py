@@ -153,27 +153,16 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
-    """Read the structure of a checkpoint; values are read on demand."""
-    if not zipfile.is_zipfile(path):
-        return _old_checkpoint(path)
+    is_archive = zipfile.is_zipfile(path)  # before PyTorch 1.6: one pickle, to be read whole
     try:
-        content = _Unpickler(path).load()
+        if is_archive:
+            content: Any = _Unpickler(path).load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken archive or pickle may raise anything
-        raise ValueError(f"no archive of PyTorch's: {error!r}") from error
-    return _state_dict(content)
-
-
-def _old_checkpoint(path: Path) -> dict[str, LazyTensor]:
-    """Read a checkpoint of PyTorch before 1.6: one pickle, which has to be read whole."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
         # PyTorch's message is a page long and advises to run the code in the file.
-        raise ValueError("no archive of PyTorch's, and no pickle of tensors alone") from error
-    return _state_dict(content)
-
-
-def _state_dict(content: Any) -> dict[str, LazyTensor]:
+        other = f": {error!r}" if is_archive else ", and no pickle of tensors alone"
+        raise ValueError(f"no archive of PyTorch's{other}") from error
     for key in ("state_dict", "ema", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -182,8 +171,7 @@ def _state_dict(content: Any) -> dict[str, LazyTensor]:
     if wrong := [name for name in content if not isinstance(name, str)]:
         raise ValueError(f"{wrong[0]!r} in it is not a name")
     tensors = {name: lazy(t) if isinstance(t, Tensor) else t for name, t in content.items()}
-    others = [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]
-    if others:
+    if others := [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]:
         raise ValueError(f"{others[0]!r} in it is not a tensor of a known type")
     return tensors
 
@@ -229,11 +217,6 @@ class _Inert:
     __setitem__ = append = extend = add = _take
 
 
-def _drop_state(unpickler: Any) -> None:
-    """Ignore the state of an object: placeholders have none, and it could move a lazy tensor."""
-    unpickler.stack.pop()
-
-
 class _Unpickler(pickle._Unpickler):
     """Unpickles a checkpoint: lazy tensors, and an inert placeholder for every other object.
 
@@ -247,7 +230,8 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch: ClassVar[dict[int, Callable[[pickle.Unpickler], None]]] = {
         **pickle._Unpickler.dispatch,
-        pickle.BUILD[0]: _drop_state,
+        # An object's state is ignored: placeholders have none, and it could move a lazy tensor.
+        pickle.BUILD[0]: lambda unpickler: unpickler.stack.pop(),  # type: ignore[attr-defined]
     }
 
     def __init__(self, path: Path) -> None:

@@ -52,13 +52,8 @@ def image_code(name: str) -> int | None:
 def read_vocabulary(tokenizer_json: str, size: int, where: str) -> Vocabulary:
     """Return the vocabulary that a tokenizer file with Chameleon's names describes.
 
-    Args:
-        tokenizer_json: content of a ``tokenizer.json``.
-        size: vocabulary size of the model; ids without a name are unused.
-        where: the file, for messages.
-
-    Raises:
-        BundleError: names are missing or have ids that the model does not have.
+    ``size`` is that of the model's vocabulary; ids without a name are unused. Raises BundleError if
+    names are missing or have ids that the model does not have; ``where`` names the file.
     """
     names = token_ids(tokenizer_json, where)
     codes = {code: i for name, i in names.items() if (code := image_code(name)) is not None}
@@ -132,10 +127,7 @@ def arrange(
 ) -> Vocabulary:
     """Return a vocabulary of ranges for foreign ids, permuted if necessary (see the module).
 
-    Args:
-        singles: foreign id of each single id, by the name of the field.
-        image_ids: foreign id of each image code.
-        text_ids: foreign ids of text tokens, ascending.
+    ``singles`` has the single ids by the name of the field; ``text_ids`` are ascending.
     """
     if _is_run(image_ids) and _is_run(text_ids):
         foreign: Sequence[int] = range(size)
@@ -214,7 +206,9 @@ def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
     pieces: dict[str, int] = content["model"]["vocab"]
     special = {name: getattr(vocabulary, single) for single, name in SINGLE_NAMES.items()}
     special |= {image_name(code): i for code, i in enumerate(vocabulary.image)}
-    if clash := sorted(name for name in pieces if name in special or _is_taken(name)):
+    # Readers of Chameleon's vocabulary take these names for special or image tokens.
+    taken = re.compile(f"{PLACEHOLDER}|IMGIMG.*|{_RESERVED.pattern}", re.DOTALL)
+    if clash := sorted(name for name in pieces if name in special or taken.fullmatch(name)):
         raise BundleError(
             f"The text tokenizer has a token {clash[0]!r}, which in Chameleon's vocabulary is the "
             "name of a special token; train a text tokenizer on text without it."
@@ -224,11 +218,6 @@ def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
     }
     content["model"]["unk_token"] = None
     content["added_tokens"] = [_added(name, i) for name, i in special.items()]
-
-
-def _is_taken(name: str) -> bool:
-    """Return whether readers of Chameleon's vocabulary take a name for a special or image token."""
-    return name == PLACEHOLDER or name.startswith("IMGIMG") or bool(_RESERVED.fullmatch(name))
 
 
 def _name_placeholder(content: dict[str, Any], name: str, vocabulary: Vocabulary) -> None:
@@ -266,13 +255,10 @@ def _added(name: str, number: int) -> dict[str, Any]:
 def extend_text_vocabulary(
     tokenizer_json: str, size: int, singles: Mapping[str, int], n_codes: int, where: str
 ) -> Vocabulary:
-    """Return the vocabulary of a text-only model extended by image tokens.
+    """Return the vocabulary of a text-only model, of the given size, extended by image tokens.
 
-    Args:
-        tokenizer_json: tokenizer file of the text-only model.
-        size: its vocabulary size.
-        singles: the single ids that it has, by the name of the field; the others, and ``n_codes``
-            image ids, are added after ``size``.
+    ``singles`` are the single ids that it has, by the name of the field; the others, and
+    ``n_codes`` image ids, are added after ``size``.
     """
     names = token_ids(tokenizer_json, where)
     taken = {names[name] for name in special_tokens(tokenizer_json)} | set(singles.values())

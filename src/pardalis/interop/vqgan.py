@@ -13,7 +13,6 @@ The other parts of a training checkpoint (discriminator, perceptual net) are dro
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -223,10 +222,11 @@ def write_vqgan(config: ImageTokenizerConfig, tensors: Tensors, folder: Path) ->
             not fit.
     """
     refuse(folder, "The original VQ-GAN's layout cannot hold this image tokenizer", unheld(config))
-    ddconfig = {theirs: _plain(getattr(config, ours)) for ours, theirs in _DD_KEYS.items()}
+    plain = configs.to_dict(config)
+    ddconfig = {theirs: plain[ours] for ours, theirs in _DD_KEYS.items()}
     ddconfig |= {"double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
     params = {
-        **{theirs: getattr(config, ours) for ours, theirs in _PARAM_KEYS.items()},
+        **{theirs: plain[ours] for ours, theirs in _PARAM_KEYS.items()},
         "ddconfig": ddconfig,
         "lossconfig": {"target": "torch.nn.Identity"},
         "ckpt_path": None,
@@ -271,7 +271,3 @@ def plain_codebook(config: ImageTokenizerConfig, tensors: Tensors) -> dict[str, 
         return quantizer.entries().detach().to(codebook.dtype)
 
     return {**theirs, _CODEBOOK: LazyTensor(codebook.shape, codebook.dtype, entries)}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -97,7 +97,13 @@ def build_drawings(
             write_records(map(_record, members), partial / f"{name}.jsonl")
             counts[name] = dict(Counter(image.style.name for image in members))
         write_json(partial / "concepts.json", _entries(images, cells))
-        write_licences(_licences(images, styles), partial)
+        n_images = Counter(image.style.name for image in images)
+        what = "drawings, rendered as PNG on white"
+        taken = [(style.package, what, n_images[style.name]) for style in styles]
+        taken.append((EMOJIBASE, "English names", len({image.concept for image in images})))
+        write_licences(
+            ((p.name, p.version, p.licence, p.attribution, *rest) for p, *rest in taken), partial
+        )
     return counts
 
 
@@ -168,23 +174,3 @@ def _entries(images: Iterable[_Image], cells: dict[Concept, str]) -> list[dict[s
         }
         entries.setdefault(concept, entry)["styles"].append(image.style.name)
     return list(entries.values())
-
-
-def _licences(images: list[_Image], styles: list[Style]) -> list[dict[str, Any]]:
-    counts = Counter(image.style.name for image in images)
-    taken = [
-        (style.package, "drawings, rendered as PNG on white", counts[style.name])
-        for style in styles
-    ]
-    taken.append((EMOJIBASE, "English names", len({image.concept for image in images})))
-    return [
-        {
-            "package": package.name,
-            "version": package.version,
-            "licence": package.licence,
-            "attribution": package.attribution,
-            "taken": what,
-            "count": count,
-        }
-        for package, what, count in taken
-    ]

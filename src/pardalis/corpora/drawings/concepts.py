@@ -8,14 +8,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pardalis import seeds
 from pardalis.corpora.drawings.packages import EMOJIBASE, OPENMOJI, checked, read_members
 from pardalis.corpora.emojis import RUDE, bucket, family, key_of_hexcode, without_skin_tones
 
 Split = Literal["train", "heldout", "test"]
-SPLITS: tuple[Split, ...] = ("train", "heldout", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 _CELL_ONE_IN = 10  # concepts that one style is held out of
 _NOT_TAKEN = ("brand", "people")  # of OpenMoji's own drawings: trademarks, and real persons

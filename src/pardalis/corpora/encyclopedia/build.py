@@ -8,13 +8,14 @@ concepts.json                 name, key, split, image and lead of each concept
 LICENCES.json, LICENCES.md    what was taken from which package, under which licence
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pardalis import progress, seeds
-from pardalis.corpora.emojis import write_licences
+from pardalis.corpora.emojis import render_svg, write_licences
 from pardalis.corpora.encyclopedia import packages, pages
 from pardalis.corpora.encyclopedia.concepts import SPLITS, Concept, Split, all_concepts, split_of
 from pardalis.corpora.encyclopedia.packages import Article
@@ -123,10 +124,9 @@ def _choose_articles(
     }
     chosen: dict[Split, list[Article]] = {split: [] for split in SPLITS}
     for article in others:
-        if article.title.casefold() in heldout_names:
-            chosen["heldout"].append(article)
-        else:
-            chosen[split_of(article.title, config.heldout_percent)].append(article)
+        is_heldout = article.title.casefold() in heldout_names
+        split: Split = "heldout" if is_heldout else split_of(article.title, config.heldout_percent)
+        chosen[split].append(article)
     return chosen
 
 
@@ -140,7 +140,7 @@ def _draw(concepts: list[Concept], side: int, folder: Path) -> list[Concept]:
     kept: list[Concept] = []
     with progress.bar("Drawing", total=len(concepts), unit="images") as advance:
         for concept in sorted(concepts, key=lambda concept: concept.article is None):
-            image = packages.draw(concept.drawing, side)
+            image = render_svg(concept.drawing.read_text(encoding="utf-8"), side)
             pixels = image.tobytes()
             if pixels not in seen:
                 seen.add(pixels)
@@ -154,15 +154,10 @@ def _write_split(
     split: Split, concepts: list[Concept], texts: list[Article], lead_words: int, folder: Path
 ) -> dict[str, int]:
     described = [(concept, concept.article) for concept in concepts if concept.article is not None]
-
-    def encyclopedia() -> Iterator[Document]:
-        for concept, article in described:
-            yield pages.page(concept, article, lead_words)
-        yield from pages.related_pages(described)
-
+    single_pages = (pages.page(concept, article, lead_words) for concept, article in described)
     sources: dict[str, Iterable[Document]] = {
         "pairs": map(pages.pair, concepts),
-        "encyclopedia": encyclopedia(),
+        "encyclopedia": chain(single_pages, pages.related_pages(described)),
         "articles": (pages.article_page(article, lead_words) for article in texts),
     }
     return {

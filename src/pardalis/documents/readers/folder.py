@@ -11,9 +11,11 @@ Such a list describes its folder wholly, subfolders included.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pardalis.documents.document import Document, Image, Rejection, Text
-from pardalis.documents.readers._lines import is_unicode, json_objects, require_folder
+from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
+from pardalis.documents.readers._lines import BadRecordError, read_lines
+from pardalis.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -29,17 +31,19 @@ def read_folder(path: Path) -> Iterator[Document | Rejection]:
     Raises:
         DataError: there is no such folder.
     """
-    require_folder(path, "a folder of images")
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise DataError(f"{path} {found}; a folder of images was expected there.")
     return _read(path, path)
 
 
 def _read(folder: Path, root: Path) -> Iterator[Document | Rejection]:
     for name in _LISTS:
         if (folder / name).is_file():
-            yield from _from_list(folder / name, root)
+            yield from read_lines(folder / name, lambda line, _: _listed(line, folder, root))
             return
     entries = sorted(folder.iterdir())
-    images = [entry for entry in entries if _is_image(entry)]
+    images = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
     for image in images:
         yield _captioned(image, root)
     illustrated = {image.stem for image in images}
@@ -48,10 +52,6 @@ def _read(folder: Path, root: Path) -> Iterator[Document | Rejection]:
             yield from _read(entry, root)
         elif entry.suffix == ".txt" and entry.stem not in illustrated:
             yield Rejection(str(entry), "missing-image", "The caption has no image beside it.")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _captioned(image: Path, root: Path) -> Document | Rejection:
@@ -68,23 +68,15 @@ def _captioned(image: Path, root: Path) -> Document | Rejection:
     return Document((Text(caption), Image(image, alt=caption)), name)
 
 
-def _from_list(path: Path, root: Path) -> Iterator[Document | Rejection]:
-    for where, record in json_objects(path):
-        if isinstance(record, Rejection):
-            yield record
-            continue
-        file_name, caption = _filled(record.get("file_name")), _filled(record.get("text"))
-        if not file_name or not caption:
-            reason = 'The line needs text under "file_name" and "text".'
-            yield Rejection(where, "bad-record", reason)
-            continue
-        image = path.parent / file_name
-        if not os.path.isfile(image):  # unlike Path.is_file, it accepts a name of any length
-            reason = f"There is no image {file_name!r} in {path.parent}."
-            yield Rejection(where, "missing-image", reason)
-            continue
-        name = (path.parent.relative_to(root) / file_name).as_posix()
-        yield Document((Text(caption), Image(image, alt=caption)), name)
+def _listed(record: dict[str, Any], folder: Path, root: Path) -> Document:
+    file_name, caption = _filled(record.get("file_name")), _filled(record.get("text"))
+    if not file_name or not caption:
+        raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')
+    image = folder / file_name
+    if not os.path.isfile(image):  # unlike Path.is_file, it accepts a name of any length
+        raise BadRecordError("missing-image", f"There is no image {file_name!r} in {folder}.")
+    name = (folder.relative_to(root) / file_name).as_posix()
+    return Document((Text(caption), Image(image, alt=caption)), name)
 
 
 def _filled(value: object) -> str:

@@ -29,9 +29,10 @@ from pardalis.documents.document import (
     Rejection,
     Segment,
     Text,
+    is_unicode,
 )
 from pardalis.documents.images import from_base64
-from pardalis.documents.readers._lines import is_unicode, json_objects, require_file
+from pardalis.documents.readers._lines import BadRecordError, read_lines
 from pardalis.errors import DataError
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
@@ -50,35 +51,17 @@ def read_jsonl(path: Path) -> Iterator[Document | Rejection]:
     Raises:
         DataError: there is no such file.
     """
-    require_file(path, "a JSONL file of documents")
-    return _read(path)
-
-
-def _read(path: Path) -> Iterator[Document | Rejection]:
-    for where, record in json_objects(path):
-        if isinstance(record, Rejection):
-            yield record
-            continue
-        line = where.rpartition(":")[2]
-        try:
-            document = _document(record, path.parent, default_name=f"{path.stem}:{line}")
-        except _BadRecordError as error:
-            yield Rejection(where, error.kind, str(error))
-        else:
-            yield document
-
-
-class _BadRecordError(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {found}; a JSONL file of documents was expected there.")
+    return read_lines(path, lambda line, n: _document(line, path.parent, f"{path.stem}:{n}"))
 
 
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:
     _refuse_unknown_keys(record, _DOCUMENT_KEYS, "document")
     segments = record.get("segments")
     if not isinstance(segments, list):
-        raise _BadRecordError("bad-record", 'The document needs a list under "segments".')
+        raise BadRecordError("bad-record", 'The document needs a list under "segments".')
     document = Document(
         segments=tuple(
             _segment(segment, number, folder) for number, segment in enumerate(segments)
@@ -87,7 +70,7 @@ def _document(record: dict[str, Any], folder: Path, default_name: str) -> Docume
         licence=_string(record, "licence", "document"),
     )
     if document.is_empty:
-        raise _BadRecordError("empty-document", "The document has neither text nor images.")
+        raise BadRecordError("empty-document", "The document has neither text nor images.")
     return document
 
 
@@ -97,29 +80,33 @@ def _segment(record: Any, number: int, folder: Path) -> Segment:
     kinds = [key for key in keys if key in _SEGMENT_KEYS]
     if len(kinds) != 1:
         reason = f'{where} must be an object with one of "text", "image" and "image_base64".'
-        raise _BadRecordError("bad-record", reason)
+        raise BadRecordError("bad-record", reason)
     record = dict(zip(keys, record.values(), strict=True))
     _refuse_unknown_keys(record, _SEGMENT_KEYS[kinds[0]], where)
     role = record.get("role")
     if role is not None and role not in ROLES:
         reason = f"{where} has the role {role!r}; it must be one of {', '.join(ROLES)}."
-        raise _BadRecordError("bad-record", reason)
+        raise BadRecordError("bad-record", reason)
     content = _string(record, kinds[0], where)
     if kinds[0] == "text":
         return Text(content, role)
     alt, regions = _string(record, "alt", where), _regions(record, where)
     if kinds[0] == "image":
-        return Image(_file(content, where, folder), alt, role, regions)
+        file = folder / content
+        if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
+            reason = f"{where} names the image {content!r}, which is not a file in {folder}."
+            raise BadRecordError("missing-image", reason)
+        return Image(file, alt, role, regions)
     try:
         return Image(from_base64(content), alt, role, regions)
     except DataError as error:
-        raise _BadRecordError("bad-base64", f"{where}: {error}") from error
+        raise BadRecordError("bad-base64", f"{where}: {error}") from error
 
 
 def _regions(record: dict[str, Any], where: str) -> tuple[Region, ...]:
     regions = record.get("regions", [])
     if not isinstance(regions, list):
-        raise _BadRecordError("bad-region", f'{where} needs a list under "regions".')
+        raise BadRecordError("bad-region", f'{where} needs a list under "regions".')
     return tuple(
         _region(region, f"{where}, region {number}") for number, region in enumerate(regions)
     )
@@ -127,25 +114,25 @@ def _regions(record: dict[str, Any], where: str) -> tuple[Region, ...]:
 
 def _region(record: Any, where: str) -> Region:
     if not isinstance(record, dict):
-        raise _BadRecordError("bad-region", f'{where} must be an object with a "box".')
+        raise BadRecordError("bad-region", f'{where} must be an object with a "box".')
     _refuse_unknown_keys(record, _REGION_KEYS, where)
     weight = record.get("weight", 1.0)
     if not _is_number(weight) or weight <= 0:
-        raise _BadRecordError("bad-region", f"{where} has the weight {weight!r}; it must exceed 0.")
+        raise BadRecordError("bad-region", f"{where} has the weight {weight!r}; it must exceed 0.")
     kind = _string(record, "kind", where)
     return Region(_box(record.get("box"), where), kind, float(weight))
 
 
 def _box(value: Any, where: str) -> Box:
     if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-        raise _BadRecordError(
+        raise BadRecordError(
             "bad-region",
             f"{where} has the box {value!r}; it must be a list of four numbers: left, top, right "
             "and bottom.",
         )
     left, top, right, bottom = map(float, value)
     if not (left < right and top < bottom):
-        raise _BadRecordError(
+        raise BadRecordError(
             "bad-region",
             f"{where} has the box {value!r}, which is empty; right must exceed left, and bottom "
             "top.",
@@ -162,19 +149,11 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _file(name: str, where: str, folder: Path) -> Path:
-    file = folder / name
-    if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
-        reason = f"{where} names the image {name!r}, which is not a file in {folder}."
-        raise _BadRecordError("missing-image", reason)
-    return file
-
-
 def _string(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key, "")
     if not isinstance(value, str) or not is_unicode(value):
         found = "broken Unicode" if isinstance(value, str) else f"a {type(value).__name__}"
-        raise _BadRecordError("bad-record", f'{where} has {found} under "{key}"; it must be text.')
+        raise BadRecordError("bad-record", f'{where} has {found} under "{key}"; it must be text.')
     return value
 
 
@@ -184,4 +163,4 @@ def _refuse_unknown_keys(record: dict[str, Any], known: set[str], where: str) ->
         reason = (
             f"{where} has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}."
         )
-        raise _BadRecordError("unknown-key", reason)
+        raise BadRecordError("unknown-key", reason)
