@@ -116,9 +116,8 @@ def _unicode(text: str, where: str) -> str:
 def _part(segment: Segment) -> dict[str, Any]:
     if isinstance(segment, Text):
         return {"type": "text", "text": segment.text}
-    content, kind = b"", None
-    if isinstance(segment.source, Path | bytes):
-        content = read_source(segment.source)
-        kind = media_type(content)
-    uri = to_data_uri(content, kind) if kind else to_data_uri(to_png(segment.source))
+    source = segment.source
+    content = read_source(source) if isinstance(source, Path | bytes) else b""
+    kind = media_type(content)
+    uri = to_data_uri(content, kind) if kind else to_data_uri(to_png(source))
     return {"type": "image_url", "image_url": {"url": uri}}

@@ -1,6 +1,6 @@
 """The concepts of the encyclopedia: which drawings take part, the article and split of each."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -147,7 +147,8 @@ def match_articles(names: Iterable[str], articles: Iterable[Article]) -> dict[st
     unclaimed = {article.title.casefold(): article for article in articles}
     waiting = sorted(names)
     matched: dict[str, Article] = {}
-    for title_of in (TITLES.get, _equal_title, _singular):
+    passes: list[Callable[[str], str | None]] = [TITLES.get, _equal_title, _singular]
+    for title_of in passes:
         for name in waiting:
             title = (title_of(name) or "").casefold()
             if title in unclaimed:
