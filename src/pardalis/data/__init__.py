@@ -12,32 +12,3 @@ from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
 from pardalis.data.source import SourceConfig, Survey, check_name, read_source, survey
-
-__all__ = [
-    "AugmentationConfig",
-    "Curriculum",
-    "CurriculumStage",
-    "ImageBatch",
-    "ImageFeed",
-    "Loader",
-    "Location",
-    "Mixture",
-    "Order",
-    "Packing",
-    "Prefetcher",
-    "PrepareConfig",
-    "PrepareReport",
-    "Rejected",
-    "ShardWriter",
-    "Shards",
-    "SourceConfig",
-    "Survey",
-    "best_fit",
-    "check_name",
-    "decode_codes",
-    "encode_source",
-    "prepare_source",
-    "read_source",
-    "split_long",
-    "survey",
-]

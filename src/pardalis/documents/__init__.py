@@ -24,33 +24,3 @@ from pardalis.documents.images import (
 )
 from pardalis.documents.readers import READERS, Reader, read_folder, read_html, read_jsonl
 from pardalis.documents.writers import to_html, to_markdown, write_jsonl
-
-__all__ = [
-    "MAX_PIXELS",
-    "READERS",
-    "ROLES",
-    "Box",
-    "Document",
-    "Image",
-    "ImageSource",
-    "Reader",
-    "Region",
-    "Rejection",
-    "Role",
-    "Segment",
-    "Text",
-    "document_to_messages",
-    "from_data_uri",
-    "media_type",
-    "messages_to_document",
-    "named_images",
-    "open_image",
-    "read_folder",
-    "read_html",
-    "read_jsonl",
-    "to_data_uri",
-    "to_html",
-    "to_markdown",
-    "to_png",
-    "write_jsonl",
-]

@@ -11,25 +11,3 @@ from pardalis.evaluate.reconstruction_page import write_evaluation
 from pardalis.evaluate.report import write_report
 from pardalis.evaluate.retrieval import Retrieval, nearest, retrieval_top1
 from pardalis.evaluate.training_page import write_training_page
-
-__all__ = [
-    "CaptionScores",
-    "Evaluation",
-    "ImageFeatures",
-    "ImageSet",
-    "ImageTokenizerScores",
-    "MetricNets",
-    "Retrieval",
-    "evaluate_image_tokenizer",
-    "evaluate_reconstruction",
-    "is_exact",
-    "load_ocr",
-    "nearest",
-    "require_packages",
-    "retrieval_top1",
-    "score_captions",
-    "token_f1",
-    "write_evaluation",
-    "write_report",
-    "write_training_page",
-]

@@ -4,11 +4,3 @@ from pardalis.feature_nets.config import FeatureNetConfig
 from pardalis.feature_nets.load import load_feature_net
 from pardalis.feature_nets.net import FeatureNet
 from pardalis.feature_nets.perceptual import PerceptualDistance, load_perceptual_distance
-
-__all__ = [
-    "FeatureNet",
-    "FeatureNetConfig",
-    "PerceptualDistance",
-    "load_feature_net",
-    "load_perceptual_distance",
-]

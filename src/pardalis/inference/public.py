@@ -25,36 +25,3 @@ from pardalis.inference.prompt_file import PromptFile, Summary
 from pardalis.inference.reference import generate_reference
 from pardalis.inference.request import Request
 from pardalis.inference.token_loop import Progress, TokenLoop, generate_ids
-
-__all__ = [
-    "Completion",
-    "Contrastive",
-    "Engine",
-    "EngineConfig",
-    "Event",
-    "Finished",
-    "GenerationConfig",
-    "GenerationMode",
-    "Guidance",
-    "ImageBegun",
-    "ImageDone",
-    "ImageGuidance",
-    "ImageRows",
-    "Part",
-    "Progress",
-    "Prompt",
-    "PromptFile",
-    "Request",
-    "SamplingConfig",
-    "Summary",
-    "TextDelta",
-    "TokenLoop",
-    "Usage",
-    "engine_config_for",
-    "generate",
-    "generate_ids",
-    "generate_many",
-    "generate_reference",
-    "to_document",
-    "to_request",
-]

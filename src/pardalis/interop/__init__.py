@@ -20,16 +20,3 @@ from pardalis.interop.llama import NewRows
 from pardalis.interop.meta import write_meta
 from pardalis.interop.model import ForeignModel, write_bundle
 from pardalis.interop.vqgan import import_image_tokenizer
-
-__all__ = [
-    "ForeignModel",
-    "NewRows",
-    "export_model",
-    "import_image_tokenizer",
-    "import_model",
-    "open_image_tokenizer",
-    "read_model",
-    "write_bundle",
-    "write_chameleon",
-    "write_meta",
-]

@@ -21,25 +21,3 @@ from pardalis.model.costs import (
 from pardalis.model.decoder import Decoder
 from pardalis.model.init import initialise
 from pardalis.model.masks import Mask, attention_mask, document_mask
-
-__all__ = [
-    "PRESETS",
-    "Decoder",
-    "Execution",
-    "LayerKVCache",
-    "Mask",
-    "ModelConfig",
-    "ModelCosts",
-    "RopeScaling",
-    "attention_mask",
-    "block_bytes_per_token",
-    "chameleon_7b",
-    "chameleon_34b",
-    "document_mask",
-    "initialise",
-    "model_costs",
-    "recomputed_bytes_per_token",
-    "small",
-    "swiglu_width",
-    "tiny",
-]

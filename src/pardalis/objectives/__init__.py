@@ -7,12 +7,3 @@ from pardalis.objectives.next_token import (
     next_token_losses,
     zero_losses,
 )
-
-__all__ = [
-    "CrossEntropy",
-    "Losses",
-    "NextTokenConfig",
-    "linear_cross_entropy",
-    "next_token_losses",
-    "zero_losses",
-]

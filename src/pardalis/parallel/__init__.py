@@ -13,21 +13,3 @@ from pardalis.parallel.sharding import (
     sum_over_replicas,
 )
 from pardalis.parallel.world import World, join
-
-__all__ = [
-    "Layout",
-    "ParallelConfig",
-    "Precision",
-    "World",
-    "check_divides",
-    "clip_gradients",
-    "fill",
-    "gradient_norm",
-    "held_indices",
-    "join",
-    "layout_of",
-    "local_part",
-    "parallelise",
-    "release",
-    "sum_over_replicas",
-]

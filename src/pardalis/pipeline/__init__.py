@@ -5,20 +5,3 @@ from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.recipe import Recipe, SampleConfig, TextTokenizerConfig, load_recipe
 from pardalis.pipeline.runner import Record, StageMissingError, read_records, run
 from pardalis.pipeline.stages import STAGES, Stage, stages_of
-
-__all__ = [
-    "STAGES",
-    "Recipe",
-    "Record",
-    "SampleConfig",
-    "Stage",
-    "StageMissingError",
-    "TextTokenizerConfig",
-    "find_image_tokenizer",
-    "load_codec",
-    "load_recipe",
-    "read_records",
-    "run",
-    "stages_of",
-    "training_loader",
-]

@@ -2,5 +2,3 @@
 
 from pardalis.studies.comparison import compare_image_tokenizers
 from pardalis.studies.stability import study_stability
-
-__all__ = ["compare_image_tokenizers", "study_stability"]

@@ -4,18 +4,3 @@ from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, Span, SpanKind
 from pardalis.tokens.render import render
 from pardalis.tokens.text import TextStream, TextTokenizer, train_text_tokenizer
 from pardalis.tokens.vocabulary import Vocabulary
-
-__all__ = [
-    "Grammar",
-    "Limits",
-    "Phase",
-    "Rule",
-    "Span",
-    "SpanKind",
-    "State",
-    "TextStream",
-    "TextTokenizer",
-    "Vocabulary",
-    "render",
-    "train_text_tokenizer",
-]

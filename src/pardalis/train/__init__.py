@@ -15,25 +15,3 @@ from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.pretrain import PretrainConfig, PretrainTask
 from pardalis.train.schedule import ScheduleConfig
 from pardalis.train.task import Task
-
-__all__ = [
-    "AdamWConfig",
-    "AdversarialConfig",
-    "Alarm",
-    "AlarmConfig",
-    "Alarms",
-    "Diverged",
-    "ImageTokenizerTask",
-    "ImageTokenizerTrainConfig",
-    "Interrupted",
-    "Line",
-    "LoopConfig",
-    "PerceptualConfig",
-    "PretrainConfig",
-    "PretrainTask",
-    "RegionConfig",
-    "ScheduleConfig",
-    "Task",
-    "read_metrics",
-    "train",
-]

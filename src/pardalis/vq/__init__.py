@@ -15,28 +15,3 @@ from pardalis.vq.preprocessing import (
 from pardalis.vq.quantizer import Quantizer, VectorQuantizer, build_quantizer, nearest_codes
 from pardalis.vq.stream import encode_stream
 from pardalis.vq.tokenizer import ImageTokenizer
-
-__all__ = [
-    "PRESETS",
-    "CodebookTrainer",
-    "ImageFit",
-    "ImageTokenizer",
-    "ImageTokenizerConfig",
-    "Placement",
-    "Quantizer",
-    "QuantizerConfig",
-    "VectorQuantizer",
-    "build_quantizer",
-    "chameleon",
-    "codebook_use",
-    "encode_stream",
-    "initialise",
-    "nearest_codes",
-    "open_square",
-    "perplexity",
-    "place_in_square",
-    "psnr",
-    "tiny",
-    "to_pixels",
-    "to_square",
-]

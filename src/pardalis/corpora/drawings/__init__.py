@@ -12,5 +12,3 @@ that a concept can be held out, and also a combination of a seen concept with a 
 
 from pardalis.corpora.drawings.build import DrawingsConfig, build_drawings
 from pardalis.corpora.drawings.packages import PACKAGES, fetch_packages
-
-__all__ = ["PACKAGES", "DrawingsConfig", "build_drawings", "fetch_packages"]

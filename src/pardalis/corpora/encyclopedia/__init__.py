@@ -12,5 +12,3 @@ The packages are the extra ``demo``; their data is read, and never becomes part 
 
 from pardalis.corpora.encyclopedia.build import EncyclopediaConfig, build_encyclopedia
 from pardalis.corpora.encyclopedia.packages import package_versions
-
-__all__ = ["EncyclopediaConfig", "build_encyclopedia", "package_versions"]

@@ -18,5 +18,3 @@ from pardalis.documents.readers.jsonl import read_jsonl
 Reader: TypeAlias = Callable[[Path], Iterator[Document | Rejection]]
 
 READERS: dict[str, Reader] = {"folder": read_folder, "jsonl": read_jsonl, "html": read_html}
-
-__all__ = ["READERS", "Reader", "read_folder", "read_html", "read_jsonl"]

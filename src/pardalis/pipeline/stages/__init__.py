@@ -41,6 +41,3 @@ STAGES: tuple[Stage, ...] = (
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Return the stages that a recipe has, in order."""
     return [stage for stage in STAGES if stage.applies(recipe)]
-
-
-__all__ = ["STAGES", "Inputs", "RunContext", "Stage", "stages_of"]
