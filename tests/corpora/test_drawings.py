@@ -42,8 +42,8 @@ def fakes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def corpus(fakes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "drawings"
-    config = DrawingsConfig(packages=fakes.name, image_side=16)
-    return folder, build_drawings(config, folder, fakes.parent)
+    config = DrawingsConfig(packages=str(fakes), image_side=16)
+    return folder, build_drawings(config, folder)
 
 
 def cells_of(folder, name):
@@ -236,7 +236,7 @@ def test_configs_that_are_refused(changes, message):
 def test_packages_that_are_not_there(tmp_path):
     config = DrawingsConfig(packages="npm")
     with pytest.raises(DataError, match="does not exist; `fetch_packages` downloads it"):
-        build_drawings(config, tmp_path / "out", tmp_path)
+        build_drawings(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -21,8 +21,9 @@ CAPTIONS = ["an owl", "a fox and a cat", "the oak", "two owls", "a cat"]
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """A folder with five captioned images in ``owls``."""
+def base(tmp_path: Path, monkeypatch) -> Path:
+    """The working directory, with five captioned images in ``owls``."""
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "owls"
     folder.mkdir()
     for number, caption in enumerate(CAPTIONS):
@@ -33,7 +34,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def prepare(base: Path, codec: Codec, source: SourceConfig = SOURCE, **changes) -> PrepareReport:
-    return prepare_source(source, codec, base / "shards", replace(CONFIG, **changes), base)
+    return prepare_source(source, codec, base / "shards", replace(CONFIG, **changes))
 
 
 def documents_in(base: Path) -> dict[str, list[int]]:
@@ -226,12 +227,12 @@ def test_a_source_without_valid_documents_is_refused_with_the_reasons(base: Path
 
 
 def test_a_source_that_was_surveyed_is_read_once(base: Path, codec: Codec, monkeypatch):
-    content = survey(SOURCE, base)
+    content = survey(SOURCE)
     readings, reader = [], READERS["folder"]
     monkeypatch.setitem(READERS, "folder", lambda path: readings.append(path) or reader(path))
-    first = prepare_source(SOURCE, codec, base / "shards", CONFIG, base, content)
+    first = prepare_source(SOURCE, codec, base / "shards", CONFIG, content)
     assert len(readings) == 1
-    again = prepare_source(SOURCE, codec, base / "shards", CONFIG, base, content)
+    again = prepare_source(SOURCE, codec, base / "shards", CONFIG, content)
     assert again == replace(first, unchanged=True)
     assert len(readings) == 1
     assert prepare(base, codec).unchanged

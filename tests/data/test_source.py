@@ -13,6 +13,11 @@ from pardalis.errors import ConfigError, DataError
 SOURCE = SourceConfig(name="notes", reader="jsonl", path="notes.jsonl")
 
 
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def write(folder: Path, *lines: object) -> None:
     (folder / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -21,29 +26,29 @@ def text(name: str, words: str) -> dict[str, object]:
     return {"name": name, "segments": [{"text": words}]}
 
 
-def test_documents_are_read_relative_to_the_base_folder(tmp_path: Path):
+def test_documents_and_rejections_are_read_in_order(tmp_path: Path):
     write(tmp_path, text("a", "An owl."), {"segments": 3})
-    document, rejection = read_source(SOURCE, tmp_path)
+    document, rejection = read_source(SOURCE)
     assert document == Document((Text("An owl."),), "a")
     assert not isinstance(rejection, Document)
 
 
 def test_a_survey_counts_and_notices_changed_content(tmp_path: Path):
     write(tmp_path, text("a", "An owl."), {"segments": 3})
-    before = survey(SOURCE, tmp_path)
+    before = survey(SOURCE)
     assert (before.n_items, before.n_images) == (2, 1)  # what is rejected may be an image
     os.utime(tmp_path / "notes.jsonl", (0, 0))
-    assert survey(SOURCE, tmp_path) == before  # the same content, written again
+    assert survey(SOURCE) == before  # the same content, written again
     write(tmp_path, text("a", "A fox."), {"segments": 3})
-    assert survey(SOURCE, tmp_path).digest != before.digest
+    assert survey(SOURCE).digest != before.digest
 
 
 def test_a_survey_notices_changed_image_files(tmp_path: Path):
     (tmp_path / "owl.png").write_bytes(b"first")
     source = SourceConfig(name="owls", reader="folder", path=".")
-    before = survey(source, tmp_path)
+    before = survey(source)
     (tmp_path / "owl.png").write_bytes(b"other!")
-    changed = survey(source, tmp_path)
+    changed = survey(source)
     assert changed.n_items == changed.n_images == before.n_items == 1
     assert changed.digest != before.digest
 
@@ -52,7 +57,7 @@ def test_a_survey_notices_every_kind_of_image(monkeypatch, tmp_path: Path):
     def found(*images: object) -> str:
         document = Document(tuple(Image(image) for image in images), "a")
         monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
-        return survey(SOURCE, tmp_path).digest
+        return survey(SOURCE).digest
 
     hashes = {
         found(b"a"),
@@ -67,12 +72,12 @@ def test_a_survey_notices_every_kind_of_image(monkeypatch, tmp_path: Path):
 
 def test_an_empty_source_has_no_items(tmp_path: Path):
     write(tmp_path)
-    assert survey(SOURCE, tmp_path).n_items == 0
+    assert survey(SOURCE).n_items == 0
 
 
 def test_nothing_at_the_path_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"notes.jsonl"):
-        survey(SOURCE, tmp_path)
+        survey(SOURCE)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])

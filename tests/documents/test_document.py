@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-import pardalis.documents
 from pardalis.documents import Document, Image, Text
 
 

@@ -98,7 +98,7 @@ def encode_source(
         ConfigError: the folder holds codes of other settings or other images, or it is a file.
         DataError: the source does not exist or has no image.
     """
-    content = survey(source, Path())
+    content = survey(source)
     if not content.n_images:
         raise DataError(f"{source.path} holds no images, so there is nothing to encode.")
     folder = output_folder(folder)
@@ -214,7 +214,7 @@ def _encoded_parts(
     begun: deque[tuple[int, str]] = deque()
 
     def images() -> Iterator[ImageSource]:
-        items = named_images(read_source(source, Path())) if sizes else ()
+        items = named_images(read_source(source)) if sizes else ()
         for position, item in enumerate(items):
             part = position // _IMAGES_PER_PART
             if part not in sizes:

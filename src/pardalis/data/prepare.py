@@ -32,6 +32,7 @@ from pardalis.tokens import Grammar, SpanKind
 logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
+_ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the system are marked
 
 Ids = Integer[np.ndarray, " _"]
 
@@ -56,14 +57,12 @@ def prepare_source(
     codec: Codec,
     folder: Path,
     config: PrepareConfig,
-    base_folder: Path,
     content: Survey | None = None,
 ) -> PrepareReport:
     """Write the shards of a source to a folder, unless they are there and still valid.
 
     Args:
         folder: gets ``index.json``, the shards and ``report.json``; replaced as a whole.
-        base_folder: what the path of the source is relative to.
 
     Raises:
         DataError: the source does not exist or has no usable document, or writing failed; earlier
@@ -71,17 +70,17 @@ def prepare_source(
     """
     if content is None:
         logger.info("Reading through source %r.", source.name)
-        content = survey(source, base_folder)
+        content = survey(source)
     prepared = fingerprint(
-        VERSION, source.pair_order, config.row_tokens, config.long_documents, config.shard_tokens,
-        codec.fingerprint, content.digest,
+        VERSION, _ENCODING, source.pair_order, config.row_tokens, config.long_documents,
+        config.shard_tokens, codec.fingerprint, content.digest,
     )  # fmt: skip
     recover_folder(folder)
     if (report := _finished(folder, prepared)) is not None:
         return report
     try:
         with atomic_folder(folder) as partial:
-            return _prepare(source, codec, partial, config, base_folder, content.n_items, prepared)
+            return _prepare(source, codec, partial, config, content.n_items, prepared)
     except OSError as error:
         raise DataError(
             f"Preparing source {source.name!r} into {folder} stopped: {error}. Earlier shards "
@@ -103,13 +102,13 @@ def _finished(folder: Path, prepared: str) -> PrepareReport | None:
 
 
 def _prepare(
-    source: SourceConfig, codec: Codec, folder: Path, config: PrepareConfig, base_folder: Path,
+    source: SourceConfig, codec: Codec, folder: Path, config: PrepareConfig,
     n_items: int, prepared: str,
 ) -> PrepareReport:  # fmt: skip
     report = PrepareReport(source.name, config.row_tokens)
     writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
     with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
-        for chunk in _chunks(read_source(source, base_folder), config.batch_documents):
+        for chunk in _chunks(read_source(source), config.batch_documents):
             report.read += len(chunk)
             for result in _encode(chunk, source, codec, config):
                 if isinstance(result, Rejection):
@@ -122,7 +121,7 @@ def _prepare(
             advance(len(chunk), images=report.images, rejected=report.n_rejected)
     if report.written == 0:
         raise DataError(
-            f"Source {source.name!r} at {base_folder / source.path} has no usable document: "
+            f"Source {source.name!r} at {source.path} has no usable document: "
             f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
         )
     packing = writer.finish(config.row_tokens, codec.fingerprint, prepared)

@@ -44,9 +44,9 @@ class SourceConfig:
             )
 
 
-def read_source(source: SourceConfig, base_folder: Path) -> Iterator[Document | Rejection]:
+def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     """Yield the documents of a source lazily; raises DataError if its path does not exist."""
-    return READERS[source.reader](base_folder / source.path)
+    return READERS[source.reader](Path(source.path))
 
 
 class Survey(NamedTuple):
@@ -57,7 +57,7 @@ class Survey(NamedTuple):
     n_images: int  # images of the documents, and one for each rejection
 
 
-def survey(source: SourceConfig, base_folder: Path) -> Survey:
+def survey(source: SourceConfig) -> Survey:
     """Count the items of a source and hash them, without opening an image file.
 
     An image file counts as changed when its size or modification time differs, everything else
@@ -65,7 +65,7 @@ def survey(source: SourceConfig, base_folder: Path) -> Survey:
     """
     digest = hashlib.sha256()
     n_items = n_images = 0
-    for item in read_source(source, base_folder):
+    for item in read_source(source):
         n_items += 1
         if isinstance(item, Document):
             n_images += len(item.images)
@@ -73,7 +73,7 @@ def survey(source: SourceConfig, base_folder: Path) -> Survey:
         else:
             n_images += 1
             # Without the path of the source, so that documents that are moved stay the same.
-            key = (item.where.removeprefix(str(base_folder / source.path)), item.kind)
+            key = (item.where.removeprefix(str(Path(source.path))), item.kind)
         digest.update(repr(key).encode())
     return Survey(n_items, digest.hexdigest(), n_images)
 

@@ -37,7 +37,7 @@ def located(source: SourceConfig, run: Path) -> SourceConfig:
 def documents_of(sources: Iterable[SourceConfig], run: Path) -> Iterator[Document]:
     """Yield the readable documents of sources, one source after the other."""
     for source in sources:
-        items = read_source(located(source, run), run)
+        items = read_source(located(source, run))
         yield from (item for item in items if isinstance(item, Document))
 
 

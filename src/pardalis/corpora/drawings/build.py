@@ -62,13 +62,8 @@ class _Image:
         return Path("images", f"{self.concept.key}.{self.style.name}.png")
 
 
-def build_drawings(
-    config: DrawingsConfig, folder: Path, base_folder: Path = Path()
-) -> dict[str, Any]:
+def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
     """Write the corpus into a folder, replacing it whole, and return how much of each there is.
-
-    Args:
-        base_folder: where a relative ``config.packages`` begins.
 
     The same config gives the same bytes.
 
@@ -81,7 +76,7 @@ def build_drawings(
             "The drawings are rendered by resvg-py, which is not installed: "
             "run pip install 'pardalis[demo]'."
         )
-    packages = base_folder / config.packages
+    packages = Path(config.packages)
     styles = [style for style in STYLES if config.licences == "all" or not style.is_share_alike]
     concepts = all_concepts(packages, config.skin_tones, with_extras=config.licences == "all")
     with atomic_folder(folder) as partial:

@@ -2,12 +2,7 @@
 
 from pardalis.corpora.drawings import PACKAGES, build_drawings
 from pardalis.corpora.encyclopedia import build_encyclopedia, package_versions
-from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
-
-
-def applies(recipe: Recipe) -> bool:
-    return recipe.corpus is not None or recipe.drawings is not None
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -25,4 +20,10 @@ def run(context: RunContext) -> None:
         build_encyclopedia(recipe.corpus, folder)
 
 
-STAGE = Stage(name="corpus", run=run, inputs=inputs, outputs=("corpus",), applies=applies)
+STAGE = Stage(
+    name="corpus",
+    run=run,
+    inputs=inputs,
+    outputs=("corpus",),
+    applies=lambda recipe: recipe.corpus is not None or recipe.drawings is not None,
+)

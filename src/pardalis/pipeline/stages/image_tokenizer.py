@@ -16,10 +16,6 @@ from pardalis.vq import ImageTokenizer
 logger = logging.getLogger(__name__)
 
 
-def applies(recipe: Recipe) -> bool:
-    return recipe.trains_image_tokenizer
-
-
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     return {
@@ -87,7 +83,7 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("image_tokenizer",),
-    applies=applies,
+    applies=lambda recipe: recipe.trains_image_tokenizer,
     needs=("corpus",),
     steps=steps,
     costly=("image_tokenizer",),

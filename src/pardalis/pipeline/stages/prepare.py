@@ -6,13 +6,8 @@ from pardalis.bundle import LICENCES
 from pardalis.data import prepare_source
 from pardalis.files import write_text
 from pardalis.pipeline.builders import codec_of, located
-from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.pipeline.start import given_content
-
-
-def applies(recipe: Recipe) -> bool:
-    return recipe.has_decoder
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -37,7 +32,7 @@ def run(context: RunContext) -> None:
     for source in recipe.all_sources:
         content = context.survey(source)
         prepare_source(
-            located(source, folder), codec, shards / source.name, recipe.prepare, folder, content
+            located(source, folder), codec, shards / source.name, recipe.prepare, content
         )
     licences = folder / "corpus" / LICENCES
     if licences.is_file():
@@ -49,6 +44,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("shards",),  # a source that has not changed is kept
-    applies=applies,
+    applies=lambda recipe: recipe.has_decoder,
     needs=("corpus", "text_tokenizer", "image_tokenizer"),
 )

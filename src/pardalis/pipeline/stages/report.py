@@ -2,12 +2,7 @@
 
 from pardalis.evaluate import ImageFeatures, write_report
 from pardalis.pipeline.builders import codec_of
-from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
-
-
-def applies(recipe: Recipe) -> bool:
-    return recipe.has_decoder
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -24,6 +19,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("report.json", "report.html"),
-    applies=applies,
+    applies=lambda recipe: recipe.has_decoder,
     needs=("sample",),
 )

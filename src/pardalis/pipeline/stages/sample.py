@@ -2,13 +2,8 @@
 
 from pardalis import bundle as bundles
 from pardalis.pipeline.builders import documents_of
-from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.samples import write_samples
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
-
-
-def applies(recipe: Recipe) -> bool:
-    return recipe.has_decoder
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -30,6 +25,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("samples",),
-    applies=applies,
+    applies=lambda recipe: recipe.has_decoder,
     needs=("train",),
 )

@@ -30,7 +30,7 @@ class RunContext:
             DataError: there is nothing at the path of the source.
         """
         if source.name not in self._surveys:
-            self._surveys[source.name] = survey(located(source, self.folder), self.folder)
+            self._surveys[source.name] = survey(located(source, self.folder))
         return self._surveys[source.name]
 
     def contents(self, sources: Iterable[SourceConfig]) -> Inputs:

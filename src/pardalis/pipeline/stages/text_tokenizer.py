@@ -1,13 +1,8 @@
 """Stage ``text_tokenizer``: train the byte-level BPE on the text of the sources."""
 
 from pardalis.pipeline.builders import documents_of
-from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.tokens import train_text_tokenizer
-
-
-def applies(recipe: Recipe) -> bool:
-    return recipe.text_tokenizer is not None
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -28,6 +23,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("text_tokenizer",),
-    applies=applies,
+    applies=lambda recipe: recipe.text_tokenizer is not None,
     needs=("corpus",),
 )

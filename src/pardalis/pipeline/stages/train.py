@@ -9,10 +9,6 @@ from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.train import train
 
 
-def applies(recipe: Recipe) -> bool:
-    return recipe.has_decoder
-
-
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     return {
@@ -48,7 +44,7 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("training", "bundle"),
-    applies=applies,
+    applies=lambda recipe: recipe.has_decoder,
     needs=("prepare",),
     steps=steps,
     costly=("training", "bundle"),
