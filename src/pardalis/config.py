@@ -5,6 +5,7 @@ as fields. This module converts the tables of a TOML file to configs. Its errors
 value found, what was needed and the nearest name that exists.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -25,6 +26,7 @@ from pardalis.errors import ConfigError, PardalisError
 Config = TypeVar("Config")
 
 logger = logging.getLogger(__name__)
+_warn_once = functools.cache(logger.warning)
 
 _DECIDES = "decides_results"
 
@@ -77,7 +79,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
         if key not in fields:
             raise ConfigError(_unknown_key(where + key, key, fields))
     for name, field in fields.items():
-        if name not in values and _has_no_default(field):
+        has_no_default = field.default is field.default_factory is dataclasses.MISSING
+        if name not in values and has_no_default:
             raise ConfigError(f"{where}{name} is missing; it has no default, so set it.")
     built = {key: _convert(hints[key], value, where + key) for key, value in values.items()}
     try:
@@ -90,6 +93,29 @@ def check_types(config: Any) -> None:
     """Check the values of a config that was built in Python; raises ConfigError."""
     for name, hint in typing.get_type_hints(type(config)).items():
         _convert(hint, getattr(config, name), name)
+
+
+def check_at_least(config: Any, **bounds: int) -> None:
+    """Raise ConfigError unless each field is at least its bound, or None."""
+    for name, bound in bounds.items():
+        if (value := getattr(config, name)) is not None and not value >= bound:
+            needed = f"at least {bound}" if bound else "0 or more"
+            raise ConfigError(f"{name} must be {needed}, got {value}.")
+
+
+def check_above(config: Any, **bounds: int) -> None:
+    """Raise ConfigError unless each field is above its bound, or None."""
+    for name, bound in bounds.items():
+        if (value := getattr(config, name)) is not None and not value > bound:
+            raise ConfigError(f"{name} must be above {bound}, got {value}.")
+
+
+def check_fractions(config: Any, *names: str, below_one: bool = False) -> None:
+    """Raise ConfigError unless each field lies in [0, 1], or in [0, 1) if ``below_one``."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1 or (below_one and value == 1):
+            raise ConfigError(f"{name} must lie in [0, 1{')' if below_one else ']'}, got {value}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -146,11 +172,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _has_no_default(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
-
-
 def _unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}."
@@ -202,11 +223,7 @@ def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[A
 
 
 def _rename(values: dict[str, Any], renamed: Mapping[str, str], path: Path) -> None:
-    """Move the values of old keys to their new names, with a warning.
-
-    Raises:
-        ConfigError: a value stands under the old and the new name.
-    """
+    """Move the values of old keys to their new names, with a warning."""
     found = []
     for old, new in renamed.items():
         *parents, last = old.split(".")
@@ -227,11 +244,6 @@ def _rename(values: dict[str, Any], renamed: Mapping[str, str], path: Path) -> N
         found.append(f"{old} is now {new}")
     if found:
         _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def _inner(values: dict[str, Any], parents: Sequence[str]) -> dict[str, Any]:
@@ -258,7 +270,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     table: Any = values
     for depth, key in enumerate(parents):
         table = _step_into(table, key, ".".join(parents[: depth + 1]))
-    value = _parse_value(text.strip())
+    value: Any = text.strip()
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        value = tomllib.loads(f"value = {value}")["value"]
     if isinstance(table, list):
         table[_list_index(table, last, path)] = value
     else:
@@ -280,10 +294,3 @@ def _list_index(items: list[Any], key: str, path: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
         raise ConfigError(f"{path}: expected an index below {len(items)}, got {key!r}.")
     return int(key)
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

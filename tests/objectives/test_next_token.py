@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pardalis.batch import Batch
 from pardalis.errors import ConfigError
 from pardalis.model import document_mask
 from pardalis.objectives import NextTokenConfig, next_token, next_token_losses, zero_losses
@@ -20,7 +20,7 @@ def batch(vocabulary, rows: int = 2, length: int = 9):
     documents = torch.zeros(rows, length, dtype=torch.long)
     documents[0, 5:] = 1
     documents[1, -3:] = -1
-    return SimpleNamespace(
+    return Batch(
         ids=torch.randint(vocabulary.size, (rows, length), generator=generator),
         targets=torch.randint(vocabulary.size, (rows, length), generator=generator),
         weights=weights,
@@ -144,8 +144,7 @@ def test_the_document_mask_changes_the_loss(tiny_model, vocabulary):
         tiny_model, rows, vocabulary.image, NextTokenConfig(document_mask=False)
     ).total
     assert abs(float((within - across).detach())) > 1e-2
-    rows.documents.zero_()  # as if the row were one document, with positions to match
-    rows.positions = torch.arange(rows.ids.shape[1]).expand(rows.ids.shape)
+    rows.documents.zero_()  # as if the row were one document, which its positions already say
     one = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total
     torch.testing.assert_close(one, across, rtol=1e-5, atol=1e-4)
 

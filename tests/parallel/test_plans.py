@@ -6,7 +6,14 @@ from torch import nn
 
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder
-from pardalis.parallel.plans import TENSOR_PLAN, plan_of, plans_of, shared_inputs_of, units_of
+from pardalis.parallel.plans import (
+    SHARED_INPUTS,
+    TENSOR_PLAN,
+    UNITS,
+    modules_named,
+    plan_of,
+    plans_of,
+)
 
 
 def decoder(preset: str) -> Decoder:
@@ -34,8 +41,8 @@ def test_sharded_dimensions_are_divisible(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_units_are_the_blocks(preset):
     model = decoder(preset)
-    assert units_of(model) == list(model.trunk.blocks)
-    assert len(shared_inputs_of(model)) == 2 * model.config.n_layers
+    assert modules_named(model, UNITS) == list(model.trunk.blocks)
+    assert len(modules_named(model, SHARED_INPUTS)) == 2 * model.config.n_layers
 
 
 @pytest.mark.parametrize("name", ["trunk.blocks.0.mixer.in_proj", "heads", "trunk.blocks.x.o_proj"])

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pardalis.config import check_at_least
 from pardalis.data.mixture import Mixture
 from pardalis.errors import ConfigError
 
@@ -26,8 +27,7 @@ class CurriculumStage:
     weights: dict[str, float]  # shares of rows by source; a source that is left out pauses
 
     def __post_init__(self) -> None:
-        if self.from_step < 0:
-            raise ConfigError(f"from_step must be 0 or more, got {self.from_step}.")
+        check_at_least(self, from_step=0)
 
 
 class Curriculum:

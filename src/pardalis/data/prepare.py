@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.codec import Codec
-from pardalis.config import fingerprint, not_deciding
+from pardalis.config import check_at_least, fingerprint, not_deciding
 from pardalis.data.packing import split_long
 from pardalis.data.report import PrepareReport
 from pardalis.data.shards import VERSION, Shards, ShardWriter, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.documents import Document, Image, Rejection, Text
-from pardalis.errors import ConfigError, DataError, GrammarError
+from pardalis.errors import DataError, GrammarError
 from pardalis.files import atomic_folder, recover_folder, write_json
 from pardalis.progress import bar
 from pardalis.seeds import derive
@@ -47,9 +47,7 @@ class PrepareConfig:
     shard_tokens: int = 2**26  # tokens of a shard file (128 MiB at two bytes each)
 
     def __post_init__(self) -> None:
-        for name, least in (("row_tokens", 3), ("batch_documents", 1), ("shard_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        check_at_least(self, row_tokens=3, batch_documents=1, shard_tokens=1)
 
 
 def prepare_source(

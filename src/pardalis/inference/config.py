@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pardalis.config import check_at_least
 from pardalis.errors import ConfigError
 
 
@@ -28,15 +29,9 @@ class EngineConfig:
     weights: Literal["stored", "int8"] = "stored"  # int8 reduces memory traffic to a half or less
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_slots", "page_size", "steps_per_sync", "prefill_tokens", "quantum_steps",
-            "max_unread_events", "speculation_window",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if self.max_waiting < 0:
-            raise ConfigError(f"max_waiting must be 0 or more, got {self.max_waiting}.")
+        check_at_least(self, max_slots=1, page_size=1, steps_per_sync=1, prefill_tokens=1)
+        check_at_least(self, quantum_steps=1, max_unread_events=1, speculation_window=1)
+        check_at_least(self, max_waiting=0)
         if self.weights not in ("stored", "int8"):
             raise ConfigError(f"weights must be 'stored' or 'int8', got {self.weights!r}.")
         if self.cache_tokens is not None and self.cache_tokens < self.page_size:

@@ -50,11 +50,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = (
-            config.n_heads,
-            config.n_kv_heads,
-            config.d_head,
-        )
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.d_head = config.d_head
         d_kv = config.n_kv_heads * config.d_head
         self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)

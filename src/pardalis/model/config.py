@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from pardalis.config import check_at_least, check_fractions
 from pardalis.errors import ConfigError
 
 
@@ -25,15 +26,12 @@ class RopeScaling:
     original_context: int  # positions of the context before it was extended
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1.0:
-            raise ConfigError(f"factor must be at least 1, got {self.factor}.")
+        check_at_least(self, factor=1, original_context=1)
         if not 0.0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"low_freq_factor ({self.low_freq_factor}) must lie above 0 and below "
                 f"high_freq_factor ({self.high_freq_factor})."
             )
-        if self.original_context < 1:
-            raise ConfigError(f"original_context must be at least 1, got {self.original_context}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +59,9 @@ class ModelConfig:
     init_std: float = 0.02  # std of matrices; residual outputs get init_std / sqrt(2 n_layers)
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size", "context", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_at_least(
+            self, vocab_size=1, context=1, d_model=1, n_layers=1, n_heads=1, n_kv_heads=1, d_ff=1
+        )
         if self.d_model % (2 * self.n_heads):
             raise ConfigError(
                 f"d_model ({self.d_model}) must be a multiple of twice n_heads "
@@ -81,8 +77,7 @@ class ModelConfig:
                 f"qk_norm_groups ({groups}) must divide n_kv_heads ({self.n_kv_heads}): groups "
                 "have equal numbers of key heads."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}.")
+        check_fractions(self, "dropout", below_one=True)
 
     @property
     def d_head(self) -> int:
@@ -95,44 +90,30 @@ def swiglu_width(d_model: int, multiplier: float = 1.0, multiple_of: int = 256) 
     return -(-width // multiple_of) * multiple_of
 
 
+def _preset(
+    vocab_size: int, context: int, *, d_model: int, n_heads: int, **options: Any
+) -> ModelConfig:
+    """Return a config; the default is a key head per query head and Llama's feed-forward width."""
+    options = {"n_kv_heads": n_heads, "d_ff": swiglu_width(d_model)} | options
+    return ModelConfig(
+        vocab_size=vocab_size, context=context, d_model=d_model, n_heads=n_heads, **options
+    )
+
+
 def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
     """The quickstart's decoder, which learns a few hundred images on a laptop in minutes."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        context=context,
-        d_model=128,
-        n_layers=4,
-        n_heads=4,
-        n_kv_heads=4,
-        d_ff=384,
-    )
+    return _preset(vocab_size, context, d_model=128, n_layers=4, n_heads=4, d_ff=384)
 
 
 def small(vocab_size: int, context: int = 1024) -> ModelConfig:
     """A decoder of 27.3 million parameters, without embedding and head."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        context=context,
-        d_model=512,
-        n_layers=8,
-        n_heads=8,
-        n_kv_heads=8,
-        d_ff=swiglu_width(512),
-    )
+    return _preset(vocab_size, context, d_model=512, n_layers=8, n_heads=8)
 
 
 def chameleon_7b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
     """Chameleon-7B (arXiv 2405.09818, Table 1): pre-norm, dropout 0.1 in pre-training."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        context=context,
-        d_model=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=32,
-        d_ff=swiglu_width(4096),
-        qk_norm_groups=1,
-        dropout=0.1,
+    return _preset(
+        vocab_size, context, d_model=4096, n_layers=32, n_heads=32, qk_norm_groups=1, dropout=0.1
     )
 
 
@@ -142,14 +123,13 @@ def chameleon_34b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
     The paper does not give the numbers of layers and heads. These give its size and agree with the
     four shards of the released checkpoint, which are the groups of QK-norm.
     """
-    return ModelConfig(
-        vocab_size=vocab_size,
-        context=context,
+    return _preset(
+        vocab_size,
+        context,
         d_model=8192,
         n_layers=48,
         n_heads=64,
         n_kv_heads=8,
-        d_ff=swiglu_width(8192),
         qk_norm_groups=4,
         norm_placement="reordered",
     )

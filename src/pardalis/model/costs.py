@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from pardalis.model.config import ModelConfig
 from pardalis.model.decoder import Decoder
 
 _STATISTICS_BYTES = 4  # means, deviations and log-sum-exps are stored in fp32
+_PARTS = ("embedding", "attention", "feed_forward", "norms", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +38,10 @@ def model_costs(config: ModelConfig) -> ModelCosts:
     """
     with torch.device("meta"):
         model = Decoder(config)
-    parts = dict.fromkeys(("embedding", "attention", "feed_forward", "norms", "head"), 0)
+    named = parameters_by_part(model)
+    parts = {part: sum(p.numel() for _, p in named[part]) for part in _PARTS}
     matrices = qk_norm = 0
     for name, parameter in model.named_parameters():
-        parts[_part(name)] += parameter.numel()
         if name.endswith("_proj.weight") or name == "head.weight":
             matrices += parameter.numel()
         if "q_norm" in name or "k_norm" in name:
@@ -55,10 +57,14 @@ def model_costs(config: ModelConfig) -> ModelCosts:
     )
 
 
-def _part(name: str) -> str:
-    if "norm" in name:
-        return "norms"
-    return name.split(".")[3] if ".blocks." in name else name.split(".")[0]
+def parameters_by_part(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Return the named parameters of embedding, attention, feed_forward, norms and head."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in _PARTS}
+    for name, parameter in model.named_parameters():
+        modules = name.split(".")
+        part = "norms" if "norm." in name else next(p for p in _PARTS if p in modules)
+        parts[part].append((name, parameter))
+    return parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,14 +6,13 @@ over the whole batch. A mean of means is not.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pardalis.config import not_deciding
-from pardalis.errors import ConfigError
+from pardalis.batch import Batch
+from pardalis.config import check_at_least, not_deciding
 from pardalis.model import Decoder, Mask, attention_mask
 from pardalis.objectives.linear_cross_entropy import linear_cross_entropy
 
@@ -28,27 +27,7 @@ class NextTokenConfig:
     document_mask: bool = True  # attention stays within a document; False: within a row
 
     def __post_init__(self) -> None:
-        for name in ("z_loss", "image_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.loss_chunk < 1:
-            raise ConfigError(f"loss_chunk must be at least 1, got {self.loss_chunk}.")
-
-
-@runtime_checkable
-class TokenBatch(Protocol):
-    """The fields of a batch of packed rows that the objective reads."""
-
-    @property
-    def ids(self) -> Int[Tensor, "B T"]: ...
-    @property
-    def targets(self) -> Int[Tensor, "B T"]: ...
-    @property
-    def weights(self) -> Float[Tensor, "B T"]: ...
-    @property
-    def positions(self) -> Int[Tensor, "B T"]: ...
-    @property
-    def documents(self) -> Int[Tensor, "B T"]: ...
+        check_at_least(self, z_loss=0, image_weight=0, loss_chunk=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +52,7 @@ class Losses:
 
 def next_token_losses(
     model: Decoder,
-    batch: TokenBatch,
+    batch: Batch,
     image_ids: range,
     config: NextTokenConfig,
     mask_of: Callable[[Tensor], Mask] = attention_mask,

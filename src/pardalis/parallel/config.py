@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pardalis.errors import ConfigError
+from pardalis.config import check_above, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +23,5 @@ class ParallelConfig:
     timeout_minutes: float = 10.0  # longest wait of ranks for each other
 
     def __post_init__(self) -> None:
-        if self.shard < 0:
-            raise ConfigError(f"shard must be 0 or more, got {self.shard}.")
-        if self.tensor < 1:
-            raise ConfigError(f"tensor must be at least 1, got {self.tensor}.")
-        if not self.timeout_minutes > 0:
-            raise ConfigError(f"timeout_minutes must be above 0, got {self.timeout_minutes}.")
+        check_at_least(self, shard=0, tensor=1)
+        check_above(self, timeout_minutes=0)

@@ -33,30 +33,23 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 def _parts(parameters: Iterable[Tensor]) -> dict[_Groups, list[Tensor]]:
     """Return this rank's parts of the gradients by the groups over which they are sharded."""
     parts: dict[_Groups, list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            groups, part = _part(parameter.grad)
-            parts[groups].append(part)
+    gradients: Iterable[Any] = (p.grad for p in parameters if p.grad is not None)
+    for gradient in gradients:
+        groups: _Groups = ()
+        if hasattr(gradient, "placements"):
+            kinds, mesh = enumerate(gradient.placements), gradient.device_mesh
+            groups = tuple(mesh.get_group(dim) for dim, kind in kinds if not kind.is_replicate())
+            gradient = gradient.to_local()
+        parts[groups].append(gradient)
     return parts
 
 
-def _part(gradient: Any) -> tuple[_Groups, Tensor]:
-    if not hasattr(gradient, "placements"):
-        return (), gradient
-    mesh = gradient.device_mesh
-    sharded = (dim for dim, kind in enumerate(gradient.placements) if not kind.is_replicate())
-    return tuple(mesh.get_group(dim) for dim in sharded), gradient.to_local()
-
-
 def _norm(parts: dict[_Groups, list[Tensor]]) -> Tensor:
-    squares = [_sum_of_squares(gradients, groups) for groups, gradients in parts.items()]
+    squares = []
+    for groups, gradients in parts.items():
+        squares.append(torch.stack(torch._foreach_norm(gradients)).square().sum())
+        for group in groups:
+            from torch import distributed
+
+            distributed.all_reduce(squares[-1], group=group)
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-
-
-def _sum_of_squares(gradients: list[Tensor], groups: _Groups) -> Tensor:
-    total = torch.stack(torch._foreach_norm(gradients)).square().sum()
-    for group in groups:
-        from torch import distributed
-
-        distributed.all_reduce(total, group=group)
-    return total

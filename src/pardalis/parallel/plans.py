@@ -6,7 +6,7 @@ The tables know nothing of an architecture but names. A new kind of layer is a n
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
@@ -44,31 +44,20 @@ TENSOR_PLAN = (
 )
 
 # Modules whose input several split matrices read, so that its gradient is summed only once.
-_SHARED_INPUTS = re.compile(rf"{_BLOCK}\.(attention|feed_forward)")
+SHARED_INPUTS = rf"{_BLOCK}\.(attention|feed_forward)"
 
 # The module whose output leaves the model.
-_OUTPUT = re.compile(r"trunk")
+OUTPUT = r"trunk"
 
 # Modules that are each sharded, recomputed and compiled as one unit.
-_UNITS = re.compile(_BLOCK)
+UNITS = _BLOCK
 
 
-@runtime_checkable
-class Shape(Protocol):
-    """The sizes that the number of tensor-parallel ranks must divide."""
-
-    @property
-    def n_heads(self) -> int: ...
-    @property
-    def n_kv_heads(self) -> int: ...
-    @property
-    def d_ff(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-
-
-def check_divides(shape: Shape, tensor: int) -> None:
+def check_divides(shape: Any, tensor: int) -> None:
     """Check that a model can be split evenly.
+
+    Args:
+        shape: the config of a decoder, or anything with the same sizes.
 
     Raises:
         ConfigError: ``tensor`` does not divide the heads, the hidden width or the vocabulary.
@@ -103,21 +92,7 @@ def plans_of(model: nn.Module) -> Iterator[tuple[nn.Module, ModulePlan]]:
             yield module, plan_of(name)
 
 
-def shared_inputs_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules whose input several split matrices read."""
-    return _named(model, _SHARED_INPUTS)
-
-
-def outputs_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules whose output leaves the model."""
-    return _named(model, _OUTPUT)
-
-
-def units_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that are each sharded, recomputed and compiled as one unit."""
-    return _named(model, _UNITS)
-
-
-def _named(model: nn.Module, pattern: re.Pattern[str]) -> list[nn.Module]:
+def modules_named(model: nn.Module, pattern: str) -> list[nn.Module]:
+    """Return the modules whose whole name matches a pattern."""
     named: Iterable[tuple[str, nn.Module]] = model.named_modules()
-    return [module for name, module in named if pattern.fullmatch(name)]
+    return [module for name, module in named if re.fullmatch(pattern, name)]

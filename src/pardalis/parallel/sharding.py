@@ -1,7 +1,6 @@
 """A model over the ranks of a layout: tensor parallelism, recomputation, compilation, FSDP2."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,12 +16,12 @@ from torch.utils.checkpoint import (
 from pardalis.parallel.config import ParallelConfig
 from pardalis.parallel.layout import Layout, Precision
 from pardalis.parallel.plans import (
-    Shape,
+    OUTPUT,
+    SHARED_INPUTS,
+    UNITS,
     check_divides,
-    outputs_of,
+    modules_named,
     plans_of,
-    shared_inputs_of,
-    units_of,
 )
 
 if TYPE_CHECKING:
@@ -59,9 +58,9 @@ def parallelise(
     """
     # Matrices are split first, since split modules are what is wrapped, compiled and sharded.
     if layout.mesh is not None and layout.tensor_size > 1:
-        check_divides(cast(Shape, model.config), layout.tensor_size)
+        check_divides(model.config, layout.tensor_size)
         _split_matrices(model, layout.mesh["tensor"])
-    for block in units_of(model):
+    for block in modules_named(model, UNITS):
         _wrap_forward(block, config)
     if layout.mesh is not None:
         _shard(model, layout.mesh, precision)
@@ -127,7 +126,7 @@ def scale_rows(matrix: Tensor, factors: Tensor) -> None:
 
 def release(model: nn.Module) -> None:
     """Reshard the parameters that a forward pass without a backward pass left gathered."""
-    for module in (model, *units_of(model)):
+    for module in (model, *modules_named(model, UNITS)):
         if reshard := getattr(module, "reshard", None):
             reshard()
 
@@ -150,9 +149,9 @@ def _split_matrices(model: nn.Module, mesh: "DeviceMesh") -> None:
         if not plan.handles_sharding:
             module.register_forward_pre_hook(partial(_to_dtensor, mesh, _placement(plan.input)))
             module.register_forward_hook(partial(_to_local, _placement(plan.output)))
-    for module in shared_inputs_of(model):
+    for module in modules_named(model, SHARED_INPUTS):
         module.register_forward_pre_hook(partial(_to_dtensor, mesh, _placement(None)))
-    for module in outputs_of(model):  # FSDP warns about the views that to_local makes
+    for module in modules_named(model, OUTPUT):  # FSDP warns about the views of to_local
         module.register_forward_hook(lambda module, args, output: output.clone())
 
 
@@ -192,16 +191,12 @@ def _checkpointed(
 ) -> Callable[..., Tensor]:
     options: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
-        options["context_fn"] = _selective_contexts
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
 
     def checkpointed(*args: Any) -> Tensor:
         return checkpoint(forward, *args, **options)
 
     return checkpointed
-
-
-def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
 
 
 def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -224,7 +219,7 @@ def _shard(model: nn.Module, mesh: "DeviceMesh", precision: Precision) -> None:
     )
     replicate, shard, _ = mesh.shape
     ranks = mesh["replicate", "shard"] if replicate > 1 else mesh["shard"]
-    for block in units_of(model):
+    for block in modules_named(model, UNITS):
         fully_shard(block, mesh=ranks, reshard_after_forward=shard > 1, mp_policy=policy)
     fully_shard(model, mesh=ranks, reshard_after_forward=False, mp_policy=policy)
     register_fsdp_forward_method(model, "hidden")  # the loss multiplies by the head itself

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pardalis.errors import ConfigError
+from pardalis.config import check_above, check_at_least
 from pardalis.parallel import World
 from pardalis.seeds import derive
 from pardalis.train.optimizer import AdamWConfig, Optimizer
@@ -51,15 +51,8 @@ class AdversarialConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start_step", "r1_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.r1_every < 1:
-            raise ConfigError(f"r1_every must be at least 1, got {self.r1_every}.")
-        if not self.learning_rate_ratio > 0:
-            raise ConfigError(
-                f"learning_rate_ratio must be above 0, got {self.learning_rate_ratio}."
-            )
+        check_at_least(self, weight=0, start_step=0, r1_weight=0, r1_every=1)
+        check_above(self, learning_rate_ratio=0)
 
 
 class Adversary:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pardalis.errors import ConfigError
+from pardalis.config import check_above, check_at_least
 from pardalis.train.metrics import Line
 
 _SMOOTHED = 3  # lines whose median is the magnitude of a statistic
@@ -45,10 +45,8 @@ class AlarmConfig:
     window: int = 10  # lines
 
     def __post_init__(self) -> None:
-        if self.window < 3:
-            raise ConfigError(f"window must be at least 3, got {self.window}.")
-        if not self.growth > 1:
-            raise ConfigError(f"growth must be above 1, got {self.growth}.")
+        check_at_least(self, window=3)
+        check_above(self, growth=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,8 @@ class Alarms:
         for name, series in self._series.items():
             if name not in line or (name == "loss" and not _is_per_token(line)):
                 continue
-            series.add(int(line["step"]), float(line[name]))
+            series.steps.append(int(line["step"]))
+            series.values.append(float(line[name]))
             rule = _RULES[name](series, self.config)
             if rule and series.alarm is None:
                 series.alarm = Alarm(name, int(line["step"]), float(line[name]), rule)
@@ -110,10 +109,6 @@ class _Series:
         self.values: list[float] = []
         self.alarm: Alarm | None = None
         self.quiet_lines = 0  # lines since the rule was last broken
-
-    def add(self, step: int, value: float) -> None:
-        self.steps.append(step)
-        self.values.append(value)
 
     def median_before(self, window: int) -> float:
         """Return the median of the lines before the last; NaN if there are fewer than two."""
@@ -146,18 +141,6 @@ def _outgrows(series: _Series, limit: float, growth: float) -> str | None:
     return f"is beyond {limit:g} and at least {growth:g} times what it was at half as many steps"
 
 
-def _attention_logit(series: _Series, config: AlarmConfig) -> str | None:
-    return _above(series, config.attention_logit)
-
-
-def _output_rms(series: _Series, config: AlarmConfig) -> str | None:
-    return _outgrows(series, config.output_rms, config.growth)
-
-
-def _log_z(series: _Series, config: AlarmConfig) -> str | None:
-    return _outgrows(series, config.log_z, config.growth)
-
-
 def _grad_norm(series: _Series, config: AlarmConfig) -> str | None:
     median = series.median_before(config.window)
     return _above(series, config.grad_norm_spike * median) and (
@@ -173,12 +156,15 @@ def _loss(series: _Series, config: AlarmConfig) -> str | None:
 
 
 _RULES: dict[str, Callable[[_Series, AlarmConfig], str | None]] = {
-    "attention_logit": _attention_logit,
-    "output_rms": _output_rms,
-    "output_rms_text": _output_rms,
-    "output_rms_image": _output_rms,
-    "lse_text": _log_z,
-    "lse_image": _log_z,
+    "attention_logit": lambda series, config: _above(series, config.attention_logit),
+    **dict.fromkeys(
+        ("output_rms", "output_rms_text", "output_rms_image"),
+        lambda series, config: _outgrows(series, config.output_rms, config.growth),
+    ),
+    **dict.fromkeys(
+        ("lse_text", "lse_image"),
+        lambda series, config: _outgrows(series, config.log_z, config.growth),
+    ),
     "grad_norm": _grad_norm,
     "loss": _loss,
 }

@@ -16,7 +16,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +76,9 @@ class Saver:
         self.wait()
         tensors: dict[str, Tensor] = {}
         structure = _extract_tensors(state, "state", tensors)
-        written = {key: tensor for key, tensor in tensors.items() if self._is_mine(tensor)}
+        # Replicated tensors are written by the first rank alone.
+        mine = self._world.is_first
+        written = {key: t for key, t in tensors.items() if mine or hasattr(t, "placements")}
         if self._asynchronous:
             written = {key: tensor.detach().to("cpu", copy=True) for key, tensor in written.items()}
         content = written | ({_STRUCTURE: structure} if self._world.is_first else {})
@@ -118,12 +120,12 @@ class Saver:
         elif self._thread is not None and not is_broken_connection(error):
             self._thread.join(None if self._world.size == 1 else _LAST_WAIT_SECONDS)
 
-    def _is_mine(self, tensor: Tensor) -> bool:
-        return self._world.is_first or _is_sharded(tensor)
-
     def _work(self, step: int, content: dict[str, Any], about: dict[str, Any]) -> None:
+        # PyTorch's writer synchronises with the current stream. In a new thread that is a stream of
+        # the first GPU, on which the threads of all ranks would then allocate memory.
+        device = self._world.device
         try:
-            with _on_own_gpu(self._world.device):
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 self._write(_folder(self._run_folder) / f"step-{step:08d}", content, about)
         except BaseException as error:
             self._error = _unwritten(self._run_folder, step, error)
@@ -143,15 +145,6 @@ def save(run_folder: Path, step: int, state: dict[str, Any], notes: dict[str, An
     with Saver(run_folder, World(), asynchronous=False) as saver:
         saver.save(step, state, notes)
     return _folder(run_folder) / f"step-{step:08d}"
-
-
-def _on_own_gpu(device: torch.device) -> AbstractContextManager[object]:
-    """Select this rank's GPU in a new thread, whose default is the first GPU.
-
-    PyTorch's writer synchronises with the current stream, so otherwise the threads of all ranks
-    would allocate memory on the first GPU.
-    """
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
@@ -178,11 +171,7 @@ def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
 
 
 def _unwritten(run_folder: Path, step: int, error: BaseException) -> BaseException:
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    cause = (
-        next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-    )
+    cause = _unwrapped(error)
     if not isinstance(cause, OSError | RuntimeError) or is_broken_connection(cause):
         return cause
     before = newest(run_folder)
@@ -390,12 +379,18 @@ def _unreadable(folder: Path, error: BaseException, finding: str) -> BundleError
     )
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return the error that PyTorch wrapped; raise interruptions and a lack of memory."""
+def _unwrapped(error: BaseException) -> BaseException:
+    """Return the error of a rank that PyTorch wrapped, or the error itself."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that PyTorch wrapped; raise interruptions and a lack of memory."""
+    error = _unwrapped(error)
     if isinstance(error, MemoryError) or not isinstance(error, Exception):
         raise error
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
@@ -409,9 +404,3 @@ def _silence_warning_of_one_process() -> None:
     The filter stays: restoring filters in a thread would disturb other threads.
     """
     warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)

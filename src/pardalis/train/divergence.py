@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pardalis.errors import TrainingError
 from pardalis.files import write_text
+from pardalis.parallel import local_part
 from pardalis.train import checkpoint
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
 from pardalis.train.metrics import FILE_NAME as METRICS
@@ -103,24 +104,19 @@ def first_not_finite(steps: list[dict[str, float]]) -> tuple[int, str | None]:
 
 def non_finite_tensor(tensors: dict[str, Tensor]) -> str | None:
     """Return the path of a tensor with values that are not finite; one host synchronisation."""
-    checked = {key: _local(t) for key, t in tensors.items() if t.is_floating_point()}
-    checked = {key: tensor for key, tensor in checked.items() if tensor.numel() > 0}
-    by_device: dict[torch.device, list[str]] = {}
-    for key, tensor in checked.items():
-        by_device.setdefault(tensor.device, []).append(key)
-    for keys in by_device.values():
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part = local_part(tensor).detach()
+        if part.is_floating_point() and part.numel() > 0:
+            by_device.setdefault(part.device, {})[key] = part
+    for parts in by_device.values():
         # The largest magnitude, which is NaN if any value is.
-        peaks = torch._foreach_norm([checked[key] for key in keys], math.inf)
+        peaks = torch._foreach_norm(list(parts.values()), math.inf)
         finite = torch.stack([peak.double() for peak in peaks]).isfinite().tolist()
-        for key, is_finite in zip(keys, finite, strict=True):
+        for key, is_finite in zip(parts, finite, strict=True):
             if not is_finite:
                 return key
     return None
-
-
-def _local(tensor: Tensor) -> Tensor:
-    to_local = getattr(tensor, "to_local", None)  # importing the class DTensor is slow
-    return tensor.detach() if to_local is None else to_local().detach()
 
 
 def diverged(finding: str, step: int, since: int, cause: str | None, folder: Path) -> Diverged:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pardalis.config import not_deciding
+from pardalis.config import check_above, check_at_least, check_fractions, not_deciding
 from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
 from pardalis.documents import Image
 from pardalis.errors import ConfigError, DataError
@@ -57,8 +57,7 @@ class PerceptualConfig:
     net: FeatureNetConfig = field(default_factory=FeatureNetConfig)
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ConfigError(f"weight must be 0 or more, got {self.weight}.")
+        check_at_least(self, weight=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +76,7 @@ class RegionConfig:
     repeats: int = 1  # times that an image with such a region occurs in an epoch
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ConfigError(f"weight must be 0 or more, got {self.weight}.")
-        for name, least in (("side", 32), ("most", 1), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        check_at_least(self, weight=0, side=32, most=1, repeats=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,9 +117,9 @@ class ImageTokenizerTrainConfig:
         return nets if self.perceptual is None else [self.perceptual.net, *nets]
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_images", 1), ("heldout_images", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        check_at_least(self, batch_images=1)
+        if self.heldout_images < 0:
+            raise ConfigError(f"heldout_images must be at least 0, got {self.heldout_images}.")
         if not (
             self.l1_weight >= 0 and self.l2_weight >= 0 and self.l1_weight + self.l2_weight > 0
         ):
@@ -132,15 +127,10 @@ class ImageTokenizerTrainConfig:
                 "l1_weight and l2_weight must be 0 or more, and one of them above 0, got "
                 f"{self.l1_weight} and {self.l2_weight}."
             )
-        if not self.codebook_weight >= 0:
-            raise ConfigError(f"codebook_weight must be 0 or more, got {self.codebook_weight}.")
-        for name in ("codebook_decay", "restart_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
-        if not self.grad_clip > 0:
-            raise ConfigError(f"grad_clip must be above 0, got {self.grad_clip}.")
+        check_at_least(self, codebook_weight=0)
+        check_fractions(self, "codebook_decay", "restart_until")
+        check_fractions(self, "ema_decay", below_one=True)
+        check_above(self, grad_clip=0)
         kinds = [region.kind for region in self.regions]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ConfigError(f"regions names the kind {twice[0]!r} twice; name each once.")
@@ -193,7 +183,10 @@ class ImageTokenizerTask:
 
         self.tokenizer = initialise(ImageTokenizer(model_config), config.seed).to(self.device)
         self.optimizer = Optimizer(self.tokenizer, config.optimizer, config.schedule.learning_rate)
-        self.averaged = _averaged(self.tokenizer, config.ema_decay) if config.ema_decay else None
+        self.averaged: AveragedModel | None = None  # codebook included
+        if config.ema_decay:
+            average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            self.averaged = AveragedModel(self.tokenizer, multi_avg_fn=average)
         self.codebook = self._live_codebook()
         self.perceptual = (
             _distance(config.perceptual.net, model_config.resolution, self.device)
@@ -313,29 +306,24 @@ class ImageTokenizerTask:
         self._skipped = tuple(batches)
 
     def state_dict(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        return states | {"recent_counts": list(self._recent_counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self._recent_counts.clear()
+        self._recent_counts.extend(counts.to(self.device) for counts in state["recent_counts"])
+
+    def _parts(self) -> dict[str, Any]:
         parts = {
+            "tokenizer": self.tokenizer,
+            "optimizer": self.optimizer,
             "codebook": self.codebook,
             "averaged": self.averaged,
             "adversary": self.adversary,
         }
-        return {
-            "tokenizer": self.tokenizer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "recent_counts": list(self._recent_counts),
-            **{name: part.state_dict() for name, part in parts.items() if part is not None},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tokenizer.load_state_dict(state["tokenizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._recent_counts.clear()
-        self._recent_counts.extend(counts.to(self.device) for counts in state["recent_counts"])
-        if self.codebook is not None:
-            self.codebook.load_state_dict(state["codebook"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state["adversary"])
+        return {name: part for name, part in parts.items() if part is not None}
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────
 
@@ -440,12 +428,6 @@ def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> Percept
             f"{side}; choose a larger resolution, a larger side of regions, or another net."
         )
     return distance.to(device)
-
-
-def _averaged(tokenizer: ImageTokenizer, decay: float) -> AveragedModel:
-    """Return a moving average of the tokenizer's weights, codebook included."""
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(tokenizer, multi_avg_fn=average)
 
 
 def _repeated(images: Sequence[Image], regions: tuple[RegionConfig, ...]) -> Sequence[Image]:

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import torch
 
-from pardalis.errors import BundleError, ConfigError, TrainingError
+from pardalis.config import check_at_least
+from pardalis.errors import BundleError, TrainingError
 from pardalis.parallel import World
 from pardalis.progress import bar
 from pardalis.train import checkpoint
@@ -64,12 +65,8 @@ class LoopConfig:
     tensorboard: bool = False  # also write event files for TensorBoard
 
     def __post_init__(self) -> None:
-        for name in ("steps", "save_every", "report_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("evaluate_every", "max_rollbacks"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        check_at_least(self, steps=1, save_every=1, report_every=1, keep_checkpoints=1)
+        check_at_least(self, evaluate_every=0, max_rollbacks=0)
 
 
 class Interrupted(TrainingError):

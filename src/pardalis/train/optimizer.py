@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pardalis.config import not_deciding
+from pardalis.config import check_at_least, check_fractions, not_deciding
 from pardalis.errors import ConfigError
 
 # Modules whose weights are decayed. The type decides and not the number of dimensions, since a norm
@@ -39,12 +39,8 @@ class AdamWConfig:
     fused: bool = not_deciding(True)  # PyTorch's one-kernel update of AdamW
 
     def __post_init__(self) -> None:
-        for name in ("beta1", "beta2", "momentum"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ConfigError(f"{name} must lie in [0, 1), got {value}.")
-        for name in ("eps", "weight_decay", "norm_rate"):
-            if not (value := getattr(self, name)) >= 0:
-                raise ConfigError(f"{name} must be 0 or more, got {value}.")
+        check_fractions(self, "beta1", "beta2", "momentum", below_one=True)
+        check_at_least(self, eps=0, weight_decay=0, norm_rate=0)
         if self.weight_decay_coupling == "schedule" and self.weight_decay > 0.01:
             raise ConfigError(
                 f"weight_decay must be at most 0.01 when it is coupled to the schedule, got "

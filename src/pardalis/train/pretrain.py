@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pardalis.batch import Batch
-from pardalis.config import not_deciding
+from pardalis.config import check_above, check_at_least, not_deciding
 from pardalis.data.prefetch import BatchSource, Prefetcher
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, attention_mask, document_mask
@@ -50,20 +50,13 @@ class PretrainConfig:
     seed: int = 0  # root seed of initial values, order of rows and dropout
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_at_least(self, batch_rows=1, accumulation_steps=1, statistics_every=0)
+        check_above(self, grad_clip=0, qk_clip=0)
         if self.batch_rows % self.accumulation_steps:
             raise ConfigError(
                 f"batch_rows ({self.batch_rows}) must be a multiple of accumulation_steps "
                 f"({self.accumulation_steps})."
             )
-        for name in ("grad_clip", "qk_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0, got {value}.")
-        if self.statistics_every < 0:
-            raise ConfigError(f"statistics_every must be 0 or more, got {self.statistics_every}.")
 
     @property
     def init_seed(self) -> int:
@@ -105,7 +98,12 @@ class PretrainTask:
     ) -> None:
         learning_rate(config.schedule, 0, total_steps)  # raises if the schedule does not fit
         self.layout = layout or Layout.alone()
-        _check_shares(config, self.layout)
+        if config.batch_rows % (self.layout.data_size * config.accumulation_steps):
+            raise ConfigError(
+                f"batch_rows ({config.batch_rows}) must be a multiple of the "
+                f"{self.layout.data_size} ranks that read different rows times accumulation_steps "
+                f"({config.accumulation_steps})."
+            )
         self.device = self.layout.device
         self.model = model.to(self.device)
         self.config = config
@@ -223,14 +221,6 @@ class PretrainTask:
 
     def _over_ranks(self, sums: Losses) -> Losses:
         return Losses(*self.layout.sum(torch.stack(_values(sums))))
-
-
-def _check_shares(config: PretrainConfig, layout: Layout) -> None:
-    if config.batch_rows % (layout.data_size * config.accumulation_steps):
-        raise ConfigError(
-            f"batch_rows ({config.batch_rows}) must be a multiple of the {layout.data_size} ranks "
-            f"that read different rows times accumulation_steps ({config.accumulation_steps})."
-        )
 
 
 def _parts(batch: Batch, n_parts: int) -> Iterator[Batch]:

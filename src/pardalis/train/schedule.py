@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pardalis.config import check_at_least, check_fractions
 from pardalis.errors import ConfigError
 
 
@@ -22,10 +23,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"learning_rate must be a positive number, got {self.learning_rate}.")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps must be 0 or more, got {self.warmup_steps}.")
-        if not 0 <= self.floor_ratio <= 1:
-            raise ConfigError(f"floor_ratio must lie in [0, 1], got {self.floor_ratio}.")
+        check_at_least(self, warmup_steps=0)
+        check_fractions(self, "floor_ratio")
         if self.kind == "warmup_exponential" and self.floor_ratio == 0:
             raise ConfigError(
                 "floor_ratio must be above 0 when kind is warmup_exponential: an exponential never "

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pardalis.batch import Batch
 from pardalis.model import Decoder, document_mask
-from pardalis.objectives.next_token import TokenBatch
+from pardalis.model.costs import parameters_by_part
 from pardalis.parallel import Layout, World, gradient_norm, local_part, release
 
 Statistics = dict[str, Tensor]
@@ -24,7 +25,6 @@ Statistics = dict[str, Tensor]
 # Returns :func:`largest_scores` of an attention call.
 AttentionCall = Callable[[], Tensor]
 
-_PARTS = ("embedding", "attention", "feed_forward", "norms", "head")
 _SAMPLE = 4096  # elements that are sampled of a parameter
 
 
@@ -35,7 +35,7 @@ def has_statistics(step: int, every: int) -> bool:
 
 @torch.no_grad()
 def probe(
-    model: Decoder, batch: TokenBatch, image_ids: range, layout: Layout, *, within_documents: bool
+    model: Decoder, batch: Batch, image_ids: range, layout: Layout, *, within_documents: bool
 ) -> Statistics:
     """Run the first row of a batch through the model and return statistics of its activations.
 
@@ -67,7 +67,7 @@ def gradient_norms(model: nn.Module) -> Statistics:
     """Return the norm of the gradient of each part of a decoder."""
     return {
         f"grad_norm.{part}": gradient_norm(p for _, p in named)
-        for part, named in _by_part(model).items()
+        for part, named in parameters_by_part(model).items()
     }
 
 
@@ -90,7 +90,7 @@ def update_ratios(model: nn.Module, before: dict[str, Tensor], layout: Layout) -
         before: samples of the weights before the update.
     """
     after = weight_samples(model)
-    parts = _by_part(model)
+    parts = parameters_by_part(model)
     sums = torch.zeros(len(parts), 2, device=layout.device)
     for i, named in enumerate(parts.values()):
         for name, parameter in named:
@@ -215,17 +215,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     with torch.compiler.set_stance("force_eager"):
         yield
     model.train(was_training)
-
-
-def _by_part(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in _PARTS}
-    for name, parameter in model.named_parameters():
-        parts[_part_of(name)].append((name, parameter))
-    return parts
-
-
-def _part_of(name: str) -> str:
-    """Return the part of the decoder that a parameter belongs to."""
-    if "norm." in name:
-        return "norms"
-    return next(part for part in _PARTS if part in name.split("."))

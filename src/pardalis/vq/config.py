@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pardalis.config import check_at_least
 from pardalis.errors import ConfigError
 
 Preprocessing = Literal["chameleon", "transformers"]
@@ -35,9 +36,7 @@ class QuantizerConfig:
     levels: tuple[int, ...] | None = None  # fsq only; None: derived from n_codes
 
     def __post_init__(self) -> None:
-        for name in ("beta", "entropy_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        check_at_least(self, beta=0, entropy_weight=0)
         if self.legacy is not None and self.kind not in _LEGACY:
             raise ConfigError(
                 f"legacy applies to kinds {', '.join(_LEGACY)}, not {self.kind}; leave it out."
@@ -77,14 +76,8 @@ class ImageTokenizerConfig:
     has_decoder: bool = True  # False: the tokenizer only encodes
 
     def __post_init__(self) -> None:
-        for name in (
-            "resolution", "channels", "n_res_blocks", "z_channels", "code_width", "n_codes",
-            "patch_size",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.norm_groups < 0:
-            raise ConfigError(f"norm_groups must be 0 or more, got {self.norm_groups}.")
+        check_at_least(self, resolution=1, channels=1, n_res_blocks=1, z_channels=1, code_width=1)
+        check_at_least(self, n_codes=1, patch_size=1, norm_groups=0)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ConfigError(
                 "channel_multipliers needs at least one level and multiples of 1 or more, got "

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pardalis.config import check_at_least
 from pardalis.errors import ConfigError
 from pardalis.seeds import derive
 
@@ -36,9 +37,7 @@ class DiscriminatorConfig:
     n_layers: int = 3  # patch only: convolutions of stride 2
 
     def __post_init__(self) -> None:
-        for name in ("channels", "n_layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_at_least(self, channels=1, n_layers=1)
 
 
 class Discriminator(nn.Module):
