@@ -49,7 +49,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     folder = run_stages(options)
-    if not options.json:
+    if not options.json and (folder / "bundle").is_dir():  # not if it trains tokenizers only
         echo(
             f"\nOpen {folder / 'report.html'}, or use the model:\n"
             f"pardalis generate {folder / 'bundle'} rocket --mode image --out rocket.png"
