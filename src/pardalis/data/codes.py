@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "pardalis-codes"
 VERSION = 2
-_OLD_KEYS = {"pictures": "images", "pictures_per_part": "images_per_part"}  # of version 1
+_OLD_KEYS = {"pictures": "images", "pictures_per_part": "images_per_part"}  # keys of version 1
 SETTINGS = "codes.json"
 _IMAGES_PER_PART = 256
 _LONGEST_NAME = 200  # bytes of a file's name; file systems allow 255

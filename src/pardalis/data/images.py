@@ -56,7 +56,7 @@ class ImageBatch:
     """The images of one step on one process."""
 
     bytes: UInt8[Tensor, "B 3 Y X"]
-    regions: list[list[WeightedBox]]  # of each image
+    regions: list[list[WeightedBox]]  # regions of each image
 
 
 @dataclass(frozen=True, slots=True)

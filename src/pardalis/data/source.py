@@ -53,7 +53,7 @@ class Survey(NamedTuple):
     """The result of one reading of a source."""
 
     n_items: int  # documents and rejections
-    digest: str  # of the content
+    digest: str  # hash of the content
     n_images: int  # images of the documents, and one for each rejection
 
 

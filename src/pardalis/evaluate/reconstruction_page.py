@@ -20,7 +20,7 @@ from pardalis.evaluate.templates import image_uri, markup, render
 
 SCORES, IMAGES, PAGE = "scores.json", "images.jsonl", "page.html"
 
-_MAX_SIDE = 256  # of the images on the page
+_MAX_SIDE = 256  # pixels of an image on the page
 _DIFFERENCE_GAIN = 2  # most differences are too dark to see unscaled
 _CODES_COLOUR = "#15806a"
 

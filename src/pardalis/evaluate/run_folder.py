@@ -53,7 +53,7 @@ class RunFolder:
     path: Path
     recipe: str
     stages: list[dict[str, Any]]  # records of the finished stages except report
-    licences: list[dict[str, Any]]  # of a demo corpus's packages; empty for own documents
+    licences: list[dict[str, Any]]  # packages of a demo corpus; empty for own documents
     image_tokenizer: Metrics | None  # None: the run used a trained one
     training: Metrics
     shards: dict[str, PrepareReport]  # the reports of prepare by folder name

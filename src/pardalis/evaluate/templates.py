@@ -11,7 +11,7 @@ from pardalis.evaluate.extras import demo_extra
 
 T = TypeVar("T")
 
-_MAX_SIDE = 192  # of images on a page
+_MAX_SIDE = 192  # pixels of an image on a page
 _WORDS = {
     "heldout": "held-out",
     "psnr": "PSNR (dB)",

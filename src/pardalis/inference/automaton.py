@@ -26,7 +26,7 @@ class SlotState:
     turns: Int[Tensor, " B"]
     budget: Int[Tensor, " B"]
     last: Int[Tensor, " B"]  # id of the newest token, which the model has not read yet
-    position: Int[Tensor, " B"]  # of the newest token
+    position: Int[Tensor, " B"]  # position of the newest token
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ from pardalis.model import Decoder
 
 _logger = logging.getLogger(__name__)
 
-BACKEND = "inductor"  # of torch.compile
-_RECOMPILE_LIMIT = 64  # of one function, for all engines of a process together
+BACKEND = "inductor"  # backend of torch.compile
+_RECOMPILE_LIMIT = 64  # per function, for all engines of a process
 # The only sampling that is compiled; the sorting and counting of the others gain little.
 _COMPILED_NEEDS = SamplerNeeds(random=True, top_k=0, top_p=False)
 

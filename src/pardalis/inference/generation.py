@@ -13,7 +13,7 @@ from pardalis import config as configs
 from pardalis.errors import ConfigError, RequestError
 
 GenerationMode = Literal["text", "image", "interleaved"]
-LARGEST_SCALE = 1e6  # of guidance; beyond, rounding errors exceed the logits
+LARGEST_SCALE = 1e6  # guidance scale; above it, rounding errors exceed the logits
 
 T = TypeVar("T", bound=Callable[..., Any])
 

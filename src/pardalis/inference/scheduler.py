@@ -44,7 +44,9 @@ class ScheduledRequest:
     conditional: TokenSequence
     n_images: int  # images in the conditional sequence, the open one included
     guidance_sequences: list[TokenSequence] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)  # of all its sequences, those to come included
+    slots: list[int] = field(
+        default_factory=list
+    )  # slots of all its sequences, reserved ones included
     paused: bool = False
     tokens_in_quantum: int = 0  # tokens generated since it got its slots
     queue_number: int = 0  # its order among the requests of its priority

@@ -62,7 +62,7 @@ class GuidanceBranches:
     unconditional: Int[Tensor, " B"]  # branch of each conditional sequence; arbitrary if unguided
     image_conditional: Int[Tensor, " B"] | None  # ``unconditional`` where there is no such branch
     guidance: GuidanceTensors
-    largest_k: int  # of contrastive decoding; 0 where nothing uses it
+    largest_k: int  # largest k of contrastive decoding; 0: unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class SpeculationWindow:
 
     grid_width: int
     codes: Int[Tensor, "B codes"]  # token ids of the open images; arbitrary where not yet known
-    guesses: Int[Tensor, "B guessed"]  # of the next token ids
+    guesses: Int[Tensor, "B guessed"]  # guesses of the next token ids
 
     @property
     def size(self) -> int:
@@ -94,7 +94,7 @@ class SpeculationWindow:
 class DecodeBatch:
     """Sequences that decode together, and everything that is fixed while they do."""
 
-    slots: Int[Tensor, " R"]  # of the conditional sequences, then of the guidance sequences
+    slots: Int[Tensor, " R"]  # conditional sequences first, then guidance sequences
     limits: SlotLimits
     groups: list[HeadGroup]
     inside_images: bool  # every conditional sequence stays inside its image

@@ -19,7 +19,7 @@ class PackedDocuments:
     """
 
     def __init__(self, documents: Int[Tensor, "B T"]) -> None:
-        self.lengths: list[int] = []  # of all documents, in the order of the batch
+        self.lengths: list[int] = []  # document lengths in the order of the batch
         for row in documents:
             self.lengths += row.unique_consecutive(return_counts=True)[1].tolist()
 

@@ -105,7 +105,9 @@ def memory_of(setting: Setting, counts: ModelCosts, rows: int) -> Memory:
     """Return the memory of a rank whose micro-batch has ``rows`` rows."""
     model, training, tensor = setting.model, setting.training, setting.parallel.tensor
     own = counts.parameters - counts.parts["norms"]
-    per_group = own // tensor + counts.parts["norms"]  # of one tensor-parallel rank, unsharded
+    per_group = (
+        own // tensor + counts.parts["norms"]
+    )  # parameters of one tensor-parallel rank, unsharded
     per_rank = -(-per_group // setting.shards)
     moments = 2 * per_rank
     if training.optimizer.kind == "muon":  # one moment for the matrices inside blocks

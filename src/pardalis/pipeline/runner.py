@@ -61,7 +61,7 @@ class Record:
     steps: int
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # hashed in ``identity``
     seconds: float = 0.0  # over all attempts
-    peak_rss_gib: float = 0.0  # of the process, up to the stage's end
+    peak_rss_gib: float = 0.0  # peak of the process up to the end of the stage
     finished: str | None = None  # UTC, ISO 8601; None: begun and interrupted
 
 

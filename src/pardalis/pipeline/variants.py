@@ -25,7 +25,7 @@ class StabilityConfig:
 
     learning_rates: tuple[float, ...]  # peak learning rates, ascending
     variants: tuple[VariantConfig, ...]  # the first is the baseline
-    seeds: tuple[int, ...] = (0, 1, 2)  # of initial weights, data order and dropout
+    seeds: tuple[int, ...] = (0, 1, 2)  # seeds of initial weights, data order and dropout
     # Learning rate at which the page compares statistics, besides each variant's best one.
     high_learning_rate: float | None = None  # None: the largest one
 

@@ -105,7 +105,7 @@ class Grammar:
     def __init__(self, vocabulary: Vocabulary, codes_per_image: int) -> None:
         self.vocabulary = vocabulary
         self.codes_per_image = codes_per_image
-        self._kinds = {  # of the span that each id begins
+        self._kinds = {  # kind of the span that an id begins
             **dict.fromkeys(vocabulary.text, SpanKind.TEXT),
             **dict.fromkeys(vocabulary.image, SpanKind.CODES),
             vocabulary.readable_unk_id: SpanKind.TEXT,

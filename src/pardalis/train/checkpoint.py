@@ -33,7 +33,7 @@ from pardalis.parallel.failures import is_broken_connection
 
 FORMAT_VERSION = 2  # 1 numbered the parameters of an optimizer's state
 _NAME = re.compile(r"step-(\d{8,})")
-_STRUCTURE = "structure"  # of the state, with a _Slot for each tensor
+_STRUCTURE = "structure"  # structure of the state, with a _Slot for each tensor
 _LAST_WAIT_SECONDS = 30.0  # for a save in progress when a run fails; other ranks may be gone
 
 # PyTorch's flattening turns integer keys of an optimizer's state into strings and drops empty

@@ -18,7 +18,7 @@ from pardalis.errors import ConfigError
 from pardalis.seeds import derive
 
 _MAX_WIDTH_MULTIPLE = 8  # relative to the first level
-_NEGATIVE_SLOPE = 0.2  # of LeakyReLU
+_NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU
 _STDDEV_GROUP = 4
 
 

@@ -18,7 +18,7 @@ Split = Literal["train", "heldout", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 _CELL_ONE_IN = 10  # concepts that one style is held out of
-_NOT_TAKEN = ("brand", "people")  # of OpenMoji's own drawings: trademarks, and real persons
+_NOT_TAKEN = ("brand", "people")  # OpenMoji's own groups left out: trademarks, and real persons
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class EncyclopediaConfig:
 
     concepts: int = 0  # the most to take; 0 takes all; of drawings that look the same one remains
     selection: Selection = "described"  # concepts that an article describes, or all with a name
-    flags: bool = True  # of countries: more than a third of the described concepts, and much alike
+    flags: bool = True  # include flags: over a third of the described concepts, and much alike
     image_side: int = 64  # pixels
     text_articles: int = 0  # the most articles without an image to take as text; 0 takes all
     lead_words: int = 80  # the most words of a lead, cut at the end of a sentence where one fits

@@ -12,8 +12,7 @@ from pardalis.train import train
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     return {
-        # A bundle that the run starts from decides the rest of the model; it is among the inputs
-        # of ``prepare``.
+        # The bundle of start_from decides the rest; it is an input of the stage prepare.
         "model": recipe.model if recipe.start_from else recipe.model_config(vocab_size=1),
         "training": recipe.training,
         "sources": {source.name: source.weight for source in recipe.sources},
