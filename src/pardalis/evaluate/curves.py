@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from pardalis.evaluate.extras import demo_extra
+from pardalis.evaluate.run_folder import Metrics
+from pardalis.feature_nets.files import optional_package
 
 _INK = "#5d594f"
 _GRID = "#e6e1d6"
@@ -33,6 +34,13 @@ class Curve:
     values: Sequence[float | int]
     colour: str
     is_held_out: bool = False  # plotted as points joined by dashes
+
+
+def curve_of(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
+    """Return a metric as a curve; names of held-out metrics begin with ``heldout_``."""
+    steps, values = metrics.curve(name)
+    is_held_out = name.startswith("heldout_")
+    return Curve(label=label, steps=steps, values=values, colour=colour, is_held_out=is_held_out)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +75,7 @@ def panel_chart(panel: Panel) -> str:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-
-    def draw(axes: Any) -> None:
-        _draw_panel(axes, panel)
-
-    return _svg(draw, panel.x_label, panel.y_label, panel.title)
+    return _svg(lambda axes: _draw_panel(axes, panel), panel.x_label, panel.y_label, panel.title)
 
 
 def panels_png(panels: Sequence[Panel], columns: int) -> bytes:
@@ -80,15 +84,13 @@ def panels_png(panels: Sequence[Panel], columns: int) -> bytes:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    with demo_extra("The figure"):
+    with optional_package("The figure", "demo"):
         from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
     rows = -(-len(panels) // columns)
     with rc_context({"font.family": "sans-serif", "font.size": 10}):
         figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.5), dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
         known: dict[str, Any] = {}
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, place + 1)
@@ -153,14 +155,12 @@ def codebook_chart(counts: Integer[np.ndarray, " N"], colour: str) -> str:
 
 
 def _svg(draw: Callable[[Any], None], x_label: str, y_label: str, title: str) -> str:
-    with demo_extra("The report"):
+    with optional_package("The report", "demo"):
         from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}):
         figure = Figure(figsize=(4.9, 3.1), layout="constrained")
-        FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         _style(axes, x_label, y_label)
         draw(axes)

@@ -7,9 +7,8 @@ the page.
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 import torch
@@ -53,25 +52,21 @@ def write_report(
     reconstructed = {split: _reconstructed(gallery, image_tokenizer, split) for split in SPLITS}
     captions = {split: _captions(folder, split) for split in SPLITS}
     content = report_page.collect(folder, gallery, generated, reconstructed, image_tokenizer.config)
-    stages = [*folder.stages, _this_stage(time.monotonic() - start)]
-    numbers = _costs(stages) | _numbers(folder, gallery, generated, reconstructed, captions)
+    this_stage = {
+        "name": "report",
+        "seconds": time.monotonic() - start,
+        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    stages = [*folder.stages, this_stage]
+    numbers = {
+        "seconds": math.fsum(stage["seconds"] for stage in stages),
+        "peak_rss_gib": max(stage["peak_rss_gib"] for stage in stages),
+        **_numbers(folder, gallery, generated, reconstructed, captions),
+    }
     html = report_page.render(content, stages, numbers)
     files.write_json(run / "report.json", numbers)
     files.write_text(run / "report.html", html)
     return numbers
-
-
-def _this_stage(seconds: float) -> dict[str, Any]:
-    """Return the record of the report stage, as in ``stages.json``."""
-    peak_rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"name": "report", "seconds": seconds, "peak_rss_gib": peak_rss_gib}
-
-
-def _costs(stages: Sequence[Mapping[str, Any]]) -> dict[str, object]:
-    return {
-        "seconds": math.fsum(stage["seconds"] for stage in stages),
-        "peak_rss_gib": max(stage["peak_rss_gib"] for stage in stages),
-    }
 
 
 def _gallery(folder: RunFolder, features: ImageFeatures, side: int) -> Gallery:

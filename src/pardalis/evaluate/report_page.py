@@ -9,7 +9,7 @@ from typing import Any
 
 from pardalis.documents.images import open_image
 from pardalis.evaluate.captions import is_exact
-from pardalis.evaluate.curves import Curve, chart
+from pardalis.evaluate.curves import chart, curve_of
 from pardalis.evaluate.report_data import Gallery, GeneratedImages, Reconstructions
 from pardalis.evaluate.run_folder import SPLITS, Metrics, RunFolder, Split
 from pardalis.evaluate.templates import image_uri, markup, number, spread
@@ -165,35 +165,30 @@ def _pages(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
-    def curve(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
-        steps, values = metrics.curve(name)
-        held_out = name.startswith("heldout_")
-        return Curve(label=label, steps=steps, values=values, colour=colour, is_held_out=held_out)
-
     charts = {
         "loss_text": chart(
             [
-                curve(model, "loss_text", "train", _BLUE),
-                curve(model, "heldout_loss_text", "held-out", _BLUE),
+                curve_of(model, "loss_text", "train", _BLUE),
+                curve_of(model, "heldout_loss_text", "held-out", _BLUE),
             ],
             "loss per text token (nats)",
         ),
         "loss_image": chart(
             [
-                curve(model, "loss_image", "train", _CORAL),
-                curve(model, "heldout_loss_image", "held-out", _CORAL),
+                curve_of(model, "loss_image", "train", _CORAL),
+                curve_of(model, "heldout_loss_image", "held-out", _CORAL),
             ],
             "loss per image token (nats)",
         ),
         "speed": chart(
-            [curve(model, "tokens_per_second", "training tokens per second", _TEAL)],
+            [curve_of(model, "tokens_per_second", "training tokens per second", _TEAL)],
             "tokens per second",
             from_zero=True,
         ),
     }
     if tokenizer is not None:
-        psnr = curve(tokenizer, "heldout_psnr", "held-out images", _TEAL)
-        use = curve(tokenizer, "codebook_use", "share of codes in use", _TEAL)
+        psnr = curve_of(tokenizer, "heldout_psnr", "held-out images", _TEAL)
+        use = curve_of(tokenizer, "codebook_use", "share of codes in use", _TEAL)
         charts["psnr"] = chart([psnr], "PSNR (dB)")
         charts["codebook"] = chart([use], "codebook use", from_zero=True)
     return {name: markup(svg) for name, svg in charts.items()}

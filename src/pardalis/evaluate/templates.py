@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import PIL.Image
 
 from pardalis.documents.images import to_data_uri, to_png
-from pardalis.evaluate.extras import demo_extra
+from pardalis.feature_nets.files import optional_package
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    with demo_extra("The page"):
+    with optional_package("The page", "demo"):
         import jinja2
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -60,7 +60,7 @@ def markup(svg: str) -> Any:
     Raises:
         ConfigError: markupsafe, which comes with jinja2, is not installed.
     """
-    with demo_extra("The page"):
+    with optional_package("The page", "demo"):
         from markupsafe import Markup
     return Markup(svg)
 

@@ -10,7 +10,7 @@ import PIL.Image
 from jaxtyping import Integer
 
 from pardalis import files
-from pardalis.evaluate.curves import Curve, chart, codebook_chart
+from pardalis.evaluate.curves import chart, codebook_chart, curve_of
 from pardalis.evaluate.run_folder import Metrics
 from pardalis.evaluate.templates import image_uri, markup, metric_name, render
 from pardalis.train.metrics import FILE_NAME, Line, read_metrics
@@ -84,16 +84,8 @@ def _charts(lines: Sequence[Line]) -> list[tuple[str, Any]]:
 
 
 def _chart(metrics: Metrics, name: str) -> str:
-    steps, values = metrics.curve(name)
-    held_out_steps, held_out_values = metrics.curve(_HELD_OUT + name)
     curves = [
-        Curve(label="train", steps=steps, values=values, colour=_TRAIN_COLOUR),
-        Curve(
-            label="held-out",
-            steps=held_out_steps,
-            values=held_out_values,
-            colour=_HELD_OUT_COLOUR,
-            is_held_out=True,
-        ),
+        curve_of(metrics, name, "train", _TRAIN_COLOUR),
+        curve_of(metrics, _HELD_OUT + name, "held-out", _HELD_OUT_COLOUR),
     ]
     return chart(curves, metric_name(name))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import PIL.Image
 import torch
 
 from pardalis.devices import find_device
@@ -85,7 +84,8 @@ def _evaluate(
     )
     sources = [located(source, folder) for source in recipe.heldout]
     first = ImageSet(Path(sources[0].path), sources[0].reader, max_images=_N_EXAMPLES)
-    originals = _at_largest_resolution(first, tokenizers)
+    largest = max((each.config for each in tokenizers.values()), key=lambda c: c.resolution)
+    originals = [image for _, image in first.squares(largest)]
     results = []
     for (name, tokenizer), variant in zip(tokenizers.items(), recipe.variants, strict=True):
         tokenizer.eval()
@@ -110,11 +110,3 @@ def _evaluate(
             )
         )
     return Comparison(recipe=recipe.name, originals=originals, variants=results)
-
-
-def _at_largest_resolution(
-    images: ImageSet, tokenizers: dict[str, ImageTokenizer]
-) -> list[PIL.Image.Image]:
-    """Return images at the largest resolution among the variants."""
-    config = max((each.config for each in tokenizers.values()), key=lambda c: c.resolution)
-    return [image for _, image in images.squares(config)]

@@ -89,9 +89,9 @@ def colours(study: Study) -> dict[str, str]:
 
 def warnings(study: Study) -> list[dict[str, Any]]:
     """Return an entry for each variant and learning rate with instability or an alarm."""
-    entries = []
+    entries, order = [], list(study.variants)
     for (variant, rate), group in groupby(
-        sorted(study.outcomes(), key=lambda each: _sort_key(study, each)),
+        sorted(study.outcomes(), key=lambda e: (order.index(e.variant), e.learning_rate)),
         key=lambda each: (each.variant, each.learning_rate),
     ):
         runs = list(group)
@@ -108,10 +108,6 @@ def warnings(study: Study) -> list[dict[str, Any]]:
             }
         )
     return entries
-
-
-def _sort_key(study: Study, outcome: Outcome) -> tuple[int, float]:
-    return list(study.variants).index(outcome.variant), outcome.learning_rate
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ min(final loss, initial loss) - best final loss.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -235,27 +235,14 @@ def plain(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "high_learning_rate": study.high,
         "variants": [_plain_summary(study, summary) for summary in study.summaries()],
-        "outcomes": [
-            {
-                "variant": each.variant,
-                "learning_rate": each.learning_rate,
-                "seed": each.seed,
-                "unstable_from": each.unstable_from,
-                "alarm": each.alarm,
-                "alarm_name": each.alarm_name,
-                "diverged": each.diverged,
-                "lead": each.lead,
-            }
-            for each in study.outcomes()
-        ],
+        "outcomes": [{**asdict(outcome), "lead": outcome.lead} for outcome in study.outcomes()],
         "seconds": sum(run.seconds for run in study.runs.values()),
     }
 
 
 def _plain_summary(study: Study, summary: Summary) -> dict[str, Any]:
     def spread(value: Spread) -> dict[str, float | None]:
-        numbers = {"mean": value.mean, "min": value.min, "max": value.max}
-        return {name: _number(number) for name, number in numbers.items()}
+        return {name: _number(number) for name, number in asdict(value).items()}
 
     return {
         "name": summary.variant,
