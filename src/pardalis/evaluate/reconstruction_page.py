@@ -76,7 +76,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
             "gain": _DIFFERENCE_GAIN,
             "n_codes": len(evaluation.code_counts),
             "n_dead": int((evaluation.code_counts == 0).sum()),
-            "codebook": markup(codebook_chart(evaluation.code_counts, _CODES_COLOUR)),
+            "codebook_chart": markup(codebook_chart(evaluation.code_counts, _CODES_COLOUR)),
             "rejected": evaluation.rejected,
         },
     )

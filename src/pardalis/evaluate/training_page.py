@@ -63,7 +63,7 @@ def write_training_page(
             ],
             "n_codes": len(code_counts),
             "n_dead": int((code_counts == 0).sum()),
-            "codebook": markup(codebook_chart(code_counts, _CODES_COLOUR)),
+            "codebook_chart": markup(codebook_chart(code_counts, _CODES_COLOUR)),
             "charts": _charts(lines),
         },
     )
