@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Commands = Any  # argparse keeps the type of add_subparsers() private
+Run = Callable[[argparse.Namespace], object]  # what a command does with its options
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,8 +50,8 @@ def add_command(commands: Commands, name: str, summary: str, description: str) -
     return parser
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> None:
-    """Add the run folder, the device and ``--json``; with ``recipe``, also the recipe."""
+def add_run_arguments(parser: argparse.ArgumentParser, run: Run, recipe: bool = True) -> None:
+    """Add the run folder, the device and what runs; with ``recipe``, also the recipe."""
     if recipe:
         add_recipe(parser)
     else:
@@ -63,7 +65,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: bool = True) -> N
     parser.add_argument(
         "--device", default="cpu", help="device of all networks: cpu, cuda, cuda:1 (default: cpu)"
     )
-    add_json(parser)
+    set_run(parser, run)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +115,8 @@ def add_stage_command(
 ) -> None:
     """Add a command that runs one stage of a recipe."""
     parser = add_command(commands, name, summary, description)
-    add_run_arguments(parser)
+    add_run_arguments(parser, lambda options: run_stages(options, stage))
     parser.does = stage
-    parser.set_defaults(run=lambda options: run_stages(options, stage))
 
 
 def existing_run(folder: Path) -> Path:
@@ -167,9 +168,15 @@ def reader_of(options: argparse.Namespace) -> Any:
     return options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
+def add_number(parser: argparse._ActionsContainer, flag: str, meaning: str) -> None:
+    """Add an option that is a whole number."""
+    parser.add_argument(flag, type=int, metavar="N", help=meaning)
+
+
+def set_run(parser: argparse.ArgumentParser, run: Run) -> None:
+    """Set what the command calls, and add ``--json`` for :func:`print_result`."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)
 
 
 # The commands of stages that are not called like their stage.
@@ -197,12 +204,11 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     shown = [asdict(record) for record in records if not stages or record.name in stages]
     for record in shown:
         del record["inputs"]  # long, and in stages.json
-    if options.json:
-        print_json({"run": str(folder), "stages": shown})
-    else:
-        for record in shown:
-            seconds, memory = record["seconds"], record["peak_rss_gib"]
-            echo(f"{record['name']:<16} {seconds:7.1f} s   {memory:.2f} GiB")
+    lines = [
+        f"{record['name']:<16} {record['seconds']:7.1f} s   {record['peak_rss_gib']:.2f} GiB"
+        for record in shown
+    ]
+    print_result(options, {"run": str(folder), "stages": shown}, *lines)
     return folder
 
 
@@ -211,6 +217,7 @@ def echo(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def print_json(value: Any) -> None:
-    """Print a result as JSON."""
-    echo(json.dumps(value, indent=2, ensure_ascii=False))
+def print_result(options: argparse.Namespace, value: Any, *lines: str) -> None:
+    """Print a result: its lines, or its value as JSON with ``--json``."""
+    for line in [json.dumps(value, indent=2, ensure_ascii=False)] if options.json else lines:
+        echo(line)

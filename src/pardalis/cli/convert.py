@@ -8,12 +8,12 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_dtype,
-    add_json,
+    add_number,
     add_output,
     chosen_dtype,
-    echo,
     existing_run,
-    print_json,
+    print_result,
+    set_run,
 )
 from pardalis.errors import ConfigError
 
@@ -75,8 +75,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of --new-rows (default: 0)")
     add_dtype(parser, "dtype of the weights in the bundle: as in the source (default), or another")
-    add_json(parser)
-    parser.set_defaults(run=_import)
+    set_run(parser, _import)
 
     parser = add_command(
         commands, "export", "convert a bundle, or a run's checkpoint, to another format", _EXPORT
@@ -84,9 +83,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle or a run")
     add_output(parser, "FOLDER", "folder of the result")
     parser.add_argument("--to", choices=("hf", "meta", "bundle"), required=True, help="the format")
-    parser.add_argument(
-        "--step", type=int, metavar="N", help="for bundle: the checkpoint (default: the newest)"
-    )
+    add_number(parser, "--step", "for bundle: the checkpoint (default: the newest)")
     parser.add_argument(
         "--ranks",
         dest="n_ranks",
@@ -95,8 +92,7 @@ def add(commands: Commands) -> None:
         help="for meta: number of files of the decoder (default: the groups of QK-norm)",
     )
     add_dtype(parser, "dtype of the weights: as in the source (default), or another")
-    add_json(parser)
-    parser.set_defaults(run=_export)
+    set_run(parser, _export)
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -110,9 +106,6 @@ def _import(options: argparse.Namespace) -> None:
         new_rows=_new_rows(options),
     )
     facts = _facts(model)
-    if options.json:
-        print_json({"bundle": str(options.output), **facts})
-        return
     moved = "permuted, so that text and image tokens are contiguous"
     lines = {
         "imported from": facts["imported_from"],
@@ -122,9 +115,9 @@ def _import(options: argparse.Namespace) -> None:
     }
     if not facts["generates_images"]:
         lines[""] = "read only: the source has no image decoder (--image-tokenizer adds one)"
-    echo(f"{options.output}")
-    for name, value in lines.items():
-        echo(f"  {name:<14} {value}")
+    shown = [f"  {name:<14} {value}" for name, value in lines.items()]
+    output = str(options.output)
+    print_result(options, {"bundle": output, **facts}, output, *shown)
 
 
 def _new_rows(options: argparse.Namespace) -> "NewRows | None":
@@ -152,10 +145,8 @@ def _export(options: argparse.Namespace) -> None:
         _export_checkpoint(options)
     else:
         _export_bundle(options)
-    if options.json:
-        print_json({"folder": str(options.output), "layout": options.to})
-    else:
-        echo(f"{options.output}")
+    output = str(options.output)
+    print_result(options, {"folder": output, "layout": options.to}, output)
 
 
 def _export_bundle(options: argparse.Namespace) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from pardalis.cli.common import (
     Commands,
     add_command,
-    add_json,
+    add_number,
     add_stage_command,
-    echo,
     existing_run,
-    print_json,
+    print_result,
+    set_run,
 )
 from pardalis.errors import ConfigError
 
@@ -50,30 +50,22 @@ def add(commands: Commands) -> None:
     fetch.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="folder of the files"
     )
-    add_json(fetch)
-    fetch.set_defaults(run=_fetch)
+    set_run(fetch, _fetch)
     add_stage_command(verbs, "corpus", "corpus", "build the demo corpus", _CORPUS)
     add_stage_command(verbs, "prepare", "prepare", "turn documents into shards", _PREPARE)
     show = add_command(verbs, "show", "show a training row", _SHOW)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     show.add_argument("--source", metavar="NAME", help="a source of the recipe")
-    show.add_argument("--row", type=int, metavar="N", help="number of a row of the source, from 0")
-    show.add_argument(
-        "--position", type=int, metavar="N", help="position in the training order, from 0"
-    )
-    add_json(show)
-    show.set_defaults(run=_show)
+    add_number(show, "--row", "number of a row of the source, from 0")
+    add_number(show, "--position", "position in the training order, from 0")
+    set_run(show, _show)
 
 
 def _fetch(options: argparse.Namespace) -> None:
     from pardalis.corpora import fetch_packages
 
     files = [str(path) for path in fetch_packages(options.output)]
-    if options.json:
-        print_json({"files": files})
-        return
-    for file in files:
-        echo(file)
+    print_result(options, {"files": files}, *files)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -103,10 +95,10 @@ def _show(options: argparse.Namespace) -> None:
         }
         for i in shards.row(row)
     ]
-    if options.json:
-        print_json({"source": source, "row": row, "documents": documents})
-        return
     n_ids = sum(document["ids"] for document in documents)
-    echo(f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids")
-    for document in documents:
-        echo(f"\n{document['name']} ({document['ids']} ids)\n{document['text']}")
+    print_result(
+        options,
+        {"source": source, "row": row, "documents": documents},
+        f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids",
+        *(f"\n{each['name']} ({each['ids']} ids)\n{each['text']}" for each in documents),
+    )

@@ -11,10 +11,11 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_dtype,
-    add_json,
+    add_number,
     chosen_dtype,
     echo,
-    print_json,
+    print_result,
+    set_run,
 )
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig, option_help
@@ -49,6 +50,14 @@ completions/images. The same command resumes an interrupted run; completions/set
 options.
 """
 
+_NUMBERS = {
+    "--max-slots": "sequences of the running batch (default: 16, or what one prompt needs)",
+    "--cache-tokens": "tokens whose keys and values fit in the cache (default: max-slots whole "
+    "contexts)",
+    "--speculation-window": "image tokens that one pass may generate, 1 for no speculation "
+    "(default: adaptive)",
+}
+
 
 def add(commands: Commands) -> None:
     parser = add_command(
@@ -71,8 +80,7 @@ def add(commands: Commands) -> None:
     )
     _add_options(parser.add_argument_group("what to generate and how to sample it"))
     _add_engine(parser.add_argument_group("memory and speed"))
-    add_json(parser)
-    parser.set_defaults(run=_run)
+    set_run(parser, _run)
 
 
 def _add_options(group: argparse._ArgumentGroup) -> None:
@@ -98,18 +106,8 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         "--weights", choices=("stored", "int8"), default="stored",
         help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
     )  # fmt: skip
-    group.add_argument(
-        "--max-slots", type=int, metavar="N",
-        help="sequences of the running batch (default: 16, or what one prompt needs)",
-    )  # fmt: skip
-    group.add_argument(
-        "--cache-tokens", type=int, metavar="N",
-        help="tokens whose keys and values fit in the cache (default: max-slots whole contexts)",
-    )  # fmt: skip
-    group.add_argument(
-        "--speculation-window", type=int, metavar="N",
-        help="image tokens that one pass may generate, 1 for no speculation (default: adaptive)",
-    )  # fmt: skip
+    for flag, meaning in _NUMBERS.items():
+        add_number(group, flag, meaning)
     group.add_argument(
         "--compile", action="store_true",
         help="compile the decoding steps first, which takes minutes and pays for long work",
@@ -148,7 +146,8 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
             _print_stream(completion)
         document = completion.wait()
     if options.json:
-        _print_json(document, options.out)
+        out = str(options.out) if options.out else None
+        print_result(options, {"completion": _json_segments(document), "out": out})
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
     if options.out is not None:
@@ -175,14 +174,13 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
     with Engine(bundle, _engine_config(engine_config, options)) as engine:
         file = PromptFile(engine, options.prompts, options.out, config, bundle_path=options.bundle)
         summary = file.run()
-    if options.json:
-        print_json({"out": str(options.out), **asdict(summary)})
-    else:
-        echo(
-            f"{options.out}: {summary.requests:,} prompts, {summary.unchanged:,} of them completed "
-            f"before; {summary.tokens:,} tokens and {summary.images:,} images in "
-            f"{summary.seconds:.1f} s, {summary.tokens_per_second:.3g} tokens a second"
-        )
+    print_result(
+        options,
+        {"out": str(options.out), **asdict(summary)},
+        f"{options.out}: {summary.requests:,} prompts, {summary.unchanged:,} of them completed "
+        f"before; {summary.tokens:,} tokens and {summary.images:,} images in "
+        f"{summary.seconds:.1f} s, {summary.tokens_per_second:.3g} tokens a second",
+    )
     if summary.failed:
         raise RequestError(
             f"{summary.failed} of {summary.requests} prompts failed; see the errors in "
@@ -216,16 +214,15 @@ def _print_stream(completion: "Completion") -> None:
     echo("")
 
 
-def _print_json(completion: "Document", out: Path | None) -> None:
+def _json_segments(completion: "Document") -> list[dict[str, str]]:
     from pardalis.documents import Image, open_image, to_data_uri, to_png
 
-    segments = [
+    return [
         {"image": to_data_uri(to_png(open_image(segment.source)))}
         if isinstance(segment, Image)
         else {"text": segment.text}
         for segment in completion.segments
     ]
-    print_json({"completion": segments, "out": str(out) if out else None})
 
 
 def _require_writable(options: argparse.Namespace) -> None:

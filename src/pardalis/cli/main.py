@@ -19,29 +19,13 @@ from pardalis.cli import (
     generate,
     plan,
     quickstart,
-    report,
-    sample,
     show,
     stability,
+    stages,
     tokenizer,
-    train,
 )
 from pardalis.cli.common import Parser
 from pardalis.errors import PardalisError
-
-_COMMANDS = (
-    quickstart,
-    tokenizer,
-    data,
-    plan,
-    train,
-    stability,
-    sample,
-    report,
-    generate,
-    convert,
-    show,
-)
 
 _DESCRIPTION = """\
 Early-fusion mixed-modal models: images become tokens in the vocabulary of text, and one
@@ -122,6 +106,12 @@ def build_parser() -> Parser:
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add(commands)
+    for module in (quickstart, tokenizer, data, plan):
+        module.add(commands)
+    stages.add_train(commands)
+    stability.add(commands)
+    stages.add_sample(commands)
+    stages.add_report(commands)
+    for module in (generate, convert, show):
+        module.add(commands)
     return parser

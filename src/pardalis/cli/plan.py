@@ -2,9 +2,17 @@
 
 import argparse
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pardalis.cli.common import Commands, add_command, add_json, add_recipe, echo, print_json
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_number,
+    add_recipe,
+    print_result,
+    set_run,
+)
 
 if TYPE_CHECKING:
     from pardalis.pipeline.plan import RunPlan
@@ -28,19 +36,13 @@ def add(commands: Commands) -> None:
         commands, "plan", "estimate memory, speed and cost of training", _DESCRIPTION
     )
     add_recipe(parser)
-    parser.add_argument(
-        "--gpus",
-        type=int,
-        metavar="N",
-        help="number of devices (default: the fewest that [parallel] allows)",
-    )
+    add_number(parser, "--gpus", "number of devices (default: the fewest that [parallel] allows)")
     parser.add_argument("--device", default="h200", help="kind of device (default: h200)")
     parser.add_argument(
         "--utilisation", type=float, default=0.4, metavar="U", help="MFU (default: 0.4)"
     )
     parser.add_argument("--price", type=float, metavar="P", help="price of one device for an hour")
-    add_json(parser)
-    parser.set_defaults(run=_plan)
+    set_run(parser, _plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -56,54 +58,51 @@ def _plan(options: argparse.Namespace) -> None:
         utilisation=options.utilisation,
         price=options.price,
     )
-    if options.json:
-        print_json(asdict(made))
-    else:
-        _show(made)
+    print_result(options, asdict(made), *_lines(made))
 
 
-def _show(plan: "RunPlan") -> None:
-    from pardalis.pipeline.plan import gib
-
-    echo(f"{plan.recipe} on {plan.gpus} x {plan.device}")
-    echo(f"\n{'parameters':<22}{plan.parameters:>18,}")
-    for name, number in plan.parts.items():
-        echo(f"  {name:<20}{number:>18,}")
-    _fact("work per token", f"{_short(float(plan.flops_per_token))}FLOP, forward and backward")
-    _fact("ranks", f"{plan.replicate} x {plan.shard} x {plan.tensor}: replicate, shard, tensor")
-    tokens = plan.batch_rows * plan.row_tokens
-    _fact("batch", f"{plan.batch_rows:,} rows of {plan.row_tokens:,}: {tokens:,} tokens")
-    parts = f"accumulation_steps = {plan.accumulation_steps}"
-    _fact("a rank computes", f"{plan.micro_rows:,} of its rows at once, with {parts}")
-
-    echo(f"\n{'memory of a rank':<22}{'GiB':>18}")
-    for name, size in _kinds(plan).items():
-        echo(f"  {name:<20}{gib(size):>18}")
-    echo(f"  {'together':<20}{gib(plan.memory_total):>18}")
-    usable, whole = gib(plan.memory_usable), gib(plan.memory_of_device)
-    _fact("fit at once", f"{plan.largest_micro_rows:,} rows, into {usable} of {whole} GiB")
-
-    rate = f"{_short(plan.device_flops)}FLOP/s"
-    echo(f"\nassuming {plan.utilisation:.0%} of {rate} a device")
-    speed = f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.gpus:,.0f} a device"
-    _fact("tokens per second", speed)
-    step = _number(plan.seconds_per_step)
-    _fact(f"{plan.steps:,} steps", f"{_number(plan.hours)} hours, {step} s each")
-    _fact("device hours", _number(plan.hours * plan.gpus))
-    if plan.cost is not None:
-        _fact("cost", f"{plan.cost:,.2f}")
-    for warning in plan.warnings:
-        echo(f"\n! {warning}")
-
-
-def _kinds(plan: "RunPlan") -> dict[str, int]:
+def _lines(plan: "RunPlan") -> Iterator[str]:
     from dataclasses import asdict
 
-    return asdict(plan.memory)
+    from pardalis.pipeline.plan import gib
+
+    yield f"{plan.recipe} on {plan.gpus} x {plan.device}"
+    yield f"\n{'parameters':<22}{plan.parameters:>18,}"
+    for name, number in plan.parts.items():
+        yield f"  {name:<20}{number:>18,}"
+    yield _fact(
+        "work per token", f"{_short(float(plan.flops_per_token))}FLOP, forward and backward"
+    )
+    yield _fact(
+        "ranks", f"{plan.replicate} x {plan.shard} x {plan.tensor}: replicate, shard, tensor"
+    )
+    tokens = plan.batch_rows * plan.row_tokens
+    yield _fact("batch", f"{plan.batch_rows:,} rows of {plan.row_tokens:,}: {tokens:,} tokens")
+    parts = f"accumulation_steps = {plan.accumulation_steps}"
+    yield _fact("a rank computes", f"{plan.micro_rows:,} of its rows at once, with {parts}")
+
+    yield f"\n{'memory of a rank':<22}{'GiB':>18}"
+    for name, size in asdict(plan.memory).items():
+        yield f"  {name:<20}{gib(size):>18}"
+    yield f"  {'together':<20}{gib(plan.memory_total):>18}"
+    usable, whole = gib(plan.memory_usable), gib(plan.memory_of_device)
+    yield _fact("fit at once", f"{plan.largest_micro_rows:,} rows, into {usable} of {whole} GiB")
+
+    rate = f"{_short(plan.device_flops)}FLOP/s"
+    yield f"\nassuming {plan.utilisation:.0%} of {rate} a device"
+    speed = f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.gpus:,.0f} a device"
+    yield _fact("tokens per second", speed)
+    step = _number(plan.seconds_per_step)
+    yield _fact(f"{plan.steps:,} steps", f"{_number(plan.hours)} hours, {step} s each")
+    yield _fact("device hours", _number(plan.hours * plan.gpus))
+    if plan.cost is not None:
+        yield _fact("cost", f"{plan.cost:,.2f}")
+    for warning in plan.warnings:
+        yield f"\n! {warning}"
 
 
-def _fact(name: str, value: str) -> None:
-    echo(f"{name:<22}{value}")
+def _fact(name: str, value: str) -> str:
+    return f"{name:<22}{value}"
 
 
 def _number(number: float) -> str:

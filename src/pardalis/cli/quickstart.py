@@ -34,12 +34,10 @@ def add(commands: Commands) -> None:
         default="quickstart",
         help="name of a recipe of Pardalis, or a path (default: %(default)s)",
     )
-    add_run_arguments(quickstart, recipe=False)
-    quickstart.set_defaults(run=_quickstart)
+    add_run_arguments(quickstart, _quickstart, recipe=False)
 
     run = add_command(commands, "run", "run all stages of a recipe", _RUN_DESCRIPTION)
-    add_run_arguments(run)
-    run.set_defaults(run=_run)
+    add_run_arguments(run, _run)
 
 
 def _quickstart(options: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """``pardalis show``: print a resolved recipe, or describe a bundle."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
-from pardalis.cli.common import Commands, add_command, add_json, add_recipe, echo, print_json
+from pardalis.cli.common import Commands, add_command, add_recipe, print_result, set_run
 
 _CONFIG = """\
 Print a recipe with all defaults filled in, as TOML.
@@ -21,13 +22,11 @@ def add(commands: Commands) -> None:
 
     config = add_command(verbs, "config", "print a resolved recipe", _CONFIG)
     add_recipe(config)
-    add_json(config)
-    config.set_defaults(run=_config)
+    set_run(config, _config)
 
     bundle = add_command(verbs, "bundle", "describe a bundle", _BUNDLE)
     bundle.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
-    add_json(bundle)
-    bundle.set_defaults(run=_bundle)
+    set_run(bundle, _bundle)
 
 
 def _config(options: argparse.Namespace) -> None:
@@ -35,10 +34,7 @@ def _config(options: argparse.Namespace) -> None:
     from pardalis.pipeline import load_recipe
 
     recipe = load_recipe(options.recipe, options.set)
-    if options.json:
-        print_json(configs.to_dict(recipe))
-    else:
-        echo(configs.to_toml(recipe).rstrip())
+    print_result(options, configs.to_dict(recipe), configs.to_toml(recipe).rstrip())
 
 
 def _bundle(options: argparse.Namespace) -> None:
@@ -59,37 +55,30 @@ def _bundle(options: argparse.Namespace) -> None:
     moved = isinstance(foreign_ids, list)
     if foreign_ids is not None:
         description["vocabulary"]["ids"] = "moved" if moved else "unchanged"
-    if options.json:
-        print_json(description)
-        return
     vocabulary = description["vocabulary"]
     image, text = (range(*vocabulary[name]) for name in ("image", "text"))
-    echo(f"{options.bundle}")
-    _fact("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}")
-    _fact("", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, "
-              f"{model.norm_placement} norms")  # fmt: skip
-    _fact("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text")
-    if moved:
-        _fact("", "ids differ from those of the imported files")
     only = "" if images.has_decoder else "; read only, without a decoder"
-    _fact("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}")
+    facts: list[tuple[str, object]] = [
+        ("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}"),
+        ("", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, "
+             f"{model.norm_placement} norms"),
+        ("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text"),
+        *([("", "ids differ from those of the imported files")] if moved else []),
+        ("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}"),
+    ]  # fmt: skip
     if description.get("image_fit", "crop") == "pad":
-        _fact("", "images of prompts are padded with white borders")
-    numbers = description["made_by"].pop("numbers", {})
-    _show_origin(description["made_by"])
-    for name, value in numbers.items():
-        echo(f"  {name:<22} {value:.4g}")
+        facts.append(("", "images of prompts are padded with white borders"))
+    made_by = dict(description["made_by"])
+    numbers = made_by.pop("numbers", {})
+    facts += _origin(made_by)
+    lines = [str(options.bundle), *(f"  {name:<13} {value}" for name, value in facts)]
+    lines += [f"  {name:<22} {value:.4g}" for name, value in numbers.items()]
+    print_result(options, description, *lines)
 
 
-def _show_origin(made_by: dict[str, object]) -> None:
-    """Show how a bundle was made, then how the bundle that it started from was made."""
+def _origin(made_by: dict[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield how a bundle was made, then how the bundle that it started from was made."""
     for name, value in made_by.items():
+        yield name.replace("_", " "), "a bundle" if isinstance(value, dict) else value
         if isinstance(value, dict):
-            _fact(name.replace("_", " "), "a bundle")
-            _show_origin(value)
-        else:
-            _fact(name.replace("_", " "), value)
-
-
-def _fact(name: str, value: object) -> None:
-    echo(f"  {name:<13} {value}")
+            yield from _origin(value)

@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pardalis.cli.common import Commands, add_command, add_run_arguments, echo, print_json
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_number,
+    add_run_arguments,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from pardalis.studies.stability_results import Study
@@ -23,14 +29,8 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "stability", "compare training stability over learning rates", _DESCRIPTION
     )
-    add_run_arguments(parser)
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="runs in parallel, each with one thread (default: one per core)",
-    )
-    parser.set_defaults(run=_run)
+    add_run_arguments(parser, _run)
+    add_number(parser, "--jobs", "runs in parallel, each with one thread (default: one per core)")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -42,12 +42,8 @@ def _run(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
     study = study_stability(options.recipe, folder, options.set, options.device, options.jobs)
-    if options.json:
-        print_json(plain(study))
-        return
-    for line in [*_summaries(study), "", *_outcomes(study)]:
-        echo(line)
-    echo(", ".join(str(folder / name) for name in (PAGE, FIGURE, FILE)))
+    files = ", ".join(str(folder / name) for name in (PAGE, FIGURE, FILE))
+    print_result(options, plain(study), *_summaries(study), "", _outcomes(study), files)
 
 
 def _summaries(study: "Study") -> list[str]:
@@ -72,12 +68,12 @@ def _summaries(study: "Study") -> list[str]:
     return lines
 
 
-def _outcomes(study: "Study") -> list[str]:
+def _outcomes(study: "Study") -> str:
     from pardalis.studies.stability_page import counts
 
     count = counts(study.outcomes())
     lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"
-    return [
+    return (
         f"Unstable runs: {count['unstable']}, with an alarm before in {count['warned']}{lead}. "
         f"Other runs with an alarm: {count['false_alarms']}."
-    ]
+    )

@@ -7,12 +7,11 @@ from pardalis.cli import tokenizer_codes, tokenizer_evaluate
 from pardalis.cli.common import (
     Commands,
     add_command,
-    add_json,
     add_output,
     add_run_arguments,
     add_stage_command,
-    echo,
-    print_json,
+    print_result,
+    set_run,
 )
 from pardalis.errors import ConfigError
 
@@ -60,8 +59,7 @@ def add(commands: Commands) -> None:
     compare = add_command(
         verbs, "compare", "train variants of an image tokenizer and compare them", _COMPARE
     )
-    add_run_arguments(compare)
-    compare.set_defaults(run=_compare)
+    add_run_arguments(compare, _compare)
     tokenizer_evaluate.add(verbs)
     tokenizer_codes.add(verbs)
     imported = add_command(
@@ -75,8 +73,7 @@ def add(commands: Commands) -> None:
         "--resolution", type=int, help="pixels per side, for LlamaGen's weights (default: 256)"
     )
     add_output(imported, "FOLDER", "folder of the image tokenizer")
-    add_json(imported)
-    imported.set_defaults(run=_import_image)
+    set_run(imported, _import_image)
 
     show = add_command(verbs, "show", "show the tokens of a text or the codes of an image", _SHOW)
     show.add_argument(
@@ -88,8 +85,7 @@ def add(commands: Commands) -> None:
     show.add_argument("--text", help="a text to tokenize")
     show.add_argument("--image", type=Path, help="an image to encode")
     show.add_argument("--out", type=Path, help="where to write the reconstruction")
-    add_json(show)
-    show.set_defaults(run=_show)
+    set_run(show, _show)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -103,19 +99,17 @@ def _compare(options: argparse.Namespace) -> None:
     comparison = compare_image_tokenizers(options.recipe, folder, options.set, options.device)
     if comparison is None:
         return
-    if options.json:
-        print_json(plain(comparison))
-        return
+    lines = []
     for source in comparison.sources:
         columns = comparison.columns(source)
         width = max(len(name) for name in (source, *(each.name for each in comparison.variants)))
-        echo(f"{source:<{width}}" + "".join(f"  {name:>8}" for name in columns))
+        lines.append(f"{source:<{width}}" + "".join(f"  {name:>8}" for name in columns))
         for variant in comparison.variants:
             values = (
                 f"  {number(variant.scores[source][name]):>{max(8, len(name))}}" for name in columns
             )
-            echo(f"{variant.name:<{width}}" + "".join(values))
-    echo(f"{folder / FILE}, {folder / PAGE}")
+            lines.append(f"{variant.name:<{width}}" + "".join(values))
+    print_result(options, plain(comparison), *lines, f"{folder / FILE}, {folder / PAGE}")
 
 
 def _import_image(options: argparse.Namespace) -> None:
@@ -125,13 +119,12 @@ def _import_image(options: argparse.Namespace) -> None:
     config = import_image_tokenizer(
         options.weights, options.output, options.config, options.resolution
     )
-    if options.json:
-        print_json({"image_tokenizer": str(options.output), "config": configs.to_dict(config)})
-    else:
-        echo(
-            f"{options.output}: {config.resolution} pixels, {config.grid} x {config.grid} codes of "
-            f"{config.n_codes:,}"
-        )
+    print_result(
+        options,
+        {"image_tokenizer": str(options.output), "config": configs.to_dict(config)},
+        f"{options.output}: {config.resolution} pixels, {config.grid} x {config.grid} codes of "
+        f"{config.n_codes:,}",
+    )
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -161,7 +154,4 @@ def _show(options: argparse.Namespace) -> None:
         lines += [" ".join(f"{code:>{width}}" for code in row) for row in grid]
         if options.out is not None:
             tokenizer.images_of(codes)[0].save(options.out)
-    if options.json:
-        print_json(shown)
-    else:
-        echo("\n".join(lines))
+    print_result(options, shown, *lines)

@@ -10,11 +10,11 @@ from pardalis.cli.common import (
     add_command,
     add_image_tokenizer,
     add_images,
-    add_json,
+    add_number,
     add_output,
-    echo,
-    print_json,
+    print_result,
     reader_of,
+    set_run,
 )
 from pardalis.errors import ConfigError
 
@@ -45,18 +45,16 @@ def add(verbs: Commands) -> None:
     encode = add_command(verbs, "encode", "encode images as codes", _ENCODE)
     add_images(encode)
     add_output(encode, "CODES", "folder of the codes")
-    encode.add_argument(
-        "--batch", type=int, metavar="N", help="images encoded together (default: by the device)"
-    )
+    add_number(encode, "--batch", "images encoded together (default: by the device)")
     _add_compute_options(encode)
-    encode.set_defaults(run=_encode)
+    set_run(encode, _encode)
 
     decode = add_command(verbs, "decode", "decode codes to images", _DECODE)
     add_image_tokenizer(decode)
     decode.add_argument("codes", metavar="CODES", type=Path, help="folder that encode wrote")
     add_output(decode, "IMAGES", "folder of the images")
     _add_compute_options(decode)
-    decode.set_defaults(run=_decode)
+    set_run(decode, _decode)
 
 
 def _add_compute_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +73,6 @@ def _add_compute_options(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="process the I-th of N shares, from 0 (default: all, or this rank's under torchrun)",
     )
-    add_json(parser)
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -133,14 +130,14 @@ def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) ->
 
     done = report.images - report.unchanged
     rate = done / seconds
-    if options.json:
-        shown = {"output": str(options.output), **asdict(report)}
-        print_json({**shown, "seconds": seconds, "images_per_second": rate})
-        return
-    reasons = f", see {options.output}/part-*.rejected.jsonl" if report.rejected else ""
-    echo(
-        f"{options.output}: {report.images:,} images, {report.rejected:,} of them rejected{reasons}"
+    shown = {"output": str(options.output), **asdict(report)}
+    rejected = f"{report.rejected:,} of them rejected"
+    if report.rejected:
+        rejected += f", see {options.output}/part-*.rejected.jsonl"
+    unchanged = f"  {report.unchanged:,} had been processed before\n" if report.unchanged else ""
+    print_result(
+        options,
+        {**shown, "seconds": seconds, "images_per_second": rate},
+        f"{options.output}: {report.images:,} images, {rejected}",
+        f"{unchanged}  {done:,} in {seconds:.1f} s, {rate:.3g} per second",
     )
-    if report.unchanged:
-        echo(f"  {report.unchanged:,} had been processed before")
-    echo(f"  {done:,} in {seconds:.1f} s, {rate:.3g} per second")

@@ -1,7 +1,7 @@
 """``pardalis tokenizer evaluate``: reconstruction quality of an image tokenizer."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,10 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_images,
-    add_json,
-    echo,
-    print_json,
+    add_number,
+    print_result,
     reader_of,
+    set_run,
 )
 from pardalis.errors import ConfigError
 
@@ -50,14 +50,11 @@ def add(verbs: Commands) -> None:
     parser.add_argument(
         "--worst", type=int, default=16, metavar="N", help="number of worst images (default: 16)"
     )
-    parser.add_argument(
-        "--max-images", type=int, metavar="N", help="images to use, evenly spaced (default: all)"
-    )
+    add_number(parser, "--max-images", "images to use, evenly spaced (default: all)")
     parser.add_argument(
         "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
     )
-    add_json(parser)
-    parser.set_defaults(run=_evaluate)
+    set_run(parser, _evaluate)
 
 
 def _add_nets(parser: argparse.ArgumentParser) -> None:
@@ -115,13 +112,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     }
     if options.output is not None:
         write_evaluation(options.output, evaluation, facts)
-    if options.json:
-        print_json(summary(evaluation, facts))
-    else:
-        _print(evaluation.scores)
-        for kind, rejected in evaluation.rejected.items():
-            example = rejected.examples[0]
-            echo(f"{rejected.count} {kind}, such as {example['where']}: {example['reason']}")
+    lines = [*_lines(evaluation.scores)]
+    for kind, rejected in evaluation.rejected.items():
+        example = rejected.examples[0]
+        lines.append(f"{rejected.count} {kind}, such as {example['where']}: {example['reason']}")
+    print_result(options, summary(evaluation, facts), *lines)
 
 
 def _nets(options: argparse.Namespace) -> "MetricNets":
@@ -157,11 +152,11 @@ def _net_config(
         raise ConfigError(f"--{option}-{error}") from error
 
 
-def _print(scores: Mapping[str, Any]) -> None:
+def _lines(scores: Mapping[str, Any]) -> Iterator[str]:
     from pardalis.evaluate.reconstruction_page import table
     from pardalis.evaluate.templates import number
 
-    width = max(map(len, scores))
+    width = max(map(len, scores), default=0)
     for name, value, interval, _ in table(scores):
         range_ = f"   {number(interval[0])} to {number(interval[1])}" if interval else ""
-        echo(f"{name:<{width}} {number(value):>10}{range_}")
+        yield f"{name:<{width}} {number(value):>10}{range_}"
