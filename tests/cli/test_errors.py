@@ -20,7 +20,7 @@ from pardalis.errors import ConfigError
         (["quickstart", "--recipe", "nonsense"], 2, "No recipe 'nonsense'; there are"),
         (["generate", "none", "owl"], 4, "No bundle at none"),
         (["show", "bundle", "none"], 4, "No bundle at none"),
-        (["tokenizer", "show", "none"], 2, "Say what to show: --text TEXT or --image PATH"),
+        (["tokenizer", "show", "none"], 2, "Nothing to show; give --text TEXT or --image PATH"),
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
         (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),
         (["run", "."], 2, "."),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Values
 from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, multiple
 from hypothesis.stateful import rule as step
+from page_pool import check_pool
 
 from pardalis.errors import GrammarError, QueueFullError, RequestError
 from pardalis.inference.config import EngineConfig
@@ -171,7 +172,7 @@ class Machine:
 
     def released_all(self) -> bool:
         """Return whether neither pages nor slots are held."""
-        self.scheduler.pool.check()
+        check_pool(self.scheduler.pool)
         free = self.scheduler._free_slots
         return self.scheduler.pool.in_use == 0 and len(set(free)) == self.config.max_slots
 
@@ -255,7 +256,7 @@ class Walk(RuleBasedStateMachine):
     @invariant()
     def the_pool_is_consistent(self):
         if hasattr(self, "machine"):
-            self.machine.scheduler.pool.check()
+            check_pool(self.machine.scheduler.pool)
 
     def teardown(self):
         if hasattr(self, "machine"):

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from page_pool import check_pool
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pardalis.errors import GrammarError, QueueFullError, RequestError
@@ -156,7 +157,7 @@ def test_the_small_cache_preempts(requests, model, grammar):
         loop.step()
     assert loop.statistics.preempted > 2
     assert loop.scheduler.pool.in_use == 0
-    loop.scheduler.pool.check()
+    check_pool(loop.scheduler.pool)
 
 
 def test_random_arrivals_and_aborts(requests, expected, model, grammar):

@@ -5,7 +5,7 @@ of :class:`pardalis.tokens.State` is a tensor, and each ``match`` is a ``where``
 both step by step.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Int
@@ -102,11 +102,9 @@ class Automaton:
         self, state: SlotState, token_id: Int[Tensor, " B"], n_codes: Int[Tensor, " B"] | int
     ) -> SlotState:
         """Return the state after n codes, for sequences that stay inside their images."""
-        return SlotState(
-            phase=state.phase,
+        return replace(
+            state,
             codes_left=state.codes_left - n_codes,
-            images=state.images,
-            turns=state.turns,
             budget=state.budget - n_codes,
             last=token_id,
             position=state.position + n_codes,

@@ -114,11 +114,7 @@ class BatchBuilder:
         seeds = [r.request.seed for r in requests]
         text = [r.request.text for r in requests]
         image = [r.request.image for r in requests]
-        used = {
-            HeadSlice.TEXT: text,
-            HeadSlice.IMAGE: image,
-            HeadSlice.ALL: [*text, *image],
-        }[head_slice]
+        used = {HeadSlice.TEXT: text, HeadSlice.IMAGE: image}.get(head_slice, text + image)
         return HeadGroup(
             head_slice,
             span,

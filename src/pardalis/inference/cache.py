@@ -31,10 +31,6 @@ class PagedCache:
         self.keys = [like.new_zeros(shape) for _ in range(config.n_layers)]
         self.values = [like.new_zeros(shape) for _ in range(config.n_layers)]
 
-    @property
-    def device(self) -> torch.device:
-        return self.keys[0].device
-
 
 @dataclass(frozen=True, slots=True)
 class SequencePart:
@@ -53,18 +49,20 @@ class PassLayout:
     """
 
     def __init__(self, cache: PagedCache, parts: Sequence[SequencePart]) -> None:
-        self.cache, self.parts = cache, parts
+        self.cache, self.parts, device = cache, parts, cache.keys[0].device
         n_positions = max(part.extent for part in parts)
         table = np.zeros((len(parts), n_positions), dtype=np.int64)
+        in_page = np.arange(cache.page_size)
         for entries_of_part, part in zip(table, parts, strict=True):
-            entries = _entries(part.pages, cache.page_size)[:n_positions]
+            pages = np.array(part.pages)[:, None]
+            entries = (pages * cache.page_size + in_page).ravel()[:n_positions]
             entries_of_part[: len(entries)] = entries
-        self.table = torch.from_numpy(table).to(cache.device)  # entry of each position
+        self.table = torch.from_numpy(table).to(device)  # entry of each position
         widths = torch.tensor([part.n_tokens for part in parts])
-        self.part_of_token = torch.arange(len(parts)).repeat_interleave(widths).to(cache.device)
+        self.part_of_token = torch.arange(len(parts)).repeat_interleave(widths).to(device)
         ends = widths.cumsum(0).tolist()
         self.spans = [slice(end - p.n_tokens, end) for end, p in zip(ends, parts, strict=True)]
-        self.key_positions = torch.arange(n_positions, device=cache.device)
+        self.key_positions = torch.arange(n_positions, device=device)
         self.layers = [
             _SlicedLayer(self, keys, values)
             for keys, values in zip(cache.keys, cache.values, strict=True)
@@ -162,20 +160,12 @@ class _GatheredLayer:
 def gathered_layers(
     keys: Sequence[Float[Tensor, "entries K H"]],
     values: Sequence[Float[Tensor, "entries K H"]],
-    table: Int[Tensor, "B S"],
+    table: Int[Tensor, "B S"],  # the entry of each position of each sequence
     positions: Int[Tensor, "B W"],
 ) -> list[_GatheredLayer]:
-    """Return the layers with which a compiled model reads tokens at some positions.
-
-    Args:
-        table: the entry of each position of each sequence.
-    """
+    """Return the layers with which a compiled model reads tokens at some positions."""
     written = table.gather(1, positions).view(-1)
     masked = torch.arange(table.shape[1], device=table.device) > positions[..., None]
     return [
         _GatheredLayer(*layer, table, written, masked) for layer in zip(keys, values, strict=True)
     ]
-
-
-def _entries(pages: Sequence[int], page_size: int) -> np.ndarray:
-    return (np.array(pages)[:, None] * page_size + np.arange(page_size)).ravel()

@@ -26,14 +26,10 @@ _COMPILED_NEEDS = SamplerNeeds(random=True, top_k=0, top_p=False)
 
 
 class CompiledSteps:
-    """The trunk and the sampler, compiled on first use; eager if compilation fails.
-
-    Args:
-        hidden: the eager form of :meth:`hidden`.
-    """
+    """The trunk and the sampler, compiled on first use; eager if compilation fails."""
 
     def __init__(
-        self, model: Decoder, hidden: Callable[[PassLayout, Tensor, Tensor], Tensor]
+        self, model: Decoder, eager_hidden: Callable[[PassLayout, Tensor, Tensor], Tensor]
     ) -> None:
         def trunk(
             ids: Int[Tensor, "B W"],
@@ -48,7 +44,7 @@ class CompiledSteps:
         on_gpu = model.embedding.weight.is_cuda
         options: dict[str, str | int | bool | Callable[..., object]] | None
         options = {"triton.cudagraphs": True} if on_gpu else None
-        self._eager_hidden = hidden
+        self._eager_hidden = eager_hidden
         self._trunk, self._sample = (
             torch.compile(f, backend=BACKEND, fullgraph=True, dynamic=False, options=options)
             for f in (trunk, sample)

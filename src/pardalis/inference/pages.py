@@ -51,9 +51,10 @@ class PagePool:
         """
         if n > self.available:
             return None
-        if n > self._n_free:
-            # Evict more than needed, so that free pages form longer runs.
-            self._evict(max(n, len(self._counts) // 8))
+        if n > self._n_free:  # evict more than needed, so that free pages form longer runs
+            n_free = max(n, len(self._counts) // 8)
+            while self._n_free < n_free and self._cached:
+                self._forget(next(iter(self._cached)))  # the least recently used
         pages: list[int] = []
         while len(pages) < n:
             run = self._run(n - len(pages), after)
@@ -120,14 +121,8 @@ class PagePool:
             parent = known
 
     def _tokens_of_pages(self, ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """Yield the tokens of every full page."""
         size = self.page_size
         return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))
-
-    def _evict(self, n: int) -> None:
-        """Evict the least recently used pages until n pages are free."""
-        while self._n_free < n and self._cached:
-            self._forget(next(iter(self._cached)))
 
     def _forget(self, page: int) -> None:
         """Remove a page and its descendants, which become unreachable, from the index."""
@@ -147,22 +142,3 @@ class PagePool:
     def _make_free(self, page: int) -> None:
         self._free[page] = 1
         self._n_free += 1
-
-    # ── checking ─────────────────────────────────────────────────────────────────────────────
-
-    def check(self) -> None:
-        """Raise AssertionError if the state is inconsistent."""
-        held = {page for page, count in enumerate(self._counts) if count}
-        free = {page for page, flag in enumerate(self._free) if flag}
-        assert min(self._counts) >= 0
-        assert self._n_free == len(free)
-        assert held | free | self._cached.keys() == set(range(1, len(self._counts)))
-        assert len(held) + len(free) + len(self._cached) == len(self._counts) - 1
-        assert self._cached.keys() == self._indexed.keys() - held
-        assert self._indexed == {
-            page: (parent, tokens)
-            for parent, children in self._children.items()
-            for tokens, page in children.items()
-        }
-        assert all(self._children.values())
-        assert self._children.keys() <= self._indexed.keys() | {0}

@@ -10,7 +10,7 @@ import PIL.Image
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import RequestError
-from pardalis.inference.generation import GenerationConfig, ImageGuidance
+from pardalis.inference.generation import GenerationConfig
 from pardalis.inference.request import Request
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
@@ -55,7 +55,13 @@ def to_request(
     """
     config = (config or GenerationConfig()).with_options(options)
     limits = _limits(bundle, config)
-    guidance = _guidance(config, limits)
+    guidance = config.guidance_method
+    if guidance is not None and limits.max_images == 0:
+        name = "guidance" if config.contrastive_alpha is None else "contrastive_alpha"
+        raise RequestError(
+            f"{name} applies to images, but this request generates none; leave it out, or change "
+            "`mode` or `max_images`."
+        )
     document = to_document(prompt, "user" if config.chat else None)
     prompt_ids = bundle.codec.encode_prompt(document)
     context = bundle.model.config.context
@@ -105,14 +111,3 @@ def _limits(bundle: Bundle, config: GenerationConfig) -> Limits:
         max_images=max_images,
         max_new_tokens=config.max_new_tokens or bundle.model.config.context,
     )
-
-
-def _guidance(config: GenerationConfig, limits: Limits) -> ImageGuidance | None:
-    method = config.guidance_method
-    if method is not None and limits.max_images == 0:
-        name = "guidance" if config.contrastive_alpha is None else "contrastive_alpha"
-        raise RequestError(
-            f"{name} applies to images, but this request generates none; leave it out, or change "
-            "`mode` or `max_images`."
-        )
-    return method

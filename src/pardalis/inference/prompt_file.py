@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents import Document, Image, Text, to_png
+from pardalis.documents import Document, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, PardalisError, RequestError
 from pardalis.files import output_folder, write_bytes, write_json
@@ -230,7 +230,9 @@ class PromptFile:
             if isinstance(segment, Text):
                 segments.append({"text": segment.text})
             else:
-                segments.append({"image": self._save(segment, index, n_images)})
+                name = f"images/{index:06}-{n_images}.png"
+                write_bytes(self.folder / name, to_png(segment.source))
+                segments.append({"image": name})
                 n_images += 1
         return {
             "index": index,
@@ -239,11 +241,6 @@ class PromptFile:
             "reason": finished.reason,
             "tokens": finished.usage.completion_tokens,
         }
-
-    def _save(self, image: Image, index: int, number: int) -> str:
-        name = f"images/{index:06}-{number}.png"
-        write_bytes(self.folder / name, to_png(image.source))
-        return name
 
 
 def _bytes(path: Path) -> bytes:

@@ -125,14 +125,10 @@ def _masked(
 
 
 def kth_largest(
-    logits: Float[Tensor, "B n"], k: Int64[Tensor, " B"], bound: int
+    logits: Float[Tensor, "B n"], k: Int64[Tensor, " B"], largest_k: int
 ) -> Float[Tensor, "B 1"]:
-    """Return the k-th largest logit of each sequence; -inf for k = 0, the smallest for k > n.
-
-    Args:
-        bound: upper bound of k.
-    """
-    ranked = logits.topk(min(bound, logits.shape[1])).values
+    """Return the k-th largest logit of each sequence; -inf for k = 0, the smallest for k > n."""
+    ranked = logits.topk(min(largest_k, logits.shape[1])).values
     kth = ranked.gather(1, (k.clamp(1, ranked.shape[1]) - 1)[:, None])
     return kth.masked_fill(k[:, None] == 0, -torch.inf)
 
@@ -194,7 +190,11 @@ def gumbel_noise(
     Args:
         ids: from :func:`prepare_ids`.
     """
-    key = _mixed(seeds + index * GOLDEN)[:, None].view(torch.int32)  # two halves
+    mixed = seeds + index * GOLDEN
+    # SplitMix64 (Steele, Lea and Flood 2014), with arithmetic shifts.
+    mixed = (mixed ^ (mixed >> 30)) * -0x40A7B892E31B1A47
+    mixed = (mixed ^ (mixed >> 27)) * -0x6B2FB644ECCEEE15
+    key = (mixed ^ (mixed >> 31))[:, None].view(torch.int32)  # two halves
     x = torch.addcmul(key[:, :1], ids, key[:, 1:] | 1)
     # Two rounds with the factors of Wellons' lowbias32; after one, some pairs of ids correlate.
     x ^= x >> 16
@@ -205,13 +205,6 @@ def gumbel_noise(
     # Uniform in (0, 1), never 1 after rounding, and dense near 0, which gives the largest noise.
     uniform = x.float().mul_(2.0**-31 * (1 - 2.0**-24)).add_(2.0**-33)
     return uniform.neg_().log1p_().neg_().log_().neg_()
-
-
-def _mixed(x: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """Mix 64 bits as SplitMix64 does (Steele, Lea and Flood 2014), with arithmetic shifts."""
-    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
-    return x ^ (x >> 31)
 
 
 def power_of_two(n: int) -> int:

@@ -261,18 +261,16 @@ class Scheduler:
         if self._running:  # otherwise all memory is available to it
             victims = [other for other in victims if _yields_pages(other, scheduled)]
             started = [r for r in (*self._waiting, *self._running) if r.pages]
-            reserve = sum(
-                self._quantum_pages(r) for r in started if not _yields_pages(r, scheduled)
+            reserve = sum(  # the pages that they fill in a quantum
+                self.pool.pages_for(min(self.config.quantum_steps, self._max_new_tokens(r)))
+                for r in started
+                if not _yields_pages(r, scheduled)
             )
         if not self._allocate_pages(scheduled, victims, reserve):
             self._release(scheduled.sequences)
             return False
         self._plan.reused_tokens += reused
         return True
-
-    def _quantum_pages(self, scheduled: ScheduledRequest) -> int:
-        """Return the pages that a request fills in a quantum."""
-        return self.pool.pages_for(min(self.config.quantum_steps, self._max_new_tokens(scheduled)))
 
     def _yields_slots(self, running: ScheduledRequest, waiting: ScheduledRequest) -> bool:
         return running.priority < waiting.priority or (
@@ -305,8 +303,7 @@ class Scheduler:
     ) -> bool:
         """Give all sequences of a request the pages they lack, or none; may preempt victims.
 
-        Args:
-            reserve: pages that must stay available.
+        A reserve of pages stays available.
         """
         missing = [self._missing_pages(scheduled, sequence) for sequence in scheduled.sequences]
         n = sum(missing) + reserve if any(missing) else 0

@@ -112,11 +112,7 @@ class DecodeBatch:
 
 
 class StepRunner:
-    """Runs batches on one model.
-
-    Args:
-        compile: compile decoding steps; prefill stays eager.
-    """
+    """Runs batches on one model."""
 
     def __init__(
         self,
@@ -124,7 +120,7 @@ class StepRunner:
         head: Head,
         automaton: Automaton,
         slots: SlotStates,
-        compile: bool = False,
+        compile: bool = False,  # decoding steps only; prefill stays eager
     ) -> None:
         self.model, self.head, self.automaton, self.slots = model, head, automaton, slots
         self._decode_hidden, self._sample = self._hidden, sample
@@ -151,22 +147,17 @@ class StepRunner:
         self,
         batch: DecodeBatch | None,
         layout: PassLayout,
-        ids: Sequence[int],
-        positions: Sequence[int],
+        ids: Sequence[int],  # tokens of the prompts, concatenated
+        positions: Sequence[int],  # of these tokens in their sequences
     ) -> Int[Tensor, "B 1"] | None:
-        """Read parts of prompts, beside one decoding step of a batch that comes first.
-
-        Args:
-            ids: tokens of the prompts, concatenated.
-            positions: of these tokens in their sequences.
-        """
+        """Read parts of prompts, beside one decoding step of a batch that comes first."""
         device = layout.table.device
         prompt_ids, prompt_positions = torch.tensor([ids, positions], device=device)
         if batch is None:
             self._hidden(layout, prompt_ids, prompt_positions)
             return None
         state = self.slots.load(batch.slots)
-        last = self._last_ids(batch, state)
+        last = _with_branches(batch, state.last[: batch.n_conditional])
         hidden = self._hidden(
             layout, torch.cat([last, prompt_ids]), torch.cat([state.position, prompt_positions])
         )
@@ -179,16 +170,13 @@ class StepRunner:
     ) -> Float[Tensor, "T D"]:
         return self.model.hidden(ids[None], positions[None], cache=layout.place(positions))[0]
 
-    def _last_ids(self, batch: DecodeBatch, state: SlotState) -> Int[Tensor, " R"]:
-        """Return the newest id of every sequence; branches read that of their conditional one."""
-        return _with_branches(batch, state.last[: batch.n_conditional])
-
     # ── one token per sequence ───────────────────────────────────────────────────────────────
 
     def _step(
         self, batch: DecodeBatch, state: SlotState, layout: PassLayout
     ) -> tuple[SlotState, Int[Tensor, "B 1"]]:
-        hidden = self._decode_hidden(layout, self._last_ids(batch, state), state.position)
+        last = _with_branches(batch, state.last[: batch.n_conditional])
+        hidden = self._decode_hidden(layout, last, state.position)
         return self._generate(batch, state, hidden)
 
     def _generate(
@@ -329,13 +317,9 @@ def _guided(
     span: slice,
     logits: Float[Tensor, "GW codes"],
     branch_logits: Float[Tensor, "UW codes"] | None,
-    window: int = 1,
+    window: int = 1,  # positions of each sequence in both logits
 ) -> Float[Tensor, "GW codes"]:
-    """Return logits of codes after guidance, for the sequences of a group.
-
-    Args:
-        window: positions of each sequence in ``logits`` and ``branch_logits``.
-    """
+    """Return logits of codes after guidance, for the sequences of a group."""
     branches = batch.branches
     if branches is None or branch_logits is None:
         return logits

@@ -148,21 +148,15 @@ class TokenLoop:
         n_tokens = window * steps
         requests = self.batches.order(plan.decode, n_tokens)
         batch = self.batches.build(requests, n_tokens, window)
-        sequences = in_batch_order(requests)
-        self.statistics.peak_sequences = max(self.statistics.peak_sequences, len(sequences))
-        lengths = [len(sequence.ids) for sequence in sequences]
-        return self._launch(requests, sequences, batch, steps, lengths)
+        lengths = [len(sequence.ids) for sequence in in_batch_order(requests)]
+        self.statistics.peak_sequences = max(self.statistics.peak_sequences, len(lengths))
+        return self._launch(requests, batch, steps, lengths)
 
     def _launch(
-        self,
-        requests: list[ScheduledRequest],
-        sequences: list[TokenSequence],
-        batch: DecodeBatch,
-        steps: int,
-        lengths: list[int],
+        self, requests: list[ScheduledRequest], batch: DecodeBatch, steps: int, lengths: list[int]
     ) -> "_StepsInFlight":
         """Launch steps of a batch whose sequences have at most these lengths."""
-        size = batch.window_size
+        size, sequences = batch.window_size, in_batch_order(requests)
         lengths = [n + steps * size for n in lengths]
         parts = [SequencePart(s.pages, size, n) for s, n in zip(sequences, lengths, strict=True)]
         start = time.perf_counter()
@@ -177,7 +171,7 @@ class TokenLoop:
         assert flight is not None
         if self.overlap and self._can_continue(flight):
             following = self._launch(
-                flight.requests, flight.sequences, flight.batch, flight.steps, flight.max_lengths
+                flight.requests, flight.batch, flight.steps, flight.max_lengths
             )
         self._in_flight = following
         progress = self._progress(flight.requests, flight.generated.wait())

@@ -139,28 +139,20 @@ class RotationTable(nn.Module):
 class Head:
     """A copy of the output head in the order of :meth:`Grammar.writable_ids`.
 
-    Args:
-        weights: as for :func:`packed`.
+    ``image`` gives the logits of image tokens, the first ``n_codes`` of the order, and ``text``
+    those of all other tokens.
     """
 
     def __init__(self, model: Decoder, grammar: Grammar, weights: Weights) -> None:
         table = model.head.weight.detach()
         table = table[torch.tensor(grammar.writable_ids(), device=table.device)]
         self.n_codes = grammar.vocabulary.n_codes
-        self._image = _linear(table[: self.n_codes], weights)
-        self._text = _linear(table[self.n_codes :], weights)
-
-    def image(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N codes"]:
-        """Return the logits of image tokens, the first ``n_codes`` of the order."""
-        return self._image(hidden)
-
-    def text(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N rest"]:
-        """Return the logits of all other tokens, which follow in the order."""
-        return self._text(hidden)
+        self.image = _linear(table[: self.n_codes], weights)
+        self.text = _linear(table[self.n_codes :], weights)
 
     def all(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N n"]:
         """Return the logits of all writable tokens."""
-        return torch.cat([self._image(hidden), self._text(hidden)], dim=-1)
+        return torch.cat([self.image(hidden), self.text(hidden)], dim=-1)
 
 
 @torch.no_grad()
