@@ -77,7 +77,6 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add ``--set``."""
     parser.add_argument(
         "--set",
         action="append",
@@ -164,7 +163,6 @@ def add_image_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 def reader_of(options: argparse.Namespace) -> Any:
-    """Return the name of the reader for DATA."""
     return options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
 
 
@@ -179,15 +177,6 @@ def set_run(parser: argparse.ArgumentParser, run: Run) -> None:
     parser.set_defaults(run=run)
 
 
-# The commands of stages that are not called like their stage.
-_STAGE_COMMANDS = {
-    "corpus": "data corpus",
-    "text_tokenizer": "tokenizer train-text",
-    "image_tokenizer": "tokenizer train-image",
-    "prepare": "data prepare",
-}
-
-
 def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     """Run stages of a recipe and print their time and memory; returns the run folder."""
     from dataclasses import asdict
@@ -199,8 +188,8 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     try:
         records = run(recipe, folder, stages, options.device)
     except StageMissingError as error:
-        command = _STAGE_COMMANDS.get(error.stage, error.stage)
-        raise ConfigError(f"{error} That is 'pardalis {command}', or 'pardalis run'.") from error
+        # main() replaces the name of the stage by that of its command.
+        raise ConfigError(f"{error} That is `{error.stage}`, or 'pardalis run'.") from error
     shown = [asdict(record) for record in records if not stages or record.name in stages]
     for record in shown:
         del record["inputs"]  # long, and in stages.json
@@ -213,7 +202,6 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
 
 
 def echo(text: str) -> None:
-    """Print a line of a result."""
     sys.stdout.write(text + "\n")
 
 

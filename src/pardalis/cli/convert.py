@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pardalis.cli.common import (
     Commands,
@@ -16,9 +15,6 @@ from pardalis.cli.common import (
     set_run,
 )
 from pardalis.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pardalis.interop import ForeignModel, NewRows
 
 _IMPORT = """\
 Convert a checkpoint to a bundle, which the other commands read. The layout is detected from the
@@ -96,16 +92,26 @@ def add(commands: Commands) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from pardalis.interop import import_model
+    from pardalis.interop import NewRows, import_model
 
+    given = {"init": options.new_rows, "seed": options.seed}
+    new_rows = {name: value for name, value in given.items() if value is not None}
     model = import_model(
         options.source,
         options.output,
         dtype=chosen_dtype(options),
         image_tokenizer=options.image_tokenizer,
-        new_rows=_new_rows(options),
+        new_rows=NewRows(**new_rows) if new_rows else None,
     )
-    facts = _facts(model)
+    vq = model.image_tokenizer
+    facts = {
+        "imported_from": model.origin,
+        "parameters": sum(tensor.n_elements for tensor in model.decoder.values()),
+        "image_codes": vq.n_codes,
+        "ids_moved": not isinstance(model.vocabulary.foreign_ids, range | None),
+        "generates_images": vq.has_decoder,
+        "preprocessing": vq.preprocessing,
+    }
     moved = "permuted, so that text and image tokens are contiguous"
     lines = {
         "imported from": facts["imported_from"],
@@ -118,26 +124,6 @@ def _import(options: argparse.Namespace) -> None:
     shown = [f"  {name:<14} {value}" for name, value in lines.items()]
     output = str(options.output)
     print_result(options, {"bundle": output, **facts}, output, *shown)
-
-
-def _new_rows(options: argparse.Namespace) -> "NewRows | None":
-    from pardalis.interop import NewRows
-
-    given = {"init": options.new_rows, "seed": options.seed}
-    given = {name: value for name, value in given.items() if value is not None}
-    return NewRows(**given) if given else None
-
-
-def _facts(model: "ForeignModel") -> dict[str, Any]:
-    vocabulary, vq = model.vocabulary, model.image_tokenizer
-    return {
-        "imported_from": model.origin,
-        "parameters": sum(tensor.n_elements for tensor in model.decoder.values()),
-        "image_codes": vq.n_codes,
-        "ids_moved": not isinstance(vocabulary.foreign_ids, range | None),
-        "generates_images": vq.has_decoder,
-        "preprocessing": vq.preprocessing,
-    }
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -79,7 +79,19 @@ def add(commands: Commands) -> None:
         "--stream", action="store_true", help="print the text while it is generated"
     )
     _add_options(parser.add_argument_group("what to generate and how to sample it"))
-    _add_engine(parser.add_argument_group("memory and speed"))
+    group = parser.add_argument_group("memory and speed")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add_dtype(group)
+    group.add_argument(
+        "--weights", choices=("stored", "int8"), default="stored",
+        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
+    )  # fmt: skip
+    for flag, meaning in _NUMBERS.items():
+        add_number(group, flag, meaning)
+    group.add_argument(
+        "--compile", action="store_true",
+        help="compile the decoding steps first, which takes minutes and pays for long work",
+    )  # fmt: skip
     set_run(parser, _run)
 
 
@@ -97,21 +109,6 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
             kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
             arguments |= {"type": kind, "metavar": "N" if kind is int else "X"}
         group.add_argument(flag, **arguments)
-
-
-def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    add_dtype(group)
-    group.add_argument(
-        "--weights", choices=("stored", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
-    )  # fmt: skip
-    for flag, meaning in _NUMBERS.items():
-        add_number(group, flag, meaning)
-    group.add_argument(
-        "--compile", action="store_true",
-        help="compile the decoding steps first, which takes minutes and pays for long work",
-    )  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """``pardalis stability``: training stability over learning rates."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,44 +37,38 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from pardalis.pipeline import load_recipe
     from pardalis.studies.stability import study_stability
-    from pardalis.studies.stability_page import FIGURE, FILE, PAGE
+    from pardalis.studies.stability_page import FIGURE, FILE, PAGE, counts
     from pardalis.studies.stability_results import plain
 
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
     study = study_stability(options.recipe, folder, options.set, options.device, options.jobs)
+    count = counts(study.outcomes())
+    lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"
+    outcomes = (
+        f"Unstable runs: {count['unstable']}, with an alarm before in {count['warned']}{lead}. "
+        f"Other runs with an alarm: {count['false_alarms']}."
+    )
     files = ", ".join(str(folder / name) for name in (PAGE, FIGURE, FILE))
-    print_result(options, plain(study), *_summaries(study), "", _outcomes(study), files)
+    print_result(options, plain(study), *_summaries(study), "", outcomes, files)
 
 
-def _summaries(study: "Study") -> list[str]:
+def _summaries(study: "Study") -> Iterator[str]:
     from pardalis.studies.stability_page import rate_name
 
     width = max(len("variant"), *(len(name) for name in study.variants))
-    lines = [
+    yield (
         f"{'variant':<{width}}  {'best lr':>8}  {'loss':>6}  {'text':>6}  {'image':>6}"
         f"  {'within 1 %':>10}  {'sensitivity':>11}  {'min-max':>13}  {'relative':>8}"
         f"  {'diverged':>8}"
-    ]
+    )
     for each in study.summaries():
         loss, text, image = (f"{spread.mean:6.3f}" for spread in each.losses.values())
         good = "..".join(map(rate_name, each.good_learning_rates))
         spread = f"{each.sensitivity.min:.3f}-{each.sensitivity.max:.3f}"
         relative = "-" if each.relative_sensitivity is None else f"{each.relative_sensitivity:.2f}"
-        lines.append(
+        yield (
             f"{each.variant:<{width}}  {rate_name(each.best_learning_rate):>8}  {loss}  {text}"
             f"  {image}  {good:>10}  {each.sensitivity.mean:>11.3f}  {spread:>13}  {relative:>8}"
             f"  {each.diverged:>3} of {each.runs}"
         )
-    return lines
-
-
-def _outcomes(study: "Study") -> str:
-    from pardalis.studies.stability_page import counts
-
-    count = counts(study.outcomes())
-    lead = "" if count["lead"] is None else f" (median lead {count['lead']:g} steps)"
-    return (
-        f"Unstable runs: {count['unstable']}, with an alarm before in {count['warned']}{lead}. "
-        f"Other runs with an alarm: {count['false_alarms']}."
-    )

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,53 +82,44 @@ def _encode(options: argparse.Namespace) -> None:
 
     if options.batch is not None and options.batch < 1:
         raise ConfigError(f"--batch must be at least 1, got {options.batch}.")
-    worker = _worker(options)
     path = str(options.data.resolve())
     source = SourceConfig(name="images", reader=reader_of(options), path=path)
-    tokenizer, start = _tokenizer(options, worker), time.monotonic()
-    report = encode_source(
-        tokenizer, source, options.output, options.image_fit, options.batch, worker
+    _process(
+        options,
+        lambda tokenizer, worker: encode_source(
+            tokenizer, source, options.output, options.image_fit, options.batch, worker
+        ),
     )
-    _show(options, report, time.monotonic() - start)
 
 
 def _decode(options: argparse.Namespace) -> None:
     from pardalis.data.codes import decode_codes
 
-    worker = _worker(options)
-    tokenizer, start = _tokenizer(options, worker), time.monotonic()
-    report = decode_codes(tokenizer, options.codes, options.output, worker)
-    _show(options, report, time.monotonic() - start)
+    _process(
+        options,
+        lambda tokenizer, worker: decode_codes(tokenizer, options.codes, options.output, worker),
+    )
 
 
-def _tokenizer(options: argparse.Namespace, worker: "Worker") -> "ImageTokenizer":
+def _process(
+    options: argparse.Namespace, process: "Callable[[ImageTokenizer, Worker], CodesReport]"
+) -> None:
+    """Load the image tokenizer, let it process a share of the images, and print the report."""
     import os
+    from dataclasses import asdict
 
     import torch
 
     from pardalis.pipeline.find import find_image_tokenizer
 
-    device = options.device
+    worker, device = _worker(options), options.device
     if device == "cuda" and worker.size > 1:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     tokenizer = find_image_tokenizer(options.tokenizer, device)
-    return tokenizer.compute_in(getattr(torch, options.dtype), options.compile)
-
-
-def _worker(options: argparse.Namespace) -> "Worker":
-    from pardalis.data.codes import Worker
-
-    if options.shard is None:
-        return Worker.from_environment()
-    rank, _, size = options.shard.partition("/")
-    if not (rank.isdecimal() and size.isdecimal()):
-        raise ConfigError(f"--shard must read I/N, such as 0/4, got {options.shard!r}.")
-    return Worker(int(rank), int(size))
-
-
-def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) -> None:
-    from dataclasses import asdict
-
+    tokenizer = tokenizer.compute_in(getattr(torch, options.dtype), options.compile)
+    start = time.monotonic()
+    report = process(tokenizer, worker)
+    seconds = time.monotonic() - start
     done = report.images - report.unchanged
     rate = done / seconds
     shown = {"output": str(options.output), **asdict(report)}
@@ -141,3 +133,14 @@ def _show(options: argparse.Namespace, report: "CodesReport", seconds: float) ->
         f"{options.output}: {report.images:,} images, {rejected}",
         f"{unchanged}  {done:,} in {seconds:.1f} s, {rate:.3g} per second",
     )
+
+
+def _worker(options: argparse.Namespace) -> "Worker":
+    from pardalis.data.codes import Worker
+
+    if options.shard is None:
+        return Worker.from_environment()
+    rank, _, size = options.shard.partition("/")
+    if not (rank.isdecimal() and size.isdecimal()):
+        raise ConfigError(f"--shard must read I/N, such as 0/4, got {options.shard!r}.")
+    return Worker(int(rank), int(size))

@@ -1,9 +1,8 @@
 """``pardalis tokenizer evaluate``: reconstruction quality of an image tokenizer."""
 
 import argparse
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pardalis.cli.common import (
     Commands,
@@ -43,21 +42,6 @@ def add(verbs: Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", help="folder to write, with a page"
     )
-    _add_nets(parser)
-    parser.add_argument(
-        "--ocr", action="store_true", help="measure word recall by OCR (needs pardalis[ocr])"
-    )
-    parser.add_argument(
-        "--worst", type=int, default=16, metavar="N", help="number of worst images (default: 16)"
-    )
-    add_number(parser, "--max-images", "images to use, evenly spaced (default: all)")
-    parser.add_argument(
-        "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
-    )
-    set_run(parser, _evaluate)
-
-
-def _add_nets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--perceptual",
         choices=("squeezenet", "vgg16", _NONE),
@@ -79,6 +63,17 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frechet-weights", metavar="FILE", help="its weights: pt_inception-2015-12-05 for FID"
     )
+    parser.add_argument(
+        "--ocr", action="store_true", help="measure word recall by OCR (needs pardalis[ocr])"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=16, metavar="N", help="number of worst images (default: 16)"
+    )
+    add_number(parser, "--max-images", "images to use, evenly spaced (default: all)")
+    parser.add_argument(
+        "--device", default="cpu", help="where networks run: cpu, cuda, cuda:1 (default: cpu)"
+    )
+    set_run(parser, _evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -88,7 +83,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         require_packages,
         write_evaluation,
     )
-    from pardalis.evaluate.reconstruction_page import summary
+    from pardalis.evaluate.reconstruction_page import summary, table
+    from pardalis.evaluate.templates import number
     from pardalis.files import output_folder
     from pardalis.pipeline.find import find_image_tokenizer
 
@@ -112,7 +108,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     }
     if options.output is not None:
         write_evaluation(options.output, evaluation, facts)
-    lines = [*_lines(evaluation.scores)]
+    width = max(map(len, evaluation.scores), default=0)
+    lines = []
+    for name, value, interval, _ in table(evaluation.scores):
+        range_ = f"   {number(interval[0])} to {number(interval[1])}" if interval else ""
+        lines.append(f"{name:<{width}} {number(value):>10}{range_}")
     for kind, rejected in evaluation.rejected.items():
         example = rejected.examples[0]
         lines.append(f"{rejected.count} {kind}, such as {example['where']}: {example['reason']}")
@@ -150,13 +150,3 @@ def _net_config(
         return FeatureNetConfig(name=name, weights=weights, heads=heads)
     except ConfigError as error:
         raise ConfigError(f"--{option}-{error}") from error
-
-
-def _lines(scores: Mapping[str, Any]) -> Iterator[str]:
-    from pardalis.evaluate.reconstruction_page import table
-    from pardalis.evaluate.templates import number
-
-    width = max(map(len, scores), default=0)
-    for name, value, interval, _ in table(scores):
-        range_ = f"   {number(interval[0])} to {number(interval[1])}" if interval else ""
-        yield f"{name:<{width}} {number(value):>10}{range_}"

@@ -36,8 +36,7 @@ class BatchBuilder:
     def build(self, requests: list[ScheduledRequest], n_tokens: int, window: int) -> DecodeBatch:
         """Return the batch in which ordered requests generate up to n tokens each.
 
-        Args:
-            window: speculation window; above 1 every request stays inside an image.
+        With a speculation window above 1 every request stays inside an image.
         """
         speculates = window > 1
         slices = [HeadSlice.IMAGE if speculates else head_slice_of(r, n_tokens) for r in requests]
@@ -91,9 +90,8 @@ class BatchBuilder:
         # The state in a slot that the sequence had before is out of date.
         self._in_slot = {slot: s for slot, s in self._in_slot.items() if s is not sequence}
         self._in_slot[sequence.slot] = sequence
-        last, position = sequence.ids[-1], len(sequence.ids) - 1
-        state = asdict(scheduled.state) | {"last": last, "position": position}
-        self.slots.write(sequence.slot, state)
+        newest = {"last": sequence.ids[-1], "position": len(sequence.ids) - 1}
+        self.slots.write(sequence.slot, asdict(scheduled.state) | newest)
 
     def _limits(self, requests: list[ScheduledRequest]) -> SlotLimits:
         limits = [r.request.limits for r in requests]

@@ -95,7 +95,10 @@ class EventWriter:
                 self.images += 1
                 yield ImageBegun(self.key, self.images - 1)
             for code in grammar.codes(span_ids):
-                yield from self._code(code)
+                self._codes.append(code)
+                rows, rest = divmod(len(self._codes), self.codec.image_tokenizer.config.grid)
+                if not rest:
+                    yield ImageRows(self.key, self.images - 1, rows, tuple(self._codes))
         yield from self._delta(text)
 
     def end(self) -> Iterator[TextDelta]:
@@ -105,9 +108,3 @@ class EventWriter:
     def _delta(self, text: str) -> Iterator[TextDelta]:
         if text:
             yield TextDelta(self.key, text)
-
-    def _code(self, code: int) -> Iterator[ImageRows]:
-        self._codes.append(code)
-        rows, rest = divmod(len(self._codes), self.codec.image_tokenizer.config.grid)
-        if not rest:
-            yield ImageRows(self.key, self.images - 1, rows, tuple(self._codes))

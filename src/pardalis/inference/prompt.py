@@ -8,7 +8,7 @@ from typing import Any
 import PIL.Image
 
 from pardalis.bundle import Bundle
-from pardalis.documents import Document, Image, Role, Segment, Text
+from pardalis.documents import Document, Image, Role, Text
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig
 from pardalis.inference.request import Request
@@ -28,10 +28,9 @@ def to_document(prompt: Prompt, role: Role | None = None) -> Document:
     if isinstance(prompt, Document):
         return prompt
     parts = [prompt] if isinstance(prompt, str | Path | bytes | PIL.Image.Image) else prompt
-    segments: list[Segment] = [
-        Text(p, role=role) if isinstance(p, str) else Image(p, role=role) for p in parts
-    ]
-    return Document(tuple(segments))
+    return Document(
+        tuple(Text(p, role=role) if isinstance(p, str) else Image(p, role=role) for p in parts)
+    )
 
 
 def to_request(
@@ -49,9 +48,7 @@ def to_request(
         options: fields of the config, which replace its values.
 
     Raises:
-        RequestError: an option is wrong, the prompt leaves too small a token budget, or images are
-            required of a model that cannot generate any.
-        DataError: an image of the prompt cannot be read.
+        RequestError, DataError: as :func:`pardalis.generate`.
     """
     config = (config or GenerationConfig()).with_options(options)
     limits = _limits(bundle, config)

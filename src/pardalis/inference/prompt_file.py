@@ -75,8 +75,8 @@ class PromptFile:
 
     Raises:
         ConfigError: the file has no prompts, or the folder cannot be written or resumed.
-        DataError: the file cannot be read.
-        RequestError: an option is wrong or fits no line.
+        DataError: the file does not exist or is not UTF-8.
+        RequestError: an option is wrong or fits no line, or the file is neither .txt nor .jsonl.
     """
 
     def __init__(

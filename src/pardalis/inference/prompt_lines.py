@@ -41,13 +41,7 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Return the lines of a file that are not blank.
-
-    Raises:
-        ConfigError: all lines are blank.
-        DataError: the file does not exist or is not UTF-8.
-        RequestError: its name ends neither in .txt nor in .jsonl.
-    """
+    """Return the lines of a file that are not blank; raises as :class:`PromptFile`."""
     if path.suffix not in (".txt", ".jsonl"):
         raise RequestError(f"A file of prompts is a .txt or .jsonl file, got {path}.")
     if not path.is_file():

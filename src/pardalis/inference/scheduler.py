@@ -137,13 +137,7 @@ class Scheduler:
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
     def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
-        """Add a request to the queue.
-
-        Raises:
-            GrammarError: the prompt is malformed.
-            RequestError: the request can never run.
-            QueueFullError: ``max_waiting`` requests wait already.
-        """
+        """Add a request to the queue, or raise as ``TokenLoop.submit``."""
         state = self.grammar.begin(request.prompt_ids, request.limits)
         scheduled = ScheduledRequest(
             key=next(self._keys),
@@ -197,7 +191,10 @@ class Scheduler:
                 scheduled.n_images += 1
                 self._open_guidance(scheduled)
             elif scheduled.guidance_sequences and scheduled.state.codes_left == 0:
-                self._close_guidance(scheduled)
+                unconditional, *image_conditional = scheduled.guidance_sequences
+                self.pool.release(unconditional.pages)  # no other sequence will have that prefix
+                self._release(image_conditional)
+                scheduled.guidance_sequences = []
         scheduled.tokens_in_quantum += len(token_ids)
         scheduled.rule = self.grammar.rule(scheduled.state, scheduled.request.limits)
 
@@ -417,12 +414,6 @@ class Scheduler:
         for sequence, slot in zip(branches, scheduled.slots[1:], strict=False):
             sequence.slot = slot
 
-    def _close_guidance(self, scheduled: ScheduledRequest) -> None:
-        unconditional, *image_conditional = scheduled.guidance_sequences
-        self.pool.release(unconditional.pages)  # no other sequence will have that prefix
-        self._release(image_conditional)
-        scheduled.guidance_sequences = []
-
     # ── bounds on what a request may still generate ──────────────────────────────────────────
 
     def _open_image_tokens(self, scheduled: ScheduledRequest) -> int:
@@ -431,7 +422,6 @@ class Scheduler:
         return state.codes_left + 1 if state.phase is Phase.IMAGE else 0
 
     def _max_new_images(self, scheduled: ScheduledRequest) -> int:
-        """Return how many images a request may still open."""
         limits, state = scheduled.request.limits, scheduled.state
         # With text one token is reserved for eos.
         budget = (state.budget or 0) - self._open_image_tokens(scheduled) - limits.text
@@ -439,7 +429,6 @@ class Scheduler:
         return fit if limits.max_images is None else min(fit, limits.max_images - state.images)
 
     def _max_new_tokens(self, scheduled: ScheduledRequest) -> int:
-        """Return how many tokens a request may still generate."""
         if scheduled.request.limits.text:
             return scheduled.state.budget or 0
         new_images = self._max_new_images(scheduled) * self.grammar.tokens_per_image
@@ -489,7 +478,6 @@ class Scheduler:
 
 
 def _yields_pages(other: ScheduledRequest, starting: ScheduledRequest) -> bool:
-    """Return whether a request gives up its pages so that another can start."""
     return other.paused or other.priority < starting.priority
 
 

@@ -71,7 +71,16 @@ class TokenLoop:
         context, page_size = model.config.context, config.page_size
         n_tokens = config.cache_tokens or config.max_slots * (context + page_size)
         n_pages = 1 + n_tokens // page_size
-        self.cache = _cache(model, n_pages, page_size)
+        weight, shape = model.embedding.weight, model.config
+        try:
+            self.cache = PagedCache(shape, n_pages, page_size, weight)
+        except (MemoryError, RuntimeError) as error:  # torch raises the second
+            numbers = 2 * shape.n_layers * shape.n_kv_heads * shape.d_head * n_pages * page_size
+            raise ConfigError(
+                f"The keys and values of {n_pages * page_size} tokens take "
+                f"{numbers * weight.element_size() / 2**30:,.1f} GiB, which {self.device} does not "
+                "have; lower `max_slots` or `cache_tokens`."
+            ) from error
         self.windows = WindowPolicy(
             config.speculation_window,
             _MEMORY_BOUND_TOKENS[self.device.type],
@@ -143,7 +152,6 @@ class TokenLoop:
         return progress
 
     def _decode(self, plan: PassPlan) -> "_StepsInFlight":
-        """Launch the decoding steps of a plan."""
         window, steps = self._window(plan)
         n_tokens = window * steps
         requests = self.batches.order(plan.decode, n_tokens)
@@ -161,9 +169,11 @@ class TokenLoop:
         parts = [SequencePart(s.pages, size, n) for s, n in zip(sequences, lengths, strict=True)]
         start = time.perf_counter()
         generated = self.runner.decode(batch, PassLayout(self.cache, parts), steps)
-        return _StepsInFlight(
-            requests, sequences, batch, steps, lengths, _HostCopy(generated), start
-        )
+        generated, copied = generated.to("cpu", non_blocking=True), None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return _StepsInFlight(requests, sequences, batch, steps, lengths, generated, copied, start)
 
     def _collect(self) -> list[Progress]:
         """Read what the steps in flight generated, after launching the next ones if possible."""
@@ -174,7 +184,9 @@ class TokenLoop:
                 flight.requests, flight.batch, flight.steps, flight.max_lengths
             )
         self._in_flight = following
-        progress = self._progress(flight.requests, flight.generated.wait())
+        if flight.copied is not None:
+            flight.copied.synchronize()
+        progress = self._progress(flight.requests, flight.generated)
         self.statistics.passes += flight.steps
         if flight.batch.inside_images:
             self._observe(flight, sum(len(p.ids) for p in progress))
@@ -266,39 +278,9 @@ class _StepsInFlight:
     batch: DecodeBatch
     steps: int
     max_lengths: list[int]  # most tokens of each sequence after the steps
-    generated: "_HostCopy"
+    generated: torch.Tensor  # on the host, once it is copied
+    copied: torch.cuda.Event | None  # None: copied already
     start: float  # time of perf_counter
-
-
-class _HostCopy:
-    """An asynchronous copy of a tensor to the host."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.to("cpu", non_blocking=True)
-        self.done: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.done.record()
-
-    def wait(self) -> torch.Tensor:
-        """Wait for the copy, but not for work launched after it."""
-        if self.done is not None:
-            self.done.synchronize()
-        return self.tensor
-
-
-def _cache(model: Decoder, n_pages: int, page_size: int) -> PagedCache:
-    """Return an empty cache; raises ConfigError if the device has not enough memory for it."""
-    try:
-        return PagedCache(model.config, n_pages, page_size, model.embedding.weight)
-    except (MemoryError, RuntimeError) as error:  # torch raises the second
-        config, like = model.config, model.embedding.weight
-        numbers = 2 * config.n_layers * config.n_kv_heads * config.d_head * n_pages * page_size
-        raise ConfigError(
-            f"The keys and values of {n_pages * page_size} tokens take "
-            f"{numbers * like.element_size() / 2**30:,.1f} GiB, which {like.device} does not have; "
-            "lower `max_slots` or `cache_tokens`."
-        ) from error
 
 
 def _finish_reason(scheduled: ScheduledRequest) -> FinishReason:
