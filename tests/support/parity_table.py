@@ -96,7 +96,7 @@ def pytest_sessionfinish(session):
 def pytest_testnodedown(node):
     rows = node.config.stash.setdefault(_ROWS, {})
     for name, what, row in getattr(node, "workeroutput", {}).get("parity", []):
-        rows[name, what] = Row(**row)
+        rows[name, what] = Line(**row)
 
 
 def pytest_terminal_summary(terminalreporter, config):
