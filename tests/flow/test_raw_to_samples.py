@@ -65,7 +65,7 @@ def test_the_whole_pipeline(project, capsys, noise):
         assert (project / "out" / name).stat().st_size > 0
         assert capsys.readouterr().out.strip() == "[image]"
     assert main([*ask, "--json"]) == 0
-    [part] = json.loads(capsys.readouterr().out)["answer"]
+    [part] = json.loads(capsys.readouterr().out)["completion"]
     assert part["image"].startswith("data:image/png;base64,")
 
     assert main(["show", "bundle", str(project / "bundle"), "--json"]) == 0

@@ -9,7 +9,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from pardalis.interop.names import DECODER, TRANSFORMERS_VQ, lines
+from pardalis.interop.names import DECODER, TRANSFORMERS_VQ, lines, rename
 from pardalis.model import PRESETS, Decoder, ModelConfig
 
 LAYOUTS = ("ours", "transformers", "meta")
@@ -17,16 +17,6 @@ LAYOUTS = ("ours", "transformers", "meta")
 
 def names(layout: str, n_layers: int, qk_norm: bool = True) -> list[str]:
     return [getattr(line, layout).format(n=n) for line, n in lines(n_layers, qk_norm)]
-
-
-def rename(name: str, source: str, target: str) -> str:
-    """Translate one name; raises KeyError if the source layout has no such tensor."""
-    number = next((part for part in name.split(".") if part.isdigit()), "")
-    pattern = ".".join("{n}" if part == number else part for part in name.split("."))
-    for line in DECODER:
-        if getattr(line, source) == pattern:
-            return getattr(line, target).replace("{n}", number)
-    raise KeyError(name)
 
 
 @pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])

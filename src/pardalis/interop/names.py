@@ -19,8 +19,11 @@ within each head.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from pardalis.model import ModelConfig
+
+NamingScheme = Literal["ours", "transformers", "meta"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +85,14 @@ def lines(n_layers: int, qk_norm: bool = True) -> Iterator[tuple[TensorName, int
     for n in range(n_layers):
         yield from ((line, n) for line in per_layer)
     yield from ((line, 0) for line in DECODER[-2:])
+
+
+def rename(name: str, source: NamingScheme, target: NamingScheme) -> str:
+    """Translate one name; raises KeyError if the source layout has no such tensor."""
+    number = next((part for part in name.split(".") if part.isdigit()), "")
+    pattern = ".".join("{n}" if part == number else part for part in name.split("."))
+    for line in DECODER:
+        if getattr(line, source) == pattern:
+            translated: str = getattr(line, target)
+            return translated.replace("{n}", number)
+    raise KeyError(name)
