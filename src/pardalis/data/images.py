@@ -105,7 +105,7 @@ class ImageFeed:
         self.seed = seed
         self.augmentation = augmentation or AugmentationConfig()
         self._mine = range(rank * (batch_images // size), (rank + 1) * (batch_images // size))
-        self._order = Order(len(images), seed, "pictures")
+        self._order = Order(len(images), seed, "pictures")  # decides the order: never rename
         self._kept: dict[int, _Square | None] = {}
         self._max_kept = max(1, _KEPT_BYTES // (3 * config.resolution**2))
         self._lock = Lock()

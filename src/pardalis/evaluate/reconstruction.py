@@ -122,7 +122,7 @@ class _Scorer:
         self._perceptual = nets.perceptual
         self._ocr = nets.ocr
         self._frechet = None if nets.frechet is None else _Frechet(nets.frechet)
-        self._generator = numpy_generator(0, "shown pictures")
+        self._generator = numpy_generator(0, "shown pictures")  # decides the choice: never rename
         self.counts = torch.zeros(tokenizer.config.n_codes, dtype=torch.int64)
         self.worst, self.sample = _Largest(n_examples), _Largest(n_examples)
         self.worst_by = "psnr" if self._perceptual is None else self._perceptual.name
