@@ -33,8 +33,9 @@ def chameleon_like(config: ModelConfig) -> ChameleonForConditionalGeneration:
     return ChameleonForConditionalGeneration(
         ChameleonConfig(
             vocab_size=config.vocab_size, hidden_size=config.d_model,
-            intermediate_size=config.d_ff, num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
+            intermediate_size=config.feed_forward.width, num_hidden_layers=config.n_layers,
+            num_attention_heads=config.attention.n_heads,
+            num_key_value_heads=config.attention.kv_heads,
             max_position_embeddings=config.context, vocabulary_map={"<image>": 4},
             bos_token_id=0, pad_token_id=1, eos_token_id=None,
             vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1,
@@ -78,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
 
     vocabulary = Vocabulary.build(n_codes=1024, n_text=2048)
-    config = tiny(vocabulary.size, context=LENGTH)
+    config = tiny().sized(vocabulary.size, context=LENGTH)
     ours = initialise(Decoder(config), seed=0).eval()
     peer = peer_of(ours)
     ids = torch.randint(8, vocabulary.size, (BATCH, LENGTH))

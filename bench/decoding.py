@@ -38,7 +38,15 @@ from pardalis.inference.config import EngineConfig
 from pardalis.inference.generation import Guidance, SamplingConfig
 from pardalis.inference.request import Request
 from pardalis.inference.token_loop import TokenLoop
-from pardalis.model import Decoder, ModelConfig, chameleon_7b, initialise, tiny
+from pardalis.model import (
+    AttentionConfig,
+    Decoder,
+    ModelConfig,
+    SwiGLUConfig,
+    chameleon_7b,
+    initialise,
+    tiny,
+)
 from pardalis.seeds import numpy_generator
 from pardalis.tokens import Grammar, Limits, Vocabulary
 from training import print_json, seconds_of, status_mib
@@ -46,12 +54,16 @@ from training import print_json, seconds_of, status_mib
 VOCABULARY = Vocabulary.build(n_codes=8192, n_text=65_536 - 8 - 8192)
 PROMPT, LONG_PROMPT, CODES = 32, 256, 256
 SIZES = {
-    "15M": tiny(VOCABULARY.size, context=1024),
+    "15M": tiny().sized(VOCABULARY.size, context=1024),
     "120M": ModelConfig(
-        vocab_size=VOCABULARY.size, context=1024, d_model=512, n_layers=16, n_heads=8,
-        n_kv_heads=8, d_ff=1536,
+        vocab_size=VOCABULARY.size,
+        context=1024,
+        d_model=512,
+        n_layers=16,
+        attention=AttentionConfig(n_heads=8),
+        feed_forward=SwiGLUConfig(width=1536),
     ),
-}  # fmt: skip
+}
 PLAIN = SamplingConfig()  # the whole distribution: what costs the peer least
 RELEASE = SamplingConfig(temperature=0.7, top_p=0.9)  # as Chameleon's release samples
 GREEDY = SamplingConfig(temperature=0.0)
@@ -331,8 +343,8 @@ class Work:
     @classmethod
     def of(cls, config: ModelConfig, case: Case, head: range, width: int = 4) -> "Work":
         """Count a step of a case; ``head`` is the range of token ids with a computed logit."""
-        d, kv = config.d_model, config.n_kv_heads * config.d_head
-        multiplied = config.n_layers * (2 * d * d + 2 * d * kv + 3 * d * config.d_ff)
+        d, kv = config.d_model, config.attention.kv_heads * config.d_head
+        multiplied = config.n_layers * (2 * d * d + 2 * d * kv + 3 * d * config.feed_forward.width)
         multiplied += len(head) * d
         seen = case.sequences * (case.prompt + case.length / 2)  # positions of all sequences
         if case.guided:  # the unconditional branch does not attend to the prompt
@@ -462,7 +474,7 @@ def headline(result: dict) -> dict[str, float]:
 
 def on_gpu(codes: int, rounds: int) -> dict[str, object]:
     """Generate at Chameleon-7B's shape in bfloat16; return times and the share of bandwidth."""
-    config = chameleon_7b()
+    config = chameleon_7b().sized(vocab_size=65_536, context=4096)
     with torch.device("meta"):
         model = Decoder(config)
     model = initialise(model.to(torch.bfloat16).to_empty(device="cuda"), seed=0).eval()

@@ -33,13 +33,21 @@ import torch.nn.functional as F
 from decoder import alternate, peer_of, product_gflops
 from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.data.prefetch import Prefetcher
-from pardalis.model import Decoder, ModelConfig, initialise, model_costs, swiglu_width
+from pardalis.model import (
+    AttentionConfig,
+    Decoder,
+    ModelConfig,
+    SwiGLUConfig,
+    initialise,
+    model_costs,
+    swiglu_width,
+)
 from pardalis.objectives.linear_cross_entropy import chunked_cross_entropy
 from pardalis.parallel import Layout, ParallelConfig, join, layout_of, parallelise
 from pardalis.parallel.vocabulary import VocabularyShard
 from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.pretrain import PretrainConfig, PretrainTask
-from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.schedule import ConstantConfig, WarmupCosineConfig
 
 LEARNING_RATE = 1e-4
 H200_BFLOAT16 = 989e12  # dense, by the datasheet
@@ -63,12 +71,14 @@ class Shape:
 
     @property
     def config(self) -> ModelConfig:
-        heads = self.d_model // self.d_head
         return ModelConfig(
-            vocab_size=self.vocab_size, context=self.length, d_model=self.d_model,
-            n_layers=self.n_layers, n_heads=heads, n_kv_heads=heads,
-            d_ff=swiglu_width(self.d_model),
-        )  # fmt: skip
+            vocab_size=self.vocab_size,
+            context=self.length,
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            attention=AttentionConfig(n_heads=self.d_model // self.d_head),
+            feed_forward=SwiGLUConfig(width=swiglu_width(self.d_model)),
+        )
 
 
 SHAPES = {
@@ -98,7 +108,7 @@ def our_task(shape: Shape, loader: Loader, model: Decoder, **options) -> Pretrai
     layout = options.pop("layout", None)
     config = PretrainConfig(
         batch_rows=shape.rows,
-        schedule=ScheduleConfig(kind="constant", learning_rate=LEARNING_RATE),
+        schedule=ConstantConfig(learning_rate=LEARNING_RATE),
         optimizer=AdamWConfig(fused=True),
         **options,
     )
@@ -228,7 +238,7 @@ def seconds_of_step(shape: Shape, steps: int = 3, **options) -> float:
 
 def cost_of_statistics(rounds: int) -> dict[str, float]:
     """Return the cost of training statistics, relative to a step without them."""
-    schedule = ScheduleConfig(learning_rate=LEARNING_RATE)
+    schedule = WarmupCosineConfig(learning_rate=LEARNING_RATE)
     every = PretrainConfig(batch_rows=1, schedule=schedule).statistics_every
     plain, measured = (
         min(seconds_of_step(QUICKSTART, 20, statistics_every=n) for _ in range(rounds))

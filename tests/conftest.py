@@ -7,6 +7,7 @@ install_import_hook("pardalis", "beartype.beartype")
 
 import pytest
 import torch
+from shapes import decoder_config
 
 from pardalis.codec import Codec
 from pardalis.model import Decoder, ModelConfig, initialise
@@ -34,7 +35,7 @@ def grammar(vocabulary: Vocabulary) -> Grammar:
 
 @pytest.fixture(scope="session")
 def tiny_config(vocabulary: Vocabulary) -> ModelConfig:
-    return ModelConfig(
+    return decoder_config(
         vocab_size=vocabulary.size,
         context=48,
         d_model=32,

@@ -1,6 +1,8 @@
 import dataclasses
+import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -207,3 +209,148 @@ def test_an_old_and_a_new_name_are_not_mixed(tmp_path):
     path.write_text("n_ids = 3\ntokens = 3")
     with pytest.raises(ConfigError, match="has n_ids and tokens, which are the same"):
         configs.load(Renamed, path, renamed=RENAMED)
+
+
+# ── unions ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Circle:
+    kind: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ConfigError(f"radius must be 0 or more, got {self.radius}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Square:
+    kind: Literal["square"] = "square"
+    side: float
+    colour: str = "red"
+
+
+OPEN = configs.Kinds(Circle)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    shape: Circle | Square = field(default_factory=Circle)
+    maybe: Circle | Square | None = None
+    many: tuple[Circle | Square, ...] = ()
+    open: Annotated[Any, OPEN] = field(default_factory=Circle)
+    path: Path | None = None
+
+
+def test_kind_chooses_the_config():
+    built = configs.from_dict(
+        Drawing,
+        {
+            "shape": {"kind": "square", "side": 2},
+            "maybe": {"kind": "circle"},
+            "many": [{"kind": "square", "side": 1}, {"radius": 3}],
+        },
+    )
+    assert built.shape == Square(side=2.0)
+    assert built.maybe == Circle()
+    assert built.many == (Square(side=1.0), Circle(radius=3.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"shape": {"kind": "sqare", "side": 2}},
+            "shape.kind must be one of 'circle', 'square', got 'sqare'; did you mean 'square'?",
+        ),
+        ({"shape": {"kind": 3}}, "shape.kind must be one of 'circle', 'square', got 3."),
+        ({"shape": {"kind": "square"}}, "shape.side is missing; it has no default"),
+        (
+            {"shape": {"kind": "circle", "side": 2}},
+            "Unknown key 'shape.side' for kind 'circle'; it is a key of 'square'.",
+        ),
+        ({"shape": {"side": 2}}, "for kind 'circle'; it is a key of 'square'"),
+        ({"shape": {"radus": 2}}, "Unknown key 'shape.radus'; did you mean 'radius'?"),
+        ({"many": [{"radius": -1}]}, "many.0.radius must be 0 or more, got -1.0."),
+        ({"shape": "circle"}, "shape must be a table, got 'circle'"),
+        ({"path": 3}, "path must be a path, got 3"),
+        ({"path": ""}, "path must be a path, got ''"),
+    ],
+)
+def test_errors_of_unions_and_paths_name_place_and_kinds(values, message):
+    with pytest.raises(ConfigError) as caught:
+        configs.from_dict(Drawing, values)
+    assert message in str(caught.value)
+
+
+def test_a_table_of_kinds_is_open():
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Star:
+        kind: Literal["star"] = "star"
+        points: int = 5
+
+    with pytest.raises(ConfigError, match=r"open\.kind must be one of 'circle', got 'star'"):
+        configs.from_dict(Drawing, {"open": {"kind": "star"}})
+    OPEN.add(Star)
+    assert configs.from_dict(Drawing, {"open": {"kind": "star", "points": 7}}).open == Star(
+        points=7
+    )
+    OPEN.add(Star)  # again: nothing changes
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Other:
+        kind: Literal["star"] = "star"
+
+    with pytest.raises(ConfigError, match="Other has the kind 'star', as Star has"):
+        OPEN.add(Other)
+    with pytest.raises(ConfigError, match="Outer needs a field `kind`"):
+        OPEN.add(Outer)
+
+
+def test_unions_and_paths_survive_toml(tmp_path):
+    drawing = Drawing(shape=Square(side=2.0), path=Path("a/b"), many=(Circle(), Square(side=1.0)))
+    assert configs.load(Drawing, write(tmp_path, configs.to_toml(drawing))) == drawing
+    assert configs.fingerprint(drawing) != configs.fingerprint(Drawing(path=Path("a/b")))
+    json.dumps(configs.deciding(drawing))
+
+
+def test_an_override_may_change_the_kind(tmp_path):
+    path = write(tmp_path, '[shape]\nkind = "square"\nside = 2')
+    with pytest.raises(ConfigError, match="it is a key of 'square'"):
+        configs.load(Drawing, path, ["shape.kind=circle"])
+    assert configs.load(Drawing, path, ["shape={kind='circle'}"]).shape == Circle()
+
+
+def test_merging_drops_the_values_of_another_kind():
+    base = {"shape": {"kind": "square", "side": 2, "colour": "blue"}, "n": 1}
+    assert configs.merged(base, {"shape": {"colour": "red"}}) == {
+        "shape": {"kind": "square", "side": 2, "colour": "red"},
+        "n": 1,
+    }
+    assert configs.merged(base, {"shape": {"kind": "circle"}})["shape"] == {"kind": "circle"}
+    assert base["shape"]["colour"] == "blue"
+
+
+def test_relative_paths_begin_at_a_folder(tmp_path):
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Holder:
+        drawings: tuple[Drawing, ...]
+        path: Path
+
+    holder = Holder(drawings=(Drawing(path=Path("x")), Drawing()), path=Path("{run}/y"))
+    placed = configs.located(holder, tmp_path, stays=lambda path: path.parts[0] == "{run}")
+    assert placed.drawings[0].path == tmp_path / "x"
+    assert placed.drawings[1].path is None
+    assert placed.path == Path("{run}/y")
+    absolute = Drawing(path=Path("/elsewhere"))
+    assert configs.located(absolute, tmp_path).path == Path("/elsewhere")
+
+
+def test_old_keys_move_to_their_tables():
+    values = {"a": 1, "t": {"old": {"x": 1}, "new": {"y": 2}}}
+    found = configs.rename(values, {"a": "t.b.c", "t.old": "t.new", "gone": "t.z"})
+    assert values == {"t": {"new": {"y": 2, "x": 1}, "b": {"c": 1}}}
+    assert found == ["a is now t.b.c", "t.old is now t.new"]
+    with pytest.raises(ConfigError, match="which are the same; leave a out"):
+        configs.rename({"a": 1, "b": 2}, {"a": "b"}, "recipe.toml")

@@ -31,9 +31,10 @@ def test_resolves_and_builds(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     with torch.device("meta"):
-        ImageTokenizer(recipe.image_tokenizer_config())
+        ImageTokenizer(recipe.image_tokenizer_run.model)
     if recipe.model is not None:
-        assert model_costs(recipe.model_config(5000)).parameters > 0
+        config = recipe.model_run.model.sized(5000, context=256)
+        assert model_costs(config).parameters > 0
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_every_variant_resolves_and_builds(path, variant):
     [changes] = [each.set for each in variants_of(load_recipe(path)) if each.name == variant]
     recipe = load_recipe(path, changes)
     with torch.device("meta"):
-        ImageTokenizer(recipe.image_tokenizer_config())
+        ImageTokenizer(recipe.image_tokenizer_run.model)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -75,7 +76,7 @@ QUICKSTART = FOLDER / "quickstart.toml"
         ("model.preset=huge", "model.preset must be one of 'tiny'"),
         ("model.d_modle=64", "Unknown key 'model.d_modle'; did you mean 'd_model'"),
         ("model.vocab_size=7", "follows from tokenizers"),
-        ("model.n_heads=5", "model.d_model (128) must be a multiple of twice n_heads (5)"),
+        ("model.n_heads=5", "model.d_model (128) must be a multiple of attention.n_heads (5)"),
         ("image_tokenizer.preset=vast", "image_tokenizer.preset must be one of"),
         ("image_tokenizer.chanels=7", "did you mean 'channels'"),
         ("sources.1.name=pairs", "Two sources are called 'pairs'"),
@@ -137,8 +138,8 @@ def test_every_field_of_every_config_is_read_somewhere():
         recipe = load_recipe(path)
         visit(recipe)
         if recipe.model is not None:
-            visit(recipe.model_config(100))
-        visit(recipe.image_tokenizer_config())
+            visit(recipe.model_run.model)
+        visit(recipe.image_tokenizer_run.model)
         for variant in recipe.variants:
             visit(load_recipe(path, variant.set))
     assert len(seen) >= 15
@@ -148,11 +149,11 @@ def test_every_field_of_every_config_is_read_somewhere():
 def test_paths_at_any_depth_begin_at_the_recipe():
     recipe = load_recipe(FOLDER / "chameleon_tokenizer.toml")
     net = recipe.image_tokenizer_training.perceptual.net
-    assert net.heads == str(FOLDER / "../weights/vgg.pth")
-    assert recipe.sources[0].path == str(FOLDER / "../photos")
+    assert net.heads == FOLDER / "../weights/vgg.pth"
+    assert recipe.sources[0].path == FOLDER / "../photos"
     recipe = load_recipe(FOLDER / "quantizers.toml")
-    assert recipe.drawings.packages == str(FOLDER / "../packages")
-    assert recipe.sources[0].path == "{run}/corpus/pairs.train.jsonl"
+    assert recipe.corpus.packages == FOLDER / "../packages"
+    assert recipe.sources[0].path == Path("{run}/corpus/pairs.train.jsonl")
 
 
 OLD = """

@@ -4,8 +4,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Soft:
+    """Vectors that replace the embeddings of some positions, such as those of a vision encoder."""
+
+    positions: Int[Tensor, "B S"]  # the index in its row of each vector; -1: unused
+    values: Float[Tensor, "B S D"]
+
+    def put_into(self, embedded: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Return embeddings with the vectors in their places; differentiable in both."""
+        places = self.positions.where(self.positions >= 0, embedded.shape[1])[..., None]
+        padded = F.pad(embedded, (0, 0, 0, 1))  # unused vectors go behind the last position
+        values = self.values.to(embedded.dtype)
+        return padded.scatter(1, places.expand_as(values), values)[:, :-1]
 
 
 @dataclass(frozen=True, slots=True)

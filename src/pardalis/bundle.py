@@ -2,7 +2,7 @@
 
     bundle.json                 format version, model config, vocabulary, how the model was made,
                                 and how images of prompts are made square, unless they are cropped
-    model.safetensors           the decoder
+    model.safetensors           the model
     text_tokenizer.json         in the format of the ``tokenizers`` library
     image_tokenizer/            config.json and model.safetensors
     LICENCES.md                 licences of the training data and of imported weights, if known
@@ -27,7 +27,7 @@ from pardalis.codec import Codec
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import atomic_folder, existing_folder, write_json, write_text
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import LanguageModel, build, config_of
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageFit, ImageTokenizer
 from pardalis.weights import load_weights
@@ -36,7 +36,8 @@ from pardalis.weights import load_weights
 # 3: ``prompt_pictures`` says that images of prompts are padded
 # 4: ``model`` may have embedding_norm
 # 5: ``prompt_pictures`` is called ``image_fit``
-FORMAT_VERSION = 5
+# 6: ``model`` has a kind, and a table for each of its parts
+FORMAT_VERSION = 6
 
 DESCRIPTION = "bundle.json"
 MODEL = "model.safetensors"
@@ -50,7 +51,7 @@ FOREIGN = "foreign.safetensors"
 class Bundle:
     """A model with its codec: everything that inference needs."""
 
-    model: Decoder
+    model: LanguageModel
     codec: Codec
     made_by: dict[str, Any]  # free-form facts about the run: recipe name, steps, held-out losses
     licences: str = ""  # Markdown; licences of the training data and of imported weights
@@ -101,7 +102,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def write_description(
     folder: Path,
-    model: ModelConfig,
+    model: Any,
     vocabulary: Vocabulary,
     made_by: dict[str, Any],
     image_fit: ImageFit = "crop",
@@ -138,7 +139,7 @@ def load(
     config = model_config(folder, description)
     codec = load_codec(folder, device)
     with torch.device("meta"):
-        model = Decoder(config)
+        model = build(config)
     load_weights(model, folder / MODEL)
     licences = folder / LICENCES
     return Bundle(
@@ -177,10 +178,10 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     return Codec(vocabulary, text_tokenizer, image_tokenizer, cast(ImageFit, fit))
 
 
-def model_config(folder: Path, description: dict[str, Any]) -> ModelConfig:
-    """Return the decoder's config from a description; raises BundleError if it is invalid."""
+def model_config(folder: Path, description: dict[str, Any]) -> Any:
+    """Return the model's config from a description; raises BundleError if it is invalid."""
     try:
-        return configs.from_dict(ModelConfig, description["model"], "model.")
+        return config_of(description["model"])
     except ConfigError as error:
         raise BundleError(f"{folder / DESCRIPTION}: {error}") from error
 

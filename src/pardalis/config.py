@@ -1,8 +1,17 @@
 """Recipes: TOML → dotted overrides → frozen dataclasses, strictly.
 
-A config is a frozen dataclass beside the thing it describes, with plain values and other configs
-as fields. This module converts the tables of a TOML file to configs. Its errors name the place, the
-value found, what was needed and the nearest name that exists.
+A config is a frozen dataclass beside the thing it describes, with plain values, paths and other
+configs as fields. This module converts the tables of a TOML file to configs. Its errors name the
+place, the value found, what was needed and the nearest name that exists.
+
+Where one of several configs may stand, the key ``kind`` of the table chooses among them. The field
+is a union of configs, or :class:`Kinds` lists them::
+
+    optimizer: AdamWConfig | MuonConfig
+    objective: Annotated[Objective, OBJECTIVES]
+
+Each of them has a field ``kind: Literal["its_name"] = "its_name"``. A table without ``kind`` is of
+the first.
 """
 
 import contextlib
@@ -15,9 +24,9 @@ import logging
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 
@@ -31,11 +40,43 @@ _warn_once = functools.cache(logger.warning)
 _DECIDES = "decides_results"
 
 
+class Kinds(dict[str, type[Any]]):
+    """The configs that a field may hold, by ``kind``; :meth:`add` enters one more.
+
+    Raises:
+        ConfigError: a config has no ``kind`` with a default, or one that another config has.
+    """
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # as metadata of an annotation
+
+    def __init__(self, *members: type[Any]) -> None:
+        super().__init__()
+        for member in members:
+            self.add(member)
+
+    def add(self, member: type[Config]) -> type[Config]:
+        """Enter a config and return it, so that this can decorate its class."""
+        kind = {field.name: field.default for field in dataclasses.fields(member)}.get("kind")  # type: ignore[arg-type]
+        if not isinstance(kind, str):
+            raise ConfigError(
+                f"{member.__name__} needs a field `kind` with its name as the default, such as "
+                'kind: Literal["name"] = "name".'
+            )
+        if self.get(kind, member) is not member:
+            raise ConfigError(
+                f"{member.__name__} has the kind {kind!r}, as {self[kind].__name__} has; kinds "
+                "must differ."
+            )
+        self[kind] = member
+        return member
+
+
 def load(
     cls: type[Config],
     path: Path,
     overrides: Sequence[str] = (),
     renamed: Mapping[str, str] | None = None,
+    upgrade: Callable[[dict[str, Any]], None] = lambda values: None,
 ) -> Config:
     """Read a recipe.
 
@@ -43,6 +84,7 @@ def load(
         cls: the dataclass that the whole file describes.
         renamed: dotted keys of earlier versions and what they are called now. They are read under
             their new name, with a warning.
+        upgrade: what else earlier versions wrote in another form, changed in place; comes first.
         overrides: ``"training_loop.steps=20"``; the value is TOML, or a bare string. A number in
             the path picks an item of a list: ``"sources.0.weight=2"``.
 
@@ -61,7 +103,9 @@ def load(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
     renamed = renamed or {}
-    _rename(values, renamed, path)
+    upgrade(values)
+    if found := rename(values, renamed, str(path)):
+        _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")
     for override in overrides:
         _apply(values, _renamed(override, renamed))
     return from_dict(cls, values)
@@ -74,7 +118,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
     a config's ``__post_init__`` begin with the bare name of the field; the place is prepended here.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in values:
         if key not in fields:
             raise ConfigError(_unknown_key(where + key, key, fields))
@@ -91,7 +135,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
 
 def check_types(config: Any) -> None:
     """Check the values of a config that was built in Python; raises ConfigError."""
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in _hints(type(config)).items():
         _convert(hint, getattr(config, name), name)
 
 
@@ -149,7 +193,83 @@ def deciding(config: Any) -> Any:
         return {name: deciding(value) for name, value in config.items()}
     if isinstance(config, list | tuple):
         return [deciding(item) for item in config]
-    return config
+    return str(config) if isinstance(config, Path) else config
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values with others laid over them, table by table.
+
+    Values of a table whose ``kind`` changes are left out: they belong to the other kind.
+    """
+    result = dict(base)
+    for name, value in changes.items():
+        below = result.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            same = value.get("kind", below.get("kind")) == below.get("kind")
+            result[name] = merged(below, value) if same else dict(value)
+        else:
+            result[name] = value
+    return result
+
+
+def from_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables for values by dotted key."""
+    tables: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return tables
+
+
+def rename(values: dict[str, Any], renamed: Mapping[str, str], where: str = "") -> list[str]:
+    """Move the values of old dotted keys to their new names, in place; return what was moved.
+
+    Raises:
+        ConfigError: a value stands under both names.
+    """
+    found = []
+    for old, new in renamed.items():
+        parent, _, last = old.rpartition(".")
+        table = table_at(values, parent)
+        if last not in table:
+            continue
+        value = table.pop(last)
+        *parents, last = new.split(".")
+        table = values
+        for name in parents:
+            table = table.setdefault(name, {})
+        if isinstance(value, dict) and isinstance(table.get(last), dict):
+            table[last] |= value
+        elif last in table:
+            raise ConfigError(f"{where} has {old} and {new}, which are the same; leave {old} out.")
+        else:
+            table[last] = value
+        found.append(f"{old} is now {new}")
+    return found
+
+
+def located(config: Any, folder: Path, stays: Callable[[Path], bool] = lambda path: False) -> Any:
+    """Return a config whose relative paths, at any depth, begin at a folder.
+
+    Args:
+        stays: whether a path is left as it is.
+    """
+    if isinstance(config, Path):
+        return config if stays(config) else folder / config
+    if isinstance(config, tuple):
+        return tuple(located(item, folder, stays) for item in config)
+    if isinstance(config, dict):
+        return {name: located(value, folder, stays) for name, value in config.items()}
+    if not dataclasses.is_dataclass(config):
+        return config
+    changes = {
+        field.name: located(getattr(config, field.name), folder, stays)
+        for field in dataclasses.fields(config)
+    }
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def to_toml(config: Any) -> str:
@@ -169,7 +289,18 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    return _cached_hints(cls)
+
+
+@functools.cache
+def _cached_hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _unknown_key(path: str, key: str, known: Iterable[str]) -> str:
@@ -179,13 +310,14 @@ def _unknown_key(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint is Any:
-        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        kinds = next((each for each in arguments[1:] if isinstance(each, Kinds)), None)
+        if kinds is not None:
+            return _of_kind(kinds, value, where)
+        return _convert(arguments[0], value, where)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        return _convert_union(arguments, value, where)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(
@@ -193,18 +325,70 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             )
         return value
     if dataclasses.is_dataclass(hint) or origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, got {value!r}.")
-        if origin is dict:
-            return {k: _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-        return from_dict(hint, value, f"{where}.")
+        return _convert_table(hint, value, where)
     if origin is tuple:
         return _convert_list(arguments, value, where)
+    return _convert_plain(hint, value, where)
+
+
+def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    members = [a for a in arguments if a is not type(None)]
+    if value is None and len(members) < len(arguments):
+        return None
+    return (
+        _convert(members[0], value, where)
+        if len(members) == 1
+        else _of_kind(Kinds(*members), value, where)
+    )
+
+
+def _convert_table(hint: Any, value: Any, where: str) -> Any:
+    is_config = dataclasses.is_dataclass(hint)
+    if is_config and isinstance(value, hint):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a table, got {value!r}.")
+    if is_config:
+        return from_dict(hint, value, f"{where}.")
+    of_values = typing.get_args(hint)[1]
+    return {name: _convert(of_values, each, f"{where}.{name}") for name, each in value.items()}
+
+
+def _convert_plain(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is Path:
+        if not isinstance(value, str | Path) or not str(value):
+            raise ConfigError(f"{where} must be a path, got {value!r}.")
+        return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _convert_float(value, where)
     if type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}.")
     return value
+
+
+def _of_kind(kinds: Kinds, value: Any, where: str) -> Any:
+    """Convert a table to the config of its kind."""
+    if isinstance(value, tuple(kinds.values())):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a table, got {value!r}.")
+    kind = value.get("kind", next(iter(kinds)))
+    if kind not in kinds:
+        near = difflib.get_close_matches(str(kind), kinds, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(
+            f"{where}.kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}{hint}"
+        )
+    for key in value:
+        owners = [k for k, each in kinds.items() if key in _hints(each)]
+        if kind not in owners and owners:
+            raise ConfigError(
+                f"Unknown key {where + '.' + key!r} for kind {kind!r}; it is a key of "
+                f"{' and '.join(map(repr, owners))}."
+            )
+    return from_dict(kinds[kind], value, f"{where}.")
 
 
 def _convert_float(value: Any, where: str) -> float:
@@ -222,33 +406,9 @@ def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[A
     return tuple(_convert(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))
 
 
-def _rename(values: dict[str, Any], renamed: Mapping[str, str], path: Path) -> None:
-    """Move the values of old keys to their new names, with a warning."""
-    found = []
-    for old, new in renamed.items():
-        *parents, last = old.split(".")
-        table = _inner(values, parents)
-        if last not in table:
-            continue
-        value = table.pop(last)
-        *parents, last = new.split(".")
-        for name in parents:
-            values.setdefault(name, {})
-        table = _inner(values, parents)
-        if isinstance(value, dict) and isinstance(table.get(last), dict):
-            table[last] |= value
-        elif last in table:
-            raise ConfigError(f"{path} has {old} and {new}, which are the same; leave {old} out.")
-        else:
-            table[last] = value
-        found.append(f"{old} is now {new}")
-    if found:
-        _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")
-
-
-def _inner(values: dict[str, Any], parents: Sequence[str]) -> dict[str, Any]:
-    """Return the table at a path of keys; an empty one if there is none."""
-    for name in parents:
+def table_at(values: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return the table at a dotted key; an empty one if there is none."""
+    for name in filter(None, place.split(".")):
         inner = values.get(name)
         values = inner if isinstance(inner, dict) else {}
     return values

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import decoder_config
 
 import pardalis
 from pardalis.bundle import Bundle
@@ -14,7 +15,7 @@ from pardalis.cli.main import main
 from pardalis.codec import Codec
 from pardalis.interop.tensors import lazy
 from pardalis.interop.vqgan import write_vqgan
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 
@@ -26,7 +27,7 @@ def bundle(text_tokenizer, tmp_path_factory) -> Path:
         code_width=4, n_codes=1024,
     )  # fmt: skip
     codec = Codec.of(text_tokenizer, ImageTokenizer(images).eval())
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size, context=160, d_model=16, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=16, qk_norm_groups=1,
     )  # fmt: skip

@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from shapes import decoder_config
 
 from pardalis.bundle import Bundle, load
 from pardalis.cli.main import build_parser, main
 from pardalis.inference import GenerationConfig
 from pardalis.interop.model import read_bundle
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 
 
 @pytest.fixture(scope="module")
 def folder(codec, tmp_path_factory):
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size, context=40, d_model=32, n_layers=2, n_heads=4,
         n_kv_heads=2, d_ff=64, init_std=0.3,
     )  # fmt: skip

@@ -7,10 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from shapes import decoder_config
 
 from pardalis.bundle import Bundle
 from pardalis.cli.main import main
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_options_are_used(run, tokenizer, photos):
 
 
 def test_a_bundle_and_a_jsonl_source_are_accepted(run, codec, photos, tmp_path):
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size, context=8, d_model=8, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=8,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -42,7 +43,7 @@ def fakes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def corpus(fakes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "drawings"
-    config = DrawingsConfig(packages=str(fakes), image_side=16)
+    config = DrawingsConfig(packages=fakes, image_side=16)
     return folder, build_drawings(config, folder)
 
 
@@ -142,7 +143,7 @@ def test_what_is_left_out(parts):
 
 
 def test_skin_tones_share_the_split_and_the_cell(fakes, tmp_path):
-    config = DrawingsConfig(packages=str(fakes), image_side=8, skin_tones=True)
+    config = DrawingsConfig(packages=fakes, image_side=8, skin_tones=True)
     build_drawings(config, tmp_path / "tones")
     parts = {name: cells_of(tmp_path / "tones", name) for name in FILES}
     toned = f"{WAVE.lower()}-1f3fb"
@@ -154,7 +155,7 @@ def test_skin_tones_share_the_split_and_the_cell(fakes, tmp_path):
 
 
 def test_permissive_licences_leave_the_share_alike_style_out(fakes, tmp_path):
-    config = DrawingsConfig(packages=str(fakes), image_side=8, licences="permissive")
+    config = DrawingsConfig(packages=fakes, image_side=8, licences="permissive")
     counts = build_drawings(config, tmp_path / "free")
     assert counts["concepts"] == N_THINGS + 3
     assert not list((tmp_path / "free" / "images").glob("*.openmoji.png"))
@@ -185,7 +186,7 @@ def test_the_same_config_gives_the_same_bytes(corpus, fakes, tmp_path):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return [(path.relative_to(folder), path.read_bytes()) for path in files]
 
-    build_drawings(DrawingsConfig(packages=str(fakes), image_side=16), tmp_path / "again")
+    build_drawings(DrawingsConfig(packages=fakes, image_side=16), tmp_path / "again")
     assert contents(tmp_path / "again") == contents(corpus[0])
 
 
@@ -230,11 +231,11 @@ def test_articles(name, expected):
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        DrawingsConfig(packages="npm", **changes)
+        DrawingsConfig(packages=Path("npm"), **changes)
 
 
 def test_packages_that_are_not_there(tmp_path):
-    config = DrawingsConfig(packages="npm")
+    config = DrawingsConfig(packages=Path("npm"))
     with pytest.raises(DataError, match="does not exist; `fetch_packages` downloads it"):
         build_drawings(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -242,7 +243,7 @@ def test_packages_that_are_not_there(tmp_path):
 
 def test_a_package_that_is_another(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(packages, "_sha256", lambda path: "0" * 64)
-    config = DrawingsConfig(packages=str(fakes))
+    config = DrawingsConfig(packages=fakes)
     with pytest.raises(DataError, match=r"is not emojibase-data 17\.0\.0 as it was released: its"):
         build_drawings(config, tmp_path / "out")
 
@@ -255,4 +256,4 @@ def test_hashes_are_of_the_content(tmp_path):
 def test_what_renders_them_is_missing(fakes, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"rendered by resvg-py, which is not installed: run pip"):
-        build_drawings(DrawingsConfig(packages=str(fakes)), tmp_path / "out")
+        build_drawings(DrawingsConfig(packages=fakes), tmp_path / "out")

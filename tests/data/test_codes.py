@@ -57,7 +57,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def source(path: Path, reader: str = "folder") -> SourceConfig:
-    return SourceConfig(name="images", reader=reader, path=str(path))
+    return SourceConfig(name="images", reader=reader, path=path)
 
 
 def written(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from pardalis.errors import ConfigError, DataError
 from pardalis.tokens import Grammar
 
 CONFIG = PrepareConfig(row_tokens=64, batch_documents=2)
-SOURCE = SourceConfig(name="owls", reader="folder", path="owls")
+SOURCE = SourceConfig(name="owls", reader="folder", path=Path("owls"))
 CAPTIONS = ["an owl", "a fox and a cat", "the oak", "two owls", "a cat"]
 
 
@@ -50,7 +50,7 @@ def pair(base: Path, number: int) -> Document:
 def write_jsonl(base: Path, *records: object) -> SourceConfig:
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     (base / "notes.jsonl").write_text("\n".join(lines) + "\n")
-    return SourceConfig(name="notes", reader="jsonl", path="notes.jsonl")
+    return SourceConfig(name="notes", reader="jsonl", path=Path("notes.jsonl"))
 
 
 # ── what is written ──────────────────────────────────────────────────────────────────────────

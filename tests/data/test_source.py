@@ -10,7 +10,7 @@ from pardalis.data.source import survey
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 
-SOURCE = SourceConfig(name="notes", reader="jsonl", path="notes.jsonl")
+SOURCE = SourceConfig(name="notes", reader="jsonl", path=Path("notes.jsonl"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_a_survey_counts_and_notices_changed_content(tmp_path: Path):
 
 def test_a_survey_notices_changed_image_files(tmp_path: Path):
     (tmp_path / "owl.png").write_bytes(b"first")
-    source = SourceConfig(name="owls", reader="folder", path=".")
+    source = SourceConfig(name="owls", reader="folder", path=Path("."))
     before = survey(source)
     (tmp_path / "owl.png").write_bytes(b"other!")
     changed = survey(source)
@@ -83,10 +83,10 @@ def test_nothing_at_the_path_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_a_weight_must_be_positive(weight: float):
     with pytest.raises(ConfigError, match=r"^weight must be above 0, got"):
-        SourceConfig(name="a", reader="jsonl", path="a", weight=weight)
+        SourceConfig(name="a", reader="jsonl", path=Path("a"), weight=weight)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b"])
 def test_a_name_must_be_that_of_a_folder(name: str):
     with pytest.raises(ConfigError, match=r"^name must consist of letters, digits"):
-        SourceConfig(name=name, reader="jsonl", path="a")
+        SourceConfig(name=name, reader="jsonl", path=Path("a"))

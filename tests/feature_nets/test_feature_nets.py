@@ -283,7 +283,7 @@ def test_squeezenet_from_a_file_uses_torchvisions_normalisation(tmp_path, suffix
     saved = tensors | {"classifier.1.weight": torch.zeros(4, 512, 1, 1)}
     path = tmp_path / f"weights.{suffix}"
     save_file(saved, path) if suffix == "safetensors" else torch.save(saved, path)
-    net = load_feature_net(FeatureNetConfig(name="squeezenet", weights=str(path)))
+    net = load_feature_net(FeatureNetConfig(name="squeezenet", weights=path))
     assert torch.equal(net.network.features[0].weight, tensors["features.0.weight"])
     torch.testing.assert_close(net.scale.flatten(), 0.5 / torch.tensor([0.229, 0.224, 0.225]))
 
@@ -314,7 +314,7 @@ def test_weights_of_another_net_are_refused(tmp_path, change, message):
     tensors = random_tensors(SqueezeNet)
     change(tensors)
     torch.save(tensors, tmp_path / "weights.pth")
-    config = FeatureNetConfig(name="squeezenet", weights=str(tmp_path / "weights.pth"))
+    config = FeatureNetConfig(name="squeezenet", weights=tmp_path / "weights.pth")
     with pytest.raises(BundleError, match=message):
         load_feature_net(config)
 
@@ -323,7 +323,7 @@ def test_weights_of_another_net_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02}q\x00."])
 def test_files_without_weights_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    config = FeatureNetConfig(name="vgg16", weights=str(tmp_path / name))
+    config = FeatureNetConfig(name="vgg16", weights=tmp_path / name)
     with pytest.raises(BundleError, match=f"{name}.*(cannot be read|do not fit)"):
         load_feature_net(config)
 
@@ -348,7 +348,7 @@ def test_damaged_files_are_read_or_refused_with_a_message(tmp_path_factory, form
 
 
 def test_a_missing_file_is_named(tmp_path):
-    config = FeatureNetConfig(name="vgg16", weights=str(tmp_path / "vgg16.pth"))
+    config = FeatureNetConfig(name="vgg16", weights=tmp_path / "vgg16.pth")
     with pytest.raises(BundleError, match=r"vgg16\.pth is missing"):
         load_feature_net(config)
 

@@ -58,7 +58,7 @@ def test_with_heads_the_distance_is_lpips(vgg_files):
     They are ImageNet's mean and deviation for [0, 1], so nothing may scale by those again.
     """
     weights, heads = vgg_files
-    config = FeatureNetConfig(name="vgg16", weights=str(weights), heads=str(heads))
+    config = FeatureNetConfig(name="vgg16", weights=weights, heads=heads)
     distance = load_perceptual_distance(config)
     assert distance.name == "lpips_vgg16"
     one, other = random_pixels(3, 3, 40, 32), random_pixels(3, 3, 40, 32, seed=1)
@@ -163,8 +163,8 @@ def test_lpips_of_squeezenet_takes_torchvisions_weights(tmp_path):
     torch.save(random_heads(SqueezeNet.widths), tmp_path / "heads.pth")
     config = FeatureNetConfig(
         name="squeezenet",
-        weights=str(tmp_path / "squeezenet.pth"),
-        heads=str(tmp_path / "heads.pth"),
+        weights=tmp_path / "squeezenet.pth",
+        heads=tmp_path / "heads.pth",
     )
     assert load_perceptual_distance(config).name == "lpips_squeezenet"
 
@@ -172,10 +172,21 @@ def test_lpips_of_squeezenet_takes_torchvisions_weights(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "squeezenet", "heads": "h.pth"}, "fitted to torchvision's weights of squeezenet"),
-        ({"name": "resnet50", "weights": "w", "heads": "h"}, "vgg16 or squeezenet, not to resnet"),
         (
-            {"name": "vgg16", "weights": "w", "heads": "h", "layer_weights": (1.0,)},
+            {"name": "squeezenet", "heads": Path("h.pth")},
+            "fitted to torchvision's weights of squeezenet",
+        ),
+        (
+            {"name": "resnet50", "weights": Path("w"), "heads": Path("h")},
+            "vgg16 or squeezenet, not to resnet",
+        ),
+        (
+            {
+                "name": "vgg16",
+                "weights": Path("w"),
+                "heads": Path("h"),
+                "layer_weights": (1.0,),
+            },
             "leave one of them out",
         ),
         ({"layer_weights": ()}, "layer_weights must be"),
@@ -197,8 +208,6 @@ def test_layer_weights_must_be_as_many_as_layers():
 
 def test_heads_of_another_net_are_refused(tmp_path, vgg_files):
     torch.save(random_heads(SqueezeNet.widths), tmp_path / "heads.pth")
-    config = FeatureNetConfig(
-        name="vgg16", weights=str(vgg_files[0]), heads=str(tmp_path / "heads.pth")
-    )
+    config = FeatureNetConfig(name="vgg16", weights=vgg_files[0], heads=tmp_path / "heads.pth")
     with pytest.raises(BundleError, match=r"heads\.pth do not fit the net"):
         load_perceptual_distance(config)

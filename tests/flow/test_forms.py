@@ -40,7 +40,7 @@ def check(given: Path, name: str, folder: Path) -> None:
     records = read_records(folder)
     assert [record.name for record in records] == [stage.name for stage in stages_of(recipe)]
     assert all(record.finished for record in records)
-    if recipe.has_decoder:
+    if recipe.has_model:
         assert "<html" in (folder / "report.html").read_text()
         bundle = pardalis.load(folder / "bundle")
         assert bundle.codec.image_fit == recipe.image_fit

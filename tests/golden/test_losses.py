@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from shapes import decoder_config
 
 from pardalis import config as configs
 from pardalis.batch import Batch
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.train import PretrainConfig, PretrainTask
 
 GOLDEN = Path(__file__).with_name("losses.json")
@@ -70,7 +71,7 @@ class Rows:
 def losses(name: str) -> list[float]:
     model, training = RUNS[name]
     config = configs.from_dict(PretrainConfig, TRAINING | training)
-    decoder = Decoder(configs.from_dict(ModelConfig, MODEL | model))
+    decoder = Decoder(decoder_config(**MODEL | model))
     task = PretrainTask(initialise(decoder, 0), Rows(), config, IMAGE_IDS, total_steps=STEPS)
     return [float(task.step(step)["loss"]) for step in range(STEPS)]
 

@@ -3,11 +3,12 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import decoder_config
 
 from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 
-CONFIG = ModelConfig(
+CONFIG = decoder_config(
     vocab_size=40,
     context=64,
     d_model=32,
@@ -33,7 +34,7 @@ def test_paged_sequences_equal_contiguous_ones(data):
     pages = [[order.pop() for _ in range(n)] for n in n_pages]
     if data.draw(st.booleans()):
         pages = [sorted(p) for p in pages]
-    cache = PagedCache(CONFIG, sum(n_pages) + 1, page_size, MODEL.embedding.weight)
+    cache = PagedCache(MODEL.cache_spec(), sum(n_pages) + 1, page_size, MODEL.embedding.weight)
     read = [0] * len(texts)
     got: list[list[torch.Tensor]] = [[] for _ in texts]
     with torch.inference_mode():
@@ -62,7 +63,7 @@ def test_paged_sequences_equal_contiguous_ones(data):
 
 
 def test_consecutive_pages_are_not_copied():
-    cache = PagedCache(CONFIG, 6, 4, MODEL.embedding.weight)
+    cache = PagedCache(MODEL.cache_spec(), 6, 4, MODEL.embedding.weight)
     layout = PassLayout(cache, [SequencePart([2, 3], 1, 7), SequencePart([3, 2], 1, 7)])
     view, copy = (layout.entries_of(cache.keys[0], number) for number in range(2))
     assert view.shape == copy.shape == (1, 2, 7, 8)
@@ -71,7 +72,7 @@ def test_consecutive_pages_are_not_copied():
 
 
 def test_positions_without_a_page_write_to_page_0():
-    cache = PagedCache(CONFIG, 3, 4, MODEL.embedding.weight)
+    cache = PagedCache(MODEL.cache_spec(), 3, 4, MODEL.embedding.weight)
     layout = PassLayout(cache, [SequencePart([1], 2, 8)])
     with torch.inference_mode():
         MODEL.hidden(

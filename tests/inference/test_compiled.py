@@ -16,7 +16,14 @@ from pardalis.inference import (
     generate_reference,
 )
 from pardalis.inference import compiled as compiled_module
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import (
+    AttentionConfig,
+    Decoder,
+    InitConfig,
+    ModelConfig,
+    SwiGLUConfig,
+    initialise,
+)
 from pardalis.tokens import Grammar, Limits, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
@@ -44,9 +51,14 @@ def requests() -> list[Request]:
 
 def make(context: int = 48) -> tuple[Decoder, Grammar]:
     config = ModelConfig(
-        vocab_size=IDS.size, context=context, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2,
-        d_ff=64, init_std=0.3,
-    )  # fmt: skip
+        vocab_size=IDS.size,
+        context=context,
+        d_model=32,
+        n_layers=2,
+        attention=AttentionConfig(n_heads=4, n_kv_heads=2),
+        feed_forward=SwiGLUConfig(width=64),
+        init=InitConfig(std=0.3),
+    )
     return initialise(Decoder(config), seed=0).eval(), Grammar(IDS, codes_per_image=4)
 
 

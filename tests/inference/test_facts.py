@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from shapes import decoder_config
 
 from pardalis.inference import Request, generate_ids
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.tokens import Grammar, Limits, Rule, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
@@ -15,7 +16,7 @@ CONTEXT = 4096
 def test_an_image_is_1024_codes_and_its_end():
     """Whatever an untrained model prefers."""
     torch.set_num_threads(1)
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=IDS.size, context=CONTEXT, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1,
         d_ff=8, init_std=0.3,
     )  # fmt: skip

@@ -1,10 +1,9 @@
 """Weights laid out for decoding give what the model gives, and leave it as it was."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from jaxtyping import Float
+from shapes import changed
 from torch import Tensor
 
 from pardalis.inference.weights import Head, Int8Linear, PackedLinear, packed
@@ -19,19 +18,19 @@ def ids(tiny_config: ModelConfig) -> Tensor:
 
 
 def without_qk_norm(config: ModelConfig) -> ModelConfig:
-    return replace(config, qk_norm="none")
+    return changed(config, qk_norm="none")
 
 
 def one_group(config: ModelConfig) -> ModelConfig:
-    return replace(config, qk_norm_groups=1)
+    return changed(config, qk_norm_groups=1)
 
 
 def reordered(config: ModelConfig) -> ModelConfig:
-    return replace(config, norm_placement="reordered")
+    return changed(config, norm_placement="reordered")
 
 
 def long_rows(config: ModelConfig) -> ModelConfig:
-    return replace(config, d_ff=1100)
+    return changed(config, d_ff=1100)
 
 
 @pytest.mark.parametrize("variant", [without_qk_norm, one_group, reordered, long_rows])

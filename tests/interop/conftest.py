@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from shapes import decoder_config
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -30,7 +31,7 @@ from transformers.models.chameleon.image_processing_pil_chameleon import (
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
 from pardalis.interop import import_model
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import Decoder
 from pardalis.tokens import train_text_tokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
@@ -227,7 +228,7 @@ def own_bundle(tmp_path_factory) -> Path:
         n_codes=64,
     )
     codec = Codec.of(text_tokenizer, ImageTokenizer(images).eval())
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size,
         context=96,
         d_model=48,

@@ -21,7 +21,7 @@ from pardalis.bundle import Bundle
 from pardalis.errors import BundleError, ConfigError, PardalisError
 from pardalis.interop import NewRows, export_model, import_model, tensors, write_chameleon
 from pardalis.interop.model import read_bundle
-from pardalis.vq import QuantizerConfig, tiny
+from pardalis.vq import QUANTIZERS, tiny
 
 
 @pytest.fixture
@@ -521,7 +521,7 @@ def test_a_killed_process_leaves_no_complete_output(source, target):
 def test_all_options_that_the_layout_cannot_hold_are_named_together(own_bundle, tmp_path):
     """The quickstart's image tokenizer among them."""
     model = read_bundle(own_bundle)
-    images = replace(tiny(), quantizer=QuantizerConfig(kind="ibq"), channels=48)
+    images = replace(tiny(), quantizer=QUANTIZERS["ibq"](), channels=48)
     unlike = replace(
         model,
         config=replace(model.config, qk_norm="none", qk_norm_groups=None, qk_norm_eps=1e-6),
@@ -533,7 +533,7 @@ def test_all_options_that_the_layout_cannot_hold_are_named_together(own_bundle, 
     assert message.startswith(f"{tmp_path / 'hf'}: Hugging Face's Chameleon cannot hold this model")
     for part in (
         "model.qk_norm is 'none' (needed: 'layer_norm')",
-        "model.qk_norm_eps is 1e-06 (needed: 1e-05)",
+        "model.attention.qk_norm.eps is 1e-06 (needed: 1e-05)",
         "image_tokenizer.patch_size is 4 (needed: 1)",
         "image_tokenizer.norm_groups is 0 (needed: 32)",
         "image_tokenizer.channels is 48 (needed: 32 divides all widths)",

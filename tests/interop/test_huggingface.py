@@ -1,6 +1,5 @@
 """Hugging Face's Chameleon folders in and out: nothing is lost, and both libraries agree."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import changed
 from transformers import (
     AutoProcessor,
     ChameleonConfig,
@@ -128,7 +128,7 @@ def test_round_trip(kind, chameleon_folder, imported_bundle, tmp_path):
         values["vq_config"]["attn_resolutions"] = values["vq_config"]["attn_resolutions"] or None
     assert ours == theirs
     model = pardalis.load(bundle).model
-    assert model.config.qk_norm_groups == GROUPS.get(kind, 1)
+    assert model.config.attention.qk_norm.groups == GROUPS.get(kind, 1)
     assert model.head.weight.dtype == KINDS[kind].get("dtype", torch.float32)
 
 
@@ -164,7 +164,7 @@ def test_what_a_config_leaves_out_has_the_value_of_their_class(chameleon_folder,
     assert left_out <= values.keys() - kept.keys()
     import_model(source, tmp_path / "bundle")
     config = pardalis.load(tmp_path / "bundle").model.config
-    assert (config.norm_eps, config.init_std, config.norm_placement) == (1e-5, 0.02, "pre")
+    assert (config.norm.eps, config.init.std, config.residual.placement) == (1e-5, 0.02, "pre")
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
@@ -259,7 +259,7 @@ def test_our_model_loads_there_and_gives_the_same_logits(own_bundle, exported, c
 def test_a_norm_of_the_embedding_goes_into_the_table(to, own_bundle, tmp_path, compare):
     """Their models have none: the rows that they look up are normalised before."""
     bundle = pardalis.load(own_bundle)
-    model = Decoder(dataclasses.replace(bundle.model.config, embedding_norm=True))
+    model = Decoder(changed(bundle.model.config, embedding_norm=True))
     model.load_state_dict(bundle.model.state_dict())
     ids = ids_in_order(bundle.codec.vocabulary.size)
     with torch.no_grad():
@@ -269,7 +269,7 @@ def test_a_norm_of_the_embedding_goes_into_the_table(to, own_bundle, tmp_path, c
     export_model(tmp_path / "bundle", tmp_path / "theirs", to)
     import_model(tmp_path / "theirs", tmp_path / "back")
     back = pardalis.load(tmp_path / "back").model
-    assert not back.config.embedding_norm
+    assert not back.config.embedding.norm
     with torch.no_grad():
         compare("embedding norm", "logits", back(ids), ours, atol=LOGITS)
 
@@ -430,5 +430,5 @@ def test_a_loaded_bundle_saves_everything(imported_bundle, tmp_path, image):
 
 
 def test_the_release_has_no_scaling_of_rope(imported_bundle, tmp_path):
-    with pytest.raises(BundleError, match=r"model.rope_scaling is set \(needed: none\)"):
+    with pytest.raises(BundleError, match=r"model.position.scaling is set \(needed: none\)"):
         export_model(imported_bundle(**KINDS["RoPE of Llama 3.1"]), tmp_path / "meta", "meta")

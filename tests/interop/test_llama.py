@@ -40,7 +40,7 @@ from pardalis.interop.tensors import lazy
 from pardalis.interop.vocabulary import from_foreign, to_foreign
 from pardalis.interop.vqgan import write_vqgan
 from pardalis.train.pretrain import PretrainConfig, PretrainTask
-from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.schedule import WarmupCosineConfig
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, initialise
 
 CORPUS = ["An owl sat on the old oak.", "The owl, the cat and the fox.", "A fox ran. 3 < 4\n"] * 3
@@ -599,7 +599,7 @@ def test_it_can_be_trained(imported, owl):
     ids = bundle.codec.encode(Document((Text("An owl:"), Image(owl), Text("is it one?"))))
     before = bundle.model.head.weight.detach().clone()
     config = PretrainConfig(
-        batch_rows=1, schedule=ScheduleConfig(learning_rate=1e-2, warmup_steps=1)
+        batch_rows=1, schedule=WarmupCosineConfig(learning_rate=1e-2, warmup_steps=1)
     )
     task = PretrainTask(
         bundle.model, OneBatch(ids), config, bundle.codec.vocabulary.image, total_steps=8
@@ -686,7 +686,7 @@ def test_mistrals_own_parameters_beside_them_do_not_matter(llama, image_tokenize
     (folder / "params.json").write_text('{"dim": 64, "n_layers": 2}')
     (folder / "consolidated.safetensors").touch()
     import_model(folder, tmp_path / "bundle", image_tokenizer=image_tokenizer)
-    assert pardalis.load(tmp_path / "bundle").model.config.n_kv_heads == 1
+    assert pardalis.load(tmp_path / "bundle").model.config.attention.n_kv_heads == 1
 
 
 def test_an_image_tokenizer_must_be_whole(llama, image_tokenizer, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import shapes
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -199,7 +200,7 @@ def test_qk_norm_by_hand(release_folder, tmp_path):
             tensors[f"layers.1.attention.{name}"] = torch.arange(4.0) + first + 100 * n
         torch.save(tensors, path)
     model = read_meta(release)
-    assert model.config.qk_norm_groups == 2
+    assert model.config.attention.qk_norm.groups == 2
     assert model.decoder["trunk.blocks.1.attention.q_norm.weight"].read().tolist() == [
         [0, 2, 1, 3],
         [10, 12, 11, 13],
@@ -317,7 +318,7 @@ def test_round_trip_of_our_own_model(own_bundle, tmp_path, compare):
     export_model(own_bundle, tmp_path / "meta", "meta")
     import_model(tmp_path / "meta", tmp_path / "bundle")
     before, after = pardalis.load(own_bundle), pardalis.load(tmp_path / "bundle")
-    config = dataclasses.replace(before.model.config, dropout=0.0)
+    config = shapes.changed(before.model.config, dropout=0.0)
     assert after.model.config == config
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], tensor), name
@@ -355,7 +356,7 @@ def test_more_ranks_than_groups(release_folder, tmp_path, compare):
     ours, theirs = release_logits(tmp_path / "meta", IDS), release_logits(release, IDS)
     compare("Chameleon's release, 4 ranks of 2", "logits", ours, theirs, atol=2e-5)
     back = read_meta(tmp_path / "meta")
-    assert back.config.qk_norm_groups == 4
+    assert back.config.attention.qk_norm.groups == 4
     for name, tensor in read_meta(release).decoder.items():
         rows = back.decoder[name].read()
         if "q_norm" in name or "k_norm" in name:
@@ -366,8 +367,8 @@ def test_more_ranks_than_groups(release_folder, tmp_path, compare):
 @given(d_model=st.integers(8, 20_000), d_ff=st.integers(1, 80_000))
 def test_any_width_of_the_feed_forward(d_model, d_ff):
     """The release computes it from two numbers, in these three steps."""
-    config = dataclasses.replace(
-        chameleon_7b(), d_model=2 * d_model, n_heads=1, n_kv_heads=1, d_ff=d_ff
+    config = shapes.changed(
+        chameleon_7b().sized(65_536, 4096), d_model=2 * d_model, n_heads=1, n_kv_heads=1, d_ff=d_ff
     )
     written = json.loads(json.dumps(meta._ffn_params(config)))
     width = int(2 * (4 * config.d_model) / 3)
@@ -380,7 +381,7 @@ def test_any_width_of_the_feed_forward(d_model, d_ff):
 
 
 def test_a_common_width_has_the_common_parameters():
-    assert meta._ffn_params(chameleon_7b()) == {"multiple_of": 256}
+    assert meta._ffn_params(chameleon_7b().sized(65_536, 4096)) == {"multiple_of": 256}
 
 
 def test_the_published_sizes_have_their_names():
@@ -483,7 +484,7 @@ def changed(model: ForeignModel, **changes) -> ForeignModel:
           if name in changes}  # fmt: skip
     return dataclasses.replace(
         model,
-        config=dataclasses.replace(model.config, **changes),
+        config=shapes.changed(model.config, **changes),
         image_tokenizer=dataclasses.replace(model.image_tokenizer, **vq),
     )
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shapes import changed, decoder_config
 from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
@@ -10,22 +11,26 @@ from transformers import (
 )
 
 from pardalis.interop.names import DECODER, TRANSFORMERS_VQ, lines, rename
-from pardalis.model import PRESETS, Decoder, ModelConfig
+from pardalis.model import PRESETS, Decoder
 
 LAYOUTS = ("ours", "transformers", "meta")
 
 
 def names(layout: str, n_layers: int, qk_norm: bool = True) -> list[str]:
-    return [getattr(line, layout).format(n=n) for line, n in lines(n_layers, qk_norm)]
+    config = decoder_config(
+        vocab_size=100, context=8, d_model=8, n_layers=n_layers, n_heads=2, d_ff=8,
+        qk_norm="layer_norm" if qk_norm else "none",
+    )  # fmt: skip
+    return [getattr(line, layout).format(n=n) for line, n in lines(config)]
 
 
 @pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_our_names_are_those_of_the_decoder(preset, qk_norm):
-    shape = {name: getattr(PRESETS[preset](vocab_size=100), name) for name in ModelConfig.__slots__}
+    config = changed(PRESETS[preset]().sized(vocab_size=100, context=64), qk_norm=qk_norm)
     with torch.device("meta"):
-        decoder = Decoder(ModelConfig(**{**shape, "qk_norm": qk_norm}))
-    ours = names("ours", shape["n_layers"], qk_norm != "none")
+        decoder = Decoder(config)
+    ours = names("ours", config.n_layers, qk_norm != "none")
     assert sorted(ours) == sorted(decoder.state_dict())
 
 

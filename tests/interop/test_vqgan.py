@@ -20,7 +20,7 @@ from pardalis.errors import BundleError, ConfigError, PardalisError
 from pardalis.interop import import_image_tokenizer
 from pardalis.interop.tensors import lazy
 from pardalis.interop.vqgan import read_vqgan, write_vqgan
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 SMALL = ImageTokenizerConfig(
     resolution=16, channels=32, channel_multipliers=(1, 2), n_res_blocks=1, z_channels=16,
@@ -141,7 +141,7 @@ def test_round_trip(tmp_path, dtype):
 @pytest.mark.parametrize("kind", ["ema", "l2", "simvq"])
 def test_other_kinds_are_written_as_a_plain_codebook(compare, tmp_path, kind):
     """Its entries are what the codes decode to, so codes and images stay."""
-    theirs = randomised(ImageTokenizer(replace(SMALL, quantizer=QuantizerConfig(kind=kind))))
+    theirs = randomised(ImageTokenizer(replace(SMALL, quantizer=vq.QUANTIZERS[kind]())))
     if kind == "simvq":
         with torch.no_grad():
             theirs.quantize.embedding_proj.weight.div_(SMALL.code_width**0.5)
@@ -328,8 +328,8 @@ def test_an_unknown_layout_is_refused(tmp_path):
         ({"patch_size": 2}, r"patch_size is 2 \(needed: 1\)"),
         ({"norm_groups": 8}, r"norm_groups is 8 \(needed: 32\)"),
         ({"channels": 24}, r"channels is 24 \(needed: 32 divides all widths\)"),
-        ({"quantizer": QuantizerConfig(kind="ibq")}, "quantizer.kind is 'ibq'"),
-        ({"quantizer": QuantizerConfig(kind="fsq")}, "quantizer.kind is 'fsq'"),
+        ({"quantizer": vq.QUANTIZERS["ibq"]()}, "quantizer.kind is 'ibq'"),
+        ({"quantizer": vq.QUANTIZERS["fsq"]()}, "quantizer.kind is 'fsq'"),
     ],
 )
 def test_options_that_the_original_layout_cannot_hold_are_refused(tmp_path, changes, message):
@@ -544,7 +544,7 @@ def test_the_shape_follows_from_the_weights(tmp_path, mult, resolution, grid):
         code_width=8,
         n_codes=16384,
         attention_resolutions=(grid,),
-        quantizer=QuantizerConfig(kind="l2"),
+        quantizer=vq.QUANTIZERS["l2"](),
     )
     assert config.grid == grid
     n_theirs = sum(parameter.numel() for parameter in theirs.parameters())

@@ -1,10 +1,9 @@
 """Computed costs against the network: parameters, FLOPs, and stored activations."""
 
-import dataclasses
-
 import pytest
 import torch
 from alive import Alive
+from shapes import changed, decoder_config
 
 from pardalis.model import (
     PRESETS,
@@ -20,24 +19,27 @@ from pardalis.model import (
 from pardalis.parallel import Layout, ParallelConfig, parallelise
 
 ROWS, CONTEXT = 2, 64
-SHAPE = ModelConfig(
+SHAPE = decoder_config(
     vocab_size=200, context=CONTEXT, d_model=64, n_layers=2, n_heads=4, n_kv_heads=4, d_ff=160
 )
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_parts_sum_to_all_parameters(name):
-    config = PRESETS[name](vocab_size=1000, context=64)
+    config = PRESETS[name]().sized(vocab_size=1000, context=64)
     counts = model_costs(config)
     assert list(counts.parts) == ["embedding", "attention", "feed_forward", "norms", "head"]
     assert sum(counts.parts.values()) == counts.parameters
     assert counts.parts["embedding"] == counts.parts["head"] == 1000 * config.d_model
-    assert counts.parts["feed_forward"] == 3 * config.n_layers * config.d_model * config.d_ff
+    assert (
+        counts.parts["feed_forward"]
+        == 3 * config.n_layers * config.d_model * config.feed_forward.width
+    )
 
 
 def test_flops_per_token_of_chameleon_7b():
     """6 (6.476e9 in layers + 0.268e9 in the head) + 6 x 32 x 4096 x 4096."""
-    assert model_costs(chameleon_7b()).train_flops_per_token == 43_687_870_464
+    assert model_costs(chameleon_7b().sized(65_536, 4096)).train_flops_per_token == 43_687_870_464
 
 
 def alive_after_forward(config: ModelConfig, parallel: ParallelConfig, precision: str) -> int:
@@ -56,7 +58,7 @@ def alive_after_forward(config: ModelConfig, parallel: ParallelConfig, precision
 
 def measured(config: ModelConfig, parallel: ParallelConfig, precision: str = "float32") -> float:
     """Return the bytes that one more block stores per token."""
-    deeper = dataclasses.replace(config, n_layers=config.n_layers + 1)
+    deeper = changed(config, n_layers=config.n_layers + 1)
     more, less = (alive_after_forward(each, parallel, precision) for each in (deeper, config))
     return (more - less) / (ROWS * CONTEXT)
 
@@ -73,7 +75,7 @@ def measured(config: ModelConfig, parallel: ParallelConfig, precision: str = "fl
     ids=str,
 )
 def test_the_activation_memory_of_a_block_is_exact(changes, checkpointing):
-    config = dataclasses.replace(SHAPE, **changes)
+    config = changed(SHAPE, **changes)
     how = Execution(checkpointing=checkpointing, on_cpu=True)
     parallel = ParallelConfig(activation_checkpointing=checkpointing)
     assert measured(config, parallel) == block_bytes_per_token(config, how)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from shapes import changed
 
 from pardalis import config as configs
 from pardalis.errors import ConfigError
@@ -12,42 +13,44 @@ from pardalis.model import (
     PRESETS,
     Decoder,
     ModelConfig,
-    RopeScaling,
+    RoPEScaling,
     chameleon_7b,
     chameleon_34b,
+    config_of,
     document_mask,
     initialise,
     model_costs,
     swiglu_width,
 )
-from pardalis.model.attention import HeadNorm, rope_frequencies, rotate, rotation_of
+from pardalis.model.norms import HeadNorm
+from pardalis.model.positions import rope_frequencies, rotate, rotation_of
 
 
 def build(config: ModelConfig, **changes) -> Decoder:
-    return initialise(Decoder(dataclasses.replace(config, **changes)), seed=0).eval()
+    return initialise(Decoder(changed(config, **changes)), seed=0).eval()
 
 
 def stream(config: ModelConfig) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """A residual stream of five positions, and their rotation."""
     x = torch.randn(1, 5, config.d_model, generator=torch.Generator().manual_seed(0))
-    return x, rotation_of(torch.arange(5)[None], config.d_head, config.rope_theta)
+    return x, rotation_of(torch.arange(5)[None], config.d_head, config.position.theta)
 
 
 def test_chameleon_7b_has_its_parameters():
-    counts = model_costs(chameleon_7b())
+    counts = model_costs(chameleon_7b().sized(65_536, 4096))
     assert counts.without_qk_norm == 7_013_142_528
     assert counts.qk_norm_parameters == 16_384  # of 32 layers: scale and shift, 128 wide, q and k
 
 
 def test_chameleon_34b_has_its_parameters():
-    counts = model_costs(chameleon_34b())
+    counts = model_costs(chameleon_34b().sized(65_536, 4096))
     assert counts.without_qk_norm == 34_293_424_128
     assert counts.qk_norm_parameters == 98_304  # of 48 layers, once for each of four groups
 
 
 def test_qk_norm_per_head_has_more_parameters():
-    shared = model_costs(chameleon_34b())
-    per_head = model_costs(dataclasses.replace(chameleon_34b(), qk_norm_groups=None))
+    shared = model_costs(chameleon_34b().sized(65_536, 4096))
+    per_head = model_costs(changed(chameleon_34b().sized(65_536, 4096), qk_norm_groups=None))
     assert per_head.qk_norm_parameters == 48 * 2 * 128 * (64 + 8)
     assert per_head.without_qk_norm == shared.without_qk_norm
 
@@ -59,13 +62,15 @@ def test_swiglu_width(d_model, width):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_on_the_meta_device(name):
-    counts = model_costs(PRESETS[name](vocab_size=1000, context=64))
+    counts = model_costs(PRESETS[name]().sized(vocab_size=1000, context=64))
     assert counts.parameters > 2 * counts.embedding_parameters
 
 
 def test_flops_of_7b():
     """43.69 GFLOP a token at 4,096 positions: 6 times the multiplied parameters plus attention."""
-    assert model_costs(chameleon_7b()).train_flops_per_token == pytest.approx(43.69e9, rel=1e-3)
+    assert model_costs(chameleon_7b().sized(65_536, 4096)).train_flops_per_token == pytest.approx(
+        43.69e9, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("norm_placement", ["pre", "reordered"])
@@ -197,7 +202,7 @@ def test_rope_depends_on_distance_only():
     assert abs(score(3, 1) - score(3, 2)) > 1e-2
 
 
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=100)
+SCALING = RoPEScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=100)
 
 
 def test_scaled_rope_by_hand():
@@ -230,12 +235,11 @@ def test_a_decoder_scales_its_rope(tiny_config):
 def test_rope_scaling_reads_back_and_may_be_left_out(tiny_config, tmp_path):
     path = tmp_path / "model.toml"
     for scaling in (None, SCALING):
-        config = dataclasses.replace(tiny_config, rope_scaling=scaling)
-        assert configs.from_dict(ModelConfig, configs.to_dict(config)) == config
+        config = changed(tiny_config, rope_scaling=scaling)
+        assert config_of(configs.to_dict(config)) == config
         path.write_text(configs.to_toml(config))
         assert configs.load(ModelConfig, path) == config
-    # What has none is written as before there was any: old bundles load, fingerprints stay.
-    assert "rope_scaling" not in configs.to_dict(tiny_config)
+    assert "scaling" not in configs.to_dict(tiny_config)["position"]
 
 
 @pytest.mark.parametrize(
@@ -255,10 +259,10 @@ def test_rope_scaling_reads_back_and_may_be_left_out(tiny_config, tmp_path):
 def test_invalid_rope_scaling_is_refused(tiny_config, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SCALING, **changes)
-    values = configs.to_dict(dataclasses.replace(tiny_config, rope_scaling=SCALING))
-    values["rope_scaling"] |= changes
-    with pytest.raises(ConfigError, match=r"^model\.rope_scaling\."):
-        configs.from_dict(ModelConfig, values, "model.")
+    values = configs.to_dict(changed(tiny_config, rope_scaling=SCALING))
+    values["position"]["scaling"] |= changes
+    with pytest.raises(ConfigError, match=r"^model\.position\.scaling\."):
+        config_of(values)
 
 
 @pytest.mark.parametrize("norm_placement", ["pre", "reordered"])
@@ -313,7 +317,7 @@ def test_dropout_acts_in_training_only(tiny_config):
 
 def test_initial_values_depend_on_seed_and_name_only(tiny_config):
     one, two, other = (initialise(Decoder(tiny_config), seed) for seed in (0, 0, 1))
-    deeper = initialise(Decoder(dataclasses.replace(tiny_config, context=96)), 0)
+    deeper = initialise(Decoder(changed(tiny_config, context=96)), 0)
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, two.get_parameter(name))
         assert torch.equal(parameter, deeper.get_parameter(name))
@@ -321,7 +325,7 @@ def test_initial_values_depend_on_seed_and_name_only(tiny_config):
 
 
 def test_initial_spread(tiny_config):
-    config = dataclasses.replace(tiny_config, init_std=0.02, d_model=128, d_ff=256)
+    config = changed(tiny_config, init_std=0.02, d_model=128, d_ff=256)
     model = initialise(Decoder(config), seed=0)
     # A normal cut at 3 std keeps 0.9866 of its spread.
     assert float(model.head.weight.detach().std()) == pytest.approx(0.02 * 0.9866, rel=0.05)
@@ -338,17 +342,26 @@ def test_initial_spread(tiny_config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_heads": 3}, "^d_model .32. must be a multiple of twice n_heads .3."),
-        ({"n_kv_heads": 3}, "^n_heads .4. must be a multiple of n_kv_heads .3."),
-        ({"dropout": 1.0}, r"^dropout must lie in \[0, 1\), got 1.0"),
-        ({"n_layers": 0}, "^n_layers must be at least 1, got 0"),
-        ({"qk_norm_groups": 4}, "^qk_norm_groups .4. must divide n_kv_heads .2.: groups"),
-        ({"qk_norm_groups": 0}, "^qk_norm_groups .0. must divide n_kv_heads .2."),
+        (
+            {"n_heads": 3, "n_kv_heads": 3},
+            r"d_model \(32\) must be a multiple of attention.n_heads \(3\), or",
+        ),
+        (
+            {"n_kv_heads": 3},
+            r"^model.attention.n_heads \(4\) must be a multiple of n_kv_heads \(3\)",
+        ),
+        ({"dropout": 1.0}, r"^model.dropout must lie in \[0, 1\), got 1.0"),
+        ({"n_layers": 0}, r"^model.n_layers must be at least 1, got 0"),
+        (
+            {"qk_norm_groups": 4},
+            r"^model.attention.qk_norm.groups \(4\) must divide n_kv_heads \(2\): groups",
+        ),
+        ({"qk_norm_groups": 0}, r"^model.attention.qk_norm.groups must be at least 1, got 0"),
     ],
 )
 def test_invalid_shapes_are_refused(tiny_config, changes, message):
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(tiny_config, **changes)
+        changed(tiny_config, **changes)
 
 
 def test_initial_values_do_not_depend_on_device_and_dtype(tiny_config):
@@ -362,5 +375,5 @@ def test_initial_values_do_not_depend_on_device_and_dtype(tiny_config):
 
 
 def test_the_size_of_small():
-    counts = model_costs(PRESETS["small"](vocab_size=1000))
+    counts = model_costs(PRESETS["small"]().sized(1000, context=1024))
     assert counts.parameters - 2 * counts.embedding_parameters == 27_288_064

@@ -1,4 +1,4 @@
-"""The tables cover every module of every decoder exactly once."""
+"""How ranks divide modules follows from the table of parameters."""
 
 import pytest
 import torch
@@ -6,53 +6,54 @@ from torch import nn
 
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder
-from pardalis.parallel.plans import (
-    SHARED_INPUTS,
-    TENSOR_PLAN,
-    UNITS,
-    modules_named,
-    plan_of,
-    plans_of,
-)
+from pardalis.parallel.plans import UNITS, modules_named, plans_of, shared_inputs
 
 
 def decoder(preset: str) -> Decoder:
     with torch.device("meta"):
-        return Decoder(PRESETS[preset](vocab_size=65_536))
+        return Decoder(PRESETS[preset]().sized(vocab_size=65_536, context=4096))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_parameter_has_one_line(preset):
+def test_every_parameter_has_a_plan(preset):
     model = decoder(preset)
-    lines = list(plans_of(model))
-    covered = [id(p) for module, _ in lines for p in module.parameters(recurse=False)]
+    covered = [
+        id(getattr(module, name)) for module, plan in plans_of(model) for name in plan.parameters
+    ]
     assert sorted(covered) == sorted(id(p) for p in model.parameters())
-    assert {plan for _, plan in lines} == set(TENSOR_PLAN)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_sharded_dimensions_are_divisible(preset):
     for module, plan in plans_of(decoder(preset)):
-        for parameter in module.parameters(recurse=False):
-            if plan.parameters is not None:
-                assert parameter.shape[plan.parameters] % 4 == 0
+        for name, dimension in plan.parameters.items():
+            if dimension is not None:
+                assert getattr(module, name).shape[dimension] % 4 == 0
+
+
+def test_the_division_is_that_of_megatron():
+    model = decoder("tiny")
+    plans = {id(module): plan for module, plan in plans_of(model)}
+    block = model.trunk.blocks[0]
+    first, second = plans[id(block.attention.q_proj)], plans[id(block.attention.o_proj)]
+    assert (first.parameters, first.input, first.output) == ({"weight": 0}, None, -1)
+    assert (second.parameters, second.input, second.output) == ({"weight": 1}, -1, None)
+    assert plans[id(block.attention.q_norm)].handles_sharding
+    assert plans[id(model.embedding)].parameters == {"weight": 0}
+    assert plans[id(model.trunk.norm)].parameters == {"weight": None}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_units_are_the_blocks(preset):
     model = decoder(preset)
     assert modules_named(model, UNITS) == list(model.trunk.blocks)
-    assert len(modules_named(model, SHARED_INPUTS)) == 2 * model.config.n_layers
-
-
-@pytest.mark.parametrize("name", ["trunk.blocks.0.mixer.in_proj", "heads", "trunk.blocks.x.o_proj"])
-def test_an_unknown_name_is_refused(name):
-    with pytest.raises(ConfigError, match=f"0 lines of .* match '{name}' and one is needed"):
-        plan_of(name)
+    blocks = model.trunk.blocks
+    expected = [part for block in blocks for part in (block.attention, block.feed_forward)]
+    assert shared_inputs(model) == expected
 
 
 def test_a_new_kind_of_layer_needs_a_line():
     model = decoder("tiny")
     model.trunk.blocks[1].extra = nn.Linear(2, 2, device="meta")
-    with pytest.raises(ConfigError, match=r"trunk\.blocks\.1\.extra"):
+    with pytest.raises(ConfigError, match=r"'trunk\.blocks\.1\.extra\.weight' matches 0 lines"):
         list(plans_of(model))

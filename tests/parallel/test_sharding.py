@@ -19,7 +19,6 @@ from pardalis.parallel import (
     Layout,
     ParallelConfig,
     World,
-    check_divides,
     clip_gradients,
     gradient_norm,
     held_indices,
@@ -117,11 +116,12 @@ def test_processes_must_be_a_multiple_of_the_ranks_of_a_model():
 
 
 def test_tensor_parallelism_must_divide_heads_and_vocabulary():
-    check_divides(chameleon_34b(), 8)
-    with pytest.raises(ConfigError, match="tensor = 16 does not divide n_kv_heads = 8"):
-        check_divides(chameleon_34b(), 16)
+    shape = chameleon_34b()
+    shape.sized(65_536, 4096).check_tensor(8)
+    with pytest.raises(ConfigError, match=r"tensor = 16 does not divide attention.n_kv_heads = 8"):
+        shape.sized(65_536, 4096).check_tensor(16)
     with pytest.raises(ConfigError, match="tensor = 8 does not divide vocab_size = 65537"):
-        check_divides(chameleon_34b(vocab_size=65_537), 8)
+        shape.sized(65_537, 4096).check_tensor(8)
 
 
 def test_the_rows_of_a_step_must_be_a_multiple_of_the_ranks():

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from shapes import changed, decoder_config
 from torch import Tensor
 from transformers import (
     ChameleonConfig,
@@ -25,17 +26,17 @@ from pardalis.interop.names import rename
 from pardalis.model import (
     Decoder,
     ModelConfig,
-    RopeScaling,
+    RoPEScaling,
     attention_mask,
     document_mask,
     initialise,
 )
-from pardalis.model.attention import rope_frequencies
+from pardalis.model.positions import rope_frequencies
 from pardalis.objectives import linear_cross_entropy
 from pardalis.tokens import Grammar, Limits, Rule, Vocabulary
 
 IDS = Vocabulary.build(n_codes=16, n_text=200)
-BASE = ModelConfig(
+BASE = decoder_config(
     vocab_size=IDS.size,
     context=64,
     d_model=48,
@@ -45,7 +46,7 @@ BASE = ModelConfig(
     d_ff=80,
     init_std=0.1,
 )
-LLAMA_3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
+LLAMA_3 = RoPEScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
 # Each with its own random weights. Activations as small as an init_std of 0.02 gives show the eps
 # of a norm, which others drown.
 CASES = [
@@ -82,7 +83,7 @@ Peer = ChameleonForConditionalGeneration | LlamaForCausalLM
 
 
 def build(seed: int, **changes) -> Decoder:
-    model = initialise(Decoder(dataclasses.replace(BASE, **changes)), seed).eval()
+    model = initialise(Decoder(changed(BASE, **changes)), seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # norms at 1 and 0 would hide a misplaced scale or shift
         for name, parameter in model.named_parameters():
@@ -97,19 +98,19 @@ def peer_of(ours: Decoder) -> Peer:
     shape = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
+        "intermediate_size": config.feed_forward.width,
         "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
+        "num_attention_heads": config.attention.n_heads,
+        "num_key_value_heads": config.attention.n_kv_heads,
         "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps,
+        "rms_norm_eps": config.norm.eps,
         "rope_parameters": rope_parameters(config),
         "bos_token_id": IDS.bos_id,  # both libraries' defaults are Llama's, not Chameleon's
         "eos_token_id": IDS.eos_id,
         "pad_token_id": IDS.pad_id,
         "tie_word_embeddings": False,
     }
-    if config.qk_norm == "none":
+    if config.attention.qk_norm.kind == "none":
         theirs: Peer = LlamaForCausalLM(LlamaConfig(**shape))
     else:
         # A code is written in letters, A for 0, between IMGIMG and Z.
@@ -122,7 +123,7 @@ def peer_of(ours: Decoder) -> Peer:
         theirs = ChameleonForConditionalGeneration(
             ChameleonConfig(
                 **shape,
-                swin_norm=config.norm_placement == "reordered",
+                swin_norm=config.residual.placement == "reordered",
                 vocabulary_map={"<image>": 7, **codes},
                 vq_config=smallest_vq,
             )
@@ -138,12 +139,12 @@ def peer_of(ours: Decoder) -> Peer:
 
 
 def rope_parameters(config: ModelConfig) -> dict[str, object]:
-    scaling = config.rope_scaling
+    scaling = config.position.scaling
     if scaling is None:
-        return {"rope_type": "default", "rope_theta": config.rope_theta}
+        return {"rope_type": "default", "rope_theta": config.position.theta}
     return {
         "rope_type": "llama3",
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.position.theta,
         "factor": scaling.factor,
         "low_freq_factor": scaling.low_freq_factor,
         "high_freq_factor": scaling.high_freq_factor,
@@ -154,7 +155,7 @@ def rope_parameters(config: ModelConfig) -> dict[str, object]:
 def for_each_head(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     """Repeat QK-norm's scales and shifts: the peer has no groups, only heads."""
     if "q_norm" in name or "k_norm" in name:
-        n_heads = config.n_heads if "q_norm" in name else config.n_kv_heads
+        n_heads = config.attention.n_heads if "q_norm" in name else config.attention.n_kv_heads
         return tensor.repeat_interleave(n_heads // len(tensor), 0)
     return tensor
 
@@ -163,8 +164,12 @@ def pair(case: int) -> tuple[str, Decoder, Peer]:
     """Return what to call the comparison, and both networks."""
     ours = build(case, **CASES[case])
     config = ours.config
-    name = "Llama" if config.qk_norm == "none" else f"Chameleon, norms {config.norm_placement}"
-    if config.rope_scaling is not None:
+    name = (
+        "Llama"
+        if config.attention.qk_norm.kind == "none"
+        else f"Chameleon, norms {config.residual.placement}"
+    )
+    if config.position.scaling is not None:
         name += ", RoPE scaled"
     return f"decoder: {name}", ours, peer_of(ours)
 
@@ -204,7 +209,7 @@ def test_scaled_rope_over_a_whole_context(compare):
         (64, LLAMA_3),
         (128, dataclasses.replace(LLAMA_3, original_context=8192)),  # Llama 3.1 and 3.3
         (64, dataclasses.replace(LLAMA_3, original_context=8192, factor=32.0)),  # 3.2 of 1B
-        (96, RopeScaling(
+        (96, RoPEScaling(
             factor=3.0, low_freq_factor=1.3, high_freq_factor=7.7, original_context=100
         )),
     ],
@@ -215,9 +220,7 @@ def test_scaled_frequencies(d_head, scaling, compare):
         hidden_size=d_head,
         num_attention_heads=1,
         max_position_embeddings=131_072,
-        rope_parameters=rope_parameters(
-            dataclasses.replace(BASE, rope_theta=5e5, rope_scaling=scaling)
-        ),
+        rope_parameters=rope_parameters(changed(BASE, rope_theta=5e5, rope_scaling=scaling)),
     )
     compare(
         "decoder: Llama, RoPE scaled",
@@ -266,7 +269,7 @@ def test_step_by_step_with_caches(case, compare):
     """A prompt, single steps, and a step of several ids, each side with its own cache."""
     name, ours, theirs = pair(case)
     ids = random_ids(2, 24)
-    cache = PagedCache(ours.config, 11, 5, ours.embedding.weight)
+    cache = PagedCache(ours.cache_spec(), 11, 5, ours.embedding.weight)
     pages = [[1, 2, 3, 4, 5], [9, 7, 8, 6, 10]]
     their_cache = DynamicCache(config=theirs.config)
     ends = [9, *range(10, 20), 24]
@@ -356,7 +359,7 @@ def test_their_loss_is_no_loss_on_image_ids():
 def test_a_wrong_option_would_show(case, wrong):
     """The same weights under another option differ by far more than the bounds allow."""
     _, ours, theirs = pair(case)
-    other = Decoder(dataclasses.replace(ours.config, **wrong)).eval()
+    other = Decoder(changed(ours.config, **wrong)).eval()
     other.load_state_dict(ours.state_dict())
     ids = random_ids(2, 33)
     assert (other(ids) - logits_beneath_the_mask(theirs, ids)).abs().max() > 10 * LOGITS
@@ -436,7 +439,7 @@ def test_greedy_text_equals_their_generate(changes, seed, compare):
 
 def test_greedy_text_shows_a_wrong_rope_base():
     ours = build(0, **GREEDY[0], context=96)
-    wrong = Decoder(dataclasses.replace(ours.config, rope_theta=9_000.0)).eval()
+    wrong = Decoder(changed(ours.config, rope_theta=9_000.0)).eval()
     wrong.load_state_dict(ours.state_dict())
     answers = our_greedy(wrong, lambda m, requests: generate_ids(m, GRAMMAR, requests))
     assert answers != their_greedy(peer_of(ours), prompts())

@@ -22,8 +22,7 @@ from pardalis.codec import Codec
 from pardalis.corpora.encyclopedia.packages import drawings
 from pardalis.data import ImageFeed
 from pardalis.documents import Document, Image
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig, to_pixels
-from pardalis.vq.config import QuantizerKind
+from pardalis.vq import QUANTIZERS, ImageTokenizer, ImageTokenizerConfig, to_pixels
 
 # Measured: features up to 2.5e-14 in 64 bits and 1e-5 in 32; what is read from the codebook, and
 # the loss, up to 5e-16 and 4.8e-7.
@@ -237,9 +236,9 @@ JANUSES = {
 }  # fmt: skip
 
 
-def janus_pair(unit: bool, kind: QuantizerKind, **changes) -> tuple[ImageTokenizer, JanusVQVAE]:
+def janus_pair(unit: bool, kind: str, **changes) -> tuple[ImageTokenizer, JanusVQVAE]:
     """Give both the same weights, with a codebook of any lengths or of length 1."""
-    config = config_of(quantizer=QuantizerConfig(kind=kind), **changes)
+    config = config_of(quantizer=QUANTIZERS[kind](), **changes)
     grid, levels = config.grid, len(config.channel_multipliers)
     config = config_of(quantizer=config.quantizer, attention_resolutions=(grid,), **changes)
     theirs = built(JanusVQVAE, JanusVQVAEConfig(**shape_of(config), num_patches=grid))

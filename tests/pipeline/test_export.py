@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shapes import decoder_config
 
 import pardalis
 from pardalis import config as configs
@@ -46,7 +47,7 @@ def model_of(config: ModelConfig, step: int) -> Decoder:
 def made(codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that started from a bundle and has checkpoints of steps 10 and 20."""
     folder = tmp_path_factory.mktemp("export")
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size, context=160, d_model=16, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=16,
     )  # fmt: skip
@@ -156,7 +157,7 @@ def test_other_tokenizers_than_the_decoder_learnt_with(copied: Path) -> None:
 def test_settings_of_another_shape(copied: Path) -> None:
     path = copied / "training" / "settings.json"
     settings = json.loads(path.read_text())
-    settings["settings"]["model"]["d_ff"] = 24
+    settings["settings"]["model"]["feed_forward"]["width"] = 24
     path.write_text(json.dumps(settings))
     with pytest.raises(
         BundleError, match=r"does not fit .*settings\.json: state/model/.* has shap"

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from shapes import decoder_config
 
 from pardalis.bundle import Bundle
 from pardalis.errors import BundleError, ConfigError
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.pipeline import load_recipe
 from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.start import given_content, image_tokenizer_folder
@@ -19,7 +20,7 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 
 @pytest.fixture
 def bundle(codec, tmp_path) -> Path:
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size, context=8, d_model=8, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=8,
     )  # fmt: skip

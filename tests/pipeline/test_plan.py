@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from alive import Alive
+from shapes import changed, decoder_config
 
 from pardalis import config as configs
 from pardalis.batch import Batch
@@ -27,13 +28,13 @@ from pardalis.pipeline.plan import (
     planned_model,
 )
 from pardalis.train import PretrainConfig
-from pardalis.train.optimizer import AdamWConfig, Optimizer
-from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.optimizer import MuonConfig, Optimizer
+from pardalis.train.schedule import WarmupCosineConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GIB = 2**30
 ROWS = 2
-SHAPE = ModelConfig(
+SHAPE = decoder_config(
     vocab_size=304, context=64, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, d_ff=160
 )
 
@@ -42,7 +43,7 @@ def training(**changes) -> PretrainConfig:
     values = {
         "batch_rows": 2 * ROWS,
         "accumulation_steps": 2,
-        "schedule": ScheduleConfig(learning_rate=1e-3),
+        "schedule": WarmupCosineConfig(learning_rate=1e-3),
         "objective": NextTokenConfig(loss_chunk=32),
     }
     return PretrainConfig(**(values | changes))
@@ -103,7 +104,7 @@ def measured(planned: Setting) -> dict[str, int]:
 )
 def test_memory_is_that_of_a_real_step(changes, checkpointing, bound):
     planned = setting(
-        dataclasses.replace(SHAPE, **changes),
+        changed(SHAPE, **changes),
         on_cpu=True,
         parallel={"activation_checkpointing": checkpointing},
     )
@@ -130,7 +131,7 @@ def test_the_loss_takes_what_is_counted():
 
 
 def test_muon_has_one_moment_where_adam_has_two():
-    planned = setting(on_cpu=True, optimizer=AdamWConfig(kind="muon"))
+    planned = setting(on_cpu=True, optimizer=MuonConfig())
     model = Decoder(SHAPE)
     optimizer = Optimizer(model, planned.training.optimizer, 1e-3)
     state = [t for values in optimizer.state_dict().values() for t in values.values() if t.ndim]
@@ -206,7 +207,7 @@ def apply(planned: Setting, changes) -> Setting:
 
 @pytest.mark.parametrize("part", [0.9, 0.5, 0.2, 0.06, 0.03])
 def test_advice_makes_it_fit_and_asks_for_nothing_needless(part):
-    model = dataclasses.replace(SHAPE, vocab_size=2048, context=256, n_layers=8)
+    model = changed(SHAPE, vocab_size=2048, context=256, n_layers=8)
     planned = setting(model, ranks=4, batch_rows=64, accumulation_steps=1, parallel={"shard": 1})
     counts = model_costs(model)
     usable = int(part * memory_of(planned, counts, planned.micro_rows).total)
@@ -225,7 +226,7 @@ def test_advice_makes_it_fit_and_asks_for_nothing_needless(part):
 def test_no_split_is_advised_that_would_be_refused():
     planned = setting(ranks=4, batch_rows=16, parallel={"shard": 4})
     assert advice(planned, model_costs(SHAPE), 2**16) == []
-    odd = setting(dataclasses.replace(SHAPE, d_ff=161), ranks=4, batch_rows=16)
+    odd = setting(changed(SHAPE, d_ff=161), ranks=4, batch_rows=16)
     assert advice(odd, model_costs(SHAPE), 2**16) == []
 
 
@@ -267,7 +268,11 @@ def test_warnings():
             r"shard = 4 with tensor = 1 needs a multiple of 4 .* got 2;",
         ),
         ((), {"price": -1.0}, r"`price` must be 0 or more, got -1\.0"),
-        (("parallel.tensor=3",), {"gpus": 3}, r"tensor = 3 does not divide n_kv_heads = 4"),
+        (
+            ("parallel.tensor=3",),
+            {"gpus": 3},
+            r"tensor = 3 does not divide attention.n_kv_heads = 4",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(overrides, arguments, message):
@@ -277,7 +282,7 @@ def test_what_cannot_be_planned_is_refused(overrides, arguments, message):
 
 
 def test_a_recipe_of_tokenizers_has_no_plan():
-    with pytest.raises(ConfigError, match="trains no decoder, so there is nothing to plan"):
+    with pytest.raises(ConfigError, match="trains no model, so there is nothing to plan"):
         plan(load_recipe(RECIPES / "quantizers.toml"))
 
 

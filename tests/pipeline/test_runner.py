@@ -61,7 +61,7 @@ def project(tmp_path, monkeypatch):
 
         return dataclasses.replace(stage, run=do)
 
-    fakes = tuple(map(fake, stages.STAGES))
+    fakes = list(map(fake, stages.STAGES))
     monkeypatch.setattr(stages, "STAGES", fakes)
     monkeypatch.setattr(runner, "STAGES", fakes)
     return tmp_path, ran
@@ -201,8 +201,8 @@ def test_a_stage_that_failed_runs_again(project, monkeypatch):
     folder, _ = project
     broken = [dataclasses.replace(s, run=fail) if s.name == "train" else s for s in stages.STAGES]
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "STAGES", tuple(broken))
-        patch.setattr(runner, "STAGES", tuple(broken))
+        patch.setattr(stages, "STAGES", broken)
+        patch.setattr(runner, "STAGES", broken)
         with pytest.raises(DataError, match="broken"):
             go(project)
     records = {record.name: record for record in read_records(folder / "run")}
@@ -282,3 +282,10 @@ def test_a_device_that_is_not_there(project):
     recipe = load_recipe(project[0] / "recipe.toml")
     with pytest.raises(ConfigError, match="No device 'abacus' can be used here"):
         run(recipe, project[0] / "run", device="abacus")
+
+
+def test_a_table_of_a_stage_that_does_not_exist_is_refused(project):
+    folder, _ = project
+    recipe = dataclasses.replace(load_recipe(folder / "recipe.toml"), extra={"distil": {"x": 1}})
+    with pytest.raises(ConfigError, match=r"extra\.distil is of no stage; the stages are corpus,"):
+        run(recipe, folder / "run")

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from shapes import decoder_config
 
 from pardalis import config as configs
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text, open_image
 from pardalis.errors import ConfigError
 from pardalis.inference import GenerationConfig, SamplingConfig
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.pipeline import prompts as prompts_module
 from pardalis.pipeline import samples as samples_module
 from pardalis.pipeline.recipe import SampleConfig
@@ -27,7 +28,7 @@ def bundle(codec) -> Bundle:
 
 
 def bundle_of(codec, context: int) -> Bundle:
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=codec.vocabulary.size, context=context, d_model=16, n_layers=1, n_heads=2,
         n_kv_heads=2, d_ff=32,
     )  # fmt: skip

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from shapes import decoder_config
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
 from pardalis.data import Shards
 from pardalis.documents import Document, Text
 from pardalis.errors import BundleError, ConfigError
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.pipeline import load_codec, load_recipe, run, stages_of
 from pardalis.pipeline.plan import plan
 from pardalis.pipeline.start import given_content, start_config
@@ -53,7 +54,7 @@ def base_codec(codec) -> Codec:
 @pytest.fixture
 def folder(tmp_path, base_codec) -> Path:
     """A folder with a recipe, its source, and the bundle that it starts from."""
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=base_codec.vocabulary.size, context=CONTEXT, d_model=16, n_layers=1, n_heads=2,
         n_kv_heads=1, d_ff=16, dropout=0.25, rope_theta=77.0,
     )  # fmt: skip
@@ -76,7 +77,7 @@ def test_the_stages_lack_the_tokenizers(folder):
 
 def test_the_path_is_relative_to_the_recipe(folder, monkeypatch):
     monkeypatch.chdir("/")
-    assert recipe_of(folder).start_from == str(folder / "base")
+    assert recipe_of(folder).start_from == folder / "base"
     assert recipe_of(folder, "start_from=/elsewhere").start_from == "/elsewhere"
 
 
@@ -122,7 +123,7 @@ def test_without_a_bundle_the_tables_are_needed(folder, name):
     whole = RECIPE.replace('start_from = "base"\n', "")
     (folder / "recipe.toml").write_text(whole + "".join(tables.values()))
     recipe = recipe_of(folder)
-    assert recipe.text_tokenizer.vocab_size == 2048
+    assert recipe.trained_text_tokenizer.vocab_size == 2048
     del tables[name]
     (folder / "recipe.toml").write_text(whole + "".join(tables.values()))
     otherwise = "leave out prepare" if name == "model" else "name a trained bundle"
@@ -130,11 +131,16 @@ def test_without_a_bundle_the_tables_are_needed(folder, name):
         recipe_of(folder)
 
 
+def config_of_start(recipe):
+    run = recipe.model_run
+    return start_config(run.model, run.prepare.row_tokens)
+
+
 def test_the_shape_is_the_bundles_with_the_recipes_dropout(folder):
-    config = start_config(recipe_of(folder))
-    assert (config.d_model, config.rope_theta) == (16, 77.0)
+    config = config_of_start(recipe_of(folder))
+    assert (config.d_model, config.position.theta) == (16, 77.0)
     assert (config.context, config.dropout) == (CONTEXT, 0.25)
-    assert start_config(recipe_of(folder, "model.dropout=0.5")).dropout == 0.5
+    assert config_of_start(recipe_of(folder, "model.dropout=0.5")).dropout == 0.5
     assert recipe_of(folder).prepare.row_tokens < CONTEXT
 
 

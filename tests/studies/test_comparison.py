@@ -125,12 +125,12 @@ def test_processes_join_once(folder, monkeypatch):
     def stops(context, folder):
         raise DataError("stop here")
 
-    tables = '[drawings]\npackages = "packages"\n[[heldout]]'
+    tables = '[corpus]\nkind = "drawings"\npackages = "packages"\n[[heldout]]'
     (folder / "small.toml").write_text(RECIPE.replace("[[heldout]]", tables))
     monkeypatch.setattr("pardalis.studies.comparison.join", counted)
     monkeypatch.setattr("pardalis.pipeline.runner.join", counted)
     monkeypatch.setattr(
-        "pardalis.pipeline.stages.corpus.build_drawings", lambda config, folder: folder.mkdir()
+        "pardalis.corpora.drawings.build.build_drawings", lambda config, folder: folder.mkdir()
     )
     monkeypatch.setattr("pardalis.studies.comparison.train_image_tokenizer", stops)
     with pytest.raises(DataError, match="stop here"):

@@ -110,8 +110,9 @@ def test_a_study_trains_its_grid_and_resumes(folder, capsys):
         for name, path in runs.items()
     }
     plain = settings["plain/lr-1e+30/seed-3"]
-    assert plain["model"]["qk_norm"] == "none"
-    assert settings["default/lr-1e+30/seed-3"]["model"]["qk_norm"] == "layer_norm"
+    assert plain["model"]["attention"]["qk_norm"] == {"kind": "none"}
+    default = settings["default/lr-1e+30/seed-3"]
+    assert default["model"]["attention"]["qk_norm"]["kind"] == "layer_norm"
     assert plain["training"]["schedule"]["learning_rate"] == 1e30
     assert plain["training"]["seed"] == 3
     for name, path in runs.items():

@@ -16,6 +16,7 @@ import PIL.Image
 import tomli_w
 import torch
 from random_weights import randomised
+from shapes import decoder_config
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
@@ -26,7 +27,7 @@ from pardalis.interop import (
     open_image_tokenizer,
 )
 from pardalis.interop.vqgan import write_vqgan
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.pipeline import load_recipe, run
 from pardalis.tokens import train_text_tokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
@@ -52,7 +53,14 @@ IMAGE_TOKENIZER = {
     "image_tokenizer_training": {"batch_images": 4, "schedule": _SCHEDULE},
     "image_tokenizer_loop": {"steps": 2, "evaluate_every": 2},
 }
-MODEL = {"model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "d_ff": 32}}
+MODEL = {
+    "model": {
+        "d_model": 32,
+        "n_layers": 1,
+        "attention": {"n_heads": 2},
+        "feed_forward": {"width": 32},
+    }
+}
 TRAINING = {
     "prepare": {"row_tokens": 96},
     "training": {"batch_rows": 2, "schedule": _SCHEDULE},
@@ -114,6 +122,9 @@ FORMS: dict[str, dict[str, Any]] = {
     | TRAINING
     | PADDED
     | CURRICULUM,
+    "a chain: the run of another recipe trained further": OWN_SOURCES
+    | {"start_from": "own sources.toml"}
+    | TRAINING,
     "an imported bundle that cannot generate images": OWN_SOURCES
     | {"start_from": "imported-bundle"}
     | TRAINING
@@ -128,7 +139,7 @@ FORMS: dict[str, dict[str, Any]] = {
                   "heldout_percent": 40, "seed": 1}}
     | NEW,
     "the drawings": _corpus_sources("pairs")
-    | {"drawings": {"packages": "packages", "image_side": SIDE}}
+    | {"corpus": {"kind": "drawings", "packages": "packages", "image_side": SIDE}}
     | {"image_tokenizer_from": "tokenizer"}
     | MODEL
     | TRAINING,
@@ -151,7 +162,7 @@ def write_given(folder: Path) -> Path:
     tokenizer.save(folder / "tokenizer")
     (folder / "vqgan").mkdir()
     codec = Codec.of(train_text_tokenizer(["an owl on an oak"], 260), tokenizer)
-    shape = ModelConfig(vocab_size=codec.vocabulary.size, context=112, **MODEL["model"])
+    shape = decoder_config(vocab_size=codec.vocabulary.size, context=112, **MODEL["model"])
     bundle = Bundle(initialise(Decoder(shape), 0), codec, {"recipe": "given"})
     bundle.save(folder / "bundle")
     export_model(folder / "bundle", folder / "foreign", "hf")
@@ -196,7 +207,7 @@ def _write_sources(folder: Path) -> None:
 def run_form(given: Path, name: str, folder: Path) -> None:
     """Run all stages of a form, as one rank of as many as there are."""
     torch.set_num_threads(1)
-    run(load_recipe(given / f"{name}.toml"), folder)
+    run(load_recipe(given / f"{name}.toml"), folder, with_parents=True)
 
 
 def main(given: Path, names: list[str]) -> int:

@@ -18,11 +18,11 @@ from pardalis.train import (
     ImageTokenizerTask,
     ImageTokenizerTrainConfig,
     LoopConfig,
-    ScheduleConfig,
+    WarmupCosineConfig,
     train,
 )
-from pardalis.vq import ImageTokenizerConfig, QuantizerConfig
-from pardalis.vq.discriminator import DiscriminatorConfig
+from pardalis.vq import QUANTIZERS, ImageTokenizerConfig
+from pardalis.vq.discriminator import StyleGAN2Config
 
 STEPS = 6
 
@@ -34,7 +34,7 @@ VARIANTS = {
     "l2": {"ema_decay": 0.9},
     "simvq": {
         "adversarial": AdversarialConfig(
-            discriminator=DiscriminatorConfig(kind="stylegan2", channels=8),
+            discriminator=StyleGAN2Config(channels=8),
             form="hinge",
             adaptive=True,
             start_step=1,
@@ -54,13 +54,13 @@ def task(variant: str, world: World) -> ImageTokenizerTask:
     shape = ImageTokenizerConfig(
         resolution=32, patch_size=4, channels=16, channel_multipliers=(1, 2), n_res_blocks=1,
         norm_groups=0, z_channels=16, code_width=8, n_codes=32,
-        quantizer=QuantizerConfig(kind=variant),
+        quantizer=QUANTIZERS[variant](),
     )  # fmt: skip
     config = ImageTokenizerTrainConfig(
         batch_images=8,
         # With 8 images in the average use, a code that one batch does not use is soon dead.
         codebook_decay=0.5,
-        schedule=ScheduleConfig(learning_rate=1e-3, warmup_steps=2),
+        schedule=WarmupCosineConfig(learning_rate=1e-3, warmup_steps=2),
         **VARIANTS.get(variant, {}),
     )
     return ImageTokenizerTask(

@@ -12,10 +12,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from shapes import decoder_config
 
 from pardalis.batch import Batch
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder, ModelConfig, init, initialise
+from pardalis.model import Decoder, init, initialise
 from pardalis.parallel import (
     Layout,
     ParallelConfig,
@@ -30,7 +31,7 @@ from pardalis.parallel import (
 from pardalis.seeds import derive
 from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.pretrain import PretrainConfig, PretrainTask
-from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.schedule import WarmupCosineConfig
 
 STEPS, ROWS, TOKENS, VOCABULARY = 4, 8, 24, 44
 IMAGE_IDS = range(8, 20)
@@ -114,14 +115,14 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
     }  # fmt: skip
     config = PretrainConfig(
         batch_rows=ROWS,
-        schedule=ScheduleConfig(learning_rate=1e-2, warmup_steps=2),
+        schedule=WarmupCosineConfig(learning_rate=1e-2, warmup_steps=2),
         # A large eps, so that Adam does not amplify the rounding of gradients close to zero.
         optimizer=AdamWConfig(eps=1e-4),
         grad_clip=0.5,
         **case.training,
     )
     with torch.device("meta"):
-        model = Decoder(ModelConfig(**shape | case.model))
+        model = Decoder(decoder_config(**shape | case.model))
     parallelise(model, layout, parallel, config.precision)
     with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several chunks, as for large matrices
         initialise(model, seed=3)

@@ -10,7 +10,12 @@ from pardalis.pipeline import Recipe
 
 _STEPS = 2
 _LOOP = {"steps": _STEPS, "save_every": _STEPS, "report_every": 1, "evaluate_every": _STEPS}
-_DECODER = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "d_ff": 64}
+_DECODER = {
+    "d_model": 32,
+    "n_layers": 2,
+    "attention": {"n_heads": 4, "n_kv_heads": 4},
+    "feed_forward": {"width": 64},
+}
 _MOST_VARIANTS = 2  # of a study; test_recipes.py builds all of them
 _PIXELS = 32  # per side of an image, the fewest that the feature nets can take
 
@@ -20,13 +25,13 @@ def shortened(recipe: Recipe) -> Recipe:
     values = configs.to_dict(recipe)
     values["heldout_rows"] = 2
     values["sample"] |= {"images": 2, "captions": 2, "caption_tokens": 8, "gallery": 9}
-    values["sample"]["pages"] = 0 if recipe.corpus is None else 1  # long, where nothing ends them
+    values["sample"]["pages"] = 1 if _corpus(recipe) else 0  # long, where nothing ends them
     values["parallel"] |= {"shard": 0, "tensor": 1, "compile": False}
     for name, changes in {
-        "corpus": {"concepts": 24, "text_articles": 20},
+        "corpus": _corpus(recipe),
         "text_tokenizer": {"vocab_size": 400},
         "image_tokenizer_training": {"batch_images": 4, "compile": False},
-        "image_tokenizer_loop": _LOOP | ({"evaluate_every": 0} if recipe.has_decoder else {}),
+        "image_tokenizer_loop": _LOOP | ({"evaluate_every": 0} if recipe.has_model else {}),
         "prepare": {"row_tokens": min(128, recipe.prepare.row_tokens if recipe.prepare else 0)},
         "training": {"batch_rows": 2, "accumulation_steps": 1},
         "training_loop": _LOOP,
@@ -35,9 +40,12 @@ def shortened(recipe: Recipe) -> Recipe:
             values[name] |= changes
     for name in ("image_tokenizer_training", "training"):
         if values.get(name):
-            values[name]["schedule"] |= {"warmup_steps": 1, "decay_steps": 0}
+            schedule = values[name]["schedule"] | {"warmup_steps": 1}
+            values[name]["schedule"] = schedule | (
+                {"decay_steps": 1} if "decay_steps" in schedule else {}
+            )
     if recipe.model and recipe.start_from is None:
-        values["model"] |= _DECODER
+        values["model"] = configs.merged(values["model"], _DECODER)
     if recipe.image_tokenizer is not None:
         values["image_tokenizer"] |= {"resolution": _PIXELS, "channels": 32}
         adversarial = values["image_tokenizer_training"].get("adversarial")
@@ -52,6 +60,11 @@ def shortened(recipe: Recipe) -> Recipe:
         values["stability"] |= {"learning_rates": rates, "seeds": [0], "variants": some}
         values["stability"] |= {"high_learning_rate": rates[0]}
     return configs.from_dict(Recipe, values)
+
+
+def _corpus(recipe: Recipe) -> dict[str, Any]:
+    kind = getattr(recipe.corpus, "kind", None)
+    return {"concepts": 24, "text_articles": 20} if kind == "encyclopedia" else {}
 
 
 @contextmanager

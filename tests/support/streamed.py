@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from shapes import decoder_config
 from torch import Tensor
 
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import Decoder
 from pardalis.parallel import ParallelConfig, fill, join, layout_of, local_part, parallelise
 from pardalis.weights import stream_weights
 
 FILE = "model.safetensors"
 # 209 MB in 18 matrices, the largest of 33 MB.
-SHAPE = ModelConfig(
+SHAPE = decoder_config(
     vocab_size=8192, context=8, d_model=1024, n_layers=2, n_heads=8, n_kv_heads=8, d_ff=4608
 )
 TENSOR_BYTES = 4 * SHAPE.vocab_size * SHAPE.d_model

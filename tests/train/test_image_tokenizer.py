@@ -13,11 +13,11 @@ from pardalis.train import (
     ImageTokenizerTrainConfig,
     PerceptualConfig,
     RegionConfig,
-    ScheduleConfig,
     Task,
+    WarmupCosineConfig,
 )
-from pardalis.vq import ImageTokenizerConfig, QuantizerConfig
-from pardalis.vq.discriminator import DiscriminatorConfig
+from pardalis.vq import QUANTIZERS, ImageTokenizerConfig
+from pardalis.vq.discriminator import PatchConfig, StyleGAN2Config
 
 STEPS = 12
 
@@ -37,7 +37,7 @@ def shape(kind: str = "ema", side: int = 16) -> ImageTokenizerConfig:
     return ImageTokenizerConfig(
         resolution=side, patch_size=4, channels=16, channel_multipliers=(1, 2), n_res_blocks=1,
         norm_groups=0, z_channels=16, code_width=8, n_codes=32,
-        quantizer=QuantizerConfig(kind=kind),
+        quantizer=QUANTIZERS[kind](),
     )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def task(kind: str = "ema", steps: int = STEPS, side: int = 16, **changes) -> Im
     torch.set_num_threads(1)
     settings = {
         "batch_images": 8,
-        "schedule": ScheduleConfig(learning_rate=3e-3, warmup_steps=4),
+        "schedule": WarmupCosineConfig(learning_rate=3e-3, warmup_steps=4),
     } | changes
     return ImageTokenizerTask(
         shape(kind, side),
@@ -155,8 +155,8 @@ def test_no_images():
 
 # ── perceptual, adversarial, averaged ────────────────────────────────────────────────────────────
 
-PATCH = DiscriminatorConfig(kind="patch", channels=8, n_layers=2)
-STYLE = DiscriminatorConfig(kind="stylegan2", channels=8)
+PATCH = PatchConfig(channels=8, n_layers=2)
+STYLE = StyleGAN2Config(channels=8)
 NET = FeatureNetConfig(name="squeezenet")
 
 WHOLE = {
@@ -258,7 +258,7 @@ def test_regions_count_where_their_kind_is_named():
     def loss(kind: str) -> float:
         config = ImageTokenizerTrainConfig(
             batch_images=4,
-            schedule=ScheduleConfig(learning_rate=1e-3),
+            schedule=WarmupCosineConfig(learning_rate=1e-3),
             regions=(RegionConfig(kind=kind, net=NET),),
         )
         made = ImageTokenizerTask(shape(side=32), config, images, total_steps=4)

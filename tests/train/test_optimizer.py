@@ -4,13 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import decoder_config
 from torch import nn
 
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder, ModelConfig
-from pardalis.train.optimizer import AdamWConfig, Optimizer
+from pardalis.model import Decoder
+from pardalis.train.optimizer import AdamWConfig, MuonConfig, Optimizer
 
-DECODER = ModelConfig(
+DECODER = decoder_config(
     vocab_size=32, context=8, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=16
 )
 
@@ -101,7 +102,7 @@ def test_a_decay_of_one_or_more_per_update_is_refused() -> None:
 )
 def test_a_wrong_field_is_named(options: dict) -> None:
     with pytest.raises(ConfigError, match=rf"^{next(iter(options))} must"):
-        AdamWConfig(**options)
+        MuonConfig(**options)
 
 
 def seeded(model: nn.Module, seed: int) -> nn.Module:
@@ -150,7 +151,7 @@ def test_adamw_equals_pytorchs(fused: bool) -> None:
 
 def test_muon_has_the_matrices_inside_blocks_and_adamw_the_rest() -> None:
     model = Decoder(DECODER)
-    state = Optimizer(model, AdamWConfig(kind="muon"), peak=1.0).state_dict()
+    state = Optimizer(model, MuonConfig(), peak=1.0).state_dict()
     muons = {name for name, tensors in state.items() if "momentum_buffer" in tensors}
     assert muons == {name for name in state if name.endswith("_proj.weight")}
     assert all("exp_avg" in tensors for name, tensors in state.items() if name not in muons)
@@ -161,7 +162,7 @@ def test_muon_equals_pytorchs_with_updates_of_adamws_size() -> None:
     model = seeded(Decoder(DECODER), 0)
     theirs = nn.Parameter(model.trunk.blocks[0].feed_forward.up_proj.weight.detach().clone())
     reference = torch.optim.Muon([theirs], lr=0.1, adjust_lr_fn="match_rms_adamw")
-    optimizer = Optimizer(model, AdamWConfig(kind="muon"), peak=1.0)
+    optimizer = Optimizer(model, MuonConfig(), peak=1.0)
     for step in range(2):
         update(model, optimizer, step)
         theirs.grad = model.trunk.blocks[0].feed_forward.up_proj.weight.grad.clone()
@@ -170,13 +171,13 @@ def test_muon_equals_pytorchs_with_updates_of_adamws_size() -> None:
 
 
 def test_muon_needs_blocks() -> None:
-    with pytest.raises(ConfigError, match=r"^kind = muon needs matrices inside blocks"):
-        Optimizer(nn.Linear(2, 2), AdamWConfig(kind="muon"), peak=1.0)
+    with pytest.raises(ConfigError, match=r"^kind = muon needs matrices between hidden states"):
+        Optimizer(nn.Linear(2, 2), MuonConfig(), peak=1.0)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_an_update_after_loading_equals_that_of_an_uninterrupted_run(kind: str) -> None:
-    config = AdamWConfig(kind=kind)  # type: ignore[arg-type]
+    config = {"adamw": AdamWConfig, "muon": MuonConfig}[kind]()
     whole, resumed = seeded(Decoder(DECODER), 0), Decoder(DECODER)
     first, second = Optimizer(whole, config, peak=1.0), Optimizer(resumed, config, peak=1.0)
     update(whole, first, 1)
@@ -210,7 +211,7 @@ def test_state_exists_before_the_first_update() -> None:
     ("model", "config"),
     [
         (nn.Linear(3, 3), AdamWConfig()),
-        (Decoder(DECODER), AdamWConfig(kind="muon")),
+        (Decoder(DECODER), MuonConfig()),
     ],
 )
 def test_a_state_of_something_else_is_refused(model: nn.Module, config: AdamWConfig) -> None:

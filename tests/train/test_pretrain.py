@@ -7,20 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shapes import decoder_config
 from torch import Tensor
 
 from pardalis.batch import Batch
 from pardalis.config import deciding
 from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.errors import ConfigError, TrainingError
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import Decoder, initialise
 from pardalis.objectives import NextTokenConfig, next_token_losses
 from pardalis.seeds import derive
 from pardalis.train.loop import LoopConfig, train
 from pardalis.train.metrics import read_metrics
 from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.pretrain import BatchSource, PretrainConfig, PretrainTask
-from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.schedule import ConstantConfig, WarmupCosineConfig
 
 IMAGE_IDS = range(8, 20)
 ROWS, TOKENS = 4, 16
@@ -48,7 +49,7 @@ class Rows:
 
 
 def decoder(dropout: float = 0.0) -> Decoder:
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=40,
         context=TOKENS,
         d_model=16,
@@ -66,7 +67,7 @@ def task_with(
 ) -> PretrainTask:
     options = {
         "batch_rows": ROWS,
-        "schedule": ScheduleConfig(learning_rate=1e-2, warmup_steps=2),
+        "schedule": WarmupCosineConfig(learning_rate=1e-2, warmup_steps=2),
         **options,
     }
     return PretrainTask(
@@ -131,7 +132,7 @@ def test_metrics_are_means_over_targets_and_by_modality() -> None:
 
 
 def test_training_memorises_a_batch() -> None:
-    task = task_with(schedule=ScheduleConfig(kind="constant", learning_rate=1e-2))
+    task = task_with(schedule=ConstantConfig(learning_rate=1e-2))
     losses = [float(task.step(0)["loss"]) for _ in range(9)]
     assert losses[-1] < losses[0] - 0.5
 
@@ -255,7 +256,7 @@ def test_a_wrong_field_is_named(options: dict, named: str) -> None:
 
 def test_a_schedule_longer_than_the_run_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="do not fit into 9 steps"):
-        task_with(schedule=ScheduleConfig(learning_rate=1.0, warmup_steps=10))
+        task_with(schedule=WarmupCosineConfig(learning_rate=1.0, warmup_steps=10))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +275,6 @@ def test_a_schedule_longer_than_the_run_is_refused_at_once() -> None:
     ],
 )
 def test_settings_that_change_the_results_of_a_run(changes, decides) -> None:
-    options = {"batch_rows": 4, "schedule": ScheduleConfig(learning_rate=1e-3)}
+    options = {"batch_rows": 4, "schedule": WarmupCosineConfig(learning_rate=1e-3)}
     before, after = PretrainConfig(**options), PretrainConfig(**options | changes)
     assert (deciding(before) != deciding(after)) == decides

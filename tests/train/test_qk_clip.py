@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import decoder_config
 
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder, ModelConfig, attention_mask, initialise
+from pardalis.model import Decoder, attention_mask, initialise
 from pardalis.parallel import Layout, ParallelConfig, World, parallelise
 from pardalis.train.qk_clip import QKClip, shared_factors
 from pardalis.train.statistics import AttentionCall, observed_blocks
@@ -17,7 +18,7 @@ TOKENS = 12
 
 
 def decoder(n_kv_heads: int = 4, **options: object) -> Decoder:
-    config = ModelConfig(
+    config = decoder_config(
         vocab_size=40, context=TOKENS, d_model=16, n_layers=2, n_heads=4, n_kv_heads=n_kv_heads,
         d_ff=32, init_std=0.5, **({"qk_norm": "none"} | options),
     )  # fmt: skip

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import decoder_config
 from torch import Tensor, nn
 
 from pardalis.batch import Batch
-from pardalis.model import PRESETS, Decoder, ModelConfig, document_mask, initialise
+from pardalis.model import PRESETS, Decoder, document_mask, initialise
 from pardalis.parallel import Layout, ParallelConfig, parallelise
 from pardalis.train.statistics import (
     gradient_norms,
@@ -39,7 +40,7 @@ def decoder(**options: object) -> Decoder:
         "d_ff": 32,
         "init_std": 0.3,
     }
-    return initialise(Decoder(ModelConfig(**(shape | options))), seed=1)  # type: ignore[arg-type]
+    return initialise(Decoder(decoder_config(**(shape | options))), seed=1)  # type: ignore[arg-type]
 
 
 def rows(n_rows: int = 2, images: bool = True) -> Batch:
@@ -228,7 +229,7 @@ def test_gradient_norms_of_parts_combine_to_the_total() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_parameter_of_every_preset_has_a_part(preset: str) -> None:
     with torch.device("meta"):
-        model = Decoder(PRESETS[preset](vocab_size=1024))
+        model = Decoder(PRESETS[preset]().sized(vocab_size=1024, context=64))
     for parameter in model.parameters():
         parameter.grad = parameter.detach()
     assert set(gradient_norms(model)) == {f"grad_norm.{part}" for part in PARTS}

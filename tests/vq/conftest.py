@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig, initialise
+from pardalis.vq import QUANTIZERS, ImageTokenizer, ImageTokenizerConfig, initialise
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def small_config() -> ImageTokenizerConfig:
         code_width=6,
         n_codes=32,
         attention_resolutions=(4,),
-        quantizer=QuantizerConfig(kind="ema"),
+        quantizer=QUANTIZERS["ema"](),
     )
 
 

@@ -7,15 +7,16 @@ from pardalis.errors import ConfigError
 from pardalis.vq.adversarial import r1_penalty
 from pardalis.vq.discriminator import (
     Discriminator,
-    DiscriminatorConfig,
+    PatchConfig,
     PatchDiscriminator,
+    StyleGAN2Config,
     build_discriminator,
     minibatch_std,
 )
 
 CONFIGS = {
-    "patch": DiscriminatorConfig(kind="patch", channels=4, n_layers=2),
-    "stylegan2": DiscriminatorConfig(kind="stylegan2", channels=1),
+    "patch": PatchConfig(channels=4, n_layers=2),
+    "stylegan2": StyleGAN2Config(channels=1),
 }
 
 
@@ -31,7 +32,7 @@ def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_patches_have_the_published_names_and_sizes():
     with torch.device("meta"):
-        network = build_discriminator(DiscriminatorConfig(), resolution=256)
+        network = build_discriminator(PatchConfig(), resolution=256)
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     assert shapes == {
         "main.0.weight": (64, 3, 4, 4),
@@ -62,7 +63,7 @@ def test_the_receptive_field_is_70_pixels():
 
 def test_stylegan2_has_the_published_names_and_sizes():
     with torch.device("meta"):
-        network = build_discriminator(DiscriminatorConfig(kind="stylegan2"), resolution=512)
+        network = build_discriminator(StyleGAN2Config(), resolution=512)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     # The first layer and block, and what follows the last.
     assert shapes["blocks.0.0.weight"] == (64, 3, 1, 1)
@@ -89,7 +90,7 @@ def test_stylegan2_keeps_the_variance_of_activations():
 
     Smooth images pass; noise is what the blur before each halving takes away.
     """
-    config = DiscriminatorConfig(kind="stylegan2", channels=8)
+    config = StyleGAN2Config(channels=8)
     network = build_discriminator(config, 256).initialise(0)
     smooth = F.interpolate(pixels(4, 3, 4, 4), size=(256, 256), mode="bicubic") * 2
     with torch.no_grad():
@@ -113,11 +114,11 @@ def test_initial_weights_depend_on_seed_and_name_only(small):
 
 
 def test_initial_weights_have_the_published_deviation():
-    patch = build_discriminator(DiscriminatorConfig(channels=32), 64).initialise(0)
+    patch = build_discriminator(PatchConfig(channels=32), 64).initialise(0)
     patch.requires_grad_(False)
     assert float(patch.main[5].weight.std()) == pytest.approx(0.02, rel=0.02)
     assert float(patch.main[6].weight.mean()) == pytest.approx(1, abs=0.01)
-    style = build_discriminator(DiscriminatorConfig(kind="stylegan2", channels=8), 64).initialise(0)
+    style = build_discriminator(StyleGAN2Config(channels=8), 64).initialise(0)
     style.requires_grad_(False)
     assert float(style.blocks[1].conv1[0].weight.std()) == pytest.approx(1, rel=0.02)
 
@@ -187,11 +188,11 @@ def test_blur_is_the_published_filter():
 @pytest.mark.parametrize("name", ["channels", "n_layers"])
 def test_zero_channels_or_layers_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
-        DiscriminatorConfig(**{name: 0})
+        PatchConfig(**{name: 0})
 
 
 def test_images_too_small_for_the_patches_are_refused():
-    config = DiscriminatorConfig(channels=2)
+    config = PatchConfig(channels=2)
     assert build_discriminator(config, 24).initialise(0)(pixels(2, 3, 24, 24)).shape == (2, 1, 1, 1)
     with pytest.raises(ConfigError, match="needs images of 24 pixels or more, got 16"):
         build_discriminator(config, 16)
@@ -200,4 +201,4 @@ def test_images_too_small_for_the_patches_are_refused():
 @pytest.mark.parametrize("resolution", [4, 48, 200])
 def test_stylegan2_needs_a_power_of_two(resolution):
     with pytest.raises(ConfigError, match=f"a power of two from 8, got {resolution}"):
-        build_discriminator(DiscriminatorConfig(kind="stylegan2"), resolution)
+        build_discriminator(StyleGAN2Config(), resolution)

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pardalis.vq import (
+    QUANTIZERS,
     CodebookTrainer,
     ImageTokenizer,
     ImageTokenizerConfig,
-    QuantizerConfig,
     codebook_use,
     initialise,
 )
@@ -65,7 +65,7 @@ def train(kind: str, seed: int = 0, restarts: bool = False) -> tuple[float, floa
     torch.set_num_threads(1)
     config = ImageTokenizerConfig(
         resolution=SIDE, channels=8, channel_multipliers=(1,), n_res_blocks=1, norm_groups=0,
-        z_channels=8, code_width=WIDTH, n_codes=1000, quantizer=QuantizerConfig(kind=kind),
+        z_channels=8, code_width=WIDTH, n_codes=1000, quantizer=QUANTIZERS[kind](),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     quantize = initialise(ImageTokenizer(config), seed).quantize

@@ -241,7 +241,7 @@ def test_a_truncated_file_is_named(small_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(version=3), "version 3; this Pardalis reads .* 1 and 2"),
+        (lambda header: header.update(version=4), "version 4; this Pardalis reads .* 1 to 3"),
         (lambda header: header.pop("config"), r"config\.json is not an image tokenizer's config"),
         (lambda header: header["config"].update(resolution=15), r"config\.json: resolution is 15"),
         (lambda header: header["config"].update(colour=1), r"config\.json: .*colour"),

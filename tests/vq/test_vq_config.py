@@ -8,9 +8,9 @@ from pardalis import config as configs
 from pardalis.errors import BundleError, ConfigError
 from pardalis.vq import (
     PRESETS,
+    QUANTIZERS,
     ImageTokenizer,
     ImageTokenizerConfig,
-    QuantizerConfig,
     chameleon,
     initialise,
     tiny,
@@ -52,19 +52,19 @@ def test_wrong_values_name_the_field(changes, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"beta": -1.0}, r"^beta must be 0 or more, got -1"),
-        ({"kind": "ibq", "entropy_weight": -1.0}, r"^entropy_weight must be 0 or more, got -1"),
-        ({"kind": "ema", "legacy": True}, r"^legacy applies to kinds vq, l2, simvq, not ema"),
-        ({"kind": "fsq", "legacy": False}, r"^legacy applies to kinds vq, l2, simvq, not fsq"),
-        ({"levels": (8, 8)}, r"^levels apply to kind fsq, not vq; leave them out"),
-        ({"kind": "fsq", "levels": ()}, r"^levels must be a list of counts from 3 to 64, got \[\]"),
-        ({"kind": "fsq", "levels": (8, 2)}, r"counts from 3 to 64, got \[8, 2\]"),
-        ({"kind": "fsq", "levels": (65,)}, r"counts from 3 to 64, got \[65\]"),
+        ({"beta": -1.0}, r"^quantizer.beta must be 0 or more, got -1"),
+        ({"kind": "ibq", "entropy_weight": -1.0}, r"^quantizer.entropy_weight must be 0 or more"),
+        ({"kind": "ema", "legacy": True}, r"for kind 'ema'; it is a key of 'vq' and 'l2' and 'sim"),
+        ({"kind": "fsq", "legacy": False}, r"^Unknown key 'quantizer.legacy' for kind 'fsq'"),
+        ({"levels": [8, 8]}, r"'quantizer.levels' for kind 'vq'; it is a key of 'fsq'"),
+        ({"kind": "fsq", "levels": []}, r"^quantizer.levels must be a list of counts from 3 to 64"),
+        ({"kind": "fsq", "levels": [8, 2]}, r"counts from 3 to 64, got \[8, 2\]"),
+        ({"kind": "fsq", "levels": [65]}, r"counts from 3 to 64, got \[65\]"),
     ],
 )
 def test_options_of_another_quantizer_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
-        QuantizerConfig(**values)
+        configs.from_dict(ImageTokenizerConfig, configs.to_dict(tiny()) | {"quantizer": values})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_options_of_another_quantizer_are_refused(values, message):
     ],
 )
 def test_codes_and_levels_must_agree(n_codes, levels, message):
-    quantizer = QuantizerConfig(kind="fsq", levels=levels)
+    quantizer = QUANTIZERS["fsq"](levels=levels)
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny(), n_codes=n_codes, quantizer=quantizer)
 
@@ -88,13 +88,12 @@ def test_codes_and_levels_must_agree(n_codes, levels, message):
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize("kind", ["vq", "ema", "l2", "simvq", "ibq", "fsq"])
 def test_a_kind_is_one_word(preset, kind):
-    values = configs.to_dict(preset())
-    values["quantizer"]["kind"] = kind
+    values = configs.merged(configs.to_dict(preset()), {"quantizer": {"kind": kind}})
     assert configs.from_dict(ImageTokenizerConfig, values).quantizer.kind == kind
 
 
 def test_chameleons_beta_weights_the_codebook_loss():
-    assert chameleon().quantizer.beta_weighs_codebook
+    assert chameleon().quantizer.legacy
 
 
 # ── version 1 ────────────────────────────────────────────────────────────────────────────────────
@@ -102,23 +101,23 @@ def test_chameleons_beta_weights_the_codebook_loss():
 OLD = {
     "plain": (
         {"kind": "gradient", "beta": 0.25, "legacy": True, "normalise": False},
-        QuantizerConfig(kind="vq", legacy=True),
+        QUANTIZERS["vq"](legacy=True),
     ),
     "of the paper": (
         {"kind": "gradient", "beta": 0.5, "legacy": False, "normalise": False},
-        QuantizerConfig(kind="vq", legacy=False, beta=0.5),
+        QUANTIZERS["vq"](legacy=False, beta=0.5),
     ),
     "at length 1": (
         {"kind": "gradient", "beta": 0.25, "legacy": False, "normalise": True},
-        QuantizerConfig(kind="l2", legacy=False),
+        QUANTIZERS["l2"](legacy=False),
     ),
     "running means": (
         {"kind": "ema", "beta": 1.0, "legacy": True, "normalise": False},
-        QuantizerConfig(kind="ema", beta=1.0),
+        QUANTIZERS["ema"](beta=1.0),
     ),
     "running means at length 1": (
         {"kind": "ema", "beta": 0.25, "legacy": True, "normalise": True},
-        QuantizerConfig(kind="l2", legacy=False),
+        QUANTIZERS["l2"](legacy=False),
     ),
 }
 
@@ -132,7 +131,7 @@ def test_tokenizers_of_version_1_load(small_config, tmp_path, case):
     expected.save(tmp_path)
     path = tmp_path / "config.json"
     header = json.loads(path.read_text())
-    assert header["version"] == 2
+    assert header["version"] == 3
     header["version"], header["config"]["quantizer"] = 1, old
     path.write_text(json.dumps(header))
     loaded = ImageTokenizer.load(tmp_path)
@@ -150,3 +149,15 @@ def test_an_old_config_without_a_quantizer_is_named(small_tokenizer, tmp_path):
     path.write_text(json.dumps(header))
     with pytest.raises(BundleError, match=r"config\.json is not an image tokenizer's config"):
         ImageTokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_of_version_2_loads(small_config, tmp_path):
+    """Its table had the fields of every kind."""
+    expected = initialise(ImageTokenizer(small_config), seed=0)
+    expected.save(tmp_path)
+    path = tmp_path / "config.json"
+    header = json.loads(path.read_text())
+    header["version"] = 2
+    header["config"]["quantizer"] = {"kind": "ema", "beta": 0.25, "entropy_weight": 0.05}
+    path.write_text(json.dumps(header))
+    assert ImageTokenizer.load(tmp_path).config == expected.config

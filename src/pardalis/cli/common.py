@@ -115,7 +115,17 @@ def add_stage_command(
     """Add a command that runs one stage of a recipe."""
     parser = add_command(commands, name, summary, description)
     add_run_arguments(parser, lambda options: run_stages(options, stage))
+    add_parents(parser)
     parser.does = stage
+
+
+def add_parents(parser: argparse.ArgumentParser) -> None:
+    """Add ``--with-parents``, which :func:`run_stages` reads."""
+    parser.add_argument(
+        "--with-parents",
+        action="store_true",
+        help="first train the models of the recipes that start_from leads to, if need be",
+    )
 
 
 def existing_run(folder: Path) -> Path:
@@ -186,7 +196,7 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
     try:
-        records = run(recipe, folder, stages, options.device)
+        records = run(recipe, folder, stages, options.device, with_parents=options.with_parents)
     except StageMissingError as error:
         # main() replaces the name of the stage by that of its command.
         raise ConfigError(f"{error} That is `{error.stage}`, or 'pardalis run'.") from error

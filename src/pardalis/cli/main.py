@@ -5,12 +5,14 @@ when it runs, so that ``pardalis --help`` stays fast.
 """
 
 import argparse
+import importlib
 import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pardalis
 from pardalis.cli import (
@@ -25,7 +27,7 @@ from pardalis.cli import (
     tokenizer,
 )
 from pardalis.cli.common import Parser
-from pardalis.errors import PardalisError
+from pardalis.errors import ConfigError, PardalisError
 
 _DESCRIPTION = """\
 Early-fusion mixed-modal models: images become tokens in the vocabulary of text, and one
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _set_output(options.quiet)
     try:
+        for name in options.imports:
+            _import(name)
         options.run(options)
     except PardalisError as error:
         if options.traceback:
@@ -57,6 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}; what was finished before stays.", 1)
     return 0
+
+
+def _import(name: str) -> None:
+    """Import a module, or a Python file, that adds parts to the tables of Pardalis."""
+    path = Path(name)
+    try:
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise ConfigError(f"There is no file {name} to import.")
+            sys.path.insert(0, str(path.resolve().parent))
+            name = path.stem
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error}; --import takes a module that is installed, or the path of a Python file."
+        ) from error
 
 
 def _with_flags(message: str, command: argparse.ArgumentParser, root: Parser) -> str:
@@ -105,6 +125,14 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pardalis {pardalis.__version__}")
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors only")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module or a .py file that adds parts, such as objectives (docs/extend.md)",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (quickstart, tokenizer, data, plan):
         module.add(commands)

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pardalis.cli.common import (
@@ -49,10 +50,12 @@ def _plan(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from pardalis.pipeline import load_recipe
+    from pardalis.pipeline.chain import with_bundle
     from pardalis.pipeline.plan import plan
 
+    recipe = load_recipe(options.recipe, options.set)
     made = plan(
-        load_recipe(options.recipe, options.set),
+        with_bundle(recipe, Path("runs") / recipe.name),
         gpus=options.gpus,
         device=options.device,
         utilisation=options.utilisation,

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 import pardalis
-from pardalis.cli.common import Commands, add_command, add_run_arguments, echo, run_stages
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_parents,
+    add_run_arguments,
+    echo,
+    run_stages,
+)
 from pardalis.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -35,9 +42,11 @@ def add(commands: Commands) -> None:
         help="name of a recipe of Pardalis, or a path (default: %(default)s)",
     )
     add_run_arguments(quickstart, _quickstart, recipe=False)
+    add_parents(quickstart)
 
     run = add_command(commands, "run", "run all stages of a recipe", _RUN_DESCRIPTION)
     add_run_arguments(run, _run)
+    add_parents(run)
 
 
 def _quickstart(options: argparse.Namespace) -> None:

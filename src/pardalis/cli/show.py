@@ -60,8 +60,7 @@ def _bundle(options: argparse.Namespace) -> None:
     only = "" if images.has_decoder else "; read only, without a decoder"
     facts: list[tuple[str, object]] = [
         ("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}"),
-        ("", f"{model.n_layers} layers, width {model.d_model}, {model.n_heads} heads, "
-             f"{model.norm_placement} norms"),
+        ("", model.summary),
         ("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text"),
         *([("", "ids differ from those of the imported files")] if moved else []),
         ("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}"),

@@ -82,7 +82,7 @@ def _encode(options: argparse.Namespace) -> None:
 
     if options.batch is not None and options.batch < 1:
         raise ConfigError(f"--batch must be at least 1, got {options.batch}.")
-    path = str(options.data.resolve())
+    path = options.data.resolve()
     source = SourceConfig(name="images", reader=reader_of(options), path=path)
     _process(
         options,

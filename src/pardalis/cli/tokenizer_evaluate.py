@@ -49,10 +49,16 @@ def add(verbs: Commands) -> None:
         help="net of the perceptual distance (default: squeezenet, whose weights are packaged)",
     )
     parser.add_argument(
-        "--perceptual-weights", metavar="FILE", help="its weights, in torchvision's layout"
+        "--perceptual-weights",
+        type=Path,
+        metavar="FILE",
+        help="its weights, in torchvision's layout",
     )
     parser.add_argument(
-        "--perceptual-heads", metavar="FILE", help="LPIPS heads; with them the distance is LPIPS"
+        "--perceptual-heads",
+        type=Path,
+        metavar="FILE",
+        help="LPIPS heads; with them the distance is LPIPS",
     )
     parser.add_argument(
         "--frechet",
@@ -61,7 +67,10 @@ def add(verbs: Commands) -> None:
         help="net of the Fréchet distance (default: efficientnet_lite0); inception_v3 for FID",
     )
     parser.add_argument(
-        "--frechet-weights", metavar="FILE", help="its weights: pt_inception-2015-12-05 for FID"
+        "--frechet-weights",
+        type=Path,
+        metavar="FILE",
+        help="its weights: pt_inception-2015-12-05 for FID",
     )
     parser.add_argument(
         "--ocr", action="store_true", help="measure word recall by OCR (needs pardalis[ocr])"
@@ -141,7 +150,7 @@ def _nets(options: argparse.Namespace) -> "MetricNets":
 
 
 def _net_config(
-    option: str, name: "FeatureNetName", weights: str | None, heads: str | None = None
+    option: str, name: "FeatureNetName", weights: Path | None, heads: Path | None = None
 ) -> "FeatureNetConfig":
     """Return the config of a feature net; errors name the options of this command."""
     from pardalis.feature_nets import FeatureNetConfig

@@ -28,7 +28,7 @@ class SourceConfig:
 
     name: str  # what reports, folders and the mixture call it
     reader: Literal["jsonl", "folder", "html"]  # the format of what is at path
-    path: str  # file or folder, relative to the recipe
+    path: Path  # file or folder, relative to the recipe
     weight: float = 1.0  # share of rows in the mixture; only ratios matter
     # The order of a text with one image. Chameleon puts the image first in half of its pairs
     # (arXiv 2405.09818, section 2.2), so that a model learns captioning and text-to-image.
@@ -46,7 +46,7 @@ class SourceConfig:
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     """Yield the documents of a source lazily; raises DataError if its path does not exist."""
-    return READERS[source.reader](Path(source.path))
+    return READERS[source.reader](source.path)
 
 
 class Survey(NamedTuple):
@@ -73,7 +73,7 @@ def survey(source: SourceConfig) -> Survey:
         else:
             n_images += 1
             # Without the path of the source, so that documents that are moved stay the same.
-            key = (item.where.removeprefix(str(Path(source.path))), item.kind)
+            key = (item.where.removeprefix(str(source.path)), item.kind)
         digest.update(repr(key).encode())
     return Survey(n_items, digest.hexdigest(), n_images)
 

@@ -1,6 +1,7 @@
 """The choice of a feature net and its weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pardalis.config import not_deciding
@@ -22,12 +23,12 @@ class FeatureNetConfig:
     """
 
     name: FeatureNetName = "squeezenet"
-    weights: str | None = not_deciding(None)  # a file; None: those of the package
-    heads: str | None = not_deciding(None)  # a file of LPIPS heads, as in the package lpips
+    weights: Path | None = not_deciding(None)  # a file; None: those of the package
+    heads: Path | None = not_deciding(None)  # a file of LPIPS heads, as in the package lpips
     layer_weights: tuple[float, ...] | None = None  # without heads only; None: equal
 
     @property
-    def files(self) -> list[str]:
+    def files(self) -> list[Path]:
         """The files that the config names."""
         return [path for path in (self.weights, self.heads) if path is not None]
 

@@ -3,7 +3,6 @@
 import pickle
 from importlib.resources import as_file, files
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def load_feature_net(config: FeatureNetConfig) -> FeatureNet:
     with torch.device("meta"):
         network = _NETWORKS[config.name]()
     if config.weights is not None:
-        fill(network, read_tensors(Path(config.weights)), config.weights)
+        fill(network, read_tensors(config.weights), str(config.weights))
     elif config.name == "efficientnet_lite0":
         fill(network, _packaged_efficientnet(), f"The package {_EFFICIENTNET[0]}")
     else:

@@ -74,13 +74,13 @@ def load_perceptual_distance(config: FeatureNetConfig) -> PerceptualDistance:
     return PerceptualDistance(net, weights, f"perceptual_{net.name}")
 
 
-def _read_heads(path: str, widths: Sequence[int]) -> list[Float[Tensor, "C 1 1"]]:
+def _read_heads(path: Path, widths: Sequence[int]) -> list[Float[Tensor, "C 1 1"]]:
     """Read the channel weights of each layer, as the package lpips stores them."""
     needed = {
         f"lin{layer}.model.1.weight": torch.Size((1, width, 1, 1))
         for layer, width in enumerate(widths)
     }
-    heads = fitted(read_tensors(Path(path)), needed, path)
+    heads = fitted(read_tensors(path), needed, path)
     return [heads[name][0].clamp_min(0) for name in needed]
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pardalis.model import ModelConfig
+from pardalis.model import CacheSpec
 
 
 class PagedCache:
@@ -24,12 +24,12 @@ class PagedCache:
     """
 
     def __init__(
-        self, config: ModelConfig, n_pages: int, page_size: int, like: Float[Tensor, "..."]
+        self, spec: CacheSpec, n_pages: int, page_size: int, like: Float[Tensor, "..."]
     ) -> None:
-        shape = (n_pages * page_size, config.n_kv_heads, config.d_head)
+        shapes = [(n_pages * page_size, layer.n_kv_heads, layer.d_head) for layer in spec]
         self.page_size = page_size
-        self.keys = [like.new_zeros(shape) for _ in range(config.n_layers)]
-        self.values = [like.new_zeros(shape) for _ in range(config.n_layers)]
+        self.keys = [like.new_zeros(shape) for shape in shapes]
+        self.values = [like.new_zeros(shape) for shape in shapes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pardalis.inference.cache import PassLayout, gathered_layers
 from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, power_of_two, sample
-from pardalis.model import Decoder
+from pardalis.model import LanguageModel
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class CompiledSteps:
     """The trunk and the sampler, compiled on first use; eager if compilation fails."""
 
     def __init__(
-        self, model: Decoder, eager_hidden: Callable[[PassLayout, Tensor, Tensor], Tensor]
+        self, model: LanguageModel, eager_hidden: Callable[[PassLayout, Tensor, Tensor], Tensor]
     ) -> None:
         def trunk(
             ids: Int[Tensor, "B W"],
@@ -41,7 +41,7 @@ class CompiledSteps:
             layers = gathered_layers(keys, values, table, positions)
             return model.hidden(ids.view(1, -1), positions.view(1, -1), cache=layers)[0]
 
-        on_gpu = model.embedding.weight.is_cuda
+        on_gpu = model.device.type == "cuda"
         options: dict[str, str | int | bool | Callable[..., object]] | None
         options = {"triton.cudagraphs": True} if on_gpu else None
         self._eager_hidden = eager_hidden

@@ -140,7 +140,7 @@ class PromptFile:
         settings = {
             "bundle": str(self.bundle_path.resolve()) if self.bundle_path else None,
             "made_by": self.engine.bundle.made_by,
-            "dtype": str(self.engine.bundle.model.embedding.weight.dtype),
+            "dtype": str(self.engine.bundle.model.head.weight.dtype),
             "weights": self.engine.config.weights,
             "options": asdict(self.config),
         }

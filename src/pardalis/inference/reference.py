@@ -14,19 +14,19 @@ from pardalis.inference.generation import Guidance, ImageGuidance
 from pardalis.inference.guidance import GuidanceTensors, apply_guidance, largest_k
 from pardalis.inference.request import Request
 from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
-from pardalis.model import Decoder
+from pardalis.model import LanguageModel
 from pardalis.tokens import Grammar, Phase, Rule
 
 
 @torch.inference_mode()
-def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> list[int]:
+def generate_reference(model: LanguageModel, grammar: Grammar, request: Request) -> list[int]:
     """Return the ids that follow the prompt.
 
     Raises:
         GrammarError: the prompt is malformed.
         RequestError: the token budget is too small for what the limits demand.
     """
-    device = model.embedding.weight.device
+    device = model.device
     writable_ids = torch.tensor(grammar.writable_ids(), device=device)
     ids = list(request.prompt_ids)
     state = grammar.begin(ids, request.limits)
@@ -50,12 +50,12 @@ def generate_reference(model: Decoder, grammar: Grammar, request: Request) -> li
     return ids[len(request.prompt_ids) :]
 
 
-def _next_logits(model: Decoder, ids: Sequence[int]) -> Float[Tensor, "1 V"]:
-    return model(torch.tensor([ids], device=model.embedding.weight.device))[:, -1]
+def _next_logits(model: LanguageModel, ids: Sequence[int]) -> Float[Tensor, "1 V"]:
+    return model(torch.tensor([ids], device=model.device))[:, -1]
 
 
 def _guided(
-    model: Decoder,
+    model: LanguageModel,
     grammar: Grammar,
     guidance: ImageGuidance,
     ids: list[int],

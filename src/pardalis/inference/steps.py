@@ -19,7 +19,7 @@ from pardalis.inference.compiled import CompiledSteps
 from pardalis.inference.guidance import GuidanceTensors, apply_guidance
 from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
 from pardalis.inference.weights import Head
-from pardalis.model import Decoder
+from pardalis.model import LanguageModel
 from pardalis.tokens import Rule
 
 Tensors = TypeVar("Tensors")  # a dataclass of tensors
@@ -116,7 +116,7 @@ class StepRunner:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         head: Head,
         automaton: Automaton,
         slots: SlotStates,

@@ -17,7 +17,7 @@ from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, 
 from pardalis.inference.speculation import WindowPolicy
 from pardalis.inference.steps import DecodeBatch, SlotStates, StepRunner
 from pardalis.inference.weights import Head, packed
-from pardalis.model import Decoder
+from pardalis.model import LanguageModel
 from pardalis.tokens import Grammar, Phase, Rule
 
 # Tokens up to which a pass is bound by reading the weights, so that more cost little.
@@ -65,17 +65,18 @@ class TokenLoop:
         ConfigError: the device has not enough memory for the cache.
     """
 
-    def __init__(self, model: Decoder, grammar: Grammar, config: EngineConfig) -> None:
+    def __init__(self, model: LanguageModel, grammar: Grammar, config: EngineConfig) -> None:
         self.grammar, self.config = grammar, config
-        self.device = model.embedding.weight.device
-        context, page_size = model.config.context, config.page_size
+        self.device = model.device
+        context, page_size = model.context, config.page_size
         n_tokens = config.cache_tokens or config.max_slots * (context + page_size)
         n_pages = 1 + n_tokens // page_size
-        weight, shape = model.embedding.weight, model.config
+        weight, spec = model.head.weight, model.cache_spec()
         try:
-            self.cache = PagedCache(shape, n_pages, page_size, weight)
+            self.cache = PagedCache(spec, n_pages, page_size, weight)
         except (MemoryError, RuntimeError) as error:  # torch raises the second
-            numbers = 2 * shape.n_layers * shape.n_kv_heads * shape.d_head * n_pages * page_size
+            per_token = sum(2 * layer.n_kv_heads * layer.d_head for layer in spec)
+            numbers = per_token * n_pages * page_size
             raise ConfigError(
                 f"The keys and values of {n_pages * page_size} tokens take "
                 f"{numbers * weight.element_size() / 2**30:,.1f} GiB, which {self.device} does not "
@@ -293,7 +294,7 @@ def _finish_reason(scheduled: ScheduledRequest) -> FinishReason:
 
 
 def generate_ids(
-    model: Decoder,
+    model: LanguageModel,
     grammar: Grammar,
     requests: Sequence[Request],
     config: EngineConfig | None = None,

@@ -6,7 +6,8 @@ fused into one where they are copied anyway, which saves calls.
 
 import copy
 import itertools
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -14,10 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
-from pardalis.model import Decoder
-from pardalis.model.attention import Attention, HeadNorm, rotate
-from pardalis.model.decoder import Block, FeedForward
-from pardalis.parallel.heads import head_scales
+from pardalis.model import LanguageModel
+from pardalis.model.positions import RoPE, Rotation
 from pardalis.tokens import Grammar
 
 Weights = Literal["stored", "int8"]
@@ -86,52 +85,28 @@ class Int8Linear(nn.Module):
         return product.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-class FusedAttention(Attention):
-    """Attention with one projection and one normalisation for queries, keys and values."""
+class _Biased(nn.Module):
+    """A linear map and a bias."""
 
-    def __init__(self, attention: Attention, weights: Weights) -> None:
-        nn.Module.__init__(self)
-        self.d_head = attention.d_head
-        self.splits = attention.n_heads, attention.n_heads + attention.n_kv_heads
-        projections = attention.q_proj, attention.k_proj, attention.v_proj
-        self.qkv_proj = _linear(torch.cat([p.weight for p in projections]), weights)
-        self.add_module("o_proj", _linear(attention.o_proj.weight, weights))
-        self.qk_norm = _joint_norm(attention)
+    def __init__(self, linear: nn.Module, bias: Float[Tensor, " out"]) -> None:
+        super().__init__()
+        self.linear = linear
+        self.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
-    def heads(
-        self, x: Float[Tensor, "B T D"], rotation: tuple[Tensor, Tensor]
-    ) -> tuple[Float[Tensor, "B T N H"], Float[Tensor, "B T K H"], Float[Tensor, "B T K H"]]:
-        n_queries, n_rotated = self.splits
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.d_head))
-        rotated = rotate(self.qk_norm(heads[:, :, :n_rotated]), rotation)
-        return rotated[:, :, :n_queries], rotated[:, :, n_queries:], heads[:, :, n_rotated:]
-
-
-class FusedFeedForward(FeedForward):
-    """SwiGLU with one projection for gate and input."""
-
-    def __init__(self, feed_forward: FeedForward, weights: Weights) -> None:
-        nn.Module.__init__(self)
-        both = torch.cat([feed_forward.gate_proj.weight, feed_forward.up_proj.weight])
-        self.gate_up_proj = _linear(both, weights)
-        self.down = _linear(feed_forward.down_proj.weight, weights)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        output: Tensor = self.linear(x) + self.bias
+        return output
 
 
 class RotationTable(nn.Module):
     """Table of the cosines and sines of RoPE; positions beyond the context are clamped."""
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, rope: RoPE, context: int, device: torch.device) -> None:
         super().__init__()
-        positions = torch.arange(model.config.context, device=model.embedding.weight.device)
-        self.cos, self.sin = (table[0] for table in model.trunk.rotation(positions[None]))
+        positions = torch.arange(context, device=device)
+        self.cos, self.sin = (table[0] for table in rope(positions[None]))
 
-    def forward(
-        self, positions: Int[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]]:
+    def forward(self, positions: Int[Tensor, "B T"]) -> Rotation:
         positions = positions.clamp(max=len(self.cos) - 1)
         return self.cos[positions], self.sin[positions]
 
@@ -143,12 +118,12 @@ class Head:
     those of all other tokens.
     """
 
-    def __init__(self, model: Decoder, grammar: Grammar, weights: Weights) -> None:
+    def __init__(self, model: LanguageModel, grammar: Grammar, weights: Weights) -> None:
         table = model.head.weight.detach()
         table = table[torch.tensor(grammar.writable_ids(), device=table.device)]
         self.n_codes = grammar.vocabulary.n_codes
-        self.image = _linear(table[: self.n_codes], weights)
-        self.text = _linear(table[self.n_codes :], weights)
+        self.image = _linear(table[: self.n_codes], None, weights)
+        self.text = _linear(table[self.n_codes :], None, weights)
 
     def all(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N n"]:
         """Return the logits of all writable tokens."""
@@ -156,27 +131,45 @@ class Head:
 
 
 @torch.no_grad()
-def packed(model: Decoder, weights: Weights) -> Decoder:
-    """Return a copy of a decoder for decoding; the original is unchanged.
+def packed(model: LanguageModel, weights: Weights) -> LanguageModel:
+    """Return a copy of a model of any kind for decoding; the original is unchanged.
+
+    Every linear map gets the fastest layout of its weights, and a module with a method ``fuse``
+    first joins those of its maps that have the same input. The head is left out; see :class:`Head`.
 
     Args:
-        weights: ``stored`` keeps every value: on a CPU the trunk's matrices are copied into
-            oneDNN's layout, elsewhere all weights are shared. ``int8`` quantises the matrices.
+        weights: ``stored`` keeps every value: on a CPU the matrices are copied into oneDNN's
+            layout, elsewhere all weights are shared. ``int8`` quantises the matrices.
     """
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
-    decoder = copy.deepcopy(model, shared).eval()
-    decoder.trunk.add_module("rotation", RotationTable(model))
-    if weights == "int8" or _has_layout(model.head.weight):
-        for block in decoder.trunk.modules():
-            if isinstance(block, Block):
-                block.add_module("dropout", nn.Identity())
-                block.attention = FusedAttention(block.attention, weights)
-                block.feed_forward = FusedFeedForward(block.feed_forward, weights)
-    return decoder
+    copied = copy.deepcopy(model, shared).eval()
+    is_packed = weights == "int8" or _has_layout(model.head.weight)
+    for module in list(copied.modules()):
+        if is_packed and (fuse := getattr(module, "fuse", None)):
+            fuse(lambda linears: _joined(linears, weights))
+        for name, child in list(module.named_children()):
+            if isinstance(child, RoPE):
+                module.add_module(name, RotationTable(child, model.context, model.device))
+            elif is_packed and isinstance(child, nn.Linear) and child is not copied.head:
+                module.add_module(name, _linear(child.weight, child.bias, weights))
+            elif is_packed and isinstance(child, nn.Dropout):
+                module.add_module(name, nn.Identity())
+    return copied
 
 
-def _linear(weight: Float[Tensor, "out in"], weights: Weights) -> nn.Module:
-    """Return the fastest module for a linear map without bias."""
+def _joined(linears: Sequence[nn.Module], weights: Weights) -> nn.Module:
+    """Return one map of several that have the same input; their outputs are concatenated."""
+    biases = [linear.bias for linear in linears]
+    bias = None if biases[0] is None else torch.cat(cast(list[Tensor], biases))
+    return _linear(torch.cat([cast(Tensor, linear.weight) for linear in linears]), bias, weights)
+
+
+def _linear(
+    weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None, weights: Weights
+) -> nn.Module:
+    """Return the fastest module for a linear map."""
+    if bias is not None:
+        return _Biased(_linear(weight, None, weights), bias)
     if weights == "int8":
         return Int8Linear(weight)
     if _has_layout(weight):
@@ -193,19 +186,3 @@ def _has_layout(weight: Float[Tensor, "..."]) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32
-
-
-def _joint_norm(attention: Attention) -> nn.Module:
-    """Return one QK-norm for concatenated queries and keys."""
-    norms = attention.q_norm, attention.k_norm
-    if not isinstance(norms[0], HeadNorm):
-        return nn.Identity()
-    n_heads = attention.n_heads, attention.n_kv_heads
-    joint = HeadNorm(attention.d_head, sum(n_heads), norms[0].eps)
-    for name in ("weight", "bias"):
-        by_head = [
-            head_scales(getattr(norm, name), n).expand(n, -1)
-            for norm, n in zip(norms, n_heads, strict=True)
-        ]
-        setattr(joint, name, nn.Parameter(torch.cat(by_head), requires_grad=False))
-    return joint

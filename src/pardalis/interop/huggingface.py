@@ -24,6 +24,7 @@ from pardalis.bundle import LICENCES, new_folder
 from pardalis.errors import BundleError
 from pardalis.files import write_json, write_text
 from pardalis.interop.huggingface_configs import (
+    QK_NORM_EPS,
     chameleon_config,
     chameleon_files,
     image_tokenizer_config,
@@ -64,7 +65,7 @@ from pardalis.interop.vocabulary import (
     token_ids,
 )
 from pardalis.interop.vqgan import plain_codebook
-from pardalis.model import ModelConfig
+from pardalis.model import ModelConfig, QKLayerNormConfig
 from pardalis.tokens import TextTokenizer
 from pardalis.vq import ImageTokenizerConfig
 
@@ -171,11 +172,12 @@ def _shards(index: Path) -> list[Path]:
 def decoder_from(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]:
     """Return the decoder's tensors under the names of Pardalis."""
     decoder = {}
-    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+    groups = getattr(config.attention.qk_norm, "groups", None)
+    for line, n in lines(config):
         tensor = tensors[line.transformers.format(n=n)]
-        if line.qk_norm and config.qk_norm_groups:
-            per_group = tensor.shape[0] // config.qk_norm_groups
-            shape = (config.qk_norm_groups, config.d_head)
+        if line.qk_norm and groups:
+            per_group = tensor.shape[0] // groups
+            shape = (groups, config.d_head)
             tensor = tensor.map(lambda t, step=per_group: t[::step], shape)
         decoder[line.ours.format(n=n)] = tensor
     return decoder
@@ -184,10 +186,7 @@ def decoder_from(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]
 def expected_decoder(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a decoder by its name in transformers."""
     ours = decoder_shapes(config)
-    return {
-        line.transformers.format(n=n): ours[line.ours.format(n=n)]
-        for line, n in lines(config.n_layers, config.qk_norm != "none")
-    }
+    return {line.transformers.format(n=n): ours[line.ours.format(n=n)] for line, n in lines(config)}
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:
@@ -225,15 +224,17 @@ def _group_qk_norm(config: ModelConfig, n_ranks: int, tensors: Tensors) -> Model
 
     This layout has one scale per head; further training in it may have made them differ.
     """
-    if config.n_kv_heads % n_ranks:
+    if config.attention.kv_heads % n_ranks:
         return config
-    for line, n in lines(config.n_layers):
+    for line, n in lines(config):
         if line.qk_norm:
             rows = tensors[line.transformers.format(n=n)].read()
             groups = torch.unflatten(rows, 0, (n_ranks, -1))
             if not torch.equal(groups, groups[:, :1].expand_as(groups)):
                 return config
-    return dataclasses.replace(config, qk_norm_groups=n_ranks)
+    qk_norm = QKLayerNormConfig(groups=n_ranks, eps=QK_NORM_EPS)
+    attention = dataclasses.replace(config.attention, qk_norm=qk_norm)
+    return dataclasses.replace(config, attention=attention)
 
 
 def _check_vocabulary_map(named: dict[str, Any], tokenizer_json: str, folder: Path) -> None:
@@ -298,7 +299,7 @@ def _decoder_to(model: ForeignModel) -> dict[str, LazyTensor]:
     config = model.config
     decoder = reorder_ids(model.decoder, from_foreign(model.vocabulary))
     tensors = {}
-    for line, n in lines(config.n_layers):
+    for line, n in lines(config):
         tensor = decoder[line.ours.format(n=n)]
         if line.qk_norm:
             (n_groups, width), n_heads = tensor.shape, line.n_heads(config)

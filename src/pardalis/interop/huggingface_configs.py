@@ -4,16 +4,24 @@ Each table serves both directions. It maps a field to the key of the file, or li
 value must be the given one.
 """
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pardalis import config as configs
-from pardalis.interop.model import ForeignModel, describing, reasons, unlike
+from pardalis.interop.model import (
+    ForeignModel,
+    describing,
+    reasons,
+    rope_of,
+    unheld_options,
+    unlike,
+)
 from pardalis.interop.vocabulary import PLACEHOLDER, SINGLE_NAMES, to_foreign
 from pardalis.interop.vqgan import NORM_GROUPS, unheld
-from pardalis.model import ModelConfig, chameleon_7b
+from pardalis.model import ModelConfig, chameleon_7b, config_of
 from pardalis.tokens import Vocabulary
 from pardalis.vq import ImageTokenizerConfig, chameleon
 from pardalis.vq.config import Preprocessing
@@ -25,11 +33,11 @@ _DECODER_KEYS = {
     "context": "max_position_embeddings",
     "d_model": "hidden_size",
     "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "d_ff": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "init_std": "initializer_range",
+    "attention.n_heads": "num_attention_heads",
+    "attention.n_kv_heads": "num_key_value_heads",
+    "feed_forward.width": "intermediate_size",
+    "norm.eps": "rms_norm_eps",
+    "init.std": "initializer_range",
 }
 _DECODER_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
@@ -125,31 +133,34 @@ def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
 
     Missing values default to those of the published model, as in transformers.
     """
-    published = chameleon_7b()
-    defaults = {theirs: getattr(published, ours) for ours, theirs in _DECODER_KEYS.items()}
+    published = chameleon_7b().sized(vocab_size=65_536, context=4096)
+    defaults = {theirs: attrgetter(ours)(published) for ours, theirs in _DECODER_KEYS.items()}
     return decoder_config(
         defaults | _given(values),
         where,
-        qk_norm="layer_norm",
-        qk_norm_eps=QK_NORM_EPS,
-        norm_placement="reordered" if values.get("swin_norm") else "pre",
+        {
+            "attention.qk_norm.eps": QK_NORM_EPS,
+            "residual.placement": "reordered" if values.get("swin_norm") else "pre",
+        },
     )
 
 
-def decoder_config(values: dict[str, Any], where: Path, **ours: Any) -> ModelConfig:
+def decoder_config(values: dict[str, Any], where: Path, others: dict[str, Any]) -> ModelConfig:
     """Return the decoder's config for a ``config.json`` with Llama's keys.
 
-    ``ours`` are fields that have no key in the file.
+    Args:
+        others: options without a key in the file, by their dotted names.
     """
     with describing(where):
         given = _given(values)
         given = {"num_key_value_heads": given["num_attention_heads"], **_LLAMA_DEFAULTS, **given}
         found = {ours: given[theirs] for ours, theirs in _DECODER_KEYS.items()}
         rope = _rope(given)
-        found["rope_theta"] = float(rope.get("rope_theta", given.get("rope_theta", 10_000.0)))
+        found["position.theta"] = float(rope.get("rope_theta", given.get("rope_theta", 10_000.0)))
         if _rope_type(rope) == "llama3":
-            found["rope_scaling"] = {ours: rope[theirs] for ours, theirs in _ROPE_KEYS.items()}
-        return configs.from_dict(ModelConfig, {**found, **ours})
+            found["position.scaling"] = {ours: rope[theirs] for ours, theirs in _ROPE_KEYS.items()}
+        config: ModelConfig = config_of(configs.from_dotted({**found, **others}))
+        return config
 
 
 def image_tokenizer_config(
@@ -199,12 +210,16 @@ def _convention(images: dict[str, Any]) -> Preprocessing | None:
 
 def unheld_by_chameleon(model: ForeignModel) -> list[str]:
     """Return why Hugging Face's Chameleon cannot hold a model."""
-    config = model.config
+    if unheld_by_both := unheld_options(model.config):
+        return unheld_by_both
+    qk_norm = model.config.attention.qk_norm
+    eps = getattr(qk_norm, "eps", QK_NORM_EPS)
     return [
         *reasons({
-            "model.qk_norm is 'none' (needed: 'layer_norm')": config.qk_norm == "none",
-            f"model.qk_norm_eps is {config.qk_norm_eps} (needed: {QK_NORM_EPS})":
-                config.qk_norm_eps != QK_NORM_EPS,
+            "model.attention.qk_norm.kind is 'none' (needed: 'layer_norm')": qk_norm.kind == "none",
+            f"model.attention.qk_norm.eps is {eps} (needed: {QK_NORM_EPS})": eps != QK_NORM_EPS,
+            "model.attention.d_head is not d_model / n_heads":
+                model.config.d_head * model.config.attention.n_heads != model.config.d_model,
         }),
         *unheld(model.image_tokenizer),
     ]  # fmt: skip
@@ -254,23 +269,23 @@ def chameleon_files(
 
 def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
     config, vq = model.config, model.image_tokenizer
-    scaling = config.rope_scaling
+    scaling = rope_of(config).scaling
     return {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
         "dtype": str(dtype).removeprefix("torch."),
         **_single_ids(model.vocabulary),
-        **{theirs: getattr(config, ours) for ours, theirs in _DECODER_KEYS.items()},
+        **{theirs: attrgetter(ours)(config) for ours, theirs in _DECODER_KEYS.items()},
         **_DECODER_FIXED,
-        "rope_theta": config.rope_theta,
+        "rope_theta": rope_of(config).theta,
         "rope_parameters": {
             "rope_type": "llama3" if scaling else "default",
-            "rope_theta": config.rope_theta,
+            "rope_theta": rope_of(config).theta,
             **{t: getattr(scaling, ours) for ours, t in _ROPE_KEYS.items() if scaling},
         },
         "tie_word_embeddings": False,
-        "swin_norm": config.norm_placement == "reordered",
-        "model_parallel_size": config.qk_norm_groups or 1,
+        "swin_norm": config.residual.placement == "reordered",
+        "model_parallel_size": getattr(config.attention.qk_norm, "groups", None) or 1,
         "vq_config": {
             "model_type": "chameleon_vqgan",
             **{theirs: getattr(vq, ours) for ours, theirs in _VQ_KEYS.items()},

@@ -81,7 +81,7 @@ def read_llama(
     with describing(where):
         unheld = unheld_decoder(values)
     refuse(where, "Pardalis cannot hold this model", unheld)
-    config = decoder_config(values, where, qk_norm="none")
+    config = decoder_config(values, where, {"attention.qk_norm.kind": "none"})
     tensors = open_folder(folder)
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
         tensors[_HEAD] = tensors[_EMBEDDING]  # untied, with the same initial values
@@ -129,7 +129,7 @@ def _extend(
     bos, eos = foreign[vocabulary.bos_id], foreign[vocabulary.eos_id]
 
     def extended(old: Tensor) -> Tensor:
-        new = new_rows.sample(name, old, config.vocab_size - n_old, config.init_std)
+        new = new_rows.sample(name, old, config.vocab_size - n_old, config.init.std)
         if eos >= n_old:  # the model's own end token is taken as the beginning
             new[eos - n_old] = old[bos]
         return torch.cat([old, new])

@@ -36,8 +36,10 @@ from pardalis.interop.model import (
     reasons,
     refuse,
     reorder_ids,
+    rope_of,
+    unheld_options,
 )
-from pardalis.interop.names import lines
+from pardalis.interop.names import has_qk_norm, lines
 from pardalis.interop.tensors import (
     LazyTensor,
     Tensors,
@@ -55,8 +57,18 @@ from pardalis.interop.vocabulary import (
     to_foreign,
 )
 from pardalis.interop.vqgan import read_vqgan, unheld, write_vqgan
-from pardalis.model import ModelConfig, swiglu_width
-from pardalis.model.attention import rope_frequencies
+from pardalis.model import (
+    AttentionConfig,
+    ModelConfig,
+    NoQKNormConfig,
+    QKLayerNormConfig,
+    ResidualConfig,
+    RMSNormConfig,
+    RoPEConfig,
+    SwiGLUConfig,
+    swiglu_width,
+)
+from pardalis.model.positions import rope_frequencies
 from pardalis.tokens import TextTokenizer
 
 _PARAMS, _MORE_PARAMS = "params.json", "consolidate_params.json"
@@ -167,16 +179,21 @@ def _config(params: Mapping[str, Any], where: Path, vocab_size: int, n_ranks: in
             context=context,
             d_model=width,
             n_layers=params["n_layers"],
-            n_heads=heads,
-            n_kv_heads=params.get("n_kv_heads") or heads,
-            d_ff=swiglu_width(
-                width, params.get("ffn_dim_multiplier") or 1.0, params.get("multiple_of") or 256
+            attention=AttentionConfig(
+                n_heads=heads,
+                n_kv_heads=params.get("n_kv_heads") or heads,
+                qk_norm=QKLayerNormConfig(groups=n_ranks)
+                if params.get("qk_normalization")
+                else NoQKNormConfig(),
             ),
-            rope_theta=theta,
-            qk_norm="layer_norm" if params.get("qk_normalization") else "none",
-            qk_norm_groups=n_ranks if params.get("qk_normalization") else None,
-            norm_placement="reordered" if params.get("swin_norm") else "pre",
-            norm_eps=params.get("norm_eps", 1e-5),
+            feed_forward=SwiGLUConfig(
+                width=swiglu_width(
+                    width, params.get("ffn_dim_multiplier") or 1.0, params.get("multiple_of") or 256
+                )
+            ),
+            position=RoPEConfig(theta=theta),
+            residual=ResidualConfig(placement="reordered" if params.get("swin_norm") else "pre"),
+            norm=RMSNormConfig(eps=params.get("norm_eps", 1e-5)),
         )
 
 
@@ -184,7 +201,7 @@ def _expected(config: ModelConfig, n_ranks: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a rank's file."""
     ours = decoder_shapes(config)
     expected = {}
-    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+    for line, n in lines(config):
         shape = list(ours[line.ours.format(n=n)])
         if line.qk_norm:
             shape = [config.d_head]
@@ -202,7 +219,7 @@ def _join_ranks(
     foreign: dict[str, LazyTensor] = {}
     if _FREQS in ranks[0]:
         foreign[_FREQS] = ranks[0][_FREQS]
-    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+    for line, n in lines(config):
         name = line.meta.format(n=n)
         parts = [rank[name] for rank in ranks]
         if line.qk_norm:
@@ -242,7 +259,8 @@ def write_meta(
             fit.
     """
     config = model.config
-    ranks = config.qk_norm_groups or 1 if n_ranks is None else n_ranks
+    groups: int = getattr(config.attention.qk_norm, "groups", None) or 1
+    ranks = groups if n_ranks is None else n_ranks
     refuse(folder, "Meta's layout cannot hold this model", _unheld_by_meta(model, ranks))
     tokenizer_json = chameleon_tokenizer(
         model.vocabulary, model.text_tokenizer, placeholder=PLACEHOLDER_AT_META, adds_bos=False
@@ -275,25 +293,30 @@ def _unheld_by_meta(model: ForeignModel, n_ranks: int) -> list[str]:
     config = model.config
     if n_ranks < 1:
         return [f"it needs 1 rank or more, not {n_ranks}"]
+    if unheld_by_both := unheld_options(config):
+        return unheld_by_both
     wrong = [
         f"{name} is {count}, which {n_ranks} ranks do not divide"
         for name, count in (
-            ("model.n_heads", config.n_heads), ("model.n_kv_heads", config.n_kv_heads),
-            ("model.d_model", config.d_model), ("model.d_ff", config.d_ff),
+            ("model.attention.n_heads", config.attention.n_heads),
+            ("model.attention.n_kv_heads", config.attention.kv_heads),
+            ("model.d_model", config.d_model),
+            ("model.feed_forward.width", config.feed_forward.width),
             ("model.vocab_size", config.vocab_size),
         )
         if count % n_ranks
     ]  # fmt: skip
-    has_norm, groups = config.qk_norm != "none", config.qk_norm_groups
+    qk_norm = config.attention.qk_norm
+    has_norm, groups = has_qk_norm(config), getattr(qk_norm, "groups", None)
+    eps = getattr(qk_norm, "eps", 1e-5)
     codes = [to_foreign(model.vocabulary)[i] for i in model.vocabulary.image]
     wrong += reasons({
-        "model.rope_scaling is set (needed: none)": config.rope_scaling is not None,
-        "model.qk_norm_groups is not set, so each head has its own scale (needed: one for all "
-        "heads of a rank)": has_norm and groups is None,
-        f"model.qk_norm_groups is {groups}, which needs that many ranks or a multiple, not "
-        f"{n_ranks}": has_norm and groups is not None and n_ranks % groups,
-        f"model.qk_norm_eps is {config.qk_norm_eps} (needed: 1e-05)":
-            has_norm and config.qk_norm_eps != 1e-5,
+        "model.position.scaling is set (needed: none)": rope_of(config).scaling is not None,
+        "model.attention.qk_norm.groups is not set, so each head has its own scale (needed: one "
+        "for all heads of a rank)": has_norm and groups is None,
+        f"model.attention.qk_norm.groups is {groups}, which needs that many ranks or a multiple, "
+        f"not {n_ranks}": has_norm and groups is not None and n_ranks % groups,
+        f"model.attention.qk_norm.eps is {eps} (needed: 1e-05)": has_norm and eps != 1e-5,
         "the image tokens are not in the order of the codes, as its loader needs":
             codes != sorted(codes),
         "the image tokenizer has no decoder; run `import_model` again with the vqgan.ckpt of the "
@@ -306,13 +329,13 @@ def _params(config: ModelConfig) -> dict[str, Any]:
     return {
         "dim": config.d_model,
         "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "n_kv_heads": config.n_kv_heads,
+        "n_heads": config.attention.n_heads,
+        "n_kv_heads": config.attention.kv_heads,
         **_ffn_params(config),
-        "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "qk_normalization": config.qk_norm != "none",
-        "swin_norm": config.norm_placement == "reordered",
+        "norm_eps": config.norm.eps,
+        "rope_theta": rope_of(config).theta,
+        "qk_normalization": has_qk_norm(config),
+        "swin_norm": config.residual.placement == "reordered",
         "vocab_size": config.vocab_size,
         "max_seq_len": config.context,  # not in the release, whose loader ignores it
     }
@@ -320,9 +343,10 @@ def _params(config: ModelConfig) -> dict[str, Any]:
 
 def _ffn_params(config: ModelConfig) -> dict[str, Any]:
     """Return the two numbers from which the release computes the feed-forward width."""
-    if swiglu_width(config.d_model) == config.d_ff:
+    width = config.feed_forward.width
+    if swiglu_width(config.d_model) == width:
         return {"multiple_of": 256}
-    ratio = (config.d_ff + 0.5) / int(8 * config.d_model / 3)  # the half survives rounding down
+    ratio = (width + 0.5) / int(8 * config.d_model / 3)  # the half survives rounding down
     return {"ffn_dim_multiplier": ratio, "multiple_of": 1}
 
 
@@ -333,7 +357,7 @@ def _divide(
     config = model.config
     decoder = reorder_ids(model.decoder, from_foreign(model.vocabulary))
     files: list[dict[str, LazyTensor]] = [{} for _ in range(n_ranks)]
-    for line, n in lines(config.n_layers, config.qk_norm != "none"):
+    for line, n in lines(config):
         tensor, name = decoder[line.ours.format(n=n)], line.meta.format(n=n)
         if line.qk_norm:
             tensor = pairs_from_halves(tensor, tensor.shape[0])
@@ -348,7 +372,9 @@ def _divide(
             parts = tensor.split(n_ranks, line.cut)
         for file, part in zip(files, parts, strict=True):
             file[name] = part.to(dtype)
-    freqs = model.foreign.get(_FREQS) or lazy(rope_frequencies(config.d_head, config.rope_theta))
+    freqs = model.foreign.get(_FREQS) or lazy(
+        rope_frequencies(config.d_head, rope_of(config).theta)
+    )
     return [{**file, _FREQS: freqs} for file in files]
 
 

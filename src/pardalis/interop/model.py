@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pardalis import bundle as bundles
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import existing_folder, write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import Decoder, ModelConfig, RoPEConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 from pardalis.weights import Shapes, check_shapes
@@ -143,6 +144,40 @@ def unlike(values: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "")
     )
 
 
+def unheld_options(config: Any) -> list[str]:
+    """Return the options of a decoder that layouts of Llama's and Chameleon's kind cannot hold."""
+    found = reasons(
+        {f"model.kind is {config.kind!r} (needed: 'decoder')": config.kind != "decoder"}
+    )
+    if found:
+        return found
+    for name, needed in _ONLY.items():
+        value = attrgetter(name)(config)
+        if value not in needed:
+            found.append(f"model.{name} is {value!r} (needed: {' or '.join(map(repr, needed))})")
+    return found
+
+
+# Options of a decoder that have no place in the layouts of Llama and Chameleon.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "attention.bias": ("none",),
+    "attention.qk_norm.kind": ("none", "layer_norm"),
+    "feed_forward.kind": ("swiglu",),
+    "norm.kind": ("rms_norm",),
+    "position.kind": ("rope",),
+    "residual.placement": ("pre", "reordered"),
+    "residual.skip": (1.0,),
+    "residual.branch": (1.0,),
+    "embedding.scale": (1.0,),
+}
+
+
+def rope_of(config: ModelConfig) -> RoPEConfig:
+    """Return the RoPE of a model that :func:`unheld_options` does not refuse."""
+    assert isinstance(config.position, RoPEConfig)
+    return config.position
+
+
 @contextmanager
 def describing(where: object) -> Iterator[None]:
     """Turn errors of reading a config into a BundleError that names the file ``where``."""
@@ -204,16 +239,18 @@ def _swap(tensor: Tensor, n_heads: int, pairs_last: bool) -> Tensor:
 def without_embedding_norm(model: ForeignModel) -> ForeignModel:
     """Fold an embedding norm into the embedding table, since other layouts have no such norm."""
     config = model.config
-    if not config.embedding_norm:
+    if not config.embedding.norm:
         return model
     table = model.decoder["embedding.weight"]
 
     def normalised(rows: Tensor) -> Tensor:
-        return F.rms_norm(rows.float(), rows.shape[-1:], eps=config.norm_eps).to(rows.dtype)
+        return F.rms_norm(rows.float(), rows.shape[-1:], eps=config.norm.eps).to(rows.dtype)
 
     return dataclasses.replace(
         model,
-        config=dataclasses.replace(config, embedding_norm=False),
+        config=dataclasses.replace(
+            config, embedding=dataclasses.replace(config.embedding, norm=False)
+        ),
         decoder={**model.decoder, "embedding.weight": table.map(normalised, table.shape)},
     )
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pardalis.model import ModelConfig
+from pardalis.model import ModelConfig, NoQKNormConfig
 
 NamingScheme = Literal["ours", "transformers", "meta"]
 
@@ -39,7 +39,8 @@ class TensorName:
 
     def n_heads(self, config: ModelConfig) -> int:
         """Return the number of heads of a rotary tensor."""
-        return config.n_heads if ".q_" in self.ours else config.n_kv_heads
+        shape = config.attention
+        return shape.n_heads if ".q_" in self.ours else shape.kv_heads
 
 
 _OURS, _HF, _META = "trunk.blocks.{n}.", "model.layers.{n}.", "layers.{n}."
@@ -78,13 +79,18 @@ DECODER: tuple[TensorName, ...] = (
 TRANSFORMERS_VQ = "model.vqmodel."
 
 
-def lines(n_layers: int, qk_norm: bool = True) -> Iterator[tuple[TensorName, int]]:
+def lines(config: ModelConfig) -> Iterator[tuple[TensorName, int]]:
     """Yield every tensor of a decoder: its line of the table and its layer (0 outside layers)."""
-    per_layer = [line for line in DECODER if "{n}" in line.ours and (qk_norm or not line.qk_norm)]
+    has_norm = has_qk_norm(config)
+    per_layer = [line for line in DECODER if "{n}" in line.ours and (has_norm or not line.qk_norm)]
     yield DECODER[0], 0
-    for n in range(n_layers):
+    for n in range(config.n_layers):
         yield from ((line, n) for line in per_layer)
     yield from ((line, 0) for line in DECODER[-2:])
+
+
+def has_qk_norm(config: ModelConfig) -> bool:
+    return not isinstance(config.attention.qk_norm, NoQKNormConfig)
 
 
 def rename(name: str, source: NamingScheme, target: NamingScheme) -> str:

@@ -37,8 +37,7 @@ from pardalis.interop.tensors import (
     write_checkpoints,
     write_safetensors,
 )
-from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, QuantizerConfig, build_quantizer
-from pardalis.vq.config import QuantizerKind
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, L2Config, build_quantizer
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ _LLAMAGEN_RESOLUTION = 256
 
 _QUANTIZER = "quantize."
 _CODEBOOK = _QUANTIZER + "embedding.weight"
-_NEAREST: tuple[QuantizerKind, ...] = ("vq", "ema", "l2", "simvq")
+_NEAREST: tuple[str, ...] = ("vq", "ema", "l2", "simvq")
 
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
@@ -190,7 +189,7 @@ def _llamagen_config(tensors: Tensors, path: Path, resolution: int | None) -> Im
             code_width=code_width,
             n_codes=n_codes,
             attention_resolutions=(resolution // 2 ** (n_levels - 1),),
-            quantizer=QuantizerConfig(kind="l2"),
+            quantizer=L2Config(),
         )
 
 

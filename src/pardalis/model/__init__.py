@@ -1,10 +1,17 @@
-"""The decoder transformer: config and presets, network, initial values, costs."""
+"""Models: configs and presets, the decoder, other kinds, initial values, costs."""
 
 from pardalis.model.attention import LayerKVCache
 from pardalis.model.config import (
     PRESETS,
+    AttentionConfig,
+    EmbeddingConfig,
+    InitConfig,
     ModelConfig,
-    RopeScaling,
+    ModelShape,
+    NoQKNormConfig,
+    QKLayerNormConfig,
+    QKRMSNormConfig,
+    ResidualConfig,
     chameleon_7b,
     chameleon_34b,
     small,
@@ -19,5 +26,11 @@ from pardalis.model.costs import (
     recomputed_bytes_per_token,
 )
 from pardalis.model.decoder import Decoder
+from pardalis.model.feed_forward import FEED_FORWARDS, MLPConfig, SwiGLUConfig
 from pardalis.model.init import initialise
+from pardalis.model.kinds import MODELS, ModelKind, build, config_of, shape_of
+from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec
 from pardalis.model.masks import Mask, attention_mask, document_mask
+from pardalis.model.norms import LayerNormConfig, RMSNormConfig
+from pardalis.model.parameters import PARAMETERS, PARTS
+from pardalis.model.positions import LearnedPositionsConfig, RoPEConfig, RoPEScaling

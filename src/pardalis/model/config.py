@@ -1,87 +1,246 @@
-"""The config of a decoder, and presets: functions that return configs."""
+"""The config of a decoder, and presets: functions that return the shapes of decoders.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+Each part has a config of its own. Where a part has several kinds, ``kind`` chooses among them:
 
-from pardalis.config import check_at_least, check_fractions
+    attention      heads, biases, QK-norm
+    feed_forward   :data:`pardalis.model.feed_forward.FEED_FORWARDS`
+    norm           RMSNorm or LayerNorm
+    position       RoPE or a learned table
+    residual       where the norms stand, and what skip and branch are multiplied by
+    embedding      what happens to the embeddings before the first block
+    init           initial values
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from pardalis import config as configs
+from pardalis.config import check_above, check_at_least, check_fractions
 from pardalis.errors import ConfigError
+from pardalis.model.feed_forward import FEED_FORWARDS, FeedForwardConfig, SwiGLUConfig
+from pardalis.model.norms import NormConfig, RMSNormConfig
+from pardalis.model.positions import LearnedPositionsConfig, RoPEConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RopeScaling:
-    """Llama 3.1's scaling of RoPE's frequencies, which extends a trained context.
+class NoQKNormConfig:
+    """Queries and keys are not normalised."""
 
-    A channel pair that turns at least ``high_freq_factor`` times within the original context keeps
-    its frequency. One that turns at most ``low_freq_factor`` times has it divided by ``factor``.
-    Between the two it is interpolated; see :func:`pardalis.model.attention.rope_frequencies`.
+    kind: Literal["none"] = "none"
 
-    Raises:
-        ConfigError: a number is out of range.
-    """
 
-    factor: float  # divisor of the lowest frequencies
-    low_freq_factor: float  # turns within the original context
-    high_freq_factor: float  # turns within the original context
-    original_context: int  # positions of the context before it was extended
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QKLayerNormConfig:
+    """LayerNorm over the width of a head (Chameleon, arXiv 2405.09818, section 2.3)."""
+
+    kind: Literal["layer_norm"] = "layer_norm"
+    groups: int | None = None  # groups of heads that share a scale and shift; None: one per head
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_at_least(self, factor=1, original_context=1)
-        if not 0.0 < self.low_freq_factor < self.high_freq_factor:
-            raise ConfigError(
-                f"low_freq_factor ({self.low_freq_factor}) must lie above 0 and below "
-                f"high_freq_factor ({self.high_freq_factor})."
-            )
+        check_at_least(self, groups=1, eps=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """Shape and options of a decoder."""
+class QKRMSNormConfig:
+    """RMSNorm over each head with one scale for all (Qwen3), or over all heads at once (OLMo-2)."""
 
-    vocab_size: int  # tokens of all modalities
-    context: int  # longest sequence, in tokens
-    d_model: int  # width of the residual stream
-    n_layers: int
+    kind: Literal["rms_norm"] = "rms_norm"
+    over: Literal["head", "heads"] = "head"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_at_least(self, eps=0)
+
+
+QKNormConfig = QKLayerNormConfig | QKRMSNormConfig | NoQKNormConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionConfig:
+    """Shape and options of attention."""
+
     n_heads: int  # query heads
-    n_kv_heads: int  # key and value heads; fewer than n_heads: grouped-query attention
-    d_ff: int  # hidden width of the SwiGLU feed-forward
-    rope_theta: float = 10_000.0  # base of the rotary position embedding
-    rope_scaling: RopeScaling | None = None  # scaling of its frequencies, as in Llama 3.1
-    qk_norm: Literal["layer_norm", "none"] = "layer_norm"  # on queries and keys, before RoPE
-    qk_norm_groups: int | None = None  # groups of heads that share a scale; None: one per head
-    qk_norm_eps: float = 1e-5
-    norm_placement: Literal["pre", "reordered"] = "pre"  # input or output of each branch
-    # Apply RMSNorm without a scale to the embedding's output, so that it enters the residual stream
-    # at the size of a normalised branch, whatever the learning rate makes of the table.
-    embedding_norm: bool = False
-    dropout: float = 0.0  # probability, on the outputs of attention and feed-forward
-    norm_eps: float = 1e-5
-    init_std: float = 0.02  # std of matrices; residual outputs get init_std / sqrt(2 n_layers)
+    n_kv_heads: int | None = None  # key and value heads; fewer: grouped queries; None: n_heads
+    d_head: int | None = None  # width of a head; None: d_model / n_heads
+    bias: Literal["none", "qkv", "all"] = "none"  # which projections have a bias
+    qk_norm: QKNormConfig = field(default_factory=QKLayerNormConfig)  # before RoPE
 
     def __post_init__(self) -> None:
-        check_at_least(
-            self, vocab_size=1, context=1, d_model=1, n_layers=1, n_heads=1, n_kv_heads=1, d_ff=1
-        )
-        if self.d_model % (2 * self.n_heads):
-            raise ConfigError(
-                f"d_model ({self.d_model}) must be a multiple of twice n_heads "
-                f"({self.n_heads}): the width of a head must be an even integer for RoPE."
-            )
-        if self.n_heads % self.n_kv_heads:
+        check_at_least(self, n_heads=1, n_kv_heads=1, d_head=1)
+        if self.n_heads % self.kv_heads:
             raise ConfigError(
                 f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})."
             )
-        groups = self.qk_norm_groups
-        if groups is not None and (groups < 1 or self.n_kv_heads % groups):
+        groups = getattr(self.qk_norm, "groups", None)
+        if groups is not None and self.kv_heads % groups:
             raise ConfigError(
-                f"qk_norm_groups ({groups}) must divide n_kv_heads ({self.n_kv_heads}): groups "
-                "have equal numbers of key heads."
+                f"qk_norm.groups ({groups}) must divide n_kv_heads ({self.kv_heads}): groups have "
+                "equal numbers of key heads."
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.n_kv_heads or self.n_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResidualConfig:
+    """How a branch (attention or feed-forward) is added to the residual stream.
+
+    ========== ==============================================
+    pre        x = skip * x + branch * f(norm(x))
+    reordered  x = skip * x + branch * norm(f(x))
+    post       x = norm(skip * x + branch * f(x))
+    ========== ==============================================
+
+    ``reordered`` is that of Swin, Chameleon-34B and OLMo-2, which bounds what a branch can add.
+    After ``post`` there is no norm behind the last block. The coefficients are those of DeepScaleLM
+    (arXiv 2403.09635), where skip^2 + branch^2 = 1.
+    """
+
+    placement: Literal["pre", "reordered", "post"] = "pre"
+    skip: float = 1.0
+    branch: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_above(self, skip=0, branch=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingConfig:
+    """What happens to the embeddings of tokens before the first block."""
+
+    # RMSNorm without a scale, so that embeddings enter the residual stream at the size of a
+    # normalised branch, whatever the learning rate makes of the table.
+    norm: bool = False
+    scale: float = 1.0  # Gemma has sqrt(d_model)
+
+    def __post_init__(self) -> None:
+        check_above(self, scale=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitConfig:
+    """Initial values; the table :data:`pardalis.model.parameters.PARAMETERS` says of which."""
+
+    std: float = 0.02  # std of matrices
+    # std of the matrices that end a branch: divided by the root of the number of branches, or not.
+    outputs: Literal["by_depth", "same"] = "by_depth"
+
+    def __post_init__(self) -> None:
+        check_above(self, std=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """Everything about a decoder but its vocabulary and context, which the data decides."""
+
+    kind: str = "decoder"  # a line of pardalis.model.MODELS
+    d_model: int  # width of the residual stream
+    n_layers: int
+    attention: AttentionConfig
+    feed_forward: Annotated[FeedForwardConfig, FEED_FORWARDS]
+    norm: NormConfig = field(default_factory=RMSNormConfig)
+    position: RoPEConfig | LearnedPositionsConfig = field(default_factory=RoPEConfig)
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    dropout: float = 0.0  # probability, on the outputs of attention and feed-forward
+
+    def __post_init__(self) -> None:
+        check_at_least(self, d_model=1, n_layers=1)
+        n_heads = self.attention.n_heads
+        if self.attention.d_head is None and self.d_model % n_heads:
+            raise ConfigError(
+                f"d_model ({self.d_model}) must be a multiple of attention.n_heads ({n_heads}), or "
+                "attention.d_head must be given."
+            )
+        if isinstance(self.position, RoPEConfig) and self.d_head % 2:
+            raise ConfigError(
+                f"The width of a head must be an even integer for RoPE, got {self.d_head}; change "
+                "d_model, attention.n_heads or attention.d_head."
             )
         check_fractions(self, "dropout", below_one=True)
 
     @property
     def d_head(self) -> int:
-        return self.d_model // self.n_heads
+        """Width of a head."""
+        return self.attention.d_head or self.d_model // self.attention.n_heads
+
+    @property
+    def summary(self) -> str:
+        """The shape in a few words."""
+        return (
+            f"{self.n_layers} layers, width {self.d_model}, {self.attention.n_heads} heads, "
+            f"{self.residual.placement} norms"
+        )
+
+    def sized(self, vocab_size: int, context: int) -> "ModelConfig":
+        """Return the config of a decoder of this shape."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return ModelConfig(vocab_size=vocab_size, context=context, **values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(ModelShape):
+    """Shape and options of a decoder."""
+
+    vocab_size: int  # tokens of all modalities
+    context: int  # longest sequence, in tokens
+
+    def __post_init__(self) -> None:
+        ModelShape.__post_init__(self)
+        check_at_least(self, vocab_size=1, context=1)
+
+    def check_tensor(self, tensor: int) -> None:
+        """Raise ConfigError unless tensor-parallel ranks can divide the decoder evenly."""
+        qk_norm = self.attention.qk_norm
+        if tensor > 1 and isinstance(qk_norm, QKRMSNormConfig) and qk_norm.over == "heads":
+            raise ConfigError(
+                f"tensor = {tensor} splits heads among ranks, and attention.qk_norm is over all "
+                "heads; set tensor = 1 in [parallel] and raise shard."
+            )
+        for name, size in (
+            ("attention.n_kv_heads", self.attention.kv_heads),
+            ("attention.n_heads", self.attention.n_heads),
+            ("feed_forward.width", self.feed_forward.width),
+            ("vocab_size", self.vocab_size),
+        ):
+            if size % tensor:
+                raise ConfigError(
+                    f"tensor = {tensor} does not divide {name} = {size}; change tensor in "
+                    "[parallel] or the shape of the model."
+                )
+
+
+# Keys of earlier versions, when a decoder's config had no tables.
+RENAMED = {
+    "n_heads": "attention.n_heads",
+    "n_kv_heads": "attention.n_kv_heads",
+    "qk_norm": "attention.qk_norm.kind",
+    "qk_norm_groups": "attention.qk_norm.groups",
+    "qk_norm_eps": "attention.qk_norm.eps",
+    "d_ff": "feed_forward.width",
+    "rope_theta": "position.theta",
+    "rope_scaling": "position.scaling",
+    "norm_placement": "residual.placement",
+    "norm_eps": "norm.eps",
+    "embedding_norm": "embedding.norm",
+    "init_std": "init.std",
+}
+
+
+def from_flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config without tables, as earlier versions wrote it, in today's."""
+    tables = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
+    configs.rename(tables, RENAMED)
+    attention = tables.get("attention")
+    if isinstance(attention, dict) and attention.get("qk_norm", {}).get("kind") == "none":
+        attention["qk_norm"] = {"kind": "none"}  # whose eps and groups said nothing
+    return tables
 
 
 def swiglu_width(d_model: int, multiplier: float = 1.0, multiple_of: int = 256) -> int:
@@ -90,52 +249,56 @@ def swiglu_width(d_model: int, multiplier: float = 1.0, multiple_of: int = 256) 
     return -(-width // multiple_of) * multiple_of
 
 
-def _preset(
-    vocab_size: int, context: int, *, d_model: int, n_heads: int, **options: Any
-) -> ModelConfig:
-    """Return a config; the default is a key head per query head and Llama's feed-forward width."""
-    options = {"n_kv_heads": n_heads, "d_ff": swiglu_width(d_model)} | options
-    return ModelConfig(
-        vocab_size=vocab_size, context=context, d_model=d_model, n_heads=n_heads, **options
-    )
-
-
-def tiny(vocab_size: int, context: int = 256) -> ModelConfig:
+def tiny() -> ModelShape:
     """The quickstart's decoder, which learns a few hundred images on a laptop in minutes."""
-    return _preset(vocab_size, context, d_model=128, n_layers=4, n_heads=4, d_ff=384)
-
-
-def small(vocab_size: int, context: int = 1024) -> ModelConfig:
-    """A decoder of 27.3 million parameters, without embedding and head."""
-    return _preset(vocab_size, context, d_model=512, n_layers=8, n_heads=8)
-
-
-def chameleon_7b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
-    """Chameleon-7B (arXiv 2405.09818, Table 1): pre-norm, dropout 0.1 in pre-training."""
-    return _preset(
-        vocab_size, context, d_model=4096, n_layers=32, n_heads=32, qk_norm_groups=1, dropout=0.1
+    return ModelShape(
+        d_model=128,
+        n_layers=4,
+        attention=AttentionConfig(n_heads=4),
+        feed_forward=SwiGLUConfig(width=384),
     )
 
 
-def chameleon_34b(vocab_size: int = 65_536, context: int = 4096) -> ModelConfig:
+def small() -> ModelShape:
+    """A decoder of 27.3 million parameters, without embedding and head."""
+    return ModelShape(
+        d_model=512,
+        n_layers=8,
+        attention=AttentionConfig(n_heads=8),
+        feed_forward=SwiGLUConfig(width=swiglu_width(512)),
+    )
+
+
+def chameleon_7b() -> ModelShape:
+    """Chameleon-7B (arXiv 2405.09818, Table 1): pre-norm, dropout 0.1 in pre-training.
+
+    Its vocabulary has 65,536 tokens and its context 4,096.
+    """
+    return ModelShape(
+        d_model=4096,
+        n_layers=32,
+        attention=AttentionConfig(n_heads=32, qk_norm=QKLayerNormConfig(groups=1)),
+        feed_forward=SwiGLUConfig(width=swiglu_width(4096)),
+        dropout=0.1,
+    )
+
+
+def chameleon_34b() -> ModelShape:
     """Chameleon-34B: re-ordered norms, grouped-query attention, no dropout.
 
     The paper does not give the numbers of layers and heads. These give its size and agree with the
     four shards of the released checkpoint, which are the groups of QK-norm.
     """
-    return _preset(
-        vocab_size,
-        context,
+    return ModelShape(
         d_model=8192,
         n_layers=48,
-        n_heads=64,
-        n_kv_heads=8,
-        qk_norm_groups=4,
-        norm_placement="reordered",
+        attention=AttentionConfig(n_heads=64, n_kv_heads=8, qk_norm=QKLayerNormConfig(groups=4)),
+        feed_forward=SwiGLUConfig(width=swiglu_width(8192)),
+        residual=ResidualConfig(placement="reordered"),
     )
 
 
-PRESETS: dict[str, Callable[..., ModelConfig]] = {
+PRESETS: dict[str, Callable[[], ModelShape]] = {
     "tiny": tiny,
     "small": small,
     "chameleon_7b": chameleon_7b,

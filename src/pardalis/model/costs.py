@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
-from pardalis.model.config import ModelConfig
-from pardalis.model.decoder import Decoder
+from pardalis.model.config import ModelConfig, NoQKNormConfig, QKLayerNormConfig
+from pardalis.model.kinds import build
+from pardalis.model.parameters import PARTS
+from pardalis.parameters import by_part, specs_of
 
 _STATISTICS_BYTES = 4  # means, deviations and log-sum-exps are stored in fp32
-_PARTS = ("embedding", "attention", "feed_forward", "norms", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,34 +37,23 @@ def model_costs(config: ModelConfig) -> ModelCosts:
     anything but matrix products.
     """
     with torch.device("meta"):
-        model = Decoder(config)
-    named = parameters_by_part(model)
-    parts = {part: sum(p.numel() for _, p in named[part]) for part in _PARTS}
-    matrices = qk_norm = 0
-    for name, parameter in model.named_parameters():
-        if name.endswith("_proj.weight") or name == "head.weight":
-            matrices += parameter.numel()
-        if "q_norm" in name or "k_norm" in name:
-            qk_norm += parameter.numel()
-    attention = config.n_layers * config.d_model * config.context
+        model = build(config)
+    specs, named = specs_of(model), by_part(model, PARTS)
+    parts = {part: sum(p.numel() for _, p in members) for part, members in named.items()}
+    matrices = sum(p.numel() for name, p in model.named_parameters() if specs[name].decays)
+    qk_norm = sum(p.numel() for name, p in model.named_parameters() if specs[name].split == "heads")
+    d_attention = config.attention.n_heads * config.d_head
+    layers = model.cache_spec()
+    attention = len(layers) * d_attention * config.context
+    cached = sum(2 * layer.n_kv_heads * layer.d_head for layer in layers)
     return ModelCosts(
         parameters=sum(parts.values()),
         parts=parts,
         embedding_parameters=parts["embedding"],
         qk_norm_parameters=qk_norm,
         train_flops_per_token=6 * matrices + 6 * attention,
-        cache_bytes_per_token=2 * 4 * config.n_layers * config.n_kv_heads * config.d_head,
+        cache_bytes_per_token=4 * cached,
     )
-
-
-def parameters_by_part(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Return the named parameters of embedding, attention, feed_forward, norms and head."""
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in _PARTS}
-    for name, parameter in model.named_parameters():
-        modules = name.split(".")
-        part = "norms" if "norm." in name else next(p for p in _PARTS if p in modules)
-        parts[part].append((name, parameter))
-    return parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,13 +89,14 @@ def recomputed_bytes_per_token(config: ModelConfig, how: Execution) -> int:
     if how.checkpointing == "full":
         return _whole_block_bytes(config, how) - config.d_model * how.residual_bytes
     shared = _results_bytes(config, how)
-    if config.norm_placement == "pre":  # outputs of branches are kept, but not read
+    if config.residual.placement == "pre":  # outputs of branches are kept, but not read
         shared -= 2 * config.d_model * how.compute_bytes
     return _whole_block_bytes(config, how) - shared
 
 
 def _whole_block_bytes(config: ModelConfig, how: Execution) -> int:
-    d, d_kv = config.d_model, config.n_kv_heads * config.d_head
+    d, d_q, d_kv = config.d_model, *_attention_widths(config)
+    shape, hidden = config.attention, config.feed_forward
     autocast = how.residual_bytes != how.compute_bytes
     # The residual stream before each branch, and the input or output of its norm.
     stream, whole = 2 * d, 2 * d
@@ -117,16 +107,15 @@ def _whole_block_bytes(config: ModelConfig, how: Execution) -> int:
     by_parts = how.on_cpu and not how.compiled
     if by_parts:
         stream += 2 * d  # a norm's input over its deviation
-    # Queries, keys, values and the output of attention; gate, up and their product.
-    split = 2 * d + 2 * d_kv + 3 * config.d_ff
+    # Queries, keys, values and the output of attention; the hidden vectors of the feed-forward.
+    split = 2 * d_q + 2 * d_kv + hidden.saved_vectors(how.compiled) * hidden.width
     if how.on_cpu:
-        split += d  # outputs of attention, before documents are concatenated
-    if not how.compiled:
-        split += config.d_ff  # silu(gate)
-    heads = config.n_heads  # log-sum-exps of attention
-    if config.qk_norm == "layer_norm":
-        heads += 2 * (config.n_heads + config.n_kv_heads)
-        split += (1 if how.compiled else 2) * (d + d_kv)  # input of the norm; input of its scale
+        split += d_q  # outputs of attention, before documents are concatenated
+    heads = shape.n_heads  # log-sum-exps of attention
+    if not isinstance(shape.qk_norm, NoQKNormConfig):
+        statistics = 2 if isinstance(shape.qk_norm, QKLayerNormConfig) else 1
+        heads += statistics * (shape.n_heads + shape.kv_heads)
+        split += (1 if how.compiled else 2) * (d_q + d_kv)  # input of the norm; input of its scale
     dropped = 0
     if config.dropout:
         dropped = 2 * d * (how.compute_bytes if by_parts else 1)
@@ -141,11 +130,18 @@ def _whole_block_bytes(config: ModelConfig, how: Execution) -> int:
 
 def _results_bytes(config: ModelConfig, how: Execution) -> int:
     """Return a block's input, the results of its matrix products and of attention."""
-    d, d_kv = config.d_model, config.n_kv_heads * config.d_head
+    d, d_q, d_kv = config.d_model, *_attention_widths(config)
+    hidden = config.feed_forward
     whole = 2 * d * (1 if how.tensor == 1 else 2)  # a branch's output, before and after the sum
-    split = 2 * d + 2 * d_kv + 2 * config.d_ff
+    split = 2 * d_q + 2 * d_kv + hidden.n_products * hidden.width
     return (
         d * how.residual_bytes
         + (whole + split // how.tensor) * how.compute_bytes
-        + config.n_heads // how.tensor * _STATISTICS_BYTES
+        + config.attention.n_heads // how.tensor * _STATISTICS_BYTES
     )
+
+
+def _attention_widths(config: ModelConfig) -> tuple[int, int]:
+    """Return the widths of queries and of keys."""
+    shape = config.attention
+    return shape.n_heads * config.d_head, shape.kv_heads * config.d_head

@@ -1,8 +1,8 @@
 """The decoder transformer: embedding, trunk, head; no loss, no sampling, no cache.
 
-One Llama-like trunk reads and writes every modality (early fusion): linear layers without bias,
-RMSNorm, SwiGLU, RoPE, untied embedding and head. Chameleon's changes for stability are options of
-the config: QK-norm, and norms on the output of each branch.
+One trunk reads and writes every modality (early fusion). By default it is Llama's: linear layers
+without bias, RMSNorm, SwiGLU, RoPE, untied embedding and head. Chameleon's changes for stability
+are options of the config: QK-norm, and norms on the output of each branch.
 """
 
 from collections.abc import Sequence
@@ -12,64 +12,69 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pardalis.model.attention import Attention, LayerKVCache, Rotation
-from pardalis.model.config import ModelConfig
+from pardalis.batch import Soft
+from pardalis.model.attention import Attention, LayerKVCache
+from pardalis.model.config import ModelConfig, ModelShape
+from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec
 from pardalis.model.masks import Mask
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
-
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+from pardalis.model.positions import LearnedPositions, RoPE, RoPEConfig, Rotation
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream.
 
-    ``pre`` norms compute x + branch(norm(x)). ``reordered`` norms (Swin; Chameleon-34B) compute
-    x + norm(branch(x)), which bounds what a branch can add.
+    See :class:`pardalis.model.config.ResidualConfig`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention_norm = config.norm.build(config.d_model)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm_placement = config.norm_placement
+        self.feed_forward_norm = config.norm.build(config.d_model)
+        self.feed_forward = config.feed_forward.build(config.d_model)
+        self.dropout: nn.Module = nn.Dropout(config.dropout)
+        self.residual = config.residual
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        rotation: tuple[Float[Tensor, "B T 1 H"], Float[Tensor, "B T 1 H"]],
+        rotation: Rotation | None,
         mask: Mask | None,
         cache: LayerKVCache | None,
     ) -> Float[Tensor, "B T D"]:
-        if self.norm_placement == "pre":
-            attended = self.attention(self.attention_norm(x), rotation, mask, cache)
-            x = x + self.dropout(attended)
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        attended = self.attention_norm(self.attention(x, rotation, mask, cache))
-        x = x + self.dropout(attended)
-        return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
+        placement = self.residual.placement
+        if placement == "pre":
+            x = self._add(x, self.attention(self.attention_norm(x), rotation, mask, cache))
+            return self._add(x, self.feed_forward(self.feed_forward_norm(x)))
+        if placement == "reordered":
+            x = self._add(x, self.attention_norm(self.attention(x, rotation, mask, cache)))
+            return self._add(x, self.feed_forward_norm(self.feed_forward(x)))
+        x = self.attention_norm(self._add(x, self.attention(x, rotation, mask, cache)))
+        x = self.feed_forward_norm(self._add(x, self.feed_forward(x)))
+        return x
+
+    def _add(
+        self, x: Float[Tensor, "B T D"], branch: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B T D"]:
+        skip, scale = self.residual.skip, self.residual.branch
+        branch = self.dropout(branch)
+        if skip == scale == 1:
+            return x + branch
+        return torch.add(skip * x, branch, alpha=scale)
 
 
 class Trunk(nn.Module):
     """The blocks and the final norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
-        self.rotation = Rotation(config)
+        self.rotation: nn.Module | None = None
+        if isinstance(config.position, RoPEConfig):
+            self.rotation = RoPE(config.d_head, config.position)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm: nn.Module = nn.Identity()
+        if config.residual.placement != "post":
+            self.norm = config.norm.build(config.d_model)
 
     def forward(
         self,
@@ -78,25 +83,44 @@ class Trunk(nn.Module):
         mask: Mask | None = None,
         cache: Sequence[LayerKVCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        rotation = self.rotation(positions)
+        rotation = None if self.rotation is None else self.rotation(positions)
         for i, block in enumerate(self.blocks):
             x = block(x, rotation, mask, None if cache is None else cache[i])
-        return self.norm(x)
+        output: Tensor = self.norm(x)
+        return output
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """embedding → trunk → head.
 
     The parameters of a new decoder are uninitialised until :func:`pardalis.model.initialise` or a
     state dict sets them, so a large one can be built on the meta device.
     """
 
+    config: ModelConfig
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding: nn.Module | None = None
+        if not isinstance(config.position, RoPEConfig):
+            self.position_embedding = LearnedPositions(config.context, config.d_model)
         self.trunk = Trunk(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def embed(self, ids: Int[Tensor, "B T"], soft: Soft | None = None) -> Float[Tensor, "B T D"]:
+        """Return what the first block reads, but for learned positions."""
+        embedding = self.config.embedding
+        embedded: Tensor = self.embedding(ids)
+        if embedding.scale != 1:
+            embedded = embedded * embedding.scale
+        if soft is not None:
+            embedded = soft.put_into(embedded)
+        if embedding.norm:
+            eps = self.config.norm.eps
+            embedded = F.rms_norm(embedded, embedded.shape[-1:], eps=eps)
+        return embedded
 
     def hidden(
         self,
@@ -104,28 +128,21 @@ class Decoder(nn.Module):
         positions: Int[Tensor, "B T"] | None = None,
         mask: Mask | None = None,
         cache: Sequence[LayerKVCache] | None = None,
+        *,
+        soft: Soft | None = None,
+        memory: Tensor | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Return the final hidden states, which the head reads.
-
-        Args:
-            positions: position of each token in its document, for RoPE; default: 0, 1, 2, ...
-            mask: True where attention is allowed, or another form of :data:`pardalis.model.Mask`;
-                default: causal.
-            cache: the key-value cache of each layer, which also masks; ``mask`` is then ignored.
-        """
+        if memory is not None:
+            raise ValueError("A Decoder has no cross-attention, so it takes no memory.")
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        embedded = self.embedding(ids)
-        if self.config.embedding_norm:
-            embedded = F.rms_norm(embedded, embedded.shape[-1:], eps=self.config.norm_eps)
-        return self.trunk(embedded, positions, mask, cache)
+        x = self.embed(ids, soft)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
+        output: Tensor = self.trunk(x, positions, mask, cache)
+        return output
 
-    def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        positions: Int[Tensor, "B T"] | None = None,
-        mask: Mask | None = None,
-        cache: Sequence[LayerKVCache] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """Return the logits of the next token at every position; arguments as in :meth:`hidden`."""
-        return self.head(self.hidden(ids, positions, mask, cache))
+    def cache_spec(self) -> CacheSpec:
+        config = self.config
+        layer = LayerCacheSpec(n_kv_heads=config.attention.kv_heads, d_head=config.d_head)
+        return (layer,) * config.n_layers

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,15 @@ class PackedDocuments:
             self.lengths += row.unique_consecutive(return_counts=True)[1].tolist()
 
 
-Mask: TypeAlias = Bool[Tensor, "B 1 T S"] | PackedDocuments | BlockMask
+# True where attention is allowed; or a number that is added to the score; or a form by its name
+# (``full``: every position sees every other) or as an object.
+Mask: TypeAlias = (
+    Bool[Tensor, "#B 1 T S"]
+    | Float[Tensor, "#B #N T S"]
+    | PackedDocuments
+    | BlockMask
+    | Literal["causal", "full"]
+)
 
 
 def document_mask(documents: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
@@ -73,9 +81,9 @@ def attend(
         flex = _for_device(flex_attention, q.device.type)
         # Autocast casts the inputs of SDPA to one dtype, but not those of flex_attention.
         return flex(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
-    )
+    if mask is None or isinstance(mask, str):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=mask != "full", enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # else new lengths recompile

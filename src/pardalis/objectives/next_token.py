@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pardalis.batch import Batch
 from pardalis.config import check_at_least, not_deciding
-from pardalis.model import Decoder, Mask, attention_mask
+from pardalis.model import LanguageModel, Mask, attention_mask
 from pardalis.objectives.linear_cross_entropy import linear_cross_entropy
 
 
@@ -51,7 +51,7 @@ class Losses:
 
 
 def next_token_losses(
-    model: Decoder,
+    model: LanguageModel,
     batch: Batch,
     image_ids: range,
     config: NextTokenConfig,

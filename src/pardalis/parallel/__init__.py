@@ -3,7 +3,6 @@
 from pardalis.parallel.config import ParallelConfig
 from pardalis.parallel.gradients import clip_gradients, gradient_norm
 from pardalis.parallel.layout import Layout, Precision, layout_of
-from pardalis.parallel.plans import check_divides
 from pardalis.parallel.sharding import (
     fill,
     held_indices,

@@ -15,14 +15,7 @@ from torch.utils.checkpoint import (
 
 from pardalis.parallel.config import ParallelConfig
 from pardalis.parallel.layout import Layout, Precision
-from pardalis.parallel.plans import (
-    OUTPUT,
-    SHARED_INPUTS,
-    UNITS,
-    check_divides,
-    modules_named,
-    plans_of,
-)
+from pardalis.parallel.plans import OUTPUTS, UNITS, modules_named, plans_of, shared_inputs
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -43,7 +36,7 @@ _SAVED_OPERATIONS = {
 
 
 def parallelise(
-    model: nn.Module, layout: Layout, config: ParallelConfig, precision: Precision = "float32"
+    model: Any, layout: Layout, config: ParallelConfig, precision: Precision = "float32"
 ) -> None:
     """Divide a model among the ranks, in place. Every rank calls it with an equal model.
 
@@ -54,11 +47,11 @@ def parallelise(
         precision: dtype of products and activations; parameters and gradient sums are float32.
 
     Raises:
-        ConfigError: the model cannot be split evenly, or the plan has no line for a module.
+        ConfigError: the model cannot be split evenly, or its table has no line for a parameter.
     """
     # Matrices are split first, since split modules are what is wrapped, compiled and sharded.
     if layout.mesh is not None and layout.tensor_size > 1:
-        check_divides(model.config, layout.tensor_size)
+        model.config.check_tensor(layout.tensor_size)
         _split_matrices(model, layout.mesh["tensor"])
     for block in modules_named(model, UNITS):
         _wrap_forward(block, config)
@@ -143,15 +136,15 @@ def _split_matrices(model: nn.Module, mesh: "DeviceMesh") -> None:
     for module, plan in plans_of(model):
         for name, parameter in list(module.named_parameters(recurse=False)):
             part = distribute_tensor(
-                parameter.detach(), mesh, [_placement(plan.parameters)], src_data_rank=None
+                parameter.detach(), mesh, [_placement(plan.parameters[name])], src_data_rank=None
             )
             module.register_parameter(name, nn.Parameter(part, parameter.requires_grad))
         if not plan.handles_sharding:
             module.register_forward_pre_hook(partial(_to_dtensor, mesh, _placement(plan.input)))
             module.register_forward_hook(partial(_to_local, _placement(plan.output)))
-    for module in modules_named(model, SHARED_INPUTS):
+    for module in shared_inputs(model):
         module.register_forward_pre_hook(partial(_to_dtensor, mesh, _placement(None)))
-    for module in modules_named(model, OUTPUT):  # FSDP warns about the views of to_local
+    for module in modules_named(model, OUTPUTS):  # FSDP warns about the views of to_local
         module.register_forward_hook(lambda module, args, output: output.clone())
 
 

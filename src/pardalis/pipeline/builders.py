@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,27 +12,23 @@ from pardalis.codec import Codec
 from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, read_source
 from pardalis.documents import Document, Image
 from pardalis.errors import DataError
-from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.model import LanguageModel, build, initialise
 from pardalis.parallel import Layout, World, fill, parallelise
-from pardalis.pipeline.recipe import RUN, Recipe, load_recipe
-from pardalis.pipeline.start import (
-    image_tokenizer_folder,
-    start_config,
-    start_folder,
-)
+from pardalis.pipeline.recipe import RUN, GivenModel, Recipe, load_recipe
+from pardalis.pipeline.start import image_tokenizer_folder, start_config
 from pardalis.tokens import TextTokenizer
 from pardalis.train import ImageTokenizerTask, PretrainTask
 from pardalis.vq import ImageTokenizer
 from pardalis.weights import stream_weights
-
-_CHECKED = "Recipe has checked that it is there"
 
 # ── documents ────────────────────────────────────────────────────────────────────────────────────
 
 
 def located(source: SourceConfig, run: Path) -> SourceConfig:
     """Return a source with the run folder in the place of ``{run}`` in its path."""
-    return dataclasses.replace(source, path=source.path.replace(RUN, str(run.resolve())))
+    first, *rest = source.path.parts
+    path = run.resolve().joinpath(*rest) if first == RUN else source.path
+    return dataclasses.replace(source, path=path)
 
 
 def documents_of(sources: Iterable[SourceConfig], run: Path) -> Iterator[Document]:
@@ -74,7 +71,7 @@ def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
 def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Codec:
     """Return the codec of a recipe's run, whose tokenizers are trained; raises BundleError."""
     if recipe.start_from is not None:
-        codec = bundles.load_codec(start_folder(recipe), device)
+        codec = bundles.load_codec(recipe.start_from, device)
         return Codec(
             codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, recipe.image_fit
         )
@@ -85,19 +82,22 @@ def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> C
 
 def image_tokenizer_task(recipe: Recipe, run: Path, world: World) -> ImageTokenizerTask:
     """Return the training task of a recipe's image tokenizer; raises DataError without images."""
-    training, loop = recipe.image_tokenizer_training, recipe.image_tokenizer_loop
-    assert training is not None and loop is not None, _CHECKED
+    described = recipe.image_tokenizer_run
     seen = set[Path | bytes]()
-    images = images_of(recipe.sources, run, seen, recipe.image_tokenizer_images)
+    images = images_of(recipe.sources, run, seen, described.images)
     if not images:
         raise DataError(
             "The sources hold no image, so no image tokenizer can be trained; check the path and "
             "the reader of each of `sources` in the recipe."
         )
     heldout = images_of(recipe.heldout, run, seen)
-    config = recipe.image_tokenizer_config()
     return ImageTokenizerTask(
-        config, training, images, heldout, total_steps=loop.steps, world=world
+        described.model,
+        described.training,
+        images,
+        heldout,
+        total_steps=described.loop.steps,
+        world=world,
     )
 
 
@@ -115,11 +115,11 @@ def _heldout_loader(recipe: Recipe, run: Path, codec: Codec) -> tuple[Loader | N
     """Return the loader of the held-out rows and its number of batches, each row at most once."""
     if not recipe.heldout:
         return None, 0
-    assert recipe.training is not None, _CHECKED
     shards = _shards(recipe.heldout, run, codec)
     weights = {name: float(each.n_rows) for name, each in shards.items()}
     n_rows = min(recipe.heldout_rows, sum(each.n_rows for each in shards.values()))
-    return _loader(shards, weights, codec, recipe), max(1, n_rows // recipe.training.batch_rows)
+    n_batches = max(1, n_rows // recipe.model_run.training.batch_rows)
+    return _loader(shards, weights, codec, recipe), n_batches
 
 
 def _shards(sources: Iterable[SourceConfig], run: Path, codec: Codec) -> dict[str, Shards]:
@@ -135,55 +135,55 @@ def _loader(
     codec: Codec,
     recipe: Recipe,
 ) -> Loader:
-    assert recipe.prepare is not None and recipe.training is not None, _CHECKED
+    described = recipe.model_run
     return Loader(
         shards,
         weights,
-        row_tokens=recipe.prepare.row_tokens,
-        batch_rows=recipe.training.batch_rows,
-        seed=recipe.training.data_seed,
+        row_tokens=described.prepare.row_tokens,
+        batch_rows=described.training.batch_rows,
+        seed=described.training.data_seed,
         pad_id=codec.vocabulary.pad_id,
     )
 
 
-# ── the decoder ──────────────────────────────────────────────────────────────────────────────────
+# ── the model ────────────────────────────────────────────────────────────────────────────────────
 
 
-def decoder_config(recipe: Recipe, codec: Codec) -> ModelConfig:
-    """Return the shape of the decoder that a recipe trains."""
-    if recipe.start_from is not None:
-        return start_config(recipe)
-    return recipe.model_config(codec.vocabulary.size)
+def model_config(recipe: Recipe, vocab_size: int) -> Any:
+    """Return the config of the model that a recipe trains."""
+    described = recipe.model_run
+    model, row_tokens = described.model, described.prepare.row_tokens
+    if isinstance(model, GivenModel):
+        return start_config(model, row_tokens)
+    return model.sized(vocab_size, row_tokens)
 
 
-def new_decoder(recipe: Recipe, codec: Codec, layout: Layout) -> Decoder:
-    """Return the decoder that training starts with, sharded over the ranks.
+def new_model(recipe: Recipe, codec: Codec, layout: Layout) -> LanguageModel:
+    """Return the model that training starts with, sharded over the ranks.
 
     It has the weights of the bundle that the recipe starts from, or new initial values. No rank
     holds more than its own part.
     """
-    training = recipe.training
-    assert training is not None, _CHECKED
+    training = recipe.model_run.training
     with torch.device("meta"):
-        model = Decoder(decoder_config(recipe, codec))
+        model = build(model_config(recipe, codec.vocabulary.size))
     parallelise(model, layout, recipe.parallel, training.precision)
     if recipe.start_from is None:
         return initialise(model, training.init_seed)
-    stream_weights(model, start_folder(recipe) / bundles.MODEL, fill)
+    stream_weights(model, recipe.start_from / bundles.MODEL, fill)
     return model
 
 
-def decoder_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> PretrainTask:
-    """Return the training task of a recipe's decoder."""
-    training, loop = recipe.training, recipe.training_loop
-    assert training is not None and loop is not None, _CHECKED
+def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> PretrainTask:
+    """Return the training task of a recipe's model."""
+    described = recipe.model_run
     heldout_loader, heldout_batches = _heldout_loader(recipe, run, codec)
     return PretrainTask(
-        new_decoder(recipe, codec, layout),
+        new_model(recipe, codec, layout),
         training_loader(recipe, run, codec),
-        training,
+        described.training,
         codec.vocabulary.image,
-        total_steps=loop.steps,
+        total_steps=described.loop.steps,
         heldout_loader=heldout_loader,
         heldout_batches=heldout_batches,
         layout=layout,

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from pardalis import bundle as bundles
-from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.errors import BundleError, ConfigError
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import build, config_of
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.start import start_folder
 from pardalis.train import checkpoint, read_metrics
 from pardalis.train.metrics import FILE_NAME as METRICS
 from pardalis.train.settings import FILE_NAME as SETTINGS
@@ -40,7 +38,7 @@ def checkpoint_bundle(
             "it was trained with, which restores the old ones."
         )
     with torch.device("meta"):
-        model = Decoder(configs.from_dict(ModelConfig, settings["model"], "model."))
+        model = build(config_of(settings["model"]))
     weights = {
         name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()
     }
@@ -81,7 +79,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """Return the settings that the run was begun with; its recipe may have changed since."""
     try:
         settings: dict[str, Any] = json.loads(path.read_text())["settings"]
-        configs.from_dict(ModelConfig, settings["model"], "model.")
+        config_of(settings["model"])
         settings["codec"]
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise BundleError(
@@ -94,7 +92,7 @@ def _before(recipe: Recipe) -> tuple[dict[str, Any], str]:
     """Return the origin and the licences of the bundle that the run started from."""
     if recipe.start_from is None:
         return {}, ""
-    folder = start_folder(recipe)
+    folder = recipe.start_from
     made_by = bundles.describe(folder)["made_by"]
     facts = {name: fact for name, fact in made_by.items() if name != "numbers"}
     licences = folder / bundles.LICENCES

@@ -21,13 +21,13 @@ from pardalis.model import (
     model_costs,
     recomputed_bytes_per_token,
 )
-from pardalis.parallel import ParallelConfig, check_divides
+from pardalis.parallel import ParallelConfig
 from pardalis.parallel.layout import data_ranks
 from pardalis.pipeline.accelerators import find_accelerator
-from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.recipe import GivenModel, Recipe, TextTokenizerConfig
 from pardalis.pipeline.start import image_tokenizer_folder, start_config
 from pardalis.tokens import Vocabulary
-from pardalis.train import PretrainConfig
+from pardalis.train import MuonConfig, PretrainConfig
 from pardalis.vq import ImageTokenizer
 
 _USABLE = 0.92  # share of a device's memory; the rest: its context, messages, fragmentation
@@ -65,7 +65,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         data_ranks(self.ranks, self.parallel)
-        check_divides(self.model, self.parallel.tensor)
+        self.model.check_tensor(self.parallel.tensor)
 
     @property
     def shards(self) -> int:
@@ -110,7 +110,7 @@ def memory_of(setting: Setting, counts: ModelCosts, rows: int) -> Memory:
     )  # parameters of one tensor-parallel rank, unsharded
     per_rank = -(-per_group // setting.shards)
     moments = 2 * per_rank
-    if training.optimizer.kind == "muon":  # one moment for the matrices inside blocks
+    if isinstance(training.optimizer, MuonConfig):  # one moment for the matrices inside blocks
         inside = counts.parts["attention"] + counts.parts["feed_forward"]
         moments -= inside // tensor // setting.shards
     return Memory(
@@ -241,12 +241,13 @@ def plan(
         raise ConfigError(f"`utilisation` must lie in (0, 1], got {utilisation}.")
     if price is not None and not 0 <= price < math.inf:
         raise ConfigError(f"`price` must be 0 or more, got {price}.")
-    if recipe.training is None or recipe.training_loop is None:
-        raise ConfigError(f"Recipe {recipe.name!r} trains no decoder, so there is nothing to plan.")
+    if not recipe.has_model:
+        raise ConfigError(f"Recipe {recipe.name!r} trains no model, so there is nothing to plan.")
+    described = recipe.model_run
     accelerator = find_accelerator(device)
     setting = Setting(
         model=planned_model(recipe),
-        training=recipe.training,
+        training=described.training,
         parallel=recipe.parallel,
         ranks=gpus,
         on_cpu=device == "cpu",
@@ -255,7 +256,7 @@ def plan(
     memory = memory_of(setting, counts, setting.micro_rows)
     speed = gpus * accelerator.flops * utilisation / counts.train_flops_per_token
     step_s = setting.training.batch_rows * setting.model.context / speed
-    hours = recipe.training_loop.steps * step_s / 3600
+    hours = described.loop.steps * step_s / 3600
     replicate, shard = data_ranks(gpus, setting.parallel)
     return RunPlan(
         recipe=recipe.name,
@@ -280,26 +281,26 @@ def plan(
         utilisation=utilisation,
         tokens_per_second=speed,
         seconds_per_step=step_s,
-        steps=recipe.training_loop.steps,
+        steps=described.loop.steps,
         hours=hours,
         cost=None if price is None else hours * gpus * price,
         warnings=tuple(_warnings(setting, counts, usable)),
     )
 
 
-def planned_model(recipe: Recipe) -> ModelConfig:
+def planned_model(recipe: Recipe) -> Any:
     """Return the shape of the decoder over the recipe's rows; no tokenizer need be trained."""
-    if recipe.start_from is not None:
-        config = start_config(recipe)
-        assert recipe.prepare is not None, "a recipe that starts from a bundle has it"
-        return dataclasses.replace(config, context=recipe.prepare.row_tokens)
+    described = recipe.model_run
+    row_tokens = described.prepare.row_tokens
+    if isinstance(described.model, GivenModel):
+        return dataclasses.replace(start_config(described.model, row_tokens), context=row_tokens)
     if recipe.image_tokenizer_from is not None:
         images = ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
     else:
-        images = recipe.image_tokenizer_config()
-    assert recipe.text_tokenizer is not None, "a recipe of a new decoder has it"
-    vocabulary = Vocabulary.build(images.n_codes, recipe.text_tokenizer.vocab_size)
-    return recipe.model_config(vocabulary.size)
+        images = recipe.image_tokenizer_run.model
+    text = recipe.trained_text_tokenizer or TextTokenizerConfig()
+    vocabulary = Vocabulary.build(images.n_codes, text.vocab_size)
+    return described.model.sized(vocabulary.size, row_tokens)
 
 
 # ── warnings and advice ──────────────────────────────────────────────────────────────────────────

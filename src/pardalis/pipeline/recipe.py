@@ -8,21 +8,18 @@ and the shape of the model, which come from the bundle. A recipe without ``[mode
 tokenizers only.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pardalis import config as configs
-from pardalis.corpora.drawings import DrawingsConfig
-from pardalis.corpora.encyclopedia import EncyclopediaConfig
+from pardalis.corpora import CORPORA, CorpusConfig
 from pardalis.data import Curriculum, CurriculumStage, PrepareConfig, SourceConfig
 from pardalis.errors import ConfigError
-from pardalis.feature_nets import FeatureNetConfig
 from pardalis.inference import SamplingConfig
-from pardalis.model import PRESETS as MODEL_PRESETS
-from pardalis.model import ModelConfig
+from pardalis.model import ModelShape, shape_of
+from pardalis.model.config import RENAMED as MODEL_RENAMED
 from pardalis.parallel import ParallelConfig
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
 from pardalis.train import ImageTokenizerTrainConfig, LoopConfig, PretrainConfig
@@ -32,13 +29,9 @@ from pardalis.vq import ImageFit, ImageTokenizerConfig
 
 RUN = "{run}"  # stands for the run folder in the path of a source
 
-_IMAGE_TOKENIZER = (  # fields about an image tokenizer that is trained
-    "image_tokenizer",
-    "image_tokenizer_training",
-    "image_tokenizer_loop",
-    "image_tokenizer_images",
-)
-_DECODER = ("prepare", "training", "training_loop")  # fields that training a model needs
+# Fields that training an image tokenizer needs, and those that training a model needs.
+_IMAGE_TOKENIZER = ("image_tokenizer", "image_tokenizer_training", "image_tokenizer_loop")
+_DECODER = ("prepare", "training", "training_loop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,19 +73,46 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageTokenizerRun:
+    """The training of an image tokenizer, as a recipe describes it."""
+
+    model: ImageTokenizerConfig
+    training: ImageTokenizerTrainConfig
+    loop: LoopConfig
+    images: int | None  # largest number of training images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenModel:
+    """A model that is trained further."""
+
+    bundle: Path
+    dropout: float | None  # None: as it was
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRun:
+    """The training of a model, as a recipe describes it."""
+
+    model: ModelShape | GivenModel  # a new model, or one to train further
+    prepare: PrepareConfig
+    training: PretrainConfig
+    loop: LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """A whole run."""
 
     name: str
     sources: tuple[SourceConfig, ...]  # training documents
-    start_from: str | None = None  # bundle to train further: a folder, relative to the recipe
+    start_from: Path | None = None  # bundle to train further: a folder, relative to the recipe
     # A corpus to build into {run}/corpus first: an encyclopedia, or drawings in five styles.
-    corpus: EncyclopediaConfig | None = None
-    drawings: DrawingsConfig | None = None
+    corpus: Annotated[CorpusConfig, CORPORA] | None = None
     # The tokenizers. A recipe with start_from has none of these fields.
     text_tokenizer: TextTokenizerConfig | None = None  # default with a model: TextTokenizerConfig()
     # A trained image tokenizer: its folder, a bundle or a run. Replaces the next four fields.
-    image_tokenizer_from: str | None = None
+    image_tokenizer_from: Path | None = None
     image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
@@ -101,7 +121,8 @@ class Recipe:
     # How images of user and system turns are made square. Chameleon pads them in alignment, and
     # crops the images that a model learns to generate (arXiv 2405.09818).
     image_fit: ImageFit = "crop"
-    # The model: "preset", and fields of ModelConfig that differ. With start_from only "dropout".
+    # The model: "kind", "preset", and fields of its shape that differ. With start_from only
+    # "dropout".
     model: dict[str, Any] | None = None
     prepare: PrepareConfig | None = None
     training: PretrainConfig | None = None
@@ -113,6 +134,8 @@ class Recipe:
     heldout: tuple[SourceConfig, ...] = ()  # held-out documents
     heldout_rows: int = 256  # largest number of rows in an evaluation, each once
     sample: SampleConfig = field(default_factory=SampleConfig)
+    # Tables of stages that are added from outside, by the names of the stages.
+    extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -126,8 +149,6 @@ class Recipe:
                 raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
         if self.curriculum:
             self._check_curriculum()
-        if self.corpus is not None and self.drawings is not None:
-            raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
         if self.variants and not self.trains_image_tokenizer:
             raise ConfigError(
                 "variants are of an image tokenizer that is trained, but one is given; leave out "
@@ -137,22 +158,25 @@ class Recipe:
             raise ConfigError(
                 f"image_tokenizer_images must be at least 1, got {self.image_tokenizer_images}."
             )
+        trained = (*_IMAGE_TOKENIZER, "image_tokenizer_images")
         if self.start_from is not None:
-            self._refuse_what_the_bundle_decides()
+            tokenizers = ("text_tokenizer", "image_tokenizer_from", *trained)
+            self._refuse(tokenizers, "start_from, whose bundle has trained tokenizers")
         elif self.image_tokenizer_from is not None:
-            self._refuse(_IMAGE_TOKENIZER, "image_tokenizer_from, which is trained already")
+            self._refuse(trained, "image_tokenizer_from, which is trained already")
         else:
-            self._require(_IMAGE_TOKENIZER[:-1], "or name a trained bundle by start_from")
-            self.image_tokenizer_config()  # so that a mistake is found before anything runs
-        if self.has_decoder:
-            self._complete_decoder()
+            _ = self.image_tokenizer_run  # so that a mistake is found before anything runs
+        if self.has_model:
+            run = self.model_run
+            if run.training.qk_clip is not None and not isinstance(run.model, GivenModel):
+                check_has_no_qk_norm(run.model)
         elif found := [name for name in _DECODER if getattr(self, name) is not None]:
             raise ConfigError(
                 f"model is missing; set it, or leave out {found[0]} to train tokenizers only."
             )
 
     @property
-    def has_decoder(self) -> bool:
+    def has_model(self) -> bool:
         """Whether a model is trained, and not tokenizers only."""
         return self.model is not None or self.start_from is not None
 
@@ -165,6 +189,56 @@ class Recipe:
     def trains_image_tokenizer(self) -> bool:
         return self.start_from is None and self.image_tokenizer_from is None
 
+    @property
+    def trained_text_tokenizer(self) -> TextTokenizerConfig | None:
+        """The text tokenizer that the run trains; None: it trains none."""
+        if self.text_tokenizer is None and self.model is not None and self.start_from is None:
+            return TextTokenizerConfig()
+        return self.text_tokenizer
+
+    @property
+    def image_tokenizer_run(self) -> ImageTokenizerRun:
+        """The training of the image tokenizer; raises ConfigError if there is none."""
+        table, training, loop = (
+            self.image_tokenizer, self.image_tokenizer_training, self.image_tokenizer_loop
+        )  # fmt: skip
+        if table is None or training is None or loop is None:
+            raise self._missing(_IMAGE_TOKENIZER, "or name a trained bundle by start_from")
+        preset, changes = _preset(table, IMAGE_TOKENIZER_PRESETS, "image_tokenizer")
+        values = configs.merged(configs.to_dict(preset()), changes)
+        model = configs.from_dict(ImageTokenizerConfig, values, "image_tokenizer.")
+        return ImageTokenizerRun(
+            model=model, training=training, loop=loop, images=self.image_tokenizer_images
+        )
+
+    @property
+    def model_run(self) -> ModelRun:
+        """The training of the model; raises ConfigError if there is none."""
+        prepare, training, loop = self.prepare, self.training, self.training_loop
+        if not self.has_model:
+            raise ConfigError(f"Recipe {self.name!r} trains no model.")
+        if prepare is None or training is None or loop is None:
+            raise self._missing(_DECODER, "or leave out model to train tokenizers only")
+        return ModelRun(model=self._model(), prepare=prepare, training=training, loop=loop)
+
+    def _model(self) -> ModelShape | GivenModel:
+        table = self.model or {}
+        if self.start_from is None:
+            for name in ("vocab_size", "context"):
+                if name in table:
+                    raise ConfigError(
+                        f"model.{name} follows from tokenizers and prepare.row_tokens; leave it "
+                        "out."
+                    )
+            shape: ModelShape = shape_of(table)
+            return shape
+        if others := sorted(set(table) - {"dropout"}):
+            raise ConfigError(
+                f"model.{others[0]} cannot stand beside start_from, whose bundle decides the "
+                "model; only model.dropout can be set, so leave it out."
+            )
+        return GivenModel(bundle=self.start_from, dropout=table.get("dropout"))
+
     def _check_curriculum(self) -> None:
         if any(source.weight != 1.0 for source in self.sources):
             raise ConfigError(
@@ -173,53 +247,14 @@ class Recipe:
             )
         Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
 
-    def _complete_decoder(self) -> None:
-        self._require(_DECODER, "or leave out model to train tokenizers only")
-        if self.start_from is None:
-            if self.text_tokenizer is None:  # it is frozen only from here on
-                object.__setattr__(self, "text_tokenizer", TextTokenizerConfig())
-            config = self.model_config(vocab_size=1)
-            if self.training is not None and self.training.qk_clip is not None:
-                check_has_no_qk_norm(config)
-
-    def _require(self, names: Sequence[str], otherwise: str) -> None:
-        for name in names:
-            if getattr(self, name) is None:
-                raise ConfigError(f"{name} is missing; set it, {otherwise}.")
+    def _missing(self, names: Sequence[str], otherwise: str) -> ConfigError:
+        missing = next(name for name in names if getattr(self, name) is None)
+        return ConfigError(f"{missing} is missing; set it, {otherwise}.")
 
     def _refuse(self, names: Sequence[str], beside: str) -> None:
         for name in names:
             if getattr(self, name) is not None:
                 raise ConfigError(f"{name} cannot stand beside {beside}; leave one of the two out.")
-
-    def _refuse_what_the_bundle_decides(self) -> None:
-        tokenizers = ("text_tokenizer", "image_tokenizer_from", *_IMAGE_TOKENIZER)
-        self._refuse(tokenizers, "start_from, whose bundle has trained tokenizers")
-        if others := sorted(set(self.model or {}) - {"dropout"}):
-            raise ConfigError(
-                f"model.{others[0]} cannot stand beside start_from, whose bundle decides the "
-                "model; only model.dropout can be set, so leave it out."
-            )
-
-    def image_tokenizer_config(self) -> ImageTokenizerConfig:
-        """Return the shape of the image tokenizer that this recipe trains."""
-        assert self.image_tokenizer is not None, "only where one is trained"
-        preset, changes = _preset(self.image_tokenizer, IMAGE_TOKENIZER_PRESETS, "image_tokenizer")
-        values = configs.to_dict(preset()) | changes
-        return configs.from_dict(ImageTokenizerConfig, values, "image_tokenizer.")
-
-    def model_config(self, vocab_size: int) -> ModelConfig:
-        """Return the shape of a new decoder, whose vocabulary the tokenizers decide."""
-        assert self.model is not None, "only without start_from"
-        preset, changes = _preset(self.model, MODEL_PRESETS, "model")
-        for name in ("vocab_size", "context"):
-            if name in changes:
-                raise ConfigError(
-                    f"model.{name} follows from tokenizers and prepare.row_tokens; leave it out."
-                )
-        assert self.prepare is not None, "a recipe with a model has it"
-        base = preset(vocab_size=vocab_size, context=self.prepare.row_tokens)
-        return configs.from_dict(ModelConfig, configs.to_dict(base) | changes, "model.")
 
 
 def _preset(
@@ -234,13 +269,15 @@ def _preset(
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; its paths become absolute, but for those of sources in ``{run}``.
+    """Read a recipe; its paths become absolute, but for those in ``{run}``.
 
     Raises:
         ConfigError: as :func:`pardalis.config.load`.
     """
-    loaded = configs.load(Recipe, path, overrides, _RENAMED)
-    recipe: Recipe = _located(loaded, path.resolve().parent)
+    loaded = configs.load(Recipe, path, overrides, _RENAMED, _upgrade)
+    recipe: Recipe = configs.located(
+        loaded, path.resolve().parent, stays=lambda path: path.parts[0] == RUN
+    )
     return recipe
 
 
@@ -253,35 +290,41 @@ _RENAMED = {
     "text_tokenizer.n_pieces": "text_tokenizer.vocab_size",
     "corpus.picture_side": "corpus.image_side",
     "drawings.picture_side": "drawings.image_side",
+    "drawings": "corpus",
     "parallel.patience_minutes": "parallel.timeout_minutes",
     "training_loop.most_rollbacks": "training_loop.max_rollbacks",
     "image_tokenizer_loop.most_rollbacks": "image_tokenizer_loop.max_rollbacks",
     "answer.drawings": "sample.images",
     "answer.picture": "sample.image",
     "answer": "sample",
+    **{f"model.{old}": f"model.{new}" for old, new in MODEL_RENAMED.items()},
 }
 
-# Which fields of which configs are paths.
-_PATHS: dict[type[Any], tuple[str, ...]] = {
-    Recipe: ("start_from", "image_tokenizer_from"),
-    SourceConfig: ("path",),
-    DrawingsConfig: ("packages",),
-    FeatureNetConfig: ("weights", "heads"),
-}
+# Fields that earlier versions wrote for every kind: their defaults, and the kinds that have them.
+_OF_SOME_KINDS = (
+    ("optimizer", "momentum", 0.95, ("muon",)),
+    ("adversarial.optimizer", "momentum", 0.95, ("muon",)),
+    ("adversarial.discriminator", "n_layers", 3, ("patch",)),
+    ("schedule", "decay_steps", 0, ("constant_then_decay",)),
+    (
+        "schedule",
+        "floor_ratio",
+        0.1,
+        ("warmup_cosine", "warmup_exponential", "constant_then_decay"),
+    ),
+)
+_FIRST_KIND = {"optimizer": "adamw", "discriminator": "patch", "schedule": "warmup_cosine"}
 
 
-def _located(value: Any, folder: Path) -> Any:
-    """Return a config whose relative paths, at any depth, begin at a folder."""
-    if isinstance(value, tuple):
-        return tuple(_located(item, folder) for item in value)
-    if not dataclasses.is_dataclass(value):
-        return value
-    changes = {
-        field.name: _located(getattr(value, field.name), folder)
-        for field in dataclasses.fields(value)
-    }
-    for name in _PATHS.get(type(value), ()):
-        path = changes[name]
-        if path is not None and not path.startswith(RUN):
-            changes[name] = str(folder / path)
-    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
+def _upgrade(values: dict[str, Any]) -> None:
+    """Bring the values of a recipe of an earlier version to today's form, in place."""
+    if isinstance(drawings := values.get("drawings"), dict):
+        if "corpus" in values:
+            raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
+        drawings["kind"] = "drawings"
+    for training in ("training", "image_tokenizer_training"):
+        for place, name, default, kinds in _OF_SOME_KINDS:
+            table = configs.table_at(values, f"{training}.{place}")
+            kind = table.get("kind", _FIRST_KIND[place.rpartition(".")[2]])
+            if kind not in kinds and table.get(name) == default:
+                del table[name]

@@ -35,6 +35,7 @@ from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
+from pardalis.pipeline.chain import Parent, parents_of, with_bundle
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, RunContext, Stage, stages_of
 from pardalis.pipeline.start import check_given
@@ -66,13 +67,20 @@ class Record:
 
 
 def run(
-    recipe: Recipe, folder: Path, only: Sequence[str] = (), device: torch.device | str = "cpu"
+    recipe: Recipe,
+    folder: Path,
+    only: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    *,
+    with_parents: bool = False,
 ) -> list[Record]:
     """Run a recipe in a folder.
 
     Args:
         only: names of the stages to run; all of them when empty. The stages that these read must
             be finished.
+        with_parents: first run the recipes that this one starts from, as far as their models.
+            Without it they must be finished.
 
     Returns:
         The records of all stages that have run in the folder, in order.
@@ -80,15 +88,46 @@ def run(
     Raises:
         PardalisError: whatever a stage raises; what was finished before stays.
     """
+    parents = parents_of(recipe, folder)
     with join(find_device(device), recipe.parallel.timeout_minutes) as world:
+        for parent in parents:
+            if with_parents:
+                stages = [stage.name for stage in stages_of(parent.recipe)]
+                until_model = stages[: stages.index("train") + 1]
+                run_in_world(parent.recipe, parent.folder, world, until_model)
+            else:
+                _require_model(parent)
         return run_in_world(recipe, folder, world, only)
+
+
+def _require_model(parent: Parent) -> None:
+    """Raise ConfigError unless the model of a run that another one starts from is finished."""
+    records = {record.name: record for record in read_records(parent.folder)}
+    record = records.get("train")
+    steps = parent.recipe.model_run.loop.steps
+    if record and record.finished and record.steps == steps and parent.bundle.is_dir():
+        return
+    raise ConfigError(
+        f"start_from needs the model of the recipe {parent.recipe.name!r}, and the run "
+        f"{parent.folder} has not finished it; run that recipe first, or give `with_parents`."
+    )
 
 
 def run_in_world(
     recipe: Recipe, folder: Path, world: World, only: Sequence[str] = ()
 ) -> list[Record]:
-    """Run a recipe as :func:`run` does, in processes that have joined already."""
+    """Run a recipe as :func:`run` does, in processes that have joined already.
+
+    The runs that it starts from must be finished.
+    """
+    recipe = with_bundle(recipe, folder)
     stages = stages_of(recipe)
+    for name in recipe.extra:
+        if name not in (known := [stage.name for stage in STAGES]):
+            raise ConfigError(
+                f"extra.{name} is of no stage; the stages are {', '.join(known)}. Import the "
+                "module that adds it, or leave the table out."
+            )
     if unknown := sorted(set(only) - {stage.name for stage in stages}):
         raise ConfigError(
             f"This recipe has no stage {unknown[0]!r}; it has "

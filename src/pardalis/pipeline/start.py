@@ -6,42 +6,36 @@ The recipe decides the dropout, and how images of prompts are made square.
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from pardalis import bundle as bundles
 from pardalis import config as configs
 from pardalis.errors import BundleError, ConfigError
-from pardalis.model import ModelConfig
-from pardalis.pipeline.recipe import Recipe, load_recipe
+from pardalis.model import config_of
+from pardalis.pipeline.recipe import GivenModel, Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
 
 _RECIPE, _CONFIG = "recipe.toml", "config.json"
 _ONE_OF = f"a bundle, a run, or an image tokenizer ({_CONFIG} and model.safetensors)"
 
 
-def start_folder(recipe: Recipe) -> Path:
-    """Return the folder of the bundle that a recipe starts from."""
-    assert recipe.start_from is not None, "only asked of a recipe that starts from a bundle"
-    return Path(recipe.start_from)
-
-
-def start_config(recipe: Recipe) -> ModelConfig:
-    """Return the shape of the decoder that is trained further; reads no weights.
+def start_config(given: GivenModel, row_tokens: int) -> Any:
+    """Return the config of the model in a bundle that is trained further; reads no weights.
 
     Raises:
         BundleError: there is no whole bundle.
         ConfigError: the rows are longer than the bundle's context, or the dropout is wrong.
     """
-    assert recipe.prepare is not None, "a recipe that starts from a bundle has it"
-    folder, row_tokens = start_folder(recipe), recipe.prepare.row_tokens
+    folder = given.bundle
     config = bundles.model_config(folder, bundles.describe(folder))
     if row_tokens > config.context:
         raise ConfigError(
             f"prepare.row_tokens is {row_tokens}, but the model in {folder} has a context of "
             f"{config.context}; set prepare.row_tokens to at most that."
         )
-    return configs.from_dict(
-        ModelConfig, configs.to_dict(config) | dict(recipe.model or {}), "model."
-    )
+    if given.dropout is None:
+        return config
+    return config_of(configs.to_dict(config) | {"dropout": given.dropout})
 
 
 def check_given(recipe: Recipe, run: Path) -> None:
@@ -54,12 +48,14 @@ def check_given(recipe: Recipe, run: Path) -> None:
     if recipe.trains_image_tokenizer:
         return
     if recipe.start_from is not None:
-        if start_folder(recipe).resolve() == (run / "bundle").resolve():
+        if recipe.start_from.resolve() == (run / "bundle").resolve():
             raise ConfigError(
-                f"start_from is {start_folder(recipe)}, which this run would replace by its own "
+                f"start_from is {recipe.start_from}, which this run would replace by its own "
                 "bundle; run the recipe in another folder."
             )
-        start_config(recipe)
+        described = recipe.model_run
+        if isinstance(described.model, GivenModel):
+            start_config(described.model, described.prepare.row_tokens)
     folder = image_tokenizer_folder(recipe, run)
     config = ImageTokenizer.load_config(folder)
     if not config.has_decoder and (recipe.sample.images or recipe.sample.pages):
@@ -72,9 +68,9 @@ def check_given(recipe: Recipe, run: Path) -> None:
 def image_tokenizer_folder(recipe: Recipe, run: Path) -> Path:
     """Return the folder of the image tokenizer of a run: its own one, or the given one."""
     if recipe.start_from is not None:
-        return start_folder(recipe) / bundles.IMAGE_TOKENIZER
+        return recipe.start_from / bundles.IMAGE_TOKENIZER
     if recipe.image_tokenizer_from is not None:
-        return image_tokenizer_in(Path(recipe.image_tokenizer_from))
+        return image_tokenizer_in(recipe.image_tokenizer_from)
     return run / "image_tokenizer" / "final"
 
 
@@ -116,9 +112,9 @@ def given_content(recipe: Recipe) -> list[list[str | int]]:
     counts as another bundle. Licences are left out, since no result depends on them.
     """
     if recipe.start_from is not None:
-        folder = start_folder(recipe)
+        folder = recipe.start_from
     elif recipe.image_tokenizer_from is not None:
-        folder = image_tokenizer_in(Path(recipe.image_tokenizer_from))
+        folder = image_tokenizer_in(recipe.image_tokenizer_from)
     else:
         return []
     found: list[list[str | int]] = []
@@ -150,6 +146,6 @@ def net_files(recipe: Recipe) -> list[str]:
         ) from error
 
 
-def _hash(path: str) -> str:
+def _hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -55,7 +55,7 @@ def compare_image_tokenizers(
         variant.name: load_recipe(path, [*overrides, *variant.set]) for variant in recipe.variants
     }
     with join(find_device(device)) as world:
-        if recipe.corpus is not None or recipe.drawings is not None:
+        if recipe.corpus is not None:
             run_in_world(recipe, folder, world, only=("corpus",))
         variants = folder / "variants"
         variants.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _evaluate(
             for source in sources
         }
         last = read_metrics(folder / "variants" / name / "metrics.jsonl")[-1]
-        config = recipes[name].image_tokenizer_config()
+        config = recipes[name].image_tokenizer_run.model
         results.append(
             VariantResult(
                 name=name,

@@ -34,11 +34,12 @@ from pardalis.evaluate import require_packages
 from pardalis.evaluate.run_folder import Metrics
 from pardalis.files import write_json
 from pardalis.parallel import Layout
-from pardalis.pipeline.builders import decoder_task, load_codec
+from pardalis.pipeline.builders import load_codec, model_task
 from pardalis.pipeline.recipe import Recipe, load_recipe
 from pardalis.pipeline.runner import exclusive, read_records, run
 from pardalis.pipeline.stages import RunContext, stages_of
 from pardalis.pipeline.stages.train import STAGE as TRAIN
+from pardalis.pipeline.variants import StabilityConfig
 from pardalis.progress import bar
 from pardalis.studies.stability_page import write_study
 from pardalis.studies.stability_results import LOSSES, Study, StudyRun
@@ -50,7 +51,6 @@ from pardalis.train.stopping import stop_requests
 
 _RESULT, _LOG = "result.json", "log.txt"
 _STOP_SIGNALS = (signal.SIGTERM,)
-_WITH_MODEL = "a recipe with a model has it"
 _POLL_S = 0.2  # interval of checks for a request to stop
 
 
@@ -82,8 +82,7 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        assert self.recipe.training_loop is not None, _WITH_MODEL
-        return self.recipe.training_loop.steps
+        return self.recipe.model_run.loop.steps
 
     @property
     def is_finished(self) -> bool:
@@ -122,19 +121,20 @@ def study_stability(
     require_packages("The study")  # checked before training, used after it
     stages = [stage.name for stage in stages_of(recipe)]
     run(recipe, folder, stages[: stages.index("train")], device)
-    trials = _trials(path, overrides, recipe, folder)
+    trials = _trials(path, overrides, recipe.stability, folder)
     (folder / "stability").mkdir(exist_ok=True)
     with exclusive(folder / "stability"):
         _train_all(trials, str(device), jobs)
-        study = _study(recipe, trials)
+        study = _study(recipe.name, recipe.stability, trials)
         write_study(folder, study)
     return study
 
 
-def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) -> list[Trial]:
+def _trials(
+    path: Path, overrides: Sequence[str], config: StabilityConfig, root: Path
+) -> list[Trial]:
     """Return all runs of a study, those of the first seed first."""
-    config, codec = recipe.stability, load_codec(root)
-    assert config is not None, "study_stability checks it"
+    codec = load_codec(root)
     data = next(record.identity for record in read_records(root) if record.name == "prepare")
     trials = []
     for seed in config.seeds:
@@ -156,8 +156,7 @@ def _trials(path: Path, overrides: Sequence[str], recipe: Recipe, root: Path) ->
 
 
 def _settings(recipe: Recipe, root: Path, codec: Codec, data: str) -> dict[str, Any]:
-    loop = recipe.training_loop
-    assert loop is not None, _WITH_MODEL
+    loop = recipe.model_run.loop
     return {
         **TRAIN.settings(RunContext(recipe, root)),
         "codec": codec.fingerprint,
@@ -299,9 +298,7 @@ def train_trial(trial: Trial, device: torch.device | str = "cpu") -> None:
         Interrupted: see :func:`pardalis.train.train`.
         PardalisError: the data or the settings are wrong, or the disk is full.
     """
-    loop, codec = trial.recipe.training_loop, load_codec(trial.root)
-    assert loop is not None, _WITH_MODEL
-    loop = _study_loop(loop)
+    loop, codec = _study_loop(trial.recipe.model_run.loop), load_codec(trial.root)
     start = _task(trial, codec, device).step(0)  # its losses precede the update
     losses = {name: float(start[name]) for name in LOSSES}
     diverged = None
@@ -332,17 +329,15 @@ def _study_loop(loop: LoopConfig) -> LoopConfig:
 
 
 def _task(trial: Trial, codec: Codec, device: torch.device | str) -> PretrainTask:
-    return decoder_task(trial.recipe, trial.root, codec, Layout.alone(device))
+    return model_task(trial.recipe, trial.root, codec, Layout.alone(device))
 
 
 # ── results ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _study(recipe: Recipe, trials: Sequence[Trial]) -> Study:
-    config = recipe.stability
-    assert config is not None, "study_stability checks it"
+def _study(name: str, config: StabilityConfig, trials: Sequence[Trial]) -> Study:
     return Study(
-        recipe=recipe.name,
+        recipe=name,
         steps=trials[0].steps,
         learning_rates=config.learning_rates,
         seeds=config.seeds,
@@ -354,10 +349,9 @@ def _study(recipe: Recipe, trials: Sequence[Trial]) -> Study:
 
 def _read_result(trial: Trial) -> StudyRun:
     """Return a finished run; its alarms follow the recipe's current rules."""
-    assert trial.recipe.training_loop is not None, _WITH_MODEL
     result = json.loads((trial.folder / _RESULT).read_text())
     lines = read_metrics(trial.folder / "metrics.jsonl")
-    alarms = Alarms(trial.recipe.training_loop.alarms)
+    alarms = Alarms(trial.recipe.model_run.loop.alarms)
     return StudyRun(
         start=result["start"],
         metrics=Metrics(lines),

@@ -11,7 +11,13 @@ from pardalis.train.image_tokenizer import (
 )
 from pardalis.train.loop import Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
-from pardalis.train.optimizer import AdamWConfig
+from pardalis.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from pardalis.train.pretrain import PretrainConfig, PretrainTask
-from pardalis.train.schedule import ScheduleConfig
+from pardalis.train.schedule import (
+    ConstantConfig,
+    ConstantThenDecayConfig,
+    ScheduleConfig,
+    WarmupCosineConfig,
+    WarmupExponentialConfig,
+)
 from pardalis.train.task import Task

@@ -24,14 +24,14 @@ from torch import Tensor
 from pardalis.config import check_above, check_at_least
 from pardalis.parallel import World
 from pardalis.seeds import derive
-from pardalis.train.optimizer import AdamWConfig, Optimizer
+from pardalis.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
 from pardalis.vq.adversarial import (
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     r1_penalty,
 )
-from pardalis.vq.discriminator import DiscriminatorConfig, build_discriminator
+from pardalis.vq.discriminator import DiscriminatorConfig, PatchConfig, build_discriminator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +45,8 @@ class AdversarialConfig:
     r1_weight: float = 0.0  # gamma of R1, the penalty of the discriminator's gradient
     r1_every: int = 16  # steps between penalties, each of which is multiplied by this number
     learning_rate_ratio: float = 1.0  # the discriminator's learning rate over the tokenizer's
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    optimizer: AdamWConfig = field(
+    discriminator: DiscriminatorConfig = field(default_factory=PatchConfig)
+    optimizer: OptimizerConfig = field(
         default_factory=lambda: AdamWConfig(beta1=0.5, beta2=0.9, weight_decay=0.0, fused=True)
     )
 

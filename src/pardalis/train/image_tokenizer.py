@@ -33,8 +33,8 @@ from pardalis.feature_nets import (
 from pardalis.parallel import World
 from pardalis.seeds import derive
 from pardalis.train.adversary import AdversarialConfig, Adversary
-from pardalis.train.optimizer import AdamWConfig, Optimizer
-from pardalis.train.schedule import ScheduleConfig, learning_rate
+from pardalis.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
+from pardalis.train.schedule import ScheduleConfig, WarmupCosineConfig, learning_rate
 from pardalis.train.skipping import batch_of
 from pardalis.vq.codebook import CodebookTrainer, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
@@ -85,11 +85,11 @@ class ImageTokenizerTrainConfig:
 
     batch_images: int = 32  # images of one update, over all processes
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(
+        default_factory=lambda: WarmupCosineConfig(
             learning_rate=1.5e-3, warmup_steps=20, floor_ratio=0.05
         )
     )
-    optimizer: AdamWConfig = field(
+    optimizer: OptimizerConfig = field(
         default_factory=lambda: AdamWConfig(weight_decay=0.0, fused=True)
     )
     l1_weight: float = 0.0  # weight of the mean absolute difference of pixels in [-1, 1]

@@ -8,23 +8,16 @@ from torch import Tensor, nn
 
 from pardalis.config import check_at_least, check_fractions, not_deciding
 from pardalis.errors import ConfigError
-
-# Modules whose weights are decayed. The type decides and not the number of dimensions, since a norm
-# may have a scale per head and an embedding is a lookup table.
-_MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+from pardalis.parameters import ParameterSpec, specs_of
 
 _Named = list[tuple[str, nn.Parameter]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamWConfig:
-    """Options of AdamW (arXiv 1711.05101) and Muon; the learning rate is that of the schedule.
+    """Options of AdamW (arXiv 1711.05101); the learning rate is that of the schedule."""
 
-    Muon (arXiv 2502.16982) updates the matrices inside blocks, AdamW all other parameters. Muon's
-    updates are scaled to the rms of AdamW's, so both use the same learning rate and weight decay.
-    """
-
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw"] = "adamw"
     beta1: float = 0.9  # decay rate of the mean of gradients
     beta2: float = 0.95  # decay rate of the mean of squared gradients
     eps: float = 1e-8  # added to the root of the mean square; Chameleon has 1e-5
@@ -35,11 +28,10 @@ class AdamWConfig:
     # Learning rate of the scales and shifts of norms over that of other parameters. Each acts
     # on a channel of all tokens, and nothing normalises its effect.
     norm_rate: float = 1.0
-    momentum: float = 0.95  # decay rate of the mean of gradients in Muon
     fused: bool = not_deciding(True)  # PyTorch's one-kernel update of AdamW
 
     def __post_init__(self) -> None:
-        check_fractions(self, "beta1", "beta2", "momentum", below_one=True)
+        check_fractions(self, "beta1", "beta2", below_one=True)
         check_at_least(self, eps=0, weight_decay=0, norm_rate=0)
         if self.weight_decay_coupling == "schedule" and self.weight_decay > 0.01:
             raise ConfigError(
@@ -49,11 +41,30 @@ class AdamWConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MuonConfig(AdamWConfig):
+    """Muon (arXiv 2502.16982) for the matrices between hidden states, AdamW for all others.
+
+    Muon's updates are scaled to the rms of AdamW's, so both use the same learning rate and weight
+    decay.
+    """
+
+    kind: Literal["muon"] = "muon"  # type: ignore[assignment]
+    momentum: float = 0.95  # decay rate of the mean of gradients in Muon
+
+    def __post_init__(self) -> None:
+        AdamWConfig.__post_init__(self)
+        check_fractions(self, "momentum", below_one=True)
+
+
+OptimizerConfig = AdamWConfig | MuonConfig
+
+
 class Optimizer:
     """AdamW, or Muon and AdamW, over the trainable parameters of a network.
 
-    Weight decay is for the weights of linear layers and convolutions. Norms, biases, embeddings
-    (tied to a head or not) and codebooks are not decayed. All state is allocated at the start, so
+    The network's table of parameters says which of them decay and which are norms
+    (:mod:`pardalis.parameters`). All state is allocated at the start, so
     that a checkpoint can be loaded in place, whatever the memory format of the parameters. The
     learning rate is 0 until it is set.
 
@@ -61,26 +72,34 @@ class Optimizer:
         peak: largest learning rate of the schedule, for a decay that is coupled to it.
 
     Raises:
-        ConfigError: ``kind`` is ``muon`` and the network has no matrix inside blocks.
+        ConfigError: ``kind`` is ``muon`` and the network has no matrix between hidden states; or a
+            parameter has no line in its table.
     """
 
-    def __init__(self, model: nn.Module, config: AdamWConfig, peak: float) -> None:
+    def __init__(self, model: nn.Module, config: OptimizerConfig, peak: float) -> None:
         learnt = sorted(
             ((name, p) for name, p in model.named_parameters() if p.requires_grad),
             key=lambda named: named[0],
         )
-        matrices = _matrices(model)
-        orthogonal = _inside_blocks(learnt, matrices) if config.kind == "muon" else set()
+        specs = specs_of(model)
         decay = config.weight_decay
         if config.weight_decay_coupling == "schedule":
             decay /= peak
         self._learnt = dict(learnt)
         self._parts: list[torch.optim.Optimizer] = []
-        if orthogonal:
-            self._parts.append(_muon([x for x in learnt if id(x[1]) in orthogonal], config, decay))
-        rest = [x for x in learnt if id(x[1]) not in orthogonal]
+        rest = learnt
+        if isinstance(config, MuonConfig):
+            inside = [x for x in learnt if specs[x[0]].is_hidden_matrix and x[1].ndim == 2]
+            if not inside:
+                raise ConfigError(
+                    "kind = muon needs matrices between hidden states and this network has none; "
+                    "use kind = adamw."
+                )
+            self._parts.append(_muon(inside, config, decay))
+            names = {name for name, _ in inside}
+            rest = [x for x in learnt if x[0] not in names]
         if rest:
-            self._parts.append(_adamw(rest, matrices, config, decay))
+            self._parts.append(_adamw(rest, specs, config, decay))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -124,21 +143,7 @@ class Optimizer:
                 value.copy_(state[name][key])
 
 
-def _matrices(model: nn.Module) -> set[int]:
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, _MATRIX_MODULES)}
-    return matrices - {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-
-
-def _inside_blocks(learnt: _Named, matrices: set[int]) -> set[int]:
-    inside = {id(p) for name, p in learnt if ".blocks." in name and p.ndim == 2} & matrices
-    if not inside:
-        raise ConfigError(
-            "kind = muon needs matrices inside blocks and this network has none; use kind = adamw."
-        )
-    return inside
-
-
-def _muon(named: _Named, config: AdamWConfig, decay: float) -> torch.optim.Optimizer:
+def _muon(named: _Named, config: MuonConfig, decay: float) -> torch.optim.Optimizer:
     optimizer = torch.optim.Muon(
         [{"params": named, "rate": 1.0}],
         lr=0.0,
@@ -152,11 +157,11 @@ def _muon(named: _Named, config: AdamWConfig, decay: float) -> torch.optim.Optim
 
 
 def _adamw(
-    named: _Named, matrices: set[int], config: AdamWConfig, decay: float
+    named: _Named, specs: dict[str, ParameterSpec], config: AdamWConfig, decay: float
 ) -> torch.optim.Optimizer:
-    decayed = [x for x in named if id(x[1]) in matrices]
-    norms = [x for x in named if _is_of_norm(x[0])]
-    others = [x for x in named if id(x[1]) not in matrices and not _is_of_norm(x[0])]
+    decayed = [x for x in named if specs[x[0]].decays]
+    norms = [x for x in named if specs[x[0]].is_norm]
+    others = [x for x in named if not (specs[x[0]].decays or specs[x[0]].is_norm)]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": decay, "rate": 1.0},
         {"params": others, "weight_decay": 0.0, "rate": 1.0},
@@ -178,11 +183,6 @@ def _adamw(
             "exp_avg_sq": _zeros(parameter),
         }
     return optimizer
-
-
-def _is_of_norm(name: str) -> bool:
-    """Return whether the name of a parameter's module contains ``norm``."""
-    return "norm" in ".".join(name.split(".")[-2:-1])
 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:

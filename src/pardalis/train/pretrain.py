@@ -17,11 +17,11 @@ from pardalis.batch import Batch
 from pardalis.config import check_above, check_at_least, not_deciding
 from pardalis.data.prefetch import BatchSource, Prefetcher
 from pardalis.errors import ConfigError, TrainingError
-from pardalis.model import Decoder, attention_mask, document_mask
+from pardalis.model import LanguageModel, attention_mask, document_mask
 from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, zero_losses
 from pardalis.parallel import Layout, Precision, clip_gradients, release, sum_over_replicas
 from pardalis.seeds import derive
-from pardalis.train.optimizer import AdamWConfig, Optimizer
+from pardalis.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
 from pardalis.train.qk_clip import QKClip
 from pardalis.train.schedule import ScheduleConfig, learning_rate
 from pardalis.train.skipping import batch_of
@@ -40,7 +40,7 @@ class PretrainConfig:
 
     batch_rows: int  # rows of one update, over all ranks
     schedule: ScheduleConfig
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     objective: NextTokenConfig = field(default_factory=NextTokenConfig)
     accumulation_steps: int = not_deciding(1)  # micro-batches of a batch
     grad_clip: float = 1.0  # largest global norm of the gradient; inf: no clipping
@@ -86,7 +86,7 @@ class PretrainTask:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         loader: BatchSource,
         config: PretrainConfig,
         image_ids: range,

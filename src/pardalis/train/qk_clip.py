@@ -9,19 +9,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder, ModelConfig
+from pardalis.model import Decoder, LanguageModel, ModelShape, NoQKNormConfig
 from pardalis.model.decoder import Block
 from pardalis.parallel import Layout
 from pardalis.parallel.sharding import scale_rows
 from pardalis.train.statistics import AttentionCall, observed_blocks
 
 
-def check_has_no_qk_norm(config: ModelConfig) -> None:
+def check_has_no_qk_norm(config: ModelShape) -> None:
     """Raise ConfigError for a model with QK-norm, which undoes the scaling."""
-    if config.qk_norm != "none":
+    if not isinstance(qk_norm := config.attention.qk_norm, NoQKNormConfig):
         raise ConfigError(
             "training.qk_clip needs a model without QK-norm, which undoes its scaling, and this "
-            f"one has model.qk_norm = {config.qk_norm!r}; leave qk_clip out, or set it to 'none'."
+            f"one has model.attention.qk_norm.kind = {qk_norm.kind!r}; leave qk_clip out, or set "
+            "it to 'none'."
         )
 
 
@@ -38,7 +39,12 @@ class QKClip:
         ConfigError: the model has QK-norm, or its heads are split among ranks.
     """
 
-    def __init__(self, model: Decoder, threshold: float, layout: Layout) -> None:
+    def __init__(self, model: LanguageModel, threshold: float, layout: Layout) -> None:
+        if not isinstance(model, Decoder):
+            raise ConfigError(
+                f"qk_clip knows the heads of a decoder, and this model is a "
+                f"{type(model).__name__}; leave qk_clip out."
+            )
         check_has_no_qk_norm(model.config)
         if layout.tensor_size > 1:
             raise ConfigError(
@@ -49,8 +55,9 @@ class QKClip:
         self._threshold = threshold
         self._world = layout.world
         config = model.config
-        self._queries_of_key = config.n_heads // config.n_kv_heads
-        self._largest = torch.zeros(config.n_layers, config.n_heads, device=layout.device)
+        n_heads = config.attention.n_heads
+        self._queries_of_key = n_heads // config.attention.kv_heads
+        self._largest = torch.zeros(config.n_layers, n_heads, device=layout.device)
 
     @contextmanager
     def recording(self) -> Iterator[None]:

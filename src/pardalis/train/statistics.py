@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pardalis.batch import Batch
-from pardalis.model import Decoder, document_mask
-from pardalis.model.costs import parameters_by_part
+from pardalis.model import PARTS, LanguageModel, document_mask
 from pardalis.parallel import Layout, World, gradient_norm, local_part, release
+from pardalis.parallel.plans import UNITS, modules_named
+from pardalis.parameters import by_part
 
 Statistics = dict[str, Tensor]
 
@@ -35,7 +36,7 @@ def has_statistics(step: int, every: int) -> bool:
 
 @torch.no_grad()
 def probe(
-    model: Decoder, batch: Batch, image_ids: range, layout: Layout, *, within_documents: bool
+    model: LanguageModel, batch: Batch, image_ids: range, layout: Layout, *, within_documents: bool
 ) -> Statistics:
     """Run the first row of a batch through the model and return statistics of its activations.
 
@@ -56,7 +57,7 @@ def probe(
         positions, mask = batch.positions[:1], document_mask(documents)
     else:
         positions, mask = None, document_mask(torch.zeros_like(documents))
-    blocks = _BlockStatistics(kinds, len(model.trunk.blocks))
+    blocks = _BlockStatistics(kinds, len(modules_named(model, UNITS)))
     with _evaluating(model), observed_blocks(model, blocks.record):
         model.hidden(ids, positions, mask)
     release(model)
@@ -64,11 +65,15 @@ def probe(
 
 
 def gradient_norms(model: nn.Module) -> Statistics:
-    """Return the norm of the gradient of each part of a decoder."""
+    """Return the norm of the gradient of each part of a model."""
     return {
         f"grad_norm.{part}": gradient_norm(p for _, p in named)
-        for part, named in parameters_by_part(model).items()
+        for part, named in _parts(model).items()
     }
+
+
+def _parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    return {part: named for part, named in by_part(model, PARTS).items() if named}
 
 
 @torch.no_grad()
@@ -84,13 +89,13 @@ def weight_samples(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def update_ratios(model: nn.Module, before: dict[str, Tensor], layout: Layout) -> Statistics:
-    """Return the rms of the last update over the rms of the weights, for each part of a decoder.
+    """Return the rms of the last update over the rms of the weights, for each part of a model.
 
     Args:
         before: samples of the weights before the update.
     """
     after = weight_samples(model)
-    parts = parameters_by_part(model)
+    parts = _parts(model)
     sums = torch.zeros(len(parts), 2, device=layout.device)
     for i, named in enumerate(parts.values()):
         for name, parameter in named:
@@ -136,7 +141,7 @@ def largest_scores(
 
 @contextmanager
 def observed_blocks(
-    model: Decoder, observe: Callable[[int, Tensor, list[AttentionCall]], None]
+    model: LanguageModel, observe: Callable[[int, Tensor, list[AttentionCall]], None]
 ) -> Iterator[None]:
     """Call ``observe`` after each block, with its number, output and attention calls.
 
@@ -150,7 +155,7 @@ def observed_blocks(
             observe(layer, output, calls)
 
     with ExitStack() as stack:
-        for layer, block in enumerate(model.trunk.blocks):
+        for layer, block in enumerate(modules_named(model, UNITS)):
             stack.callback(block.register_forward_hook(partial(after, layer)).remove)
         stack.enter_context(recorder)
         yield
@@ -189,7 +194,7 @@ class _BlockStatistics:
     ) -> None:
         squares = output[0].float().square().mean(-1)
         self._squares[:, layer] = torch.where(self._kinds, squares, 0.0).sum(1)
-        (scores,) = (call()[0].amax(0) for call in attention)
+        scores = torch.stack([call()[0].amax(0) for call in attention]).amax(0)
         self._logits[:, layer] = torch.where(self._kinds, scores, -math.inf).amax(1)
 
     def reduce(self, world: World) -> Statistics:

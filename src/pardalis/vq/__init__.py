@@ -1,7 +1,20 @@
 """The image tokenizer: images to grids of codes and back."""
 
 from pardalis.vq.codebook import CodebookTrainer, codebook_use, perplexity
-from pardalis.vq.config import PRESETS, ImageTokenizerConfig, QuantizerConfig, chameleon, tiny
+from pardalis.vq.config import (
+    PRESETS,
+    QUANTIZERS,
+    EMAConfig,
+    FSQConfig,
+    IBQConfig,
+    ImageTokenizerConfig,
+    L2Config,
+    QuantizerConfig,
+    SimVQConfig,
+    VQConfig,
+    chameleon,
+    tiny,
+)
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import psnr
 from pardalis.vq.preprocessing import (

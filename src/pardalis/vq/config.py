@@ -6,54 +6,86 @@ The network is in :mod:`pardalis.vq.tokenizer`, its training in
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
-from pardalis.config import check_at_least
+from pardalis.config import Kinds, check_at_least
 from pardalis.errors import ConfigError
 
 Preprocessing = Literal["chameleon", "transformers"]
-QuantizerKind = Literal["vq", "ema", "l2", "simvq", "ibq", "fsq"]
-
-_LEGACY: dict[QuantizerKind, bool] = {"vq": True, "l2": False, "simvq": True}
 _MIN_LEVELS, _MIN_CHOSEN_LEVELS, _MAX_LEVELS = 3, 5, 64  # per dimension of fsq
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizerConfig:
-    """How vectors become codes; :mod:`pardalis.vq.quantizer` describes the kinds.
+class _LossConfig:
+    beta: float = 0.25  # weight of the commitment loss
 
-    ``vq``, ``ema`` and ``l2`` are initialised from data and have their dead codes restarted
-    (:class:`pardalis.vq.CodebookTrainer`).
-    """
+    def __post_init__(self) -> None:
+        check_at_least(self, beta=0)
 
-    kind: QuantizerKind = "vq"
-    beta: float = 0.25  # weight of the commitment loss, or of the codebook loss; unused by fsq
-    # vq, l2 and simvq: beta weights the codebook loss instead of the commitment loss. None is the
-    # choice of the released code of that kind: true for vq (and so Chameleon) and simvq.
-    legacy: bool | None = None
-    entropy_weight: float = 0.05  # ibq only: weight of the entropy penalty
-    levels: tuple[int, ...] | None = None  # fsq only; None: derived from n_codes
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VQConfig(_LossConfig):
+    """A codebook with the straight-through estimator, initialised from data; dead codes restart."""
+
+    kind: Literal["vq"] = "vq"
+    legacy: bool = True  # beta weights the codebook loss instead, as in VQ-GAN's code and Chameleon
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EMAConfig(_LossConfig):
+    """As ``vq``, but entries are moving averages of the vectors assigned to them."""
+
+    kind: Literal["ema"] = "ema"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class L2Config(_LossConfig):
+    """As ``vq``, but vectors and entries have unit length."""
+
+    kind: Literal["l2"] = "l2"
+    legacy: bool = False  # beta weights the codebook loss instead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimVQConfig(_LossConfig):
+    """Entries are a learned linear map of a frozen random codebook."""
+
+    kind: Literal["simvq"] = "simvq"
+    legacy: bool = True  # beta weights the codebook loss instead, as in its released code
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IBQConfig:
+    """The gradient flows through the softmax over all codes to each of them."""
+
+    kind: Literal["ibq"] = "ibq"
+    beta: float = 0.25  # weight of the codebook loss
+    entropy_weight: float = 0.05  # weight of the entropy penalty
 
     def __post_init__(self) -> None:
         check_at_least(self, beta=0, entropy_weight=0)
-        if self.legacy is not None and self.kind not in _LEGACY:
-            raise ConfigError(
-                f"legacy applies to kinds {', '.join(_LEGACY)}, not {self.kind}; leave it out."
-            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FSQConfig:
+    """A few dimensions, each bounded and rounded to its levels; no codebook."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[int, ...] | None = None  # of each dimension; None: derived from n_codes
+
+    def __post_init__(self) -> None:
         if self.levels is None:
             return
-        if self.kind != "fsq":
-            raise ConfigError(f"levels apply to kind fsq, not {self.kind}; leave them out.")
         if not self.levels or not all(_MIN_LEVELS <= n <= _MAX_LEVELS for n in self.levels):
             raise ConfigError(
                 f"levels must be a list of counts from {_MIN_LEVELS} to {_MAX_LEVELS}, got "
                 f"{list(self.levels)}."
             )
 
-    @property
-    def beta_weighs_codebook(self) -> bool:
-        return _LEGACY[self.kind] if self.legacy is None else self.legacy
+
+# How vectors become codes; :mod:`pardalis.vq.quantizer` has the classes.
+QuantizerConfig = VQConfig | EMAConfig | L2Config | SimVQConfig | IBQConfig | FSQConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +103,7 @@ class ImageTokenizerConfig:
     attention_resolutions: tuple[int, ...] = ()
     patch_size: int = 1  # pixels per side folded into channels of the input; 1 = none
     norm_groups: int = 32  # maximum groups of a GroupNorm (network.normalisation); 0 = no norm
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
     preprocessing: Preprocessing = "chameleon"  # see pardalis.vq.preprocessing
     has_decoder: bool = True  # False: the tokenizer only encodes
 
@@ -89,7 +121,7 @@ class ImageTokenizerConfig:
                 f"{len(self.channel_multipliers)} levels downsample by {self.downsampling}; "
                 f"choose a multiple of {self.downsampling}."
             )
-        if self.quantizer.kind == "fsq" and math.prod(self.fsq_levels) != self.n_codes:
+        if isinstance(self.quantizer, FSQConfig) and math.prod(self.fsq_levels) != self.n_codes:
             raise ConfigError(
                 f"n_codes is {self.n_codes}, but quantizer.levels {list(self.fsq_levels)} make "
                 f"{math.prod(self.fsq_levels)} codes; make them agree, or leave levels out."
@@ -112,7 +144,8 @@ class ImageTokenizerConfig:
     @property
     def fsq_levels(self) -> tuple[int, ...]:
         """Levels of each dimension of FSQ, given or derived; their product is ``n_codes``."""
-        return self.quantizer.levels or levels_for(self.n_codes)
+        given = self.quantizer.levels if isinstance(self.quantizer, FSQConfig) else None
+        return given or levels_for(self.n_codes)
 
 
 def levels_for(n_codes: int) -> tuple[int, ...]:
@@ -159,6 +192,22 @@ def from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "quantizer": new}
 
 
+def from_version_2(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the plain values of format version 2, which had the fields of all kinds in one table.
+
+    Raises:
+        KeyError: a value is missing.
+    """
+    quantizer = dict(values["quantizer"])
+    own = {name: {f.name for f in fields(kind)} for name, kind in QUANTIZERS.items()}
+    if (kind := quantizer.get("kind")) in own:
+        quantizer = {name: value for name, value in quantizer.items() if name in own[kind]}
+    return {**values, "quantizer": quantizer}
+
+
+QUANTIZERS: Mapping[str, type[Any]] = Kinds(*get_args(QuantizerConfig))
+
+
 def tiny() -> ImageTokenizerConfig:
     """The quickstart's: 64 pixels, 8 x 8 codes; trains on flat art in two minutes on two cores.
 
@@ -175,7 +224,7 @@ def tiny() -> ImageTokenizerConfig:
         z_channels=128,
         code_width=32,
         n_codes=1024,
-        quantizer=QuantizerConfig(kind="ema"),
+        quantizer=EMAConfig(),
     )
 
 

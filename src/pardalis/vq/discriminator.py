@@ -23,21 +23,32 @@ _STDDEV_GROUP = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiscriminatorConfig:
-    """Shape of a discriminator.
+class PatchConfig:
+    """Classifies overlapping patches, 70 pixels wide with 3 layers (pix2pix, arXiv 1611.07004).
 
-    ``patch``: classifies overlapping patches, 70 pixels wide with 3 layers (pix2pix, arXiv
-    1611.07004), as in VQ-GAN. ``stylegan2``: classifies whole images (arXiv 1912.04958), as in
-    ViT-VQGAN.
+    VQ-GAN has it.
     """
 
-    kind: Literal["patch", "stylegan2"] = "patch"
-    # patch: width of the first layer. stylegan2: width at 512 pixels; smaller levels are wider.
-    channels: int = 64
-    n_layers: int = 3  # patch only: convolutions of stride 2
+    kind: Literal["patch"] = "patch"
+    channels: int = 64  # width of the first layer
+    n_layers: int = 3  # convolutions of stride 2
 
     def __post_init__(self) -> None:
         check_at_least(self, channels=1, n_layers=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StyleGAN2Config:
+    """Classifies whole images (arXiv 1912.04958). ViT-VQGAN has it."""
+
+    kind: Literal["stylegan2"] = "stylegan2"
+    channels: int = 64  # width at 512 pixels; smaller levels are wider
+
+    def __post_init__(self) -> None:
+        check_at_least(self, channels=1)
+
+
+DiscriminatorConfig = PatchConfig | StyleGAN2Config
 
 
 class Discriminator(nn.Module):
@@ -67,7 +78,7 @@ def build_discriminator(config: DiscriminatorConfig, resolution: int) -> Discrim
     Raises:
         ConfigError: the resolution is too small, or for stylegan2 no power of two.
     """
-    if config.kind == "patch":
+    if isinstance(config, PatchConfig):
         minimum = 3 * 2**config.n_layers
         if resolution < minimum:
             raise ConfigError(

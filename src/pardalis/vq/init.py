@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from pardalis.seeds import derive
-from pardalis.vq.config import QuantizerKind
 from pardalis.vq.tokenizer import ImageTokenizer
 
 
@@ -41,7 +40,7 @@ def initialise(tokenizer: ImageTokenizer, seed: int) -> ImageTokenizer:
     return tokenizer
 
 
-def _codebook(codebook: torch.Tensor, kind: QuantizerKind, seed: int) -> None:
+def _codebook(codebook: torch.Tensor, kind: str, seed: int) -> None:
     n_codes, width = codebook.shape
     if kind not in ("simvq", "ibq"):
         return _uniform(codebook, 1 / n_codes, seed)

@@ -10,14 +10,14 @@ would change.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pardalis.vq.config import ImageTokenizerConfig, QuantizerKind
+from pardalis.vq.config import ImageTokenizerConfig
 
 # Distances in memory at once: 16 MB, instead of 33 MB per 512-pixel image with 8,192 codes.
 _BLOCK_ELEMENTS = 1 << 22
@@ -86,7 +86,6 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
-        self.config = config.quantizer
         self.grid = config.grid
 
     def forward(self, latents: Float[Tensor, "B Z y x"]) -> Quantized:
@@ -135,6 +134,9 @@ class VectorQuantizer(Quantizer):
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__(config)
+        options: Any = config.quantizer
+        self.beta: float = options.beta
+        self.beta_weighs_codebook: bool = hasattr(options, "legacy") and options.legacy
         self.embedding = nn.Embedding(config.n_codes, config.code_width)
 
     def entries(self) -> Float[Tensor, "N Z"]:
@@ -156,10 +158,10 @@ class VectorQuantizer(Quantizer):
     def _loss(
         self, vectors: Float[Tensor, "M Z"], chosen: Float[Tensor, "M Z"]
     ) -> Float[Tensor, ""]:
-        beta = self.config.beta
+        beta = self.beta
         commitment = (chosen.detach() - vectors).square().mean()
         codebook = (chosen - vectors.detach()).square().mean()
-        if self.config.beta_weighs_codebook:
+        if self.beta_weighs_codebook:
             # The original code swaps the weights, and with it all models trained with it,
             # Chameleon among them.
             return commitment + beta * codebook
@@ -180,7 +182,7 @@ class EmaQuantizer(VectorQuantizer):
     def _loss(
         self, vectors: Float[Tensor, "M Z"], chosen: Float[Tensor, "M Z"]
     ) -> Float[Tensor, ""]:
-        return self.config.beta * (chosen - vectors).square().mean()
+        return self.beta * (chosen - vectors).square().mean()
 
 
 class L2Quantizer(VectorQuantizer):
@@ -223,6 +225,11 @@ class IndexBackpropagation(VectorQuantizer):
 
     restarts = False
 
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__(config)
+        options: Any = config.quantizer
+        self.entropy_weight: float = options.entropy_weight
+
     def _quantize(self, vectors: Float[Tensor, "M Z"]) -> _Quantization:
         entries = self.entries()
         logits = vectors @ entries.T
@@ -234,10 +241,10 @@ class IndexBackpropagation(VectorQuantizer):
         loss = (
             (quantized - vectors).square().mean()
             + (chosen.detach() - vectors).square().mean()
-            + self.config.beta * (chosen - vectors.detach()).square().mean()
+            + self.beta * (chosen - vectors.detach()).square().mean()
         )
-        if self.config.entropy_weight:
-            loss = loss + self.config.entropy_weight * _entropy_penalty(logits)
+        if self.entropy_weight:
+            loss = loss + self.entropy_weight * _entropy_penalty(logits)
         return quantized, codes, loss
 
     def _find(self, vectors: Float[Tensor, "M Z"]) -> Int[Tensor, " M"]:
@@ -314,7 +321,7 @@ def _place_values(levels: Sequence[int], device: torch.device) -> Int[Tensor, " 
     return torch.tensor([math.prod(levels[:i]) for i in range(len(levels))], device=device)
 
 
-_KINDS: dict[QuantizerKind, type[Quantizer]] = {
+_KINDS: dict[str, type[Quantizer]] = {
     "vq": VectorQuantizer,
     "ema": EmaQuantizer,
     "l2": L2Quantizer,

@@ -26,7 +26,7 @@ from pardalis import files
 from pardalis.documents.document import ImageSource
 from pardalis.errors import BundleError, ConfigError, RequestError
 from pardalis.vq import bands
-from pardalis.vq.config import ImageTokenizerConfig, from_version_1
+from pardalis.vq.config import ImageTokenizerConfig, from_version_1, from_version_2
 from pardalis.vq.network import Decoder, Encoder
 from pardalis.vq.preprocessing import open_square, to_images, to_pixels
 from pardalis.vq.quantizer import build_quantizer
@@ -35,7 +35,7 @@ from pardalis.weights import load_weights
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "pardalis-image-tokenizer"
-_VERSION = 2
+_VERSION = 3
 # One image of 512 x 512 or 64 of 64 x 64; on a GPU 16 times as many.
 _PIXELS_PER_PASS = {"cpu": 1 << 18, "cuda": 1 << 22}
 
@@ -220,14 +220,17 @@ class ImageTokenizer(nn.Module):
             )
         try:
             header = json.loads(path.read_text())
-            if header["format"] != _FORMAT or header["version"] not in (1, _VERSION):
+            version = header["version"]
+            if header["format"] != _FORMAT or version not in range(1, _VERSION + 1):
                 raise BundleError(
-                    f"{path} says {header['format']} version {header['version']}; this Pardalis "
-                    f"reads {_FORMAT} versions 1 and {_VERSION}."
+                    f"{path} says {header['format']} version {version}; this Pardalis reads "
+                    f"{_FORMAT} versions 1 to {_VERSION}."
                 )
             values = header["config"]
-            if header["version"] == 1:
+            if version == 1:
                 values = from_version_1(values)
+            if version < _VERSION:
+                values = from_version_2(values)
             return configs.from_dict(ImageTokenizerConfig, values)
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path} is not an image tokenizer's config: {error!r}.") from error

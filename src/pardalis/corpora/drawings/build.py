@@ -19,7 +19,7 @@ from pardalis import progress
 from pardalis.config import not_deciding
 from pardalis.corpora.drawings.captions import caption
 from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
-from pardalis.corpora.drawings.packages import EMOJIBASE, checked
+from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES, checked
 from pardalis.corpora.drawings.styles import STYLES, Style, draw
 from pardalis.corpora.emojis import write_licences
 from pardalis.documents.document import Document, Image, Text
@@ -34,7 +34,8 @@ Licences = Literal["all", "permissive"]
 class DrawingsConfig:
     """What goes into the corpus of drawings."""
 
-    packages: str = not_deciding()  # folder that fetch_packages filled
+    kind: Literal["drawings"] = "drawings"
+    packages: Path = not_deciding()  # folder that fetch_packages filled
     image_side: int = 128  # pixels
     licences: Licences = "all"  # permissive: without what binds whoever passes it on (OpenMoji)
     skin_tones: bool = False  # people and hands in each tone too, twice as many images
@@ -47,6 +48,14 @@ class DrawingsConfig:
                 f"licences must be one of {', '.join(map(repr, get_args(Licences)))}, got "
                 f"{self.licences!r}."
             )
+
+    def build(self, folder: Path) -> None:
+        """See :func:`build_drawings`."""
+        build_drawings(self, folder)
+
+    def packages_used(self) -> list[str]:
+        """Return the hash of each package."""
+        return [package.sha256 for package in PACKAGES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
             "The drawings are rendered by resvg-py, which is not installed: "
             "run pip install 'pardalis[demo]'."
         )
-    packages = Path(config.packages)
+    packages = config.packages
     styles = [style for style in STYLES if config.licences == "all" or not style.is_share_alike]
     concepts = all_concepts(packages, config.skin_tones, with_extras=config.licences == "all")
     with atomic_folder(folder) as partial:

@@ -32,6 +32,7 @@ Selection = Literal["described", "all"]
 class EncyclopediaConfig:
     """What goes into the demo corpus."""
 
+    kind: Literal["encyclopedia"] = "encyclopedia"
     concepts: int = 0  # the most to take; 0 takes all; of drawings that look the same one remains
     selection: Selection = "described"  # concepts that an article describes, or all with a name
     flags: bool = True  # include flags: over a third of the described concepts, and much alike
@@ -58,6 +59,14 @@ class EncyclopediaConfig:
                 f"selection must be one of {', '.join(map(repr, get_args(Selection)))}, got "
                 f"{self.selection!r}."
             )
+
+    def build(self, folder: Path) -> None:
+        """See :func:`build_encyclopedia`."""
+        build_encyclopedia(self, folder)
+
+    def packages_used(self) -> dict[str, str]:
+        """Return the version of each package."""
+        return packages.package_versions()
 
 
 def build_encyclopedia(config: EncyclopediaConfig, folder: Path) -> dict[str, Any]:

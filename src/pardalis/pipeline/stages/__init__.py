@@ -27,7 +27,7 @@ from pardalis.pipeline.stages import (
 )
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 
-STAGES: tuple[Stage, ...] = (
+STAGES: list[Stage] = [
     corpus.STAGE,
     text_tokenizer.STAGE,
     image_tokenizer.STAGE,
@@ -35,7 +35,7 @@ STAGES: tuple[Stage, ...] = (
     train.STAGE,
     sample.STAGE,
     report.STAGE,
-)
+]
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:

@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     return {
-        "model": recipe.image_tokenizer_config(),
-        "training": recipe.image_tokenizer_training,
-        "images": recipe.image_tokenizer_images,
+        "model": recipe.image_tokenizer_run.model,
+        "training": recipe.image_tokenizer_run.training,
+        "images": recipe.image_tokenizer_run.images,
         "net_files": net_files(recipe),
         "sources": context.contents(recipe.sources),
     }
 
 
 def steps(recipe: Recipe) -> int:
-    return recipe.image_tokenizer_loop.steps if recipe.image_tokenizer_loop else 0
+    return recipe.image_tokenizer_run.loop.steps if recipe.trains_image_tokenizer else 0
 
 
 def run(context: RunContext) -> None:
@@ -43,8 +43,7 @@ def train_image_tokenizer(context: RunContext, folder: Path) -> ImageTokenizer:
             tokenizer.
     """
     recipe, world = context.recipe, context.world
-    loop = recipe.image_tokenizer_loop
-    assert loop is not None, "the stage applies"
+    loop = recipe.image_tokenizer_run.loop
     task = image_tokenizer_task(recipe, context.folder, world)
     settings = STAGE.settings(context) if world.is_first else {}
     page = _page_writer(task, folder, loop)

@@ -14,7 +14,7 @@ def inputs(context: RunContext) -> Inputs:
     # Later stages read the bundle that the run starts from too, and they need this stage.
     recipe = context.recipe
     return {
-        "prepare": recipe.prepare,
+        "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
         "given": given_content(recipe),
         "sources": context.contents(recipe.all_sources),
@@ -23,17 +23,15 @@ def inputs(context: RunContext) -> Inputs:
 
 def run(context: RunContext) -> None:
     recipe, folder = context.recipe, context.folder
-    assert recipe.prepare is not None, "the stage applies"
     codec, shards = codec_of(recipe, folder, context.world.device), folder / "shards"
+    prepare = recipe.model_run.prepare
     names = {source.name for source in recipe.all_sources}
     for path in shards.glob("*/"):
         if path.name not in names:
             shutil.rmtree(path)
     for source in recipe.all_sources:
         content = context.survey(source)
-        prepare_source(
-            located(source, folder), codec, shards / source.name, recipe.prepare, content
-        )
+        prepare_source(located(source, folder), codec, shards / source.name, prepare, content)
     licences = folder / "corpus" / LICENCES
     if licences.is_file():
         write_text(shards / LICENCES, licences.read_text())
@@ -44,6 +42,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("shards",),  # a source that has not changed is kept
-    applies=lambda recipe: recipe.has_decoder,
+    applies=lambda recipe: recipe.has_model,
     needs=("corpus", "text_tokenizer", "image_tokenizer"),
 )

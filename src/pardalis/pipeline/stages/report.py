@@ -19,6 +19,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("report.json", "report.html"),
-    applies=lambda recipe: recipe.has_decoder,
+    applies=lambda recipe: recipe.has_model,
     needs=("sample",),
 )

@@ -25,6 +25,6 @@ STAGE = Stage(
     run=run,
     inputs=inputs,
     outputs=("samples",),
-    applies=lambda recipe: recipe.has_decoder,
+    applies=lambda recipe: recipe.has_model,
     needs=("train",),
 )
