@@ -1,5 +1,3 @@
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
@@ -31,8 +29,8 @@ def make_loader(sources, *, batch_rows: int = 8, seed: int = 5) -> Loader:
 
 
 def assert_equal(first: Batch, second: Batch) -> None:
-    for field in fields(Batch):
-        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+    for name in ("ids", "targets", "weights", "positions", "documents"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def test_example(write_shards):

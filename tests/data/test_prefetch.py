@@ -1,12 +1,12 @@
 """Prefetching: the batches of the loader, built ahead, and its errors when they are due."""
 
+import dataclasses
 import threading
-from dataclasses import fields
 
 import pytest
 import torch
 
-from pardalis.batch import Batch
+from pardalis.batch import Batch, Soft
 from pardalis.data import Loader, Prefetcher
 from pardalis.errors import DataError
 
@@ -42,9 +42,22 @@ class Recorder:
         return self.loader.batch(step, rank, size)
 
 
+class Whole:
+    """A loader of batches with every kind of tensor."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def batch(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        rows = self.loader.batch(step, rank, size)
+        soft = Soft(rows.ids[:, :1], torch.zeros(len(rows.ids), 1, 3))
+        advantages = torch.ones(len(rows.ids))
+        return dataclasses.replace(rows, soft=soft, extra={"advantages": advantages})
+
+
 def assert_equal(first: Batch, second: Batch) -> None:
-    for field in fields(Batch):
-        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+    for name in ("ids", "targets", "weights", "positions", "documents"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
 def finish(prefetcher: Prefetcher) -> None:
@@ -93,12 +106,24 @@ def test_an_error_is_raised_at_its_step(gpu, loader, device):
 
 
 def test_batches_go_to_the_device(loader):
-    batch = Prefetcher(loader, torch.device("meta")).batch(0)
-    assert all(getattr(batch, field.name).device.type == "meta" for field in fields(Batch))
+    batch = Prefetcher(Whole(loader), torch.device("meta")).batch(0)
+    assert batch.ids.device.type == batch.soft.values.device.type == "meta"
+    assert batch.extra["advantages"].device.type == "meta"
 
 
 def test_rows_for_a_gpu_are_pinned_first(gpu, loader):
-    prefetcher = Prefetcher(loader, "cuda")
+    prefetcher = Prefetcher(Whole(loader), "cuda")
     prefetcher.batch(0)
     finish(prefetcher)
-    assert len(gpu) == 2 * len(fields(Batch))  # this step and the next
+    assert len(gpu) == 2 * 8  # this step and the next
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_reads_the_weights_is_built_when_it_is_due(gpu, loader, device):
+    recorder = Recorder(loader)
+    recorder.reads_weights = True
+    prefetcher = Prefetcher(recorder, device)
+    for step in range(3):
+        assert recorder.asked == [(earlier, 0, 1) for earlier in range(step)]
+        assert_equal(prefetcher.batch(step), loader.batch(step))
+    assert recorder.threads == {threading.current_thread()}

@@ -130,4 +130,10 @@ class Loader:
             weights[b, ends - 1] = 0
             positions[b, :n] = np.arange(n) - np.repeat(ends - lengths, lengths)
             documents[b, :n] = np.repeat(np.arange(len(members)), lengths)
-        return Batch(*map(torch.from_numpy, (ids, targets, weights, positions, documents)))
+        return Batch(
+            ids=torch.from_numpy(ids),
+            targets=torch.from_numpy(targets),
+            weights=torch.from_numpy(weights),
+            positions=torch.from_numpy(positions),
+            documents=torch.from_numpy(documents),
+        )
