@@ -6,7 +6,7 @@ matrix products in total, as many as with full logits.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -84,21 +84,13 @@ def chunked_cross_entropy(
     learning: bool,
 ) -> tuple[CrossEntropy, Gradients | None]:
     """Return the loss and, if ``learning``, its gradients, outside of autograd."""
-    exponentiate, differentiate = _elementwise(hidden.device.type)
+    exponentiate, differentiate = elementwise(hidden.device.type)
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    columns = targets - head.start
-    is_here = (columns >= 0) & (columns < len(head.weight))
-    columns = columns.where(is_here, 0)
     nll, lse = (torch.empty_like(targets, dtype=wide) for _ in range(2))
     gradients = None
     if learning:
         gradients = Gradients(torch.empty_like(hidden), torch.zeros_like(head.weight, dtype=wide))
-    # One buffer for the logits of all chunks.
-    buffer = hidden.new_empty(min(chunk, len(hidden)), len(head.weight))
-    for start in range(0, len(hidden), chunk):
-        part = slice(start, start + chunk)
-        place = columns[part, None], is_here[part]
-        values = torch.mm(hidden[part], head.weight.T, out=buffer[: len(hidden) - start])
+    for part, values, place in chunks_of_logits(hidden, head, targets, chunk):
         largest, exp_sum, target_logit = exponentiate(values, *place)
         top = head.maximum(largest)
         lse[part] = top + head.sum(exp_sum * (largest - top).exp()).log()
@@ -108,13 +100,31 @@ def chunked_cross_entropy(
             at_target = factor * (-nll[part]).exp() - target_weights[part]
             differentiate(values, *place, factor * (largest - lse[part]).exp(), at_target)
             torch.mm(values, head.weight, out=gradients.hidden[part])
-            _add_product(gradients.weight, values.T, hidden[part])
+            add_product(gradients.weight, values.T, hidden[part])
     square = torch.zeros_like(lse)
     if gradients is not None:
         gradients.hidden.copy_(head.sum(gradients.hidden))
         square = torch.linalg.vector_norm(gradients.hidden, dim=1, dtype=wide).square()
     total = (target_weights * (nll + z_loss * lse.square())).sum()
     return CrossEntropy(total, nll, lse, square), gradients
+
+
+def chunks_of_logits(
+    hidden: Float[Tensor, "R D"], head: VocabularyShard, targets: Int[Tensor, " R"], chunk: int
+) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor]]]:
+    """Yield the logits of each chunk of targets, all in one buffer, outside of autograd.
+
+    Before them comes which targets they are of, and after them the column of each target and
+    whether it is in this rank's part of the vocabulary.
+    """
+    columns = targets - head.start
+    is_here = (columns >= 0) & (columns < len(head.weight))
+    columns = columns.where(is_here, 0)
+    buffer = hidden.new_empty(min(chunk, len(hidden)), len(head.weight))
+    for start in range(0, len(hidden), chunk):
+        part = slice(start, start + chunk)
+        values = torch.mm(hidden[part], head.weight.T, out=buffer[: len(hidden) - start])
+        yield part, values, (columns[part, None], is_here[part])
 
 
 def _exponentiate(
@@ -147,14 +157,14 @@ def _differentiate(
 
 
 @cache
-def _elementwise(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return both functions, on a GPU compiled, each to one pass over the logits."""
+def elementwise(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return both functions above, on a GPU compiled, each to one pass over the logits."""
     if device_type == "cuda":
         return torch.compile(_exponentiate), torch.compile(_differentiate)
     return _exponentiate, _differentiate
 
 
-def _add_product(
+def add_product(
     total: Float[Tensor, "V D"], a: Float[Tensor, "V C"], b: Float[Tensor, "C D"]
 ) -> None:
     """Add ``a @ b`` to the total without rounding it to the dtype of the factors first."""
