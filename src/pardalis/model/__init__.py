@@ -1,6 +1,7 @@
 """Models: configs and presets, the decoder, other kinds, initial values, costs."""
 
 from pardalis.model.attention import LayerKVCache
+from pardalis.model.auxiliary import AuxiliaryLosses, add_auxiliary_loss, auxiliary_losses
 from pardalis.model.config import (
     PRESETS,
     AttentionConfig,
@@ -30,7 +31,7 @@ from pardalis.model.feed_forward import FEED_FORWARDS, MLPConfig, SwiGLUConfig
 from pardalis.model.init import initialise
 from pardalis.model.kinds import MODELS, ModelKind, build, config_of, shape_of
 from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec
-from pardalis.model.masks import Mask, attention_mask, document_mask
+from pardalis.model.masks import Mask, attention_mask, document_mask, masks_as_tensors
 from pardalis.model.norms import LayerNormConfig, RMSNormConfig
 from pardalis.model.parameters import PARAMETERS, PARTS
 from pardalis.model.positions import LearnedPositionsConfig, RoPEConfig, RoPEScaling

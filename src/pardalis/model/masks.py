@@ -1,6 +1,8 @@
 """Attention masks: their forms, and attention under each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -58,8 +60,26 @@ def block_mask(documents: Int[Tensor, "B T"]) -> BlockMask:
     )
 
 
+_as_tensors: ContextVar[bool] = ContextVar("_as_tensors", default=False)
+
+
+@contextmanager
+def masks_as_tensors() -> Iterator[None]:
+    """Make :func:`attention_mask` return :func:`document_mask` inside the block.
+
+    Every attention is then one call of ``F.scaled_dot_product_attention``, which can be recorded.
+    """
+    token = _as_tensors.set(True)
+    try:
+        yield
+    finally:
+        _as_tensors.reset(token)
+
+
 def attention_mask(documents: Int[Tensor, "B T"]) -> Mask:
     """Return the mask of packed documents in the form that is fastest on their device."""
+    if _as_tensors.get():
+        return document_mask(documents)
     if documents.device.type == "cpu":
         return PackedDocuments(documents)
     if documents.device.type == "cuda":
