@@ -45,8 +45,8 @@ from pardalis.model import (
 from pardalis.objectives.linear_cross_entropy import chunked_cross_entropy
 from pardalis.parallel import Layout, ParallelConfig, join, layout_of, parallelise
 from pardalis.parallel.vocabulary import VocabularyShard
+from pardalis.train.decoder_task import DecoderTask, DecoderTrainConfig
 from pardalis.train.optimizer import AdamWConfig
-from pardalis.train.pretrain import PretrainConfig, PretrainTask
 from pardalis.train.schedule import ConstantConfig, WarmupCosineConfig
 
 LEARNING_RATE = 1e-4
@@ -103,17 +103,25 @@ def loader_of(shape: Shape, steps: int = 16):
         yield Loader(shards, {"random": 1.0}, shape.length, shape.rows, seed=0, pad_id=1)
 
 
-def our_task(shape: Shape, loader: Loader, model: Decoder, **options) -> PretrainTask:
+def our_task(shape: Shape, loader: Loader, model: Decoder, **options) -> DecoderTask:
     """Build the task that ``pardalis train`` runs."""
     layout = options.pop("layout", None)
-    config = PretrainConfig(
+    config = DecoderTrainConfig(
         batch_rows=shape.rows,
         schedule=ConstantConfig(learning_rate=LEARNING_RATE),
         optimizer=AdamWConfig(fused=True),
         **options,
     )
-    images = range(8, 8 + shape.vocab_size // 8)
-    return PretrainTask(model, loader, config, images, total_steps=10_000, layout=layout)
+    modalities = {"image": range(8, 8 + shape.vocab_size // 8)}
+    return DecoderTask(
+        model,
+        loader,
+        config.objective.build(modalities),
+        config,
+        total_steps=10_000,
+        modalities=modalities,
+        layout=layout,
+    )
 
 
 def our_step(shape: Shape, loader: Loader, model: Decoder) -> Callable[[], torch.Tensor]:
@@ -239,7 +247,7 @@ def seconds_of_step(shape: Shape, steps: int = 3, **options) -> float:
 def cost_of_statistics(rounds: int) -> dict[str, float]:
     """Return the cost of training statistics, relative to a step without them."""
     schedule = WarmupCosineConfig(learning_rate=LEARNING_RATE)
-    every = PretrainConfig(batch_rows=1, schedule=schedule).statistics_every
+    every = DecoderTrainConfig(batch_rows=1, schedule=schedule).statistics_every
     plain, measured = (
         min(seconds_of_step(QUICKSTART, 20, statistics_every=n) for _ in range(rounds))
         for n in (0, 1)

@@ -180,6 +180,7 @@ row_tokens = 128
 [training]
 batch_rows = 4
 schedule = { learning_rate = 1e-3, warmup_steps = 1 }
+objective = { image_weight = 0.5 }
 [training_loop]
 steps = 1
 [answer]
@@ -196,6 +197,7 @@ def test_a_recipe_of_an_earlier_version_loads(tmp_path, caplog):
     assert (recipe.corpus.image_side, recipe.text_tokenizer.vocab_size) == (32, 300)
     training = recipe.image_tokenizer_training
     assert (training.batch_images, training.heldout_images) == (6, 7)
+    assert recipe.training.objective.modality_weights == {"image": 0.5}
     sample = recipe.sample
     assert (sample.images, sample.captions, sample.image.temperature) == (3, 4, 0.5)
     assert "prompt_pictures is now image_fit" in caplog.text

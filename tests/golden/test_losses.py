@@ -14,7 +14,7 @@ from shapes import decoder_config
 from pardalis import config as configs
 from pardalis.batch import Batch
 from pardalis.model import Decoder, initialise
-from pardalis.train import PretrainConfig, PretrainTask
+from pardalis.train import DecoderTask, DecoderTrainConfig
 
 GOLDEN = Path(__file__).with_name("losses.json")
 STEPS, VOCABULARY, ROWS, LENGTH = 12, 96, 4, 32
@@ -47,7 +47,7 @@ RUNS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         {"optimizer": {"weight_decay": 1e-4, "weight_decay_coupling": "schedule"}},
     ),
     "in_parts": ({}, {"accumulation_steps": 2}),
-    "text_only": ({}, {"objective": {"image_weight": 0.0}}),
+    "text_only": ({}, {"objective": {"modality_weights": {"image": 0.0}}}),
 }
 
 
@@ -70,9 +70,17 @@ class Rows:
 
 def losses(name: str) -> list[float]:
     model, training = RUNS[name]
-    config = configs.from_dict(PretrainConfig, TRAINING | training)
+    config = configs.from_dict(DecoderTrainConfig, TRAINING | training)
     decoder = Decoder(decoder_config(**MODEL | model))
-    task = PretrainTask(initialise(decoder, 0), Rows(), config, IMAGE_IDS, total_steps=STEPS)
+    modalities = {"image": IMAGE_IDS}
+    task = DecoderTask(
+        initialise(decoder, 0),
+        Rows(),
+        config.objective.build(modalities),
+        config,
+        total_steps=STEPS,
+        modalities=modalities,
+    )
     return [float(task.step(step)["loss"]) for step in range(STEPS)]
 
 

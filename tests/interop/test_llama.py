@@ -39,7 +39,7 @@ from pardalis.interop import NewRows, import_model, open_image_tokenizer, read_m
 from pardalis.interop.tensors import lazy
 from pardalis.interop.vocabulary import from_foreign, to_foreign
 from pardalis.interop.vqgan import write_vqgan
-from pardalis.train.pretrain import PretrainConfig, PretrainTask
+from pardalis.train.decoder_task import DecoderTask, DecoderTrainConfig
 from pardalis.train.schedule import WarmupCosineConfig
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, initialise
 
@@ -598,11 +598,15 @@ def test_it_can_be_trained(imported, owl):
     bundle: Bundle = pardalis.load(imported("Llama 2"))
     ids = bundle.codec.encode(Document((Text("An owl:"), Image(owl), Text("is it one?"))))
     before = bundle.model.head.weight.detach().clone()
-    config = PretrainConfig(
+    config = DecoderTrainConfig(
         batch_rows=1, schedule=WarmupCosineConfig(learning_rate=1e-2, warmup_steps=1)
     )
-    task = PretrainTask(
-        bundle.model, OneBatch(ids), config, bundle.codec.vocabulary.image, total_steps=8
+    task = DecoderTask(
+        bundle.model,
+        OneBatch(ids),
+        config.objective.build({"image": bundle.codec.vocabulary.image}),
+        config,
+        total_steps=8,
     )
     losses = [task.step(step) for step in range(8)]
     for kind in ("loss_text", "loss_image"):

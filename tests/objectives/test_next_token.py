@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pardalis.batch import Batch
+from pardalis.batch import Batch, Soft
 from pardalis.errors import ConfigError
-from pardalis.model import document_mask
-from pardalis.objectives import NextTokenConfig, next_token, next_token_losses, zero_losses
+from pardalis.model import document_mask, masks_as_tensors
+from pardalis.objectives import Loss, NextTokenConfig, next_token
 
 
 def batch(vocabulary, rows: int = 2, length: int = 9):
@@ -29,8 +29,13 @@ def batch(vocabulary, rows: int = 2, length: int = 9):
     )
 
 
-def values(losses) -> list[torch.Tensor]:
-    return [getattr(losses, field.name) for field in dataclasses.fields(losses)]
+def loss_of(model, rows, vocabulary, **options) -> Loss:
+    objective = NextTokenConfig(**options).build({"image": vocabulary.image})
+    return objective(model, rows)
+
+
+def values(loss: Loss) -> list[torch.Tensor]:
+    return [loss.total, loss.count, *(value for pair in loss.sums.values() for value in pair)]
 
 
 def naive(model, rows, image_ids):
@@ -42,56 +47,77 @@ def naive(model, rows, image_ids):
     return nll.view_as(rows.weights), logits.logsumexp(-1), image, hidden
 
 
-@pytest.mark.parametrize("image_weight", [1.0, 0.3, 0.0])
-def test_sums_by_modality(tiny_model, vocabulary, image_weight):
+@pytest.mark.parametrize("weights", [{}, {"image": 0.3}, {"image": 0.0, "text": 2.0}])
+def test_sums_by_modality(tiny_model, vocabulary, weights):
     rows = batch(vocabulary)
     rows.weights[0, 1] = 0.5
-    config = NextTokenConfig(z_loss=0.1, loss_chunk=7, image_weight=image_weight)
-    losses = next_token_losses(tiny_model, rows, vocabulary.image, config)
+    loss = loss_of(tiny_model, rows, vocabulary, z_loss=0.1, loss_chunk=7, modality_weights=weights)
     nll, lse, image, hidden = naive(tiny_model, rows, vocabulary.image)
     assert 0 < image[rows.weights > 0].sum() < (rows.weights > 0).sum()
-    learnt = torch.where(image, image_weight * rows.weights, rows.weights)
-    total = (learnt * (nll + 0.1 * lse.square())).sum()
+    scales = torch.where(image, weights.get("image", 1.0), weights.get("text", 1.0))
+    total = (scales * rows.weights * (nll + 0.1 * lse.square())).sum()
     [gradient] = torch.autograd.grad(total, [hidden])
     squares = gradient.square().sum(-1)
-    weights = rows.weights
-    expected = {
-        "total": total,
-        "count": weights.sum(),
-        "text": (weights * nll)[~image].sum(),
-        "text_count": weights[~image].sum(),
-        "image": (weights * nll)[image].sum(),
-        "image_count": weights[image].sum(),
-        "z": (weights * lse.square()).sum(),
-        "text_lse": (weights * lse)[~image].sum(),
-        "image_lse": (weights * lse)[image].sum(),
-        "text_gradient": squares[~image].sum(),
-        "image_gradient": squares[image].sum(),
-    }
-    names = [field.name for field in dataclasses.fields(losses)]
-    torch.testing.assert_close(
-        values(losses), [expected[name] for name in names], rtol=1e-5, atol=1e-4
-    )
+    counts = {"text": rows.weights[~image].sum(), "image": rows.weights[image].sum()}
+    expected = {"z_loss": ((rows.weights * lse.square()).sum(), rows.weights.sum())}
+    for name, mask in {"text": ~image, "image": image}.items():
+        expected[f"loss_{name}"] = (rows.weights * nll)[mask].sum(), counts[name]
+        expected[f"lse_{name}"] = (rows.weights * lse)[mask].sum(), counts[name]
+        expected[f"grad_norm_{name}"] = squares[mask].sum(), rows.weights.sum()
+    torch.testing.assert_close(loss.sums, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(loss.total, total, rtol=1e-5, atol=1e-4)
+    assert loss.count == rows.weights.sum()
+
+
+def test_metrics_are_means_and_norms(tiny_model, vocabulary):
+    objective = NextTokenConfig(z_loss=0.1).build({"image": vocabulary.image})
+    loss = objective(tiny_model, batch(vocabulary))
+    metrics, count = objective.metrics(loss), loss.count
+    assert list(metrics) == [
+        "loss", "loss_text", "loss_image", "z_loss", "lse_text", "lse_image",
+        "grad_norm_text", "grad_norm_image",
+    ]  # fmt: skip
+    both = loss.sums["loss_text"][0] + loss.sums["loss_image"][0]
+    assert metrics["loss"] == both / count
+    assert metrics["z_loss"] == 0.1 * loss.sums["z_loss"][0] / count
+    assert metrics["grad_norm_image"] == loss.sums["grad_norm_image"][0].sqrt() / count
+    torch.testing.assert_close(metrics["loss"] + metrics["z_loss"], (loss.total / count).detach())
+
+
+def test_an_evaluation_has_losses_only(tiny_model, vocabulary):
+    with torch.no_grad():
+        evaluated = loss_of(tiny_model, batch(vocabulary), vocabulary)
+    assert list(evaluated.sums) == ["loss_text", "loss_image"]
+    learning = loss_of(tiny_model, batch(vocabulary), vocabulary)
+    assert evaluated.sums["loss_image"] == learning.sums["loss_image"]
+
+
+def test_a_modality_that_is_absent_has_zeros(tiny_model, vocabulary):
+    rows = batch(vocabulary)
+    objective = NextTokenConfig().build({"image": vocabulary.image, "audio": range(0)})
+    loss = objective(tiny_model, rows)
+    assert loss.sums["loss_audio"] == loss.sums["lse_audio"] == (0, 0)
+    assert objective.metrics(loss)["loss_audio"].isnan()
+    assert loss.sums["loss_text"] == loss_of(tiny_model, rows, vocabulary).sums["loss_text"]
 
 
 def test_only_the_total_hangs_on_the_graph(tiny_model, vocabulary):
-    losses = next_token_losses(tiny_model, batch(vocabulary), vocabulary.image, NextTokenConfig())
-    assert losses.total.requires_grad
-    names = {field.name for field in dataclasses.fields(losses)} - {"total"}
-    assert not any(getattr(losses, name).requires_grad for name in names)
+    loss = loss_of(tiny_model, batch(vocabulary), vocabulary)
+    assert loss.total.requires_grad
+    assert not any(value.requires_grad for value in values(loss)[1:])
 
 
 def test_text_learns_the_same_beside_images_that_are_not_learnt(tiny_model, vocabulary):
-    """With image_weight 0 the gradient is that of the text targets, divided by the same count."""
+    """With weight 0 the gradient is that of the text targets, divided by the same count."""
     rows = batch(vocabulary)
     image = (rows.targets >= vocabulary.image.start) & (rows.targets < vocabulary.image.stop)
-    never = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig(image_weight=0.0))
+    never = loss_of(tiny_model, rows, vocabulary, modality_weights={"image": 0.0})
     rows.weights[image] = 0
-    text_only = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig())
+    text_only = loss_of(tiny_model, rows, vocabulary)
     parameters = list(tiny_model.parameters())
     found, expected = (torch.autograd.grad(x.total, parameters) for x in (never, text_only))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert float(never.image) > 0 and float(text_only.image) == 0
+    assert float(never.sums["loss_image"][0]) > 0 and float(text_only.sums["loss_image"][0]) == 0
 
 
 def test_rows_without_weight_change_nothing_where_they_are_not_dropped(
@@ -101,7 +127,7 @@ def test_rows_without_weight_change_nothing_where_they_are_not_dropped(
     rows = batch(vocabulary)
 
     def learn():
-        losses = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig())
+        losses = loss_of(tiny_model, rows, vocabulary)
         return losses, torch.autograd.grad(losses.total, list(tiny_model.parameters()))
 
     dropped, expected = learn()
@@ -111,15 +137,14 @@ def test_rows_without_weight_change_nothing_where_they_are_not_dropped(
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sums_start_from_zeros():
-    assert not any(values(zero_losses()))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"z_loss": -1.0}, "^z_loss must be 0 or more, got -1.0"),
-        ({"image_weight": math.nan}, "^image_weight must be 0 or more, got nan"),
+        (
+            {"modality_weights": {"image": math.nan}},
+            "^modality_weights.image must be 0 or more, got nan",
+        ),
         ({"loss_chunk": 0}, "^loss_chunk must be at least 1, got 0"),
     ],
 )
@@ -128,35 +153,50 @@ def test_invalid_options_are_refused(change, message):
         NextTokenConfig(**change)
 
 
+def test_a_weight_of_an_unknown_modality_is_refused(vocabulary):
+    config = NextTokenConfig(modality_weights={"images": 0.0})
+    with pytest.raises(ConfigError, match=r"weights\.images is of no modality.*it has text, image"):
+        config.build({"image": vocabulary.image})
+
+
 def test_targets_of_weight_zero_have_no_gradient(tiny_model, vocabulary):
     rows = batch(vocabulary)
-    config = NextTokenConfig()
-    before = next_token_losses(tiny_model, rows, vocabulary.image, config).total
+    before = loss_of(tiny_model, rows, vocabulary).total
     rows.targets[rows.weights == 0] = vocabulary.text.start
-    after = next_token_losses(tiny_model, rows, vocabulary.image, config).total
+    after = loss_of(tiny_model, rows, vocabulary).total
     assert torch.equal(before, after)
 
 
 def test_the_document_mask_changes_the_loss(tiny_model, vocabulary):
     rows = batch(vocabulary)
-    within = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total
-    across = next_token_losses(
-        tiny_model, rows, vocabulary.image, NextTokenConfig(document_mask=False)
-    ).total
+    within = loss_of(tiny_model, rows, vocabulary).total
+    across = loss_of(tiny_model, rows, vocabulary, document_mask=False).total
     assert abs(float((within - across).detach())) > 1e-2
     rows.documents.zero_()  # as if the row were one document, which its positions already say
-    one = next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total
+    one = loss_of(tiny_model, rows, vocabulary).total
     torch.testing.assert_close(one, across, rtol=1e-5, atol=1e-4)
 
 
 def test_the_form_of_the_mask_changes_no_loss(tiny_model, vocabulary):
-    rows, config = batch(vocabulary), NextTokenConfig()
-    fastest = next_token_losses(tiny_model, rows, vocabulary.image, config)
-    plain = next_token_losses(tiny_model, rows, vocabulary.image, config, document_mask)
+    rows = batch(vocabulary)
+    fastest = loss_of(tiny_model, rows, vocabulary)
+    with masks_as_tensors():
+        plain = loss_of(tiny_model, rows, vocabulary)
     torch.testing.assert_close(values(fastest), values(plain), rtol=1e-5, atol=1e-4)
+
+
+def test_vectors_replace_embeddings(tiny_model, vocabulary):
+    rows = batch(vocabulary)
+    positions = torch.tensor([[2, 3], [0, -1]])
+    embedded = tiny_model.embedding(torch.arange(8).view(2, 4)[:, :2])
+    soft = dataclasses.replace(rows, ids=rows.ids.clone(), soft=Soft(positions, embedded.detach()))
+    for row, place, vector in ((0, 2, 0), (0, 3, 1), (1, 0, 4)):
+        rows.ids[row, place] = vector
+    found, expected = (loss_of(tiny_model, each, vocabulary).total for each in (soft, rows))
+    torch.testing.assert_close(found, expected)
 
 
 def test_padding_yields_no_nan(tiny_model, vocabulary):
     rows = batch(vocabulary)
-    next_token_losses(tiny_model, rows, vocabulary.image, NextTokenConfig()).total.backward()
+    loss_of(tiny_model, rows, vocabulary).total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in tiny_model.parameters())

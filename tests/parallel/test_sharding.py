@@ -63,7 +63,7 @@ def test_metrics_equal_those_of_one_process(found, size, name):
 
     Measured: 4e-7 of each number, but 8e-6 for the gradient of the embedding with re-ordered norms;
     a rank's own loss instead of the mean over ranks, or a missing update, is off by 1e-3. In
-    bfloat16, norms differ by 5e-3.
+    bfloat16, norms differ by 5e-3. The margin of preferences, a difference of sums, by 4e-5.
     """
     torch.set_num_threads(1)
     case = sharded.CASES[size][name]
@@ -75,6 +75,8 @@ def test_metrics_equal_those_of_one_process(found, size, name):
         assert set(mine) == set(theirs)
         for what, value in theirs.items():
             bound = (2e-4 if "loss" in what else 2e-2) if is_narrow else 2e-5
+            if "margin" in what:
+                bound = 2e-4
             assert mine[what] == pytest.approx(value, rel=bound), what
 
 

@@ -15,7 +15,7 @@ from pardalis.cli import plan as command
 from pardalis.cli.common import Parser
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder, ModelConfig, attention_mask, initialise, model_costs
-from pardalis.objectives import NextTokenConfig, next_token_losses
+from pardalis.objectives import NextTokenConfig
 from pardalis.parallel import Layout, ParallelConfig, parallelise
 from pardalis.pipeline import load_recipe
 from pardalis.pipeline.accelerators import find_accelerator
@@ -27,7 +27,7 @@ from pardalis.pipeline.plan import (
     plan,
     planned_model,
 )
-from pardalis.train import PretrainConfig
+from pardalis.train import DecoderTrainConfig
 from pardalis.train.optimizer import MuonConfig, Optimizer
 from pardalis.train.schedule import WarmupCosineConfig
 
@@ -39,14 +39,14 @@ SHAPE = decoder_config(
 )
 
 
-def training(**changes) -> PretrainConfig:
+def training(**changes) -> DecoderTrainConfig:
     values = {
         "batch_rows": 2 * ROWS,
         "accumulation_steps": 2,
         "schedule": WarmupCosineConfig(learning_rate=1e-3),
         "objective": NextTokenConfig(loss_chunk=32),
     }
-    return PretrainConfig(**(values | changes))
+    return DecoderTrainConfig(**(values | changes))
 
 
 def setting(model: ModelConfig = SHAPE, ranks: int = 1, on_cpu: bool = False, **changes) -> Setting:
@@ -71,9 +71,10 @@ def measured(planned: Setting) -> dict[str, int]:
     positions = torch.arange(config.context).expand(shape)
     batch = Batch(ids, ids, torch.ones(shape), positions, documents)
 
+    objective = planned.training.objective.build({"image": range(10, 50)})
+
     def part() -> None:
-        losses = next_token_losses(model, batch, range(10, 50), planned.training.objective)
-        torch.autograd.backward(losses.total)
+        torch.autograd.backward(objective(model, batch).total)
 
     part()
     with Alive(model) as alive:
@@ -118,13 +119,14 @@ def test_memory_is_that_of_a_real_step(changes, checkpointing, bound):
 def test_the_loss_takes_what_is_counted():
     planned = setting(on_cpu=True)
     model = initialise(Decoder(SHAPE), 0)
+    objective = planned.training.objective.build({"image": range(10, 50)})
     ids = torch.randint(SHAPE.vocab_size, (ROWS, SHAPE.context))
     batch = Batch(ids, ids, torch.ones(ids.shape), ids * 0, ids * 0)
     with Alive(model) as alive:
         hidden = model.hidden(batch.ids, batch.positions, attention_mask(batch.documents))
         before = alive.bytes
         del hidden
-        next_token_losses(model, batch, range(10, 50), planned.training.objective)
+        objective(model, batch)
     found = alive.peak - before
     # Measured: 0.033, small tensors of a number for each row among them.
     assert memory_of(planned, model_costs(SHAPE), ROWS).loss == pytest.approx(found, rel=0.06)

@@ -5,18 +5,19 @@ torchrun --nproc-per-node 2 tests/support/sharded.py FOLDER
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from own_objectives import PreferenceConfig
 from shapes import decoder_config
 
 from pardalis.batch import Batch
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder, init, initialise
+from pardalis.model import Decoder, add_auxiliary_loss, init, initialise
 from pardalis.parallel import (
     Layout,
     ParallelConfig,
@@ -29,12 +30,12 @@ from pardalis.parallel import (
     parallelise,
 )
 from pardalis.seeds import derive
+from pardalis.train.decoder_task import DecoderTask, DecoderTrainConfig
 from pardalis.train.optimizer import AdamWConfig
-from pardalis.train.pretrain import PretrainConfig, PretrainTask
 from pardalis.train.schedule import WarmupCosineConfig
 
 STEPS, ROWS, TOKENS, VOCABULARY = 4, 8, 24, 44
-IMAGE_IDS = range(8, 20)
+MODALITIES = {"image": range(8, 20)}
 PARTS = ("embedding", "attention", "feed_forward", "norm", "head")
 
 
@@ -43,6 +44,9 @@ class Case:
     parallel: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    preference: bool = False  # an objective with a frozen reference, in place of next tokens
+    balance: bool = False  # each block adds an auxiliary loss
+    alone: dict[str, Any] = field(default_factory=dict)  # training of the process that compares
 
 
 GROUPED = {"n_kv_heads": 2}
@@ -62,6 +66,26 @@ CASES = {
         "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
         "tensor_statistics": Case({"tensor": 2}, {"qk_norm_groups": 1}, {"statistics_every": 2}),
+        "shard_preference": Case(
+            {"activation_checkpointing": "selective"},
+            GROUPED,
+            {"accumulation_steps": 2},
+            preference=True,
+        ),
+        "tensor_preference": Case({"tensor": 2}, {"dropout": 0.2}, preference=True),
+        "shard_auxiliary": Case(
+            {"activation_checkpointing": "full"},
+            GROUPED,
+            {"accumulation_steps": 2},
+            balance=True,
+            alone={"accumulation_steps": 4},  # the same micro-batches
+        ),
+        "replicate_auxiliary": Case(
+            {"shard": 1, "activation_checkpointing": "selective"},
+            balance=True,
+            alone={"accumulation_steps": 2},
+        ),
+        "tensor_auxiliary": Case({"tensor": 2}, balance=True),
         "shard_qk_clip": Case(
             {"activation_checkpointing": "full"},
             GROUPED | {"qk_norm": "none", "init_std": 0.5},
@@ -108,12 +132,12 @@ class Rows:
         )
 
 
-def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
+def task(case: Case, layout: Layout, parallel: ParallelConfig) -> DecoderTask:
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY, "context": TOKENS, "d_model": 32, "n_layers": 2, "n_heads": 4,
         "n_kv_heads": 4, "d_ff": 48,
     }  # fmt: skip
-    config = PretrainConfig(
+    config = DecoderTrainConfig(
         batch_rows=ROWS,
         schedule=WarmupCosineConfig(learning_rate=1e-2, warmup_steps=2),
         # A large eps, so that Adam does not amplify the rounding of gradients close to zero.
@@ -121,26 +145,46 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> PretrainTask:
         grad_clip=0.5,
         **case.training,
     )
-    with torch.device("meta"):
-        model = Decoder(decoder_config(**shape | case.model))
-    parallelise(model, layout, parallel, config.precision)
-    with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several chunks, as for large matrices
-        initialise(model, seed=3)
-    return PretrainTask(
+
+    def model_of(seed: int) -> Decoder:
+        with torch.device("meta"):
+            model = Decoder(decoder_config(**shape | case.model))
+        parallelise(model, layout, parallel, config.precision)
+        with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several chunks, as for large matrices
+            return initialise(model, seed)
+
+    model = model_of(3)
+    if case.balance:
+        add_balance(model)
+    objective: Any = PreferenceConfig(beta=2.0) if case.preference else config.objective
+    return DecoderTask(
         model,
         Rows(),
+        objective.build(MODALITIES, partial(model_of, 4)),
         config,
-        IMAGE_IDS,
         total_steps=STEPS,
-        heldout_loader=Rows(seed=1),
+        modalities=MODALITIES,
+        heldout=Rows(seed=1),
         heldout_batches=2,
         layout=layout,
     )
 
 
+def add_balance(model: Decoder) -> None:
+    """Let each block add 0.3 times the mean square of its feed-forward layer to the loss."""
+
+    def hook(module: Any, args: Any, output: torch.Tensor) -> None:
+        add_auxiliary_loss("balance", 0.3 * output.square().mean())
+
+    for block in model.trunk.blocks:
+        block.feed_forward.register_forward_hook(hook)
+
+
 def numbers(case: Case, world: World) -> list[dict[str, float]]:
     """Return the metrics of each step, held-out losses, and norms of the last gradient."""
     parallel = ParallelConfig(**case.parallel) if world.size > 1 else ParallelConfig()
+    if world.size == 1:
+        case = replace(case, training=case.training | case.alone)
     made = task(case, layout_of(world, parallel), parallel)
     lines = []
     for step in range(STEPS):

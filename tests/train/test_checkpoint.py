@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, limit:
 
 def test_the_training_package_imports_no_distributed_checkpointing() -> None:
     code = (
-        "import sys, pardalis.train.loop, pardalis.train.pretrain;"
+        "import sys, pardalis.train.loop, pardalis.train.decoder_task;"
         "sys.exit('torch.distributed.checkpoint' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -59,7 +59,13 @@ def rows(n_rows: int = 2, images: bool = True) -> Batch:
 
 
 def probed(model: Decoder, batch: Batch, within_documents: bool = True) -> dict[str, float]:
-    statistics = probe(model, batch, IMAGE_IDS, Layout.alone(), within_documents=within_documents)
+    statistics = probe(
+        model,
+        batch,
+        {"image": IMAGE_IDS},
+        Layout.alone(),
+        within_documents=within_documents,
+    )
     return {name: value.item() for name, value in statistics.items()}
 
 
@@ -153,13 +159,10 @@ def test_a_probe_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_rows_and_other_ranks_are_not_measured() -> None:
     model, more = decoder(), rows(5)
-    first, last = (
-        Batch(**{f.name: getattr(more, f.name)[row] for f in dataclasses.fields(Batch)})
-        for row in (slice(0, 1), slice(-1, None))
-    )
+    first, last = more.rows(slice(0, 1)), more.rows(slice(-1, None))
     assert probed(model, more) == probed(model, first) != probed(model, last)
     elsewhere = dataclasses.replace(Layout.alone(), data_rank=1, data_size=2)
-    found = probe(model, more, IMAGE_IDS, elsewhere, within_documents=True)
+    found = probe(model, more, {"image": IMAGE_IDS}, elsewhere, within_documents=True)
     assert all(value.isnan() for value in found.values())
 
 

@@ -1,104 +1,119 @@
-"""Next-token prediction over all modalities, with z-loss, as sums and counts.
+"""Next-token prediction over all modalities, with z-loss."""
 
-Sums and counts can be added over micro-batches and ranks, and their quotient is exactly the mean
-over the whole batch. A mean of means is not.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pardalis.batch import Batch
 from pardalis.config import check_at_least, not_deciding
-from pardalis.model import LanguageModel, Mask, attention_mask
+from pardalis.errors import ConfigError
+from pardalis.model import LanguageModel
 from pardalis.objectives.linear_cross_entropy import linear_cross_entropy
+from pardalis.objectives.loss import Loss
+from pardalis.objectives.objective import TEXT, Objective, hidden_states, masks_by_modality
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NextTokenConfig:
     """Options of the objective."""
 
+    kind: Literal["next_token"] = "next_token"
     z_loss: float = 1e-5  # weight of (log Z)² per target
-    image_weight: float = 1.0  # weight of image targets; 0: generating images is not learnt
+    # Weight of the targets of a modality, by name; 1 where it is not set, 0: generating it is not
+    # learnt.
+    modality_weights: dict[str, float] = field(default_factory=dict)
     loss_chunk: int = not_deciding(1024)  # targets whose logits exist at a time
     document_mask: bool = True  # attention stays within a document; False: within a row
 
     def __post_init__(self) -> None:
-        check_at_least(self, z_loss=0, image_weight=0, loss_chunk=1)
+        check_at_least(self, z_loss=0, loss_chunk=1)
+        for name, weight in self.modality_weights.items():
+            if not weight >= 0:  # also refuses NaN
+                raise ConfigError(f"modality_weights.{name} must be 0 or more, got {weight}.")
+
+    def build(
+        self,
+        modalities: Mapping[str, range],
+        start_model: Callable[[], LanguageModel] | None = None,
+    ) -> "NextToken":
+        """Return the objective; there is no other model in it."""
+        return NextToken(self, modalities)
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """Sums over the targets of a batch, each a scalar; only ``total`` is differentiable.
-
-    ``image_weight`` is applied to ``total`` only. Text targets are those outside images.
-    """
-
-    total: Tensor  # cross-entropy + z_loss * (log Z)², with image_weight
-    count: Tensor  # sum of weights
-    text: Tensor  # cross-entropy
-    text_count: Tensor
-    image: Tensor  # cross-entropy
-    image_count: Tensor
-    z: Tensor  # (log Z)², unweighted by z_loss
-    text_lse: Tensor  # log Z
-    image_lse: Tensor  # log Z
-    text_gradient: Tensor  # |d total / d hidden|² at text targets; 0 without grad
-    image_gradient: Tensor  # the same at image targets
-
-
-def next_token_losses(
-    model: LanguageModel,
-    batch: Batch,
-    image_ids: range,
-    config: NextTokenConfig,
-    mask_of: Callable[[Tensor], Mask] = attention_mask,
-) -> Losses:
-    """Run the model on a batch and sum its losses by modality.
+class NextToken(Objective):
+    """Cross-entropy of each target, plus z-loss.
 
     z-loss is 1e-5 (log Z)² per target in Chameleon (arXiv 2405.09818, section 2.3). It keeps the
-    normaliser Z, to which softmax is invariant, from drifting. ``image_weight`` = 0 is the control
-    of figure 6b: ``count`` still includes image targets, so the loss of text is unchanged.
+    normaliser Z, to which softmax is invariant, from drifting. A weight of 0 for images is the
+    control of figure 6b: the count still includes their targets, so the loss of text is unchanged.
+
+    The weights of modalities apply to ``total`` only. The sums are ``loss_text``: cross-entropy;
+    and with gradients ``z_loss``: (log Z)², without its weight; ``lse_text``: log Z;
+    ``grad_norm_text``: |d total / d hidden|². Other modalities have the same sums.
 
     Args:
-        mask_of: makes the mask of the batch's documents; it has to be
-            :func:`pardalis.model.document_mask` where the calls of
-            ``F.scaled_dot_product_attention`` are recorded.
+        modalities: token ids of each modality, by name; all others are text.
+
+    Raises:
+        ConfigError: there is a weight for an unknown modality.
     """
-    if config.document_mask:
-        hidden = model.hidden(batch.ids, batch.positions, mask_of(batch.documents))
-    else:  # each row is one sequence, without restarts of positions
-        hidden = model.hidden(batch.ids)
-    learnt = _learnt(batch.weights)
-    targets, weights = batch.targets.flatten()[learnt], batch.weights.flatten()[learnt]
-    is_image: Bool[Tensor, " R"] = (targets >= image_ids.start) & (targets < image_ids.stop)
-    losses = linear_cross_entropy(
-        hidden.flatten(0, 1)[learnt],
-        model.head.weight,
-        targets,
-        torch.where(is_image, config.image_weight * weights, weights),
-        z_loss=config.z_loss,
-        chunk=config.loss_chunk,
-    )
-    shares = torch.stack([weights, weights * losses.nll, weights * losses.lse])
-    text_count, text, text_lse = (shares * ~is_image).sum(1)
-    image_count, image, image_lse = (shares * is_image).sum(1)
-    return Losses(
-        total=losses.total,
-        count=text_count + image_count,
-        text=text,
-        text_count=text_count,
-        image=image,
-        image_count=image_count,
-        z=(weights * losses.lse.square()).sum(),
-        text_lse=text_lse,
-        image_lse=image_lse,
-        text_gradient=(losses.gradient_square * ~is_image).sum(),
-        image_gradient=(losses.gradient_square * is_image).sum(),
-    )
+
+    def __init__(self, config: NextTokenConfig, modalities: Mapping[str, range]) -> None:
+        self.config = config
+        self.within_documents = config.document_mask
+        self._modalities = modalities
+        self._names = [TEXT, *(name for name in modalities if name != TEXT)]
+        for name in config.modality_weights:
+            if name not in self._names:
+                raise ConfigError(
+                    f"training.objective.modality_weights.{name} is of no modality of the "
+                    f"vocabulary; it has {', '.join(self._names)}."
+                )
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> Loss:
+        config = self.config
+        hidden = hidden_states(model, batch, within_documents=self.within_documents)
+        learnt = _learnt(batch.weights)
+        targets, weights = batch.targets.flatten()[learnt], batch.weights.flatten()[learnt]
+        masks = masks_by_modality(targets, self._modalities)
+        scaled = weights
+        for name, scale in config.modality_weights.items():
+            scaled = torch.where(masks[name], scale * weights, scaled)
+        losses = linear_cross_entropy(
+            hidden.flatten(0, 1)[learnt],
+            model.head.weight,
+            targets,
+            scaled,
+            z_loss=config.z_loss,
+            chunk=config.loss_chunk,
+        )
+        shares = torch.stack([weights, weights * losses.nll, weights * losses.lse])
+        by_modality = {name: (shares * mask).sum(1).unbind() for name, mask in masks.items()}
+        count = torch.stack([counted for counted, _, _ in by_modality.values()]).sum()
+        sums = {f"loss_{name}": (nll, counted) for name, (counted, nll, _) in by_modality.items()}
+        if torch.is_grad_enabled():  # how training goes, which an evaluation does not show
+            sums["z_loss"] = (weights * losses.lse.square()).sum(), count
+            for name, (counted, _, lse) in by_modality.items():
+                sums[f"lse_{name}"] = lse, counted
+            for name, mask in masks.items():
+                sums[f"grad_norm_{name}"] = (losses.gradient_square * mask).sum(), count
+        return Loss(losses.total, count, sums)
+
+    def metrics(self, loss: Loss) -> dict[str, Tensor]:
+        """Return the means of the sums; ``loss`` is cross-entropy, ``grad_norm`` a norm."""
+        cross_entropy = torch.stack([loss.sums[f"loss_{name}"][0] for name in self._names]).sum()
+        metrics = {"loss": cross_entropy / loss.count}
+        for name, (value, count) in loss.sums.items():
+            if name == "z_loss":
+                value = self.config.z_loss * value
+            elif name.startswith("grad_norm_"):
+                value = value.sqrt()
+            metrics[name] = value / count
+        return metrics
 
 
 def _learnt(weights: Float[Tensor, "B T"]) -> Int[Tensor, " R"] | slice:
@@ -106,8 +121,3 @@ def _learnt(weights: Float[Tensor, "B T"]) -> Int[Tensor, " R"] | slice:
     if weights.device.type == "cpu":
         return weights.flatten().nonzero().squeeze(1)
     return slice(None)
-
-
-def zero_losses(device: torch.device | str = "cpu") -> Losses:
-    """Return zeros, from which a sum starts."""
-    return Losses(*(torch.zeros((), device=device) for _ in fields(Losses)))

@@ -17,7 +17,7 @@ from pardalis.parallel import Layout, World, fill, parallelise
 from pardalis.pipeline.recipe import RUN, GivenModel, Recipe, load_recipe
 from pardalis.pipeline.start import image_tokenizer_folder, start_config
 from pardalis.tokens import TextTokenizer
-from pardalis.train import ImageTokenizerTask, PretrainTask
+from pardalis.train import DecoderTask, ImageTokenizerTask
 from pardalis.vq import ImageTokenizer
 from pardalis.weights import stream_weights
 
@@ -174,17 +174,19 @@ def new_model(recipe: Recipe, codec: Codec, layout: Layout) -> LanguageModel:
     return model
 
 
-def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> PretrainTask:
+def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> DecoderTask:
     """Return the training task of a recipe's model."""
     described = recipe.model_run
-    heldout_loader, heldout_batches = _heldout_loader(recipe, run, codec)
-    return PretrainTask(
+    modalities = {"image": codec.vocabulary.image}
+    heldout, heldout_batches = _heldout_loader(recipe, run, codec)
+    return DecoderTask(
         new_model(recipe, codec, layout),
         training_loader(recipe, run, codec),
+        described.training.objective.build(modalities, lambda: new_model(recipe, codec, layout)),
         described.training,
-        codec.vocabulary.image,
         total_steps=described.loop.steps,
-        heldout_loader=heldout_loader,
+        modalities=modalities,
+        heldout=heldout,
         heldout_batches=heldout_batches,
         layout=layout,
     )

@@ -27,7 +27,7 @@ from pardalis.pipeline.accelerators import find_accelerator
 from pardalis.pipeline.recipe import GivenModel, Recipe, TextTokenizerConfig
 from pardalis.pipeline.start import image_tokenizer_folder, start_config
 from pardalis.tokens import Vocabulary
-from pardalis.train import MuonConfig, PretrainConfig
+from pardalis.train import DecoderTrainConfig, MuonConfig
 from pardalis.vq import ImageTokenizer
 
 _USABLE = 0.92  # share of a device's memory; the rest: its context, messages, fragmentation
@@ -58,7 +58,7 @@ class Setting:
     """Everything that decides the memory of a rank."""
 
     model: ModelConfig
-    training: PretrainConfig
+    training: DecoderTrainConfig
     parallel: ParallelConfig
     ranks: int
     on_cpu: bool = False

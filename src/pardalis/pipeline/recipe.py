@@ -22,7 +22,7 @@ from pardalis.model import ModelShape, shape_of
 from pardalis.model.config import RENAMED as MODEL_RENAMED
 from pardalis.parallel import ParallelConfig
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
-from pardalis.train import ImageTokenizerTrainConfig, LoopConfig, PretrainConfig
+from pardalis.train import DecoderTrainConfig, ImageTokenizerTrainConfig, LoopConfig
 from pardalis.train.qk_clip import check_has_no_qk_norm
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import ImageFit, ImageTokenizerConfig
@@ -96,7 +96,7 @@ class ModelRun:
 
     model: ModelShape | GivenModel  # a new model, or one to train further
     prepare: PrepareConfig
-    training: PretrainConfig
+    training: DecoderTrainConfig
     loop: LoopConfig
 
 
@@ -125,7 +125,7 @@ class Recipe:
     # "dropout".
     model: dict[str, Any] | None = None
     prepare: PrepareConfig | None = None
-    training: PretrainConfig | None = None
+    training: DecoderTrainConfig | None = None
     training_loop: LoopConfig | None = None
     # Consecutive mixtures of the sources, in place of the weights of the sources.
     curriculum: tuple[CurriculumStage, ...] = ()
@@ -294,6 +294,7 @@ _RENAMED = {
     "parallel.patience_minutes": "parallel.timeout_minutes",
     "training_loop.most_rollbacks": "training_loop.max_rollbacks",
     "image_tokenizer_loop.most_rollbacks": "image_tokenizer_loop.max_rollbacks",
+    "training.objective.image_weight": "training.objective.modality_weights.image",
     "answer.drawings": "sample.images",
     "answer.picture": "sample.image",
     "answer": "sample",

@@ -43,7 +43,7 @@ from pardalis.pipeline.variants import StabilityConfig
 from pardalis.progress import bar
 from pardalis.studies.stability_page import write_study
 from pardalis.studies.stability_results import LOSSES, Study, StudyRun
-from pardalis.train import LoopConfig, PretrainTask, read_metrics, train
+from pardalis.train import DecoderTask, LoopConfig, read_metrics, train
 from pardalis.train.alarms import Alarms
 from pardalis.train.divergence import Diverged
 from pardalis.train.settings import check_settings
@@ -328,7 +328,7 @@ def _study_loop(loop: LoopConfig) -> LoopConfig:
     )
 
 
-def _task(trial: Trial, codec: Codec, device: torch.device | str) -> PretrainTask:
+def _task(trial: Trial, codec: Codec, device: torch.device | str) -> DecoderTask:
     return model_task(trial.recipe, trial.root, codec, Layout.alone(device))
 
 

@@ -2,6 +2,7 @@
 
 from pardalis.train.adversary import AdversarialConfig
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
+from pardalis.train.decoder_task import DecoderTask, DecoderTrainConfig
 from pardalis.train.divergence import Diverged
 from pardalis.train.image_tokenizer import (
     ImageTokenizerTask,
@@ -12,7 +13,6 @@ from pardalis.train.image_tokenizer import (
 from pardalis.train.loop import Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
 from pardalis.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
-from pardalis.train.pretrain import PretrainConfig, PretrainTask
 from pardalis.train.schedule import (
     ConstantConfig,
     ConstantThenDecayConfig,

@@ -4,7 +4,7 @@ They are measured at some steps only, and cost one forward pass of one row and a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pardalis.batch import Batch
 from pardalis.model import PARTS, LanguageModel, document_mask
+from pardalis.objectives import masks_by_modality
 from pardalis.parallel import Layout, World, gradient_norm, local_part, release
 from pardalis.parallel.plans import UNITS, modules_named
 from pardalis.parameters import by_part
@@ -36,30 +37,35 @@ def has_statistics(step: int, every: int) -> bool:
 
 @torch.no_grad()
 def probe(
-    model: LanguageModel, batch: Batch, image_ids: range, layout: Layout, *, within_documents: bool
+    model: LanguageModel,
+    batch: Batch,
+    modalities: Mapping[str, range],
+    layout: Layout,
+    *,
+    within_documents: bool,
 ) -> Statistics:
     """Run the first row of a batch through the model and return statistics of its activations.
 
     ``output_rms`` is the root mean square of the last block's output; ``attention_logit`` is the
     largest absolute attention score of any layer. Both are also measured over the positions of
-    text tokens, over those of image tokens, and for each layer. Padding is excluded; a statistic
-    without positions is NaN.
+    text tokens, over those of each other modality, and for each layer. Padding is excluded; a
+    statistic without positions is NaN.
 
     This runs without dropout and without compiled code. Only the first data-parallel rank's row
     counts, so results do not depend on the number of ranks; the others run their first row because
     FSDP gathers parameters collectively.
     """
-    ids, documents = batch.ids[:1], batch.documents[:1]
-    is_real = (documents[0] >= 0) & (layout.data_rank == 0)
-    is_image = (ids[0] >= image_ids.start) & (ids[0] < image_ids.stop)
-    kinds = torch.stack([is_real, is_real & ~is_image, is_real & is_image])
+    row = batch.rows(slice(1))
+    is_real = (row.documents[0] >= 0) & (layout.data_rank == 0)
+    masks = masks_by_modality(row.ids[0], modalities)
+    kinds = {"": is_real} | {f"_{name}": is_real & mask for name, mask in masks.items()}
     if within_documents:
-        positions, mask = batch.positions[:1], document_mask(documents)
+        positions, mask = row.positions, document_mask(row.documents)
     else:
-        positions, mask = None, document_mask(torch.zeros_like(documents))
+        positions, mask = None, document_mask(torch.zeros_like(row.documents))
     blocks = _BlockStatistics(kinds, len(modules_named(model, UNITS)))
     with _evaluating(model), observed_blocks(model, blocks.record):
-        model.hidden(ids, positions, mask)
+        model.hidden(row.ids, positions, mask, soft=row.soft)
     release(model)
     return blocks.reduce(layout.world)
 
@@ -145,9 +151,13 @@ def observed_blocks(
 ) -> Iterator[None]:
     """Call ``observe`` after each block, with its number, output and attention calls.
 
-    The hook is on the block, not inside it, where recomputation would call it a second time.
+    The hook is on the block, not inside it, where recomputation would call it a second time. Calls
+    outside the blocks, such as those of another model, are left out.
     """
     recorder = _AttentionCalls()
+
+    def before(*_: Any) -> None:
+        recorder.calls = []
 
     def after(layer: int, block: nn.Module, args: Any, output: Tensor) -> None:
         calls, recorder.calls = recorder.calls, []
@@ -156,6 +166,7 @@ def observed_blocks(
 
     with ExitStack() as stack:
         for layer, block in enumerate(modules_named(model, UNITS)):
+            stack.callback(block.register_forward_pre_hook(before).remove)
             stack.callback(block.register_forward_hook(partial(after, layer)).remove)
         stack.enter_context(recorder)
         yield
@@ -181,13 +192,15 @@ class _BlockStatistics:
     """Statistics of block outputs and attention scores during one forward pass of one row.
 
     Args:
-        kinds: masks of positions: all, text, image.
+        kinds: masks of positions, by the end of the name of their statistics; first that of all.
     """
 
-    def __init__(self, kinds: Bool[Tensor, "3 T"], n_layers: int) -> None:
-        self._kinds = kinds
-        self._squares = torch.zeros(3, n_layers, device=kinds.device)
-        self._logits = torch.full((3, n_layers), -math.inf, device=kinds.device)
+    def __init__(self, kinds: Mapping[str, Bool[Tensor, " T"]], n_layers: int) -> None:
+        self._names = list(kinds)
+        self._kinds = torch.stack([*kinds.values()])
+        shape, device = (len(kinds), n_layers), self._kinds.device
+        self._squares = torch.zeros(shape, device=device)
+        self._logits = torch.full(shape, -math.inf, device=device)
 
     def record(
         self, layer: int, output: Float[Tensor, "1 T D"], attention: list[AttentionCall]
@@ -203,14 +216,15 @@ class _BlockStatistics:
         rms = (squares / counts).sqrt()
         logits = world.gather(self._logits[None]).amax(0)
         logits = logits.masked_fill(logits < 0, math.nan)  # no position of the kind
-        return _named("output_rms", rms, rms[:, -1]) | _named(
+        return self._named("output_rms", rms, rms[:, -1]) | self._named(
             "attention_logit", logits, logits.amax(1)
         )
 
-
-def _named(name: str, layers: Float[Tensor, "3 L"], whole: Float[Tensor, " 3"]) -> Statistics:
-    named = {f"{name}{kind}": x for kind, x in zip(("", "_text", "_image"), whole, strict=True)}
-    return named | {f"{name}.{i:02d}": x for i, x in enumerate(layers[0])}
+    def _named(
+        self, name: str, layers: Float[Tensor, "M L"], whole: Float[Tensor, " M"]
+    ) -> Statistics:
+        named = {f"{name}{kind}": x for kind, x in zip(self._names, whole, strict=True)}
+        return named | {f"{name}.{i:02d}": x for i, x in enumerate(layers[0])}
 
 
 @contextmanager

@@ -1,24 +1,25 @@
-"""Pre-training of the decoder on packed rows with the next-token objective.
+"""Training of a language model on rows of tokens, for any objective.
 
 All randomness (rows, dropout) is a function of the step number, so no generator state is saved.
 """
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pardalis.batch import Batch
 from pardalis.config import check_above, check_at_least, not_deciding
 from pardalis.data.prefetch import BatchSource, Prefetcher
 from pardalis.errors import ConfigError, TrainingError
-from pardalis.model import LanguageModel, attention_mask, document_mask
-from pardalis.objectives import Losses, NextTokenConfig, next_token_losses, zero_losses
+from pardalis.model import LanguageModel, auxiliary_losses, masks_as_tensors
+from pardalis.objectives import OBJECTIVES, Loss, NextTokenConfig, Objective, ObjectiveConfig
 from pardalis.parallel import Layout, Precision, clip_gradients, release, sum_over_replicas
 from pardalis.seeds import derive
 from pardalis.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
@@ -35,13 +36,13 @@ from pardalis.train.statistics import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
-    """Options of a pre-training run besides model and data."""
+class DecoderTrainConfig:
+    """Options of a run besides model and data."""
 
     batch_rows: int  # rows of one update, over all ranks
     schedule: ScheduleConfig
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
-    objective: NextTokenConfig = field(default_factory=NextTokenConfig)
+    objective: Annotated[ObjectiveConfig, OBJECTIVES] = field(default_factory=NextTokenConfig)
     accumulation_steps: int = not_deciding(1)  # micro-batches of a batch
     grad_clip: float = 1.0  # largest global norm of the gradient; inf: no clipping
     qk_clip: float | None = None  # largest attention logit of a head; only without QK-norm
@@ -69,50 +70,51 @@ class PretrainConfig:
         return derive(self.seed, "data")
 
 
-class PretrainTask:
-    """The decoder as a task of the training loop.
+class DecoderTask:
+    """A language model as a task of the training loop.
 
     Args:
-        model: a decoder with its weights, parallelised over the layout.
-        loader: rows for training, in batches of ``config.batch_rows`` rows over all ranks.
+        model: a model with its weights, parallelised over the layout.
+        batches: rows for training, ``config.batch_rows`` in a batch over all ranks.
+        objective: what the model is trained for, which ``config.objective`` describes.
         total_steps: length of the run, for the schedule.
-        image_ids: the image token ids, for losses by modality.
-        heldout_loader: rows for evaluation, which uses its batches 0 to ``heldout_batches`` - 1.
+        modalities: token ids of each modality, by name, for the statistics of activations.
+        heldout: rows for evaluation, which uses batches 0 to ``heldout_batches`` - 1.
         layout: this rank's place in the device mesh; default: a single process on the CPU.
 
     Raises:
-        ConfigError: the rows of a batch cannot be divided among ranks and accumulation steps.
+        ConfigError: the rows of a batch cannot be divided among ranks and accumulation steps, or a
+            frozen model of the objective shares parameters with the model.
     """
 
     def __init__(
         self,
         model: LanguageModel,
-        loader: BatchSource,
-        config: PretrainConfig,
-        image_ids: range,
+        batches: BatchSource,
+        objective: Objective,
+        config: DecoderTrainConfig,
         *,
         total_steps: int,
-        heldout_loader: BatchSource | None = None,
+        modalities: Mapping[str, range] | None = None,
+        heldout: BatchSource | None = None,
         heldout_batches: int = 0,
         layout: Layout | None = None,
     ) -> None:
         learning_rate(config.schedule, 0, total_steps)  # raises if the schedule does not fit
         self.layout = layout or Layout.alone()
-        if config.batch_rows % (self.layout.data_size * config.accumulation_steps):
-            raise ConfigError(
-                f"batch_rows ({config.batch_rows}) must be a multiple of the "
-                f"{self.layout.data_size} ranks that read different rows times accumulation_steps "
-                f"({config.accumulation_steps})."
-            )
+        _check_rows(config, self.layout.data_size, objective.rows_together)
         self.device = self.layout.device
         self.model = model.to(self.device)
+        self.objective = objective
+        for other in objective.frozen:
+            _freeze(other.to(self.device), model)
         self.config = config
-        self.image_ids = image_ids
+        self.modalities = modalities or {}
         self.total_steps = total_steps
-        self.heldout_loader = heldout_loader
+        self.heldout = heldout
         self.heldout_batches = heldout_batches
         self._share = self.layout.data_rank, self.layout.data_size
-        self._rows = Prefetcher(loader, self.device, *self._share)
+        self._rows = Prefetcher(batches, self.device, *self._share)
         self._skipped: tuple[int, ...] = ()
         self.optimizer = Optimizer(self.model, config.optimizer, config.schedule.learning_rate)
         self._clip: QKClip | None = None
@@ -122,13 +124,14 @@ class PretrainTask:
     def step(self, step: int) -> dict[str, float | Tensor]:
         """Do one update on one batch, in ``accumulation_steps`` micro-batches.
 
-        The loss sum of each micro-batch is divided by the number of targets of the whole batch, so
-        the gradient does not depend on the number of micro-batches.
+        The total of each micro-batch is divided by the count of the whole batch, so the gradient
+        does not depend on the number of micro-batches.
         """
         batch = self._rows.batch(batch_of(step, self._skipped))
-        tokens = self.layout.sum(batch.weights.sum())
+        counts = torch.stack([self.objective.count(batch), batch.weights.sum()])
+        count, tokens = self.layout.sum(counts)
         # On a GPU this check would be a host synchronisation; the loss is NaN there.
-        if self.device.type == "cpu" and tokens == 0:
+        if self.device.type == "cpu" and count == 0:
             raise TrainingError(
                 f"The batch of step {step} has no target to learn from; check the weights in the "
                 "prepared data."
@@ -138,33 +141,29 @@ class PretrainTask:
         self.model.train()
         self.optimizer.zero_grad()
         with self._clip.recording() if self._clip else nullcontext():
-            sums = self._over_ranks(self._backward(batch, step, tokens))
+            loss = self._backward(batch, step, count).over_ranks(self.layout)
         statistics = self._update(batch, has_statistics(step, self.config.statistics_every))
         return {
-            **_means(sums),
-            "z_loss": self.config.objective.z_loss * sums.z / sums.count,
-            "lse_text": sums.text_lse / sums.text_count,
-            "lse_image": sums.image_lse / sums.image_count,
-            "grad_norm_text": sums.text_gradient.sqrt() / tokens,
-            "grad_norm_image": sums.image_gradient.sqrt() / tokens,
+            **self.objective.metrics(loss),
             **statistics,
             "learning_rate": rate,
             "tokens": tokens,
         }
 
-    def _backward(self, batch: Batch, step: int, tokens: Tensor) -> Losses:
-        """Accumulate the gradients of a batch; return the sums of this rank's losses."""
-        sums = zero_losses(self.device)
+    def _backward(self, batch: Batch, step: int, count: Tensor) -> Loss:
+        """Accumulate the gradients of a batch; return this rank's loss."""
+        losses = []
         for part, rows in enumerate(_parts(batch, self.config.accumulation_steps)):
             is_last = part == self.config.accumulation_steps - 1
             sum_over_replicas(self.model, in_next_backward=is_last)
             seed = derive(self.config.seed, "dropout", step, part, self.layout.data_rank)
             with _dropout_seed(seed, self.device):
-                losses = self._losses(rows)
+                loss = self._loss(rows)
             # FSDP averages gradients over the data-parallel ranks, hence the factor.
-            torch.autograd.backward(losses.total * self.layout.data_size / tokens)
-            sums = _add(sums, losses)
-        return sums
+            torch.autograd.backward(loss.total * self.layout.data_size / count)
+            losses.append(loss.detach())
+            self._release_frozen()
+        return reduce(add, losses)
 
     def _update(self, batch: Batch, measures: bool) -> dict[str, Tensor]:
         """Clip the gradient, update the weights, apply QK-clip; return the statistics."""
@@ -174,9 +173,9 @@ class PretrainTask:
         self.optimizer.step()
         if measures:
             statistics |= update_ratios(self.model, before, self.layout)
-            within = self.config.objective.document_mask
+            within = self.objective.within_documents
             statistics |= probe(
-                self.model, batch, self.image_ids, self.layout, within_documents=within
+                self.model, batch, self.modalities, self.layout, within_documents=within
             )
         if self._clip:
             statistics["clipped_heads"] = self._clip.clip()
@@ -184,18 +183,18 @@ class PretrainTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the mean cross-entropies of held-out targets."""
-        if self.heldout_loader is None or self.heldout_batches == 0:
+        """Return the metrics of the objective on held-out rows."""
+        if self.heldout is None or self.heldout_batches == 0:
             return {}
         self.model.eval()
-        sums = zero_losses(self.device)
+        losses = []
         for index in range(self.heldout_batches):
-            batch = self.heldout_loader.batch(index, *self._share).to(self.device)
-            for rows in _parts(batch, self.config.accumulation_steps):
-                sums = _add(sums, self._losses(rows))
+            batch = self.heldout.batch(index, *self._share).to(self.device)
+            losses += [self._loss(rows) for rows in _parts(batch, self.config.accumulation_steps)]
         release(self.model)
-        means = _means(self._over_ranks(sums))
-        numbers = {f"heldout_{name}": value.item() for name, value in means.items()}
+        self._release_frozen()
+        metrics = self.objective.metrics(reduce(add, losses).over_ranks(self.layout))
+        numbers = {f"heldout_{name}": value.item() for name, value in metrics.items()}
         return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
     def positions(self, batch: int) -> range:
@@ -212,40 +211,58 @@ class PretrainTask:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _losses(self, batch: Batch) -> Losses:
-        mask_of = document_mask if self._clip else attention_mask  # QK-clip records its calls
-        with self.layout.autocast(self.config.precision):
-            return next_token_losses(
-                self.model, batch, self.image_ids, self.config.objective, mask_of
-            )
+    def _loss(self, batch: Batch) -> Loss:
+        with (
+            self.layout.autocast(self.config.precision),
+            masks_as_tensors() if self._clip else nullcontext(),  # QK-clip records calls
+            auxiliary_losses() as auxiliary,
+        ):
+            loss = self.objective(self.model, batch)
+        return loss.with_auxiliary(auxiliary)
 
-    def _over_ranks(self, sums: Losses) -> Losses:
-        return Losses(*self.layout.sum(torch.stack(_values(sums))))
+    def _release_frozen(self) -> None:
+        for other in self.objective.frozen:
+            release(other)
+
+
+def _check_rows(config: DecoderTrainConfig, data_size: int, together: int) -> None:
+    """Raise ConfigError unless micro-batches are of equally many rows, with groups left whole."""
+    if not config.batch_rows % (data_size * config.accumulation_steps * together):
+        return
+    groups = f" times the {together} rows that belong together" if together > 1 else ""
+    raise ConfigError(
+        f"batch_rows ({config.batch_rows}) must be a multiple of the {data_size} ranks that read "
+        f"different rows times accumulation_steps ({config.accumulation_steps}){groups}."
+    )
+
+
+def _freeze(other: nn.Module, model: nn.Module) -> None:
+    """Make sure that training does not change a model; raises ConfigError if it has to."""
+    trained = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in other.parameters():
+        if name := trained.get(id(parameter)):
+            raise ConfigError(
+                f"A frozen model of the objective shares {name} with the model that is trained; "
+                "give the objective a copy."
+            )
+    other.requires_grad_(False).eval()
 
 
 def _parts(batch: Batch, n_parts: int) -> Iterator[Batch]:
-    """Split a batch into micro-batches of equally many rows."""
-    size = len(batch.ids) // n_parts
+    """Split a batch into micro-batches of equally many rows.
+
+    Raises:
+        TrainingError: the number of rows is not a multiple of that of micro-batches.
+    """
+    size, rest = divmod(len(batch.ids), n_parts)
+    if rest or not size:
+        raise TrainingError(
+            f"A batch has {len(batch.ids)} rows on this rank, which cannot be divided into "
+            f"accumulation_steps = {n_parts}; let the batch source return as many as it is asked "
+            "for."
+        )
     for start in range(0, len(batch.ids), size):
-        yield batch.map(lambda tensor, start=start: tensor[start : start + size])
-
-
-def _values(losses: Losses) -> list[Tensor]:
-    return [getattr(losses, field.name) for field in dataclasses.fields(losses)]
-
-
-def _add(sums: Losses, losses: Losses) -> Losses:
-    pairs = zip(_values(sums), _values(losses), strict=True)
-    return Losses(*(total + value.detach() for total, value in pairs))
-
-
-def _means(sums: Losses) -> dict[str, Tensor]:
-    """Return mean cross-entropies; NaN for a modality that the batch does not have."""
-    return {
-        "loss": (sums.text + sums.image) / sums.count,
-        "loss_text": sums.text / sums.text_count,
-        "loss_image": sums.image / sums.image_count,
-    }
+        yield batch.rows(slice(start, start + size))
 
 
 @contextmanager

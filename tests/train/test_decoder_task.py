@@ -1,7 +1,8 @@
-"""Pre-training: exact accumulation and resuming, clipping, metrics."""
+"""Training a decoder: exact accumulation and resuming, clipping, metrics."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,15 @@ from pardalis.config import deciding
 from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, initialise
-from pardalis.objectives import NextTokenConfig, next_token_losses
+from pardalis.objectives import NextTokenConfig
 from pardalis.seeds import derive
+from pardalis.train.decoder_task import BatchSource, DecoderTask, DecoderTrainConfig
 from pardalis.train.loop import LoopConfig, train
 from pardalis.train.metrics import read_metrics
 from pardalis.train.optimizer import AdamWConfig
-from pardalis.train.pretrain import BatchSource, PretrainConfig, PretrainTask
 from pardalis.train.schedule import ConstantConfig, WarmupCosineConfig
 
-IMAGE_IDS = range(8, 20)
+MODALITIES = {"image": range(8, 20)}
 ROWS, TOKENS = 4, 16
 
 
@@ -63,25 +64,30 @@ def decoder(dropout: float = 0.0) -> Decoder:
 
 
 def task_with(
-    dropout: float = 0.0, loader: BatchSource | None = None, **options: object
-) -> PretrainTask:
+    dropout: float = 0.0,
+    loader: BatchSource | None = None,
+    modalities: Mapping[str, range] = MODALITIES,
+    **options: object,
+) -> DecoderTask:
     options = {
         "batch_rows": ROWS,
         "schedule": WarmupCosineConfig(learning_rate=1e-2, warmup_steps=2),
         **options,
     }
-    return PretrainTask(
+    config = DecoderTrainConfig(**options)  # type: ignore[arg-type]
+    return DecoderTask(
         decoder(dropout),
         loader or Rows(),
-        PretrainConfig(**options),  # type: ignore[arg-type]
-        IMAGE_IDS,
+        config.objective.build(modalities),
+        config,
         total_steps=9,
-        heldout_loader=Rows(seed=1),
+        modalities=modalities,
+        heldout=Rows(seed=1),
         heldout_batches=2,
     )
 
 
-def gradient_of(task: PretrainTask) -> Tensor:
+def gradient_of(task: DecoderTask) -> Tensor:
     """Run a step and return its gradient."""
     task.step(0)
     return torch.cat([p.grad.flatten() for _, p in sorted(task.model.named_parameters())])
@@ -98,8 +104,8 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(parts: int) -> None:
 def test_the_gradient_is_that_of_the_mean_over_targets() -> None:
     task = task_with(grad_clip=math.inf)
     model, batch = decoder(), Rows().batch(0)
-    losses = next_token_losses(model, batch, IMAGE_IDS, NextTokenConfig())
-    (losses.total / losses.count).backward()
+    loss = NextTokenConfig().build(MODALITIES)(model, batch)
+    (loss.total / loss.count).backward()
     expected = torch.cat([p.grad.flatten() for _, p in sorted(model.named_parameters())])
     # Measured: equal.
     torch.testing.assert_close(gradient_of(task), expected, rtol=0, atol=1e-7)
@@ -119,14 +125,13 @@ def test_clipping_scales_the_whole_gradient_to_the_norm() -> None:
 def test_metrics_are_means_over_targets_and_by_modality() -> None:
     task = task_with()
     batch = Rows().batch(0)
-    losses = next_token_losses(decoder(), batch, IMAGE_IDS, task.config.objective)
+    loss = task.objective(decoder(), batch)
+    means = loss.means()
     metrics = {name: float(value) for name, value in task.step(0).items()}
-    assert metrics["tokens"] == losses.count == batch.weights.sum()
-    assert metrics["loss"] == pytest.approx(float((losses.text + losses.image) / losses.count))
-    assert metrics["loss_text"] == pytest.approx(float(losses.text / losses.text_count))
-    assert metrics["loss_image"] == pytest.approx(float(losses.image / losses.image_count))
-    assert metrics["z_loss"] == pytest.approx(1e-5 * float(losses.z / losses.count))
-    mean = (losses.total / losses.count).item()
+    assert metrics["tokens"] == loss.count == batch.weights.sum()
+    for name in ("loss_text", "loss_image", "lse_text", "lse_image"):
+        assert metrics[name] == pytest.approx(float(means[name]))
+    mean = (loss.total / loss.count).item()
     assert metrics["loss"] + metrics["z_loss"] == pytest.approx(mean)
     assert metrics["learning_rate"] == pytest.approx(1e-2 / 3)
 
@@ -195,7 +200,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, s
     config = LoopConfig(steps=9, save_every=3, report_every=2, evaluate_every=4)
     loader = real_loader(tmp_path / "shards")
 
-    def fresh() -> PretrainTask:
+    def fresh() -> DecoderTask:
         return task_with(dropout=0.3, loader=loader, accumulation_steps=2)
 
     whole = fresh()
@@ -229,8 +234,7 @@ def test_a_batch_without_targets_names_its_step() -> None:
 
 
 def test_a_batch_of_one_modality_reports_the_other_as_absent(tmp_path: Path) -> None:
-    task = task_with()
-    task.image_ids = range(0)
+    task = task_with(modalities={"image": range(0)})
     result = train(task, tmp_path, LoopConfig(steps=9))
     assert "loss_image" not in result
     assert result["loss_text"] == pytest.approx(result["loss"])
@@ -276,5 +280,5 @@ def test_a_schedule_longer_than_the_run_is_refused_at_once() -> None:
 )
 def test_settings_that_change_the_results_of_a_run(changes, decides) -> None:
     options = {"batch_rows": 4, "schedule": WarmupCosineConfig(learning_rate=1e-3)}
-    before, after = PretrainConfig(**options), PretrainConfig(**options | changes)
+    before, after = DecoderTrainConfig(**options), DecoderTrainConfig(**options | changes)
     assert (deciding(before) != deciding(after)) == decides
