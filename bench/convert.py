@@ -62,7 +62,7 @@ def random_bf16(shape: tuple[int, ...], seed: int) -> LazyTensor:
 
 def tokenizer(size: int) -> str:
     """Return a tokenizer in Chameleon's layout: special, image, reserved and text tokens."""
-    names = [SINGLE_NAMES[n] for n in ("bos_id", "pad_id", "eos_id", "unk_id")]
+    names = [SINGLE_NAMES[n] for n in ("bos", "pad", "eos", "unk")]
     names += [image_name(code) for code in range(chameleon().n_codes)]
     names += ["<eoss>", "<racm3:break>"]
     names += [f"<reserved{n:05}>" for n in range(8194, 8802)]

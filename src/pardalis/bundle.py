@@ -29,6 +29,7 @@ from pardalis.errors import BundleError, ConfigError
 from pardalis.files import atomic_folder, existing_folder, write_json, write_text
 from pardalis.model import LanguageModel, build, config_of
 from pardalis.tokens import TextTokenizer, Vocabulary
+from pardalis.tokens.vocabulary import by_name
 from pardalis.vq import ImageFit, ImageTokenizer
 from pardalis.weights import load_weights
 
@@ -36,7 +37,8 @@ from pardalis.weights import load_weights
 # 3: ``prompt_pictures`` says that images of prompts are padded
 # 4: ``model`` may have embedding_norm
 # 5: ``prompt_pictures`` is called ``image_fit``
-# 6: ``model`` has a kind, and a table for each of its parts
+# 6: ``model`` has a kind, and a table for each of its parts; ``vocabulary`` has tables of special
+#    ids and of modalities
 FORMAT_VERSION = 6
 
 DESCRIPTION = "bundle.json"
@@ -217,4 +219,5 @@ def describe(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}.")
     if version < 5 and "prompt_pictures" in description:
         description["image_fit"] = description.pop("prompt_pictures")
+    description["vocabulary"] = by_name(description["vocabulary"])
     return description

@@ -2,10 +2,11 @@
 
 import random
 
+import pytest
 import torch
 
 from pardalis.inference.automaton import NO_LIMIT, STATE_FIELDS, Automaton, SlotLimits, SlotState
-from pardalis.tokens import Limits, Phase, Rule, State, Vocabulary
+from pardalis.tokens import Grammar, Limits, Phase, Rule, State, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
 A = IDS.text.start
@@ -40,8 +41,10 @@ def limits_of(limits: list[Limits], branched_image: list[int] | None = None) -> 
     )
 
 
-def test_equals_the_grammar(grammar):
+@pytest.mark.parametrize("writable", [(), ("sep", "mask")])
+def test_equals_the_grammar(writable):
     """Every sequence takes random tokens that its rule allows, until all are over."""
+    grammar = Grammar(IDS.extended(["mask", "sep", "read"], writable=writable), codes_per_image=4)
     automaton = Automaton(grammar, torch.device("cpu"))
     written = grammar.writable_ids()
     draw = random.Random(0)

@@ -32,6 +32,7 @@ from pardalis.interop.vocabulary import (
 )
 from pardalis.tokens import State, TextTokenizer, Vocabulary, train_text_tokenizer
 from pardalis.tokens.grammar import Phase
+from pardalis.tokens.vocabulary import SPECIAL
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig, chameleon
 
 # The kinds of a folder: ids in one run or not, and how the tokenizer cuts text.
@@ -101,12 +102,13 @@ def test_the_size_of_an_image():
         z_channels=4, code_width=4, n_codes=8192, has_decoder=False,
     )  # fmt: skip
     vocabulary = Vocabulary(
-        image=range(4, 8196), text=range(8806, 9100), end_image_id=8196, begin_image_id=8197,
-        end_turn_id=8710, foreign_ids=range(9100),
+        modalities={"image": range(4, 8196), "text": range(8806, 9100)},
+        special=SPECIAL | {"end_image": 8196, "begin_image": 8197, "end_turn": 8710},
+        foreign_ids=range(9100),
     )  # fmt: skip
     text = TextTokenizer(Tokenizer.from_str(train_text_tokenizer(["a"], 256).to_json()))
     codec = Codec(vocabulary, text, ImageTokenizer(small).eval())
-    ids = codec.encode(Document((Image(PIL.Image.radial_gradient("L").resize((60, 40))),)))
+    ids = codec.encode(Document((Image(PIL.Image.radial_gradient("L").resize((60, 40))),))).ids
     bos, *image, eos = ids
     assert (bos, eos) == (0, 2)
     assert len(image) == codec.grammar.tokens_per_image == 1026
@@ -154,11 +156,11 @@ def test_any_order_of_ids_becomes_ranges(case):
     pieces = {i for name, i in names.items() if name.startswith("piece")}
     assert [foreign[i] for i in vocabulary.text] == sorted(pieces)
     for single, name in SINGLE_NAMES.items():
-        assert foreign[getattr(vocabulary, single)] == names[name]
+        assert foreign[vocabulary.special[single]] == names[name]
     image, text_ids = set(vocabulary.image), set(vocabulary.text)
     special = set(range(size)) - image - text_ids
     assert not image & text_ids
-    assert {getattr(vocabulary, single) for single in SINGLE_NAMES} <= special
+    assert {vocabulary.special[single] for single in SINGLE_NAMES} <= special
     assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
 
 
@@ -264,7 +266,7 @@ def test_decoded_text_equals_that_of_their_tokenizer(kind, loaded, text):
     assume(not NAMES.search(text))
     codec, processor = loaded(kind)
     theirs = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    decoded = codec.decode(codec.encode(Document((Text(text),)))).text
+    decoded = codec.decode(codec.encode(Document((Text(text),))).ids).text
     assert decoded == processor.tokenizer.decode(theirs, skip_special_tokens=False)
     if "bytes" in kind:
         assert decoded == text
@@ -278,13 +280,13 @@ def test_sentencepiece_puts_a_space_before_every_text(loaded):
     for text in ("owl", " owl", "  owl", "\x00\x7f", "日"):
         assert pieces.decode(pieces.encode(text)) == text
     document = Document((Text("An"), Text("owl")))
-    assert codec.decode(codec.encode(document)).text == "An owl"  # not "Anowl"
+    assert codec.decode(codec.encode(document).ids).text == "An owl"  # not "Anowl"
 
 
 def test_a_special_tokens_name_in_a_text_is_text_here_and_a_token_there(loaded):
     codec, processor = loaded("bytes")
     text = "a </s> b <image> c <racm3:break> IMGIMGAZ <reserved08706> d"
-    ids = codec.encode(Document((Text(text),)))
+    ids = codec.encode(Document((Text(text),))).ids.tolist()
     assert all(i in codec.vocabulary.text for i in ids[1:-1])
     assert codec.decode(ids).text == text
     theirs = processor.tokenizer(text)["input_ids"]
@@ -298,7 +300,7 @@ def test_a_prefix_of_a_special_token_is_text(loaded):
     assert "Ġ</" in pieces
     for text in ("</", "</b>", "<p>", "<reserved>", "<images>", "IMGIMG", "<s"):
         theirs = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert codec.encode(Document((Text(text),)))[1:-1] == theirs
+        assert codec.encode(Document((Text(text),))).ids[1:-1].tolist() == theirs
 
 
 # ── what has no piece ────────────────────────────────────────────────────────────────────────────
@@ -307,7 +309,7 @@ def test_a_prefix_of_a_special_token_is_text(loaded):
 def test_the_unknown_token_is_read_and_never_written(loaded):
     codec, _ = loaded("letters")
     vocabulary, grammar = codec.vocabulary, codec.grammar
-    ids = codec.encode(Document((Text("fox%fox"),)))
+    ids = codec.encode(Document((Text("fox%fox"),))).ids.tolist()
     assert ids.count(vocabulary.unk_id) == 1
     assert ids.index(vocabulary.unk_id) > 1
     grammar.validate(ids)
@@ -376,7 +378,7 @@ def test_the_placeholder_has_another_name_in_the_release(kind, loaded):
     assert json.loads(text)["post_processor"] is None
     assert read_vocabulary(text, codec.vocabulary.size, "") == codec.vocabulary
     assert Tokenizer.from_str(text).encode("An owl").ids == [
-        to_foreign(codec.vocabulary)[i] for i in codec.encode(Document((Text("An owl"),)))[1:-1]
+        to_foreign(codec.vocabulary)[i] for i in codec.encode(Document((Text("An owl"),))).ids[1:-1]
     ]
 
 
@@ -394,9 +396,9 @@ def test_our_own_vocabulary_gets_chameleons_names(codec):
     tokenizer = Tokenizer.from_str(text)
     assert (
         tokenizer.encode("An owl </b> 🦉").ids
-        == codec.encode(Document((Text("An owl </b> 🦉"),)))[:-1]
+        == codec.encode(Document((Text("An owl </b> 🦉"),))).ids[:-1].tolist()
     )
-    assert tokenizer.decode(codec.encode(document), skip_special_tokens=False) == (
+    assert tokenizer.decode(codec.encode(document).ids.tolist(), skip_special_tokens=False) == (
         "<s>An owl </s> 🦉</s>"
     )
     again = read_vocabulary(text, vocabulary.size, "")

@@ -259,3 +259,54 @@ def test_a_prompt_may_end_inside_an_image():
 def test_requests_that_cannot_be_answered(prompt, limits, message):
     with pytest.raises(RequestError, match=message):
         GRAMMAR.begin(prompt, limits)
+
+
+# ── special ids that a vocabulary adds ───────────────────────────────────────────────────────────
+
+MORE = Grammar(IDS.extended(["mask", "sep"], {"audio": 3}, writable=["sep"]), codes_per_image=4)
+MASK, SEP = (MORE.vocabulary.special[name] for name in ("mask", "sep"))
+
+
+def test_an_added_special_id_is_read_where_text_is():
+    ids = [BOS, MASK, A, *IMAGE, SEP, SEP, EOS]
+    MORE.validate(ids)
+    kinds = [span.kind for span in MORE.spans(ids)]
+    assert kinds == [
+        SpanKind.BOS, SpanKind.SPECIAL, SpanKind.TEXT, SpanKind.IMAGE, SpanKind.SPECIAL,
+        SpanKind.SPECIAL, SpanKind.EOS,
+    ]  # fmt: skip
+    for ids in ([MASK], [BOS, BOI, MASK], [BOS, EOS, SEP]):
+        with pytest.raises(GrammarError, match=r"Found <mask>|Found <sep>"):
+            MORE.validate(ids)
+    with pytest.raises(GrammarError, match="Found <audio 1> at position 1; expected text"):
+        MORE.validate([BOS, MORE.vocabulary.modalities["audio"][1], EOS])
+
+
+def test_only_writable_special_ids_are_generated():
+    limits = Limits(max_new_tokens=20)
+    state = MORE.begin([BOS, MASK], limits)
+    rule = MORE.rule(state, limits)
+    allowed = MORE.allowed_ids()
+    assert allowed[rule, SEP] and not allowed[rule, MASK]
+    assert MORE.advance(state, SEP).budget == 19
+    with pytest.raises(GrammarError, match="Found <mask>"):
+        MORE.advance(state, MASK)
+    for each in Rule:
+        is_text = each in (Rule.TEXT, Rule.TEXT_OR_IMAGE)
+        assert allowed[each, SEP] == is_text
+        same = GRAMMAR.allowed_ids()[each]
+        assert (allowed[each, : IDS.size] == same).all()
+
+
+def test_every_state_of_a_larger_vocabulary_agrees_with_its_table():
+    limits = Limits(max_new_tokens=1000)
+    for phase, left in ((Phase.START, 0), (Phase.TEXT, 0), (Phase.IMAGE, 2), (Phase.IMAGE, 0)):
+        state = State(phase, left, budget=1000)
+        allowed = MORE.allowed_ids()[MORE.rule(state, limits)]
+        for token_id in range(MORE.vocabulary.size):
+            try:
+                MORE.advance(state, token_id)
+                accepted = True
+            except GrammarError:
+                accepted = False
+            assert accepted == allowed[token_id], MORE.vocabulary.name_of(token_id)

@@ -19,3 +19,9 @@ def test_tolerates_malformed_ids(text_tokenizer):
     assert line == (
         "[1 codes]<outside 1000000><begin_image><begin_image>[1 codes]<end_image><unk><outside -1>"
     )
+
+
+def test_added_special_ids_have_their_names(text_tokenizer):
+    ids = Vocabulary.build(12, text_tokenizer.size, special=["sep"])
+    line = render([ids.bos_id, ids.special["sep"], ids.eos_id], Grammar(ids, 4), text_tokenizer)
+    assert line == "<bos><sep><eos>"

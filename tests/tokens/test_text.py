@@ -91,7 +91,8 @@ def test_an_imported_one_is_loaded_with_its_vocabulary(tmp_path):
     tokenizer = imported(["o", "w", "l"], ["<s>", "<unk>"])
     tokenizer.save(tmp_path / "t.json")
     vocabulary = Vocabulary(
-        image=range(2, 3), text=range(3, 6), unk_id=1, foreign_ids=(0, 1, 9, 4, 3, 2)
+        modalities={"image": range(7, 8), "text": range(8, 11)},
+        foreign_ids=(0, 5, 6, 1, 7, 8, 9, 10, 4, 3, 2),
     )
     loaded = TextTokenizer.load(tmp_path / "t.json", vocabulary)
     assert loaded.encode("<s>owl") == tokenizer.encode("<s>owl")

@@ -56,12 +56,12 @@ def _bundle(options: argparse.Namespace) -> None:
     if foreign_ids is not None:
         description["vocabulary"]["ids"] = "moved" if moved else "unchanged"
     vocabulary = description["vocabulary"]
-    image, text = (range(*vocabulary[name]) for name in ("image", "text"))
+    ranges = ", ".join(f"{b - a:,} {name}" for name, (a, b) in vocabulary["modalities"].items())
     only = "" if images.has_decoder else "; read only, without a decoder"
     facts: list[tuple[str, object]] = [
         ("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}"),
         ("", model.summary),
-        ("vocabulary", f"{model.vocab_size:,} ids: {len(image):,} image, {len(text):,} text"),
+        ("vocabulary", f"{model.vocab_size:,} ids: {ranges}"),
         *([("", "ids differ from those of the imported files")] if moved else []),
         ("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}"),
     ]  # fmt: skip

@@ -48,15 +48,13 @@ class PrepareReport:
 
     def add_written(self, ids: Integer[np.ndarray, " n"], grammar: Grammar) -> None:
         """Count a document of the shards."""
-        n_text, n_image = (
-            int(((ids >= span.start) & (ids < span.stop)).sum())
-            for span in (grammar.vocabulary.text, grammar.vocabulary.image)
-        )
         self.written += 1
         self.images += sum(span.kind is SpanKind.IMAGE for span in grammar.spans(ids))
-        self.tokens["text"] += n_text
-        self.tokens["image"] += n_image
-        self.tokens["special"] += len(ids) - n_text - n_image
+        self.tokens["special"] += len(ids)
+        for name, within in grammar.vocabulary.modalities.items():
+            n_ids = int(((ids >= within.start) & (ids < within.stop)).sum())
+            self.tokens[name] = self.tokens.get(name, 0) + n_ids
+            self.tokens["special"] -= n_ids
 
     def add_rows(self, rows: int) -> None:
         """Record how many rows the written documents fill."""

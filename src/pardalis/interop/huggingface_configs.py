@@ -63,13 +63,13 @@ _VQ_FIXED = {"double_latent": False, "in_channels": 3, "attn_type": "vanilla"}
 # rescale_factor in preprocessor_config.json for each preprocessing.
 _RESCALE: dict[Preprocessing, float] = {"chameleon": 2 / 255, "transformers": 0.0078}
 
-_SINGLE_IDS = {"bos_token_id": "bos_id", "pad_token_id": "pad_id", "eos_token_id": "eos_id"}
+_SINGLE_IDS = {"bos_token_id": "bos", "pad_token_id": "pad", "eos_token_id": "eos"}
 _SINGLE_TOKENS = {
-    "bos_token": "bos_id",
-    "eos_token": "eos_id",
-    "pad_token": "pad_id",
-    "unk_token": "unk_id",
-    "sep_token": "end_turn_id",
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "pad_token": "pad",
+    "unk_token": "unk",
+    "sep_token": "end_turn",
 }
 
 
@@ -246,8 +246,8 @@ def chameleon_files(
             **{theirs: SINGLE_NAMES[ours] for theirs, ours in _SINGLE_TOKENS.items()},
             "extra_special_tokens": {
                 "image_token": PLACEHOLDER,
-                "boi_token": SINGLE_NAMES["begin_image_id"],
-                "eoi_token": SINGLE_NAMES["end_image_id"],
+                "boi_token": SINGLE_NAMES["begin_image"],
+                "eoi_token": SINGLE_NAMES["end_image"],
             },
             "padding_side": "left",
             "model_max_length": model.config.context,
@@ -298,4 +298,4 @@ def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> d
 def _single_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """Return the ids that both configs name; the default of transformers takes <pad> for <bos>."""
     ids = to_foreign(vocabulary)
-    return {theirs: ids[getattr(vocabulary, ours)] for theirs, ours in _SINGLE_IDS.items()}
+    return {theirs: ids[vocabulary.special[ours]] for theirs, ours in _SINGLE_IDS.items()}

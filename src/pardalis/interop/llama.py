@@ -162,11 +162,11 @@ def _single_ids(
             )
     ends = named("eos_token_id")
     roles = {
-        "bos_id": named("bos_token_id")[0],
-        "eos_id": ends[0],
-        "end_turn_id": ends[-1],
-        "unk_id": unknown,
-        "pad_id": next(iter(named("pad_token_id")), None),
+        "bos": named("bos_token_id")[0],
+        "eos": ends[0],
+        "end_turn": ends[-1],
+        "unk": unknown,
+        "pad": next(iter(named("pad_token_id")), None),
     }
     singles: dict[str, int] = {}
     for role, i in roles.items():

@@ -18,15 +18,15 @@ from typing import Any
 from pardalis.errors import BundleError
 from pardalis.tokens import TextTokenizer, Vocabulary
 
-# Chameleon's names of the single ids.
+# Chameleon's names of the special ids that every vocabulary has.
 SINGLE_NAMES = {
-    "bos_id": "<s>",
-    "pad_id": "<pad>",
-    "eos_id": "</s>",
-    "unk_id": "<unk>",
-    "end_image_id": "<eoss>",
-    "begin_image_id": "<racm3:break>",
-    "end_turn_id": "<reserved08706>",
+    "bos": "<s>",
+    "pad": "<pad>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "end_image": "<eoss>",
+    "begin_image": "<racm3:break>",
+    "end_turn": "<reserved08706>",
 }
 # Placeholder for the codes of an image in a prompt. Meta has no such token; Hugging Face renamed a
 # reserved one.
@@ -127,7 +127,7 @@ def arrange(
 ) -> Vocabulary:
     """Return a vocabulary of ranges for foreign ids, permuted if necessary (see the module).
 
-    ``singles`` has the single ids by the name of the field; ``text_ids`` are ascending.
+    ``singles`` has the special ids by name; ``text_ids`` are ascending.
     """
     if _is_run(image_ids) and _is_run(text_ids):
         foreign: Sequence[int] = range(size)
@@ -136,9 +136,11 @@ def arrange(
         foreign = (*(i for i in range(size) if i not in placed), *image_ids, *text_ids)
     ours = {theirs: i for i, theirs in enumerate(foreign)}
     return Vocabulary(
-        image=range(ours[image_ids[0]], ours[image_ids[0]] + len(image_ids)),
-        text=range(ours[text_ids[0]], ours[text_ids[0]] + len(text_ids)),
-        **{name: ours[theirs] for name, theirs in singles.items()},
+        modalities={
+            "image": range(ours[image_ids[0]], ours[image_ids[0]] + len(image_ids)),
+            "text": range(ours[text_ids[0]], ours[text_ids[0]] + len(text_ids)),
+        },
+        special={name: ours[theirs] for name, theirs in singles.items()},
         foreign_ids=foreign,
     )
 
@@ -183,7 +185,7 @@ def chameleon_tokenizer(
     if vocabulary.foreign_ids is None:
         _name_all(content, vocabulary)
     _name_placeholder(content, placeholder, vocabulary)
-    bos = SINGLE_NAMES["bos_id"]
+    bos = SINGLE_NAMES["bos"]
     content["post_processor"] = None
     if adds_bos:
         begin: list[Any] = [{"SpecialToken": {"id": bos, "type_id": 0}}]
@@ -204,7 +206,7 @@ def chameleon_tokenizer(
 
 def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
     pieces: dict[str, int] = content["model"]["vocab"]
-    special = {name: getattr(vocabulary, single) for single, name in SINGLE_NAMES.items()}
+    special = {SINGLE_NAMES.get(name, f"<{name}>"): i for name, i in vocabulary.special.items()}
     special |= {image_name(code): i for code, i in enumerate(vocabulary.image)}
     # Readers of Chameleon's vocabulary take these names for special or image tokens.
     taken = re.compile(f"{PLACEHOLDER}|IMGIMG.*|{_RESERVED.pattern}", re.DOTALL)
@@ -257,8 +259,8 @@ def extend_text_vocabulary(
 ) -> Vocabulary:
     """Return the vocabulary of a text-only model, of the given size, extended by image tokens.
 
-    ``singles`` are the single ids that it has, by the name of the field; the others, and
-    ``n_codes`` image ids, are added after ``size``.
+    ``singles`` are the special ids that it has, by name; the others, and ``n_codes`` image ids, are
+    added after ``size``.
     """
     names = token_ids(tokenizer_json, where)
     taken = {names[name] for name in special_tokens(tokenizer_json)} | set(singles.values())

@@ -1,5 +1,6 @@
 """Token ids: the joint vocabulary, the grammar of sequences, the text tokenizer. No torch."""
 
+from pardalis.tokens.encoded import Encoded, Ids
 from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, Span, SpanKind, State
 from pardalis.tokens.render import render
 from pardalis.tokens.text import TextStream, TextTokenizer, train_text_tokenizer

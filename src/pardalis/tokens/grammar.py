@@ -1,6 +1,6 @@
 """The grammar: which token may follow which in a sequence of text and image tokens.
 
-              text, end_turn                    code (exactly n of them)
+           text, end_turn, added                code (exactly n of them)
                ┌───────┐                           ┌───────┐
     bos        │       ▼     begin_image           │       ▼      end_image
     ────►  ┌──────────────┐ ─────────────► ┌──────────────────┐ ───────────┐
@@ -16,6 +16,10 @@ decoder on a device reads what each rule allows as a range (:meth:`Grammar.range
 the order of :meth:`Grammar.writable_ids`. Whatever needs the text or the images of a sequence
 takes them from :meth:`Grammar.spans`. No other module knows how an image is laid out in token
 ids or how many codes it has.
+
+A special id that a vocabulary adds to those above stands where text may stand. It is generated only
+if it is among :attr:`Vocabulary.writable`. The ids of a modality beyond text and images stand
+nowhere yet.
 """
 
 from collections.abc import Sequence
@@ -23,9 +27,10 @@ from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool
 
 from pardalis.errors import GrammarError, RequestError
+from pardalis.tokens.encoded import Ids
 from pardalis.tokens.vocabulary import Vocabulary
 
 
@@ -42,8 +47,8 @@ class Rule(IntEnum):
     """Which ids may come next: one of :meth:`Grammar.ranges`."""
 
     BOS = 0  # only bos
-    TEXT = 1  # text or end_turn or eos
-    TEXT_OR_IMAGE = 2  # text or end_turn or eos or begin_image
+    TEXT = 1  # text or a writable special id or end_turn or eos
+    TEXT_OR_IMAGE = 2  # the same or begin_image
     BEGIN_IMAGE = 3  # only begin_image
     CODE = 4  # an image id
     END_IMAGE = 5  # only end_image
@@ -80,6 +85,7 @@ class SpanKind(Enum):
     END_TURN = "end_turn"
     TEXT = "text"  # text ids, as many as follow each other
     IMAGE = "image"  # begin_image, the codes that follow it and end_image
+    SPECIAL = "special"  # a special id that the vocabulary adds
     CODES = "codes"  # image ids outside an image: malformed, or the rest of an image begun before
     OTHER = "other"  # an id that no document has at this place
 
@@ -105,7 +111,10 @@ class Grammar:
     def __init__(self, vocabulary: Vocabulary, codes_per_image: int) -> None:
         self.vocabulary = vocabulary
         self.codes_per_image = codes_per_image
+        self._readable = frozenset(vocabulary.extra_special.values())  # where text may stand
+        self._writable = [vocabulary.special[name] for name in vocabulary.writable]
         self._kinds = {  # kind of the span that an id begins
+            **dict.fromkeys(self._readable, SpanKind.SPECIAL),
             **dict.fromkeys(vocabulary.text, SpanKind.TEXT),
             **dict.fromkeys(vocabulary.image, SpanKind.CODES),
             vocabulary.readable_unk_id: SpanKind.TEXT,
@@ -131,7 +140,11 @@ class Grammar:
                 return replace(state, phase=Phase.TEXT, budget=budget)
             case Phase.TEXT if token_id in ids.text:
                 return replace(state, budget=budget)
-            case Phase.TEXT if state.budget is None and token_id == ids.readable_unk_id:
+            case Phase.TEXT if token_id in self._writable:
+                return replace(state, budget=budget)
+            case Phase.TEXT if state.budget is None and (
+                token_id == ids.readable_unk_id or token_id in self._readable
+            ):
                 return state  # never generated
             case Phase.TEXT if token_id == ids.end_turn_id:
                 return replace(state, turns=state.turns + 1, budget=budget)
@@ -154,14 +167,14 @@ class Grammar:
             position,
         )
 
-    def state_after(self, token_ids: Sequence[int], state: State | None = None) -> State:
+    def state_after(self, token_ids: Ids, state: State | None = None) -> State:
         """Walk a prompt or a part of a sequence; raises GrammarError at its first wrong id."""
         state = state or State()
         for position, token_id in enumerate(token_ids):
             state = self.advance(state, int(token_id), position)
         return state
 
-    def validate(self, token_ids: Sequence[int]) -> None:
+    def validate(self, token_ids: Ids) -> None:
         """Check a whole document; raises GrammarError with the position and the reason."""
         state = self.state_after(token_ids)
         if state.phase is not Phase.DONE:
@@ -192,7 +205,7 @@ class Grammar:
 
     # ── parsing ──────────────────────────────────────────────────────────────────────────────
 
-    def spans(self, token_ids: Sequence[int] | Integer[np.ndarray, " n"]) -> list[Span]:
+    def spans(self, token_ids: Ids) -> list[Span]:
         """Cut a sequence, or a part of one, into spans that join to the whole.
 
         Any ids are accepted. They are the beginning of a document if and only if ``BOS`` stands
@@ -216,10 +229,10 @@ class Grammar:
             spans.append(Span(kind, start, stop, complete))
         return spans
 
-    def codes(self, image_ids: Sequence[int]) -> list[int]:
+    def codes(self, image_ids: Ids) -> list[int]:
         """Return the codebook entries of an ``IMAGE`` or ``CODES`` span's token ids."""
         image = self.vocabulary.image
-        return [token_id - image.start for token_id in image_ids if token_id in image]
+        return [i - image.start for i in map(int, image_ids) if i in image]
 
     def unconditional(self, token_ids: Sequence[int]) -> list[int]:
         """Return the context of the unconditional branch of guidance: bos and the open image.
@@ -299,12 +312,12 @@ class Grammar:
         """
         ids = self.vocabulary
         singles = [ids.eos_id, ids.end_turn_id, ids.begin_image_id, ids.end_image_id, ids.bos_id]
-        return [*ids.image, *ids.text, *singles]
+        return [*ids.image, *ids.text, *self._writable, *singles]
 
     def ranges(self) -> list[range]:
         """Return for each rule the indices of :meth:`writable_ids` that it allows."""
         codes = len(self.vocabulary.image)
-        eos = codes + len(self.vocabulary.text)
+        eos = codes + len(self.vocabulary.text) + len(self._writable)
         end_turn, begin_image, end_image, bos = range(eos + 1, eos + 5)
         allowed = {
             Rule.BOS: range(bos, bos + 1),

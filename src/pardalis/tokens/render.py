@@ -1,12 +1,11 @@
 """A sequence of token ids as a readable line."""
 
-from collections.abc import Sequence
-
+from pardalis.tokens.encoded import Ids
 from pardalis.tokens.grammar import Grammar, SpanKind
 from pardalis.tokens.text import TextTokenizer
 
 
-def render(token_ids: Sequence[int], grammar: Grammar, text: TextTokenizer) -> str:
+def render(token_ids: Ids, grammar: Grammar, text: TextTokenizer) -> str:
     """Write text as text, runs of image ids as ``[64 codes]`` and special ids by name.
 
     Malformed sequences are accepted, so that errors can be inspected.
