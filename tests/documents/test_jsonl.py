@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from pardalis.documents import Document, Image, Region, Rejection, Text, read_jsonl
+from pardalis.documents import Document, Image, Region, Rejection, Text, read_jsonl, read_pairs
 from pardalis.errors import DataError
 
 
@@ -155,11 +155,79 @@ def test_text_has_no_regions(tmp_path):
     assert "segment 0 has unknown keys regions" in rejection.reason
 
 
+def test_weights(tmp_path, red_file):
+    segments = [{"text": "q", "weight": 0}, {"image": "red.png", "weight": 0.5}, {"text": "a"}]
+    (document,) = read(tmp_path, {"segments": segments})
+    assert document.segments == (
+        Text("q", weight=0.0),
+        Image(red_file, weight=0.5),
+        Text("a", weight=1.0),
+    )
+
+
+@pytest.mark.parametrize("weight", [-1, "a", None, True, float("nan"), float("inf"), 70_000])
+def test_what_is_no_weight(tmp_path, weight):
+    (rejection,) = read(tmp_path, {"segments": [{"text": "a", "weight": weight}]})
+    assert rejection.kind == "bad-weight"
+    assert "it must be a number from 0 to 65504" in rejection.reason
+
+
+# ── pairs ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pairs(tmp_path, *lines):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return list(read_pairs(path))
+
+
+def test_a_line_becomes_two_documents_with_one_prompt(tmp_path, red_file):
+    prompt = [{"image": "red.png", "role": "user"}, {"text": "What?", "role": "user", "weight": 3}]
+    chosen, rejected = ([{"text": text, "role": "assistant"}] for text in ("Red.", "Blue."))
+    line = {"name": "a", "licence": "CC0", "prompt": prompt, "chosen": chosen, "rejected": rejected}
+    asked = (Image(red_file, role="user", weight=0.0), Text("What?", "user", 0.0))
+    assert pairs(tmp_path, line) == [
+        Document((*asked, Text("Red.", "assistant")), "a#chosen", "CC0"),
+        Document((*asked, Text("Blue.", "assistant")), "a#rejected", "CC0"),
+    ]
+
+
+def test_a_text_stands_for_a_segment_without_a_role(tmp_path):
+    assert pairs(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b"}) == [
+        Document((Text("q", weight=0.0), Text("a")), "pairs:1#chosen"),
+        Document((Text("q", weight=0.0), Text("b")), "pairs:1#rejected"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "reason"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "bad-record", 'a list of segments under "prompt"'),
+        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "bad-record", 'segments under "chosen"'),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "equal-pair", "they must differ"),
+        ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty-document", 'under "rejected"'),
+        ({"prompt": "q", "chosen": [{}], "rejected": "b"}, "bad-record", "chosen, segment 0 must"),
+        (
+            {"prompt": "q", "good": "a", "rejected": "b"},
+            "unknown-key",
+            "pair has unknown keys good",
+        ),
+    ],
+)
+def test_a_bad_pair_is_one_rejection(tmp_path, line, kind, reason):
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rejection, *others = pairs(tmp_path, line, good)
+    assert (rejection.kind, len(others)) == (kind, 2)
+    assert reason in rejection.reason
+
+
 def test_a_root_that_is_no_file(tmp_path):
     with pytest.raises(DataError, match=r"no\.jsonl does not exist; a JSONL file of documents was"):
         read_jsonl(tmp_path / "no.jsonl")
     with pytest.raises(DataError, match="is a folder; a JSONL file"):
         read_jsonl(tmp_path)
+    with pytest.raises(DataError, match="a JSONL file of pairs was expected"):
+        read_pairs(tmp_path)
 
 
 def test_a_file_larger_than_memory_streams_through(tmp_path):

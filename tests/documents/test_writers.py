@@ -47,6 +47,14 @@ def test_jsonl_round_trip(tmp_path, red_png):
     assert len(list((tmp_path / "images").iterdir())) == 1  # equal images are stored once
 
 
+def test_weights_round_trip(tmp_path, red_png):
+    document = Document((Text("q", weight=0.0), Image(red_png, weight=0.5), Text("a")), "owl")
+    write_jsonl([document], tmp_path / "docs.jsonl", tmp_path)
+    assert (tmp_path / "docs.jsonl").read_text().count("weight") == 2
+    (back,) = read_jsonl(tmp_path / "docs.jsonl")
+    assert [segment.weight for segment in back.segments] == [0.0, 0.5, 1.0]
+
+
 def test_regions_round_trip(tmp_path, red_png):
     regions = (Region((0.5, 0.0, 3.0, 2.0), "face", 2.5), Region((0.0, 0.0, 1.0, 1.0)))
     document = Document((Image(red_png, regions=regions), Image(red_png)), "owl")

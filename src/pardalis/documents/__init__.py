@@ -2,6 +2,7 @@
 
 from pardalis.documents.chat import document_to_messages, messages_to_document
 from pardalis.documents.document import (
+    MAX_WEIGHT,
     ROLES,
     Box,
     Document,
@@ -22,5 +23,12 @@ from pardalis.documents.images import (
     to_data_uri,
     to_png,
 )
-from pardalis.documents.readers import READERS, Reader, read_folder, read_html, read_jsonl
+from pardalis.documents.readers import (
+    READERS,
+    Reader,
+    read_folder,
+    read_html,
+    read_jsonl,
+    read_pairs,
+)
 from pardalis.documents.writers import to_html, to_markdown, write_jsonl

@@ -21,6 +21,8 @@ ImageSource: TypeAlias = Path | bytes | PIL.Image.Image
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 
+MAX_WEIGHT = 65_504.0  # the largest number of 16 bits, in which shards store weights
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -28,6 +30,7 @@ class Text:
 
     text: str
     role: Role | None = None
+    weight: float = 1.0  # of its tokens in the loss, 0 to MAX_WEIGHT; 0: they are not learnt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Image:
     alt: str = ""
     role: Role | None = None
     regions: tuple[Region, ...] = ()
+    weight: float = 1.0  # of its tokens in the loss, as of a text
 
 
 Segment: TypeAlias = Text | Image

@@ -67,6 +67,8 @@ def to_record(document: Document, image_path: Callable[[Image], str]) -> dict[st
                 record["regions"] = [_region_record(region) for region in segment.regions]
         if segment.role:
             record["role"] = segment.role
+        if segment.weight != 1:
+            record["weight"] = segment.weight
         segments.append(record)
     head = {"name": document.name, "licence": document.licence}
     return {key: value for key, value in head.items() if value} | {"segments": segments}

@@ -13,8 +13,13 @@ from typing import TypeAlias
 from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers.folder import read_folder
 from pardalis.documents.readers.html import read_html
-from pardalis.documents.readers.jsonl import read_jsonl
+from pardalis.documents.readers.jsonl import read_jsonl, read_pairs
 
 Reader: TypeAlias = Callable[[Path], Iterator[Document | Rejection]]
 
-READERS: dict[str, Reader] = {"folder": read_folder, "jsonl": read_jsonl, "html": read_html}
+READERS: dict[str, Reader] = {
+    "folder": read_folder,
+    "jsonl": read_jsonl,
+    "html": read_html,
+    "pairs": read_pairs,
+}

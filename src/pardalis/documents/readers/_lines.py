@@ -1,11 +1,13 @@
-"""Documents from the JSON objects of a file, one a line."""
+"""Documents, or whatever a line stands for, from the JSON objects of a file, one a line."""
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pardalis.documents.document import Document, Rejection
+from pardalis.documents.document import Rejection
+
+Item = TypeVar("Item")
 
 
 class BadRecordError(Exception):
@@ -17,8 +19,8 @@ class BadRecordError(Exception):
 
 
 def read_lines(
-    path: Path, parse: Callable[[dict[str, Any], int], Document]
-) -> Iterator[Document | Rejection]:
+    path: Path, parse: Callable[[dict[str, Any], int], Item]
+) -> Iterator[Item | Rejection]:
     """Yield what ``parse`` makes of the object and number of each line that is not blank."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

@@ -6,8 +6,9 @@ A line reads ``{"name": "...", "licence": "...", "segments": [...]}``, where a s
     {"image": "relative/path.png", "alt": "..."}
     {"image_base64": "...", "alt": "..."}
 
-each with an optional ``"role"``. Image paths are relative to the JSONL file. An image may name
-regions that matter more than the rest of it, in pixels of the upright image:
+each with an optional ``"role"`` and an optional ``"weight"`` of its tokens in the loss. Image paths
+are relative to the JSONL file. An image may name regions that matter more than the rest of it, in
+pixels of the upright image:
 
     "regions": [{"box": [left, top, right, bottom], "kind": "face", "weight": 2.0}]
 
@@ -17,10 +18,12 @@ Files of earlier versions have ``"picture"`` and ``"picture_base64"`` for the la
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import (
+    MAX_WEIGHT,
     ROLES,
     Box,
     Document,
@@ -36,10 +39,11 @@ from pardalis.documents.readers._lines import BadRecordError, read_lines
 from pardalis.errors import DataError
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
+_PAIR_KEYS = {"name", "licence", "prompt", "chosen", "rejected"}
 _SEGMENT_KEYS = {
-    "text": {"text", "role"},
-    "image": {"image", "alt", "role", "regions"},
-    "image_base64": {"image_base64", "alt", "role", "regions"},
+    "text": {"text", "role", "weight"},
+    "image": {"image", "alt", "role", "regions", "weight"},
+    "image_base64": {"image_base64", "alt", "role", "regions", "weight"},
 }
 _OLD_KEYS = {"picture": "image", "picture_base64": "image_base64"}
 _REGION_KEYS = {"box", "kind", "weight"}
@@ -51,20 +55,38 @@ def read_jsonl(path: Path) -> Iterator[Document | Rejection]:
     Raises:
         DataError: there is no such file.
     """
+    _require_file(path, "documents")
+    return read_lines(path, lambda line, n: _document(line, path.parent, f"{path.stem}:{n}"))
+
+
+def read_pairs(path: Path) -> Iterator[Document | Rejection]:
+    """Yield two documents of each line, one after the other: prompt with chosen, with rejected.
+
+    A line reads ``{"name": "...", "prompt": ..., "chosen": ..., "rejected": ...}``. Each of the
+    last three is a list of segments, or a text, which stands for one segment without a role. The
+    weights of the prompt are 0. The documents are called ``name#chosen`` and ``name#rejected``.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    _require_file(path, "pairs")
+    lines = read_lines(path, lambda line, n: _pair(line, path.parent, f"{path.stem}:{n}"))
+    return (
+        document for item in lines for document in ([item] if isinstance(item, Rejection) else item)
+    )
+
+
+def _require_file(path: Path, content: str) -> None:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {found}; a JSONL file of documents was expected there.")
-    return read_lines(path, lambda line, n: _document(line, path.parent, f"{path.stem}:{n}"))
+        raise DataError(f"{path} {found}; a JSONL file of {content} was expected there.")
 
 
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:
     _refuse_unknown_keys(record, _DOCUMENT_KEYS, "document")
-    segments = record.get("segments")
-    if not isinstance(segments, list):
-        raise BadRecordError("bad-record", 'The document needs a list under "segments".')
     document = Document(
-        segments=tuple(
-            _segment(segment, number, folder) for number, segment in enumerate(segments)
+        segments=_segments(
+            record.get("segments"), 'document needs a list under "segments"', folder
         ),
         name=_string(record, "name", "document") or default_name,
         licence=_string(record, "licence", "document"),
@@ -74,8 +96,46 @@ def _document(record: dict[str, Any], folder: Path, default_name: str) -> Docume
     return document
 
 
-def _segment(record: Any, number: int, folder: Path) -> Segment:
-    where = f"segment {number}"
+def _pair(record: dict[str, Any], folder: Path, default_name: str) -> tuple[Document, Document]:
+    _refuse_unknown_keys(record, _PAIR_KEYS, "pair")
+    name = _string(record, "name", "pair") or default_name
+    licence = _string(record, "licence", "pair")
+    prompt, chosen, rejected = (
+        _part(record, key, folder) for key in ("prompt", "chosen", "rejected")
+    )
+    prompt = tuple(replace(segment, weight=0.0) for segment in prompt)
+    if chosen == rejected:
+        raise BadRecordError(
+            "equal-pair", 'The pair has the same "chosen" and "rejected"; they must differ.'
+        )
+    for key, completion in (("chosen", chosen), ("rejected", rejected)):
+        if Document(completion).is_empty:
+            raise BadRecordError("empty-document", f'The pair has nothing under "{key}".')
+    return (
+        Document((*prompt, *chosen), f"{name}#chosen", licence),
+        Document((*prompt, *rejected), f"{name}#rejected", licence),
+    )
+
+
+def _part(record: dict[str, Any], key: str, folder: Path) -> tuple[Segment, ...]:
+    """Return the segments of the prompt or a completion of a pair."""
+    value = record.get(key)
+    if isinstance(value, str):
+        value = [{"text": value}]
+    what = f'pair needs a text or a list of segments under "{key}"'
+    return _segments(value, what, folder, f"{key}, ")
+
+
+def _segments(value: Any, what: str, folder: Path, where: str = "") -> tuple[Segment, ...]:
+    if not isinstance(value, list):
+        raise BadRecordError("bad-record", f"The {what}.")
+    return tuple(
+        _segment(segment, f"{where}segment {number}", folder)
+        for number, segment in enumerate(value)
+    )
+
+
+def _segment(record: Any, where: str, folder: Path) -> Segment:
     keys = [_OLD_KEYS.get(key, key) for key in record] if isinstance(record, dict) else []
     kinds = [key for key in keys if key in _SEGMENT_KEYS]
     if len(kinds) != 1:
@@ -89,18 +149,28 @@ def _segment(record: Any, number: int, folder: Path) -> Segment:
         raise BadRecordError("bad-record", reason)
     content = _string(record, kinds[0], where)
     if kinds[0] == "text":
-        return Text(content, role)
+        return Text(content, role, _weight(record, where))
     alt, regions = _string(record, "alt", where), _regions(record, where)
     if kinds[0] == "image":
         file = folder / content
         if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
             reason = f"{where} names the image {content!r}, which is not a file in {folder}."
             raise BadRecordError("missing-image", reason)
-        return Image(file, alt, role, regions)
+        return Image(file, alt, role, regions, _weight(record, where))
     try:
-        return Image(from_base64(content), alt, role, regions)
+        return Image(from_base64(content), alt, role, regions, _weight(record, where))
     except DataError as error:
         raise BadRecordError("bad-base64", f"{where}: {error}") from error
+
+
+def _weight(record: dict[str, Any], where: str) -> float:
+    weight = record.get("weight", 1.0)
+    if not _is_number(weight) or not 0 <= weight <= MAX_WEIGHT:
+        raise BadRecordError(
+            "bad-weight",
+            f"{where} has the weight {weight!r}; it must be a number from 0 to {MAX_WEIGHT:g}.",
+        )
+    return float(weight)
 
 
 def _regions(record: dict[str, Any], where: str) -> tuple[Region, ...]:
