@@ -45,6 +45,7 @@ from pardalis.model import (
 from pardalis.objectives.linear_cross_entropy import chunked_cross_entropy
 from pardalis.parallel import Layout, ParallelConfig, join, layout_of, parallelise
 from pardalis.parallel.vocabulary import VocabularyShard
+from pardalis.tokens import Encoded
 from pardalis.train.decoder_task import DecoderTask, DecoderTrainConfig
 from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.schedule import ConstantConfig, WarmupCosineConfig
@@ -97,7 +98,8 @@ def loader_of(shape: Shape, steps: int = 16):
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), shape.vocab_size, tokens_per_shard=1 << 24)
         for number in range(steps * shape.rows):
-            writer.add(str(number), generator.integers(8, shape.vocab_size, shape.length))
+            ids = generator.integers(8, shape.vocab_size, shape.length)
+            writer.add(str(number), Encoded.of(ids))
         writer.finish(shape.length, codec="random")
         shards = {"random": Shards.open(Path(folder))}
         yield Loader(shards, {"random": 1.0}, shape.length, shape.rows, seed=0, pad_id=1)

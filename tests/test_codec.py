@@ -13,6 +13,7 @@ from pardalis.codec import Codec
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import DataError, GrammarError
 from pardalis.tokens import Vocabulary
+from pardalis.tokens.vocabulary import SPECIAL
 from pardalis.vq import to_square
 
 
@@ -23,7 +24,7 @@ def image(seed: int) -> PIL.Image.Image:
 def test_the_form_of_a_document(codec: Codec):
     ids = codec.vocabulary
     document = Document((Text("An owl"), Image(image(0)), Text("sat.")))
-    encoded = codec.encode(document)
+    encoded = codec.encode(document).ids.tolist()
     codes = codec.image_tokenizer.codes_of([image(0)])[0].tolist()
     assert encoded == [
         ids.bos_id,
@@ -54,7 +55,7 @@ def document_of(parts: list[str | int]) -> Document:
 def test_ids_survive_the_round_trip(codec: Codec, parts):
     """Text comes back exactly, images as their codes decode, and encoding is always valid."""
     document = document_of(parts)
-    encoded = codec.encode(document)
+    encoded = codec.encode(document).ids.tolist()
     codec.grammar.validate(encoded)
     decoded = codec.decode(encoded, name="d")
     assert decoded.name == "d"
@@ -74,7 +75,7 @@ def test_turns_become_end_turn_and_come_back(codec: Codec):
             Text("Done.", role="assistant"),
         )
     )
-    encoded = codec.encode(document)
+    encoded = codec.encode(document).ids.tolist()
     assert encoded.count(codec.vocabulary.end_turn_id) == 1
     assert [segment.role for segment in codec.decode(encoded).segments] == [
         "user",
@@ -119,7 +120,7 @@ def test_every_conversation_survives(codec: Codec, foreign_codec: Codec, parts):
     document = conversation(parts)
     has_role = {role for role, _ in parts} != {"user"}  # no end_turn stands in one turn of a user
     for some in (codec, foreign_codec):
-        ids = some.encode(document)
+        ids = some.encode(document).ids
         some.grammar.validate(ids)
         expected = turns_of(document)
         assert turns_of(some.decode(ids)) == (expected if has_role else [(None, expected[0][1])])
@@ -143,7 +144,7 @@ U, A, S = ("user", "u"), ("assistant", "a"), ("system", "s")
     ],
 )
 def test_the_form_of_turns(codec: Codec, parts, form):
-    line = codec.render(codec.encode(conversation(parts)))
+    line = codec.render(codec.encode(conversation(parts)).ids)
     assert line.replace("<end_turn>", "|") == f"<bos>{form}<eos>"
 
 
@@ -160,7 +161,7 @@ def test_after_a_prompt_comes_the_assistant(codec: Codec, parts, form):
 
 def test_a_prompt_has_no_eos_and_a_conversation_hands_over_the_turn(codec: Codec):
     plain = codec.encode_prompt(Document((Text("An owl"),)))
-    assert plain == codec.encode(Document((Text("An owl"),)))[:-1]
+    assert plain == codec.encode(Document((Text("An owl"),))).ids[:-1].tolist()
     asked = codec.encode_prompt(Document((Text("An owl?", role="user"),)))
     assert asked[-1] == codec.vocabulary.end_turn_id
     assert codec.encode_prompt(Document(())) == [codec.vocabulary.bos_id]
@@ -174,7 +175,7 @@ def test_only_images_of_a_prompt_are_padded(codec: Codec, role):
     fit = "pad" if role in ("system", "user") else "crop"
     square_ = PIL.Image.fromarray(to_square(wide, 16, image_fit=fit))
     (codes,) = codec.image_tokenizer.codes_of([square_]).tolist()
-    assert padding.grammar.codes(padding.encode(document)) == codes
+    assert padding.grammar.codes(padding.encode(document).ids) == codes
     assert (padding.encode(document) == codec.encode(document)) == (fit == "crop")
 
 
@@ -227,6 +228,72 @@ def test_the_fingerprint_follows_the_weights(codec: Codec):
         weight.data[0, 0] = before
 
 
+# ── weights ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def weights_line(codec: Codec, *segments: Text | Image) -> str:
+    """Return a document with the weight of each token in front of its name."""
+    encoded = codec.encode(Document(segments))
+    assert encoded.ids.shape == encoded.weights.shape
+    return " ".join(
+        f"{weight:g}{codec.render([int(token_id)])}"
+        for token_id, weight in zip(encoded.ids, encoded.weights, strict=True)
+    )
+
+
+def test_all_weights_are_1_by_default(codec: Codec):
+    encoded = codec.encode(document_of(["An owl", 3, "sat."]))
+    assert (encoded.weights == 1).all() and not encoded.is_weighted
+
+
+def test_tokens_have_the_weight_of_their_segment(codec: Codec):
+    line = weights_line(codec, Text("q", weight=0.0), Image(image(1), weight=2.0), Text("a"))
+    codes = " ".join(["2[1 codes]"] * 4)
+    assert line == f"0<bos> 0q 2<begin_image> {codes} 2<end_image> 1a 1<eos>"
+    assert weights_line(codec, Text("a"), Text("q", weight=0.5)) == "1<bos> 1a 0.5q 0.5<eos>"
+
+
+@pytest.mark.parametrize(
+    ("roles_", "line"),
+    [
+        ("ua", "0<bos> 0u 0<end_turn> 1a 1<eos>"),
+        ("uaua", "0<bos> 0u 0<end_turn> 1a 1<end_turn> 0u 0<end_turn> 1a 1<eos>"),
+        ("sa", "0<bos> 0s 0<end_turn> 0<end_turn> 0<end_turn> 1a 1<eos>"),
+        ("au", "1<bos> 1<end_turn> 1a 1<end_turn> 0u 0<eos>"),
+        ("uas", "0<bos> 0u 0<end_turn> 1a 1<end_turn> 0s 0<end_turn> 0<end_turn> 0<eos>"),
+    ],
+)
+def test_an_end_turn_belongs_to_the_segment_before_it(codec: Codec, roles_, line):
+    named = {"u": "user", "a": "assistant", "s": "system"}
+    segments = [Text(r, named[r], weight=1.0 if r == "a" else 0.0) for r in roles_]
+    assert weights_line(codec, *segments) == line
+
+
+def test_a_document_is_shown_with_a_line_for_each_weight(codec: Codec):
+    document = Document((Text("An owl?", "user", 0.0), Text("yes", "assistant"), Image(image(1))))
+    assert codec.render_weighted(codec.encode(document)) == (
+        "[weight 0] <bos>An owl?<end_turn>\n"
+        "[weight 1] yes<end_turn><begin_image>[4 codes]<end_image><eos>"
+    )
+    plain = codec.encode(document_of(["An owl"]))
+    assert codec.render_weighted(plain) == "<bos>An owl<eos>"
+
+
+@settings(deadline=None, max_examples=30)
+@given(conversations, st.data())
+def test_weights_do_not_change_ids(codec: Codec, parts, data):
+    plain = conversation(parts)
+    weighted = replace(
+        plain,
+        segments=tuple(
+            replace(s, weight=data.draw(st.sampled_from([0.0, 0.5, 1.0]))) for s in plain.segments
+        ),
+    )
+    encoded, expected = codec.encode(weighted), codec.encode(plain)
+    assert (encoded.ids == expected.ids).all()
+    assert set(encoded.weights.tolist()) <= {s.weight for s in weighted.segments}
+
+
 # ── an imported vocabulary ───────────────────────────────────────────────────────────────────────
 
 
@@ -240,8 +307,10 @@ def foreign_codec(codec: Codec) -> Codec:
     # In its own file text is numbered from 0, which must not matter here.
     foreign_ids = (*range(n_text, n_text + 4), *range(n_text), *range(n_text + 4, size))
     vocabulary = Vocabulary(
-        image=image, text=text, end_image_id=text.stop, begin_image_id=text.stop + 1,
-        end_turn_id=image.stop, foreign_ids=foreign_ids,
+        modalities={"image": image, "text": text},
+        special=SPECIAL
+        | {"end_image": text.stop, "begin_image": text.stop + 1, "end_turn": image.stop},
+        foreign_ids=foreign_ids,
     )  # fmt: skip
     return Codec(vocabulary, codec.text_tokenizer, codec.image_tokenizer)
 
@@ -250,13 +319,14 @@ def foreign_codec(codec: Codec) -> Codec:
 @given(parts_of_a_document)
 def test_ids_of_another_layout_say_the_same(codec: Codec, foreign_codec: Codec, parts):
     document = document_of(parts)
-    ids = foreign_codec.encode(document)
+    ids = foreign_codec.encode(document).ids.tolist()
+    plain = codec.encode(document).ids.tolist()
     foreign_codec.grammar.validate(ids)
-    ours, theirs = codec.decode(codec.encode(document)), foreign_codec.decode(ids)
+    ours, theirs = codec.decode(plain), foreign_codec.decode(ids)
     assert theirs.text == ours.text
-    assert foreign_codec.render(ids) == codec.render(codec.encode(document))
+    assert foreign_codec.render(ids) == codec.render(plain)
     names = [foreign_codec.vocabulary.name_of(i) for i in ids]
-    assert names == [codec.vocabulary.name_of(i) for i in codec.encode(document)]
+    assert names == [codec.vocabulary.name_of(i) for i in plain]
 
 
 def test_the_fingerprint_follows_the_foreign_ids(foreign_codec: Codec):

@@ -8,6 +8,7 @@ import torch
 
 from pardalis import config as configs
 from pardalis.cli.main import main
+from pardalis.data import PairOrder
 from pardalis.errors import ConfigError
 from pardalis.model import model_costs
 from pardalis.pipeline import Recipe, load_recipe
@@ -166,6 +167,12 @@ picture_side = 32
 name = "pairs"
 reader = "jsonl"
 path = "{run}/corpus/pairs.train.jsonl"
+pair_order = "random"
+[[heldout]]
+name = "unseen"
+reader = "jsonl"
+path = "{run}/corpus/pairs.heldout.jsonl"
+pair_order = "as_written"
 [text_tokenizer]
 n_pieces = 300
 [image_tokenizer]
@@ -200,4 +207,7 @@ def test_a_recipe_of_an_earlier_version_loads(tmp_path, caplog):
     assert recipe.training.objective.modality_weights == {"image": 0.5}
     sample = recipe.sample
     assert (sample.images, sample.captions, sample.image.temperature) == (3, 4, 0.5)
-    assert "prompt_pictures is now image_fit" in caplog.text
+    assert [source.transforms for source in recipe.all_sources] == [
+        (PairOrder(order="random"),), ()
+    ]  # fmt: skip
+    assert "pair_order of sources is now a transform; prompt_pictures is now" in caplog.text

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ from jaxtyping import UInt8
 
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import DataError
-from pardalis.tokens import Grammar, SpanKind, TextTokenizer, Vocabulary, render
+from pardalis.tokens import Encoded, Grammar, Ids, SpanKind, TextTokenizer, Vocabulary, render
 from pardalis.vq import ImageFit, ImageTokenizer, open_square
 
 Square = UInt8[np.ndarray, "Y X 3"]
@@ -35,6 +36,9 @@ class Codec:
     Segments without content are left out of a conversation, and one turn of the user alone has no
     ``end_turn``, so that its role is not stored. Where some segments have a role and others none,
     ``end_turn`` stands wherever the role changes.
+
+    The tokens of a segment have its weight. An ``end_turn`` has that of the segment before it, or
+    of the first if it stands before all, as ``bos`` has; ``eos`` has that of the last.
 
     Args:
         image_fit: how images in turns of the user or the system fit the square. All others are
@@ -68,7 +72,7 @@ class Codec:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the vocabulary and both tokenizers; shards and bundles store it."""
-        digest = hashlib.sha256(repr(sorted(self.vocabulary.to_dict().items())).encode())
+        digest = hashlib.sha256(self.vocabulary.to_hash().encode())
         digest.update(self.text_tokenizer.to_json().encode())
         for name, tensor in sorted(self.image_tokenizer.state_dict().items()):
             digest.update(name.encode())
@@ -79,29 +83,29 @@ class Codec:
 
     # ── encoding ───────────────────────────────────────────────────────────────────────
 
-    def encode(self, document: Document) -> list[int]:
-        """Return the token ids of a document; raises DataError for an unreadable image."""
-        [ids] = self.encode_many([document])
-        if isinstance(ids, DataError):
-            raise ids
-        return ids
+    def encode(self, document: Document) -> Encoded:
+        """Return the ids and weights of a document; raises DataError for an unreadable image."""
+        [encoded] = self.encode_many([document])
+        if isinstance(encoded, DataError):
+            raise encoded
+        return encoded
 
     def encode_prompt(self, document: Document) -> list[int]:
         """Return the ids of a prompt: a document without its eos.
 
         After the last turn of a conversation stands ``end_turn``, so that the assistant's follows.
         """
-        ids = self.encode(document)[:-1]
+        ids: list[int] = self.encode(document).ids[:-1].tolist()
         last_role = document.segments[-1].role if document.segments else None
         return [*ids, self.vocabulary.end_turn_id] if last_role else ids
 
-    def encode_many(self, documents: Sequence[Document]) -> list[list[int] | DataError]:
+    def encode_many(self, documents: Sequence[Document]) -> list[Encoded | DataError]:
         """Encode documents, all images together; returns an error in its document's place."""
         opened = [self._open_images(document) for document in documents]
         squares = [square for result in opened if isinstance(result, list) for square in result]
         codes = iter(self.image_tokenizer.codes_of_squares(squares).tolist())
         return [
-            self._ids(document.segments, codes) if isinstance(result, list) else result
+            self._encoded(document.segments, codes) if isinstance(result, list) else result
             for document, result in zip(documents, opened, strict=True)
         ]
 
@@ -121,15 +125,24 @@ class Codec:
         except DataError as error:
             return error
 
-    def _ids(self, segments: Sequence[Segment], codes: Iterator[list[int]]) -> list[int]:
-        parts = [(segment.role, self._segment_ids(segment, codes)) for segment in segments]
-        if all(role for role, _ in parts):
-            parts = [(role, ids) for role, ids in parts if ids]
-        end_turns, last = _end_turns([role for role, _ in parts])
-        out = [self.vocabulary.bos_id]
-        for n, (_, ids) in zip(end_turns, parts, strict=True):
-            out += [self.vocabulary.end_turn_id] * n + ids
-        return [*out, *[self.vocabulary.end_turn_id] * last, self.vocabulary.eos_id]
+    def _encoded(self, segments: Sequence[Segment], codes: Iterator[list[int]]) -> Encoded:
+        parts = [(segment, self._segment_ids(segment, codes)) for segment in segments]
+        if all(segment.role for segment in segments):
+            parts = [(segment, ids) for segment, ids in parts if ids]
+        end_turns, last = _end_turns([segment.role for segment, _ in parts])
+        end_turn, weight = self.vocabulary.end_turn_id, parts[0][0].weight if parts else 1.0
+        runs: list[tuple[list[int], float]] = [([self.vocabulary.bos_id], weight)]
+        for n, (segment, ids) in zip(end_turns, parts, strict=True):
+            runs += [([end_turn] * n, weight), (ids, segment.weight)]
+            weight = segment.weight
+        runs.append(([end_turn] * last + [self.vocabulary.eos_id], weight))
+        return Encoded(
+            np.array([i for ids, _ in runs for i in ids], dtype=np.int64),
+            np.repeat(
+                np.array([weight for _, weight in runs], dtype=np.float32),
+                [len(ids) for ids, _ in runs],
+            ),
+        )
 
     def _segment_ids(self, segment: Segment, codes: Iterator[list[int]]) -> list[int]:
         ids = self.vocabulary
@@ -142,7 +155,7 @@ class Codec:
 
     def decode(
         self,
-        token_ids: Sequence[int],
+        token_ids: Ids,
         name: str = "",
         images: Sequence[PIL.Image.Image] | None = None,
     ) -> Document:
@@ -150,7 +163,7 @@ class Codec:
 
         Tolerates what a model leaves unfinished: a missing eos, and a last image cut short, whose
         missing codes repeat its first one (as Chameleon's release does). Segments have a role where
-        there is an ``end_turn``.
+        there is an ``end_turn``. Special ids that a vocabulary adds are left out.
 
         Args:
             images: its images, if they are decoded already.
@@ -184,9 +197,20 @@ class Codec:
         codes = self.grammar.codes(image_ids)
         return codes + [codes[0] if codes else 0] * (self.grammar.codes_per_image - len(codes))
 
-    def render(self, token_ids: Sequence[int]) -> str:
+    def render(self, token_ids: Ids) -> str:
         """Return token ids as a readable line; see :func:`pardalis.tokens.render`."""
         return render(token_ids, self.grammar, self.text_tokenizer)
+
+    def render_weighted(self, document: Encoded) -> str:
+        """Return a document as :meth:`render` does, with a line for each run of equal weight.
+
+        A line begins with ``[weight 0]``. If all weights are 1, there is one line without it.
+        """
+        if not document.is_weighted:
+            return self.render(document.ids)
+        cuts = np.flatnonzero(np.diff(document.weights)) + 1
+        parts = [document[a:b] for a, b in pairwise([0, *cuts.tolist(), len(document)])]
+        return "\n".join(f"[weight {part.weights[0]:g}] {self.render(part.ids)}" for part in parts)
 
 
 def _end_turns(roles: Sequence[Role | None]) -> tuple[list[int], int]:

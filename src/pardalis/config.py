@@ -76,7 +76,7 @@ def load(
     path: Path,
     overrides: Sequence[str] = (),
     renamed: Mapping[str, str] | None = None,
-    upgrade: Callable[[dict[str, Any]], None] = lambda values: None,
+    upgrade: Callable[[dict[str, Any]], Iterable[str]] = lambda values: (),
 ) -> Config:
     """Read a recipe.
 
@@ -84,7 +84,8 @@ def load(
         cls: the dataclass that the whole file describes.
         renamed: dotted keys of earlier versions and what they are called now. They are read under
             their new name, with a warning.
-        upgrade: what else earlier versions wrote in another form, changed in place; comes first.
+        upgrade: what else earlier versions wrote in another form, changed in place; comes first,
+            and returns what to warn of.
         overrides: ``"training_loop.steps=20"``; the value is TOML, or a bare string. A number in
             the path picks an item of a list: ``"sources.0.weight=2"``.
 
@@ -103,8 +104,7 @@ def load(
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
     renamed = renamed or {}
-    upgrade(values)
-    if found := rename(values, renamed, str(path)):
+    if found := [*upgrade(values), *rename(values, renamed, str(path))]:
         _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")
     for override in overrides:
         _apply(values, _renamed(override, renamed))

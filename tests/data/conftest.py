@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pardalis.data import Shards, ShardWriter
+from pardalis.tokens import Encoded
 
 WriteShards = Callable[..., Shards]
 
@@ -25,7 +25,7 @@ def write_shards(tmp_path: Path) -> WriteShards:
         folder.mkdir()
         writer = ShardWriter(folder, vocab_size, tokens_per_shard)
         for number, ids in enumerate(documents):
-            writer.add(f"{name}-{number}", np.array(ids))
+            writer.add(f"{name}-{number}", Encoded.of(ids))
         writer.finish(row_tokens, codec="codec-a")
         return Shards.open(folder)
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from pardalis.data import Curriculum, CurriculumStage, Loader, Mixture, Shards, ShardWriter
 from pardalis.errors import ConfigError
+from pardalis.tokens import Encoded
 
 ROWS = {"a": 7, "b": 40, "c": 11}
 weights_strategy = st.dictionaries(
@@ -110,7 +110,7 @@ def _loader(tmp_path_factory, stages, batch_rows, seed) -> Loader:
             folder = tmp_path_factory.mktemp(name)
             writer = ShardWriter(folder, 100, 1000)
             for i in range(n):
-                writer.add(f"{name}-{i}", np.array([0, 10 + i, 2]))
+                writer.add(f"{name}-{i}", Encoded.of([0, 10 + i, 2]))
             writer.finish(4, codec="")
             _SHARDS[name] = Shards.open(folder)
     return Loader(_SHARDS, stages, 4, batch_rows, seed, 1)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pardalis.batch import Batch
-from pardalis.data import Loader, Location, Shards, ShardWriter
+from pardalis.data import Loader, Location, PairLoader, Shards, ShardWriter
 from pardalis.errors import ConfigError, DataError
+from pardalis.tokens import Encoded
 
 PAD = 1
 ROW_TOKENS = 24
@@ -52,7 +55,7 @@ def test_every_position_agrees_with_its_document(tmp_path_factory, documents, st
     folder = tmp_path_factory.mktemp("shards")
     writer = ShardWriter(folder, 100, 30)
     for ids in documents:
-        writer.add("", np.array(ids))
+        writer.add("", Encoded.of(ids))
     writer.finish(12, codec="")
     shards = Shards.open(folder)
     loader = Loader({"a": shards}, {"a": 1.0}, 12, 2, 0, PAD)
@@ -146,3 +149,110 @@ def test_sources_without_weights_are_refused(sources):
         Loader(sources, {"owls": 1.0}, ROW_TOKENS, 8, 0, PAD)
     with pytest.raises(ConfigError, match=r"weighs 'newts', which is no source; .* foxes, owls"):
         Loader(sources, {"owls": 1.0, "foxes": 1.0, "newts": 1.0}, ROW_TOKENS, 8, 0, PAD)
+
+
+# ── weights ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_weight_of_a_position_is_that_of_its_target(tmp_path):
+    writer = ShardWriter(tmp_path, 100, 100)
+    for ids, weights in (([0, 11, 12, 13, 2], [0, 0, 0.5, 1, 2]), ([0, 21, 2], [1, 1, 0])):
+        writer.add("", Encoded(np.array(ids), np.array(weights, dtype=np.float32)))
+    writer.finish(9, codec="")
+    batch = Loader({"a": Shards.open(tmp_path)}, {"a": 1.0}, 9, 1, 0, PAD).row("a", 0)
+    assert batch.ids.tolist() == [[0, 11, 12, 13, 2, 0, 21, 2, 1]]
+    assert batch.weights.tolist() == [[0, 0.5, 1, 2, 0, 1, 0, 0, 0]]
+    assert batch.weights.dtype == torch.float32
+
+
+# ── pairs ────────────────────────────────────────────────────────────────────────────────────────
+
+PAIR_TOKENS = 12
+
+
+def write_pairs(folder: Path, n_pairs: int, first: int = 0) -> Shards:
+    """Pair i has the prompt 30 + i, and a chosen and a rejected completion of other lengths."""
+    writer = ShardWriter(folder, 100, 20)
+    for i in range(first, first + n_pairs):
+        for word, n in (("chosen", 1 + i % 7), ("rejected", 8 - i % 7)):
+            ids = [0, 30 + i, *[10 if word == "chosen" else 20] * n, 2]
+            weights = np.array([0, 0, *[1] * (n + 1)], dtype=np.float32)
+            writer.add(f"{i}#{word}", Encoded(np.array(ids), weights))
+    writer.finish(PAIR_TOKENS, codec="", pairs=True)
+    return Shards.open(folder)
+
+
+@pytest.fixture
+def pairs(tmp_path) -> dict[str, Shards]:
+    for name in ("owls", "foxes"):
+        (tmp_path / "pairs" / name).mkdir(parents=True)
+    return {
+        "owls": write_pairs(tmp_path / "pairs" / "owls", 11),
+        "foxes": write_pairs(tmp_path / "pairs" / "foxes", 5, first=11),
+    }
+
+
+def pair_loader(pairs, *, batch_rows: int = 8) -> PairLoader:
+    return PairLoader(pairs, {"owls": 3.0, "foxes": 1.0}, PAIR_TOKENS, batch_rows, 5, PAD)
+
+
+def prompts(batch: Batch) -> list[int]:
+    return batch.ids[:, 1].tolist()
+
+
+def test_rows_of_a_pair_are_adjacent_and_padded(tmp_path):
+    shards = write_pairs(tmp_path, 1)
+    batch = PairLoader({"a": shards}, {"a": 1.0}, PAIR_TOKENS, 2, 0, PAD).batch(3)
+    assert batch.ids.tolist() == [
+        [0, 30, 10, 2, 1, 1, 1, 1, 1, 1, 1, 1],
+        [0, 30, 20, 20, 20, 20, 20, 20, 20, 20, 2, 1],
+    ]
+    assert batch.weights.tolist() == [[0, 1, 1, *[0] * 9], [0, *[1] * 9, 0, 0]]
+    assert batch.documents.tolist() == [[0] * 4 + [-1] * 8, [0] * 11 + [-1]]
+
+
+@given(st.integers(0, 50), st.sampled_from([1, 2, 4]))
+@settings(deadline=None, max_examples=30)
+def test_pairs_are_never_torn_apart(tmp_path_factory, step, size):
+    if not _PAIRS:
+        for name, (n, first) in {"owls": (11, 0), "foxes": (5, 11)}.items():
+            _PAIRS[name] = write_pairs(tmp_path_factory.mktemp(name), n, first)
+    loader = pair_loader(_PAIRS)
+    shares = [pair_loader(_PAIRS).batch(step, rank, size) for rank in range(size)]
+    for share in shares:
+        assert len(share.ids) == 8 // size
+        for i in range(0, len(share.ids), 2):
+            assert share.ids[i, 1] == share.ids[i + 1, 1]
+            assert (share.ids[i, 2], share.ids[i + 1, 2]) == (10, 20)
+    whole = loader.batch(step)
+    assert torch.equal(torch.cat([share.ids for share in shares]), whole.ids)
+    assert_equal(loader.at(range(4 * step, 4 * step + 4)), whole)
+    for i in range(4):
+        location = loader.locate(4 * step + i)
+        prompt = prompts(whole)[2 * i] - 30
+        assert location.documents == (f"{prompt}#chosen", f"{prompt}#rejected")
+
+
+_PAIRS: dict[str, Shards] = {}  # written once for all examples
+
+
+def test_an_epoch_serves_every_pair_once(pairs):
+    loader = PairLoader({"owls": pairs["owls"]}, {"owls": 1.0}, PAIR_TOKENS, 2, 5, PAD)
+    for epoch in range(3):
+        served = [prompts(loader.batch(11 * epoch + step))[0] for step in range(11)]
+        assert sorted(served) == [30 + i for i in range(11)]
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_ranks_share_whole_pairs(pairs, size):
+    with pytest.raises(
+        ConfigError, match=rf"batch_rows \(8\) must be a multiple of 2 rows for each of the {size}"
+    ):
+        pair_loader(pairs).batch(0, 0, size)
+
+
+def test_rows_and_pairs_are_not_mistaken(pairs, sources):
+    with pytest.raises(DataError, match=r"'owls' .* holds pairs .* load it with `PairLoader`"):
+        Loader(pairs, {"owls": 1.0, "foxes": 1.0}, PAIR_TOKENS, 8, 0, PAD)
+    with pytest.raises(DataError, match=r"'owls' .* holds no pairs .* the reader 'pairs'"):
+        PairLoader(sources, {"owls": 1.0, "foxes": 1.0}, ROW_TOKENS, 8, 0, PAD)

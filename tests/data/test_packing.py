@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pardalis.data import Packing, best_fit, split_long
 from pardalis.errors import DataError
-from pardalis.tokens import Grammar, Vocabulary
+from pardalis.tokens import Encoded, Grammar, Vocabulary
 
 VOCABULARY = Vocabulary.build(n_codes=12, n_text=20)
 GRAMMAR = Grammar(VOCABULARY, codes_per_image=4)
@@ -78,37 +78,36 @@ segments = st.one_of(
 
 
 @st.composite
-def valid_ids(draw: st.DrawFn) -> np.ndarray:
+def valid_documents(draw: st.DrawFn) -> Encoded:
     body = [token_id for segment in draw(st.lists(segments, max_size=6)) for token_id in segment]
-    return np.array([VOCABULARY.bos_id, *body, VOCABULARY.eos_id])
+    ids = np.array([VOCABULARY.bos_id, *body, VOCABULARY.eos_id])
+    weights = draw(st.lists(st.sampled_from([0, 1, 2]), min_size=len(ids), max_size=len(ids)))
+    return Encoded(ids, np.array(weights, dtype=np.float32))
 
 
-@given(valid_ids(), st.integers(8, 30))
+@given(valid_documents(), st.integers(8, 30))
 @settings(deadline=None)
 def test_parts_are_whole_sequences_that_fit_and_join_to_the_document(
-    ids: np.ndarray, row_tokens: int
+    document: Encoded, row_tokens: int
 ):
-    parts = split_long(ids, row_tokens, GRAMMAR)
-    joined = [token_id for part in parts for token_id in part[1:].tolist()]
-    assert joined == ids[1:].tolist()
+    parts = split_long(document, row_tokens, GRAMMAR)
+    assert Encoded.joined(document[:1], *(part[1:] for part in parts)) == document
     for part in parts:
-        assert part[0] == VOCABULARY.bos_id
+        assert part.ids[0] == VOCABULARY.bos_id
         assert len(part) <= row_tokens
         ending = [] if part is parts[-1] else [VOCABULARY.eos_id]
-        GRAMMAR.validate([*part.tolist(), *ending])  # raises if an image was cut
-        assert part[1] != VOCABULARY.eos_id or len(parts) == 1  # eos never stands alone
+        GRAMMAR.validate([*part.ids.tolist(), *ending])  # raises if an image was cut
+        assert part.ids[1] != VOCABULARY.eos_id or len(parts) == 1  # eos never stands alone
 
 
 def test_a_document_that_fits_stays_one_part():
-    ids = np.array([0, 25, 26, 2])
-    [part] = split_long(ids, 4, GRAMMAR)
-    assert part.tolist() == ids.tolist()
+    document = Encoded.of([0, 25, 26, 2])
+    assert split_long(document, 4, GRAMMAR) == [document]
 
 
 def test_a_cut_goes_before_an_image_that_does_not_fit_any_more():
-    ids = np.array([0, 25, 26, *IMAGE, 27, 2])
-    parts = split_long(ids, 8, GRAMMAR)
-    assert [part.tolist() for part in parts] == [[0, 25, 26], [0, *IMAGE], [0, 27, 2]]
+    parts = split_long(Encoded.of([0, 25, 26, *IMAGE, 27, 2]), 8, GRAMMAR)
+    assert [part.ids.tolist() for part in parts] == [[0, 25, 26], [0, *IMAGE], [0, 27, 2]]
 
 
 def test_an_image_longer_than_a_row_is_refused():
@@ -116,9 +115,9 @@ def test_an_image_longer_than_a_row_is_refused():
         DataError,
         match=r"image at position 2 needs 7 tokens with its <bos>, but a row has 6; raise row_",
     ):
-        split_long(np.array([0, 25, *IMAGE, 27, 2]), 6, GRAMMAR)
+        split_long(Encoded.of([0, 25, *IMAGE, 27, 2]), 6, GRAMMAR)
 
 
 def test_the_last_image_needs_space_for_eos_too():
     with pytest.raises(DataError, match=r"image at position 3 needs 8 tokens .* a row has 7"):
-        split_long(np.array([0, 25, 26, *IMAGE, 2]), 7, GRAMMAR)
+        split_long(Encoded.of([0, 25, 26, *IMAGE, 2]), 7, GRAMMAR)

@@ -1,8 +1,9 @@
 import errno
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -10,10 +11,20 @@ import pytest
 import torch
 
 from pardalis.codec import Codec
-from pardalis.data import PrepareConfig, PrepareReport, Shards, SourceConfig, prepare_source, survey
+from pardalis.config import fingerprint
+from pardalis.data import (
+    ModalityDropout,
+    PairOrder,
+    PrepareConfig,
+    PrepareReport,
+    Shards,
+    SourceConfig,
+    prepare_source,
+    survey,
+)
 from pardalis.documents import READERS, Document, Image, Text
 from pardalis.errors import ConfigError, DataError
-from pardalis.tokens import Grammar
+from pardalis.tokens import Encoded, Grammar
 
 CONFIG = PrepareConfig(row_tokens=64, batch_documents=2)
 SOURCE = SourceConfig(name="owls", reader="folder", path=Path("owls"))
@@ -39,7 +50,7 @@ def prepare(base: Path, codec: Codec, source: SourceConfig = SOURCE, **changes) 
 
 def documents_in(base: Path) -> dict[str, list[int]]:
     shards = Shards.open(base / "shards")
-    return {name: shards.document(i).tolist() for i, name in enumerate(shards.names)}
+    return {name: shards.document(i).ids.tolist() for i, name in enumerate(shards.names)}
 
 
 def pair(base: Path, number: int) -> Document:
@@ -58,7 +69,7 @@ def write_jsonl(base: Path, *records: object) -> SourceConfig:
 
 def test_shards_contain_the_encoded_documents(base: Path, codec: Codec):
     report = prepare(base, codec)
-    expected = {f"{n}.png": codec.encode(pair(base, n)) for n in range(5)}
+    expected = {f"{n}.png": codec.encode(pair(base, n)).ids.tolist() for n in range(5)}
     assert documents_in(base) == expected
     n_tokens = sum(map(len, expected.values()))
     assert (report.read, report.written, report.images, report.split) == (5, 5, 5, 0)
@@ -94,15 +105,15 @@ def test_the_size_of_a_batch_does_not_change_what_is_written(base: Path, codec: 
 
 def swapped(base: Path, codec: Codec, number: int) -> list[int]:
     document = pair(base, number)
-    return codec.encode(replace(document, segments=document.segments[::-1]))
+    return codec.encode(replace(document, segments=document.segments[::-1])).ids.tolist()
 
 
 def test_both_orders_are_encoded(base: Path, codec: Codec):
-    report = prepare(base, codec, replace(SOURCE, pair_order="both"))
+    report = prepare(base, codec, replace(SOURCE, transforms=(PairOrder(order="both"),)))
     found = documents_in(base)
     assert (report.read, report.written, report.images) == (5, 10, 10)
     for number in range(5):
-        assert found[f"{number}.png"] == codec.encode(pair(base, number))
+        assert found[f"{number}.png"] == codec.encode(pair(base, number)).ids.tolist()
         assert found[f"{number}.png#swapped"] == swapped(base, codec, number)
 
 
@@ -110,7 +121,7 @@ def test_random_order_takes_one_of_the_two_by_name(base: Path, codec: Codec):
     for number in range(5, 20):
         shutil.copy(base / "owls/0.png", base / f"owls/{number}.png")
         shutil.copy(base / "owls/0.txt", base / f"owls/{number}.txt")
-    prepare(base, codec, replace(SOURCE, pair_order="random"))
+    prepare(base, codec, replace(SOURCE, transforms=(PairOrder(order="random"),)))
     image_first = {
         name.removesuffix("#swapped"): ids[1] == codec.vocabulary.begin_image_id
         for name, ids in documents_in(base).items()
@@ -119,7 +130,7 @@ def test_random_order_takes_one_of_the_two_by_name(base: Path, codec: Codec):
     assert 5 <= sum(image_first.values()) <= 15
     (base / "owls/0.png").unlink()  # the others are not affected by what stands beside them
     (base / "owls/0.txt").unlink()
-    prepare(base, codec, replace(SOURCE, pair_order="random"))
+    prepare(base, codec, replace(SOURCE, transforms=(PairOrder(order="random"),)))
     for name, ids in documents_in(base).items():
         is_first = ids[1] == codec.vocabulary.begin_image_id
         assert is_first == image_first[name.removesuffix("#swapped")]
@@ -128,8 +139,8 @@ def test_random_order_takes_one_of_the_two_by_name(base: Path, codec: Codec):
 def test_an_image_written_first_is_swapped_back(base: Path, codec: Codec):
     segments = [{"image": "owls/0.png"}, {"text": "an owl"}]
     source = write_jsonl(base, {"name": "a", "segments": segments})
-    prepare(base, codec, replace(source, pair_order="both"))
-    assert documents_in(base)["a#swapped"] == codec.encode(pair(base, 0))
+    prepare(base, codec, replace(source, transforms=(PairOrder(order="both"),)))
+    assert documents_in(base)["a#swapped"] == codec.encode(pair(base, 0)).ids.tolist()
 
 
 def test_only_pairs_have_two_orders(base: Path, codec: Codec):
@@ -141,8 +152,123 @@ def test_only_pairs_have_two_orders(base: Path, codec: Codec):
         {"name": "alone", "segments": [image]},
         {"name": "chat", "segments": [words | {"role": "user"}, image | {"role": "assistant"}]},
     )
-    prepare(base, codec, replace(source, pair_order="both"))
+    prepare(base, codec, replace(source, transforms=(PairOrder(order="both"),)))
     assert list(documents_in(base)) == ["three", "two texts", "alone", "chat"]
+
+
+# ── transforms ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretched:
+    """Repeats the last text token of a document, a different number of times in each epoch."""
+
+    kind: Literal["stretched"] = "stretched"
+    most: int = 5
+
+    def load(self, document: Encoded, grammar: Grammar, seed: int) -> Encoded:
+        times = seed % (self.most + 1)
+        return Encoded.joined(document[:-1], *[document[-2:-1]] * times, document[-1:])
+
+    def room(self, length: int) -> int:
+        return length + self.most
+
+
+def test_room_of_transforms_is_kept_in_every_row(base: Path, codec: Codec):
+    source = replace(SOURCE, transforms=(PairOrder(), Stretched(most=9), Stretched(most=3)))
+    report = prepare(base, codec, source)
+    shards = Shards.open(base / "shards")
+    for row in range(shards.n_rows):
+        assert sum(len(shards.document(d)) + 12 for d in shards.row(row)) <= 64
+    assert report.rows > prepare(base, codec, replace(SOURCE, transforms=(PairOrder(),))).rows
+
+
+def test_long_documents_are_split_so_that_their_parts_have_room(base: Path, codec: Codec):
+    source = replace(long_source(base), transforms=(Stretched(most=9),))
+    prepare(base, codec, source, row_tokens=32)
+    assert max(map(len, documents_in(base).values())) == 32 - 9
+    report = prepare(base, codec, source, row_tokens=32, long_documents="reject")
+    assert "a row has 23" in report.rejected["too-long"].examples[0]["reason"]
+    with pytest.raises(ConfigError, match="leave no room for a document in a row of 11 tokens"):
+        prepare(base, codec, source, row_tokens=11)
+
+
+def test_what_does_not_change_shards_keeps_them(base: Path, codec: Codec):
+    prepare(base, codec)
+    same = replace(SOURCE, transforms=(ModalityDropout(probability=0.3),))
+    assert prepare(base, codec, same).unchanged
+    assert not prepare(base, codec, replace(SOURCE, transforms=(Stretched(),))).unchanged
+    assert not prepare(base, codec, replace(SOURCE, transforms=(Stretched(most=2),))).unchanged
+
+
+def test_shards_of_earlier_versions_are_kept(base: Path, codec: Codec):
+    """What they depend on was listed with the word of ``pair_order``."""
+    for word, transforms in (("as_written", ()), ("random", (PairOrder(order="random"),))):
+        prepare(base, codec, replace(SOURCE, transforms=transforms))
+        found = json.loads((base / "shards/index.json").read_text())["prepared"]
+        listed = (1, 2, word, 64, "split", 2**26, codec.fingerprint, survey(SOURCE).digest)
+        assert found == fingerprint(*listed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    kind: Literal["broken"] = "broken"
+
+    def write(self, document: Encoded, raw: Document, grammar: Grammar) -> list:
+        return [("", document[1:])]
+
+
+def test_what_a_transform_writes_is_checked(base: Path, codec: Codec):
+    with pytest.raises(DataError, match=r"5 grammar, such as 0.png: Found .* at position 0"):
+        prepare(base, codec, replace(SOURCE, transforms=(Broken(),)))
+
+
+# ── weights and pairs ────────────────────────────────────────────────────────────────────────
+
+
+def test_weights_of_segments_are_written(base: Path, codec: Codec):
+    segments = [{"text": "an owl", "weight": 0}, {"image": "owls/0.png"}]
+    source = write_jsonl(base, {"name": "a", "segments": segments})
+    prepare(base, codec, replace(source, transforms=(PairOrder(),)))
+    shards = Shards.open(base / "shards")
+    assert shards.names == ["a", "a#swapped"]
+    n_text = len(shards.document(0)) - 8
+    assert shards.document(0).weights.tolist() == [0] * (n_text + 1) + [1] * 7
+    assert shards.document(1).weights.tolist() == [0, *[1] * 6, *[0] * (n_text + 1)]
+
+
+def test_a_document_without_any_weight_is_rejected(base: Path, codec: Codec):
+    good = {"name": "good", "segments": [{"text": "a"}]}
+    bad = {"name": "bad", "segments": [{"text": "a", "weight": 0}]}
+    report = prepare(base, codec, write_jsonl(base, bad, good))
+    assert list(documents_in(base)) == ["good"]
+    assert report.rejected["no-weight"].examples[0]["where"] == "bad"
+
+
+def test_both_of_a_pair_are_written_or_none(base: Path, codec: Codec):
+    (base / "broken.png").write_bytes(b"not an image")
+    picture, broken = [{"image": "owls/0.png"}], [{"image": "broken.png"}]
+    source = write_jsonl(
+        base,
+        {"name": "a", "prompt": "draw", "chosen": picture, "rejected": "no"},
+        "{",
+        {"name": "b", "prompt": "draw", "chosen": picture, "rejected": broken},
+        {"name": "c", "prompt": "write", "chosen": "owl " * 80, "rejected": "no"},
+        {"name": "d", "prompt": "write", "chosen": "yes", "rejected": "no"},
+    )
+    report = prepare(base, codec, replace(source, reader="pairs"), batch_documents=1)
+    shards = Shards.open(base / "shards")
+    assert shards.names == ["a#chosen", "a#rejected", "d#chosen", "d#rejected"]
+    assert [shards.row(row) for row in range(shards.n_rows)] == [[0, 1], [2, 3]]
+    assert (report.read, report.written, report.n_rejected, report.rows) == (9, 4, 5, 4)
+    assert {kind: found.count for kind, found in report.rejected.items()} == {
+        "bad-json": 1, "unreadable-image": 1, "too-long": 1, "half-pair": 2
+    }  # fmt: skip
+    chosen, rejected = shards.document(0), shards.document(1)
+    prompt = codec.encode_prompt(Document((Text("draw"),)))
+    for document in (chosen, rejected):
+        assert document.ids[: len(prompt)].tolist() == prompt
+        assert document.weights.tolist() == [0] * len(prompt) + [1] * (len(document) - len(prompt))
 
 
 # ── long documents ───────────────────────────────────────────────────────────────────────────
@@ -245,7 +371,7 @@ def test_an_unchanged_source_is_not_encoded_again(base: Path, codec: Codec, monk
     assert again == replace(first, unchanged=True)
 
 
-@pytest.mark.parametrize("change", ["caption", "config", "pair_order", "codec", "damage", "report"])
+@pytest.mark.parametrize("change", ["caption", "config", "transforms", "codec", "damage", "report"])
 def test_a_change_prepares_again(base: Path, codec: Codec, change: str):
     prepare(base, codec)
     source, changes = SOURCE, {}
@@ -254,8 +380,8 @@ def test_a_change_prepares_again(base: Path, codec: Codec, change: str):
             (base / "owls/0.txt").write_text("a white owl")
         case "config":
             changes = {"row_tokens": 96}
-        case "pair_order":
-            source = replace(SOURCE, pair_order="both")
+        case "transforms":
+            source = replace(SOURCE, transforms=(PairOrder(order="both"),))
         case "codec":
             torch.manual_seed(1)
             codec = Codec.of(codec.text_tokenizer, type(codec.image_tokenizer)(
@@ -280,7 +406,7 @@ def test_an_interruption_leaves_the_old_shards(base: Path, codec: Codec, monkeyp
     (base / "owls/0.txt").write_text("a white owl")
     encode_many, calls = codec.encode_many, iter(range(10))
 
-    def interrupted(documents: list[Document]) -> list[list[int] | DataError]:
+    def interrupted(documents: list[Document]) -> list[Encoded | DataError]:
         if next(calls) == 2:
             raise PulledPlugError
         return encode_many(documents)

@@ -3,16 +3,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pardalis.data import Shards, ShardWriter
 from pardalis.errors import DataError
+from pardalis.tokens import Encoded
 
 DOCUMENTS = [[0, *range(10, 10 + n), 2] for n in (3, 30, 7, 40, 1, 12)]
 
 
 def test_documents_round_trip_over_several_shards(write_shards):
     shards = write_shards(DOCUMENTS, 64)
-    assert [shards.document(i).tolist() for i in range(6)] == DOCUMENTS
+    assert [shards.document(i).ids.tolist() for i in range(6)] == DOCUMENTS
     assert shards.names == [f"shards-{i}" for i in range(6)]
     assert (shards.n_documents, shards.n_tokens, shards.row_tokens) == (6, 105, 64)
     assert sorted(d for row in range(shards.n_rows) for d in shards.row(row)) == list(range(6))
@@ -22,7 +25,7 @@ def test_documents_round_trip_over_several_shards(write_shards):
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
 def test_token_ids_have_the_narrowest_dtype_for_the_vocabulary(write_shards, vocab_size, dtype):
     shards = write_shards([[0, vocab_size - 1, 2]], 8, vocab_size=vocab_size)
-    assert shards.document(0).tolist() == [0, vocab_size - 1, 2]
+    assert shards.document(0).ids.tolist() == [0, vocab_size - 1, 2]
     assert np.load(shards.folder / "ids-00000.npy").dtype == dtype
 
 
@@ -43,7 +46,7 @@ def test_a_name_may_hold_any_character(tmp_path: Path):
     names = ["a\nb", "\u2028 \x85", "naïve 🦉", "\udc80", ""]
     writer = ShardWriter(tmp_path, 100, 10)
     for name in names:
-        writer.add(name, np.array([0, 2]))
+        writer.add(name, Encoded.of([0, 2]))
     writer.finish(8, codec="")
     assert Shards.open(tmp_path).names == names
 
@@ -95,7 +98,7 @@ def test_damaged_names_are_refused(write_shards):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, r"format version 2, this version of pardalis reads up to 1; update"),
+        ({"version": 3}, r"format version 3, this version of pardalis reads up to 2; update"),
         ({"format": "other"}, r"index.json does not describe shards"),
         ({"rows": None}, r"index.json lacks rows; delete the folder and prepare"),
     ],
@@ -114,3 +117,71 @@ def test_a_missing_or_garbled_index_is_refused(tmp_path: Path):
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(DataError, match=r"index.json is not valid JSON"):
         Shards.open(tmp_path)
+
+
+# ── weights and pairs ────────────────────────────────────────────────────────────────────────────
+
+
+def write(folder: Path, documents: list[Encoded], tokens_per_shard: int = 10, **options) -> Shards:
+    writer = ShardWriter(folder, 100, tokens_per_shard)
+    for number, document in enumerate(documents):
+        writer.add(str(number), document)
+    writer.finish(64, codec="c", **options)
+    return Shards.open(folder)
+
+
+weighted = st.lists(
+    st.tuples(st.integers(0, 99), st.sampled_from([0.0, 0.5, 1.0, 1.0, 2.0])),
+    min_size=1,
+    max_size=12,
+).map(
+    lambda pairs: Encoded(
+        np.array([i for i, _ in pairs]), np.array([w for _, w in pairs], dtype=np.float32)
+    )
+)
+
+
+@given(st.lists(weighted, min_size=1, max_size=8), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_weights_survive(tmp_path_factory, documents, tokens_per_shard):
+    shards = write(tmp_path_factory.mktemp("shards"), documents, tokens_per_shard)
+    assert [shards.document(i) for i in range(len(documents))] == documents
+    files = len(list(shards.folder.glob("weights-*.npy")))
+    assert (files > 0) == any(document.is_weighted for document in documents)
+
+
+def test_weights_are_written_only_where_one_differs_from_1(tmp_path: Path):
+    plain = Encoded.of([0, 9, 2])
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "weighted").mkdir()
+    folder = write(tmp_path / "plain", [plain] * 6, 6).folder
+    assert not list(folder.glob("weights-*"))
+    assert json.loads((folder / "index.json").read_text())["version"] == 1
+    masked = Encoded(plain.ids, np.array([0, 0, 1], dtype=np.float32))
+    shards = write(tmp_path / "weighted", [plain, plain, plain, masked], 6)
+    assert [path.name for path in shards.folder.glob("weights-*")] == ["weights-00001.npy"]
+    assert np.load(shards.folder / "weights-00001.npy").dtype == np.float16
+    assert json.loads((shards.folder / "index.json").read_text())["version"] == 2
+    (shards.folder / "weights-00001.npy").unlink()
+    with pytest.raises(DataError, match=r"weights-00001.npy is missing; delete the folder"):
+        Shards.open(shards.folder)
+
+
+def test_room_is_kept_in_rows(tmp_path: Path):
+    rooms = np.arange(65) + 30
+    shards = write(tmp_path, [Encoded.of([0, 9, 2])] * 4, rooms=rooms)
+    assert shards.n_rows == 4  # twice 3 + 30 exceeds 64
+    assert shards.n_tokens == 12
+
+
+def test_pairs_stand_in_the_place_of_rows(tmp_path: Path):
+    documents = [Encoded.of([0, *[9] * n, 2]) for n in (60, 1, 3, 40)]
+    shards = write(tmp_path, documents, pairs=True)
+    assert [shards.row(row) for row in range(shards.n_rows)] == [[0, 1], [2, 3]]
+    assert shards.has_pairs
+    assert json.loads((tmp_path / "index.json").read_text())["version"] == 2
+
+
+def test_half_a_pair_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="an even number of documents, got 3"):
+        write(tmp_path, [Encoded.of([0, 2])] * 3, pairs=True)

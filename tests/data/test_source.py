@@ -5,7 +5,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from pardalis.data import SourceConfig, read_source
+from pardalis.data import PairOrder, SourceConfig, read_source
 from pardalis.data.source import survey
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
@@ -68,6 +68,26 @@ def test_a_survey_notices_every_kind_of_image(monkeypatch, tmp_path: Path):
         found(b"a", b"b"),
     }
     assert len(hashes) == 6
+
+
+def test_a_survey_notices_weights_but_not_those_of_1(monkeypatch):
+    def found(weight: float) -> str:
+        segments = Text("a", weight=weight), Image(b"a", weight=weight)
+        return survey_of(monkeypatch, *segments)
+
+    assert len({found(0.0), found(0.5), found(1.0)}) == 3
+    assert found(1.0) == survey_of(monkeypatch, Text("a"), Image(b"a"))
+
+
+def survey_of(monkeypatch, *segments: Text | Image) -> str:
+    document = Document(segments, "a")
+    monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
+    return survey(SOURCE).digest
+
+
+def test_pairs_have_no_transforms():
+    with pytest.raises(ConfigError, match=r"^transforms must be empty for reader 'pairs', got 1"):
+        SourceConfig(name="a", reader="pairs", path=Path("a"), transforms=(PairOrder(),))
 
 
 def test_an_empty_source_has_no_items(tmp_path: Path):

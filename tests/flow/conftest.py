@@ -20,7 +20,7 @@ name = "pairs"
 reader = "jsonl"
 path = "pairs.jsonl"
 weight = 0.8
-pair_order = "both"
+transforms = [{kind = "pair_order", order = "both"}]
 
 [[sources]]
 name = "pages"

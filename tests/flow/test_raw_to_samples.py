@@ -95,6 +95,11 @@ def test_data_show(finished, capsys):
     assert located["source"] in ("pairs", "pages")
     assert main(["data", "show", str(folder), "--source", "pairs", "--row", "999"]) == 2
     assert "has rows 0 to" in capsys.readouterr().err
+    look = ["data", "show", str(folder), "--source", "pairs", "--row", "0", "--epoch", "4"]
+    assert main([*look, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["epoch"], shown["row"]) == (4, 0)
+    assert all(each["ids"] == each["written_ids"] for each in shown["documents"])
     assert main(["data", "show", str(folder)]) == 2
 
 

@@ -118,7 +118,7 @@ def test_the_codec_is_that_of_the_bundle(project):
     shards = Shards.open(folder / "shards" / "squares", codec.fingerprint)
     [source] = load_recipe(project / "recipe.toml").sources
     documents = list(read_source(source))
-    assert [shards.document(i).tolist() for i in range(len(documents))] == [
+    assert [shards.document(i) for i in range(len(documents))] == [
         codec.encode(document) for document in documents
     ]
 

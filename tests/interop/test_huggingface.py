@@ -423,8 +423,8 @@ def test_a_loaded_bundle_saves_everything(imported_bundle, tmp_path, image):
     assert after.codec.fingerprint == before.codec.fingerprint
     assert after.made_by == before.made_by == {"imported_from": "transformers"}
     document = Document((Text("An owl 🦉"), Image(image)))
-    ids = before.codec.encode(document)
-    assert after.codec.encode(document) == ids
+    ids = before.codec.encode(document).ids.tolist()
+    assert after.codec.encode(document).ids.tolist() == ids
     with torch.no_grad():
         assert torch.equal(after.model(torch.tensor([ids])), before.model(torch.tensor([ids])))
 

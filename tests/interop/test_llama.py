@@ -560,7 +560,7 @@ def test_it_generates_text_and_images(imported, owl, case):
     assert all(isinstance(segment, Text) for segment in described.segments)
     mixed = pardalis.generate(bundle, ["The fox", owl], mode="interleaved", max_new_tokens=30)
     codec = bundle.codec
-    codec.grammar.validate(codec.encode(mixed))
+    codec.grammar.validate(codec.encode(mixed).ids)
 
 
 @torch.no_grad()
@@ -596,7 +596,9 @@ class OneBatch:
 
 def test_it_can_be_trained(imported, owl):
     bundle: Bundle = pardalis.load(imported("Llama 2"))
-    ids = bundle.codec.encode(Document((Text("An owl:"), Image(owl), Text("is it one?"))))
+    ids = bundle.codec.encode(
+        Document((Text("An owl:"), Image(owl), Text("is it one?")))
+    ).ids.tolist()
     before = bundle.model.head.weight.detach().clone()
     config = DecoderTrainConfig(
         batch_rows=1, schedule=WarmupCosineConfig(learning_rate=1e-2, warmup_steps=1)

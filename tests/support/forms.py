@@ -41,7 +41,12 @@ _SCHEDULE = {"kind": "warmup_cosine", "learning_rate": 1e-3, "warmup_steps": 1}
 
 OWN_SOURCES = {
     "sources": [
-        {"name": "captioned", "reader": "folder", "path": "captioned", "pair_order": "both"},
+        {
+            "name": "captioned",
+            "reader": "folder",
+            "path": "captioned",
+            "transforms": [{"kind": "pair_order", "order": "both"}],
+        },
         {"name": "pages", "reader": "html", "path": "pages"},
         {"name": "chats", "reader": "jsonl", "path": "chats.jsonl"},
     ]

@@ -18,6 +18,7 @@ from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import Decoder, initialise
 from pardalis.objectives import NextTokenConfig
 from pardalis.seeds import derive
+from pardalis.tokens import Encoded
 from pardalis.train.decoder_task import BatchSource, DecoderTask, DecoderTrainConfig
 from pardalis.train.loop import LoopConfig, train
 from pardalis.train.metrics import read_metrics
@@ -182,7 +183,8 @@ def real_loader(folder: Path) -> Loader:
         draw = np.random.default_rng(len(source))
         writer = ShardWriter(folder / source, vocab_size=40, tokens_per_shard=100)
         for i in range(12):
-            writer.add(f"{source}{i}", draw.integers(8, 40, draw.integers(3, TOKENS)))
+            ids = draw.integers(8, 40, draw.integers(3, TOKENS))
+            writer.add(f"{source}{i}", Encoded.of(ids))
         writer.finish(TOKENS, codec="none")
     sources = {source: Shards.open(folder / source) for source in ("a", "b")}
     weights = {"a": 0.75, "b": 0.25}

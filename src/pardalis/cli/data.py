@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from pardalis.cli.common import (
     Commands,
@@ -33,8 +34,11 @@ rejected documents with the reasons. Needs the run's tokenizers. Unchanged sourc
 
 _SHOW = """\
 Show a training row as text, by its number in a source or by its position in the training order.
+The transforms of the source are applied as in the epoch. In a document with weights in the loss,
+each run of tokens of equal weight is a line.
 
   pardalis data show RUN --source pairs --row 12
+  pardalis data show RUN --source pairs --row 12 --epoch 3
   pardalis data show RUN --position 12345
 """
 
@@ -57,6 +61,7 @@ def add(commands: Commands) -> None:
     show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     show.add_argument("--source", metavar="NAME", help="a source of the recipe")
     add_number(show, "--row", "number of a row of the source, from 0")
+    add_number(show, "--epoch", "epoch of the source, from 0 (default: 0)")
     add_number(show, "--position", "position in the training order, from 0")
     set_run(show, _show)
 
@@ -69,7 +74,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from pardalis.data import Shards
+    from pardalis.data import Shards, Transforms, documents_of
     from pardalis.pipeline import load_codec, load_recipe, training_loader
 
     run = options.folder
@@ -79,26 +84,36 @@ def _show(options: argparse.Namespace) -> None:
         if options.position < 0:
             raise ConfigError(f"--position must be 0 or more, got {options.position}.")
         location = training_loader(recipe, run, codec).locate(options.position)
-        source, row = location.source, location.row
+        source, epoch, row = location.source, location.epoch, location.row
     elif options.source is not None and options.row is not None:
-        source, row = options.source, options.row
+        source, epoch, row = options.source, options.epoch or 0, options.row
     else:
         raise ConfigError("Choose a row: --source NAME --row N, or --position N.")
     shards = Shards.open(run / "shards" / source)
     if not 0 <= row < shards.n_rows:
         raise ConfigError(f"Source {source!r} has rows 0 to {shards.n_rows - 1}, got --row {row}.")
+    listed = {each.name: each.transforms for each in recipe.all_sources}
+    transforms = Transforms(listed.get(source, ()), codec.grammar, source)
+    loaded = documents_of(shards, row, transforms, recipe.model_run.training.data_seed, epoch)
     documents = [
         {
-            "name": shards.names[i],
-            "ids": len(shards.document(i)),
-            "text": codec.render(shards.document(i).tolist()),
+            "name": shards.names[number],
+            "ids": len(document),
+            "written_ids": len(shards.document(number)),
+            "text": codec.render_weighted(document),
         }
-        for i in shards.row(row)
+        for number, document in zip(shards.row(row), loaded, strict=True)
     ]
-    n_ids = sum(document["ids"] for document in documents)
+    n_ids = sum(map(len, loaded))
     print_result(
         options,
-        {"source": source, "row": row, "documents": documents},
-        f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids",
-        *(f"\n{each['name']} ({each['ids']} ids)\n{each['text']}" for each in documents),
-    )
+        {"source": source, "epoch": epoch, "row": row, "documents": documents},
+        f"{source}, pair {row}" if shards.has_pairs
+        else f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids",
+        *(f"\n{each['name']} ({_sizes(each)})\n{each['text']}" for each in documents),
+    )  # fmt: skip
+
+
+def _sizes(document: dict[str, Any]) -> str:
+    ids, written = document["ids"], document["written_ids"]
+    return f"{ids} ids" if ids == written else f"{ids} ids, {written} in the shards"

@@ -3,7 +3,7 @@
 from pardalis.data.codes import decode_codes, encode_source
 from pardalis.data.curriculum import Curriculum, CurriculumStage
 from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
-from pardalis.data.loader import Loader, Location
+from pardalis.data.loader import Loader, Location, PairLoader, documents_of
 from pardalis.data.mixture import Mixture
 from pardalis.data.order import Order
 from pardalis.data.packing import Packing, best_fit, split_long
@@ -12,3 +12,13 @@ from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
 from pardalis.data.source import SourceConfig, Survey, check_name, read_source, survey
+from pardalis.data.transforms import (
+    TRANSFORMS,
+    LoadTransform,
+    ModalityDropout,
+    PairOrder,
+    Transforms,
+    WriteTransform,
+    row_inputs,
+    shard_inputs,
+)

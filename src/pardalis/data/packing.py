@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.errors import DataError
-from pardalis.tokens import Grammar, SpanKind
+from pardalis.tokens import Encoded, Grammar, SpanKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,20 @@ def best_fit(lengths: Integer[np.ndarray, " documents"], row_tokens: int) -> Pac
     )
 
 
+def two_by_two(n_documents: int) -> Packing:
+    """Keep each two documents together, whatever their lengths: row r has 2r and 2r + 1.
+
+    Raises:
+        ValueError: the number of documents is odd.
+    """
+    if n_documents % 2:
+        raise ValueError(f"pairs need an even number of documents, got {n_documents}")
+    return Packing(
+        offsets=np.arange(0, n_documents + 1, 2, dtype=np.int64),
+        members=np.arange(n_documents, dtype=np.int64),
+    )
+
+
 class _OpenRows:
     """Rows by their remaining space; a bit mask finds the smallest sufficient space."""
 
@@ -98,21 +112,21 @@ class _OpenRows:
         return space, rows
 
 
-def split_long(
-    ids: Integer[np.ndarray, " n"], row_tokens: int, grammar: Grammar
-) -> list[Integer[np.ndarray, " part"]]:
+def split_long(document: Encoded, row_tokens: int, grammar: Grammar) -> list[Encoded]:
     """Split a document into parts of at most ``row_tokens`` ids, never inside an image.
 
     Every part begins with bos. Only the last ends with eos, which never stands in a part alone.
+    Every id keeps its weight.
 
     Args:
-        ids: a valid document, bos to eos.
+        document: a valid one, bos to eos.
 
     Raises:
         DataError: an image does not fit into a row.
     """
-    if len(ids) <= row_tokens:
-        return [ids]
+    if len(document) <= row_tokens:
+        return [document]
+    ids = document.ids
     may_cut = np.ones(len(ids) + 1, dtype=bool)  # before each id, and at the end
     for span in grammar.spans(ids):
         if span.kind is SpanKind.IMAGE:
@@ -130,6 +144,6 @@ def split_long(
                 f"An image at position {start} needs {needed} tokens with its <bos>, but a row has "
                 f"{row_tokens}; raise row_tokens or use an image tokenizer with fewer codes."
             )
-        parts.append(np.concatenate([ids[:1], ids[start:end]]))
+        parts.append(Encoded.joined(document[:1], document[start:end]))
         start = end
     return parts

@@ -32,7 +32,7 @@ class Prefetcher:
     For a GPU, a thread builds the next batch ahead in pinned memory, from which it is copied
     asynchronously. An error of a step is raised when that step is requested. A source that reads
     the weights builds its rows on request. So does every source for a CPU: four rows of 256 take
-    0.07 ms, and a hand-over between threads on busy cores took 1 to 9 ms.
+    0.1 ms, and a hand-over between threads on busy cores took 1 to 9 ms.
 
     Args:
         source: the loader of rows; it is called for one step at a time.

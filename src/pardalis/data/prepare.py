@@ -7,34 +7,37 @@ not changed; otherwise they are replaced when the new ones are complete.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
-from jaxtyping import Integer
 
 from pardalis.codec import Codec
 from pardalis.config import check_at_least, fingerprint, not_deciding
 from pardalis.data.packing import split_long
 from pardalis.data.report import PrepareReport
-from pardalis.data.shards import VERSION, Shards, ShardWriter, read_index
+from pardalis.data.shards import Shards, ShardWriter, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
-from pardalis.documents import Document, Image, Rejection, Text
-from pardalis.errors import DataError, GrammarError
+from pardalis.data.transforms import Transforms, rooms, shard_inputs
+from pardalis.documents import Document, Rejection
+from pardalis.errors import ConfigError, DataError, GrammarError
 from pardalis.files import atomic_folder, recover_folder, write_json
 from pardalis.progress import bar
-from pardalis.seeds import derive
-from pardalis.tokens import Grammar, SpanKind
+from pardalis.tokens import Encoded
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 _ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the system are marked
+_LAYOUT = 1  # version of the layout of shards without weights and pairs
 
-Ids = Integer[np.ndarray, " _"]
+Group: TypeAlias = list[Document]
+"""Documents that are kept together: one, or the chosen and the rejected of a pair."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +46,8 @@ class PrepareConfig:
 
     row_tokens: int  # tokens of a row: the context of the model
     batch_documents: int = not_deciding(64)  # documents whose images are encoded together
-    long_documents: Literal["split", "reject"] = "split"  # documents longer than a row
+    # Documents longer than a row; those of a pair are always rejected.
+    long_documents: Literal["split", "reject"] = "split"
     shard_tokens: int = 2**26  # tokens of a shard file (128 MiB at two bytes each)
 
     def __post_init__(self) -> None:
@@ -70,15 +74,16 @@ def prepare_source(
         logger.info("Reading through source %r.", source.name)
         content = survey(source)
     prepared = fingerprint(
-        VERSION, _ENCODING, source.pair_order, config.row_tokens, config.long_documents,
-        config.shard_tokens, codec.fingerprint, content.digest,
+        _LAYOUT, _ENCODING, shard_inputs(source.transforms, config.row_tokens), config.row_tokens,
+        config.long_documents, config.shard_tokens, codec.fingerprint, content.digest,
     )  # fmt: skip
     recover_folder(folder)
     if (report := _finished(folder, prepared)) is not None:
         return report
     try:
         with atomic_folder(folder) as partial:
-            return _prepare(source, codec, partial, config, content.n_items, prepared)
+            preparation = _Preparation(source, codec, config)
+            return preparation.write(partial, content.n_items, prepared)
     except OSError as error:
         raise DataError(
             f"Preparing source {source.name!r} into {folder} stopped: {error}. Earlier shards "
@@ -99,112 +104,133 @@ def _finished(folder: Path, prepared: str) -> PrepareReport | None:
     return report
 
 
-def _prepare(
-    source: SourceConfig, codec: Codec, folder: Path, config: PrepareConfig,
-    n_items: int, prepared: str,
-) -> PrepareReport:  # fmt: skip
-    report = PrepareReport(source.name, config.row_tokens)
-    writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
-    with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
-        for chunk in _chunks(read_source(source), config.batch_documents):
-            report.read += len(chunk)
-            for result in _encode(chunk, source, codec, config):
-                if isinstance(result, Rejection):
-                    report.add_rejection(result)
-                    continue
-                report.split += result.is_split
-                for name, ids in result.entries:
-                    writer.add(name, ids)
-                    report.add_written(ids, codec.grammar)
-            advance(len(chunk), images=report.images, rejected=report.n_rejected)
-    if report.written == 0:
-        raise DataError(
-            f"Source {source.name!r} at {source.path} has no usable document: "
-            f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
-        )
-    packing = writer.finish(config.row_tokens, codec.fingerprint, prepared)
-    report.add_rows(packing.n_rows)
-    write_json(folder / REPORT, report.to_dict())
-    return report
-
-
-def _chunks(
-    items: Iterable[Document | Rejection], size: int
-) -> Iterator[list[Document | Rejection]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """The entries of one document in the shards."""
+class _Written:
+    """What the shards hold of one document, or of the two of a pair."""
 
-    entries: list[tuple[str, Ids]]  # names and ids
+    entries: list[tuple[str, Encoded]]  # with their names
     is_split: bool
 
 
-def _encode(
-    chunk: list[Document | Rejection], source: SourceConfig, codec: Codec, config: PrepareConfig
-) -> Iterator[_Encoded | Rejection]:
-    documents = []
-    for item in chunk:
+class _Preparation:
+    """Writes the shards of one source."""
+
+    def __init__(self, source: SourceConfig, codec: Codec, config: PrepareConfig) -> None:
+        self._source, self._codec, self._config = source, codec, config
+        self._transforms = Transforms(source.transforms, codec.grammar, source.name)
+        self._rooms = rooms(source.transforms, config.row_tokens)
+        # The longest document that fits a row after its transforms.
+        self._longest = int(np.searchsorted(self._rooms, config.row_tokens, side="right")) - 1
+        if self._longest < 3:
+            raise ConfigError(
+                f"The transforms of source {source.name!r} leave no room for a document in a row "
+                f"of {config.row_tokens} tokens; raise row_tokens or leave a transform out."
+            )
+
+    def write(self, folder: Path, n_items: int, prepared: str) -> PrepareReport:
+        source, codec, config = self._source, self._codec, self._config
+        report = PrepareReport(source.name, config.row_tokens)
+        writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
+        groups = _groups(read_source(source), 2 if source.has_pairs else 1)
+        with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
+            for chunk in _chunks(groups, config.batch_documents):
+                for result in self._encode(chunk):
+                    if isinstance(result, Rejection):
+                        report.add_rejection(result)
+                        continue
+                    report.split += result.is_split
+                    for name, encoded in result.entries:
+                        writer.add(name, encoded)
+                        report.add_written(encoded.ids, codec.grammar)
+                n_read = sum(1 if isinstance(group, Rejection) else len(group) for group in chunk)
+                report.read += n_read
+                advance(n_read, images=report.images, rejected=report.n_rejected)
+        if report.written == 0:
+            raise DataError(
+                f"Source {source.name!r} at {source.path} has no usable document: "
+                f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
+            )
+        packing = writer.finish(
+            config.row_tokens, codec.fingerprint, prepared,
+            rooms=self._rooms, pairs=source.has_pairs,
+        )  # fmt: skip
+        report.add_rows(2 * packing.n_rows if source.has_pairs else packing.n_rows)
+        write_json(folder / REPORT, report.to_dict())
+        return report
+
+    def _encode(self, chunk: Sequence[Group | Rejection]) -> Iterator[_Written | Rejection]:
+        """Yield what is written of each group, or the rejections of its documents."""
+        groups = [group for group in chunk if not isinstance(group, Rejection)]
+        usable = [raw for group in groups for raw in group if not raw.is_empty]
+        encoded = iter(self._codec.encode_many(usable))
+        for group in chunk:
+            if isinstance(group, Rejection):
+                yield group
+                continue
+            results = [self._of_empty(raw) or self._of(raw, next(encoded)) for raw in group]
+            written = [result for result in results if isinstance(result, _Written)]
+            if len(written) == len(group):
+                entries = [entry for result in written for entry in result.entries]
+                yield _Written(entries, any(result.is_split for result in written))
+                continue
+            for raw, result in zip(group, results, strict=True):
+                if isinstance(result, Rejection):
+                    yield result
+                else:
+                    reason = "The other document of its pair is rejected."
+                    yield Rejection(raw.name, "half-pair", reason)
+
+    def _of_empty(self, raw: Document) -> Rejection | None:
+        if not raw.is_empty:
+            return None
+        return Rejection(raw.name, "empty", "The document has neither text nor an image.")
+
+    def _of(self, raw: Document, encoded: Encoded | DataError) -> _Written | Rejection:
+        """Return what is written of a document."""
+        if isinstance(encoded, DataError):
+            return Rejection(raw.name, "unreadable-image", str(encoded))
+        grammar = self._codec.grammar
+        try:
+            grammar.validate(encoded.ids)
+            written = self._transforms.write(encoded, raw)
+            for _, whole in written:
+                if whole is not encoded:
+                    grammar.validate(whole.ids)
+        except GrammarError as error:
+            return Rejection(raw.name, "grammar", str(error))
+        if not encoded.weights[1:].any():
+            reason = "All weights of the document are 0, so nothing of it is learnt."
+            return Rejection(raw.name, "no-weight", reason)
+        n_tokens = max((len(whole) for _, whole in written), default=0)
+        is_long = n_tokens > self._longest
+        if is_long and (self._config.long_documents == "reject" or self._source.has_pairs):
+            reason = f"The document has {n_tokens} tokens, a row has {self._longest}."
+            return Rejection(raw.name, "too-long", reason)
+        entries = []
+        for name, whole in written:
+            try:
+                parts = split_long(whole, self._longest, grammar)
+            except DataError as error:
+                return Rejection(raw.name, "too-long-image", str(error))
+            for number, part in enumerate(parts, start=1):
+                entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
+        return _Written(entries, is_long)
+
+
+def _groups(items: Iterable[Document | Rejection], size: int) -> Iterator[Group | Rejection]:
+    """Join each ``size`` documents that follow each other."""
+    group: Group = []
+    for item in items:
         if isinstance(item, Rejection):
             yield item
-        elif item.is_empty:
-            yield Rejection(item.name, "empty", "The document has neither text nor an image.")
-        else:
-            documents.append(item)
-    for document, ids in zip(documents, codec.encode_many(documents), strict=True):
-        if isinstance(ids, DataError):
-            yield Rejection(document.name, "unreadable-image", str(ids))
-        else:
-            yield _encoded(document, ids, source, codec, config)
+            continue
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
 
 
-def _encoded(
-    document: Document, ids: list[int], source: SourceConfig, codec: Codec, config: PrepareConfig
-) -> _Encoded | Rejection:
-    try:
-        codec.grammar.validate(ids)
-    except GrammarError as error:
-        return Rejection(document.name, "grammar", str(error))
-    is_long = len(ids) > config.row_tokens
-    if is_long and config.long_documents == "reject":
-        reason = f"The document has {len(ids)} tokens, a row has {config.row_tokens}."
-        return Rejection(document.name, "too-long", reason)
-    entries = []
-    for name, ordered in _orders(document, np.array(ids), source, codec.grammar):
-        try:
-            parts = split_long(ordered, config.row_tokens, codec.grammar)
-        except DataError as error:
-            return Rejection(document.name, "too-long-image", str(error))
-        for number, part in enumerate(parts, start=1):
-            entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
-    return _Encoded(entries, is_long)
-
-
-def _orders(
-    document: Document, ids: Ids, source: SourceConfig, grammar: Grammar
-) -> list[tuple[str, Ids]]:
-    """Return the orders in which a document is written: one, or both of a pair."""
-    as_written = (document.name, ids)
-    if source.pair_order == "as_written" or not _is_pair(document):
-        return [as_written]
-    swapped = (f"{document.name}#swapped", _swap(ids, grammar))
-    if source.pair_order == "both":
-        return [as_written, swapped]
-    return [swapped if derive(0, "pair order", ascii(document.name)) % 2 else as_written]
-
-
-def _is_pair(document: Document) -> bool:
-    """Return whether a document is one text and one image, in either order, without roles."""
-    kinds = [type(segment) for segment in document.segments if segment.role is None]
-    return len(document.segments) == 2 and (kinds in ([Text, Image], [Image, Text]))
-
-
-def _swap(ids: Ids, grammar: Grammar) -> Ids:
-    """Exchange the text and the image of a pair: cheaper than encoding the image twice."""
-    [image] = [span for span in grammar.spans(ids) if span.kind is SpanKind.IMAGE]
-    bos, before, pixels, after, eos = np.split(ids, [1, image.start, image.stop, len(ids) - 1])
-    return np.concatenate([bos, after, pixels, before, eos])
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

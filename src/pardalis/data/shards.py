@@ -2,10 +2,15 @@
 
     index.json                 format version, dtype, codec fingerprint, the files and their sizes
     ids-00000.npy ...          token ids of the documents, concatenated (uint16 where they fit)
+    weights-00000.npy ...      weight of each of these ids as a target (float16); left out where all
+                               are 1
     documents.npy              int64 [documents, 3]: shard, start in it, length
     names.jsonl                the name of each document, one JSON string a line
     rows-<T>-offsets.npy       the packing into rows of T tokens: row r holds the documents
     rows-<T>-members.npy       members[offsets[r]:offsets[r + 1]]
+
+Shards of pairs hold two documents in the place of a row, each of which has at most T tokens: row r
+has the documents 2r and 2r + 1, chosen and rejected.
 
 All arrays are memory-mapped. A folder is written atomically, in
 :func:`pardalis.files.atomic_folder`.
@@ -21,14 +26,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from pardalis.data.packing import Packing, best_fit
+from pardalis.data.packing import Packing, best_fit, two_by_two
 from pardalis.errors import DataError
 from pardalis.files import write_bytes, write_json
+from pardalis.tokens import Encoded
 
 FORMAT = "pardalis-shards"
-VERSION = 1
+VERSION = 2  # 1: without weights and pairs; shards that have neither are still written as such
 INDEX = "index.json"
 _INT64 = np.dtype(np.int64)
+_WEIGHT = np.dtype(np.float16)
 _DOCUMENTS = "documents.npy"
 _NAMES = "names.jsonl"
 
@@ -46,31 +53,43 @@ class ShardWriter:
         self._folder = folder
         self._tokens_per_shard = tokens_per_shard
         self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        self._open: list[np.ndarray] = []  # documents of the current shard
+        self._open: list[Encoded] = []  # documents of the current shard
         self._open_tokens = 0
         self._shards: list[dict[str, Any]] = []
         self._documents = array("q")
         self._names: list[str] = []
 
-    def add(self, name: str, ids: Integer[np.ndarray, " n"]) -> None:
+    def add(self, name: str, document: Encoded) -> None:
         """Append a document; raises OSError if the disk is full."""
-        self._documents.extend((len(self._shards), self._open_tokens, len(ids)))
+        self._documents.extend((len(self._shards), self._open_tokens, len(document)))
         self._names.append(json.dumps(name) + "\n")
-        self._open.append(ids.astype(self._dtype))
-        self._open_tokens += len(ids)
+        weights = document.weights.astype(_WEIGHT)
+        self._open.append(Encoded(document.ids.astype(self._dtype), weights))
+        self._open_tokens += len(document)
         if self._open_tokens >= self._tokens_per_shard:
             self._close_shard()
 
-    def finish(self, row_tokens: int, codec: str, prepared: str = "") -> Packing:
+    def finish(
+        self,
+        row_tokens: int,
+        codec: str,
+        prepared: str = "",
+        *,
+        rooms: Integer[np.ndarray, " lengths"] | None = None,
+        pairs: bool = False,
+    ) -> Packing:
         """Write the last shard, the packing and the index.
 
         Args:
             row_tokens: tokens of a row.
             codec: fingerprint of the codec that encoded the documents.
             prepared: fingerprint of everything that the folder depends on, stored for comparison.
+            rooms: the tokens that a document of each length from 0 on may take in its row, where
+                transforms lengthen it; default: its length.
+            pairs: each two documents that follow each other are a pair.
 
         Raises:
-            ValueError: no document was added.
+            ValueError: no document was added, or one of a pair is missing.
             OSError: the disk is full.
         """
         if not self._names:
@@ -78,14 +97,18 @@ class ShardWriter:
         if self._open:
             self._close_shard()
         documents = np.array(self._documents, dtype=np.int64).reshape(-1, 3)
-        packing = best_fit(documents[:, 2], row_tokens)
+        lengths = documents[:, 2]
+        if pairs:
+            packing = two_by_two(len(lengths))
+        else:
+            packing = best_fit(lengths if rooms is None else rooms[lengths], row_tokens)
         self._save(_DOCUMENTS, documents)
         self._save(_offsets_file(row_tokens), packing.offsets)
         self._save(_members_file(row_tokens), packing.members)
         write_bytes(self._folder / _NAMES, "".join(self._names).encode())
         index = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self._is_weighted or pairs else 1,
             "codec": codec,
             "prepared": prepared,
             "dtype": self._dtype.name,
@@ -94,15 +117,24 @@ class ShardWriter:
             "row_tokens": row_tokens,
             "rows": packing.n_rows,
             "shards": self._shards,
+            **({"pairs": True} if pairs else {}),
         }
         write_json(self._folder / INDEX, index)
         return packing
 
     def _close_shard(self) -> None:
-        name = f"ids-{len(self._shards):05d}.npy"
-        self._save(name, np.concatenate(self._open))
-        self._shards.append({"file": name, "tokens": self._open_tokens})
+        number, content = len(self._shards), Encoded.joined(*self._open)
+        shard: dict[str, Any] = {"file": f"ids-{number:05d}.npy", "tokens": self._open_tokens}
+        self._save(shard["file"], content.ids)
+        if content.is_weighted:
+            shard["weights"] = f"weights-{number:05d}.npy"
+            self._save(shard["weights"], content.weights)
+        self._shards.append(shard)
         self._open, self._open_tokens = [], 0
+
+    @property
+    def _is_weighted(self) -> bool:
+        return any("weights" in shard for shard in self._shards)
 
     def _save(self, name: str, values: np.ndarray) -> None:
         np.save(self._folder / name, values)
@@ -117,9 +149,16 @@ class Shards:
         self.n_documents: int = index["documents"]
         self.n_tokens: int = index["tokens"]
         self.n_rows: int = index["rows"]
+        self.has_pairs: bool = index.get("pairs", False)
         dtype = np.dtype(index["dtype"])
         self._ids = [
             _map(folder / shard["file"], (shard["tokens"],), dtype) for shard in index["shards"]
+        ]
+        self._weights = [
+            _map(folder / shard["weights"], (shard["tokens"],), _WEIGHT)
+            if "weights" in shard
+            else None
+            for shard in index["shards"]
         ]
         self._documents = _map(folder / _DOCUMENTS, (self.n_documents, 3))
         self._rows = Packing(
@@ -145,11 +184,12 @@ class Shards:
             )
         return cls(folder, index)
 
-    def document(self, document: int) -> Integer[np.ndarray, " n"]:
-        """Return the ids of a document, a view of its shard."""
+    def document(self, document: int) -> Encoded:
+        """Return the ids and weights of a document, views of its shard where these are stored."""
         shard, start, length = self._documents[document].tolist()
-        ids: np.ndarray = self._ids[shard][start : start + length]
-        return ids
+        part, stored = slice(start, start + length), self._weights[shard]
+        weights = np.ones(length, dtype=np.float32) if stored is None else stored[part]
+        return Encoded(self._ids[shard][part], weights)
 
     def row(self, row: int) -> Sequence[int]:
         """Return the documents of a row."""

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from pardalis.data.transforms import TRANSFORMS, Transform
 from pardalis.documents import READERS, Document, Image, Rejection, Segment
 from pardalis.errors import ConfigError
 
@@ -27,13 +28,11 @@ class SourceConfig:
     """One source of training documents."""
 
     name: str  # what reports, folders and the mixture call it
-    reader: Literal["jsonl", "folder", "html"]  # the format of what is at path
+    reader: Literal["jsonl", "folder", "html", "pairs"]  # the format of what is at path
     path: Path  # file or folder, relative to the recipe
     weight: float = 1.0  # share of rows in the mixture; only ratios matter
-    # The order of a text with one image. Chameleon puts the image first in half of its pairs
-    # (arXiv 2405.09818, section 2.2), so that a model learns captioning and text-to-image.
-    # "both": each pair is written in both orders; "random": in one, by a hash of the name.
-    pair_order: Literal["as_written", "both", "random"] = "as_written"
+    # What is done with each document between its encoding and training, in order.
+    transforms: tuple[Annotated[Transform, TRANSFORMS], ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -42,6 +41,16 @@ class SourceConfig:
                 f"weight must be above 0, got {self.weight} for source {self.name!r}; correct it "
                 "or leave the source out."
             )
+        if self.transforms and self.has_pairs:
+            raise ConfigError(
+                f"transforms must be empty for reader 'pairs', got {len(self.transforms)} for "
+                f"source {self.name!r}; leave them out."
+            )
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each two documents are a pair of a chosen and a rejected completion."""
+        return self.reader == "pairs"
 
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
@@ -79,9 +88,10 @@ def survey(source: SourceConfig) -> Survey:
 
 
 def _segment_key(segment: Segment) -> tuple[object, ...]:
+    weight = () if segment.weight == 1 else (segment.weight,)
     if not isinstance(segment, Image):
-        return segment.role, segment.text
-    about = segment.role, *segment.regions
+        return segment.role, segment.text, *weight
+    about = segment.role, *segment.regions, *weight
     match segment.source:
         case Path() as path:
             try:

@@ -9,7 +9,7 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.codec import Codec
-from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, read_source
+from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, Transforms, read_source
 from pardalis.documents import Document, Image
 from pardalis.errors import DataError
 from pardalis.model import LanguageModel, build, initialise
@@ -107,8 +107,7 @@ def image_tokenizer_task(recipe: Recipe, run: Path, world: World) -> ImageTokeni
 def training_loader(recipe: Recipe, run: Path, codec: Codec) -> Loader:
     """Return the loader of a run's training rows."""
     weights = {source.name: source.weight for source in recipe.sources}
-    shards = _shards(recipe.sources, run, codec)
-    return _loader(shards, recipe.curriculum or weights, codec, recipe)
+    return _loader(recipe.sources, run, recipe.curriculum or weights, codec, recipe)
 
 
 def _heldout_loader(recipe: Recipe, run: Path, codec: Codec) -> tuple[Loader | None, int]:
@@ -119,7 +118,7 @@ def _heldout_loader(recipe: Recipe, run: Path, codec: Codec) -> tuple[Loader | N
     weights = {name: float(each.n_rows) for name, each in shards.items()}
     n_rows = min(recipe.heldout_rows, sum(each.n_rows for each in shards.values()))
     n_batches = max(1, n_rows // recipe.model_run.training.batch_rows)
-    return _loader(shards, weights, codec, recipe), n_batches
+    return _loader(recipe.heldout, run, weights, codec, recipe), n_batches
 
 
 def _shards(sources: Iterable[SourceConfig], run: Path, codec: Codec) -> dict[str, Shards]:
@@ -130,19 +129,24 @@ def _shards(sources: Iterable[SourceConfig], run: Path, codec: Codec) -> dict[st
 
 
 def _loader(
-    shards: dict[str, Shards],
+    sources: Sequence[SourceConfig],
+    run: Path,
     weights: Mapping[str, float] | Sequence[CurriculumStage],
     codec: Codec,
     recipe: Recipe,
 ) -> Loader:
     described = recipe.model_run
     return Loader(
-        shards,
+        _shards(sources, run, codec),
         weights,
         row_tokens=described.prepare.row_tokens,
         batch_rows=described.training.batch_rows,
         seed=described.training.data_seed,
         pad_id=codec.vocabulary.pad_id,
+        transforms={
+            source.name: Transforms(source.transforms, codec.grammar, source.name)
+            for source in sources
+        },
     )
 
 

@@ -317,8 +317,11 @@ _OF_SOME_KINDS = (
 _FIRST_KIND = {"optimizer": "adamw", "discriminator": "patch", "schedule": "warmup_cosine"}
 
 
-def _upgrade(values: dict[str, Any]) -> None:
-    """Bring the values of a recipe of an earlier version to today's form, in place."""
+def _upgrade(values: dict[str, Any]) -> list[str]:
+    """Bring the values of a recipe of an earlier version to today's form, in place.
+
+    Returns what the author should write in another way.
+    """
     if isinstance(drawings := values.get("drawings"), dict):
         if "corpus" in values:
             raise ConfigError("corpus and drawings both build {run}/corpus; leave one of them out.")
@@ -329,3 +332,22 @@ def _upgrade(values: dict[str, Any]) -> None:
             kind = table.get("kind", _FIRST_KIND[place.rpartition(".")[2]])
             if kind not in kinds and table.get(name) == default:
                 del table[name]
+    lists = {
+        key: values[key] for key in ("sources", "heldout") if isinstance(values.get(key), list)
+    }
+    moved = [
+        key
+        for key, sources in lists.items()
+        for source in sources
+        if isinstance(source, dict) and _with_transforms(source)
+    ]
+    return [f"pair_order of {key} is now a transform" for key in dict.fromkeys(moved)]
+
+
+def _with_transforms(source: dict[str, Any]) -> bool:
+    """Write the order of pairs as a transform; return whether there was one."""
+    order = source.pop("pair_order", "as_written")
+    if order == "as_written":  # the default, which saved recipes name
+        return False
+    source["transforms"] = [{"kind": "pair_order", "order": order}, *source.get("transforms", ())]
+    return True

@@ -3,7 +3,7 @@
 import shutil
 
 from pardalis.bundle import LICENCES
-from pardalis.data import prepare_source
+from pardalis.data import prepare_source, shard_inputs
 from pardalis.files import write_text
 from pardalis.pipeline.builders import codec_of, located
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
@@ -13,11 +13,16 @@ from pardalis.pipeline.start import given_content
 def inputs(context: RunContext) -> Inputs:
     # Later stages read the bundle that the run starts from too, and they need this stage.
     recipe = context.recipe
+    row_tokens = recipe.model_run.prepare.row_tokens
     return {
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
         "given": given_content(recipe),
         "sources": context.contents(recipe.all_sources),
+        "transforms": {
+            source.name: shard_inputs(source.transforms, row_tokens)
+            for source in recipe.all_sources
+        },
     }
 
 

@@ -35,10 +35,7 @@ class RunContext:
 
     def contents(self, sources: Iterable[SourceConfig]) -> Inputs:
         """Return what the documents of sources depend on: neither their paths nor their weights."""
-        return {
-            source.name: [source.reader, source.pair_order, self.survey(source).digest]
-            for source in sources
-        }
+        return {source.name: [source.reader, self.survey(source).digest] for source in sources}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """Stage ``train``: train the decoder on the shards, and write the bundle."""
 
 from pardalis import config as configs
+from pardalis.data import row_inputs
 from pardalis.parallel import layout_of
 from pardalis.pipeline.builders import codec_of, model_task
 from pardalis.pipeline.export import checkpoint_bundle
@@ -17,6 +18,11 @@ def inputs(context: RunContext) -> Inputs:
         "model": {"dropout": run.model.dropout} if isinstance(run.model, GivenModel) else run.model,
         "training": run.training,
         "sources": {source.name: source.weight for source in recipe.sources},
+        "transforms": {
+            source.name: found
+            for source in recipe.all_sources
+            if (found := row_inputs(source.transforms))
+        },
         "curriculum": recipe.curriculum,
     }
 
