@@ -24,7 +24,7 @@ from short_runs import short_runs
 from torch.distributed.run import parse_args
 
 from pardalis.cli.main import build_parser, main
-from pardalis.documents import open_image, read_jsonl
+from pardalis.documents import Document, open_image, read_jsonl, read_pairs
 from pardalis.errors import ConfigError
 from pardalis.pipeline import load_recipe
 
@@ -169,6 +169,10 @@ class Page:
             for document in documents:
                 for image in document.images:
                     open_image(image.source)
+        elif all("chosen" in line for line in lines):
+            Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            pairs = list(read_pairs(Path("pairs.jsonl")))
+            assert [type(item) for item in pairs] == [Document] * 2 * len(lines)
         elif all("index" in line for line in lines):
             wanted = {frozenset(line) for line in lines}
             assert wanted <= {frozenset(record) for record in _answers()}
