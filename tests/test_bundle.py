@@ -86,12 +86,16 @@ VERSION_4 = """{
 
 
 def test_a_bundle_of_version_4(bundle, folder, tmp_path):
-    """Its key for ``image_fit`` was ``prompt_pictures``."""
-    vocabulary = json.dumps(bundle.codec.vocabulary.to_dict())
+    """Its key for ``image_fit`` was ``prompt_pictures``, and its vocabulary had no tables."""
+    values = bundle.codec.vocabulary.to_dict()
+    ids = {f"{name}_id": i for name, i in values["special"].items()}
+    vocabulary = json.dumps(values["modalities"] | ids)
     text = VERSION_4 % {"vocab_size": bundle.codec.vocabulary.size, "vocabulary": vocabulary}
     (folder / "bundle.json").write_text(text)
     loaded = bundles.load(folder)
     assert loaded.codec.image_fit == "pad"
+    assert loaded.codec.vocabulary == bundle.codec.vocabulary
+    assert bundles.describe(folder)["vocabulary"] == values
     assert loaded.made_by == {"recipe": "old", "steps": 3}
     assert torch.equal(loaded.model.head.weight, bundle.model.head.weight)
     loaded.save(tmp_path / "new")
