@@ -10,8 +10,9 @@ from docs_workspace import ROOT
 from documented import Shown, shown
 
 HISTORY = ("CHANGELOG.md", "log.md")  # what was, and may be no more
+OWN_TEST = ("extend.md",)  # it adds to the tables of its process: tests/flow/test_extend.py
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench" / "README.md"])
-PAGES = [path for path in PAGES if path.name not in HISTORY]
+PAGES = [path for path in PAGES if path.name not in (*HISTORY, *OWN_TEST)]
 RECIPES = sorted(ROOT.glob("recipes/*.toml"))
 ITEMS = {path: shown(path, ROOT) for path in [*PAGES, *RECIPES]}
 

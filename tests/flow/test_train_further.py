@@ -249,7 +249,7 @@ def test_the_documented_recipe_works(project):
     """It is run on a smaller model, for fewer steps."""
     page = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text()
     section = page.split("## Start from a trained model\n")[1].split("\n## ")[0]
-    [recipe] = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    recipe, *_ = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
     (project / "owls.toml").write_text(recipe)
     shutil.copytree(project / "base" / "run" / "bundle", project / "runs" / "quickstart" / "bundle")
     (project / "owls").mkdir()

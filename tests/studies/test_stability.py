@@ -206,7 +206,7 @@ def test_on_a_signal_all_runs_save_and_the_study_resumes(folder, number):
 
 def trials_of(folder: Path, overrides: list[str]) -> list[studies.Trial]:
     recipe = load_recipe(folder / "small.toml", overrides)
-    return studies._trials(folder / "small.toml", overrides, recipe, folder / "run")
+    return studies._trials(folder / "small.toml", overrides, recipe.stability, folder / "run")
 
 
 def test_runs_of_the_first_seed_come_first(folder, monkeypatch):

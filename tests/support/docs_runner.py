@@ -288,6 +288,7 @@ def _load_part(values: Mapping[str, Any]) -> None:
     """Load a part of a recipe inside the first whole one that can hold it."""
     bases = [_quickstart()]
     bases.append({k: v for k, v in bases[0].items() if not k.startswith("image_tokenizer")})
+    bases.append({k: v for k, v in bases[1].items() if k not in ("text_tokenizer", "model")})
     others = sorted((ROOT / "recipes").glob("*.toml"))
     bases += [tomllib.loads(path.read_text()) for path in others]
     said = []

@@ -44,6 +44,7 @@ class Attention(nn.Module):
         shape = config.attention
         self.n_heads, self.n_kv_heads, self.d_head = shape.n_heads, shape.kv_heads, config.d_head
         d_model, d_source = config.d_model, d_memory or config.d_model
+        self.is_cross = d_memory is not None
         d_q, d_kv = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         has_bias = shape.bias != "none"
         self.q_proj = nn.Linear(d_model, d_q, bias=has_bias)
@@ -103,8 +104,8 @@ class Attention(nn.Module):
 
     def fuse(self, join: JoinLinear) -> None:
         """Compute queries, keys and values in one product, and normalise both in one call."""
-        if self.q_proj.in_features != self.k_proj.in_features:
-            return  # they are made from different inputs
+        if self.is_cross:  # queries and keys are made from different inputs
+            return
         self.qkv_proj = join([self.q_proj, self.k_proj, self.v_proj])
         self.qk_norm = joint_qk_norm(self.q_norm, self.k_norm, self.n_heads, self.n_kv_heads)
         del self.q_proj, self.k_proj, self.v_proj, self.q_norm, self.k_norm

@@ -49,6 +49,11 @@ class ObjectiveConfig(Protocol):
     """The config of an objective."""
 
     @property
+    def kind(self) -> str:
+        """Its name in a recipe."""
+        ...
+
+    @property
     def loss_chunk(self) -> int:
         """Targets whose logits exist at a time."""
         ...

@@ -9,9 +9,17 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.codec import Codec
-from pardalis.data import CurriculumStage, Loader, Shards, SourceConfig, Transforms, read_source
+from pardalis.data import (
+    CurriculumStage,
+    Loader,
+    PairLoader,
+    Shards,
+    SourceConfig,
+    Transforms,
+    read_source,
+)
 from pardalis.documents import Document, Image
-from pardalis.errors import DataError
+from pardalis.errors import ConfigError, DataError
 from pardalis.model import LanguageModel, build, initialise
 from pardalis.parallel import Layout, World, fill, parallelise
 from pardalis.pipeline.recipe import RUN, GivenModel, Recipe, load_recipe
@@ -77,7 +85,10 @@ def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> C
         )
     image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
     text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
-    return Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)
+    codec = Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)
+    names = recipe.vocabulary
+    vocabulary = codec.vocabulary.extended(names.special, writable=names.writable)
+    return Codec(vocabulary, text_tokenizer, image_tokenizer, recipe.image_fit)
 
 
 def image_tokenizer_task(recipe: Recipe, run: Path, world: World) -> ImageTokenizerTask:
@@ -135,9 +146,10 @@ def _loader(
     codec: Codec,
     recipe: Recipe,
 ) -> Loader:
-    described = recipe.model_run
-    return Loader(
-        _shards(sources, run, codec),
+    described, shards = recipe.model_run, _shards(sources, run, codec)
+    loader = PairLoader if any(each.has_pairs for each in shards.values()) else Loader
+    return loader(
+        shards,
         weights,
         row_tokens=described.prepare.row_tokens,
         batch_rows=described.training.batch_rows,
@@ -181,12 +193,22 @@ def new_model(recipe: Recipe, codec: Codec, layout: Layout) -> LanguageModel:
 def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> DecoderTask:
     """Return the training task of a recipe's model."""
     described = recipe.model_run
-    modalities = {"image": codec.vocabulary.image}
+    modalities = {name: i for name, i in codec.vocabulary.modalities.items() if name != "text"}
+    objective = described.training.objective.build(
+        modalities, lambda: new_model(recipe, codec, layout)
+    )
+    rows = training_loader(recipe, run, codec)
+    if rows.rows_per_position != objective.rows_together:
+        raise ConfigError(
+            f"training.objective.kind = {described.training.objective.kind!r} learns from "
+            f"{objective.rows_together} rows at a time, and the sources give "
+            f"{rows.rows_per_position}; pairs are what the reader 'pairs' makes."
+        )
     heldout, heldout_batches = _heldout_loader(recipe, run, codec)
     return DecoderTask(
         new_model(recipe, codec, layout),
-        training_loader(recipe, run, codec),
-        described.training.objective.build(modalities, lambda: new_model(recipe, codec, layout)),
+        rows,
+        objective,
         described.training,
         total_steps=described.loop.steps,
         modalities=modalities,

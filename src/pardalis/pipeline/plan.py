@@ -299,7 +299,7 @@ def planned_model(recipe: Recipe) -> Any:
     else:
         images = recipe.image_tokenizer_run.model
     text = recipe.trained_text_tokenizer or TextTokenizerConfig()
-    vocabulary = Vocabulary.build(images.n_codes, text.vocab_size)
+    vocabulary = Vocabulary.build(images.n_codes, text.vocab_size, recipe.vocabulary.special)
     return described.model.sized(vocabulary.size, row_tokens)
 
 

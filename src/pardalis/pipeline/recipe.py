@@ -42,6 +42,14 @@ class TextTokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyConfig:
+    """What a new vocabulary has besides the ids of images and text."""
+
+    special: tuple[str, ...] = ()  # names of further special ids
+    writable: tuple[str, ...] = ()  # those of them that the model may generate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
     """What the trained model generates for the report. All numbers are per split, at most."""
 
@@ -117,6 +125,7 @@ class Recipe:
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
     image_tokenizer_images: int | None = None  # largest number of training images
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)  # of a new model
     variants: tuple[VariantConfig, ...] = ()  # image tokenizers that a study compares
     # How images of user and system turns are made square. Chameleon pads them in alignment, and
     # crops the images that a model learns to generate (arXiv 2405.09818).
@@ -138,17 +147,7 @@ class Recipe:
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("sources is empty; name at least one source of documents to learn.")
-        for what, items in (
-            ("sources", self.all_sources),
-            ("variants", self.variants),
-        ):
-            names = [item.name for item in items]
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
-        if self.curriculum:
-            self._check_curriculum()
+        self._check_sources()
         if self.variants and not self.trains_image_tokenizer:
             raise ConfigError(
                 "variants are of an image tokenizer that is trained, but one is given; leave out "
@@ -162,6 +161,11 @@ class Recipe:
         if self.start_from is not None:
             tokenizers = ("text_tokenizer", "image_tokenizer_from", *trained)
             self._refuse(tokenizers, "start_from, whose bundle has trained tokenizers")
+            if self.vocabulary != VocabularyConfig():
+                raise ConfigError(
+                    "vocabulary cannot stand beside start_from, whose bundle has one; leave one of "
+                    "the two out."
+                )
         elif self.image_tokenizer_from is not None:
             self._refuse(trained, "image_tokenizer_from, which is trained already")
         else:
@@ -239,7 +243,18 @@ class Recipe:
             )
         return GivenModel(bundle=self.start_from, dropout=table.get("dropout"))
 
-    def _check_curriculum(self) -> None:
+    def _check_sources(self) -> None:
+        if not self.sources:
+            raise ConfigError("sources is empty; name at least one source of documents to learn.")
+        for what, items in (
+            ("sources", self.all_sources),
+            ("variants", self.variants),
+        ):
+            names = [item.name for item in items]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(f"Two {what} are called {twice[0]!r}; their names must differ.")
+        if not self.curriculum:
+            return
         if any(source.weight != 1.0 for source in self.sources):
             raise ConfigError(
                 "The weight of a source cannot stand beside curriculum, which has its own; "

@@ -17,6 +17,7 @@ def inputs(context: RunContext) -> Inputs:
     return {
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
+        "vocabulary": recipe.vocabulary,
         "given": given_content(recipe),
         "sources": context.contents(recipe.all_sources),
         "transforms": {
