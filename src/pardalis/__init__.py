@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         GenerationConfig,
         generate,
         generate_many,
+        score,
     )
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOME = {
     "GenerationConfig": "pardalis.inference",
     "generate": "pardalis.inference",
     "generate_many": "pardalis.inference",
+    "score": "pardalis.inference",
 }
 __all__ = sorted(_HOME)
 

@@ -399,7 +399,7 @@ def _convert_float(value: Any, where: str) -> float:
 
 
 def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise ConfigError(f"{where} must be a list, got {value!r}.")
     if arguments[-1] is not Ellipsis and len(arguments) != len(value):
         raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")

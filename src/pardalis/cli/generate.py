@@ -105,6 +105,9 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
             arguments |= {"action": "store_true"}
         elif get_origin(hint) is Literal:
             arguments |= {"choices": get_args(hint)}
+        elif get_origin(hint) is tuple:
+            arguments["help"] += "; may be repeated"
+            arguments |= {"action": "append", "default": [], "metavar": "TEXT"}
         else:
             kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
             arguments |= {"type": kind, "metavar": "N" if kind is int else "X"}
@@ -112,8 +115,8 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = GenerationConfig(
-        **{o.name: getattr(options, o.name) for o in fields(GenerationConfig)}
+    config = GenerationConfig().with_options(
+        {o.name: getattr(options, o.name) for o in fields(GenerationConfig)}
     )
     if options.prompts is None:
         _complete_prompt(options, config)
@@ -134,6 +137,8 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         _require_writable(options)
     if options.stream and options.json:
         raise RequestError("--stream and --json both print the completion; choose one.")
+    if config.logprobs and not options.json:
+        raise RequestError("--logprobs adds to what --json prints; give --json too.")
     parts = [_part(text) for text in options.prompt]
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     request = to_request(bundle, parts, config)
@@ -144,7 +149,10 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         document = completion.wait()
     if options.json:
         out = str(options.out) if options.out else None
-        print_result(options, {"completion": _json_segments(document), "out": out})
+        result = {"completion": _json_segments(document), "out": out}
+        if config.logprobs:
+            result["logprobs"] = [asdict(token) for token in completion.log_probs]
+        print_result(options, result)
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
     if options.out is not None:

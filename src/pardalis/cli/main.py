@@ -21,6 +21,7 @@ from pardalis.cli import (
     generate,
     plan,
     quickstart,
+    score,
     show,
     stability,
     stages,
@@ -140,6 +141,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, convert, show):
+    for module in (generate, score, convert, show):
         module.add(commands)
     return parser

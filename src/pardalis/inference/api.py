@@ -6,12 +6,14 @@ from typing import Any
 
 from pardalis.bundle import Bundle
 from pardalis.documents import Document
+from pardalis.errors import RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
-from pardalis.inference.prompt import Prompt, to_request
-from pardalis.inference.request import Request
+from pardalis.inference.log_probs import Score
+from pardalis.inference.prompt import Prompt, to_request, to_score_requests
+from pardalis.inference.request import Request, ScoreRequest
 
 
 @documents_options
@@ -69,9 +71,47 @@ def generate_many(
         RequestError, DataError: as :func:`pardalis.generate`, for any of the prompts.
     """
     config = (config or GenerationConfig()).with_options(options)
+    if config.logprobs:
+        raise RequestError(
+            "logprobs are in no document; leave the option out, or read `log_probs` of what "
+            "`Engine.submit` returns."
+        )
     requests = [
         to_request(bundle, prompt, config, number=number) for number, prompt in enumerate(prompts)
     ]
+    return [completion.wait() for completion in _complete(bundle, requests)]
+
+
+def score(bundle: Bundle, requests: Sequence[tuple[Prompt, Prompt] | ScoreRequest]) -> list[Score]:
+    """Return how likely given continuations of prompts are.
+
+    The probability of a token is that of the model's softmax over its whole vocabulary. Neither
+    the grammar nor any option of sampling changes it. Many continuations of one prompt are best
+    given one after the other: the prompt is then encoded once, and computed once but for its last
+    tokens, which fill no cache page.
+
+    Args:
+        bundle: what :func:`pardalis.load` returns.
+        requests: pairs of a prompt, as :func:`pardalis.generate` takes it, and its continuation in
+            the same form; or token ids, as :class:`pardalis.inference.ScoreRequest`.
+
+    Returns:
+        The scores, in the order of the requests. A score has the log-probability of each token
+        (``log_probs``), their sum (``log_prob``), and whether each is the most likely token in its
+        place (``greedy``).
+
+    Raises:
+        RequestError: a continuation is empty, or is longer with its prompt than the context.
+        DataError: an image cannot be read, or token ids break the grammar.
+    """
+    encoded = list(to_score_requests(bundle, requests))
+    return [Score.of(completion.log_probs) for completion in _complete(bundle, encoded)]
+
+
+def _complete(
+    bundle: Bundle, requests: Sequence[Request] | Sequence[ScoreRequest]
+) -> list[Completion]:
+    """Run requests together in an engine of their own; return their completions, which ended."""
     if not requests:
         return []
     completions: list[Completion] = []
@@ -82,15 +122,21 @@ def generate_many(
                 n_open -= sum(isinstance(event, Finished) for event in engine.step())
             completions.append(engine.submit_request(request))
             n_open += 1
-        return [completion.wait() for completion in completions]
+        for completion in completions:
+            completion.wait()
+        return completions
 
 
-def engine_config_for(requests: Sequence[Request]) -> EngineConfig:
+def engine_config_for(requests: Sequence[Request] | Sequence[ScoreRequest]) -> EngineConfig:
     """Return a config for one client's requests, with a cache no larger than they need."""
     default = EngineConfig()
-    slots = [1 if r.guidance is None else 3 for r in requests]
+    slots = [3 if isinstance(r, Request) and r.guidance else 1 for r in requests]
     max_slots = max(max(slots), min(sum(slots), default.max_slots))
-    lengths = [len(r.prompt_ids) + r.limits.max_new_tokens for r in requests]
+    lengths = [
+        len(r.prompt_ids)
+        + (r.limits.max_new_tokens if isinstance(r, Request) else len(r.continuation_ids))
+        for r in requests
+    ]
     per_slot = (length for length, n in zip(lengths, slots, strict=True) for _ in range(n))
     pages = (-(-length // default.page_size) + 1 for length in nlargest(max_slots, per_slot))
     return EngineConfig(

@@ -14,6 +14,7 @@ from pardalis.inference.steps import (
     GuidanceBranches,
     HeadGroup,
     HeadSlice,
+    Reported,
     SlotStates,
     SpeculationWindow,
 )
@@ -63,6 +64,7 @@ class BatchBuilder:
             inside_images,
             self._branches(requests),
             self._first_guesses(requests, window) if speculates else None,
+            self._reported(requests),
         )
         self._last = inputs, batch
         return batch
@@ -120,6 +122,13 @@ class BatchBuilder:
             SamplingTensors.of(image, seeds, self.device),
             SamplerNeeds.of(used),
         )
+
+    def _reported(self, requests: list[ScheduledRequest]) -> Reported | None:
+        """Return the sequences whose log-probabilities are reported, None if there are none."""
+        sequences = [n for n, r in enumerate(requests) if r.request.logprobs]
+        if not sequences:
+            return None
+        return Reported(self._tensor(sequences), max(r.request.logprobs for r in requests))
 
     def _branches(self, requests: list[ScheduledRequest]) -> GuidanceBranches | None:
         """Return which guidance sequences belong to which request, None if there are none."""

@@ -31,6 +31,11 @@ class PagedCache:
         self.keys = [like.new_zeros(shape) for shape in shapes]
         self.values = [like.new_zeros(shape) for shape in shapes]
 
+    def clear(self) -> None:
+        """Set every key and value to 0, so that no NaN of an earlier model can reach a new one."""
+        for buffer in (*self.keys, *self.values):
+            buffer.zero_()
+
 
 @dataclass(frozen=True, slots=True)
 class SequencePart:

@@ -39,8 +39,9 @@ class CompiledSteps:
             values: Sequence[Float[Tensor, "entries K H"]],
         ) -> Float[Tensor, "T D"]:
             layers = gathered_layers(keys, values, table, positions)
-            return model.hidden(ids.view(1, -1), positions.view(1, -1), cache=layers)[0]
+            return self.model.hidden(ids.view(1, -1), positions.view(1, -1), cache=layers)[0]
 
+        self.model = model
         on_gpu = model.device.type == "cuda"
         options: dict[str, str | int | bool | Callable[..., object]] | None
         options = {"triton.cudagraphs": True} if on_gpu else None

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ import PIL.Image
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
-from pardalis.documents import Document
+from pardalis.documents import Document, Segment, Text
 from pardalis.errors import RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.events import (
@@ -21,13 +21,17 @@ from pardalis.inference.events import (
     Finished,
     ImageDone,
     ImageRows,
+    LogProbs,
     Usage,
 )
 from pardalis.inference.generation import GenerationConfig, documents_options
 from pardalis.inference.image_decoding import ImageDecoder
+from pardalis.inference.log_probs import TokenLogProb
 from pardalis.inference.prompt import Prompt, to_request
-from pardalis.inference.request import Request
+from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.stop import stop_start
 from pardalis.inference.token_loop import FinishReason, LoopStatistics, Progress, TokenLoop
+from pardalis.model import LanguageModel
 from pardalis.tokens import SpanKind
 
 _LONGEST_WAIT_S = 0.02  # for an image, before a step looks for new requests
@@ -38,13 +42,14 @@ class _ActiveRequest:
     """A request until its ``Finished`` is read, with what was generated so far."""
 
     key: int
-    request: Request
+    request: Request | ScoreRequest
     writer: EventWriter
     submitted: float
     ids: list[int] = field(default_factory=list)
     unread: deque[Event] = field(default_factory=deque)
     decoding: deque[tuple[int, Future[PIL.Image.Image]]] = field(default_factory=deque)
     images: list[PIL.Image.Image] = field(default_factory=list)
+    log_probs: list[TokenLogProb] = field(default_factory=list)
     first_event: float = 0.0
     paused: bool = False
     reason: FinishReason | None = None  # why token generation ended; images may still be missing
@@ -86,11 +91,20 @@ class Completion:
         """The completion without its prompt, once it has ended; after an abort, what is whole."""
         return self._active.document
 
+    @property
+    def log_probs(self) -> list[TokenLogProb]:
+        """The log-probabilities of all tokens so far, if the request asks for them."""
+        return self._active.log_probs
+
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
         return self._engine.next_event(self._active)
+
+    def poll(self) -> Event | None:
+        """Return the next event if there is one, without running the engine."""
+        return self._engine.poll(self._active)
 
     def wait(self) -> Document:
         """Read all events and return the document.
@@ -171,12 +185,17 @@ class Engine:
         """
         return self.submit_request(to_request(self.bundle, prompt, config, **options), priority)
 
-    def submit_request(self, request: Request, priority: int = 0) -> Completion:
-        """Add a request that :func:`pardalis.inference.to_request` made."""
+    def submit_request(self, request: Request | ScoreRequest, priority: int = 0) -> Completion:
+        """Add a request that :func:`pardalis.inference.to_request` made, or one for scores.
+
+        The events of a :class:`pardalis.inference.ScoreRequest` are ``LogProbs`` and ``Finished``,
+        and its document is empty.
+        """
         with self._lock:
             self._require_open()
             key = self._loop.submit(request, priority)
-            writer = EventWriter(key, self.bundle.codec)
+            stop = request.stop if isinstance(request, Request) else ()
+            writer = EventWriter(key, self.bundle.codec, stop)
             active = self._active[key] = _ActiveRequest(key, request, writer, time.monotonic())
         return Completion(self, active)
 
@@ -185,10 +204,28 @@ class Engine:
         with self._lock:
             self._loop.abort(key)
 
+    def reload(self, model: LanguageModel) -> None:
+        """Continue with changed weights, as :meth:`pardalis.inference.TokenLoop.reload` does.
+
+        Raises:
+            RequestError: a completion has not ended, or the engine is closed.
+            ConfigError: the model is not of the same config.
+        """
+        with self._lock:
+            self._require_open()
+            self._loop.reload(model)
+            self.bundle = replace(self.bundle, model=model)
+
     @property
     def idle(self) -> bool:
         """Whether every completion has ended and was read."""
         return not self._active
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`advance` would do anything before a client reads or submits."""
+        with self._lock:
+            return not self._loop.idle or any(a.decoding for a in self._active.values())
 
     def events(self) -> Iterator[Event]:
         """Yield the events of all completions until the engine is idle."""
@@ -197,7 +234,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one step and return the unread events of all completions, each in its order."""
-        self._advance()
+        self.advance()
         with self._lock:
             requests = list(self._active.values())
             return [self._read(active) for active in requests for _ in range(len(active.unread))]
@@ -209,12 +246,16 @@ class Engine:
             StopIteration: all its events were read.
         """
         while True:
-            with self._lock:
-                if active.unread:
-                    return self._read(active)
-                if active.finished is not None:
-                    raise StopIteration
-            self._advance()
+            if (event := self.poll(active)) is not None:
+                return event
+            if active.finished is not None:
+                raise StopIteration
+            self.advance()
+
+    def poll(self, active: _ActiveRequest) -> Event | None:
+        """Return the next event of one completion; None if there is none yet."""
+        with self._lock:
+            return self._read(active) if active.unread else None
 
     def _read(self, active: _ActiveRequest) -> Event:
         event = active.unread.popleft()
@@ -232,7 +273,8 @@ class Engine:
         if self._closed:
             raise RequestError("The engine is closed; make a new one.")
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Run one step; its events can be read afterwards."""
         with self._lock:
             waiting = self._active.values() if self._loop.idle else ()
             futures = [future for active in waiting for _, future in active.decoding]
@@ -240,7 +282,9 @@ class Engine:
         with self._lock:
             self._require_open()
             for progress in self._loop.step():
-                self._record(self._active[progress.key], progress)
+                active = self._active.get(progress.key)
+                if active is not None and active.reason is None:  # not stopped before
+                    self._record(active, progress)
             for active in self._active.values():
                 if active.finished is not None:
                     continue
@@ -252,9 +296,9 @@ class Engine:
 
     def _record(self, active: _ActiveRequest, progress: Progress) -> None:
         """Emit the events of new tokens and submit images whose codes are complete."""
-        active.ids += progress.ids
         grid = self.bundle.codec.image_tokenizer.config.grid
-        for event in active.writer.write(progress.ids):
+        is_score = isinstance(active.request, ScoreRequest)
+        for event in () if is_score else active.writer.write(progress.ids):
             active.emit(event)
             if isinstance(event, ImageRows) and event.rows == grid:
                 active.decoding.append((event.index, self._image_decoder.submit(event.codes)))
@@ -262,6 +306,15 @@ class Engine:
             active.reason = progress.finished
             for delta in active.writer.end():
                 active.emit(delta)
+        n_new = len(progress.ids)
+        if active.writer.stopped:
+            active.reason = "stop"
+            self._loop.abort(active.key)
+            n_new = active.writer.n_ids - len(active.ids)
+        active.ids += progress.ids[:n_new]
+        if log_probs := tuple(progress.log_probs[:n_new]):
+            active.log_probs += log_probs
+            active.emit(LogProbs(active.key, log_probs))
 
     def _collect_images(self, active: _ActiveRequest) -> None:
         """Emit the images that are decoded, in their order."""
@@ -293,6 +346,8 @@ class Engine:
 
 def _document(codec: Codec, active: _ActiveRequest) -> Document:
     """Return what was generated; in a conversation, the assistant's turn without ``end_turn``."""
+    if isinstance(active.request, ScoreRequest):
+        return Document(())
     spans = codec.grammar.spans(active.ids)
     if len(active.images) < active.writer.images:  # aborted inside an image
         spans.pop()
@@ -301,7 +356,16 @@ def _document(codec: Codec, active: _ActiveRequest) -> Document:
         spans.pop()
     ids = active.ids[: spans[-1].stop if spans else 0]
     completion = codec.decode([codec.vocabulary.bos_id, *ids], images=active.images)
-    if not in_conversation:
-        return completion
-    segments = tuple(replace(s, role="assistant") for s in completion.segments)
-    return replace(completion, segments=segments)
+    segments = list(completion.segments)
+    if active.writer.stopped:
+        segments[-1:] = _until_stop(segments[-1], active.request.stop)
+    if in_conversation:
+        segments = [replace(segment, role="assistant") for segment in segments]
+    return replace(completion, segments=tuple(segments))
+
+
+def _until_stop(segment: Segment, stop: Sequence[str]) -> list[Segment]:
+    """Return a text without its stop string and what follows; nothing, if that is all of it."""
+    assert isinstance(segment, Text)
+    text = segment.text[: stop_start(segment.text, stop)]
+    return [replace(segment, text=text)] if text else []

@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 import PIL.Image
 
 from pardalis.codec import Codec
+from pardalis.inference.log_probs import TokenLogProb
+from pardalis.inference.stop import held_length, stop_start
 from pardalis.inference.token_loop import FinishReason
 from pardalis.tokens import SpanKind, TextStream
 
@@ -47,11 +49,19 @@ class ImageDone:
 
 
 @dataclass(frozen=True, slots=True)
+class LogProbs:
+    """The log-probabilities of tokens: of all that a completion generates, in order, or scores."""
+
+    key: int
+    tokens: tuple[TokenLogProb, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens and time that a completion took."""
 
     prompt_tokens: int
-    completion_tokens: int
+    completion_tokens: int  # those of a stop string included
     images: int
     seconds: float  # from submission
     first_event_s: float  # from submission to the first event
@@ -67,29 +77,43 @@ class Finished:
     error: str = ""  # why an image could not be decoded; set if the reason is ``failed``
 
 
-Event: TypeAlias = TextDelta | ImageBegun | ImageRows | ImageDone | Finished
+Event: TypeAlias = TextDelta | ImageBegun | ImageRows | ImageDone | LogProbs | Finished
 
 
 class EventWriter:
-    """Turns the token ids of one completion into events, as they are generated."""
+    """Turns the token ids of one completion into events, as they are generated.
 
-    def __init__(self, key: int, codec: Codec) -> None:
-        self.key, self.codec = key, codec
-        self.images = 0  # images begun so far
+    Text that may become a stop string is held back until it cannot.
+
+    Attributes:
+        images: images begun so far.
+        n_ids: token ids of the completion so far; those after a stop string do not count.
+        stopped: whether the text has reached a stop string; later ids are ignored.
+    """
+
+    def __init__(self, key: int, codec: Codec, stop: Sequence[str] = ()) -> None:
+        self.key, self.codec, self.stop = key, codec, stop
+        self.images, self.n_ids, self.stopped = 0, 0, False
         self._text = TextStream(codec.text_tokenizer)
+        self._held = ""  # text that may become a stop string
         self._codes: list[int] = []
 
     def write(self, ids: Sequence[int]) -> Iterator[TextDelta | ImageBegun | ImageRows]:
         """Yield the events that these token ids cause."""
-        vocabulary, grammar = self.codec.vocabulary, self.codec.grammar
+        grammar = self.codec.grammar
         text = ""
-        for span in grammar.spans(ids):
+        for span in () if self.stopped else grammar.spans(ids):
             span_ids = ids[span.start : span.stop]
             if span.kind is SpanKind.TEXT:
-                text += self._text.push([vocabulary.text_token(token_id) for token_id in span_ids])
+                text += self._text_of(span_ids)
+                if self.stopped:
+                    break
                 continue
-            yield from self._delta(text + self._text.end())
+            yield from self._delta(text + self._rest())
             text = ""
+            if self.stopped:
+                break
+            self.n_ids += len(span_ids)
             if span.kind is SpanKind.IMAGE:
                 self._codes = []
                 self.images += 1
@@ -102,8 +126,36 @@ class EventWriter:
         yield from self._delta(text)
 
     def end(self) -> Iterator[TextDelta]:
-        """Yield the text that was held back because a character was incomplete."""
-        yield from self._delta(self._text.end())
+        """Yield the text that was held back."""
+        yield from self._delta(self._rest())
+
+    def _text_of(self, text_ids: Sequence[int]) -> str:
+        """Return the text that these ids let be shown; ids after a stop string are left out."""
+        text = ""
+        for token_id in text_ids:
+            self.n_ids += 1
+            text += self._shown(self._text.push([self.codec.vocabulary.text_token(token_id)]))
+            if self.stopped:
+                break
+        return text
+
+    def _shown(self, text: str) -> str:
+        """Return what may be shown once more text has come, and hold the rest back."""
+        if not self.stop:
+            return text
+        text = self._held + text
+        if (start := stop_start(text, self.stop)) is not None:
+            self.stopped, self._held = True, ""
+            return text[:start]
+        shown = len(text) - held_length(text, self.stop)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def _rest(self) -> str:
+        """Return the text that is left to show at the end of a text."""
+        text = self._shown(self._text.end())
+        text, self._held = text + self._held, ""
+        return text
 
     def _delta(self, text: str) -> Iterator[TextDelta]:
         if text:

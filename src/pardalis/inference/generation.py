@@ -94,7 +94,7 @@ ImageGuidance: TypeAlias = Guidance | Contrastive
 def option_help(option: "Field[Any]") -> str:
     """Return the meaning of a field of :class:`GenerationConfig`, with its default."""
     meaning: str = option.metadata["help"]
-    return meaning if option.default is None else f"{meaning} (default: {option.default})"
+    return meaning if option.default in (None, ()) else f"{meaning} (default: {option.default})"
 
 
 def documents_options(target: T) -> T:
@@ -178,6 +178,16 @@ class GenerationConfig:
         "read the prompt as a user's turn and generate one turn of the assistant, for models "
         "trained on conversations; otherwise the model continues the prompt",
     )
+    stop: tuple[str, ...] = _option(
+        (),
+        "texts that end the completion, which ends before the first of them; text between two "
+        "images is searched, not what a prompt and its completion form together (default: none)",
+    )
+    logprobs: int = _option(
+        0,
+        "report the log-probability of each generated token, and those of the n most likely tokens "
+        "in its place: the model's own, before temperature, top-k, top-p and guidance; 0 is off",
+    )
     seed: int = _option(
         0, "random seed; the same bundle, prompt, options and seed give the same completion"
     )
@@ -194,6 +204,10 @@ class GenerationConfig:
             )
         if not (images is None or is_count(images)):
             raise RequestError(f"max_images must be a whole number, 0 or more, got {images}.")
+        if not is_count(self.logprobs):
+            raise RequestError(f"logprobs must be a whole number, 0 or more, got {self.logprobs}.")
+        if "" in self.stop:
+            raise RequestError("stop must hold texts of at least one character, got ''.")
         _check_scale("guidance", self.guidance)
         _check_scale("image_guidance", self.image_guidance)
         self._build(SamplingConfig, "")

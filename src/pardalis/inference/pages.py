@@ -120,6 +120,11 @@ class PagePool:
                 self._indexed[page] = (parent, tokens)
             parent = known
 
+    def forget_prefixes(self) -> None:
+        """Empty the index, for keys and values that are no longer valid; no page may be held."""
+        while self._cached:
+            self._forget(next(iter(self._cached)))
+
     def _tokens_of_pages(self, ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
         size = self.page_size
         return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))

@@ -1,7 +1,8 @@
 """From a prompt in Python to a request in token ids, checked against the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Role, Text
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig
-from pardalis.inference.request import Request
+from pardalis.inference.request import Request, ScoreRequest
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
 
@@ -80,7 +81,39 @@ def to_request(
         image=config.image_sampling,
         guidance=guidance,
         seed=derive(config.seed, "answer", number),
+        logprobs=config.logprobs,
+        stop=tuple(config.stop),
     )
+
+
+def to_score_requests(
+    bundle: Bundle, requests: Iterable[tuple[Prompt, Prompt] | ScoreRequest]
+) -> Iterator[ScoreRequest]:
+    """Encode prompts and continuations; those in token ids stay as they are.
+
+    Each is encoded on its own, as the segments of a document are, so the score is the probability
+    that the model generates these tokens after that prompt. Roles in continuations are left out.
+
+    Raises:
+        RequestError: a continuation is empty, or is longer with its prompt than the context.
+        DataError: an image cannot be read.
+    """
+    groups = groupby(requests, lambda r: r if isinstance(r, ScoreRequest) else r[0])
+    for prompt, group in groups:  # successive requests with the same prompt
+        prompt_ids: tuple[int, ...] | None = None
+        for request in group:
+            if not isinstance(request, ScoreRequest):
+                prompt, continuation = request
+                if prompt_ids is None:
+                    prompt_ids = tuple(bundle.codec.encode_prompt(to_document(prompt)))
+                document = to_document(continuation)
+                plain = Document(tuple(replace(s, role=None) for s in document.segments))
+                request = ScoreRequest(
+                    prompt_ids=prompt_ids,
+                    continuation_ids=tuple(bundle.codec.encode(plain)[1:-1]),
+                )
+            request.require_fits(bundle.model.context)
+            yield request
 
 
 def _limits(bundle: Bundle, config: GenerationConfig) -> Limits:

@@ -2,7 +2,8 @@
 
 :mod:`pardalis.inference.prompt_lines` describes the file. The folder gets
 
-    completions.jsonl   {"index", "prompt", "completion" or "error", "reason", "tokens"} per prompt
+    completions.jsonl   {"index", "prompt", "completion" or "error", "reason", "tokens"} per prompt,
+                        with "logprobs" if they are asked for
     images/             the generated images, 000012-0.png for the first one of prompt 12
     settings.json       the bundle and the options, so that only the same run resumes
 
@@ -146,6 +147,11 @@ class PromptFile:
         }
         path = self.folder / _SETTINGS
         before = json_or_none(_bytes(path))
+        if isinstance(before, dict) and isinstance(before.get("options"), dict):
+            # An option that is newer than the folder had its default.
+            before["options"] = (
+                json.loads(json.dumps(asdict(GenerationConfig()))) | before["options"]
+            )
         if before != json.loads(json.dumps(settings)) and any(self._records()):
             found = (
                 f"completions, but their settings cannot be read from {path}"
@@ -212,7 +218,10 @@ class PromptFile:
                 if completion.document is None:
                     yield self._failed(line, event.error)
                 else:
-                    yield self._record(line.index, digest, completion.document, event)
+                    record = self._record(line.index, digest, completion.document, event)
+                    if completion.log_probs:
+                        record["logprobs"] = [asdict(token) for token in completion.log_probs]
+                    yield record
 
     def _failed(self, line: Line, error: str) -> dict[str, Any]:
         self.summary.failed += 1

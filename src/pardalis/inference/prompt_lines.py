@@ -68,6 +68,31 @@ def parse_line(
     """
     if path.suffix == ".txt":
         return [line.content], defaults, line.index
+    record = _record(line)
+    parts = _parts(record.pop("prompt"), path.parent)
+    config = _with_defaults(record, defaults)
+    number = 0 if "seed" in record else line.index
+    return parts, config, number
+
+
+def parse_continuation(line: Line, path: Path) -> tuple[list[Part], list[Part]]:
+    """Return the prompt and the continuation of a line of a file for :func:`pardalis.score`.
+
+    Raises:
+        RequestError: the line has not these two keys, or one of them is not a text or a list.
+    """
+    record = _record(line)
+    if record.keys() != {"prompt", "continuation"}:
+        raise RequestError(
+            'The line must have a "prompt", a "continuation" and nothing else, but it has '
+            f"{', '.join(sorted(record))}."
+        )
+    prompt, continuation = (_parts(record[key], path.parent) for key in ("prompt", "continuation"))
+    return prompt, continuation
+
+
+def _record(line: Line) -> dict[str, Any]:
+    """Return the object of a line, which has a prompt; raises RequestError."""
     try:
         record = json.loads(line.content)
     except json.JSONDecodeError as error:
@@ -78,11 +103,7 @@ def parse_line(
         raise RequestError(f"The line is not JSON that can be read: {error}.") from error
     if not isinstance(record, dict) or "prompt" not in record:
         raise RequestError('The line must be an object with a "prompt".')
-    prompt = record.pop("prompt")
-    config = _with_defaults(record, defaults)
-    parts = prompt if isinstance(prompt, list) else [prompt]
-    number = 0 if "seed" in record else line.index
-    return [_part(part, path.parent) for part in parts], config, number
+    return record
 
 
 def common_config(
@@ -121,6 +142,10 @@ def _with_defaults(own: Mapping[str, Any], defaults: GenerationConfig) -> Genera
 def _reset(config: GenerationConfig, names: Sequence[str]) -> GenerationConfig:
     plain = GenerationConfig()
     return config.with_options({name: getattr(plain, name) for name in names})
+
+
+def _parts(prompt: Any, folder: Path) -> list[Part]:
+    return [_part(part, folder) for part in (prompt if isinstance(prompt, list) else [prompt])]
 
 
 def _part(part: Any, folder: Path) -> Part:

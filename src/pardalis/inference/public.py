@@ -1,7 +1,8 @@
 """The public names of :mod:`pardalis.inference`."""
 
-from pardalis.inference.api import engine_config_for, generate, generate_many
+from pardalis.inference.api import engine_config_for, generate, generate_many, score
 from pardalis.inference.config import EngineConfig
+from pardalis.inference.driver import EngineDriver
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import (
     Event,
@@ -9,6 +10,7 @@ from pardalis.inference.events import (
     ImageBegun,
     ImageDone,
     ImageRows,
+    LogProbs,
     TextDelta,
     Usage,
 )
@@ -20,8 +22,9 @@ from pardalis.inference.generation import (
     ImageGuidance,
     SamplingConfig,
 )
-from pardalis.inference.prompt import Part, Prompt, to_document, to_request
+from pardalis.inference.log_probs import Score, TokenLogProb
+from pardalis.inference.prompt import Part, Prompt, to_document, to_request, to_score_requests
 from pardalis.inference.prompt_file import PromptFile, Summary
 from pardalis.inference.reference import generate_reference
-from pardalis.inference.request import Request
+from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.token_loop import Progress, TokenLoop, generate_ids

@@ -1,4 +1,4 @@
-"""The request of one completion in token ids, as the scheduler reads it."""
+"""Requests in token ids, as the scheduler reads them: a completion, or a score."""
 
 from dataclasses import dataclass, field
 
@@ -17,6 +17,8 @@ class Request:
     image: SamplingConfig = field(default_factory=SamplingConfig)
     guidance: ImageGuidance | None = None  # applies to image tokens
     seed: int = 0  # in [0, 2^63); equal requests get equal completions
+    logprobs: int = 0  # most likely tokens reported with each token's log-probability; 0: off
+    stop: tuple[str, ...] = ()  # texts that end the completion; the engine finds them
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -26,3 +28,32 @@ class Request:
             raise RequestError(f"max_new_tokens must be 0 or more, got {limits.max_new_tokens}.")
         if not (limits.max_images is None or is_count(limits.max_images)):
             raise RequestError(f"max_images must be 0 or more, got {limits.max_images}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRequest:
+    """A prompt and a continuation of it, whose log-probabilities are computed.
+
+    Raises:
+        RequestError: the prompt or the continuation has no tokens.
+    """
+
+    prompt_ids: tuple[int, ...]  # begins with bos
+    continuation_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestError("The prompt has no tokens; it must begin with <bos>.")
+        if not self.continuation_ids:
+            raise RequestError(
+                "The continuation has no tokens, so it has no score; give at least one."
+            )
+
+    def require_fits(self, context: int) -> None:
+        """Raise RequestError if the request has more tokens than the model's context."""
+        n_tokens = len(self.prompt_ids) + len(self.continuation_ids)
+        if n_tokens > context:
+            raise RequestError(
+                f"The prompt and its continuation have {n_tokens} tokens, more than the model's "
+                f"context of {context}; shorten them."
+            )

@@ -2,15 +2,15 @@
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from pardalis.errors import QueueFullError, RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.generation import Guidance
 from pardalis.inference.pages import PagePool
-from pardalis.inference.request import Request
-from pardalis.tokens import Grammar, Phase, Rule, State
+from pardalis.inference.request import Request, ScoreRequest
+from pardalis.tokens import Grammar, Limits, Phase, Rule, State
 
 
 @dataclass(slots=True, eq=False)
@@ -21,11 +21,17 @@ class TokenSequence:
     computed: int = 0  # leading tokens whose keys and values are cached
     pages: list[int] = field(default_factory=list)  # cache pages, some of them not yet filled
     slot: int = -1  # slot of the running batch; -1: none
+    unscored: int | None = None  # first position whose next token has no score yet; None: no scores
 
     @property
     def ready(self) -> bool:
-        """Whether a decoding step may read its last token."""
+        """Whether a decoding step may read its last token, or all its scores are known."""
         return self.computed == len(self.ids) - 1
+
+    @property
+    def reusable(self) -> int:
+        """Leading tokens whose hidden states are not needed, so that cached pages may serve."""
+        return len(self.ids) - 1 if self.unscored is None else self.unscored
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +68,11 @@ class ScheduledRequest:
         return [page for sequence in self.sequences for page in sequence.pages]
 
     @property
+    def is_score(self) -> bool:
+        """Whether it is a :class:`ScoreRequest`, which is over once its sequence is ready."""
+        return self.conditional.unscored is not None
+
+    @property
     def guided(self) -> bool:
         """Whether its images need guidance sequences."""
         return self.request.guidance not in (None, Guidance())
@@ -96,7 +107,8 @@ class Scheduler:
     so that one of them can start.
 
     The caller executes each :meth:`plan`, reports it by :meth:`record_prefill` and
-    :meth:`record_tokens`, and calls :meth:`finish` once ``scheduled.rule`` is ``Rule.NOTHING``.
+    :meth:`record_tokens`, and calls :meth:`finish` once ``scheduled.rule`` is ``Rule.NOTHING`` or
+    the sequence of a score is ready.
 
     Args:
         n_pages: pages of the cache, page 0 included.
@@ -136,16 +148,24 @@ class Scheduler:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: Request, priority: int = 0) -> ScheduledRequest:
+    def submit(self, request: Request | ScoreRequest, priority: int = 0) -> ScheduledRequest:
         """Add a request to the queue, or raise as ``TokenLoop.submit``."""
-        state = self.grammar.begin(request.prompt_ids, request.limits)
+        unscored = None
+        if isinstance(request, ScoreRequest):  # a prompt after which nothing is generated
+            request.require_fits(self.context)
+            unscored = len(request.prompt_ids) - 1
+            ids = request.prompt_ids + request.continuation_ids
+            state = replace(self.grammar.state_after(ids), budget=0)
+            request = Request(prompt_ids=ids, limits=Limits(max_new_tokens=0))
+        else:
+            state = self.grammar.begin(request.prompt_ids, request.limits)
         scheduled = ScheduledRequest(
             key=next(self._keys),
             request=request,
             priority=priority,
             state=state,
             rule=self.grammar.rule(state, request.limits),
-            conditional=TokenSequence(list(request.prompt_ids)),
+            conditional=TokenSequence(list(request.prompt_ids), unscored=unscored),
             n_images=request.prompt_ids.count(self.grammar.vocabulary.begin_image_id),
         )
         self._check_admissible(scheduled)
@@ -171,6 +191,8 @@ class Scheduler:
     def record_prefill(self, sequence: TokenSequence, n_tokens: int) -> None:
         """Record that n more tokens of a sequence have keys and values."""
         sequence.computed += n_tokens
+        if sequence.unscored is not None:
+            sequence.unscored = max(sequence.unscored, sequence.computed)
         self.pool.add_prefix(sequence.ids[: sequence.computed], sequence.pages)
 
     def record_tokens(self, scheduled: ScheduledRequest, token_ids: Sequence[int]) -> None:
@@ -206,7 +228,9 @@ class Scheduler:
         self._extend_running()
         self._admit()
         self._plan_prefill(plan)
-        plan.decode = [r for r in self._running if all(s.ready for s in r.sequences)]
+        plan.decode = [
+            r for r in self._running if not r.is_score and all(s.ready for s in r.sequences)
+        ]
         if not plan.prefill:
             useful = max(map(self._useful_steps, plan.decode), default=1)
             plan.steps = max(min(self.config.steps_per_sync, useful), 1)
@@ -276,12 +300,21 @@ class Scheduler:
         )
 
     def _plan_prefill(self, plan: PassPlan) -> None:
-        """Share the prefill tokens of one pass among the sequences that are not ready."""
+        """Share the prefill tokens of one pass among the sequences that are not ready.
+
+        A score waits for a pass if another sequence computes a page in it that both begin with.
+        """
         budget = self.config.prefill_tokens
+        has_scores = any(scheduled.is_score for scheduled in self._running)
+        begun: set[tuple[int, ...]] = set()  # prefixes whose last page this pass computes
         for scheduled in sorted(self._running, key=lambda r: r.rank, reverse=True):
             for sequence in scheduled.sequences:
                 if budget and not sequence.ready:
                     plan.reused_tokens += self._reuse_prefix(sequence)
+                    if has_scores and (prefix := self._next_prefix(sequence)):
+                        if scheduled.is_score and prefix in begun:
+                            continue
+                        begun.add(prefix)
                     n = min(len(sequence.ids) - 1 - sequence.computed, budget)
                     if n:
                         plan.prefill.append((sequence, n))
@@ -341,7 +374,7 @@ class Scheduler:
 
     def _reuse_prefix(self, sequence: TokenSequence) -> int:
         """Use a cached prefix that is longer than what is computed; return the tokens gained."""
-        pages = self.pool.match(sequence.ids[:-1])  # a decoding step reads the last token
+        pages = self.pool.match(sequence.ids[: sequence.reusable])
         gain = len(pages) * self.config.page_size - sequence.computed
         if gain <= 0:
             self.pool.release(pages)
@@ -350,6 +383,12 @@ class Scheduler:
         sequence.pages[: len(pages)] = pages
         sequence.computed += gain
         return gain
+
+    def _next_prefix(self, sequence: TokenSequence) -> tuple[int, ...]:
+        """Return the tokens that one more page of the prefix index would hold, if any."""
+        size = self.config.page_size
+        end = (sequence.computed // size + 1) * size
+        return tuple(sequence.ids[:end]) if end <= sequence.reusable else ()
 
     def _preempt(self, scheduled: ScheduledRequest) -> None:
         """Take the pages and slots of a request; its tokens are computed or found again later."""

@@ -4,7 +4,7 @@ The composition of a batch is fixed while its steps run. Until they are done, on
 which tokens the sequences generate, where their images begin and end, and which sequences are over.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TypeVar
@@ -17,12 +17,15 @@ from pardalis.inference.automaton import STATE_FIELDS, Automaton, SlotLimits, Sl
 from pardalis.inference.cache import PassLayout
 from pardalis.inference.compiled import CompiledSteps
 from pardalis.inference.guidance import GuidanceTensors, apply_guidance
+from pardalis.inference.log_probs import LogProbTensors, log_probs_of
 from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
-from pardalis.inference.weights import Head
+from pardalis.inference.weights import Head, keep_numbers
 from pardalis.model import LanguageModel
 from pardalis.tokens import Rule
 
 Tensors = TypeVar("Tensors")  # a dataclass of tensors
+
+SCORED_TOP = 1  # most likely tokens reported at each place of a scored continuation
 
 
 class HeadSlice(IntEnum):
@@ -91,6 +94,14 @@ class SpeculationWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class Reported:
+    """The conditional sequences of a batch whose log-probabilities are reported."""
+
+    sequences: Int[Tensor, " L"]
+    n_top: int  # most likely tokens reported at each place
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeBatch:
     """Sequences that decode together, and everything that is fixed while they do."""
 
@@ -100,6 +111,7 @@ class DecodeBatch:
     inside_images: bool  # every conditional sequence stays inside its image
     branches: GuidanceBranches | None = None
     window: SpeculationWindow | None = None
+    reported: Reported | None = None
 
     @property
     def window_size(self) -> int:
@@ -109,6 +121,19 @@ class DecodeBatch:
     @property
     def n_conditional(self) -> int:
         return self.groups[-1].span.stop
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What steps generated."""
+
+    ids: Int[Tensor, "B T"]  # -1: none
+    log_probs: LogProbTensors | None  # of the batch's reported sequences
+
+    def on_host(self) -> "Generated":
+        """Copy to the host; from a GPU, the copy is complete once the host has synchronised."""
+        log_probs = None if self.log_probs is None else self.log_probs.on_host()
+        return Generated(self.ids.to("cpu", non_blocking=True), log_probs)
 
 
 class StepRunner:
@@ -130,18 +155,27 @@ class StepRunner:
         self.n_codes = automaton.n_codes
         self.hashed_ids = prepare_ids(automaton.writable_ids)
 
-    def decode(
-        self, batch: DecodeBatch, layout: PassLayout, n_steps: int
-    ) -> Int[Tensor, "B steps"]:
-        """Run steps; return the ids that each conditional sequence generated, -1 for none."""
+    def reload(self, model: LanguageModel, head: Head) -> None:
+        """Continue with another packed model and its head; compiled steps stay compiled."""
+        keep_numbers(self.model, model)
+        self.model, self.head = model, head
+        if self.compiled is not None:
+            self.compiled.model = model
+
+    def decode(self, batch: DecodeBatch, layout: PassLayout, n_steps: int) -> Generated:
+        """Run steps; return what each conditional sequence generated."""
         state = self.slots.load(batch.slots)
         step = self._step if batch.window is None else self._speculative_step
-        generated = []
+        generated: list[Tensor] = []
+        log_probs: list[LogProbTensors] = []
         for _ in range(n_steps):
-            state, ids = step(batch, state, layout)
+            state, ids, hidden = step(batch, state, layout)
             generated.append(ids)
+            log_probs += self._log_probs(batch, hidden, ids)
         self.slots.store(batch.slots, state)
-        return torch.cat(generated, dim=1)
+        return Generated(
+            torch.cat(generated, dim=1), LogProbTensors.joined(log_probs) if log_probs else None
+        )
 
     def prefill(
         self,
@@ -149,35 +183,55 @@ class StepRunner:
         layout: PassLayout,
         ids: Sequence[int],  # tokens of the prompts, concatenated
         positions: Sequence[int],  # of these tokens in their sequences
-    ) -> Int[Tensor, "B 1"] | None:
-        """Read parts of prompts, beside one decoding step of a batch that comes first."""
+        scored: Sequence[int] = (),  # tokens whose next tokens are scored, as indices into ids
+        next_ids: Sequence[int] = (),  # these next tokens
+    ) -> tuple[Generated | None, LogProbTensors | None]:
+        """Read parts of prompts, beside one decoding step of a batch that comes first.
+
+        Returns what the batch generated, and the scores in one row.
+        """
         device = layout.table.device
         prompt_ids, prompt_positions = torch.tensor([ids, positions], device=device)
+        generated = None
         if batch is None:
-            self._hidden(layout, prompt_ids, prompt_positions)
-            return None
-        state = self.slots.load(batch.slots)
-        last = _with_branches(batch, state.last[: batch.n_conditional])
-        hidden = self._hidden(
-            layout, torch.cat([last, prompt_ids]), torch.cat([state.position, prompt_positions])
-        )
-        state, generated = self._generate(batch, state, hidden[: len(last)])
-        self.slots.store(batch.slots, state)
-        return generated
+            hidden = self._hidden(layout, prompt_ids, prompt_positions)
+        else:
+            state = self.slots.load(batch.slots)
+            last = _with_branches(batch, state.last[: batch.n_conditional])
+            hidden = self._hidden(
+                layout, torch.cat([last, prompt_ids]), torch.cat([state.position, prompt_positions])
+            )
+            state, new_ids = self._generate(batch, state, hidden[: len(last)])
+            self.slots.store(batch.slots, state)
+            generated = Generated(new_ids, next(self._log_probs(batch, hidden, new_ids), None))
+            hidden = hidden[len(last) :]
+        if not scored:
+            return generated, None
+        rows, targets = torch.tensor([scored, next_ids], device=device)
+        return generated, log_probs_of(hidden[None, rows], self.head, targets[None], SCORED_TOP)
 
     def _hidden(
         self, layout: PassLayout, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
     ) -> Float[Tensor, "T D"]:
         return self.model.hidden(ids[None], positions[None], cache=layout.place(positions))[0]
 
+    def _log_probs(
+        self, batch: DecodeBatch, hidden: Float[Tensor, "RW D"], ids: Int[Tensor, "B W"]
+    ) -> Iterator[LogProbTensors]:
+        """Yield the log-probabilities of what one step generated, if the batch reports any."""
+        if batch.reported is not None:
+            chosen, window = batch.reported.sequences, ids.shape[1]
+            states = hidden[: ids.numel()].view(-1, window, hidden.shape[1])[chosen]
+            yield log_probs_of(states, self.head, ids[chosen], batch.reported.n_top)
+
     # ── one token per sequence ───────────────────────────────────────────────────────────────
 
     def _step(
         self, batch: DecodeBatch, state: SlotState, layout: PassLayout
-    ) -> tuple[SlotState, Int[Tensor, "B 1"]]:
+    ) -> tuple[SlotState, Int[Tensor, "B 1"], Float[Tensor, "R D"]]:
         last = _with_branches(batch, state.last[: batch.n_conditional])
         hidden = self._decode_hidden(layout, last, state.position)
-        return self._generate(batch, state, hidden)
+        return *self._generate(batch, state, hidden), hidden
 
     def _generate(
         self, batch: DecodeBatch, state: SlotState, hidden: Float[Tensor, "R D"]
@@ -255,7 +309,7 @@ class StepRunner:
 
     def _speculative_step(
         self, batch: DecodeBatch, state: SlotState, layout: PassLayout
-    ) -> tuple[SlotState, Int[Tensor, "B W"]]:
+    ) -> tuple[SlotState, Int[Tensor, "B W"], Float[Tensor, "RW D"]]:
         """Verify guessed codes in one pass; generate those that single steps would generate.
 
         Since the noise is a function of the position, the codes up to and including the first
@@ -276,7 +330,7 @@ class StepRunner:
         last = codes.gather(1, (n_accepted - 1).clamp(min=0)[:, None])[:, 0]
         last = torch.where(n_accepted > 0, last, conditional.last)
         n_accepted, last = (_with_branches(batch, x) for x in (n_accepted, last))
-        return self.automaton.advance_codes(state, last, n_accepted), generated
+        return self.automaton.advance_codes(state, last, n_accepted), generated, hidden
 
     def _sample_window(
         self, batch: DecodeBatch, index: Int[Tensor, "B W"], hidden: Float[Tensor, "RW D"]

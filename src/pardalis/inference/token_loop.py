@@ -3,19 +3,27 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Literal
 
 import torch
 
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, RequestError
 from pardalis.inference.automaton import Automaton
 from pardalis.inference.batches import BatchBuilder, head_slice_of, in_batch_order
 from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.request import Request
+from pardalis.inference.log_probs import TokenLogProb
+from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
 from pardalis.inference.speculation import WindowPolicy
-from pardalis.inference.steps import DecodeBatch, SlotStates, StepRunner
+from pardalis.inference.steps import (
+    SCORED_TOP,
+    DecodeBatch,
+    Generated,
+    SlotStates,
+    StepRunner,
+)
 from pardalis.inference.weights import Head, packed
 from pardalis.model import LanguageModel
 from pardalis.tokens import Grammar, Phase, Rule
@@ -28,6 +36,8 @@ FinishReason = Literal[
     "turn",  # the model ended its turn of a conversation
     "images",  # max_images images are complete, in a request without text
     "length",  # the token budget is used up
+    "stop",  # the text has reached a stop string; from the engine, which knows text
+    "scored",  # the continuation of a ScoreRequest has its log-probabilities
     "aborted",
 ]
 
@@ -37,8 +47,9 @@ class Progress:
     """What one call of :meth:`TokenLoop.step` did for one request."""
 
     key: int  # from TokenLoop.submit
-    ids: list[int]  # tokens generated since the last progress; may be empty
+    ids: list[int]  # tokens generated or scored since the last progress; may be empty
     finished: FinishReason | None = None
+    log_probs: Sequence[TokenLogProb] = ()  # of these tokens, if the request asks for them
 
 
 @dataclass(slots=True)
@@ -56,7 +67,7 @@ class LoopStatistics:
 
 
 class TokenLoop:
-    """Generates tokens for many requests at once.
+    """Generates and scores tokens for many requests at once.
 
     Raises:
         RequestError: by :meth:`submit`: the request can never run.
@@ -102,13 +113,48 @@ class TokenLoop:
             config.compile,
         )
         self.statistics = LoopStatistics()
+        self._layout = _layout(model)
         self._requests: dict[int, ScheduledRequest] = {}
         self._aborted: list[int] = []
         self._in_flight: _StepsInFlight | None = None
         self._last_sync = 0.0  # time of perf_counter
 
-    def submit(self, request: Request, priority: int = 0) -> int:
-        """Add a request and return its key; a higher priority goes first."""
+    def reload(self, model: LanguageModel) -> None:
+        """Take the weights of a model of the same config: the same module, changed, or another.
+
+        What comes after equals, to the bit, what a new loop gives. Cached prefixes are dropped.
+
+        Raises:
+            RequestError: a request has not finished.
+            ConfigError: the model has other sizes, another dtype or another device.
+        """
+        if self._requests:
+            raise RequestError(
+                f"{len(self._requests)} requests have not finished, and the model cannot change "
+                "before that; read them to their end or abort them, then call `reload` again."
+            )
+        layout = _layout(model)
+        for name in [*self._layout, *layout]:
+            found, needed = layout.get(name), self._layout.get(name)
+            if found != needed:
+                raise ConfigError(
+                    f"The new model differs in {name}: {found}, where the loop was made for "
+                    f"{needed}; make a new loop for it."
+                )
+        self._in_flight = None  # steps of requests that were aborted meanwhile
+        self.runner.reload(
+            packed(model, self.config.weights), Head(model, self.grammar, self.config.weights)
+        )
+        self.scheduler.pool.forget_prefixes()
+        self.cache.clear()
+
+    def submit(self, request: Request | ScoreRequest, priority: int = 0) -> int:
+        """Add a request and return its key; a higher priority goes first.
+
+        The continuation of a :class:`ScoreRequest` comes as the progress of its tokens, with their
+        log-probabilities. Its prompt and those of other requests are computed once, as far as they
+        have whole cache pages in common.
+        """
         scheduled = self.scheduler.submit(request, priority)
         self._requests[scheduled.key] = scheduled
         return scheduled.key
@@ -169,8 +215,8 @@ class TokenLoop:
         lengths = [n + steps * size for n in lengths]
         parts = [SequencePart(s.pages, size, n) for s, n in zip(sequences, lengths, strict=True)]
         start = time.perf_counter()
-        generated = self.runner.decode(batch, PassLayout(self.cache, parts), steps)
-        generated, copied = generated.to("cpu", non_blocking=True), None
+        generated = self.runner.decode(batch, PassLayout(self.cache, parts), steps).on_host()
+        copied = None
         if self.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
@@ -237,25 +283,61 @@ class TokenLoop:
         parts = [SequencePart(s.pages, 1, len(s.ids) + 1) for s in in_batch_order(requests)]
         ids: list[int] = []
         positions: list[int] = []
+        scored: list[int] = []
+        next_ids: list[int] = []
         for sequence, n in plan.prefill:
             start, stop = sequence.computed, sequence.computed + n
             parts.append(SequencePart(sequence.pages, n, stop))
             ids += sequence.ids[start:stop]
             positions += range(start, stop)
+            if sequence.unscored is not None:
+                scored += range(len(ids) - stop + sequence.unscored, len(ids))
+                next_ids += sequence.ids[sequence.unscored + 1 : stop + 1]
         batch = self.batches.build(requests, 1, 1) if requests else None
-        generated = self.runner.prefill(batch, PassLayout(self.cache, parts), ids, positions)
+        layout = PassLayout(self.cache, parts)
+        generated, scores = self.runner.prefill(batch, layout, ids, positions, scored, next_ids)
         self.statistics.passes += 1
         self.statistics.prefilled_tokens += len(ids)
+        unscored = {s: s.unscored for s, _ in plan.prefill if s.unscored is not None}
         for sequence, n in plan.prefill:
             self.scheduler.record_prefill(sequence, n)
-        return [] if generated is None else self._progress(requests, generated)
+        progress = [] if generated is None else self._progress(requests, generated)
+        if scores is not None:
+            progress += self._scored(unscored, scores.tokens(0, next_ids, SCORED_TOP))
+        return progress
 
-    def _progress(
-        self, requests: list[ScheduledRequest], generated: torch.Tensor
+    def _scored(
+        self, unscored: dict[TokenSequence, int], tokens: Sequence[TokenLogProb]
     ) -> list[Progress]:
+        """Share the scores of one pass among its sequences; finish those that are over.
+
+        Args:
+            unscored: the sequences in their order, with ``TokenSequence.unscored`` before the pass.
+        """
+        progress, rest = [], iter(tokens)
+        requests = {r.conditional: r for r in self._requests.values()}
+        for sequence, before in unscored.items():
+            assert sequence.unscored is not None
+            log_probs = list(islice(rest, sequence.unscored - before))
+            if not log_probs:
+                continue
+            key = requests[sequence].key
+            finished: FinishReason | None = None
+            if sequence.ready:
+                finished = "scored"
+                self.scheduler.finish(self._requests.pop(key))
+            ids = [token.token_id for token in log_probs]
+            progress.append(Progress(key, ids, finished, log_probs))
+        return progress
+
+    def _progress(self, requests: list[ScheduledRequest], generated: Generated) -> list[Progress]:
         """Record generated tokens; finish the requests that are over."""
-        progress = []
-        for scheduled, padded in zip(requests, generated.tolist(), strict=True):
+        progress, reported = [], count()
+        for scheduled, padded in zip(requests, generated.ids.tolist(), strict=True):
+            log_probs: Sequence[TokenLogProb] = ()
+            if n_top := scheduled.request.logprobs:
+                assert generated.log_probs is not None
+                log_probs = generated.log_probs.tokens(next(reported), padded, n_top)
             if scheduled.key not in self._requests:  # aborted or finished during the steps
                 continue
             ids = [token_id for token_id in padded if token_id >= 0]
@@ -266,7 +348,7 @@ class TokenLoop:
                 self.scheduler.finish(scheduled)
                 del self._requests[scheduled.key]
                 finished = _finish_reason(scheduled)
-            progress.append(Progress(scheduled.key, ids, finished))
+            progress.append(Progress(scheduled.key, ids, finished, log_probs))
         return progress
 
 
@@ -279,9 +361,17 @@ class _StepsInFlight:
     batch: DecodeBatch
     steps: int
     max_lengths: list[int]  # most tokens of each sequence after the steps
-    generated: torch.Tensor  # on the host, once it is copied
+    generated: Generated  # on the host, once it is copied
     copied: torch.cuda.Event | None  # None: copied already
     start: float  # time of perf_counter
+
+
+def _layout(model: LanguageModel) -> dict[str, object]:
+    """Return everything that a model must have in common with one that takes its place."""
+    tensors = {
+        name: f"{tuple(x.shape)} {x.dtype} {x.device}" for name, x in model.state_dict().items()
+    }
+    return {"context": model.context, "the cache": model.cache_spec(), **tensors}
 
 
 def _finish_reason(scheduled: ScheduledRequest) -> FinishReason:

@@ -65,6 +65,14 @@ torch.library.impl(_OPERATION, "cpu", lambda x, number, _: _multiply(x, _NUMBERE
 torch.library.register_fake(_OPERATION, lambda x, _, n: x.new_empty(*x.shape[:-1], n))
 
 
+def keep_numbers(old: nn.Module, new: nn.Module) -> None:
+    """Give the packed weights of a module those numbers that compiled code knows from another."""
+    for before, after in zip(old.modules(), new.modules(), strict=True):
+        if isinstance(before, PackedLinear) and isinstance(after, PackedLinear):
+            after.number = before.number
+            _NUMBERED[after.number] = after
+
+
 class Int8Linear(nn.Module):
     """A linear map whose weights are 8-bit integers, with a scale for each output."""
 
@@ -115,19 +123,30 @@ class Head:
     """A copy of the output head in the order of :meth:`Grammar.writable_ids`.
 
     ``image`` gives the logits of image tokens, the first ``n_codes`` of the order, and ``text``
-    those of all other tokens.
+    those of all other tokens. The tokens that are never generated follow in :meth:`whole`.
+
+    Attributes:
+        ids: token id of each logit of :meth:`whole`.
+        index: logit of each token id.
     """
 
     def __init__(self, model: LanguageModel, grammar: Grammar, weights: Weights) -> None:
-        table = model.head.weight.detach()
-        table = table[torch.tensor(grammar.writable_ids(), device=table.device)]
+        table, writable = model.head.weight.detach(), grammar.writable_ids()
+        order = [*writable, *sorted({*range(len(table))} - {*writable})]
+        self.ids = torch.tensor(order, device=table.device)
+        self.index = self.ids.argsort()
         self.n_codes = grammar.vocabulary.n_codes
-        self.image = _linear(table[: self.n_codes], None, weights)
-        self.text = _linear(table[self.n_codes :], None, weights)
+        parts = table[self.ids].tensor_split([self.n_codes, len(writable)])
+        self.image, self.text, self.rest = (_linear(part, None, weights) for part in parts)
 
     def all(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N n"]:
         """Return the logits of all writable tokens."""
         return torch.cat([self.image(hidden), self.text(hidden)], dim=-1)
+
+    def whole(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """Return the logits of the whole vocabulary, in the order of ``ids``."""
+        parts = (self.image, self.text, self.rest)
+        return torch.cat([part(hidden) for part in parts], dim=-1)
 
 
 @torch.no_grad()
