@@ -48,8 +48,10 @@ def write_jsonl(path, *lines):
 def test_every_option_of_generation_is_a_flag():
     options = build_parser().parse_args(["generate", "bundle", "owl"])
     names = [option.name for option in dataclasses.fields(GenerationConfig)]
-    found = GenerationConfig(**{name: getattr(options, name) for name in names})
-    assert found == GenerationConfig()
+    given = {name: getattr(options, name) for name in names}
+    assert GenerationConfig().with_options(given) == GenerationConfig()
+    options = build_parser().parse_args(["generate", "b", "owl", "--stop", "a", "--stop", "\n"])
+    assert options.stop == ["a", "\n"]
     flags = ["--image-temperature", "0.5", "--max-images", "2", "--chat", "--mode", "text"]
     options = build_parser().parse_args(["generate", "bundle", "owl", *flags])
     found = (options.image_temperature, options.max_images, options.chat, options.mode)
@@ -62,6 +64,24 @@ def test_one_image(run, tmp_path):
     assert np.asarray(PIL.Image.open(tmp_path / "owl.png")).shape == (16, 16, 3)
 
 
+def test_stop_strings_end_the_text(run):
+    asked = ("An owl", "--mode", "text", "--max-new-tokens", "12", "--temperature", "1.5")
+    _, whole, _ = run(*asked)
+    stops = ("--stop", "never", "--stop", whole[3:5])
+    assert run(*asked, *stops) == (0, whole[:3] + "\n", "")
+    assert run(*asked, *stops, "--stream") == (0, whole[:3] + "\n", "")
+
+
+def test_log_probabilities_as_json(run):
+    _, out, _ = run("owl", "--json", "--max-new-tokens", "4", "--logprobs", "2")
+    [*tokens, last] = json.loads(out)["logprobs"]
+    for token in (*tokens, last):
+        assert token.keys() == {"token_id", "log_prob", "top"}
+        assert token["log_prob"] <= token["top"][0][1] <= 0
+        assert len(token["top"]) == 2
+    assert "logprobs" not in json.loads(run("owl", "--json", "--max-new-tokens", "4")[1])
+
+
 def test_streamed_text_is_the_text(run):
     asked = ("An owl", "--max-new-tokens", "12", "--temperature", "1.5", "--seed", "4")
     _, whole, _ = run(*asked)
@@ -72,6 +92,9 @@ def test_streamed_text_is_the_text(run):
     ("arguments", "code", "message"),
     [
         (["owl", "--stream", "--json"], 6, "choose one"),
+        (["owl", "--logprobs", "2"], 6, "--logprobs adds to what --json prints; give --json too"),
+        (["owl", "--logprobs", "-1", "--json"], 6, "--logprobs must be a whole number, 0 or more"),
+        (["owl", "--stop", ""], 6, "--stop must hold texts of at least one character"),
         (["owl", "--mode", "text", "--guidance", "2"], 6, "guidance applies to images"),
         (["owl", "--guidance", "2", "--contrastive-alpha", "0.1"], 6, "exclude each other"),
         (["owl", "--contrastive-alpha", "2"], 6, "alpha must lie in [0, 1], got 2.0"),

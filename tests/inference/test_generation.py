@@ -9,7 +9,7 @@ import pytest
 
 import pardalis
 from pardalis.errors import RequestError
-from pardalis.inference import Contrastive, Guidance, PromptFile, SamplingConfig
+from pardalis.inference import Contrastive, EngineDriver, Guidance, PromptFile, SamplingConfig
 from pardalis.inference.generation import GenerationConfig, option_help
 
 
@@ -19,6 +19,7 @@ from pardalis.inference.generation import GenerationConfig, option_help
         pardalis.generate,
         pardalis.generate_many,
         pardalis.Engine.submit,
+        EngineDriver.submit,
         pardalis.GenerationConfig,
         PromptFile,
     ],
@@ -62,6 +63,10 @@ def test_the_parts_of_a_config():
         ({"contrastive_alpha": 0.1, "contrastive_k": 0}, "contrastive_k must be a whole number"),
         ({"contrastive_alpha": 0.1, "guidance": 2}, "contrastive_alpha and `guidance` or"),
         ({"chat": 1}, "chat must be of type bool, got 1."),
+        ({"logprobs": -1}, "logprobs must be a whole number, 0 or more, got -1."),
+        ({"logprobs": 10**12}, "logprobs must be a whole number, 0 or more, got 10000"),
+        ({"stop": ["a", ""]}, "stop must hold texts of at least one character, got ''."),
+        ({"stop": "a"}, "stop must be a list, got 'a'."),
         ({"seed": 1.5}, "seed must be of type int, got 1.5."),
         ({"temprature": 1}, "Unknown key 'temprature'; did you mean 'temperature'?"),
     ],

@@ -236,3 +236,35 @@ def test_an_image_that_was_replaced_is_completed_again(run, tmp_path, completion
     assert [a["prompt"] == b["prompt"] for a, b in zip(before, after, strict=True)] == [False, True]
     (completions.parent / "images" / "000001-0.png").unlink()
     assert [unchanged(), unchanged()] == [1, 2]
+
+
+def test_stop_strings_and_log_probabilities_of_lines(run, tmp_path, completions):
+    options = {"prompt": "An owl", "mode": "text", "temperature": 1.5, "seed": 1}
+    write_jsonl(tmp_path / "prompts.jsonl", options)
+    run()
+    [[segment]] = [record["completion"] for record in records(completions)]
+    text = segment["text"]
+    completions.unlink()
+    lines = [options | {"stop": [text[3:5]]}, options | {"logprobs": 2, "max_new_tokens": 4}]
+    write_jsonl(tmp_path / "prompts.jsonl", *lines, options | {"stop": "owl"})
+    assert run().failed == 1
+    stopped, reported, bad = records(completions)
+    assert stopped["completion"] == [{"text": text[:3]}]
+    assert stopped["reason"] == "stop"
+    assert "logprobs" not in stopped
+    assert [len(token["top"]) for token in reported["logprobs"]] == [2] * reported["tokens"]
+    assert bad["error"].endswith("stop must be a list, got 'owl'.")
+    assert run().unchanged == 2
+
+
+def test_a_folder_from_before_an_option_resumes(run, tmp_path, completions):
+    (tmp_path / "prompts.txt").write_text("owl\n")
+    run("prompts.txt", max_new_tokens=3)
+    path = completions.parent / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["options"]["stop"], settings["options"]["logprobs"]
+    path.write_text(json.dumps(settings))
+    assert run("prompts.txt", max_new_tokens=3).unchanged == 1
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="with other options"):
+        run("prompts.txt", max_new_tokens=3, stop=("owl",))
