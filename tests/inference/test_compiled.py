@@ -49,7 +49,7 @@ def requests() -> list[Request]:
     ]
 
 
-def make(context: int = 48) -> tuple[Decoder, Grammar]:
+def make(context: int = 48, seed: int = 0) -> tuple[Decoder, Grammar]:
     config = ModelConfig(
         vocab_size=IDS.size,
         context=context,
@@ -59,27 +59,41 @@ def make(context: int = 48) -> tuple[Decoder, Grammar]:
         feed_forward=SwiGLUConfig(width=64),
         init=InitConfig(std=0.3),
     )
-    return initialise(Decoder(config), seed=0).eval(), Grammar(IDS, codes_per_image=4)
+    return initialise(Decoder(config), seed=seed).eval(), Grammar(IDS, codes_per_image=4)
 
 
 def main() -> None:
     """Compare completions, with the compiler's tracer but without its generated code."""
     torch.set_num_threads(1)
     compiled_module.BACKEND = "aot_eager"
-    model, grammar = make()
+    (model, grammar), (other, _) = make(), make(seed=1)
     expected = [generate_reference(model, grammar, request) for request in requests()]
+    of_other = [generate_reference(other, grammar, request) for request in requests()]
     for window in (1, 3):
         config = EngineConfig(compile=True, speculation_window=window, max_slots=4, page_size=3)
         loop = TokenLoop(model, grammar, config)
-        keys = [loop.submit(request) for request in requests()]
-        completions: dict[int, list[int]] = {key: [] for key in keys}
-        while not loop.idle:
-            for progress in loop.step():
-                completions[progress.key] += progress.ids
-        assert list(completions.values()) == expected
+        assert run(loop) == expected
+        graphs = n_graphs()
+        loop.reload(model)
+        assert run(loop) == expected
+        assert n_graphs() == graphs  # nothing is compiled again
+        loop.reload(other)
+        assert run(loop) == of_other != expected
         assert loop.runner.compiled is not None
         assert loop.runner.compiled.works
-    assert 4 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
+    assert 4 <= n_graphs() <= 12
+
+
+def run(loop: TokenLoop) -> list[list[int]]:
+    completions: dict[int, list[int]] = {loop.submit(request): [] for request in requests()}
+    while not loop.idle:
+        for progress in loop.step():
+            completions[progress.key] += progress.ids
+    return list(completions.values())
+
+
+def n_graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def test_equals_the_reference():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from page_pool import check_pool
 
 import pardalis
 from pardalis.errors import ConfigError, RequestError
@@ -67,6 +68,7 @@ def test_equals_a_new_loop_to_the_bit(weights, in_place, tiny_config, grammar):
     assert after == run(TokenLoop(other, grammar, config)) != before
     assert loop.statistics.reused_tokens == n_reused  # no prefix of the weights before
     loop.reload(make(tiny_config, 0))
+    check_pool(loop.scheduler.pool)
     assert run(loop) == before
 
 

@@ -377,6 +377,7 @@ def test_refuses_impossible_requests(model, grammar):
     [
         {"seed": 2**64},
         {"seed": -1},
+        {"logprobs": -1},
         {"limits": Limits(max_new_tokens=2**63, text=False, max_images=1)},
         {"limits": Limits(max_new_tokens=20, max_images=2**63)},
         {"limits": Limits(max_new_tokens=20, text=False, max_images=-1)},

@@ -180,13 +180,13 @@ class GenerationConfig:
     )
     stop: tuple[str, ...] = _option(
         (),
-        "texts that end the completion, which ends before the first of them; text between two "
-        "images is searched, not what a prompt and its completion form together (default: none)",
+        "texts that end the completion; the first one to come, and what follows it, is left out "
+        "(default: none)",
     )
     logprobs: int = _option(
         0,
-        "report the log-probability of each generated token, and those of the n most likely tokens "
-        "in its place: the model's own, before temperature, top-k, top-p and guidance; 0 is off",
+        "report the log-probability of each generated token and of the n most likely tokens in its "
+        "place: the model's own, before temperature, top-k, top-p and guidance; 0 is off",
     )
     seed: int = _option(
         0, "random seed; the same bundle, prompt, options and seed give the same completion"

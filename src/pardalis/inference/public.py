@@ -2,7 +2,7 @@
 
 from pardalis.inference.api import engine_config_for, generate, generate_many, score
 from pardalis.inference.config import EngineConfig
-from pardalis.inference.driver import EngineDriver
+from pardalis.inference.driver import EngineDriver, Stream
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import (
     Event,

@@ -24,6 +24,8 @@ class Request:
         limits = self.limits
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must lie in [0, 2^63), got {self.seed}.")
+        if not is_count(self.logprobs):
+            raise RequestError(f"logprobs must be 0 or more, got {self.logprobs}.")
         if not is_count(limits.max_new_tokens):
             raise RequestError(f"max_new_tokens must be 0 or more, got {limits.max_new_tokens}.")
         if not (limits.max_images is None or is_count(limits.max_images)):
