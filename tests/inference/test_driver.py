@@ -182,7 +182,7 @@ def test_an_error_of_the_engine_reaches_every_consumer(driver, engine, monkeypat
 
 def test_close_ends_all(engine):
     driver = EngineDriver(engine)
-    streams = [driver.submit("owl", mode="image", max_images=5) for _ in range(6)]
+    streams = [driver.submit("owl", mode="image", max_images=5) for _ in range(4)]
     consumers = [Consumer(stream.wait) for stream in streams[:3]]
     next(streams[3])
     Consumer(driver.close).result()

@@ -321,3 +321,24 @@ def test_nan_logits_of_one_request_leave_the_others_alone(bundle):
         whole = engine.submit("cat", mode="image", seed=3)
         assert pixels(whole.wait().images[0]) == pixels(expected.images[0])
         assert all(completion.wait() is not None for completion in broken)
+
+
+def test_events_that_another_thread_brings_are_not_lost(bundle, monkeypatch):
+    """The last events may come between a look for events and a look for the end."""
+    with Engine(bundle) as engine:
+        completion = engine.submit("owl", mode="image")
+        lock, ran = engine._lock, []
+
+        class Racing:
+            def __enter__(self):
+                lock.acquire()
+
+            def __exit__(self, *error):
+                lock.release()
+                if not ran:  # another thread runs the engine to the end
+                    ran.append(True)
+                    while completion.finished is None:
+                        engine.advance()
+
+        monkeypatch.setattr(engine, "_lock", Racing())
+        assert len(list(completion)) == 5

@@ -81,21 +81,21 @@ def tokens_until(stop, ids, codec):
     raise AssertionError(f"{stop!r} is not in {text!r}")
 
 
-@pytest.fixture(params=[NaiveLoop, TokenLoop], ids=["naive", "token_loop"])
-def loop(request, monkeypatch):
-    monkeypatch.setattr("pardalis.inference.engine.TokenLoop", request.param)
-
-
-@pytest.mark.parametrize("steps_per_sync", [1, 5])
-def test_a_completion_ends_before_the_stop_string(loop, bundle, steps_per_sync):
+@pytest.mark.parametrize(
+    ("loop", "steps_per_sync"),
+    [(NaiveLoop, 1), (TokenLoop, 1), (TokenLoop, 5)],
+    ids=["naive", "single steps", "several steps"],
+)
+def test_a_completion_ends_before_the_stop_string(loop, steps_per_sync, bundle, monkeypatch):
+    monkeypatch.setattr("pardalis.inference.engine.TokenLoop", loop)
     options = {"mode": "text", "temperature": 1.5, "max_new_tokens": 25}
     n_inside = 0
     with Engine(bundle, EngineConfig(steps_per_sync=steps_per_sync)) as engine:
-        for seed in range(5):
+        for seed in range(3):
             request = to_request(bundle, "An owl", seed=seed, **options)
             ids = generate_reference(bundle.model, bundle.codec.grammar, request)
             text = engine.submit_request(request).wait().text
-            for start, length in product((1, 4, 7), (1, 3, 5)):
+            for start, length in product((1, 5), (1, 3, 5)):
                 stop = (text[start : start + length], "never")
                 first = text.find(stop[0])
                 completion = engine.submit("An owl", seed=seed, stop=stop, **options)
@@ -107,7 +107,7 @@ def test_a_completion_ends_before_the_stop_string(loop, bundle, steps_per_sync):
                 assert completion.finished.usage.completion_tokens == n_tokens
                 n_inside += not read.endswith(stop[0])
         assert engine.idle
-    assert n_inside > 5  # a stop string began or ended inside a token
+    assert n_inside > 2  # a stop string began or ended inside a token
 
 
 def texts_of(document):

@@ -246,10 +246,11 @@ class Engine:
             StopIteration: all its events were read.
         """
         while True:
-            if (event := self.poll(active)) is not None:
-                return event
-            if active.finished is not None:
-                raise StopIteration
+            with self._lock:
+                if active.unread:
+                    return self._read(active)
+                if active.finished is not None:
+                    raise StopIteration
             self.advance()
 
     def poll(self, active: _ActiveRequest) -> Event | None:
