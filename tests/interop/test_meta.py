@@ -23,6 +23,7 @@ from pardalis.interop.meta import read_meta, write_meta
 from pardalis.interop.model import ForeignModel, halves_from_pairs, pairs_from_halves, read_bundle
 from pardalis.interop.tensors import lazy, open_tensors
 from pardalis.model import Decoder, chameleon_7b, chameleon_34b
+from pardalis.vq import EMAConfig
 
 NORMS = ("attention_norm.weight", "ffn_norm.weight", "norm.weight")
 
@@ -341,7 +342,7 @@ def test_an_ema_codebook(own_bundle, tmp_path):
     model = read_bundle(own_bundle)
     trained = dataclasses.replace(
         model.image_tokenizer,
-        quantizer=dataclasses.replace(model.image_tokenizer.quantizer, kind="ema", beta=1.0),
+        quantizer=EMAConfig(beta=1.0),
     )
     write_meta(dataclasses.replace(model, image_tokenizer=trained), tmp_path / "meta")
     found = read_meta(tmp_path / "meta")
@@ -377,7 +378,7 @@ def test_any_width_of_the_feed_forward(d_model, d_ff):
     multiple = written["multiple_of"]
     assert multiple * ((width + multiple - 1) // multiple) == d_ff
     values = {"dim": config.d_model, "n_heads": 1, "n_layers": 1, **written}
-    assert meta._config(values, Path("params.json"), 8, 1).d_ff == d_ff
+    assert meta._config(values, Path("params.json"), 8, 1).feed_forward.width == d_ff
 
 
 def test_a_common_width_has_the_common_parameters():
@@ -385,7 +386,7 @@ def test_a_common_width_has_the_common_parameters():
 
 
 def test_the_published_sizes_have_their_names():
-    assert [meta._name(config()) for config in (chameleon_7b, chameleon_34b)] == ["7b", "30b"]
+    assert [meta._name(shape()) for shape in (chameleon_7b, chameleon_34b)] == ["7b", "30b"]
 
 
 @pytest.mark.parametrize(
@@ -492,9 +493,13 @@ def changed(model: ForeignModel, **changes) -> ForeignModel:
 @pytest.mark.parametrize(
     ("changes", "options", "what"),
     [
-        ({"qk_norm_groups": None}, {}, r"model\.qk_norm_groups is not set, so each head has its "),
-        ({"qk_norm_eps": 1e-6}, {}, r"model\.qk_norm_eps is 1e-06 \(needed: 1e-05\)"),
-        ({}, {"n_ranks": 1}, r"qk_norm_groups is 2, which needs that many ranks or a multiple, "),
+        (
+            {"qk_norm_groups": None},
+            {},
+            r"model\.attention\.qk_norm\.groups is not set, so each head ",
+        ),
+        ({"qk_norm_eps": 1e-6}, {}, r"attention\.qk_norm\.eps is 1e-06 \(needed: 1e-05\)"),
+        ({}, {"n_ranks": 1}, r"qk_norm\.groups is 2, which needs that many ranks or a "),
         ({}, {"n_ranks": 0}, "it needs 1 rank or more, not 0"),
         ({}, {"n_ranks": -2}, "it needs 1 rank or more, not -2"),
         (
@@ -519,7 +524,8 @@ def test_all_options_that_it_cannot_hold_are_named_together(own_bundle, tmp_path
     message = refused(model, tmp_path, n_ranks=5)
     assert model.config.vocab_size % 5
     for name in ("n_heads is 4, which 5 ranks do not divide", "n_kv_heads is 2", "d_model is 48",
-                 "d_ff is 79", f"vocab_size is {model.config.vocab_size}", "qk_norm_groups is not",
+                 "feed_forward.width is 79", f"vocab_size is {model.config.vocab_size}",
+                 "qk_norm.groups is not",
                  "no decoder", "patch_size is 2"):  # fmt: skip
         assert name in message
     message = refused(model, tmp_path, n_ranks=6)
@@ -611,11 +617,11 @@ DAMAGE = {
     ),
     "parameters that no decoder has": (
         lambda m, t: change_model(m, n_heads=7),
-        r"params\.json: d_model \(64\) must be a multiple of twice n_heads \(7\)",
+        r"params\.json: qk_norm\.groups \(2\) must divide n_kv_heads \(7\)",
     ),
     "ranks do not divide the heads": (
         lambda m, t: change_model(m, n_kv_heads=1),
-        r"params\.json: qk_norm_groups \(2\) must divide n_kv_heads \(1\)",
+        r"params\.json: qk_norm\.groups \(2\) must divide n_kv_heads \(1\)",
     ),
     "no JSON": (
         lambda m, t: (m / "params.json").write_text("{"),

@@ -82,7 +82,7 @@ def test_the_stages_lack_the_tokenizers(folder):
 def test_the_path_is_relative_to_the_recipe(folder, monkeypatch):
     monkeypatch.chdir("/")
     assert recipe_of(folder).start_from == folder / "base"
-    assert recipe_of(folder, "start_from=/elsewhere").start_from == "/elsewhere"
+    assert recipe_of(folder, "start_from=/elsewhere").start_from == Path("/elsewhere")
 
 
 def test_what_is_planned_are_the_rows_of_the_recipe(folder):

@@ -50,6 +50,13 @@ class Case:
 
 
 GROUPED = {"n_kv_heads": 2}
+# GPT-2's parts: biases, LayerNorm, learned positions, a feed-forward of two matrices.
+OTHER_LAYERS = {
+    "attention": {"bias": "all", "qk_norm": {"kind": "rms_norm"}},
+    "feed_forward": {"kind": "mlp"},
+    "norm": {"kind": "layer_norm"},
+    "position": {"kind": "learned"},
+}
 REORDERED = {"norm_placement": "reordered", "embedding_norm": True}
 
 CASES = {
@@ -64,6 +71,7 @@ CASES = {
         "tensor": Case({"tensor": 2}, {"dropout": 0.2}),  # the same mask on all ranks of a group
         "tensor_reordered": Case({"tensor": 2}, REORDERED | GROUPED | {"qk_norm_groups": 1}),
         "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
+        "tensor_other_layers": Case({"tensor": 2}, OTHER_LAYERS),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
         "tensor_statistics": Case({"tensor": 2}, {"qk_norm_groups": 1}, {"statistics_every": 2}),
         "shard_preference": Case(

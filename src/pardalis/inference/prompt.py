@@ -110,7 +110,7 @@ def to_score_requests(
                 plain = Document(tuple(replace(s, role=None) for s in document.segments))
                 request = ScoreRequest(
                     prompt_ids=prompt_ids,
-                    continuation_ids=tuple(bundle.codec.encode(plain)[1:-1]),
+                    continuation_ids=tuple(bundle.codec.encode(plain).ids[1:-1].tolist()),
                 )
             request.require_fits(bundle.model.context)
             yield request

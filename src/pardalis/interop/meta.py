@@ -60,6 +60,7 @@ from pardalis.interop.vqgan import read_vqgan, unheld, write_vqgan
 from pardalis.model import (
     AttentionConfig,
     ModelConfig,
+    ModelShape,
     NoQKNormConfig,
     QKLayerNormConfig,
     ResidualConfig,
@@ -283,7 +284,7 @@ def write_meta(
         write_checkpoints(dict(zip(paths, files, strict=True)), "Model")
 
 
-def _name(config: ModelConfig) -> str:
+def _name(config: ModelShape) -> str:
     """Return the folder's name in the release; its loader expects those of the published sizes."""
     published = {(32, 4096): "7b", (48, 8192): "30b"}
     return published.get((config.n_layers, config.d_model), "model")
