@@ -63,7 +63,13 @@ def test_the_resolved_recipe_is_the_recipe(path, tmp_path, capsys):
     assert main(["show", "config", str(path)]) == 0
     resolved = tmp_path / "resolved.toml"
     resolved.write_text(capsys.readouterr().out)
-    assert load_recipe(resolved) == load_recipe(path)
+    recipe, shown = load_recipe(path), load_recipe(resolved)
+    assert shown == recipe.expanded == shown.expanded
+    assert shown.image_tokenizer_run == recipe.image_tokenizer_run
+    assert "preset" not in resolved.read_text()
+    if recipe.has_model:
+        assert shown.model_run == recipe.model_run
+        assert "feed_forward" in shown.model
 
 
 QUICKSTART = FOLDER / "quickstart.toml"

@@ -33,7 +33,7 @@ def _config(options: argparse.Namespace) -> None:
     from pardalis import config as configs
     from pardalis.pipeline import load_recipe
 
-    recipe = load_recipe(options.recipe, options.set)
+    recipe = load_recipe(options.recipe, options.set).expanded
     print_result(options, configs.to_dict(recipe), configs.to_toml(recipe).rstrip())
 
 

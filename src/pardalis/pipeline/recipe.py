@@ -8,6 +8,7 @@ and the shape of the model, which come from the bundle. A recipe without ``[mode
 tokenizers only.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,6 +243,16 @@ class Recipe:
                 "model; only model.dropout can be set, so leave it out."
             )
         return GivenModel(bundle=self.start_from, dropout=table.get("dropout"))
+
+    @property
+    def expanded(self) -> "Recipe":
+        """The same recipe with presets and defaults of tables written out."""
+        changes: dict[str, Any] = {"text_tokenizer": self.trained_text_tokenizer}
+        if self.trains_image_tokenizer:
+            changes["image_tokenizer"] = configs.to_dict(self.image_tokenizer_run.model)
+        if self.has_model and not isinstance(model := self.model_run.model, GivenModel):
+            changes["model"] = configs.to_dict(model)
+        return dataclasses.replace(self, **changes)
 
     def _check_sources(self) -> None:
         if not self.sources:
