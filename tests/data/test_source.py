@@ -1,12 +1,14 @@
+import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
 from pardalis.data import PairOrder, SourceConfig, read_source
-from pardalis.data.source import survey
+from pardalis.data.source import size_and_time, survey
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 
@@ -51,6 +53,27 @@ def test_a_survey_notices_changed_image_files(tmp_path: Path):
     changed = survey(source)
     assert changed.n_items == changed.n_images == before.n_items == 1
     assert changed.digest != before.digest
+
+
+def test_a_copy_with_other_times_is_the_same_source(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "owl.png").write_bytes(b"owl")
+    source = SourceConfig(name="owls", reader="folder", path=tmp_path / "a")
+    before = survey(source)
+    os.utime(tmp_path / "a" / "owl.png", (0, 0))
+    assert survey(source) == before
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    assert survey(dataclasses.replace(source, path=tmp_path / "b")) == before
+
+
+def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path: Path):
+    (tmp_path / "owl.png").write_bytes(b"first")
+    source = SourceConfig(name="owls", reader="folder", path=Path("."))
+    before, status = survey(source), (tmp_path / "owl.png").stat()
+    (tmp_path / "owl.png").write_bytes(b"other")
+    os.utime(tmp_path / "owl.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert survey(source).digest != before.digest
+    assert survey(source, size_and_time) == survey(source, size_and_time)
 
 
 def test_a_survey_notices_every_kind_of_image(monkeypatch, tmp_path: Path):

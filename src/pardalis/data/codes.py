@@ -27,7 +27,7 @@ import torch
 from jaxtyping import UInt
 
 from pardalis import config as configs
-from pardalis.data.source import SourceConfig, read_source, survey
+from pardalis.data.source import SourceConfig, read_source, size_and_time, survey
 from pardalis.documents import ImageSource, Rejection, named_images
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import output_folder, working_name, write_bytes
@@ -98,7 +98,8 @@ def encode_source(
         ConfigError: the folder holds codes of other settings or other images, or it is a file.
         DataError: the source does not exist or has no image.
     """
-    content = survey(source)
+    # Each of many workers surveys the source, so files are identified without reading them.
+    content = survey(source, size_and_time)
     if not content.n_images:
         raise DataError(f"{source.path} holds no images, so there is nothing to encode.")
     folder = output_folder(folder)

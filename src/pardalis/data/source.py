@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pardalis.data.transforms import TRANSFORMS, Transform
+from pardalis.digests import file_digest
 from pardalis.documents import READERS, Document, Image, Rejection, Segment
 from pardalis.errors import ConfigError
 
@@ -64,30 +65,41 @@ class Survey(NamedTuple):
     n_items: int  # documents and rejections
     digest: str  # hash of the content
     n_images: int  # images of the documents, and one for each rejection
+    n_rejections: int = 0
 
 
-def survey(source: SourceConfig) -> Survey:
-    """Count the items of a source and hash them, without opening an image file.
+def survey(source: SourceConfig, of_file: Callable[[Path], object] = file_digest) -> Survey:
+    """Count the items of a source and hash them, without decoding an image.
 
-    An image file counts as changed when its size or modification time differs, everything else
-    when its content does. This reading is short beside encoding, and gives progress a total.
+    This reading is short beside encoding, and gives progress a total.
+
+    Args:
+        of_file: what identifies an image file: by default the hash of its content, so that a copy
+            is the same; :meth:`pardalis.digests.Digests.of` spares reading unchanged files.
     """
     digest = hashlib.sha256()
-    n_items = n_images = 0
+    n_items = n_images = n_rejections = 0
     for item in read_source(source):
         n_items += 1
         if isinstance(item, Document):
             n_images += len(item.images)
-            key = (item.name, *map(_segment_key, item.segments))
+            key = (item.name, *(_segment_key(segment, of_file) for segment in item.segments))
         else:
             n_images += 1
+            n_rejections += 1
             # Without the path of the source, so that documents that are moved stay the same.
             key = (item.where.removeprefix(str(source.path)), item.kind)
         digest.update(repr(key).encode())
-    return Survey(n_items, digest.hexdigest(), n_images)
+    return Survey(n_items, digest.hexdigest(), n_images, n_rejections)
 
 
-def _segment_key(segment: Segment) -> tuple[object, ...]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Return what identifies an image file without reading it; a copy of it is another file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _segment_key(segment: Segment, of_file: Callable[[Path], object]) -> tuple[object, ...]:
     weight = () if segment.weight == 1 else (segment.weight,)
     if not isinstance(segment, Image):
         return segment.role, segment.text, *weight
@@ -95,10 +107,10 @@ def _segment_key(segment: Segment) -> tuple[object, ...]:
     match segment.source:
         case Path() as path:
             try:
-                status = path.stat()
+                found = of_file(path)
             except OSError:
                 return *about, "missing"
-            return *about, status.st_size, status.st_mtime_ns
+            return (*about, *found) if isinstance(found, tuple) else (*about, found)
         case bytes() as content:
             return *about, hashlib.sha256(content).hexdigest()
         case image:
