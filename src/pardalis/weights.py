@@ -46,6 +46,12 @@ def stream_weights(module: nn.Module, path: Path, assign: Callable[[Tensor, Any]
             assign(tensor, file.get_slice(name))
 
 
+def check_weights(module: nn.Module, path: Path) -> None:
+    """Check a file as :func:`load_weights` does, without reading a tensor."""
+    with _open(path) as file:
+        _check_file(module, path, file)
+
+
 def check_shapes(
     source: Path | str,
     needed: Shapes,

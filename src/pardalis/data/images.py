@@ -65,6 +65,15 @@ class _Square:
     regions: list[WeightedBox]
 
 
+def check_shared(batch_images: int, size: int) -> None:
+    """Raise ConfigError unless processes can share the images of a step evenly."""
+    if batch_images % size:
+        raise ConfigError(
+            f"batch_images is {batch_images}, which {size} processes cannot share evenly; choose "
+            "a multiple."
+        )
+
+
 class ImageFeed:
     """The images of each step, as squares.
 
@@ -94,11 +103,7 @@ class ImageFeed:
         rank, size = share
         if not images:
             raise DataError("There is no image to train the image tokenizer with.")
-        if batch_images % size:
-            raise ConfigError(
-                f"batch_images is {batch_images}, which {size} processes cannot share evenly; "
-                "choose a multiple."
-            )
+        check_shared(batch_images, size)
         self.images = images
         self.config = config
         self.batch_images = batch_images

@@ -91,6 +91,22 @@ def prepare_source(
         ) from error
 
 
+def longest_document(source: SourceConfig, row_tokens: int) -> int:
+    """Return the tokens of the longest document that fits a row after its transforms.
+
+    Raises:
+        ConfigError: not even the shortest document fits.
+    """
+    tokens = rooms(source.transforms, row_tokens)
+    longest = int(np.searchsorted(tokens, row_tokens, side="right")) - 1
+    if longest < 3:
+        raise ConfigError(
+            f"The transforms of source {source.name!r} leave no room for a document in a row "
+            f"of {row_tokens} tokens; raise row_tokens or leave a transform out."
+        )
+    return longest
+
+
 def _finished(folder: Path, prepared: str) -> PrepareReport | None:
     """Return the report of an earlier run if its shards are complete and of the same inputs."""
     try:
@@ -119,13 +135,7 @@ class _Preparation:
         self._source, self._codec, self._config = source, codec, config
         self._transforms = Transforms(source.transforms, codec.grammar, source.name)
         self._rooms = rooms(source.transforms, config.row_tokens)
-        # The longest document that fits a row after its transforms.
-        self._longest = int(np.searchsorted(self._rooms, config.row_tokens, side="right")) - 1
-        if self._longest < 3:
-            raise ConfigError(
-                f"The transforms of source {source.name!r} leave no room for a document in a row "
-                f"of {config.row_tokens} tokens; raise row_tokens or leave a transform out."
-            )
+        self._longest = longest_document(source, config.row_tokens)
 
     def write(self, folder: Path, n_items: int, prepared: str) -> PrepareReport:
         source, codec, config = self._source, self._codec, self._config

@@ -21,6 +21,7 @@ from pardalis.data import (
 from pardalis.documents import Document, Image
 from pardalis.errors import ConfigError, DataError
 from pardalis.model import LanguageModel, build, initialise
+from pardalis.objectives import Objective
 from pardalis.parallel import Layout, World, fill, parallelise
 from pardalis.pipeline.recipe import RUN, GivenModel, Recipe, load_recipe
 from pardalis.pipeline.start import image_tokenizer_folder, start_config
@@ -198,12 +199,7 @@ def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> Decod
         modalities, lambda: new_model(recipe, codec, layout)
     )
     rows = training_loader(recipe, run, codec)
-    if rows.rows_per_position != objective.rows_together:
-        raise ConfigError(
-            f"training.objective.kind = {described.training.objective.kind!r} learns from "
-            f"{objective.rows_together} rows at a time, and the sources give "
-            f"{rows.rows_per_position}; pairs are what the reader 'pairs' makes."
-        )
+    check_rows_together(recipe, objective, rows.rows_per_position)
     heldout, heldout_batches = _heldout_loader(recipe, run, codec)
     return DecoderTask(
         new_model(recipe, codec, layout),
@@ -216,3 +212,13 @@ def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> Decod
         heldout_batches=heldout_batches,
         layout=layout,
     )
+
+
+def check_rows_together(recipe: Recipe, objective: Objective, given: int) -> None:
+    """Raise ConfigError unless sources give as many rows at a time as the objective takes."""
+    if given != objective.rows_together:
+        raise ConfigError(
+            f"training.objective.kind = {recipe.model_run.training.objective.kind!r} learns from "
+            f"{objective.rows_together} rows at a time, and the sources give {given}; pairs are "
+            "what the reader 'pairs' makes."
+        )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pardalis import bundle as bundles
 from pardalis.errors import ConfigError
 from pardalis.model import (
     Execution,
@@ -28,7 +29,7 @@ from pardalis.pipeline.recipe import GivenModel, Recipe, TextTokenizerConfig
 from pardalis.pipeline.start import image_tokenizer_folder, start_config
 from pardalis.tokens import Vocabulary
 from pardalis.train import DecoderTrainConfig, MuonConfig
-from pardalis.vq import ImageTokenizer
+from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 _USABLE = 0.92  # share of a device's memory; the rest: its context, messages, fragmentation
 _FP32 = 4
@@ -294,13 +295,24 @@ def planned_model(recipe: Recipe) -> Any:
     row_tokens = described.prepare.row_tokens
     if isinstance(described.model, GivenModel):
         return dataclasses.replace(start_config(described.model, row_tokens), context=row_tokens)
-    if recipe.image_tokenizer_from is not None:
-        images = ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
-    else:
-        images = recipe.image_tokenizer_run.model
+    return described.model.sized(planned_vocabulary(recipe).size, row_tokens)
+
+
+def planned_vocabulary(recipe: Recipe) -> Vocabulary:
+    """Return the vocabulary of a recipe whose text tokenizer gets all of its tokens."""
+    if recipe.start_from is not None:
+        return Vocabulary.from_dict(bundles.describe(recipe.start_from)["vocabulary"])
     text = recipe.trained_text_tokenizer or TextTokenizerConfig()
-    vocabulary = Vocabulary.build(images.n_codes, text.vocab_size, recipe.vocabulary.special)
-    return described.model.sized(vocabulary.size, row_tokens)
+    names = recipe.vocabulary
+    vocabulary = Vocabulary.build(planned_image_tokenizer(recipe).n_codes, text.vocab_size)
+    return vocabulary.extended(names.special, writable=names.writable)
+
+
+def planned_image_tokenizer(recipe: Recipe) -> ImageTokenizerConfig:
+    """Return the config of the image tokenizer that a recipe trains or is given."""
+    if recipe.trains_image_tokenizer:
+        return recipe.image_tokenizer_run.model
+    return ImageTokenizer.load_config(image_tokenizer_folder(recipe, Path()))
 
 
 # ── warnings and advice ──────────────────────────────────────────────────────────────────────────

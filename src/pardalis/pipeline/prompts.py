@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MIN_TEXT_TOKENS = 2  # one text token and eos
+MIN_TEXT_TOKENS = 2  # one text token and eos
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +144,10 @@ class Chooser:
 
     def _caption_fits(self, pair: Pair) -> bool:
         n_prompt = 1 + self.codec.grammar.tokens_per_image  # bos and the image
-        return self._fits(n_prompt, _MIN_TEXT_TOKENS, pair.name)
+        return self._fits(n_prompt, MIN_TEXT_TOKENS, pair.name)
 
     def _page_fits(self, title: str) -> bool:
-        return self._fits(self._n_tokens(title), _MIN_TEXT_TOKENS, f"{title[:40]!r}")
+        return self._fits(self._n_tokens(title), MIN_TEXT_TOKENS, f"{title[:40]!r}")
 
     def _n_tokens(self, text: str) -> int:
         return len(self.codec.encode_prompt(to_document(text)))

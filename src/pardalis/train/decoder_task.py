@@ -100,9 +100,8 @@ class DecoderTask:
         heldout_batches: int = 0,
         layout: Layout | None = None,
     ) -> None:
-        learning_rate(config.schedule, 0, total_steps)  # raises if the schedule does not fit
         self.layout = layout or Layout.alone()
-        _check_rows(config, self.layout.data_size, objective.rows_together)
+        check_training(config, total_steps, self.layout.data_size, objective.rows_together)
         self.device = self.layout.device
         self.model = model.to(self.device)
         self.objective = objective
@@ -223,6 +222,19 @@ class DecoderTask:
     def _release_frozen(self) -> None:
         for other in self.objective.frozen:
             release(other)
+
+
+def check_training(
+    config: DecoderTrainConfig, total_steps: int, data_size: int, together: int = 1
+) -> None:
+    """Raise ConfigError if the schedule does not fit the steps, or the batch the ranks.
+
+    Args:
+        data_size: ranks that read different rows.
+        together: rows that belong together, of the objective.
+    """
+    learning_rate(config.schedule, 0, total_steps)
+    _check_rows(config, data_size, together)
 
 
 def _check_rows(config: DecoderTrainConfig, data_size: int, together: int) -> None:

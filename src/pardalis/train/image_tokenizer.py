@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pardalis.config import check_above, check_at_least, check_fractions, not_deciding
-from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
+from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed, check_shared
 from pardalis.documents import Image
 from pardalis.errors import ConfigError, DataError
 from pardalis.feature_nets import (
@@ -38,6 +38,7 @@ from pardalis.train.schedule import ScheduleConfig, WarmupCosineConfig, learning
 from pardalis.train.skipping import batch_of
 from pardalis.vq.codebook import CodebookTrainer, codebook_use, perplexity
 from pardalis.vq.config import ImageTokenizerConfig
+from pardalis.vq.discriminator import build_discriminator
 from pardalis.vq.init import initialise
 from pardalis.vq.losses import l1_and_l2, psnr
 from pardalis.vq.preprocessing import open_square, to_images, to_pixels
@@ -162,14 +163,10 @@ class ImageTokenizerTask:
         total_steps: int,
         world: World | None = None,
     ) -> None:
-        learning_rate(config.schedule, 0, total_steps)  # raises if the schedule does not fit
-        if not model_config.has_decoder:
-            raise ConfigError(
-                "image_tokenizer.has_decoder is false, but training needs a decoder; leave it out."
-            )
+        self.world = world or World()
+        check_image_training(model_config, config, total_steps, self.world.size)
         self.config = config
         self.total_steps = total_steps
-        self.world = world or World()
         self.device = self.world.device
         self.feed = ImageFeed(
             _repeated(images, config.regions),
@@ -417,6 +414,25 @@ class ImageTokenizerTask:
 def _vectors(latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "M Z"]:
     """Return the latents in the quantizer's layout: a vector per code, raster order, float32."""
     return latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def check_image_training(
+    model: ImageTokenizerConfig, config: ImageTokenizerTrainConfig, total_steps: int, size: int
+) -> None:
+    """Raise ConfigError if the options of a training run do not fit each other.
+
+    Args:
+        size: number of processes.
+    """
+    learning_rate(config.schedule, 0, total_steps)
+    if not model.has_decoder:
+        raise ConfigError(
+            "image_tokenizer.has_decoder is false, but training needs a decoder; leave it out."
+        )
+    check_shared(config.batch_images, size)
+    if config.adversarial is not None:
+        with torch.device("meta"):
+            build_discriminator(config.adversarial.discriminator, model.resolution)
 
 
 def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> PerceptualDistance:
