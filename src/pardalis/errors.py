@@ -1,4 +1,4 @@
-"""All errors that a user can cause, as one small tree.
+"""All errors that a user can cause, as one small tree, with the exit codes of the command line.
 
     PardalisError
     ├─ ConfigError         a recipe, an override or an option is wrong      exit 2
@@ -6,8 +6,13 @@
     │  └─ GrammarError     a token sequence breaks the grammar
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
     ├─ TrainingError       a training run cannot continue                   exit 5
+    │  ├─ Diverged         its loss or its state is not finite, or diverged
+    │  └─ Interrupted      a signal stopped it; it can be resumed           exit 75
     └─ RequestError        a request that cannot be completed               exit 6
        └─ QueueFullError   too many requests wait already
+
+Code 1 is any other failure (a full disk, a bug), and 130 an interrupt where nothing had to be
+saved. 75 is EX_TEMPFAIL of sysexits.h: the same command, run again, continues.
 
 A message says what was found, what was needed, where, and what to do, in one or two sentences. It
 names Python arguments and recipe fields, never flags or commands: the same error reaches Python,
@@ -19,23 +24,37 @@ command line replaces such names by its flags and commands.
 Misuse of a function by a programmer stays a ``ValueError`` or ``TypeError``.
 """
 
+from typing import ClassVar
+
 
 class PardalisError(Exception):
-    """Base of all errors that a user can cause; ``exit_code`` is what the command line returns."""
+    """Base of all errors that a user can cause.
 
-    exit_code = 1
+    Attributes:
+        exit_code: what the command line returns.
+        kind: the name of the class of failures, for programs.
+        hint: what to do about any failure of this kind; the message says it for this one.
+    """
+
+    exit_code: ClassVar[int] = 1
+    kind: ClassVar[str] = "other"
+    hint: ClassVar[str] = "Read the message."
 
 
 class ConfigError(PardalisError):
     """A recipe, an override or an option is wrong."""
 
     exit_code = 2
+    kind = "config"
+    hint = "Correct the recipe or the option that the message names."
 
 
 class DataError(PardalisError):
     """A source, image, document, shard or manifest is wrong."""
 
     exit_code = 3
+    kind = "data"
+    hint = "Correct the documents or the files that the message names."
 
 
 class GrammarError(DataError):
@@ -44,6 +63,8 @@ class GrammarError(DataError):
     Attributes:
         position: index of the first wrong token (the sequence's length when it ends too early).
     """
+
+    kind = "grammar"
 
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
@@ -54,19 +75,28 @@ class BundleError(PardalisError):
     """A bundle or a checkpoint is incomplete, too new, or does not fit."""
 
     exit_code = 4
+    kind = "bundle"
+    hint = "Give a bundle or a checkpoint that is complete and fits."
 
 
 class TrainingError(PardalisError):
     """A training run cannot continue; its last good checkpoint is intact."""
 
     exit_code = 5
+    kind = "training"
+    hint = "Read the message before running the command again; the last good checkpoint is intact."
 
 
 class RequestError(PardalisError):
     """A request that cannot be completed as it was made."""
 
     exit_code = 6
+    kind = "request"
+    hint = "Change the request as the message says."
 
 
 class QueueFullError(RequestError):
     """Too many requests wait already; the same request can be submitted again later."""
+
+    kind = "queue_full"
+    hint = "Submit the same request again later."

@@ -3,17 +3,27 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from pardalis.pipeline import Decision
+
 Commands = Any  # argparse keeps the type of add_subparsers() private
 Run = Callable[[argparse.Namespace], object]  # what a command does with its options
+
+
+class UsageExit(SystemExit):
+    """The end of a command whose arguments are wrong; the usage has been printed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +36,11 @@ class Parser(argparse.ArgumentParser):
 
     listed: str | None = None
     does: str | None = None
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        raise UsageExit(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         options, rest = super().parse_known_args(args, namespace)
@@ -115,16 +130,21 @@ def add_stage_command(
     """Add a command that runs one stage of a recipe."""
     parser = add_command(commands, name, summary, description)
     add_run_arguments(parser, lambda options: run_stages(options, stage))
-    add_parents(parser)
+    add_stage_options(parser)
     parser.does = stage
 
 
-def add_parents(parser: argparse.ArgumentParser) -> None:
-    """Add ``--with-parents``, which :func:`run_stages` reads."""
+def add_stage_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--with-parents`` and ``--dry-run``, which :func:`run_stages` reads."""
     parser.add_argument(
         "--with-parents",
         action="store_true",
         help="first train the models of the recipes that start_from leads to, if need be",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list what would run, resume, be kept or be skipped, and why; change nothing",
     )
 
 
@@ -183,20 +203,27 @@ def add_number(parser: argparse._ActionsContainer, flag: str, meaning: str) -> N
 
 def set_run(parser: argparse.ArgumentParser, run: Run) -> None:
     """Set what the command calls, and add ``--json`` for :func:`print_result`."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print the result or failure as JSON")
+    parser.set_defaults(run=run, result=None)
 
 
 def run_stages(options: argparse.Namespace, *stages: str) -> Path:
-    """Run stages of a recipe and print their time and memory; returns the run folder."""
+    """Run stages of a recipe and print their time and memory; returns the run folder.
+
+    With ``--dry-run`` it prints what would be done with each stage.
+    """
     from dataclasses import asdict
 
-    from pardalis.pipeline import StageMissingError, load_recipe, run
+    from pardalis.pipeline import StageMissingError, dry_run, load_recipe, run
 
     recipe = load_recipe(options.recipe, options.set)
     folder = options.out or Path("runs") / recipe.name
+    how = (recipe, folder, stages, options.device)
     try:
-        records = run(recipe, folder, stages, options.device, with_parents=options.with_parents)
+        if options.dry_run:
+            _print_decisions(options, folder, dry_run(*how, with_parents=options.with_parents))
+            return folder
+        records = run(*how, with_parents=options.with_parents)
     except StageMissingError as error:
         # main() replaces the name of the stage by that of its command.
         raise ConfigError(f"{error} That is `{error.stage}`, or 'pardalis run'.") from error
@@ -211,11 +238,33 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     return folder
 
 
+def _print_decisions(
+    options: argparse.Namespace, folder: Path, decisions: "Sequence[Decision]"
+) -> None:
+    from dataclasses import asdict
+
+    lines, last = [], decisions[-1].recipe
+    for each in decisions:
+        where = "" if each.recipe == last else f"  (recipe {each.recipe!r})"
+        lines.append(f"{each.stage:<16} {each.action:<7} {each.reason}{where}")
+    print_result(options, {"run": str(folder), "stages": list(map(asdict, decisions))}, *lines)
+
+
 def echo(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
 def print_result(options: argparse.Namespace, value: Any, *lines: str) -> None:
-    """Print a result: its lines, or its value as JSON with ``--json``."""
-    for line in [json.dumps(value, indent=2, ensure_ascii=False)] if options.json else lines:
+    """Print the lines of a result; with ``--json`` keep its value, which ``main`` prints.
+
+    ``main`` prints it when the command has ended, so that stdout holds one object: the result, or
+    the failure.
+    """
+    if options.json:
+        options.result = value
+    for line in () if options.json else lines:
         echo(line)
+
+
+def echo_json(value: Any) -> None:
+    echo(json.dumps(value, indent=2, ensure_ascii=False))

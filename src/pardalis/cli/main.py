@@ -11,7 +11,9 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 import pardalis
@@ -27,7 +29,7 @@ from pardalis.cli import (
     stages,
     tokenizer,
 )
-from pardalis.cli.common import Parser
+from pardalis.cli.common import Parser, UsageExit, echo_json
 from pardalis.errors import ConfigError, PardalisError
 
 _DESCRIPTION = """\
@@ -36,32 +38,68 @@ transformer reads and writes both.
 
   pardalis quickstart                    train a small model on a laptop, with a report
   pardalis generate BUNDLE rocket        generate text and images from a prompt
+
+Exit codes: 0 done; 75 or 130 interrupted, so run the same command again; 2 usage or recipe, 3 data,
+4 bundle or checkpoint, 5 training (diverged, say), 6 request, 1 anything else: read the message.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code, which :mod:`pardalis.errors` lists."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except UsageExit as end:
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            _echo_failure(end.message, ConfigError)
+        raise
     _set_output(options.quiet)
     try:
+        _run(options)
+    except BrokenPipeError:  # the reader of our output closed it
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        return _fail(options, "interrupted.", 128 + signal.SIGINT, _Interrupt)
+    except Exception as error:
+        if options.traceback and not options.json:
+            raise
+        if isinstance(error, PardalisError):
+            message = _with_flags(str(error), options.command, parser)
+            return _fail(options, message, error.exit_code, type(error))
+        if isinstance(error, OSError):  # a full disk, a folder that may not be written
+            where = f" ({error.filename})" if error.filename else ""
+            message = f"{error.strerror or error}{where}; what was finished before stays."
+            return _fail(options, message, 1, _System)
+        if not options.json:
+            raise
+        options.traceback = True
+        return _fail(options, f"{type(error).__name__}: {error}", 1, _Bug)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Run a command; with ``--json`` stdout holds nothing but its result."""
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
         for name in options.imports:
             _import(name)
         options.run(options)
-    except PardalisError as error:
-        if options.traceback:
-            raise
-        return _fail(_with_flags(str(error), options.command, parser), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted.", 128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output closed it
-        sys.stderr.close()
-    except OSError as error:  # a full disk, a folder that may not be written
-        if options.traceback:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}; what was finished before stays.", 1)
-    return 0
+    if options.json and options.result is not None:
+        echo_json(options.result)
+
+
+class _Interrupt(PardalisError):
+    kind = "interrupted"
+    hint = "Run the same command again; what was finished before stays."
+
+
+class _System(PardalisError):
+    kind = "system"
+    hint = "Correct what the system reports, such as a full disk, and run the same command again."
+
+
+class _Bug(PardalisError):
+    kind = "bug"
+    hint = "Report this with the traceback on stderr."
 
 
 def _import(name: str) -> None:
@@ -111,9 +149,19 @@ def _set_output(quiet: bool) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(options: argparse.Namespace, message: str, code: int, kind: type[PardalisError]) -> int:
+    """Report a failure on stderr, with ``--json`` also as the one object on stdout."""
+    if options.json:
+        if options.traceback:
+            traceback.print_exc()
+        _echo_failure(message, kind)
     sys.stderr.write(f"pardalis: {message}\n")
     return code
+
+
+def _echo_failure(message: str, kind: type[PardalisError]) -> None:
+    with suppress(BrokenPipeError):
+        echo_json({"error": message, "kind": kind.kind, "hint": kind.hint})
 
 
 def build_parser() -> Parser:

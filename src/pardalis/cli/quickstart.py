@@ -7,8 +7,8 @@ import pardalis
 from pardalis.cli.common import (
     Commands,
     add_command,
-    add_parents,
     add_run_arguments,
+    add_stage_options,
     echo,
     run_stages,
 )
@@ -29,6 +29,7 @@ _RUN_DESCRIPTION = """\
 Run all stages of a recipe: corpus, tokenizers, shards, training, samples, report.
 
 Finished stages are skipped if their recipe and inputs have not changed; interrupted stages resume.
+With --dry-run the command lists what it would do with each stage, and why.
 """
 
 
@@ -42,11 +43,11 @@ def add(commands: Commands) -> None:
         help="name of a recipe of Pardalis, or a path (default: %(default)s)",
     )
     add_run_arguments(quickstart, _quickstart, recipe=False)
-    add_parents(quickstart)
+    add_stage_options(quickstart)
 
     run = add_command(commands, "run", "run all stages of a recipe", _RUN_DESCRIPTION)
     add_run_arguments(run, _run)
-    add_parents(run)
+    add_stage_options(run)
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -56,7 +57,9 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     folder = run_stages(options)
-    if not options.json and (folder / "bundle").is_dir():  # not if it trains tokenizers only
+    if options.json or options.dry_run:
+        return
+    if (folder / "bundle").is_dir():  # not if it trains tokenizers only
         echo(
             f"\nOpen {folder / 'report.html'}, or use the model:\n"
             f"pardalis generate {folder / 'bundle'} rocket --mode image --out rocket.png"

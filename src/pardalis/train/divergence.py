@@ -37,6 +37,8 @@ class Diverged(TrainingError):
         step: updates up to and including the one that failed.
     """
 
+    kind = "diverged"
+
     def __init__(self, message: str, finding: str, since: int, step: int) -> None:
         super().__init__(message)
         self.finding, self.since, self.step = finding, since, step

@@ -76,6 +76,10 @@ class Interrupted(TrainingError):
         step: updates done.
     """
 
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+    kind = "interrupted"
+    hint = "Run the same command again; it resumes."
+
     def __init__(self, step: int, steps: int) -> None:
         super().__init__(f"Stopped at step {step} of {steps}; run the same command to resume.")
         self.step = step

@@ -1,0 +1,121 @@
+"""What a scheduler and a program learn of a failure: the exit code, and one object with --json."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+from pardalis import errors
+from pardalis.cli.common import Parser
+from pardalis.cli.main import build_parser, main
+from pardalis.errors import ConfigError, DataError, GrammarError, PardalisError, QueueFullError
+from pardalis.train.divergence import Diverged
+from pardalis.train.loop import Interrupted
+
+
+def command(monkeypatch, line: str, failure: BaseException) -> None:
+    """Let a command print to stdout and fail."""
+    options = build_parser().parse_args(line.split())
+
+    def fails(options):
+        sys.stdout.write("a library that writes")
+        raise failure
+
+    options.run = fails
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+
+
+FAILURES = [
+    (ConfigError("No recipe."), 2, "config"),
+    (DataError("No source."), 3, "data"),
+    (GrammarError("No image.", 1), 3, "grammar"),
+    (errors.BundleError("No bundle."), 4, "bundle"),
+    (errors.TrainingError("No disk."), 5, "training"),
+    (Diverged("Diverged.", "loss", 1, 2), 5, "diverged"),
+    (Interrupted(3, 9), 75, "interrupted"),
+    (errors.RequestError("No prompt."), 6, "request"),
+    (QueueFullError("Full."), 6, "queue_full"),
+    (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
+    (OSError(28, "No space left on device", "runs/x"), 1, "system"),
+    (RuntimeError("broken"), 1, "bug"),
+]
+
+
+@pytest.mark.parametrize(("failure", "code", "kind"), FAILURES)
+@pytest.mark.parametrize(
+    "line", ["run r --json", "show bundle b --json", "--traceback plan r --json"]
+)
+def test_one_object_on_stdout(monkeypatch, capsys, line, failure, code, kind):
+    command(monkeypatch, line, failure)
+    assert main([]) == code
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert list(found) == ["error", "kind", "hint"]
+    assert found["kind"] == kind
+    assert f"pardalis: {found['error']}\n" in err
+    assert found["hint"]
+    assert "a library that writes" in err
+    assert ("Traceback" in err) == ("--traceback" in line or kind == "bug")
+
+
+@pytest.mark.parametrize(("failure", "code", "kind"), FAILURES[:-1])
+def test_the_code_is_the_same_without_json(monkeypatch, capsys, failure, code, kind):
+    command(monkeypatch, "run r", failure)
+    assert main([]) == code
+    assert capsys.readouterr().err.startswith("pardalis: ")
+
+
+def test_a_stop_and_a_divergence_are_told_apart():
+    assert Interrupted.exit_code != Diverged.exit_code
+
+
+def test_the_object_names_flags(monkeypatch, capsys):
+    command(monkeypatch, "generate b --json", ConfigError("max_slots must be at least 1, got 0."))
+    main([])
+    assert json.loads(capsys.readouterr().out)["error"].startswith("--max-slots must be")
+
+
+@pytest.mark.parametrize(
+    "line", ["run --json", "run r --json --nonsense", "plan r --gpus x --json"]
+)
+def test_usage(capsys, line):
+    with pytest.raises(SystemExit) as caught:
+        main(line.split())
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["kind"] == "config"
+    assert "usage: pardalis" in err
+
+
+def test_a_failure_after_the_result_is_one_object(monkeypatch, capsys):
+    options = build_parser().parse_args(["show", "bundle", "b", "--json"])
+
+    def fails(options):
+        options.result = {"name": "b"}
+        raise OSError(28, "No space left on device")
+
+    options.run = fails
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+    assert main([]) == 1
+    assert json.loads(capsys.readouterr().out)["kind"] == "system"
+
+
+def test_help_names_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    codes = {each.exit_code for each in _all(PardalisError)}
+    assert {code for code in codes if f"{code} " in shown.partition("Exit codes")[2]} == codes
+
+
+def _all(error: type[PardalisError]) -> list[type[PardalisError]]:
+    return [error, *(each for below in error.__subclasses__() for each in _all(below))]
+
+
+def test_each_code_is_in_the_tree_of_errors():
+    for each in _all(PardalisError):
+        if each.__module__.startswith("pardalis.") and not each.__name__.startswith("_"):
+            assert each.kind
+            assert each.hint
+    assert "exit 75" in (errors.__doc__ or "")
