@@ -16,3 +16,13 @@ def test_what_differs_is_named():
 
 def test_only_some_are_shown():
     assert changes({}, {str(i): i for i in range(5)}).endswith("2 was absent and is 2 and 2 more")
+
+
+def test_a_changed_hash_is_a_changed_content():
+    a, b = "a" * 64, "b" * 64
+    before = {"sources": {"pairs": ["jsonl", a], "old": ["jsonl", a]}, "given": {"x": a}}
+    now = {"sources": {"pairs": ["jsonl", b], "new": ["jsonl", a]}, "given": {"x": b}}
+    assert changes(before, now) == (
+        "the content of given.x changed; sources.new is new; sources.old is gone and 1 more"
+    )
+    assert changes({"s": ["jsonl", a]}, {"s": ["html", b]}).startswith("s was ['jsonl', 'aaa")

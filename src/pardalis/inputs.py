@@ -1,14 +1,18 @@
 """What a result was made from: plain values by name, kept beside it and compared later."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _SHOWN = 3
+_HASH = re.compile(r"[0-9a-f]{64}")  # of the content of a file or a source
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name the values that differ: ``training.seed was 0 and is 1``; empty when none does.
+
+    Of a hash it says only that its content changed.
 
     Args:
         before: as read from a JSON file.
@@ -17,11 +21,27 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = _flat(before), _flat(json.loads(json.dumps(now)))
     names = [name for name in sorted(old | new) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     found = [
-        f"{name} was {old.get(name, _ABSENT)!r} and is {new.get(name, _ABSENT)!r}"
-        for name in names[:_SHOWN]
+        _change(name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in names[:_SHOWN]
     ]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return "; ".join(found) + more
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    match before, now:
+        case [kind, old], [other, new] if kind == other and _is_hash(old) and _is_hash(new):
+            return f"the content of {name} changed"  # a source: its reader, and its documents
+        case old, new if _is_hash(old) and _is_hash(new):
+            return f"the content of {name} changed"
+        case [_, hashed] | hashed, _Absent() if _is_hash(hashed):
+            return f"{name} is gone"
+        case _Absent(), [_, hashed] | hashed if _is_hash(hashed):
+            return f"{name} is new"
+    return f"{name} was {before!r} and is {now!r}"
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 class _Absent:

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import os
 import shutil
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
 from pardalis.pipeline.recipe import load_recipe
-from pardalis.pipeline.runner import read_records, run, run_in_world
+from pardalis.pipeline.runner import dry_run, read_records, run, run_in_world
 from pardalis.pipeline.stages import RunContext
 
 RECIPE = """
@@ -68,9 +69,10 @@ def project(tmp_path, monkeypatch):
 
 
 def write_source(folder, text: str) -> None:
-    (folder / "pairs.jsonl").write_text(
-        json.dumps({"name": "a", "segments": [{"text": text}]}) + "\n"
-    )
+    """Write a source of one document: a text, and an image whose bytes no fake stage decodes."""
+    (folder / "owl.png").write_bytes(b"an owl")
+    segments = [{"text": text}, {"image": "owl.png"}]
+    (folder / "pairs.jsonl").write_text(json.dumps({"name": "a", "segments": segments}) + "\n")
 
 
 def go(project, *changes: str, only: tuple[str, ...] = ()) -> list[str]:
@@ -116,6 +118,137 @@ def test_changed_documents_are_noticed(project):
     assert go(project) == NAMES
 
 
+def test_files_that_are_touched_run_nothing(project):
+    go(project)
+    for path in (project[0] / "owl.png", project[0] / "pairs.jsonl"):
+        os.utime(path, (0, 0))
+    assert go(project) == []
+
+
+def test_a_changed_image_of_the_same_size_and_time_is_noticed(project):
+    go(project)
+    image = project[0] / "owl.png"
+    status = image.stat()
+    image.write_bytes(b"a fox!")
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert go(project) == NAMES
+
+
+FROZEN = ("text_tokenizer.freeze=true", "image_tokenizer.freeze=true")
+
+
+def test_frozen_tokenizers_are_not_trained_for_new_documents(project, caplog):
+    go(project)
+    write_source(project[0], "a fox")
+    assert go(project, *FROZEN) == NAMES[2:]
+    assert "text_tokenizer: frozen since 2" in caplog.text
+    write_source(project[0], "a bear")
+    assert go(project, FROZEN[0]) == NAMES[1:]
+    assert go(project, *FROZEN) == []
+    assert go(project) == ["text_tokenizer", *NAMES[2:]]  # it was trained on the owl
+
+
+def test_a_frozen_tokenizer_is_trained_once_and_after_changes_of_its_own(project):
+    assert go(project, *FROZEN) == NAMES
+    assert go(project, *FROZEN) == []
+    write_source(project[0], "a fox")
+    assert go(project, *FROZEN, "text_tokenizer.vocab_size=999") == ["text_tokenizer", *NAMES[2:]]
+    write_source(project[0], "a bear")
+    assert go(project, *FROZEN, "image_tokenizer.n_codes=64")[0] == "text_tokenizer"  # not 999
+
+
+def test_a_frozen_tokenizer_survives_another_version(project, monkeypatch):
+    go(project, *FROZEN)
+    monkeypatch.setattr("pardalis.__version__", "99.0")
+    assert go(project, *FROZEN) == NAMES[2:]
+
+
+def test_a_stage_alone_after_frozen_ones(project):
+    go(project, *FROZEN)
+    write_source(project[0], "a fox")
+    assert go(project, *FROZEN, only=("prepare",)) == ["prepare"]
+
+
+def test_freeze_is_a_truth_value(project):
+    with pytest.raises(ConfigError, match=r"^image_tokenizer\.freeze must be true or false, got 1"):
+        go(project, "image_tokenizer.freeze=1")
+
+
+def foreseen(project, *changes: str, only: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """Return the actions of a dry run, which must leave everything as it is."""
+    folder, ran = project
+    before, ran[:] = tree(folder), []
+    decisions = dry_run(load_recipe(folder / "recipe.toml", changes), folder / "run", only)
+    assert tree(folder) == before
+    assert ran == []
+    return [(decision.stage, decision.action) for decision in decisions]
+
+
+def tree(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def all_of(action: str) -> list[tuple[str, str]]:
+    return [(name, action) for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("training.seed=5",),
+        ("training_loop.steps=200",),
+        ("image_tokenizer.n_codes=64",),
+        ("sample.seed=5",),
+        FROZEN,
+        (*FROZEN, "prepare.long_documents=reject"),
+    ],
+)
+def test_a_dry_run_says_what_a_run_does(project, changes):
+    assert foreseen(project) == all_of("run")
+    go(project)
+    write_source(project[0], "an owl" if "training.seed=5" in changes else "a fox")
+    found = foreseen(project, *changes)
+    ran = go(project, *changes)
+    assert [stage for stage, action in found if action in ("run", "resume")] == ran
+    assert {action for _, action in foreseen(project, *changes)} <= {"skip", "keep"}
+
+
+def test_a_dry_run_says_why(project):
+    folder, _ = project
+    go(project)
+    recipe = load_recipe(folder / "recipe.toml", ["training.seed=5", "text_tokenizer.freeze=true"])
+    write_source(folder, "a fox")
+    reasons = {each.stage: each.reason for each in dry_run(recipe, folder / "run")}
+    assert reasons["text_tokenizer"].startswith("frozen since 2")
+    assert reasons["image_tokenizer"] == "the content of sources.pairs changed"
+    assert reasons["prepare"] == (
+        "the content of sources.pairs changed; the stage 'image_tokenizer' before it changed"
+    )
+    assert reasons["train"].startswith("training.seed was 0 and is 5; the stage 'prepare'")
+
+
+def test_a_dry_run_names_what_resumes(project):
+    go(project)
+    resumed = dict(foreseen(project, "training_loop.steps=200"))
+    assert resumed["train"] == "resume"
+    assert resumed["sample"] == "run"
+    go(project, "training.seed=5")
+    assert dict(foreseen(project))["train"] == "resume"  # the one that is kept
+    assert dict(foreseen(project, "training.seed=6"))["train"] == "run"
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(project):
+    with pytest.raises(ConfigError, match="'train' needs 'prepare', which is not finished"):
+        foreseen(project, only=("train",))
+    assert foreseen(project, only=("text_tokenizer",)) == [("text_tokenizer", "run")]
+    with pytest.raises(ConfigError, match="No device 'abacus'"):
+        dry_run(load_recipe(project[0] / "recipe.toml"), project[0] / "run", device="abacus")
+    (project[0] / "pairs.jsonl").unlink()
+    with pytest.raises(DataError, match=r"pairs\.jsonl"):
+        foreseen(project)
+
+
 def test_what_was_costly_is_kept_and_taken_back(project):
     folder = project[0] / "run"
     for rate in ("1e-3", "2e-3", "1e-3", "2e-3", "3e-3"):
@@ -130,7 +263,7 @@ def test_the_reason_of_a_new_run_is_told(project, caplog):
     go(project)
     go(project, "training.seed=5")
     assert "train: runs anew, because training.seed was 0 and is 5." in caplog.text
-    assert "sample: runs anew, because a stage before it changed" in caplog.text
+    assert "sample: runs anew, because the stage 'train' before it changed." in caplog.text
 
 
 def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
@@ -138,7 +271,8 @@ def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
     path = project[0] / "run" / "stages.json"
     records = json.loads(path.read_text())
     for record in records:
-        del record["inputs"]
+        for name in ("inputs", "needs", "version"):
+            del record[name]
     path.write_text(json.dumps(records))
     assert go(project) == []
     assert go(project, "training.seed=5") == NAMES[3:]
@@ -155,7 +289,7 @@ def test_moving_a_run_with_its_sources_runs_nothing(project):
     )
     assert go(project) == NAMES
     moved = folder.with_name("moved")
-    shutil.copytree(folder, moved, copy_function=shutil.copy2)
+    shutil.copytree(folder, moved, copy_function=shutil.copyfile)  # the times are new
     assert go((moved, ran)) == []
     (moved / "run").rename(moved / "elsewhere")
     ran.clear()
@@ -229,7 +363,7 @@ def test_a_changed_file_of_a_feature_net_is_noticed(project):
     with pytest.raises(BundleError, match=r"net\.pth cannot be read \(No such file"):
         go(project)
     (folder / "net.pth").write_bytes(b"one")
-    assert go(project) == NAMES[1:]
+    assert go(project) == NAMES
     assert go(project) == []
     (folder / "net.pth").write_bytes(b"two")
     assert go(project) == NAMES[1:]

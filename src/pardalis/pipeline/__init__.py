@@ -3,5 +3,12 @@
 from pardalis.pipeline.builders import load_codec, training_loader
 from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.recipe import Recipe, SampleConfig, TextTokenizerConfig, load_recipe
-from pardalis.pipeline.runner import Record, StageMissingError, read_records, run
+from pardalis.pipeline.runner import (
+    Decision,
+    Record,
+    StageMissingError,
+    dry_run,
+    read_records,
+    run,
+)
 from pardalis.pipeline.stages import STAGES, Stage, stages_of

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pardalis import config as configs
+from pardalis.config import not_deciding
 from pardalis.corpora import CORPORA, CorpusConfig
 from pardalis.data import Curriculum, CurriculumStage, PrepareConfig, SourceConfig
 from pardalis.errors import ConfigError
@@ -40,6 +41,7 @@ class TextTokenizerConfig:
     """How the text tokenizer is trained."""
 
     vocab_size: int = 2048  # number of text tokens, including the 256 bytes
+    freeze: bool = not_deciding(False)  # once trained, keep it when the sources change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +91,7 @@ class ImageTokenizerRun:
     training: ImageTokenizerTrainConfig
     loop: LoopConfig
     images: int | None  # largest number of training images
+    freeze: bool = False  # once trained, keep it when the sources change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +125,9 @@ class Recipe:
     text_tokenizer: TextTokenizerConfig | None = None  # default with a model: TextTokenizerConfig()
     # A trained image tokenizer: its folder, a bundle or a run. Replaces the next four fields.
     image_tokenizer_from: Path | None = None
-    image_tokenizer: dict[str, Any] | None = None  # "preset", and ImageTokenizerConfig's fields
+    # "preset", "freeze" (once trained, keep it when the sources change), and the fields of
+    # ImageTokenizerConfig.
+    image_tokenizer: dict[str, Any] | None = None
     image_tokenizer_training: ImageTokenizerTrainConfig | None = None
     image_tokenizer_loop: LoopConfig | None = None
     image_tokenizer_images: int | None = None  # largest number of training images
@@ -210,10 +215,17 @@ class Recipe:
         if table is None or training is None or loop is None:
             raise self._missing(_IMAGE_TOKENIZER, "or name a trained bundle by start_from")
         preset, changes = _preset(table, IMAGE_TOKENIZER_PRESETS, "image_tokenizer")
+        freeze = changes.pop("freeze", False)
+        if not isinstance(freeze, bool):
+            raise ConfigError(f"image_tokenizer.freeze must be true or false, got {freeze!r}.")
         values = configs.merged(configs.to_dict(preset()), changes)
         model = configs.from_dict(ImageTokenizerConfig, values, "image_tokenizer.")
         return ImageTokenizerRun(
-            model=model, training=training, loop=loop, images=self.image_tokenizer_images
+            model=model,
+            training=training,
+            loop=loop,
+            images=self.image_tokenizer_images,
+            freeze=freeze,
         )
 
     @property

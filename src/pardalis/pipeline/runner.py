@@ -7,6 +7,11 @@ needs.
     same identity, same steps     finished: skipped
     same identity, other steps    continues where it was
     other identity                runs anew; costly outputs are kept under their old identity
+    frozen, same own settings     finished: kept, with the identity that it has
+
+Before anything runs, all stages are decided upon in the same way, and each one that will run is
+asked for mistakes in the recipe (:attr:`pardalis.pipeline.stages.Stage.check`). :func:`dry_run`
+ends there.
 
 Of several processes that ``torchrun`` starts, the first decides, writes and runs. The others run
 the shared stages with it, and wait for hours if necessary.
@@ -16,6 +21,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import os
 import resource
 import shutil
 import time
@@ -23,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,14 +41,17 @@ from pardalis.evaluate import require_packages
 from pardalis.files import write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
+from pardalis.pipeline.builders import located
 from pardalis.pipeline.chain import Parent, parents_of, with_bundle
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, RunContext, Stage, stages_of
+from pardalis.pipeline.stages.stage import SOURCES, is_built
 from pardalis.pipeline.start import check_given
 
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
+_DONE = {"keep": "kept", "skip": "skipped"}
 
 
 class StageMissingError(ConfigError):
@@ -61,9 +70,28 @@ class Record:
     identity: str
     steps: int
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # hashed in ``identity``
+    version: str = ""  # of Pardalis
+    needs: list[list[Any]] = dataclasses.field(default_factory=list)  # name, identity, steps
     seconds: float = 0.0  # over all attempts
     peak_rss_gib: float = 0.0  # peak of the process up to the end of the stage
     finished: str | None = None  # UTC, ISO 8601; None: begun and interrupted
+
+
+Action = Literal["run", "resume", "keep", "skip"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to a stage of a recipe, and why."""
+
+    recipe: str
+    stage: str
+    action: Action  # keep: it is frozen; skip: it is finished and nothing has changed
+    reason: str
+
+    @property
+    def is_run(self) -> bool:
+        return self.action in ("run", "resume")
 
 
 def run(
@@ -90,14 +118,74 @@ def run(
     """
     parents = parents_of(recipe, folder)
     with join(find_device(device), recipe.parallel.timeout_minutes) as world:
-        for parent in parents:
-            if with_parents:
-                stages = [stage.name for stage in stages_of(parent.recipe)]
-                until_model = stages[: stages.index("train") + 1]
-                run_in_world(parent.recipe, parent.folder, world, until_model)
-            else:
+        if not with_parents:
+            for parent in parents:
                 _require_model(parent)
+        elif parents:
+            if world.is_first:  # a mistake here is found before a parent runs for days
+                _foresee_chain(recipe, folder, parents, world, only, saves=True)
+            for parent in parents:
+                run_in_world(parent.recipe, parent.folder, world, _until_model(parent))
         return run_in_world(recipe, folder, world, only)
+
+
+def dry_run(
+    recipe: Recipe,
+    folder: Path,
+    only: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    *,
+    with_parents: bool = False,
+) -> list[Decision]:
+    """Return what :func:`run` would do with each stage, and write nothing.
+
+    Raises:
+        PardalisError: what :func:`run` would raise before it runs a stage.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    world = World(size=size, device=find_device(device))
+    parents = parents_of(recipe, folder)
+    if not with_parents:
+        for parent in parents:
+            _require_model(parent)
+        parents = []
+    return _foresee_chain(recipe, folder, parents, world, only, saves=False)
+
+
+def _foresee_chain(
+    recipe: Recipe,
+    folder: Path,
+    parents: Sequence[Parent],
+    world: World,
+    only: Sequence[str],
+    saves: bool,
+) -> list[Decision]:
+    """Decide upon the stages of a run, after those of the parents that are run before it."""
+    decisions: list[Decision] = []
+    awaits = False
+    for parent in parents:
+        until = _until_model(parent)
+        decisions += _foresee(parent.recipe, parent.folder, world, until, awaits, saves)
+        awaits = decisions[-1].is_run  # its last stage trains the model
+    return decisions + _foresee(recipe, folder, world, only, awaits, saves)
+
+
+def _foresee(
+    recipe: Recipe, folder: Path, world: World, only: Sequence[str], awaits: bool, saves: bool
+) -> list[Decision]:
+    recipe = with_bundle(recipe, folder)
+    stages = _checked_stages(recipe, folder, only, awaits)
+    context = RunContext(recipe, folder, world, awaits_model=awaits)
+    try:
+        return _Run(context, stages, only).foresee()
+    finally:
+        if saves:
+            context.digests.save()
+
+
+def _until_model(parent: Parent) -> list[str]:
+    stages = [stage.name for stage in stages_of(parent.recipe)]
+    return stages[: stages.index("train") + 1]
 
 
 def _require_model(parent: Parent) -> None:
@@ -121,6 +209,24 @@ def run_in_world(
     The runs that it starts from must be finished.
     """
     recipe = with_bundle(recipe, folder)
+    stages = _checked_stages(recipe, folder, only)
+    if not world.is_first:
+        return _follow(recipe, folder, stages, world)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        context = RunContext(recipe, folder, world)
+        try:
+            records = _Run(context, stages, only).go()
+        finally:
+            context.digests.save()
+    world.broadcast(None)
+    return records
+
+
+def _checked_stages(
+    recipe: Recipe, folder: Path, only: Sequence[str], awaits_model: bool = False
+) -> list[Stage]:
+    """Return the stages of a recipe; raises what can be found before they are decided upon."""
     stages = stages_of(recipe)
     for name in recipe.extra:
         if name not in (known := [stage.name for stage in STAGES]):
@@ -135,14 +241,9 @@ def run_in_world(
         )
     if any(stage.name == "report" and (not only or "report" in only) for stage in stages):
         require_packages()  # the report comes last: do not find out then
-    check_given(recipe, folder)  # nothing runs, and nothing is moved aside, for a wrong bundle
-    if not world.is_first:
-        return _follow(recipe, folder, stages, world)
-    folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder):
-        records = _Run(RunContext(recipe, folder, world)).go(stages, only)
-    world.broadcast(None)
-    return records
+    if not awaits_model:
+        check_given(recipe, folder)  # nothing runs or is moved aside for a wrong bundle
+    return stages
 
 
 def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World) -> list[Record]:
@@ -168,48 +269,164 @@ def read_records(folder: Path) -> list[Record]:
 
 
 class _Run:
-    """One process's pass over the stages of a run."""
+    """One process's passes over the stages of a run.
 
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
+    Args:
+        stages: those of the recipe.
+        only: names of the stages to run; all of them when empty.
+    """
+
+    def __init__(self, context: RunContext, stages: Sequence[Stage], only: Sequence[str]) -> None:
+        self.context, self.stages, self.only = context, stages, only
         self.recipe, self.folder = context.recipe, context.folder
-        self.records: dict[str, Record] = {}
+        self.records = {record.name: record for record in read_records(self.folder)}
+        # Of the current pass:
         self.inputs: dict[str, dict[str, Any]] = {}
         self.identities: dict[str, str] = {}
+        self.decisions: dict[str, Decision] = {}
+        self.awaits = False  # whether inputs of a stage are made first
 
-    def go(self, stages: Sequence[Stage], only: Sequence[str]) -> list[Record]:
-        self.records = {record.name: record for record in read_records(self.folder)}
-        for stage in stages:
-            if only and stage.name not in only:
+    def foresee(self) -> list[Decision]:
+        """Decide upon all stages, and check those that will run; writes nothing."""
+        decisions = [decision for _, decision in self._decide_all()]
+        for stage in self.stages:
+            if stage.name in self.decisions and self.decisions[stage.name].is_run:
+                stage.check(self.context)
+        return decisions
+
+    def go(self) -> list[Record]:
+        self.foresee()
+        awaits = self.awaits
+        for stage, decision in self._decide_all():
+            write_text(self.folder / "recipe.toml", configs.to_toml(self.recipe))
+            self._run(stage, decision)
+            if awaits and decision.is_run:  # what it has made is checked as if it had been there
+                rest = _Run(self.context, self.stages, self.only)
+                rest.foresee()
+                awaits = rest.awaits
+        return list(self.records.values())
+
+    def _decide_all(self) -> Iterator[tuple[Stage, Decision]]:
+        """Yield each stage with its decision, which follows from the state at that moment."""
+        self.inputs, self.identities, self.decisions = {}, {}, {}
+        for stage in self.stages:
+            if self.only and stage.name not in self.only:
                 self._note_identity(stage)
                 continue
             self._require(stage)
-            self.identities[stage.name] = self._identity(stage)
-            write_text(self.folder / "recipe.toml", configs.to_toml(self.recipe))
-            self._run(stage)
-        return list(self.records.values())
+            action, reason = self._decide(stage)
+            decision = Decision(self.recipe.name, stage.name, action, reason)
+            self.decisions[stage.name] = decision
+            yield stage, decision
+
+    def _decide(self, stage: Stage) -> tuple[Action, str]:
+        """Return what to do with a stage; raises DataError when a source is missing."""
+        record, steps = self.records.get(stage.name), stage.steps(self.recipe)
+        missing = [name for name in stage.outputs if not (self.folder / name).exists()]
+        if self._is_kept(stage):
+            assert record is not None
+            return "keep", f"frozen since {record.finished}, whatever its sources are now"
+        if reason := self._awaited(stage):
+            self.awaits = True
+            self.identities[stage.name] = ""
+            return "run", reason
+        identity = self.identities[stage.name] = self._identity(stage)
+        if record is None:
+            return "run", "it has not run yet"
+        begun = any((self.folder / output).exists() for output in stage.costly)
+        again: Action = "resume" if begun else "run"
+        if record.identity != identity:
+            found = any(self._kept(output, identity).exists() for output in stage.costly)
+            return "resume" if found else "run", self._why(stage, record)
+        if not record.finished:
+            return again, "it did not finish"
+        if missing:
+            return again, f"{missing[0]} is missing"
+        if record.steps != steps:
+            return again, f"steps were {record.steps} and are {steps}"
+        return "skip", f"unchanged since {record.finished}"
+
+    def _is_kept(self, stage: Stage) -> bool:
+        """Whether a frozen stage is finished with its own settings; it keeps its identity then."""
+        record = self.records.get(stage.name)
+        if record is None or not record.finished or not stage.is_frozen(self.recipe):
+            return False
+        before = {name: value for name, value in record.inputs.items() if name != SOURCES}
+        if (
+            record.steps != stage.steps(self.recipe)
+            or not all((self.folder / output).exists() for output in stage.outputs)
+            or changes(before, stage.own_settings(self.context))
+        ):
+            return False
+        self.inputs[stage.name] = record.inputs
+        self.identities[stage.name] = record.identity
+        return True
+
+    def _awaited(self, stage: Stage) -> str:
+        """Return what has to be made first, if the inputs of a stage are not there yet.
+
+        Raises:
+            DataError: a source is missing that nothing makes.
+        """
+        sources = stage.sources(self.recipe)
+        built = [located(each, self.folder).path for each in sources if is_built(each)]
+        builders = [
+            each.name
+            for each in self.stages
+            if each.name in self.decisions
+            and self.decisions[each.name].is_run
+            and not each.sources(self.recipe)
+        ]
+        if self.context.awaits_model:
+            reason = "the model that it starts from is trained first"
+        elif builders and not all(path.exists() for path in built):
+            reason = f"its sources are built by the stage {builders[0]!r} first"
+        else:
+            return ""
+        for source in sources:
+            if not is_built(source):
+                self.context.survey(source)  # raises if it is missing
+        return reason
 
     def _identity(self, stage: Stage) -> str:
         """Hash what decides the result of a stage; raises DataError when a source is missing."""
         self.inputs[stage.name] = inputs = stage.settings(self.context)
-        needs = [
-            [n.name, self.identities[n.name], n.steps(self.recipe)] for n in self._needs(stage)
+        return configs.fingerprint(pardalis.__version__, inputs, self._need_states(stage))
+
+    def _need_states(self, stage: Stage) -> list[list[Any]]:
+        return [
+            [need.name, self.identities[need.name], need.steps(self.recipe)]
+            for need in self._needs(stage)
         ]
-        return configs.fingerprint(pardalis.__version__, inputs, needs)
+
+    def _why(self, stage: Stage, record: Record) -> str:
+        """Return why the identity of a stage is another one."""
+        found = changes(record.inputs, self.inputs[stage.name]) if record.inputs else ""
+        reasons = [found] if found else []
+        if record.version not in ("", pardalis.__version__):
+            reasons.append(f"Pardalis was {record.version} and is {pardalis.__version__}")
+        before = {name: state for name, *state in record.needs}
+        for name, *state in self._need_states(stage) if record.needs else ():
+            if before.get(name) != state:
+                reasons.append(f"the stage {name!r} before it changed")
+        return "; ".join(reasons) or "a stage before it changed, or the version of Pardalis"
 
     def _needs(self, stage: Stage) -> list[Stage]:
         """Return the stages of this recipe that a stage needs."""
-        return [need for need in stages_of(self.recipe) if need.name in stage.needs]
+        return [need for need in self.stages if need.name in stage.needs]
 
     def _note_identity(self, stage: Stage) -> None:
         """Find the identity of a stage that is not run; it has none while an input is missing."""
         try:
-            self.identities[stage.name] = self._identity(stage)
+            if not self._is_kept(stage):
+                self.identities[stage.name] = self._identity(stage)
         except (DataError, BundleError):
             self.identities[stage.name] = ""
 
     def _require(self, stage: Stage) -> None:
         for need in self._needs(stage):
+            if need.name in self.decisions:  # it runs before, in this pass
+                continue
             record = self.records.get(need.name)
             wanted = (self.identities[need.name], need.steps(self.recipe))
             if record and record.finished and (record.identity, record.steps) == wanted:
@@ -220,18 +437,19 @@ class _Run:
                 need.name,
             )
 
-    def _run(self, stage: Stage) -> None:
+    def _run(self, stage: Stage, decision: Decision) -> None:
+        if not decision.is_run:
+            logger.info("%s: %s, %s.", stage.name, decision.reason, _DONE[decision.action])
+            return
         identity, steps = self.identities[stage.name], stage.steps(self.recipe)
         record = self.records.get(stage.name)
         if record is not None and record.identity != identity:
+            logger.info("%s: runs anew, because %s.", stage.name, decision.reason)
             self._exchange(stage, record, identity)
             record = None
-        whole = all((self.folder / output).exists() for output in stage.outputs)
-        if record is not None and record.finished and record.steps == steps and whole:
-            logger.info("%s: unchanged since %s, skipped.", stage.name, record.finished)
-            return
         record = record or Record(stage.name, identity, steps)
         record.steps, record.finished, record.inputs = steps, None, self.inputs[stage.name]
+        record.version, record.needs = pardalis.__version__, self._need_states(stage)
         self.records[stage.name] = record
         self._write_records()
         logger.info("%s ...", stage.name)
@@ -249,14 +467,9 @@ class _Run:
 
     def _exchange(self, stage: Stage, record: Record, new: str) -> None:
         """Keep costly outputs under the old identity, and restore those of the new identity."""
-        found = changes(record.inputs, self.inputs[stage.name]) if record.inputs else ""
-        reason = found or "a stage before it changed, or the version of Pardalis"
-        logger.info("%s: runs anew, because %s.", stage.name, reason)
         for output in stage.costly:
             path = self.folder / output
-            kept, restored = (
-                path.with_name(f"{path.name}.{identity}") for identity in (record.identity, new)
-            )
+            kept, restored = self._kept(output, record.identity), self._kept(output, new)
             if path.exists():
                 shutil.rmtree(kept, ignore_errors=True)  # an older state of the same identity
                 path.rename(kept)
@@ -264,6 +477,10 @@ class _Run:
             if restored.exists():
                 restored.rename(path)
                 logger.info("%s is restored from %s.", path, restored.name)
+
+    def _kept(self, output: str, identity: str) -> Path:
+        path = self.folder / output
+        return path.with_name(f"{path.name}.{identity}")
 
     def _write_records(self) -> None:
         ordered = [self.records[stage.name] for stage in STAGES if stage.name in self.records]

@@ -4,7 +4,7 @@ The new bundle has the codec and the context of the old one, even if the trainin
 The recipe decides the dropout, and how images of prompts are made square.
 """
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pardalis.pipeline.recipe import GivenModel, Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
 
 _RECIPE, _CONFIG = "recipe.toml", "config.json"
+_CONTENT = (".json", ".safetensors")  # files of a bundle that decide results
 _ONE_OF = f"a bundle, a run, or an image tokenizer ({_CONFIG} and model.safetensors)"
 
 
@@ -103,32 +104,30 @@ def _folder_of_run(run: Path) -> Path:
     return folder
 
 
-def given_content(recipe: Recipe) -> list[list[str | int]]:
-    """Return what identifies the bundle or the image tokenizer that a run is given.
+def given_content(recipe: Recipe, of_file: Callable[[Path], str]) -> dict[str, str]:
+    """Return the hashes of the files of the bundle or image tokenizer that a run is given.
 
-    A file of weights is identified by its size and modification time, as images of sources are; all
-    other files by their content. Every command needs this, and hashing the 14 GB of a model of 7
-    billion parameters takes nine seconds or more. The cost: a copy with other modification times
-    counts as another bundle. Licences are left out, since no result depends on them.
+    Licences are left out, since no result depends on them.
+
+    Args:
+        of_file: returns the hash of a file's content. Every command needs those of the weights,
+            and reading the 14 GB of a model of 7 billion parameters takes nine seconds or more, so
+            this is one that remembers (:class:`pardalis.digests.Digests`).
+
+    Raises:
+        BundleError: a file cannot be read.
     """
     if recipe.start_from is not None:
         folder = recipe.start_from
     elif recipe.image_tokenizer_from is not None:
         folder = image_tokenizer_in(recipe.image_tokenizer_from)
     else:
-        return []
-    found: list[list[str | int]] = []
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".json":
-            found.append([name, hashlib.sha256(path.read_bytes()).hexdigest()])
-        elif path.suffix == ".safetensors":
-            status = path.stat()
-            found.append([name, status.st_size, status.st_mtime_ns])
-    return found
+        return {}
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _CONTENT]
+    return {str(path.relative_to(folder)): _hash(path, of_file) for path in paths}
 
 
-def net_files(recipe: Recipe) -> list[str]:
+def net_files(recipe: Recipe, of_file: Callable[[Path], str]) -> list[str]:
     """Return hashes of the files of feature nets that the losses of a recipe name.
 
     Raises:
@@ -137,15 +136,13 @@ def net_files(recipe: Recipe) -> list[str]:
     training = recipe.image_tokenizer_training
     if training is None:
         return []
+    return [_hash(path, of_file) for net in training.nets for path in net.files]
+
+
+def _hash(path: Path, of_file: Callable[[Path], str]) -> str:
     try:
-        return [_hash(path) for net in training.nets for path in net.files]
+        return of_file(path)
     except OSError as error:
         raise BundleError(
-            f"{error.filename} cannot be read ({error.strerror}); give the file of the net's "
-            "weights."
+            f"{path} cannot be read ({error.strerror or error}); give a file of weights that can."
         ) from error
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ def inputs(context: RunContext) -> Inputs:
 def run(context: RunContext) -> None:
     if context.recipe.corpus is not None:
         context.recipe.corpus.build(context.folder / "corpus")
+        context.forget_built()
 
 
 STAGE = Stage(

@@ -7,6 +7,7 @@ from pathlib import Path
 from pardalis.errors import ConfigError
 from pardalis.evaluate.training_page import write_training_page
 from pardalis.pipeline.builders import image_tokenizer_task
+from pardalis.pipeline.checks import check_image_tokenizer
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.pipeline.start import net_files
@@ -22,8 +23,7 @@ def inputs(context: RunContext) -> Inputs:
         "model": recipe.image_tokenizer_run.model,
         "training": recipe.image_tokenizer_run.training,
         "images": recipe.image_tokenizer_run.images,
-        "net_files": net_files(recipe),
-        "sources": context.contents(recipe.sources),
+        "net_files": net_files(recipe, context.digests.of),
     }
 
 
@@ -87,4 +87,7 @@ STAGE = Stage(
     steps=steps,
     costly=("image_tokenizer",),
     is_shared=True,
+    sources=lambda recipe: recipe.sources,
+    is_frozen=lambda recipe: recipe.image_tokenizer_run.freeze,
+    check=check_image_tokenizer,
 )

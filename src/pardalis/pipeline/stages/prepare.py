@@ -6,6 +6,7 @@ from pardalis.bundle import LICENCES
 from pardalis.data import prepare_source, shard_inputs
 from pardalis.files import write_text
 from pardalis.pipeline.builders import codec_of, located
+from pardalis.pipeline.checks import check_prepare
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.pipeline.start import given_content
 
@@ -18,8 +19,7 @@ def inputs(context: RunContext) -> Inputs:
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
         "vocabulary": recipe.vocabulary,
-        "given": given_content(recipe),
-        "sources": context.contents(recipe.all_sources),
+        "given": given_content(recipe, context.digests.of) or [],  # as earlier versions wrote it
         "transforms": {
             source.name: shard_inputs(source.transforms, row_tokens)
             for source in recipe.all_sources
@@ -50,4 +50,6 @@ STAGE = Stage(
     outputs=("shards",),  # a source that has not changed is kept
     applies=lambda recipe: recipe.has_model,
     needs=("corpus", "text_tokenizer", "image_tokenizer"),
+    sources=lambda recipe: recipe.all_sources,
+    check=check_prepare,
 )

@@ -2,6 +2,7 @@
 
 from pardalis import bundle as bundles
 from pardalis.pipeline.builders import documents_of
+from pardalis.pipeline.checks import check_sample
 from pardalis.pipeline.samples import write_samples
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 
@@ -27,4 +28,5 @@ STAGE = Stage(
     outputs=("samples",),
     applies=lambda recipe: recipe.has_model,
     needs=("train",),
+    check=check_sample,
 )

@@ -1,17 +1,21 @@
 """What a stage is: when it applies, what its result depends on, and what it does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pardalis import config as configs
 from pardalis.data import SourceConfig, Survey, survey
+from pardalis.digests import Digests
 from pardalis.parallel import World
 from pardalis.pipeline.builders import located
-from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.recipe import RUN, Recipe
 
 Inputs = dict[str, Any]
+
+SOURCES = "sources"  # the input that holds the contents of a stage's sources
+_MEMORY = ".digests.json"
 
 
 @dataclass(slots=True)
@@ -21,7 +25,16 @@ class RunContext:
     recipe: Recipe
     folder: Path
     world: World = field(default_factory=World)
+    awaits_model: bool = False  # the model that the run starts from is trained first
     _surveys: dict[str, Survey] = field(default_factory=dict)
+    _digests: Digests | None = None
+
+    @property
+    def digests(self) -> Digests:
+        """The hashes of files that the run reads, which the run folder remembers."""
+        if self._digests is None:
+            self._digests = Digests(self.folder / _MEMORY)
+        return self._digests
 
     def survey(self, source: SourceConfig) -> Survey:
         """Return the number of items and the hash of a source, which is read once for it.
@@ -30,12 +43,23 @@ class RunContext:
             DataError: there is nothing at the path of the source.
         """
         if source.name not in self._surveys:
-            self._surveys[source.name] = survey(located(source, self.folder))
+            self._surveys[source.name] = survey(located(source, self.folder), self.digests.of)
         return self._surveys[source.name]
+
+    def forget_built(self) -> None:
+        """Read the sources in the run folder once more, which a stage has built."""
+        for source in self.recipe.all_sources:
+            if is_built(source):
+                self._surveys.pop(source.name, None)
 
     def contents(self, sources: Iterable[SourceConfig]) -> Inputs:
         """Return what the documents of sources depend on: neither their paths nor their weights."""
         return {source.name: [source.reader, self.survey(source).digest] for source in sources}
+
+
+def is_built(source: SourceConfig) -> bool:
+    """Whether the documents of a source are built by the run itself."""
+    return source.path.parts[:1] == (RUN,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,15 +70,20 @@ class Stage:
         name: what ``stages.json`` and the command line call it.
         run: does the work.
         inputs: everything that its result depends on, by name, besides the stages that it needs:
-            configs, plain values and contents of sources. They are hashed to the identity of the
-            stage and stored as the settings of a training run. Fields that are
-            :func:`pardalis.config.not_deciding` are left out.
+            configs and plain values. They are hashed to the identity of the stage and stored as
+            the settings of a training run. Fields that are :func:`pardalis.config.not_deciding`
+            are left out.
+        sources: the sources whose documents it reads; their contents are an input too.
         outputs: files and folders that it writes, relative to the run folder.
         applies: whether a recipe has this stage.
         needs: names of the stages whose results it reads.
         steps: how far it goes. When this grows, the stage continues where it was.
         costly: outputs that are kept under another name when an input changes.
         is_shared: whether all processes run it, and not only the first.
+        is_frozen: whether its finished result is kept when only its sources have changed, the
+            stages that it needs, or the version of Pardalis.
+        check: raises, before any stage runs, what the stage would raise after those before it. It
+            may read what a run is given, and nothing that a stage writes.
     """
 
     name: str
@@ -66,8 +95,16 @@ class Stage:
     steps: Callable[[Recipe], int] = lambda recipe: 0
     costly: tuple[str, ...] = ()
     is_shared: bool = False
+    sources: Callable[[Recipe], Sequence[SourceConfig]] = lambda recipe: ()
+    is_frozen: Callable[[Recipe], bool] = lambda recipe: False
+    check: Callable[[RunContext], None] = lambda context: None
 
-    def settings(self, context: RunContext) -> Inputs:
-        """Return the inputs as plain values, without what decides no result."""
+    def own_settings(self, context: RunContext) -> Inputs:
+        """Return the inputs as plain values, without what decides no result and the sources."""
         plain: Inputs = configs.deciding(self.inputs(context))
         return plain
+
+    def settings(self, context: RunContext) -> Inputs:
+        """Return all inputs as plain values; raises DataError when a source is missing."""
+        contents = context.contents(self.sources(context.recipe))
+        return self.own_settings(context) | ({SOURCES: contents} if contents else {})

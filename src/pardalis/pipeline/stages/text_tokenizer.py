@@ -1,17 +1,13 @@
 """Stage ``text_tokenizer``: train the byte-level BPE on the text of the sources."""
 
 from pardalis.pipeline.builders import documents_of
-from pardalis.pipeline.recipe import TextTokenizerConfig
+from pardalis.pipeline.recipe import Recipe, TextTokenizerConfig
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.tokens import train_text_tokenizer
 
 
 def inputs(context: RunContext) -> Inputs:
-    recipe = context.recipe
-    return {
-        "text_tokenizer": recipe.trained_text_tokenizer,
-        "sources": context.contents(recipe.sources),
-    }
+    return {"text_tokenizer": context.recipe.trained_text_tokenizer}
 
 
 def run(context: RunContext) -> None:
@@ -21,6 +17,11 @@ def run(context: RunContext) -> None:
     tokenizer.save(context.folder / "text_tokenizer" / "tokenizer.json")
 
 
+def _is_frozen(recipe: Recipe) -> bool:
+    config = recipe.trained_text_tokenizer
+    return config is not None and config.freeze
+
+
 STAGE = Stage(
     name="text_tokenizer",
     run=run,
@@ -28,4 +29,6 @@ STAGE = Stage(
     outputs=("text_tokenizer",),
     applies=lambda recipe: recipe.trained_text_tokenizer is not None,
     needs=("corpus",),
+    sources=lambda recipe: recipe.sources,
+    is_frozen=_is_frozen,
 )

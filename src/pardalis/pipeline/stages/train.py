@@ -4,6 +4,7 @@ from pardalis import config as configs
 from pardalis.data import row_inputs
 from pardalis.parallel import layout_of
 from pardalis.pipeline.builders import codec_of, model_task
+from pardalis.pipeline.checks import check_train
 from pardalis.pipeline.export import checkpoint_bundle
 from pardalis.pipeline.recipe import GivenModel, Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
@@ -54,4 +55,5 @@ STAGE = Stage(
     steps=steps,
     costly=("training", "bundle"),
     is_shared=True,
+    check=check_train,
 )
