@@ -98,7 +98,8 @@ def test_a_failure_after_the_result_is_one_object(monkeypatch, capsys):
     options.run = fails
     monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
     assert main([]) == 1
-    assert json.loads(capsys.readouterr().out)["kind"] == "system"
+    failure = json.loads(capsys.readouterr().out)
+    assert (failure["kind"], failure["result"]) == ("system", {"name": "b"})
 
 
 def test_help_names_the_exit_codes(capsys):

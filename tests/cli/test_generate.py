@@ -145,8 +145,9 @@ def test_errors_are_one_line_with_an_exit_code(run, tmp_path, arguments, code, m
     write_jsonl("owl.jsonl", {"prompt": "owl"})
     before = sorted(tmp_path.iterdir())
     found, out, err = run(*arguments)
-    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert (found, err.count("\n")) == (code, 1)
     assert message in err
+    assert err == f"pardalis: {json.loads(out)['error']}\n" if "--json" in arguments else not out
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -190,7 +191,7 @@ def test_a_file_of_prompts(run, tmp_path):
     write_jsonl("prompts.jsonl", {"prompt": "owl"}, {"prompt": "x" * 60})
     asked = ("--prompts", "prompts.jsonl", "--out", "completions", "--max-new-tokens", "3")
     code, out, err = run(*asked, "--json")
-    summary = json.loads(out)
+    summary = json.loads(out)["result"]
     assert (code, summary["requests"], summary["failed"]) == (6, 2, 1)
     assert "1 of 2 prompts failed; see the errors in completions/completions.jsonl" in err
     write_jsonl("prompts.jsonl", {"prompt": "owl"}, {"prompt": "fox"})

@@ -11,8 +11,7 @@ from shapes import changed, decoder_config
 
 from pardalis import config as configs
 from pardalis.batch import Batch
-from pardalis.cli import plan as command
-from pardalis.cli.common import Parser
+from pardalis.cli.main import main
 from pardalis.errors import ConfigError
 from pardalis.model import PRESETS, Decoder, ModelConfig, attention_mask, initialise, model_costs
 from pardalis.objectives import NextTokenConfig
@@ -298,10 +297,7 @@ def test_this_machine_is_measured():
 
 
 def run_command(*arguments: str) -> None:
-    parser = Parser()
-    command.add(parser.add_subparsers())
-    options = parser.parse_args(["plan", str(RECIPES / "quickstart.toml"), *arguments])
-    options.run(options)
+    assert main(["plan", str(RECIPES / "quickstart.toml"), *arguments]) == 0
 
 
 def test_people_get_a_table_and_programs_get_json(capsys):

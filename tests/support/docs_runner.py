@@ -173,6 +173,9 @@ class Page:
             Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             pairs = list(read_pairs(Path("pairs.jsonl")))
             assert [type(item) for item in pairs] == [Document] * 2 * len(lines)
+        elif all("error" in line for line in lines):
+            _, printed, _ = _called(["run", "none.toml", "--json"])
+            assert [json.loads(printed)] == lines
         elif all("index" in line for line in lines):
             wanted = {frozenset(line) for line in lines}
             assert wanted <= {frozenset(record) for record in _answers()}

@@ -154,14 +154,16 @@ def _fail(options: argparse.Namespace, message: str, code: int, kind: type[Parda
     if options.json:
         if options.traceback:
             traceback.print_exc()
-        _echo_failure(message, kind)
+        _echo_failure(message, kind, options.result)
     sys.stderr.write(f"pardalis: {message}\n")
     return code
 
 
-def _echo_failure(message: str, kind: type[PardalisError]) -> None:
+def _echo_failure(message: str, kind: type[PardalisError], result: object = None) -> None:
+    """Print a failure as one object, with the result of a command that failed in part."""
+    failure: dict[str, object] = {"error": message, "kind": kind.kind, "hint": kind.hint}
     with suppress(BrokenPipeError):
-        echo_json({"error": message, "kind": kind.kind, "hint": kind.hint})
+        echo_json(failure if result is None else failure | {"result": result})
 
 
 def build_parser() -> Parser:
