@@ -12,10 +12,10 @@ A bundle is written atomically. A checkpoint, which resumes one training run, is
 (:mod:`pardalis.train.checkpoint`).
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,12 +26,19 @@ from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import atomic_folder, existing_folder, write_json, write_text
+from pardalis.files import (
+    atomic_folder,
+    existing_folder,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+)
 from pardalis.model import LanguageModel, build, config_of
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.tokens.vocabulary import by_name
 from pardalis.vq import ImageFit, ImageTokenizer
-from pardalis.weights import load_weights
+from pardalis.weights import load_module
 
 # 2: ``vocabulary`` may have foreign_ids, the ids of the imported vocabulary
 # 3: ``prompt_pictures`` says that images of prompts are padded
@@ -140,16 +147,34 @@ def load(
     description = describe(folder)
     config = model_config(folder, description)
     codec = load_codec(folder, device)
-    with torch.device("meta"):
-        model = build(config)
-    load_weights(model, folder / MODEL)
-    licences = folder / LICENCES
+    layers = getattr(config, "n_layers", 0)  # of a kind that has them
+    model = load_module(lambda: build(config), folder / MODEL, layers)
     return Bundle(
-        model.to(device, dtype).eval(),
+        model.to(device, dtype or _common_dtype(model)).eval(),
         codec,
         description["made_by"],
-        licences.read_text() if licences.is_file() else "",
+        read_licences(folder),
     )
+
+
+def _common_dtype(model: torch.nn.Module) -> torch.dtype:
+    """Return the smallest dtype that holds all weights: products need both sides in one dtype."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in model.parameters()))
+
+
+def read_licences(folder: Path) -> str:
+    """Return the licences in a folder, in Markdown; empty if there are none.
+
+    Raises:
+        BundleError: they cannot be read.
+    """
+    path = folder / LICENCES
+    if not path.exists():
+        return ""
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy it again.") from error
 
 
 def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
@@ -157,9 +182,9 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     folder = existing_folder(Path(folder))
     description = describe(folder)
     vocabulary = Vocabulary.from_dict(description["vocabulary"])
+    vocab_size = model_config(folder, description).vocab_size
     text_tokenizer = TextTokenizer.load(folder / TEXT_TOKENIZER, vocabulary)
     image_tokenizer = ImageTokenizer.load(folder / IMAGE_TOKENIZER)
-    vocab_size = model_config(folder, description).vocab_size
     for what, found, needed in (
         ("token ids in the model", vocab_size, vocabulary.size),
         ("tokens in the text tokenizer", text_tokenizer.size, len(vocabulary.text)),
@@ -173,7 +198,7 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
     fit = description.get("image_fit", "crop")
     if fit not in get_args(ImageFit):
         raise BundleError(
-            f"{folder / DESCRIPTION} has image_fit {fit!r}; it must be one of "
+            f"{folder / DESCRIPTION} has image_fit {configs.shown(fit)}; it must be one of "
             f"{', '.join(get_args(ImageFit))}."
         )
     image_tokenizer = image_tokenizer.to(find_device(device)).eval()
@@ -204,19 +229,25 @@ def describe(folder: Path) -> dict[str, Any]:
                 f"The bundle {folder} is incomplete: {name} is missing. Copy the whole folder."
             )
     try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+        description: dict[str, Any] = read_json(folder / DESCRIPTION)
         version = description["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{folder / DESCRIPTION} is not a bundle description: {error!r}"
+            f"{folder / DESCRIPTION} is not a bundle description ({error!r}); copy it again."
         ) from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or version > FORMAT_VERSION:
         raise BundleError(
-            f"The bundle {folder} has format version {version}; this Pardalis reads up to "
-            f"{FORMAT_VERSION}. Upgrade Pardalis."
+            f"The bundle {folder} has format version {configs.shown(version)}; this Pardalis reads "
+            f"up to {FORMAT_VERSION}. Upgrade Pardalis."
         )
     if missing := {"model", "vocabulary", "made_by"} - set(description):
         raise BundleError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}.")
+    for name in ("model", "vocabulary", "made_by"):
+        if not isinstance(description[name], dict):
+            raise BundleError(
+                f"{folder / DESCRIPTION} has {configs.shown(description[name])} as {name}; it must "
+                "be a table. Copy it again."
+            )
     if version < 5 and "prompt_pictures" in description:
         description["image_fit"] = description.pop("prompt_pictures")
     description["vocabulary"] = by_name(description["vocabulary"])

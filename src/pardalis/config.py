@@ -21,6 +21,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import tomllib
 import types
 import typing
@@ -31,6 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 
 from pardalis.errors import ConfigError, PardalisError
+from pardalis.files import check_depth, read_text
 
 Config = TypeVar("Config")
 
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
 
 _DECIDES = "decides_results"
+_LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 class Kinds(dict[str, type[Any]]):
@@ -94,14 +97,15 @@ def load(
             wrong type or is out of range.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(read_text(path))
+        check_depth(values)
     except FileNotFoundError:
         raise ConfigError(f"No recipe at {path}; give the path of a TOML file.") from None
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); give the path of a TOML file."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
     renamed = renamed or {}
     if found := [*upgrade(values), *rename(values, renamed, str(path))]:
@@ -147,6 +151,24 @@ def check_at_least(config: Any, **bounds: int) -> None:
             raise ConfigError(f"{name} must be {needed}, got {value}.")
 
 
+def check_at_most(config: Any, **bounds: int) -> None:
+    """Raise ConfigError unless each field is at most its bound, or None.
+
+    Such a bound is far above all use. It keeps a damaged or hostile file from asking for endless
+    time or memory.
+    """
+    for name, bound in bounds.items():
+        if (value := getattr(config, name)) is not None and not value <= bound:
+            raise ConfigError(f"{name} must be at most {bound}, got {value}.")
+
+
+def check_finite(config: Any, *names: str) -> None:
+    """Raise ConfigError unless each field is a finite number, or None."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}.")
+
+
 def check_above(config: Any, **bounds: int) -> None:
     """Raise ConfigError unless each field is above its bound, or None."""
     for name, bound in bounds.items():
@@ -160,6 +182,17 @@ def check_fractions(config: Any, *names: str, below_one: bool = False) -> None:
         value = getattr(config, name)
         if not 0 <= value <= 1 or (below_one and value == 1):
             raise ConfigError(f"{name} must lie in [0, 1{')' if below_one else ']'}, got {value}.")
+
+
+def shown(value: Any) -> str:
+    """Return a value of a file for a message, cut if it is long."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print integers of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -321,7 +354,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(
-                f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}."
+                f"{where} must be one of {', '.join(map(repr, arguments))}, got {shown(value)}."
             )
         return value
     if dataclasses.is_dataclass(hint) or origin is dict:
@@ -347,7 +380,7 @@ def _convert_table(hint: Any, value: Any, where: str) -> Any:
     if is_config and isinstance(value, hint):
         return value
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a table, got {value!r}.")
+        raise ConfigError(f"{where} must be a table, got {shown(value)}.")
     if is_config:
         return from_dict(hint, value, f"{where}.")
     of_values = typing.get_args(hint)[1]
@@ -359,12 +392,14 @@ def _convert_plain(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is Path:
         if not isinstance(value, str | Path) or not str(value):
-            raise ConfigError(f"{where} must be a path, got {value!r}.")
+            raise ConfigError(f"{where} must be a path, got {shown(value)}.")
         return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return _convert_float(value, where)
     if type(value) is not hint:
-        raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}.")
+        raise ConfigError(f"{where} must be of type {hint.__name__}, got {shown(value)}.")
+    if hint is int and not -(2**63) <= value < 2**64:
+        raise ConfigError(f"{where} must be an integer of 64 bits, got {shown(value)}.")
     return value
 
 
@@ -373,13 +408,13 @@ def _of_kind(kinds: Kinds, value: Any, where: str) -> Any:
     if isinstance(value, tuple(kinds.values())):
         return value
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a table, got {value!r}.")
+        raise ConfigError(f"{where} must be a table, got {shown(value)}.")
     kind = value.get("kind", next(iter(kinds)))
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         near = difflib.get_close_matches(str(kind), kinds, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(
-            f"{where}.kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}{hint}"
+            f"{where}.kind must be one of {', '.join(map(repr, kinds))}, got {shown(kind)}{hint}"
         )
     for key in value:
         owners = [k for k, each in kinds.items() if key in _hints(each)]
@@ -393,14 +428,17 @@ def _of_kind(kinds: Kinds, value: Any, where: str) -> Any:
 
 def _convert_float(value: Any, where: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise ConfigError(f"{where} is too large for a floating-point number.") from None
+    if math.isnan(number):
+        raise ConfigError(f"{where} must be a number, got nan.")
+    return number
 
 
 def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where} must be a list, got {value!r}.")
+        raise ConfigError(f"{where} must be a list, got {shown(value)}.")
     if arguments[-1] is not Ellipsis and len(arguments) != len(value):
         raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
     return tuple(_convert(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))

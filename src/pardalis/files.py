@@ -1,14 +1,24 @@
-"""Atomic writes: a file or folder appears whole, or not at all."""
+"""Atomic writes: a file or folder appears whole, or not at all. And reading what others wrote.
 
+The readers of this module take bounded time and memory for any file: they refuse what is no regular
+file (a pipe, a device), what is larger than a description can be, and values that are nested more
+deeply than any of ours.
+"""
+
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pardalis.errors import ConfigError
+
+_MOST_BYTES = 1 << 28  # of a description; the largest tokenizers have some 40 MB
+_MOST_LEVELS = 100  # of nested values
 
 
 def working_name(path: Path, state: str) -> Path:
@@ -44,6 +54,77 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a small file.
+
+    Raises:
+        OSError: there is no such file, it is not a regular file, or it has 256 MiB or more.
+    """
+    # Without O_NONBLOCK opening a named pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if status.st_size >= _MOST_BYTES:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, too many", str(path))
+        return file.read(_MOST_BYTES)
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file; raises ValueError for another, or as read_bytes."""
+    return read_bytes(path).decode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file; raises as :func:`read_text` and :func:`parse_json`."""
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; raises ValueError if it is none, or nested too deeply."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise ValueError if tables and lists are nested more than 100 deep."""
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        containers = [each for each in level if isinstance(each, dict | list)]
+        if not containers:
+            return
+        level = [
+            item
+            for each in containers
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    raise ValueError(_TOO_DEEP)
+
+
+_TOO_DEEP = f"its values are nested more than {_MOST_LEVELS} deep"
+
+
+def require_file(path: Path) -> None:
+    """Raise OSError if there is something at a path that is not a regular file.
+
+    Reading a pipe or a device may wait or go on without end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def is_bare_name(name: object) -> bool:
+    """Return whether a value from a file names a file of the same folder, and no other place."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def require_folder(path: Path) -> None:
@@ -112,9 +193,15 @@ def recover_folder(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
+    """Write a folder through to the disk, and let its files have the permissions of the umask.
+
+    Libraries that write to a temporary file first leave it readable by its owner alone.
+    """
+    permissions = folder.stat().st_mode & 0o666  # of a folder made a moment ago
     for parent, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(parent, name), "rb") as file:
+                os.fchmod(file.fileno(), permissions)
                 os.fsync(file.fileno())
         _sync_folder(Path(parent))
 

@@ -1,10 +1,16 @@
-"""Weights from a safetensors file into a module: all of them or none."""
+"""Weights from a safetensors file into a module: all of them or none.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+What a config claims is compared with the file's header before anything is built or allocated, and
+every value that is read is checked: one NaN would turn all output into noise.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,6 +20,22 @@ from pardalis.errors import BundleError
 _SHOWN = 6  # names of each kind in a message
 
 Shapes = Mapping[str, Sequence[int]]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_module(build: Callable[[], Module], path: Path, n_layers: int) -> Module:
+    """Build a module and give it the weights of a file, on the CPU; raises as :func:`load_weights`.
+
+    Args:
+        n_layers: layers of the module, each of which has a tensor or more. If the file has fewer
+            tensors, nothing is built.
+    """
+    with _open(path) as file:
+        check_layers(path, n_layers, len(file.keys()))
+    with torch.device("meta"):
+        module = build()
+    load_weights(module, path)
+    return module
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -21,11 +43,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     Raises:
         BundleError: the file is missing, truncated or not safetensors, or does not hold exactly
-            the module's tensors in the module's shapes. The module is then unchanged.
+            the module's tensors in the module's shapes. Or a value is NaN or infinite. The module
+            is then unchanged.
     """
     with _open(path) as file:
         _check_file(module, path, file)
         weights = load_file(path)
+    check_finite(path, weights.items())
     module.load_state_dict(weights, assign=True)
 
 
@@ -44,6 +68,41 @@ def stream_weights(module: nn.Module, path: Path, assign: Callable[[Tensor, Any]
     for name, tensor in module.state_dict().items():
         with _open(path) as file:  # opened for each tensor, so that its mapped pages are released
             assign(tensor, file.get_slice(name))
+        check_finite(path, [(name, getattr(tensor, "_local_tensor", tensor))])
+
+
+def check_finite(source: Path | str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Check the values of tensors, by name.
+
+    The smallest and largest value tell, in one pass without a temporary tensor. On one core of a
+    server this takes MEASURED for a model of 500 MB; the pass also brings the file into memory,
+    which the first use would do otherwise.
+
+    Raises:
+        BundleError: a value is NaN or infinite.
+    """
+    for name, tensor in tensors:
+        if not is_finite(tensor):
+            raise BundleError(
+                f"{source} cannot be used: {name} holds NaN or infinite values. Copy it again, or "
+                "take an earlier checkpoint of its training."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all values of a tensor are finite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(end.item()) for end in torch.aminmax(tensor.detach()))
+
+
+def check_layers(source: Path | str, n_layers: int, n_tensors: int) -> None:
+    """Raise BundleError if a config has more layers than there are tensors."""
+    if n_layers > n_tensors:
+        raise BundleError(
+            f"The config of {source} describes {n_layers} layers, but only {n_tensors} tensors are "
+            "there. Do not mix files of different models."
+        )
 
 
 def check_weights(module: nn.Module, path: Path) -> None:
@@ -83,6 +142,8 @@ def check_shapes(
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise BundleError(f"{path} is not a file of weights; copy the whole folder again.")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -96,9 +157,25 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _check_file(module: nn.Module, path: Path, file: Any) -> None:
-    needed = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    check_shapes(path, needed, found)
+    needed = module.state_dict()
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    check_shapes(
+        path,
+        {name: tensor.shape for name, tensor in needed.items()},
+        {name: stored.get_shape() for name, stored in slices.items()},
+    )
+    for name, tensor in needed.items():
+        known = _FLOATS if tensor.is_floating_point() else _INTEGERS
+        if (dtype := slices[name].get_dtype()) not in known:
+            raise BundleError(
+                f"{name} in {path} is of type {dtype}; it must be one of {', '.join(known)}. "
+                "Convert the weights first."
+            )
+
+
+# Names of dtypes in the safetensors format.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 def _text(shape: Sequence[int]) -> str:

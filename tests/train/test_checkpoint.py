@@ -130,19 +130,21 @@ def test_a_file_that_the_system_refuses_is_no_reason_to_delete(tmp_path: Path, n
     assert "delete" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["read_metadata", "read_data"])
+@pytest.mark.parametrize(
+    ("owner", "method"), [(checkpoint, "read_metadata"), (FileSystemReader, "read_data")]
+)
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
 def test_too_little_memory_is_no_reason_to_delete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, method: str, error: Exception
 ) -> None:
     folder = checkpoint.save(tmp_path, 7, trained_state(), {})
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(FileSystemReader, method, fail)
+    monkeypatch.setattr(owner, method, fail)
     with pytest.raises(MemoryError):
         checkpoint.load(folder)
 

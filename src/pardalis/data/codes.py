@@ -27,10 +27,19 @@ import torch
 from jaxtyping import UInt
 
 from pardalis import config as configs
+from pardalis.config import shown
+from pardalis.data.arrays import open_array
 from pardalis.data.source import SourceConfig, read_source, size_and_time, survey
 from pardalis.documents import ImageSource, Rejection, named_images
 from pardalis.errors import ConfigError, DataError
-from pardalis.files import output_folder, working_name, write_bytes
+from pardalis.files import (
+    output_folder,
+    parse_json,
+    read_json,
+    read_text,
+    working_name,
+    write_bytes,
+)
 from pardalis.progress import Advance, bar
 from pardalis.vq import ImageFit, ImageTokenizer
 from pardalis.vq.stream import encode_stream
@@ -42,6 +51,7 @@ VERSION = 2
 _OLD_KEYS = {"pictures": "images", "pictures_per_part": "images_per_part"}  # keys of version 1
 SETTINGS = "codes.json"
 _IMAGES_PER_PART = 256
+_MOST_IMAGES = 10**10
 _LONGEST_NAME = 200  # bytes of a file's name; file systems allow 255
 _FORBIDDEN = re.compile(r"[\x00-\x1f\\]")
 
@@ -148,6 +158,8 @@ def decode_codes(
             "%s holds %d of %d parts; the rest is not encoded yet.",
             codes, len(parts), len(_sizes(settings)),
         )  # fmt: skip
+    for part in parts:
+        _check_part(codes, part, tokenizer)
     files, folder = _file_names(codes, parts), output_folder(folder)
     mine = [part for part in parts if worker.takes(part)]
     report = CodesReport(sum(len(files[part]) for part in mine))
@@ -173,20 +185,28 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / SETTINGS
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
-        known = settings["format"] == FORMAT and settings["version"] <= VERSION
+        settings: dict[str, Any] = read_json(path)
+        version = settings["version"]
+        known = settings["format"] == FORMAT and type(version) is int and version <= VERSION
     except FileNotFoundError:
         raise DataError(f"No codes in {folder}: {SETTINGS} is missing; encode first.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not describe codes: {error!r}.") from error
     if not known:
+        found = f"{shown(settings['format'])} version {shown(version)}".replace("'", "")
         raise DataError(
-            f"{path} says {settings['format']} version {settings['version']}; this Pardalis reads "
-            f"{FORMAT} up to version {VERSION}."
+            f"{path} says {found}; this Pardalis reads {FORMAT} up to version {VERSION}."
         )
-    return {_OLD_KEYS.get(key, key): value for key, value in settings.items()} | {
-        "version": VERSION
-    }
+    settings = {_OLD_KEYS.get(key, key): value for key, value in settings.items()}
+    if missing := {"tokenizer", "source", "images", "images_per_part"} - set(settings):
+        raise DataError(f"{path} lacks {min(missing)}; delete the folder and encode again.")
+    for name, least in (("images", 0), ("images_per_part", 1)):
+        if type(value := settings[name]) is not int or not least <= value < _MOST_IMAGES:
+            raise DataError(
+                f"{path} has {shown(value)} as {name}, which must be a number from {least} to "
+                f"{_MOST_IMAGES}; delete the folder and encode again."
+            )
+    return settings | {"version": VERSION}
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
@@ -270,8 +290,11 @@ def _names_file(folder: Path, part: int) -> Path:
 def _codes(folder: Path, part: int) -> UInt[np.ndarray, "B G"]:
     path = _codes_file(folder, part)
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        codes = open_array(path)
+        if codes.dtype not in (np.uint16, np.uint32) or codes.ndim != 2:
+            raise ValueError(f"it holds {codes.dtype} of shape {list(codes.shape)}, not codes")
+        return codes
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it and encode again, which makes it anew."
         ) from error
@@ -280,12 +303,28 @@ def _codes(folder: Path, part: int) -> UInt[np.ndarray, "B G"]:
 def _names(folder: Path, part: int) -> list[str]:
     path = _names_file(folder, part)
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        names = [parse_json(line) for line in read_text(path).splitlines()]
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"{shown(wrong[0])} is not a name")
+        return names
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete {_codes_file(folder, part).name} beside it "
             "and encode again, which makes that part anew."
         ) from error
+
+
+def _check_part(folder: Path, part: int, tokenizer: ImageTokenizer) -> None:
+    """Raise DataError unless the codes of a part are of an image tokenizer and each has a name."""
+    codes, config = _codes(folder, part), tokenizer.config
+    found, n_names = codes.shape, len(_names(folder, part))
+    largest = codes.max(initial=0)
+    if found != (n_names, config.codes_per_image) or largest >= config.n_codes:
+        raise DataError(
+            f"{_codes_file(folder, part)} has {found[0]} x {found[1]} codes up to {largest} for "
+            f"{n_names} names; needed are {config.codes_per_image} codes an image, below "
+            f"{config.n_codes}. Delete it and encode again, which makes it anew."
+        )
 
 
 def _sizes(settings: Mapping[str, Any]) -> dict[int, int]:

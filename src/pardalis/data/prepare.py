@@ -5,7 +5,6 @@ before it is written. Shards are kept if the content of the source, the options 
 not changed; otherwise they are replaced when the new ones are complete.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
 from pardalis.documents import Document, Rejection
 from pardalis.errors import ConfigError, DataError, GrammarError
-from pardalis.files import atomic_folder, recover_folder, write_json
+from pardalis.files import atomic_folder, read_json, recover_folder, write_json
 from pardalis.progress import bar
 from pardalis.tokens import Encoded
 
@@ -113,7 +112,7 @@ def _finished(folder: Path, prepared: str) -> PrepareReport | None:
         Shards.open(folder)
         if read_index(folder)["prepared"] != prepared:
             return None
-        report = PrepareReport.from_dict(json.loads((folder / REPORT).read_text()))
+        report = PrepareReport.from_dict(read_json(folder / REPORT))
     except (DataError, OSError, ValueError):
         return None
     report.unchanged = True

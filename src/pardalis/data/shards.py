@@ -26,9 +26,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from pardalis.config import shown
+from pardalis.data.arrays import open_array
 from pardalis.data.packing import Packing, best_fit, two_by_two
 from pardalis.errors import DataError
-from pardalis.files import write_bytes, write_json
+from pardalis.files import (
+    is_bare_name,
+    parse_json,
+    read_json,
+    require_file,
+    write_bytes,
+    write_json,
+)
 from pardalis.tokens import Encoded
 
 FORMAT = "pardalis-shards"
@@ -143,8 +152,9 @@ class ShardWriter:
 class Shards:
     """The documents of a source and their rows, memory-mapped. Use :meth:`open`."""
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, index: dict[str, Any], vocab_size: int | None = None) -> None:
+        self.folder, self._vocab_size = folder, vocab_size
+        _check_index(folder / INDEX, index)
         self.row_tokens: int = index["row_tokens"]
         self.n_documents: int = index["documents"]
         self.n_tokens: int = index["tokens"]
@@ -165,16 +175,21 @@ class Shards:
             _map(folder / _offsets_file(self.row_tokens), (self.n_rows + 1,)),
             _map(folder / _members_file(self.row_tokens), (self.n_documents,)),
         )
+        self._check_places()
 
     @classmethod
-    def open(cls, folder: Path, codec: str | None = None) -> "Shards":
+    def open(
+        cls, folder: Path, codec: str | None = None, vocab_size: int | None = None
+    ) -> "Shards":
         """Open the shards of a folder.
 
         Args:
             codec: fingerprint of the codec that must have encoded them; None accepts any.
+            vocab_size: token ids must lie below it; :meth:`document` checks those that it reads.
 
         Raises:
             DataError: a file is missing, incomplete, newer than this version, or of another codec.
+                Or the files do not fit each other.
         """
         index = read_index(folder)
         if codec is not None and index["codec"] != codec:
@@ -182,14 +197,57 @@ class Shards:
                 f"The shards in {folder} are of codec {index['codec']}, but {codec} is in use; "
                 "prepare the source again with the tokenizers of this model."
             )
-        return cls(folder, index)
+        return cls(folder, index, vocab_size)
+
+    def _check_places(self) -> None:
+        """Raise DataError unless documents lie in their shards and rows hold each document once."""
+        tokens = np.array([len(ids) for ids in self._ids] or [0])
+        shards, starts, lengths = self._documents.T
+        # In this order, so that no index is out of range and no sum overflows.
+        if self.n_documents and not (
+            0 <= shards.min() <= shards.max() < len(self._ids)
+            and starts.min() >= 0
+            and lengths.min() >= 0
+            and starts.max() <= self.n_tokens
+            and lengths.max() <= self.n_tokens
+            and (starts + lengths <= tokens[shards]).all()
+        ):
+            raise DataError(
+                f"{self.folder / _DOCUMENTS} names tokens that no shard has; {_PREPARE_AGAIN}"
+            )
+        offsets, members = self._rows.offsets, self._rows.members
+        if (
+            offsets[0] != 0
+            or offsets[-1] != self.n_documents
+            or (offsets[1:] < offsets[:-1]).any()
+            or (np.sort(members) != np.arange(self.n_documents)).any()
+        ):
+            raise DataError(
+                f"The rows in {self.folder} do not hold each of its {self.n_documents} documents "
+                f"once; {_PREPARE_AGAIN}"
+            )
 
     def document(self, document: int) -> Encoded:
-        """Return the ids and weights of a document, views of its shard where these are stored."""
+        """Return the ids and weights of a document, views of its shard where these are stored.
+
+        Raises:
+            DataError: an id or a weight is none that the codec writes.
+        """
         shard, start, length = self._documents[document].tolist()
         part, stored = slice(start, start + length), self._weights[shard]
+        ids = self._ids[shard][part]
         weights = np.ones(length, dtype=np.float32) if stored is None else stored[part]
-        return Encoded(self._ids[shard][part], weights)
+        if self._vocab_size is not None and length and ids.max() >= self._vocab_size:
+            raise DataError(
+                f"Document {document} of {self.folder} has the token id {ids.max()}, but the "
+                f"vocabulary has {self._vocab_size} ids; {_PREPARE_AGAIN}"
+            )
+        if stored is not None and not np.isfinite(weights).all():
+            raise DataError(
+                f"Document {document} of {self.folder} has a weight that is no finite number; "
+                f"{_PREPARE_AGAIN}"
+            )
+        return Encoded(ids, weights)
 
     def row(self, row: int) -> Sequence[int]:
         """Return the documents of a row."""
@@ -201,8 +259,11 @@ class Shards:
         """The name of each document, read on first use."""
         path = self.folder / _NAMES
         try:
+            require_file(path)
             with path.open(encoding="utf-8") as lines:
-                names = [json.loads(line) for line in lines]
+                names = [parse_json(line) for line in lines]
+            if wrong := [name for name in names if not isinstance(name, str)]:
+                raise ValueError(f"{shown(wrong[0])} is not a name")
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}); {_PREPARE_AGAIN}") from error
         if len(names) != self.n_documents:
@@ -216,21 +277,45 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Return the index of a shard folder; raises DataError if there is none of a known version."""
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text())
+        index = read_json(path)
     except FileNotFoundError:
         raise DataError(f"No shards in {folder}: {path} is missing; prepare the source.") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); {_PREPARE_AGAIN}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise DataError(f"{path} does not describe shards; {_PREPARE_AGAIN}")
-    if index.get("version", 0) > VERSION:
+    if type(version := index.get("version", 0)) is not int or version > VERSION:
         raise DataError(
-            f"{path} has format version {index['version']}, this version of pardalis reads up to "
+            f"{path} has format version {shown(version)}, this version of pardalis reads up to "
             f"{VERSION}; update pardalis or prepare the source with this version."
         )
     if missing := _KEYS - set(index):
         raise DataError(f"{path} lacks {', '.join(sorted(missing))}; {_PREPARE_AGAIN}")
     return index
+
+
+def _check_index(path: Path, index: dict[str, Any]) -> None:
+    """Raise DataError unless the values of an index are numbers and names of files beside it."""
+    counts = [index[key] for key in ("documents", "tokens", "row_tokens", "rows")]
+    is_list = isinstance(index["shards"], list)
+    shards = [each for each in index["shards"] if isinstance(each, dict)] if is_list else []
+    counts += [each.get("tokens") for each in shards]
+    names = [each.get("file") for each in shards] + [
+        each["weights"] for each in shards if "weights" in each
+    ]
+    wrong = [shown(each) for each in counts if type(each) is not int or not 0 <= each < 2**63]
+    wrong += [shown(each) for each in names if not is_bare_name(each)]
+    if not is_list or len(shards) < len(index["shards"]):
+        wrong.append("shards")
+    if index["dtype"] not in ("uint16", "uint32"):
+        wrong.append(shown(index["dtype"]))
+    if not isinstance(index.get("pairs", False), bool):
+        wrong.append(shown(index["pairs"]))
+    if wrong:
+        raise DataError(
+            f"{path} has {wrong[0]} where a number, a type of ids or the name of a file beside it "
+            f"is needed; {_PREPARE_AGAIN}"
+        )
 
 
 _KEYS = {
@@ -248,12 +333,12 @@ def _members_file(row_tokens: int) -> str:
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype = _INT64) -> np.ndarray:
-    """Memory-map a file of a known shape, as a plain array: slicing a np.memmap is slow."""
+    """Memory-map a file of a known shape; raises DataError."""
     try:
-        values = np.asarray(np.load(path, mmap_mode="r"))
+        values = open_array(path)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {_PREPARE_AGAIN}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is incomplete or damaged ({error}); {_PREPARE_AGAIN}") from error
     if values.shape != shape or values.dtype != dtype:
         raise DataError(

@@ -3,7 +3,6 @@
 A missing or damaged file raises :class:`~pardalis.errors.DataError`, which names the stage to run.
 """
 
-import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from pardalis.data.report import PrepareReport
 from pardalis.errors import DataError
+from pardalis.files import read_json, read_text
 from pardalis.train.metrics import Line, read_metrics
 
 Split = Literal["train", "heldout"]
@@ -71,7 +71,7 @@ class RunFolder:
         samples = _json(path, "samples/samples.json", dict)
         _check_samples(path / "samples/samples.json", samples)
         stages = _json(path, "stages.json", list)
-        recipe = _existing(path, "recipe.toml").read_text()
+        recipe = _recipe(_existing(path, "recipe.toml"))
         image_tokenizer = None
         if _trains_an_image_tokenizer(path / "recipe.toml", recipe):
             metrics = _existing(path, "image_tokenizer/metrics.jsonl")
@@ -88,10 +88,17 @@ class RunFolder:
         )
 
 
+def _recipe(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); run any stage again.") from error
+
+
 def _trains_an_image_tokenizer(path: Path, recipe: str) -> bool:
     try:
         return "image_tokenizer" in tomllib.loads(recipe)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not TOML ({error}); run any stage again.") from error
 
 
@@ -109,8 +116,8 @@ def _existing(run: Path, name: str) -> Path:
 def _json(run: Path, name: str, kind: type) -> Any:
     path = _existing(run, name)
     try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not JSON ({error}); run its stage again.") from error
     if not isinstance(value, kind):
         raise DataError(

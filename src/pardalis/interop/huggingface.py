@@ -22,7 +22,7 @@ import torch
 
 from pardalis.bundle import LICENCES, new_folder
 from pardalis.errors import BundleError
-from pardalis.files import write_json, write_text
+from pardalis.files import is_bare_name, write_json, write_text
 from pardalis.interop.huggingface_configs import (
     QK_NORM_EPS,
     chameleon_config,
@@ -157,6 +157,8 @@ def open_folder(folder: Path) -> dict[str, LazyTensor]:
 def _shards(index: Path) -> list[Path]:
     try:
         shards = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        if outside := [name for name in shards if not is_bare_name(name)]:
+            raise TypeError(f"it names {outside[0]!r}, which is no file beside it")
     except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{index} is not an index of shards ({error!r}); copy it again."

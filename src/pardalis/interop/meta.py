@@ -14,7 +14,6 @@ may differ. The imported model then has their mean, as in Hugging Face's convers
 kept as foreign tensors, and an export writes them again if the model still has their mean.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from pardalis.interop.model import (
     describing,
     halves_from_pairs,
     pairs_from_halves,
+    read_json,
     read_text,
     reasons,
     refuse,
@@ -142,7 +142,7 @@ def _read_params(model: Path) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in (model / _PARAMS, *model.glob(_MORE_PARAMS)):
         with describing(path):
-            values = json.loads(path.read_text())
+            values = read_json(path)
             merged = {**merged, **values, **values.get("model", {})}
     return merged
 

@@ -7,7 +7,6 @@ the image tokenizer's tensors have the names of the original VQ-GAN.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pardalis import bundle as bundles
+from pardalis import files
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import existing_folder, write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
@@ -56,7 +56,7 @@ def read_bundle(folder: Path) -> ForeignModel:
     config = bundles.model_config(folder, description)
     decoder = open_tensors(folder / bundles.MODEL)
     check_tensors(folder / bundles.MODEL, decoder_shapes(config), decoder)
-    foreign, licences = folder / bundles.FOREIGN, folder / bundles.LICENCES
+    foreign = folder / bundles.FOREIGN
     return ForeignModel(
         config=config,
         vocabulary=codec.vocabulary,
@@ -66,7 +66,7 @@ def read_bundle(folder: Path) -> ForeignModel:
         image_tensors=open_tensors(folder / bundles.IMAGE_TOKENIZER / "model.safetensors"),
         origin="pardalis",
         foreign=open_tensors(foreign) if foreign.is_file() else {},
-        licences=licences.read_text() if licences.is_file() else "",
+        licences=bundles.read_licences(folder),
     )
 
 
@@ -113,6 +113,12 @@ def image_tokenizer_shapes(config: ImageTokenizerConfig) -> dict[str, tuple[int,
 
 def check_tensors(where: Path | str, expected: Shapes, found: Tensors) -> None:
     """Raise a BundleError that lists all tensors missing, unexpected or of another shape."""
+    for name, tensor in found.items():
+        if name in expected and not tensor.dtype.is_floating_point:
+            raise BundleError(
+                f"{name} in {where} is of type {tensor.dtype}, but weights are floating-point "
+                "numbers; convert the weights first. Nothing was written."
+            )
     check_shapes(
         where,
         expected,
@@ -185,7 +191,7 @@ def describing(where: object) -> Iterator[None]:
         yield
     except KeyError as error:
         raise BundleError(f"{where} lacks {error}; copy it again.") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"{where} is not a model's config ({error}); copy it again.") from error
     except ConfigError as error:
         raise BundleError(f"{where}: {error}") from error
@@ -196,15 +202,15 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the whole folder again.")
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        return files.read_text(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} is not a text file ({error}); copy it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raises BundleError if it holds none."""
     try:
-        values = json.loads(read_text(path))
+        values = files.parse_json(read_text(path))
     except ValueError as error:
         raise BundleError(f"{path} is not JSON ({error}); copy it again.") from error
     if not isinstance(values, dict):

@@ -28,6 +28,7 @@ from torch.serialization import skip_data
 
 from pardalis.errors import BundleError
 from pardalis.progress import bar
+from pardalis.weights import check_finite
 
 SHARD_BYTES = 5_000_000_000  # largest safetensors shard, as transformers writes them
 
@@ -120,7 +121,8 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
         BundleError: the file is missing, truncated, or of neither format.
     """
     if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole folder again.")
+        found = "is not a file" if path.exists() else "is missing"
+        raise BundleError(f"{path} {found}; copy the whole folder again.")
     try:
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
@@ -287,8 +289,8 @@ def write_shards(folder: Path, files: Mapping[str, Tensors], description: str) -
         for name, tensors in files.items():
             with open(folder / name, "wb") as file:
                 file.write(_safetensors_header(tensors))
-                for tensor in tensors.values():
-                    file.write(_bytes(tensor))
+                for key, tensor in tensors.items():
+                    file.write(_bytes(_finite(key, tensor)))
                     advance()
 
 
@@ -337,7 +339,7 @@ def write_checkpoints(
         checksums: dict[Path, list[int]] = {path: [] for path in files}
         for i, name in enumerate(next(iter(files.values()))):
             for path, tensors in files.items():
-                values = _bytes(tensors[name])
+                values = _bytes(_finite(name, tensors[name]))
                 opened[path].seek(places[path][i])
                 opened[path].write(values)
                 checksums[path].append(zlib.crc32(values))
@@ -379,6 +381,17 @@ def _safetensors_header(tensors: Tensors) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
+
+
+def _finite(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor whose values are checked when they are read."""
+
+    def read() -> Tensor:
+        values = tensor.read()
+        check_finite("The source", [(name, values)])
+        return values
+
+    return LazyTensor(tensor.shape, tensor.dtype, read)
 
 
 def _bytes(tensor: LazyTensor) -> memoryview:

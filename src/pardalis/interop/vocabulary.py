@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pardalis.config import shown
 from pardalis.errors import BundleError
+from pardalis.files import parse_json
 from pardalis.tokens import TextTokenizer, Vocabulary
 
 # Chameleon's names of the special ids that every vocabulary has.
@@ -34,7 +36,7 @@ PLACEHOLDER = "<image>"
 PLACEHOLDER_AT_META = "<reserved08707>"
 
 _RESERVED = re.compile(r"<reserved\d+>")
-_IMAGE = re.compile(r"IMGIMG([A-J]+)Z")
+_IMAGE = re.compile(r"IMGIMG([A-J]{1,4000})Z")
 _LETTERS = "ABCDEFGHIJ"  # for the digits 0 to 9
 
 
@@ -97,11 +99,13 @@ def check_codes(vocabulary: Vocabulary, n_codes: int, where: Path) -> None:
 def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
     """Return the id of every token of a tokenizer file, including added tokens."""
     try:
-        content = json.loads(tokenizer_json)
+        content = parse_json(tokenizer_json)
         names: dict[str, int] = {**content["model"]["vocab"]}
         names |= {token["content"]: token["id"] for token in content["added_tokens"]}
-        if wrong := [name for name, i in names.items() if not isinstance(i, int)]:
-            raise ValueError(f"the id of {wrong[0]!r} is not a number")
+        if wrong := [
+            name for name, i in names.items() if type(i) is not int or not -(2**31) <= i < 2**31
+        ]:
+            raise ValueError(f"the id of {wrong[0]!r} is {shown(names[wrong[0]])}, which is no id")
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{where} is not a tokenizer that can be read ({error!r}): needed is the BPE file of "
@@ -264,7 +268,7 @@ def extend_text_vocabulary(
     """
     names = token_ids(tokenizer_json, where)
     taken = {names[name] for name in special_tokens(tokenizer_json)} | set(singles.values())
-    text = sorted(i for i in names.values() if i not in taken and i < size)
+    text = sorted(i for i in names.values() if i not in taken and 0 <= i < size)
     if not text:
         raise BundleError(f"{where} has no text token; use the model's own tokenizer.")
     missing = [name for name in SINGLE_NAMES if name not in singles]

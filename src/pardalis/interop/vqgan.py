@@ -13,6 +13,7 @@ The other parts of a training checkpoint (discriminator, perceptual net) are dro
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -21,7 +22,7 @@ from torch import Tensor
 from pardalis import config as configs
 from pardalis.bundle import new_folder, require_new
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import write_text
+from pardalis.files import read_text, write_text
 from pardalis.interop.model import (
     check_tensors,
     describing,
@@ -147,6 +148,18 @@ def read_vqgan(
     return found, tensors
 
 
+def _read_yaml(path: Path) -> Any:
+    """Return the plain values of a ``.yaml``; raises OSError or ValueError."""
+    text = read_text(path)
+    try:
+        # An alias repeats a value. Nested aliases make a few lines endlessly many values.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has aliases")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(type(error).__name__) from error
+
+
 def _taming_config(path: Path) -> ImageTokenizerConfig:
     if not path.is_file():
         raise BundleError(
@@ -154,13 +167,13 @@ def _taming_config(path: Path) -> ImageTokenizerConfig:
             "give its path as `config`."
         )
     try:
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
+        params = _read_yaml(path)["model"]["params"]
         dd = params["ddconfig"]
         shape = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
         shape |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
         remap = params.get("remap")
         wrong = [*unlike(dd, _FIXED), *reasons({f"remap = {remap!r} (supported: none)": remap})]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
         raise BundleError(
             f"{path} does not describe an image tokenizer ({reason}); give the .yaml that belongs "

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pardalis import config as configs
-from pardalis.config import check_above, check_at_least, check_fractions
+from pardalis.config import (
+    check_above,
+    check_at_least,
+    check_at_most,
+    check_finite,
+    check_fractions,
+)
 from pardalis.errors import ConfigError
 from pardalis.model.feed_forward import FEED_FORWARDS, FeedForwardConfig, SwiGLUConfig
 from pardalis.model.norms import NormConfig, RMSNormConfig
@@ -40,6 +46,7 @@ class QKLayerNormConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, groups=1, eps=0)
+        check_finite(self, "eps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +59,7 @@ class QKRMSNormConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, eps=0)
+        check_finite(self, "eps")
 
 
 QKNormConfig = QKLayerNormConfig | QKRMSNormConfig | NoQKNormConfig
@@ -69,6 +77,7 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, n_heads=1, n_kv_heads=1, d_head=1)
+        check_at_most(self, n_heads=2**16, d_head=2**16)
         if self.n_heads % self.kv_heads:
             raise ConfigError(
                 f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})."
@@ -107,6 +116,7 @@ class ResidualConfig:
 
     def __post_init__(self) -> None:
         check_above(self, skip=0, branch=0)
+        check_finite(self, "skip", "branch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +130,7 @@ class EmbeddingConfig:
 
     def __post_init__(self) -> None:
         check_above(self, scale=0)
+        check_finite(self, "scale")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +143,7 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         check_above(self, std=0)
+        check_finite(self, "std")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +164,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         check_at_least(self, d_model=1, n_layers=1)
+        check_at_most(self, d_model=2**20, n_layers=2**12)
         n_heads = self.attention.n_heads
         if self.attention.d_head is None and self.d_model % n_heads:
             raise ConfigError(
@@ -194,6 +207,7 @@ class ModelConfig(ModelShape):
     def __post_init__(self) -> None:
         ModelShape.__post_init__(self)
         check_at_least(self, vocab_size=1, context=1)
+        check_at_most(self, vocab_size=2**31 - 1, context=2**31 - 1)
 
     def check_tensor(self, tensor: int) -> None:
         """Raise ConfigError unless tensor-parallel ranks can divide the decoder evenly."""
@@ -238,7 +252,10 @@ def from_flat(values: Mapping[str, Any]) -> dict[str, Any]:
     tables = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     configs.rename(tables, RENAMED)
     attention = tables.get("attention")
-    if isinstance(attention, dict) and attention.get("qk_norm", {}).get("kind") == "none":
+    if not isinstance(attention, dict):
+        return tables
+    qk_norm = attention.get("qk_norm")
+    if isinstance(qk_norm, dict) and qk_norm.get("kind") == "none":
         attention["qk_norm"] = {"kind": "none"}  # whose eps and groups said nothing
     return tables
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pardalis.config import Kinds, check_at_least
+from pardalis.config import Kinds, check_at_least, check_at_most
 
 # Makes one linear map of several with the same input: their outputs are concatenated.
 JoinLinear = Callable[[Sequence[nn.Module]], nn.Module]
@@ -50,6 +50,7 @@ class SwiGLUConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, width=1)
+        check_at_most(self, width=2**24)
 
     def build(self, d_model: int) -> nn.Module:
         """Return the layer."""
@@ -75,6 +76,7 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, width=1)
+        check_at_most(self, width=2**24)
 
     def build(self, d_model: int) -> nn.Module:
         """Return the layer."""

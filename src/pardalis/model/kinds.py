@@ -41,9 +41,9 @@ def build(config: Any) -> LanguageModel:
 
 def kind_of(name: Any, where: str = "model.") -> ModelKind:
     """Return the line of ``MODELS`` of a kind; raises ConfigError for an unknown one."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(
-            f"{where}kind must be one of {', '.join(map(repr, MODELS))}, got {name!r}."
+            f"{where}kind must be one of {', '.join(map(repr, MODELS))}, got {configs.shown(name)}."
         )
     return MODELS[name]
 
@@ -60,7 +60,7 @@ def config_of(values: Mapping[str, Any], where: str = "model.") -> Any:
     for name in ("vocab_size", "context"):
         size = plain.pop(name, None)
         if type(size) is not int:
-            raise ConfigError(f"{where}{name} must be of type int, got {size!r}.")
+            raise ConfigError(f"{where}{name} must be of type int, got {configs.shown(size)}.")
         sizes[name] = size
     shape = configs.from_dict(kind.shape, plain, where)
     try:
@@ -78,8 +78,8 @@ def shape_of(table: Mapping[str, Any], where: str = "model.") -> Any:
     kind = kind_of(table.get("kind", "decoder"), where)
     changes = kind.upgrade(table)
     name = changes.pop("preset", next(iter(kind.presets), None))
-    if name is not None and name not in kind.presets:
+    if name is not None and not (isinstance(name, str) and name in kind.presets):
         known = ", ".join(map(repr, kind.presets)) or "left out"
-        raise ConfigError(f"{where}preset must be one of {known}, got {name!r}.")
+        raise ConfigError(f"{where}preset must be one of {known}, got {configs.shown(name)}.")
     base = {} if name is None else configs.to_dict(kind.presets[name]())
     return configs.from_dict(kind.shape, configs.merged(base, changes), where)

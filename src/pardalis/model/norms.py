@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pardalis.config import check_at_least
+from pardalis.config import check_at_least, check_finite
 from pardalis.parallel.heads import head_scales
 
 
@@ -22,6 +22,7 @@ class RMSNormConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, eps=0)
+        check_finite(self, "eps")
 
     def build(self, width: int) -> nn.Module:
         """Return the norm of vectors of a width."""
@@ -38,6 +39,7 @@ class LayerNormConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, eps=0)
+        check_finite(self, "eps")
 
     def build(self, width: int) -> nn.Module:
         """Return the norm of vectors of a width."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pardalis.config import check_above, check_at_least
+from pardalis.config import check_above, check_at_least, check_finite
 from pardalis.errors import ConfigError
 
 # Cosines and sines, as :func:`rotation_of` returns them.
@@ -35,6 +35,7 @@ class RoPEScaling:
 
     def __post_init__(self) -> None:
         check_at_least(self, factor=1, original_context=1)
+        check_finite(self, "factor", "high_freq_factor")
         if not 0.0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"low_freq_factor ({self.low_freq_factor}) must lie above 0 and below "
@@ -52,6 +53,7 @@ class RoPEConfig:
 
     def __post_init__(self) -> None:
         check_above(self, theta=0)
+        check_finite(self, "theta")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,6 @@ exit silently. A rank that is killed or hangs cannot report; then the ranks that
 import atexit
 import json
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -72,18 +71,20 @@ class RankMonitor:
     def broadcast(self, message: Any) -> Any:
         """Return the message of the first rank in every rank, without a timeout.
 
+        A message is anything that can be written as JSON.
+
         Raises:
             SystemExit: another rank has failed meanwhile, and reports why.
         """
         key = f"broadcast/{self._n_broadcasts}"
         self._n_broadcasts += 1
         if self.rank == 0:
-            self.store.set(key, pickle.dumps(message))
+            self.store.set(key, json.dumps(message))
         while not self.store.check([key]):
             if self.store.check([_REPORTED]):
                 raise SystemExit(1)
             time.sleep(_POLL_SECONDS)
-        return pickle.loads(self.store.get(key))
+        return json.loads(self.store.get(key))
 
     def final_error(self, error: BaseException) -> BaseException:
         """Return the exception that this rank ends with: an error to report, or a silent exit.

@@ -135,7 +135,9 @@ def _heldout_loader(recipe: Recipe, run: Path, codec: Codec) -> tuple[Loader | N
 
 def _shards(sources: Iterable[SourceConfig], run: Path, codec: Codec) -> dict[str, Shards]:
     return {
-        source.name: Shards.open(run / "shards" / source.name, codec.fingerprint)
+        source.name: Shards.open(
+            run / "shards" / source.name, codec.fingerprint, codec.vocabulary.size
+        )
         for source in sources
     }
 

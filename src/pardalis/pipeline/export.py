@@ -1,6 +1,5 @@
 """A bundle from any checkpoint of a run, in one process, whatever the number of ranks was."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from pardalis import bundle as bundles
 from pardalis.codec import Codec
 from pardalis.errors import BundleError, ConfigError
+from pardalis.files import read_json
 from pardalis.model import build, config_of
 from pardalis.pipeline.recipe import Recipe
 from pardalis.train import checkpoint, read_metrics
@@ -39,6 +39,10 @@ def checkpoint_bundle(
         )
     with torch.device("meta"):
         model = build(config_of(settings["model"]))
+    try:
+        checkpoint.check_part(folder, {"model": model.state_dict()})
+    except ValueError as error:
+        raise BundleError(f"{folder} does not fit {training / SETTINGS}: {error}.") from error
     weights = {
         name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()
     }
@@ -54,7 +58,7 @@ def checkpoint_bundle(
     if lines:
         made_by["numbers"] = lines[-1]
     return bundles.Bundle(
-        model.eval(), codec, made_by, _joined(licences, run / "shards" / bundles.LICENCES)
+        model.eval(), codec, made_by, _joined(licences, bundles.read_licences(run / "shards"))
     )
 
 
@@ -78,7 +82,7 @@ def _find(training: Path, step: int | None) -> Path:
 def _settings(path: Path) -> dict[str, Any]:
     """Return the settings that the run was begun with; its recipe may have changed since."""
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())["settings"]
+        settings: dict[str, Any] = read_json(path)["settings"]
         config_of(settings["model"])
         settings["codec"]
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
@@ -95,11 +99,9 @@ def _before(recipe: Recipe) -> tuple[dict[str, Any], str]:
     folder = recipe.start_from
     made_by = bundles.describe(folder)["made_by"]
     facts = {name: fact for name, fact in made_by.items() if name != "numbers"}
-    licences = folder / bundles.LICENCES
-    return {"start_from": facts}, licences.read_text() if licences.is_file() else ""
+    return {"start_from": facts}, bundles.read_licences(folder)
 
 
-def _joined(before: str, path: Path) -> str:
+def _joined(before: str, new: str) -> str:
     """Join the licences of the first bundle and of this run's data; equal text is kept once."""
-    new = path.read_text() if path.is_file() else ""
     return before if new in before else "\n".join(filter(None, (before, new)))

@@ -19,7 +19,6 @@ the shared stages with it, and wait for hours if necessary.
 
 import dataclasses
 import fcntl
-import json
 import logging
 import os
 import resource
@@ -38,7 +37,7 @@ from pardalis import config as configs
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.evaluate import require_packages
-from pardalis.files import write_json, write_text
+from pardalis.files import read_json, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
@@ -261,8 +260,8 @@ def read_records(folder: Path) -> list[Record]:
     if not path.is_file():
         return []
     try:
-        return [Record(**values) for values in json.loads(path.read_text())]
-    except (ValueError, TypeError) as error:
+        return [Record(**values) for values in read_json(path)]
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it to check every stage anew."
         ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pardalis.errors import BundleError, ConfigError, DataError
-from pardalis.files import write_text
+from pardalis.files import read_text, write_text
 from pardalis.tokens.vocabulary import Vocabulary
 
 N_BYTES = 256
@@ -105,13 +105,24 @@ class TextTokenizer:
         if not path.is_file():
             raise BundleError(f"No text tokenizer at {path}; train one or copy the whole bundle.")
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_str(read_text(path))
         except Exception as error:  # the library raises bare Exception for every parse error
             raise BundleError(
                 f"{path} is not a text tokenizer that can be read: {error}"
             ) from error
         if vocabulary is None or vocabulary.foreign_ids is None:
+            size = tokenizer.get_vocab_size()
+            if gaps := set(range(size)) - set(tokenizer.get_vocab().values()):
+                raise BundleError(
+                    f"{path} has {size} tokens, but none with id {min(gaps)}; ids must be "
+                    "consecutive from 0 on. Copy the file again."
+                )
             return cls(tokenizer)
+        if len(vocabulary.text) > tokenizer.get_vocab_size():
+            raise BundleError(
+                f"{path} has {tokenizer.get_vocab_size()} tokens, but its model has "
+                f"{len(vocabulary.text)} text tokens. Do not mix files of different models."
+            )
         foreign = vocabulary.foreign_ids
         text_tokens = [foreign[i] for i in vocabulary.text]
         if missing := [own_id for own_id in text_tokens if tokenizer.id_to_token(own_id) is None]:

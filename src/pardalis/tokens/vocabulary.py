@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import index
 from typing import Any
 
+from pardalis.config import shown
 from pardalis.errors import BundleError, ConfigError
 
 N_SPECIAL = 8  # ids before the first range of our own vocabularies
@@ -35,6 +37,7 @@ SPECIAL = {
 }
 _MODALITIES = ("image", "text")  # those that every vocabulary has
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MOST_IDS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +75,15 @@ class Vocabulary:
                 f"writable names {unknown[0]!r}, which is no special id that was added; those are "
                 f"{sorted(self.extra_special)}."
             )
+        ends = [*self.special.values()]
+        ends += [end for ids in self.modalities.values() for end in (ids.start, ids.stop)]
+        if outside := [end for end in ends if not 0 <= end <= _MOST_IDS]:
+            raise ConfigError(
+                f"The ids of a vocabulary must lie between 0 and {_MOST_IDS}, got "
+                f"{shown(outside[0])}."
+            )
+        if empty := [name for name, ids in self.modalities.items() if ids.step != 1]:
+            raise ConfigError(f"The ids of {empty[0]} in a vocabulary must be consecutive.")
         ranges = {name: range(i, i + 1) for name, i in self.special.items()} | dict(self.modalities)
         ascending = sorted(ranges.items(), key=lambda item: (item[1].start, item[1].stop))
         for (first, ids), (second, others) in pairwise(ascending):
@@ -250,7 +262,7 @@ class Vocabulary:
         try:
             vocabulary = cls(
                 modalities={name: range(*ids) for name, ids in values["modalities"].items()},
-                special={name: int(i) for name, i in values["special"].items()},
+                special={name: index(i) for name, i in values["special"].items()},
                 writable=tuple(values.get("writable", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -299,10 +311,14 @@ def _foreign_ids(plain: Any, least: int) -> Sequence[int] | None:
     """Undo :func:`_plain`; raises BundleError unless they are a permutation of enough ids."""
     if plain is None:
         return None
-    ids = (
-        range(plain) if isinstance(plain, int) else tuple(plain) if isinstance(plain, list) else ()
-    )
-    if len(ids) < least or set(ids) != set(range(len(ids))):
+    if type(plain) is int and least <= plain <= _MOST_IDS:
+        return range(plain)
+    ids = tuple(plain) if isinstance(plain, list) else ()
+    if (
+        len(ids) < least
+        or not all(type(i) is int for i in ids)
+        or sorted(ids) != [*range(len(ids))]
+    ):
         raise BundleError(
             f"A vocabulary's foreign_ids must be a permutation of its ids, {least} or more; copy "
             "the whole bundle again."

@@ -6,8 +6,8 @@
     └─ __0_0.distcp, __1_0.distcp       the tensors, a file for each rank that wrote
 
 A sharded tensor is written in shards and can be read with any other sharding; a replicated tensor
-is written once. A checkpoint is not portable and must be trusted: like PyTorch's own files it
-contains pickles, which can run code when read. The portable format is the bundle.
+is written once. A checkpoint is not portable, but reading one runs no code that it contains
+(:mod:`.checkpoint_reader`). The portable format is the bundle.
 """
 
 import json
@@ -24,21 +24,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pardalis.config import shown
 from pardalis.errors import BundleError, TrainingError
-from pardalis.files import atomic_folder, working_name, write_json
+from pardalis.files import atomic_folder, read_json, working_name, write_json
 from pardalis.parallel import World
 from pardalis.parallel.failures import is_broken_connection
+from pardalis.train.checkpoint_reader import NO_FLATTENING, read_entries, read_metadata
 
 # torch.distributed.checkpoint is imported where it is used: it takes 0.6 s on top of torch.
 
 FORMAT_VERSION = 2  # 1 numbered the parameters of an optimizer's state
+_PLAIN = (bool, int, float, str, bytes)  # the values of a state that are no tensors
 _NAME = re.compile(r"step-(\d{8,})")
 _STRUCTURE = "structure"  # structure of the state, with a _Slot for each tensor
 _LAST_WAIT_SECONDS = 30.0  # for a save in progress when a run fails; other ranks may be gone
-
-# PyTorch's flattening turns integer keys of an optimizer's state into strings and drops empty
-# dicts.
-_NO_FLATTENING = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 
 class _Slot(NamedTuple):
@@ -72,6 +71,7 @@ class Saver:
         Raises:
             TrainingError: this checkpoint or the previous one could not be written (a full disk,
                 say); earlier ones are untouched.
+            TypeError: the state holds anything but tensors and plain values.
         """
         self.wait()
         tensors: dict[str, Tensor] = {}
@@ -164,7 +164,7 @@ def _write_tensors(folder: Path, content: dict[str, Any], world: World) -> None:
         content,
         # ``atomic_folder`` synchronises the files of the first rank.
         storage_writer=kind(folder, sync_files=not world.is_first),
-        planner=DefaultSavePlanner(**_NO_FLATTENING),
+        planner=DefaultSavePlanner(**NO_FLATTENING),
         process_group=world.saving,
         no_dist=world.size == 1,
     )
@@ -213,15 +213,23 @@ def load_part(folder: Path, part: dict[str, Any]) -> None:
         BundleError: as :func:`load`.
         ValueError: a tensor is missing in the checkpoint or has another shape there.
     """
+    check_part(folder, part)
+    with _reading(folder):
+        _fill(folder, dict(tensors_of(part)))
+
+
+def check_part(folder: Path, part: dict[str, Any]) -> None:
+    """Compare the shapes of a part of a state with a checkpoint; raises as :func:`load_part`.
+
+    The tensors may be on the meta device.
+    """
     _read_about(folder)
-    wanted = tensors_of(part)
     with _reading(folder):
         entries = dict(_entries(folder))
-        for key, tensor in wanted.items():
+        for key, tensor in tensors_of(part).items():
             if key not in entries:
                 raise _MismatchError(f"{key} is missing there")
             _check_shape(key, entries[key], tensor)
-        _fill(folder, dict(wanted))
 
 
 class _MismatchError(ValueError):
@@ -229,9 +237,7 @@ class _MismatchError(ValueError):
 
 
 def _entries(folder: Path) -> list[tuple[str, Any]]:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-    return list(FileSystemReader(folder).read_metadata().state_dict_metadata.items())
+    return list(read_metadata(folder).state_dict_metadata.items())
 
 
 def _allocate(key: str, entry: Any, placed: Tensor | None) -> Tensor | None:
@@ -247,6 +253,8 @@ def _allocate(key: str, entry: Any, placed: Tensor | None) -> Tensor | None:
 
 
 def _check_shape(key: str, entry: Any, placed: Tensor) -> None:
+    if getattr(entry, "size", None) is None:
+        raise _MismatchError(f"{key} is no tensor there")
     if entry.size != placed.shape:
         raise _MismatchError(
             f"{key} has shape {list(entry.size)} there and {list(placed.shape)} here"
@@ -254,17 +262,8 @@ def _check_shape(key: str, entry: Any, placed: Tensor) -> None:
 
 
 def _fill(folder: Path, content: dict[str, Any]) -> None:
-    from torch.distributed.checkpoint import state_dict_loader
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
     _silence_warning_of_one_process()
-    state_dict_loader.load(
-        content,
-        storage_reader=FileSystemReader(folder),
-        planner=DefaultLoadPlanner(**_NO_FLATTENING),
-        no_dist=True,  # each rank reads its own part
-    )
+    read_entries(folder, content, safe=_Slot)
 
 
 @contextmanager
@@ -337,7 +336,12 @@ def _extract_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         items = (_extract_tensors(v, f"{key}/{i}", tensors) for i, v in enumerate(value))
         return list(items) if isinstance(value, list) else tuple(items)
-    return value
+    if value is None:
+        return None
+    for kind in _PLAIN:
+        if isinstance(value, kind):
+            return kind(value)  # type: ignore[arg-type]  # such as a number of NumPy's
+    raise TypeError(f"{key} is a {type(value).__name__}; a state holds tensors and plain values")
 
 
 def _insert_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -354,12 +358,13 @@ def _insert_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path)
         version = about["format_version"]
         if version != FORMAT_VERSION:
             raise BundleError(
-                f"{folder} has checkpoint format {version} and this version of pardalis reads "
-                f"{FORMAT_VERSION}; resume with the version that wrote it, or start a new run."
+                f"{folder} has checkpoint format {shown(version)} and this version of pardalis "
+                f"reads {FORMAT_VERSION}; resume with the version that wrote it, or start a new "
+                "run."
             )
         return {"notes": about["notes"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import ConfigError, DataError, TrainingError
-from pardalis.files import write_text
+from pardalis.files import parse_json, require_file, write_text
 from pardalis.parallel import World
 
 FILE_NAME = "metrics.jsonl"
@@ -142,14 +142,16 @@ def read_metrics(path: Path) -> list[Line]:
         DataError: the file is missing, or another line is not a metrics line.
     """
     try:
+        require_file(path)
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"No metrics can be read at {path} ({error.strerror}).") from error
     metrics = []
     for i, line in enumerate(lines[:-1]):  # what follows the last newline is incomplete
         try:
-            values = json.loads(line)
-            values["step"]
+            values = parse_json(line)
+            if not isinstance(values, dict) or type(values["step"]) is not int:
+                raise TypeError
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"Line {i + 1} of {path} is not a metrics line; correct or delete it."

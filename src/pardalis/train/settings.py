@@ -1,12 +1,12 @@
 """What a run was started with, kept in its folder, so that it is not resumed as another run."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pardalis.config import shown
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import write_json
+from pardalis.files import read_json, write_json
 from pardalis.inputs import changes
 
 FILE_NAME = "settings.json"
@@ -26,13 +26,15 @@ def check_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) ->
     """
     path = run_folder / FILE_NAME
     try:
-        begun = json.loads(path.read_text())
+        begun = read_json(path)
         old_steps, old = begun["steps"], dict(begun["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{path} cannot be read, so this run cannot be resumed safely; put the file back, or "
             "train into another folder."
         ) from error
+    if type(old_steps) is not int:
+        raise BundleError(f"{path} has {shown(old_steps)} as steps; put the file back.")
     if steps < old_steps:
         raise ConfigError(
             f"{run_folder} was begun with steps = {old_steps} and now has steps = {steps}; a run "

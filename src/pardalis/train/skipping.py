@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pardalis.errors import DataError
-from pardalis.files import write_text
+from pardalis.files import parse_json, read_text, write_text
 
 FILE_NAME = "skipped.jsonl"
 
@@ -49,8 +49,8 @@ def read_skips(run_folder: Path) -> list[Skip]:
     if not path.is_file():
         return []
     try:
-        return [Skip(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (ValueError, TypeError) as error:
+        return [Skip(**parse_json(line)) for line in read_text(path).splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error}), and without it the run would read other rows than "
             "before; put the file back, or train into another folder."

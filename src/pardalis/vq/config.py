@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from pardalis.config import Kinds, check_at_least
+from pardalis.config import Kinds, check_at_least, check_at_most, check_finite, shown
 from pardalis.errors import ConfigError
 
 Preprocessing = Literal["chameleon", "transformers"]
 _MIN_LEVELS, _MIN_CHOSEN_LEVELS, _MAX_LEVELS = 3, 5, 64  # per dimension of fsq
+_MOST_LEVELS, _LARGEST_MULTIPLE = 16, 1024  # of channel_multipliers, far above all use
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,7 @@ class _LossConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, beta=0)
+        check_finite(self, "beta")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,7 @@ class IBQConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, beta=0, entropy_weight=0)
+        check_finite(self, "beta", "entropy_weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +113,15 @@ class ImageTokenizerConfig:
     def __post_init__(self) -> None:
         check_at_least(self, resolution=1, channels=1, n_res_blocks=1, z_channels=1, code_width=1)
         check_at_least(self, n_codes=1, patch_size=1, norm_groups=0)
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+        check_at_most(self, resolution=2**16, channels=2**16, n_res_blocks=2**8, z_channels=2**16)
+        check_at_most(self, code_width=2**16, n_codes=2**31 - 1, patch_size=2**10)
+        multipliers = self.channel_multipliers
+        if not 1 <= len(multipliers) <= _MOST_LEVELS or not all(
+            1 <= each <= _LARGEST_MULTIPLE for each in multipliers
+        ):
             raise ConfigError(
-                "channel_multipliers needs at least one level and multiples of 1 or more, got "
-                f"{list(self.channel_multipliers)}."
+                "channel_multipliers needs at least one level and multiples of 1 or more, at most "
+                f"{_MOST_LEVELS} and {_LARGEST_MULTIPLE}, got {shown(list(multipliers))}."
             )
         if self.resolution % self.downsampling:
             raise ConfigError(

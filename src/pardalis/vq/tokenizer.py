@@ -7,7 +7,6 @@ It knows images and codes only. :mod:`pardalis.codec` maps codes to token ids, a
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from pardalis.vq.config import ImageTokenizerConfig, from_version_1, from_versio
 from pardalis.vq.network import Decoder, Encoder
 from pardalis.vq.preprocessing import open_square, to_images, to_pixels
 from pardalis.vq.quantizer import build_quantizer
-from pardalis.weights import load_weights
+from pardalis.weights import load_module
 
 _CONFIG_FILE = "config.json"
 _WEIGHTS_FILE = "model.safetensors"
@@ -219,12 +218,13 @@ class ImageTokenizer(nn.Module):
                 f"{_WEIGHTS_FILE}."
             )
         try:
-            header = json.loads(path.read_text())
+            header = files.read_json(path)
             version = header["version"]
-            if header["format"] != _FORMAT or version not in range(1, _VERSION + 1):
+            known = type(version) is int and 1 <= version <= _VERSION
+            if header["format"] != _FORMAT or not known:
+                found = f"{configs.shown(header['format'])} version {configs.shown(version)}"
                 raise BundleError(
-                    f"{path} says {header['format']} version {version}; this Pardalis reads "
-                    f"{_FORMAT} versions 1 to {_VERSION}."
+                    f"{path} says {found}; this Pardalis reads {_FORMAT} versions 1 to {_VERSION}."
                 )
             values = header["config"]
             if version == 1:
@@ -232,7 +232,7 @@ class ImageTokenizer(nn.Module):
             if version < _VERSION:
                 values = from_version_2(values)
             return configs.from_dict(ImageTokenizerConfig, values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{path} is not an image tokenizer's config: {error!r}.") from error
         except ConfigError as error:
             raise BundleError(f"{path}: {error}") from error
@@ -247,9 +247,8 @@ class ImageTokenizer(nn.Module):
             BundleError: a file is missing or damaged, or weights do not match the config.
         """
         config = cls.load_config(folder)
-        with torch.device("meta"):
-            tokenizer = cls(config)
-        load_weights(tokenizer, folder / _WEIGHTS_FILE)
+        blocks = len(config.channel_multipliers) * config.n_res_blocks
+        tokenizer = load_module(lambda: cls(config), folder / _WEIGHTS_FILE, blocks)
         _to_channels_last(tokenizer.float())
         return tokenizer.eval()
 

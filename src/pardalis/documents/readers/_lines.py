@@ -1,11 +1,11 @@
 """Documents, or whatever a line stands for, from the JSON objects of a file, one a line."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pardalis.documents.document import Rejection
+from pardalis.files import parse_json
 
 Item = TypeVar("Item")
 
@@ -34,8 +34,8 @@ def read_lines(
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line)
+    except ValueError as error:
         raise BadRecordError("bad-json", f"The line is not JSON: {error}.") from error
     if not isinstance(value, dict):
         reason = f"The line holds a JSON {type(value).__name__}; an object was expected."
