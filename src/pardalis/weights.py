@@ -143,7 +143,9 @@ def check_shapes(
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-        raise BundleError(f"{path} is not a file of weights; copy the whole folder again.")
+        raise BundleError(
+            f"{path} cannot be read: it is not a regular file; copy the whole folder again."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             yield file

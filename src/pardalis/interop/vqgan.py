@@ -149,15 +149,15 @@ def read_vqgan(
 
 
 def _read_yaml(path: Path) -> Any:
-    """Return the plain values of a ``.yaml``; raises OSError or ValueError."""
+    """Return the plain values of a ``.yaml``; raises OSError, ValueError or YAMLError."""
     text = read_text(path)
     try:
         # An alias repeats a value. Nested aliases make a few lines endlessly many values.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("it has aliases")
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(type(error).__name__) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _taming_config(path: Path) -> ImageTokenizerConfig:
@@ -173,7 +173,7 @@ def _taming_config(path: Path) -> ImageTokenizerConfig:
         shape |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
         remap = params.get("remap")
         wrong = [*unlike(dd, _FIXED), *reasons({f"remap = {remap!r} (supported: none)": remap})]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
         raise BundleError(
             f"{path} does not describe an image tokenizer ({reason}); give the .yaml that belongs "
