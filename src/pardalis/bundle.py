@@ -12,6 +12,7 @@ A bundle is written atomically. A checkpoint, which resumes one training run, is
 (:mod:`pardalis.train.checkpoint`).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from pardalis import config as configs
 from pardalis.codec import Codec
 from pardalis.devices import find_device
+from pardalis.documents.notebook import escaped
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import (
     atomic_folder,
@@ -48,6 +50,8 @@ from pardalis.weights import load_module
 #    ids and of modalities
 FORMAT_VERSION = 6
 
+_SHOWN = 200  # characters of a fact in a notebook
+
 DESCRIPTION = "bundle.json"
 MODEL = "model.safetensors"
 TEXT_TOKENIZER = "text_tokenizer.json"
@@ -56,7 +60,7 @@ LICENCES = "LICENCES.md"
 FOREIGN = "foreign.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
     """A model with its codec: everything that inference needs."""
 
@@ -81,6 +85,26 @@ class Bundle:
             if self.licences:
                 write_text(partial / LICENCES, self.licences)
             write_description(partial, config, codec.vocabulary, self.made_by, codec.image_fit)
+
+    def __repr__(self) -> str:
+        return f"<Bundle {', '.join(f'{name}: {value}' for name, value in self._facts().items())}>"
+
+    def _repr_html_(self) -> str:
+        facts = self._facts() | {name: str(value) for name, value in self.made_by.items()}
+        cells = (
+            f"<tr><th>{escaped(name)}</th><td>{escaped(value[:_SHOWN])}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        images, vocabulary = self.codec.image_tokenizer.config, self.codec.vocabulary
+        return {
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            "context": f"{self.model.context:,} tokens",
+            "vocabulary": f"{len(vocabulary.text):,} text tokens and {vocabulary.n_codes:,} codes",
+            "images": f"{images.resolution} pixels, {images.codes_per_image:,} codes",
+        }
 
 
 def require_new(folder: Path) -> None:
@@ -157,6 +181,21 @@ def load(
     )
 
 
+def as_bundle(bundle: object) -> Bundle:
+    """Return a bundle; one that is given as the path of its folder is loaded, as :func:`load` does.
+
+    Raises:
+        BundleError: as :func:`load`, or it is neither a bundle nor a path.
+    """
+    if isinstance(bundle, Bundle):
+        return bundle
+    if isinstance(bundle, str | Path):
+        return load(bundle)
+    raise BundleError(
+        f"bundle must be a Bundle, or the path of one's folder, got {type(bundle).__name__}."
+    )
+
+
 def _common_dtype(model: torch.nn.Module) -> torch.dtype:
     """Return the smallest dtype that holds all weights: products need both sides in one dtype."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in model.parameters()))
@@ -221,7 +260,7 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         BundleError: as :func:`load`.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes a name of any length
         raise BundleError(f"No bundle at {folder}; give the path of a bundle's folder.")
     for name in (DESCRIPTION, MODEL, TEXT_TOKENIZER, IMAGE_TOKENIZER):
         if not (folder / name).exists():

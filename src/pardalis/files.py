@@ -175,10 +175,10 @@ def existing_folder(path: Path) -> Path:
 
     For readers, which must not rename anything that a writer may be renaming.
     """
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, it takes a name of any length
         return path
     previous = working_name(path, "previous")
-    return previous if previous.exists() else path
+    return previous if os.path.exists(previous) else path
 
 
 def recover_folder(path: Path) -> None:

@@ -1,7 +1,9 @@
 """One prompt or a file of them, from the command line."""
 
 import dataclasses
+import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +211,69 @@ def test_a_seed_of_a_line_gives_the_completion_of_a_single_prompt(run, tmp_path)
     run("owl", "--mode", "image", "--seed", "7", "--out", "owl.png")
     found = PIL.Image.open(tmp_path / "completions" / "images" / "000001-0.png")
     assert (np.asarray(found) == np.asarray(PIL.Image.open(tmp_path / "owl.png"))).all()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_any_encoding(run, folder, monkeypatch, encoding):
+    asked = ("\N{OWL}", "--mode", "text", "--max-new-tokens", "20", "--temperature", "3")
+    _, expected, _ = run(*asked)
+    assert not expected.isascii()
+    for flags in ([], ["--stream"], ["--json"]):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main(["generate", str(folder), *asked, *flags]) == 0
+        terminal.flush()
+        shown = terminal.buffer.getvalue()
+        if "--json" in flags:
+            [segment] = json.loads(shown.decode(encoding))["completion"]
+            assert segment["text"] + "\n" == expected
+        else:
+            assert shown == expected.encode(encoding, "backslashreplace")
+
+
+@pytest.mark.parametrize("arguments", [["-owl"], ["-hello"], ["owl", "--tune"]])
+def test_a_part_that_begins_with_a_dash_gets_a_hint(run, capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "; a part of the prompt that begins with a dash stands after --" in message
+    assert "usage: pardalis generate BUNDLE" in message
+    assert run("--max-new-tokens", "1", "--", *arguments)[0] == 0
+
+
+def test_a_value_that_begins_with_a_dash_gets_a_hint(run, capsys):
+    with pytest.raises(SystemExit):
+        run("owl", "--stop", "-x")
+    assert "a value that begins with a dash is written --option=-value" in capsys.readouterr().err
+    assert run("owl", "--stop=-x", "--max-new-tokens", "1")[0] == 0
+
+
+def test_bytes_that_are_no_utf_8(run, tmp_path):
+    bad = os.fsdecode(b"\xffowl")
+    code, out, err = run(bad)
+    assert (code, out, err.count("\n")) == (6, "", 1)
+    assert "'\\udcffowl' of the prompt is neither a file nor UTF-8 text" in err
+    code, out, err = run("owl", "--stop", bad)
+    assert (code, out) == (6, "")
+    assert "--stop holds broken Unicode" in err
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{bad}.png")
+    assert run(f"{bad}.png", "--mode", "text", "--max-new-tokens", "1")[0] == 0
+
+
+def test_a_truncated_completion_is_reported(run, caplog):
+    run("owl", "--mode", "text", "--max-new-tokens", "4", "--temperature", "2", "--seed", "1")
+    assert caplog.messages == [
+        "The completion is truncated at 4 tokens; raise --max-new-tokens for a longer one."
+    ]
+    caplog.clear()
+    _, out, _ = run("x" * 35, "--mode", "text", "--temperature", "2", "--seed", "1", "--json")
+    result = json.loads(out)
+    assert result["reason"] == "length"
+    assert result["usage"]["prompt_tokens"] + result["usage"]["completion_tokens"] == 40
+    assert caplog.messages == [
+        "The completion is truncated because the model's context of 40 tokens is full."
+    ]
+    caplog.clear()
+    run("owl", "--mode", "image")
+    assert caplog.messages == []

@@ -135,6 +135,10 @@ def part(**fields):
         ),
         (part(type="text", text=3), r'content\[0\] must be {"type": "text"'),
         (part(type="image_url", image_url="data:"), r'content\[0\] must be {"type": "text"'),
+        (part(type=["text"], text="a"), r'content\[0\] must be {"type": "text"'),
+        (part(type="image", image="owl.png"), r'content\[0\] must be {"type": "text"'),
+        ([{"role": ["user"], "content": "a"}], "has a role of type list; it must be a text"),
+        ([{"role": "user", "content": "a", 5: 1}], "has 5, which this model does not know"),
         (
             part(type="image_url", image_url={"url": "https://example.org/owl.png"}),
             "by the URL 'https://example.org/owl.png', and images are not fetched",
@@ -148,3 +152,19 @@ def part(**fields):
 def test_what_is_refused_says_where_and_why(messages, error):
     with pytest.raises(RequestError, match=error):
         messages_to_document(messages)
+
+
+def test_parts_of_other_libraries():
+    content = [
+        {"type": "input_text", "text": "a"},
+        {"type": "output_text", "text": "b"},
+        {"type": "input_image", "image_url": "data:image/png;base64,YWJj"},
+        {"type": "image", "image": b"def"},
+    ]
+    document = messages_to_document([{"role": "user", "content": content}])
+    assert document.segments == (
+        Text("a", "user"),
+        Text("b", "user"),
+        Image(b"abc", role="user"),
+        Image(b"def", role="user"),
+    )

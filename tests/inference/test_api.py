@@ -1,6 +1,9 @@
 """Prompts in, documents out, through the public functions."""
 
 import dataclasses
+import inspect
+import pydoc
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -10,8 +13,8 @@ import pardalis
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
 from pardalis.documents import Document, Image, Text
-from pardalis.errors import DataError, RequestError
-from pardalis.inference import EngineConfig, engine_config_for, to_document, to_request
+from pardalis.errors import BundleError, ConfigError, DataError, RequestError
+from pardalis.inference import EngineConfig, Response, engine_config_for, to_document, to_request
 from pardalis.vq import ImageTokenizer
 
 
@@ -160,3 +163,148 @@ def test_the_cache_is_as_large_as_requests_need(bundle):
 def test_more_prompts_than_may_wait(bundle):
     completions = pardalis.generate_many(bundle, ["owl"] * 150, mode="text", max_new_tokens=1)
     assert len(completions) == 150
+
+
+# ── bundles as paths, errors in a batch, what a result tells ─────────────────────────────────
+
+
+def test_a_path_in_place_of_a_bundle(bundle, tmp_path):
+    bundle.save(tmp_path / "bundle")
+    expected = pardalis.generate(bundle, "owl", seed=1)
+    for path in (tmp_path / "bundle", str(tmp_path / "bundle")):
+        assert pardalis.generate(path, "owl", seed=1) == expected
+        assert pardalis.generate_many(path, ["owl"], seed=1) == [expected]
+        assert pardalis.score(path, [("owl", "fox")]) == pardalis.score(bundle, [("owl", "fox")])
+        with pardalis.Engine(path, max_slots=1) as engine:
+            assert engine.submit("owl", seed=1).wait() == expected
+    with pytest.raises(BundleError, match="No bundle at none; give the path"):
+        pardalis.generate("none", "owl")
+    with pytest.raises(BundleError, match="No bundle at "):
+        pardalis.generate("x" * 5000, "owl")
+
+
+def test_fields_of_the_engine_as_options(bundle):
+    with pardalis.Engine(bundle, EngineConfig(page_size=8), max_slots=np.int64(3)) as engine:
+        assert engine.config == EngineConfig(page_size=8, max_slots=3)
+    for options, message in (
+        ({"max_slot": 3}, "Unknown key 'max_slot'; did you mean 'max_slots'?"),
+        ({"max_slots": "3"}, "max_slots must be of type int, got '3'."),
+        ({"max_slots": 0}, "max_slots must be at least 1, got 0."),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            pardalis.Engine(bundle, **options)
+        assert str(caught.value) == message
+    with pytest.raises(ConfigError, match="max_slots must be of type int"):
+        pardalis.Engine(bundle, max_slots=1.5)
+
+
+def test_one_bad_prompt_costs_only_itself(bundle, tmp_path):
+    prompts = ["owl", tmp_path / "none.png", "fox", "x" * 50, None]
+    with pytest.raises(DataError, match=r"^prompts\[1\]: .*none\.png does not exist"):
+        pardalis.generate_many(bundle, prompts, mode="text")
+    found = pardalis.generate_many(bundle, prompts, errors="return", mode="text", seed=1)
+    assert [type(each) for each in found] == [
+        Response, DataError, Response, RequestError, RequestError,
+    ]  # fmt: skip
+    whole = pardalis.generate_many(bundle, ["owl", "fox", "fox"], mode="text", seed=1)
+    assert (found[0], found[2]) == (whole[0], whole[2])
+    assert str(found[3]).startswith("The prompt has 51 tokens")
+    assert pardalis.generate_many(bundle, [None], errors="return", mode="text")
+    with pytest.raises(RequestError, match="errors must be 'raise' or 'return', got 'ignore'"):
+        pardalis.generate_many(bundle, prompts, errors="ignore")
+
+
+def test_an_image_that_fails_costs_only_its_prompt(bundle, monkeypatch):
+    decode, images = ImageTokenizer.images_of, []
+
+    def fail_once(self, codes):
+        images.append(codes)
+        if len(images) == 1:
+            raise RuntimeError("no memory left")
+        return decode(self, codes)
+
+    def generate(**options):
+        images.clear()
+        return pardalis.generate_many(bundle, ["owl", "fox"], mode="image", **options)
+
+    monkeypatch.setattr(ImageTokenizer, "images_of", fail_once)
+    found = generate(errors="return")
+    assert sorted(type(each).__name__ for each in found) == ["RequestError", "Response"]
+    with pytest.raises(RequestError, match="An image could not be decoded: no memory left"):
+        generate()
+
+
+def test_one_prompt_is_not_many(bundle, image):
+    for prompt in ("owl", b"owl", Path("owl"), image, Document(()), {"role": "user"}, np.zeros(3)):
+        with pytest.raises(
+            RequestError, match="prompts must be a list of prompts, got one of type"
+        ):
+            inspect.unwrap(pardalis.generate_many)(bundle, prompt)
+    assert len(pardalis.generate_many(bundle, (p for p in ("owl", "fox")), max_new_tokens=1)) == 2
+
+
+def test_what_a_result_tells(bundle, image):
+    options = {"mode": "text", "max_new_tokens": 5, "temperature": 2.0, "logprobs": 2}
+    result = pardalis.generate(bundle, [image, "owl"], **options)
+    assert (result.reason, result.truncated) == ("length", True)
+    usage = result.usage
+    assert usage.prompt_image_tokens == 6  # begin_image, 4 codes, end_image
+    assert usage.prompt_text_tokens == len(bundle.codec.encode_prompt(to_document("owl")))
+    assert (usage.completion_text_tokens, usage.completion_image_tokens, usage.images) == (5, 0, 0)
+    assert len(result.log_probs) == 5
+    assert len(result.log_probs[0].top) == 2
+    drawn = pardalis.generate(bundle, "owl", mode="image", max_images=2)
+    assert (drawn.reason, drawn.truncated, drawn.log_probs) == ("images", False, ())
+    usage = drawn.usage
+    assert (usage.completion_image_tokens, usage.completion_tokens, usage.images) == (12, 12, 2)
+    assert usage.seconds >= usage.first_event_s > 0
+
+
+def test_a_result_is_a_document(bundle):
+    result = pardalis.generate(bundle, "owl", mode="text", max_new_tokens=5, temperature=2.0)
+    plain = Document(result.segments)
+    assert isinstance(result, Document)
+    assert result == plain
+    assert plain == result
+    assert hash(result) == hash(plain)
+    assert result != Document((*result.segments, Text("x")))
+    assert result != "owl"
+    assert dataclasses.replace(result, name="a").name == "a"
+    tokens = f"{result.usage.prompt_tokens} + 5 tokens"
+    assert repr(result) == f"<Response {result.text!r}, reason='length', truncated, {tokens}>"
+    whole = pardalis.generate(bundle, "owl", mode="image")
+    assert repr(whole).startswith("<Response '[image]', reason='images', ")
+
+
+def test_numbers_of_numpy(bundle):
+    options = {"seed": np.int64(3), "temperature": np.float32(2), "max_new_tokens": np.uint8(4)}
+    result = pardalis.generate(bundle, "owl", mode=np.str_("text"), **options)
+    assert result == pardalis.generate(
+        bundle, "owl", mode="text", seed=3, temperature=2.0, max_new_tokens=4
+    )
+
+
+@pytest.mark.parametrize(
+    "function", [pardalis.generate, pardalis.generate_many, pardalis.Engine.submit]
+)
+def test_help_is_complete(function):
+    shown = pydoc.plain(pydoc.render_doc(function))
+    assert "{options}" not in shown
+    for option in dataclasses.fields(pardalis.GenerationConfig):
+        assert f"{option.name}: " in shown
+    for title in ("Args:", "Options:", "Raises:"):
+        assert title in shown
+    for parameter in inspect.signature(function).parameters.keys() - {"self"}:
+        assert f" {parameter}: " in shown
+
+
+def test_what_a_notebook_shows(bundle):
+    result = pardalis.generate(bundle, "owl", mode="image")
+    assert '<img src="data:image/png;base64,' in result._repr_html_()
+    assert "reason=&#x27;images&#x27;" in result._repr_html_()
+    described = dataclasses.replace(bundle, made_by={"recipe": "<script>" + "x" * 300})
+    shown = described._repr_html_()
+    assert "&lt;script&gt;" in shown
+    assert "x" * 200 not in shown
+    assert "<th>context</th><td>40 tokens</td>" in shown
+    assert repr(bundle).startswith("<Bundle parameters: ")

@@ -7,7 +7,6 @@ import torch
 from naive_scores import naive_log_probs
 
 import pardalis
-from pardalis.errors import RequestError
 from pardalis.inference import (
     Contrastive,
     Engine,
@@ -115,6 +114,8 @@ def test_the_most_likely_token_is_the_first_of_the_top(bundle):
         assert token.top[0] == (token.token_id, token.log_prob)
 
 
-def test_documents_have_none(bundle):
-    with pytest.raises(RequestError, match="logprobs are in no document; leave the option out"):
-        pardalis.generate(bundle, "owl", logprobs=1)
+def test_responses_have_those_of_their_completion(bundle):
+    with Engine(bundle) as engine:
+        completion = engine.submit("owl", logprobs=1)
+        assert completion.wait().log_probs == tuple(completion.log_probs) != ()
+    assert pardalis.generate(bundle, "owl", logprobs=1).log_probs == tuple(completion.log_probs)

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from pardalis.documents import Text
 from pardalis.errors import ConfigError, RequestError
 from pardalis.inference import Engine, EngineConfig, PromptFile, generate_many
 from pardalis.inference import prompt_file as prompt_file_module
@@ -116,7 +117,7 @@ def test_a_resumed_run_completes_what_failed_changed_or_was_cut_off(
 
     monkeypatch.setattr(prompt_file_module, "to_request", watched)
     assert run(max_new_tokens=5).unchanged == 2
-    assert prompts == [[], ["mended"], ["cat"]]  # the first checks the options
+    assert prompts == [[], [Text("mended")], [Text("cat")]]  # the first checks the options
     after = records(completions)
     assert [record["index"] for record in after] == [0, 1, 2, 3]
     assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
@@ -134,7 +135,7 @@ def test_completions_are_appended_as_they_finish(run, tmp_path, completions, mon
     to_request = prompt_file_module.to_request
 
     def interrupted(bundle, parts, config, **more):
-        if parts == ["oak"]:
+        if parts == [Text("oak")]:
             raise KeyboardInterrupt
         return to_request(bundle, parts, config, **more)
 

@@ -37,7 +37,19 @@ class Parser(argparse.ArgumentParser):
     listed: str | None = None
     does: str | None = None
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options.command.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
+
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit; a text that begins with a dash was taken for an option."""
+        is_taken = "ignored explicit" in message or "unrecognized" in message
+        if self.listed is not None and is_taken:
+            message += f"; a part of the {self.listed} that begins with a dash stands after --"
+        elif "expected one argument" in message:
+            message += "; a value that begins with a dash is written --option=-value"
         self.print_usage(sys.stderr)
         sys.stderr.write(f"{self.prog}: error: {message}\n")
         raise UsageExit(message)
@@ -267,4 +279,6 @@ def print_result(options: argparse.Namespace, value: Any, *lines: str) -> None:
 
 
 def echo_json(value: Any) -> None:
-    echo(json.dumps(value, indent=2, ensure_ascii=False))
+    # JSON has escapes of its own for what a terminal cannot show.
+    is_unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    echo(json.dumps(value, indent=2, ensure_ascii=not is_unicode))

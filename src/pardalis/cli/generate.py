@@ -1,6 +1,7 @@
 """``pardalis generate``: generate text and images from a prompt, or from a file of prompts."""
 
 import argparse
+import logging
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from pardalis.inference.generation import GenerationConfig, option_help
 
 if TYPE_CHECKING:
     from pardalis.documents import Document
-    from pardalis.inference import Completion, EngineConfig
+    from pardalis.inference import Completion, EngineConfig, Response
+
+logger = logging.getLogger(__name__)
 
 _IMAGES = (
     ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".avif",
@@ -149,15 +152,31 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         document = completion.wait()
     if options.json:
         out = str(options.out) if options.out else None
-        result = {"completion": _json_segments(document), "out": out}
+        result = {
+            "completion": _json_segments(document),
+            "reason": document.reason,
+            "usage": asdict(document.usage),
+            "out": out,
+        }
         if config.logprobs:
             result["logprobs"] = [asdict(token) for token in completion.log_probs]
         print_result(options, result)
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
+    if document.truncated:
+        _report_truncation(document, bundle.model.context)
     if options.out is not None:
         prompt = to_document(parts, "user" if config.chat else None)
         _write(Document((*prompt.segments, *document.segments)), document, options.out)
+
+
+def _report_truncation(response: "Response", context: int) -> None:
+    usage = response.usage
+    if usage.prompt_tokens + usage.completion_tokens < context:
+        cause = f"at {usage.completion_tokens} tokens; raise --max-new-tokens for a longer one."
+    else:
+        cause = f"because the model's context of {context} tokens is full."
+    logger.warning("The completion is truncated %s", cause)
 
 
 def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> None:
@@ -247,6 +266,8 @@ def _require_writable(options: argparse.Namespace) -> None:
 
 
 def _part(text: str) -> str | Path:
+    from pardalis.documents.document import is_unicode
+
     path = Path(text)
     try:
         if path.is_file():
@@ -256,6 +277,8 @@ def _part(text: str) -> str | Path:
     named = len(text) <= _LONGEST_NAME and "\n" not in text
     if named and path.suffix.lower() in _IMAGES:
         raise RequestError(f"No image at {text}; give the path of an existing file.")
+    if not is_unicode(text):
+        raise RequestError(f"The part {text!r} of the prompt is neither a file nor UTF-8 text.")
     return text
 
 

@@ -6,6 +6,7 @@ when it runs, so that ``pardalis --help`` stays fast.
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import re
@@ -46,6 +47,9 @@ Exit codes: 0 done; 75 or 130 interrupted, so run the same command again; 2 usag
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, which :mod:`pardalis.errors` lists."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of any encoding: what it lacks is written \\x..
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     try:
         options = parser.parse_args(arguments)

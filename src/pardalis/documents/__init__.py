@@ -17,6 +17,7 @@ from pardalis.documents.document import (
 )
 from pardalis.documents.images import (
     MAX_PIXELS,
+    from_array,
     from_data_uri,
     media_type,
     open_image,

@@ -4,12 +4,17 @@ A message's content is text, or a list of parts: ``{"type": "text", "text": ...}
 ``{"type": "image_url", "image_url": {"url": "data:..."}}``. Each part becomes one segment with the
 message's role, so the way back gives the same messages; consecutive messages of one role become
 one. Images stay encoded as they came. Nothing is ever fetched from a network.
+
+The parts of OpenAI's newer API are read too (``input_text``, ``output_text``, ``input_image``), and
+so is ``{"type": "image", "image": ...}`` with a path, bytes or a PIL image, as transformers has it.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
+
+import PIL.Image
 
 from pardalis.documents.document import (
     ROLES,
@@ -60,11 +65,15 @@ def _segments(message: Any, where: str) -> list[Segment]:
     if not isinstance(message, dict):
         raise RequestError(f'{where} must be an object with "role" and "content".')
     role = message.get("role")
+    if not isinstance(role, str | None):
+        raise RequestError(f"{where} has a role of type {type(role).__name__}; it must be a text.")
     if role not in ROLES:
         raise RequestError(f"{where} has the role {role!r}; it must be one of {', '.join(ROLES)}.")
     # Clients send an assistant's message back with empty fields, such as "refusal": null.
     extra = sorted(
-        key for key, value in message.items() if key not in ("role", "content") and value
+        str(key)
+        for key, value in message.items()
+        if key not in ("role", "content") and not _is_empty(value)
     )
     if extra:
         raise RequestError(
@@ -78,17 +87,32 @@ def _segments(message: Any, where: str) -> list[Segment]:
             f'{where} needs "content": a text, or a list of parts with at least one.'
         )
     return [
-        _segment(part, cast(Role, role), f"{where}.content[{number}]")
+        part_to_segment(part, cast(Role, role), f"{where}.content[{number}]")
         for number, part in enumerate(content)
     ]
 
 
-def _segment(part: Any, role: Role, where: str) -> Segment:
-    match part:
-        case {"type": "text", "text": str(text)}:
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, bool | int | str | list | dict | None) and not value
+
+
+def part_to_segment(part: Any, role: Role | None, where: str) -> Segment:
+    """Return a part of a message's content as a segment; ``where`` names it in errors.
+
+    Raises:
+        RequestError: the part has not a shape above, or names an image by a remote URL.
+    """
+    kind = part.get("type") if isinstance(part, dict) else None
+    match part if isinstance(kind, str) else None:
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
             return Text(_unicode(text, where), role)
-        case {"type": "image_url", "image_url": {"url": str(url)}}:
+        case {"type": "image_url", "image_url": {"url": str(url)}} | {
+            "type": "input_image",
+            "image_url": str(url),
+        }:
             return Image(_image(url, where), role=role)
+        case {"type": "image", "image": Path() | bytes() | PIL.Image.Image() as source}:
+            return Image(source, role=role)
     raise RequestError(
         f'{where} must be {{"type": "text", "text": ...}} or '
         '{"type": "image_url", "image_url": {"url": "data:..."}}.'

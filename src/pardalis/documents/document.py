@@ -52,6 +52,11 @@ class Image:
     regions: tuple[Region, ...] = ()
     weight: float = 1.0  # of its tokens in the loss, as of a text
 
+    def _repr_html_(self) -> str:
+        from pardalis.documents.notebook import image_html
+
+        return image_html(self)
+
 
 Segment: TypeAlias = Text | Image
 
@@ -77,6 +82,11 @@ class Document:
     def is_empty(self) -> bool:
         """Whether there is no image and no text other than whitespace."""
         return not self.images and not self.text.strip()
+
+    def _repr_html_(self) -> str:
+        from pardalis.documents.notebook import document_html
+
+        return document_html(self)
 
 
 def named_images(

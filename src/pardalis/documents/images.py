@@ -28,6 +28,8 @@ MAX_PIXELS = 80_000_000
 Blend = Literal["chameleon", "pillow"]
 _BLENDED_AT_ONCE = 1 << 16  # pixels; as floats they take 24 times the memory
 
+_CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
+
 # Pillow reads more formats, mostly rare ones; for EPS it starts a program.
 _KINDS = (
     "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
@@ -63,6 +65,11 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
     """
     if isinstance(source, PIL.Image.Image):
         return _to_rgb(source, "the image in memory", blend)
+    if not isinstance(source, Path | bytes):
+        raise DataError(
+            f"The source of an image is of type {type(source).__name__}; it must be a Path, bytes "
+            "or a PIL image."
+        )
     where = str(source) if isinstance(source, Path) else "the image in memory"
     content = read_source(source)
     try:
@@ -81,6 +88,42 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
         return _to_rgb(image, where, blend)
 
 
+def from_array(array: np.ndarray) -> PIL.Image.Image:
+    """Return the image of an array of 8-bit numbers, or of floats in [0, 1].
+
+    The shape is Y X, Y X C or C Y X, with 1 (grey), 3 (RGB) or 4 channels (RGBA). If the first and
+    the last dimension could hold the channels, the last does.
+
+    Raises:
+        DataError: the array has another shape, another dtype, or numbers outside their range.
+    """
+    shape = " x ".join(map(str, array.shape)) or "no dimension"
+    if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
+        raise DataError(
+            f"The array has the shape {shape}; an image has height x width, or 1, 3 or 4 channels "
+            "in a last or first dimension."
+        )
+    if not array.size:
+        raise DataError(f"The array has the shape {shape}, which is no image.")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise _too_large("The array")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
+            raise DataError(
+                f"The array has numbers from {array.min():g} to {array.max():g}; floats must lie "
+                "in [0, 1], so scale them, or give 8-bit integers."
+            )
+        array = (array.astype(np.float32) * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"The array has the dtype {array.dtype}; an image has uint8, or floats in [0, 1]."
+        )
+    array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return PIL.Image.fromarray(np.array(array, order="C"))  # a copy
+
+
 def read_source(source: Path | bytes) -> bytes:
     """Return the bytes of an encoded image, which are never empty.
 
@@ -95,6 +138,8 @@ def read_source(source: Path | bytes) -> bytes:
             raise DataError(f"{where} does not exist; an image was expected there.") from error
         except OSError as error:
             raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+        except ValueError as error:  # a NUL character
+            raise DataError(f"{where!r} is not the path of an image: {error}.") from error
     else:
         content = source
     if not content:
@@ -162,7 +207,15 @@ def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image
     except (MemoryError, DataError):
         raise
     except Exception as error:  # Pillow's decoders raise many classes when bytes are damaged
+        if _is_closed(image, error):
+            raise DataError(f"{where} is closed; open it again, or give its path.") from error
         raise _damaged(where, error) from error
+
+
+def _is_closed(image: PIL.Image.Image, error: Exception) -> bool:
+    """Whether that is why Pillow failed; its versions raise different classes then."""
+    failed = isinstance(error, AssertionError | AttributeError) or "closed" in str(error)
+    return failed and getattr(image, "fp", None) is None
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:

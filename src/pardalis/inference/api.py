@@ -1,30 +1,45 @@
 """Prompts in, documents out: the functions that Python users call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import nlargest
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
-from pardalis.bundle import Bundle
-from pardalis.documents import Document
-from pardalis.errors import RequestError
+from pardalis.bundle import Bundle, as_bundle
+from pardalis.errors import PardalisError, RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
 from pardalis.inference.log_probs import Score
-from pardalis.inference.prompt import Prompt, to_request, to_score_requests
+from pardalis.inference.prompt import to_request, to_score_requests
+from pardalis.inference.prompt_parts import Prompt, is_part
 from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.response import Response
 
 
 @documents_options
 def generate(
-    bundle: Bundle, prompt: Prompt, config: GenerationConfig | None = None, **options: Any
-) -> Document:
+    bundle: Bundle | Path | str,
+    prompt: Prompt,
+    config: GenerationConfig | None = None,
+    **options: Any,
+) -> Response:
     """Generate the completion of one prompt.
 
+        bundle = pardalis.load("runs/quickstart/bundle")
+        owl = pardalis.generate(bundle, "owl", mode="image", seed=7)
+        owl.images[0].source.save("owl.png")
+
     Args:
-        bundle: what :func:`pardalis.load` returns.
-        prompt: a text, an image (a path, bytes or a PIL image), a list of both, or a document.
+        bundle: what :func:`pardalis.load` returns, or the path of a bundle, which is then loaded
+            for this call only.
+        prompt: one part, or a list of parts in order. A part is a text (str); an image (a Path,
+            bytes, an open binary file, a PIL image, or an array or tensor: uint8, or floats in
+            [0, 1], of height x width with 1, 3 or 4 channels last or first, or none); a Text or
+            Image segment; a document; or a part of a chat message. Or a chat message,
+            {"role": ..., "content": ...} as OpenAI has it, or a list of messages; their images
+            are data URLs, because nothing is fetched from a network.
         config: options as one object.
         options: fields of :class:`pardalis.GenerationConfig`, which replace those of ``config``.
 
@@ -32,57 +47,115 @@ def generate(
         {options}
 
     Returns:
-        The completion without its prompt: text and images in order.
+        The completion without its prompt, as a :class:`pardalis.Document` of text and images in
+        order. It also has ``reason`` (why it ended), ``truncated`` (whether the token budget ended
+        it), ``usage`` (tokens and time) and ``log_probs`` (with the option ``logprobs``).
 
     Raises:
-        RequestError: an option is wrong, the prompt leaves too small a token budget, or images are
-            required of a model that cannot generate any.
+        RequestError: the prompt or an option is wrong, the prompt leaves too small a token budget,
+            or images are required of a model that cannot generate any.
         DataError: an image of the prompt cannot be read.
+        BundleError: there is no bundle at the path.
     """
-    [completion] = generate_many(bundle, [prompt], config, **options)
-    return completion
+    bundle = as_bundle(bundle)
+    request = to_request(bundle, prompt, GenerationConfig.of(config, options))
+    [completion] = _complete(bundle, [request])
+    return completion.wait()
+
+
+@overload
+def generate_many(
+    bundle: Bundle | Path | str,
+    prompts: Iterable[Prompt],
+    config: GenerationConfig | None = None,
+    *,
+    errors: Literal["raise"] = "raise",
+    **options: Any,
+) -> list[Response]: ...
+
+
+@overload
+def generate_many(
+    bundle: Bundle | Path | str,
+    prompts: Iterable[Prompt],
+    config: GenerationConfig | None = None,
+    *,
+    errors: Literal["return"],
+    **options: Any,
+) -> list[Response | PardalisError]: ...
 
 
 @documents_options
 def generate_many(
-    bundle: Bundle,
-    prompts: Sequence[Prompt],
+    bundle: Bundle | Path | str,
+    prompts: Iterable[Prompt],
     config: GenerationConfig | None = None,
+    *,
+    errors: Any = "raise",
     **options: Any,
-) -> list[Document]:
+) -> Any:
     """Generate the completions of many prompts in one batch.
 
     All prompts are checked before generation begins. The completion of prompt number i depends on
     the prompt, the options and (seed, i), not on the other prompts.
 
     Args:
-        bundle: what :func:`pardalis.load` returns.
+        bundle: as :func:`pardalis.generate` takes it.
         prompts: each as :func:`pardalis.generate` takes it.
         config: options as one object.
+        errors: ``"raise"`` ends the call at the first wrong prompt, before any is completed;
+            ``"return"`` completes the others and returns the error in place of its completion.
         options: fields of :class:`pardalis.GenerationConfig`, which replace those of ``config``.
 
     Options:
         {options}
 
     Returns:
-        The completions without their prompts, in the order of the prompts.
+        The completions as :func:`pardalis.generate` returns them, in the order of the prompts.
 
     Raises:
-        RequestError, DataError: as :func:`pardalis.generate`, for any of the prompts.
+        RequestError, DataError, BundleError: as :func:`pardalis.generate`; the message names the
+            prompt as ``prompts[i]``.
     """
-    config = (config or GenerationConfig()).with_options(options)
-    if config.logprobs:
+    if errors not in ("raise", "return"):
+        raise RequestError(f"errors must be 'raise' or 'return', got {errors!r}.")
+    bundle = as_bundle(bundle)
+    config = GenerationConfig.of(config, options)
+    requests: list[Request | PardalisError] = []
+    for number, prompt in enumerate(_as_list(prompts)):
+        try:
+            requests.append(to_request(bundle, prompt, config, number=number))
+        except PardalisError as error:
+            if errors == "raise":
+                error.args = (f"prompts[{number}]: {error}",)
+                raise
+            requests.append(error)
+    completions = iter(_complete(bundle, [r for r in requests if isinstance(r, Request)]))
+    return [_result(next(completions), errors) if isinstance(r, Request) else r for r in requests]
+
+
+def _result(completion: Completion, errors: str) -> Response | PardalisError:
+    try:
+        return completion.wait()
+    except PardalisError as error:
+        if errors == "raise":
+            raise
+        return error
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    """Return many prompts as a list; one prompt, which may look like many, is refused."""
+    if is_part(prompts) or not isinstance(prompts, Iterable):
         raise RequestError(
-            "logprobs are in no document; leave the option out, or read `log_probs` of what "
-            "`Engine.submit` returns."
+            f"prompts must be a list of prompts, got one of type {type(prompts).__name__}; put it "
+            "in a list, or call `generate`."
         )
-    requests = [
-        to_request(bundle, prompt, config, number=number) for number, prompt in enumerate(prompts)
-    ]
-    return [completion.wait() for completion in _complete(bundle, requests)]
+    return list(prompts)
 
 
-def score(bundle: Bundle, requests: Sequence[tuple[Prompt, Prompt] | ScoreRequest]) -> list[Score]:
+def score(
+    bundle: Bundle | Path | str, requests: Iterable[tuple[Prompt, Prompt] | ScoreRequest]
+) -> list[Score]:
     """Return how likely given continuations of prompts are.
 
     The probability of a token is that of the model's softmax over its whole vocabulary. Neither
@@ -91,7 +164,7 @@ def score(bundle: Bundle, requests: Sequence[tuple[Prompt, Prompt] | ScoreReques
     tokens, which fill no cache page.
 
     Args:
-        bundle: what :func:`pardalis.load` returns.
+        bundle: as :func:`pardalis.generate` takes it.
         requests: pairs of a prompt, as :func:`pardalis.generate` takes it, and its continuation in
             the same form; or token ids, as :class:`pardalis.inference.ScoreRequest`.
 
@@ -101,9 +174,13 @@ def score(bundle: Bundle, requests: Sequence[tuple[Prompt, Prompt] | ScoreReques
         place (``greedy``).
 
     Raises:
-        RequestError: a continuation is empty, or is longer with its prompt than the context.
+        RequestError: a request is no such pair, or a continuation is empty, or is longer with its
+            prompt than the context.
         DataError: an image cannot be read, or token ids break the grammar.
     """
+    if not isinstance(requests, Iterable):
+        raise RequestError(f"requests must be a list of pairs, got {type(requests).__name__}.")
+    bundle = as_bundle(bundle)
     encoded = list(to_score_requests(bundle, requests))
     return [Score.of(completion.log_probs) for completion in _complete(bundle, encoded)]
 
@@ -123,7 +200,8 @@ def _complete(
             completions.append(engine.submit_request(request))
             n_open += 1
         for completion in completions:
-            completion.wait()
+            for _ in completion:
+                pass
         return completions
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pardalis.config import check_at_least
+from pardalis.config import check_at_least, check_types
 from pardalis.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ class EngineConfig:
     """Batch size, memory and execution of one engine.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value has the wrong type or is out of range.
     """
 
     max_slots: int = 16  # sequences decoded in one pass; a guided image takes two or three
@@ -29,6 +29,7 @@ class EngineConfig:
     weights: Literal["stored", "int8"] = "stored"  # int8 reduces memory traffic to a half or less
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_at_least(self, max_slots=1, page_size=1, steps_per_sync=1, prefill_tokens=1)
         check_at_least(self, quantum_steps=1, max_unread_events=1, speculation_window=1)
         check_at_least(self, max_waiting=0)

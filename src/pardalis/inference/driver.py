@@ -1,20 +1,24 @@
 """A thread that runs one engine for consumers in other threads, as a server needs it."""
 
+import asyncio
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pardalis.errors import RequestError
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Event, Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
-from pardalis.inference.prompt import Prompt, to_request
+from pardalis.inference.prompt import to_request
+from pardalis.inference.prompt_parts import Prompt
 from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.response import Response
 
 T = TypeVar("T")
 
@@ -29,10 +33,48 @@ class _End:
     cause: BaseException | None = None
 
 
+class _Items:
+    """A queue of items that a thread waits for in ``get``, a coroutine in ``get_async``."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Event | _End] = SimpleQueue()
+        self._waiting: set[Callable[[], object]] = set()  # each wakes one coroutine
+
+    def put(self, item: Event | _End) -> None:
+        self._queue.put(item)
+        for wake in tuple(self._waiting):
+            with suppress(RuntimeError):  # its event loop is closed
+                wake()
+
+    def get(self) -> Event | _End:
+        return self._queue.get()
+
+    async def get_async(self) -> Event | _End:
+        """Wait for an item without holding up the event loop; none is lost by a cancellation."""
+        loop = asyncio.get_running_loop()
+        arrived = asyncio.Event()
+        wake = partial(loop.call_soon_threadsafe, arrived.set)
+        self._waiting.add(wake)  # first, so that no item comes unnoticed
+        try:
+            while True:
+                with suppress(Empty):
+                    return self._queue.get_nowait()
+                await arrived.wait()
+                arrived.clear()
+        finally:
+            self._waiting.discard(wake)
+
+    def qsize(self) -> int:
+        return self._queue.qsize()
+
+
 class Stream(Completion):
     """A completion of a driver: an iterator over its events that waits for the next one.
 
-    A stream that is dropped before it has ended is aborted.
+    A coroutine reads it by ``async for``, or awaits the document: ``response = await stream``.
+
+    A stream that is dropped before it has ended is aborted, and so is one whose ``await`` is
+    cancelled. A cancelled ``async for`` loses no event; the stream can be read further.
 
     Raises:
         RequestError: by iteration: the driver was closed, or the engine failed.
@@ -41,21 +83,48 @@ class Stream(Completion):
     def __init__(self, driver: "EngineDriver", completion: Completion) -> None:
         super().__init__(completion._engine, completion._active)
         self._driver = driver
-        self._items: SimpleQueue[Event | _End] = SimpleQueue()
+        self._items = _Items()
 
     def __next__(self) -> Event:
-        item = self._items.get()
+        event = self._open(self._items.get())
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = self._open(await self._items.get_async())
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def __await__(self) -> Generator[Any, None, Response]:
+        return self._wait_async().__await__()
+
+    async def _wait_async(self) -> Response:
+        try:
+            async for _ in self:
+                pass
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        return self._result()
+
+    def _open(self, item: Event | _End) -> Event | None:
+        """Return the event that came; None if the events have ended."""
         if not isinstance(item, _End):
             self._driver._post(self._driver._was_read, self.key)
             return item
         self._items.put(item)
         if item.message:
             raise RequestError(item.message) from item.cause
-        raise StopIteration
+        return None
 
     def poll(self) -> Event | None:
         """Return the next event if there is one, without waiting."""
-        return None if self._items.empty() else next(self, None)
+        return next(self, None) if self._items.qsize() else None
 
     def abort(self) -> None:
         """End the completion early; ``Finished`` follows. Any thread may call this."""
@@ -67,7 +136,7 @@ class _Consumer:
     """A stream as the driver knows it, without a reference to it, so that it can be dropped."""
 
     completion: Completion
-    items: "SimpleQueue[Event | _End]"
+    items: _Items
     free: int  # events that it can take now
     present: bool = True  # False: nobody reads it, and its events are dropped
 
@@ -77,6 +146,12 @@ class EngineDriver:
 
         with Engine(bundle) as engine, EngineDriver(engine) as driver:
             for event in driver.submit("owl", mode="image"):
+                ...
+
+    A coroutine submits in a thread, because that waits for the step in progress::
+
+            stream = await asyncio.to_thread(driver.submit, "owl", mode="image")
+            async for event in stream:
                 ...
 
     A slow consumer holds up its own request only: its stream holds 64 events, and the engine pauses

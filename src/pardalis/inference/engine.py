@@ -5,15 +5,17 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from pardalis.bundle import Bundle
+from pardalis import config as configs
+from pardalis.bundle import Bundle, as_bundle
 from pardalis.codec import Codec
 from pardalis.documents import Document, Segment, Text
-from pardalis.errors import RequestError
+from pardalis.errors import ConfigError, RequestError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.events import (
     Event,
@@ -24,15 +26,17 @@ from pardalis.inference.events import (
     LogProbs,
     Usage,
 )
-from pardalis.inference.generation import GenerationConfig, documents_options
+from pardalis.inference.generation import GenerationConfig, documents_options, plain_value
 from pardalis.inference.image_decoding import ImageDecoder
 from pardalis.inference.log_probs import TokenLogProb
-from pardalis.inference.prompt import Prompt, to_request
+from pardalis.inference.prompt import to_request
+from pardalis.inference.prompt_parts import Prompt
 from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.response import Response
 from pardalis.inference.stop import stop_start
 from pardalis.inference.token_loop import FinishReason, LoopStatistics, Progress, TokenLoop
 from pardalis.model import LanguageModel
-from pardalis.tokens import SpanKind
+from pardalis.tokens import Ids, SpanKind, Vocabulary
 
 _LONGEST_WAIT_S = 0.02  # for an image, before a step looks for new requests
 
@@ -55,7 +59,7 @@ class _ActiveRequest:
     reason: FinishReason | None = None  # why token generation ended; images may still be missing
     error: str = ""
     finished: Finished | None = None
-    document: Document | None = None
+    document: Response | None = None
 
     def emit(self, event: Event) -> None:
         self.first_event = self.first_event or time.monotonic()
@@ -87,7 +91,7 @@ class Completion:
         return self._active.finished
 
     @property
-    def document(self) -> Document | None:
+    def document(self) -> Response | None:
         """The completion without its prompt, once it has ended; after an abort, what is whole."""
         return self._active.document
 
@@ -106,14 +110,17 @@ class Completion:
         """Return the next event if there is one, without running the engine."""
         return self._engine.poll(self._active)
 
-    def wait(self) -> Document:
-        """Read all events and return the document.
+    def wait(self) -> Response:
+        """Read all events and return the document, with why it ended and what it used.
 
         Raises:
             RequestError: an image could not be decoded.
         """
         for _ in self:
             pass
+        return self._result()
+
+    def _result(self) -> Response:
         if self._active.document is None:
             raise RequestError(self._active.error)
         return self._active.document
@@ -130,15 +137,22 @@ class Engine:
     :meth:`step` or :meth:`events`, which return the events of all completions. Each event is read
     once. Any thread may call any method; a call may wait for the step in progress.
 
+    Args:
+        bundle: what :func:`pardalis.load` returns, or the path of a bundle, which is loaded.
+        config: batch size, memory and execution as one object.
+        options: fields of :class:`pardalis.EngineConfig`, which replace those of ``config``.
+
     Raises:
         BundleError, ConfigError: the configuration does not fit the model.
     """
 
-    def __init__(self, bundle: Bundle, config: EngineConfig | None = None) -> None:
-        self.bundle = bundle
-        self.config = config or EngineConfig()
-        self._loop = TokenLoop(bundle.model, bundle.codec.grammar, self.config)
-        self._image_decoder = ImageDecoder(bundle.codec.image_tokenizer)
+    def __init__(
+        self, bundle: Bundle | Path | str, config: EngineConfig | None = None, **options: Any
+    ) -> None:
+        self.config = _with_options(config, options)
+        self.bundle = as_bundle(bundle)
+        self._loop = TokenLoop(self.bundle.model, self.bundle.codec.grammar, self.config)
+        self._image_decoder = ImageDecoder(self.bundle.codec.image_tokenizer)
         self._active: dict[int, _ActiveRequest] = {}
         self._lock = threading.RLock()
         self._closed = False
@@ -330,19 +344,44 @@ class Engine:
 
     def _finish(self, active: _ActiveRequest) -> None:
         assert active.reason is not None
-        if not active.error:
-            active.document = _document(self.bundle.codec, active)
         now = time.monotonic()
+        vocabulary = self.bundle.codec.vocabulary
         usage = Usage(
             prompt_tokens=len(active.request.prompt_ids),
+            prompt_image_tokens=_n_image_tokens(vocabulary, active.request.prompt_ids),
             completion_tokens=len(active.ids),
+            completion_image_tokens=_n_image_tokens(vocabulary, active.ids),
             images=len(active.images),
             seconds=now - active.submitted,
             first_event_s=(active.first_event or now) - active.submitted,
         )
+        if not active.error:
+            document = _document(self.bundle.codec, active)
+            active.document = Response(
+                document.segments,
+                reason=active.reason,
+                usage=usage,
+                log_probs=tuple(active.log_probs),
+            )
         reason = "failed" if active.error else active.reason
         active.finished = Finished(active.key, reason, usage, active.error)
         active.emit(active.finished)
+
+
+def _with_options(config: object, options: dict[str, Any]) -> EngineConfig:
+    """Return a config, or the default one, with options over it; raises ConfigError."""
+    if not isinstance(config, EngineConfig | None):
+        raise ConfigError(
+            f"config must be an EngineConfig, got {type(config).__name__}; give its fields as "
+            "keyword arguments."
+        )
+    plain = {name: plain_value(name, value) for name, value in options.items()}
+    return configs.from_dict(EngineConfig, {**asdict(config or EngineConfig()), **plain})
+
+
+def _n_image_tokens(vocabulary: Vocabulary, ids: Ids) -> int:
+    codes, marks = vocabulary.image, (vocabulary.begin_image_id, vocabulary.end_image_id)
+    return sum(token_id in codes or token_id in marks for token_id in ids)
 
 
 def _document(codec: Codec, active: _ActiveRequest) -> Document:

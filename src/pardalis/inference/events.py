@@ -61,10 +61,22 @@ class Usage:
     """Tokens and time that a completion took."""
 
     prompt_tokens: int
+    prompt_image_tokens: int  # those of them that are codes of images, or begin and end one
     completion_tokens: int  # those of a stop string included
+    completion_image_tokens: int
     images: int
     seconds: float  # from submission
     first_event_s: float  # from submission to the first event
+
+    @property
+    def prompt_text_tokens(self) -> int:
+        """Tokens of the prompt that are of no image: text, ``bos`` and ends of turns."""
+        return self.prompt_tokens - self.prompt_image_tokens
+
+    @property
+    def completion_text_tokens(self) -> int:
+        """Tokens of the completion that are of no image."""
+        return self.completion_tokens - self.completion_image_tokens
 
 
 @dataclass(frozen=True, slots=True)

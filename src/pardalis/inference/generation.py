@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from math import isfinite
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from pardalis import config as configs
@@ -112,6 +113,31 @@ def documents_options(target: T) -> T:
     return target
 
 
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def plain_value(name: str, value: Any) -> Any:
+    """Return an option's value as one of Python's own types; NumPy has numbers of its own.
+
+    Raises:
+        RequestError: it has no such type, or is a number too large to write down.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(plain_value(f"{name}[{number}]", each) for number, each in enumerate(value))
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)
+        if value.bit_length() > 4096:
+            raise RequestError(f"{name} has more than 4,096 bits, too many for any option.")
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, bool | int | float | str | None):
+        raise RequestError(
+            f"{name} must be a number, a text or None, got a value of type {type(value).__name__}."
+        )
+    return value
+
+
 def _option(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
 
@@ -208,6 +234,8 @@ class GenerationConfig:
             raise RequestError(f"logprobs must be a whole number, 0 or more, got {self.logprobs}.")
         if "" in self.stop:
             raise RequestError("stop must hold texts of at least one character, got ''.")
+        if not all(map(_is_unicode, self.stop)):
+            raise RequestError("stop holds broken Unicode: half of a surrogate pair.")
         _check_scale("guidance", self.guidance)
         _check_scale("image_guidance", self.image_guidance)
         self._build(SamplingConfig, "")
@@ -244,6 +272,16 @@ class GenerationConfig:
         method = Guidance(text=self.guidance, image=self.image_guidance)
         return None if method == Guidance() else method
 
+    @staticmethod
+    def of(config: object, options: Mapping[str, Any]) -> "GenerationConfig":
+        """Return a config, or the default one, with options over it; raises RequestError."""
+        if not isinstance(config, GenerationConfig | None):
+            raise RequestError(
+                f"config must be a GenerationConfig, got {type(config).__name__}; give options as "
+                "keyword arguments."
+            )
+        return (config or GenerationConfig()).with_options(options)
+
     def with_options(self, options: Mapping[str, Any]) -> "GenerationConfig":
         """Return a config in which some fields have other values.
 
@@ -251,7 +289,8 @@ class GenerationConfig:
             RequestError: a name is unknown, or a value has the wrong type or is out of range.
         """
         try:
-            return configs.from_dict(GenerationConfig, {**asdict(self), **options})
+            plain = {name: plain_value(name, value) for name, value in options.items()}
+            return configs.from_dict(GenerationConfig, {**asdict(self), **plain})
         except ConfigError as error:
             raise RequestError(str(error)) from error
 

@@ -1,37 +1,17 @@
 """From a prompt in Python to a request in token ids, checked against the model."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 from pardalis.bundle import Bundle
-from pardalis.documents import Document, Image, Role, Text
+from pardalis.documents import Document
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig
+from pardalis.inference.prompt_parts import Prompt, to_document
 from pardalis.inference.request import Request, ScoreRequest
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
-
-Part = str | Path | bytes | PIL.Image.Image
-Prompt = Part | Sequence[Part] | Document
-
-
-def to_document(prompt: Prompt, role: Role | None = None) -> Document:
-    """Convert a prompt: a string is text; a path, bytes or a PIL image is an image.
-
-    Args:
-        role: role of every segment; a document keeps its own roles.
-    """
-    if isinstance(prompt, Document):
-        return prompt
-    parts = [prompt] if isinstance(prompt, str | Path | bytes | PIL.Image.Image) else prompt
-    return Document(
-        tuple(Text(p, role=role) if isinstance(p, str) else Image(p, role=role) for p in parts)
-    )
 
 
 def to_request(
@@ -51,7 +31,7 @@ def to_request(
     Raises:
         RequestError, DataError: as :func:`pardalis.generate`.
     """
-    config = (config or GenerationConfig()).with_options(options)
+    config = GenerationConfig.of(config, options)
     limits = _limits(bundle, config)
     guidance = config.guidance_method
     if guidance is not None and limits.max_images == 0:
@@ -98,22 +78,32 @@ def to_score_requests(
         RequestError: a continuation is empty, or is longer with its prompt than the context.
         DataError: an image cannot be read.
     """
-    groups = groupby(requests, lambda r: r if isinstance(r, ScoreRequest) else r[0])
-    for prompt, group in groups:  # successive requests with the same prompt
-        prompt_ids: tuple[int, ...] | None = None
-        for request in group:
-            if not isinstance(request, ScoreRequest):
-                prompt, continuation = request
-                if prompt_ids is None:
-                    prompt_ids = tuple(bundle.codec.encode_prompt(to_document(prompt)))
-                document = to_document(continuation)
-                plain = Document(tuple(replace(s, role=None) for s in document.segments))
-                request = ScoreRequest(
-                    prompt_ids=prompt_ids,
-                    continuation_ids=tuple(bundle.codec.encode(plain).ids[1:-1].tolist()),
-                )
-            request.require_fits(bundle.model.context)
-            yield request
+    last: tuple[Any, Document] | None = None  # a prompt and what it was converted to
+    prompt_ids: tuple[int, ...] = ()
+    for request in requests:
+        if not isinstance(request, ScoreRequest):
+            prompt, continuation = _pair(request)
+            document = to_document(prompt) if last is None or last[0] is not prompt else last[1]
+            if last is None or document != last[1]:
+                prompt_ids = tuple(bundle.codec.encode_prompt(document))
+            last = prompt, document
+            segments = to_document(continuation).segments
+            plain = Document(tuple(replace(segment, role=None) for segment in segments))
+            request = ScoreRequest(
+                prompt_ids=prompt_ids,
+                continuation_ids=tuple(bundle.codec.encode(plain).ids[1:-1].tolist()),
+            )
+        request.require_fits(bundle.model.context)
+        yield request
+
+
+def _pair(request: Any) -> tuple[Prompt, Prompt]:
+    if isinstance(request, tuple | list) and len(request) == 2:
+        return request[0], request[1]
+    raise RequestError(
+        f"A request for scores is of type {type(request).__name__}; it must be a pair of a prompt "
+        "and its continuation, or a ScoreRequest."
+    )
 
 
 def _limits(bundle: Bundle, config: GenerationConfig) -> Limits:

@@ -91,7 +91,7 @@ class PromptFile:
         **options: Any,
     ) -> None:
         self.engine, self.path, self.bundle_path = engine, path, bundle_path
-        self.config = (config or GenerationConfig()).with_options(options)
+        self.config = GenerationConfig.of(config, options)
         self.lines = read_lines(path)
         to_request(engine.bundle, [], common_config(self.lines, path, self.config))  # checks it
         if (folder / _OLD_COMPLETIONS).exists():

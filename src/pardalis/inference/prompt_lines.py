@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import is_unicode
+from pardalis.documents.document import Text, is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.inference.generation import GenerationConfig
-from pardalis.inference.prompt import Part
+
+LinePart = Text | Path  # a text, or the path of an image
 
 _GUIDANCE = ("guidance", "image_guidance", "contrastive_alpha", "contrastive_k")
 _LIMITS = ("mode", "max_new_tokens", "max_images")
@@ -30,7 +31,7 @@ class Line:
     number: int  # counts lines from 1, blank ones included
     content: str
 
-    def digest(self, parts: Sequence[Part] = ()) -> str:
+    def digest(self, parts: Sequence[LinePart] = ()) -> str:
         """Return a hash of the line and of its images' bytes; raises OSError."""
         digest = hashlib.sha256(self.content.encode())
         for part in parts:
@@ -60,14 +61,14 @@ def read_lines(path: Path) -> list[Line]:
 
 def parse_line(
     line: Line, path: Path, defaults: GenerationConfig
-) -> tuple[list[Part], GenerationConfig, int]:
+) -> tuple[list[LinePart], GenerationConfig, int]:
     """Return a line's prompt, its options, and its number among the prompts that share its seed.
 
     Raises:
         RequestError: the line is not a prompt with known options.
     """
     if path.suffix == ".txt":
-        return [line.content], defaults, line.index
+        return [Text(line.content)], defaults, line.index
     record = _record(line)
     parts = _parts(record.pop("prompt"), path.parent)
     config = _with_defaults(record, defaults)
@@ -75,7 +76,7 @@ def parse_line(
     return parts, config, number
 
 
-def parse_continuation(line: Line, path: Path) -> tuple[list[Part], list[Part]]:
+def parse_continuation(line: Line, path: Path) -> tuple[list[LinePart], list[LinePart]]:
     """Return the prompt and the continuation of a line of a file for :func:`pardalis.score`.
 
     Raises:
@@ -144,16 +145,16 @@ def _reset(config: GenerationConfig, names: Sequence[str]) -> GenerationConfig:
     return config.with_options({name: getattr(plain, name) for name in names})
 
 
-def _parts(prompt: Any, folder: Path) -> list[Part]:
+def _parts(prompt: Any, folder: Path) -> list[LinePart]:
     return [_part(part, folder) for part in (prompt if isinstance(prompt, list) else [prompt])]
 
 
-def _part(part: Any, folder: Path) -> Part:
+def _part(part: Any, folder: Path) -> LinePart:
     match {"text": part} if isinstance(part, str) else part:
         case {"text": str(text), **rest} if not rest:
             if not is_unicode(text):
                 raise RequestError("The prompt has invalid Unicode: half of a surrogate pair.")
-            return text
+            return Text(text)
         case {"image": str(name), **rest} if not rest:
             file = folder / name
             if not os.path.isfile(file):  # unlike Path.is_file, it takes a name of any length

@@ -23,8 +23,10 @@ from pardalis.inference.generation import (
     SamplingConfig,
 )
 from pardalis.inference.log_probs import Score, TokenLogProb
-from pardalis.inference.prompt import Part, Prompt, to_document, to_request, to_score_requests
+from pardalis.inference.prompt import to_request, to_score_requests
 from pardalis.inference.prompt_file import PromptFile, Summary
+from pardalis.inference.prompt_parts import Part, Prompt, to_document
 from pardalis.inference.reference import generate_reference
 from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.response import Response
 from pardalis.inference.token_loop import Progress, TokenLoop, generate_ids
