@@ -12,7 +12,7 @@ from lxml import html
 from PIL import ImageChops
 
 from pardalis.cli import tokenizer_evaluate
-from pardalis.cli.common import Parser
+from pardalis.cli.common import Parser, echo_json
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.evaluate import image_tokenizer as image_tokenizer_module
 from pardalis.evaluate.image_tokenizer import evaluate_image_tokenizer
@@ -297,6 +297,8 @@ def run(*arguments: object) -> None:
     tokenizer_evaluate.add(parser.add_subparsers())
     options = parser.parse_args(["evaluate", *map(str, arguments)])
     options.run(options)
+    if options.json:
+        echo_json(options.result)
 
 
 BARE = ("--perceptual", "none", "--frechet", "none")

@@ -49,7 +49,7 @@ def stderr_of(rank: dict[str, Any]) -> str:
         ("error", 3, 1, "rank 1 of 3: Row 7 is damaged; mend it."),
         ("error of all", 3, 0, "No recipe."),
         ("error of the first", 3, 0, "No recipe."),
-        ("sigterm", 5, 0, "Stopped at step 4 of 6; run the same command to resume."),
+        ("sigterm", 75, 0, "Stopped at step 4 of 6; run the same command to resume."),
     ],
 )
 def test_one_rank_reports_and_the_others_exit_silently(

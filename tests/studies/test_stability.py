@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from pardalis.cli import stability as command
-from pardalis.cli.common import Parser
+from pardalis.cli.common import Parser, echo_json
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.pipeline import load_recipe
 from pardalis.studies import stability as studies
@@ -88,6 +88,8 @@ def run_command(folder: Path, *options: str) -> None:
     arguments = ["stability", str(folder / "small.toml"), "--out", str(folder / "run"), *options]
     parsed = parser.parse_args(arguments)
     parsed.run(parsed)
+    if parsed.json:
+        echo_json(parsed.result)
 
 
 def the_runs(folder: Path) -> dict[str, Path]:
