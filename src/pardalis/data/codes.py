@@ -51,7 +51,7 @@ VERSION = 2
 _OLD_KEYS = {"pictures": "images", "pictures_per_part": "images_per_part"}  # keys of version 1
 SETTINGS = "codes.json"
 _IMAGES_PER_PART = 256
-_MOST_IMAGES = 10**10
+_MOST_IMAGES, _MOST_PARTS = 10**10, 10**6
 _LONGEST_NAME = 200  # bytes of a file's name; file systems allow 255
 _FORBIDDEN = re.compile(r"[\x00-\x1f\\]")
 
@@ -206,6 +206,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 f"{path} has {shown(value)} as {name}, which must be a number from {least} to "
                 f"{_MOST_IMAGES}; delete the folder and encode again."
             )
+    if settings["images"] > _MOST_PARTS * settings["images_per_part"]:
+        raise DataError(f"{path} has too many parts; delete the folder and encode again.")
     return settings | {"version": VERSION}
 
 

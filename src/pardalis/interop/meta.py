@@ -22,7 +22,7 @@ import torch
 
 from pardalis.bundle import LICENCES, new_folder
 from pardalis.errors import BundleError
-from pardalis.files import write_json, write_text
+from pardalis.files import read_json, write_json, write_text
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
@@ -31,7 +31,6 @@ from pardalis.interop.model import (
     describing,
     halves_from_pairs,
     pairs_from_halves,
-    read_json,
     read_text,
     reasons,
     refuse,

@@ -191,7 +191,7 @@ def describing(where: object) -> Iterator[None]:
         yield
     except KeyError as error:
         raise BundleError(f"{where} lacks {error}; copy it again.") from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (OSError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"{where} is not a model's config ({error}); copy it again.") from error
     except ConfigError as error:
         raise BundleError(f"{where}: {error}") from error

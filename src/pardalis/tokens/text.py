@@ -108,7 +108,7 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_str(read_text(path))
         except Exception as error:  # the library raises bare Exception for every parse error
             raise BundleError(
-                f"{path} is not a text tokenizer that can be read: {error}"
+                f"{path} is not a text tokenizer that can be read: {error}; copy it again."
             ) from error
         if vocabulary is None or vocabulary.foreign_ids is None:
             size = tokenizer.get_vocab_size()

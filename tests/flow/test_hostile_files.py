@@ -1,0 +1,396 @@
+"""Files that somebody else made: nothing of them runs, hangs or lies.
+
+Each case is a valid file with one change. It is refused with one sentence, or read correctly.
+"""
+
+import ast
+import io
+import json
+import pickle
+import re
+import resource
+import shutil
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hostile
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from shapes import decoder_config
+
+import pardalis
+from pardalis.bundle import Bundle
+from pardalis.config import load as load_recipe
+from pardalis.data.codes import decode_codes
+from pardalis.data.shards import Shards, ShardWriter
+from pardalis.errors import BundleError, DataError, PardalisError
+from pardalis.feature_nets.files import read_tensors
+from pardalis.inference import GenerationConfig, generate_many
+from pardalis.interop.tensors import open_tensors, write_safetensors
+from pardalis.model import Decoder, ModelConfig, initialise
+from pardalis.tokens import Encoded
+from pardalis.train import checkpoint
+
+MEMORY = 2 << 30  # bytes that the process may grow by while it reads one case
+
+
+@pytest.fixture(scope="session")
+def good_bundle(codec, tmp_path_factory) -> Path:
+    config = decoder_config(
+        vocab_size=codec.vocabulary.size, context=40, d_model=32, n_layers=2, n_heads=4,
+        n_kv_heads=2, d_ff=64, init_std=0.3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("hostile") / "bundle"
+    Bundle(initialise(Decoder(config), 0).eval(), codec, {"recipe": "test"}, "# L\n").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "shards"
+    folder.mkdir()
+    writer = ShardWriter(folder, vocab_size=32, tokens_per_shard=8)
+    for i in range(5):
+        weights = np.full(4, 0.5 if i == 2 else 1.0, np.float32)
+        writer.add(f"document {i}", Encoded(np.arange(4, dtype=np.uint16), weights))
+    writer.finish(row_tokens=8, codec="codec")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_checkpoint(tmp_path_factory) -> Path:
+    state = {"model": {"a": torch.ones(3, 2)}, "optimizer": {0: {"n": 3, "m": torch.ones(2)}}}
+    return checkpoint.save(tmp_path_factory.mktemp("hostile"), 3, state, {"note": 1})
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Bound time and memory. A hang or an absurd allocation then fails the test."""
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    def late(*_: object) -> None:
+        raise AssertionError("reading goes on without end")
+
+    before = signal.signal(signal.SIGALRM, late)
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, old[1]))
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+    resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+def check(cases: list[hostile.Case], good: Path, folder: Path, read: Callable[[Path], Any]) -> int:
+    """Read each case; return how many were refused."""
+    refused, failures = 0, []
+    for case in cases:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(good, folder)
+        case.change(folder)
+        try:
+            read(folder)
+        except PardalisError as error:
+            refused += 1
+            if "\n" in str(error) or len(str(error)) > 3000 or not str(error).endswith("."):
+                failures.append(f"{case}: not a sentence: {str(error)[:300]!r}")
+        except Exception as error:
+            failures.append(f"{case}: {type(error).__name__}: {str(error)[:200]}")
+    assert not failures, "\n".join(failures)
+    return refused
+
+
+def use_bundle(folder: Path) -> None:
+    """Load a bundle and generate; what it generates must be tokens with finite probabilities."""
+    bundle = pardalis.load(folder)
+    config = GenerationConfig(mode="text", max_new_tokens=2)
+    [made] = generate_many(bundle, [["owl"]], config, seed=0)
+    assert made is not None
+    ids = torch.tensor([[bundle.codec.vocabulary.bos_id]])
+    assert torch.isfinite(bundle.model(ids)).all()
+
+
+def test_bundles(good_bundle, tmp_path, bounded) -> None:
+    image = "image_tokenizer"
+    fuzzed = [
+        *hostile.json_cases(good_bundle, "bundle.json", 30),
+        *hostile.json_cases(good_bundle, f"{image}/config.json", 20),
+        *hostile.json_cases(good_bundle, "text_tokenizer.json", 10),
+    ]
+    check(fuzzed, good_bundle, tmp_path / "bundle", use_bundle)
+    names = ("bundle.json", f"{image}/config.json", "text_tokenizer.json")
+    broken = [case for name in names for case in hostile.text_cases(name)]
+    for name in ("model.safetensors", f"{image}/model.safetensors"):
+        broken += [*hostile.weight_cases(good_bundle, name), *hostile.special_cases(name)]
+    broken += [case for name in names for case in hostile.special_cases(name)]
+    broken += hostile.special_cases("LICENCES.md")[:2]
+    assert check(broken, good_bundle, tmp_path / "bundle", use_bundle) == len(broken)
+
+
+def test_what_a_description_claims_is_compared_with_the_file(good_bundle, tmp_path, bounded):
+    """A number of layers within bounds is refused before any layer is built."""
+    values = json.loads((good_bundle / "bundle.json").read_text())
+    lies: list[tuple[tuple[str, ...], object]] = [
+        (("model", "n_layers"), 10**9), (("model", "n_layers"), 4000),
+        (("model", "d_model"), 2**20), (("model", "feed_forward", "width"), 2**24),
+        (("model", "vocab_size"), 2**31 - 1), (("model", "position", "theta"), float("inf")),
+        (("model", "norm", "eps"), float("nan")), (("model", "norm", "eps"), -1.0),
+        (("vocabulary", "modalities", "text"), [40, 2**31 - 1]),
+        (("vocabulary", "special", "eos"), 10**9), (("vocabulary", "foreign_ids"), 2**31 - 1),
+        (("vocabulary", "special", "eos"), -5), (("model", "kind"), ["decoder"]),
+    ]  # fmt: skip
+    cases = [
+        hostile.Case(
+            str(place), hostile.write("bundle.json", json.dumps(hostile.replaced(values, place, v)))
+        )
+        for place, v in lies
+    ]
+    assert check(cases, good_bundle, tmp_path / "bundle", use_bundle) == len(cases)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_tensor_that_is_not_finite_is_named(good_bundle, tmp_path, value) -> None:
+    folder = tmp_path / "bundle"
+    for name, key in (
+        ("model.safetensors", "head.weight"),
+        ("image_tokenizer/model.safetensors", "quant_conv.weight"),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(good_bundle, folder)
+        tensors = safetensors.torch.load_file(folder / name)
+        tensors[key].view(-1)[3] = value
+        safetensors.torch.save_file(tensors, folder / name)
+        with pytest.raises(BundleError, match=rf"{name} .* {key} holds NaN or infinite values"):
+            pardalis.load(folder)
+        with pytest.raises(BundleError, match=rf"{key} holds NaN or infinite values"):
+            write_safetensors(tmp_path / "out.safetensors", open_tensors(folder / name))
+
+
+@pytest.mark.parametrize("most", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("one", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_weights_of_several_types(good_bundle, tmp_path, most, one) -> None:
+    """One tensor of another type than all others, each matrix and each norm in its turn."""
+    path = shutil.copytree(good_bundle, tmp_path / "bundle") / "model.safetensors"
+    tensors = {k: t.to(most) for k, t in safetensors.torch.load_file(path).items()}
+    for name in ("head.weight", *(key for key in tensors if ".0." in key)):
+        safetensors.torch.save_file(tensors | {name: tensors[name].to(one)}, path)
+        use_model(path.parent)
+
+
+def use_model(folder: Path) -> None:
+    bundle = pardalis.load(folder)
+    ids = torch.tensor([[bundle.codec.vocabulary.bos_id]])
+    assert torch.isfinite(bundle.model(ids)).all()
+    assert len({tensor.dtype for tensor in bundle.model.parameters()}) == 1
+
+
+def use_shards(folder: Path) -> None:
+    shards = Shards.open(folder, vocab_size=32)
+    assert len(shards.names) == shards.n_documents == 5
+    members = [document for row in range(shards.n_rows) for document in shards.row(row)]
+    assert sorted(members) == list(range(5))
+    for document in members:
+        assert shards.document(document).ids.tolist() == [0, 1, 2, 3]
+
+
+def test_shards(good_shards, tmp_path, bounded) -> None:
+    index = hostile.json_cases(good_shards, "index.json", 40)
+    arrays = [p.name for p in good_shards.glob("*.npy") if "weights" not in p.name]
+    check(index, good_shards, tmp_path / "shards", use_shards)
+    broken = [*hostile.text_cases("index.json"), *hostile.special_cases("index.json")]
+    broken += hostile.special_cases("names.jsonl")
+    for name in arrays:
+        broken += [*hostile.array_cases(good_shards, name), *hostile.special_cases(name)]
+    assert check(broken, good_shards, tmp_path / "shards", use_shards) == len(broken)
+
+
+@pytest.mark.parametrize("name", ["../x.npy", "/tmp/x.npy", "a/b.npy", "..", "", 3, None])
+def test_an_index_names_files_beside_it(good_shards, tmp_path, name) -> None:
+    folder = shutil.copytree(good_shards, tmp_path / "shards")
+    shutil.copy(good_shards / "ids-00000.npy", tmp_path / "x.npy")
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["file"] = name
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="name of a file beside it"):
+        Shards.open(folder)
+
+
+def test_an_id_outside_the_vocabulary(good_shards) -> None:
+    shards = Shards.open(good_shards, vocab_size=3)
+    with pytest.raises(DataError, match="has the token id 3, but the vocabulary has 3 ids"):
+        shards.document(0)
+
+
+@pytest.fixture(scope="session")
+def good_codes(good_bundle, codec, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "codes"
+    folder.mkdir()
+    settings = {
+        "format": "pardalis-codes", "version": 2, "tokenizer": codec.image_tokenizer.fingerprint(),
+        "source": "s", "images": 2, "images_per_part": 256,
+    }  # fmt: skip
+    (folder / "codes.json").write_text(json.dumps(settings))
+    np.save(folder / "part-00000.npy", np.arange(8, dtype=np.uint16).reshape(2, 4))
+    (folder / "part-00000.jsonl").write_text('"a"\n"../b"\n')
+    return folder
+
+
+def test_codes(good_codes, codec, tmp_path, bounded) -> None:
+    def use(folder: Path) -> None:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        report = decode_codes(codec.image_tokenizer, folder, out)
+        # Fewer images are right where the settings have other parts.
+        assert len(list(out.glob("*.png"))) == report.images
+
+    check(hostile.json_cases(good_codes, "codes.json", 40), good_codes, tmp_path / "c", use)
+    broken = [*hostile.text_cases("codes.json"), *hostile.special_cases("codes.json")]
+    broken += hostile.special_cases("part-00000.jsonl")[:2] + hostile.array_cases(
+        good_codes, "part-00000.npy"
+    )
+    large = np.full((2, 4), 32, np.uint16)  # the codebook has 32 entries
+    broken.append(hostile.Case("outside", lambda folder: np.save(folder / "part-00000.npy", large)))
+    assert check(broken, good_codes, tmp_path / "c", use) == len(broken)
+
+
+# ── nothing runs ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_checkpoints_run_no_code(good_checkpoint, tmp_path, bounded) -> None:
+    ran = tmp_path / "ran"
+    cases = [
+        hostile.Case("metadata", hostile.write(".metadata", pickle.dumps(hostile.Executed(ran)))),
+        *hostile.special_cases(".metadata"),
+        *hostile.text_cases("run.json"),
+        *hostile.special_cases("run.json"),
+        hostile.Case("half", hostile.write(".metadata", b"\x80\x04\x95")),
+        hostile.Case("memo", hostile.write(".metadata", b"\x80\x02Nr\xfe\xff\xff\xff.")),
+        hostile.Case("builtin", hostile.write(".metadata", b"cbuiltins\neval\n(V1\ntR.")),
+    ]
+    real = (good_checkpoint / ".metadata").read_bytes()
+    for what, name in {"above": "../__0_0.di", "absolute": "/__0_0.dist"}.items():
+        assert len(name) < 30
+        changed = _with_path(real, name)
+        cases.append(hostile.Case(what, hostile.write(".metadata", changed)))
+    assert check(cases, good_checkpoint, tmp_path / "c", checkpoint.load) == len(cases)
+    assert not ran.exists()
+
+
+def _with_path(metadata: bytes, name: str) -> bytes:
+    value = pickle.loads(metadata)  # of our own making
+    for place in value.storage_data.values():
+        place.relative_path = name
+    return pickle.dumps(value)
+
+
+def test_values_in_a_checkpoint_run_no_code(good_checkpoint, tmp_path) -> None:
+    ran = tmp_path / "ran"
+    folder = shutil.copytree(good_checkpoint, tmp_path / "step-00000003")
+    value = pickle.loads((folder / ".metadata").read_bytes())
+    [place] = [p for key, p in value.storage_data.items() if key.fqn == "structure"]
+    buffer = io.BytesIO()
+    torch.save(hostile.Executed(ran), buffer)
+    file = folder / place.relative_path
+    place.offset, place.length = file.stat().st_size, len(buffer.getvalue())
+    file.write_bytes(file.read_bytes() + buffer.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(value))
+    with pytest.raises(BundleError, match="is not a complete checkpoint"):
+        checkpoint.load(folder)
+    assert not ran.exists()
+
+
+def test_a_checkpoint_that_claims_absurd_sizes(good_checkpoint, tmp_path, bounded) -> None:
+    folder = shutil.copytree(good_checkpoint, tmp_path / "step-00000003")
+    value = pickle.loads((folder / ".metadata").read_bytes())
+    value.state_dict_metadata["state/model/a"].size = torch.Size([10**6, 10**6])
+    (folder / ".metadata").write_bytes(pickle.dumps(value))
+    with pytest.raises(BundleError, match="describes 40000000000"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".safetensors"])
+def test_foreign_weights_run_no_code(tmp_path, suffix) -> None:
+    ran, path = tmp_path / "ran", tmp_path / f"weights{suffix}"
+    for content in ({"a": hostile.Executed(ran)}, hostile.Executed(ran)):
+        torch.save(content, path)
+        for read in (open_tensors, read_tensors):
+            with pytest.raises(PardalisError):
+                read(path)
+        path.write_bytes(pickle.dumps(content))
+        for read in (open_tensors, read_tensors):
+            with pytest.raises(PardalisError):
+                read(path)
+    assert not ran.exists()
+
+
+SOURCE = Path(pardalis.__file__).parent
+# The unpicklers that know the few names which their files need, and refuse or ignore all others.
+RESTRICTED = {"train/checkpoint_reader.py", "interop/tensors.py", "feature_nets/files.py"}
+
+
+def test_no_code_of_ours_unpickles_or_evaluates() -> None:
+    found = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}: {wrong}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (wrong := _runs_code(node, str(path.relative_to(SOURCE)) in RESTRICTED))
+    ]
+    assert not found
+
+
+def _runs_code(node: ast.AST, is_restricted: bool) -> str | None:
+    if isinstance(node, ast.ClassDef) and not is_restricted:
+        bases = [ast.unparse(base) for base in node.bases]
+        return next((base for base in bases if "Unpickler" in base), None)
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    options = {each.arg: ast.unparse(each.value) for each in node.keywords}
+    if called == "torch.load":
+        return called if options.get("weights_only") != "True" else None
+    if options.get("allow_pickle", "False") != "False":
+        return called
+    forbidden = (
+        r"(pickle|dill|cloudpickle|joblib|marshal|shelve)\.(load|loads|open|Unpickler)"
+        r"|yaml\.(load|load_all|unsafe_load|full_load)|eval|exec|np\.load|numpy\.load"
+    )
+    return called if re.fullmatch(forbidden, called) else None
+
+
+# ── recipes ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 100_000, "a = " + "[" * 200 + "]" * 200, "d_model = " + "9" * 5000,
+        "d_model = 0x" + "f" * 5000, "n_layers = 1000000000", "dropout = nan", "dropout = inf",
+        "d_model = 1e400", "kind = []", "attention = 3", "attention = {qk_norm = 3}",
+        "attention = {n_heads = {}}", "init = {std = inf}", "position = {theta = inf}",
+        "a." * 200 + "b = 1", "\x00", "d_model = -1", "norm = {kind = {}}",
+    ],
+)  # fmt: skip
+def test_recipes(tmp_path, text, bounded) -> None:
+    base = "d_model = 8\nn_layers = 1\nvocab_size = 8\ncontext = 8\n"
+    key = text.split(" ")[0]
+    lines = [line for line in base.splitlines() if not line.startswith(f"{key} ")]
+    if not key.startswith("attention"):
+        lines.append("attention = {n_heads = 1}")
+    lines.append("feed_forward = {width = 8}")
+    path = tmp_path / "recipe.toml"
+    path.write_text("\n".join([*lines, text]))
+    with pytest.raises(PardalisError) as caught:
+        load_recipe(ModelConfig, path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_files_follow_the_umask(good_bundle) -> None:
+    (good_bundle.parent / "plain").touch()
+    needed = stat.S_IMODE((good_bundle.parent / "plain").stat().st_mode)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in good_bundle.rglob("*") if p.is_file()}
+    assert set(modes.values()) == {needed}, modes

@@ -1,0 +1,186 @@
+"""Hostile and broken files, made from valid ones: what one change makes of a folder's files.
+
+A :class:`Case` is a name and a change of a folder in place. Values of JSON files are replaced at
+every place by every absurd value, and a seeded choice of these is tested.
+"""
+
+import json
+import os
+import pickle
+import random
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+Change = Callable[[Path], None]
+MARK = "PARDALIS_TEST_EXECUTED"
+
+ABSURD: tuple[Any, ...] = (
+    -1, 0, 10**9, 2**63, 10**400, 1e308, float("nan"), float("inf"), None, True, "", "x" * 10_000,
+    "../../etc", [], {}, [[]], [-1], [10**9, 0],
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    change: Change
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Payload:
+    """Sets an environment variable when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.putenv, (MARK, "1")
+
+
+class Executed:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return _touch, (str(self.path),)
+
+
+def _touch(path: str) -> str:
+    Path(path).touch()
+    return path
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*at, key)
+        if isinstance(inner, dict | list) and len(inner) < 50:
+            yield from places(inner, (*at, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    copied = json.loads(json.dumps(value))
+    inner = copied
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = new
+    return copied
+
+
+def json_cases(folder: Path, name: str, n: int, seed: int = 0) -> list[Case]:
+    """Return ``n`` changes of single values of a JSON file, chosen by the seed."""
+    value = json.loads((folder / name).read_text())
+    every = [(place, new) for place in places(value) for new in ABSURD]
+    chosen = random.Random(seed).sample(every, min(n, len(every)))
+    return [
+        Case(
+            f"{name}:{'.'.join(map(str, place))}={str(new)[:12]}",
+            write(name, json.dumps(replaced(value, place, new))),
+        )
+        for place, new in chosen
+    ]
+
+
+def write(name: str, content: str | bytes) -> Change:
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda folder: _put(folder / name, lambda path: path.write_bytes(data))
+
+
+def _put(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink(missing_ok=True)
+    make(path)
+
+
+def text_cases(name: str) -> list[Case]:
+    """Return contents that are no JSON of ours."""
+    contents = {
+        "empty": b"", "not UTF-8": b"\xff\xfe\x00{", "deep": b"[" * 100_000,
+        "deep tables": b'{"a":' * 5000 + b"1" + b"}" * 5000, "a number": b"7", "null": b"null",
+        "a list": b"[1, 2]", "a long number": b"9" * 5000, "NaN": b"NaN",
+        "half": b'{"format": "pardalis', "a text": b'"x"',
+    }  # fmt: skip
+    return [Case(f"{name}:{what}", write(name, content)) for what, content in contents.items()]
+
+
+def special_cases(name: str) -> list[Case]:
+    """Return what is no regular file in place of a file."""
+    makes: dict[str, Callable[[Path], object]] = {
+        "pipe": os.mkfifo,
+        "device": lambda path: path.symlink_to("/dev/zero"),
+        "folder": Path.mkdir,
+        "loop": lambda path: path.symlink_to(path),
+    }
+    return [
+        Case(f"{name}:{what}", lambda folder, make=make: _put(folder / name, make))
+        for what, make in makes.items()
+    ]
+
+
+def weight_cases(folder: Path, name: str) -> list[Case]:
+    """Return damaged, lying and poisoned safetensors files."""
+    tensors = safetensors.torch.load_file(folder / name)
+    content = (folder / name).read_bytes()
+    floats = sorted(key for key, tensor in tensors.items() if tensor.is_floating_point())
+    first, last = floats[0], floats[-1]
+
+    def poisoned(key: str, value: float) -> dict[str, torch.Tensor]:
+        changed = {k: t.clone() for k, t in tensors.items()}
+        changed[key].view(-1)[-1] = value
+        return changed
+
+    def saved(changed: dict[str, torch.Tensor]) -> bytes:
+        return safetensors.torch.save(changed)
+
+    huge = {"a": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}
+    header = json.dumps(huge).encode()
+    contents = {
+        "empty": b"", "half": content[: len(content) // 2], "long header": b"\xff" * 16,
+        "header of 2 GB": struct.pack("<Q", 2**31) + b"{}",
+        "huge tensor": struct.pack("<Q", len(header)) + header,
+        "NaN first": saved(poisoned(first, float("nan"))),
+        "NaN last": saved(poisoned(last, float("nan"))),
+        "inf": saved(poisoned(last, float("inf"))),
+        "-inf": saved(poisoned(first, float("-inf"))),
+        "missing tensor": saved({k: t for k, t in tensors.items() if k != first}),
+        "another shape": saved({**tensors, first: tensors[first][None]}),
+        "no tensors": saved({}),
+        "integers": saved({**tensors, first: tensors[first].to(torch.int8)}),
+        "a pickle": pickle.dumps(Payload()),
+    }  # fmt: skip
+    return [Case(f"{name}:{what}", write(name, each)) for what, each in contents.items()]
+
+
+def array_cases(folder: Path, name: str) -> list[Case]:
+    """Return damaged and lying ``.npy`` files."""
+    content, values = (folder / name).read_bytes(), np.load(folder / name)
+
+    def saved(array: np.ndarray) -> Change:
+        return lambda place: _put(place / name, lambda path: np.save(path, array))
+
+    objects = np.array([Payload()], dtype=object)
+    cases = {
+        "empty": write(name, b""),
+        "half": write(name, content[: len(content) // 2]),
+        "a pickle": write(name, pickle.dumps(Payload())),
+        "header": write(name, content[:10] + b"((((" + content[14:]),
+        "floats": saved(values.astype(np.float64)),
+        "longer": saved(np.concatenate([values, values])),
+        "objects": lambda place: _put(
+            place / name, lambda path: np.save(path, objects, allow_pickle=True)
+        ),
+    }
+    if values.dtype == np.int64:
+        for what, value in {"negative": -1, "large": 10**9, "largest": 2**63 - 1}.items():
+            changed = values.copy()
+            changed.reshape(-1)[-1] = value
+            cases[what] = saved(changed)
+    return [Case(f"{name}:{what}", change) for what, change in cases.items()]
