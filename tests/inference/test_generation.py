@@ -56,7 +56,7 @@ def test_the_parts_of_a_config():
         ({"temperature": -1}, "temperature must be 0 or more, got -1.0."),
         ({"temperature": 10**400}, "temperature is too large for a floating-point number."),
         ({"image_top_p": 0}, "image_top_p must lie in (0, 1], got 0.0."),
-        ({"guidance": float("nan")}, "guidance must be a number from -1e+06 to 1e+06, got nan."),
+        ({"guidance": float("nan")}, "guidance must be a number, got nan."),
         ({"image_guidance": 1e7}, "image_guidance must be a number from"),
         ({"contrastive_alpha": 2}, "contrastive_alpha must lie in [0, 1], got 2.0."),
         ({"contrastive_k": 3}, "contrastive_k applies to contrastive decoding only"),

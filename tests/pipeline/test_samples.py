@@ -218,6 +218,7 @@ def test_options_of_the_recipe_reach_generation(bundle, tmp_path, monkeypatch):
 def test_numbers_out_of_range_are_named(field, value, least):
     with pytest.raises(ConfigError) as caught:
         configs.from_dict(SampleConfig, {field: value})
-    assert f"{field} must be {least} or more, got {value}." in str(caught.value)
+    needed = f"{least} or more" if value == value else "a number"
+    assert f"{field} must be {needed}, got {value}." in str(caught.value)
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         SampleConfig(**{field: value})

@@ -51,6 +51,8 @@ def shortened(recipe: Recipe) -> Recipe:
         adversarial = values["image_tokenizer_training"].get("adversarial")
         if adversarial is not None and adversarial["discriminator"]["kind"] == "stylegan2":
             adversarial["discriminator"]["channels"] = 8
+    for number, stage in enumerate(values.get("curriculum", ())):
+        stage["from_step"] = number
     values["variants"] = values["variants"][:_MOST_VARIANTS]
     if recipe.variants:
         values["image_tokenizer_loop"]["evaluate_every"] = 0

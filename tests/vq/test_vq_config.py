@@ -41,7 +41,10 @@ def test_plain_values_round_trip(preset):
         ({"n_codes": 0}, "n_codes must be at least 1, got 0"),
         ({"norm_groups": -1}, "norm_groups must be 0 or more, got -1"),
         ({"channel_multipliers": ()}, "channel_multipliers needs at least one level"),
-        ({"channel_multipliers": (1, 0)}, r"multiples of 1 or more, at most 16 and 1024, got \[1, 0\]"),
+        (
+            {"channel_multipliers": (1, 0)},
+            r"multiples of 1 or more, at most 16 and 1024, got \[1, 0\]",
+        ),
     ],
 )
 def test_wrong_values_name_the_field(changes, message):
