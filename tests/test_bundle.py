@@ -124,6 +124,12 @@ def test_no_bundle(tmp_path):
         bundles.load(tmp_path / "none")
 
 
+def test_the_folder_of_a_run_is_no_bundle(tmp_path):
+    (tmp_path / "recipe.toml").write_text('name = "run"')
+    with pytest.raises(BundleError, match=r"is the folder of a run; give its bundle, .*/bundle, "):
+        bundles.load(tmp_path)
+
+
 def change(folder, **values) -> None:
     path = folder / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

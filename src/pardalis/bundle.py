@@ -262,6 +262,11 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes a name of any length
         raise BundleError(f"No bundle at {folder}; give the path of a bundle's folder.")
+    if (folder / "recipe.toml").is_file() and not (folder / DESCRIPTION).exists():
+        raise BundleError(
+            f"{folder} is the folder of a run; give its bundle, {folder / 'bundle'}, which the "
+            "stage 'train' writes."
+        )
     for name in (DESCRIPTION, MODEL, TEXT_TOKENIZER, IMAGE_TOKENIZER):
         if not (folder / name).exists():
             raise BundleError(
