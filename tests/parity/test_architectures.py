@@ -46,7 +46,8 @@ from pardalis.tokens import Grammar, Limits, Vocabulary
 
 IDS = Vocabulary.build(n_codes=16, n_text=200)
 V, D, L, N, F, T = IDS.size, 48, 2, 4, 96, 64
-LOGITS, GRADIENTS = 1e-5, 1e-5  # the largest differences measured: 2.4e-6 and 1.2e-6
+# The largest differences measured: 1.2e-6 in logits, which reach 3.2; 3.7e-8 in gradients, 0.23.
+LOGITS, GRADIENTS = 1e-5, 5e-7
 
 
 def randomised(peer: torch.nn.Module) -> torch.nn.Module:

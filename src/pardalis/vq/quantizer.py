@@ -8,6 +8,7 @@ would change.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -77,7 +78,7 @@ def _argmin_in_blocks(
     )
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Base class: converts between feature maps and one vector per code."""
 
     # Whether pardalis.vq.CodebookTrainer may restart entries of ``embedding.weight``.
@@ -109,15 +110,17 @@ class Quantizer(nn.Module):
         entries = F.embedding(codes, self.entries())
         return torch.unflatten(entries, 1, (self.grid, self.grid)).permute(0, 3, 1, 2)
 
+    @abstractmethod
     def entries(self) -> Float[Tensor, "N Z"]:
         """Return the latent vector of each code."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _quantize(self, vectors: Float[Tensor, "M Z"]) -> _Quantization:
-        raise NotImplementedError
+        """Return quantized vectors with their gradient, codes and the loss."""
 
+    @abstractmethod
     def _find(self, vectors: Float[Tensor, "M Z"]) -> Int[Tensor, " M"]:
-        raise NotImplementedError
+        """Return the code of each vector."""
 
     def _vectors(self, latents: Float[Tensor, "B Z y x"]) -> Float[Tensor, "M Z"]:
         vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
