@@ -1,6 +1,7 @@
 """Saving and loading a bundle, old formats, and what is refused."""
 
 import errno
+import inspect
 import json
 import shutil
 
@@ -124,10 +125,27 @@ def test_no_bundle(tmp_path):
         bundles.load(tmp_path / "none")
 
 
-def test_the_folder_of_a_run_is_no_bundle(tmp_path):
-    (tmp_path / "recipe.toml").write_text('name = "run"')
-    with pytest.raises(BundleError, match=r"is the folder of a run; give its bundle, .*/bundle, "):
-        bundles.load(tmp_path)
+def test_a_run_stands_for_its_bundle(folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text('name = "run"')
+    with pytest.raises(BundleError, match=r"has no bundle yet; run its stage `train` to the end"):
+        bundles.load(run)
+    folder.rename(run / ".bundle.pardalis-previous")  # as while a newer one takes its name
+    assert bundles.load_codec(str(run)).fingerprint == bundles.load(run).codec.fingerprint
+    (run / ".bundle.pardalis-previous").rename(run / "bundle")
+    assert bundles.load(run).made_by == bundles.load(run / "bundle").made_by
+    (run / "bundle" / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"run/bundle is incomplete"):
+        bundles.load(run)
+
+
+@pytest.mark.parametrize("given", [5, None, b"runs/quickstart", ["bundle"]])
+def test_what_is_no_path(given):
+    needed = rf"must be a Bundle, or the path of one's folder, got {type(given).__name__}\."
+    for function in (bundles.load, bundles.as_bundle, bundles.load_codec):
+        with pytest.raises(BundleError, match=needed):
+            inspect.unwrap(function)(given)  # without the suite's check of types
 
 
 def change(folder, **values) -> None:

@@ -1,7 +1,7 @@
 """Pardalis: early-fusion mixed-modal models, from raw documents to interleaved completions.
 
     import pardalis
-    bundle = pardalis.load("runs/quickstart/bundle")
+    bundle = pardalis.load("runs/quickstart")
     completion = pardalis.generate(bundle, "an owl", mode="image")
 
 The names below are imported when they are first used, so that ``import pardalis`` is fast.

@@ -57,6 +57,7 @@ MODEL = "model.safetensors"
 TEXT_TOKENIZER = "text_tokenizer.json"
 IMAGE_TOKENIZER = "image_tokenizer"
 LICENCES = "LICENCES.md"
+_RECIPE, _OF_RUN = "recipe.toml", "bundle"  # in the folder of a run
 FOREIGN = "foreign.safetensors"
 
 
@@ -158,6 +159,7 @@ def load(
     """Load a bundle, ready for inference.
 
     Args:
+        folder: the bundle, or the run that has trained it.
         dtype: dtype of the decoder's weights (default: as stored). The image tokenizer always
             computes in 32 bits.
 
@@ -166,7 +168,7 @@ def load(
             fit each other; the message names the file.
         ConfigError: the device does not exist.
     """
-    folder = existing_folder(Path(folder))
+    folder = bundle_folder(folder)
     device = find_device(device)
     description = describe(folder)
     config = model_config(folder, description)
@@ -191,9 +193,35 @@ def as_bundle(bundle: object) -> Bundle:
         return bundle
     if isinstance(bundle, str | Path):
         return load(bundle)
-    raise BundleError(
-        f"bundle must be a Bundle, or the path of one's folder, got {type(bundle).__name__}."
+    raise _not_a_bundle(bundle)
+
+
+def _not_a_bundle(given: object) -> BundleError:
+    return BundleError(
+        f"bundle must be a Bundle, or the path of one's folder, got {type(given).__name__}."
     )
+
+
+def bundle_folder(path: object) -> Path:
+    """Return the folder of a bundle, for which the folder of the run that has trained it may stand.
+
+    The folder need not be a whole bundle, or exist: that is for :func:`describe` to say.
+
+    Raises:
+        BundleError: the run has not finished its bundle, or it is no path.
+    """
+    if not isinstance(path, str | Path):
+        raise _not_a_bundle(path)
+    folder = existing_folder(Path(path))
+    if os.path.exists(folder / DESCRIPTION) or not os.path.isfile(folder / _RECIPE):
+        return folder
+    bundle = existing_folder(folder / _OF_RUN)
+    if not os.path.exists(bundle):
+        raise BundleError(
+            f"The run {folder} has no bundle yet; run its stage `train` to the end, which writes "
+            f"{folder / _OF_RUN}."
+        )
+    return bundle
 
 
 def _common_dtype(model: torch.nn.Module) -> torch.dtype:
@@ -217,8 +245,8 @@ def read_licences(folder: Path) -> str:
 
 
 def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
-    """Load the codec of a bundle without its decoder; raises as :func:`load`."""
-    folder = existing_folder(Path(folder))
+    """Load the codec of a bundle, or of a run's, without its decoder; raises as :func:`load`."""
+    folder = bundle_folder(folder)
     description = describe(folder)
     vocabulary = Vocabulary.from_dict(description["vocabulary"])
     vocab_size = model_config(folder, description).vocab_size
@@ -255,18 +283,13 @@ def model_config(folder: Path, description: dict[str, Any]) -> Any:
 def describe(folder: Path) -> dict[str, Any]:
     """Return the content of ``bundle.json`` in the form of the newest version.
 
-    Checks that the folder is complete; reads no weights.
+    Checks that the folder is complete; reads no weights. The folder is a bundle's, not a run's.
 
     Raises:
         BundleError: as :func:`load`.
     """
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes a name of any length
         raise BundleError(f"No bundle at {folder}; give the path of a bundle's folder.")
-    if (folder / "recipe.toml").is_file() and not (folder / DESCRIPTION).exists():
-        raise BundleError(
-            f"{folder} is the folder of a run; give its bundle, {folder / 'bundle'}, which the "
-            "stage 'train' writes."
-        )
     for name in (DESCRIPTION, MODEL, TEXT_TOKENIZER, IMAGE_TOKENIZER):
         if not (folder / name).exists():
             raise BundleError(

@@ -17,7 +17,8 @@ from pardalis.errors import ConfigError
     ("arguments", "code", "message"),
     [
         (["run", "none.toml"], 2, "No recipe at none.toml"),
-        (["quickstart", "--recipe", "nonsense"], 2, "No recipe 'nonsense'; there are"),
+        (["quickstart", "--recipe", "none"], 2, "No recipe at none; give the path of a TOML file"),
+        (["show", "config", "quikstart"], 2, "did you mean quickstart?"),
         (["generate", "none", "owl"], 4, "No bundle at none"),
         (["show", "bundle", "none"], 4, "No bundle at none"),
         (["tokenizer", "show", "none"], 2, "Nothing to show; give --text TEXT or --image PATH"),
@@ -57,10 +58,19 @@ def test_errors_are_one_line_with_an_exit_code(
     assert shown.err.count("\n") == 1
 
 
-def test_a_run_folder_is_no_bundle(capsys, tmp_path):
-    (tmp_path / "recipe.toml").touch()
-    assert main(["export", str(tmp_path), "-o", str(tmp_path / "hf"), "--to", "hf"]) == 2
-    assert f"is a run, not a bundle; give {tmp_path / 'bundle'}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "command",
+    ["generate RUN owl", "score RUN a.jsonl", "show bundle RUN", "export RUN -o new --to hf"],
+)
+def test_a_run_without_a_bundle(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "recipe.toml").touch()
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "continuation": "b"}\n')
+    assert main(command.split()) == 4
+    assert "The run RUN has no bundle yet; run its stage 'pardalis train'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
@@ -157,7 +167,8 @@ def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "data", "data corpus", "data fetch", "data prepare", "data show", "export",
         "generate", "import", "plan", "quickstart", "report", "run", "sample", "score",
-        "show", "show bundle", "show config", "stability", "tokenizer", "tokenizer compare",
+        "show", "show bundle", "show config", "show recipes", "stability", "tokenizer",
+        "tokenizer compare",
         "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",
         "tokenizer show", "tokenizer train-image", "tokenizer train-text", "train",
     ]  # fmt: skip

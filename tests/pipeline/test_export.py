@@ -105,7 +105,7 @@ def test_the_weights_may_be_halved(made: Path, tmp_path: Path) -> None:
         (["--to", "bundle", "--step", "11"], 4, "no checkpoint of step 11; it has those of 10, 20"),
         (["--to", "bundle", "--ranks", "2"], 2, "--ranks does not apply: a bundle is for any"),
         (["--to", "hf", "--step", "10"], 2, "--step does not apply: only a run has steps"),
-        (["--to", "hf"], 2, "{run} is a run, not a bundle; give {run}/bundle"),
+        (["--to", "hf"], 4, "The run {run} has no bundle yet; run its stage 'pardalis train'"),
     ],
 )
 def test_what_does_not_apply_is_refused(

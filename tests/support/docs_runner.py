@@ -174,7 +174,7 @@ class Page:
             pairs = list(read_pairs(Path("pairs.jsonl")))
             assert [type(item) for item in pairs] == [Document] * 2 * len(lines)
         elif all("error" in line for line in lines):
-            _, printed, _ = _called(["run", "none.toml", "--json"])
+            _, printed, _ = _called(["show", "bundle", "none", "--json"])
             assert [json.loads(printed)] == lines
         elif all("index" in line for line in lines):
             wanted = {frozenset(line) for line in lines}

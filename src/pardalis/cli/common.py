@@ -98,9 +98,19 @@ def add_run_arguments(parser: argparse.ArgumentParser, run: Run, recipe: bool = 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the path of a recipe and ``--set``."""
     parser.add_argument(
-        "recipe", metavar="RECIPE", type=Path, help="TOML file that describes the run"
+        "recipe",
+        metavar="RECIPE",
+        type=Path,
+        help="TOML file that describes the run, or a name that 'pardalis show recipes' lists",
     )
     add_overrides(parser)
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add the path of a bundle, for ``pardalis.load``."""
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a run that has one"
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -140,11 +140,6 @@ def _export_bundle(options: argparse.Namespace) -> None:
 
     if options.step is not None:
         raise ConfigError("--step does not apply: only a run has steps; use --to bundle.")
-    if (options.bundle / "recipe.toml").is_file():
-        raise ConfigError(
-            f"{options.bundle} is a run, not a bundle; give {options.bundle / 'bundle'}, or "
-            "convert a checkpoint with --to bundle first."
-        )
     export_model(
         options.bundle,
         options.output,

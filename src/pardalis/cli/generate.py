@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from pardalis.cli.common import (
     Commands,
+    add_bundle,
     add_command,
     add_dtype,
     add_number,
@@ -68,7 +69,7 @@ def add(commands: Commands) -> None:
     )
     parser.usage = "%(prog)s BUNDLE [PART ...] [options]"
     parser.listed = "prompt"
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    add_bundle(parser)
     parser.add_argument("prompt", metavar="PART", nargs="*", help="a text, or the path of an image")
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE",
@@ -181,6 +182,7 @@ def _report_truncation(response: "Response", context: int) -> None:
 
 def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> None:
     from pardalis import load
+    from pardalis.bundle import bundle_folder
     from pardalis.files import require_folder
     from pardalis.inference import Engine, EngineConfig, PromptFile
     from pardalis.inference.prompt_lines import read_lines
@@ -192,11 +194,12 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
         )
     read_lines(options.prompts)  # fails before the bundle is loaded
     require_folder(options.out)
-    bundle = load(options.bundle, options.device, chosen_dtype(options))
+    path = bundle_folder(options.bundle)
+    bundle = load(path, options.device, chosen_dtype(options))
     # No client waits for a single prompt of a file, so preemption gains nothing.
     engine_config = EngineConfig(quantum_steps=bundle.model.config.context)
     with Engine(bundle, _engine_config(engine_config, options)) as engine:
-        file = PromptFile(engine, options.prompts, options.out, config, bundle_path=options.bundle)
+        file = PromptFile(engine, options.prompts, options.out, config, bundle_path=path)
         summary = file.run()
     print_result(
         options,

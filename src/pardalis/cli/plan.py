@@ -22,8 +22,8 @@ _DESCRIPTION = """\
 Estimate the training of a recipe's decoder: parameters, FLOPs per token, memory of a rank, the
 largest micro-batch that fits, speed, time and cost. Nothing is trained or allocated.
 
-  pardalis plan recipes/chameleon_7b.toml --gpus 64 --device h200
-  pardalis plan recipes/chameleon_34b.toml --gpus 256 --device a100 --price 2
+  pardalis plan chameleon_7b --gpus 64 --device h200
+  pardalis plan chameleon_34b --gpus 256 --device a100 --price 2
   pardalis plan my-recipe.toml --device cpu --set parallel.activation_checkpointing=full
 
 Devices: a100, h100, h200, b200, l40s, rtx4090, mi300x, and cpu for this machine. Speed follows from

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pardalis.cli.common import (
     Commands,
+    add_bundle,
     add_command,
     add_dtype,
     chosen_dtype,
@@ -28,7 +29,7 @@ all tokens, too. Lines with the same prompt are best kept together.
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "score", "score given continuations of prompts", _DESCRIPTION)
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    add_bundle(parser)
     parser.add_argument(
         "file", metavar="FILE", type=Path, help='JSONL file of {"prompt": ..., "continuation": ...}'
     )

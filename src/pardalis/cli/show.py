@@ -1,10 +1,23 @@
-"""``pardalis show``: print a resolved recipe, or describe a bundle."""
+"""``pardalis show``: list the recipes of Pardalis, print a resolved one, or describe a bundle."""
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
-from pardalis.cli.common import Commands, add_command, add_recipe, print_result, set_run
+from pardalis.cli.common import (
+    Commands,
+    add_bundle,
+    add_command,
+    add_recipe,
+    print_result,
+    set_run,
+)
+
+_RECIPES = """\
+List the recipes that come with Pardalis. Their names stand for them wherever a RECIPE is needed.
+
+  pardalis show config quickstart
+  pardalis plan chameleon_7b --gpus 1024 --device a100
+"""
 
 _CONFIG = """\
 Print a recipe with all defaults filled in, as TOML.
@@ -16,17 +29,30 @@ Describe a bundle: shape, size and vocabulary of the model, and how it was made.
 
 
 def add(commands: Commands) -> None:
-    summary = "print a resolved recipe, or describe a bundle"
+    summary = "list recipes, print a resolved one, or describe a bundle"
     group = add_command(commands, "show", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    recipes = add_command(verbs, "recipes", "list the recipes of Pardalis", _RECIPES)
+    set_run(recipes, _recipes)
 
     config = add_command(verbs, "config", "print a resolved recipe", _CONFIG)
     add_recipe(config)
     set_run(config, _config)
 
     bundle = add_command(verbs, "bundle", "describe a bundle", _BUNDLE)
-    bundle.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    add_bundle(bundle)
     set_run(bundle, _bundle)
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from pardalis.pipeline.shipped import about, shipped_recipes
+
+    recipes = {
+        name: {"path": str(path), "about": about(path)} for name, path in shipped_recipes().items()
+    }
+    lines = (f"{name:<24}{facts['about']}" for name, facts in recipes.items())
+    print_result(options, recipes, *lines)
 
 
 def _config(options: argparse.Namespace) -> None:
@@ -41,13 +67,14 @@ def _bundle(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from pardalis import config as configs
-    from pardalis.bundle import IMAGE_TOKENIZER, describe, model_config
+    from pardalis.bundle import IMAGE_TOKENIZER, bundle_folder, describe, model_config
     from pardalis.model import model_costs
     from pardalis.vq import ImageTokenizer
 
-    description = describe(options.bundle)
-    model = model_config(options.bundle, description)
-    images = ImageTokenizer.load_config(options.bundle / IMAGE_TOKENIZER)
+    folder = bundle_folder(options.bundle)
+    description = describe(folder)
+    model = model_config(folder, description)
+    images = ImageTokenizer.load_config(folder / IMAGE_TOKENIZER)
     description["counts"] = asdict(model_costs(model))
     description["image_tokenizer"] = configs.to_dict(images)
     # The list of foreign ids may be long; only whether they differ is shown.
@@ -70,7 +97,7 @@ def _bundle(options: argparse.Namespace) -> None:
     made_by = dict(description["made_by"])
     numbers = made_by.pop("numbers", {})
     facts += _origin(made_by)
-    lines = [str(options.bundle), *(f"  {name:<13} {value}" for name, value in facts)]
+    lines = [str(folder), *(f"  {name:<13} {value}" for name, value in facts)]
     lines += [f"  {name:<22} {value:.4g}" for name, value in numbers.items()]
     print_result(options, description, *lines)
 

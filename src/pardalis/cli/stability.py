@@ -22,7 +22,7 @@ their stability: final loss over learning rate, learning rate sensitivity, growt
 logits and output norms, and the lead time of alarms. Writes stability.html, stability.png and
 stability.json. Can be interrupted; the same command continues.
 
-  pardalis stability recipes/stability.toml --jobs 2
+  pardalis stability stability_parts --jobs 2
 """
 
 

@@ -31,7 +31,7 @@ _COMPARE = """\
 Train the variants of a recipe's image tokenizer on the same images for the same number of steps,
 and evaluate them on its held-out sources. Can be interrupted; the same command continues.
 
-  pardalis tokenizer compare recipes/quantizers.toml
+  pardalis tokenizer compare quantizers
 """
 
 _IMPORT_IMAGE = """\

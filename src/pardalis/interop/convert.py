@@ -114,6 +114,7 @@ def export_model(
     """Write a bundle in a foreign layout.
 
     Args:
+        source: the bundle, or the run that has trained it.
         folder: new or empty; another folder is never overwritten.
         to: ``hf``, which Hugging Face's classes load unchanged, or ``meta``, the layout of the
             original release.
@@ -125,7 +126,7 @@ def export_model(
             written.
         ConfigError: an argument does not apply to the layout, or the folder is not empty.
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = bundles.bundle_folder(source), Path(folder)
     _check_target(folder, source)
     model = without_embedding_norm(read_bundle(source))
     if bundles.describe(source).get("image_fit", "crop") != "crop":
@@ -145,8 +146,8 @@ def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[s
     """Open an image tokenizer of Pardalis or of the original layout.
 
     Args:
-        path: the folder of an image tokenizer, a bundle, or a ``.ckpt`` with the ``.yaml`` of the
-            same name beside it.
+        path: the folder of an image tokenizer, of a bundle or of the run that has trained it, or a
+            ``.ckpt`` with the ``.yaml`` of the same name beside it.
 
     Raises:
         BundleError: the path does not exist, or is no image tokenizer that can be read.
@@ -159,7 +160,9 @@ def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[s
         )
     if path.is_file():
         return read_vqgan(path)
-    folder = path / bundles.IMAGE_TOKENIZER if (path / bundles.DESCRIPTION).is_file() else path
+    folder = bundles.bundle_folder(path)
+    if (folder / bundles.DESCRIPTION).is_file():
+        folder = folder / bundles.IMAGE_TOKENIZER
     return ImageTokenizer.load_config(folder), open_tensors(folder / "model.safetensors")
 
 

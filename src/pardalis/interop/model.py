@@ -21,7 +21,7 @@ from torch import Tensor
 from pardalis import bundle as bundles
 from pardalis import files
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import existing_folder, write_text
+from pardalis.files import write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
 from pardalis.model import Decoder, ModelConfig, RoPEConfig
 from pardalis.tokens import TextTokenizer, Vocabulary
@@ -49,8 +49,8 @@ class ForeignModel:
 
 
 def read_bundle(folder: Path) -> ForeignModel:
-    """Read a bundle; raises BundleError as :func:`pardalis.load` does."""
-    folder = existing_folder(folder)
+    """Read a bundle; the folder and errors are as for :func:`pardalis.load`."""
+    folder = bundles.bundle_folder(folder)
     description = bundles.describe(folder)
     codec = bundles.load_codec(folder)
     config = bundles.model_config(folder, description)

@@ -23,6 +23,7 @@ from pardalis.inference import SamplingConfig
 from pardalis.model import ModelShape, shape_of
 from pardalis.model.config import RENAMED as MODEL_RENAMED
 from pardalis.parallel import ParallelConfig
+from pardalis.pipeline.shipped import find_recipe
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
 from pardalis.train import DecoderTrainConfig, ImageTokenizerTrainConfig, LoopConfig
 from pardalis.train.qk_clip import check_has_no_qk_norm
@@ -306,12 +307,16 @@ def _preset(
     return presets[name], changes
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; its paths become absolute, but for those in ``{run}``.
 
+    Args:
+        path: a TOML file, or the name of a recipe of Pardalis, such as ``quickstart``.
+
     Raises:
-        ConfigError: as :func:`pardalis.config.load`.
+        ConfigError: as :func:`pardalis.config.load` and :func:`.shipped.find_recipe`.
     """
+    path = find_recipe(path)
     loaded = configs.load(Recipe, path, overrides, _RENAMED, _upgrade)
     recipe: Recipe = configs.located(
         loaded, path.resolve().parent, stays=lambda path: path.parts[0] == RUN
