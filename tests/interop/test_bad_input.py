@@ -23,7 +23,7 @@ from pardalis.errors import BundleError, ConfigError, PardalisError
 from pardalis.interop import NewRows, export_model, import_model, tensors, write_chameleon
 from pardalis.interop.model import read_bundle
 from pardalis.model import LayerNormConfig, LearnedPositionsConfig, ResidualConfig
-from pardalis.vq import QUANTIZERS, tiny
+from pardalis.vq import QUANTIZERS, ImageTokenizer, tiny
 
 
 @pytest.fixture
@@ -521,41 +521,49 @@ def test_a_killed_process_leaves_no_complete_output(source, target):
 
 
 def test_all_options_that_the_layout_cannot_hold_are_named_together(own_bundle, tmp_path):
-    """The quickstart's image tokenizer among them."""
     model = read_bundle(own_bundle)
-    images = replace(tiny(), quantizer=QUANTIZERS["ibq"](), channels=48)
-    unlike = replace(
-        model,
-        config=changed(model.config, qk_norm="none"),
-        image_tokenizer=images,
-    )
+    unlike = replace(model, config=replace(
+        changed(model.config, qk_norm="none"), residual=ResidualConfig(skip=0.5, branch=0.5)
+    ))  # fmt: skip
     with pytest.raises(BundleError) as caught:
         write_chameleon(unlike, tmp_path / "hf")
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'hf'}: Hugging Face's Chameleon cannot hold this model")
     for part in (
-        "model.attention.qk_norm.kind is 'none' (needed: 'layer_norm')",
+        "model.residual.skip is 0.5 (needed: 1.0)",
+        "model.residual.branch is 0.5 (needed: 1.0)",
+    ):
+        assert part in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_tokenizer_that_the_layout_cannot_hold_stays_ours(own_bundle, tmp_path, caplog):
+    """Every reason is named: the quickstart's are among them."""
+    model = read_bundle(own_bundle)
+    images = replace(tiny(), quantizer=QUANTIZERS["ibq"](), channels=48)
+    write_chameleon(replace(model, image_tokenizer=images), tmp_path / "hf")
+    message = caplog.text
+    for part in (
+        "Hugging Face's Chameleon cannot hold the image tokenizer: ",
         "image_tokenizer.patch_size is 4 (needed: 1)",
         "image_tokenizer.norm_groups is 0 (needed: 32)",
         "image_tokenizer.channels is 48 (needed: 32 divides all widths)",
         "image_tokenizer.quantizer.kind is 'ibq' (needed: one of vq, ema, l2, simvq",
     ):
         assert part in message
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "hf").glob("p*processor*"))
+    assert ImageTokenizer.load_config(tmp_path / "hf" / "image_tokenizer") == images
 
 
 def test_each_option_by_itself_is_refused(own_bundle, tmp_path):
     model = read_bundle(own_bundle)
-    images = model.image_tokenizer
     for change, named in (
         ({"config": changed(model.config, qk_norm="none")}, r"qk_norm\.kind"),
         ({"config": changed(model.config, qk_norm_eps=1e-6)}, r"qk_norm\.eps"),
         ({"config": replace(model.config, norm=LayerNormConfig())}, r"norm\.kind"),
         ({"config": replace(model.config, position=LearnedPositionsConfig())}, r"position\.kind"),
         ({"config": replace(model.config, residual=ResidualConfig(skip=0.5))}, r"residual\.skip"),
-        ({"image_tokenizer": replace(images, patch_size=2)}, "patch_size"),
-        ({"image_tokenizer": replace(images, norm_groups=16)}, "norm_groups"),
-        ({"image_tokenizer": replace(images, channels=40)}, "channels"),
+        ({"config": changed(model.config, norm_placement="post")}, r"residual\.placement"),
     ):
         unlike = replace(model, **change)
         with pytest.raises(BundleError, match=named) as caught:

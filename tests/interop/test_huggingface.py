@@ -1,5 +1,6 @@
 """Hugging Face's Chameleon folders in and out: nothing is lost, and both libraries agree."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from random_weights import randomised
 from safetensors.torch import load_file, save_file
 from shapes import changed
 from transformers import (
     AutoProcessor,
+    AutoTokenizer,
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     ChameleonProcessor,
@@ -20,12 +23,16 @@ from transformers import (
 
 import pardalis
 from pardalis.bundle import Bundle
+from pardalis.cli.main import main
+from pardalis.codec import Codec
+from pardalis.config import to_toml
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import BundleError
 from pardalis.inference import Request, SamplingConfig, generate_ids
 from pardalis.interop import export_model, huggingface, import_model
 from pardalis.interop.vocabulary import from_foreign, to_foreign
-from pardalis.model import Decoder
+from pardalis.model import Decoder, InitConfig, initialise
+from pardalis.pipeline import load_recipe
 from pardalis.tokens import Limits, Rule
 from pardalis.vq import ImageTokenizer
 
@@ -253,6 +260,54 @@ def test_our_model_loads_there_and_gives_the_same_logits(own_bundle, exported, c
     with torch.no_grad():
         ours = bundle.model(ids)
     compare("exported model", "logits", ours, bare_logits(theirs, input_ids=ids), atol=LOGITS)
+
+
+@pytest.fixture(scope="module")
+def quickstart_run(text_tokenizer, tmp_path_factory) -> Path:
+    """A run with a bundle of the quickstart's shape, random."""
+    recipe = load_recipe("quickstart")
+    images = ImageTokenizer(recipe.image_tokenizer_run.model).eval()
+    codec = Codec.of(text_tokenizer, randomised(images))
+    shape = dataclasses.replace(recipe.model_run.model, init=InitConfig(std=0.1))
+    model = Decoder(shape.sized(codec.vocabulary.size, context=recipe.prepare.row_tokens))
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "recipe.toml").write_text(to_toml(recipe))
+    Bundle(initialise(model, 0).eval(), codec, {"recipe": "quickstart"}).save(folder / "bundle")
+    return folder
+
+
+def test_the_quickstarts_model_loads_there(quickstart_run, image, compare, tmp_path, caplog):
+    """Its decoder gives the same logits; its image tokenizer has no place there, and stays ours."""
+    main(["export", str(quickstart_run), "-o", str(tmp_path / "hf"), "--to", "hf"])
+    assert (
+        "cannot hold the image tokenizer: image_tokenizer.patch_size is 4 (needed: 1); image_"
+        in (caplog.text)
+    )
+    bundle = pardalis.load(quickstart_run)
+    theirs, loading = ChameleonForConditionalGeneration.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert all(name.startswith("model.vqmodel.") for name in loading.pop("missing_keys"))
+    assert not any(loading.values())
+    document = Document((Text("An owl: "), Image(image), Text(" and a fox.")))
+    ids = torch.from_numpy(bundle.codec.encode(document).ids.astype(np.int64))[None]
+    with torch.no_grad():
+        ours = bundle.model(ids)
+    logits = bare_logits(theirs.eval(), input_ids=ids)
+    compare("exported quickstart", "logits", ours, logits, atol=LOGITS)
+    their_ids = AutoTokenizer.from_pretrained(tmp_path / "hf")("An owl: ")["input_ids"]
+    assert their_ids == ids[0, : len(their_ids)].tolist()
+    with pytest.raises(OSError, match="preprocessor_config"):  # rather than a wrong encoder
+        ChameleonProcessor.from_pretrained(tmp_path / "hf")
+    import_model(tmp_path / "hf", tmp_path / "bundle")
+    again = pardalis.load(tmp_path / "bundle")
+    assert again.codec.encode(document).ids.tolist() == ids[0].tolist()
+    with torch.no_grad():
+        assert torch.equal(again.model(ids), ours)
+    assert_bits_equal(
+        dict(again.codec.image_tokenizer.state_dict()),
+        dict(bundle.codec.image_tokenizer.state_dict()),
+    )
 
 
 @pytest.mark.parametrize("to", ["hf", "meta"])

@@ -44,8 +44,11 @@ Convert a bundle to another format, or a checkpoint of a run to a bundle.
   pardalis export RUN -o BUNDLE --to bundle     the newest checkpoint of a run, finished or not
   pardalis export RUN -o BUNDLE --to bundle --step 2000
 
-A model that the format cannot hold is refused; the message lists the options that do not fit. A
-checkpoint may have been written by any number of processes; reading it takes one process, and
+A decoder that the format cannot hold is refused; the message lists the options that do not fit. An
+image tokenizer that it cannot hold, such as the quickstart's, is refused by meta; hf gets the
+decoder without it, which takes images as token ids. docs/bring-your-checkpoint.md has a table.
+
+A checkpoint may have been written by any number of processes; reading it takes one process, and
 memory for the model alone.
 """
 

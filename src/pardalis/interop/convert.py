@@ -88,8 +88,9 @@ def read_model(
     kind = read_json(where).get("model_type")
     if kind == "chameleon":
         _refuse(new_rows is not None, "new_rows", "a Chameleon has image tokens")
-        given = None if image_tokenizer is None else open_image_tokenizer(image_tokenizer)
-        return read_chameleon(source, given)
+        beside = source / bundles.IMAGE_TOKENIZER  # of an export of ours
+        given = image_tokenizer or (beside if beside.is_dir() else None)
+        return read_chameleon(source, open_image_tokenizer(given) if given else None)
     if kind in MODEL_TYPES:
         if image_tokenizer is None:
             raise ConfigError(

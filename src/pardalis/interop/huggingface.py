@@ -7,20 +7,24 @@ FOLDER/
 ├─ tokenizer.json, tokenizer_config.json
 ├─ preprocessor_config.json    image preprocessing
 ├─ processor_config.json       number of codes per image
-└─ pardalis.safetensors        tensors that this layout cannot hold, if any; other readers ignore it
+├─ pardalis.safetensors        tensors that this layout cannot hold, if any; other readers ignore it
+└─ image_tokenizer/            an image tokenizer of which the layout cannot even hold the encoder
 
 The layout holds the encoder and the codebook of the image tokenizer but not its decoder, so an
-export puts the decoder in the last file. ``pytorch_model.bin`` or its shards are read if there are
+export puts the decoder in ``pardalis.safetensors``. Its encoder has one architecture, that of the
+original VQ-GAN; a model with another one is exported with the image tokenizer beside it, and takes
+images as token ids. ``pytorch_model.bin`` or its shards are read if there are
 no safetensors. :mod:`.huggingface_configs` reads and writes the JSON files.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pardalis.bundle import LICENCES, new_folder
+from pardalis.bundle import IMAGE_TOKENIZER, LICENCES, new_folder
 from pardalis.errors import BundleError
 from pardalis.files import is_bare_name, write_json, write_text
 from pardalis.interop.huggingface_configs import (
@@ -44,6 +48,7 @@ from pardalis.interop.model import (
     read_text,
     refuse,
     reorder_ids,
+    write_image_tokenizer,
 )
 from pardalis.interop.names import TRANSFORMERS_VQ, lines
 from pardalis.interop.tensors import (
@@ -64,10 +69,12 @@ from pardalis.interop.vocabulary import (
     to_foreign,
     token_ids,
 )
-from pardalis.interop.vqgan import plain_codebook
+from pardalis.interop.vqgan import plain_codebook, unheld
 from pardalis.model import ModelConfig, QKLayerNormConfig
 from pardalis.tokens import TextTokenizer
 from pardalis.vq import ImageTokenizerConfig
+
+logger = logging.getLogger(__name__)
 
 _EXTRA = "pardalis.safetensors"
 _EXTRA_VQ, _EXTRA_FOREIGN = "image_tokenizer.", "foreign."
@@ -206,7 +213,7 @@ def _check_replacement(
     folder: Path, own: Tensors, config: ImageTokenizerConfig, tensors: Tensors
 ) -> None:
     """Refuse a replacement that has no decoder or another codebook."""
-    if not config.has_decoder:
+    if own and not config.has_decoder:
         raise BundleError(
             "The `image_tokenizer` has no decoder either; name one that has, such as the "
             "vqgan.ckpt of the original release."
@@ -262,16 +269,25 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
     """Write a folder that Hugging Face's Chameleon classes load unchanged.
 
     Args:
-        dtype: dtype of all weights (default: as in the model).
+        dtype: dtype of all weights that these classes load (default: as in the model).
 
     Raises:
-        BundleError: the layout cannot hold the model (the message lists every option that does not
-            fit), or the folder cannot be written.
+        BundleError: the layout cannot hold the decoder (the message lists every option that does
+            not fit), or the folder cannot be written.
     """
-    refuse(folder, "Hugging Face's Chameleon cannot hold this model", unheld_by_chameleon(model))
+    refused = unheld_by_chameleon(model.config)
+    refuse(folder, "Hugging Face's Chameleon cannot hold this model", refused)
     tensors = _decoder_to(model)
     extra = {_EXTRA_FOREIGN + name: tensor for name, tensor in model.foreign.items()}
-    held = plain_codebook(model.image_tokenizer, model.image_tensors)
+    is_beside = bool(because := unheld(model.image_tokenizer))
+    if is_beside:
+        logger.warning(
+            "Hugging Face's Chameleon cannot hold the image tokenizer: %s. %s gets the decoder, "
+            "which takes images as token ids, and for Pardalis the image tokenizer beside it.",
+            "; ".join(because),
+            folder,
+        )
+    held = {} if is_beside else plain_codebook(model.image_tokenizer, model.image_tensors)
     for name, tensor in held.items():
         if name.startswith(_VQ_DECODER):
             extra[_EXTRA_VQ + name] = tensor
@@ -291,6 +307,8 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
             write_text(partial / LICENCES, model.licences)
         if extra:
             write_safetensors(partial / _EXTRA, extra, "Extra tensors")
+        if is_beside:
+            write_image_tokenizer(model, partial / IMAGE_TOKENIZER)
         write_shards(partial, files, "Model")
         if len(files) > 1:
             write_json(partial / (_WEIGHTS[0] + _INDEX), shard_index(files))

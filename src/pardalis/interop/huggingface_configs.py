@@ -58,6 +58,14 @@ _VQ_KEYS = {
     "n_codes": "num_embeddings",
     "attention_resolutions": "attn_resolutions",
 }
+# In place of an image tokenizer that the layout cannot hold; its classes need one.
+_VQ_SMALLEST = {
+    "base_channels": NORM_GROUPS,
+    "channel_multiplier": [1],
+    "num_res_blocks": 1,
+    "latent_channels": NORM_GROUPS,
+    "attn_resolutions": [],
+}
 _VQ_FIXED = {"double_latent": False, "in_channels": 3, "attn_type": "vanilla"}
 
 # rescale_factor in preprocessor_config.json for each preprocessing.
@@ -208,21 +216,18 @@ def _convention(images: dict[str, Any]) -> Preprocessing | None:
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def unheld_by_chameleon(model: ForeignModel) -> list[str]:
-    """Return why Hugging Face's Chameleon cannot hold a model."""
-    if unheld_by_both := unheld_options(model.config):
+def unheld_by_chameleon(config: ModelConfig) -> list[str]:
+    """Return why Hugging Face's Chameleon cannot hold a decoder."""
+    if unheld_by_both := unheld_options(config):
         return unheld_by_both
-    qk_norm = model.config.attention.qk_norm
+    qk_norm = config.attention.qk_norm
     eps = getattr(qk_norm, "eps", QK_NORM_EPS)
-    return [
-        *reasons({
-            "model.attention.qk_norm.kind is 'none' (needed: 'layer_norm')": qk_norm.kind == "none",
-            f"model.attention.qk_norm.eps is {eps} (needed: {QK_NORM_EPS})": eps != QK_NORM_EPS,
-            "model.attention.d_head is not d_model / n_heads":
-                model.config.d_head * model.config.attention.n_heads != model.config.d_model,
-        }),
-        *unheld(model.image_tokenizer),
-    ]  # fmt: skip
+    return reasons({
+        "model.attention.qk_norm.kind is 'none' (needed: 'layer_norm')": qk_norm.kind == "none",
+        f"model.attention.qk_norm.eps is {eps} (needed: {QK_NORM_EPS})": eps != QK_NORM_EPS,
+        "model.attention.d_head is not d_model / n_heads":
+            config.d_head * config.attention.n_heads != config.d_model,
+    })  # fmt: skip
 
 
 def chameleon_files(
@@ -230,11 +235,12 @@ def chameleon_files(
 ) -> dict[str, dict[str, Any]]:
     """Return the content of every JSON file of a folder except ``tokenizer.json``.
 
-    ``names`` are the token ids of that tokenizer by name.
+    ``names`` are the token ids of that tokenizer by name. Without an image tokenizer that the
+    layout can hold there are no files of the processor: it would encode images wrongly.
     """
     vocabulary, vq = model.vocabulary, model.image_tokenizer
     ids = _single_ids(vocabulary)
-    return {
+    files = {
         "config.json": _config(model, names, dtype),
         "generation_config.json": {
             **ids,
@@ -253,6 +259,11 @@ def chameleon_files(
             "model_max_length": model.config.context,
             "clean_up_tokenization_spaces": False,
         },
+    }
+    if unheld(vq):
+        return files
+    return {
+        **files,
         "preprocessor_config.json": {
             "image_processor_type": "ChameleonImageProcessor",
             "processor_class": "ChameleonProcessor",
@@ -276,6 +287,7 @@ def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> d
         "dtype": str(dtype).removeprefix("torch."),
         **_single_ids(model.vocabulary),
         **{theirs: attrgetter(ours)(config) for ours, theirs in _DECODER_KEYS.items()},
+        "num_key_value_heads": config.attention.kv_heads,  # which ours may leave open
         **_DECODER_FIXED,
         "rope_theta": rope_of(config).theta,
         "rope_parameters": {
@@ -289,6 +301,7 @@ def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> d
         "vq_config": {
             "model_type": "chameleon_vqgan",
             **{theirs: getattr(vq, ours) for ours, theirs in _VQ_KEYS.items()},
+            **(_VQ_SMALLEST if unheld(vq) else {}),
             **_VQ_FIXED,
         },
         "vocabulary_map": names,

@@ -81,11 +81,7 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
     """
     with bundles.new_folder(folder) as partial:
         model.text_tokenizer.save(partial / bundles.TEXT_TOKENIZER)
-        image_tokenizer = partial / bundles.IMAGE_TOKENIZER
-        ImageTokenizer.save_config(image_tokenizer, model.image_tokenizer)
-        write_safetensors(
-            image_tokenizer / "model.safetensors", model.image_tensors, "Image tokenizer"
-        )
+        write_image_tokenizer(model, partial / bundles.IMAGE_TOKENIZER)
         decoder = {name: tensor.to(dtype) for name, tensor in model.decoder.items()}
         write_safetensors(partial / bundles.MODEL, decoder, "Decoder")
         if model.foreign:
@@ -94,6 +90,12 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
             write_text(partial / bundles.LICENCES, model.licences)
         made_by = {"imported_from": model.origin}
         bundles.write_description(partial, model.config, model.vocabulary, made_by)
+
+
+def write_image_tokenizer(model: ForeignModel, folder: Path) -> None:
+    """Write the image tokenizer of a model into a folder that ``ImageTokenizer.load`` reads."""
+    ImageTokenizer.save_config(folder, model.image_tokenizer)
+    write_safetensors(folder / "model.safetensors", model.image_tensors, "Image tokenizer")
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────
