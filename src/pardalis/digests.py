@@ -6,7 +6,6 @@ file; one that is damaged, missing or of another machine costs a reading and cha
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pardalis.files import write_json
+from pardalis.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +103,8 @@ def _read(memory: Path) -> dict[str, list[Any]]:
     try:
         if not memory.is_file():
             return {}
-        found = json.loads(memory.read_text())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(memory)
+    except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):
         return {}

@@ -11,8 +11,9 @@
     └─ RequestError        a request that cannot be completed               exit 6
        └─ QueueFullError   too many requests wait already
 
-Code 1 is any other failure (a full disk, a bug), and 130 an interrupt where nothing had to be
-saved. 75 is EX_TEMPFAIL of sysexits.h: the same command, run again, continues.
+Code 1 is any other failure (a full disk, a bug), and 130 or 143 an interrupt by Ctrl-C or SIGTERM
+where nothing had to be saved. 75 is EX_TEMPFAIL of sysexits.h: the same command, run again,
+continues.
 
 A message says what was found, what was needed, where, and what to do, in one or two sentences. It
 names Python arguments and recipe fields, never flags or commands: the same error reaches Python,

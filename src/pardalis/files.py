@@ -95,6 +95,11 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Return a copy of a value as it would be read from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
 def check_depth(value: Any) -> None:
     """Raise ValueError if tables and lists are nested more than 100 deep."""
     level = [value]

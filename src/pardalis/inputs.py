@@ -1,9 +1,10 @@
 """What a result was made from: plain values by name, kept beside it and compared later."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from pardalis.files import plain
 
 _SHOWN = 3
 _HASH = re.compile(r"[0-9a-f]{64}")  # of the content of a file or a source
@@ -18,7 +19,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         before: as read from a JSON file.
         now: anything that can be written as JSON.
     """
-    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    old, new = _flat(before), _flat(plain(now))
     names = [name for name in sorted(old | new) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     found = [
         _change(name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in names[:_SHOWN]

@@ -4,7 +4,10 @@ What a config claims is compared with the file's header before anything is built
 every value that is read is checked: one NaN would turn all output into noise.
 """
 
+import io
 import math
+import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +54,55 @@ def load_weights(module: nn.Module, path: Path) -> None:
         weights = load_file(path)
     check_finite(path, weights.items())
     module.load_state_dict(weights, assign=True)
+
+
+def check_archive(path: Path, first: int = 0, length: int | None = None) -> None:
+    """Raise ValueError if an archive of PyTorch's would fill more memory than it has bytes.
+
+    PyTorch never compresses what it writes, but its reader decompresses: a thousand times the size
+    of the file. What is no archive is left to its reader.
+
+    Args:
+        first: where the archive begins in the file.
+        length: its bytes; None: to the end.
+    """
+    with open(path, "rb", buffering=0) as file:
+        part = _Part(file, first, file.seek(0, io.SEEK_END) - first if length is None else length)
+        if not zipfile.is_zipfile(part):
+            return
+        with zipfile.ZipFile(part) as archive:
+            entries = archive.infolist()
+        size = part.seek(0, io.SEEK_END)
+    if compressed := [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{compressed[0]} in it is compressed")
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError("its entries overlap")
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file, read like a file of their own."""
+
+    def __init__(self, file: io.FileIO, first: int, length: int) -> None:
+        self._file, self._first, self._length, self._at = file, first, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._length)[whence]
+        if self._at < 0:
+            raise OSError("before the first byte")
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        n = min(len(buffer), max(0, self._length - self._at))
+        content = os.pread(self._file.fileno(), n, self._first + self._at)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 def stream_weights(module: nn.Module, path: Path, assign: Callable[[Tensor, Any], None]) -> None:

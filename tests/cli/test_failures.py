@@ -8,7 +8,7 @@ import pytest
 
 from pardalis import errors
 from pardalis.cli.common import Parser
-from pardalis.cli.main import build_parser, main
+from pardalis.cli.main import _Terminated, build_parser, main
 from pardalis.errors import ConfigError, DataError, GrammarError, PardalisError, QueueFullError
 from pardalis.train.divergence import Diverged
 from pardalis.train.loop import Interrupted
@@ -37,6 +37,7 @@ FAILURES = [
     (errors.RequestError("No prompt."), 6, "request"),
     (QueueFullError("Full."), 6, "queue_full"),
     (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
+    (_Terminated(), 128 + signal.SIGTERM, "interrupted"),
     (OSError(28, "No space left on device", "runs/x"), 1, "system"),
     (RuntimeError("broken"), 1, "bug"),
 ]
@@ -64,6 +65,28 @@ def test_the_code_is_the_same_without_json(monkeypatch, capsys, failure, code, k
     command(monkeypatch, "run r", failure)
     assert main([]) == code
     assert capsys.readouterr().err.startswith("pardalis: ")
+
+
+def test_sigterm_leaves_an_object(monkeypatch, capsys):
+    options = build_parser().parse_args(["show", "bundle", "b", "--json"])
+    options.run = lambda options: signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main([]) == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    found = json.loads(capsys.readouterr().out)
+    assert (found["error"], found["kind"]) == ("interrupted by SIGTERM.", "interrupted")
+
+
+@pytest.mark.parametrize(("line", "size"), [("show bundle b", "1"), ("show bundle b --json", "2")])
+def test_without_json_and_as_a_rank_sigterm_ends_at_once(monkeypatch, line, size):
+    options = build_parser().parse_args(line.split())
+    found = []
+    options.run = lambda options: found.append(signal.getsignal(signal.SIGTERM))
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert main([]) == 0
+    assert found == [signal.SIG_DFL]
 
 
 def test_a_stop_and_a_divergence_are_told_apart():

@@ -22,6 +22,7 @@ from pardalis.evaluate.reconstruction_page import meaning_of, write_evaluation
 from pardalis.evaluate.similarity import Moments, frechet_distance
 from pardalis.feature_nets import FeatureNet, PerceptualDistance
 from pardalis.feature_nets.net import Network, Scaling
+from pardalis.feature_nets.squeezenet import SqueezeNet
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 N = 12
@@ -231,6 +232,17 @@ def test_no_readable_image_is_an_error(image_tokenizer, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match="holds no image that can be read"):
         evaluate_reconstruction(image_tokenizer, ImageSet(tmp_path, "folder"), MetricNets())
+
+
+def test_images_that_are_too_small_for_a_net_are_refused_before_any_is_read(tmp_path):
+    config = ImageTokenizerConfig(
+        resolution=16, patch_size=4, channels=8, channel_multipliers=(1, 2), n_res_blocks=1,
+        z_channels=8, code_width=4, n_codes=24,
+    )  # fmt: skip
+    net = FeatureNet("squeezenet", SqueezeNet())
+    nets = MetricNets(perceptual=PerceptualDistance(net, [torch.ones(1)] * 7, "perceptual"))
+    with pytest.raises(ConfigError, match=r"squeezenet needs images of at least 17 .* got 16; "):
+        evaluate_reconstruction(ImageTokenizer(config).eval(), ImageSet(tmp_path, "folder"), nets)
 
 
 def test_a_tokenizer_without_a_decoder_is_refused(folder):

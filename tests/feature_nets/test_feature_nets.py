@@ -203,6 +203,13 @@ def test_inception_features_of_any_image_are_2048_numbers():
     assert shapes == [(64, 147, 147), (192, 71, 71), (288, 35, 35), (768, 17, 17), (2048, 8, 8)]
 
 
+def test_squeezenet_needs_its_min_side():
+    net, least = random_net(SqueezeNet, "squeezenet"), SqueezeNet.min_side
+    assert [len(maps) for maps in net.maps(torch.rand(2, 3, least, least))] == [2] * 7
+    with pytest.raises(RuntimeError, match="too small"):
+        net.maps(torch.rand(2, 3, least - 1, least - 1))
+
+
 def test_inception_needs_its_min_side():
     net, least = random_net(InceptionV3, "inception_v3"), InceptionV3.min_side
     assert net.maps(torch.zeros(1, 3, least, least))[-1].shape == (1, 2048, 1, 1)

@@ -4,6 +4,8 @@ Each case is a valid file with one change. It is refused with one sentence, or r
 """
 
 import ast
+import copy
+import dataclasses
 import io
 import json
 import pickle
@@ -12,6 +14,7 @@ import resource
 import shutil
 import signal
 import stat
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from pardalis.interop.tensors import open_tensors, write_safetensors
 from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.tokens import Encoded
 from pardalis.train import checkpoint
+from pardalis.weights import check_archive
 
 MEMORY = 2 << 30  # bytes that the process may grow by while it reads one case
 
@@ -328,6 +332,59 @@ def test_foreign_weights_run_no_code(tmp_path, suffix) -> None:
     assert not ran.exists()
 
 
+def bomb(path: Path, content: object, megabytes: int = 64) -> None:
+    """Write an archive of PyTorch's again, compressed, with a record of zeros."""
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {each.filename: archive.read(each) for each in archive.infolist()}
+    [data] = [name for name in records if name.endswith("/data/0")]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, bytes(megabytes << 20) if name == data else record)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_a_compressed_archive_of_weights_is_refused(tmp_path, suffix, bounded) -> None:
+    path = tmp_path / f"weights{suffix}"
+    bomb(path, {"a": torch.zeros(16 << 20)})
+    assert path.stat().st_size < 1 << 20
+    for read in (open_tensors, read_tensors):
+        with pytest.raises(BundleError, match="cannot be read"):
+            read(path)
+
+
+def test_an_archive_whose_entries_overlap_is_refused(tmp_path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        [entry] = [each for each in archive.infolist() if each.filename.endswith("/data/0")]
+        for n in range(1, 9):  # of the same bytes
+            again = copy.copy(entry)
+            again.filename = entry.filename[:-1] + str(n)
+            archive.filelist.append(again)
+        archive.comment = b"changed"
+    with pytest.raises(ValueError, match="overlap"):
+        check_archive(path)
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_tensors(path)
+
+
+def test_a_compressed_entry_of_a_checkpoint_is_refused(good_checkpoint, tmp_path, bounded) -> None:
+    folder = shutil.copytree(good_checkpoint, tmp_path / "step-00000003")
+    value = pickle.loads((folder / ".metadata").read_bytes())
+    [(index, place)] = [(i, p) for i, p in value.storage_data.items() if i.fqn == "state/model/a"]
+    bomb(tmp_path / "entry", torch.zeros(16 << 20))
+    content = (tmp_path / "entry").read_bytes()
+    file = folder / place.relative_path
+    offset = file.stat().st_size
+    value.storage_data[index] = dataclasses.replace(place, offset=offset, length=len(content))
+    file.write_bytes(file.read_bytes() + content)
+    (folder / ".metadata").write_bytes(pickle.dumps(value))
+    with pytest.raises(BundleError, match="is not a complete checkpoint") as caught:
+        checkpoint.load(folder)
+    assert "compressed" in str(caught.value) or "compressed" in repr(caught.value.__cause__)
+
+
 SOURCE = Path(pardalis.__file__).parent
 # The unpicklers that know the few names which their files need, and refuse or ignore all others.
 RESTRICTED = {"train/checkpoint_reader.py", "interop/tensors.py", "feature_nets/files.py"}
@@ -339,6 +396,19 @@ def test_no_code_of_ours_unpickles_or_evaluates() -> None:
         for path in sorted(SOURCE.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if (wrong := _runs_code(node, str(path.relative_to(SOURCE)) in RESTRICTED))
+    ]
+    assert not found
+
+
+def test_no_code_of_ours_reads_json_without_limits() -> None:
+    """``pardalis.files`` bounds the size of a file, and the depth of its values."""
+    found = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path != SOURCE / "files.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"))
+        or (isinstance(node, ast.ImportFrom) and node.module == "json")
     ]
     assert not found
 

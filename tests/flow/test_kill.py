@@ -1,7 +1,10 @@
-"""Training under kill -9: at whatever instant it comes, the run ends with the same numbers.
+"""kill -9: at whatever instant it comes, a run ends with the same bits.
 
-One subprocess imports torch once and forks a child for each attempt. A child is killed at a random
-time, or by itself at the n-th thing that it does to the file system, for every n.
+Whole runs are killed at random instants of every stage and of exports: tests/support/kills.py.
+PARDALIS_KILLS is how often (20 by default), PARDALIS_KILLS_SEED decides when.
+
+The training loop is killed at random times too, and by itself at the n-th thing that it does to the
+file system, for every n. One subprocess imports torch once and forks a child for each attempt.
 """
 
 import json
@@ -131,3 +134,20 @@ def test_a_killed_run_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path: Pa
         assert statuses[name][-1] == 0
         assert lines_of(tmp_path / name) == expected
         assert [p.name for p in (tmp_path / name / "checkpoints").iterdir()] == ["step-00000012"]
+
+
+def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    n_kills = int(os.environ.get("PARDALIS_KILLS", "20"))
+    seed = os.environ.get("PARDALIS_KILLS_SEED", "0")
+    support = Path(__file__).parents[1] / "support"
+    done = subprocess.run(
+        [sys.executable, str(support / "kills.py"), str(tmp_path), str(n_kills), seed],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    assert sum(report["kills"].values()) == n_kills
+    assert report["files"] > 50
+    if n_kills >= 20:
+        assert len(report["kills"]) >= 6

@@ -229,7 +229,7 @@ def test_the_adversarial_loss_updates_the_tokenizer_but_not_the_discriminator():
 
 
 def test_images_must_not_be_smaller_than_a_net_takes():
-    with pytest.raises(ConfigError, match="squeezenet needs images of at least 32 pixels a side"):
+    with pytest.raises(ConfigError, match="squeezenet needs images of at least 17 pixels a side"):
         task(side=16, perceptual=PerceptualConfig(net=NET))
 
 

@@ -12,9 +12,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 import pardalis
@@ -40,8 +41,9 @@ transformer reads and writes both.
   pardalis quickstart                    train a small model on a laptop, with a report
   pardalis generate BUNDLE rocket        generate text and images from a prompt
 
-Exit codes: 0 done; 75 or 130 interrupted, so run the same command again; 2 usage or recipe, 3 data,
-4 bundle or checkpoint, 5 training (diverged, say), 6 request, 1 anything else: read the message.
+Exit codes: 0 done; 75 (or 130, 143) interrupted, so run the same command again; 2 usage or recipe,
+3 data, 4 bundle or checkpoint, 5 training (diverged, say), 6 request, 1 anything else: read the
+message.
 """
 
 
@@ -62,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options)
     except BrokenPipeError:  # the reader of our output closed it
         sys.stderr.close()
-    except KeyboardInterrupt:
-        return _fail(options, "interrupted.", 128 + signal.SIGINT, _Interrupt)
+    except KeyboardInterrupt as interrupt:
+        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        return _fail(options, f"interrupted by {number.name}.", 128 + number, _Interrupt)
     except Exception as error:
         if options.traceback and not options.json:
             raise
@@ -83,12 +86,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     """Run a command; with ``--json`` stdout holds nothing but its result."""
-    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+    with _one_object() if options.json else nullcontext():
         for name in options.imports:
             _import(name)
         options.run(options)
     if options.json and options.result is not None:
         echo_json(options.result)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM outside training, where it sets off nothing else."""
+
+
+@contextmanager
+def _one_object() -> Iterator[None]:
+    """Send what the block prints to stderr, and let SIGTERM raise, so that it can be reported.
+
+    Without ``--json``, and as a rank of torchrun, SIGTERM ends the process at once: a rank that
+    waits for others in a call of a library would not raise.
+    """
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    is_main = threading.current_thread() is threading.main_thread()
+    raises = is_alone and is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if raises:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if raises:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Interrupt(PardalisError):

@@ -35,6 +35,7 @@ from pardalis.errors import ConfigError, DataError
 from pardalis.files import (
     output_folder,
     parse_json,
+    plain,
     read_json,
     read_text,
     working_name,
@@ -344,7 +345,7 @@ def _settle(folder: Path, settings: dict[str, Any]) -> None:
     try:
         os.link(partial, path)  # fails where there is one, unlike os.replace
     except FileExistsError:
-        _compare(folder, read_settings(folder), json.loads(text))
+        _compare(folder, read_settings(folder), plain(settings))
     finally:
         partial.unlink()
 

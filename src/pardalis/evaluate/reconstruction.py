@@ -76,8 +76,10 @@ def evaluate_reconstruction(
     Raises:
         DataError: no image can be read.
         RequestError: the tokenizer has no decoder.
-        ConfigError: torchmetrics is not installed.
+        ConfigError: torchmetrics is not installed, or the images are too small for a network.
     """
+    if nets.perceptual is not None:
+        nets.perceptual.check_side(tokenizer.config.resolution)
     scorer = _Scorer(tokenizer, nets, n_examples)
     names: deque[str] = deque()
 

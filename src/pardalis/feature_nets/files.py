@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pardalis.errors import BundleError, ConfigError
-from pardalis.weights import check_shapes
+from pardalis.weights import check_archive, check_shapes
 
 _ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -30,6 +30,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_archive(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing; give a file of the net's weights.") from error

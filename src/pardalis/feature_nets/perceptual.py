@@ -34,12 +34,22 @@ class PerceptualDistance(nn.Module):
         for layer, weight in enumerate(weights):
             self.register_buffer(f"weights_{layer}", weight.detach().float(), persistent=False)
 
+    def check_side(self, side: int) -> None:
+        """Raise ConfigError if images of this side are too small for the net."""
+        least = self.net.network.min_side
+        if side < least:
+            raise ConfigError(
+                f"The feature net {self.net.name} needs images of at least {least} pixels a side, "
+                f"got {side}; choose a larger resolution, a larger side of regions, another net, "
+                "or none."
+            )
+
     def forward(
         self, reconstruction: Float[Tensor, "B 3 Y X"], pixels: Float[Tensor, "B 3 Y X"]
     ) -> Float[Tensor, " B"]:
         """Return the distance of each pair, differentiable in the reconstruction only.
 
-        Images need a side of at least the net's ``min_side``.
+        Images need a side that :meth:`check_side` accepts.
         """
         with torch.no_grad():
             targets = self.net.maps(pixels)

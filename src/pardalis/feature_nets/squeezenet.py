@@ -33,6 +33,7 @@ class SqueezeNet(Network):
 
     widths = (64, 128, 256, 384, 384, 512, 512)
     classifier = "classifier."
+    min_side = 17
 
     def __init__(self) -> None:
         super().__init__()

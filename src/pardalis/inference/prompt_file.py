@@ -22,7 +22,7 @@ from typing import Any
 from pardalis.documents import Document, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, PardalisError, RequestError
-from pardalis.files import output_folder, write_bytes, write_json
+from pardalis.files import output_folder, plain, write_bytes, write_json
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
@@ -149,10 +149,8 @@ class PromptFile:
         before = json_or_none(_bytes(path))
         if isinstance(before, dict) and isinstance(before.get("options"), dict):
             # An option that is newer than the folder had its default.
-            before["options"] = (
-                json.loads(json.dumps(asdict(GenerationConfig()))) | before["options"]
-            )
-        if before != json.loads(json.dumps(settings)) and any(self._records()):
+            before["options"] = plain(asdict(GenerationConfig())) | before["options"]
+        if before != plain(settings) and any(self._records()):
             found = (
                 f"completions, but their settings cannot be read from {path}"
                 if before is None

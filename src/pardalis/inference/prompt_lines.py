@@ -15,6 +15,7 @@ from typing import Any
 
 from pardalis.documents.document import Text, is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
+from pardalis.files import parse_json
 from pardalis.inference.generation import GenerationConfig
 
 LinePart = Text | Path  # a text, or the path of an image
@@ -95,12 +96,12 @@ def parse_continuation(line: Line, path: Path) -> tuple[list[LinePart], list[Lin
 def _record(line: Line) -> dict[str, Any]:
     """Return the object of a line, which has a prompt; raises RequestError."""
     try:
-        record = json.loads(line.content)
+        record = parse_json(line.content)
     except json.JSONDecodeError as error:
         raise RequestError(
             f"The line is not JSON: {error.msg} at character {error.colno}."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RequestError(f"The line is not JSON that can be read: {error}.") from error
     if not isinstance(record, dict) or "prompt" not in record:
         raise RequestError('The line must be an object with a "prompt".')
@@ -121,9 +122,9 @@ def common_config(
 def json_or_none(content: bytes) -> Any:
     """Return the value of JSON, or None if it is damaged, like a line cut off by a crash."""
     try:
-        value = json.loads(content.decode())
+        value = parse_json(content.decode())
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return value
 

@@ -6,7 +6,6 @@ one token at its beginning and another at its end; a model that uses one token f
 one for the end, with the rows of the first.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import BundleError
+from pardalis.files import parse_json
 from pardalis.interop.huggingface import decoder_from, expected_decoder, open_folder
 from pardalis.interop.huggingface_configs import decoder_config, unheld_decoder
 from pardalis.interop.licences import licences_of
@@ -96,7 +96,7 @@ def read_llama(
         )
     tokenizer_json = read_text(path)
     unknown = token_ids(tokenizer_json, str(path)).get(
-        json.loads(tokenizer_json)["model"].get("unk_token")
+        parse_json(tokenizer_json)["model"].get("unk_token")
     )
     vocabulary = extend_text_vocabulary(
         tokenizer_json,

@@ -122,7 +122,7 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
 
 def special_tokens(tokenizer_json: str) -> set[str]:
     """Return the names of the tokens that a tokenizer file marks as special."""
-    added = json.loads(tokenizer_json)["added_tokens"]
+    added = parse_json(tokenizer_json)["added_tokens"]
     return {token["content"] for token in added if token.get("special")}
 
 
@@ -185,7 +185,7 @@ def chameleon_tokenizer(
         BundleError: a text token has the name of a special token, or no id is free for the
             placeholder.
     """
-    content: dict[str, Any] = json.loads(text_tokenizer.to_json())
+    content: dict[str, Any] = parse_json(text_tokenizer.to_json())
     if vocabulary.foreign_ids is None:
         _name_all(content, vocabulary)
     _name_placeholder(content, placeholder, vocabulary)

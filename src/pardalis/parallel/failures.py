@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from pardalis.errors import PardalisError, TrainingError
+from pardalis.files import parse_json
 
 # torch.distributed is imported where it is used: it is slow to import.
 
@@ -84,7 +85,7 @@ class RankMonitor:
             if self.store.check([_REPORTED]):
                 raise SystemExit(1)
             time.sleep(_POLL_SECONDS)
-        return json.loads(self.store.get(key))
+        return parse_json(self.store.get(key))
 
     def final_error(self, error: BaseException) -> BaseException:
         """Return the exception that this rank ends with: an error to report, or a silent exit.
@@ -168,7 +169,7 @@ class RankMonitor:
     def _heartbeats(self) -> list[dict[str, Any]]:
         none = json.dumps({"n": 0, "location": _UNKNOWN})
         keys = [f"heartbeat/{rank}" for rank in range(self.size)]
-        return [json.loads(self.store.get(k) if self.store.check([k]) else none) for k in keys]
+        return [parse_json(self.store.get(k) if self.store.check([k]) else none) for k in keys]
 
 
 def open_monitor() -> RankMonitor:

@@ -10,7 +10,6 @@ A loss that is not finite is a result, not a failure. Checkpoints of finished ru
 """
 
 import dataclasses
-import json
 import logging
 import math
 import multiprocessing
@@ -32,7 +31,7 @@ from pardalis.codec import Codec
 from pardalis.errors import ConfigError, PardalisError, TrainingError
 from pardalis.evaluate import require_packages
 from pardalis.evaluate.run_folder import Metrics
-from pardalis.files import write_json
+from pardalis.files import read_json, write_json
 from pardalis.parallel import Layout
 from pardalis.pipeline.builders import load_codec, model_task
 from pardalis.pipeline.recipe import Recipe, load_recipe
@@ -349,7 +348,7 @@ def _study(name: str, config: StabilityConfig, trials: Sequence[Trial]) -> Study
 
 def _read_result(trial: Trial) -> StudyRun:
     """Return a finished run; its alarms follow the recipe's current rules."""
-    result = json.loads((trial.folder / _RESULT).read_text())
+    result = read_json(trial.folder / _RESULT)
     lines = read_metrics(trial.folder / "metrics.jsonl")
     alarms = Alarms(trial.recipe.model_run.loop.alarms)
     return StudyRun(

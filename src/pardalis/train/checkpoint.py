@@ -10,7 +10,6 @@ is written once. A checkpoint is not portable, but reading one runs no code that
 (:mod:`.checkpoint_reader`). The portable format is the bundle.
 """
 
-import json
 import re
 import shutil
 import threading
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from pardalis.config import shown
 from pardalis.errors import BundleError, TrainingError
-from pardalis.files import atomic_folder, read_json, working_name, write_json
+from pardalis.files import atomic_folder, plain, read_json, working_name, write_json
 from pardalis.parallel import World
 from pardalis.parallel.failures import is_broken_connection
 from pardalis.train.checkpoint_reader import NO_FLATTENING, read_entries, read_metadata
@@ -86,7 +85,7 @@ class Saver:
             "format_version": FORMAT_VERSION,
             "step": step,
             "saved": datetime.now(UTC).isoformat(timespec="seconds"),
-            "notes": json.loads(json.dumps(notes)),  # a copy, since the loop changes them
+            "notes": plain(notes),  # a copy, since the loop changes them
         }
         _silence_warning_of_one_process()
         if self._asynchronous:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from pardalis.files import is_bare_name, read_bytes
+from pardalis.weights import check_archive
 
 # torch.distributed.checkpoint is imported where it is used: it takes 0.6 s on top of torch.
 
@@ -62,6 +63,12 @@ def read_entries(folder: Path, content: dict[str, Any], safe: type[Any]) -> None
     class Reader(FileSystemReader):
         def read_metadata(self, *args: Any, **options: Any) -> Any:
             return read_metadata(folder)
+
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            for item in plan.items:  # each is an archive in a file of many
+                place = self.storage_data[item.storage_index]
+                check_archive(folder / place.relative_path, place.offset, place.length)
+            return super().read_data(plan, planner)
 
     class Planner(DefaultLoadPlanner):
         def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import TrainingError
-from pardalis.files import write_text
+from pardalis.files import parse_json, write_text
 from pardalis.parallel import local_part
 from pardalis.train import checkpoint
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
@@ -58,7 +58,7 @@ class AlarmLog:
         if self._path is not None and self._path.is_file():
             lines = self._path.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # a kill may truncate the last
-            write_text(self._path, "".join(li for li in whole if json.loads(li)["step"] <= step))
+            write_text(self._path, "".join(li for li in whole if parse_json(li)["step"] <= step))
 
     @property
     def first(self) -> Alarm | None:

@@ -437,12 +437,7 @@ def check_image_training(
 
 def _distance(net: FeatureNetConfig, side: int, device: torch.device) -> PerceptualDistance:
     distance = load_perceptual_distance(net)
-    least = distance.net.network.min_side
-    if side < least:
-        raise ConfigError(
-            f"The feature net {net.name} needs images of at least {least} pixels a side, got "
-            f"{side}; choose a larger resolution, a larger side of regions, or another net."
-        )
+    distance.check_side(side)
     return distance.to(device)
 
 

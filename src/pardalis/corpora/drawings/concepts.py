@@ -4,7 +4,6 @@ A split holds whole families of concepts in all styles, for two of the styles sh
 Who is held out here is held out of the encyclopedia too, at its default share.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal, get_args
 from pardalis import seeds
 from pardalis.corpora.drawings.packages import EMOJIBASE, OPENMOJI, checked, read_members
 from pardalis.corpora.emojis import RUDE, bucket, family, key_of_hexcode, without_skin_tones
+from pardalis.files import parse_json
 
 Split = Literal["train", "heldout", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -63,7 +63,7 @@ def all_concepts(folder: Path, skin_tones: bool, with_extras: bool) -> list[Conc
 
 def _unicode_names(folder: Path, skin_tones: bool) -> list[tuple[str, str]]:
     files = read_members(checked(EMOJIBASE, folder), "en", ".json")
-    entries: list[dict[str, Any]] = json.loads(files["data"])
+    entries: list[dict[str, Any]] = parse_json(files["data"])
     if skin_tones:
         entries = [variant for entry in entries for variant in (entry, *entry.get("skins", ()))]
     return [(entry["hexcode"], entry["label"]) for entry in entries]
@@ -73,7 +73,7 @@ def _openmoji_names(folder: Path) -> list[tuple[str, str]]:
     files = read_members(checked(OPENMOJI, folder), "data", ".json")
     return [
         (entry["hexcode"], entry["annotation"])
-        for entry in json.loads(files["openmoji"])
+        for entry in parse_json(files["openmoji"])
         if entry["group"] == "extras-openmoji" and entry["subgroups"] not in _NOT_TAKEN
     ]
 

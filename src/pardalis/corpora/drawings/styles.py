@@ -1,6 +1,5 @@
 """The drawings of each style, by the key of what they show."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pardalis.corpora.drawings import packages
 from pardalis.corpora.drawings.packages import Package, read_members
 from pardalis.corpora.emojis import key_of_hexcode, render_svg
 from pardalis.documents.images import open_image
+from pardalis.files import parse_json
 
 Drawing: TypeAlias = str | bytes
 """The text of an SVG, or the bytes of an image file."""
@@ -57,7 +57,7 @@ def _fluent_3d(path: Path) -> dict[str, Drawing]:
 
 def _iconify(path: Path) -> dict[str, Drawing]:
     files = read_members(path, "", ".json")
-    icons, names = json.loads(files["icons"]), json.loads(files["chars"])
+    icons, names = parse_json(files["icons"]), parse_json(files["chars"])
     return {
         key_of_hexcode(code): _icon_svg(icons, icons["icons"][name])
         for code, name in sorted(names.items())

