@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 
+from pardalis.config import fingerprint
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
@@ -157,10 +158,43 @@ def test_a_frozen_tokenizer_is_trained_once_and_after_changes_of_its_own(project
     assert go(project, *FROZEN, "image_tokenizer.n_codes=64")[0] == "text_tokenizer"  # not 999
 
 
+def change_since(monkeypatch, name: str) -> None:
+    """Let a stage make something else of the same inputs since the next version."""
+    changed = [
+        dataclasses.replace(stage, since="0.2.0") if stage.name == name else stage
+        for stage in stages.STAGES
+    ]
+    monkeypatch.setattr(stages, "STAGES", changed)
+    monkeypatch.setattr(runner, "STAGES", changed)
+
+
+def test_an_upgrade_alone_runs_nothing_anew(project, monkeypatch):
+    go(project)
+    monkeypatch.setattr("pardalis.__version__", "99.0")
+    assert go(project) == []
+
+
+def test_an_upgrade_that_changes_a_stage_runs_it_anew_and_says_so(project, monkeypatch, caplog):
+    go(project)
+    change_since(monkeypatch, "prepare")
+    assert go(project) == NAMES[2:]
+    why = "prepare: runs anew, because Pardalis 0.2.0 changed what it makes of the same inputs."
+    assert why in caplog.text
+    assert "train: runs anew, because the stage 'prepare' before it changed." in caplog.text
+
+
 def test_a_frozen_tokenizer_survives_another_version(project, monkeypatch):
     go(project, *FROZEN)
-    monkeypatch.setattr("pardalis.__version__", "99.0")
-    assert go(project, *FROZEN) == NAMES[2:]
+    change_since(monkeypatch, "text_tokenizer")
+    assert go(project, *FROZEN) == []
+    assert go(project, "image_tokenizer.freeze=true") == ["text_tokenizer", *NAMES[2:]]
+
+
+def test_identities_are_those_of_earlier_versions(project):
+    """They were hashed with the version 0.1.0 itself, so an upgrade from it retrains nothing."""
+    go(project)
+    [record] = [r for r in read_records(project[0] / "run") if r.name == "text_tokenizer"]
+    assert record.identity == fingerprint("0.1.0", record.inputs, [])
 
 
 def test_a_stage_alone_after_frozen_ones(project):
@@ -271,7 +305,7 @@ def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
     path = project[0] / "run" / "stages.json"
     records = json.loads(path.read_text())
     for record in records:
-        for name in ("inputs", "needs", "version"):
+        for name in ("inputs", "needs", "version", "since"):
             del record[name]
     path.write_text(json.dumps(records))
     assert go(project) == []

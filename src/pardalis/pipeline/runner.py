@@ -1,8 +1,9 @@
 """Running stages: what is finished and unchanged is skipped, what was interrupted continues.
 
 The *identity* of a stage is a hash of everything that decides its result: its inputs
-(:attr:`pardalis.pipeline.stages.Stage.inputs`), and the identities and steps of the stages that it
-needs.
+(:attr:`pardalis.pipeline.stages.Stage.inputs`), the version of Pardalis that last changed what it
+makes of them (:attr:`~pardalis.pipeline.stages.Stage.since`), and the identities and steps of the
+stages that it needs.
 
     same identity, same steps     finished: skipped
     same identity, other steps    continues where it was
@@ -70,6 +71,7 @@ class Record:
     steps: int
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # hashed in ``identity``
     version: str = ""  # of Pardalis
+    since: str = ""  # Stage.since, hashed in ``identity``
     needs: list[list[Any]] = dataclasses.field(default_factory=list)  # name, identity, steps
     seconds: float = 0.0  # over all attempts
     peak_rss_gib: float = 0.0  # peak of the process up to the end of the stage
@@ -390,7 +392,7 @@ class _Run:
     def _identity(self, stage: Stage) -> str:
         """Hash what decides the result of a stage; raises DataError when a source is missing."""
         self.inputs[stage.name] = inputs = stage.settings(self.context)
-        return configs.fingerprint(pardalis.__version__, inputs, self._need_states(stage))
+        return configs.fingerprint(stage.since, inputs, self._need_states(stage))
 
     def _need_states(self, stage: Stage) -> list[list[Any]]:
         return [
@@ -402,8 +404,8 @@ class _Run:
         """Return why the identity of a stage is another one."""
         found = changes(record.inputs, self.inputs[stage.name]) if record.inputs else ""
         reasons = [found] if found else []
-        if record.version not in ("", pardalis.__version__):
-            reasons.append(f"Pardalis was {record.version} and is {pardalis.__version__}")
+        if record.since not in ("", stage.since):
+            reasons.append(f"Pardalis {stage.since} changed what it makes of the same inputs")
         before = {name: state for name, *state in record.needs}
         for name, *state in self._need_states(stage) if record.needs else ():
             if before.get(name) != state:
@@ -448,7 +450,8 @@ class _Run:
             record = None
         record = record or Record(stage.name, identity, steps)
         record.steps, record.finished, record.inputs = steps, None, self.inputs[stage.name]
-        record.version, record.needs = pardalis.__version__, self._need_states(stage)
+        record.version, record.since = pardalis.__version__, stage.since
+        record.needs = self._need_states(stage)
         self.records[stage.name] = record
         self._write_records()
         logger.info("%s ...", stage.name)

@@ -81,7 +81,9 @@ class Stage:
         costly: outputs that are kept under another name when an input changes.
         is_shared: whether all processes run it, and not only the first.
         is_frozen: whether its finished result is kept when only its sources have changed, the
-            stages that it needs, or the version of Pardalis.
+            stages that it needs, or ``since``.
+        since: the version of Pardalis since which the same inputs give the same result. A run of
+            an earlier one is made anew; any other upgrade leaves runs as they are.
         check: raises, before any stage runs, what the stage would raise after those before it. It
             may read what a run is given, and nothing that a stage writes.
     """
@@ -97,6 +99,7 @@ class Stage:
     is_shared: bool = False
     sources: Callable[[Recipe], Sequence[SourceConfig]] = lambda recipe: ()
     is_frozen: Callable[[Recipe], bool] = lambda recipe: False
+    since: str = "0.1.0"
     check: Callable[[RunContext], None] = lambda context: None
 
     def own_settings(self, context: RunContext) -> Inputs:
