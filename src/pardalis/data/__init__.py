@@ -11,7 +11,16 @@ from pardalis.data.prefetch import Prefetcher
 from pardalis.data.prepare import PrepareConfig, prepare_source
 from pardalis.data.report import PrepareReport, Rejected
 from pardalis.data.shards import Shards, ShardWriter
-from pardalis.data.source import SourceConfig, Survey, check_name, read_source, survey
+from pardalis.data.source import (
+    SourceConfig,
+    Survey,
+    check_name,
+    empty_part,
+    read_source,
+    survey,
+    survey_parts,
+)
+from pardalis.data.split import WHOLE, Part, place_of, placed
 from pardalis.data.transforms import (
     TRANSFORMS,
     LoadTransform,

@@ -2,15 +2,16 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+from pardalis.data.split import WHOLE, Part, placed
 from pardalis.data.transforms import TRANSFORMS, Transform
 from pardalis.digests import file_digest
 from pardalis.documents import READERS, Document, Image, Rejection, Segment
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -32,6 +33,9 @@ class SourceConfig:
     reader: Literal["jsonl", "folder", "html", "pairs"]  # the format of what is at path
     path: Path  # file or folder, relative to the recipe
     weight: float = 1.0  # share of rows in the mixture; only ratios matter
+    # The documents whose place, a hash of their content in [0, 1), lies from the first number on
+    # and below the second; see pardalis.data.split.
+    part: tuple[float, float] = WHOLE
     # What is done with each document between its encoding and training, in order.
     transforms: tuple[Annotated[Transform, TRANSFORMS], ...] = ()
 
@@ -41,6 +45,11 @@ class SourceConfig:
             raise ConfigError(
                 f"weight must be above 0, got {self.weight} for source {self.name!r}; correct it "
                 "or leave the source out."
+            )
+        if not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ConfigError(
+                f"part must be two numbers in [0, 1], the smaller one first, got "
+                f"{list(self.part)} for source {self.name!r}."
             )
         if self.transforms and self.has_pairs:
             raise ConfigError(
@@ -56,7 +65,28 @@ class SourceConfig:
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     """Yield the documents of a source lazily; raises DataError if its path does not exist."""
-    return READERS[source.reader](source.path)
+    return read_part(source.path, source.reader, source.part)
+
+
+def read_part(path: Path, reader: str, part: Part = WHOLE) -> Iterator[Document | Rejection]:
+    """Yield the documents at a path that lie in a part, lazily.
+
+    Args:
+        reader: a name in :data:`pardalis.documents.READERS`.
+
+    Raises:
+        DataError: the path does not exist.
+    """
+    items = READERS[reader](path)
+    if part == WHOLE:
+        return items
+    first, end = part
+    return (item for place, item in placed(items, _together(reader)) if first <= place < end)
+
+
+def _together(reader: str) -> int:
+    """Return how many documents in succession belong together."""
+    return 2 if reader == "pairs" else 1
 
 
 class Survey(NamedTuple):
@@ -77,20 +107,61 @@ def survey(source: SourceConfig, of_file: Callable[[Path], object] = file_digest
         of_file: what identifies an image file: by default the hash of its content, so that a copy
             is the same; :meth:`pardalis.digests.Digests.of` spares reading unchanged files.
     """
-    digest = hashlib.sha256()
-    n_items = n_images = n_rejections = 0
-    for item in read_source(source):
-        n_items += 1
+    return survey_parts(source, [source.part], of_file)[0]
+
+
+def survey_parts(
+    source: SourceConfig, parts: Sequence[Part], of_file: Callable[[Path], object] = file_digest
+) -> list[Survey]:
+    """Survey several parts of a source in one reading; see :func:`survey`."""
+    counts = [_Count() for _ in parts]
+    items = READERS[source.reader](source.path)
+    for place, item in placed(items, _together(source.reader)):
+        for (first, end), count in zip(parts, counts, strict=True):
+            if first <= place < end:
+                count.add(item, source.path, of_file)
+    return [count.survey() for count in counts]
+
+
+class _Count:
+    """Counts and hashes the items of one part."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._n_items = self._n_images = self._n_rejections = 0
+
+    def add(
+        self, item: Document | Rejection, root: Path, of_file: Callable[[Path], object]
+    ) -> None:
+        self._n_items += 1
         if isinstance(item, Document):
-            n_images += len(item.images)
+            self._n_images += len(item.images)
             key = (item.name, *(_segment_key(segment, of_file) for segment in item.segments))
         else:
-            n_images += 1
-            n_rejections += 1
+            self._n_images += 1
+            self._n_rejections += 1
             # Without the path of the source, so that documents that are moved stay the same.
-            key = (item.where.removeprefix(str(source.path)), item.kind)
-        digest.update(repr(key).encode())
-    return Survey(n_items, digest.hexdigest(), n_images, n_rejections)
+            key = (item.where.removeprefix(str(root)), item.kind)
+        self._digest.update(repr(key).encode())
+
+    def survey(self) -> Survey:
+        return Survey(self._n_items, self._digest.hexdigest(), self._n_images, self._n_rejections)
+
+
+def empty_part(source: SourceConfig) -> DataError:
+    """Return the error of a source in whose part no document lies; reads the source once more."""
+    items = READERS[source.reader](source.path)
+    places = [
+        p for p, item in placed(items, _together(source.reader)) if isinstance(item, Document)
+    ]
+    if not places:
+        return DataError(f"Source {source.name!r} at {source.path} has no usable document.")
+    first, end = source.part
+    return DataError(
+        f"None of the {len(places)} documents at {source.path} lies in the part from {first:g} to "
+        f"{end:g} that source {source.name!r} takes; their places lie from {min(places):.4f} to "
+        f"{max(places):.4f}. Choose heldout_fraction (or part) between these, or add documents."
+    )
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from pathlib import Path
 import PIL.Image
 
 from pardalis.data.report import Rejected, count_rejection
-from pardalis.documents import READERS, Image, Rejection, named_images
+from pardalis.data.source import read_part
+from pardalis.data.split import WHOLE, Part
+from pardalis.documents import Image, Rejection, named_images
 from pardalis.errors import DataError
 from pardalis.vq import ImageFit, ImageTokenizerConfig, open_square
 
@@ -19,6 +21,7 @@ class ImageSet:
         reader: a name in :data:`pardalis.documents.READERS`.
         image_fit: how images are made square.
         max_images: images to use, evenly spaced over the source; None: all.
+        part: the part of the documents that is used.
 
     Attributes:
         rejected: the images that :meth:`squares` could not use, by kind of error.
@@ -33,11 +36,12 @@ class ImageSet:
         reader: str,
         image_fit: ImageFit = "crop",
         max_images: int | None = None,
+        part: Part = WHOLE,
     ) -> None:
         self.path = path
         self.image_fit = image_fit
         self.rejected: dict[str, Rejected] = {}
-        self._reader = READERS[reader]
+        self._reader, self._part = reader, part
         self._n_found = sum(not isinstance(item, Rejection) for item in self._items())
         self._n_used = self._n_found if max_images is None else min(self._n_found, max_images)
 
@@ -72,4 +76,4 @@ class ImageSet:
         return number * self._n_used // self._n_found > before
 
     def _items(self) -> Iterator[tuple[str, Image] | Rejection]:
-        return named_images(self._reader(self.path))
+        return named_images(read_part(self.path, self._reader, self._part))

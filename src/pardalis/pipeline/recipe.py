@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pardalis import config as configs
 from pardalis.config import not_deciding
 from pardalis.corpora import CORPORA, CorpusConfig
-from pardalis.data import Curriculum, CurriculumStage, PrepareConfig, SourceConfig
+from pardalis.data import WHOLE, Curriculum, CurriculumStage, PrepareConfig, SourceConfig
 from pardalis.errors import ConfigError
 from pardalis.inference import SamplingConfig
 from pardalis.model import ModelShape, shape_of
@@ -148,12 +148,17 @@ class Recipe:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     stability: StabilityConfig | None = None  # learning rates and variants of a stability study
     heldout: tuple[SourceConfig, ...] = ()  # held-out documents
+    # In place of heldout: the share of every source's documents that is held out, chosen by a hash
+    # of their content. The resolved recipe names both parts of each source, and not this share.
+    heldout_fraction: float | None = None
     heldout_rows: int = 256  # largest number of rows in an evaluation, each once
     sample: SampleConfig = field(default_factory=SampleConfig)
     # Tables of stages that are added from outside, by the names of the stages.
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.heldout_fraction is not None:
+            self._divide_sources(self.heldout_fraction)
         self._check_sources()
         if self.variants and not self.trains_image_tokenizer:
             raise ConfigError(
@@ -266,6 +271,38 @@ class Recipe:
         if self.has_model and not isinstance(model := self.model_run.model, GivenModel):
             changes["model"] = configs.to_dict(model)
         return dataclasses.replace(self, **changes)
+
+    def _divide_sources(self, fraction: float) -> None:
+        """Replace each source by its training part, and add its held-out part to ``heldout``.
+
+        Whatever reads ``sources`` later, a stage from outside included, thus reads no held-out
+        document.
+        """
+        if not 0 < fraction < 1:
+            raise ConfigError(
+                f"heldout_fraction must lie between 0 and 1, got {fraction}; leave it out to hold "
+                "out nothing."
+            )
+        if self.heldout:
+            raise ConfigError(
+                "heldout_fraction cannot stand beside heldout, which names the held-out "
+                "documents; leave one of the two out."
+            )
+        if divided := [source.name for source in self.sources if source.part != WHOLE]:
+            raise ConfigError(
+                f"heldout_fraction cannot stand beside part, which source {divided[0]!r} has; "
+                "leave one of the two out."
+            )
+        training = [dataclasses.replace(source, part=(fraction, 1.0)) for source in self.sources]
+        heldout = [
+            dataclasses.replace(
+                source, name=f"{source.name}.heldout", part=(0.0, fraction), weight=1.0
+            )
+            for source in self.sources
+        ]
+        object.__setattr__(self, "sources", tuple(training))
+        object.__setattr__(self, "heldout", tuple(heldout))
+        object.__setattr__(self, "heldout_fraction", None)
 
     def _check_sources(self) -> None:
         if not self.sources:

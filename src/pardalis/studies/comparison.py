@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from pardalis.data import SourceConfig
 from pardalis.devices import find_device
 from pardalis.errors import ConfigError
 from pardalis.evaluate import ImageSet, MetricNets, evaluate_reconstruction, require_packages
@@ -83,7 +84,7 @@ def _evaluate(
         frechet=load_feature_net(FeatureNetConfig(name="efficientnet_lite0")).to(world.device),
     )
     sources = [located(source, folder) for source in recipe.heldout]
-    first = ImageSet(Path(sources[0].path), sources[0].reader, max_images=_N_EXAMPLES)
+    first = _images(sources[0], max_images=_N_EXAMPLES)
     largest = max((each.config for each in tokenizers.values()), key=lambda c: c.resolution)
     originals = [image for _, image in first.squares(largest)]
     results = []
@@ -91,7 +92,7 @@ def _evaluate(
         tokenizer.eval()
         scores = {
             source.name: evaluate_reconstruction(
-                tokenizer, ImageSet(Path(source.path), source.reader), nets, n_examples=0
+                tokenizer, _images(source), nets, n_examples=0
             ).scores
             for source in sources
         }
@@ -110,3 +111,7 @@ def _evaluate(
             )
         )
     return Comparison(recipe=recipe.name, originals=originals, variants=results)
+
+
+def _images(source: SourceConfig, max_images: int | None = None) -> ImageSet:
+    return ImageSet(source.path, source.reader, max_images=max_images, part=source.part)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pardalis import config as configs
-from pardalis.data import SourceConfig, Survey, survey
+from pardalis.data import WHOLE, SourceConfig, Survey, empty_part, survey_parts
 from pardalis.digests import Digests
 from pardalis.parallel import World
 from pardalis.pipeline.builders import located
@@ -40,11 +40,24 @@ class RunContext:
         """Return the number of items and the hash of a source, which is read once for it.
 
         Raises:
-            DataError: there is nothing at the path of the source.
+            DataError: there is nothing at the path of the source, or no document in its part, or
+                in another part of the same documents.
         """
         if source.name not in self._surveys:
-            self._surveys[source.name] = survey(located(source, self.folder), self.digests.of)
+            self._survey_parts(source)
         return self._surveys[source.name]
+
+    def _survey_parts(self, source: SourceConfig) -> None:
+        """Survey all sources that are parts of the same documents, in one reading."""
+        others = (each for each in self.recipe.all_sources if each.name != source.name)
+        where = (source.reader, source.path)
+        parts = [source, *(each for each in others if (each.reader, each.path) == where)]
+        there = located(source, self.folder)
+        found = survey_parts(there, [each.part for each in parts], self.digests.of)
+        for part, of_part in zip(parts, found, strict=True):
+            if part.part != WHOLE and of_part.n_items == of_part.n_rejections:
+                raise empty_part(located(part, self.folder))
+            self._surveys[part.name] = of_part
 
     def forget_built(self) -> None:
         """Read the sources in the run folder once more, which a stage has built."""
