@@ -57,6 +57,7 @@ def build_workspace(folder: Path) -> None:
         "RUN": "runs/quickstart",
         "TOKENIZER": "runs/quickstart/image_tokenizer/final",
         "DATA": "photos",
+        "FOLDER": "photos",
     }.items():
         (folder / name).symlink_to(target)
     _write_recipes(folder)

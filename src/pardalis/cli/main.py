@@ -23,6 +23,7 @@ from pardalis.cli import (
     convert,
     data,
     generate,
+    init,
     plan,
     quickstart,
     score,
@@ -39,6 +40,7 @@ Early-fusion mixed-modal models: images become tokens in the vocabulary of text,
 transformer reads and writes both.
 
   pardalis quickstart                    train a small model on a laptop, with a report
+  pardalis init FOLDER                   write a recipe for your documents
   pardalis generate BUNDLE rocket        generate text and images from a prompt
 
 Exit codes: 0 done; 75 (or 130, 143) interrupted, so run the same command again; 2 usage or recipe,
@@ -220,7 +222,7 @@ def build_parser() -> Parser:
         help="import a module or a .py file that adds parts, such as objectives (docs/extend.md)",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (quickstart, tokenizer, data, plan):
+    for module in (quickstart, init, tokenizer, data, plan):
         module.add(commands)
     stages.add_train(commands)
     stability.add(commands)

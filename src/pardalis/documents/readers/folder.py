@@ -19,7 +19,7 @@ from pardalis.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
-_LISTS = ("captions.jsonl", "metadata.jsonl")
+CAPTION_LISTS = ("captions.jsonl", "metadata.jsonl")
 
 
 def read_folder(path: Path) -> Iterator[Document | Rejection]:
@@ -38,7 +38,7 @@ def read_folder(path: Path) -> Iterator[Document | Rejection]:
 
 
 def _read(folder: Path, root: Path) -> Iterator[Document | Rejection]:
-    for name in _LISTS:
+    for name in CAPTION_LISTS:
         if (folder / name).is_file():
             yield from read_lines(folder / name, lambda line, _: _listed(line, folder, root))
             return

@@ -17,7 +17,7 @@ from pardalis.documents.document import Document, Image, Rejection, Segment, Tex
 from pardalis.documents.images import from_data_uri
 from pardalis.errors import DataError
 
-_PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
+PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
 
 _SKIPPED = frozenset(
     {"script", "style", "nav", "header", "footer", "noscript", "template", "svg", "head"}
@@ -56,7 +56,7 @@ def _read(path: Path, min_side: int) -> Iterator[Document | Rejection]:
     for folder, subfolders, names in os.walk(path):
         subfolders.sort()
         for name in sorted(names):
-            if name.lower().endswith(_PAGE_SUFFIXES):
+            if name.lower().endswith(PAGE_SUFFIXES):
                 yield from _page(Path(folder, name), path, min_side)
 
 

@@ -1,0 +1,380 @@
+"""What a folder of documents holds: which readers read it, and what they find.
+
+The names of all files are listed. Documents are read as a run will read them, up to a number of
+each source, and a sample of their images is decoded.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from pardalis.data import placed
+from pardalis.documents import READERS, Document, Image, Rejection, open_image
+from pardalis.documents.readers.folder import CAPTION_LISTS, IMAGE_SUFFIXES
+from pardalis.documents.readers.html import PAGE_SUFFIXES
+from pardalis.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+FoundReader = Literal["folder", "html", "jsonl"]
+
+_MOST_READ = 20_000  # documents of a source; a larger one is known by these
+_MOST_SOURCES = 8  # above this many folders, one source reads all of a kind
+_SAMPLED_IMAGES = 40
+_SAMPLED_TEXT = 2_000_000  # characters
+_PEEKED_LINES = 20  # of a JSONL file, which tell what it holds
+_SHOWN_SUFFIXES = 5
+_HELD_OUT_WORDS = ("heldout", "test", "validation", "valid", "val", "dev", "eval")
+
+
+@dataclass(slots=True)
+class FoundSource:
+    """A source, and what its first ``_MOST_READ`` documents are."""
+
+    name: str
+    reader: FoundReader
+    path: Path
+    is_heldout: bool = False  # its name says that it is for evaluation
+    n_documents: int = 0
+    n_pairs: int = 0  # documents of one text and one image
+    n_interleaved: int = 0  # documents of a text that images follow, and more
+    n_images: int = 0
+    n_characters: int = 0
+    is_cut: bool = False  # there are more documents
+    rejected: Counter[str] = field(default_factory=Counter)  # by kind
+    places: list[float] = field(default_factory=list)  # of its documents, for the held-out part
+    lengths: list[tuple[int, int]] = field(default_factory=list)  # images and characters of each
+
+    def add(self, document: Document, place: float) -> None:
+        n_images, n_characters = len(document.images), len(document.text)
+        self.n_documents += 1
+        self.n_images += n_images
+        self.n_characters += n_characters
+        self.places.append(place)
+        self.lengths.append((n_images, n_characters))
+        is_pair = len(document.segments) == 2 and n_images == 1
+        has_roles = any(segment.role for segment in document.segments)
+        self.n_pairs += is_pair and not has_roles
+        self.n_interleaved += not is_pair and n_images > 0 and n_characters > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All that is known of a folder before a recipe is chosen."""
+
+    folder: Path
+    sources: list[FoundSource]
+    text: list[str]  # a sample of the texts
+    images: list[Image]  # a sample of the images that can be decoded
+    sides: list[tuple[int, int]]  # their widths and heights, in pixels
+    n_different_images: int
+    n_sampled: int  # images that were tried
+    decode_s: float  # mean time to decode an image
+    notes: list[str]  # what is not read, and why
+
+    @property
+    def n_undecodable(self) -> int:
+        """Images of the sample that cannot be decoded."""
+        return self.n_sampled - len(self.images)
+
+    @property
+    def n_images(self) -> int:
+        return sum(source.n_images for source in self.sources)
+
+    @property
+    def n_characters(self) -> int:
+        return sum(source.n_characters for source in self.sources)
+
+    @property
+    def n_documents(self) -> int:
+        return sum(source.n_documents for source in self.sources)
+
+    @property
+    def median_side(self) -> int:
+        """The median of the shorter sides of images, in pixels."""
+        return round(median(min(sides) for sides in self.sides))
+
+    @property
+    def training(self) -> list[FoundSource]:
+        return [source for source in self.sources if not source.is_heldout]
+
+
+def look(folder: Path) -> Found:
+    """Find the sources of a folder, and read them.
+
+    Raises:
+        DataError: the folder does not exist or is a file, nothing in it can be read, there is no
+            image, or none of a sample of the images can be decoded.
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {found}; `folder` must be a folder that holds documents.")
+    files = _Files.of(folder)
+    sources = list(_sources(files))
+    notes = list(_unread(files, sources))
+    if not sources:
+        raise _nothing(files, notes)
+    texts, images = _read(sources)
+    kept = [source for source in sources if source.n_documents]
+    notes += [
+        f"{_shown(source.path, folder)} has no usable document "
+        f"({_kinds(source.rejected) or 'none at all'}); it is left out."
+        for source in sources
+        if not source.n_documents
+    ]
+    if not any(not source.is_heldout for source in kept):
+        raise DataError(
+            f"Nothing in {folder} can be used: {' '.join(notes) or 'its documents are empty.'}"
+        )
+    if not images:
+        raise DataError(
+            f"The documents in {folder} hold no image, and a model of text and images needs some; "
+            "add images with captions, or pages with figures that lie beside them."
+        )
+    readable, sides, error, decode_s = _decoded(images)
+    if not readable:
+        raise DataError(
+            f"None of {min(len(images), _SAMPLED_IMAGES)} sampled images in {folder} can be "
+            f"decoded; the first: {error}"
+        )
+    return Found(
+        folder=folder,
+        sources=kept,
+        text=texts,
+        images=readable,
+        sides=sides,
+        n_different_images=len(images),
+        n_sampled=min(len(images), _SAMPLED_IMAGES),
+        decode_s=decode_s,
+        notes=notes,
+    )
+
+
+# ── files and sources ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class _Files:
+    """The files of a folder by what they are."""
+
+    folder: Path
+    captioned: Counter[Path] = field(default_factory=Counter)  # images with captions, by folder
+    bare: Counter[Path] = field(default_factory=Counter)  # images without, by folder
+    pages: Counter[Path] = field(default_factory=Counter)
+    lists: list[Path] = field(default_factory=list)  # JSONL files other than lists of captions
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Files":
+        found = cls(folder)
+        listed: set[Path] = set()  # folders that a list of captions describes, with all below
+
+        def unreadable(error: OSError) -> None:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+        for where, subfolders, names in os.walk(folder, onerror=unreadable):
+            here = Path(where)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            names = sorted(name for name in names if not name.startswith("."))
+            if listed.intersection((here, *here.parents)) or set(CAPTION_LISTS) & set(names):
+                listed.add(here)
+            found._add(here, names, here in listed)
+        return found
+
+    def _add(self, here: Path, names: Sequence[str], is_listed: bool) -> None:
+        stems = {Path(name).stem for name in names if Path(name).suffix == ".txt"}
+        for name in names:
+            path = here / name
+            suffix = path.suffix.lower()
+            self.suffixes[suffix] += 1
+            if suffix in IMAGE_SUFFIXES:
+                has_caption = is_listed or path.stem in stems
+                (self.captioned if has_caption else self.bare)[here] += 1
+            elif suffix in PAGE_SUFFIXES:
+                self.pages[here] += 1
+            elif suffix == ".jsonl" and name not in CAPTION_LISTS:
+                self.lists.append(path)
+
+    @property
+    def kinds(self) -> dict[FoundReader, set[Path]]:
+        """The folders that the readers of folders would read, by reader."""
+        kinds: dict[FoundReader, set[Path]] = {"folder": {*self.captioned}, "html": {*self.pages}}
+        return {reader: folders for reader, folders in kinds.items() if folders}
+
+
+def _sources(files: _Files) -> Iterator[FoundSource]:
+    taken: set[str] = set()
+    found: list[tuple[FoundReader, Path]] = list(_covering(files.folder, files.kinds))
+    if len(found) > _MOST_SOURCES:
+        found = [(kind, _common(folders)) for kind, folders in files.kinds.items()]
+    found += [("jsonl", path) for path in files.lists if _holds(path) == "jsonl"]
+    if not found and files.bare:
+        found = [("folder", files.folder)]
+    for reader, path in found:
+        name = _name(path, files.folder, reader, taken)
+        words = name.lower().replace("_", ".").replace("-", ".").split(".")
+        yield FoundSource(name, reader, path, reader == "jsonl" and words[-1] in _HELD_OUT_WORDS)
+
+
+def _covering(
+    folder: Path, kinds: dict[FoundReader, set[Path]]
+) -> Iterator[tuple[FoundReader, Path]]:
+    """Yield for each kind the highest folders below which there is no other kind.
+
+    Where two kinds are in one folder, it is read by both readers.
+    """
+    inside = {
+        kind: {each for each in folders if each.is_relative_to(folder)}
+        for kind, folders in kinds.items()
+    }
+    inside = {kind: folders for kind, folders in inside.items() if folders}
+    if len(inside) < 2:
+        yield from ((kind, _common(folders)) for kind, folders in inside.items())
+        return
+    here = [kind for kind, folders in inside.items() if folder in folders]
+    yield from ((kind, folder) for kind in here)
+    rest = {kind: folders for kind, folders in inside.items() if kind not in here}
+    depth = len(folder.parts)
+    for name in sorted({each.parts[depth] for folders in rest.values() for each in folders}):
+        yield from _covering(folder / name, rest)
+
+
+def _common(folders: set[Path]) -> Path:
+    return Path(os.path.commonpath(folders))
+
+
+def _name(path: Path, root: Path, reader: str, taken: set[str]) -> str:
+    """Return a name that a folder may have, from the place of a source; none occurs twice."""
+    relative = path.relative_to(root).with_suffix("") if path.is_file() else path.relative_to(root)
+    parts = relative.parts or (root.resolve().name,)
+    base = name = as_name("-".join(parts))
+    if name in taken:
+        name = (
+            f"{base}-{'images' if reader == 'folder' else 'pages' if reader == 'html' else reader}"
+        )
+    number = 2
+    while name in taken:
+        name, number = f"{base}-{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def as_name(text: str) -> str:
+    """Return a text as the name of a recipe or a source may be."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
+    return plain.strip("-.") or "documents"
+
+
+def _holds(path: Path) -> str:
+    """Return the reader of a JSONL file; "" if none reads it."""
+    for reader in ("jsonl", "pairs"):
+        first = islice(READERS[reader](path), _PEEKED_LINES)
+        if any(isinstance(item, Document) for item in first):
+            return reader
+    return ""
+
+
+def _unread(files: _Files, sources: Sequence[FoundSource]) -> Iterator[str]:
+    """Yield sentences about what no source of the recipe reads."""
+    for path in files.lists:
+        match _holds(path):
+            case "pairs":
+                yield (
+                    f"{_shown(path, files.folder)} holds pairs of completions, which train a "
+                    "finished model further (objectives of preference); it is left out."
+                )
+            case "":
+                yield (
+                    f"{_shown(path, files.folder)} is JSONL of another shape than documents "
+                    '({"name", "segments"}); it is left out.'
+                )
+    used = [source.path for source in sources]
+    n_bare = sum(
+        n
+        for folder, n in files.bare.items()
+        if not any(folder.is_relative_to(path) for path in used) and not files.pages
+    )
+    if n_bare and sources:
+        yield f"{n_bare:,} images have no caption and are in no document; they are left out."
+    texts = [suffix for suffix in (".txt", ".md") if files.suffixes[suffix]]
+    n_texts = sum(files.suffixes[suffix] for suffix in texts)
+    n_captions = sum(files.captioned.values()) if ".txt" in texts else 0
+    if n_texts > n_captions:
+        yield (
+            f"{' and '.join(texts)} files are read only as captions beside images "
+            "(owl.png and owl.txt); others are left out."
+        )
+
+
+def _nothing(files: _Files, notes: Sequence[str]) -> DataError:
+    found = ", ".join(
+        f"{n:,} {suffix or 'without a suffix'}"
+        for suffix, n in files.suffixes.most_common(_SHOWN_SUFFIXES)
+    )
+    more = len(files.suffixes) - _SHOWN_SUFFIXES
+    found += f" and {more} other kinds" if more > 0 else ""
+    what = f"holds {found}, and none of these files can be read" if found else "holds no file"
+    return DataError(
+        f"{files.folder} {what}; what is read are images with captions beside them, HTML pages "
+        f"with figures, and JSONL of documents.{''.join(f' {note}' for note in notes)}"
+    )
+
+
+def _shown(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path != folder else str(folder)
+
+
+def _kinds(rejected: Counter[str]) -> str:
+    return ", ".join(f"{n:,} {kind}" for kind, n in rejected.most_common())
+
+
+# ── documents ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(sources: Sequence[FoundSource]) -> tuple[list[str], list[Image]]:
+    """Read the documents of sources; return a sample of their texts, and their images."""
+    texts: list[str] = []
+    images: dict[object, Image] = {}
+    n_characters = 0
+    for source in sources:
+        logger.info("Reading %s with the reader %r.", source.path, source.reader)
+        items = placed(READERS[source.reader](source.path))
+        for number, (place, item) in enumerate(items):
+            if number == _MOST_READ:
+                source.is_cut = True
+                break
+            if isinstance(item, Rejection):
+                source.rejected[item.kind] += 1
+                continue
+            source.add(item, place)
+            for image in item.images:
+                images.setdefault(image.source, image)
+            if item.text and n_characters < _SAMPLED_TEXT:
+                texts.append(item.text)
+                n_characters += len(item.text)
+    return texts, list(images.values())
+
+
+def _decoded(
+    images: Sequence[Image],
+) -> tuple[list[Image], list[tuple[int, int]], str, float]:
+    """Decode a sample; return the readable images, their sizes, the first error, and the time."""
+    n = min(len(images), _SAMPLED_IMAGES)
+    sample = [images[i * len(images) // n] for i in range(n)]
+    readable, sides, first_error = [], [], ""
+    start = time.perf_counter()
+    for image in sample:
+        try:
+            sides.append(open_image(image.source).size)
+        except DataError as error:
+            first_error = first_error or str(error)
+        else:
+            readable.append(image)
+    return readable, sides, first_error, (time.perf_counter() - start) / n
