@@ -256,7 +256,11 @@ def test_long_pages_get_long_rows_and_pairs_both_orders(tmp_path, machine):
     write_documents("folder", tmp_path / "data" / "photos", range(N))
     write_documents("html", tmp_path / "data" / "manual", range(N))
     for page in (tmp_path / "data" / "manual").glob("*.html"):
-        page.write_text(page.read_text().replace("</h1>", "</h1>" + "An owl sits here. " * 200))
+        page.write_text(
+            page.read_text()
+            .replace("</h1>", "</h1>" + "An owl sits here. " * 200)
+            .replace("</body>", "<p>End.</p></body>")
+        )
     recipe = load_recipe(init(Path("data")).path)
     short = load_recipe(init(Path("data") / "photos").path)
     assert recipe.prepare.row_tokens > short.prepare.row_tokens

@@ -212,8 +212,9 @@ def _called(rest: Sequence[str]) -> tuple[int, str, str]:
 def _make_way(rest: Sequence[str]) -> None:
     """Remove the stand-in of a word such as BUNDLE where a command is to write it."""
     for option, path in pairwise(rest):
-        if option in ("-o", "--out") and Path(path).is_symlink():
-            Path(path).unlink()
+        is_stand_in = Path(path).is_symlink() or rest[0] == "init"  # a recipe stands there already
+        if option in ("-o", "--out") and is_stand_in:
+            Path(path).unlink(missing_ok=True)
 
 
 class _Parsed(Exception):

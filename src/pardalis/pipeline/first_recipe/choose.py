@@ -36,7 +36,8 @@ _RESOLUTIONS = (32, 48, 64, 96, 128, 192, 256)
 _LEAST_RESOLUTION = 64  # of larger images: fewer codes show little of them
 
 _START_S = 15.0  # of imports, checks and reading documents
-_RESERVE = 0.1  # share of the time for evaluations, samples and the report
+_RESERVE = 0.1  # share of the time for evaluations and checkpoints
+_SAMPLING_STEPS = 120  # of the decoder take as long as samples and the report, roughly
 _IMAGE_TOKENIZER = 0.22  # share of the time
 
 _IMAGE_EPOCHS = 100  # of the image tokenizer, at most
@@ -111,7 +112,9 @@ class Choice:
 
     @property
     def seconds(self) -> float:
-        trained = self.images.seconds + (self.model.seconds if self.model else 0)
+        trained = self.images.seconds
+        if self.model:
+            trained += self.model.seconds + _SAMPLING_STEPS * self.model.step_s
         return _START_S + self.read_s + trained / (1 - _RESERVE)
 
 
@@ -257,7 +260,7 @@ def _model_choice(
             break
         step_s = measure.decoder_step_s(shape, vocabulary, row_tokens, rows, device)
         logger.info("A decoder of width %d takes %.3g s a step.", width, step_s)
-        possible = seconds / step_s
+        possible = seconds / step_s - _SAMPLING_STEPS
         if best and possible < needed:
             break
         most = max(_EPOCHS * n_tokens / (rows * row_tokens), _LEAST_STEPS_BY_HEART)
