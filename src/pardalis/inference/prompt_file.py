@@ -22,7 +22,7 @@ from typing import Any
 from pardalis.documents import Document, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, PardalisError, RequestError
-from pardalis.files import output_folder, plain, write_bytes, write_json
+from pardalis.files import is_bare_name, output_folder, plain, write_bytes, write_json
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
@@ -172,7 +172,9 @@ class PromptFile:
             case {"text": str(), **rest} if not rest:
                 return True
             case {"image": str(name), **rest} if not rest:
-                return os.path.isfile(self.folder / name)
+                folder, _, file = name.partition("/")
+                is_ours = folder == "images" and is_bare_name(file)
+                return is_ours and os.path.isfile(self.folder / name)
         return False
 
     def _kept(self) -> dict[int, dict[str, Any]]:
