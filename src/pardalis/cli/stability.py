@@ -49,7 +49,8 @@ def _run(options: argparse.Namespace) -> None:
         f"Unstable runs: {count['unstable']}, with an alarm before in {count['warned']}{lead}. "
         f"Other runs with an alarm: {count['false_alarms']}."
     )
-    files = ", ".join(str(folder / name) for name in (PAGE, FIGURE, FILE))
+    paths = [folder / name for name in (PAGE, FIGURE, FILE)]
+    files = ", ".join(str(path) for path in paths if path.exists())
     print_result(options, plain(study), *_summaries(study), "", outcomes, files)
 
 

@@ -109,7 +109,9 @@ def _compare(options: argparse.Namespace) -> None:
                 f"  {number(variant.scores[source][name]):>{max(8, len(name))}}" for name in columns
             )
             lines.append(f"{variant.name:<{width}}" + "".join(values))
-    print_result(options, plain(comparison), *lines, f"{folder / FILE}, {folder / PAGE}")
+    paths = [folder / FILE, folder / PAGE]
+    files = ", ".join(str(path) for path in paths if path.exists())
+    print_result(options, plain(comparison), *lines, files)
 
 
 def _import_image(options: argparse.Namespace) -> None:

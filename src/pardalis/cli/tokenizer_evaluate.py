@@ -89,7 +89,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from pardalis.evaluate import (
         ImageSet,
         evaluate_reconstruction,
-        require_packages,
         write_evaluation,
     )
     from pardalis.evaluate.reconstruction_page import summary, table
@@ -101,7 +100,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"{flag} must be at least 1, got {value}.")
     if options.output is not None:
-        require_packages("The page", "evaluate")
         output_folder(options.output)
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
     nets = _nets(options)

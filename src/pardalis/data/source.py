@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+from pardalis.config import not_deciding
 from pardalis.data.split import WHOLE, Part, placed
 from pardalis.data.transforms import TRANSFORMS, Transform
 from pardalis.digests import file_digest
@@ -14,6 +15,7 @@ from pardalis.documents import READERS, Document, Image, Rejection, Segment
 from pardalis.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_MOST_LICENCES = 20  # that a survey lists
 
 
 def check_name(name: str) -> None:
@@ -38,6 +40,8 @@ class SourceConfig:
     part: tuple[float, float] = WHOLE
     # What is done with each document between its encoding and training, in order.
     transforms: tuple[Annotated[Transform, TRANSFORMS], ...] = ()
+    licence: str = not_deciding("")  # of the documents, such as "CC BY 4.0"; empty: not stated
+    attribution: str = not_deciding("")  # whom to name with it, and where the documents come from
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -96,6 +100,7 @@ class Survey(NamedTuple):
     digest: str  # hash of the content
     n_images: int  # images of the documents, and one for each rejection
     n_rejections: int = 0
+    licences: tuple[str, ...] = ()  # the first ones that documents state, each once
 
 
 def survey(source: SourceConfig, of_file: Callable[[Path], object] = file_digest) -> Survey:
@@ -129,6 +134,7 @@ class _Count:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self._n_items = self._n_images = self._n_rejections = 0
+        self._licences: dict[str, None] = {}
 
     def add(
         self, item: Document | Rejection, root: Path, of_file: Callable[[Path], object]
@@ -136,6 +142,8 @@ class _Count:
         self._n_items += 1
         if isinstance(item, Document):
             self._n_images += len(item.images)
+            if item.licence and len(self._licences) < _MOST_LICENCES:
+                self._licences.setdefault(item.licence)
             key = (item.name, *(_segment_key(segment, of_file) for segment in item.segments))
         else:
             self._n_images += 1
@@ -145,7 +153,13 @@ class _Count:
         self._digest.update(repr(key).encode())
 
     def survey(self) -> Survey:
-        return Survey(self._n_items, self._digest.hexdigest(), self._n_images, self._n_rejections)
+        return Survey(
+            self._n_items,
+            self._digest.hexdigest(),
+            self._n_images,
+            self._n_rejections,
+            tuple(self._licences),
+        )
 
 
 def empty_part(source: SourceConfig) -> DataError:

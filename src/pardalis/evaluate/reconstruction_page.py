@@ -15,6 +15,7 @@ from PIL import ImageChops
 
 from pardalis import files
 from pardalis.evaluate.curves import codebook_chart
+from pardalis.evaluate.extras import can_write_pages
 from pardalis.evaluate.reconstruction import Evaluation, Example
 from pardalis.evaluate.templates import image_uri, markup, render
 
@@ -61,9 +62,13 @@ def summary(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
 def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, Any]) -> None:
     """Write the scores and the page into a folder, each file atomically.
 
-    Raises:
-        ConfigError: jinja2 or matplotlib is not installed.
+    Without jinja2 and matplotlib the page is left out, with a warning.
     """
+    lines = (json.dumps(image, ensure_ascii=False) for image in evaluation.images)
+    files.write_json(folder / SCORES, summary(evaluation, facts))
+    files.write_text(folder / IMAGES, "".join(line + "\n" for line in lines))
+    if not can_write_pages(f"The page of the evaluation ({PAGE}) is"):
+        return
     page = render(
         Path(__file__).with_name("reconstruction_page.html.jinja"),
         {
@@ -80,9 +85,6 @@ def write_evaluation(folder: Path, evaluation: Evaluation, facts: Mapping[str, A
             "rejected": evaluation.rejected,
         },
     )
-    lines = (json.dumps(image, ensure_ascii=False) for image in evaluation.images)
-    files.write_json(folder / SCORES, summary(evaluation, facts))
-    files.write_text(folder / IMAGES, "".join(line + "\n" for line in lines))
     files.write_text(folder / PAGE, page)
 
 

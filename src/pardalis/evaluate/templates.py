@@ -31,7 +31,7 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    with optional_package("The page", "demo"):
+    with optional_package("The page", "report"):
         import jinja2
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -60,7 +60,7 @@ def markup(svg: str) -> Any:
     Raises:
         ConfigError: markupsafe, which comes with jinja2, is not installed.
     """
-    with optional_package("The page", "demo"):
+    with optional_package("The page", "report"):
         from markupsafe import Markup
     return Markup(svg)
 

@@ -37,7 +37,6 @@ import pardalis
 from pardalis import config as configs
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError, DataError
-from pardalis.evaluate import require_packages
 from pardalis.files import read_json, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
@@ -78,7 +77,7 @@ class Record:
     finished: str | None = None  # UTC, ISO 8601; None: begun and interrupted
 
 
-Action = Literal["run", "resume", "keep", "skip"]
+Action = Literal["run", "resume", "keep", "skip", "omit"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +86,8 @@ class Decision:
 
     recipe: str
     stage: str
-    action: Action  # keep: it is frozen; skip: it is finished and nothing has changed
+    # keep: it is frozen; skip: it is finished and nothing has changed; omit: packages are missing
+    action: Action
     reason: str
 
     @property
@@ -240,8 +240,6 @@ def _checked_stages(
             f"This recipe has no stage {unknown[0]!r}; it has "
             f"{', '.join(stage.name for stage in stages)}."
         )
-    if any(stage.name == "report" and (not only or "report" in only) for stage in stages):
-        require_packages()  # the report comes last: do not find out then
     if not awaits_model:
         check_given(recipe, folder)  # nothing runs or is moved aside for a wrong bundle
     return stages
@@ -315,7 +313,7 @@ class _Run:
                 self._note_identity(stage)
                 continue
             self._require(stage)
-            action, reason = self._decide(stage)
+            action, reason = self._with_lack(stage, *self._decide(stage))
             decision = Decision(self.recipe.name, stage.name, action, reason)
             self.decisions[stage.name] = decision
             yield stage, decision
@@ -346,6 +344,21 @@ class _Run:
         if record.steps != steps:
             return again, f"steps were {record.steps} and are {steps}"
         return "skip", f"unchanged since {record.finished}"
+
+    def _with_lack(self, stage: Stage, action: Action, reason: str) -> tuple[Action, str]:
+        """Return a decision as it is without the packages that are not installed.
+
+        Raises:
+            ConfigError: the stage can do nothing, and it was asked for.
+        """
+        lack = stage.lacks() if action in ("run", "resume") else None
+        if lack is None:
+            return action, reason
+        if not lack.is_all:
+            return action, f"{reason}; {lack.message}"
+        if stage.name in self.only:
+            raise ConfigError(f"The stage {stage.name!r} cannot run: {lack.message}.")
+        return "omit", lack.message
 
     def _is_kept(self, stage: Stage) -> bool:
         """Whether a frozen stage is finished with its own settings; it keeps its identity then."""
@@ -439,9 +452,19 @@ class _Run:
             )
 
     def _run(self, stage: Stage, decision: Decision) -> None:
+        if decision.action == "omit":
+            logger.warning(
+                "%s: %s. With them the same command makes it, and trains nothing again.",
+                stage.name,
+                decision.reason,
+            )
+            return
         if not decision.is_run:
             logger.info("%s: %s, %s.", stage.name, decision.reason, _DONE[decision.action])
+            stage.refresh(self.context)
             return
+        if lack := stage.lacks():
+            logger.warning("%s: %s.", stage.name, lack.message)
         identity, steps = self.identities[stage.name], stage.steps(self.recipe)
         record = self.records.get(stage.name)
         if record is not None and record.identity != identity:

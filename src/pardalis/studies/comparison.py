@@ -17,6 +17,7 @@ from pardalis.data import SourceConfig
 from pardalis.devices import find_device
 from pardalis.errors import ConfigError
 from pardalis.evaluate import ImageSet, MetricNets, evaluate_reconstruction, require_packages
+from pardalis.evaluate.extras import FEATURES
 from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perceptual_distance
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
@@ -51,7 +52,8 @@ def compare_image_tokenizers(
         raise ConfigError(f"{path} has no [[variants]] to compare; add some.")
     if not recipe.heldout:
         raise ConfigError(f"{path} has no [[heldout]] source to evaluate the variants on; add one.")
-    require_packages("The comparison", "evaluate")  # checked before training, used after it
+    # Checked before training, used after it.
+    require_packages("The comparison", "evaluate", FEATURES)
     recipes = {
         variant.name: load_recipe(path, [*overrides, *variant.set]) for variant in recipe.variants
     }

@@ -7,6 +7,7 @@ from typing import Any
 import PIL.Image
 
 from pardalis import files
+from pardalis.evaluate.extras import can_write_pages
 from pardalis.evaluate.reconstruction_page import meaning_of
 from pardalis.evaluate.templates import image_uri, render
 
@@ -65,10 +66,11 @@ class Comparison:
 def write_comparison(folder: Path, comparison: Comparison) -> None:
     """Write ``comparison.json`` and ``comparison.html``, each atomically.
 
-    Raises:
-        ConfigError: jinja2 is not installed.
+    Without jinja2 and matplotlib only the first one is written, with a warning.
     """
     files.write_json(folder / FILE, plain(comparison))
+    if not can_write_pages(f"The page of the comparison ({PAGE}) is"):
+        return
     page = render(
         Path(__file__).with_name("comparison_page.html.jinja"),
         {

@@ -29,7 +29,6 @@ import torch
 
 from pardalis.codec import Codec
 from pardalis.errors import ConfigError, PardalisError, TrainingError
-from pardalis.evaluate import require_packages
 from pardalis.evaluate.run_folder import Metrics
 from pardalis.files import read_json, write_json
 from pardalis.parallel import Layout
@@ -103,8 +102,8 @@ def study_stability(
         jobs: parallel training processes, each with one thread; default: one per core.
 
     Raises:
-        ConfigError: the recipe has no ``[stability]`` or no new model, a run was started with other
-            settings, or a package is missing.
+        ConfigError: the recipe has no ``[stability]`` or no new model, or a run was started with
+            other settings.
         TrainingError: the study was stopped, or a run failed.
         PardalisError: a stage up to ``prepare`` failed.
     """
@@ -117,7 +116,6 @@ def study_stability(
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"`jobs` must be at least 1, got {jobs}.")
-    require_packages("The study")  # checked before training, used after it
     stages = [stage.name for stage in stages_of(recipe)]
     run(recipe, folder, stages[: stages.index("train")], device)
     trials = _trials(path, overrides, recipe.stability, folder)

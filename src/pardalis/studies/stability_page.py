@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from pardalis import files
 from pardalis.evaluate.curves import Band, Panel, moving_mean, panel_chart, panels_png
+from pardalis.evaluate.extras import can_write_pages
 from pardalis.evaluate.templates import markup, render
 from pardalis.studies.stability_results import LOSSES, Outcome, Study, plain
 
@@ -46,10 +47,11 @@ Growth = tuple[list[int], Float[np.ndarray, "P 3"]]
 def write_study(folder: Path, study: Study) -> None:
     """Write ``stability.json``, ``stability.html`` and ``stability.png``, each atomically.
 
-    Raises:
-        ConfigError: jinja2 or matplotlib is not installed.
+    Without jinja2 and matplotlib only the first one is written, with a warning.
     """
     files.write_json(folder / FILE, plain(study))
+    if not can_write_pages(f"The page of the study ({PAGE}, with {FIGURE}) is"):
+        return
     sweeps = [_sweep(study, name) for name in LOSSES if _is_known(study, name)]
     high = _growth(study, f"at {rate_name(study.high)}", lambda variant: study.high)
     best = _growth(study, "at its best learning rate", study.best)

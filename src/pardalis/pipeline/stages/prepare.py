@@ -2,11 +2,10 @@
 
 import shutil
 
-from pardalis.bundle import LICENCES
 from pardalis.data import prepare_source, shard_inputs
-from pardalis.files import write_text
 from pardalis.pipeline.builders import codec_of, located
 from pardalis.pipeline.checks import check_prepare
+from pardalis.pipeline.licences import refresh_licences, write_licences
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.pipeline.start import given_content
 
@@ -38,9 +37,7 @@ def run(context: RunContext) -> None:
     for source in recipe.all_sources:
         content = context.survey(source)
         prepare_source(located(source, folder), codec, shards / source.name, prepare, content)
-    licences = folder / "corpus" / LICENCES
-    if licences.is_file():
-        write_text(shards / LICENCES, licences.read_text())
+    write_licences(context)
 
 
 STAGE = Stage(
@@ -52,4 +49,5 @@ STAGE = Stage(
     needs=("corpus", "text_tokenizer", "image_tokenizer"),
     sources=lambda recipe: recipe.all_sources,
     check=check_prepare,
+    refresh=refresh_licences,
 )

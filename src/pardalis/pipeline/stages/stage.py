@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pardalis import config as configs
 from pardalis.data import WHOLE, SourceConfig, Survey, empty_part, survey_parts
@@ -75,6 +75,13 @@ def is_built(source: SourceConfig) -> bool:
     return source.path.parts[:1] == (RUN,)
 
 
+class Lack(NamedTuple):
+    """What a stage cannot do without packages that are not installed."""
+
+    message: str  # what is left out, why, and what to install: the end of a sentence
+    is_all: bool  # whether the stage can do nothing, and is left out
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """One step of a run.
@@ -99,6 +106,9 @@ class Stage:
             an earlier one is made anew; any other upgrade leaves runs as they are.
         check: raises, before any stage runs, what the stage would raise after those before it. It
             may read what a run is given, and nothing that a stage writes.
+        refresh: brings up to date what decides no result, when the stage itself is not run.
+        lacks: what is missing on this machine for a stage that no other needs. The run goes on
+            without it, and says so.
     """
 
     name: str
@@ -114,6 +124,8 @@ class Stage:
     is_frozen: Callable[[Recipe], bool] = lambda recipe: False
     since: str = "0.1.0"
     check: Callable[[RunContext], None] = lambda context: None
+    refresh: Callable[[RunContext], None] = lambda context: None
+    lacks: Callable[[], Lack | None] = lambda: None
 
     def own_settings(self, context: RunContext) -> Inputs:
         """Return the inputs as plain values, without what decides no result and the sources."""
