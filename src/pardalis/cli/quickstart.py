@@ -52,7 +52,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.json or options.dry_run:
         return
     if (folder / "bundle").is_dir():  # not if it trains tokenizers only
-        echo(
-            f"\nOpen {folder / 'report.html'}, or use the model:\n"
-            f"pardalis generate {folder} rocket --mode image --out rocket.png"
-        )
+        from pardalis.evaluate.commands import commands_of, quoted
+
+        page = folder / "report.html"
+        lead = f"Open {page}. " if page.is_file() else ""
+        echo(f"\n{lead}The model is {folder / 'bundle'}; use it:")
+        unprompted = f"pardalis generate {quoted(str(folder / 'bundle'))} '' --out page.html"
+        for command in commands_of(folder) or [unprompted]:
+            echo(command)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pardalis.evaluate.image_tokenizer import ImageTokenizerScores
 from pardalis.evaluate.retrieval import Retrieval
-from pardalis.evaluate.run_folder import Split
+from pardalis.evaluate.sample_file import Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +17,8 @@ class Gallery:
     names: list[str]
     splits: list[Split]
     images: list[PIL.Image.Image]  # downscaled
-    features: Tensor  # one vector per image
+    features: Tensor | None  # one vector per image; None: the scoring net is not installed
+    labels: list[tuple[str, str]]  # caption and pixels; equal ones are equally right
 
     def of_split(self, split: Split) -> list[int]:
         """Return the indices of the images of one split."""
@@ -31,9 +32,9 @@ class GeneratedImages:
     prompts: list[str]
     images: list[PIL.Image.Image]
     originals: list[int]  # index in the gallery of each image's original
-    nearest: list[int]  # index of the most similar training image; empty without training images
+    nearest: list[int]  # index of the most similar training image; empty if none is known
     similarities: list[float]  # cosine with that image
-    retrieval: Retrieval
+    retrieval: Retrieval | None  # None: the scoring net is not installed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pardalis.data.report import PrepareReport
 from pardalis.documents.images import open_image
+from pardalis.evaluate import report_words
 from pardalis.evaluate.captions import is_exact
-from pardalis.evaluate.curves import chart, curve_of
+from pardalis.evaluate.commands import commands
+from pardalis.evaluate.curves import Curve, chart, curve_of
 from pardalis.evaluate.report_data import Gallery, GeneratedImages, Reconstructions
-from pardalis.evaluate.run_folder import SPLITS, Metrics, RunFolder, Split
+from pardalis.evaluate.run_folder import Metrics, RunFolder
+from pardalis.evaluate.sample_file import SPLITS, Split
 from pardalis.evaluate.templates import image_uri, markup, number, spread
 from pardalis.evaluate.templates import render as render_template
 from pardalis.vq.config import ImageTokenizerConfig
@@ -46,9 +50,19 @@ def collect(
         "tokenizer": tokenizer,
         "tokenizer_was_trained": folder.image_tokenizer is not None,
         "recipe": folder.recipe,
+        "splits": SPLITS,
+        "packages": folder.packages,
         "licences": folder.licences,
+        "documents": {
+            split: sum(
+                shard.read - shard.n_rejected for shard in _shards_of(folder, split).values()
+            )
+            for split in SPLITS
+        },
+        "n_images": sum(shard.images for shard in folder.shards.values()),
         "corpus": {split: _corpus_samples(gallery, split) for split in SPLITS},
         "n_compared": {split: len(gallery.of_split(split)) for split in SPLITS},
+        "n_corpus": {split: _n_corpus(folder, gallery, split) for split in SPLITS},
         "reconstructed": {
             split: _reconstructed_samples(gallery, reconstructed[split]) for split in SPLITS
         },
@@ -63,7 +77,11 @@ def collect(
         "captions": {split: _caption_samples(folder, split) for split in SPLITS},
         "pages": _pages(folder),
         "shards": folder.shards,
-        "left_out": folder.samples["left_out"],
+        "n_unreadable": folder.samples["left_out"].get("unreadable", 0),
+        "n_too_long": folder.samples["left_out"].get("too_long", 0),
+        "left_out": report_words.left_out(folder),
+        "cut": report_words.cut(folder),
+        "commands": commands(folder.path, folder.samples),
         "charts": _charts(folder.image_tokenizer, folder.training),
     }
 
@@ -81,11 +99,38 @@ def render(
     Raises:
         ConfigError: jinja2 is not installed.
     """
-    table = [(key, _MEANINGS[key], number(numbers[key])) for key in numbers]
+    # None: the run has no such data. So has a count of held-out images that is 0.
+    known = {
+        key: value
+        for key, value in numbers.items()
+        if value or (value == 0 and "heldout" not in key)
+    }
+    if any(numbers[f"n_{kind}_heldout"] for kind in ("concepts", "generated", "captions")):
+        known = {key: value for key, value in numbers.items() if value is not None}
+    table = [(key, _MEANINGS[key], number(value)) for key, value in known.items()]
+    no_skill = report_words.no_skill(numbers)
     return render_template(
         Path(__file__).with_name("report_page.html.jinja"),
-        {**content, "n": numbers, "table": table, "stages": stages},
+        {**content, "n": numbers, "table": table, "stages": stages, "no_skill": no_skill},
     )
+
+
+def _shards_of(folder: RunFolder, split: Split) -> dict[str, PrepareReport]:
+    heldout = folder.settings.get("heldout", [])
+    names = {each.get("name") for each in heldout if isinstance(each, dict)}
+    return {
+        name: shard
+        for name, shard in folder.shards.items()
+        if (name in names) == (split != "train")
+    }
+
+
+def _n_corpus(folder: RunFolder, gallery: Gallery, split: Split) -> int:
+    """Return the number of images of a split that the gallery was taken from."""
+    n = folder.samples["captioned"].get(split, 0) or len(gallery.of_split(split))
+    counts = folder.samples.get("n_images")  # not of an earlier version
+    known = counts.get(split) if isinstance(counts, dict) else None
+    return known if isinstance(known, int) else n
 
 
 def _corpus_samples(gallery: Gallery, split: Split) -> list[dict[str, Any]]:
@@ -119,7 +164,8 @@ def _generated_samples(gallery: Gallery, generated: GeneratedImages) -> list[dic
             "original": image_uri(gallery.images[generated.originals[k]]),
             "original_name": gallery.names[generated.originals[k]],
             "nearest": _nearest_sample(gallery, generated, k) if generated.nearest else None,
-            "rank": generated.retrieval.ranks[k],
+            "rank": generated.retrieval and generated.retrieval.ranks[k],
+            "n_candidates": generated.retrieval and generated.retrieval.n_candidates[k],
         }
         for k in spread(range(len(generated.images)), _N_GENERATED)
     ]
@@ -159,6 +205,7 @@ def _pages(folder: RunFolder) -> list[dict[str, Any]]:
             "prompt": sample["prompt"],
             "split": sample["split"],
             "segments": [segment_values(segment) for segment in sample["segments"]],
+            "is_cut": sample.get("truncated") is True,
         }
         for sample in spread(folder.samples["pages"], _N_PAGES)
     ]
@@ -166,21 +213,21 @@ def _pages(folder: RunFolder) -> list[dict[str, Any]]:
 
 def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
     charts = {
-        "loss_text": chart(
+        "loss_text": _chart(
             [
                 curve_of(model, "loss_text", "train", _BLUE),
                 curve_of(model, "heldout_loss_text", "held-out", _BLUE),
             ],
             "loss per text token (nats)",
         ),
-        "loss_image": chart(
+        "loss_image": _chart(
             [
                 curve_of(model, "loss_image", "train", _CORAL),
                 curve_of(model, "heldout_loss_image", "held-out", _CORAL),
             ],
             "loss per image token (nats)",
         ),
-        "speed": chart(
+        "speed": _chart(
             [curve_of(model, "tokens_per_second", "training tokens per second", _TEAL)],
             "tokens per second",
             from_zero=True,
@@ -189,9 +236,16 @@ def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
     if tokenizer is not None:
         psnr = curve_of(tokenizer, "heldout_psnr", "held-out images", _TEAL)
         use = curve_of(tokenizer, "codebook_use", "share of codes in use", _TEAL)
-        charts["psnr"] = chart([psnr], "PSNR (dB)")
-        charts["codebook"] = chart([use], "codebook use", from_zero=True)
-    return {name: markup(svg) for name, svg in charts.items()}
+        charts["psnr"] = _chart([psnr], "PSNR (dB)")
+        charts["codebook"] = _chart([use], "codebook use", from_zero=True)
+    return {name: markup(svg) for name, svg in charts.items() if svg}
+
+
+def _chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> str:
+    """Return a chart; an empty text if no curve has a point."""
+    if not any(curve.steps for curve in curves):
+        return ""
+    return chart(curves, y_label, from_zero=from_zero)
 
 
 _MEANINGS = {
@@ -200,10 +254,10 @@ _MEANINGS = {
     "n_concepts_train": "captioned training images",
     "n_concepts_heldout": "captioned held-out images",
     "gallery_size": "captioned images, all or a sample, that generated images are compared with",
-    "tokens_text": "text tokens in the shards, training and held-out",
-    "tokens_image": "image tokens in the shards, training and held-out",
+    "tokens_text": "text tokens in all shards",
+    "tokens_image": "image tokens in all shards",
     "psnr": "PSNR of reconstructed held-out gallery images, mean over images, dB",
-    "psnr_train": "the same for training images, dB",
+    "psnr_train": "PSNR of reconstructed training images of the gallery, mean over images, dB",
     "codebook_use": "share of the codes that at least one training image of the gallery uses",
     "perplexity": "exp(entropy) of their codes: the effective number of codes in use",
     "loss_text": "training loss per text token, nats, mean of the last ten reports",
@@ -215,13 +269,23 @@ _MEANINGS = {
     "n_generated_heldout": "images generated from captions of held-out images",
     "retrieval_top1_train": "share of generated images whose original is the nearest candidate",
     "retrieval_top1_heldout": "the same for held-out captions",
-    "retrieval_candidates": "candidates: the original and random other images of the gallery",
-    "retrieval_chance": "chance level of the retrieval accuracy",
+    "retrieval_candidates": "candidates: the original and random other images of the gallery, "
+    "without copies of the original and images of the same caption",
+    "retrieval_chance": "chance level of the retrieval accuracy, mean over generated images",
+    "retrieval_chance_train": "the same for training captions",
+    "retrieval_chance_heldout": "the same for held-out captions",
+    "retrieval_constant_train": "retrieval accuracy of the best corpus image in the place of all "
+    "generated ones, for training captions",
+    "retrieval_constant_heldout": "the same for held-out captions",
     "n_captions_train": "captions generated for training images",
     "n_captions_heldout": "captions generated for held-out images",
     "caption_exact_train": "share equal to the expected caption, ignoring case",
     "caption_exact_heldout": "the same for held-out images",
     "caption_f1_train": "mean F1 of the words",
     "caption_f1_heldout": "the same for held-out images",
+    "caption_exact_constant_train": "share of exact matches of the best single caption",
+    "caption_exact_constant_heldout": "the same for held-out images",
+    "caption_f1_constant_train": "mean F1 of the words of the best single caption found",
+    "caption_f1_constant_heldout": "the same for held-out images",
     "image_tokens_per_second": "image tokens generated per second",
 }

@@ -7,15 +7,14 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pardalis.config import shown
 from pardalis.data.report import PrepareReport
 from pardalis.errors import DataError
+from pardalis.evaluate.sample_file import SourceImages, check_samples
 from pardalis.files import read_json, read_text
 from pardalis.train.metrics import Line, read_metrics
-
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 # The stage that writes a path, by its first component. Every stage writes the first two files.
 _STAGE_OF = {
@@ -52,16 +51,21 @@ class RunFolder:
 
     path: Path
     recipe: str
+    settings: dict[str, Any]  # its values
     stages: list[dict[str, Any]]  # records of the finished stages except report
-    licences: list[dict[str, Any]]  # packages of a demo corpus; empty for own documents
+    packages: list[dict[str, Any]]  # packages of a demo corpus with their licences, if any
+    licences: list[dict[str, Any]]  # the other sources with theirs; empty in older runs
     image_tokenizer: Metrics | None  # None: the run used a trained one
     training: Metrics
     shards: dict[str, PrepareReport]  # the reports of prepare by folder name
     samples: dict[str, Any]  # samples.json, as pardalis.pipeline.samples writes it
 
     @classmethod
-    def read(cls, path: Path) -> "RunFolder":
+    def read(cls, path: Path, source_images: SourceImages = lambda: ()) -> "RunFolder":
         """Read a run folder.
+
+        Args:
+            source_images: images outside the folder that samples may name, asked only if they do.
 
         Raises:
             DataError: a file is missing or damaged; names the file and its stage.
@@ -69,17 +73,20 @@ class RunFolder:
         if not path.is_dir():
             raise DataError(f"There is no run folder {path}; start a run there first.")
         samples = _json(path, "samples/samples.json", dict)
-        _check_samples(path / "samples/samples.json", samples)
-        stages = _json(path, "stages.json", list)
+        check_samples(path / "samples/samples.json", samples, source_images)
+        stages = _stages(path)
         recipe = _recipe(_existing(path, "recipe.toml"))
         image_tokenizer = None
-        if _trains_an_image_tokenizer(path / "recipe.toml", recipe):
+        settings = _settings(path / "recipe.toml", recipe)
+        if "image_tokenizer" in settings:
             metrics = _existing(path, "image_tokenizer/metrics.jsonl")
             image_tokenizer = Metrics(read_metrics(metrics))
         return cls(
             path=path,
             recipe=recipe,
+            settings=settings,
             stages=[s for s in stages if s["finished"] is not None and s["name"] != "report"],
+            packages=_packages(path),
             licences=_licences(path),
             image_tokenizer=image_tokenizer,
             training=Metrics(read_metrics(_existing(path, "training/metrics.jsonl"))),
@@ -95,9 +102,9 @@ def _recipe(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({error}); run any stage again.") from error
 
 
-def _trains_an_image_tokenizer(path: Path, recipe: str) -> bool:
+def _settings(path: Path, recipe: str) -> dict[str, Any]:
     try:
-        return "image_tokenizer" in tomllib.loads(recipe)
+        return tomllib.loads(recipe)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not TOML ({error}); run any stage again.") from error
 
@@ -127,6 +134,17 @@ def _json(run: Path, name: str, kind: type) -> Any:
     return value
 
 
+def _stages(run: Path) -> list[dict[str, Any]]:
+    stages: list[dict[str, Any]] = _json(run, "stages.json", list)
+    for stage in stages:
+        match stage:
+            case {"name": str(), "finished": _, "seconds": int() | float(),
+                  "peak_rss_gib": int() | float()}:  # fmt: skip
+                continue
+        raise DataError(f"{run / 'stages.json'} has the entry {shown(stage)}; run any stage again.")
+    return stages
+
+
 def _shards(run: Path) -> dict[str, PrepareReport]:
     names = sorted(path.parent.name for path in run.glob("shards/*/report.json"))
     if not names:
@@ -144,22 +162,23 @@ def _shards(run: Path) -> dict[str, PrepareReport]:
     return reports
 
 
-def _licences(run: Path) -> list[dict[str, Any]]:
+def _packages(run: Path) -> list[dict[str, Any]]:
     if not (run / "corpus").is_dir():
         return []
-    packages: list[dict[str, Any]] = _json(run, "corpus/LICENCES.json", dict)["packages"]
-    return packages
+    return _tables(run, "corpus/LICENCES.json", "packages")
 
 
-def _check_samples(path: Path, samples: dict[str, Any]) -> None:
-    lists = ("gallery", "images", "captions", "pages")
-    needed = (*lists, "captioned", "left_out", "image_tokens_per_second")
-    if missing := [key for key in needed if key not in samples]:
-        raise DataError(f"{path} lacks {', '.join(missing)}; run the stage 'sample' again.")
-    for key in lists:
-        for sample in samples[key]:
-            if sample.get("split") not in SPLITS:
-                raise DataError(
-                    f"{path} has an entry of '{key}' with the split {sample.get('split')!r}; it "
-                    f"must be one of {', '.join(SPLITS)}. Run the stage 'sample' again."
-                )
+def _licences(run: Path) -> list[dict[str, Any]]:
+    if not (run / "shards/LICENCES.json").exists():
+        return []
+    return _tables(run, "shards/LICENCES.json", "sources")
+
+
+def _tables(run: Path, name: str, key: str) -> list[dict[str, Any]]:
+    tables = _json(run, name, dict).get(key)
+    if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
+        raise DataError(
+            f"{run / name} has no list of tables under {key!r}; run the stage "
+            f"'{_STAGE_OF[name.split('/')[0]]}' again."
+        )
+    return tables

@@ -5,14 +5,16 @@ counted. :mod:`pardalis.pipeline.samples` generates the samples.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text, open_image
+from pardalis.documents.document import is_unicode
 from pardalis.errors import DataError
 from pardalis.inference import to_document
 from pardalis.pipeline.recipe import SampleConfig
@@ -43,14 +45,21 @@ class Prompts:
     images: list[Pair]
     captions: list[Pair]
     titles: list[str]
-    gallery: list[Pair]
+    gallery: list[Pair]  # of a split without pairs, other images of its documents
     n_captioned: int  # pairs of the split, without those found unreadable
+    n_images: int  # the images that the gallery is taken from, in the same way
 
 
-def _pairs_and_titles(documents: Iterable[Document]) -> tuple[list[Pair], list[str]]:
-    """Return the pairs, and the first lines of interleaved documents."""
+class _Candidates(NamedTuple):
+    pairs: list[Pair]
+    titles: list[str]  # first lines of interleaved documents
+    others: list[Pair]  # images of documents that are no pairs, by their alt text or first line
+
+
+def _candidates(documents: Iterable[Document]) -> _Candidates:
     pairs: dict[Path, Pair] = {}
     titles: dict[str, None] = {}
+    others: dict[Path, Pair] = {}
     for document in documents:
         match document.segments:
             case (Text(text=caption), Image(source=Path() as path)) | (
@@ -58,11 +67,16 @@ def _pairs_and_titles(documents: Iterable[Document]) -> tuple[list[Pair], list[s
                 Text(text=caption),
             ):
                 pairs.setdefault(path, Pair(document.name, caption, path))
+                continue
             case (Text(text=text), *rest) if any(isinstance(s, Image) for s in rest):
                 title = "".join(text.partition("\n")[:2])
                 if title.strip():
                     titles.setdefault(title)
-    return list(pairs.values()), list(titles)
+        for image in document.images:
+            if isinstance(image.source, Path):
+                label = image.alt or document.text.strip().partition("\n")[0] or document.name
+                others.setdefault(image.source, Pair(document.name, label, image.source))
+    return _Candidates(list(pairs.values()), list(titles), list(others.values()))
 
 
 class Chooser:
@@ -77,12 +91,12 @@ class Chooser:
         self.config = config
         self.readable: set[Path] = set()
         self.unreadable: set[Path] = set()
-        self.n_too_long = 0
+        self.too_long = Counter[str]()  # by what was to be generated
         self.first_reason = ""
 
     def choose(self, split: str, documents: Iterable[Document]) -> Prompts:
         config = self.config
-        pairs, titles = _pairs_and_titles(documents)
+        pairs, titles, others = _candidates(documents)
         images = self._take(
             pairs,
             config.images,
@@ -95,13 +109,17 @@ class Chooser:
             f"caption {split}",
             lambda pair: self._caption_fits(pair) and self._opens(pair.image),
         )
+        titles = self._take(titles, config.pages, f"pages {split}", self._page_fits)
+        known = pairs or others
+        gallery = self._gallery(split, known, [*images, *captions])
         return Prompts(
             split=split,
             images=images,
             captions=captions,
-            titles=self._take(titles, config.pages, f"pages {split}", self._page_fits),
-            gallery=self._gallery(split, pairs, [*images, *captions]),
+            titles=titles,
+            gallery=gallery,
             n_captioned=sum(pair.image not in self.unreadable for pair in pairs),
+            n_images=sum(pair.image not in self.unreadable for pair in known),
         )
 
     def warn(self) -> None:
@@ -110,7 +128,7 @@ class Chooser:
             logger.warning(
                 "Left out of the samples: %d unreadable, %d too long; the first: %s",
                 len(self.unreadable),
-                self.n_too_long,
+                self.too_long.total(),
                 self.first_reason,
             )
 
@@ -138,24 +156,23 @@ class Chooser:
         return numpy_generator(self.config.seed, purpose).permutation(n).tolist()
 
     def _image_fits(self, pair: Pair) -> bool:
-        return self._fits(
-            self._n_tokens(pair.caption), self.codec.grammar.tokens_per_image, pair.name
-        )
+        n_prompt = self._n_tokens(pair.caption)
+        return self._fits("images", n_prompt, self.codec.grammar.tokens_per_image, pair.name)
 
     def _caption_fits(self, pair: Pair) -> bool:
         n_prompt = 1 + self.codec.grammar.tokens_per_image  # bos and the image
-        return self._fits(n_prompt, MIN_TEXT_TOKENS, pair.name)
+        return self._fits("captions", n_prompt, MIN_TEXT_TOKENS, pair.name)
 
     def _page_fits(self, title: str) -> bool:
-        return self._fits(self._n_tokens(title), MIN_TEXT_TOKENS, f"{title[:40]!r}")
+        return self._fits("pages", self._n_tokens(title), MIN_TEXT_TOKENS, f"{title[:40]!r}")
 
     def _n_tokens(self, text: str) -> int:
         return len(self.codec.encode_prompt(to_document(text)))
 
-    def _fits(self, n_prompt: int, n_completion: int, what: str) -> bool:
+    def _fits(self, kind: str, n_prompt: int, n_completion: int, what: str) -> bool:
         if n_prompt + n_completion <= self.context:
             return True
-        self.n_too_long += 1
+        self.too_long[kind] += 1
         self.first_reason = self.first_reason or (
             f"{what} is a prompt of {n_prompt} tokens whose sample needs {n_completion} more, "
             f"which exceeds the model's context of {self.context}."
@@ -169,6 +186,7 @@ class Chooser:
         if image in self.unreadable:
             return False
         try:
+            _require_unicode(image)
             open_image(image)
         except DataError as error:
             self.unreadable.add(image)
@@ -176,3 +194,9 @@ class Chooser:
             return False
         self.readable.add(image)
         return True
+
+
+def _require_unicode(image: Path) -> None:
+    """Raise DataError for a name that is not UTF-8, which samples.json and a page cannot hold."""
+    if not is_unicode(str(image)):
+        raise DataError(f"The name {str(image)!a} is not UTF-8; rename the image.")

@@ -348,12 +348,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe; its paths become absolute, but for those in ``{run}``.
 
     Args:
-        path: a TOML file, or the name of a recipe of Pardalis, such as ``quickstart``.
+        path: a TOML file, the name of a recipe of Pardalis, such as ``quickstart``, or the folder
+            of a run, which holds its recipe.
 
     Raises:
         ConfigError: as :func:`pardalis.config.load` and :func:`.shipped.find_recipe`.
     """
     path = find_recipe(path)
+    path = path / "recipe.toml" if path.is_dir() else path
     loaded = configs.load(Recipe, path, overrides, _RENAMED, _upgrade)
     recipe: Recipe = configs.located(
         loaded, path.resolve().parent, stays=lambda path: path.parts[0] == RUN

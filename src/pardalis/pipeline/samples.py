@@ -13,7 +13,14 @@ from typing import Any
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text, open_image
 from pardalis.files import atomic_folder, write_json
-from pardalis.inference import GenerationConfig, GenerationMode, Prompt, generate_many
+from pardalis.inference import (
+    GenerationConfig,
+    GenerationMode,
+    Prompt,
+    Response,
+    generate_many,
+    to_document,
+)
 from pardalis.pipeline.prompts import Chooser, Prompts
 from pardalis.pipeline.recipe import SampleConfig
 from pardalis.progress import bar
@@ -50,8 +57,15 @@ def write_samples(
                 for some in prompts
                 for pair in some.gallery
             ],
+            "n_images": {some.split: some.n_images for some in prompts},
             "captioned": {some.split: some.n_captioned for some in prompts},
-            "left_out": {"unreadable": len(chooser.unreadable), "too_long": chooser.n_too_long},
+            "left_out": {
+                "unreadable": len(chooser.unreadable),
+                "too_long": chooser.too_long.total(),
+                "too_long_of": dict(chooser.too_long),
+            },
+            "context": bundle.model.config.context,
+            "caption_tokens": config.caption_tokens,
             "seconds": monotonic() - start,
             "image_tokens_per_second": len(generated)
             * bundle.codec.grammar.codes_per_image
@@ -89,6 +103,8 @@ class _Sampler:
     def captions(self, prompts: Prompts, run: Path) -> list[dict[str, Any]]:
         split, pairs = prompts.split, prompts.captions
         images = [[pair.image] for pair in pairs]
+        n_prompt = 1 + self.bundle.codec.grammar.tokens_per_image  # bos and the image
+        budget = min(self.config.caption_tokens, self.bundle.model.config.context - n_prompt)
         samples = self._generate(
             f"Captioning ({split})", images, "text", max_new_tokens=self.config.caption_tokens
         )
@@ -99,6 +115,8 @@ class _Sampler:
                 "image": _relative(pair.image, run),
                 "caption": sample.text.strip(),
                 "expected": pair.caption,
+                "truncated": sample.truncated,
+                "expected_fits": self._n_tokens(pair.caption) <= budget,
             }
             for pair, sample in zip(pairs, samples, strict=True)
         ]
@@ -116,8 +134,19 @@ class _Sampler:
                     path = f"pages/{split}-{number}-{len(segments)}.png"
                     _save(segment, folder / path)
                     segments.append({"image": path})
-            pages.append({"prompt": title, "split": split, "segments": segments})
+            pages.append(
+                {
+                    "prompt": title,
+                    "split": split,
+                    "segments": segments,
+                    "truncated": sample.truncated,
+                }
+            )
         return pages
+
+    def _n_tokens(self, text: str) -> int:
+        """Return the tokens of a caption with its eos."""
+        return len(self.bundle.codec.encode_prompt(to_document(text)))  # has a bos in its place
 
     def _generate(
         self,
@@ -125,7 +154,7 @@ class _Sampler:
         prompts: Sequence[Prompt],
         mode: GenerationMode,
         max_new_tokens: int | None = None,
-    ) -> Iterator[Document]:
+    ) -> Iterator[Response]:
         sample = self.config
         config = GenerationConfig(
             mode=mode,
