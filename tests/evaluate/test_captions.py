@@ -46,3 +46,27 @@ def test_scores_are_means():
 
 def test_no_captions_have_no_scores():
     assert math.isnan(score_captions([], []).exact)
+
+
+def test_a_constant_caption_gets_the_share_of_the_most_common_one():
+    scores = score_captions(["owl"] * 4, ["an Owl", "an  owl", "a cat", "an owl!"])
+    assert scores.constant_exact == 0.5
+    assert scores.constant_f1 == pytest.approx(3 / 4)
+    assert math.isnan(score_captions([], []).constant_exact)
+
+
+def test_words_that_captions_share_are_a_constant_caption():
+    expected = ["a photo of an owl", "a photo of an oak", "a photo of an ant"]
+    # Each caption as a constant: 1 for itself, 4/5 for the others. "a photo of an": 8/9 for all.
+    best_of_captions = (1 + 0.8 + 0.8) / 3
+    assert best_of_captions < 8 / 9
+    assert score_captions(expected, expected).constant_f1 == pytest.approx(8 / 9)
+
+
+@given(st.lists(texts, min_size=1, max_size=6))
+def test_no_expected_caption_beats_the_constant(expected):
+    scores = score_captions(expected, expected)
+    for constant in expected:
+        always = score_captions([constant] * len(expected), expected)
+        assert always.exact <= scores.constant_exact
+        assert always.f1 <= scores.constant_f1 + 1e-9

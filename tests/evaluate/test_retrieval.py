@@ -71,6 +71,45 @@ def test_no_generated_images_have_no_rate():
     assert math.isnan(found.top1)
 
 
+def naive_constant(gallery, n: int) -> float:
+    """Return the best top-1 of one gallery image for all captions, among all candidates."""
+    originals = torch.arange(n)
+    return max(
+        retrieval_top1(gallery[[k] * n], gallery, originals, len(gallery)).top1
+        for k in range(len(gallery))
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(n=st.integers(2, 12), n_generated=st.integers(1, 12), seed=st.integers(0, 100))
+def test_the_constant_is_the_best_single_image(n, n_generated, seed):
+    gallery = random_features(n, seed, width=3)
+    n_generated = min(n, n_generated)
+    originals = torch.arange(n_generated)
+    found = retrieval_top1(gallery[:n_generated], gallery, originals, n_candidates=n)
+    assert found.constant == pytest.approx(naive_constant(gallery, n_generated))
+    assert found.chance == pytest.approx(1 / n)
+
+
+def test_copies_of_the_original_are_no_candidates():
+    gallery = random_features(6, 0)
+    gallery[3] = gallery[0]
+    originals = torch.tensor([0, 1])
+    found = retrieval_top1(gallery[:2], gallery, originals, n_candidates=6)
+    assert found.ranks == (2, 1)  # the copy is a tie
+    found = retrieval_top1(gallery[:2], gallery, originals, n_candidates=6, same=[[0, 3], [1]])
+    assert found.ranks == (1, 1)
+    assert found.n_candidates == (5, 6)
+    assert found.chance == pytest.approx((1 / 5 + 1 / 6) / 2)
+
+
+def test_where_all_images_are_right_chance_is_certain():
+    gallery, everything = random_features(4, 0), [range(4)] * 3
+    generated = random_features(3, 1)
+    found = retrieval_top1(generated, gallery, torch.arange(3), n_candidates=4, same=everything)
+    assert found.top1 == found.chance == found.constant == 1.0
+
+
 def test_a_gallery_that_is_too_small_is_refused():
     gallery = random_features(5, 0)
     with pytest.raises(ValueError, match="100 candidates from a gallery of 5 images"):
