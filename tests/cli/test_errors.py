@@ -166,7 +166,7 @@ COMMANDS = list(commands(build_parser()))
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "data", "data corpus", "data fetch", "data prepare", "data show", "export",
-        "generate", "import", "plan", "quickstart", "report", "run", "sample", "score",
+        "generate", "import", "init", "plan", "quickstart", "report", "run", "sample", "score",
         "show", "show bundle", "show config", "show recipes", "stability", "tokenizer",
         "tokenizer compare",
         "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",

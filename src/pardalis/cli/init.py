@@ -51,10 +51,12 @@ def _init(options: argparse.Namespace) -> None:
     from pardalis.pipeline import init
 
     made = init(options.folder, options.output, minutes=options.minutes, device=options.device)
-    print_result(options, made.to_dict(), *_lines(made))
+    device = "" if options.device == "cpu" else f" --device {options.device}"
+    command = f"pardalis run {made.path}{device}"
+    print_result(options, made.to_dict() | {"command": command}, *_lines(made, command))
 
 
-def _lines(made: "FirstRecipe") -> Iterator[str]:
+def _lines(made: "FirstRecipe", command: str) -> Iterator[str]:
     yield f"Found in {made.found.folder}"
     readers = {source.name: source.reader for source in made.found.sources}
     width = max(10, *map(len, readers))
@@ -73,4 +75,4 @@ def _lines(made: "FirstRecipe") -> Iterator[str]:
     for warning in made.choice.warnings:
         yield f"! {warning}"
     yield f"\n{made.path} is written. Read it, change what you like, and run it:"
-    yield f"  {made.command}"
+    yield f"  {command}"

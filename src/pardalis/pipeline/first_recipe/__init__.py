@@ -37,19 +37,13 @@ class FirstRecipe:
         """What each source holds, as a sentence, by its name."""
         return {source.name: source_facts(source) for source in self.found.sources}
 
-    @property
-    def command(self) -> str:
-        """The command that runs it."""
-        device = "" if self.choice.device == "cpu" else f" --device {self.choice.device}"
-        return f"pardalis run {self.path}{device}"
-
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values."""
         found, choice, model = self.found, self.choice, self.choice.model
         return {
             "recipe": str(self.path),
             "name": self.name,
-            "command": self.command,
+            "device": self.choice.device,
             "found": {
                 "sources": [
                     {

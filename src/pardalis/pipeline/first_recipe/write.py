@@ -108,14 +108,15 @@ def _times(epochs: float) -> str:
 
 
 def _lines(found: Found, choice: Choice, name: str, output: Path) -> Iterator[str]:
-    device = "" if choice.device == "cpu" else f" --device {choice.device}"
     reasons = dict(described(found, choice))
-    yield f"# pardalis run {output.name}{device}"
+    yield f"# pardalis run {output.name}"
     yield "#"
     yield from _comment(
         f"Written by pardalis init for {found.n_documents:,} documents with {found.n_images:,} "
         f"images. {reasons['time']}"
     )
+    if choice.device != "cpu":
+        yield from _comment(f"Run it on the device {choice.device!r}, which it was measured on.")
     for warning in choice.warnings:
         yield from _comment(warning)
     yield ""
