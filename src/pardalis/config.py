@@ -106,7 +106,7 @@ def load(
             f"{path} cannot be read ({error.strerror}); give the path of a TOML file."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a TOML file that can be read: {error}") from error
+        raise ConfigError(f"{path} is not a TOML file that can be read: {error}.") from error
     renamed = renamed or {}
     if found := [*upgrade(values), *rename(values, renamed, str(path))]:
         _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")

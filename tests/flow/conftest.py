@@ -1,13 +1,25 @@
-"""A whole run in seconds: twelve small images with captions, and the recipe that learns them."""
+"""A whole run in seconds: twelve small images with captions, and the recipe that learns them.
+
+And valid files of every format, which tests of hostile files change.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hostile
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from PIL import ImageDraw
+from shapes import decoder_config
+
+from pardalis.bundle import Bundle
+from pardalis.data.shards import ShardWriter
+from pardalis.model import Decoder, initialise
+from pardalis.tokens import Encoded
+from pardalis.train import checkpoint
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 220), "grey": (120,) * 3}
 SHAPES = ("ellipse", "rectangle", "line")
@@ -125,3 +137,56 @@ def project(tmp_path: Path, write_project: Callable[[Path], Path]) -> Path:
 @pytest.fixture
 def noise() -> PIL.Image.Image:
     return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
+
+
+# ── valid files ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def good_bundle(codec, tmp_path_factory) -> Path:
+    config = decoder_config(
+        vocab_size=codec.vocabulary.size, context=40, d_model=32, n_layers=2, n_heads=4,
+        n_kv_heads=2, d_ff=64, init_std=0.3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("hostile") / "bundle"
+    Bundle(initialise(Decoder(config), 0).eval(), codec, {"recipe": "test"}, "# L\n").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "shards"
+    folder.mkdir()
+    writer = ShardWriter(folder, vocab_size=32, tokens_per_shard=8)
+    for i in range(5):
+        weights = np.full(4, 0.5 if i == 2 else 1.0, np.float32)
+        writer.add(f"document {i}", Encoded(np.arange(4, dtype=np.uint16), weights))
+    writer.finish(row_tokens=8, codec="codec")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_checkpoint(tmp_path_factory) -> Path:
+    state = {"model": {"a": torch.ones(3, 2)}, "optimizer": {0: {"n": 3, "m": torch.ones(2)}}}
+    return checkpoint.save(tmp_path_factory.mktemp("hostile"), 3, state, {"note": 1})
+
+
+@pytest.fixture(scope="session")
+def good_codes(good_bundle, codec, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "codes"
+    folder.mkdir()
+    settings = {
+        "format": "pardalis-codes", "version": 2, "tokenizer": codec.image_tokenizer.fingerprint(),
+        "source": "s", "images": 2, "images_per_part": 256,
+    }  # fmt: skip
+    (folder / "codes.json").write_text(json.dumps(settings))
+    np.save(folder / "part-00000.npy", np.arange(8, dtype=np.uint16).reshape(2, 4))
+    (folder / "part-00000.jsonl").write_text('"a"\n"../b"\n')
+    return folder
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Bound time and memory of a test."""
+    with hostile.limits(seconds=60):
+        yield

@@ -1,15 +1,17 @@
 """Hostile and broken files, made from valid ones: what one change makes of a folder's files.
 
-A :class:`Case` is a name and a change of a folder in place. Values of JSON files are replaced at
-every place by every absurd value, and a seeded choice of these is tested.
+A :class:`Case` is a name and a change of a folder in place. The module fuzz has random changes.
 """
 
 import json
 import os
 import pickle
-import random
+import resource
+import shutil
+import signal
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+
+import pardalis
+from pardalis.data.codes import decode_codes
+from pardalis.data.shards import Shards
+from pardalis.inference import GenerationConfig, generate_many
+from pardalis.vq import ImageTokenizer
 
 Change = Callable[[Path], None]
 MARK = "PARDALIS_TEST_EXECUTED"
@@ -74,20 +82,6 @@ def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
         inner = inner[key]
     inner[place[-1]] = new
     return copied
-
-
-def json_cases(folder: Path, name: str, n: int, seed: int = 0) -> list[Case]:
-    """Return ``n`` changes of single values of a JSON file, chosen by the seed."""
-    value = json.loads((folder / name).read_text())
-    every = [(place, new) for place in places(value) for new in ABSURD]
-    chosen = random.Random(seed).sample(every, min(n, len(every)))
-    return [
-        Case(
-            f"{name}:{'.'.join(map(str, place))}={str(new)[:12]}",
-            write(name, json.dumps(replaced(value, place, new))),
-        )
-        for place, new in chosen
-    ]
 
 
 def write(name: str, content: str | bytes) -> Change:
@@ -184,3 +178,71 @@ def array_cases(folder: Path, name: str) -> list[Case]:
             changed.reshape(-1)[-1] = value
             cases[what] = saved(changed)
     return [Case(f"{name}:{what}", change) for what, change in cases.items()]
+
+
+# ── reading what was changed ─────────────────────────────────────────────────────────────────────
+
+_MEMORY = 2 << 30  # bytes that the process may grow by
+
+
+@contextmanager
+def limits(seconds: int) -> Iterator[None]:
+    """Bound time and memory inside the block. A hang or an absurd allocation then fails."""
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    def late(*_: object) -> None:
+        raise AssertionError("reading goes on without end")
+
+    before = signal.signal(signal.SIGALRM, late)
+    resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, old[1]))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+def use_bundle(folder: Path) -> None:
+    """Load a bundle and generate; what it generates must be tokens with finite probabilities."""
+    bundle = pardalis.load(folder)
+    config = GenerationConfig(mode="text", max_new_tokens=2)
+    [made] = generate_many(bundle, [["owl"]], config, seed=0)
+    assert made is not None
+    ids = torch.tensor([[bundle.codec.vocabulary.bos_id]])
+    assert torch.isfinite(bundle.model(ids)).all()
+
+
+def use_shards(folder: Path) -> None:
+    shards = Shards.open(folder, vocab_size=32)
+    assert len(shards.names) == shards.n_documents == 5
+    members = [document for row in range(shards.n_rows) for document in shards.row(row)]
+    assert sorted(members) == list(range(5))
+    for document in members:
+        assert shards.document(document).ids.tolist() == [0, 1, 2, 3]
+
+
+def load_bundle(folder: Path) -> None:
+    """Load a bundle; weights that a header gives to each other's names may be useless."""
+    bundle = pardalis.load(folder)
+    ids = torch.tensor([[bundle.codec.vocabulary.bos_id]])
+    assert bundle.model(ids).shape[-1] == bundle.codec.vocabulary.size
+
+
+def read_shards(folder: Path) -> None:
+    """Read every document of shards, of which some may hold other ids than they did."""
+    shards = Shards.open(folder, vocab_size=32)
+    for row in range(shards.n_rows):
+        for document in shards.row(row):
+            assert len(shards.document(document)) <= shards.n_tokens
+
+
+def use_codes(tokenizer: ImageTokenizer, folder: Path) -> None:
+    """Decode codes to images beside them."""
+    out = folder.parent / "images"
+    shutil.rmtree(out, ignore_errors=True)
+    report = decode_codes(tokenizer, folder, out)
+    # Fewer images are right where the settings have other parts.
+    assert len(list(out.glob("*.png"))) == report.images

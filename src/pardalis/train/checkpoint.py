@@ -10,6 +10,7 @@ is written once. A checkpoint is not portable, but reading one runs no code that
 (:mod:`.checkpoint_reader`). The portable format is the bundle.
 """
 
+import pickle
 import re
 import shutil
 import threading
@@ -273,7 +274,11 @@ def _reading(folder: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         cause = _cause(error)
-        raise _unreadable(folder, cause, f"{type(cause).__name__}: {cause}") from cause
+        if isinstance(cause, pickle.UnpicklingError):  # PyTorch's is a page of bad advice
+            finding = "an entry holds other values than tensors and plain ones"
+        else:
+            finding = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+        raise _unreadable(folder, cause, finding) from cause
 
 
 def step_of(folder: Path) -> int:
@@ -365,6 +370,8 @@ def _read_about(folder: Path) -> dict[str, Any]:
                 f"reads {FORMAT_VERSION}; resume with the version that wrote it, or start a new "
                 "run."
             )
+        if not isinstance(about["notes"], dict):
+            raise TypeError("its notes are no table")
         return {"notes": about["notes"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(folder, error, f"{path.name} cannot be read") from error

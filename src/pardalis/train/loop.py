@@ -295,6 +295,7 @@ def _resume(
     try:
         state, notes = checkpoint.load(latest, task.state_dict())
         task.load_state_dict(state)
+        time_s, window = notes["time_s"], MetricsWindow(notes["window"], world)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, KeyError) as error:
@@ -305,4 +306,4 @@ def _resume(
     done = checkpoint.step_of(latest)
     if world.is_first and done > 0:
         logger.info("Resuming from step %d of %d in %s", done, config.steps, folder)
-    return done, notes["time_s"], MetricsWindow(notes["window"], world)
+    return done, time_s, window
