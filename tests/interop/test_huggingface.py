@@ -29,7 +29,7 @@ from pardalis.config import to_toml
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import BundleError
 from pardalis.inference import Request, SamplingConfig, generate_ids
-from pardalis.interop import export_model, huggingface, import_model
+from pardalis.interop import export_model, huggingface, import_model, open_image_tokenizer
 from pardalis.interop.vocabulary import from_foreign, to_foreign
 from pardalis.model import Decoder, InitConfig, initialise
 from pardalis.pipeline import load_recipe
@@ -274,6 +274,13 @@ def quickstart_run(text_tokenizer, tmp_path_factory) -> Path:
     (folder / "recipe.toml").write_text(to_toml(recipe))
     Bundle(initialise(model, 0).eval(), codec, {"recipe": "quickstart"}).save(folder / "bundle")
     return folder
+
+
+def test_a_run_stands_for_its_image_tokenizer(quickstart_run):
+    config, tensors = open_image_tokenizer(quickstart_run)
+    expected, _ = open_image_tokenizer(quickstart_run / "bundle" / "image_tokenizer")
+    assert config == expected
+    assert tensors.keys() == ImageTokenizer(config).state_dict().keys()
 
 
 def test_the_quickstarts_model_loads_there(quickstart_run, image, compare, tmp_path, caplog):
