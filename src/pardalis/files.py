@@ -77,7 +77,10 @@ def read_bytes(path: Path) -> bytes:
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file; raises ValueError for another, or as read_bytes."""
-    return read_bytes(path).decode("utf-8")
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:  # which holds the whole content
+        raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def read_json(path: Path) -> Any:

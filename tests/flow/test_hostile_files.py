@@ -66,6 +66,17 @@ def test_bundles(good_bundle, tmp_path, bounded) -> None:
     assert check(broken, good_bundle, tmp_path / "bundle", hostile.use_bundle) == len(broken)
 
 
+def test_a_tokenizer_at_which_its_library_panics(good_bundle, tmp_path) -> None:
+    """A panic of Rust is no Exception, and would end the process."""
+    folder = shutil.copytree(good_bundle, tmp_path / "bundle")
+    path = folder / "text_tokenizer.json"
+    values = json.loads(path.read_text())
+    values["model"]["continuing_subword_prefix"] = "longer than any token"
+    path.write_text(json.dumps(values))
+    with pytest.raises(BundleError, match="not a text tokenizer that can be read"):
+        pardalis.load(folder)
+
+
 def test_what_a_description_claims_is_compared_with_the_file(good_bundle, tmp_path, bounded):
     """A number of layers within bounds is refused before any layer is built."""
     values = json.loads((good_bundle / "bundle.json").read_text())

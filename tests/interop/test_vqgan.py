@@ -289,7 +289,7 @@ def test_weights_that_do_not_fit_are_refused(original, tmp_path, changes, messag
     [
         (None, "vqgan.yaml, which describes weights of the original VQ-GAN, is missing"),
         ("a: [", r"does not describe an image tokenizer \(ParserError\)"),
-        (b"\xff\xfe\x00", r"does not describe an image tokenizer \(UnicodeDecodeError\)"),
+        (b"\xff\xfe\x00", r"does not describe an image tokenizer \(ValueError\)"),
         ("", r"does not describe an image tokenizer \(TypeError\)"),
         ("model:\n  params: [1]", r"does not describe an image tokenizer \(TypeError\)"),
         ("model:\n  params:\n    ddconfig: [1]", r"does not describe an image tokenizer"),

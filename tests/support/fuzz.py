@@ -27,7 +27,7 @@ def _nested(depth: int) -> Any:
 
 def values() -> st.SearchStrategy[Any]:
     """Return plain values, most of them absurd."""
-    return (
+    found = (
         st.sampled_from(ABSURD)
         | st.integers()
         | st.floats()
@@ -35,6 +35,7 @@ def values() -> st.SearchStrategy[Any]:
         | st.lists(st.integers(-2, 10**6), max_size=4)
         | st.sampled_from((2, 90, 99, 101, 400)).map(_nested)
     )
+    return found.map(copy.deepcopy)  # since what is drawn may be changed
 
 
 @st.composite

@@ -22,4 +22,5 @@ def open_array(path: Path) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # a damaged header may raise anything
-        raise ValueError(f"{error}") from error
+        # NumPy's further lines advise to trust the file.
+        raise ValueError((str(error).splitlines() or ["its header is damaged"])[0]) from error

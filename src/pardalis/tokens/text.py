@@ -19,6 +19,7 @@ from pardalis.files import read_text, write_text
 from pardalis.tokens.vocabulary import Vocabulary
 
 N_BYTES = 256
+_PANIC = "PanicException"  # of Rust, for what the library did not expect of a file
 _BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -106,7 +107,9 @@ class TextTokenizer:
             raise BundleError(f"No text tokenizer at {path}; train one or copy the whole bundle.")
         try:
             tokenizer = Tokenizer.from_str(read_text(path))
-        except Exception as error:  # the library raises bare Exception for every parse error
+        except BaseException as error:  # a bare Exception for parse errors, and panics of Rust
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
             raise BundleError(
                 f"{path} is not a text tokenizer that can be read: {error}; copy it again."
             ) from error
