@@ -159,7 +159,7 @@ def test_of_an_objective(folder: Path, monkeypatch, form: str, changes: list[str
         (
             "tokenizers",
             "image_tokenizer_training.schedule.warmup_steps=100",
-            "warmup_steps (100) and decay_steps (0)",
+            "image_tokenizer_training: warmup_steps (100) and decay_steps (0)",
         ),
     ],
 )

@@ -29,7 +29,7 @@ from pardalis.weights import check_weights
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Prepend the place to an error that begins with the bare name of a field."""
+    """Prepend the place to an error, which may begin with the bare name of a field."""
     try:
         yield
     except ConfigError as error:
@@ -39,9 +39,10 @@ def _at(place: str) -> Iterator[None]:
 def check_image_tokenizer(context: RunContext) -> None:
     """Raise ConfigError or DataError if the image tokenizer cannot be trained."""
     recipe, described = context.recipe, context.recipe.image_tokenizer_run
-    check_image_training(
-        described.model, described.training, described.loop.steps, context.world.size
-    )
+    with _at("image_tokenizer_training: "):
+        check_image_training(
+            described.model, described.training, described.loop.steps, context.world.size
+        )
     if any(is_built(source) for source in recipe.sources):
         return
     surveys = [context.survey(source) for source in recipe.sources]
