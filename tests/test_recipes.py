@@ -102,6 +102,9 @@ QUICKSTART = FOLDER / "quickstart.toml"
         ("image_tokenizer.n_codes=0", "image_tokenizer.n_codes must be at least 1, got 0."),
         ("sources.0.weight=0", "sources.0.weight must be above 0, got 0.0"),
         ("prepare.row_tokens=2", "prepare.row_tokens must be at least 3, got 2."),
+        ("prepare.row_tokens=100000000000000", "prepare.row_tokens must be at most 16777216"),
+        ("name=../../mine", "name is '../../mine', but the run is written to a folder of this"),
+        ("name=/mine", "choose a name that is no absolute path and has no '..'"),
         ("corpus.lead_words=0", "corpus.lead_words must be at least 1, got 0."),
         (
             "sample.image.temperature=-1",

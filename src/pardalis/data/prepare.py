@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 
 from pardalis.codec import Codec
-from pardalis.config import check_at_least, fingerprint, not_deciding
+from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding
 from pardalis.data.packing import split_long
 from pardalis.data.report import PrepareReport
 from pardalis.data.shards import Shards, ShardWriter, read_index
@@ -51,6 +51,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, row_tokens=3, batch_documents=1, shard_tokens=1)
+        check_at_most(self, row_tokens=2**24)
 
 
 def prepare_source(

@@ -11,11 +11,11 @@ tokenizers only.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pardalis import config as configs
-from pardalis.config import not_deciding
+from pardalis.config import not_deciding, shown
 from pardalis.corpora import CORPORA, CorpusConfig
 from pardalis.data import WHOLE, Curriculum, CurriculumStage, PrepareConfig, SourceConfig
 from pardalis.errors import ConfigError
@@ -157,6 +157,12 @@ class Recipe:
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        place = PurePath(self.name)
+        if place.is_absolute() or ".." in place.parts or "\0" in self.name:
+            raise ConfigError(
+                f"name is {shown(self.name)}, but the run is written to a folder of this name in "
+                "'runs'; choose a name that is no absolute path and has no '..'."
+            )
         if self.heldout_fraction is not None:
             self._divide_sources(self.heldout_fraction)
         self._check_sources()
