@@ -18,6 +18,22 @@ def test_a_file_is_replaced(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "plant", [lambda at, other: at.symlink_to(other), lambda at, _: os.mkfifo(at)]
+)
+def test_a_link_or_pipe_in_the_place_of_the_working_file_is_not_followed(tmp_path, plant):
+    other = tmp_path / "other.txt"
+    other.write_text("of somebody else")
+    path = tmp_path / "run" / "report.html"
+    path.parent.mkdir()
+    plant(files.working_name(path, "partial"), other)
+    files.write_text(path, "new")
+    assert other.read_text() == "of somebody else"
+    assert path.read_text() == "new"
+    assert not path.is_symlink()
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     files.write_text(path, "old")

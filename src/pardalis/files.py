@@ -40,8 +40,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; on an error (a full disk, say) the previous file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
+    partial.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link or a pipe
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

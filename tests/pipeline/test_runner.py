@@ -423,6 +423,19 @@ def test_two_processes_do_not_share_a_folder(project):
             go(project)
 
 
+@pytest.mark.parametrize(
+    "plant", [lambda at, other: at.symlink_to(other), lambda at, _: os.mkfifo(at)]
+)
+def test_a_lock_that_is_no_file_is_refused_and_not_opened(project, plant):
+    other = project[0] / "other.txt"
+    other.write_text("of somebody else")
+    (project[0] / "run").mkdir()
+    plant(project[0] / "run" / ".lock", other)
+    with pytest.raises(ConfigError, match=r"\.lock is not a regular file; delete it"):
+        go(project)
+    assert other.read_text() == "of somebody else"
+
+
 class Telling(World):
     """The first of two processes, which notes what it tells the other."""
 

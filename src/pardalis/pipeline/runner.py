@@ -514,8 +514,16 @@ class _Run:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; the lock is released when its process ends."""
-    with open(folder / ".lock", "w") as lock:
+    """Hold the lock of a run folder; the lock is released when its process ends.
+
+    Raises:
+        ConfigError: another process holds it, or ``.lock`` is no file: a link would lead to
+            another file, and opening a pipe may wait without end.
+    """
+    path = folder / ".lock"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
+    with open(path, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
