@@ -444,6 +444,21 @@ def test_a_missing_run_is_an_error(tmp_path):
         ("stages.json", "{}", "holds a dict, but a list was expected"),
         ("training/metrics.jsonl", '{"step": 1}\n{"loss"\n', "Line 2 of .* is not a metrics line"),
         ("shards/pages.train/report.json", "{}", "is not a report of prepare"),
+        (
+            "shards/pages.train/report.json",
+            '{"source": "a", "row_tokens": 8, "rejected": {}, "read": "many"}',
+            "is not a report of prepare .*read is 'many', which is no number",
+        ),
+        (
+            "shards/pages.train/report.json",
+            '{"source": "a", "row_tokens": 8, "rejected": {}, "tokens": {"text": 1}}',
+            "is not a report of prepare .*KeyError",
+        ),
+        (
+            "shards/pages.train/report.json",
+            '{"source": "a", "row_tokens": 8, "rejected": {"x": {"examples": ["a"]}}}',
+            "is not a report of prepare .*TypeError",
+        ),
         ("samples/samples.json", "{}", "lacks gallery, images, captions, pages, captioned, left"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from pardalis.config import shown
 from pardalis.documents import Rejection
 from pardalis.tokens import Grammar, SpanKind
 
@@ -75,10 +76,33 @@ class PrepareReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PrepareReport":
-        """Rebuild a report from its JSON file, of this version or an earlier one."""
+        """Rebuild a report from its JSON file, of this version or an earlier one.
+
+        Raises:
+            ValueError: the values are not those of a report.
+        """
         values = {_OLD_KEYS.get(key, key): value for key, value in values.items()}
-        rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
-        return cls(**{**values, "rejected": rejected})
+        try:
+            _check_values(values)
+            rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
+            return cls(**{**values, "rejected": rejected})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(repr(error)) from error
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Raise KeyError or TypeError if counts and examples of a file are not what a report shows."""
+    others = ("source", "tokens", "rejected", "unchanged")
+    tokens = values.get("tokens", {"text": 0, "image": 0})
+    numbers = {name: value for name, value in values.items() if name not in others}
+    numbers |= {f"tokens.{name}": tokens[name] for name in ("text", "image", *tokens)}
+    for kind, each in values["rejected"].items():
+        numbers[f"rejected.{kind}"] = each.get("count", 0)
+        for example in each.get("examples", ()):
+            _ = example["where"], example["reason"]
+    for name, number in numbers.items():
+        if type(number) not in (int, float):
+            raise TypeError(f"{name} is {shown(number)}, which is no number")
 
 
 def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None:

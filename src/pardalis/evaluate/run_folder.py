@@ -154,9 +154,9 @@ def _shards(run: Path) -> dict[str, PrepareReport]:
         values = _json(run, f"shards/{name}/report.json", dict)
         try:
             reports[name] = PrepareReport.from_dict(values)
-        except (KeyError, TypeError) as error:
+        except ValueError as error:
             raise DataError(
-                f"{run / 'shards' / name / 'report.json'} is not a report of prepare ({error!r}); "
+                f"{run / 'shards' / name / 'report.json'} is not a report of prepare ({error}); "
                 "run the stage 'prepare' again."
             ) from error
     return reports
