@@ -1,5 +1,6 @@
 """What a scheduler and a program learn of a failure: the exit code, and one object with --json."""
 
+import io
 import json
 import signal
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from pardalis import errors
-from pardalis.cli.common import Parser
+from pardalis.cli.common import Parser, print_result
 from pardalis.cli.main import _Terminated, build_parser, main
 from pardalis.errors import ConfigError, DataError, GrammarError, PardalisError, QueueFullError
 from pardalis.train.divergence import Diverged
@@ -123,6 +124,22 @@ def test_a_failure_after_the_result_is_one_object(monkeypatch, capsys):
     assert main([]) == 1
     failure = json.loads(capsys.readouterr().out)
     assert (failure["kind"], failure["result"]) == ("system", {"name": "b"})
+
+
+class _Full(io.StringIO):
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("line", ["show bundle b --json", "show bundle b"])
+def test_a_result_for_a_full_disk_is_one_line(monkeypatch, capsys, line):
+    options = build_parser().parse_args(line.split())
+    options.run = lambda options: print_result(options, {"name": "b"}, "b")
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+    monkeypatch.setattr(sys, "stdout", _Full())
+    assert main([]) == 1
+    error = capsys.readouterr().err
+    assert error == "pardalis: No space left on device; what was finished before stays.\n"
 
 
 def test_help_names_the_exit_codes(capsys):

@@ -199,7 +199,7 @@ def _fail(options: argparse.Namespace, message: str, code: int, kind: type[Parda
 def _echo_failure(message: str, kind: type[PardalisError], result: object = None) -> None:
     """Print a failure as one object, with the result of a command that failed in part."""
     failure: dict[str, object] = {"error": message, "kind": kind.kind, "hint": kind.hint}
-    with suppress(BrokenPipeError):
+    with suppress(OSError):  # stdout may be what failed: closed by its reader, or on a full disk
         echo_json(failure if result is None else failure | {"result": result})
 
 
