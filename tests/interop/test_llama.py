@@ -632,7 +632,7 @@ LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": LLAMA_3_ROPE}, "config.json lacks 'low_freq_factor'"),
+        ({"rope_parameters": LLAMA_3_ROPE}, "The config of .*hf lacks 'low_freq_factor'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
          "RoPE of type 'linear'"),
         ({"attention_bias": True}, r"attention_bias = True \(supported: False\)"),
@@ -644,8 +644,8 @@ LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
         ({"num_hidden_layers": 3}, "do not fit their config: missing model.layers.2"),
         ({"num_hidden_layers": 1}, "do not fit their config: unexpected model.layers.1"),
         ({"intermediate_size": 32}, "gate_proj.weight .96x64 instead of 32x64"),
-        ({"max_position_embeddings": None}, "config.json lacks 'max_position_embeddings'"),
-        ({"num_attention_heads": None}, "config.json lacks 'num_attention_heads'"),
+        ({"max_position_embeddings": None}, "The config of .*hf lacks 'max_position_embeddings'"),
+        ({"num_attention_heads": None}, "The config of .*hf lacks 'num_attention_heads'"),
         ({"bos_token_id": None}, "names no bos_token_id below 319, with which documents begin"),
         ({"eos_token_id": None}, "names no eos_token_id below 319, with which documents end"),
         ({"bos_token_id": 319}, "names no bos_token_id below 319"),
@@ -669,7 +669,7 @@ def refused(folder: Path, image_tokenizer: Path, tmp_path: Path, message: str) -
     ("file", "content", "message"),
     [
         ("tokenizer.json", None, "tokenizer.json is missing; save the tokenizer with"),
-        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer that can be read .*'model'"),
+        ("tokenizer.json", "{}", "The tokenizer of .* is not a tokenizer that can be read .*'model'"),
         ("tokenizer.json", b"\xff", "tokenizer.json is not a text file"),
         ("generation_config.json", "[1]", "generation_config.json holds no JSON object"),
         ("generation_config.json", "{", "generation_config.json is not JSON"),

@@ -9,7 +9,7 @@ import torch
 from pardalis import bundle as bundles
 from pardalis.errors import BundleError, ConfigError
 from pardalis.interop.huggingface import read_chameleon, write_chameleon
-from pardalis.interop.llama import MODEL_TYPES, NewRows, read_llama
+from pardalis.interop.llama import MODEL_TYPES, NewRows, add_images, open_text_folder
 from pardalis.interop.meta import is_meta, read_meta, write_meta
 from pardalis.interop.model import (
     ForeignModel,
@@ -97,7 +97,8 @@ def read_model(
                 f"{source} is a text-only model ({kind}); name the image tokenizer to add to it "
                 "with `image_tokenizer`."
             )
-        return read_llama(source, *open_image_tokenizer(image_tokenizer), new_rows)
+        given = open_image_tokenizer(image_tokenizer)
+        return add_images(open_text_folder(source), *given, new_rows)
     raise BundleError(
         f"{where} describes a model of type {kind!r}; chameleon, {' and '.join(MODEL_TYPES)} can "
         "be imported."

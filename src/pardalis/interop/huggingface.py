@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from pardalis.bundle import IMAGE_TOKENIZER, LICENCES, new_folder
+from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import is_bare_name, write_json, write_text
 from pardalis.interop.huggingface_configs import (
@@ -159,6 +160,27 @@ def open_folder(folder: Path) -> dict[str, LazyTensor]:
         f"{folder} has neither {' nor '.join(_WEIGHTS)}, whole or in shards with their index; copy "
         "the whole folder again."
     )
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Return the Jinja template of chats of a folder; None if it has none.
+
+    It is a file of its own or, in folders of earlier versions, in ``tokenizer_config.json``: one
+    template, or several by name, of which ``default`` is meant.
+
+    Raises:
+        BundleError: a file cannot be read, or the template is not text.
+    """
+    own, where = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.is_file():
+        return read_text(own)
+    found = read_json(where).get("chat_template") if where.is_file() else None
+    with describing(where):
+        if isinstance(found, list):
+            found = {each["name"]: each["template"] for each in found}.get("default")
+        if found is not None and not isinstance(found, str):
+            raise TypeError(f"chat_template is {shown(found)}, not text")
+    return found
 
 
 def _shards(index: Path) -> list[Path]:

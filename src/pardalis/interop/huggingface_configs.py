@@ -153,7 +153,7 @@ def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
     )
 
 
-def decoder_config(values: dict[str, Any], where: Path, others: dict[str, Any]) -> ModelConfig:
+def decoder_config(values: dict[str, Any], where: object, others: dict[str, Any]) -> ModelConfig:
     """Return the decoder's config for a ``config.json`` with Llama's keys.
 
     Args:

@@ -7,7 +7,7 @@ one for the end, with the rows of the first.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,12 @@ from torch import Tensor
 
 from pardalis.errors import BundleError
 from pardalis.files import parse_json
-from pardalis.interop.huggingface import decoder_from, expected_decoder, open_folder
+from pardalis.interop.huggingface import (
+    decoder_from,
+    expected_decoder,
+    open_folder,
+    read_chat_template,
+)
 from pardalis.interop.huggingface_configs import decoder_config, unheld_decoder
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
@@ -65,45 +70,74 @@ class NewRows:
         return (rows.mean(0) + noise * rows.std(0) / 100).to(old.dtype)
 
 
-def read_llama(
-    folder: Path,
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """What the files of a text-only model hold, in the terms of a Hugging Face folder.
+
+    A reader of another layout translates to these terms; nothing below depends on where they are
+    from.
+    """
+
+    where: Path  # the folder or file, as messages name it
+    config: dict[str, Any]  # config.json
+    tensors: Tensors  # by the names of transformers
+    tokenizer_json: str  # tokenizer.json
+    generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json
+    chat_template: str | None = None  # Jinja
+    licences: str = ""  # Markdown
+
+
+def open_text_folder(folder: Path) -> TextSource:
+    """Open a Hugging Face folder of a text-only model; raises BundleError if files are missing."""
+    tokenizer, generation = folder / "tokenizer.json", folder / "generation_config.json"
+    if not tokenizer.is_file():
+        raise BundleError(
+            f"{tokenizer} is missing; save the tokenizer with the tokenizers library first."
+        )
+    return TextSource(
+        where=folder,
+        config=read_json(folder / "config.json"),
+        tensors=open_folder(folder),
+        tokenizer_json=read_text(tokenizer),
+        generation=read_json(generation) if generation.is_file() else {},
+        chat_template=read_chat_template(folder),
+        licences=licences_of(folder),
+    )
+
+
+def add_images(
+    source: TextSource,
     image_tokenizer: ImageTokenizerConfig,
     image_tensors: Tensors,
     new_rows: NewRows | None = None,
 ) -> ForeignModel:
-    """Read a Hugging Face folder of a text-only model and add an image tokenizer.
+    """Return a text-only model with an image tokenizer and the rows of new tokens.
 
     Raises as :func:`.convert.import_model`.
     """
     new_rows = new_rows or NewRows()
-    where = folder / "config.json"
-    values = read_json(where)
-    with describing(where):
+    where, values, tensors = source.where, source.config, dict(source.tensors)
+    of_config, of_tokenizer = f"The config of {where}", f"The tokenizer of {where}"
+    with describing(of_config):
         unheld = unheld_decoder(values)
     refuse(where, "Pardalis cannot hold this model", unheld)
-    config = decoder_config(values, where, {"attention.qk_norm.kind": "none"})
-    tensors = open_folder(folder)
+    config = decoder_config(values, of_config, {"attention.qk_norm.kind": "none"})
     if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
         tensors[_HEAD] = tensors[_EMBEDDING]  # untied, with the same initial values
-    check_tensors(folder, expected_decoder(config), tensors)
+    check_tensors(where, expected_decoder(config), tensors)
     shapes = image_tokenizer_shapes(image_tokenizer)
     check_tensors("the `image_tokenizer`", shapes, image_tensors)
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise BundleError(
-            f"{path} is missing; save the tokenizer with the tokenizers library first."
-        )
-    tokenizer_json = read_text(path)
-    unknown = token_ids(tokenizer_json, str(path)).get(
+    tokenizer_json = source.tokenizer_json
+    unknown = token_ids(tokenizer_json, of_tokenizer).get(
         parse_json(tokenizer_json)["model"].get("unk_token")
     )
     vocabulary = extend_text_vocabulary(
         tokenizer_json,
         config.vocab_size,
-        _single_ids(values, folder, config.vocab_size, unknown),
+        _single_ids(source, config.vocab_size, unknown),
         image_tokenizer.n_codes,
-        str(path),
+        of_tokenizer,
     )
     decoder = decoder_from(tensors, config)
     extended = replace(config, vocab_size=vocabulary.size)
@@ -112,12 +146,13 @@ def read_llama(
     return ForeignModel(
         config=extended,
         vocabulary=vocabulary,
-        text_tokenizer=TextTokenizer.load(path, vocabulary),
+        text_tokenizer=TextTokenizer.from_json(tokenizer_json, vocabulary, of_tokenizer),
         image_tokenizer=image_tokenizer,
         decoder=reorder_ids(decoder, to_foreign(vocabulary)),
         image_tensors=image_tensors,
         origin=str(values["model_type"]),
-        licences=licences_of(folder),
+        licences=source.licences,
+        chat_template=source.chat_template,
     )
 
 
@@ -137,17 +172,13 @@ def _extend(
     return tensor.map(extended, (config.vocab_size, width))
 
 
-def _single_ids(
-    values: dict[str, Any], folder: Path, size: int, unknown: int | None
-) -> dict[str, int]:
+def _single_ids(source: TextSource, size: int, unknown: int | None) -> dict[str, int]:
     """Return the special tokens that a text-only model has, as its configs name them.
 
     If there are several end tokens, the first ends a document and the last one ends a turn. No id
     has two roles: the first role in the order below keeps it, and the others get new ids.
     """
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        values = values | {n: v for n, v in read_json(generation).items() if v is not None}
+    values = source.config | {n: v for n, v in source.generation.items() if v is not None}
 
     def named(key: str) -> Sequence[int]:
         found = values.get(key)
@@ -157,7 +188,7 @@ def _single_ids(
     for key in ("bos_token_id", "eos_token_id"):
         if not named(key):
             raise BundleError(
-                f"{folder / 'config.json'} names no {key} below {size}, with which documents "
+                f"The config of {source.where} names no {key} below {size}, with which documents "
                 f"{'begin' if key.startswith('bos') else 'end'}; add it."
             )
     ends = named("eos_token_id")

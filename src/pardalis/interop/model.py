@@ -43,6 +43,7 @@ class ForeignModel:
     # Tensors of that layout that the bundle's decoder lacks, kept for an exact round trip.
     foreign: Tensors = field(default_factory=dict)
     licences: str = ""  # Markdown
+    chat_template: str | None = None  # Jinja, of a text-only model
 
 
 # ── bundles ──────────────────────────────────────────────────────────────────────────────────────
@@ -88,6 +89,8 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
             write_safetensors(partial / bundles.FOREIGN, model.foreign, "Foreign tensors")
         if model.licences:
             write_text(partial / bundles.LICENCES, model.licences)
+        if model.chat_template is not None:
+            write_text(partial / "chat_template.jinja", model.chat_template)
         made_by = {"imported_from": model.origin}
         bundles.write_description(partial, model.config, model.vocabulary, made_by)
 

@@ -106,31 +106,47 @@ class TextTokenizer:
         if not path.is_file():
             raise BundleError(f"No text tokenizer at {path}; train one or copy the whole bundle.")
         try:
-            tokenizer = Tokenizer.from_str(read_text(path))
+            content = read_text(path)
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{path} is not a text tokenizer that can be read: {error}; copy it again."
+            ) from error
+        return cls.from_json(content, vocabulary, path)
+
+    @classmethod
+    def from_json(
+        cls, content: str, vocabulary: Vocabulary | None = None, where: Path | str = "The tokenizer"
+    ) -> "TextTokenizer":
+        """Read the content of a ``tokenizer.json``; ``where`` names it in messages.
+
+        Arguments and errors are otherwise those of :meth:`load`.
+        """
+        try:
+            tokenizer = Tokenizer.from_str(content)
         except BaseException as error:  # a bare Exception for parse errors, and panics of Rust
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
                 raise
             raise BundleError(
-                f"{path} is not a text tokenizer that can be read: {error}; copy it again."
+                f"{where} is not a text tokenizer that can be read: {error}; copy it again."
             ) from error
         if vocabulary is None or vocabulary.foreign_ids is None:
             size = tokenizer.get_vocab_size()
             if gaps := set(range(size)) - set(tokenizer.get_vocab().values()):
                 raise BundleError(
-                    f"{path} has {size} tokens, but none with id {min(gaps)}; ids must be "
+                    f"{where} has {size} tokens, but none with id {min(gaps)}; ids must be "
                     "consecutive from 0 on. Copy the file again."
                 )
             return cls(tokenizer)
         if len(vocabulary.text) > tokenizer.get_vocab_size():
             raise BundleError(
-                f"{path} has {tokenizer.get_vocab_size()} tokens, but its model has "
+                f"{where} has {tokenizer.get_vocab_size()} tokens, but its model has "
                 f"{len(vocabulary.text)} text tokens. Do not mix files of different models."
             )
         foreign = vocabulary.foreign_ids
         text_tokens = [foreign[i] for i in vocabulary.text]
         if missing := [own_id for own_id in text_tokens if tokenizer.id_to_token(own_id) is None]:
             raise BundleError(
-                f"{path} lacks {len(missing)} of the {len(text_tokens)} text tokens of its model, "
+                f"{where} lacks {len(missing)} of the {len(text_tokens)} text tokens of its model, "
                 f"the first with id {missing[0]}. Do not mix files of different models."
             )
         return cls(tokenizer, text_tokens, foreign[vocabulary.unk_id])
