@@ -53,7 +53,9 @@ def run(loop: TokenLoop) -> list[object]:
 
 @pytest.mark.parametrize("weights", ["stored", "int8"])
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "another module"])
-def test_equals_a_new_loop_to_the_bit(weights, in_place, tiny_config, grammar):
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_equals_a_new_loop_to_the_bit(tied, weights, in_place, tiny_config, grammar):
+    tiny_config = replace(tiny_config, tie_embeddings=tied)
     config = replace(CONFIG, weights=weights)
     model, other = make(tiny_config, 0), make(tiny_config, 1)
     loop = TokenLoop(model, grammar, config)

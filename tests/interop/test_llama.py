@@ -669,7 +669,11 @@ def refused(folder: Path, image_tokenizer: Path, tmp_path: Path, message: str) -
     ("file", "content", "message"),
     [
         ("tokenizer.json", None, "tokenizer.json is missing; save the tokenizer with"),
-        ("tokenizer.json", "{}", "The tokenizer of .* is not a tokenizer that can be read .*'model'"),
+        (
+            "tokenizer.json",
+            "{}",
+            "The tokenizer of .* is not a tokenizer that can be read .*'model'",
+        ),
         ("tokenizer.json", b"\xff", "tokenizer.json is not a text file"),
         ("generation_config.json", "[1]", "generation_config.json holds no JSON object"),
         ("generation_config.json", "{", "generation_config.json is not JSON"),

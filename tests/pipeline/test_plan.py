@@ -99,6 +99,7 @@ def measured(planned: Setting) -> dict[str, int]:
         {},
         {"n_kv_heads": 2, "norm_placement": "reordered", "dropout": 0.1},
         {"qk_norm": "none", "d_ff": 128, "context": 96, "n_layers": 4},
+        {"tie_embeddings": True},
     ],
     ids=str,
 )

@@ -57,6 +57,7 @@ OTHER_LAYERS = {
     "norm": {"kind": "layer_norm"},
     "position": {"kind": "learned"},
 }
+TIED = {"tie_embeddings": True}
 REORDERED = {"norm_placement": "reordered", "embedding_norm": True}
 
 CASES = {
@@ -72,6 +73,9 @@ CASES = {
         "tensor_reordered": Case({"tensor": 2}, REORDERED | GROUPED | {"qk_norm_groups": 1}),
         "tensor_without_norms": Case({"tensor": 2}, {"qk_norm": "none"}),
         "tensor_other_layers": Case({"tensor": 2}, OTHER_LAYERS),
+        "shard_tied": Case({"shard": 2}, TIED, {"statistics_every": 2, "accumulation_steps": 2}),
+        "tensor_tied": Case({"tensor": 2}, TIED),
+        "tensor_tied_preference": Case({"tensor": 2}, TIED | {"init_std": 0.1}, preference=True),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
         "tensor_statistics": Case({"tensor": 2}, {"qk_norm_groups": 1}, {"statistics_every": 2}),
         "shard_preference": Case(
@@ -110,13 +114,17 @@ CASES = {
             {"tensor": 2, "activation_checkpointing": "full"}, REORDERED | GROUPED
         ),
         "tensor_and_replicate": Case({"tensor": 2, "shard": 1}, GROUPED),
+        "tensor_and_shard_tied": Case({"tensor": 2, "shard": 2}, TIED),
         "more_ranks_than_groups": Case({"tensor": 4}, {"qk_norm_groups": 2}),
         "statistics": Case({"tensor": 2, "shard": 1}, GROUPED, {"statistics_every": 1}),
         "hybrid_statistics": Case({"shard": 2}, REORDERED, {"statistics_every": 1}),
     },
 }
 
-STATES = {2: ("replicate", "tensor_reordered"), 4: ("hybrid", "tensor_and_shard")}
+STATES = {
+    2: ("replicate", "tensor_reordered", "tensor_tied"),
+    4: ("hybrid", "tensor_and_shard", "tensor_and_shard_tied"),
+}
 
 
 class Rows:
@@ -201,7 +209,11 @@ def numbers(case: Case, world: World) -> list[dict[str, float]]:
             lines.append(made.evaluate())
     lines.append(made.evaluate())
     named = list(made.model.named_parameters())
-    norms = {part: gradient_norm(p for name, p in named if part in name) for part in PARTS}
+    norms = {
+        part: gradient_norm(p for name, p in named if part in name)
+        for part in PARTS
+        if part != "head" or not made.model.config.tie_embeddings
+    }
     return [*lines, {part: float(norm) for part, norm in norms.items()}]
 
 
@@ -211,8 +223,14 @@ def state_of(case: Case, world: World) -> dict[str, Any]:
     made = task(case, layout_of(world, parallel), parallel)
     made.step(0)
     made.evaluate()
-    single = task(case, Layout.alone(), ParallelConfig()).model.state_dict()
-    sharded = task(case, made.layout, parallel).model.state_dict()
+    alone, together = (
+        task(case, *places).model.eval()
+        for places in ((Layout.alone(), ParallelConfig()), (made.layout, parallel))
+    )
+    ids = Rows().batch(0).ids
+    with torch.no_grad():
+        far = (together(ids) - alone(ids)).abs().max()
+    single, sharded = alone.state_dict(), together.state_dict()
     equal = {name: torch.equal(sharded[name].full_tensor(), single[name]) for name in single}
     for name, parameter in made.model.named_parameters():
         fill(parameter, 2 * single[name])
@@ -223,6 +241,7 @@ def state_of(case: Case, world: World) -> dict[str, Any]:
         "share": held / sum(tensor.numel() for tensor in single.values()),
         "wrong": [name for name in single if not (equal[name] and doubled[name])],
         "names": sorted(filled) == sorted(single),
+        "far": float(far),
     }
 
 

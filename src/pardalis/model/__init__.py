@@ -30,7 +30,7 @@ from pardalis.model.decoder import Decoder
 from pardalis.model.feed_forward import FEED_FORWARDS, MLPConfig, SwiGLUConfig
 from pardalis.model.init import initialise
 from pardalis.model.kinds import MODELS, ModelKind, build, config_of, shape_of
-from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec
+from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec, TiedHead
 from pardalis.model.masks import Mask, attention_mask, document_mask, masks_as_tensors
 from pardalis.model.norms import LayerNormConfig, RMSNormConfig
 from pardalis.model.parameters import PARAMETERS, PARTS

@@ -159,6 +159,7 @@ class ModelShape:
     position: RoPEConfig | LearnedPositionsConfig = field(default_factory=RoPEConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    tie_embeddings: bool = False  # whether the matrix of the head is that of the embedding
     init: InitConfig = field(default_factory=InitConfig)
     dropout: float = 0.0  # probability, on the outputs of attention and feed-forward
 

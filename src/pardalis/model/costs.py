@@ -18,8 +18,10 @@ class ModelCosts:
     """Parameters, compute and cache size of a decoder."""
 
     parameters: int
-    parts: dict[str, int]  # parameters of embedding, attention, feed_forward, norms and head
+    # Parameters of embedding, attention, feed_forward, norms and head. A tied head has none.
+    parts: dict[str, int]
     embedding_parameters: int  # input table, which is a lookup without FLOPs
+    head_parameters: int  # the matrix that makes logits, which may be the embedding's
     qk_norm_parameters: int
     train_flops_per_token: int  # forward and backward, at full context
     cache_bytes_per_token: int  # keys and values of all layers in fp32
@@ -40,7 +42,11 @@ def model_costs(config: ModelConfig) -> ModelCosts:
         model = build(config)
     specs, named = specs_of(model), by_part(model, PARTS)
     parts = {part: sum(p.numel() for _, p in members) for part, members in named.items()}
-    matrices = sum(p.numel() for name, p in model.named_parameters() if specs[name].decays)
+    head = model.head.weight
+    multiplied = {id(head): head.numel()}  # tied, it is an embedding, and multiplied all the same
+    for name, parameter in model.named_parameters():
+        if specs[name].decays:
+            multiplied[id(parameter)] = parameter.numel()
     qk_norm = sum(p.numel() for name, p in model.named_parameters() if specs[name].split == "heads")
     d_attention = config.attention.n_heads * config.d_head
     layers = model.cache_spec()
@@ -50,8 +56,9 @@ def model_costs(config: ModelConfig) -> ModelCosts:
         parameters=sum(parts.values()),
         parts=parts,
         embedding_parameters=parts["embedding"],
+        head_parameters=head.numel(),
         qk_norm_parameters=qk_norm,
-        train_flops_per_token=6 * matrices + 6 * attention,
+        train_flops_per_token=6 * sum(multiplied.values()) + 6 * attention,
         cache_bytes_per_token=4 * cached,
     )
 

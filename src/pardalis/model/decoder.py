@@ -2,7 +2,8 @@
 
 One trunk reads and writes every modality (early fusion). By default it is Llama's: linear layers
 without bias, RMSNorm, SwiGLU, RoPE, untied embedding and head. Chameleon's changes for stability
-are options of the config: QK-norm, and norms on the output of each branch.
+are options of the config: QK-norm, and norms on the output of each branch. So is a head that is
+tied to the embedding, as in small models, where the two would be most of the parameters.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pardalis.batch import Soft
 from pardalis.model.attention import Attention, LayerKVCache
 from pardalis.model.config import ModelConfig, ModelShape
-from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec
+from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec, TiedHead
 from pardalis.model.masks import Mask
 from pardalis.model.positions import LearnedPositions, RoPE, RoPEConfig, Rotation
 
@@ -107,7 +108,11 @@ class Decoder(LanguageModel):
         if not isinstance(config.position, RoPEConfig):
             self.position_embedding = LearnedPositions(config.context, config.d_model)
         self.trunk = Trunk(config)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = (
+            TiedHead(self.embedding)
+            if config.tie_embeddings
+            else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
 
     def embed(self, ids: Int[Tensor, "B T"], soft: Soft | None = None) -> Float[Tensor, "B T D"]:
         """Return what the first block reads, but for learned positions."""

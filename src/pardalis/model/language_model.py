@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -27,17 +28,37 @@ class LayerCacheSpec:
 CacheSpec = tuple[LayerCacheSpec, ...]
 
 
+class TiedHead(nn.Module):
+    """A head whose matrix is that of the embedding (arXiv 1608.05859), and no parameter of its own.
+
+    The embedding's parameter is looked up at each use, since sharding, loading and moving a model
+    may replace it. It has one name, and is counted, stored and updated once.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, so that it is no submodule
+
+    @property
+    def weight(self) -> Float[Tensor, "V D"]:
+        return self._embedding[0].weight
+
+    def forward(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
+        return F.linear(hidden, self.weight)
+
+
 class LanguageModel(nn.Module, ABC):
     """A model that predicts the next token from all before it.
 
     Attributes:
         config: at least ``vocab_size``, ``context`` and ``d_model``.
-        head: from hidden states (B, T, d_model) to logits (B, T, vocab_size), without bias.
+        head: from hidden states (B, T, d_model) to logits (B, T, vocab_size), without bias. Its
+            ``weight`` may be the embedding's.
         parameter_table: what each parameter is.
     """
 
     config: Any
-    head: nn.Linear
+    head: nn.Linear | TiedHead
     parameter_table: ClassVar[ParameterTable] = PARAMETERS
 
     @abstractmethod

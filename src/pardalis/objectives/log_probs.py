@@ -12,13 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pardalis.model import TiedHead
 from pardalis.objectives.linear_cross_entropy import add_product, chunks_of_logits, elementwise
 from pardalis.parallel.vocabulary import VocabularyShard, vocabulary_shard
 
 
 def token_log_probs(
     hidden: Float[Tensor, "R D"],
-    head: nn.Linear,
+    head: nn.Linear | TiedHead,
     targets: Int[Tensor, " R"],
     *,
     chunk: int = 1024,

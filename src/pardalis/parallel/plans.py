@@ -42,7 +42,7 @@ _DIMENSION: dict[Split, int | None] = {
 
 
 def plans_of(model: nn.Module) -> Iterator[tuple[nn.Module, ModulePlan]]:
-    """Yield each module that has parameters of its own, with its plan.
+    """Yield each module that has parameters of its own, or another's, with its plan.
 
     Raises:
         ConfigError: a parameter has no line in the model's table, or two.
@@ -53,6 +53,8 @@ def plans_of(model: nn.Module) -> Iterator[tuple[nn.Module, ModulePlan]]:
         splits = {
             name: specs[prefix + name].split for name, _ in module.named_parameters(recurse=False)
         }
+        if not splits and getattr(module, "weight", None) is not None:  # a head that is tied
+            yield module, ModulePlan({})
         if splits:
             whole = set(splits.values())
             yield (

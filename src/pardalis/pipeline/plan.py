@@ -143,8 +143,10 @@ def _loss(setting: Setting, tokens: int) -> int:
     hidden = tokens * model.d_model * size
     if setting.on_cpu:  # there the rows that count for nothing are left out, by a copy
         hidden *= 2
-    # The gradient of the head becomes that of the parameter, unless it is accumulated or sharded.
+    # The gradient of the head becomes that of the parameter, unless it is accumulated or sharded,
+    # or the embedding's is added to it.
     is_new = setting.ranks == 1 and setting.training.accumulation_steps == 1
+    is_new = is_new and not model.tie_embeddings
     head = 0 if is_new else columns * model.d_model * _FP32
     return logits + hidden + head
 
@@ -155,7 +157,7 @@ def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
     root = (counts.parts["embedding"] + counts.parts["head"]) // tensor
     inside = per_group - root
     if setting.uses_autocast:
-        return size * (inside + counts.parts["head"])
+        return size * (inside + counts.head_parameters)
     if setting.ranks == 1:
         return 0
     block = inside // setting.model.n_layers
