@@ -29,11 +29,15 @@ def reordered(config: ModelConfig) -> ModelConfig:
     return changed(config, norm_placement="reordered")
 
 
+def tied(config: ModelConfig) -> ModelConfig:
+    return changed(config, tie_embeddings=True)
+
+
 def long_rows(config: ModelConfig) -> ModelConfig:
     return changed(config, d_ff=1100)
 
 
-@pytest.mark.parametrize("variant", [without_qk_norm, one_group, reordered, long_rows])
+@pytest.mark.parametrize("variant", [without_qk_norm, one_group, reordered, tied, long_rows])
 def test_a_packed_decoder_gives_the_same_hidden_states(variant, tiny_config, ids):
     model = initialise(Decoder(variant(tiny_config)), seed=1).eval()
     for norm in (p for name, p in model.named_parameters() if "q_norm" in name or "k_norm" in name):
@@ -68,16 +72,17 @@ def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(width):
         assert torch.equal(linear(rows[0, part]), together[0, part])
 
 
-def test_integers_are_rounded_by_half_a_step_at_most():
+@pytest.mark.parametrize("width", [32, 24, 7])  # the kernel reads 16 weights at once
+def test_integers_are_rounded_by_half_a_step_at_most(width):
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(64, 32, generator=generator)
+    weight = torch.randn(64, width, generator=generator)
     weight[3] = 0
     linear = Int8Linear(weight)
     step = weight.abs().amax(1) / 127
     back = linear.weight * step[:, None]
     assert ((back - weight).abs() <= step[:, None] / 2 + 1e-6).all()
     for n_rows in (1, 16, 17, 40):  # either side of where the form of the product changes
-        rows = torch.randn(2, n_rows, 32, generator=generator)[:1]
+        rows = torch.randn(2, n_rows, width, generator=generator)[:1]
         product, exact = linear(rows), rows @ weight.T
         assert product.dtype == rows.dtype
         assert product.shape == exact.shape
@@ -86,7 +91,11 @@ def test_integers_are_rounded_by_half_a_step_at_most():
 
 
 @pytest.mark.parametrize("weights", ["stored", "int8"])
-def test_the_head_writes_its_slices_in_the_order_of_written_ids(weights, tiny_model, grammar, ids):
+@pytest.mark.parametrize("variant", [one_group, tied])
+def test_the_head_writes_its_slices_in_the_order_of_written_ids(
+    variant, weights, tiny_config, grammar, ids
+):
+    tiny_model = initialise(Decoder(variant(tiny_config)), seed=0).eval()
     with torch.inference_mode():
         hidden = tiny_model.hidden(ids)[0]
         expected = tiny_model.head(hidden)[:, grammar.writable_ids()]

@@ -23,6 +23,8 @@ Weights = Literal["stored", "int8"]
 
 # With more tokens, dequantising the weights is faster than the integer kernel.
 _INT8_KERNEL_TOKENS = 16
+# The kernel reads so many weights at once, and past the end of other rows.
+_INT8_KERNEL_WIDTH = 16
 # oneDNN sums the product with a single vector in another order when it is longer than this.
 _LONG_VECTOR = 1024
 
@@ -86,7 +88,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         tokens = x.flatten(0, -2).bfloat16()
-        if len(tokens) <= _INT8_KERNEL_TOKENS:
+        if len(tokens) <= _INT8_KERNEL_TOKENS and tokens.shape[1] % _INT8_KERNEL_WIDTH == 0:
             product = torch._weight_int8pack_mm(tokens, self.weight, self.scale)
         else:
             product = F.linear(tokens, self.weight.bfloat16()) * self.scale
