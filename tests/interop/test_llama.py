@@ -28,6 +28,10 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 import pardalis
@@ -125,6 +129,19 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
+def qwen() -> Tokenizer:
+    """Byte-level, in normal form C, with added tokens that are text beside the special ones."""
+    tokenizer = byte_level([], QWEN)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in QWEN_TEXT])
+    return tokenizer
+
+
+QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+QWEN_TEXT = ["<think>", "</think>", "        ", "<tool_call>"]
+TOKENIZERS["Qwen"] = qwen
+
+
 def ids_of(kind: str, tokenizer: Tokenizer) -> dict:
     """Return what a model with such a tokenizer has in its configs."""
     number = tokenizer.token_to_id
@@ -133,6 +150,9 @@ def ids_of(kind: str, tokenizer: Tokenizer) -> dict:
         return {"bos_token_id": number("<|begin_of_text|>"), "eos_token_id": ends}
     if kind == "SmolLM2":
         return {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+    if kind == "Qwen":  # as in the generation config of its instruct models
+        ends = [number(name) for name in ("<|im_end|>", "<|endoftext|>")]
+        return {"bos_token_id": ends[1], "eos_token_id": ends, "pad_token_id": ends[1]}
     if kind == "specials between":
         return {"bos_token_id": number(LLAMA_3[0]), "eos_token_id": number(LLAMA_3[1])}
     return {"bos_token_id": 1, "eos_token_id": 2}
@@ -140,6 +160,12 @@ def ids_of(kind: str, tokenizer: Tokenizer) -> dict:
 
 # ── models ───────────────────────────────────────────────────────────────────────────────────────
 
+PEERS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 CASES = {
     "Llama 2": {"tokenizer": "Llama 2"},
     "Llama 2, tied, rows to spare": {
@@ -158,7 +184,27 @@ CASES = {
     "SmolLM2, bf16, tied, shards": {
         "tokenizer": "SmolLM2", "dtype": torch.bfloat16, "shards": "40KB",
     },
-    "Mistral": {"tokenizer": "Mistral", "mistral": True, "num_key_value_heads": 1},
+    "Mistral": {
+        "tokenizer": "Mistral", "kind": "mistral", "num_key_value_heads": 1, "sliding_window": None,
+    },
+    "Mistral, a window of the context": {
+        "tokenizer": "Mistral", "kind": "mistral", "sliding_window": 64, "head_dim": 24,
+    },
+    "Llama, biases, linear RoPE, wide heads": {
+        "tokenizer": "Llama 2", "attention_bias": True, "head_dim": 32,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 2e4, "factor": 3.0},
+    },
+    "Qwen2": {"tokenizer": "Qwen", "kind": "qwen2", "spare": 11},
+    "Qwen2, tied, bf16": {
+        "tokenizer": "Qwen", "kind": "qwen2", "tie_word_embeddings": True, "dtype": torch.bfloat16,
+    },
+    "Qwen3, tied": {
+        "tokenizer": "Qwen", "kind": "qwen3", "tie_word_embeddings": True, "head_dim": 32,
+        "spare": 5,
+    },
+    "Qwen3, biases": {
+        "tokenizer": "Llama 3", "kind": "qwen3", "attention_bias": True, "head_dim": 16,
+    },
     "specials between": {"tokenizer": "specials between", "num_key_value_heads": 4},
 }  # fmt: skip
 
@@ -167,7 +213,7 @@ def make_llama(
     folder: Path,
     *,
     tokenizer: str = "Llama 2",
-    mistral: bool = False,
+    kind: str = "llama",
     rope_theta: float = 1e4,
     dtype: torch.dtype = torch.float32,
     shards: str = "1GB",
@@ -190,10 +236,8 @@ def make_llama(
         **ids_of(tokenizer, text),
         **changes,
     }
-    if mistral:
-        model = MistralForCausalLM(MistralConfig(sliding_window=None, **values))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**values))
+    config, network = PEERS[kind]
+    model = network(config(**values))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -242,8 +286,7 @@ def imported(llama, image_tokenizer, tmp_path_factory) -> Callable[[str], Path]:
 
 def peer(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    classes = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM}
-    return classes[kind].from_pretrained(folder, dtype=dtype).eval()
+    return PEERS[kind][1].from_pretrained(folder, dtype=dtype).eval()
 
 
 def copy_of(folder: Path, to: Path, file: str = "config.json", **changes) -> Path:
@@ -433,6 +476,16 @@ def test_the_last_eos_of_llama_3_ends_a_turn(llama, image_tokenizer):
         "bos": names["<|begin_of_text|>"],
         "eos": names["<|end_of_text|>"],
         "end_turn": names["<|eot_id|>"],
+    }
+
+
+def test_the_end_of_a_turn_of_qwen_is_not_the_end_of_a_document(llama, image_tokenizer):
+    """Of its two ends, the one that also begins a document ends it."""
+    folder = llama("Qwen2")
+    names = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id
+    assert roles(folder, image_tokenizer) == {
+        "bos": names("<|endoftext|>"),
+        "end_turn": names("<|im_end|>"),
     }
 
 
@@ -633,14 +686,28 @@ LLAMA_3_ROPE = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
     ("changes", "message"),
     [
         ({"rope_parameters": LLAMA_3_ROPE}, "The config of .*hf lacks 'low_freq_factor'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-         "RoPE of type 'linear'"),
-        ({"attention_bias": True}, r"attention_bias = True \(supported: False\)"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+         r"RoPE of type 'dynamic' \(supported: 'default', 'linear' and 'llama3'\)"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+         "RoPE of each kind of layer"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0.5 \(supported: 1.0\)"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}},
+         r"RoPE of a part of a head, 0.25"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor must be at least 1"),
+        ({"attention_bias": True}, "missing model.layers.0.self_attn.q_proj.bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config .supported: floating-point"),
         ({"mlp_bias": True, "hidden_act": "gelu"}, "hidden_act = 'gelu' .*; mlp_bias = True"),
-        ({"head_dim": 32}, r"head_dim = 32 \(supported: hidden_size / num_attention_heads\)"),
-        ({"model_type": "mistral", "sliding_window": 4096},
-         r"sliding_window \(supported: full attention\)"),
-        ({"model_type": "gpt2"}, "of type 'gpt2'; chameleon, llama and mistral can be imported"),
+        ({"head_dim": 32}, "q_proj.weight .64x64 instead of 128x64"),
+        ({"head_dim": "wide"}, "The config of .*attention.d_head must be of type int, got 'wide'"),
+        ({"model_type": "mistral", "sliding_window": 32},
+         r"sliding_window = 32 \(supported: full attention; max_position_embeddings = 32 or less"),
+        ({"model_type": "mistral", "max_position_embeddings": 8192},
+         "sliding_window = 4096"),  # which a missing key means
+        ({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True},
+         "sliding_window = 32"),
+        ({"model_type": "gpt2"},
+         "of type 'gpt2'; chameleon, llama, mistral, qwen2, qwen3 can be imported"),
         ({"num_hidden_layers": 3}, "do not fit their config: missing model.layers.2"),
         ({"num_hidden_layers": 1}, "do not fit their config: unexpected model.layers.1"),
         ({"intermediate_size": 32}, "gate_proj.weight .96x64 instead of 32x64"),

@@ -34,6 +34,20 @@ def test_our_names_are_those_of_the_decoder(preset, qk_norm):
     assert sorted(ours) == sorted(decoder.state_dict())
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bias", ["none", "qkv", "all"])
+@pytest.mark.parametrize("qk_norm", ["layer_norm", "rms_norm", "none"])
+def test_our_names_are_those_of_any_decoder_of_its_kind(qk_norm, bias, tied):
+    config = decoder_config(
+        vocab_size=100, context=8, d_model=8, n_layers=2, n_heads=2, d_ff=8, qk_norm=qk_norm,
+        attention={"bias": bias}, tie_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    ours = [line.ours.format(n=n) for line, n in lines(config)]
+    assert sorted(ours) == sorted(decoder.state_dict())
+
+
 @pytest.mark.parametrize("target", LAYOUTS)
 @pytest.mark.parametrize("source", LAYOUTS)
 def test_round_trip(source, target):
@@ -89,14 +103,15 @@ def test_metas_names_are_those_of_the_release():
 
 
 def test_replicated_tensors():
-    """All others are sharded; QK-norm is per rank."""
-    whole = [line.meta for line in DECODER if line.cut is None]
+    """All others are sharded; QK-norm is per rank. The release has no biases."""
+    lines_of_release = [line for line in DECODER if not line.ours.endswith("_proj.bias")]
+    whole = [line.meta for line in lines_of_release if line.cut is None]
     assert whole == [
         "layers.{n}.attention_norm.weight",
         "layers.{n}.ffn_norm.weight",
         "norm.weight",
     ]
-    assert [line.ours for line in DECODER if line.rotary and not line.qk_norm] == [
+    assert [line.ours for line in lines_of_release if line.rotary and not line.qk_norm] == [
         "trunk.blocks.{n}.attention.q_proj.weight",
         "trunk.blocks.{n}.attention.k_proj.weight",
     ]

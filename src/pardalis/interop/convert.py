@@ -9,7 +9,7 @@ import torch
 from pardalis import bundle as bundles
 from pardalis.errors import BundleError, ConfigError
 from pardalis.interop.huggingface import read_chameleon, write_chameleon
-from pardalis.interop.llama import MODEL_TYPES, NewRows, add_images, open_text_folder
+from pardalis.interop.llama import NewRows, add_images, open_text_folder, write_text_model
 from pardalis.interop.meta import is_meta, read_meta, write_meta
 from pardalis.interop.model import (
     ForeignModel,
@@ -19,7 +19,9 @@ from pardalis.interop.model import (
     write_bundle,
 )
 from pardalis.interop.tensors import LazyTensor, open_tensors
+from pardalis.interop.text_configs import TEXT_ARCHITECTURES
 from pardalis.interop.vqgan import read_vqgan
+from pardalis.model import QKLayerNormConfig
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,8 @@ def import_model(
     """Convert a foreign checkpoint to a bundle, which is written atomically.
 
     Args:
-        source: a Hugging Face folder of a Chameleon or of a text-only Llama, or the original
-            release of a Chameleon.
+        source: a Hugging Face folder of a Chameleon or of a text-only Llama, Mistral or Qwen, or
+            the original release of a Chameleon.
         folder: folder of the bundle; new or empty.
         dtype: dtype of the decoder's weights (default: as in the source).
         image_tokenizer: for a text-only model, the image tokenizer to add; for a Hugging Face
@@ -91,7 +93,7 @@ def read_model(
         beside = source / bundles.IMAGE_TOKENIZER  # of an export of ours
         given = image_tokenizer or (beside if beside.is_dir() else None)
         return read_chameleon(source, open_image_tokenizer(given) if given else None)
-    if kind in MODEL_TYPES:
+    if kind in TEXT_ARCHITECTURES:
         if image_tokenizer is None:
             raise ConfigError(
                 f"{source} is a text-only model ({kind}); name the image tokenizer to add to it "
@@ -100,8 +102,8 @@ def read_model(
         given = open_image_tokenizer(image_tokenizer)
         return add_images(open_text_folder(source), *given, new_rows)
     raise BundleError(
-        f"{where} describes a model of type {kind!r}; chameleon, {' and '.join(MODEL_TYPES)} can "
-        "be imported."
+        f"{where} describes a model of type {kind!r}; chameleon, "
+        f"{', '.join(TEXT_ARCHITECTURES)} can be imported."
     )
 
 
@@ -118,8 +120,9 @@ def export_model(
     Args:
         source: the bundle, or the run that has trained it.
         folder: new or empty; another folder is never overwritten.
-        to: ``hf``, which Hugging Face's classes load unchanged, or ``meta``, the layout of the
-            original release.
+        to: ``hf``, which Hugging Face's classes load unchanged: those of Chameleon if queries and
+            keys have a LayerNorm, otherwise those of Llama, Qwen2 or Qwen3, without the image
+            tokenizer. Or ``meta``, the layout of the original release.
         dtype: dtype of the weights (default: as in the bundle).
         n_ranks: for ``meta``, the number of files to split the decoder into.
 
@@ -139,7 +142,8 @@ def export_model(
         )
     if to == "hf":
         _refuse(n_ranks is not None, "n_ranks", "only the original release's layout has ranks")
-        write_chameleon(model, folder, dtype)
+        is_chameleon = isinstance(model.config.attention.qk_norm, QKLayerNormConfig)
+        (write_chameleon if is_chameleon else write_text_model)(model, folder, dtype)
     else:
         write_meta(model, folder, dtype, n_ranks)
 

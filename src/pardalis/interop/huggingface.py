@@ -40,6 +40,7 @@ from pardalis.interop.huggingface_configs import (
 )
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
+    CHAT_TEMPLATE,
     ForeignModel,
     check_tensors,
     decoder_shapes,
@@ -71,7 +72,7 @@ from pardalis.interop.vocabulary import (
     token_ids,
 )
 from pardalis.interop.vqgan import plain_codebook, unheld
-from pardalis.model import ModelConfig, QKLayerNormConfig
+from pardalis.model import ModelConfig, QKLayerNormConfig, QKRMSNormConfig
 from pardalis.tokens import TextTokenizer
 from pardalis.vq import ImageTokenizerConfig
 
@@ -80,6 +81,7 @@ logger = logging.getLogger(__name__)
 _EXTRA = "pardalis.safetensors"
 _EXTRA_VQ, _EXTRA_FOREIGN = "image_tokenizer.", "foreign."
 _VQ_DECODER = "decoder."
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _CODEBOOK = "quantize.embedding.weight"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference, whole or sharded
 _INDEX = ".index.json"
@@ -109,7 +111,7 @@ def read_chameleon(
             unheld += unheld_image_tokenizer(values, images)
     refuse(folder, "Pardalis cannot hold this model", unheld)
     config = chameleon_config(values, where)
-    tensors = open_folder(folder)
+    tensors = without_tied_head(open_folder(folder), config, folder)
     extra = open_tensors(folder / _EXTRA) if (folder / _EXTRA).is_file() else {}
     own = _starting(tensors, TRANSFORMERS_VQ)
     image_tensors: Tensors
@@ -171,7 +173,7 @@ def read_chat_template(folder: Path) -> str | None:
     Raises:
         BundleError: a file cannot be read, or the template is not text.
     """
-    own, where = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    own, where = folder / CHAT_TEMPLATE, folder / "tokenizer_config.json"
     if own.is_file():
         return read_text(own)
     found = read_json(where).get("chat_template") if where.is_file() else None
@@ -200,13 +202,33 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in shards]
 
 
+def without_tied_head(tensors: Tensors, config: ModelConfig, where: Path) -> dict[str, LazyTensor]:
+    """Return the tensors without a copy of the embedding as head, which some files hold.
+
+    Raises:
+        BundleError: the head is tied to the embedding and has other values.
+    """
+    own = tensors.get(HEAD)
+    if not config.tie_embeddings or own is None or EMBEDDING not in tensors:
+        return dict(tensors)
+    if not torch.equal(own.read(), tensors[EMBEDDING].to(own.dtype).read()):
+        raise BundleError(
+            f"{where} has tie_word_embeddings = true and a {HEAD} that differs from "
+            f"{EMBEDDING}; set tie_word_embeddings = false to keep both."
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != HEAD}
+
+
 def decoder_from(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]:
     """Return the decoder's tensors under the names of Pardalis."""
     decoder = {}
-    groups = getattr(config.attention.qk_norm, "groups", None)
+    qk_norm = config.attention.qk_norm
+    groups = getattr(qk_norm, "groups", None)
     for line, n in lines(config):
         tensor = tensors[line.transformers.format(n=n)]
-        if line.qk_norm and groups:
+        if line.qk_norm and isinstance(qk_norm, QKRMSNormConfig):
+            tensor = tensor.map(lambda t: t[None], (1, config.d_head))
+        elif line.qk_norm and groups:
             per_group = tensor.shape[0] // groups
             shape = (groups, config.d_head)
             tensor = tensor.map(lambda t, step=per_group: t[::step], shape)
@@ -216,8 +238,12 @@ def decoder_from(tensors: Tensors, config: ModelConfig) -> dict[str, LazyTensor]
 
 def expected_decoder(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a decoder by its name in transformers."""
-    ours = decoder_shapes(config)
-    return {line.transformers.format(n=n): ours[line.ours.format(n=n)] for line, n in lines(config)}
+    ours, flat = decoder_shapes(config), isinstance(config.attention.qk_norm, QKRMSNormConfig)
+    shapes = {}
+    for line, n in lines(config):
+        shape = ours[line.ours.format(n=n)]
+        shapes[line.transformers.format(n=n)] = shape[1:] if line.qk_norm and flat else shape
+    return shapes
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:
@@ -299,7 +325,7 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
     """
     refused = unheld_by_chameleon(model.config)
     refuse(folder, "Hugging Face's Chameleon cannot hold this model", refused)
-    tensors = _decoder_to(model)
+    tensors = decoder_to(model)
     extra = {_EXTRA_FOREIGN + name: tensor for name, tensor in model.foreign.items()}
     is_beside = bool(because := unheld(model.image_tokenizer))
     if is_beside:
@@ -320,30 +346,45 @@ def write_chameleon(model: ForeignModel, folder: Path, dtype: torch.dtype | None
         model.vocabulary, model.text_tokenizer, placeholder=PLACEHOLDER, adds_bos=True
     )
     names = token_ids(tokenizer_json, "tokenizer.json")
-    stored = next(iter(files.values()))["model.embed_tokens.weight"].dtype
+    stored = next(iter(files.values()))[EMBEDDING].dtype
     with new_folder(folder) as partial:
-        write_text(partial / "tokenizer.json", tokenizer_json)
-        for name, content in chameleon_files(model, names, stored).items():
-            write_json(partial / name, content)
-        if model.licences:
-            write_text(partial / LICENCES, model.licences)
         if extra:
             write_safetensors(partial / _EXTRA, extra, "Extra tensors")
         if is_beside:
             write_image_tokenizer(model, partial / IMAGE_TOKENIZER)
-        write_shards(partial, files, "Model")
-        if len(files) > 1:
-            write_json(partial / (_WEIGHTS[0] + _INDEX), shard_index(files))
+        write_files(model, partial, tokenizer_json, chameleon_files(model, names, stored), files)
 
 
-def _decoder_to(model: ForeignModel) -> dict[str, LazyTensor]:
+def write_files(
+    model: ForeignModel,
+    folder: Path,
+    tokenizer_json: str,
+    others: dict[str, dict[str, Any]],
+    shards: dict[str, dict[str, LazyTensor]],
+) -> None:
+    """Write the files that every folder has; ``others`` are the contents of JSON files by name."""
+    write_text(folder / "tokenizer.json", tokenizer_json)
+    for name, content in others.items():
+        write_json(folder / name, content)
+    if model.licences:
+        write_text(folder / LICENCES, model.licences)
+    if model.chat_template is not None:
+        write_text(folder / CHAT_TEMPLATE, model.chat_template)
+    write_shards(folder, shards, "Model")
+    if len(shards) > 1:
+        write_json(folder / (_WEIGHTS[0] + _INDEX), shard_index(shards))
+
+
+def decoder_to(model: ForeignModel) -> dict[str, LazyTensor]:
     """Return the decoder's tensors under Hugging Face's names and in the order of foreign ids."""
     config = model.config
     decoder = reorder_ids(model.decoder, from_foreign(model.vocabulary))
     tensors = {}
     for line, n in lines(config):
         tensor = decoder[line.ours.format(n=n)]
-        if line.qk_norm:
+        if line.qk_norm and isinstance(config.attention.qk_norm, QKRMSNormConfig):
+            tensor = tensor.map(lambda t: t[0], tensor.shape[1:])
+        elif line.qk_norm:
             (n_groups, width), n_heads = tensor.shape, line.n_heads(config)
             repeats = n_heads // n_groups
             tensor = tensor.map(lambda t, n=repeats: t.repeat_interleave(n, 0), (n_heads, width))

@@ -1,4 +1,4 @@
-"""The JSON files of Hugging Face's Chameleon and Llama, and the configs of Pardalis.
+"""The JSON files of Hugging Face's Chameleon, and the configs of Pardalis.
 
 Each table serves both directions. It maps a field to the key of the file, or lists the keys whose
 value must be the given one.
@@ -28,7 +28,8 @@ from pardalis.vq.config import Preprocessing
 
 QK_NORM_EPS = 1e-5  # a constant in its code, independent of rms_norm_eps
 
-_DECODER_KEYS = {
+# Of Chameleon, and of the text-only models in :mod:`.text_configs`.
+DECODER_KEYS = {
     "vocab_size": "vocab_size",
     "context": "max_position_embeddings",
     "d_model": "hidden_size",
@@ -42,11 +43,14 @@ _DECODER_KEYS = {
 _DECODER_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 _LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "initializer_range": 0.02}
 
-_ROPE_KEYS = {  # keys of Llama 3.1's RoPE scaling
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_context": "original_max_position_embeddings",
+_ROPE_KEYS = {  # of each kind of scaling
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_context": "original_max_position_embeddings",
+    },
+    "linear": {"factor": "factor"},
 }
 _VQ_KEYS = {
     "resolution": "resolution",
@@ -108,13 +112,11 @@ def inside(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def unheld_decoder(values: dict[str, Any]) -> list[str]:
-    """Return why the decoder of Pardalis cannot hold a config with Llama's keys."""
-    given, rope_type = _given(values), _rope_type(_rope(values))
+    """Return why the decoder of Pardalis cannot hold a Chameleon's config."""
+    given = given_values(values)
     width: Any = values.get("hidden_size")
     n_heads, d_head = values.get("num_attention_heads"), values.get("head_dim")
-    return unlike(given, _DECODER_FIXED) + reasons({
-        f"RoPE of type {rope_type!r} (supported: 'default' and 'llama3')":
-            rope_type not in ("default", "llama3"),
+    return unlike(given, _DECODER_FIXED) + unheld_rope(values) + reasons({
         f"head_dim = {d_head} (supported: hidden_size / num_attention_heads)":
             None not in (width, n_heads, d_head) and width / n_heads != d_head,
         "sliding_window (supported: full attention)": values.get("sliding_window"),
@@ -142,9 +144,9 @@ def chameleon_config(values: dict[str, Any], where: Path) -> ModelConfig:
     Missing values default to those of the published model, as in transformers.
     """
     published = chameleon_7b().sized(vocab_size=65_536, context=4096)
-    defaults = {theirs: attrgetter(ours)(published) for ours, theirs in _DECODER_KEYS.items()}
+    defaults = {theirs: attrgetter(ours)(published) for ours, theirs in DECODER_KEYS.items()}
     return decoder_config(
-        defaults | _given(values),
+        defaults | given_values(values),
         where,
         {
             "attention.qk_norm.eps": QK_NORM_EPS,
@@ -160,13 +162,15 @@ def decoder_config(values: dict[str, Any], where: object, others: dict[str, Any]
         others: options without a key in the file, by their dotted names.
     """
     with describing(where):
-        given = _given(values)
+        given = given_values(values)
         given = {"num_key_value_heads": given["num_attention_heads"], **_LLAMA_DEFAULTS, **given}
-        found = {ours: given[theirs] for ours, theirs in _DECODER_KEYS.items()}
+        found = {ours: given[theirs] for ours, theirs in DECODER_KEYS.items()}
         rope = _rope(given)
         found["position.theta"] = float(rope.get("rope_theta", given.get("rope_theta", 10_000.0)))
-        if _rope_type(rope) == "llama3":
-            found["position.scaling"] = {ours: rope[theirs] for ours, theirs in _ROPE_KEYS.items()}
+        if (kind := _rope_type(rope)) in _ROPE_KEYS:
+            scaling = {ours: rope[theirs] for ours, theirs in _ROPE_KEYS[kind].items()}
+            found["position.scaling"] = {"kind": kind, **scaling}
+        found["tie_embeddings"] = bool(given.get("tie_word_embeddings", False))
         config: ModelConfig = config_of(configs.from_dotted({**found, **others}))
         return config
 
@@ -176,7 +180,7 @@ def image_tokenizer_config(
 ) -> ImageTokenizerConfig:
     """Return the image tokenizer's config; arguments as in :func:`unheld_image_tokenizer`."""
     with describing(f"vq_config in {where}"):
-        vq = _given(inside(values, "vq_config"))
+        vq = given_values(inside(values, "vq_config"))
         found = {ours: vq[theirs] for ours, theirs in _VQ_KEYS.items() if theirs in vq}
         fixed = {
             "norm_groups": NORM_GROUPS,
@@ -188,7 +192,20 @@ def image_tokenizer_config(
         )
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def unheld_rope(values: dict[str, Any]) -> list[str]:
+    """Return why the decoder of Pardalis cannot hold the RoPE of a config."""
+    rope = _rope(values)
+    kind, share = _rope_type(rope), rope.get("partial_rotary_factor", 1.0)
+    return reasons({
+        f"RoPE of type {kind!r} (supported: 'default', 'linear' and 'llama3')":
+            kind not in ("default", *_ROPE_KEYS),
+        f"RoPE of a part of a head, {share} (supported: 1.0)": share != 1,
+        "RoPE of each kind of layer (supported: one)":
+            any(isinstance(value, dict) for value in rope.values()),
+    })  # fmt: skip
+
+
+def given_values(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values that are not null; a null means a missing key."""
     return {name: value for name, value in values.items() if value is not None}
 
@@ -239,7 +256,7 @@ def chameleon_files(
     layout can hold there are no files of the processor: it would encode images wrongly.
     """
     vocabulary, vq = model.vocabulary, model.image_tokenizer
-    ids = _single_ids(vocabulary)
+    ids = single_ids(vocabulary)
     files = {
         "config.json": _config(model, names, dtype),
         "generation_config.json": {
@@ -280,22 +297,16 @@ def chameleon_files(
 
 def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
     config, vq = model.config, model.image_tokenizer
-    scaling = rope_of(config).scaling
     return {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
         "dtype": str(dtype).removeprefix("torch."),
-        **_single_ids(model.vocabulary),
-        **{theirs: attrgetter(ours)(config) for ours, theirs in _DECODER_KEYS.items()},
+        **single_ids(model.vocabulary),
+        **{theirs: attrgetter(ours)(config) for ours, theirs in DECODER_KEYS.items()},
         "num_key_value_heads": config.attention.kv_heads,  # which ours may leave open
         **_DECODER_FIXED,
-        "rope_theta": rope_of(config).theta,
-        "rope_parameters": {
-            "rope_type": "llama3" if scaling else "default",
-            "rope_theta": rope_of(config).theta,
-            **{t: getattr(scaling, ours) for ours, t in _ROPE_KEYS.items() if scaling},
-        },
-        "tie_word_embeddings": False,
+        **rope_values(config),
+        "tie_word_embeddings": config.tie_embeddings,
         "swin_norm": config.residual.placement == "reordered",
         "model_parallel_size": getattr(config.attention.qk_norm, "groups", None) or 1,
         "vq_config": {
@@ -308,7 +319,16 @@ def _config(model: ForeignModel, names: dict[str, int], dtype: torch.dtype) -> d
     }
 
 
-def _single_ids(vocabulary: Vocabulary) -> dict[str, int]:
+def rope_values(config: ModelConfig) -> dict[str, Any]:
+    """Return RoPE's keys of a ``config.json``."""
+    theta, scaling = rope_of(config).theta, rope_of(config).scaling
+    kind = "default" if scaling is None else scaling.kind
+    scaled = {t: getattr(scaling, ours) for ours, t in _ROPE_KEYS.get(kind, {}).items()}
+    parameters = {"rope_type": kind, "rope_theta": theta, **scaled}
+    return {"rope_theta": theta, "rope_parameters": parameters}
+
+
+def single_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """Return the ids that both configs name; the default of transformers takes <pad> for <bos>."""
     ids = to_foreign(vocabulary)
     return {theirs: ids[vocabulary.special[ours]] for theirs, ours in _SINGLE_IDS.items()}

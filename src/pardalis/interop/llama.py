@@ -1,12 +1,14 @@
-"""Import of text-only models in Llama's layout as mixed-modal decoders that need more training.
+"""Import of text-only models as mixed-modal decoders that need more training, and their export.
+
+The architectures are those of :data:`.text_configs.TEXT_ARCHITECTURES`: Llama and its relatives.
 
 The text part of embedding and head is the model's own. The rows of new tokens (image codes, and
 the special tokens that the model lacks) are initialised as :class:`NewRows` says. A document has
 one token at its beginning and another at its end; a model that uses one token for both gets a new
-one for the end, with the rows of the first.
+one for the end, with the rows of the first. A model whose tokenizer names image codes, as an export
+does, gets no new ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +16,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pardalis.bundle import new_folder
 from pardalis.errors import BundleError
 from pardalis.files import parse_json
 from pardalis.interop.huggingface import (
+    EMBEDDING,
     decoder_from,
+    decoder_to,
     expected_decoder,
     open_folder,
     read_chat_template,
+    without_tied_head,
+    write_files,
 )
-from pardalis.interop.huggingface_configs import decoder_config, unheld_decoder
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
     ForeignModel,
@@ -34,15 +40,24 @@ from pardalis.interop.model import (
     refuse,
     reorder_ids,
 )
-from pardalis.interop.tensors import LazyTensor, Tensors
-from pardalis.interop.vocabulary import extend_text_vocabulary, to_foreign, token_ids
+from pardalis.interop.tensors import LazyTensor, Tensors, shards_of
+from pardalis.interop.text_configs import (
+    TEXT_ARCHITECTURES,
+    text_config,
+    text_files,
+    unheld_by_text,
+    unheld_text,
+)
+from pardalis.interop.vocabulary import (
+    extend_text_vocabulary,
+    named_tokenizer,
+    to_foreign,
+    token_ids,
+)
 from pardalis.model import ModelConfig
 from pardalis.seeds import derive
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizerConfig
-
-MODEL_TYPES = ("llama", "mistral")
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,14 +131,18 @@ def add_images(
     Raises as :func:`.convert.import_model`.
     """
     new_rows = new_rows or NewRows()
-    where, values, tensors = source.where, source.config, dict(source.tensors)
+    where, values = source.where, source.config
+    if (kind := values.get("model_type")) not in TEXT_ARCHITECTURES:
+        raise BundleError(
+            f"{where} is a model of type {kind!r}; text-only models of the types "
+            f"{', '.join(TEXT_ARCHITECTURES)} can be read."
+        )
     of_config, of_tokenizer = f"The config of {where}", f"The tokenizer of {where}"
     with describing(of_config):
-        unheld = unheld_decoder(values)
+        unheld = unheld_text(values)
     refuse(where, "Pardalis cannot hold this model", unheld)
-    config = decoder_config(values, of_config, {"attention.qk_norm.kind": "none"})
-    if values.get("tie_word_embeddings") and _HEAD not in tensors and _EMBEDDING in tensors:
-        tensors[_HEAD] = tensors[_EMBEDDING]  # untied, with the same initial values
+    config = text_config(values, of_config)
+    tensors = without_tied_head(source.tensors, config, where)
     check_tensors(where, expected_decoder(config), tensors)
     shapes = image_tokenizer_shapes(image_tokenizer)
     check_tensors("the `image_tokenizer`", shapes, image_tensors)
@@ -141,7 +160,7 @@ def add_images(
     )
     decoder = decoder_from(tensors, config)
     extended = replace(config, vocab_size=vocabulary.size)
-    for name in ("embedding.weight", "head.weight"):
+    for name in {"embedding.weight", "head.weight"} & decoder.keys():
         decoder[name] = _extend(decoder[name], name, extended, vocabulary, new_rows)
     return ForeignModel(
         config=extended,
@@ -160,6 +179,8 @@ def _extend(
     tensor: LazyTensor, name: str, config: ModelConfig, vocabulary: Vocabulary, new_rows: NewRows
 ) -> LazyTensor:
     n_old, width = tensor.shape
+    if config.vocab_size == n_old:
+        return tensor
     foreign = to_foreign(vocabulary)
     bos, eos = foreign[vocabulary.bos_id], foreign[vocabulary.eos_id]
 
@@ -175,12 +196,13 @@ def _extend(
 def _single_ids(source: TextSource, size: int, unknown: int | None) -> dict[str, int]:
     """Return the special tokens that a text-only model has, as its configs name them.
 
-    If there are several end tokens, the first ends a document and the last one ends a turn. No id
-    has two roles: the first role in the order below keeps it, and the others get new ids.
+    If there are several end tokens, the first ends a document and the last one ends a turn; but if
+    one of them also begins documents (Qwen), it ends them too. No id has two roles: the first role
+    in the order below keeps it, and the others get new ids.
     """
     values = source.config | {n: v for n, v in source.generation.items() if v is not None}
 
-    def named(key: str) -> Sequence[int]:
+    def named(key: str) -> list[int]:
         found = values.get(key)
         every = found if isinstance(found, list) else [found]
         return [i for i in every if isinstance(i, int) and 0 <= i < size]  # -1 often means none
@@ -191,9 +213,10 @@ def _single_ids(source: TextSource, size: int, unknown: int | None) -> dict[str,
                 f"The config of {source.where} names no {key} below {size}, with which documents "
                 f"{'begin' if key.startswith('bos') else 'end'}; add it."
             )
-    ends = named("eos_token_id")
+    bos, ends = named("bos_token_id")[0], named("eos_token_id")
+    ends.sort(key=lambda i: i != bos)
     roles = {
-        "bos": named("bos_token_id")[0],
+        "bos": bos,
         "eos": ends[0],
         "end_turn": ends[-1],
         "unk": unknown,
@@ -204,3 +227,26 @@ def _single_ids(source: TextSource, size: int, unknown: int | None) -> dict[str,
         if i is not None and i not in singles.values():
             singles[role] = i
     return singles
+
+
+def write_text_model(model: ForeignModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the decoder and its tokenizer as a folder that transformers' text models load.
+
+    All rows of embedding and head are kept, those of image tokens too, which the tokenizer names.
+    The image tokenizer is left out, since such a folder has no place for it.
+
+    Args:
+        dtype: dtype of all weights (default: as in the model).
+
+    Raises:
+        BundleError: no architecture can hold the model (the message lists every option that does
+            not fit), or the folder cannot be written.
+    """
+    refuse(
+        folder, "Hugging Face's text models cannot hold this model", unheld_by_text(model.config)
+    )
+    tokenizer_json = named_tokenizer(model.vocabulary, model.text_tokenizer)
+    files = shards_of({name: tensor.to(dtype) for name, tensor in decoder_to(model).items()})
+    stored = next(iter(files.values()))[EMBEDDING].dtype
+    with new_folder(folder) as partial:
+        write_files(model, partial, tokenizer_json, text_files(model, stored), files)

@@ -37,6 +37,7 @@ from pardalis.interop.model import (
     reorder_ids,
     rope_of,
     unheld_options,
+    untied,
 )
 from pardalis.interop.names import has_qk_norm, lines
 from pardalis.interop.tensors import (
@@ -258,6 +259,7 @@ def write_meta(
         BundleError: the layout cannot hold the model; the message lists every option that does not
             fit.
     """
+    model = untied(model)
     config = model.config
     groups: int = getattr(config.attention.qk_norm, "groups", None) or 1
     ranks = groups if n_ranks is None else n_ranks

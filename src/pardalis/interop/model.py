@@ -28,6 +28,8 @@ from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 from pardalis.weights import Shapes, check_shapes
 
+CHAT_TEMPLATE = "chat_template.jinja"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignModel:
@@ -57,7 +59,7 @@ def read_bundle(folder: Path) -> ForeignModel:
     config = bundles.model_config(folder, description)
     decoder = open_tensors(folder / bundles.MODEL)
     check_tensors(folder / bundles.MODEL, decoder_shapes(config), decoder)
-    foreign = folder / bundles.FOREIGN
+    foreign, template = folder / bundles.FOREIGN, folder / CHAT_TEMPLATE
     return ForeignModel(
         config=config,
         vocabulary=codec.vocabulary,
@@ -68,6 +70,7 @@ def read_bundle(folder: Path) -> ForeignModel:
         origin="pardalis",
         foreign=open_tensors(foreign) if foreign.is_file() else {},
         licences=bundles.read_licences(folder),
+        chat_template=read_text(template) if template.is_file() else None,
     )
 
 
@@ -90,7 +93,7 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
         if model.licences:
             write_text(partial / bundles.LICENCES, model.licences)
         if model.chat_template is not None:
-            write_text(partial / "chat_template.jinja", model.chat_template)
+            write_text(partial / CHAT_TEMPLATE, model.chat_template)
         made_by = {"imported_from": model.origin}
         bundles.write_description(partial, model.config, model.vocabulary, made_by)
 
@@ -155,14 +158,18 @@ def unlike(values: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "")
     )
 
 
-def unheld_options(config: Any) -> list[str]:
-    """Return the options of a decoder that layouts of Llama's and Chameleon's kind cannot hold."""
+def unheld_options(config: Any, others: Mapping[str, tuple[Any, ...]] | None = None) -> list[str]:
+    """Return the options of a decoder that layouts of Llama's and Chameleon's kind cannot hold.
+
+    Args:
+        others: the values that a layout holds of an option, where they differ from theirs.
+    """
     found = reasons(
         {f"model.kind is {config.kind!r} (needed: 'decoder')": config.kind != "decoder"}
     )
     if found:
         return found
-    for name, needed in _ONLY.items():
+    for name, needed in (_ONLY | dict(others or {})).items():
         value = attrgetter(name)(config)
         if value not in needed:
             found.append(f"model.{name} is {value!r} (needed: {' or '.join(map(repr, needed))})")
@@ -249,10 +256,10 @@ def _swap(tensor: Tensor, n_heads: int, pairs_last: bool) -> Tensor:
 
 def without_embedding_norm(model: ForeignModel) -> ForeignModel:
     """Fold an embedding norm into the embedding table, since other layouts have no such norm."""
-    config = model.config
-    if not config.embedding.norm:
+    if not model.config.embedding.norm:
         return model
-    table = model.decoder["embedding.weight"]
+    model = untied(model)  # the head reads the table as it is
+    config, table = model.config, model.decoder["embedding.weight"]
 
     def normalised(rows: Tensor) -> Tensor:
         return F.rms_norm(rows.float(), rows.shape[-1:], eps=config.norm.eps).to(rows.dtype)
@@ -266,6 +273,17 @@ def without_embedding_norm(model: ForeignModel) -> ForeignModel:
     )
 
 
+def untied(model: ForeignModel) -> ForeignModel:
+    """Give a model whose head is tied to the embedding a head of its own, with equal values."""
+    if not model.config.tie_embeddings:
+        return model
+    return dataclasses.replace(
+        model,
+        config=dataclasses.replace(model.config, tie_embeddings=False),
+        decoder={**model.decoder, "head.weight": model.decoder["embedding.weight"]},
+    )
+
+
 def reorder_ids(tensors: Tensors, rows: Sequence[int]) -> dict[str, LazyTensor]:
     """Permute the token dimension of embedding and head: new id i gets the old row ``rows[i]``."""
     if isinstance(rows, range):  # the identity
@@ -274,5 +292,6 @@ def reorder_ids(tensors: Tensors, rows: Sequence[int]) -> dict[str, LazyTensor]:
     moved = {
         name: tensors[name].map(lambda t: t[index], tensors[name].shape)
         for name in ("embedding.weight", "head.weight")
+        if name in tensors
     }
     return {**tensors, **moved}

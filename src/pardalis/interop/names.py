@@ -2,7 +2,7 @@
 
 ========================  ======================================================================
 ours                      :class:`pardalis.model.Decoder`
-transformers              Hugging Face's Chameleon; its Llama has the same names
+transformers              Hugging Face's Chameleon; its Llama, Mistral and Qwen have the same names
 meta                      the original release, and the Llama releases before it
 ========================  ======================================================================
 
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pardalis.model import ModelConfig, NoQKNormConfig
+from pardalis.model import ModelConfig, NoQKNormConfig, QKLayerNormConfig
 
 NamingScheme = Literal["ours", "transformers", "meta"]
 
@@ -36,6 +36,18 @@ class TensorName:
     cut: int | None = None  # dimension that Meta's ranks shard; None: replicated
     rotary: bool = False  # first dimension is permuted within heads for RoPE
     qk_norm: bool = False  # one scale per group of heads
+
+    def is_in(self, config: ModelConfig) -> bool:
+        """Return whether a model has the tensor."""
+        attention = config.attention
+        if self.qk_norm:
+            has_shift = isinstance(attention.qk_norm, QKLayerNormConfig)
+            return has_qk_norm(config) and (has_shift or not self.ours.endswith("bias"))
+        if self.ours.endswith("o_proj.bias"):
+            return attention.bias == "all"
+        if self.ours.endswith("bias"):
+            return attention.bias != "none"
+        return self.ours != "head.weight" or not config.tie_embeddings
 
     def n_heads(self, config: ModelConfig) -> int:
         """Return the number of heads of a rotary tensor."""
@@ -57,6 +69,10 @@ DECODER: tuple[TensorName, ...] = (
     _layer("attention.q_proj.weight", "self_attn.q_proj.weight", "attention.wq.weight", 0, True),
     _layer("attention.k_proj.weight", "self_attn.k_proj.weight", "attention.wk.weight", 0, True),
     _layer("attention.v_proj.weight", "self_attn.v_proj.weight", "attention.wv.weight", 0),
+    _layer("attention.q_proj.bias", "self_attn.q_proj.bias", "attention.wq.bias", 0, True),
+    _layer("attention.k_proj.bias", "self_attn.k_proj.bias", "attention.wk.bias", 0, True),
+    _layer("attention.v_proj.bias", "self_attn.v_proj.bias", "attention.wv.bias", 0),
+    _layer("attention.o_proj.bias", "self_attn.o_proj.bias", "attention.wo.bias"),
     _layer("attention.o_proj.weight", "self_attn.o_proj.weight", "attention.wo.weight", 1),
     _layer("attention.q_norm.weight", "self_attn.q_norm.weight",
            "attention.q_normalization.weight", 0, True, True),
@@ -81,12 +97,13 @@ TRANSFORMERS_VQ = "model.vqmodel."
 
 def lines(config: ModelConfig) -> Iterator[tuple[TensorName, int]]:
     """Yield every tensor of a decoder: its line of the table and its layer (0 outside layers)."""
-    has_norm = has_qk_norm(config)
-    per_layer = [line for line in DECODER if "{n}" in line.ours and (has_norm or not line.qk_norm)]
-    yield DECODER[0], 0
+    held = [line for line in DECODER if line.is_in(config)]
+    per_layer = [line for line in held if "{n}" in line.ours]
+    first, *last = (line for line in held if line not in per_layer)
+    yield first, 0
     for n in range(config.n_layers):
         yield from ((line, n) for line in per_layer)
-    yield from ((line, 0) for line in DECODER[-2:])
+    yield from ((line, 0) for line in last)
 
 
 def has_qk_norm(config: ModelConfig) -> bool:

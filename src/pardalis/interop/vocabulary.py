@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import parse_json
@@ -189,23 +191,55 @@ def chameleon_tokenizer(
     if vocabulary.foreign_ids is None:
         _name_all(content, vocabulary)
     _name_placeholder(content, placeholder, vocabulary)
-    bos = SINGLE_NAMES["bos"]
-    content["post_processor"] = None
-    if adds_bos:
-        begin: list[Any] = [{"SpecialToken": {"id": bos, "type_id": 0}}]
-        content["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [*begin, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [*begin, *({"Sequence": {"id": name, "type_id": 0}} for name in "AB")],
-            "special_tokens": {
-                bos: {
-                    "id": bos,
-                    "ids": [to_foreign(vocabulary)[vocabulary.bos_id]],
-                    "tokens": [bos],
-                }
-            },
-        }
+    content["post_processor"] = _adding_bos(vocabulary) if adds_bos else None
     return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+def named_tokenizer(vocabulary: Vocabulary, text_tokenizer: TextTokenizer) -> str:
+    """Return a ``tokenizer.json`` with a name for every id of a vocabulary.
+
+    The tokens of an imported tokenizer keep their names. New special and image tokens get those of
+    Chameleon, or another one if that is taken, and ids without a role become reserved tokens.
+
+    Raises:
+        BundleError: a text token of a tokenizer trained here has the name of a special token; or
+            the tokenizers library does not give a new token its id.
+    """
+    content: dict[str, Any] = json.loads(text_tokenizer.to_json())
+    if vocabulary.foreign_ids is None:
+        _name_all(content, vocabulary)
+        content["post_processor"] = _adding_bos(vocabulary)
+        return json.dumps(content, ensure_ascii=False, indent=2)
+    names = token_ids(json.dumps(content), "The text tokenizer")
+    foreign = to_foreign(vocabulary)
+    new = {foreign[i]: image_name(code) for code, i in enumerate(vocabulary.image)}
+    for role, i in vocabulary.special.items():
+        name = SINGLE_NAMES.get(role, f"<{role}>")
+        new[foreign[i]] = name if name not in names else f"<|{role}|>"
+    named = set(names.values())
+    added = {i: new.get(i, f"<reserved{i}>") for i in range(vocabulary.size) if i not in named}
+    content["added_tokens"] += [_added(name, i) for i, name in added.items()]
+    written = json.dumps(content, ensure_ascii=False, indent=2)
+    found = Tokenizer.from_str(written)
+    if wrong := [name for i, name in added.items() if found.token_to_id(name) != i]:
+        raise BundleError(
+            f"The text tokenizer has unused ids among its own, so {wrong[0]!r} would get the id "
+            f"{found.token_to_id(wrong[0])}; Hugging Face's layout cannot hold this vocabulary."
+        )
+    return written
+
+
+def _adding_bos(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the post-processor that begins a text with the token that begins a document."""
+    bos = SINGLE_NAMES["bos"]
+    begin: list[Any] = [{"SpecialToken": {"id": bos, "type_id": 0}}]
+    number = to_foreign(vocabulary)[vocabulary.bos_id]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [*begin, *({"Sequence": {"id": name, "type_id": 0}} for name in "AB")],
+        "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}},
+    }
 
 
 def _name_all(content: dict[str, Any], vocabulary: Vocabulary) -> None:
@@ -264,15 +298,31 @@ def extend_text_vocabulary(
     """Return the vocabulary of a text-only model, of the given size, extended by image tokens.
 
     ``singles`` are the special ids that it has, by name; the others, and ``n_codes`` image ids, are
-    added after ``size``.
+    added after ``size``. A tokenizer that :func:`named_tokenizer` wrote has image tokens already.
+
+    Raises:
+        BundleError: the tokenizer has no text token, or names another number of image codes.
     """
-    names = token_ids(tokenizer_json, where)
-    taken = {names[name] for name in special_tokens(tokenizer_json)} | set(singles.values())
+    names, special = token_ids(tokenizer_json, where), special_tokens(tokenizer_json)
+    codes = {code: names[name] for name in special if (code := image_code(name)) is not None}
+    found = dict(singles)
+    if codes:
+        if sorted(codes) != list(range(n_codes)):
+            raise BundleError(
+                f"{where} names {len(codes)} image codes already, and the `image_tokenizer` has "
+                f"{n_codes}; name the image tokenizer of the bundle that was exported."
+            )
+        for role, name in SINGLE_NAMES.items():
+            for held in (f"<|{role}|>", name):
+                if held in special and names[held] not in found.values():
+                    found.setdefault(role, names[held])
+    taken = {names[name] for name in special} | set(found.values())
     text = sorted(i for i in names.values() if i not in taken and 0 <= i < size)
     if not text:
         raise BundleError(f"{where} has no text token; use the model's own tokenizer.")
-    missing = [name for name in SINGLE_NAMES if name not in singles]
+    missing = [role for role in SINGLE_NAMES if role not in found]
+    found |= {role: size + i for i, role in enumerate(missing)}
     first_code = size + len(missing)
-    added = {name: size + i for i, name in enumerate(missing)}
-    image_ids = range(first_code, first_code + n_codes)
-    return arrange(first_code + n_codes, {**singles, **added}, image_ids, text)
+    if codes:
+        return arrange(first_code, found, [codes[code] for code in range(n_codes)], text)
+    return arrange(first_code + n_codes, found, range(first_code, first_code + n_codes), text)

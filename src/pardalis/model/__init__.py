@@ -34,4 +34,9 @@ from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSp
 from pardalis.model.masks import Mask, attention_mask, document_mask, masks_as_tensors
 from pardalis.model.norms import LayerNormConfig, RMSNormConfig
 from pardalis.model.parameters import PARAMETERS, PARTS
-from pardalis.model.positions import LearnedPositionsConfig, RoPEConfig, RoPEScaling
+from pardalis.model.positions import (
+    LearnedPositionsConfig,
+    LinearRoPEScaling,
+    RoPEConfig,
+    RoPEScaling,
+)

@@ -28,6 +28,7 @@ class RoPEScaling:
         ConfigError: a number is out of range.
     """
 
+    kind: Literal["llama3"] = "llama3"
     factor: float  # divisor of the lowest frequencies
     low_freq_factor: float  # turns within the original context
     high_freq_factor: float  # turns within the original context
@@ -44,12 +45,24 @@ class RoPEScaling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LinearRoPEScaling:
+    """All frequencies are divided by one factor (position interpolation, arXiv 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_at_least(self, factor=1)
+        check_finite(self, "factor")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoPEConfig:
     """Rotary position embedding (arXiv 2104.09864)."""
 
     kind: Literal["rope"] = "rope"
     theta: float = 10_000.0  # base of the frequencies
-    scaling: RoPEScaling | None = None  # scaling of the frequencies, as in Llama 3.1
+    scaling: RoPEScaling | LinearRoPEScaling | None = None  # of the frequencies; None: as trained
 
     def __post_init__(self) -> None:
         check_above(self, theta=0)
@@ -66,20 +79,23 @@ class LearnedPositionsConfig:
 def rope_frequencies(
     d_head: int,
     theta: float,
-    scaling: RoPEScaling | None = None,
+    scaling: RoPEScaling | LinearRoPEScaling | None = None,
     device: torch.device | None = None,
 ) -> Float[Tensor, "..."]:
     """Return RoPE's frequency of each channel pair, in radians a position; shape (d_head / 2,).
 
-    Scaling is that of Llama 3.1 (arXiv 2407.21783; the formula is that of transformers'
-    ``_compute_llama3_parameters``): with n turns within the original context, a frequency f becomes
-    (1 - s) f / factor + s f, where s is (n - low) / (high - low), clamped to [0, 1].
+    Scaling of kind ``llama3`` is that of Llama 3.1 (arXiv 2407.21783; the formula is that of
+    ``_compute_llama3_parameters`` in transformers): with n turns within the original context, a
+    frequency f becomes (1 - s) f / factor + s f, where s is (n - low) / (high - low), clamped to
+    [0, 1]. With kind ``linear`` it becomes f / factor.
     """
     exponents = torch.arange(0, d_head, 2, device=device, dtype=torch.float32) / d_head
     # The reciprocal of a power, not a negative power: this is the rounding of published models.
     frequencies = 1.0 / theta**exponents
     if scaling is None:
         return frequencies
+    if isinstance(scaling, LinearRoPEScaling):
+        return frequencies / scaling.factor
     # Computed from the wavelength, and in this order, for the same rounding.
     turns = scaling.original_context / (2 * math.pi / frequencies)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -88,7 +104,10 @@ def rope_frequencies(
 
 
 def rotation_of(
-    positions: Int[Tensor, "B T"], d_head: int, theta: float, scaling: RoPEScaling | None = None
+    positions: Int[Tensor, "B T"],
+    d_head: int,
+    theta: float,
+    scaling: RoPEScaling | LinearRoPEScaling | None = None,
 ) -> Rotation:
     """Return cosines and sines of RoPE (arXiv 2104.09864), which pairs the two halves of a head.
 
