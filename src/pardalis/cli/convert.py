@@ -22,7 +22,8 @@ files:
 
   Hugging Face's Chameleon        config.json, model*.safetensors, tokenizer.json
   Chameleon's original release    models/7b/params.json, consolidated*.pth, tokenizer/
-  a text-only Llama or Mistral    config.json, model*.safetensors, tokenizer.json
+  a text-only Llama, Mistral,     config.json, model*.safetensors, tokenizer.json
+  Qwen2 or Qwen3
 
   pardalis import chameleon-7b -o bundles/chameleon-7b
   pardalis import chameleon-7b -o bundles/chameleon-7b --image-tokenizer tokenizer/vqgan.ckpt
@@ -31,7 +32,7 @@ files:
 Hugging Face's folders lack the image tokenizer's decoder: the model reads images and writes text.
 The second command takes the image tokenizer of the original release instead, with which the model
 also generates images. A text-only model gets an image tokenizer and new tokens for its codes; train
-it further before use.
+it further before use. Its tokens keep their ids. A head that is tied to the embedding stays tied.
 
 Weights are read and written one tensor at a time. If anything does not fit, nothing is written.
 """
@@ -39,7 +40,9 @@ Weights are read and written one tensor at a time. If anything does not fit, not
 _EXPORT = """\
 Convert a bundle to another format, or a checkpoint of a run to a bundle.
 
-  pardalis export BUNDLE -o FOLDER --to hf      for ChameleonForConditionalGeneration
+  pardalis export BUNDLE -o FOLDER --to hf      for ChameleonForConditionalGeneration; or, without
+                                                the image tokenizer, for LlamaForCausalLM,
+                                                Qwen2ForCausalLM or Qwen3ForCausalLM
   pardalis export BUNDLE -o FOLDER --to meta    the layout of the original release
   pardalis export RUN -o BUNDLE --to bundle     the newest checkpoint of a run, finished or not
   pardalis export RUN -o BUNDLE --to bundle --step 2000

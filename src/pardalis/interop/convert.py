@@ -101,9 +101,10 @@ def read_model(
             )
         given = open_image_tokenizer(image_tokenizer)
         return add_images(open_text_folder(source), *given, new_rows)
+    *others, last = TEXT_ARCHITECTURES
     raise BundleError(
-        f"{where} describes a model of type {kind!r}; chameleon, "
-        f"{', '.join(TEXT_ARCHITECTURES)} can be imported."
+        f"{where} describes a model of type {kind!r}; chameleon, {', '.join(others)} and {last} "
+        "can be imported."
     )
 
 

@@ -198,8 +198,10 @@ def chameleon_tokenizer(
 def named_tokenizer(vocabulary: Vocabulary, text_tokenizer: TextTokenizer) -> str:
     """Return a ``tokenizer.json`` with a name for every id of a vocabulary.
 
-    The tokens of an imported tokenizer keep their names. New special and image tokens get those of
-    Chameleon, or another one if that is taken, and ids without a role become reserved tokens.
+    The tokens of an imported tokenizer keep their names. New image tokens have those of Chameleon.
+    New special tokens do not, since texts may contain names such as ``</s>``, which other libraries
+    take for the token; theirs are ``<|eos|>`` and so on, or those of Chameleon if that is taken.
+    Ids without a role become reserved tokens.
 
     Raises:
         BundleError: a text token of a tokenizer trained here has the name of a special token; or
@@ -214,8 +216,8 @@ def named_tokenizer(vocabulary: Vocabulary, text_tokenizer: TextTokenizer) -> st
     foreign = to_foreign(vocabulary)
     new = {foreign[i]: image_name(code) for code, i in enumerate(vocabulary.image)}
     for role, i in vocabulary.special.items():
-        name = SINGLE_NAMES.get(role, f"<{role}>")
-        new[foreign[i]] = name if name not in names else f"<|{role}|>"
+        name = f"<|{role}|>"
+        new[foreign[i]] = SINGLE_NAMES.get(role, f"<{role}>") if name in names else name
     named = set(names.values())
     added = {i: new.get(i, f"<reserved{i}>") for i in range(vocabulary.size) if i not in named}
     content["added_tokens"] += [_added(name, i) for i, name in added.items()]
