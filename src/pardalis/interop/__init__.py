@@ -19,4 +19,5 @@ from pardalis.interop.huggingface import write_chameleon
 from pardalis.interop.llama import NewRows
 from pardalis.interop.meta import write_meta
 from pardalis.interop.model import ForeignModel, write_bundle
+from pardalis.interop.new_tokens import extend_vocabulary
 from pardalis.interop.vqgan import import_image_tokenizer
