@@ -539,8 +539,8 @@ def test_only_the_needed_part_of_a_shared_storage_is_read(tmp_path, monkeypatch)
     parts = {"q": whole[:10], "k": whole[10:20], "column": whole[:, 3]}
     torch.save(parts, tmp_path / "a.pth")
     opened = open_tensors(tmp_path / "a.pth")
-    read, original = [], tensors._bytes_of
-    monkeypatch.setattr(tensors, "_bytes_of", lambda *at: read.append(at[2]) or original(*at))
+    read, original = [], tensors.bytes_of
+    monkeypatch.setattr(tensors, "bytes_of", lambda *at: read.append(at[2]) or original(*at))
     assert_equal({name: tensor.read() for name, tensor in opened.items()}, parts)
     assert read == [800, 800, 4 * (29 * 20 + 1)]
 

@@ -184,6 +184,7 @@ def _set_output(quiet: bool) -> None:
         level = logging.ERROR
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("gguf").setLevel(max(level, logging.WARNING))  # it tells each step
 
 
 def _fail(options: argparse.Namespace, message: str, code: int, kind: type[PardalisError]) -> int:

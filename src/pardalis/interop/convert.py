@@ -8,8 +8,17 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.errors import BundleError, ConfigError
+from pardalis.interop.gguf import open_gguf
+from pardalis.interop.gguf_export import Quantization, write_gguf
+from pardalis.interop.gguf_file import is_gguf
 from pardalis.interop.huggingface import read_chameleon, write_chameleon
-from pardalis.interop.llama import NewRows, add_images, open_text_folder, write_text_model
+from pardalis.interop.llama import (
+    NewRows,
+    TextSource,
+    add_images,
+    open_text_folder,
+    write_text_model,
+)
 from pardalis.interop.meta import is_meta, read_meta, write_meta
 from pardalis.interop.model import (
     ForeignModel,
@@ -26,7 +35,7 @@ from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 logger = logging.getLogger(__name__)
 
-Target = Literal["hf", "meta"]
+Target = Literal["hf", "meta", "gguf"]
 
 
 def import_model(
@@ -40,8 +49,8 @@ def import_model(
     """Convert a foreign checkpoint to a bundle, which is written atomically.
 
     Args:
-        source: a Hugging Face folder of a Chameleon or of a text-only Llama, Mistral or Qwen, or
-            the original release of a Chameleon.
+        source: a Hugging Face folder of a Chameleon or of a text-only Llama, Mistral or Qwen,
+            the original release of a Chameleon, or a GGUF file of such a text-only model.
         folder: folder of the bundle; new or empty.
         dtype: dtype of the decoder's weights (default: as in the source).
         image_tokenizer: for a text-only model, the image tokenizer to add; for a Hugging Face
@@ -73,8 +82,12 @@ def read_model(
 ) -> ForeignModel:
     """Read a checkpoint of any layout; arguments and errors as in :func:`import_model`."""
     source = Path(source)
+    if is_gguf(source):
+        return _with_images(open_gguf(source), image_tokenizer, new_rows)
     if not source.is_dir():
-        raise BundleError(f"No folder at {source}; give the folder of a checkpoint.")
+        raise BundleError(
+            f"No folder and no GGUF file at {source}; give the folder or the file of a checkpoint."
+        )
     if (source / bundles.DESCRIPTION).is_file():
         raise BundleError(f"{source} is a bundle already and needs no import.")
     if is_meta(source):
@@ -94,18 +107,23 @@ def read_model(
         given = image_tokenizer or (beside if beside.is_dir() else None)
         return read_chameleon(source, open_image_tokenizer(given) if given else None)
     if kind in TEXT_ARCHITECTURES:
-        if image_tokenizer is None:
-            raise ConfigError(
-                f"{source} is a text-only model ({kind}); name the image tokenizer to add to it "
-                "with `image_tokenizer`."
-            )
-        given = open_image_tokenizer(image_tokenizer)
-        return add_images(open_text_folder(source), *given, new_rows)
+        return _with_images(open_text_folder(source), image_tokenizer, new_rows)
     *others, last = TEXT_ARCHITECTURES
     raise BundleError(
         f"{where} describes a model of type {kind!r}; chameleon, {', '.join(others)} and {last} "
         "can be imported."
     )
+
+
+def _with_images(
+    source: TextSource, image_tokenizer: Path | str | None, new_rows: NewRows | None
+) -> ForeignModel:
+    if image_tokenizer is None:
+        raise ConfigError(
+            f"{source.where} is a text-only model ({source.config['model_type']}); name the image "
+            "tokenizer to add to it with `image_tokenizer`."
+        )
+    return add_images(source, *open_image_tokenizer(image_tokenizer), new_rows)
 
 
 def export_model(
@@ -115,17 +133,20 @@ def export_model(
     *,
     dtype: torch.dtype | None = None,
     n_ranks: int | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Write a bundle in a foreign layout.
 
     Args:
         source: the bundle, or the run that has trained it.
-        folder: new or empty; another folder is never overwritten.
+        folder: new or empty; another folder is never overwritten. For ``gguf``, the file.
         to: ``hf``, which Hugging Face's classes load unchanged: those of Chameleon if queries and
             keys have a LayerNorm, otherwise those of Llama, Qwen2 or Qwen3, without the image
-            tokenizer. Or ``meta``, the layout of the original release.
+            tokenizer. ``meta``, the layout of the original release. Or ``gguf``, one file with
+            the decoder and the text tokenizer alone.
         dtype: dtype of the weights (default: as in the bundle).
         n_ranks: for ``meta``, the number of files to split the decoder into.
+        quantization: for ``gguf``, how the matrices are rounded.
 
     Raises:
         BundleError: the bundle is broken, the layout cannot hold its model, or the folder cannot be
@@ -133,6 +154,15 @@ def export_model(
         ConfigError: an argument does not apply to the layout, or the folder is not empty.
     """
     source, folder = bundles.bundle_folder(source), Path(folder)
+    _refuse(
+        to != "meta" and n_ranks is not None,
+        "n_ranks",
+        "only the original release's layout has ranks",
+    )
+    _refuse(to != "gguf" and quantization is not None, "quantization", "only GGUF has it")
+    if to == "gguf":
+        write_gguf(without_embedding_norm(read_bundle(source)), folder, dtype, quantization)
+        return
     _check_target(folder, source)
     model = without_embedding_norm(read_bundle(source))
     if bundles.describe(source).get("image_fit", "crop") != "crop":
@@ -142,7 +172,6 @@ def export_model(
             source,
         )
     if to == "hf":
-        _refuse(n_ranks is not None, "n_ranks", "only the original release's layout has ranks")
         is_chameleon = isinstance(model.config.attention.qk_norm, QKLayerNormConfig)
         (write_chameleon if is_chameleon else write_text_model)(model, folder, dtype)
     else:

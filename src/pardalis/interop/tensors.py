@@ -194,7 +194,8 @@ def _records(path: Path) -> dict[str, tuple[int, int]]:
     return records
 
 
-def _bytes_of(path: Path, first: int, length: int) -> Tensor:
+def bytes_of(path: Path, first: int, length: int) -> Tensor:
+    """Return bytes of a file, (length,); raises BundleError if it has fewer."""
     found = torch.empty(length, dtype=torch.uint8)
     with open(path, "rb") as file:
         file.seek(first)
@@ -238,7 +239,7 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, path: Path) -> None:
         self._path, self._records = path, _records(path)
-        structure = _bytes_of(path, *self._records["data.pkl"])
+        structure = bytes_of(path, *self._records["data.pkl"])
         super().__init__(io.BytesIO(structure.numpy().tobytes()))
 
     def find_class(self, module: str, name: str) -> Any:
@@ -271,7 +272,7 @@ class _Unpickler(pickle._Unpickler):
         return LazyTensor(
             tuple(shape),
             dtype,
-            lambda: _bytes_of(self._path, first, extent).view(dtype).as_strided(shape, stride),
+            lambda: bytes_of(self._path, first, extent).view(dtype).as_strided(shape, stride),
         )
 
 
