@@ -6,6 +6,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from gguf_files import write_gguf_file
 from safetensors.torch import load_file, save_file
 from shapes import decoder_config
 
@@ -151,6 +152,42 @@ def test_errors_are_one_line_with_an_exit_code(arguments, code, message, bundle,
     assert last.startswith("pardalis: ")
     assert message in last
     assert sorted(path.name for path in Path().iterdir()) == ["full", "hf"]
+
+
+def test_gguf_files_come_in_and_go_out(bundle, run):
+    write_gguf_file(Path("small.gguf"), kind="Q8_0", tied=True)
+    shown = json.loads(
+        run("import", "small.gguf", "-o", "b", "--image-tokenizer", bundle, "--json")
+    )
+    assert shown["imported_from"] == "llama"
+    shown = json.loads(run("export", "b", "-o", "back.gguf", "--to", "gguf", "--json"))
+    assert shown == {"file": "back.gguf", "layout": "gguf"}
+    assert (
+        run("export", "b", "-o", "half.gguf", "--to", "gguf", "--quantize", "f16") == "half.gguf\n"
+    )
+    sizes = [Path(f"{name}.gguf").stat().st_size for name in ("small", "half", "back")]
+    assert sizes == sorted(sizes)
+    run("import", "back.gguf", "-o", "again", "--image-tokenizer", "b")
+    one, two = (pardalis.load(folder).model.state_dict() for folder in ("b", "again"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("import small.gguf -o b", 2, "is a text-only model (llama); name the image tokenizer to "
+         "add to it with --image-tokenizer."),
+        ("import none.gguf -o b", 4, "No folder and no GGUF file at none.gguf; give the folder or"),
+        ("export {bundle} -o small.gguf --to gguf", 2, "small.gguf exists; choose another name"),
+        ("export {bundle} -o b --to hf --quantize f16", 2, "--quantize does not apply: only GGUF"),
+        ("export {bundle} -o b --to gguf", 4, "GGUF cannot hold this model: model.attention.qk_"),
+    ],
+)  # fmt: skip
+def test_errors_of_gguf_files(arguments, code, message, bundle, run):
+    write_gguf_file(Path("small.gguf"))
+    shown = run(*(part.format(bundle=bundle) for part in arguments.split()), code=code)
+    assert message in shown.splitlines()[-1]
+    assert [path.name for path in Path().iterdir()] == ["small.gguf"]
 
 
 def test_an_imported_bundle_is_shown_in_a_few_lines(bundle, run):

@@ -12,6 +12,7 @@ from typing import Any
 import PIL.Image
 import torch
 from fake_drawings import write_fake_packages
+from gguf_files import write_gguf_file
 from PIL import ImageDraw
 from random_feature_nets import random_tensors
 from random_weights import randomised
@@ -140,6 +141,7 @@ def _write_foreign_models(folder: Path) -> None:
     chameleon, llama = _module("interop/conftest.py"), _module("interop/test_llama.py")
     chameleon.make_chameleon(folder / "chameleon-7b", max_position_embeddings=256)
     llama.make_llama(folder / "llama")
+    write_gguf_file(folder / "llama.gguf", tied=True, kind="Q4_1")
     llamagen = _module("interop/test_vqgan.py").small_llamagen()
     torch.save({"model": llamagen}, folder / "vq_ds16_c2i.pt")
     config = ImageTokenizerConfig(

@@ -24,15 +24,18 @@ files:
   Chameleon's original release    models/7b/params.json, consolidated*.pth, tokenizer/
   a text-only Llama, Mistral,     config.json, model*.safetensors, tokenizer.json
   Qwen2 or Qwen3
+  one of these as a GGUF file      MODEL.gguf, quantised or not
 
   pardalis import chameleon-7b -o bundles/chameleon-7b
   pardalis import chameleon-7b -o bundles/chameleon-7b --image-tokenizer tokenizer/vqgan.ckpt
   pardalis import llama -o bundles/llama --image-tokenizer runs/quickstart/bundle
+  pardalis import llama.gguf -o bundles/llama --image-tokenizer runs/quickstart/bundle
 
 Hugging Face's folders lack the image tokenizer's decoder: the model reads images and writes text.
 The second command takes the image tokenizer of the original release instead, with which the model
 also generates images. A text-only model gets an image tokenizer and new tokens for its codes; train
 it further before use. Its tokens keep their ids. A head that is tied to the embedding stays tied.
+Matrices of a GGUF file that are quantised become 32-bit numbers.
 
 Weights are read and written one tensor at a time. If anything does not fit, nothing is written.
 """
@@ -44,6 +47,8 @@ Convert a bundle to another format, or a checkpoint of a run to a bundle.
                                                 the image tokenizer, for LlamaForCausalLM,
                                                 Qwen2ForCausalLM or Qwen3ForCausalLM
   pardalis export BUNDLE -o FOLDER --to meta    the layout of the original release
+  pardalis export BUNDLE -o FILE --to gguf      the decoder and its text alone, for llama.cpp
+  pardalis export BUNDLE -o FILE --to gguf --quantize q8_0
   pardalis export RUN -o BUNDLE --to bundle     the newest checkpoint of a run, finished or not
   pardalis export RUN -o BUNDLE --to bundle --step 2000
 
@@ -60,7 +65,9 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "import", "convert another library's checkpoint to a bundle",
                          _IMPORT)  # fmt: skip
     parser.does = "import_model"
-    parser.add_argument("source", metavar="PATH", type=Path, help="folder of the checkpoint")
+    parser.add_argument(
+        "source", metavar="PATH", type=Path, help="folder or file of the checkpoint"
+    )
     add_output(parser, "BUNDLE", "folder of the bundle")
     parser.add_argument(
         "--image-tokenizer",
@@ -83,8 +90,10 @@ def add(commands: Commands) -> None:
         commands, "export", "convert a bundle, or a run's checkpoint, to another format", _EXPORT
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle or a run")
-    add_output(parser, "FOLDER", "folder of the result")
-    parser.add_argument("--to", choices=("hf", "meta", "bundle"), required=True, help="the format")
+    add_output(parser, "PATH", "folder of the result; for gguf, the file")
+    parser.add_argument(
+        "--to", choices=("hf", "meta", "gguf", "bundle"), required=True, help="the format"
+    )
     add_number(parser, "--step", "for bundle: the checkpoint (default: the newest)")
     parser.add_argument(
         "--ranks",
@@ -92,6 +101,12 @@ def add(commands: Commands) -> None:
         type=int,
         metavar="N",
         help="for meta: number of files of the decoder (default: the groups of QK-norm)",
+    )
+    parser.add_argument(
+        "--quantize",
+        dest="quantization",
+        choices=("f16", "q8_0"),
+        help="for gguf: round the matrices to 16 bits, or to 8 bits with a scale for each 32",
     )
     add_dtype(parser, "dtype of the weights: as in the source (default), or another")
     set_run(parser, _export)
@@ -138,7 +153,8 @@ def _export(options: argparse.Namespace) -> None:
     else:
         _export_bundle(options)
     output = str(options.output)
-    print_result(options, {"folder": output, "layout": options.to}, output)
+    place = "file" if options.to == "gguf" else "folder"
+    print_result(options, {place: output, "layout": options.to}, output)
 
 
 def _export_bundle(options: argparse.Namespace) -> None:
@@ -152,6 +168,7 @@ def _export_bundle(options: argparse.Namespace) -> None:
         options.to,
         dtype=chosen_dtype(options),
         n_ranks=options.n_ranks,
+        quantization=options.quantization,
     )
 
 
@@ -162,6 +179,8 @@ def _export_checkpoint(options: argparse.Namespace) -> None:
 
     if options.n_ranks is not None:
         raise ConfigError("--ranks does not apply: a bundle is for any number of processes.")
+    if options.quantization is not None:
+        raise ConfigError("--quantize does not apply: only GGUF files have it.")
     require_new(options.output)
     run = options.bundle
     recipe = load_recipe(existing_run(run))
