@@ -1,8 +1,9 @@
-"""Import and export: Chameleon's two layouts, text-only models, image tokenizers.
+"""Import and export: Chameleon's two layouts, text-only models, GGUF files, image tokenizers.
 
     Hugging Face's Chameleon ─┐                     ┌─ Hugging Face's Chameleon
     Chameleon's release       ├─►  ForeignModel  ───┼─ Chameleon's release
     a text-only Llama or Qwen │   no weights read   ├─ Llama, Qwen2 or Qwen3
+    the same as a GGUF file   │                     ├─ the same as a GGUF file
     bundle                   ─┘                     └─ bundle
 
 One table of tensor names serves all directions (:mod:`.names`). Tensors are read one at a time,
