@@ -2,6 +2,7 @@
 
     bundle.json                 format version, model config, vocabulary, how the model was made,
                                 and how images of prompts are made square, unless they are cropped
+    chat_template.jinja         how conversations are written, if the model came with a template
     model.safetensors           the model
     text_tokenizer.json         in the format of the ``tokenizers`` library
     image_tokenizer/            config.json and model.safetensors
@@ -48,7 +49,8 @@ from pardalis.weights import load_module
 # 5: ``prompt_pictures`` is called ``image_fit``
 # 6: ``model`` has a kind, and a table for each of its parts; ``vocabulary`` has tables of special
 #    ids and of modalities
-FORMAT_VERSION = 6
+# 7: there may be a chat template, and ``adds_bos`` says that documents begin without bos
+FORMAT_VERSION = 7
 
 _SHOWN = 200  # characters of a fact in a notebook
 
@@ -56,6 +58,7 @@ DESCRIPTION = "bundle.json"
 MODEL = "model.safetensors"
 TEXT_TOKENIZER = "text_tokenizer.json"
 IMAGE_TOKENIZER = "image_tokenizer"
+CHAT_TEMPLATE = "chat_template.jinja"
 LICENCES = "LICENCES.md"
 _RECIPE, _OF_RUN = "recipe.toml", "bundle"  # in the folder of a run
 FOREIGN = "foreign.safetensors"
@@ -85,7 +88,16 @@ class Bundle:
             codec.image_tokenizer.save(partial / IMAGE_TOKENIZER)
             if self.licences:
                 write_text(partial / LICENCES, self.licences)
-            write_description(partial, config, codec.vocabulary, self.made_by, codec.image_fit)
+            if codec.chat_template is not None:
+                write_text(partial / CHAT_TEMPLATE, codec.chat_template.source)
+            write_description(
+                partial,
+                config,
+                codec.vocabulary,
+                self.made_by,
+                codec.image_fit,
+                adds_bos=codec.adds_bos,
+            )
 
     def __repr__(self) -> str:
         return f"<Bundle {', '.join(f'{name}: {value}' for name, value in self._facts().items())}>"
@@ -140,6 +152,8 @@ def write_description(
     vocabulary: Vocabulary,
     made_by: dict[str, Any],
     image_fit: ImageFit = "crop",
+    *,
+    adds_bos: bool = True,
 ) -> None:
     """Write ``bundle.json``."""
     description: dict[str, Any] = {
@@ -150,6 +164,8 @@ def write_description(
     }
     if image_fit != "crop":
         description["image_fit"] = image_fit
+    if not adds_bos:
+        description["adds_bos"] = False
     write_json(folder / DESCRIPTION, description)
 
 
@@ -235,9 +251,21 @@ def read_licences(folder: Path) -> str:
     Raises:
         BundleError: they cannot be read.
     """
-    path = folder / LICENCES
+    return _read(folder / LICENCES) or ""
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Return the chat template in a folder; None if there is none.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    return _read(folder / CHAT_TEMPLATE)
+
+
+def _read(path: Path) -> str | None:
     if not path.exists():
-        return ""
+        return None
     try:
         return read_text(path)
     except (OSError, ValueError) as error:
@@ -268,8 +296,21 @@ def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
             f"{folder / DESCRIPTION} has image_fit {configs.shown(fit)}; it must be one of "
             f"{', '.join(get_args(ImageFit))}."
         )
+    adds_bos = description.get("adds_bos", True)
+    if not isinstance(adds_bos, bool):
+        raise BundleError(
+            f"{folder / DESCRIPTION} has adds_bos {configs.shown(adds_bos)}; it must be true or "
+            "false."
+        )
     image_tokenizer = image_tokenizer.to(find_device(device)).eval()
-    return Codec(vocabulary, text_tokenizer, image_tokenizer, cast(ImageFit, fit))
+    return Codec(
+        vocabulary,
+        text_tokenizer,
+        image_tokenizer,
+        cast(ImageFit, fit),
+        chat_template=read_chat_template(folder),
+        adds_bos=adds_bos,
+    )
 
 
 def model_config(folder: Path, description: dict[str, Any]) -> Any:

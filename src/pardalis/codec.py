@@ -4,16 +4,29 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import PIL.Image
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import DataError
-from pardalis.tokens import Encoded, Grammar, Ids, SpanKind, TextTokenizer, Vocabulary, render
+from pardalis.tokens import (
+    ChatTemplate,
+    ControlTokenizer,
+    Encoded,
+    Grammar,
+    Ids,
+    SpanKind,
+    TextTokenizer,
+    Turn,
+    Vocabulary,
+    control_tokens,
+    render,
+    template_variables,
+)
 from pardalis.vq import ImageFit, ImageTokenizer, open_square
 
 Square = UInt8[np.ndarray, "Y X 3"]
@@ -40,9 +53,16 @@ class Codec:
     The tokens of a segment have its weight. An ``end_turn`` has that of the segment before it, or
     of the first if it stands before all, as ``bos`` has; ``eos`` has that of the last.
 
+    A model that came with a chat template has its conversations written by that instead, token for
+    token as transformers does. Images stand where the template puts them. The control token that
+    ends a turn has the weight of the turn's last segment, and all else that the template adds has
+    the least weight of the conversation.
+
     Args:
         image_fit: how images in turns of the user or the system fit the square. All others are
             cropped, so that a model does not learn to generate borders.
+        chat_template: Jinja source; None: conversations are written as above.
+        adds_bos: whether documents begin with ``bos``. A template decides that itself.
     """
 
     def __init__(
@@ -51,12 +71,28 @@ class Codec:
         text_tokenizer: TextTokenizer,
         image_tokenizer: ImageTokenizer,
         image_fit: ImageFit = "crop",
+        *,
+        chat_template: str | None = None,
+        adds_bos: bool = True,
     ) -> None:
         self.vocabulary = vocabulary
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
         self.image_fit = image_fit
-        self.grammar = Grammar(vocabulary, image_tokenizer.config.codes_per_image)
+        self.adds_bos = adds_bos
+        self.chat_template = None
+        self._control: dict[str, int] = {}
+        if chat_template is not None:
+            self._control = control_tokens(vocabulary, text_tokenizer)
+            variables = template_variables(vocabulary, self._control)
+            self.chat_template = ChatTemplate(chat_template, self._control, variables)
+            self._tokenizer = ControlTokenizer(vocabulary, text_tokenizer, self._control)
+        self.grammar = Grammar(
+            vocabulary,
+            image_tokenizer.config.codes_per_image,
+            adds_bos=adds_bos,
+            control=None if chat_template is None else self._control.values(),
+        )
 
     @classmethod
     def of(
@@ -69,6 +105,17 @@ class Codec:
         vocabulary = Vocabulary.build(image_tokenizer.config.n_codes, text_tokenizer.size)
         return cls(vocabulary, text_tokenizer, image_tokenizer, image_fit)
 
+    def fitting(self, image_fit: ImageFit) -> "Codec":
+        """Return the codec with another ``image_fit``."""
+        return Codec(
+            self.vocabulary,
+            self.text_tokenizer,
+            self.image_tokenizer,
+            image_fit,
+            chat_template=None if self.chat_template is None else self.chat_template.source,
+            adds_bos=self.adds_bos,
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the vocabulary and both tokenizers; shards and bundles store it."""
@@ -79,6 +126,10 @@ class Codec:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         if self.image_fit != "crop":
             digest.update(self.image_fit.encode())
+        if self.chat_template is not None:
+            digest.update(self.chat_template.source.encode())
+        if not self.adds_bos:
+            digest.update(b"no bos")
         return digest.hexdigest()[:16]
 
     # ── encoding ───────────────────────────────────────────────────────────────────────
@@ -91,23 +142,105 @@ class Codec:
         return encoded
 
     def encode_prompt(self, document: Document) -> list[int]:
-        """Return the ids of a prompt: a document without its eos.
+        """Return the ids of a prompt: a document without its eos, and at least ``bos``.
 
-        After the last turn of a conversation stands ``end_turn``, so that the assistant's follows.
+        After the last turn of a conversation stands ``end_turn``, or what the chat template puts
+        there, so that the assistant's follows. With a template, a last turn of the assistant's is
+        left open: the completion continues it.
+
+        Raises:
+            DataError: an image is unreadable, or the template does not take the conversation.
         """
+        if self._is_templated(document):
+            return self._by_template(document, self._image_ids([document])[0], prompt=True)[0]
         ids: list[int] = self.encode(document).ids[:-1].tolist()
         last_role = document.segments[-1].role if document.segments else None
-        return [*ids, self.vocabulary.end_turn_id] if last_role else ids
+        return [*ids, self.vocabulary.end_turn_id] if last_role else ids or [self.vocabulary.bos_id]
+
+    def encode_continuation(self, document: Document) -> list[int]:
+        """Return the ids of segments as they stand inside a document; roles are left out."""
+        plain = Document(tuple(replace(segment, role=None) for segment in document.segments))
+        ids: list[int] = self.encode(plain).ids[len(self.grammar.opening) : -1].tolist()
+        return ids
 
     def encode_many(self, documents: Sequence[Document]) -> list[Encoded | DataError]:
         """Encode documents, all images together; returns an error in its document's place."""
+        return [
+            self._encode(document, images) if isinstance(images, list) else images
+            for document, images in zip(documents, self._image_ids(documents), strict=True)
+        ]
+
+    def _encode(self, document: Document, images: list[list[int]]) -> Encoded | DataError:
+        if not self._is_templated(document):
+            return self._encoded(document.segments, iter(images))
+        try:
+            ids, parts = self._by_template(document, images)
+        except DataError as error:
+            return error
+        own = [segment.weight for segment in document.segments]
+        weights = np.array([*own, min(own)], dtype=np.float32)  # part -1 is the template's
+        return Encoded(np.array(ids, dtype=np.int64), weights[parts])
+
+    def token_roles(self, document: Document) -> list[Role | None]:
+        """Return whose turn each token of a conversation belongs to.
+
+        It is that of the segment whose weight the token has, and None for what a template adds.
+
+        Raises:
+            DataError: as :meth:`encode`.
+        """
+        roles = [segment.role for segment in document.segments]
+        numbered = tuple(replace(s, weight=float(n)) for n, s in enumerate(document.segments, 1))
+        if self._is_templated(document):
+            [images] = self._image_ids([document])
+            if isinstance(images, DataError):
+                raise images
+            parts = self._by_template(replace(document, segments=numbered), images)[1]
+            return [*map([*roles, None].__getitem__, parts.tolist())]
+        weights = self.encode(replace(document, segments=numbered)).weights
+        return [roles[round(weight) - 1] for weight in weights.tolist()]
+
+    def _image_ids(self, documents: Sequence[Document]) -> list[list[list[int]] | DataError]:
+        """Return the ids of each image of each document, or why one cannot be read."""
         opened = [self._open_images(document) for document in documents]
         squares = [square for result in opened if isinstance(result, list) for square in result]
         codes = iter(self.image_tokenizer.codes_of_squares(squares).tolist())
+        ids = self.vocabulary
         return [
-            self._encoded(document.segments, codes) if isinstance(result, list) else result
-            for document, result in zip(documents, opened, strict=True)
+            [
+                [
+                    ids.begin_image_id,
+                    *(ids.image.start + code for code in next(codes)),
+                    ids.end_image_id,
+                ]
+                for _ in result
+            ]
+            if isinstance(result, list)
+            else result
+            for result in opened
         ]
+
+    # ── conversations of a chat template ───────────────────────────────────────────────────────
+
+    def _is_templated(self, document: Document) -> bool:
+        segments = document.segments
+        return self.chat_template is not None and bool(segments) and all(s.role for s in segments)
+
+    def _by_template(
+        self, document: Document, images: list[list[int]] | DataError, *, prompt: bool = False
+    ) -> tuple[list[int], Integer[np.ndarray, " n"]]:
+        """Return the ids of a conversation, and the segment of each; -1: the template's own."""
+        if isinstance(images, DataError):
+            raise images
+        assert self.chat_template is not None
+        turns = [
+            Turn(str(role), [s.text if isinstance(s, Text) else None for s in group])
+            for role, group in groupby(document.segments, key=lambda segment: segment.role)
+        ]
+        rendered = self.chat_template.render(turns, prompt=prompt)
+        if len({segment.weight for segment in document.segments}) > 1 and not prompt:
+            rendered = self.chat_template.located(turns, rendered)
+        return self._tokenizer.encode(rendered, images)
 
     def _open_images(self, document: Document) -> list[Square] | DataError:
         """Open the images of a document, each reduced at once to the square that is encoded."""
@@ -125,13 +258,15 @@ class Codec:
         except DataError as error:
             return error
 
-    def _encoded(self, segments: Sequence[Segment], codes: Iterator[list[int]]) -> Encoded:
-        parts = [(segment, self._segment_ids(segment, codes)) for segment in segments]
+    # ── documents without a template ───────────────────────────────────────────────────────────
+
+    def _encoded(self, segments: Sequence[Segment], images: Iterator[list[int]]) -> Encoded:
+        parts = [(segment, self._segment_ids(segment, images)) for segment in segments]
         if all(segment.role for segment in segments):
             parts = [(segment, ids) for segment, ids in parts if ids]
         end_turns, last = _end_turns([segment.role for segment, _ in parts])
         end_turn, weight = self.vocabulary.end_turn_id, parts[0][0].weight if parts else 1.0
-        runs: list[tuple[list[int], float]] = [([self.vocabulary.bos_id], weight)]
+        runs: list[tuple[list[int], float]] = [(self.grammar.opening, weight)]
         for n, (segment, ids) in zip(end_turns, parts, strict=True):
             runs += [([end_turn] * n, weight), (ids, segment.weight)]
             weight = segment.weight
@@ -144,12 +279,10 @@ class Codec:
             ),
         )
 
-    def _segment_ids(self, segment: Segment, codes: Iterator[list[int]]) -> list[int]:
-        ids = self.vocabulary
+    def _segment_ids(self, segment: Segment, images: Iterator[list[int]]) -> list[int]:
         if isinstance(segment, Image):
-            image = [ids.image.start + code for code in next(codes)]
-            return [ids.begin_image_id, *image, ids.end_image_id]
-        return list(map(ids.text_id, self.text_tokenizer.encode(segment.text)))
+            return next(images)
+        return list(map(self.vocabulary.text_id, self.text_tokenizer.encode(segment.text)))
 
     # ── decoding ───────────────────────────────────────────────────────────────────────
 
@@ -163,7 +296,8 @@ class Codec:
 
         Tolerates what a model leaves unfinished: a missing eos, and a last image cut short, whose
         missing codes repeat its first one (as Chameleon's release does). Segments have a role where
-        there is an ``end_turn``. Special ids that a vocabulary adds are left out.
+        there is an ``end_turn``, but none if conversations are written by a chat template. Special
+        ids that a vocabulary adds, and a template's control tokens, are left out.
 
         Args:
             images: its images, if they are decoded already.
@@ -182,7 +316,7 @@ class Codec:
         next_image = iter(images)
         turns: list[list[Segment]] = [[]]
         for kind, ids in parts:
-            if kind is SpanKind.END_TURN:
+            if kind is SpanKind.END_TURN and self.chat_template is None:
                 turns.append([])
             elif kind is SpanKind.IMAGE:
                 turns[-1].append(Image(next(next_image)))
@@ -199,7 +333,8 @@ class Codec:
 
     def render(self, token_ids: Ids) -> str:
         """Return token ids as a readable line; see :func:`pardalis.tokens.render`."""
-        return render(token_ids, self.grammar, self.text_tokenizer)
+        names = {token_id: name for name, token_id in self._control.items()}
+        return render(token_ids, self.grammar, self.text_tokenizer, names)
 
     def render_weighted(self, document: Encoded) -> str:
         """Return a document as :meth:`render` does, with a line for each run of equal weight.

@@ -115,8 +115,8 @@ class _OpenRows:
 def split_long(document: Encoded, row_tokens: int, grammar: Grammar) -> list[Encoded]:
     """Split a document into parts of at most ``row_tokens`` ids, never inside an image.
 
-    Every part begins with bos. Only the last ends with eos, which never stands in a part alone.
-    Every id keeps its weight.
+    Every part begins with bos, if the document does. Only the last ends with eos, which never
+    stands in a part alone. Every id keeps its weight.
 
     Args:
         document: a valid one, bos to eos.
@@ -135,15 +135,16 @@ def split_long(document: Encoded, row_tokens: int, grammar: Grammar) -> list[Enc
             may_cut[span.start] = False
     cuts = np.flatnonzero(may_cut)
     parts = []
-    start, space = 1, row_tokens - 1  # without the bos with which every part begins
+    opening = grammar.opening_length(ids)  # with which every part begins
+    start, space = opening, row_tokens - opening
     while start < len(ids):
         end = int(cuts[np.searchsorted(cuts, start + space, side="right") - 1])
         if end <= start:
-            needed = int(cuts[np.searchsorted(cuts, start, side="right")]) - start + 1
+            needed = int(cuts[np.searchsorted(cuts, start, side="right")]) - start + opening
             raise DataError(
                 f"An image at position {start} needs {needed} tokens with its <bos>, but a row has "
                 f"{row_tokens}; raise row_tokens or use an image tokenizer with fewer codes."
             )
-        parts.append(Encoded.joined(document[:1], document[start:end]))
+        parts.append(Encoded.joined(document[:opening], document[start:end]))
         start = end
     return parts

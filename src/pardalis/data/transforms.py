@@ -118,9 +118,10 @@ class ModalityDropout:
         if numpy_generator(seed).random() >= self.probability:
             return document
         spans = grammar.spans(document.ids)
-        if [span.kind for span in spans] != _TEXT_TO_IMAGE:
+        opening = grammar.opening_length(document.ids)
+        if [span.kind for span in spans[opening:]] != _TEXT_TO_IMAGE:
             return document
-        return Encoded.joined(document[:1], document[spans[2].start :])
+        return Encoded.joined(document[:opening], document[spans[opening + 1].start :])
 
     def room(self, length: int) -> int:
         return length
@@ -129,7 +130,7 @@ class ModalityDropout:
 Transform = WriteTransform | LoadTransform
 TRANSFORMS = Kinds(PairOrder, ModalityDropout)
 
-_TEXT_TO_IMAGE = [SpanKind.BOS, SpanKind.TEXT, SpanKind.IMAGE, SpanKind.EOS]
+_TEXT_TO_IMAGE = [SpanKind.TEXT, SpanKind.IMAGE, SpanKind.EOS]
 
 
 class Transforms:
@@ -249,7 +250,14 @@ def _is_pair(document: Document) -> bool:
 def _swap(document: Encoded, grammar: Grammar) -> Encoded:
     """Exchange the text and the image of a pair: cheaper than encoding the image twice."""
     [image] = [span for span in grammar.spans(document.ids) if span.kind is SpanKind.IMAGE]
-    cuts = [0, 1, image.start, image.stop, len(document) - 1, len(document)]
+    cuts = [
+        0,
+        grammar.opening_length(document.ids),
+        image.start,
+        image.stop,
+        len(document) - 1,
+        len(document),
+    ]
     bos, before, pixels, after, eos = (document[a:b] for a, b in pairwise(cuts))
     last = before if len(before) else pixels
     eos = Encoded(eos.ids, last.weights[-1:])

@@ -1,6 +1,6 @@
 """Mixed-modal documents: their classes, readers, writers and conversations. No torch here."""
 
-from pardalis.documents.chat import document_to_messages, messages_to_document
+from pardalis.documents.chat import document_to_messages, learning_only, messages_to_document
 from pardalis.documents.document import (
     MAX_WEIGHT,
     ROLES,

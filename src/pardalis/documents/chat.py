@@ -9,7 +9,8 @@ The parts of OpenAI's newer API are read too (``input_text``, ``output_text``, `
 so is ``{"type": "image", "image": ...}`` with a path, bytes or a PIL image, as transformers has it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,15 @@ def messages_to_document(messages: Sequence[Any], name: str = "") -> Document:
     for number, message in enumerate(messages):
         segments += _segments(message, f"messages[{number}]")
     return Document(tuple(segments), name)
+
+
+def learning_only(document: Document, roles: Collection[Role] = ("assistant",)) -> Document:
+    """Return a conversation of which only the turns of some roles are learnt, with their ends.
+
+    The segments of other roles have the weight 0, and so has what a chat template adds.
+    """
+    segments = (s if s.role in roles else replace(s, weight=0.0) for s in document.segments)
+    return replace(document, segments=tuple(segments))
 
 
 def document_to_messages(document: Document) -> list[dict[str, Any]]:

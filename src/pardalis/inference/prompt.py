@@ -87,11 +87,9 @@ def to_score_requests(
             if last is None or document != last[1]:
                 prompt_ids = tuple(bundle.codec.encode_prompt(document))
             last = prompt, document
-            segments = to_document(continuation).segments
-            plain = Document(tuple(replace(segment, role=None) for segment in segments))
             request = ScoreRequest(
                 prompt_ids=prompt_ids,
-                continuation_ids=tuple(bundle.codec.encode(plain).ids[1:-1].tolist()),
+                continuation_ids=tuple(bundle.codec.encode_continuation(to_document(continuation))),
             )
         request.require_fits(bundle.model.context)
         yield request

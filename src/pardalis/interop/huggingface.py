@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pardalis.bundle import IMAGE_TOKENIZER, LICENCES, new_folder
+from pardalis.bundle import CHAT_TEMPLATE, IMAGE_TOKENIZER, LICENCES, new_folder
 from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import is_bare_name, write_json, write_text
@@ -40,7 +40,6 @@ from pardalis.interop.huggingface_configs import (
 )
 from pardalis.interop.licences import licences_of
 from pardalis.interop.model import (
-    CHAT_TEMPLATE,
     ForeignModel,
     check_tensors,
     decoder_shapes,

@@ -24,11 +24,9 @@ from pardalis.errors import BundleError, ConfigError
 from pardalis.files import write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
 from pardalis.model import Decoder, ModelConfig, RoPEConfig
-from pardalis.tokens import TextTokenizer, Vocabulary
+from pardalis.tokens import TextTokenizer, Vocabulary, with_template_end
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 from pardalis.weights import Shapes, check_shapes
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,8 @@ class ForeignModel:
     # Tensors of that layout that the bundle's decoder lacks, kept for an exact round trip.
     foreign: Tensors = field(default_factory=dict)
     licences: str = ""  # Markdown
-    chat_template: str | None = None  # Jinja, of a text-only model
+    chat_template: str | None = None  # Jinja source
+    adds_bos: bool = True  # whether documents begin with bos
 
 
 # ── bundles ──────────────────────────────────────────────────────────────────────────────────────
@@ -59,7 +58,7 @@ def read_bundle(folder: Path) -> ForeignModel:
     config = bundles.model_config(folder, description)
     decoder = open_tensors(folder / bundles.MODEL)
     check_tensors(folder / bundles.MODEL, decoder_shapes(config), decoder)
-    foreign, template = folder / bundles.FOREIGN, folder / CHAT_TEMPLATE
+    foreign = folder / bundles.FOREIGN
     return ForeignModel(
         config=config,
         vocabulary=codec.vocabulary,
@@ -70,7 +69,8 @@ def read_bundle(folder: Path) -> ForeignModel:
         origin="pardalis",
         foreign=open_tensors(foreign) if foreign.is_file() else {},
         licences=bundles.read_licences(folder),
-        chat_template=read_text(template) if template.is_file() else None,
+        chat_template=bundles.read_chat_template(folder),
+        adds_bos=codec.adds_bos,
     )
 
 
@@ -92,10 +92,13 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
             write_safetensors(partial / bundles.FOREIGN, model.foreign, "Foreign tensors")
         if model.licences:
             write_text(partial / bundles.LICENCES, model.licences)
-        if model.chat_template is not None:
-            write_text(partial / CHAT_TEMPLATE, model.chat_template)
         made_by = {"imported_from": model.origin}
-        bundles.write_description(partial, model.config, model.vocabulary, made_by)
+        if model.chat_template is not None:
+            write_text(partial / bundles.CHAT_TEMPLATE, model.chat_template)
+        vocabulary = with_template_end(model.vocabulary, model.text_tokenizer, model.chat_template)
+        bundles.write_description(
+            partial, model.config, vocabulary, made_by, adds_bos=model.adds_bos
+        )
 
 
 def write_image_tokenizer(model: ForeignModel, folder: Path) -> None:

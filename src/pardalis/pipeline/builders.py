@@ -80,10 +80,7 @@ def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
 def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Codec:
     """Return the codec of a recipe's run, whose tokenizers are trained; raises BundleError."""
     if recipe.start_from is not None:
-        codec = bundles.load_codec(recipe.start_from, device)
-        return Codec(
-            codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, recipe.image_fit
-        )
+        return bundles.load_codec(recipe.start_from, device).fitting(recipe.image_fit)
     image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
     text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
     codec = Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)

@@ -16,7 +16,7 @@ from pardalis.pipeline.recipe import GivenModel, Recipe, load_recipe
 from pardalis.vq import ImageTokenizer
 
 _RECIPE, _CONFIG = "recipe.toml", "config.json"
-_CONTENT = (".json", ".safetensors")  # files of a bundle that decide results
+_CONTENT = (".json", ".safetensors", ".jinja")  # files of a bundle that decide results
 _ONE_OF = f"a bundle, a run, or an image tokenizer ({_CONFIG} and model.safetensors)"
 
 

@@ -1,5 +1,12 @@
 """Token ids: the joint vocabulary, the grammar of sequences, the text tokenizer. No torch."""
 
+from pardalis.tokens.chat_template import ChatTemplate, Turn
+from pardalis.tokens.control import (
+    ControlTokenizer,
+    control_tokens,
+    template_variables,
+    with_template_end,
+)
 from pardalis.tokens.encoded import Encoded, Ids
 from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, Span, SpanKind, State
 from pardalis.tokens.render import render

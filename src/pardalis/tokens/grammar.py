@@ -20,9 +20,14 @@ ids or how many codes it has.
 A special id that a vocabulary adds to those above stands where text may stand. It is generated only
 if it is among :attr:`Vocabulary.writable`. The ids of a modality beyond text and images stand
 nowhere yet.
+
+Imported models differ in two things. Documents of some begin without bos. And in conversations that
+a chat template writes, control tokens, bos and eos among them, stand where text may stand, at the
+beginning too; such a conversation may end after any token outside an image. They are only read: in
+what is generated, eos is the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
@@ -106,14 +111,31 @@ class Grammar:
     Args:
         vocabulary: the id ranges.
         codes_per_image: n, the codes between begin_image and end_image (1,024 in Chameleon).
+        adds_bos: whether documents begin with bos.
+        control: the ids that a chat template may write; None: there is no template.
+
+    Attributes:
+        opening: the ids with which every document begins: bos, or none.
     """
 
-    def __init__(self, vocabulary: Vocabulary, codes_per_image: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        codes_per_image: int,
+        *,
+        adds_bos: bool = True,
+        control: Collection[int] | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.codes_per_image = codes_per_image
-        self._readable = frozenset(vocabulary.extra_special.values())  # where text may stand
+        self.opening = [vocabulary.bos_id] if adds_bos else []
+        self._has_template = control is not None
+        self._readable = {*vocabulary.extra_special.values()}  # where text may stand
+        if control is not None:
+            images = {vocabulary.begin_image_id, vocabulary.end_image_id}
+            self._readable |= {*control, vocabulary.bos_id, vocabulary.eos_id} - images
         self._writable = [vocabulary.special[name] for name in vocabulary.writable]
-        self._kinds = {  # kind of the span that an id begins
+        self._kinds: dict[int | None, SpanKind] = {  # kind of the span that an id begins
             **dict.fromkeys(self._readable, SpanKind.SPECIAL),
             **dict.fromkeys(vocabulary.text, SpanKind.TEXT),
             **dict.fromkeys(vocabulary.image, SpanKind.CODES),
@@ -138,6 +160,8 @@ class Grammar:
         match state.phase:
             case Phase.START if token_id == ids.bos_id:
                 return replace(state, phase=Phase.TEXT, budget=budget)
+            case Phase.START if self._has_template or not self.opening:
+                return self.advance(replace(state, phase=Phase.TEXT), token_id, position)
             case Phase.TEXT if token_id in ids.text:
                 return replace(state, budget=budget)
             case Phase.TEXT if token_id in self._writable:
@@ -177,7 +201,8 @@ class Grammar:
     def validate(self, token_ids: Ids) -> None:
         """Check a whole document; raises GrammarError with the position and the reason."""
         state = self.state_after(token_ids)
-        if state.phase is not Phase.DONE:
+        may_end = self._has_template and state.phase is Phase.TEXT
+        if state.phase is not Phase.DONE and not may_end:
             raise GrammarError(
                 f"The sequence ends at position {len(token_ids)}; {self._expected(state)}.",
                 len(token_ids),
@@ -210,7 +235,7 @@ class Grammar:
 
         Any ids are accepted. They are the beginning of a document if and only if ``BOS`` stands
         first and only there, ``EOS`` last at most, an incomplete image last at most, and no span
-        is ``CODES`` or ``OTHER``.
+        is ``CODES`` or ``OTHER``. With a chat template, ``BOS`` and ``EOS`` stand anywhere.
         """
         kinds = [self._kinds.get(int(token_id), SpanKind.OTHER) for token_id in token_ids]
         spans: list[Span] = []
@@ -240,12 +265,17 @@ class Grammar:
         Args:
             token_ids: a sequence that ends inside an image.
         """
-        return [self.vocabulary.bos_id, *token_ids[self.spans(token_ids)[-1].start :]]
+        return [*self.opening, *token_ids[self.spans(token_ids)[-1].start :]]
 
     def images_only(self, token_ids: Sequence[int]) -> list[int]:
         """Return the context of the image-conditional branch: bos and all images, no text."""
         images = [span for span in self.spans(token_ids) if span.kind is SpanKind.IMAGE]
-        return [self.vocabulary.bos_id, *(i for s in images for i in token_ids[s.start : s.stop])]
+        return [*self.opening, *(i for s in images for i in token_ids[s.start : s.stop])]
+
+    def opening_length(self, token_ids: Ids) -> int:
+        """Return how many of the first ids are the opening: all of it, or none."""
+        n = len(self.opening)
+        return n if [int(i) for i in token_ids[:n]] == self.opening else 0
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 

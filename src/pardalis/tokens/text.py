@@ -60,14 +60,35 @@ class TextTokenizer:
             DataError: an imported tokenizer gives a token that is not a text token.
         """
         own_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        try:
-            return [self._token_of[own_id] for own_id in own_ids]
-        except KeyError as error:
+        return [self.text_token(own_id, text) for own_id in own_ids]
+
+    def text_token(self, own_id: int, text: str) -> int:
+        """Return the text token of the tokenizer's own id, which ``text`` was encoded with.
+
+        Raises:
+            DataError: it is not a text token.
+        """
+        token = self._token_of.get(own_id)
+        if token is None:
             raise DataError(
                 f"The text tokenizer encodes {text[:40]!r} with the special token "
-                f"{self._tokenizer.id_to_token(error.args[0])!r}, which is not a text token; "
-                "rewrite that text."
-            ) from None
+                f"{self.name_of(own_id)!r}, which is not a text token; rewrite that text."
+            )
+        return token
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokenizer's own ids of the tokens that its file marks as special, by name."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: own_id for own_id, token in added.items() if token.special}
+
+    def name_of(self, own_id: int) -> str | None:
+        """Return the name of the tokenizer's own id; None if it has no such id."""
+        return self._tokenizer.id_to_token(own_id)
+
+    def begins_with(self, own_id: int) -> bool:
+        """Whether the tokenizer's file lets each text begin with this token, such as ``bos``."""
+        return self._tokenizer.encode("a", add_special_tokens=True).ids[:1] == [own_id]
 
     def decode(self, text_tokens: Sequence[int]) -> str:
         """Return the text of text tokens; bytes that do not form UTF-8 become U+FFFD.
