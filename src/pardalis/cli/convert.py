@@ -77,6 +77,12 @@ def add(commands: Commands) -> None:
         "a bundle, a folder of an image tokenizer, or vqgan.ckpt with vqgan.yaml beside it",
     )
     parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja template of conversations (default: that of the checkpoint)",
+    )
+    parser.add_argument(
         "--new-rows",
         choices=("mean", "normal"),
         help="initial embedding and head rows of a text-only model's new tokens: near the mean of "
@@ -123,6 +129,7 @@ def _import(options: argparse.Namespace) -> None:
         dtype=chosen_dtype(options),
         image_tokenizer=options.image_tokenizer,
         new_rows=NewRows(**new_rows) if new_rows else None,
+        chat_template=options.chat_template,
     )
     vq = model.image_tokenizer
     facts = {

@@ -1,4 +1,4 @@
-"""``pardalis show``: list the recipes of Pardalis, print a resolved one, or describe a bundle."""
+"""``pardalis show``: list recipes, print a resolved one, or describe a bundle."""
 
 import argparse
 from collections.abc import Iterator
@@ -27,6 +27,11 @@ _BUNDLE = """\
 Describe a bundle: shape, size and vocabulary of the model, and how it was made. Loads no weights.
 """
 
+_TEMPLATE = """\
+Show how a bundle writes conversations: the tokens of an example, and its chat template. Loads no
+weights of the model.
+"""
+
 
 def add(commands: Commands) -> None:
     summary = "list recipes, print a resolved one, or describe a bundle"
@@ -43,6 +48,10 @@ def add(commands: Commands) -> None:
     bundle = add_command(verbs, "bundle", "describe a bundle", _BUNDLE)
     add_bundle(bundle)
     set_run(bundle, _bundle)
+
+    template = add_command(verbs, "template", "show how a bundle writes conversations", _TEMPLATE)
+    add_bundle(template)
+    set_run(template, _template)
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -63,16 +72,42 @@ def _config(options: argparse.Namespace) -> None:
     print_result(options, configs.to_dict(recipe), configs.to_toml(recipe).rstrip())
 
 
+def _template(options: argparse.Namespace) -> None:
+    from pardalis.bundle import load_codec
+    from pardalis.documents import Document, Text
+
+    codec = load_codec(options.bundle)
+    example = (
+        Text("What is this?", "user"), Text("An owl.", "assistant"), Text("Are you sure?", "user"),
+    )  # fmt: skip
+    ids = codec.encode_prompt(Document(example))
+    template = None if codec.chat_template is None else codec.chat_template.source
+    shown = codec.render(ids)
+    source = template or "no chat template: end_turn separates the turns"
+    print_result(
+        options,
+        {"example": shown, "tokens": len(ids), "chat_template": template},
+        f"example, {len(ids)} tokens:", shown, "", "template:", source.rstrip(),
+    )  # fmt: skip
+
+
 def _bundle(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from pardalis import config as configs
-    from pardalis.bundle import IMAGE_TOKENIZER, bundle_folder, describe, model_config
+    from pardalis.bundle import (
+        IMAGE_TOKENIZER,
+        bundle_folder,
+        describe,
+        model_config,
+        read_chat_template,
+    )
     from pardalis.model import model_costs
     from pardalis.vq import ImageTokenizer
 
     folder = bundle_folder(options.bundle)
     description = describe(folder)
+    description["chat_template"] = read_chat_template(folder) is not None
     model = model_config(folder, description)
     images = ImageTokenizer.load_config(folder / IMAGE_TOKENIZER)
     description["counts"] = asdict(model_costs(model))
@@ -94,6 +129,10 @@ def _bundle(options: argparse.Namespace) -> None:
     ]  # fmt: skip
     if description.get("image_fit", "crop") == "pad":
         facts.append(("", "images of prompts are padded with white borders"))
+    if description["chat_template"]:
+        facts.append(("chat template", "its own ('pardalis show template' renders an example)"))
+    if not description.get("adds_bos", True):
+        facts.append(("documents", "begin without <bos>"))
     made_by = dict(description["made_by"])
     numbers = made_by.pop("numbers", {})
     facts += _origin(made_by)

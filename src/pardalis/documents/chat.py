@@ -44,7 +44,7 @@ def messages_to_document(messages: Sequence[Any], name: str = "") -> Document:
     return Document(tuple(segments), name)
 
 
-def learning_only(document: Document, roles: Collection[Role] = ("assistant",)) -> Document:
+def learning_only(document: Document, roles: Collection[str] = ("assistant",)) -> Document:
     """Return a conversation of which only the turns of some roles are learnt, with their ends.
 
     The segments of other roles have the weight 0, and so has what a chat template adds.

@@ -1,6 +1,7 @@
 """Import and export of checkpoints; the layout of a source is detected from its files."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,7 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.errors import BundleError, ConfigError
+from pardalis.files import read_text
 from pardalis.interop.gguf import open_gguf
 from pardalis.interop.gguf_export import Quantization, write_gguf
 from pardalis.interop.gguf_file import is_gguf
@@ -31,6 +33,7 @@ from pardalis.interop.tensors import LazyTensor, open_tensors
 from pardalis.interop.text_configs import TEXT_ARCHITECTURES
 from pardalis.interop.vqgan import read_vqgan
 from pardalis.model import QKLayerNormConfig
+from pardalis.tokens import with_template_end
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ def import_model(
     dtype: torch.dtype | None = None,
     image_tokenizer: Path | str | None = None,
     new_rows: NewRows | None = None,
+    chat_template: Path | str | None = None,
 ) -> ForeignModel:
     """Convert a foreign checkpoint to a bundle, which is written atomically.
 
@@ -59,6 +63,8 @@ def import_model(
             ``vqgan.yaml`` beside it.
         new_rows: for a text-only model, how the embedding and head rows of new tokens are
             initialised.
+        chat_template: a file with the Jinja template of conversations, which replaces the source's
+            own.
 
     Returns:
         The imported model; its weights are lazy.
@@ -66,10 +72,14 @@ def import_model(
     Raises:
         BundleError: something in the source is missing or does not fit; nothing is written.
         ConfigError: an argument does not apply to the source, or the folder is not empty.
+        DataError: the given template does not take a conversation.
     """
     source, folder = Path(source), Path(folder)
     _check_target(folder, source)
     model = read_model(source, image_tokenizer=image_tokenizer, new_rows=new_rows)
+    if chat_template is not None:
+        model = replace(model, chat_template=_read_template(Path(chat_template)))
+        with_template_end(model.vocabulary, model.text_tokenizer, model.chat_template)  # a check
     write_bundle(model, folder, dtype)
     return model
 
@@ -200,6 +210,15 @@ def open_image_tokenizer(path: Path | str) -> tuple[ImageTokenizerConfig, dict[s
     if (folder / bundles.DESCRIPTION).is_file():
         folder = folder / bundles.IMAGE_TOKENIZER
     return ImageTokenizer.load_config(folder), open_tensors(folder / "model.safetensors")
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"`chat_template` names {path}, which cannot be read: {error}."
+        ) from error
 
 
 def _check_target(folder: Path, source: Path) -> None:

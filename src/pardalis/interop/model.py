@@ -7,6 +7,7 @@ the image tokenizer's tensors have the names of the original VQ-GAN.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,13 +21,15 @@ from torch import Tensor
 
 from pardalis import bundle as bundles
 from pardalis import files
-from pardalis.errors import BundleError, ConfigError
+from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.files import write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
 from pardalis.model import Decoder, ModelConfig, RoPEConfig
 from pardalis.tokens import TextTokenizer, Vocabulary, with_template_end
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 from pardalis.weights import Shapes, check_shapes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +98,8 @@ def write_bundle(model: ForeignModel, folder: Path, dtype: torch.dtype | None = 
         made_by = {"imported_from": model.origin}
         if model.chat_template is not None:
             write_text(partial / bundles.CHAT_TEMPLATE, model.chat_template)
-        vocabulary = with_template_end(model.vocabulary, model.text_tokenizer, model.chat_template)
         bundles.write_description(
-            partial, model.config, vocabulary, made_by, adds_bos=model.adds_bos
+            partial, model.config, _ending_turns(model), made_by, adds_bos=model.adds_bos
         )
 
 
@@ -105,6 +107,15 @@ def write_image_tokenizer(model: ForeignModel, folder: Path) -> None:
     """Write the image tokenizer of a model into a folder that ``ImageTokenizer.load`` reads."""
     ImageTokenizer.save_config(folder, model.image_tokenizer)
     write_safetensors(folder / "model.safetensors", model.image_tensors, "Image tokenizer")
+
+
+def _ending_turns(model: ForeignModel) -> Vocabulary:
+    """Return the vocabulary whose ``end_turn`` is that of the chat template, if that shows it."""
+    try:
+        return with_template_end(model.vocabulary, model.text_tokenizer, model.chat_template)
+    except DataError as error:
+        logger.warning("The end of a turn is unknown, so eos ends a completion. %s", error)
+        return model.vocabulary
 
 
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────
