@@ -226,7 +226,7 @@ def add_number(parser: argparse._ActionsContainer, flag: str, meaning: str) -> N
 def set_run(parser: argparse.ArgumentParser, run: Run) -> None:
     """Set what the command calls, and add ``--json`` for :func:`print_result`."""
     parser.add_argument("--json", action="store_true", help="print the result or failure as JSON")
-    parser.set_defaults(run=run, result=None)
+    parser.set_defaults(run=run, result=None, one_line=False)
 
 
 def run_stages(options: argparse.Namespace, *stages: str) -> Path:
@@ -289,7 +289,8 @@ def print_result(options: argparse.Namespace, value: Any, *lines: str) -> None:
         echo(line)
 
 
-def echo_json(value: Any) -> None:
+def echo_json(value: Any, one_line: bool = False) -> None:
     # JSON has escapes of its own for what a terminal cannot show.
     is_unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
-    echo(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
+    indent = None if one_line else 2
+    echo(json.dumps(value, indent=indent, ensure_ascii=not is_unicode))

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -82,7 +83,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="print the text while it is generated"
     )
-    _add_options(parser.add_argument_group("what to generate and how to sample it"))
+    add_options(parser.add_argument_group("what to generate and how to sample it"))
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(group)
@@ -99,10 +100,12 @@ def add(commands: Commands) -> None:
     set_run(parser, _run)
 
 
-def _add_options(group: argparse._ArgumentGroup) -> None:
-    """Add a flag for each field of GenerationConfig."""
+def add_options(group: argparse._ArgumentGroup, without: Sequence[str] = ()) -> None:
+    """Add a flag for each field of GenerationConfig, which :func:`config_of` reads."""
     hints = get_type_hints(GenerationConfig)
     for option in fields(GenerationConfig):
+        if option.name in without:
+            continue
         flag, hint = "--" + option.name.replace("_", "-"), hints[option.name]
         arguments: dict[str, Any] = {"default": option.default, "help": option_help(option)}
         if hint is bool:
@@ -118,10 +121,16 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
         group.add_argument(flag, **arguments)
 
 
-def _run(options: argparse.Namespace) -> None:
-    config = GenerationConfig().with_options(
-        {o.name: getattr(options, o.name) for o in fields(GenerationConfig)}
+def config_of(options: argparse.Namespace) -> GenerationConfig:
+    """Return what the flags of :func:`add_options` say."""
+    names = (option.name for option in fields(GenerationConfig))
+    return GenerationConfig().with_options(
+        {name: getattr(options, name) for name in names if hasattr(options, name)}
     )
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = config_of(options)
     if options.prompts is None:
         _complete_prompt(options, config)
     else:

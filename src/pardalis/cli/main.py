@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pardalis
 from pardalis.cli import (
+    chat,
     convert,
     data,
     generate,
@@ -87,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Run a command; with ``--json`` stdout holds nothing but its result."""
+    """Run a command; with ``--json`` stdout holds nothing but its result, or its own events."""
+    options.stdout = sys.stdout
     with _one_object() if options.json else nullcontext():
         for name in options.imports:
             _import(name)
@@ -192,16 +194,18 @@ def _fail(options: argparse.Namespace, message: str, code: int, kind: type[Parda
     if options.json:
         if options.traceback:
             traceback.print_exc()
-        _echo_failure(message, kind, options.result)
+        _echo_failure(message, kind, options.result, options.one_line)
     sys.stderr.write(f"pardalis: {message}\n")
     return code
 
 
-def _echo_failure(message: str, kind: type[PardalisError], result: object = None) -> None:
+def _echo_failure(
+    message: str, kind: type[PardalisError], result: object = None, one_line: bool = False
+) -> None:
     """Print a failure as one object, with the result of a command that failed in part."""
     failure: dict[str, object] = {"error": message, "kind": kind.kind, "hint": kind.hint}
     with suppress(OSError):  # stdout may be what failed: closed by its reader, or on a full disk
-        echo_json(failure if result is None else failure | {"result": result})
+        echo_json(failure if result is None else failure | {"result": result}, one_line)
 
 
 def build_parser() -> Parser:
@@ -229,6 +233,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, score, convert, show):
+    for module in (generate, chat, score, convert, show):
         module.add(commands)
     return parser
