@@ -3,7 +3,8 @@
     PardalisError
     ├─ ConfigError         a recipe, an override or an option is wrong      exit 2
     ├─ DataError           a source, image, shard or manifest is wrong      exit 3
-    │  └─ GrammarError     a token sequence breaks the grammar
+    │  ├─ GrammarError     a token sequence breaks the grammar
+    │  └─ TemplateError    a chat template does not take a conversation
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
     ├─ TrainingError       a training run cannot continue                   exit 5
     │  ├─ Diverged         its loss or its state is not finite, or diverged
@@ -70,6 +71,12 @@ class GrammarError(DataError):
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
         self.position = position
+
+
+class TemplateError(DataError):
+    """A chat template does not take a conversation."""
+
+    kind = "template"
 
 
 class BundleError(PardalisError):

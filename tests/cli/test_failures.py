@@ -10,7 +10,14 @@ import pytest
 from pardalis import errors
 from pardalis.cli.common import Parser, print_result
 from pardalis.cli.main import _Terminated, build_parser, main
-from pardalis.errors import ConfigError, DataError, GrammarError, PardalisError, QueueFullError
+from pardalis.errors import (
+    ConfigError,
+    DataError,
+    GrammarError,
+    PardalisError,
+    QueueFullError,
+    TemplateError,
+)
 from pardalis.train.divergence import Diverged
 from pardalis.train.loop import Interrupted
 
@@ -31,6 +38,7 @@ FAILURES = [
     (ConfigError("No recipe."), 2, "config"),
     (DataError("No source."), 3, "data"),
     (GrammarError("No image.", 1), 3, "grammar"),
+    (TemplateError("No system."), 3, "template"),
     (errors.BundleError("No bundle."), 4, "bundle"),
     (errors.TrainingError("No disk."), 5, "training"),
     (Diverged("Diverged.", "loss", 1, 2), 5, "diverged"),

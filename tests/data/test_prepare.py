@@ -329,6 +329,18 @@ def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec:
     assert [example["where"] for example in unreadable.examples] == ["truncated", "no image"]
 
 
+def test_a_conversation_that_the_chat_template_refuses_is_rejected(base: Path, codec: Codec):
+    parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
+    template = "{{ messages[1].content }}{% for m in messages %}<end_turn>{% endfor %}"
+    one, two = {"text": "owl", "role": "user"}, {"text": "fox", "role": "assistant"}
+    records = ({"name": "a", "segments": [one]}, {"name": "b", "segments": [one, two]})
+    source = write_jsonl(base, *records)
+    report = prepare(base, Codec(*parts, chat_template=template), source)
+    assert list(documents_in(base)) == ["b"]
+    [example] = report.rejected["chat-template"].examples
+    assert example["where"] == "a" and "does not take this conversation" in example["reason"]
+
+
 def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Codec, monkeypatch):
     documents = [pair(base, 0), Document((Text(" \n"),), "blank"), Document((), "nothing")]
     monkeypatch.setattr("pardalis.data.source.READERS", {"folder": lambda _: iter(documents)})

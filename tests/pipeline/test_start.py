@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from shapes import decoder_config
 
-from pardalis.bundle import Bundle
+from pardalis.bundle import Bundle, load
 from pardalis.codec import Codec
 from pardalis.data import Shards
 from pardalis.digests import file_digest
@@ -184,6 +184,30 @@ def test_documents_get_the_ids_of_the_bundle(folder, base_codec):
     assert shards.document(0) == expected
     assert expected.ids[0] == 7
     assert load_codec(folder / "run").vocabulary == base_codec.vocabulary
+
+
+TEMPLATE = """\
+{%- for message in messages %}{{ message.role + ': ' + message.content + '<end_turn>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+
+
+def test_the_bundle_that_a_run_writes_keeps_the_chat_template(folder, base_codec):
+    """Conversations are prepared by it, and a changed template prepares them again."""
+    (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
+    turns = [{"text": "owl?", "role": "user", "weight": 0}, {"text": "yes", "role": "assistant"}]
+    (folder / "pairs.jsonl").write_text(json.dumps({"name": "a", "segments": turns}) + "\n")
+    recipe = recipe_of(folder)
+    records = run(recipe, folder / "run", only=("prepare", "train"))
+    bundle = load(folder / "run" / "bundle")
+    assert bundle.codec.chat_template.source == TEMPLATE
+    [line, said] = bundle.codec.render_weighted(
+        Shards.open(folder / "run" / "shards" / "pairs", bundle.codec.fingerprint).document(0)
+    ).splitlines()
+    assert line == "[weight 0] user: owl?<end_turn>assistant: "
+    assert said == "[weight 1] yes<end_turn>"
+    (folder / "base" / "chat_template.jinja").write_text(TEMPLATE + "!")
+    again = run(recipe, folder / "run", only=("prepare",))
+    assert again[0].identity != records[0].identity
 
 
 def later(path: Path) -> None:

@@ -201,7 +201,8 @@ def _called(rest: Sequence[str]) -> tuple[int, str, str]:
     """Run ``pardalis`` in this process; returns the exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     short = contextlib.nullcontext() if rest[0] in _DOES_NOT_TRAIN else short_runs()
-    with short, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    said = patch.object(sys, "stdin", io.StringIO("Rocket?\n"))  # to ``pardalis chat``
+    with short, said, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(rest)
         except SystemExit as stop:

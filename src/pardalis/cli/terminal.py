@@ -78,10 +78,7 @@ def as_blocks(image: PIL.Image.Image, columns: int) -> Text:
     text = Text(no_wrap=True, end="")
     for y in range(rows):
         for x in range(columns):
-            upper, lower = (
-                Color.from_rgb(*small.getpixel((x, 2 * y + half)))
-                for half in (0, 1)
-            )
+            upper, lower = (Color.from_rgb(*small.getpixel((x, 2 * y + half))) for half in (0, 1))
             text.append("\u2580", Style(color=upper, bgcolor=lower))
         text.append("\n")
     return text

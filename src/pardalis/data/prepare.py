@@ -22,7 +22,7 @@ from pardalis.data.shards import Shards, ShardWriter, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
 from pardalis.documents import Document, Rejection
-from pardalis.errors import ConfigError, DataError, GrammarError
+from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
 from pardalis.files import atomic_folder, read_json, recover_folder, write_json
 from pardalis.progress import bar
 from pardalis.tokens import Encoded
@@ -198,7 +198,9 @@ class _Preparation:
     def _of(self, raw: Document, encoded: Encoded | DataError) -> _Written | Rejection:
         """Return what is written of a document."""
         if isinstance(encoded, DataError):
-            return Rejection(raw.name, "unreadable-image", str(encoded))
+            is_image = not isinstance(encoded, TemplateError)
+            kind = "unreadable-image" if is_image else "chat-template"
+            return Rejection(raw.name, kind, str(encoded))
         grammar = self._codec.grammar
         try:
             grammar.validate(encoded.ids)

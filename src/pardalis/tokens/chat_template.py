@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pardalis.errors import DataError
+from pardalis.errors import TemplateError
 from pardalis.tokens.template_process import TemplateProcess
 
 # Marks are private-use characters around digits: no method of strings changes them.
@@ -76,7 +76,8 @@ class ChatTemplate:
                 the assistant's, leave it open instead.
 
         Raises:
-            DataError: the template does not take the conversation, or has no place for its images.
+            TemplateError: the template does not take the conversation, or has no place for its
+                images.
             BundleError: the template is broken, or takes too much time or memory.
         """
         if not prompt or not turns or turns[-1].role != "assistant":
@@ -92,7 +93,7 @@ class ChatTemplate:
         says begins where the prompt of its turn ends.
 
         Raises:
-            DataError: that is not to be found.
+            TemplateError: that is not to be found.
         """
         parts, number = dict(rendered.parts), 0
         for n_before, turn in enumerate(turns):
@@ -105,7 +106,7 @@ class ChatTemplate:
                     if rendered.text.startswith(before):
                         begin = len(before)
                 if begin < 0 or end < 0:
-                    raise DataError(
+                    raise TemplateError(
                         "The chat template changes the text of a turn, so that its tokens cannot "
                         "be told from those of the template; give all segments one weight."
                     )
@@ -116,7 +117,7 @@ class ChatTemplate:
         """Return the name of the control token that ends the assistant's turn, if there is one.
 
         Raises:
-            DataError, BundleError: as :meth:`render`.
+            TemplateError, BundleError: as :meth:`render`.
         """
         rendered = self._render([Turn("user", ["a"]), Turn("assistant", ["b"])], False)
         if 1 in rendered.parts:
@@ -167,7 +168,7 @@ class ChatTemplate:
     def _render(self, turns: Sequence[Turn], prompt: bool) -> Rendered:
         ways = [self._messages(turns, how) for how in ("around", "within", "not")]
         *marked, plain = self._process.render([self._call(way, prompt) for way in ways])
-        if isinstance(plain, DataError):
+        if isinstance(plain, TemplateError):
             raise plain
         expected = self._without_marks(plain)
         for text in (*marked, plain):
@@ -245,7 +246,7 @@ class ChatTemplate:
         parts = [part for turn in turns for part in turn.parts]
         images = [number for number, part in enumerate(parts) if part is None]
         if len(found.images) != len(images):
-            raise DataError(
+            raise TemplateError(
                 f"The chat template has a place for {len(found.images)} of the {len(images)} "
                 "images of the conversation; leave the others out."
             )
@@ -290,7 +291,7 @@ def _open(rendered: Rendered, last: int) -> Rendered:
     ends = [at for at, part in rendered.images if part == last]
     end = ends[0] if ends else rendered.parts.get(last, (-1, -1))[1]
     if end < 0:
-        raise DataError(
+        raise TemplateError(
             "The chat template changes the text of the last turn, so that it cannot be continued; "
             "end the conversation with a turn of the user."
         )

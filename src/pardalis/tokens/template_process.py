@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pardalis.errors import BundleError, DataError
+from pardalis.errors import BundleError, TemplateError
 
 SECONDS = 5  # of processor time, for the renderings of one conversation
 MEMORY = 2**30  # bytes
@@ -40,7 +40,7 @@ class TemplateProcess:
     def __reduce__(self) -> Any:
         return type(self), (self.source,)
 
-    def render(self, calls: Sequence[dict[str, Any]]) -> list[str | DataError]:
+    def render(self, calls: Sequence[dict[str, Any]]) -> list[str | TemplateError]:
         """Return the text of each call, or why the template does not give one.
 
         Args:
@@ -59,7 +59,9 @@ class TemplateProcess:
         return [
             answer["text"]
             if "text" in answer
-            else DataError(f"The chat template does not take this conversation: {answer['error']}.")
+            else TemplateError(
+                f"The chat template does not take this conversation: {answer['error']}."
+            )
             for answer in answers
         ]
 
