@@ -310,3 +310,45 @@ def test_every_state_of_a_larger_vocabulary_agrees_with_its_table():
             except GrammarError:
                 accepted = False
             assert accepted == allowed[token_id], MORE.vocabulary.name_of(token_id)
+
+
+# ── imported models ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_template_lets_control_tokens_stand_between_in_what_is_read(vocabulary, grammar):
+    ids, text = vocabulary, vocabulary.text.start
+    named = vocabulary.extended(special=["header"])
+    header = named.special["header"]
+    templated = Grammar(named, 4, control=[header])
+    image = [ids.begin_image_id, *range(ids.image.start, ids.image.start + 4), ids.end_image_id]
+    said = [header, text, ids.eos_id, ids.bos_id, *image, ids.bos_id, text, ids.eos_id, text]
+    templated.validate(said)
+    with pytest.raises(GrammarError, match="expected <bos>"):
+        grammar.validate(said[1:])
+    with pytest.raises(GrammarError, match="expected an image id, since the open image has 1"):
+        templated.validate([text, ids.begin_image_id, ids.image.start, ids.eos_id])
+    with pytest.raises(GrammarError, match="sequence ends at position 2; expected an image id"):
+        templated.validate([text, ids.begin_image_id])
+    limits = Limits(max_new_tokens=9)
+    state = templated.begin([header, text, ids.eos_id], limits)
+    assert templated.rule(state, limits) is Rule.TEXT_OR_IMAGE
+    assert templated.advance(state, ids.eos_id).phase is Phase.DONE
+    for never in (header, ids.bos_id):
+        with pytest.raises(GrammarError):
+            templated.advance(state, never)
+
+
+def test_documents_of_some_models_begin_without_bos(vocabulary, grammar):
+    ids, text = vocabulary, vocabulary.text.start
+    bare = Grammar(vocabulary, 4, adds_bos=False)
+    for first in ([text], [ids.begin_image_id], [ids.bos_id, text], [ids.eos_id]):
+        bare.state_after(first)
+    with pytest.raises(GrammarError, match="expected nothing after <eos>"):
+        bare.validate([text, ids.eos_id, text])
+    with pytest.raises(GrammarError, match=r"Found <image 0> at position 0; expected text"):
+        bare.validate([ids.image.start])
+    inside = [text, ids.begin_image_id, ids.image.start]
+    assert bare.unconditional(inside) == inside[1:] == bare.images_only(inside)
+    assert grammar.unconditional(inside) == [ids.bos_id, *inside[1:]]
+    assert (bare.opening_length([ids.bos_id]), grammar.opening_length([ids.bos_id])) == (0, 1)
+    assert grammar.opening_length([text]) == grammar.opening_length([]) == 0
