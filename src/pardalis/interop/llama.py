@@ -162,16 +162,18 @@ def add_images(
     extended = replace(config, vocab_size=vocabulary.size)
     for name in {"embedding.weight", "head.weight"} & decoder.keys():
         decoder[name] = _extend(decoder[name], name, extended, vocabulary, new_rows)
+    text_tokenizer = TextTokenizer.from_json(tokenizer_json, vocabulary, of_tokenizer)
     return ForeignModel(
         config=extended,
         vocabulary=vocabulary,
-        text_tokenizer=TextTokenizer.from_json(tokenizer_json, vocabulary, of_tokenizer),
+        text_tokenizer=text_tokenizer,
         image_tokenizer=image_tokenizer,
         decoder=reorder_ids(decoder, to_foreign(vocabulary)),
         image_tensors=image_tensors,
         origin=str(values["model_type"]),
         licences=source.licences,
         chat_template=source.chat_template,
+        adds_bos=text_tokenizer.begins_with(to_foreign(vocabulary)[vocabulary.bos_id]),
     )
 
 

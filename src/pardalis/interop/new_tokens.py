@@ -47,5 +47,12 @@ def extend_vocabulary(
     with torch.device("meta"):
         model = build(replace(old.config, vocab_size=vocabulary.size))
     model.load_state_dict(state, assign=True)
-    extended = Codec(vocabulary, codec.text_tokenizer, codec.image_tokenizer, codec.image_fit)
+    extended = Codec(
+        vocabulary,
+        codec.text_tokenizer,
+        codec.image_tokenizer,
+        codec.image_fit,
+        chat_template=None if codec.chat_template is None else codec.chat_template.source,
+        adds_bos=codec.adds_bos,
+    )
     return replace(bundle, model=model.train(old.training), codec=extended)
