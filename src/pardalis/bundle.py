@@ -41,7 +41,7 @@ from pardalis.model import LanguageModel, build, config_of
 from pardalis.tokens import TextTokenizer, Vocabulary
 from pardalis.tokens.vocabulary import by_name
 from pardalis.vq import ImageFit, ImageTokenizer
-from pardalis.weights import load_module
+from pardalis.weights import load_module, stored_dtype_of
 
 # 2: ``vocabulary`` may have foreign_ids, the ids of the imported vocabulary
 # 3: ``prompt_pictures`` says that images of prompts are padded
@@ -197,6 +197,15 @@ def load(
         description["made_by"],
         read_licences(folder),
     )
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype in which :func:`load` gives the weights of a bundle; reads no weights.
+
+    Raises:
+        BundleError: as :func:`load`.
+    """
+    return stored_dtype_of(existing_folder(folder) / MODEL)
 
 
 def as_bundle(bundle: object) -> Bundle:

@@ -8,8 +8,9 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             is then unchanged.
     """
     with _open(path) as file:
-        _check_file(module, path, file)
+        _check_file(module.state_dict(), path, file)
         weights = load_file(path)
     check_finite(path, weights.items())
     module.load_state_dict(weights, assign=True)
@@ -105,19 +106,26 @@ class _Part(io.RawIOBase):
         return len(content)
 
 
-def stream_weights(module: nn.Module, path: Path, assign: Callable[[Tensor, Any], None]) -> None:
+def stream_weights(
+    module: nn.Module,
+    path: Path,
+    assign: Callable[[Tensor, Any], None],
+    others: Collection[str] = (),
+) -> None:
     """Copy the weights of a file into a module, one tensor at a time.
 
     Args:
         assign: copies a stored tensor, or the part that this process holds, into a tensor of the
             module. The stored tensor is indexed like a ``Tensor`` and reads only what is indexed.
+        others: tensors of the module that the file does not hold, by name; they are left alone.
 
     Raises:
         BundleError: as :func:`load_weights`.
     """
+    needed = {name: t for name, t in module.state_dict().items() if name not in others}
     with _open(path) as file:
-        _check_file(module, path, file)
-    for name, tensor in module.state_dict().items():
+        _check_file(needed, path, file)
+    for name, tensor in needed.items():
         with _open(path) as file:  # opened for each tensor, so that its mapped pages are released
             assign(tensor, file.get_slice(name))
         check_finite(path, [(name, getattr(tensor, "_local_tensor", tensor))])
@@ -160,7 +168,20 @@ def check_layers(source: Path | str, n_layers: int, n_tensors: int) -> None:
 def check_weights(module: nn.Module, path: Path) -> None:
     """Check a file as :func:`load_weights` does, without reading a tensor."""
     with _open(path) as file:
-        _check_file(module, path, file)
+        _check_file(module.state_dict(), path, file)
+
+
+def stored_dtype_of(path: Path) -> torch.dtype:
+    """Return the smallest dtype that holds all weights of a file; raises as load_weights."""
+    with _open(path) as file:
+        names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    if unknown := sorted(names - _FLOATS.keys()):
+        raise BundleError(
+            f"{path} holds tensors of the type {unknown[0]}; they must be of {', '.join(_FLOATS)}. "
+            "Convert the weights first."
+        )
+    dtypes = [_FLOATS[name] for name in sorted(names)]
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 
 def check_shapes(
@@ -210,8 +231,7 @@ def _open(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _check_file(module: nn.Module, path: Path, file: Any) -> None:
-    needed = module.state_dict()
+def _check_file(needed: Mapping[str, Tensor], path: Path, file: Any) -> None:
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     check_shapes(
         path,
@@ -228,7 +248,9 @@ def _check_file(module: nn.Module, path: Path, file: Any) -> None:
 
 
 # Names of dtypes in the safetensors format.
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16
+}  # fmt: skip
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
 

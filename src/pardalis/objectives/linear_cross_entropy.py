@@ -30,7 +30,7 @@ class Gradients(NamedTuple):
     """The gradients of ``total``."""
 
     hidden: Float[Tensor, "R D"]
-    weight: Float[Tensor, "V D"]  # in fp32 or better
+    weight: Float[Tensor, "V D"] | None  # in fp32 or better; None: the head is frozen
 
 
 def linear_cross_entropy(
@@ -66,6 +66,7 @@ def linear_cross_entropy(
             z_loss=z_loss,
             chunk=chunk,
             learning=learning,
+            learns_head=weight.requires_grad,
         )
     if gradients is None:
         return losses
@@ -82,6 +83,7 @@ def chunked_cross_entropy(
     z_loss: float,
     chunk: int,
     learning: bool,
+    learns_head: bool = True,
 ) -> tuple[CrossEntropy, Gradients | None]:
     """Return the loss and, if ``learning``, its gradients, outside of autograd."""
     exponentiate, differentiate = elementwise(hidden.device.type)
@@ -89,7 +91,8 @@ def chunked_cross_entropy(
     nll, lse = (torch.empty_like(targets, dtype=wide) for _ in range(2))
     gradients = None
     if learning:
-        gradients = Gradients(torch.empty_like(hidden), torch.zeros_like(head.weight, dtype=wide))
+        of_weight = torch.zeros_like(head.weight, dtype=wide) if learns_head else None
+        gradients = Gradients(torch.empty_like(hidden), of_weight)
     for part, values, place in chunks_of_logits(hidden, head, targets, chunk):
         largest, exp_sum, target_logit = exponentiate(values, *place)
         top = head.maximum(largest)
@@ -100,7 +103,8 @@ def chunked_cross_entropy(
             at_target = factor * (-nll[part]).exp() - target_weights[part]
             differentiate(values, *place, factor * (largest - lse[part]).exp(), at_target)
             torch.mm(values, head.weight, out=gradients.hidden[part])
-            add_product(gradients.weight, values.T, hidden[part])
+            if gradients.weight is not None:
+                add_product(gradients.weight, values.T, hidden[part])
     square = torch.zeros_like(lse)
     if gradients is not None:
         gradients.hidden.copy_(head.sum(gradients.hidden))
@@ -181,7 +185,7 @@ class _PrecomputedGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, total: Tensor, hidden: Tensor, weight: Tensor, *gradients: Tensor
+        ctx: Any, total: Tensor, hidden: Tensor, weight: Tensor, *gradients: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(*gradients)
         return total.clone()
@@ -189,5 +193,7 @@ class _PrecomputedGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since they are large; PyTorch then refuses a second backward pass.
-        grad_hidden, grad_weight = (gradient.mul_(grads[0]) for gradient in ctx.saved_tensors)
+        grad_hidden, grad_weight = (
+            None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.saved_tensors
+        )
         return None, grad_hidden, grad_weight, None, None

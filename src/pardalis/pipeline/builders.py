@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pardalis import bundle as bundles
+from pardalis.adapters import AdapterConfig, install, row_ids, start
 from pardalis.codec import Codec
 from pardalis.data import (
     CurriculumStage,
@@ -190,6 +191,42 @@ def new_model(recipe: Recipe, codec: Codec, layout: Layout) -> LanguageModel:
     return model
 
 
+def adapted_model(
+    recipe: Recipe, adapter: AdapterConfig, codec: Codec, layout: Layout
+) -> LanguageModel:
+    """Return the model of the bundle that a recipe starts from, frozen, with a new adapter.
+
+    Raises:
+        ConfigError: the adapter does not fit the model or the ranks.
+    """
+    folder, training = recipe.start_from, recipe.model_run.training
+    assert folder is not None
+    check_adapter_ranks(adapter, layout.world.size)
+    is_narrow = layout.mesh is not None and training.precision == "bfloat16"  # by FSDP
+    with torch.device("meta"):
+        model = build(model_config(recipe, codec.vocabulary.size))
+    trained = install(
+        model,
+        adapter,
+        row_ids(adapter.rows, codec.vocabulary),
+        dtype=bundles.stored_dtype(folder),
+        vectors_dtype=torch.bfloat16 if is_narrow else torch.float32,
+    )
+    parallelise(model, layout, recipe.parallel, training.precision)
+    stream_weights(model, folder / bundles.MODEL, fill, trained)
+    start(model, adapter, training.init_seed)
+    return model
+
+
+def check_adapter_ranks(adapter: AdapterConfig, ranks: int) -> None:
+    """Raise ConfigError if an adapter cannot be trained by as many ranks."""
+    if adapter.base_dtype == "int8" and ranks > 1:
+        raise ConfigError(
+            f"adapter.base_dtype = 'int8' works in one process, and {ranks} run; use 'bfloat16', "
+            "which the ranks share."
+        )
+
+
 def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> DecoderTask:
     """Return the training task of a recipe's model."""
     described = recipe.model_run
@@ -200,8 +237,14 @@ def model_task(recipe: Recipe, run: Path, codec: Codec, layout: Layout) -> Decod
     rows = training_loader(recipe, run, codec)
     check_rows_together(recipe, objective, rows.rows_per_position)
     heldout, heldout_batches = _heldout_loader(recipe, run, codec)
+    adapter = recipe.adapter
+    model = (
+        new_model(recipe, codec, layout)
+        if adapter is None
+        else adapted_model(recipe, adapter, codec, layout)
+    )
     return DecoderTask(
-        new_model(recipe, codec, layout),
+        model,
         rows,
         objective,
         described.training,

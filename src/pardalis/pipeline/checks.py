@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import torch
 
 from pardalis import bundle as bundles
+from pardalis.adapters import install, row_ids
 from pardalis.data.prepare import longest_document
 from pardalis.errors import ConfigError, DataError
 from pardalis.model import build
 from pardalis.parallel.layout import data_ranks
-from pardalis.pipeline.builders import check_rows_together, model_config
+from pardalis.pipeline.builders import check_adapter_ranks, check_rows_together, model_config
 from pardalis.pipeline.plan import planned_image_tokenizer, planned_model, planned_vocabulary
 from pardalis.pipeline.prompts import MIN_TEXT_TOKENS
 from pardalis.pipeline.recipe import Recipe
@@ -117,6 +118,12 @@ def check_train(context: RunContext) -> None:
         model = build(model_config(recipe, vocabulary.size))
     if recipe.start_from is not None:
         check_weights(model, recipe.start_from / bundles.MODEL)
+    if recipe.adapter is not None:
+        check_adapter_ranks(recipe.adapter, context.world.size)
+        with _at("adapter."):
+            ids = row_ids(recipe.adapter.rows, vocabulary)
+        with torch.device("meta"):
+            install(build(model.config), recipe.adapter, ids)
     modalities = {name: ids for name, ids in vocabulary.modalities.items() if name != "text"}
     objective = described.training.objective.build(modalities, lambda: model)
     check_rows_together(recipe, objective, 2 if True in has_pairs else 1)

@@ -1,15 +1,22 @@
-"""A bundle from any checkpoint of a run, in one process, whatever the number of ranks was."""
+"""A bundle from any checkpoint of a run, in one process, whatever the number of ranks was.
 
+The checkpoints of an adapter hold nothing else; the bundle is that of ``start_from`` with the
+adapter merged into its weights.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pardalis import bundle as bundles
+from pardalis.adapters import Adapter, AdapterConfig, adapter_of, install, merge, row_ids
 from pardalis.codec import Codec
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import read_json
-from pardalis.model import build, config_of
+from pardalis.model import LanguageModel, build, config_of
 from pardalis.pipeline.recipe import Recipe
 from pardalis.train import checkpoint, read_metrics
 from pardalis.train.metrics import FILE_NAME as METRICS
@@ -37,29 +44,58 @@ def checkpoint_bundle(
             f"The tokenizers of {run} have changed since {folder} was trained; run the recipe that "
             "it was trained with, which restores the old ones."
         )
-    with torch.device("meta"):
-        model = build(config_of(settings["model"]))
-    try:
-        checkpoint.check_part(folder, {"model": model.state_dict()})
-    except ValueError as error:
-        raise BundleError(f"{folder} does not fit {training / SETTINGS}: {error}.") from error
-    weights = {
-        name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()
-    }
-    try:
-        checkpoint.load_part(folder, {"model": weights})
-    except ValueError as error:
-        raise BundleError(f"{folder} does not fit {training / SETTINGS}: {error}.") from error
-    model.load_state_dict(weights, assign=True)
+    if recipe.adapter is None:
+        with torch.device("meta"):
+            model = build(config_of(settings["model"]))
+        weights = _read(folder, training, model.state_dict())
+        model.load_state_dict(weights, assign=True)
+    else:
+        model, adapter = _adapted(recipe, recipe.adapter, folder, training, codec)
+        merge(model, adapter)
     before, licences = _before(recipe)
     done = checkpoint.step_of(folder)
     lines = [line for line in read_metrics(training / METRICS) if line["step"] <= done]
     made_by = {"recipe": recipe.name, "steps": done, **before}
+    if recipe.adapter is not None:
+        made_by["adapter"] = recipe.adapter.kind
     if lines:
         made_by["numbers"] = lines[-1]
     return bundles.Bundle(
         model.eval(), codec, made_by, _joined(licences, bundles.read_licences(run / "shards"))
     )
+
+
+def checkpoint_adapter(recipe: Recipe, run: Path, codec: Codec, step: int | None = None) -> Adapter:
+    """Return the adapter of a checkpoint; arguments and errors as :func:`checkpoint_bundle`."""
+    if recipe.adapter is None:
+        raise ConfigError(f"The recipe {recipe.name!r} has no adapter; its result is a bundle.")
+    training = run / "training"
+    return _adapted(recipe, recipe.adapter, _find(training, step), training, codec)[1]
+
+
+def _adapted(
+    recipe: Recipe, config: AdapterConfig, folder: Path, training: Path, codec: Codec
+) -> tuple[LanguageModel, Adapter]:
+    """Return the model of the bundle that a run started from, and the adapter of a checkpoint."""
+    assert recipe.start_from is not None
+    model = bundles.load(recipe.start_from).model
+    with torch.device("meta"):
+        like = build(model.config)
+    names = install(like, config, row_ids(config.rows, codec.vocabulary))
+    state = like.state_dict()
+    trained = _read(folder, training, {name: state[name] for name in names})
+    return model, adapter_of(config, model, codec.vocabulary, trained)
+
+
+def _read(folder: Path, training: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those tensors of the model in a checkpoint that are given, on the meta device."""
+    try:
+        checkpoint.check_part(folder, {"model": dict(like)})
+        weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in like.items()}
+        checkpoint.load_part(folder, {"model": weights})
+    except ValueError as error:
+        raise BundleError(f"{folder} does not fit {training / SETTINGS}: {error}.") from error
+    return weights
 
 
 def _find(training: Path, step: int | None) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pardalis import config as configs
+from pardalis.adapters import ADAPTERS, AdapterConfig
 from pardalis.config import not_deciding, shown
 from pardalis.corpora import CORPORA, CorpusConfig
 from pardalis.data import WHOLE, Curriculum, CurriculumStage, PrepareConfig, SourceConfig
@@ -25,7 +26,7 @@ from pardalis.model.config import RENAMED as MODEL_RENAMED
 from pardalis.parallel import ParallelConfig
 from pardalis.pipeline.shipped import find_recipe
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
-from pardalis.train import DecoderTrainConfig, ImageTokenizerTrainConfig, LoopConfig
+from pardalis.train import DecoderTrainConfig, ImageTokenizerTrainConfig, LoopConfig, MuonConfig
 from pardalis.train.qk_clip import check_has_no_qk_norm
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import ImageFit, ImageTokenizerConfig
@@ -140,6 +141,8 @@ class Recipe:
     # The model: "kind", "preset", and fields of its shape that differ. With start_from only
     # "dropout".
     model: dict[str, Any] | None = None
+    # What is trained beside the model of start_from, which is frozen then.
+    adapter: Annotated[AdapterConfig, ADAPTERS] | None = None
     prepare: PrepareConfig | None = None
     training: DecoderTrainConfig | None = None
     training_loop: LoopConfig | None = None
@@ -188,6 +191,7 @@ class Recipe:
             self._refuse(trained, "image_tokenizer_from, which is trained already")
         else:
             _ = self.image_tokenizer_run  # so that a mistake is found before anything runs
+        self._check_adapter()
         if self.has_model:
             run = self.model_run
             if run.training.qk_clip is not None and not isinstance(run.model, GivenModel):
@@ -328,6 +332,31 @@ class Recipe:
                 "leave it out."
             )
         Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
+
+    def _check_adapter(self) -> None:
+        if self.adapter is None:
+            return
+        if self.start_from is None:
+            raise ConfigError(
+                "adapter is trained beside a model that has learnt something; name its bundle by "
+                "start_from, or leave adapter out."
+            )
+        training = self.model_run.training
+        if training.qk_clip is not None:
+            raise ConfigError(
+                "training.qk_clip scales matrices that adapter freezes; leave qk_clip out."
+            )
+        if isinstance(training.optimizer, MuonConfig):
+            raise ConfigError(
+                "training.optimizer.kind = 'muon' is for matrices between hidden states, which "
+                "adapter freezes; use 'adamw'."
+            )
+        if self.parallel.tensor > 1 and (self.adapter.rows or self.adapter.dropout):
+            name = "rows" if self.adapter.rows else "dropout"
+            raise ConfigError(
+                f"adapter.{name} does not work with parallel.tensor = {self.parallel.tensor}; "
+                f"leave {name} out, or set tensor = 1 and raise shard."
+            )
 
     def _missing(self, names: Sequence[str], otherwise: str) -> ConfigError:
         missing = next(name for name in names if getattr(self, name) is None)

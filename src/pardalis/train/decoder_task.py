@@ -1,11 +1,12 @@
 """Training of a language model on rows of tokens, for any objective.
 
-All randomness (rows, dropout) is a function of the step number, so no generator state is saved.
+All randomness (rows, dropout, noise) is a function of the step number, so no generator state is
+saved.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from pardalis.batch import Batch
-from pardalis.config import check_above, check_at_least, not_deciding
+from pardalis.config import check_above, check_at_least, check_finite, not_deciding
 from pardalis.data.prefetch import BatchSource, Prefetcher
 from pardalis.errors import ConfigError, TrainingError
 from pardalis.model import LanguageModel, auxiliary_losses, masks_as_tensors
 from pardalis.objectives import OBJECTIVES, Loss, NextTokenConfig, Objective, ObjectiveConfig
 from pardalis.parallel import Layout, Precision, clip_gradients, release, sum_over_replicas
 from pardalis.seeds import derive
+from pardalis.train.noise import check_has_embedding, noisy_embeddings
 from pardalis.train.optimizer import AdamWConfig, Optimizer, OptimizerConfig
 from pardalis.train.qk_clip import QKClip
 from pardalis.train.schedule import ScheduleConfig, learning_rate
@@ -48,11 +50,15 @@ class DecoderTrainConfig:
     qk_clip: float | None = None  # largest attention logit of a head; only without QK-norm
     statistics_every: int = not_deciding(50)  # updates between measurements of statistics; 0: none
     precision: Precision = "float32"  # matrix products and activations; parameters are float32
-    seed: int = 0  # root seed of initial values, order of rows and dropout
+    # NEFTune (arXiv 2310.05914): uniform noise of at most alpha / sqrt(L D) on the embedding of
+    # each token, for L tokens in its document and D numbers in a vector. The paper has 5 to 15.
+    neftune_alpha: float | None = None
+    seed: int = 0  # root seed of initial values, order of rows, dropout and noise
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_rows=1, accumulation_steps=1, statistics_every=0)
-        check_above(self, grad_clip=0, qk_clip=0)
+        check_above(self, grad_clip=0, qk_clip=0, neftune_alpha=0)
+        check_finite(self, "neftune_alpha")
         if self.batch_rows % self.accumulation_steps:
             raise ConfigError(
                 f"batch_rows ({self.batch_rows}) must be a multiple of accumulation_steps "
@@ -116,6 +122,8 @@ class DecoderTask:
         self._rows = Prefetcher(batches, self.device, *self._share)
         self._skipped: tuple[int, ...] = ()
         self.optimizer = Optimizer(self.model, config.optimizer, config.schedule.learning_rate)
+        if config.neftune_alpha is not None:
+            check_has_embedding(model)
         self._clip: QKClip | None = None
         if config.qk_clip is not None:
             self._clip = QKClip(self.model, config.qk_clip, self.layout)
@@ -156,7 +164,7 @@ class DecoderTask:
             is_last = part == self.config.accumulation_steps - 1
             sum_over_replicas(self.model, in_next_backward=is_last)
             seed = derive(self.config.seed, "dropout", step, part, self.layout.data_rank)
-            with _dropout_seed(seed, self.device):
+            with _dropout_seed(seed, self.device), self._noise(rows, step, part):
                 loss = self._loss(rows)
             # FSDP averages gradients over the data-parallel ranks, hence the factor.
             torch.autograd.backward(loss.total * self.layout.data_size / count)
@@ -204,10 +212,16 @@ class DecoderTask:
         self._skipped = tuple(batches)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Return the state; frozen parameters are left out."""
+        frozen = {n for n, p in self.model.named_parameters() if not p.requires_grad}
+        model = {n: t for n, t in self.model.state_dict().items() if n not in frozen}
+        return {"model": model, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        frozen = {n for n, p in self.model.named_parameters() if not p.requires_grad}
+        missing, unexpected = self.model.load_state_dict(state["model"], strict=not frozen)
+        if unexpected or (odd := sorted({*missing} - frozen)):
+            raise ValueError(f"the state lacks or adds {', '.join(unexpected or odd)}")
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _loss(self, batch: Batch) -> Loss:
@@ -218,6 +232,17 @@ class DecoderTask:
         ):
             loss = self.objective(self.model, batch)
         return loss.with_auxiliary(auxiliary)
+
+    def _noise(self, rows: Batch, step: int, part: int) -> AbstractContextManager[None]:
+        """Return the context of a forward pass with noise on the embeddings, if there is any."""
+        alpha = self.config.neftune_alpha
+        if alpha is None:
+            return nullcontext()
+        # The first row of a micro-batch among those of the batch, over all ranks.
+        first = self.layout.data_rank * self.config.batch_rows // self.layout.data_size
+        first += part * len(rows.ids)
+        seeds = [derive(self.config.seed, "noise", step, first + n) for n in range(len(rows.ids))]
+        return noisy_embeddings(self.model, rows, alpha, seeds)
 
     def _release_frozen(self) -> None:
         for other in self.objective.frozen:

@@ -79,14 +79,21 @@ def gradient_norms(model: nn.Module) -> Statistics:
 
 
 def _parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    return {part: named for part, named in by_part(model, PARTS).items() if named}
+    """Return the parameters that are trained, by part."""
+    trained = {
+        part: [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        for part, named in by_part(model, PARTS).items()
+    }
+    return {part: named for part, named in trained.items() if named}
 
 
 @torch.no_grad()
 def weight_samples(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of at most 4,096 elements of this rank's part of each parameter."""
+    """Return a copy of at most 4,096 elements of this rank's part of each trained parameter."""
     samples = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         flat = local_part(parameter.detach()).flatten()
         stride = flat.numel() // _SAMPLE | 1  # odd, to reach all columns of a matrix of even width
         samples[name] = flat[::stride][:_SAMPLE].clone()

@@ -9,6 +9,7 @@ RUN/
 ├─ shards/<source>/       token ids, rows, report of rejections
 ├─ training/              metrics and checkpoints of the decoder
 ├─ bundle/                the portable model
+├─ adapter/               what was trained beside the model of start_from, if it was an adapter
 ├─ samples/               what the model generated for prompts of the sources
 └─ report.html, report.json
 

@@ -1,11 +1,15 @@
-"""Stage ``train``: train the decoder on the shards, and write the bundle."""
+"""Stage ``train``: train the decoder on the shards, and write the bundle.
+
+A recipe with an adapter also gets the folder of the adapter, which is merged into the bundle.
+"""
 
 from pardalis import config as configs
+from pardalis.adapters import save_adapter
 from pardalis.data import row_inputs
 from pardalis.parallel import layout_of
 from pardalis.pipeline.builders import codec_of, model_task
 from pardalis.pipeline.checks import check_train
-from pardalis.pipeline.export import checkpoint_bundle
+from pardalis.pipeline.export import checkpoint_adapter, checkpoint_bundle
 from pardalis.pipeline.recipe import GivenModel, Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.train import train
@@ -14,7 +18,8 @@ from pardalis.train import train
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     run = recipe.model_run
-    return {
+    adapter = {} if recipe.adapter is None else {"adapter": recipe.adapter}
+    return adapter | {
         # With start_from the bundle decides the shape; it is an input of the stage prepare.
         "model": {"dropout": run.model.dropout} if isinstance(run.model, GivenModel) else run.model,
         "training": run.training,
@@ -43,6 +48,10 @@ def run(context: RunContext) -> None:
     train(task, folder / "training", recipe.model_run.loop, "Decoder", settings, world)
     if world.is_first:
         checkpoint_bundle(recipe, folder, codec).save(folder / "bundle")
+        if recipe.adapter is not None:
+            save_adapter(
+                checkpoint_adapter(recipe, folder, codec), folder / "adapter", codec.vocabulary
+            )
 
 
 STAGE = Stage(
@@ -53,7 +62,7 @@ STAGE = Stage(
     applies=lambda recipe: recipe.has_model,
     needs=("prepare",),
     steps=steps,
-    costly=("training", "bundle"),
+    costly=("training", "bundle", "adapter"),
     is_shared=True,
     check=check_train,
 )

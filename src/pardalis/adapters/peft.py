@@ -1,0 +1,305 @@
+"""The folder of an adapter, in the format of Hugging Face's PEFT.
+
+    adapter_config.json         PEFT's LoraConfig
+    adapter_model.safetensors   the values, in 32 bits, under the names of the exported model
+    pardalis.json               format version, and the fingerprint of the model it was trained on
+
+PEFT loads the folder onto the model that ``pardalis export --to hf`` writes. A folder that PEFT
+saved has no ``pardalis.json``: only the shapes of its model can be checked then. A model that no
+other library has keeps its own names.
+
+Rows of tokens are PEFT's ``trainable_token_indices``, under the ids of the exported model.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pardalis.adapters.adapter import ROWS, Adapter
+from pardalis.adapters.dora import DoRAConfig
+from pardalis.adapters.lora import LoRAConfig
+from pardalis.bundle import new_folder
+from pardalis.config import from_dict, shown, to_dict
+from pardalis.errors import BundleError, ConfigError
+from pardalis.files import existing_folder, read_json, write_json
+from pardalis.interop.names import rename
+from pardalis.interop.tensors import LazyTensor, Tensors, lazy, open_tensors, write_safetensors
+from pardalis.interop.vocabulary import to_foreign
+from pardalis.tokens import Vocabulary
+from pardalis.weights import check_finite
+
+CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "pardalis.json"
+FORMAT_VERSION = 1
+
+_PREFIX = "base_model.model."
+# Ends of PEFT's keys, and our names of the parameters.
+_FACTORS = {
+    "lora_A.weight": "lora_A",
+    "lora_B.weight": "lora_B",
+    "lora_magnitude_vector": "lora_magnitude",
+}
+_ROWS = "token_adapter.trainable_tokens_delta"
+_ROW_MODULES = {"embedding": "embed_tokens", "head": "lm_head"}
+_KEY = re.compile(rf"{re.escape(_PREFIX)}(.+)\.({'|'.join(map(re.escape, (*_FACTORS, _ROWS)))})")
+# Keys of PEFT's config that change what an adapter is, with the value that ours have.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "layer_replication": (None,),
+    "alpha_pattern": ({}, None),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # others change the model
+}
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def save_adapter(adapter: Adapter, folder: Path, vocabulary: Vocabulary) -> None:
+    """Write the folder of an adapter atomically; an earlier one is replaced.
+
+    Args:
+        vocabulary: that of the bundle.
+
+    Raises:
+        BundleError: the folder cannot be written.
+    """
+    foreign = to_foreign(vocabulary)
+    config = adapter.config
+    assert isinstance(config, LoRAConfig)
+    indices = {_ROW_MODULES[name]: [foreign[i] for i in adapter.row_ids] for name in adapter.rows}
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "use_dora": isinstance(config, DoRAConfig),
+        "target_modules": sorted({_foreign_name(n).rpartition(".")[2] for n in adapter.linears}),
+        "trainable_token_indices": indices or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+    about = {
+        "format_version": FORMAT_VERSION,
+        "base": adapter.base,
+        "config": to_dict(config),
+    }
+    with new_folder(folder) as partial:
+        write_safetensors(partial / WEIGHTS, dict(_to_peft(adapter)), "Adapter")
+        write_json(partial / CONFIG, values)
+        write_json(partial / ABOUT, about)
+
+
+def _to_peft(adapter: Adapter) -> Iterator[tuple[str, LazyTensor]]:
+    for name, factors in adapter.linears.items():
+        for end, key in _FACTORS.items():
+            if key in factors:
+                yield f"{_PREFIX}{_foreign_name(name)}.{end}", lazy(factors[key].contiguous())
+    for name, rows in adapter.rows.items():
+        yield f"{_PREFIX}{_foreign_name(name)}.{_ROWS}", lazy(rows.contiguous())
+
+
+def _foreign_name(module: str) -> str:
+    try:
+        return rename(f"{module}.weight", "ours", "transformers").removesuffix(".weight")
+    except KeyError:
+        return module
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_adapter(folder: Path | str, vocabulary: Vocabulary) -> Adapter:
+    """Read the folder of an adapter that :func:`save_adapter` or PEFT wrote.
+
+    Args:
+        vocabulary: that of the bundle; tokens have other ids in the exported model.
+
+    Raises:
+        BundleError: the folder is missing, incomplete or damaged, or holds what Pardalis has not.
+            Whether the adapter fits a model is checked by :meth:`Adapter.require_fits`.
+    """
+    folder = existing_folder(Path(folder))
+    values = read_description(folder)
+    tensors = open_tensors(folder / WEIGHTS)
+    linears: dict[str, dict[str, LazyTensor]] = {}
+    rows: dict[str, LazyTensor] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None or not tensor.dtype.is_floating_point:
+            raise BundleError(
+                f"{folder / WEIGHTS} holds {shown(key)}, which is no part of a LoRA or DoRA "
+                "adapter; give a folder that PEFT or Pardalis wrote."
+            )
+        name = _own_name(match[1])
+        if match[2] == _ROWS:
+            rows[name] = tensor
+        else:
+            linears.setdefault(name, {})[_FACTORS[match[2]]] = tensor
+    config = _config(folder, values, linears)
+    ids = _row_ids(folder, values, rows, vocabulary)
+    _check_shapes(folder, config, linears, rows, len(ids))
+    order = torch.tensor(ids, dtype=torch.long).argsort()
+    about = _about(folder)
+    return Adapter(
+        config=config,
+        linears={name: _read(folder, each) for name, each in linears.items()},
+        rows={name: each[order] for name, each in _read(folder, rows).items()},
+        row_ids=sorted(ids),
+        base=about.get("base"),
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the content of ``adapter_config.json``; raises BundleError as load_adapter does."""
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise BundleError(f"No adapter at {folder}; give the folder of an adapter.")
+    if not path.exists():
+        raise BundleError(
+            f"{folder} is not the folder of an adapter: it has no {CONFIG}. A run writes its "
+            "adapter to the folder adapter/."
+        )
+    try:
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy it again.") from error
+    for name, needed in _ONLY.items():
+        if name in values and values[name] not in needed:
+            raise BundleError(
+                f"{path} has {name} = {shown(values[name])}, which Pardalis cannot hold; it must "
+                f"be {' or '.join(map(repr, needed))}."
+            )
+    return values
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    if not path.exists():
+        return {}
+    try:
+        about = read_json(path)
+        version = about["format_version"]
+        if type(version) is not int or version > FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format version {shown(version)}; this Pardalis reads up to "
+                f"{FORMAT_VERSION}. Upgrade Pardalis."
+            )
+        if not isinstance(about["base"], str | None):
+            raise TypeError(f"base is {shown(about['base'])}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read ({error!r}); copy it again.") from error
+    return dict(about)
+
+
+def _config(folder: Path, values: Mapping[str, Any], linears: Mapping[str, Any]) -> LoRAConfig:
+    """Return the config of an adapter; its targets are the matrices that have values."""
+    found = {
+        "rank": values.get("r"),
+        "alpha": values.get("lora_alpha"),
+        "dropout": values.get("lora_dropout", 0.0),
+        "rslora": values.get("use_rslora", False),
+        "targets": sorted({name.rpartition(".")[2] for name in linears}),
+    }
+    kind: type[LoRAConfig] = DoRAConfig if values.get("use_dora", False) else LoRAConfig
+    try:
+        return from_dict(kind, found | ({} if linears else {"rows": ["all"]}))
+    except ConfigError as error:
+        raise BundleError(f"{folder / CONFIG} does not describe an adapter: {error}") from error
+
+
+def _own_name(module: str) -> str:
+    try:
+        return rename(f"{module}.weight", "transformers", "ours").removesuffix(".weight")
+    except KeyError:
+        return module
+
+
+def _row_ids(
+    folder: Path, values: Mapping[str, Any], rows: Tensors, vocabulary: Vocabulary
+) -> list[int]:
+    """Return the tokens of the rows, in the order of the rows."""
+    named = values.get("trainable_token_indices") or {}
+    if isinstance(named, list):
+        named = {_ROW_MODULES["embedding"]: named}
+    where, ours = folder / CONFIG, {foreign: i for i, foreign in enumerate(to_foreign(vocabulary))}
+    lists: list[list[int]] = []
+    for name in rows:
+        indices = named.get(_ROW_MODULES.get(name, "")) if isinstance(named, dict) else None
+        if not isinstance(indices, list) or not all(type(i) is int for i in indices):
+            raise BundleError(
+                f"{where} does not say of which tokens {name} has rows; copy the folder again."
+            )
+        if unknown := [i for i in indices if i not in ours]:
+            raise BundleError(
+                f"{where} names the token {shown(unknown[0])}, and the bundle has "
+                f"{vocabulary.size}; give the bundle that its training started from."
+            )
+        lists.append([ours[i] for i in indices])
+    ids = lists[0] if lists else []
+    if any(other != ids for other in lists) or len(set(ids)) < len(ids):
+        raise BundleError(
+            f"{where} names other tokens for the head than for the embedding, or a token twice; "
+            "Pardalis trains the same rows of both."
+        )
+    return ids
+
+
+def _check_shapes(
+    folder: Path,
+    config: LoRAConfig,
+    linears: Mapping[str, Tensors],
+    rows: Tensors,
+    n_rows: int,
+) -> None:
+    where = folder / WEIGHTS
+    if not linears and not rows:
+        raise BundleError(f"{where} holds no values; copy the folder again.")
+    for name, factors in linears.items():
+        if factors.keys() != config.factors.keys():
+            raise BundleError(
+                f"{where} has {', '.join(sorted(factors))} for {name}; kind = {config.kind!r} "
+                f"needs {', '.join(config.factors)}. Copy the folder again."
+            )
+        a, b = factors["lora_A"].shape, factors["lora_B"].shape
+        magnitude = factors["lora_magnitude"].shape if "lora_magnitude" in factors else None
+        fits = len(a) == len(b) == 2 and a[0] == b[1] and a[0] > 0
+        if not fits or magnitude not in (None, (b[0],)):
+            raise BundleError(
+                f"{where} has matrices of the shapes {list(a)} and {list(b)} for {name}, which do "
+                "not fit each other; copy the folder again."
+            )
+    for name, each in rows.items():
+        if name not in ROWS or len(each.shape) != 2 or each.shape[0] != n_rows or not n_rows:
+            raise BundleError(
+                f"{where} has rows of the shape {list(each.shape)} for {name}, where {CONFIG} "
+                f"names {n_rows} tokens; copy the folder again."
+            )
+
+
+def _read(folder: Path, tensors: Tensors) -> dict[str, Tensor]:
+    read = {name: tensor.read().float() for name, tensor in tensors.items()}
+    check_finite(folder / WEIGHTS, read.items())
+    return read
