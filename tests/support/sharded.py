@@ -15,6 +15,7 @@ import torch
 from own_objectives import PreferenceConfig
 from shapes import decoder_config
 
+from pardalis.adapters import DoRAConfig, LoRAConfig, install, row_ids, start
 from pardalis.batch import Batch
 from pardalis.errors import ConfigError
 from pardalis.model import Decoder, add_auxiliary_loss, init, initialise
@@ -30,13 +31,15 @@ from pardalis.parallel import (
     parallelise,
 )
 from pardalis.seeds import derive
+from pardalis.tokens import Vocabulary
 from pardalis.train.decoder_task import DecoderTask, DecoderTrainConfig
 from pardalis.train.optimizer import AdamWConfig
 from pardalis.train.schedule import WarmupCosineConfig
 
 STEPS, ROWS, TOKENS, VOCABULARY = 4, 8, 24, 44
-MODALITIES = {"image": range(8, 20)}
-PARTS = ("embedding", "attention", "feed_forward", "norm", "head")
+IDS = Vocabulary.build(n_codes=12, n_text=VOCABULARY - 20)
+MODALITIES = {"image": IDS.image}
+PARTS = ("embedding", "attention", "feed_forward", "norm", "head", "lora")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Case:
     preference: bool = False  # an objective with a frozen reference, in place of next tokens
     balance: bool = False  # each block adds an auxiliary loss
     alone: dict[str, Any] = field(default_factory=dict)  # training of the process that compares
+    adapter: LoRAConfig | None = None  # trained beside the model, which is frozen
 
 
 GROUPED = {"n_kv_heads": 2}
@@ -103,6 +107,27 @@ CASES = {
             GROUPED | {"qk_norm": "none", "init_std": 0.5},
             {"qk_clip": 0.3, "accumulation_steps": 2, "statistics_every": 1},
         ),
+        "shard_lora": Case(
+            {"activation_checkpointing": "selective"},
+            GROUPED,
+            {"accumulation_steps": 2, "statistics_every": 2, "neftune_alpha": 5.0},
+            adapter=LoRAConfig(rank=3, base_dtype="bfloat16"),
+        ),
+        "shard_dora": Case(
+            {"activation_checkpointing": "full"},
+            REORDERED | GROUPED | {"embedding_norm": False},
+            adapter=DoRAConfig(rank=3, rows=("image", "end_image")),
+        ),
+        "replicate_rows": Case({"shard": 1}, adapter=LoRAConfig(targets=(), rows=("image",))),
+        "bfloat16_dora": Case(
+            {}, training={"precision": "bfloat16"}, adapter=DoRAConfig(rank=3, rows=("image",))
+        ),
+        "tensor_lora": Case(
+            {"tensor": 2}, GROUPED, adapter=LoRAConfig(rank=3, base_dtype="bfloat16")
+        ),
+        "tensor_dora": Case(
+            {"tensor": 2}, OTHER_LAYERS, {"statistics_every": 2}, adapter=DoRAConfig(rank=3)
+        ),
     },
     4: {
         "hybrid": Case({"shard": 2}, training={"accumulation_steps": 2}),
@@ -118,6 +143,11 @@ CASES = {
         "more_ranks_than_groups": Case({"tensor": 4}, {"qk_norm_groups": 2}),
         "statistics": Case({"tensor": 2, "shard": 1}, GROUPED, {"statistics_every": 1}),
         "hybrid_statistics": Case({"shard": 2}, REORDERED, {"statistics_every": 1}),
+        "tensor_and_shard_dora": Case(
+            {"tensor": 2, "activation_checkpointing": "selective"},
+            GROUPED,
+            adapter=DoRAConfig(rank=3, targets=("attention", "down")),
+        ),
     },
 }
 
@@ -165,9 +195,17 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> DecoderTask:
     def model_of(seed: int) -> Decoder:
         with torch.device("meta"):
             model = Decoder(decoder_config(**shape | case.model))
+        if case.adapter is not None:
+            is_narrow = layout.mesh is not None and config.precision == "bfloat16"
+            vectors = torch.bfloat16 if is_narrow else torch.float32
+            ids = row_ids(case.adapter.rows, IDS)
+            install(model, case.adapter, ids, vectors_dtype=vectors)
         parallelise(model, layout, parallel, config.precision)
         with patch.object(init, "_DRAWN_AT_ONCE", 200):  # several chunks, as for large matrices
-            return initialise(model, seed)
+            initialise(model, seed)
+        if case.adapter is not None:
+            start(model, case.adapter, seed)
+        return model
 
     model = model_of(3)
     if case.balance:

@@ -64,7 +64,7 @@ class _Rows(nn.Module):
     """A frozen matrix with trained rows: ``weight`` is the matrix with the rows in it.
 
     It is in the dtype of products. The stored matrix keeps its name in state dicts. Without rows,
-    ``weight`` is that matrix.
+    and while ranks hold parts of it only, ``weight`` is that matrix.
     """
 
     rows: nn.Parameter | None
@@ -81,7 +81,7 @@ class _Rows(nn.Module):
     def weight(self) -> Tensor:
         if "weight" not in self._parameters:
             raise AttributeError("weight")  # it is being registered
-        if self.rows is None:
+        if self.rows is None or hasattr(self.frozen, "placements"):
             return self.frozen
         dtype, device = self.rows.dtype, self.rows.device
         if torch.is_autocast_enabled(device.type):

@@ -9,6 +9,7 @@ from pardalis.parallel.sharding import (
     local_part,
     parallelise,
     release,
+    replicas,
     sum_over_replicas,
 )
 from pardalis.parallel.world import World, join

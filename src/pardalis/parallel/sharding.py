@@ -1,5 +1,6 @@
 """A model over the ranks of a layout: tensor parallelism, recomputation, compilation, FSDP2."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -85,6 +86,13 @@ def fill(parameter: Tensor, whole: Any) -> None:
 def local_part(parameter: Tensor) -> Tensor:
     """Return this rank's part of a parameter: the storage itself, not a copy."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def replicas(parameter: Tensor) -> int:
+    """Return how many ranks hold equal parts of a parameter."""
+    placed: Any = parameter
+    kinds = enumerate(getattr(parameter, "placements", ()))
+    return math.prod(placed.device_mesh.size(dim) for dim, kind in kinds if kind.is_replicate())
 
 
 def held_indices(parameter: Tensor, dim: int) -> Int[Tensor, " P"]:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pardalis.batch import Batch
 from pardalis.model import PARTS, LanguageModel, document_mask
 from pardalis.objectives import masks_by_modality
-from pardalis.parallel import Layout, World, gradient_norm, local_part, release
+from pardalis.parallel import Layout, World, gradient_norm, local_part, release, replicas
 from pardalis.parallel.plans import UNITS, modules_named
 from pardalis.parameters import by_part
 
@@ -113,7 +113,7 @@ def update_ratios(model: nn.Module, before: dict[str, Tensor], layout: Layout) -
     for i, named in enumerate(parts.values()):
         for name, parameter in named:
             pair = torch.stack([after[name] - before[name], before[name]]).float()
-            scale = local_part(parameter).numel() / max(pair.shape[1], 1)
+            scale = local_part(parameter).numel() / max(pair.shape[1], 1) / replicas(parameter)
             sums[i] += pair.square().sum(1) * scale
     updates, weights = layout.world.sum(sums).unbind(1)
     return {
