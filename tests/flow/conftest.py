@@ -13,8 +13,11 @@ import PIL.Image
 import pytest
 import torch
 from PIL import ImageDraw
+from random_adapters import random_adapter
 from shapes import decoder_config
 
+import pardalis
+from pardalis.adapters import DoRAConfig, save_adapter
 from pardalis.bundle import Bundle
 from pardalis.data.shards import ShardWriter
 from pardalis.model import Decoder, initialise
@@ -150,6 +153,16 @@ def good_bundle(codec, tmp_path_factory) -> Path:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("hostile") / "bundle"
     Bundle(initialise(Decoder(config), 0).eval(), codec, {"recipe": "test"}, "# L\n").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_adapter(good_bundle, tmp_path_factory) -> Path:
+    """The folder of an adapter of that bundle's model, with rows for image tokens."""
+    bundle, folder = pardalis.load(good_bundle), tmp_path_factory.mktemp("adapter") / "adapter"
+    vocabulary = bundle.codec.vocabulary
+    config = DoRAConfig(rank=2, rows=("image",))
+    save_adapter(random_adapter(bundle.model, config, vocabulary), folder, vocabulary)
     return folder
 
 

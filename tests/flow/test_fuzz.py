@@ -99,6 +99,15 @@ def test_weights(good_bundle, copied, name, data) -> None:
     changed(good_bundle, copied(good_bundle), name, content, hostile.load_bundle)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "pardalis.json"])
+@examples(20)
+@given(data=st.data())
+def test_descriptions_of_an_adapter(good_bundle, good_adapter, copied, name, data) -> None:
+    content = data.draw(fuzz.json_files((good_adapter / name).read_bytes()))
+    use = hostile.use_adapter(good_bundle)
+    changed(good_adapter, copied(good_adapter), name, content, use)
+
+
 @examples(60)
 @given(data=st.data())
 def test_indexes_of_shards(good_shards, copied, data) -> None:

@@ -77,6 +77,16 @@ def test_a_tokenizer_at_which_its_library_panics(good_bundle, tmp_path) -> None:
         pardalis.load(folder)
 
 
+def test_adapters(good_bundle, good_adapter, tmp_path, bounded) -> None:
+    use = hostile.use_adapter(good_bundle)
+    names = ("adapter_config.json", "pardalis.json")
+    broken = [case for name in names for case in hostile.text_cases(name)]
+    broken += hostile.weight_cases(good_adapter, "adapter_model.safetensors")
+    for name in (*names, "adapter_model.safetensors"):
+        broken += hostile.special_cases(name)
+    assert check(broken, good_adapter, tmp_path / "adapter", use) == len(broken)
+
+
 def test_what_a_description_claims_is_compared_with_the_file(good_bundle, tmp_path, bounded):
     """A number of layers within bounds is refused before any layer is built."""
     values = json.loads((good_bundle / "bundle.json").read_text())

@@ -3,6 +3,7 @@
 A :class:`Case` is a name and a change of a folder in place. The module fuzz has random changes.
 """
 
+import copy
 import json
 import os
 import pickle
@@ -21,6 +22,8 @@ import safetensors.torch
 import torch
 
 import pardalis
+from pardalis.adapters import load_adapter, merge
+from pardalis.adapters.peft import describe_adapter
 from pardalis.data.codes import decode_codes
 from pardalis.data.shards import Shards
 from pardalis.inference import GenerationConfig, generate_many
@@ -213,6 +216,17 @@ def use_bundle(folder: Path) -> None:
     assert made is not None
     ids = torch.tensor([[bundle.codec.vocabulary.bos_id]])
     assert torch.isfinite(bundle.model(ids)).all()
+
+
+def use_adapter(bundle: Path) -> Callable[[Path], None]:
+    """Return what describes an adapter and merges it into the model of a bundle."""
+    loaded = pardalis.load(bundle)
+
+    def use(folder: Path) -> None:
+        describe_adapter(folder)
+        merge(copy.deepcopy(loaded.model), load_adapter(folder, loaded.codec.vocabulary))
+
+    return use
 
 
 def use_shards(folder: Path) -> None:

@@ -1,8 +1,11 @@
 """A token loop that runs the reference loop and returns its tokens one by one."""
 
+import copy
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pardalis.adapters import Adapter, merge
 from pardalis.errors import QueueFullError
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.reference import generate_reference
@@ -22,8 +25,17 @@ class _Completion:
 class NaiveLoop:
     """Stands in for :class:`pardalis.inference.TokenLoop`; a step is one token per request."""
 
-    def __init__(self, model: Decoder, grammar: Grammar, config: EngineConfig) -> None:
-        self.model, self.grammar, self.config = model, grammar, config
+    def __init__(
+        self,
+        model: Decoder,
+        grammar: Grammar,
+        config: EngineConfig,
+        adapters: Mapping[str, Adapter] | None = None,
+    ) -> None:
+        self.grammar, self.config = grammar, config
+        self.models = {None: model} | {
+            name: merge(copy.deepcopy(model), adapter) for name, adapter in (adapters or {}).items()
+        }
         self.statistics = LoopStatistics()
         self.open: dict[int, _Completion] = {}
         self.n_submitted = 0
@@ -33,7 +45,7 @@ class NaiveLoop:
             raise QueueFullError(
                 f"{self.config.max_waiting} requests wait already; try again later."
             )
-        ids = generate_reference(self.model, self.grammar, request)
+        ids = generate_reference(self.models[request.adapter], self.grammar, request)
         self.n_submitted += 1
         self.open[self.n_submitted] = _Completion(deque(ids), self._reason(request, ids))
         return self.n_submitted

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pardalis import config as configs
 from pardalis.adapters.install import targets_of
 from pardalis.adapters.kinds import AdapterConfig
 from pardalis.adapters.linear import LowRank
@@ -34,6 +35,16 @@ class Adapter:
     def n_parameters(self) -> int:
         tensors = [tensor for each in self.linears.values() for tensor in each.values()]
         return sum(tensor.numel() for tensor in (*tensors, *self.rows.values()))
+
+    @property
+    def digest(self) -> str:
+        """A hash of all values and of what they are multiplied by."""
+        digest = hashlib.sha256(configs.fingerprint(self.config, list(self.row_ids)).encode())
+        for name, each in sorted({**self.linears, "rows": self.rows}.items()):
+            for key, value in sorted(each.items()):
+                digest.update(f"{name}.{key} {tuple(value.shape)} ".encode())
+                digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def low_rank(self, name: str, weight: Tensor) -> LowRank:
         """Return what the adapter makes of the matrix of a module, on the device of the matrix."""

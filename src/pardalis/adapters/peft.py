@@ -11,6 +11,7 @@ other library has keeps its own names.
 Rows of tokens are PEFT's ``trainable_token_indices``, under the ids of the exported model.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -141,21 +142,7 @@ def load_adapter(folder: Path | str, vocabulary: Vocabulary) -> Adapter:
     """
     folder = existing_folder(Path(folder))
     values = read_description(folder)
-    tensors = open_tensors(folder / WEIGHTS)
-    linears: dict[str, dict[str, LazyTensor]] = {}
-    rows: dict[str, LazyTensor] = {}
-    for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None or not tensor.dtype.is_floating_point:
-            raise BundleError(
-                f"{folder / WEIGHTS} holds {shown(key)}, which is no part of a LoRA or DoRA "
-                "adapter; give a folder that PEFT or Pardalis wrote."
-            )
-        name = _own_name(match[1])
-        if match[2] == _ROWS:
-            rows[name] = tensor
-        else:
-            linears.setdefault(name, {})[_FACTORS[match[2]]] = tensor
+    linears, rows = _tensors(folder)
     config = _config(folder, values, linears)
     ids = _row_ids(folder, values, rows, vocabulary)
     _check_shapes(folder, config, linears, rows, len(ids))
@@ -168,6 +155,53 @@ def load_adapter(folder: Path | str, vocabulary: Vocabulary) -> Adapter:
         row_ids=sorted(ids),
         base=about.get("base"),
     )
+
+
+def _tensors(folder: Path) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, LazyTensor]]:
+    """Return the parameters of each adapted matrix, and the rows, by our names."""
+    linears: dict[str, dict[str, LazyTensor]] = {}
+    rows: dict[str, LazyTensor] = {}
+    for key, tensor in open_tensors(folder / WEIGHTS).items():
+        match = _KEY.fullmatch(key)
+        if match is None or not tensor.dtype.is_floating_point:
+            raise BundleError(
+                f"{folder / WEIGHTS} holds {shown(key)}, which is no part of a LoRA or DoRA "
+                "adapter; give a folder that PEFT or Pardalis wrote."
+            )
+        name = _own_name(match[1])
+        if match[2] == _ROWS:
+            rows[name] = tensor
+        else:
+            linears.setdefault(name, {})[_FACTORS[match[2]]] = tensor
+    if not linears and not rows:
+        raise BundleError(f"{folder / WEIGHTS} holds no values; copy the folder again.")
+    return linears, rows
+
+
+def describe_adapter(folder: Path | str) -> dict[str, Any]:
+    """Return what the folder of an adapter says of it; no values are read.
+
+    Raises:
+        BundleError: as :func:`load_adapter`.
+    """
+    folder = existing_folder(Path(folder))
+    values = read_description(folder)
+    linears, rows = _tensors(folder)
+    config = _config(folder, values, linears)
+    n_rows = max((each.shape[0] for each in rows.values() if each.shape), default=0)
+    _check_shapes(folder, config, linears, rows, n_rows)
+    tensors = [each for factors in linears.values() for each in factors.values()]
+    return {
+        "kind": config.kind,
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "rslora": config.rslora,
+        "targets": list(config.targets) if linears else [],
+        "matrices": len(linears),
+        "rows": n_rows,
+        "parameters": sum(each.n_elements for each in (*tensors, *rows.values())),
+        "base": _about(folder).get("base"),
+    }
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -197,7 +231,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
         about = read_json(path)
@@ -244,6 +278,11 @@ def _row_ids(
     named = values.get("trainable_token_indices") or {}
     if isinstance(named, list):
         named = {_ROW_MODULES["embedding"]: named}
+    if isinstance(named, dict) and len(named) > len(rows):
+        raise BundleError(
+            f"{folder / CONFIG} names tokens of {', '.join(map(shown, named))}, and "
+            f"{folder / WEIGHTS} has rows of {len(rows)} of them; copy the folder again."
+        )
     where, ours = folder / CONFIG, {foreign: i for i, foreign in enumerate(to_foreign(vocabulary))}
     lists: list[list[int]] = []
     for name in rows:
@@ -275,8 +314,6 @@ def _check_shapes(
     n_rows: int,
 ) -> None:
     where = folder / WEIGHTS
-    if not linears and not rows:
-        raise BundleError(f"{where} holds no values; copy the folder again.")
     for name, factors in linears.items():
         if factors.keys() != config.factors.keys():
             raise BundleError(

@@ -12,7 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pardalis.cli.common import Commands, add_command, add_dtype, chosen_dtype, set_run
+from pardalis.cli.common import (
+    Commands,
+    add_adapters,
+    add_bundle,
+    add_command,
+    add_dtype,
+    chosen_adapters,
+    chosen_dtype,
+    set_run,
+)
 from pardalis.cli.generate import add_options, config_of
 from pardalis.errors import PardalisError, RequestError
 
@@ -53,7 +62,7 @@ _RESERVE = 4  # one part of the context in this many is kept for the answer
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "chat", "talk with a model in a terminal", _DESCRIPTION)
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    add_bundle(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="what the system says first")
     parser.add_argument(
         "--images", type=Path, default=Path("chat-images"), metavar="FOLDER",
@@ -61,6 +70,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("what to generate and how to sample it")
     add_options(group, without=("chat", "logprobs"))
+    add_adapters(group, "the first one is used")
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(group)
@@ -86,7 +96,7 @@ def _run(options: argparse.Namespace) -> None:
         max_slots=slots, quantum_steps=bundle.model.context, weights=options.weights
     )
     out = _Output(options.stdout, options.json)
-    with Engine(bundle, engine_config) as engine:
+    with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
         chat = Chat(engine, config, out, options.images, options.system)
         for line in _lines(out):
             chat.say(line)

@@ -146,6 +146,42 @@ def chosen_dtype(options: argparse.Namespace) -> "torch.dtype | None":
     return known[options.dtype]
 
 
+def add_adapters(parser: argparse._ActionsContainer, used: str) -> None:
+    """Add ``--adapter``, which :func:`chosen_adapters` returns.
+
+    Args:
+        used: when an adapter is used.
+    """
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help=f"load an adapter that was trained on the bundle's model; {used}",
+    )
+
+
+def chosen_adapters(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders that ``--adapter`` names, by name; by default that of the folder.
+
+    Raises:
+        ConfigError: two have the same name.
+    """
+    found: dict[str, Path] = {}
+    for text in options.adapters:
+        name, equals, folder = text.partition("=")
+        path = Path(folder if equals else text)
+        name = name if equals else path.resolve().name
+        if not name or name in found:
+            raise ConfigError(
+                f"adapters has the name {name!r} twice or without letters; give each a name of "
+                "its own, as NAME=FOLDER."
+            )
+        found[name] = path
+    return found
+
+
 def add_stage_command(
     commands: Commands, name: str, stage: str, summary: str, description: str
 ) -> None:

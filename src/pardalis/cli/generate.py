@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from pardalis.cli.common import (
     Commands,
+    add_adapters,
     add_bundle,
     add_command,
     add_dtype,
     add_number,
+    chosen_adapters,
     chosen_dtype,
     echo,
     print_result,
@@ -83,7 +85,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="print the text while it is generated"
     )
-    add_options(parser.add_argument_group("what to generate and how to sample it"))
+    group = parser.add_argument_group("what to generate and how to sample it")
+    add_options(group)
+    add_adapters(
+        group,
+        "the first one is used, unless a line of the prompts names another one or null as its "
+        '"adapter"; may be repeated',
+    )
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(group)
@@ -101,10 +109,13 @@ def add(commands: Commands) -> None:
 
 
 def add_options(group: argparse._ArgumentGroup, without: Sequence[str] = ()) -> None:
-    """Add a flag for each field of GenerationConfig, which :func:`config_of` reads."""
+    """Add a flag for each field of GenerationConfig, which :func:`config_of` reads.
+
+    ``adapter`` has none: :func:`add_adapters` loads one, and so gives it a name.
+    """
     hints = get_type_hints(GenerationConfig)
     for option in fields(GenerationConfig):
-        if option.name in without:
+        if option.name in ("adapter", *without):
             continue
         flag, hint = "--" + option.name.replace("_", "-"), hints[option.name]
         arguments: dict[str, Any] = {"default": option.default, "help": option_help(option)}
@@ -122,7 +133,8 @@ def add_options(group: argparse._ArgumentGroup, without: Sequence[str] = ()) -> 
 
 
 def config_of(options: argparse.Namespace) -> GenerationConfig:
-    """Return what the flags of :func:`add_options` say."""
+    """Return what the flags of :func:`add_options` and :func:`add_adapters` say."""
+    options.adapter = next(iter(chosen_adapters(options)), None)
     names = (option.name for option in fields(GenerationConfig))
     return GenerationConfig().with_options(
         {name: getattr(options, name) for name in names if hasattr(options, name)}
@@ -155,7 +167,8 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
     parts = [_part(text) for text in options.prompt]
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     request = to_request(bundle, parts, config)
-    with Engine(bundle, _engine_config(engine_config_for([request]), options)) as engine:
+    engine_config = _engine_config(engine_config_for([request]), options)
+    with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
         completion = engine.submit_request(request)
         if options.stream:
             _print_stream(completion)
@@ -207,7 +220,8 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
     bundle = load(path, options.device, chosen_dtype(options))
     # No client waits for a single prompt of a file, so preemption gains nothing.
     engine_config = EngineConfig(quantum_steps=bundle.model.config.context)
-    with Engine(bundle, _engine_config(engine_config, options)) as engine:
+    engine_config = _engine_config(engine_config, options)
+    with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
         file = PromptFile(engine, options.prompts, options.out, config, bundle_path=path)
         summary = file.run()
     print_result(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pardalis
 from pardalis.cli import (
+    adapter,
     chat,
     convert,
     data,
@@ -233,6 +234,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, score, convert, show):
+    for module in (generate, chat, score, convert, adapter, show):
         module.add(commands)
     return parser

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from pardalis.cli.common import (
     Commands,
+    add_adapters,
     add_bundle,
     add_command,
     add_dtype,
+    chosen_adapters,
     chosen_dtype,
     print_result,
     set_run,
@@ -35,6 +37,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(parser)
+    add_adapters(parser, "the first one is used")
     set_run(parser, _run)
 
 
@@ -49,12 +52,14 @@ def _run(options: argparse.Namespace) -> None:
     lines = read_lines(path)
     requests: list[ScoreRequest] = []
     bundle = load(options.bundle, options.device, chosen_dtype(options))
-    encoded = to_score_requests(bundle, (parse_continuation(line, path) for line in lines))
+    adapters = chosen_adapters(options)
+    pairs = (parse_continuation(line, path) for line in lines)
+    encoded = to_score_requests(bundle, pairs, next(iter(adapters), None))
     try:
         requests.extend(encoded)
     except PardalisError as error:
         raise RequestError(f"{path.name}:{lines[len(requests)].number}: {error}") from error
-    scores = score(bundle, requests)
+    scores = score(bundle, requests, adapters=adapters)
     print_result(
         options,
         [{"log_prob": s.log_prob, "greedy": s.greedy, "log_probs": s.log_probs} for s in scores],

@@ -1,4 +1,4 @@
-"""``pardalis show``: list recipes, print a resolved one, or describe a bundle."""
+"""``pardalis show``: list recipes, print a resolved one, describe a bundle or an adapter."""
 
 import argparse
 from collections.abc import Iterator
@@ -32,9 +32,14 @@ Show how a bundle writes conversations: the tokens of an example, and its chat t
 weights of the model.
 """
 
+_ADAPTER = """\
+Describe the folder of an adapter: its kind, what it adapts, its size, and the model that it was
+trained on. A folder that PEFT wrote does not name its model.
+"""
+
 
 def add(commands: Commands) -> None:
-    summary = "list recipes, print a resolved one, or describe a bundle"
+    summary = "list recipes, print a resolved one, or describe a bundle or an adapter"
     group = add_command(commands, "show", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -52,6 +57,10 @@ def add(commands: Commands) -> None:
     template = add_command(verbs, "template", "show how a bundle writes conversations", _TEMPLATE)
     add_bundle(template)
     set_run(template, _template)
+
+    adapter = add_command(verbs, "adapter", "describe an adapter", _ADAPTER)
+    adapter.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
+    set_run(adapter, _adapter)
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -139,6 +148,24 @@ def _bundle(options: argparse.Namespace) -> None:
     lines = [str(folder), *(f"  {name:<13} {value}" for name, value in facts)]
     lines += [f"  {name:<22} {value:.4g}" for name, value in numbers.items()]
     print_result(options, description, *lines)
+
+
+def _adapter(options: argparse.Namespace) -> None:
+    from pardalis.adapters.peft import describe_adapter
+
+    description = describe_adapter(options.adapter)
+    facts = (
+        (
+            "kind",
+            f"{description['kind']}, rank {description['rank']}, alpha {description['alpha']:g}",
+        ),
+        ("size", f"{description['parameters']:,} parameters"),
+        ("matrices", f"{description['matrices']}: {', '.join(description['targets']) or 'none'}"),
+        ("rows", f"{description['rows']:,} tokens"),
+        ("trained on", description["base"] or "an unknown model"),
+    )
+    lines = (f"  {name:<13} {value}" for name, value in facts)
+    print_result(options, description, str(options.adapter), *lines)
 
 
 def _origin(made_by: dict[str, object]) -> Iterator[tuple[str, object]]:

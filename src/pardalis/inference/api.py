@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 from pardalis.bundle import Bundle, as_bundle
 from pardalis.errors import PardalisError, RequestError
+from pardalis.inference.adapters import Adapters
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
@@ -23,6 +24,8 @@ def generate(
     bundle: Bundle | Path | str,
     prompt: Prompt,
     config: GenerationConfig | None = None,
+    *,
+    adapters: Adapters | None = None,
     **options: Any,
 ) -> Response:
     """Generate the completion of one prompt.
@@ -41,6 +44,7 @@ def generate(
             {"role": ..., "content": ...} as OpenAI has it, or a list of messages; their images
             are data URLs, because nothing is fetched from a network.
         config: options as one object.
+        adapters: folders of adapters by name, of which the option ``adapter`` names one.
         options: fields of :class:`pardalis.GenerationConfig`, which replace those of ``config``.
 
     Options:
@@ -59,7 +63,7 @@ def generate(
     """
     bundle = as_bundle(bundle)
     request = to_request(bundle, prompt, GenerationConfig.of(config, options))
-    [completion] = _complete(bundle, [request])
+    [completion] = _complete(bundle, [request], adapters)
     return completion.wait()
 
 
@@ -70,6 +74,7 @@ def generate_many(
     config: GenerationConfig | None = None,
     *,
     errors: Literal["raise"] = "raise",
+    adapters: Adapters | None = None,
     **options: Any,
 ) -> list[Response]: ...
 
@@ -81,6 +86,7 @@ def generate_many(
     config: GenerationConfig | None = None,
     *,
     errors: Literal["return"],
+    adapters: Adapters | None = None,
     **options: Any,
 ) -> list[Response | PardalisError]: ...
 
@@ -92,6 +98,7 @@ def generate_many(
     config: GenerationConfig | None = None,
     *,
     errors: Any = "raise",
+    adapters: Adapters | None = None,
     **options: Any,
 ) -> Any:
     """Generate the completions of many prompts in one batch.
@@ -105,6 +112,7 @@ def generate_many(
         config: options as one object.
         errors: ``"raise"`` ends the call at the first wrong prompt, before any is completed;
             ``"return"`` completes the others and returns the error in place of its completion.
+        adapters: folders of adapters by name, of which the option ``adapter`` names one.
         options: fields of :class:`pardalis.GenerationConfig`, which replace those of ``config``.
 
     Options:
@@ -130,7 +138,8 @@ def generate_many(
                 error.args = (f"prompts[{number}]: {error}",)
                 raise
             requests.append(error)
-    completions = iter(_complete(bundle, [r for r in requests if isinstance(r, Request)]))
+    valid = [r for r in requests if isinstance(r, Request)]
+    completions = iter(_complete(bundle, valid, adapters))
     return [_result(next(completions), errors) if isinstance(r, Request) else r for r in requests]
 
 
@@ -154,7 +163,11 @@ def _as_list(prompts: Any) -> list[Prompt]:
 
 
 def score(
-    bundle: Bundle | Path | str, requests: Iterable[tuple[Prompt, Prompt] | ScoreRequest]
+    bundle: Bundle | Path | str,
+    requests: Iterable[tuple[Prompt, Prompt] | ScoreRequest],
+    *,
+    adapters: Adapters | None = None,
+    adapter: str | None = None,
 ) -> list[Score]:
     """Return how likely given continuations of prompts are.
 
@@ -167,6 +180,8 @@ def score(
         bundle: as :func:`pardalis.generate` takes it.
         requests: pairs of a prompt, as :func:`pardalis.generate` takes it, and its continuation in
             the same form; or token ids, as :class:`pardalis.inference.ScoreRequest`.
+        adapters: folders of adapters by name.
+        adapter: the one that the pairs are scored with; default: none.
 
     Returns:
         The scores, in the order of the requests. A score has the log-probability of each token
@@ -181,18 +196,20 @@ def score(
     if not isinstance(requests, Iterable):
         raise RequestError(f"requests must be a list of pairs, got {type(requests).__name__}.")
     bundle = as_bundle(bundle)
-    encoded = list(to_score_requests(bundle, requests))
-    return [Score.of(completion.log_probs) for completion in _complete(bundle, encoded)]
+    encoded = list(to_score_requests(bundle, requests, adapter))
+    return [Score.of(completion.log_probs) for completion in _complete(bundle, encoded, adapters)]
 
 
 def _complete(
-    bundle: Bundle, requests: Sequence[Request] | Sequence[ScoreRequest]
+    bundle: Bundle,
+    requests: Sequence[Request] | Sequence[ScoreRequest],
+    adapters: Adapters | None = None,
 ) -> list[Completion]:
     """Run requests together in an engine of their own; return their completions, which ended."""
     if not requests:
         return []
     completions: list[Completion] = []
-    with Engine(bundle, engine_config_for(requests)) as engine:
+    with Engine(bundle, engine_config_for(requests), adapters=adapters) as engine:
         n_open = 0
         for request in requests:
             while n_open >= 2 * engine.config.max_slots:  # enough that no slot is ever idle

@@ -44,6 +44,7 @@ class SequencePart:
     pages: Sequence[int]
     n_tokens: int
     extent: int  # upper bound of the positions in the pass, exclusive
+    adapter: int = 0  # number of the sequence's adapter; 0: none
 
 
 class PassLayout:
@@ -65,6 +66,10 @@ class PassLayout:
         self.table = torch.from_numpy(table).to(device)  # entry of each position
         widths = torch.tensor([part.n_tokens for part in parts])
         self.part_of_token = torch.arange(len(parts)).repeat_interleave(widths).to(device)
+        self.adapters = [part.adapter for part in parts]
+        self.adapter_of_token: Int[Tensor, " T"] | None = None  # None: no part has one
+        if any(self.adapters):
+            self.adapter_of_token = torch.tensor(self.adapters, device=device)[self.part_of_token]
         ends = widths.cumsum(0).tolist()
         self.spans = [slice(end - p.n_tokens, end) for end, p in zip(ends, parts, strict=True)]
         self.key_positions = torch.arange(n_positions, device=device)

@@ -16,6 +16,7 @@ from pardalis.bundle import Bundle, as_bundle
 from pardalis.codec import Codec
 from pardalis.documents import Document, Segment, Text
 from pardalis.errors import ConfigError, RequestError
+from pardalis.inference.adapters import Adapters, open_adapters
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.events import (
     Event,
@@ -140,18 +141,28 @@ class Engine:
     Args:
         bundle: what :func:`pardalis.load` returns, or the path of a bundle, which is loaded.
         config: batch size, memory and execution as one object.
+        adapters: folders of adapters by name; the option ``adapter`` of a request names one of
+            them, and requests with different ones and without any run in one batch.
         options: fields of :class:`pardalis.EngineConfig`, which replace those of ``config``.
 
     Raises:
-        BundleError, ConfigError: the configuration does not fit the model.
+        BundleError, ConfigError: the configuration or an adapter does not fit the model.
     """
 
     def __init__(
-        self, bundle: Bundle | Path | str, config: EngineConfig | None = None, **options: Any
+        self,
+        bundle: Bundle | Path | str,
+        config: EngineConfig | None = None,
+        *,
+        adapters: Adapters | None = None,
+        **options: Any,
     ) -> None:
         self.config = _with_options(config, options)
         self.bundle = as_bundle(bundle)
-        self._loop = TokenLoop(self.bundle.model, self.bundle.codec.grammar, self.config)
+        self.adapters = open_adapters(self.bundle, adapters)
+        self._loop = TokenLoop(
+            self.bundle.model, self.bundle.codec.grammar, self.config, self.adapters
+        )
         self._image_decoder = ImageDecoder(self.bundle.codec.image_tokenizer)
         self._active: dict[int, _ActiveRequest] = {}
         self._lock = threading.RLock()

@@ -214,6 +214,9 @@ class GenerationConfig:
         "report the log-probability of each generated token and of the n most likely tokens in its "
         "place: the model's own, before temperature, top-k, top-p and guidance; 0 is off",
     )
+    adapter: str | None = _option(
+        None, "name of the adapter to use, of those that are loaded (default: none)"
+    )
     seed: int = _option(
         0, "random seed; the same bundle, prompt, options and seed give the same completion"
     )

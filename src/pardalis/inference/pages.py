@@ -97,11 +97,15 @@ class PagePool:
 
     # ── prefix index ─────────────────────────────────────────────────────────────────────────
 
-    def match(self, ids: Sequence[int]) -> list[int]:
-        """Return the pages of the longest cached prefix; the caller becomes a holder of them."""
+    def match(self, ids: Sequence[int], adapter: int = 0) -> list[int]:
+        """Return the pages of the longest cached prefix; the caller becomes a holder of them.
+
+        Args:
+            adapter: what keys and values depend on besides the tokens; a prefix is of one adapter.
+        """
         pages: list[int] = []
         page: int | None = 0
-        for tokens in self._tokens_of_pages(ids):
+        for tokens in self._tokens_of_pages(ids, adapter):
             page = self._children.get(page or 0, {}).get(tokens)
             if page is None:
                 break
@@ -111,10 +115,10 @@ class PagePool:
             self._cached.pop(page, None)
         return pages
 
-    def add_prefix(self, ids: Sequence[int], pages: Sequence[int]) -> None:
+    def add_prefix(self, ids: Sequence[int], pages: Sequence[int], adapter: int = 0) -> None:
         """Add the full pages of a computed sequence to the index; the caller holds the pages."""
         parent = 0
-        for tokens, page in zip(self._tokens_of_pages(ids), pages, strict=False):
+        for tokens, page in zip(self._tokens_of_pages(ids, adapter), pages, strict=False):
             known = self._children.setdefault(parent, {}).setdefault(tokens, page)
             if known == page:
                 self._indexed[page] = (parent, tokens)
@@ -125,9 +129,11 @@ class PagePool:
         while self._cached:
             self._forget(next(iter(self._cached)))
 
-    def _tokens_of_pages(self, ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    def _tokens_of_pages(self, ids: Sequence[int], adapter: int) -> Iterator[tuple[int, ...]]:
         size = self.page_size
-        return (tuple(ids[end - size : end]) for end in range(size, len(ids) + 1, size))
+        for end in range(size, len(ids) + 1, size):
+            tokens = tuple(ids[end - size : end])
+            yield (-adapter, *tokens) if adapter and end == size else tokens
 
     def _forget(self, page: int) -> None:
         """Remove a page and its descendants, which become unreachable, from the index."""

@@ -63,13 +63,16 @@ def to_request(
         seed=derive(config.seed, "answer", number),
         logprobs=config.logprobs,
         stop=tuple(config.stop),
+        adapter=config.adapter,
     )
 
 
 def to_score_requests(
-    bundle: Bundle, requests: Iterable[tuple[Prompt, Prompt] | ScoreRequest]
+    bundle: Bundle,
+    requests: Iterable[tuple[Prompt, Prompt] | ScoreRequest],
+    adapter: str | None = None,
 ) -> Iterator[ScoreRequest]:
-    """Encode prompts and continuations; those in token ids stay as they are.
+    """Encode prompts and continuations, for an adapter; those in token ids stay as they are.
 
     Each is encoded on its own, as the segments of a document are, so the score is the probability
     that the model generates these tokens after that prompt. Roles in continuations are left out.
@@ -90,6 +93,7 @@ def to_score_requests(
             request = ScoreRequest(
                 prompt_ids=prompt_ids,
                 continuation_ids=tuple(bundle.codec.encode_continuation(to_document(continuation))),
+                adapter=adapter,
             )
         request.require_fits(bundle.model.context)
         yield request

@@ -145,6 +145,8 @@ class PromptFile:
             "weights": self.engine.config.weights,
             "options": asdict(self.config),
         }
+        if adapters := self.engine.adapters:
+            settings["adapters"] = {name: each.digest for name, each in adapters.items()}
         path = self.folder / _SETTINGS
         before = json_or_none(_bytes(path))
         if isinstance(before, dict) and isinstance(before.get("options"), dict):

@@ -19,6 +19,7 @@ class Request:
     seed: int = 0  # in [0, 2^63); equal requests get equal completions
     logprobs: int = 0  # most likely tokens reported with each token's log-probability; 0: off
     stop: tuple[str, ...] = ()  # texts that end the completion; the engine finds them
+    adapter: str | None = None  # name of an adapter that the engine has loaded; None: none
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -42,6 +43,7 @@ class ScoreRequest:
 
     prompt_ids: tuple[int, ...]  # begins with bos
     continuation_ids: tuple[int, ...]
+    adapter: str | None = None  # name of an adapter that the engine has loaded; None: none
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

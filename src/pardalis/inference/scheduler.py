@@ -22,6 +22,7 @@ class TokenSequence:
     pages: list[int] = field(default_factory=list)  # cache pages, some of them not yet filled
     slot: int = -1  # slot of the running batch; -1: none
     unscored: int | None = None  # first position whose next token has no score yet; None: no scores
+    adapter: int = 0  # number of its adapter, on which keys and values depend; 0: none
 
     @property
     def ready(self) -> bool:
@@ -115,6 +116,7 @@ class Scheduler:
         context: tokens that a sequence may have.
         speculation_window: codes that one step may generate.
         plans_in_flight: plans that may be executed before the first is reported.
+        adapters: names of the adapters; the first has number 1.
     """
 
     def __init__(
@@ -125,7 +127,9 @@ class Scheduler:
         context: int,
         speculation_window: int = 1,
         plans_in_flight: int = 1,
+        adapters: Sequence[str] = (),
     ) -> None:
+        self._adapters = {name: number for number, name in enumerate(adapters, 1)}
         self.config, self.grammar, self.context = config, grammar, context
         self.speculation_window, self.plans_in_flight = speculation_window, plans_in_flight
         self.pool = PagePool(n_pages, config.page_size)
@@ -156,7 +160,8 @@ class Scheduler:
             unscored = len(request.prompt_ids) - 1
             ids = request.prompt_ids + request.continuation_ids
             state = replace(self.grammar.state_after(ids), budget=0)
-            request = Request(prompt_ids=ids, limits=Limits(max_new_tokens=0))
+            limits = Limits(max_new_tokens=0)
+            request = Request(prompt_ids=ids, limits=limits, adapter=request.adapter)
         else:
             state = self.grammar.begin(request.prompt_ids, request.limits)
         scheduled = ScheduledRequest(
@@ -165,7 +170,9 @@ class Scheduler:
             priority=priority,
             state=state,
             rule=self.grammar.rule(state, request.limits),
-            conditional=TokenSequence(list(request.prompt_ids), unscored=unscored),
+            conditional=TokenSequence(
+                list(request.prompt_ids), unscored=unscored, adapter=self._number(request.adapter)
+            ),
             n_images=request.prompt_ids.count(self.grammar.vocabulary.begin_image_id),
         )
         self._check_admissible(scheduled)
@@ -173,6 +180,18 @@ class Scheduler:
         scheduled.queue_number = next(self._queue_numbers)
         self._enqueue(scheduled)
         return scheduled
+
+    def _number(self, adapter: str | None) -> int:
+        """Return the number of an adapter; raises RequestError for one that is not loaded."""
+        if adapter is None:
+            return 0
+        if adapter not in self._adapters:
+            known = ", ".join(map(repr, self._adapters)) or "none"
+            raise RequestError(
+                f"adapter {adapter!r} is not loaded; the engine has {known}. Give its folder in "
+                "`adapters`."
+            )
+        return self._adapters[adapter]
 
     def finish(self, scheduled: ScheduledRequest) -> None:
         """Release everything a request holds, whether it is complete or aborted."""
@@ -193,7 +212,7 @@ class Scheduler:
         sequence.computed += n_tokens
         if sequence.unscored is not None:
             sequence.unscored = max(sequence.unscored, sequence.computed)
-        self.pool.add_prefix(sequence.ids[: sequence.computed], sequence.pages)
+        self._add_prefix(sequence)
 
     def record_tokens(self, scheduled: ScheduledRequest, token_ids: Sequence[int]) -> None:
         """Record the tokens that decoding steps generated for a request.
@@ -374,7 +393,7 @@ class Scheduler:
 
     def _reuse_prefix(self, sequence: TokenSequence) -> int:
         """Use a cached prefix that is longer than what is computed; return the tokens gained."""
-        pages = self.pool.match(sequence.ids[: sequence.reusable])
+        pages = self.pool.match(sequence.ids[: sequence.reusable], sequence.adapter)
         gain = len(pages) * self.config.page_size - sequence.computed
         if gain <= 0:
             self.pool.release(pages)
@@ -388,7 +407,8 @@ class Scheduler:
         """Return the tokens that one more page of the prefix index would hold, if any."""
         size = self.config.page_size
         end = (sequence.computed // size + 1) * size
-        return tuple(sequence.ids[:end]) if end <= sequence.reusable else ()
+        prefix = (sequence.adapter, *sequence.ids[:end])
+        return prefix if end <= sequence.reusable else ()
 
     def _preempt(self, scheduled: ScheduledRequest) -> None:
         """Take the pages and slots of a request; its tokens are computed or found again later."""
@@ -398,9 +418,12 @@ class Scheduler:
 
     def _release(self, sequences: Sequence[TokenSequence]) -> None:
         for sequence in sequences:
-            self.pool.add_prefix(sequence.ids[: sequence.computed], sequence.pages)
+            self._add_prefix(sequence)
             self.pool.release(sequence.pages)
             sequence.pages, sequence.computed = [], 0
+
+    def _add_prefix(self, sequence: TokenSequence) -> None:
+        self.pool.add_prefix(sequence.ids[: sequence.computed], sequence.pages, sequence.adapter)
 
     # ── slots ────────────────────────────────────────────────────────────────────────────────
 
@@ -445,10 +468,10 @@ class Scheduler:
         """Open the guidance sequences of a guided image that has codes to come."""
         if not scheduled.guided or scheduled.state.codes_left == 0:
             return
-        ids = scheduled.conditional.ids
-        branches = [TokenSequence(self.grammar.unconditional(ids))]
+        ids, adapter = scheduled.conditional.ids, scheduled.conditional.adapter
+        branches = [TokenSequence(self.grammar.unconditional(ids), adapter=adapter)]
         if _has_image_scale(scheduled) and scheduled.n_images > 1:
-            branches.append(TokenSequence(self.grammar.images_only(ids)))
+            branches.append(TokenSequence(self.grammar.images_only(ids), adapter=adapter))
         scheduled.guidance_sequences = branches
         for sequence, slot in zip(branches, scheduled.slots[1:], strict=False):
             sequence.slot = slot

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pardalis.inference.adapters import LoadedAdapters
 from pardalis.inference.automaton import STATE_FIELDS, Automaton, SlotLimits, SlotState
 from pardalis.inference.cache import PassLayout
 from pardalis.inference.compiled import CompiledSteps
@@ -145,13 +146,15 @@ class StepRunner:
         head: Head,
         automaton: Automaton,
         slots: SlotStates,
-        compile: bool = False,  # decoding steps only; prefill stays eager
+        compile: bool = False,  # decoding steps only; prefill and adapters stay eager
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         self.model, self.head, self.automaton, self.slots = model, head, automaton, slots
+        self._adapters = adapters
         self._decode_hidden, self._sample = self._hidden, sample
         self.compiled = CompiledSteps(model, self._hidden) if compile else None
         if self.compiled is not None:
-            self._decode_hidden, self._sample = self.compiled.hidden, self.compiled.sample
+            self._decode_hidden, self._sample = self._compiled_hidden, self.compiled.sample
         self.n_codes = automaton.n_codes
         self.hashed_ids = prepare_ids(automaton.writable_ids)
 
@@ -213,7 +216,20 @@ class StepRunner:
     def _hidden(
         self, layout: PassLayout, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
     ) -> Float[Tensor, "T D"]:
-        return self.model.hidden(ids[None], positions[None], cache=layout.place(positions))[0]
+        if self._adapters is None or layout.adapter_of_token is None:
+            return self.model.hidden(ids[None], positions[None], cache=layout.place(positions))[0]
+        with self._adapters.using(layout.adapters, layout.adapter_of_token):
+            cache = layout.place(positions)
+            hidden = self.model.hidden(ids[None], positions[None], cache=cache)[0]
+            return self._adapters.marked(hidden)
+
+    def _compiled_hidden(
+        self, layout: PassLayout, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
+    ) -> Float[Tensor, "T D"]:
+        assert self.compiled is not None
+        is_plain = layout.adapter_of_token is None
+        run = self.compiled.hidden if is_plain else self._hidden
+        return run(layout, ids, positions)
 
     def _log_probs(
         self, batch: DecodeBatch, hidden: Float[Tensor, "RW D"], ids: Int[Tensor, "B W"]

@@ -1,14 +1,16 @@
 """The token loop: continuous batching of requests, with decoding steps on the device."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Literal
 
 import torch
 
+from pardalis.adapters import Adapter
 from pardalis.errors import ConfigError, RequestError
+from pardalis.inference.adapters import LoadedAdapters
 from pardalis.inference.automaton import Automaton
 from pardalis.inference.batches import BatchBuilder, head_slice_of, in_batch_order
 from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
@@ -76,7 +78,13 @@ class TokenLoop:
         ConfigError: the device has not enough memory for the cache.
     """
 
-    def __init__(self, model: LanguageModel, grammar: Grammar, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        grammar: Grammar,
+        config: EngineConfig,
+        adapters: Mapping[str, Adapter] | None = None,
+    ) -> None:
         self.grammar, self.config = grammar, config
         self.device = model.device
         context, page_size = model.context, config.page_size
@@ -100,17 +108,20 @@ class TokenLoop:
         )
         on_gpu = self.device.type == "cuda"
         self.overlap = on_gpu if config.overlap is None else config.overlap
+        self.adapters = LoadedAdapters(adapters or {}, model) if adapters else None
+        names = self.adapters.names if self.adapters else ()
         self.scheduler = Scheduler(
-            config, n_pages, grammar, context, self.windows.largest, 1 + self.overlap
+            config, n_pages, grammar, context, self.windows.largest, 1 + self.overlap, names
         )
         slots = SlotStates(config.max_slots, self.device)
         self.batches = BatchBuilder(grammar, slots)
         self.runner = StepRunner(
-            packed(model, config.weights),
-            Head(model, grammar, config.weights),
+            packed(model, config.weights, self.adapters),
+            Head(model, grammar, config.weights, self.adapters),
             Automaton(grammar, self.device),
             slots,
             config.compile,
+            self.adapters,
         )
         self.statistics = LoopStatistics()
         self._layout = _layout(model)
@@ -126,8 +137,14 @@ class TokenLoop:
 
         Raises:
             RequestError: a request has not finished.
-            ConfigError: the model has other sizes, another dtype or another device.
+            ConfigError: the model has other sizes, another dtype or another device, or the loop has
+                adapters, which are of its model.
         """
+        if self.adapters:
+            raise ConfigError(
+                f"The adapters {', '.join(self.adapters.names)} are of the model that they were "
+                "trained on; make a new engine for another one."
+            )
         if self._requests:
             raise RequestError(
                 f"{len(self._requests)} requests have not finished, and the model cannot change "
@@ -213,7 +230,10 @@ class TokenLoop:
         """Launch steps of a batch whose sequences have at most these lengths."""
         size, sequences = batch.window_size, in_batch_order(requests)
         lengths = [n + steps * size for n in lengths]
-        parts = [SequencePart(s.pages, size, n) for s, n in zip(sequences, lengths, strict=True)]
+        parts = [
+            SequencePart(s.pages, size, n, s.adapter)
+            for s, n in zip(sequences, lengths, strict=True)
+        ]
         start = time.perf_counter()
         generated = self.runner.decode(batch, PassLayout(self.cache, parts), steps).on_host()
         copied = None
@@ -280,14 +300,16 @@ class TokenLoop:
     def _prefill(self, plan: PassPlan) -> list[Progress]:
         """Read parts of prompts beside one decoding step."""
         requests = self.batches.order(plan.decode, 1)
-        parts = [SequencePart(s.pages, 1, len(s.ids) + 1) for s in in_batch_order(requests)]
+        parts = [
+            SequencePart(s.pages, 1, len(s.ids) + 1, s.adapter) for s in in_batch_order(requests)
+        ]
         ids: list[int] = []
         positions: list[int] = []
         scored: list[int] = []
         next_ids: list[int] = []
         for sequence, n in plan.prefill:
             start, stop = sequence.computed, sequence.computed + n
-            parts.append(SequencePart(sequence.pages, n, stop))
+            parts.append(SequencePart(sequence.pages, n, stop, sequence.adapter))
             ids += sequence.ids[start:stop]
             positions += range(start, stop)
             if sequence.unscored is not None:
@@ -388,9 +410,10 @@ def generate_ids(
     grammar: Grammar,
     requests: Sequence[Request],
     config: EngineConfig | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> list[list[int]]:
     """Run requests together; return the tokens that follow each prompt."""
-    loop = TokenLoop(model, grammar, config or EngineConfig(max_waiting=len(requests)))
+    loop = TokenLoop(model, grammar, config or EngineConfig(max_waiting=len(requests)), adapters)
     completions: dict[int, list[int]] = {loop.submit(request): [] for request in requests}
     while not loop.idle:
         for progress in loop.step():

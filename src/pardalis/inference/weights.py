@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
+from pardalis.inference.adapters import LoadedAdapters
 from pardalis.model import LanguageModel
 from pardalis.model.positions import RoPE, Rotation
 from pardalis.tokens import Grammar
@@ -132,14 +133,24 @@ class Head:
         index: logit of each token id.
     """
 
-    def __init__(self, model: LanguageModel, grammar: Grammar, weights: Weights) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        grammar: Grammar,
+        weights: Weights,
+        adapters: LoadedAdapters | None = None,
+    ) -> None:
         table, writable = model.head.weight.detach(), grammar.writable_ids()
         order = [*writable, *sorted({*range(len(table))} - {*writable})]
         self.ids = torch.tensor(order, device=table.device)
         self.index = self.ids.argsort()
         self.n_codes = grammar.vocabulary.n_codes
-        parts = table[self.ids].tensor_split([self.n_codes, len(writable)])
-        self.image, self.text, self.rest = (_linear(part, None, weights) for part in parts)
+        ends = [self.n_codes, len(writable)]
+        parts = [_linear(part, None, weights) for part in table[self.ids].tensor_split(ends)]
+        if adapters:
+            of_parts = self.ids.tensor_split(ends)
+            parts = [adapters.around_head(*each) for each in zip(parts, of_parts, strict=True)]
+        self.image, self.text, self.rest = parts
 
     def all(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N n"]:
         """Return the logits of all writable tokens."""
@@ -152,7 +163,9 @@ class Head:
 
 
 @torch.no_grad()
-def packed(model: LanguageModel, weights: Weights) -> LanguageModel:
+def packed(
+    model: LanguageModel, weights: Weights, adapters: LoadedAdapters | None = None
+) -> LanguageModel:
     """Return a copy of a model of any kind for decoding; the original is unchanged.
 
     Every linear map gets the fastest layout of its weights, and a module with a method ``fuse``
@@ -161,28 +174,46 @@ def packed(model: LanguageModel, weights: Weights) -> LanguageModel:
     Args:
         weights: ``stored`` keeps every value: on a CPU the matrices are copied into oneDNN's
             layout, elsewhere all weights are shared. ``int8`` quantises the matrices.
+        adapters: what a token may have beside the matrices, which it never quantises.
     """
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
     is_packed = weights == "int8" or _has_layout(model.head.weight)
+    names: dict[nn.Module, str] = {module: name for name, module in copied.named_modules()}
+
+    def joined(linears: Sequence[nn.Module]) -> nn.Module:
+        """Return one map of several that have the same input; their outputs are concatenated."""
+        matrices = [cast(Tensor, linear.weight) for linear in linears]
+        biases = [cast(Tensor, linear.bias) for linear in linears]
+        product = _linear(_concatenated(matrices), None, weights)
+        if adapters:
+            maps = zip((names[linear] for linear in linears), matrices, strict=True)
+            product = adapters.around(product, list(maps))
+        return product if biases[0] is None else _Biased(product, _concatenated(biases))
+
     for module in list(copied.modules()):
         if is_packed and (fuse := getattr(module, "fuse", None)):
-            fuse(lambda linears: _joined(linears, weights))
+            fuse(joined)
         for name, child in list(module.named_children()):
             if isinstance(child, RoPE):
                 module.add_module(name, RotationTable(child, model.context, model.device))
-            elif is_packed and isinstance(child, nn.Linear) and child is not copied.head:
-                module.add_module(name, _linear(child.weight, child.bias, weights))
+            elif isinstance(child, nn.Linear) and child is not copied.head:
+                if is_packed or adapters:
+                    module.add_module(name, joined([child]))
             elif is_packed and isinstance(child, nn.Dropout):
                 module.add_module(name, nn.Identity())
+    if adapters and isinstance(embedding := getattr(copied, "embedding", None), nn.Embedding):
+        copied.add_module("embedding", adapters.around_embedding(embedding))
     return copied
 
 
-def _joined(linears: Sequence[nn.Module], weights: Weights) -> nn.Module:
-    """Return one map of several that have the same input; their outputs are concatenated."""
-    biases = [linear.bias for linear in linears]
-    bias = None if biases[0] is None else torch.cat(cast(list[Tensor], biases))
-    return _linear(torch.cat([cast(Tensor, linear.weight) for linear in linears]), bias, weights)
+def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def linear_map(weight: Float[Tensor, "out in"]) -> nn.Module:
+    """Return the fastest module for a linear map whose values are kept."""
+    return _linear(weight, None, "stored")
 
 
 def _linear(
