@@ -10,6 +10,7 @@ from alive import Alive
 from shapes import changed, decoder_config
 
 from pardalis import config as configs
+from pardalis.adapters import DoRAConfig, LoRAConfig, install, start
 from pardalis.batch import Batch
 from pardalis.cli.main import main
 from pardalis.errors import ConfigError
@@ -20,6 +21,7 @@ from pardalis.pipeline import load_recipe
 from pardalis.pipeline.accelerators import find_accelerator
 from pardalis.pipeline.plan import (
     Setting,
+    Trained,
     advice,
     largest_rows,
     memory_of,
@@ -53,6 +55,44 @@ def setting(model: ModelConfig = SHAPE, ranks: int = 1, on_cpu: bool = False, **
     return Setting(
         model=model, training=training(**changes), parallel=parallel, ranks=ranks, on_cpu=on_cpu
     )
+
+
+# ── adapters ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [LoRAConfig, DoRAConfig])
+@pytest.mark.parametrize("rows", [(), ("image",)])
+def test_the_plan_of_an_adapter_is_what_a_step_holds(dtype, kind, rows):
+    """Weights, gradients and moments are exact; the peak of a step is met within a half."""
+    adapter = kind(rank=4, base_dtype=dtype, rows=rows)
+    model = Decoder(SHAPE).train()
+    names = install(model, adapter, [*range(10, 50)] if rows else [])
+    initialise(model, 0)
+    start(model, adapter, 0)
+    planned = dataclasses.replace(
+        setting(),
+        adapter=Trained(
+            parameters=sum(model.get_parameter(name).numel() for name in names),
+            trains_rows=bool(rows),
+            inside_bytes=4 if dtype == "float32" else 2,
+            outside_bytes=4 if dtype == "float32" else 2,
+        ),
+    )
+    memory = memory_of(planned, model_costs(SHAPE), ROWS)
+    assert memory.weights == sum(p.nbytes for p in model.parameters())
+    optimizer = Optimizer(model, planned.training.optimizer, 1e-3)
+    held = [t for values in optimizer.state_dict().values() for t in values.values() if t.ndim]
+    assert memory.optimizer == sum(t.nbytes for t in held)
+    ids = torch.randint(SHAPE.vocab_size, (ROWS, SHAPE.context))
+    positions = torch.arange(SHAPE.context).expand(ids.shape)
+    batch = Batch(ids, ids, torch.ones(ids.shape), positions, torch.zeros_like(ids))
+    objective = planned.training.objective.build({"image": range(10, 50)})
+    with Alive(model) as alive:
+        torch.autograd.backward(objective(model, batch).total)
+    assert memory.gradients == sum(p.grad.nbytes for p in model.parameters() if p.requires_grad)
+    rest = memory.activations + memory.loss + memory.buffers + memory.gradients
+    assert 0.5 * rest < alive.peak < 1.5 * rest
 
 
 # ── against a real step ──────────────────────────────────────────────────────────────────────────

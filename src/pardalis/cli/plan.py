@@ -73,6 +73,8 @@ def _lines(plan: "RunPlan") -> Iterator[str]:
     yield f"\n{'parameters':<22}{plan.parameters:>18,}"
     for name, number in plan.parts.items():
         yield f"  {name:<20}{number:>18,}"
+    if plan.trained != plan.parameters:
+        yield f"{'trained':<22}{plan.trained:>18,}"
     yield _fact(
         "work per token", f"{_short(float(plan.flops_per_token))}FLOP, forward and backward"
     )

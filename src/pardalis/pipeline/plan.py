@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pardalis import bundle as bundles
+from pardalis.adapters import install, row_ids
 from pardalis.errors import ConfigError
 from pardalis.model import (
     Execution,
     ModelConfig,
     ModelCosts,
     block_bytes_per_token,
+    build,
     model_costs,
     recomputed_bytes_per_token,
 )
@@ -42,7 +46,7 @@ _Change = tuple[str, str, Any]  # table of the recipe, key, value
 class Memory:
     """Bytes of one rank by kind."""
 
-    weights: int  # parameters, in float32
+    weights: int  # parameters, in float32; frozen matrices as they are stored
     gradients: int
     optimizer: int  # the moments of Adam, or of Muon
     activations: int  # kept for the backward pass
@@ -55,6 +59,16 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What an adapter trains, beside a frozen model."""
+
+    parameters: int
+    trains_rows: bool  # of embedding and head
+    inside_bytes: int  # of a number of the frozen matrices of blocks
+    outside_bytes: int  # of a number of the frozen embedding and head
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """Everything that decides the memory of a rank."""
 
@@ -63,6 +77,7 @@ class Setting:
     parallel: ParallelConfig
     ranks: int
     on_cpu: bool = False
+    adapter: Trained | None = None  # None: the whole model is trained
 
     def __post_init__(self) -> None:
         data_ranks(self.ranks, self.parallel)
@@ -110,17 +125,33 @@ def memory_of(setting: Setting, counts: ModelCosts, rows: int) -> Memory:
         own // tensor + counts.parts["norms"]
     )  # parameters of one tensor-parallel rank, unsharded
     per_rank = -(-per_group // setting.shards)
+    weights = _FP32 * per_rank
+    if setting.adapter is not None:
+        held = _frozen_bytes(counts, setting.adapter) // tensor // setting.shards
+        # Most of the added matrices are whole in every rank of a tensor-parallel group.
+        per_rank = -(-setting.adapter.parameters // setting.shards)
+        weights = held + _FP32 * per_rank
     moments = 2 * per_rank
     if isinstance(training.optimizer, MuonConfig):  # one moment for the matrices inside blocks
         inside = counts.parts["attention"] + counts.parts["feed_forward"]
         moments -= inside // tensor // setting.shards
     return Memory(
-        weights=_FP32 * per_rank,
+        weights=weights,
         gradients=_FP32 * per_rank,
         optimizer=_FP32 * moments,
         activations=_activations(setting, rows),
         loss=_loss(setting, rows * model.context),
         buffers=_buffers(setting, counts, per_group),
+    )
+
+
+def _frozen_bytes(counts: ModelCosts, adapter: Trained) -> int:
+    outside = counts.parts["embedding"] + counts.parts["head"]
+    inside = counts.parameters - outside - counts.parts["norms"]
+    return (
+        inside * adapter.inside_bytes
+        + outside * adapter.outside_bytes
+        + counts.parts["norms"] * _FP32
     )
 
 
@@ -148,6 +179,9 @@ def _loss(setting: Setting, tokens: int) -> int:
     is_new = setting.ranks == 1 and setting.training.accumulation_steps == 1
     is_new = is_new and not model.tie_embeddings
     head = 0 if is_new else columns * model.d_model * _FP32
+    if setting.adapter is not None:  # with rows, a copy of the head and its gradient
+        of_rows = columns * model.d_model * (size + _FP32)
+        head = of_rows if setting.adapter.trains_rows else 0
     return logits + hidden + head
 
 
@@ -156,6 +190,9 @@ def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
     size, tensor = setting.number_bytes, setting.parallel.tensor
     root = (counts.parts["embedding"] + counts.parts["head"]) // tensor
     inside = per_group - root
+    if setting.adapter is not None and setting.ranks == 1:  # a frozen matrix is rounded by itself
+        is_rounded = setting.adapter.inside_bytes != size
+        return size * (is_rounded * inside // setting.model.n_layers + counts.parts["head"])
     if setting.uses_autocast:
         return size * (inside + counts.head_parameters)
     if setting.ranks == 1:
@@ -192,6 +229,7 @@ class RunPlan:
     gpus: int
     parameters: int
     parts: dict[str, int]  # parameters
+    trained: int  # parameters that are trained: those of an adapter, or all
     flops_per_token: int  # forward and backward; see pardalis.model.count
     replicate: int  # ranks with equal parameters
     shard: int  # ranks that each hold a part of every parameter
@@ -254,10 +292,12 @@ def plan(
         parallel=recipe.parallel,
         ranks=gpus,
         on_cpu=device == "cpu",
+        adapter=planned_adapter(recipe),
     )
     counts, usable = model_costs(setting.model), int(_USABLE * accelerator.memory)
     memory = memory_of(setting, counts, setting.micro_rows)
-    speed = gpus * accelerator.flops * utilisation / counts.train_flops_per_token
+    work = _flops_per_token(setting, counts)
+    speed = gpus * accelerator.flops * utilisation / work
     step_s = setting.training.batch_rows * setting.model.context / speed
     hours = described.loop.steps * step_s / 3600
     replicate, shard = data_ranks(gpus, setting.parallel)
@@ -267,7 +307,8 @@ def plan(
         gpus=gpus,
         parameters=counts.parameters,
         parts=counts.parts,
-        flops_per_token=counts.train_flops_per_token,
+        trained=setting.adapter.parameters if setting.adapter else counts.parameters,
+        flops_per_token=work,
         replicate=replicate,
         shard=shard,
         tensor=setting.parallel.tensor,
@@ -298,6 +339,34 @@ def planned_model(recipe: Recipe) -> Any:
     if isinstance(described.model, GivenModel):
         return dataclasses.replace(start_config(described.model, row_tokens), context=row_tokens)
     return described.model.sized(planned_vocabulary(recipe).size, row_tokens)
+
+
+def planned_adapter(recipe: Recipe) -> Trained | None:
+    """Return what the adapter of a recipe trains; None if it has none."""
+    adapter = recipe.adapter
+    if adapter is None or recipe.start_from is None:
+        return None
+    with torch.device("meta"):
+        model = build(planned_model(recipe))
+    names = install(model, adapter, row_ids(adapter.rows, planned_vocabulary(recipe)))
+    stored = bundles.stored_dtype(recipe.start_from).itemsize
+    outside = {"float32": _FP32, "bfloat16": 2}.get(adapter.base_dtype, stored)
+    return Trained(
+        parameters=sum(model.get_parameter(name).numel() for name in names),
+        trains_rows=bool(adapter.rows),
+        inside_bytes=1 if adapter.base_dtype == "int8" else outside,
+        outside_bytes=outside,
+    )
+
+
+def _flops_per_token(setting: Setting, counts: ModelCosts) -> int:
+    """Return the work of training; a frozen matrix has no gradient, which is a third of it."""
+    if setting.adapter is None:
+        return counts.train_flops_per_token
+    model = setting.model
+    attention = model.n_layers * model.attention.n_heads * model.d_head * model.context
+    matrices = counts.train_flops_per_token // 6 - attention
+    return counts.train_flops_per_token - 2 * matrices + 6 * setting.adapter.parameters
 
 
 def planned_vocabulary(recipe: Recipe) -> Vocabulary:
