@@ -73,7 +73,8 @@ class Adapter:
             sizes = {"inputs": module.in_features, "outputs": module.out_features}
             for key, factor in self.config.factors.items():
                 dimension = 1 if factor.follows == "inputs" else 0
-                if factors[key].shape[dimension] != sizes[factor.follows]:
+                found = factors[key].shape[dimension : dimension + 1]
+                if found != (sizes[factor.follows],):
                     raise BundleError(
                         f"{what} has {key} of the shape {list(factors[key].shape)} for {name}, "
                         f"which has {sizes['inputs']} inputs and {sizes['outputs']} outputs; give "

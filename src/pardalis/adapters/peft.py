@@ -6,7 +6,8 @@
 
 PEFT loads the folder onto the model that ``pardalis export --to hf`` writes. A folder that PEFT
 saved has no ``pardalis.json``: only the shapes of its model can be checked then. A model that no
-other library has keeps its own names.
+other library has keeps its own names, and a kind of adapter that PEFT does not have is told by
+``pardalis.json``.
 
 Rows of tokens are PEFT's ``trainable_token_indices``, under the ids of the exported model.
 """
@@ -14,14 +15,16 @@ Rows of tokens are PEFT's ``trainable_token_indices``, under the ids of the expo
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from pardalis.adapters.adapter import ROWS, Adapter
 from pardalis.adapters.dora import DoRAConfig
+from pardalis.adapters.kinds import ADAPTERS, AdapterConfig
 from pardalis.adapters.lora import LoRAConfig
 from pardalis.bundle import new_folder
 from pardalis.config import from_dict, shown, to_dict
@@ -45,7 +48,12 @@ _FACTORS = {
 }
 _ROWS = "token_adapter.trainable_tokens_delta"
 _ROW_MODULES = {"embedding": "embed_tokens", "head": "lm_head"}
-_KEY = re.compile(rf"{re.escape(_PREFIX)}(.+)\.({'|'.join(map(re.escape, (*_FACTORS, _ROWS)))})")
+_KEY = re.compile(
+    rf"{re.escape(_PREFIX)}(.+?)\.({'|'.join(map(re.escape, (*_FACTORS, _ROWS)))}|[a-z_]+)"
+)
+_NOT_SHOWN = ("rows", "base_dtype")  # of the training
+_NO_TARGETS = "dummy-target-modules"  # PEFT's word for an adapter of rows alone
+_OF_PEFT = ("lora", "dora")  # kinds that PEFT has
 # Keys of PEFT's config that change what an adapter is, with the value that ours have.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -80,26 +88,30 @@ def save_adapter(adapter: Adapter, folder: Path, vocabulary: Vocabulary) -> None
         BundleError: the folder cannot be written.
     """
     foreign = to_foreign(vocabulary)
-    config = adapter.config
-    assert isinstance(config, LoRAConfig)
+    config: Any = adapter.config
     indices = {_ROW_MODULES[name]: [foreign[i] for i in adapter.row_ids] for name in adapter.rows}
+    targets = sorted({_foreign_name(name).rpartition(".")[2] for name in adapter.linears})
     values = {
-        "peft_type": "LORA",
+        "peft_type": config.kind.upper(),
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.rslora,
-        "use_dora": isinstance(config, DoRAConfig),
-        "target_modules": sorted({_foreign_name(n).rpartition(".")[2] for n in adapter.linears}),
+        "target_modules": targets or _NO_TARGETS,
         "trainable_token_indices": indices or None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "modules_to_save": None,
     }
+    if config.kind in _OF_PEFT:
+        values |= {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "use_rslora": config.rslora,
+            "use_dora": isinstance(config, DoRAConfig),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "init_lora_weights": True,
+            "modules_to_save": None,
+        }
     about = {
         "format_version": FORMAT_VERSION,
         "base": adapter.base,
@@ -113,9 +125,10 @@ def save_adapter(adapter: Adapter, folder: Path, vocabulary: Vocabulary) -> None
 
 def _to_peft(adapter: Adapter) -> Iterator[tuple[str, LazyTensor]]:
     for name, factors in adapter.linears.items():
-        for end, key in _FACTORS.items():
-            if key in factors:
-                yield f"{_PREFIX}{_foreign_name(name)}.{end}", lazy(factors[key].contiguous())
+        ends = {key: end for end, key in _FACTORS.items()}
+        for key, values in factors.items():
+            end = ends.get(key, key)
+            yield f"{_PREFIX}{_foreign_name(name)}.{end}", lazy(values.contiguous())
     for name, rows in adapter.rows.items():
         yield f"{_PREFIX}{_foreign_name(name)}.{_ROWS}", lazy(rows.contiguous())
 
@@ -141,13 +154,12 @@ def load_adapter(folder: Path | str, vocabulary: Vocabulary) -> Adapter:
             Whether the adapter fits a model is checked by :meth:`Adapter.require_fits`.
     """
     folder = existing_folder(Path(folder))
-    values = read_description(folder)
+    values, about = read_description(folder), _about(folder)
     linears, rows = _tensors(folder)
-    config = _config(folder, values, linears)
+    config = _config(folder, values, about, linears)
     ids = _row_ids(folder, values, rows, vocabulary)
     _check_shapes(folder, config, linears, rows, len(ids))
     order = torch.tensor(ids, dtype=torch.long).argsort()
-    about = _about(folder)
     return Adapter(
         config=config,
         linears={name: _read(folder, each) for name, each in linears.items()},
@@ -172,7 +184,7 @@ def _tensors(folder: Path) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, 
         if match[2] == _ROWS:
             rows[name] = tensor
         else:
-            linears.setdefault(name, {})[_FACTORS[match[2]]] = tensor
+            linears.setdefault(name, {})[_FACTORS.get(match[2], match[2])] = tensor
     if not linears and not rows:
         raise BundleError(f"{folder / WEIGHTS} holds no values; copy the folder again.")
     return linears, rows
@@ -185,22 +197,19 @@ def describe_adapter(folder: Path | str) -> dict[str, Any]:
         BundleError: as :func:`load_adapter`.
     """
     folder = existing_folder(Path(folder))
-    values = read_description(folder)
+    values, about = read_description(folder), _about(folder)
     linears, rows = _tensors(folder)
-    config = _config(folder, values, linears)
+    config = _config(folder, values, about, linears)
     n_rows = max((each.shape[0] for each in rows.values() if each.shape), default=0)
     _check_shapes(folder, config, linears, rows, n_rows)
     tensors = [each for factors in linears.values() for each in factors.values()]
     return {
-        "kind": config.kind,
-        "rank": config.rank,
-        "alpha": config.alpha,
-        "rslora": config.rslora,
+        **{name: value for name, value in to_dict(config).items() if name not in _NOT_SHOWN},
         "targets": list(config.targets) if linears else [],
         "matrices": len(linears),
         "rows": n_rows,
         "parameters": sum(each.n_elements for each in (*tensors, *rows.values())),
-        "base": _about(folder).get("base"),
+        "base": about.get("base"),
     }
 
 
@@ -220,12 +229,6 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy it again.") from error
-    for name, needed in _ONLY.items():
-        if name in values and values[name] not in needed:
-            raise BundleError(
-                f"{path} has {name} = {shown(values[name])}, which Pardalis cannot hold; it must "
-                f"be {' or '.join(map(repr, needed))}."
-            )
     return values
 
 
@@ -248,20 +251,42 @@ def _about(folder: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _config(folder: Path, values: Mapping[str, Any], linears: Mapping[str, Any]) -> LoRAConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Own:
+    adapter: Annotated[AdapterConfig, ADAPTERS]
+
+
+def _config(
+    folder: Path, values: Mapping[str, Any], about: Mapping[str, Any], linears: Mapping[str, Any]
+) -> AdapterConfig:
     """Return the config of an adapter; its targets are the matrices that have values."""
-    found = {
-        "rank": values.get("r"),
-        "alpha": values.get("lora_alpha"),
-        "dropout": values.get("lora_dropout", 0.0),
-        "rslora": values.get("use_rslora", False),
-        "targets": sorted({name.rpartition(".")[2] for name in linears}),
-    }
-    kind: type[LoRAConfig] = DoRAConfig if values.get("use_dora", False) else LoRAConfig
+    own = about.get("config")
+    targets = sorted({name.rpartition(".")[2] for name in linears})
+    rest = {"targets": targets} | ({} if linears else {"rows": ["all"]})
     try:
-        return from_dict(kind, found | ({} if linears else {"rows": ["all"]}))
+        if isinstance(own, dict) and own.get("kind") not in (None, *_OF_PEFT):
+            return from_dict(_Own, {"adapter": {**own, **rest}}).adapter
+        _refuse_others(folder / CONFIG, values)
+        found = {
+            "rank": values.get("r"),
+            "alpha": values.get("lora_alpha"),
+            "dropout": values.get("lora_dropout", 0.0),
+            "rslora": values.get("use_rslora", False),
+        }
+        kind: type[LoRAConfig] = DoRAConfig if values.get("use_dora", False) else LoRAConfig
+        return from_dict(kind, found | rest)
     except ConfigError as error:
         raise BundleError(f"{folder / CONFIG} does not describe an adapter: {error}") from error
+
+
+def _refuse_others(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise BundleError for a config of PEFT's that LoRA and DoRA here cannot hold."""
+    for name, needed in _ONLY.items():
+        if name in values and values[name] not in needed:
+            raise BundleError(
+                f"{path} has {name} = {shown(values[name])}, which Pardalis cannot hold; it must "
+                f"be {' or '.join(map(repr, needed))}."
+            )
 
 
 def _own_name(module: str) -> str:
@@ -308,7 +333,7 @@ def _row_ids(
 
 def _check_shapes(
     folder: Path,
-    config: LoRAConfig,
+    config: AdapterConfig,
     linears: Mapping[str, Tensors],
     rows: Tensors,
     n_rows: int,
@@ -320,6 +345,8 @@ def _check_shapes(
                 f"{where} has {', '.join(sorted(factors))} for {name}; kind = {config.kind!r} "
                 f"needs {', '.join(config.factors)}. Copy the folder again."
             )
+        if not isinstance(config, LoRAConfig):
+            continue
         a, b = factors["lora_A"].shape, factors["lora_B"].shape
         magnitude = factors["lora_magnitude"].shape if "lora_magnitude" in factors else None
         fits = len(a) == len(b) == 2 and a[0] == b[1] and a[0] > 0

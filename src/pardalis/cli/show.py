@@ -155,11 +155,9 @@ def _adapter(options: argparse.Namespace) -> None:
     from pardalis.adapters.peft import describe_adapter
 
     description = describe_adapter(options.adapter)
+    numbers = [f"{name} {description[name]:g}" for name in ("rank", "alpha") if name in description]
     facts = (
-        (
-            "kind",
-            f"{description['kind']}, rank {description['rank']}, alpha {description['alpha']:g}",
-        ),
+        ("kind", ", ".join([description["kind"], *numbers])),
         ("size", f"{description['parameters']:,} parameters"),
         ("matrices", f"{description['matrices']}: {', '.join(description['targets']) or 'none'}"),
         ("rows", f"{description['rows']:,} tokens"),

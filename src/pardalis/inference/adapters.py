@@ -157,8 +157,10 @@ class _AdaptedProduct(nn.Module):
                     if part.scale is not None:
                         scales[number, start : start + size] = part.scale
                 start += size
-        self.a = linear_map(adapters._stored(torch.cat(a)))
-        self.b = linear_map(adapters._stored(torch.cat(columns, dim=1)))
+        self.a = self.b = None
+        if owners:  # a kind of adapter may have a scale alone
+            self.a = linear_map(adapters._stored(torch.cat(a)))
+            self.b = linear_map(adapters._stored(torch.cat(columns, dim=1)))
         self.owners = torch.tensor(owners, device=adapters.device)
         self.scales = adapters._stored(scales) if bool((scales != 1).any()) else None
 
@@ -169,6 +171,8 @@ class _AdaptedProduct(nn.Module):
             return product
         if self.scales is not None:
             product = product * self.scales[of_token]
+        if self.a is None or self.b is None:
+            return product
         inner = self.a(x).masked_fill(of_token[:, None] != self.owners, 0)
         added: Tensor = product + self.b(inner)
         return added
