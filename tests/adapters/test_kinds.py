@@ -100,4 +100,3 @@ def test_a_folder_of_a_kind_that_is_not_imported_is_refused(tiny_model, tmp_path
     save_adapter(adapter_of(IA3Config(), tiny_model, IDS, trained), tmp_path / "ia3", IDS)
     with pytest.raises(BundleError, match="kind must be one of 'lora', 'dora', got 'ia3'"):
         load_adapter(tmp_path / "ia3", IDS)
-

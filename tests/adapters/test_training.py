@@ -8,6 +8,7 @@ import torch
 
 import pardalis
 from pardalis.adapters import load_adapter, merge
+from pardalis.cli.main import main
 from pardalis.errors import ConfigError
 from pardalis.pipeline import load_recipe, run, training_loader
 from pardalis.train import Interrupted, checkpoint, loop, read_metrics
@@ -120,14 +121,14 @@ def test_a_bundle_of_16_bits_stays_in_16(project):
 
 
 def test_the_first_loss_is_that_of_the_model(project):
-    folder = go(project, "adapter.kind=dora", "training_loop.steps=1")
+    folder = go(project, "adapter.kind=dora", "training_loop.steps=2")
     base = pardalis.load(project / "base")
     recipe = load_recipe(project / "recipe.toml")
     objective = recipe.training.objective.build({"image": base.codec.vocabulary.image})
     batch = training_loader(recipe, folder, base.codec).batch(0)
     with torch.no_grad():
         expected = float(objective.metrics(objective(base.model, batch))["loss"])
-    assert losses(folder) == [pytest.approx(expected, rel=1e-6)]
+    assert losses(folder)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_another_adapter_is_another_run(project):
@@ -165,3 +166,23 @@ def test_an_adapter_needs_a_model_to_start_from(project):
     (project / "recipe.toml").write_text(text)
     with pytest.raises(ConfigError, match="adapter is trained beside a model"):
         load_recipe(project / "recipe.toml", ["model.preset=tiny", "image_tokenizer_from=base"])
+
+
+def test_a_plan_counts_what_is_trained(project, capsys):
+    assert main(["plan", str(project / "recipe.toml"), "--device", "cpu", "--json"]) == 0
+    adapted = json.loads(capsys.readouterr().out)
+    folder = go(project, "training_loop.steps=2")
+    adapter = load_adapter(folder / "adapter", pardalis.load(project / "base").codec.vocabulary)
+    assert adapted["trained"] == adapter.n_parameters < adapted["parameters"]
+    assert adapted["memory"]["gradients"] == 4 * adapter.n_parameters
+    assert main(["plan", str(project / "recipe.toml"), "--device", "cpu"]) == 0
+    assert f"{adapter.n_parameters:,}" in capsys.readouterr().out
+    for dtype, size in (("bfloat16", 2), ("int8", 1)):
+        change = ["--set", f"adapter.base_dtype={dtype}"]
+        command = ["plan", str(project / "recipe.toml"), "--device", "cpu", "--json", *change]
+        assert main(command) == 0
+        narrow = json.loads(capsys.readouterr().out)
+        inside = adapted["parts"]["attention"] + adapted["parts"]["feed_forward"]
+        outside = adapted["parts"]["embedding"] + adapted["parts"]["head"]
+        saved = adapted["memory"]["weights"] - narrow["memory"]["weights"]
+        assert saved == inside * (4 - size) + outside * (2 if dtype == "bfloat16" else 0)

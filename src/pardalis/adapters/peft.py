@@ -4,10 +4,10 @@
     adapter_model.safetensors   the values, in 32 bits, under the names of the exported model
     pardalis.json               format version, and the fingerprint of the model it was trained on
 
-PEFT loads the folder onto the model that ``pardalis export --to hf`` writes. A folder that PEFT
-saved has no ``pardalis.json``: only the shapes of its model can be checked then. A model that no
-other library has keeps its own names, and a kind of adapter that PEFT does not have is told by
-``pardalis.json``.
+PEFT loads the folder onto the model that an export for Hugging Face's classes writes. A folder
+that PEFT saved has no ``pardalis.json``: only the shapes of its model can be checked then. A model
+that no other library has keeps its own names, and a kind of adapter that PEFT does not have is told
+by ``pardalis.json``.
 
 Rows of tokens are PEFT's ``trainable_token_indices``, under the ids of the exported model.
 """

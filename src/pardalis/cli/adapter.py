@@ -17,7 +17,8 @@ The folder of an adapter is in the format of Hugging Face's PEFT, and may have b
 
 def add(commands: Commands) -> None:
     summary = "merge an adapter into a bundle"
-    group = add_command(commands, "adapter", summary, f"{summary.capitalize()}.")
+    description = "Merge an adapter into the bundle of the model that it was trained on."
+    group = add_command(commands, "adapter", summary, description)
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parser = add_command(verbs, "merge", summary, _MERGE)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
