@@ -10,7 +10,7 @@ import pytest
 import pardalis
 from pardalis.cli.main import main
 from pardalis.documents import Image
-from pardalis.pipeline import load_recipe, read_records, run
+from pardalis.pipeline import dry_run, load_recipe, read_records, run
 from pardalis.train import Interrupted, loop, read_metrics
 
 STAGES = ["text_tokenizer", "image_tokenizer", "prepare", "train", "sample", "report"]
@@ -29,6 +29,27 @@ def modified(folder):
     kept = (".lock", ".digests.json")
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in kept]
     return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize("lost", ["ids-00000.npy", "index.json", ""])
+def test_lost_shards_of_one_source_are_prepared_again(finished, lost, tmp_path):
+    project, folder = finished
+    run_folder = tmp_path / "run"
+    shutil.copytree(folder, run_folder)
+    before, shards = modified(run_folder), run_folder / "shards" / "pages"
+    content = {path.name: path.read_bytes() for path in shards.glob("*.npy")}
+    if lost:
+        (shards / lost).unlink()
+    else:
+        shutil.rmtree(shards)
+    recipe = load_recipe(project / "recipe.toml")
+    assert [d.action for d in dry_run(recipe, run_folder)][2] == "run"
+    run(recipe, run_folder)
+    assert {path.name: path.read_bytes() for path in shards.glob("*.npy")} == content
+    after = modified(run_folder)
+    kept = ("bundle/model.safetensors", "shards/pairs/index.json", "samples/samples.json")
+    for name in kept:
+        assert after[run_folder / name] == before[run_folder / name], name
 
 
 def test_the_whole_pipeline(project, capsys, noise):

@@ -62,7 +62,7 @@ def project(tmp_path, monkeypatch):
                     rate = str(recipe.training.schedule.learning_rate)
                     (folder / output / "rate").write_text(rate)
 
-        return dataclasses.replace(stage, run=do)
+        return dataclasses.replace(stage, run=do, incomplete=lambda context: "")
 
     fakes = list(map(fake, stages.STAGES))
     monkeypatch.setattr(stages, "STAGES", fakes)

@@ -341,6 +341,8 @@ class _Run:
             return again, "it did not finish"
         if missing:
             return again, f"{missing[0]} is missing"
+        if incomplete := stage.incomplete(self.context):
+            return again, f"{incomplete} is incomplete"
         if record.steps != steps:
             return again, f"steps were {record.steps} and are {steps}"
         return "skip", f"unchanged since {record.finished}"

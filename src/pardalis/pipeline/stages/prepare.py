@@ -2,7 +2,8 @@
 
 import shutil
 
-from pardalis.data import prepare_source, shard_inputs
+from pardalis.data import Shards, prepare_source, shard_inputs
+from pardalis.errors import DataError
 from pardalis.pipeline.builders import codec_of, located
 from pardalis.pipeline.checks import check_prepare
 from pardalis.pipeline.licences import refresh_licences, write_licences
@@ -40,6 +41,15 @@ def run(context: RunContext) -> None:
     write_licences(context)
 
 
+def incomplete(context: RunContext) -> str:
+    for source in context.recipe.all_sources:
+        try:
+            Shards.open(context.folder / "shards" / source.name)
+        except DataError:
+            return f"shards/{source.name}"
+    return ""
+
+
 STAGE = Stage(
     name="prepare",
     run=run,
@@ -50,4 +60,5 @@ STAGE = Stage(
     sources=lambda recipe: recipe.all_sources,
     check=check_prepare,
     refresh=refresh_licences,
+    incomplete=incomplete,
 )

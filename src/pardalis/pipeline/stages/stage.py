@@ -95,6 +95,7 @@ class Stage:
             are left out.
         sources: the sources whose documents it reads; their contents are an input too.
         outputs: files and folders that it writes, relative to the run folder.
+        incomplete: the first of its results that lacks files within an output; "" if none does.
         applies: whether a recipe has this stage.
         needs: names of the stages whose results it reads.
         steps: how far it goes. When this grows, the stage continues where it was.
@@ -126,6 +127,7 @@ class Stage:
     check: Callable[[RunContext], None] = lambda context: None
     refresh: Callable[[RunContext], None] = lambda context: None
     lacks: Callable[[], Lack | None] = lambda: None
+    incomplete: Callable[[RunContext], str] = lambda context: ""
 
     def own_settings(self, context: RunContext) -> Inputs:
         """Return the inputs as plain values, without what decides no result and the sources."""
