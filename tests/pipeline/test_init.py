@@ -237,6 +237,16 @@ def test_too_few_documents_are_not_divided(tmp_path, machine):
     write_documents("folder", tmp_path / "data", [0])
     made = init(Path("data"))
     assert made.reasons["held out"] == "Nothing: the documents are too few to divide."
+
+
+def test_a_small_source_that_keeps_all_from_being_divided_is_named(tmp_path, machine):
+    write_documents("folder", tmp_path / "data", range(N))
+    write_documents("html", tmp_path / "data" / "manual", range(1))
+    made = init(Path("data"))
+    assert made.choice.heldout_fraction is None
+    assert made.reasons["held out"] == (
+        "Nothing: every source would be divided, and the 1 of manual are too few."
+    )
     assert load_recipe(made.path).heldout == ()
 
 

@@ -85,7 +85,13 @@ def _of_heldout(found: Found, choice: Choice) -> str:
     named = [source.name for source in found.sources if source.is_heldout]
     if named:
         return f"{', '.join(named)}, as the names say."
-    return "Nothing: the documents are too few to divide."
+    if len(found.sources) == 1:
+        return "Nothing: the documents are too few to divide."
+    least = min(found.sources, key=lambda source: source.n_documents)
+    return (
+        f"Nothing: every source would be divided, and the {least.n_documents:,} of {least.name} "
+        "are too few."
+    )
 
 
 def _of_time(choice: Choice) -> str:
