@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+_SHOWN = 200  # characters of what was found
+
 
 def open_array(path: Path) -> np.ndarray:
     """Memory-map an array, as a plain array: slicing a np.memmap is slow.
@@ -22,5 +24,6 @@ def open_array(path: Path) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # a damaged header may raise anything
-        # NumPy's further lines advise to trust the file.
-        raise ValueError((str(error).splitlines() or ["its header is damaged"])[0]) from error
+        # NumPy quotes the whole header, or adds the advice to trust the file.
+        found = (str(error).splitlines() or ["its header is damaged"])[0]
+        raise ValueError(found[:_SHOWN]) from error
