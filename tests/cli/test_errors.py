@@ -28,7 +28,7 @@ from pardalis.errors import ConfigError
         (
             ["import", "none", "-o", "bundle"],
             4,
-            "No folder at none; give the folder of a checkpoint.",
+            "No folder and no GGUF file at none; give the folder or the file of a checkpoint.",
         ),
         (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
         (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
@@ -143,7 +143,7 @@ def test_traceback_on_demand():
         ["generate"],
         ["import", "hf"],
         ["export", "bundle", "-o", "hf"],
-        ["export", "bundle", "-o", "hf", "--to", "gguf"],
+        ["export", "bundle", "-o", "hf", "--to", "onnx"],
     ],
 )
 def test_usage(arguments, capsys):

@@ -368,12 +368,12 @@ def test_a_bundle_is_no_foreign_checkpoint(own_bundle, refused):
 
 
 def test_no_folder_or_an_empty_one(tmp_path, refused):
-    assert f"No folder at {tmp_path / 'none'}" in refused(tmp_path / "none")
+    assert f"No folder and no GGUF file at {tmp_path / 'none'}" in refused(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     message = refused(tmp_path / "empty")
     assert "neither config.json (Hugging Face) nor params.json" in message
     (tmp_path / "file").touch()
-    assert f"No folder at {tmp_path / 'file'}" in refused(tmp_path / "file")
+    assert f"No folder and no GGUF file at {tmp_path / 'file'}" in refused(tmp_path / "file")
 
 
 @pytest.mark.parametrize("output", ["source", "source/bundle", ".", "link", "source/../source/a"])

@@ -67,7 +67,7 @@ def imported(path: Path, image_tokenizer: Path) -> Path:
 def own_ids(bundle: Bundle, text: str) -> list[int]:
     """Return the ids of a text in the file's numbers, without the document's begin and end."""
     foreign = to_foreign(bundle.codec.vocabulary)
-    return [foreign[i] for i in bundle.codec.encode(Document((Text(text),))).ids.tolist()[1:-1]]
+    return [foreign[i] for i in bundle.codec.encode_continuation(Document((Text(text),)))]
 
 
 def logits(bundle: Bundle, ids: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ def model(path) -> torch.nn.Module:
 def own_ids(bundle: Bundle, text: str) -> list[int]:
     """Return the ids of a text in the file's own numbers, without the document's begin and end."""
     foreign = to_foreign(bundle.codec.vocabulary)
-    return [foreign[i] for i in bundle.codec.encode(Document((Text(text),))).ids.tolist()[1:-1]]
+    return [foreign[i] for i in bundle.codec.encode_continuation(Document((Text(text),)))]
 
 
 def prompt_of(theirs: PreTrainedTokenizerFast) -> torch.Tensor:

@@ -273,10 +273,11 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     from dataclasses import asdict
 
     from pardalis.pipeline import StageMissingError, dry_run, load_recipe, run
+    from pardalis.pipeline.shipped import find_recipe
 
-    is_run = options.recipe.is_dir()
-    recipe = load_recipe(options.recipe, options.set)
-    folder = options.out or (options.recipe if is_run else Path("runs") / recipe.name)
+    path = find_recipe(options.recipe)
+    recipe = load_recipe(path, options.set)
+    folder = options.out or (path if path.is_dir() else Path("runs") / recipe.name)
     how = (recipe, folder, stages, options.device)
     try:
         if options.dry_run:
