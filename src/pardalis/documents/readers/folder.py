@@ -8,13 +8,12 @@ stand in one ``captions.jsonl`` or ``metadata.jsonl`` (the "imagefolder" shape),
 Such a list describes its folder wholly, subfolders included.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
-from pardalis.documents.readers._lines import BadRecordError, read_lines
+from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
 from pardalis.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -72,9 +71,7 @@ def _listed(record: dict[str, Any], folder: Path, root: Path) -> Document:
     file_name, caption = _filled(record.get("file_name")), _filled(record.get("text"))
     if not file_name or not caption:
         raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')
-    image = folder / file_name
-    if not os.path.isfile(image):  # unlike Path.is_file, it accepts a name of any length
-        raise BadRecordError("missing-image", f"There is no image {file_name!r} in {folder}.")
+    image = find_image(file_name, folder, "The line names the image", root)
     name = (folder.relative_to(root) / file_name).as_posix()
     return Document((Text(caption), Image(image, alt=caption)), name)
 

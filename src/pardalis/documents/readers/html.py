@@ -15,6 +15,7 @@ from lxml import etree, html
 
 from pardalis.documents.document import Document, Image, Rejection, Segment, Text
 from pardalis.documents.images import from_data_uri
+from pardalis.documents.readers._lines import is_inside
 from pardalis.errors import DataError
 
 PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
@@ -192,6 +193,8 @@ class _Walk:
             self._reject(source, "vector-image", "SVG drawings are not decoded.")
         elif (file := self._file(source, address)) is None:
             self._reject(source, "missing-image", "There is no such image beside the page.")
+        elif not is_inside(file, self.root):
+            self._reject(source, "outside-image", f"The image lies outside {self.root}.")
         else:
             return Image(file, alt)
         return None

@@ -16,7 +16,6 @@ Files of earlier versions have ``"picture"`` and ``"picture_base64"`` for the la
 """
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from pardalis.documents.document import (
     is_unicode,
 )
 from pardalis.documents.images import from_base64
-from pardalis.documents.readers._lines import BadRecordError, read_lines
+from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
 from pardalis.errors import DataError
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
@@ -152,10 +151,7 @@ def _segment(record: Any, where: str, folder: Path) -> Segment:
         return Text(content, role, _weight(record, where))
     alt, regions = _string(record, "alt", where), _regions(record, where)
     if kinds[0] == "image":
-        file = folder / content
-        if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
-            reason = f"{where} names the image {content!r}, which is not a file in {folder}."
-            raise BadRecordError("missing-image", reason)
+        file = find_image(content, folder, f"{where} names the image")
         return Image(file, alt, role, regions, _weight(record, where))
     try:
         return Image(from_base64(content), alt, role, regions, _weight(record, where))
