@@ -343,9 +343,14 @@ class Codec:
         """
         if not document.is_weighted:
             return self.render(document.ids)
+        runs = self.render_runs(document)
+        return "\n".join(f"[weight {weight:g}] {text}" for weight, text in runs)
+
+    def render_runs(self, document: Encoded) -> list[tuple[float, str]]:
+        """Return each run of tokens of equal weight: the weight, and the tokens rendered."""
         cuts = np.flatnonzero(np.diff(document.weights)) + 1
         parts = [document[a:b] for a, b in pairwise([0, *cuts.tolist(), len(document)])]
-        return "\n".join(f"[weight {part.weights[0]:g}] {self.render(part.ids)}" for part in parts)
+        return [(float(part.weights[0]), self.render(part.ids)) for part in parts]
 
 
 def _end_turns(roles: Sequence[Role | None]) -> tuple[list[int], int]:

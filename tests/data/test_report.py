@@ -1,16 +1,14 @@
 import json
 
-import numpy as np
-
 from pardalis.data import PrepareReport
 from pardalis.documents import Rejection
-from pardalis.tokens import Grammar
+from pardalis.tokens import Encoded, Grammar
 
 
 def test_tokens_are_counted_by_modality(grammar: Grammar):
     report = PrepareReport("owls", row_tokens=20)
-    report.add_written(np.array([0, 20, 21, 5, 8, 9, 10, 11, 4, 6, 2]), grammar)
-    report.add_written(np.array([0, 39, 2]), grammar)
+    report.add_written(Encoded.of([0, 20, 21, 5, 8, 9, 10, 11, 4, 6, 2]), grammar)
+    report.add_written(Encoded.of([0, 39, 2]), grammar)
     report.add_rows(2)
     assert report.tokens == {"text": 3, "image": 4, "special": 7}
     assert (report.written, report.images, report.rows, report.fill_percent) == (2, 1, 2, 35.0)

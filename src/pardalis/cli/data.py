@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pardalis.cli.common import (
     Commands,
@@ -14,6 +14,10 @@ from pardalis.cli.common import (
     set_run,
 )
 from pardalis.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pardalis.codec import Codec
+    from pardalis.tokens import Encoded
 
 _FETCH = """\
 Download the packages of a corpus in pinned versions and verify them. Files that exist are kept.
@@ -37,9 +41,13 @@ Show a training row as text, by its number in a source or by its position in the
 The transforms of the source are applied as in the epoch. In a document with weights in the loss,
 each run of tokens of equal weight is a line.
 
+With --loss-mask, what the model learns is in colour, and the rest is dim. Where there are no
+colours, it stands in «brackets».
+
   pardalis data show RUN --source pairs --row 12
   pardalis data show RUN --source pairs --row 12 --epoch 3
   pardalis data show RUN --position 12345
+  pardalis data show RUN --position 12345 --loss-mask
 """
 
 
@@ -63,6 +71,9 @@ def add(commands: Commands) -> None:
     add_number(show, "--row", "number of a row of the source, from 0")
     add_number(show, "--epoch", "epoch of the source, from 0 (default: 0)")
     add_number(show, "--position", "position in the training order, from 0")
+    show.add_argument(
+        "--loss-mask", action="store_true", help="mark what the model learns of the row"
+    )
     set_run(show, _show)
 
 
@@ -101,6 +112,7 @@ def _show(options: argparse.Namespace) -> None:
             "ids": len(document),
             "written_ids": len(shards.document(number)),
             "text": codec.render_weighted(document),
+            **(_mask(document, codec) if options.loss_mask else {}),
         }
         for number, document in zip(shards.row(row), loaded, strict=True)
     ]
@@ -110,10 +122,51 @@ def _show(options: argparse.Namespace) -> None:
         {"source": source, "epoch": epoch, "row": row, "documents": documents},
         f"{source}, pair {row}" if shards.has_pairs
         else f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids",
-        *(f"\n{each['name']} ({_sizes(each)})\n{each['text']}" for each in documents),
+        *(f"\n{each['name']} ({_sizes(each)})\n{_shown(each)}" for each in documents),
     )  # fmt: skip
+
+
+def _mask(document: "Encoded", codec: "Codec") -> dict[str, Any]:
+    """Return what of a document is a target: the number of ids, and runs of equal weight."""
+    from pardalis.tokens import Encoded
+
+    weights = document.weights.copy()
+    weights[:1] = 0  # nothing predicts the first token
+    runs = codec.render_runs(Encoded(document.ids, weights))
+    return {
+        "learnt_ids": int((weights > 0).sum()),
+        "runs": [{"weight": weight, "text": text} for weight, text in runs],
+    }
+
+
+def _shown(document: dict[str, Any]) -> str:
+    """Return the text of a document, in which what is learnt is marked if it is known."""
+    if "runs" not in document:
+        return str(document["text"])
+    from rich.console import Console
+    from rich.text import Text
+
+    from pardalis.cli.terminal import printable
+
+    console = Console(highlight=False, soft_wrap=True)
+    text = Text()
+    for run in document["runs"]:
+        shown, is_learnt = printable(run["text"]), run["weight"] > 0
+        weight = "" if run["weight"] in (0, 1) else f"[weight {run['weight']:g}]"
+        if console.color_system is None:
+            text.append(f"«{weight}{shown}»" if is_learnt else shown)
+        else:
+            text.append(weight + shown, style="bold green" if is_learnt else "dim")
+    with console.capture() as capture:
+        console.print(text)
+    return capture.get().removesuffix("\n")
 
 
 def _sizes(document: dict[str, Any]) -> str:
     ids, written = document["ids"], document["written_ids"]
-    return f"{ids} ids" if ids == written else f"{ids} ids, {written} in the shards"
+    sizes = [f"{ids} ids"]
+    if ids != written:
+        sizes.append(f"{written} in the shards")
+    if "learnt_ids" in document:
+        sizes.append(f"{document['learnt_ids']} learnt")
+    return ", ".join(sizes)

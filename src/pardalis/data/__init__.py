@@ -9,7 +9,7 @@ from pardalis.data.order import Order
 from pardalis.data.packing import Packing, best_fit, split_long
 from pardalis.data.prefetch import Prefetcher
 from pardalis.data.prepare import PrepareConfig, prepare_source
-from pardalis.data.report import PrepareReport, Rejected
+from pardalis.data.report import Balance, PrepareReport, Rejected, Turns, balance
 from pardalis.data.shards import Shards, ShardWriter
 from pardalis.data.source import (
     SourceConfig,

@@ -17,11 +17,11 @@ import numpy as np
 from pardalis.codec import Codec
 from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding
 from pardalis.data.packing import split_long
-from pardalis.data.report import PrepareReport
+from pardalis.data.report import PrepareReport, Turns
 from pardalis.data.shards import Shards, ShardWriter, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
-from pardalis.documents import Document, Rejection
+from pardalis.documents import Document, Image, Rejection, Segment, learning_only
 from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
 from pardalis.files import atomic_folder, read_json, recover_folder, write_json
 from pardalis.progress import bar
@@ -45,7 +45,8 @@ class PrepareConfig:
 
     row_tokens: int  # tokens of a row: the context of the model
     batch_documents: int = not_deciding(64)  # documents whose images are encoded together
-    # Documents longer than a row; those of a pair are always rejected.
+    # Documents longer than a row; those of a pair, and conversations of which only some turns are
+    # learnt, are always rejected.
     long_documents: Literal["split", "reject"] = "split"
     shard_tokens: int = 2**26  # tokens of a shard file (128 MiB at two bytes each)
 
@@ -60,11 +61,14 @@ def prepare_source(
     folder: Path,
     config: PrepareConfig,
     content: Survey | None = None,
+    learnt_roles: tuple[str, ...] = (),
 ) -> PrepareReport:
     """Write the shards of a source to a folder, unless they are there and still valid.
 
     Args:
         folder: gets ``index.json``, the shards and ``report.json``; replaced as a whole.
+        learnt_roles: only the turns of these roles are learnt, whatever the source says of others,
+            and a document without such a turn is rejected; (): all of a document.
 
     Raises:
         DataError: the source does not exist or has no usable document, or writing failed; earlier
@@ -76,13 +80,14 @@ def prepare_source(
     prepared = fingerprint(
         _LAYOUT, _ENCODING, shard_inputs(source.transforms, config.row_tokens), config.row_tokens,
         config.long_documents, config.shard_tokens, codec.fingerprint, content.digest,
+        *([learnt_roles] if learnt_roles else []),
     )  # fmt: skip
     recover_folder(folder)
     if (report := _finished(folder, prepared)) is not None:
         return report
     try:
         with atomic_folder(folder) as partial:
-            preparation = _Preparation(source, codec, config)
+            preparation = _Preparation(source, codec, config, learnt_roles)
             return preparation.write(partial, content.n_items, prepared)
     except OSError as error:
         raise DataError(
@@ -131,8 +136,15 @@ class _Written:
 class _Preparation:
     """Writes the shards of one source."""
 
-    def __init__(self, source: SourceConfig, codec: Codec, config: PrepareConfig) -> None:
+    def __init__(
+        self,
+        source: SourceConfig,
+        codec: Codec,
+        config: PrepareConfig,
+        learnt_roles: tuple[str, ...],
+    ) -> None:
         self._source, self._codec, self._config = source, codec, config
+        self._learnt_roles = learnt_roles
         self._transforms = Transforms(source.transforms, codec.grammar, source.name)
         self._rooms = rooms(source.transforms, config.row_tokens)
         self._longest = longest_document(source, config.row_tokens)
@@ -140,6 +152,7 @@ class _Preparation:
     def write(self, folder: Path, n_items: int, prepared: str) -> PrepareReport:
         source, codec, config = self._source, self._codec, self._config
         report = PrepareReport(source.name, config.row_tokens)
+        report.turns = Turns() if self._learnt_roles else None
         writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
         groups = _groups(read_source(source), 2 if source.has_pairs else 1)
         with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
@@ -151,7 +164,7 @@ class _Preparation:
                     report.split += result.is_split
                     for name, encoded in result.entries:
                         writer.add(name, encoded)
-                        report.add_written(encoded.ids, codec.grammar)
+                        report.add_written(encoded, codec.grammar)
                 n_read = sum(1 if isinstance(group, Rejection) else len(group) for group in chunk)
                 report.read += n_read
                 advance(n_read, images=report.images, rejected=report.n_rejected)
@@ -171,13 +184,16 @@ class _Preparation:
     def _encode(self, chunk: Sequence[Group | Rejection]) -> Iterator[_Written | Rejection]:
         """Yield what is written of each group, or the rejections of its documents."""
         groups = [group for group in chunk if not isinstance(group, Rejection)]
-        usable = [raw for group in groups for raw in group if not raw.is_empty]
-        encoded = iter(self._codec.encode_many(usable))
+        usable = [raw for group in groups for raw in group if self._unusable(raw) is None]
+        if roles := self._learnt_roles:
+            encoded = iter(self._codec.encode_many([learning_only(raw, roles) for raw in usable]))
+        else:
+            encoded = iter(self._codec.encode_many(usable))
         for group in chunk:
             if isinstance(group, Rejection):
                 yield group
                 continue
-            results = [self._of_empty(raw) or self._of(raw, next(encoded)) for raw in group]
+            results = [self._unusable(raw) or self._of(raw, next(encoded)) for raw in group]
             written = [result for result in results if isinstance(result, _Written)]
             if len(written) == len(group):
                 entries = [entry for result in written for entry in result.entries]
@@ -190,10 +206,20 @@ class _Preparation:
                     reason = "The other document of its pair is rejected."
                     yield Rejection(raw.name, "half-pair", reason)
 
-    def _of_empty(self, raw: Document) -> Rejection | None:
-        if not raw.is_empty:
+    def _unusable(self, raw: Document) -> Rejection | None:
+        """Return why a document need not even be encoded, or None."""
+        if raw.is_empty:
+            return Rejection(raw.name, "empty", "The document has neither text nor an image.")
+        if not (roles := self._learnt_roles):
             return None
-        return Rejection(raw.name, "empty", "The document has neither text nor an image.")
+        learnt, filled = f"turn of the {' or the '.join(roles)}", _filled(raw)
+        if not any(segment.role in roles for segment in filled):
+            reason = f"The document has no {learnt}, and nothing else of it would be learnt."
+            return Rejection(raw.name, "no-answer", reason)
+        if filled[0].role in roles:
+            reason = f"The document begins with a {learnt}, which nothing asks for."
+            return Rejection(raw.name, "no-prompt", reason)
+        return None
 
     def _of(self, raw: Document, encoded: Encoded | DataError) -> _Written | Rejection:
         """Return what is written of a document."""
@@ -215,7 +241,8 @@ class _Preparation:
             return Rejection(raw.name, "no-weight", reason)
         n_tokens = max((len(whole) for _, whole in written), default=0)
         is_long = n_tokens > self._longest
-        if is_long and (self._config.long_documents == "reject" or self._source.has_pairs):
+        is_whole = self._source.has_pairs or bool(self._learnt_roles)
+        if is_long and (self._config.long_documents == "reject" or is_whole):
             reason = f"The document has {n_tokens} tokens, a row has {self._longest}."
             return Rejection(raw.name, "too-long", reason)
         entries = []
@@ -227,6 +254,11 @@ class _Preparation:
             for number, part in enumerate(parts, start=1):
                 entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
         return _Written(entries, is_long)
+
+
+def _filled(document: Document) -> list[Segment]:
+    """Return the segments that have content."""
+    return [each for each in document.segments if isinstance(each, Image) or each.text]
 
 
 def _groups(items: Iterable[Document | Rejection], size: int) -> Iterator[Group | Rejection]:

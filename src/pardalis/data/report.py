@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from jaxtyping import Integer
-
 from pardalis.config import shown
 from pardalis.documents import Rejection
-from pardalis.tokens import Grammar, SpanKind
+from pardalis.tokens import Encoded, Grammar, SpanKind
 
 _OLD_KEYS = {"pictures": "images"}  # as earlier versions wrote them
+_LEAST = 5  # percent of the answers below which a modality is in danger to be unlearnt
 N_EXAMPLES = 5  # rejected items of each kind in a report
 
 
@@ -21,6 +19,58 @@ class Rejected:
 
     count: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)  # the first ones: where and reason
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How the answers that training sees are divided among modalities."""
+
+    image_percent: float  # of answer tokens
+    has_images: bool  # in prompts or answers
+
+    @property
+    def warning(self) -> str:
+        """What is out of balance, in a sentence; empty if nothing is, or if all is text."""
+        if not self.has_images or _LEAST <= self.image_percent <= 100 - _LEAST:
+            return ""
+        few, way = ("text", "for") if self.image_percent > 50 else ("images", "against")
+        return (
+            f"Of the tokens of answers, {self.image_percent:.1f} % are of images, so the model "
+            f"learns a preference {way} images that no prompt asks for; add conversations whose "
+            f"answers have {few}, or change the weights of the sources."
+        )
+
+
+@dataclass(slots=True)
+class Turns:
+    """What of the conversations of a source is read, and what is learnt; see :func:`balance`."""
+
+    conversations: int = 0
+    prompt_tokens: int = 0  # read, and not learnt
+    answer_tokens: int = 0  # learnt
+    prompt_images: int = 0
+    answer_images: int = 0
+    answer_image_tokens: int = 0  # codes of images among the answer tokens
+
+    def add(self, document: Encoded, grammar: Grammar) -> None:
+        """Count a conversation."""
+        learnt = document.weights > 0
+        learnt[:1] = False  # the first token is never a target
+        within = grammar.vocabulary.image
+        codes = (document.ids >= within.start) & (document.ids < within.stop)
+        images = [s for s in grammar.spans(document.ids) if s.kind is SpanKind.IMAGE]
+        n_answer_images = sum(bool(learnt[span.start]) for span in images)
+        self.conversations += 1
+        self.answer_tokens += (n_learnt := int(learnt.sum()))
+        self.prompt_tokens += len(document) - n_learnt
+        self.answer_images += n_answer_images
+        self.prompt_images += len(images) - n_answer_images
+        self.answer_image_tokens += int((learnt & codes).sum())
+
+    @property
+    def image_percent(self) -> float:
+        """The share of answer tokens that are of images."""
+        return 100 * self.answer_image_tokens / max(1, self.answer_tokens)
 
 
 @dataclass(slots=True)
@@ -37,6 +87,7 @@ class PrepareReport:
     rows: int = 0
     fill_percent: float = 0.0  # share of tokens that are not padding
     rejected: dict[str, Rejected] = field(default_factory=dict)  # by kind
+    turns: Turns | None = None  # where only some turns are learnt
     unchanged: bool = False  # True: the shards of an earlier run are valid and were kept
 
     @property
@@ -47,9 +98,12 @@ class PrepareReport:
         """Count a rejected item, and keep it if it is among the first of its kind."""
         count_rejection(self.rejected, rejection)
 
-    def add_written(self, ids: Integer[np.ndarray, " n"], grammar: Grammar) -> None:
+    def add_written(self, document: Encoded, grammar: Grammar) -> None:
         """Count a document of the shards."""
+        ids = document.ids
         self.written += 1
+        if self.turns is not None:
+            self.turns.add(document, grammar)
         self.images += sum(span.kind is SpanKind.IMAGE for span in grammar.spans(ids))
         self.tokens["special"] += len(ids)
         for name, within in grammar.vocabulary.modalities.items():
@@ -85,17 +139,19 @@ class PrepareReport:
         try:
             _check_values(values)
             rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
-            return cls(**{**values, "rejected": rejected})
+            turns = Turns(**values["turns"]) if values.get("turns") else None
+            return cls(**{**values, "rejected": rejected, "turns": turns})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(repr(error)) from error
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
     """Raise KeyError or TypeError if counts and examples of a file are not what a report shows."""
-    others = ("source", "tokens", "rejected", "unchanged")
+    others = ("source", "tokens", "rejected", "turns", "unchanged")
     tokens = values.get("tokens", {"text": 0, "image": 0})
     numbers = {name: value for name, value in values.items() if name not in others}
     numbers |= {f"tokens.{name}": tokens[name] for name in ("text", "image", *tokens)}
+    numbers |= {f"turns.{name}": value for name, value in (values.get("turns") or {}).items()}
     for kind, each in values["rejected"].items():
         numbers[f"rejected.{kind}"] = each.get("count", 0)
         for example in each.get("examples", ()):
@@ -103,6 +159,29 @@ def _check_values(values: Mapping[str, Any]) -> None:
     for name, number in numbers.items():
         if type(number) not in (int, float):
             raise TypeError(f"{name} is {shown(number)}, which is no number")
+
+
+def balance(reports: Mapping[str, PrepareReport], weights: Mapping[str, float]) -> Balance | None:
+    """Return how the answers of a mixture are divided among modalities; None without turns.
+
+    Where one modality dominates the answers, a model learns to prefer it, or never to use the
+    other, whatever it is asked (Chameleon, arXiv 2405.09818, section 3).
+
+    Args:
+        reports: by the name of the source.
+        weights: the share of rows of each source; only ratios matter.
+    """
+    text = image = 0.0
+    has_images = False
+    for name, report in reports.items():
+        if report.turns is not None:
+            scale = weights[name] / report.rows
+            text += scale * (report.turns.answer_tokens - report.turns.answer_image_tokens)
+            image += scale * report.turns.answer_image_tokens
+            has_images |= report.turns.prompt_images + report.turns.answer_images > 0
+    if not text + image:
+        return None
+    return Balance(100 * image / (text + image), has_images)
 
 
 def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None:

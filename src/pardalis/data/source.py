@@ -32,7 +32,8 @@ class SourceConfig:
     """One source of training documents."""
 
     name: str  # what reports, folders and the mixture call it
-    reader: Literal["jsonl", "folder", "html", "pairs"]  # the format of what is at path
+    # The format of what is at path.
+    reader: Literal["jsonl", "folder", "html", "pairs", "chat", "sharegpt", "cauldron"]
     path: Path  # file or folder, relative to the recipe
     weight: float = 1.0  # share of rows in the mixture; only ratios matter
     # The documents whose place, a hash of their content in [0, 1), lies from the first number on

@@ -27,9 +27,12 @@ from pardalis.documents.images import (
 from pardalis.documents.readers import (
     READERS,
     Reader,
+    read_cauldron,
+    read_chat,
     read_folder,
     read_html,
     read_jsonl,
     read_pairs,
+    read_sharegpt,
 )
 from pardalis.documents.writers import to_html, to_markdown, write_jsonl

@@ -10,5 +10,7 @@ from pardalis.objectives.objective import (
     Objective,
     ObjectiveConfig,
     hidden_states,
+    learnt_roles,
     masks_by_modality,
 )
+from pardalis.objectives.sft import SFT, SFTConfig

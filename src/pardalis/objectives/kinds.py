@@ -2,5 +2,6 @@
 
 from pardalis.config import Kinds
 from pardalis.objectives.next_token import NextTokenConfig
+from pardalis.objectives.sft import SFTConfig
 
-OBJECTIVES = Kinds(NextTokenConfig)
+OBJECTIVES = Kinds(NextTokenConfig, SFTConfig)

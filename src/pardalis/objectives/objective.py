@@ -46,7 +46,11 @@ class Objective(ABC):
 
 @runtime_checkable
 class ObjectiveConfig(Protocol):
-    """The config of an objective."""
+    """The config of an objective.
+
+    One that learns only some turns of conversations has an attribute ``learnt_roles`` too: see
+    :func:`learnt_roles`.
+    """
 
     @property
     def kind(self) -> str:
@@ -72,6 +76,15 @@ class ObjectiveConfig(Protocol):
             ConfigError: an option names a modality that does not exist.
         """
         ...
+
+
+def learnt_roles(config: ObjectiveConfig) -> tuple[str, ...]:
+    """Return the roles whose turns an objective learns, and nothing else; (): all of a document.
+
+    Documents are prepared accordingly, so that no target of another role reaches the objective.
+    """
+    roles: tuple[str, ...] = getattr(config, "learnt_roles", ())
+    return roles
 
 
 def hidden_states(

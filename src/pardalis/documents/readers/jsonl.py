@@ -148,18 +148,19 @@ def _segment(record: Any, where: str, folder: Path) -> Segment:
         raise BadRecordError("bad-record", reason)
     content = _string(record, kinds[0], where)
     if kinds[0] == "text":
-        return Text(content, role, _weight(record, where))
+        return Text(content, role, weight_of(record, where))
     alt, regions = _string(record, "alt", where), _regions(record, where)
     if kinds[0] == "image":
         file = find_image(content, folder, f"{where} names the image")
-        return Image(file, alt, role, regions, _weight(record, where))
+        return Image(file, alt, role, regions, weight_of(record, where))
     try:
-        return Image(from_base64(content), alt, role, regions, _weight(record, where))
+        return Image(from_base64(content), alt, role, regions, weight_of(record, where))
     except DataError as error:
         raise BadRecordError("bad-base64", f"{where}: {error}") from error
 
 
-def _weight(record: dict[str, Any], where: str) -> float:
+def weight_of(record: dict[str, Any], where: str) -> float:
+    """Return the weight of a segment or a message; raises BadRecordError for a wrong one."""
     weight = record.get("weight", 1.0)
     if not _is_number(weight) or not 0 <= weight <= MAX_WEIGHT:
         raise BadRecordError(

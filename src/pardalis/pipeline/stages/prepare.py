@@ -1,20 +1,27 @@
 """Stage ``prepare``: encode the documents of every source and write them as shards."""
 
+import logging
 import shutil
+from collections.abc import Mapping
 
-from pardalis.data import Shards, prepare_source, shard_inputs
+from pardalis.data import PrepareReport, Shards, balance, prepare_source, shard_inputs
 from pardalis.errors import DataError
+from pardalis.objectives import learnt_roles
 from pardalis.pipeline.builders import codec_of, located
 from pardalis.pipeline.checks import check_prepare
 from pardalis.pipeline.licences import refresh_licences, write_licences
+from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.pipeline.start import given_content
+
+logger = logging.getLogger(__name__)
 
 
 def inputs(context: RunContext) -> Inputs:
     # Later stages read the bundle that the run starts from too, and they need this stage.
     recipe = context.recipe
     row_tokens = recipe.model_run.prepare.row_tokens
+    roles = learnt_roles(recipe.model_run.training.objective)
     return {
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
@@ -24,6 +31,7 @@ def inputs(context: RunContext) -> Inputs:
             source.name: shard_inputs(source.transforms, row_tokens)
             for source in recipe.all_sources
         },
+        **({"learnt_roles": roles} if roles else {}),
     }
 
 
@@ -31,13 +39,18 @@ def run(context: RunContext) -> None:
     recipe, folder = context.recipe, context.folder
     codec, shards = codec_of(recipe, folder, context.world.device), folder / "shards"
     prepare = recipe.model_run.prepare
+    roles = learnt_roles(recipe.model_run.training.objective)
+    reports = {}
     names = {source.name for source in recipe.all_sources}
     for path in shards.glob("*/"):
         if path.name not in names:
             shutil.rmtree(path)
     for source in recipe.all_sources:
         content = context.survey(source)
-        prepare_source(located(source, folder), codec, shards / source.name, prepare, content)
+        reports[source.name] = prepare_source(
+            located(source, folder), codec, shards / source.name, prepare, content, roles
+        )
+    _report_turns(recipe, reports)
     write_licences(context)
 
 
@@ -48,6 +61,24 @@ def incomplete(context: RunContext) -> str:
         except DataError:
             return f"shards/{source.name}"
     return ""
+
+
+def _report_turns(recipe: Recipe, reports: Mapping[str, PrepareReport]) -> None:
+    """Log what is read and learnt of conversations, and warn if one modality dominates answers."""
+    for name, report in reports.items():
+        if (turns := report.turns) is not None:
+            logger.info(
+                "%s: %d conversations (%d items rejected); prompts: %d tokens, %d images; answers: "
+                "%d tokens, %d images, %.1f %% of the tokens are of images.",
+                name, turns.conversations, report.n_rejected, turns.prompt_tokens,
+                turns.prompt_images, turns.answer_tokens, turns.answer_images, turns.image_percent,
+            )  # fmt: skip
+    of_sources = {source.name: source.weight for source in recipe.sources}
+    mixtures = {stage.from_step: stage.weights for stage in recipe.curriculum} or {0: of_sources}
+    for from_step, weights in mixtures.items():
+        found = balance({name: reports[name] for name in weights}, weights)
+        if found is not None and found.warning:
+            logger.warning("%s%s", f"From step {from_step}: " if from_step else "", found.warning)
 
 
 STAGE = Stage(
