@@ -473,3 +473,92 @@ def test_a_full_disk_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch
 def test_sizes_must_be_positive(field: str):
     with pytest.raises(ConfigError, match=f"^{field} must be at least"):
         replace(CONFIG, **{field: 0})
+
+
+# ── conversations of which only some turns are learnt ──────────────────────────────────────────
+
+
+def turns(*parts: tuple[str, str]) -> dict:
+    return {"segments": [{"role": role, "text": text} for role, text in parts]}
+
+
+def answers(base: Path, codec: Codec, *records: object, **changes) -> PrepareReport:
+    source = write_jsonl(base, *records)
+    config = replace(CONFIG, **changes)
+    return prepare_source(source, codec, base / "shards", config, learnt_roles=("assistant",))
+
+
+U, A, S = "user", "assistant", "system"
+OWL = turns((U, "an owl?"), (A, "an owl"))
+
+
+def test_only_answers_are_learnt_whatever_the_weights_of_prompts(base: Path, codec: Codec):
+    record = turns((S, "the"), (U, "an owl?"), (A, "an owl"), (U, "a fox?"), (A, "two"))
+    record["segments"][1]["weight"] = 5
+    record["segments"][4]["weight"] = 2
+    report = answers(base, codec, record)
+    document = Shards.open(base / "shards").document(0)
+    runs = [
+        (float(weight), codec.render(document.ids[document.weights == weight])) for weight in (1, 2)
+    ]
+    assert runs == [(1, "an owl<end_turn>"), (2, "two<eos>")]
+    learnt = document.weights > 0
+    assert (report.turns.conversations, report.turns.answer_tokens) == (1, learnt.sum())
+    assert report.turns.prompt_tokens == len(document) - learnt.sum()
+
+
+def test_shards_of_answers_are_others_than_those_of_all_turns(base: Path, codec: Codec):
+    assert not answers(base, codec, OWL).unchanged
+    assert answers(base, codec, OWL).unchanged
+    whole = prepare(base, codec, write_jsonl(base, OWL))
+    assert not whole.unchanged and whole.turns is None
+    assert not Shards.open(base / "shards").document(0).is_weighted
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "reason"),
+    [
+        ({"segments": [{"text": "an owl"}]}, "no-answer", "has no turn of the assistant, and no"),
+        (turns((U, "an owl"), (A, "")), "no-answer", "has no turn of the assistant, and nothing"),
+        (turns((A, "an owl"), (U, "a")), "no-prompt", "begins with a turn of the assistant, which"),
+        (turns((U, ""), (A, "an owl")), "no-prompt", "begins with a turn of the assistant, which"),
+        (turns((U, "an owl" * 30), (A, "no")), "too-long", "a row has 64"),
+    ],
+)
+def test_what_has_no_answer_is_rejected_and_counted(base: Path, codec: Codec, record, kind, reason):
+    report = answers(base, codec, record, OWL, record)
+    assert (report.read, report.written, report.n_rejected) == (3, 1, 2)
+    assert reason in report.rejected[kind].examples[0]["reason"]
+    with pytest.raises(DataError, match=f"(?s)no usable document: 1 read, 1 rejected.*{kind}"):
+        answers(base, codec, record)
+
+
+def test_a_conversation_that_the_template_refuses_is_rejected(base: Path, codec: Codec):
+    source = "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('No.') }}"
+    source += "{% endif %}{{ m.content + '<end_turn>' }}{% endfor %}"
+    templated = Codec(
+        codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer, chat_template=source
+    )
+    report = answers(base, templated, turns((U, "an owl?"), (A, "no")), OWL)
+    assert report.written == 1
+    assert (
+        "does not take this conversation" in report.rejected["chat-template"].examples[0]["reason"]
+    )
+
+
+def test_images_of_prompts_and_answers_are_counted(base: Path, codec: Codec):
+    image = {"image": "owls/0.png"}
+    record = {
+        "segments": [
+            {"role": U, **image}, {"role": U, "text": "again!"},
+            {"role": A, **image}, {"role": A, "text": "so"}, {"role": A, **image},
+        ]
+    }  # fmt: skip
+    found = answers(base, codec, record, OWL).turns
+    n_text = len(codec.text_tokenizer.encode("so")) + len(codec.text_tokenizer.encode("an owl"))
+    assert (found.conversations, found.prompt_images, found.answer_images) == (2, 1, 2)
+    assert found.answer_image_tokens == 2 * 4
+    assert found.answer_tokens == n_text + 2 * (4 + 2) + 2  # with the marks of images, and eos
+    assert found.image_percent == 100 * 8 / found.answer_tokens
+    saved = json.loads((base / "shards" / "report.json").read_text())
+    assert PrepareReport.from_dict(saved).turns == found

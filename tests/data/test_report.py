@@ -1,6 +1,6 @@
 import json
 
-from pardalis.data import PrepareReport
+from pardalis.data import PrepareReport, Turns, balance
 from pardalis.documents import Rejection
 from pardalis.tokens import Encoded, Grammar
 
@@ -45,3 +45,32 @@ def test_a_report_of_an_earlier_version_is_read():
     report = PrepareReport.from_dict(json.loads(old))
     assert (report.images, report.written, report.n_rejected) == (2, 2, 1)
     assert PrepareReport.from_dict(report.to_dict()) == report
+
+
+def turns(text: int, image: int, images: int = 1) -> PrepareReport:
+    report = PrepareReport("owls", row_tokens=20, rows=10)
+    report.turns = Turns(
+        answer_tokens=text + image, answer_image_tokens=image, prompt_images=images
+    )
+    return report
+
+
+def test_the_balance_is_that_of_the_mixture():
+    """A source of weight 3 gives three rows for one of a source of weight 1."""
+    reports = {"a": turns(text=300, image=0), "b": turns(text=0, image=100)}
+    found = balance(reports, {"a": 1.0, "b": 3.0})
+    assert found.image_percent == 50 and found.has_images and not found.warning
+    assert balance({"a": PrepareReport("a", 20)}, {"a": 1.0}) is None
+
+
+def test_one_modality_that_dominates_answers_is_warned_of():
+    def warning(**parts: int) -> str:
+        return balance({"a": turns(**parts)}, {"a": 1.0}).warning
+
+    assert "4.0 % are of images, so the model learns a preference against" in warning(
+        text=96, image=4
+    )
+    assert "96.0 % are of images, so the model learns a preference for" in warning(text=4, image=96)
+    assert "whose answers have images" in warning(text=10, image=0)
+    assert not warning(text=95, image=5) and not warning(text=5, image=95)
+    assert not warning(text=10, image=0, images=0)  # a model of texts

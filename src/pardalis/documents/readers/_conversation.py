@@ -174,7 +174,7 @@ def name_of(record: dict[str, Any], place: Place) -> str:
 def text_of(value: Any, where: str) -> str:
     """Return a text of a record; raises BadRecordError for anything else."""
     if not isinstance(value, str) or not is_unicode(value):
-        found = "broken Unicode" if isinstance(value, str) else f"a {type(value).__name__}"
+        found = "broken Unicode" if isinstance(value, str) else f"of type {type(value).__name__}"
         raise BadRecordError("bad-record", f"{where} is {found}; it must be text.")
     return value
 
@@ -185,7 +185,7 @@ def list_of(record: dict[str, Any], key: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        reason = f'The record has a {type(value).__name__} under "{key}"; it must be a list.'
+        reason = f'"{key}" of the record is of type {type(value).__name__}; it must be a list.'
         raise BadRecordError("bad-record", reason)
     return value
 
