@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from hostile import ABSURD, places, replaced
 
 from pardalis.documents import READERS, Document, Image, Rejection, Text, to_data_uri
 from pardalis.errors import DataError
@@ -323,3 +324,37 @@ def test_a_path_without_anything_is_refused(tmp_path, reader):
         with pytest.raises(DataError, match="a file of conversations, or a folder of such files"):
             READERS[reader](tmp_path / name)
     assert list(READERS[reader](tmp_path)) == []
+
+
+RECORDS = {
+    "chat": {
+        "id": "a", "images": ["red.png"], "messages": [
+            {"role": S, "content": "Be brief.", "weight": 1},
+            {"role": U, "content": [
+                {"type": "image"}, {"type": "image_url", "image_url": {"url": "red.png"}},
+                {"type": "text", "text": "?"},
+            ]},
+            ANSWERED,
+        ],
+    },
+    "sharegpt": {
+        "id": "a", "system": "Be brief.", "image": ["red.png"], "images": [{"path": "red.png"}],
+        "conversations": [{"from": "human", "value": "<image>?<image>"}, GPT],
+    },
+    "cauldron": {"images": ["red.png", {"bytes": "AA=="}], "texts": PAIR},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", RECORDS)
+def test_any_value_in_any_place_is_read_or_rejected(tmp_path, red_file, reader):
+    """Nothing but a document or a rejection comes of a record, and every record counts."""
+    good = RECORDS[reader]
+    values = [*ABSURD, [[]], [{}], {"": 0}, "\ud800", "../red.png", "data:,", float("nan"), 10**400]
+    changed = [replaced(good, place, new) for place in places(good) for new in values]
+    found = read(reader, tmp_path, good, *changed)
+    assert isinstance(found[0], Document) and len(found) == 1 + len(changed)
+    for item in found:
+        assert isinstance(item, Document | Rejection)
+        if isinstance(item, Document):
+            assert all(each.role in (S, U, A) and each.weight >= 0 for each in item.segments)
+            assert A in {each.role for each in item.segments}
