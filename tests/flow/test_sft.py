@@ -115,6 +115,12 @@ def test_the_loss_is_that_of_the_answers(trained):
     assert metrics[-1]["tokens"] == 2 * report.turns.answer_tokens  # the one row, twice
 
 
+def test_the_report_shows_what_is_learnt(trained):
+    page = (trained / "run" / "report.html").read_text()
+    assert "What of the conversations is learnt" in page and "22.2 %" in page  # 4 of 18 tokens
+    assert "has no turn of the assistant" in page
+
+
 def test_images_of_prompts_are_padded_and_those_of_answers_cropped(trained, bundle):
     assert bundle.codec.image_fit == "pad"
     wide = Image(np_image(), role="user"), Image(np_image(), role="assistant")
