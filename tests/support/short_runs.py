@@ -24,7 +24,8 @@ def shortened(recipe: Recipe) -> Recipe:
     """Return a recipe with the same parts and few steps, images, layers and prompts."""
     values = configs.to_dict(recipe)
     values["heldout_rows"] = 2
-    values["sample"] |= {"images": 2, "captions": 2, "caption_tokens": 8, "gallery": 9}
+    few = {name: min(2, values["sample"][name]) for name in ("images", "captions")}
+    values["sample"] |= few | {"caption_tokens": 8, "gallery": 9}
     values["sample"]["pages"] = 1 if _corpus(recipe) else 0  # long, where nothing ends them
     values["parallel"] |= {"shard": 0, "tensor": 1, "compile": False}
     for name, changes in {
