@@ -181,5 +181,5 @@ def test_a_root_that_does_not_exist(tmp_path):
 
 
 def test_readers_have_names():
-    assert set(READERS) == {"folder", "jsonl", "html", "pairs"}
+    assert set(READERS) == {"folder", "jsonl", "html", "pairs", "chat", "sharegpt", "cauldron"}
     assert READERS["html"] is read_html

@@ -194,3 +194,9 @@ def test_documents_without_roles_are_refused(trained, tmp_path):
     plain = ["sources.0.reader=jsonl", f"sources.0.path={trained / 'base' / 'pairs.jsonl'}"]
     with pytest.raises(DataError, match=r"(?s)no usable document: 10 read, 10 rejected.*no-answer"):
         run(load_recipe(trained / "recipe.toml", plain), tmp_path / "run")
+
+
+def test_the_command_to_try_is_chat(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(["run", "recipe.toml", "--out", "run"]) == 0
+    assert capsys.readouterr().out.endswith("pardalis chat run/bundle\n")

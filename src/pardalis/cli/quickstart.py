@@ -1,6 +1,7 @@
 """``pardalis quickstart`` and ``pardalis run``: all stages of a recipe."""
 
 import argparse
+from pathlib import Path
 
 from pardalis.cli.common import (
     Commands,
@@ -57,6 +58,18 @@ def _run(options: argparse.Namespace) -> None:
         page = folder / "report.html"
         lead = f"Open {page}. " if page.is_file() else ""
         echo(f"\n{lead}The model is {folder / 'bundle'}; use it:")
-        unprompted = f"pardalis generate {quoted(str(folder / 'bundle'))} '' --out page.html"
+        bundle = quoted(str(folder / "bundle"))
+        unprompted = f"pardalis generate {bundle} '' --out page.html"
+        if _converses(folder):
+            unprompted = f"pardalis chat {bundle}"
         for command in commands_of(folder) or [unprompted]:
             echo(command)
+
+
+def _converses(run: Path) -> bool:
+    """Whether the model of a run was trained to answer."""
+    from pardalis.objectives import learnt_roles
+    from pardalis.pipeline import load_recipe
+
+    objective = load_recipe(run / "recipe.toml").model_run.training.objective
+    return "assistant" in learnt_roles(objective)
