@@ -1,8 +1,8 @@
 """What the readers of conversations share: records of files, images, and the order of turns.
 
 A source is a file of records, or a folder that is searched for such files: JSONL, or one list in
-JSON. Images of a record are paths relative to its file, or ``data:`` URIs. A path that leads out of
-the source's folder, through a link too, is refused.
+JSON. Images of a record are paths relative to its file, inside the source's folder, or ``data:``
+URIs.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Any
 from pardalis.documents.document import Document, Image, Rejection, Role, Segment, is_unicode
 from pardalis.documents.images import from_base64, from_data_uri
 from pardalis.documents.readers._lines import BadRecordError, read_lines
+from pardalis.documents.readers._lines import find_image as find_file
 from pardalis.errors import DataError
 from pardalis.files import read_json
 
@@ -103,17 +104,7 @@ def find_image(value: Any, place: Place, where: str) -> Path | bytes:
         return _decoded(lambda: from_data_uri(name), where)
     if name.partition("://")[0].lower() in ("http", "https"):
         raise BadRecordError("remote-image", f"{where} is not on this machine: {name[:60]!r}.")
-    file = place.folder / name
-    if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
-        raise BadRecordError(
-            "missing-image", f"{where} is {name[:200]!r}, which is not a file in {place.folder}."
-        )
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(place.root)):
-        raise BadRecordError(
-            "outside-image",
-            f"{where} is {name[:200]!r}, which lies outside {place.root}; copy it there.",
-        )
-    return file
+    return find_file(name, place.folder, f"{where} is", place.root)
 
 
 def _decoded(decode: Callable[[], bytes], where: str) -> bytes:
