@@ -14,6 +14,7 @@ from typing import Any
 
 from pardalis.config import shown
 from pardalis.errors import BundleError
+from pardalis.files import parse_json
 from pardalis.interop.gguf_file import GGUFFile
 from pardalis.interop.vocabulary import SINGLE_NAMES, image_code, image_name, to_foreign
 from pardalis.tokens import TextTokenizer, Vocabulary
@@ -321,7 +322,7 @@ def vocabulary_values(vocabulary: Vocabulary, text_tokenizer: TextTokenizer) -> 
     Raises:
         BundleError: the tokenizer splits or joins text in a way that GGUF files cannot name.
     """
-    content: dict[str, Any] = json.loads(text_tokenizer.to_json())
+    content: dict[str, Any] = parse_json(text_tokenizer.to_json())
     foreign = to_foreign(vocabulary)
     number = (lambda i: i) if vocabulary.foreign_ids is not None else vocabulary.text_id
     names: dict[int, tuple[str, int]] = {

@@ -207,7 +207,7 @@ def named_tokenizer(vocabulary: Vocabulary, text_tokenizer: TextTokenizer) -> st
         BundleError: a text token of a tokenizer trained here has the name of a special token; or
             the tokenizers library does not give a new token its id.
     """
-    content: dict[str, Any] = json.loads(text_tokenizer.to_json())
+    content: dict[str, Any] = parse_json(text_tokenizer.to_json())
     if vocabulary.foreign_ids is None:
         _name_all(content, vocabulary)
         content["post_processor"] = _adding_bos(vocabulary)

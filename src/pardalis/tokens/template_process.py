@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pardalis.errors import BundleError, TemplateError
+from pardalis.files import parse_json
 
 SECONDS = 5  # of processor time, for the renderings of one conversation
 MEMORY = 2**30  # bytes
@@ -78,7 +79,7 @@ class TemplateProcess:
             # An answer that was not read whole would be taken for that of the next conversation.
             code = None if line.endswith(b"\n") else self._stop()
         if code is None:
-            return json.loads(line)
+            return parse_json(line)
         if code == -signal.SIGPROF:
             raise BundleError(
                 f"The chat template takes more than {SECONDS} s for one conversation; correct it."
