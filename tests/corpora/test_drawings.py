@@ -95,6 +95,19 @@ def test_a_tenth_of_the_concepts_lose_one_style_and_all_styles_lose_some():
     assert all(was in (now, "openmoji") for was, now in zip(lost, fewer, strict=True))
 
 
+def test_more_cells_can_be_held_out(fakes, tmp_path, parts):
+    config = DrawingsConfig(packages=fakes, image_side=8, one_cell_in=1)
+    build_drawings(config, tmp_path / "cells")
+    found = {name: cells_of(tmp_path / "cells", name) for name in FILES}
+    styles_of = {}
+    for key, style in (*found["pairs.train"], *found["cells"]):
+        styles_of.setdefault(key, set()).add(style)
+    whole = {key for key, styles in styles_of.items() if styles == STYLE.keys()}
+    assert {key for key, _ in found["cells"]} == whole  # each concept that has all styles lost one
+    assert found["cells"].keys() > parts["cells"].keys()
+    assert found["pairs.heldout"].keys() == parts["pairs.heldout"].keys()
+
+
 def test_captions_and_images(corpus, parts):
     everything = {cell: document for name in FILES for cell, document in parts[name].items()}
     for (key, style), document in everything.items():
@@ -226,6 +239,7 @@ def test_articles(name, expected):
     ("changes", "message"),
     [
         ({"image_side": 4}, r"image_side must be from 8 to 1024, got 4\."),
+        ({"one_cell_in": 0}, r"one_cell_in must be at least 1, got 0\."),
         ({"image_side": 2048}, r"image_side must be from 8 to 1024, got 2048\."),
     ],
 )

@@ -24,6 +24,7 @@ from pardalis.cli import (
     chat,
     convert,
     data,
+    evaluate,
     generate,
     init,
     plan,
@@ -234,6 +235,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, score, convert, adapter, show):
+    for module in (generate, chat, score, evaluate, convert, adapter, show):
         module.add(commands)
     return parser

@@ -24,6 +24,7 @@ from pardalis.data.split import WHOLE, Part, place_of, placed
 from pardalis.data.transforms import (
     TRANSFORMS,
     LoadTransform,
+    CodeNoise,
     ModalityDropout,
     PairOrder,
     Transforms,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pardalis import progress
-from pardalis.config import not_deciding
+from pardalis.config import check_at_least, not_deciding
 from pardalis.corpora.drawings.captions import caption
 from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
 from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES, checked
@@ -39,10 +39,12 @@ class DrawingsConfig:
     image_side: int = 128  # pixels
     licences: Licences = "all"  # permissive: without what binds whoever passes it on (OpenMoji)
     skin_tones: bool = False  # people and hands in each tone too, twice as many images
+    one_cell_in: int = 10  # of how many training concepts one is held out in one style
 
     def __post_init__(self) -> None:
         if not 8 <= self.image_side <= 1024:
             raise ConfigError(f"image_side must be from 8 to 1024, got {self.image_side}.")
+        check_at_least(self, one_cell_in=1)
         if self.licences not in get_args(Licences):
             raise ConfigError(
                 f"licences must be one of {', '.join(map(repr, get_args(Licences)))}, got "
@@ -90,7 +92,7 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
     concepts = all_concepts(packages, config.skin_tones, with_extras=config.licences == "all")
     with atomic_folder(folder) as partial:
         images, n_identical = _draw(concepts, styles, packages, config.image_side, partial)
-        cells = _held_out_cells(images, len(styles))
+        cells = _held_out_cells(images, len(styles), config.one_cell_in)
         counts: dict[str, Any] = {"concepts": len(concepts), "dropped_identical": n_identical}
         parts: dict[str, list[_Image]] = {f"pairs.{split}": [] for split in SPLITS}
         parts["cells"] = []
@@ -141,14 +143,14 @@ def _draw(
     return [image for image, _ in wanted if image in kept], len(wanted) - len(kept)
 
 
-def _held_out_cells(images: Iterable[_Image], n_styles: int) -> dict[Concept, str]:
+def _held_out_cells(images: Iterable[_Image], n_styles: int, one_in: int) -> dict[Concept, str]:
     """Return the style held out of each concept of training that has all styles, where one is."""
     styles_of: dict[Concept, list[str]] = {}
     for image in images:
         if image.concept.split == "train":
             styles_of.setdefault(image.concept, []).append(image.style.name)
     cells = {
-        concept: concept.held_out_style(styles)
+        concept: concept.held_out_style(styles, one_in)
         for concept, styles in styles_of.items()
         if len(styles) == n_styles
     }

@@ -17,7 +17,6 @@ from pardalis.files import parse_json
 Split = Literal["train", "heldout", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-_CELL_ONE_IN = 10  # concepts that one style is held out of
 _NOT_TAKEN = ("brand", "people")  # OpenMoji's own groups left out: trademarks, and real persons
 
 
@@ -38,9 +37,13 @@ class Concept:
         place = bucket(self.family)
         return "train" if place < 90 else "heldout" if place < 95 else "test"
 
-    def held_out_style(self, styles: Iterable[str]) -> str | None:
-        """Return which of the styles training does not see the concept in, or None."""
-        if seeds.derive(0, "cell", self.family) % _CELL_ONE_IN:
+    def held_out_style(self, styles: Iterable[str], one_in: int = 10) -> str | None:
+        """Return which of the styles training does not see the concept in, or None.
+
+        Args:
+            one_in: of how many concepts one has such a style.
+        """
+        if seeds.derive(0, "cell", self.family) % one_in:
             return None
         return min(styles, key=lambda style: seeds.derive(0, "cell", self.family, style))
 
