@@ -108,6 +108,37 @@ def test_more_cells_can_be_held_out(fakes, tmp_path, parts):
     assert found["pairs.heldout"].keys() == parts["pairs.heldout"].keys()
 
 
+def redraws_of(folder, split):
+    """Return the (key, style, style) of the documents of a file, and the documents."""
+    documents = list(read_jsonl(folder / f"redraws.{split}.jsonl"))
+    return [tuple(document.name.split("/")[1:]) for document in documents], documents
+
+
+@pytest.mark.parametrize("split", ["train", "heldout", "test"])
+def test_a_redraw_shows_one_concept_in_two_styles_each_first_and_second_once(corpus, parts, split):
+    cells, documents = redraws_of(corpus[0], split)
+    pairs = parts[f"pairs.{split}"]
+    styles_of = {}
+    for key, style in pairs:
+        styles_of.setdefault(key, []).append(style)
+    in_several = {cell for cell in pairs if len(styles_of[cell[0]]) > 1}
+    assert sorted((key, a) for key, a, _ in cells) == sorted(in_several)
+    assert sorted((key, b) for key, _, b in cells) == sorted(in_several)
+    assert corpus[1][f"redraws.{split}"].values() and all(a != b for _, a, b in cells)
+    for (key, a, b), document in zip(cells, documents, strict=True):
+        assert document.segments == (*pairs[key, a].segments, *pairs[key, b].segments)
+        for style in (a, b):
+            assert STYLE[style].licence in document.licence
+
+
+def test_a_held_out_cell_is_redrawn_from_a_style_of_training(corpus, parts):
+    cells, _ = redraws_of(corpus[0], "cells")
+    assert {(key, after) for key, _, after in cells} == parts["cells"].keys()
+    assert all((key, before) in parts["pairs.train"] for key, before, _ in cells)
+    seen, _ = redraws_of(corpus[0], "train")
+    assert {(key, b) for key, _, b in seen}.isdisjoint(parts["cells"])
+
+
 def test_captions_and_images(corpus, parts):
     everything = {cell: document for name in FILES for cell, document in parts[name].items()}
     for (key, style), document in everything.items():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pardalis import config as configs
 from pardalis.data import (
     TRANSFORMS,
-    CodeNoise,
     Loader,
     ModalityDropout,
     PairOrder,
@@ -102,45 +101,6 @@ def test_a_probability_is_one(probability):
         ModalityDropout(probability=probability)
 
 
-# ── code noise ───────────────────────────────────────────────────────────────────────────────────
-
-
-def noisy(most, *, codes=200, name="a", epoch=0) -> Encoded:
-    grammar = Grammar(IDS, codes_per_image=codes)
-    image = [IDS.begin_image_id, *[IDS.image.start] * codes, IDS.end_image_id]
-    document = Encoded.of([BOS, A, *image, A, EOS])
-    return Transforms([CodeNoise(most=most)], grammar, "source").load(document, name, 0, epoch)
-
-
-def test_noise_replaces_codes_only_and_the_replaced_are_not_learnt():
-    found = noisy(1.0)
-    before = [BOS, A, IDS.begin_image_id], [IDS.end_image_id, A, EOS]
-    assert (found.ids[:3].tolist(), found.ids[-3:].tolist()) == before
-    codes, weights = found.ids[3:-3], found.weights[3:-3]
-    assert set(codes.tolist()) <= set(IDS.image)
-    assert (codes[weights == 1] == IDS.image.start).all()
-    assert (found.weights[:3] == 1).all() and (found.weights[-3:] == 1).all()
-    # Of 12 codes a random one is the same by chance.
-    assert 0 < (codes != IDS.image.start).sum() <= (weights == 0).sum()
-
-
-def test_the_share_of_noise_differs_by_image_and_epoch_up_to_the_most():
-    shares = [
-        1 - noisy(0.5, name=name, epoch=epoch).weights[3:-3].mean()
-        for name in "abcdefghij"
-        for epoch in range(20)
-    ]
-    assert min(shares) < 0.1 and 0.4 < max(shares) < 0.65
-    assert 0.2 < np.mean(shares) < 0.3
-    assert len(set(shares)) > 30
-    assert (noisy(0.0).weights == 1).all()
-
-
-def test_the_most_noise_is_a_share():
-    with pytest.raises(ConfigError, match=r"^most must lie in \[0, 1\], got 1\.5"):
-        CodeNoise(most=1.5)
-
-
 # ── purity ───────────────────────────────────────────────────────────────────────────────────────
 
 bodies = st.lists(st.sampled_from([[A], [A + 1], [TURN], IMAGE]), max_size=6)
@@ -148,7 +108,6 @@ documents = bodies.map(lambda body: [BOS, *(i for part in body for i in part), E
 lists = st.lists(
     st.one_of(
         st.floats(0, 1).map(lambda p: ModalityDropout(probability=p)),
-        st.floats(0, 1).map(lambda most: CodeNoise(most=most)),
         st.integers(0, 6).map(lambda most: Stretched(most=most)),
     ),
     max_size=3,

@@ -24,7 +24,6 @@ from pardalis.data.split import WHOLE, Part, place_of, placed
 from pardalis.data.transforms import (
     TRANSFORMS,
     LoadTransform,
-    CodeNoise,
     ModalityDropout,
     PairOrder,
     Transforms,

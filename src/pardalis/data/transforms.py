@@ -127,42 +127,8 @@ class ModalityDropout:
         return length
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodeNoise:
-    """Replaces image codes by random ones, anew in each epoch; the replaced are not learnt.
-
-    A model that memorises its images tells from the first few codes of an image what follows, and
-    need not read the text. Noise makes these codes unreliable, as word dropout does for texts
-    (arXiv 1511.06349, section 3.1). Each image has a share of noise between 0 and ``most``, so
-    images without noise, as in generation, remain.
-    """
-
-    kind: Literal["code_noise"] = "code_noise"
-    most: float = 0.5  # the largest share of the codes of an image that are replaced
-
-    def __post_init__(self) -> None:
-        check_fractions(self, "most")
-
-    def load(self, document: Encoded, grammar: Grammar, seed: int) -> Encoded:
-        generator = numpy_generator(seed)
-        codes = grammar.vocabulary.image
-        ids, weights = document.ids.copy(), document.weights.copy()
-        for span in grammar.spans(document.ids):
-            if span.kind is not SpanKind.IMAGE:
-                continue
-            inside = np.arange(span.start, span.stop)
-            inside = inside[(ids[inside] >= codes.start) & (ids[inside] < codes.stop)]
-            noisy = inside[generator.random(len(inside)) < self.most * generator.random()]
-            ids[noisy] = generator.integers(codes.start, codes.stop, len(noisy))
-            weights[noisy] = 0
-        return Encoded(ids, weights)
-
-    def room(self, length: int) -> int:
-        return length
-
-
 Transform = WriteTransform | LoadTransform
-TRANSFORMS = Kinds(PairOrder, ModalityDropout, CodeNoise)
+TRANSFORMS = Kinds(PairOrder, ModalityDropout)
 
 _TEXT_TO_IMAGE = [SpanKind.TEXT, SpanKind.IMAGE, SpanKind.EOS]
 

@@ -27,7 +27,7 @@ from pardalis import bundle as bundles
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least
 from pardalis.documents import Document, Image, Segment, Text, open_image
-from pardalis.errors import ConfigError, DataError
+from pardalis.errors import ConfigError
 from pardalis.evaluate import ImageFeatures, retrieval_top1, score_captions
 from pardalis.evaluate.probe import LinearProbe
 from pardalis.files import atomic_folder, write_json
@@ -181,8 +181,8 @@ class _Study:
                 **self._image_scores(some, images),
                 **self._caption_scores(name, self._sample(name, pairs, config.captions)),
             }
-        if config.label_before and config.grid:
-            self._grid().save(folder / "grid.png")
+        if config.label_before and config.grid and (grid := self._grid()):
+            grid.save(folder / "grid.png")
         return {
             "chance": 1 / min(config.candidates, len(self.gallery)),
             "gallery": len(self.gallery),
@@ -364,10 +364,11 @@ class _Study:
                 yield from generate_many(self.bundle, batch, generation, seed=seed)
                 advance(len(batch))
 
-    def _grid(self) -> PIL.Image.Image:
+    def _grid(self) -> PIL.Image.Image | None:
         """Return concepts of held-out pairs in all labels, generated; what was held out is framed.
 
-        A row is a concept, a column a label.
+        A row is a concept that training shows with other labels, a column a label. None: there is
+        no such concept.
         """
         ends = self.config.label_before
         assert ends is not None and self.probe is not None
@@ -379,11 +380,11 @@ class _Study:
         for name, some in self.chosen.items():
             for item in some:
                 rest = item.rest(ends)
-                if name not in self.learnt and item.is_pair and len(known.get(rest, ())) > 1:
+                if name not in self.learnt and item.is_pair and known.get(rest):
                     chosen.setdefault(rest, item.label(ends))
         rows = list(chosen)[: self.config.grid]
         if not rows:
-            raise DataError("No held-out caption names what training shows with other labels.")
+            return None
         items = [
             _Item((Text(caption),), caption, Path(), True)
             for rest in rows

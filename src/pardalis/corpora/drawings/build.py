@@ -3,19 +3,22 @@
 images/<key>.<style>.png    RGB on white
 pairs.<split>.jsonl           caption, image: of the concepts of the split
 cells.jsonl                   caption, image: concepts of training, in the style it does not see
+redraws.<split>.jsonl         caption, image, caption, image: a concept in one style, then another
+redraws.cells.jsonl           the same; the second is a concept of training in the style it lacks
 concepts.json                 key, name, split, styles and cell (the style held out) of each concept
 LICENCES.json, LICENCES.md    what was taken from which package, under which licence
 """
 
 import hashlib
 import importlib.util
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pardalis import progress
+from pardalis import progress, seeds
 from pardalis.config import check_at_least, not_deciding
 from pardalis.corpora.drawings.captions import caption
 from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
@@ -102,6 +105,9 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
         for name, members in parts.items():
             write_records(map(_record, members), partial / f"{name}.jsonl")
             counts[name] = dict(Counter(image.style.name for image in members))
+        for name, redraws in _redraws(parts).items():
+            write_records(itertools.starmap(_record, redraws), partial / f"{name}.jsonl")
+            counts[name] = dict(Counter(image.style.name for _, image in redraws))
         write_json(partial / "concepts.json", _entries(images, cells))
         n_images = Counter(image.style.name for image in images)
         what = "drawings, rendered as PNG on white"
@@ -157,14 +163,58 @@ def _held_out_cells(images: Iterable[_Image], n_styles: int, one_in: int) -> dic
     return {concept: style for concept, style in cells.items() if style is not None}
 
 
-def _record(image: _Image) -> dict[str, Any]:
-    concept, style = image.concept, image.style
-    segments = (
-        Text(caption(style.phrase, concept.name)),
-        Image(image.path, alt=concept.name),
+def _redraws(parts: dict[str, list[_Image]]) -> dict[str, list[tuple[_Image, _Image]]]:
+    """Return pairs of images of one concept in two styles, by the name of their file.
+
+    The styles of a concept form a ring in random order. Each is followed by the next one, so that
+    an image is as often the first as the second. A held-out cell follows one of training.
+    """
+    rings = {
+        split: [_ring(images) for images in _by_concept(parts[f"pairs.{split}"]).values()]
+        for split in SPLITS
+    }
+    redraws = {
+        f"redraws.{split}": [pair for ring in rings[split] for pair in _neighbours(ring)]
+        for split in SPLITS
+    }
+    first = {ring[0].concept: ring[0] for ring in rings["train"]}
+    redraws["redraws.cells"] = [(first[cell.concept], cell) for cell in parts["cells"]]
+    return redraws
+
+
+def _by_concept(images: Iterable[_Image]) -> dict[Concept, list[_Image]]:
+    found: dict[Concept, list[_Image]] = {}
+    for image in images:
+        found.setdefault(image.concept, []).append(image)
+    return found
+
+
+def _ring(images: list[_Image]) -> list[_Image]:
+    return sorted(
+        images, key=lambda each: seeds.derive(0, "redraw", each.concept.key, each.style.name)
     )
-    document = Document(segments, f"drawing/{concept.key}/{style.name}", style.licence)
-    return to_record(document, lambda _: image.path.as_posix())
+
+
+def _neighbours(ring: list[_Image]) -> list[tuple[_Image, _Image]]:
+    return list(zip(ring, ring[1:] + ring[:1], strict=True)) if len(ring) > 1 else []
+
+
+def _record(*images: _Image) -> dict[str, Any]:
+    """Return the record of images of one concept, each after its caption."""
+    concept, styles = images[0].concept, [image.style for image in images]
+    segments = [
+        segment
+        for image in images
+        for segment in (
+            Text(caption(image.style.phrase, concept.name)),
+            Image(image.path, alt=concept.name),
+        )
+    ]
+    kind = "drawing" if len(images) == 1 else "redraw"
+    name = "/".join((kind, concept.key, *(style.name for style in styles)))
+    licence = "; ".join(dict.fromkeys(style.licence for style in styles))
+    document = Document(tuple(segments), name, licence)
+    return to_record(document, lambda image: Path(str(image.source)).as_posix())
 
 
 def _entries(images: Iterable[_Image], cells: dict[Concept, str]) -> list[dict[str, Any]]:
