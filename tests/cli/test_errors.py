@@ -165,12 +165,10 @@ COMMANDS = list(commands(build_parser()))
 
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
-        "adapter", "adapter merge",
-        "chat", "data", "data corpus", "data fetch", "data prepare", "data show", "export",
-        "generate", "import", "init", "plan", "quickstart", "report", "run", "sample", "score",
-        "show", "show adapter", "show bundle", "show config", "show recipes", "show template",
-        "stability",
-        "tokenizer", "tokenizer compare",
+        "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data prepare",
+        "data show", "evaluate", "export", "generate", "import", "init", "plan", "quickstart",
+        "report", "run", "sample", "score", "show", "show adapter", "show bundle", "show config",
+        "show recipes", "show template", "stability", "tokenizer", "tokenizer compare",
         "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",
         "tokenizer show", "tokenizer train-image", "tokenizer train-text", "train",
     ]  # fmt: skip

@@ -108,6 +108,23 @@ def test_more_cells_can_be_held_out(fakes, tmp_path, parts):
     assert found["pairs.heldout"].keys() == parts["pairs.heldout"].keys()
 
 
+def test_fewer_concepts_can_be_taken_and_the_rest_stands_apart(fakes, tmp_path, parts):
+    config = DrawingsConfig(packages=fakes, image_side=8, train_concepts=5)
+    build_drawings(config, tmp_path / "few")
+    found = {name: cells_of(tmp_path / "few", name) for name in (*FILES, "pairs.others")}
+    taken = {key for key, _ in (*found["pairs.train"], *found["cells"])}
+    assert len(taken) == 5
+    assert found["cells"].keys() <= parts["cells"].keys()
+    for key in taken:
+        styles = {s for k, s in (*found["pairs.train"], *found["cells"]) if k == key}
+        assert styles == STYLE.keys()
+    train, others = found["pairs.train"].keys(), found["pairs.others"].keys()
+    assert train | others == parts["pairs.train"].keys() and not train & others
+    assert found["pairs.heldout"].keys() == parts["pairs.heldout"].keys()
+    redrawn, _ = redraws_of(tmp_path / "few", "train")
+    assert {key for key, _, _ in redrawn} <= taken
+
+
 def redraws_of(folder, split):
     """Return the (key, style, style) of the documents of a file, and the documents."""
     documents = list(read_jsonl(folder / f"redraws.{split}.jsonl"))
@@ -270,6 +287,7 @@ def test_articles(name, expected):
     ("changes", "message"),
     [
         ({"image_side": 4}, r"image_side must be from 8 to 1024, got 4\."),
+        ({"train_concepts": 0}, r"train_concepts must be at least 1, got 0\."),
         ({"one_cell_in": 0}, r"one_cell_in must be at least 1, got 0\."),
         ({"image_side": 2048}, r"image_side must be from 8 to 1024, got 2048\."),
     ],

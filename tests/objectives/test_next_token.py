@@ -69,6 +69,53 @@ def test_sums_by_modality(tiny_model, vocabulary, weights):
     assert loss.count == rows.weights.sum()
 
 
+def noisy_inputs(model, rows, vocabulary, monkeypatch, seed=0, **options):
+    """Return the ids that the model reads."""
+    read = []
+
+    def hidden_states(model, rows, **_):
+        read.append(rows.ids)
+        return model.hidden(rows.ids)
+
+    monkeypatch.setattr(next_token, "hidden_states", hidden_states)
+    torch.manual_seed(seed)
+    loss_of(model, rows, vocabulary, **options)
+    [ids] = read
+    return ids
+
+
+def test_noise_replaces_input_ids_of_a_modality_by_others_of_it(
+    tiny_model, vocabulary, monkeypatch
+):
+    rows = batch(vocabulary, rows=400, length=30)
+    ids = noisy_inputs(
+        tiny_model.train(), rows, vocabulary, monkeypatch, input_noise={"image": 0.6}
+    )
+    image = (rows.ids >= vocabulary.image.start) & (rows.ids < vocabulary.image.stop)
+    assert (ids[~image] == rows.ids[~image]).all()
+    assert ((ids[image] >= vocabulary.image.start) & (ids[image] < vocabulary.image.stop)).all()
+    # A random id is the same one by chance; the share of a row is uniform in [0, 0.6].
+    other = (1 - 1 / len(vocabulary.image)) * 0.3
+    changed = ids != rows.ids
+    assert changed[image].float().mean().item() == pytest.approx(other, abs=0.03)
+    shares = changed.sum(1) / image.sum(1).clamp(min=1)
+    assert shares.min() == 0 and shares.max() > 0.5 > shares.mean()
+
+
+def test_noise_is_for_training_only_and_the_targets_stay(tiny_model, vocabulary, monkeypatch):
+    rows = batch(vocabulary)
+    noise = {"input_noise": {"image": 1.0}}
+    read = noisy_inputs(tiny_model.eval(), rows, vocabulary, monkeypatch, **noise)
+    assert read is rows.ids
+    before = rows.ids.clone(), rows.targets.clone()
+    first, again, other = (
+        noisy_inputs(tiny_model.train(), rows, vocabulary, monkeypatch, seed, **noise)
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(rows.ids, before[0]) and torch.equal(rows.targets, before[1])
+
+
 def test_metrics_are_means_and_norms(tiny_model, vocabulary):
     objective = NextTokenConfig(z_loss=0.1).build({"image": vocabulary.image})
     loss = objective(tiny_model, batch(vocabulary))
@@ -142,6 +189,10 @@ def test_rows_without_weight_change_nothing_where_they_are_not_dropped(
     [
         ({"z_loss": -1.0}, "^z_loss must be 0 or more, got -1.0"),
         (
+            {"input_noise": {"image": 1.5}},
+            r"^input_noise.image must lie in \[0, 1\], got 1.5",
+        ),
+        (
             {"modality_weights": {"image": math.nan}},
             "^modality_weights.image must be 0 or more, got nan",
         ),
@@ -154,6 +205,12 @@ def test_invalid_options_are_refused(change, message):
 
 
 def test_a_weight_of_an_unknown_modality_is_refused(vocabulary):
+    noisy = NextTokenConfig(input_noise={"text": 0.1})
+    with pytest.raises(ConfigError, match=r"^training\.objective\.input_noise\.text has no range"):
+        noisy.build({"image": vocabulary.image})
+    noisy = NextTokenConfig(input_noise={"images": 0.1})
+    with pytest.raises(ConfigError, match=r"^training\.objective\.input_noise\.images is of no"):
+        noisy.build({"image": vocabulary.image})
     config = NextTokenConfig(modality_weights={"images": 0.0})
     with pytest.raises(ConfigError, match=r"weights\.images is of no modality.*it has text, image"):
         config.build({"image": vocabulary.image})

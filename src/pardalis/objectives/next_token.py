@@ -1,7 +1,7 @@
 """Next-token prediction over all modalities, with z-loss."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -26,6 +26,11 @@ class NextTokenConfig:
     # Weight of the targets of a modality, by name; 1 where it is not set, 0: generating it is not
     # learnt.
     modality_weights: dict[str, float] = field(default_factory=dict)
+    # Largest share of the input ids of a modality that training replaces by random ones of it, by
+    # name; each row has a share between 0 and this. A model that memorises its images tells from
+    # the first codes of one what follows, and need not read the caption; noise makes the codes
+    # unreliable, as word dropout does for texts (arXiv 1511.06349, section 3.1).
+    input_noise: dict[str, float] = field(default_factory=dict)
     loss_chunk: int = not_deciding(1024)  # targets whose logits exist at a time
     document_mask: bool = True  # attention stays within a document; False: within a row
 
@@ -34,6 +39,9 @@ class NextTokenConfig:
         for name, weight in self.modality_weights.items():
             if not weight >= 0:  # also refuses NaN
                 raise ConfigError(f"modality_weights.{name} must be 0 or more, got {weight}.")
+        for name, share in self.input_noise.items():
+            if not 0 <= share <= 1:  # also refuses NaN
+                raise ConfigError(f"input_noise.{name} must lie in [0, 1], got {share}.")
 
     def build(
         self,
@@ -67,15 +75,24 @@ class NextToken(Objective):
         self.within_documents = config.document_mask
         self._modalities = modalities
         self._names = [TEXT, *(name for name in modalities if name != TEXT)]
-        for name in config.modality_weights:
-            if name not in self._names:
+        for option, names in (
+            ("modality_weights", config.modality_weights),
+            ("input_noise", config.input_noise),
+        ):
+            if unknown := [name for name in names if name not in self._names]:
                 raise ConfigError(
-                    f"training.objective.modality_weights.{name} is of no modality of the "
+                    f"training.objective.{option}.{unknown[0]} is of no modality of the "
                     f"vocabulary; it has {', '.join(self._names)}."
                 )
+        if TEXT in config.input_noise and TEXT not in modalities:
+            raise ConfigError(
+                f"training.objective.input_noise.{TEXT} has no range of ids to choose from."
+            )
 
     def __call__(self, model: LanguageModel, batch: Batch) -> Loss:
         config = self.config
+        if config.input_noise and model.training:
+            batch = replace(batch, ids=self._noisy(batch.ids))
         hidden = hidden_states(model, batch, within_documents=self.within_documents)
         learnt = _learnt(batch.weights)
         targets, weights = batch.targets.flatten()[learnt], batch.weights.flatten()[learnt]
@@ -102,6 +119,16 @@ class NextToken(Objective):
             for name, mask in masks.items():
                 sums[f"grad_norm_{name}"] = (losses.gradient_square * mask).sum(), count
         return Loss(losses.total, count, sums)
+
+    def _noisy(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """Return ids with noise, from PyTorch's global generator like that of dropout."""
+        for name, most in self.config.input_noise.items():
+            span = self._modalities[name]
+            share = most * torch.rand(len(ids), 1, device=ids.device)
+            chosen = torch.rand(ids.shape, device=ids.device) < share
+            inside = (ids >= span.start) & (ids < span.stop)
+            ids = torch.where(chosen & inside, torch.randint_like(ids, span.start, span.stop), ids)
+        return ids
 
     def metrics(self, loss: Loss) -> dict[str, Tensor]:
         """Return the means of the sums; ``loss`` is cross-entropy, ``grad_norm`` a norm."""

@@ -48,7 +48,7 @@ class SourcesConfig:
 
     images: int = 100  # images generated of each source, at most
     captions: int = 50  # captions generated of each source, at most
-    gallery: int = 2000  # originals that generated images are ranked among, those of prompts apart
+    gallery: int = 1000  # originals that generated images are ranked among, those of prompts apart
     candidates: int = 100  # the original and the others that it is ranked among
     guidance: float | None = None  # of images; None: as the recipe's table sample says
     temperature: float | None = None  # of image tokens; None: likewise

@@ -2,6 +2,7 @@
 
 images/<key>.<style>.png    RGB on white
 pairs.<split>.jsonl           caption, image: of the concepts of the split
+pairs.others.jsonl            of training concepts beyond train_concepts, if that is set
 cells.jsonl                   caption, image: concepts of training, in the style it does not see
 redraws.<split>.jsonl         caption, image, caption, image: a concept in one style, then another
 redraws.cells.jsonl           the same; the second is a concept of training in the style it lacks
@@ -43,11 +44,14 @@ class DrawingsConfig:
     licences: Licences = "all"  # permissive: without what binds whoever passes it on (OpenMoji)
     skin_tones: bool = False  # people and hands in each tone too, twice as many images
     one_cell_in: int = 10  # of how many training concepts one is held out in one style
+    # How many concepts of training are taken, at random of those drawn in all styles; None: all
+    # concepts. The rest is written apart, so that an image tokenizer can learn from it.
+    train_concepts: int | None = None
 
     def __post_init__(self) -> None:
         if not 8 <= self.image_side <= 1024:
             raise ConfigError(f"image_side must be from 8 to 1024, got {self.image_side}.")
-        check_at_least(self, one_cell_in=1)
+        check_at_least(self, one_cell_in=1, train_concepts=1)
         if self.licences not in get_args(Licences):
             raise ConfigError(
                 f"licences must be one of {', '.join(map(repr, get_args(Licences)))}, got "
@@ -99,9 +103,15 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
         counts: dict[str, Any] = {"concepts": len(concepts), "dropped_identical": n_identical}
         parts: dict[str, list[_Image]] = {f"pairs.{split}": [] for split in SPLITS}
         parts["cells"] = []
+        others = _left_out(images, len(styles), config.train_concepts)
+        if others:
+            parts["pairs.others"] = []
         for image in images:
             is_cell = cells.get(image.concept) == image.style.name
-            parts["cells" if is_cell else f"pairs.{image.concept.split}"].append(image)
+            split = "others" if image.concept in others else image.concept.split
+            if is_cell and image.concept in others:
+                continue  # seen by nothing
+            parts["cells" if is_cell else f"pairs.{split}"].append(image)
         for name, members in parts.items():
             write_records(map(_record, members), partial / f"{name}.jsonl")
             counts[name] = dict(Counter(image.style.name for image in members))
@@ -151,16 +161,22 @@ def _draw(
 
 def _held_out_cells(images: Iterable[_Image], n_styles: int, one_in: int) -> dict[Concept, str]:
     """Return the style held out of each concept of training that has all styles, where one is."""
-    styles_of: dict[Concept, list[str]] = {}
-    for image in images:
-        if image.concept.split == "train":
-            styles_of.setdefault(image.concept, []).append(image.style.name)
     cells = {
-        concept: concept.held_out_style(styles, one_in)
-        for concept, styles in styles_of.items()
-        if len(styles) == n_styles
+        concept: concept.held_out_style([each.style.name for each in found], one_in)
+        for concept, found in _by_concept(images).items()
+        if concept.split == "train" and len(found) == n_styles
     }
     return {concept: style for concept, style in cells.items() if style is not None}
+
+
+def _left_out(images: Iterable[_Image], n_styles: int, n_taken: int | None) -> set[Concept]:
+    """Return the concepts of training beyond the number that is taken."""
+    if n_taken is None:
+        return set()
+    found = {c: images for c, images in _by_concept(images).items() if c.split == "train"}
+    whole = [concept for concept, images in found.items() if len(images) == n_styles]
+    whole.sort(key=lambda concept: seeds.derive(0, "taken", concept.key))
+    return set(found) - set(whole[:n_taken])
 
 
 def _redraws(parts: dict[str, list[_Image]]) -> dict[str, list[tuple[_Image, _Image]]]:
