@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from documents_on_disk import WRITERS, words, write_documents
+from documents_on_disk import words, write_documents
 from shapes import decoder_config
 
 from pardalis.bundle import Bundle
@@ -161,10 +161,6 @@ def test_pairs_are_divided_whole(tmp_path, codec):
     training, heldout = ({name.partition("#")[0] for name in some} for some in names)
     assert len(training) + len(heldout) == N and not training & heldout
     assert [2 * len(training), 2 * len(heldout)] == [len(some) for some in names]
-
-
-def test_all_readers_are_run_above():
-    assert set(WRITERS) == {"folder", "html", "jsonl", "pairs"}
 
 
 def test_the_resolved_recipe_names_both_parts_and_reads_back(tmp_path):

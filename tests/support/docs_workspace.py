@@ -85,9 +85,9 @@ def _write_conversations(folder: Path) -> None:
     model.parent.mkdir(parents=True)
     values = {"llama.context_length": 128, "tokenizer.chat_template": CHATML}
     write_gguf_file(model, tied=True, kind="Q4_1", values=values)  # in the large one's place
-    command = f"import {model} -o bundles/imported --image-tokenizer runs/quickstart"
+    command = f"import {model} -o bundles/stand-in --image-tokenizer runs/quickstart"
     assert main(command.split()) == 0
-    (folder / "bundles" / "smollm2").symlink_to("imported")
+    (folder / "bundles" / "smollm2").symlink_to("stand-in")
     shutil.copytree(folder / "chameleon-7b", folder / "chameleon-34b")
 
 

@@ -63,9 +63,56 @@ def _pairs(folder: Path, numbers: Iterable[int]) -> Path:
     return _lines(folder / "pairs.jsonl", lines)
 
 
+def _chat(folder: Path, numbers: Iterable[int]) -> Path:
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Draw {words(number)}"},
+                {"role": "assistant", "content": [{"type": "image", "image": image}]},
+            ]
+        }
+        for number in numbers
+        for image in [_image(folder, number)]
+    ]
+    return _lines(folder / "chat.jsonl", lines)
+
+
+def _sharegpt(folder: Path, numbers: Iterable[int]) -> Path:
+    lines = [
+        {
+            "image": _image(folder, number),
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": words(number)},
+            ],
+        }
+        for number in numbers
+    ]
+    return _lines(folder / "talks.jsonl", lines)
+
+
+def _cauldron(folder: Path, numbers: Iterable[int]) -> Path:
+    lines = [
+        {
+            "images": [_image(folder, number)],
+            "texts": [{"user": "What is it?", "assistant": words(number)}],
+        }
+        for number in numbers
+    ]
+    return _lines(folder / "cauldron.jsonl", lines)
+
+
 def _lines(path: Path, lines: Iterable[object]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
-WRITERS: dict[str, Write] = {"folder": _folder, "html": _html, "jsonl": _jsonl, "pairs": _pairs}
+WRITERS: dict[str, Write] = {
+    "folder": _folder,
+    "html": _html,
+    "jsonl": _jsonl,
+    "pairs": _pairs,
+    "chat": _chat,
+    "sharegpt": _sharegpt,
+    "cauldron": _cauldron,
+}
