@@ -43,7 +43,7 @@ class LinearProbe:
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
         return cls(labels=names, weight=weight.detach(), bias=bias.detach())
 
     def predict(self, features: Float[Tensor, "B D"]) -> list[str]:

@@ -293,7 +293,7 @@ class _Study:
         """Return the ranks among originals of the same label, which a right style does not help."""
         ends = self.config.label_before
         assert ends is not None
-        ranks = []
+        ranks: list[int] = []
         for vector, item in zip(vectors, items, strict=True):
             label = item.label(ends)
             alike = [i for i, each in enumerate(self.gallery) if each.label(ends) == label]
@@ -346,8 +346,8 @@ class _Study:
 
     def _generate(self, title: str, items: Sequence[_Item]) -> list[PIL.Image.Image]:
         config = self.config
-        generation = GenerationConfig(
-            mode="image", guidance=config.guidance, image_temperature=config.temperature
+        generation = GenerationConfig(mode="image").with_options(
+            {"guidance": config.guidance, "image_temperature": config.temperature}
         )
         prompts: list[Prompt] = [Document(item.prompt) for item in items]
         return [
