@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +144,21 @@ def test_a_redraw_shows_one_concept_in_two_styles_each_first_and_second_once(cor
     assert sorted((key, b) for key, _, b in cells) == sorted(in_several)
     assert corpus[1][f"redraws.{split}"].values() and all(a != b for _, a, b in cells)
     for (key, a, b), document in zip(cells, documents, strict=True):
-        assert document.segments == (*pairs[key, a].segments, *pairs[key, b].segments)
+        given = tuple(replace(segment, weight=0.0) for segment in pairs[key, a].segments)
+        assert document.segments == (*given, *pairs[key, b].segments)
         for style in (a, b):
             assert STYLE[style].licence in document.licence
+
+
+@pytest.mark.parametrize("split", ["train", "heldout", "test"])
+def test_an_image_that_is_described_is_not_learnt(corpus, parts, split):
+    documents = list(read_jsonl(corpus[0] / f"captions.{split}.jsonl"))
+    pairs = parts[f"pairs.{split}"]
+    assert len(documents) == len(pairs)
+    for document in documents:
+        key, style = document.name.removeprefix("caption/").split("/")
+        text, image = pairs[key, style].segments
+        assert document.segments == (replace(image, weight=0.0), text)
 
 
 def test_a_held_out_cell_is_redrawn_from_a_style_of_training(corpus, parts):

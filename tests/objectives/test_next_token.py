@@ -92,6 +92,8 @@ def test_noise_replaces_input_ids_of_a_modality_by_others_of_it(
         tiny_model.train(), rows, vocabulary, monkeypatch, input_noise={"image": 0.6}
     )
     image = (rows.ids >= vocabulary.image.start) & (rows.ids < vocabulary.image.stop)
+    image[:, 0] = False  # nothing predicts the first id of a row
+    image[1, -2:] = False  # padding
     assert (ids[~image] == rows.ids[~image]).all()
     assert ((ids[image] >= vocabulary.image.start) & (ids[image] < vocabulary.image.stop)).all()
     # A random id is the same one by chance; the share of a row is uniform in [0, 0.6].
@@ -100,6 +102,19 @@ def test_noise_replaces_input_ids_of_a_modality_by_others_of_it(
     assert changed[image].float().mean().item() == pytest.approx(other, abs=0.03)
     shares = changed.sum(1) / image.sum(1).clamp(min=1)
     assert shares.min() == 0 and shares.max() > 0.5 > shares.mean()
+
+
+def test_noise_spares_what_is_not_learnt(tiny_model, vocabulary, monkeypatch):
+    rows = batch(vocabulary, rows=100, length=30)
+    weights = rows.weights.clone()
+    weights[1] = 1
+    weights[:, 9:19] = 0  # of the targets at 10 to 19: an image that is read
+    rows = dataclasses.replace(rows, weights=weights)
+    noise = {"input_noise": {"image": 1.0}}
+    ids = noisy_inputs(tiny_model.train(), rows, vocabulary, monkeypatch, **noise)
+    changed = (ids != rows.ids).any(0)
+    assert not changed[10:20].any() and not changed[0]
+    assert changed[1:10].all() and changed[20:].all()
 
 
 def test_noise_is_for_training_only_and_the_targets_stay(tiny_model, vocabulary, monkeypatch):

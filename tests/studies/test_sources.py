@@ -142,6 +142,7 @@ def test_every_source_with_captioned_images_is_scored(shapes, originals, tmp_pat
     assert result["gallery"] == 6
     assert result["chance"] == pytest.approx(1 / 6)
     assert pairs["label"] == pairs["label_of_originals"] == 1.0
+    assert 0 <= pairs["label_of_reconstructions"] <= 1
     assert cells["by_label"][HELD_OUT[1]]["images"] == 1
     # The filled circle in the place of the outlined one is nearest to itself.
     assert cells["retrieval_of_other_labels"] == 0.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class NextTokenConfig:
     # Largest share of the input ids of a modality that training replaces by random ones of it, by
     # name; each row has a share between 0 and this. A model that memorises its images tells from
     # the first codes of one what follows, and need not read the caption; noise makes the codes
-    # unreliable, as word dropout does for texts (arXiv 1511.06349, section 3.1).
+    # unreliable, as word dropout does for texts (arXiv 1511.06349, section 3.1). Ids that are not
+    # learnt, such as an image to be described, are given as they are.
     input_noise: dict[str, float] = field(default_factory=dict)
     loss_chunk: int = not_deciding(1024)  # targets whose logits exist at a time
     document_mask: bool = True  # attention stays within a document; False: within a row
@@ -92,7 +94,7 @@ class NextToken(Objective):
     def __call__(self, model: LanguageModel, batch: Batch) -> Loss:
         config = self.config
         if config.input_noise and model.training:
-            batch = replace(batch, ids=self._noisy(batch.ids))
+            batch = replace(batch, ids=self._noisy(batch))
         hidden = hidden_states(model, batch, within_documents=self.within_documents)
         learnt = _learnt(batch.weights)
         targets, weights = batch.targets.flatten()[learnt], batch.weights.flatten()[learnt]
@@ -120,14 +122,16 @@ class NextToken(Objective):
                 sums[f"grad_norm_{name}"] = (losses.gradient_square * mask).sum(), count
         return Loss(losses.total, count, sums)
 
-    def _noisy(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    def _noisy(self, batch: Batch) -> Int[Tensor, "B T"]:
         """Return ids with noise, from PyTorch's global generator like that of dropout."""
+        ids, learnt = batch.ids, F.pad(batch.weights[:, :-1] > 0, (1, 0))
         for name, most in self.config.input_noise.items():
             span = self._modalities[name]
             share = most * torch.rand(len(ids), 1, device=ids.device)
             chosen = torch.rand(ids.shape, device=ids.device) < share
             inside = (ids >= span.start) & (ids < span.stop)
-            ids = torch.where(chosen & inside, torch.randint_like(ids, span.start, span.stop), ids)
+            chosen &= inside & learnt
+            ids = torch.where(chosen, torch.randint_like(ids, span.start, span.stop), ids)
         return ids
 
     def metrics(self, loss: Loss) -> dict[str, Tensor]:

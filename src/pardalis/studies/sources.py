@@ -163,7 +163,10 @@ class _Study:
         self.gallery = self._gallery()
         self.index = {item.image: i for i, item in enumerate(self.gallery)}
         self.net = ImageFeatures.load()
-        self.features = self.net.of([open_image(item.image) for item in self.gallery])
+        originals = [open_image(item.image) for item in self.gallery]
+        tokenizer = bundle.codec.image_tokenizer
+        self.features = self.net.of(originals)
+        self.restored = self.net.of(tokenizer.images_of(tokenizer.codes_of(originals)))
         self.probe = self._probe()
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -210,7 +213,11 @@ class _Study:
         return [*found.values(), *more]
 
     def _probe(self) -> LinearProbe | None:
-        """Return a probe of labels that has learnt from originals of training."""
+        """Return a probe of labels that has learnt from originals of training.
+
+        It learns them as the image tokenizer restores them too: no generated image can look
+        sharper.
+        """
         if self.config.label_before is None:
             return None
         learnt = {item.image for name in self.learnt for item in self.items.get(name, ())}
@@ -225,7 +232,8 @@ class _Study:
                 "correct label_before, or leave it out."
             )
         indices, labels = zip(*known, strict=True)
-        return LinearProbe.fit(self.features[list(indices)], labels)
+        both = [self.features[list(indices)], self.restored[list(indices)]]
+        return LinearProbe.fit(torch.cat(both), labels * 2)
 
     # ── scores ───────────────────────────────────────────────────────────────────────────────────
 
@@ -234,27 +242,25 @@ class _Study:
     ) -> dict[str, Any]:
         vectors = self.net.of(images)
         originals = [self.index[item.image] for item in items]
-        tokenizer = self.bundle.codec.image_tokenizer
-        pixels = [open_image(item.image) for item in items]
-        restored = self.net.of(tokenizer.images_of(tokenizer.codes_of(pixels)))
         ranks = self._ranks(vectors, originals)
         scores: dict[str, Any] = {
             "images": len(images),
             "retrieval": _share(rank == 1 for rank in ranks),
             "retrieval_top5": _share(rank <= 5 for rank in ranks),
             "retrieval_of_reconstructions": _share(
-                rank == 1 for rank in self._ranks(restored, originals)
+                rank == 1 for rank in self._ranks(self.restored[originals], originals)
             ),
         }
         ends = self.config.label_before
-        if self.probe is None or ends is None:
+        probe = self.probe
+        if probe is None or ends is None:
             return scores
         labels = [item.label(ends) for item in items]
-        right = [a == b for a, b in zip(self.probe.predict(vectors), labels, strict=True)]
-        real = [
-            a == b
-            for a, b in zip(self.probe.predict(self.features[originals]), labels, strict=True)
-        ]
+
+        def right_in(features: Tensor) -> list[bool]:
+            return [a == b for a, b in zip(probe.predict(features), labels, strict=True)]
+
+        right = right_in(vectors)
         others = [self._in_another_label(item) for item in items]
         copies = [(x, i) for x, i in zip(others, originals, strict=True) if x is not None]
         copied = self._ranks(
@@ -266,7 +272,8 @@ class _Study:
                 rank == 1 for rank in self._ranks_in_label(vectors, items)
             ),
             "label": _share(right),
-            "label_of_originals": _share(real),
+            "label_of_originals": _share(right_in(self.features[originals])),
+            "label_of_reconstructions": _share(right_in(self.restored[originals])),
             # What a model would get that repeats what it knows of the concept, in another label.
             "retrieval_of_other_labels": _share(rank == 1 for rank in copied),
             "by_label": {

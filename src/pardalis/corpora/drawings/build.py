@@ -4,7 +4,9 @@ images/<key>.<style>.png    RGB on white
 pairs.<split>.jsonl           caption, image: of the concepts of the split
 pairs.others.jsonl            of training concepts beyond train_concepts, if that is set
 cells.jsonl                   caption, image: concepts of training, in the style it does not see
-redraws.<split>.jsonl         caption, image, caption, image: a concept in one style, then another
+captions.<split>.jsonl        image, caption; the image is not learnt
+redraws.<split>.jsonl         caption, image, caption, image: a concept in one style, then another,
+                              which alone is learnt
 redraws.cells.jsonl           the same; the second is a concept of training in the style it lacks
 concepts.json                 key, name, split, styles and cell (the style held out) of each concept
 LICENCES.json, LICENCES.md    what was taken from which package, under which licence
@@ -15,7 +17,7 @@ import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +28,7 @@ from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
 from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES, checked
 from pardalis.corpora.drawings.styles import STYLES, Style, draw
 from pardalis.corpora.emojis import write_licences
-from pardalis.documents.document import Document, Image, Text
+from pardalis.documents.document import Document, Image, Segment, Text
 from pardalis.documents.writers import to_record, write_records
 from pardalis.errors import ConfigError
 from pardalis.files import atomic_folder, write_json
@@ -115,8 +117,11 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
         for name, members in parts.items():
             write_records(map(_record, members), partial / f"{name}.jsonl")
             counts[name] = dict(Counter(image.style.name for image in members))
+        for split in SPLITS:
+            records = map(_caption_record, parts[f"pairs.{split}"])
+            write_records(records, partial / f"captions.{split}.jsonl")
         for name, redraws in _redraws(parts).items():
-            write_records(itertools.starmap(_record, redraws), partial / f"{name}.jsonl")
+            write_records(itertools.starmap(_redraw_record, redraws), partial / f"{name}.jsonl")
             counts[name] = dict(Counter(image.style.name for _, image in redraws))
         write_json(partial / "concepts.json", _entries(images, cells))
         n_images = Counter(image.style.name for image in images)
@@ -215,19 +220,31 @@ def _neighbours(ring: list[_Image]) -> list[tuple[_Image, _Image]]:
     return list(zip(ring, ring[1:] + ring[:1], strict=True)) if len(ring) > 1 else []
 
 
-def _record(*images: _Image) -> dict[str, Any]:
-    """Return the record of images of one concept, each after its caption."""
-    concept, styles = images[0].concept, [image.style for image in images]
-    segments = [
-        segment
-        for image in images
-        for segment in (
-            Text(caption(image.style.phrase, concept.name)),
-            Image(image.path, alt=concept.name),
-        )
-    ]
-    kind = "drawing" if len(images) == 1 else "redraw"
-    name = "/".join((kind, concept.key, *(style.name for style in styles)))
+def _record(image: _Image) -> dict[str, Any]:
+    """Return the record of an image after its caption."""
+    return _to_record("drawing", [image], _segments(image))
+
+
+def _caption_record(image: _Image) -> dict[str, Any]:
+    """Return the record of an image that is described."""
+    text, drawing = _segments(image)
+    return _to_record("caption", [image], [replace(drawing, weight=0.0), text])
+
+
+def _redraw_record(before: _Image, after: _Image) -> dict[str, Any]:
+    """Return the record of a concept in one style, which is given, and then in another."""
+    given = [replace(segment, weight=0.0) for segment in _segments(before)]
+    return _to_record("redraw", [before, after], [*given, *_segments(after)])
+
+
+def _segments(image: _Image) -> list[Segment]:
+    text = caption(image.style.phrase, image.concept.name)
+    return [Text(text), Image(image.path, alt=image.concept.name)]
+
+
+def _to_record(kind: str, images: list[_Image], segments: list[Segment]) -> dict[str, Any]:
+    styles = [image.style for image in images]
+    name = "/".join((kind, images[0].concept.key, *(style.name for style in styles)))
     licence = "; ".join(dict.fromkeys(style.licence for style in styles))
     document = Document(tuple(segments), name, licence)
     return to_record(document, lambda image: Path(str(image.source)).as_posix())
