@@ -1,6 +1,7 @@
 """Scores by source: which images are compared with which, and what of it is a task."""
 
 import json
+import re
 from pathlib import Path
 
 import PIL.Image
@@ -36,6 +37,10 @@ path = "cells.jsonl"
 name = "redraw"
 reader = "jsonl"
 path = "redraw.jsonl"
+[[heldout]]
+name = "asked"
+reader = "jsonl"
+path = "asked.jsonl"
 [text_tokenizer]
 vocab_size = 280
 [image_tokenizer]
@@ -83,6 +88,19 @@ def write(path: Path, documents: list[dict]) -> None:
     path.write_text("".join(json.dumps(each) + "\n" for each in documents))
 
 
+def asked(name: str, request: str, *answer: dict) -> dict:
+    segments = [
+        {"text": request, "role": "user"},
+        *({**part, "role": "assistant"} for part in answer),
+    ]
+    return {"name": name, "segments": segments}
+
+
+def captioned(pair: dict) -> dict:
+    text, image = pair["segments"]
+    return {**image, "alt": text["text"]}
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     """A finished run of circles in two styles, of which one combination is held out."""
@@ -101,10 +119,22 @@ def shapes(tmp_path_factory) -> Path:
     write(folder / "cells.jsonl", [cell])
     both = {"name": "redraw", "segments": [*known["segments"], *cell["segments"]]}
     write(folder / "redraw.jsonl", [both])
+    write(folder / "asked.jsonl", [
+        asked("draw", "Draw green.", captioned(cell)),
+        asked("page", "Two, please.", {"text": "Here."}, captioned(known)),
+        asked("name", "What is green?", {"text": "A colour."}),
+    ])  # fmt: skip
     (folder / "shapes.toml").write_text(RECIPE)
     recipe = load_recipe(folder / "shapes.toml")
     run(recipe, folder / "run", ("text_tokenizer", "image_tokenizer", "prepare", "train"))
     return folder / "run"
+
+
+ANSWERS = {
+    "Draw green.": Document((Image(drawing(COLOURS["green"], False)),)),
+    "Two, please.": Document((Text(" Here. "),)),
+    "What is green?": Document((Text("a colour."),)),
+}
 
 
 @pytest.fixture
@@ -118,6 +148,8 @@ def originals(shapes, monkeypatch):
         for prompt in some:
             if config.mode == "text":
                 yield Document((Text(" a filled drawing of green "),))
+            elif config.mode == "interleaved":  # an answer
+                yield ANSWERS[prompt.text]
             else:
                 prompts.append((prompt.segments, config))
                 yield Document((Image(images[prompt.segments[-1].text]),))
@@ -133,8 +165,8 @@ def test_every_source_with_captioned_images_is_scored(shapes, originals, tmp_pat
         json.loads((tmp_path / "out" / "sources.json").read_text())["sources"]
         == (result["sources"])
     )
-    assert list(result["sources"]) == ["pairs", "cells", "redraw"]  # prose has no image
-    pairs, cells, redraw = result["sources"].values()
+    assert list(result["sources"]) == ["pairs", "cells", "redraw", "asked"]  # prose has no image
+    pairs, cells, redraw, _ = result["sources"].values()
     assert [each["is_held_out"] for each in (pairs, cells, redraw)] == [False, True, True]
     assert (pairs["images"], cells["images"], redraw["images"]) == (5, 1, 1)
     for each in (pairs, cells, redraw):
@@ -149,6 +181,18 @@ def test_every_source_with_captioned_images_is_scored(shapes, originals, tmp_pat
     assert (cells["caption_exact"], cells["caption_label"], cells["caption_rest"]) == (0, 0, 1)
     assert pairs["captions"] == 5
     assert "captions" not in redraw  # an image after more than a caption has none of its own
+
+
+def test_answers_need_their_modalities_and_their_text(shapes, originals, tmp_path):
+    result = study_sources(shapes, tmp_path / "out", SourcesConfig(label_before=" of "))
+    scores = result["sources"]["asked"]
+    assert scores["answers"] == 3
+    # The page has its text and no image; the drawing is right; the name is right but for its case.
+    assert scores["modalities"] == pytest.approx(2 / 3)
+    assert scores["answer_exact"] == 1.0
+    assert (scores["images"], scores["retrieval"], scores["label"]) == (2, 0.5, 0.5)
+    assert scores["by_label"][HELD_OUT[1]]["images"] == 1
+    assert len(list((tmp_path / "out" / "images" / "asked").iterdir())) == 1
 
 
 def test_all_before_the_last_image_is_the_prompt(shapes, originals, tmp_path):
@@ -175,6 +219,7 @@ def test_images_of_a_real_model_are_written(shapes, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == [
         "source", "images", "retrieval", "in", "label", "label", "captions", "exact", "F1",
+        "answers", "modality", "exact", "F1",
     ]  # fmt: skip
     assert printed[1].split()[:2] == ["pairs", "2"]
     assert len(list((out / "images" / "pairs").iterdir())) == 2
@@ -201,11 +246,11 @@ def test_what_is_refused(shapes, tmp_path):
 def test_a_run_without_captioned_images(shapes, tmp_path):
     text = (shapes / "recipe.toml").read_text()
     (tmp_path / "recipe.toml").write_text(
-        text.replace("pairs.jsonl", "prose.jsonl")
-        .replace("cells.jsonl", "prose.jsonl")
-        .replace("redraw.jsonl", "prose.jsonl")
+        re.sub(r"(pairs|cells|redraw|asked)\.jsonl", "prose.jsonl", text)
     )
-    with pytest.raises(ConfigError, match="has documents that end with an image after a text"):
+    with pytest.raises(
+        ConfigError, match="has conversations, or documents that end with an image after"
+    ):
         study_sources(tmp_path, tmp_path / "out", SourcesConfig())
 
 

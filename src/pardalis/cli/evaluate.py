@@ -17,15 +17,18 @@ from pardalis.cli.common import (
 
 _DESCRIPTION = """\
 Score what the model of a finished run generates, for each of its training and held-out sources:
-how often an image is nearer to its original than to 99 others, and how often a caption is right.
+how often an image is nearer to its original than to 99 others, and how often a caption or an answer
+is right.
 
   pardalis evaluate RUN -o scores
   pardalis evaluate RUN -o scores --label-before " of "
 
-A document that ends with an image after a text is a task: all before that image is the prompt. With
---label-before the captions begin with a label ("a flat drawing of a deer"): the label of generated
-images is tested by a linear probe, scores are split by it, and grid.png shows concepts with all
-labels. sources.json holds every number.
+A document that ends with an image after a text is a task: all before that image is the prompt. Of a
+conversation the last turn of the assistant is expected, text and images in its order. With
+--label-before the captions (in conversations, the alternative texts of images) begin with a label,
+such as "a flat drawing of a deer": the label of generated images is tested by a linear probe,
+scores are split by it, and grid.png shows concepts with all labels. sources.json holds every
+number.
 """
 
 
@@ -35,6 +38,10 @@ def add(commands: Commands) -> None:
     add_output(parser, "FOLDER", "folder")
     add_number(parser, "--images", "images to generate of each source (default: 100)")
     add_number(parser, "--captions", "captions to generate of each source (default: 50)")
+    add_number(parser, "--answers", "answers to generate of each source (default: 100)")
+    parser.add_argument(
+        "--bundle", metavar="BUNDLE", type=Path, help="another model, on the documents of the run"
+    )
     parser.add_argument(
         "--label-before", metavar="TEXT", help="the text before which the label of a caption ends"
     )
@@ -50,15 +57,30 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from pardalis.bundle import bundle_folder
     from pardalis.studies.sources import SourcesConfig, study_sources
 
     existing_run(options.folder)
     given = {
         name: value
-        for name in ("images", "captions", "label_before", "guidance", "temperature", "seed")
+        for name in (
+            "images",
+            "captions",
+            "answers",
+            "label_before",
+            "guidance",
+            "temperature",
+            "seed",
+        )
         if (value := getattr(options, name)) is not None
     }
-    result = study_sources(options.folder, options.output, SourcesConfig(**given), options.device)
+    result = study_sources(
+        options.folder,
+        options.output,
+        SourcesConfig(**given),
+        options.device,
+        bundle_folder(options.bundle) if options.bundle else None,
+    )
     print_result(options, result, *_lines(result), str(options.output))
 
 
@@ -70,15 +92,20 @@ _COLUMNS = {
     "captions": "captions",
     "caption_exact": "exact",
     "caption_f1": "F1",
+    "answers": "answers",
+    "modalities": "modality",
+    "answer_exact": "exact",
+    "answer_f1": "F1",
 }
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
     sources = result["sources"]
+    columns = [key for key in _COLUMNS if any(key in scores for scores in sources.values())]
     width = max(len("source"), *map(len, sources))
-    yield f"{'source':<{width}}  " + "  ".join(f"{name:>9}" for name in _COLUMNS.values())
+    yield f"{'source':<{width}}  " + "  ".join(f"{_COLUMNS[key]:>9}" for key in columns)
     for name, scores in sources.items():
-        yield f"{name:<{width}}  " + "  ".join(f"{_shown(scores.get(key)):>9}" for key in _COLUMNS)
+        yield f"{name:<{width}}  " + "  ".join(f"{_shown(scores.get(key)):>9}" for key in columns)
     yield f"Chance of retrieval: {_shown(result['chance'])}."
 
 

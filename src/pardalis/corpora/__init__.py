@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pardalis.config import Kinds
-from pardalis.corpora.drawings import DrawingsConfig, build_drawings, fetch_packages
+from pardalis.corpora.drawings import (
+    DrawingsConfig,
+    InstructionsConfig,
+    build_drawings,
+    build_instructions,
+    fetch_packages,
+)
 from pardalis.corpora.encyclopedia import EncyclopediaConfig, build_encyclopedia
 
 
@@ -21,4 +27,4 @@ class CorpusConfig(Protocol):
         ...
 
 
-CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig)
+CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig)

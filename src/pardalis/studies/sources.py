@@ -10,11 +10,13 @@ were seen apart. Each is a source of its own, and is scored on its own::
 
 A document that ends with an image after a text is a task of generation: all before that image is
 the prompt. So a source of captions with images scores text-to-image, and a source whose documents
-show one style and then another scores redrawing.
+show one style and then another scores redrawing. Of a conversation the last turn of the assistant
+is the answer: its text must be the same, and its images are scored as others are.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +50,43 @@ class SourcesConfig:
 
     images: int = 100  # images generated of each source, at most
     captions: int = 50  # captions generated of each source, at most
+    answers: int = 100  # turns of the assistant generated of each source, at most
     gallery: int = 1000  # originals that generated images are ranked among, those of prompts apart
     candidates: int = 100  # the original and the others that it is ranked among
     guidance: float | None = None  # of images; None: as the recipe's table sample says
     temperature: float | None = None  # of image tokens; None: likewise
     caption_tokens: int = 32  # token budget of a caption, its eos included
     # A caption begins with a label, such as a style, which ends before this text: with " of " it is
-    # "a flat drawing" in "a flat drawing of a deer". None: captions have no labels.
+    # "a flat drawing" in "a flat drawing of a deer". In a conversation an image's caption is its
+    # alternative text. None: captions have no labels.
     label_before: str | None = None
     grid: int = 8  # concepts of the grid, which needs labels
     batch: int = 64  # prompts per engine
     seed: int = 0  # selects the prompts and seeds the samples
 
     def __post_init__(self) -> None:
-        check_at_least(self, images=1, captions=0, gallery=0, candidates=2, guidance=0)
-        check_at_least(self, temperature=0, caption_tokens=1, grid=0, batch=1)
+        check_at_least(self, images=1, captions=0, answers=0, gallery=0, candidates=2)
+        check_at_least(self, guidance=0, temperature=0, caption_tokens=1, grid=0, batch=1)
         if self.label_before == "":
             raise ConfigError("label_before must not be empty; leave it out for no labels.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """An image with the text before it, which is its caption, and all that comes before it."""
+    """What is generated from a prompt, and what was expected."""
 
     prompt: tuple[Segment, ...]
-    caption: str
-    image: Path
-    is_pair: bool
+    expected: tuple[Segment, ...]  # an image, or a turn of the assistant
+    image: Path | None  # the last one of what is expected
+    caption: str  # of the image, with its label: the text before it, or its alternative text
+
+    @property
+    def is_pair(self) -> bool:
+        return self.image is not None and len(self.prompt) == 1 and not self.is_answer
+
+    @property
+    def is_answer(self) -> bool:
+        return self.expected[-1].role is not None
 
     def label(self, ends: str | None) -> str:
         return self.caption.partition(ends)[0].strip() if ends and ends in self.caption else ""
@@ -85,17 +97,24 @@ class _Item:
 
 
 def study_sources(
-    run: Path, folder: Path, config: SourcesConfig, device: torch.device | str = "cpu"
+    run: Path,
+    folder: Path,
+    config: SourcesConfig,
+    device: torch.device | str = "cpu",
+    bundle: Path | None = None,
 ) -> dict[str, Any]:
     """Generate from prompts of every source of a finished run, score the results, write them.
+
+    Args:
+        bundle: another model than that of the run, such as the one that it started from.
 
     Returns:
         The content of ``sources.json``.
 
     Raises:
-        ConfigError: the run has no recipe, no source has an image after a text, or ``folder`` holds
-            something else.
-        BundleError: the run has no trained model.
+        ConfigError: the run has no recipe, no source has an image after a text or a conversation,
+            or ``folder`` holds something else.
+        BundleError: the run has no trained model, or ``bundle`` cannot be loaded.
         DataError: a source does not exist.
     """
     recipe = load_recipe(run / "recipe.toml")
@@ -103,23 +122,20 @@ def study_sources(
         raise ConfigError(
             f"{folder} exists and holds no {_FILE}, so it is not replaced; name another folder."
         )
-    items = {
-        source.name: found
-        for source in recipe.all_sources
-        if (found := _items(documents_of([source], run)))
-    }
+    documents = {source.name: list(documents_of([source], run)) for source in recipe.all_sources}
+    items = {name: found for name, some in documents.items() if (found := _items(some))}
     if not items:
         raise ConfigError(
-            f"No source of {run} has documents that end with an image after a text, such as an "
-            "image with its caption; name one in its recipe."
+            f"No source of {run} has conversations, or documents that end with an image after a "
+            "text, such as an image with its caption; name one in its recipe."
         )
-    bundle = bundles.load(run / "bundle", device)
+    model = bundles.load(bundle or run / "bundle", device)
     sample = recipe.sample
     if config.guidance is None:
         config = replace(config, guidance=sample.guidance)
     if config.temperature is None:
         config = replace(config, temperature=sample.image.temperature)
-    study = _Study(bundle, items, [source.name for source in recipe.sources], config)
+    study = _Study(model, items, [source.name for source in recipe.sources], config)
     with atomic_folder(folder) as partial:
         result = study.write(partial)
         write_json(partial / _FILE, result)
@@ -131,14 +147,30 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _items(documents: Iterable[Document]) -> list[_Item]:
-    found: dict[tuple[Path, int], _Item] = {}
+    found: dict[Any, _Item] = {}
     for document in documents:
-        match document.segments:
-            case (*_, Text(text=caption), Image(source=Path() as path)):
-                before = document.segments[:-1]
-                item = _Item(before, caption.strip(), path.resolve(), len(before) == 1)
-                found.setdefault((item.image, len(before)), item)
+        segments = document.segments
+        match segments:
+            case (*_, Text() | Image() as last) if last.role == "assistant":
+                start = len(segments)
+                while start and segments[start - 1].role == "assistant":
+                    start -= 1
+                if start:
+                    expected = segments[start:]
+                    item = _Item(segments[:start], expected, *_last_file(expected))
+                    found[document.name] = item
+            case (*_, Text(text=caption), Image(source=Path() as path) as image):
+                item = _Item(segments[:-1], (image,), path.resolve(), caption.strip())
+                found.setdefault((item.image, len(segments)), item)
     return list(found.values())
+
+
+def _last_file(segments: Sequence[Segment]) -> tuple[Path | None, str]:
+    """Return the last image that is a file, and what it shows."""
+    for segment in reversed(segments):
+        if isinstance(segment, Image) and isinstance(segment.source, Path):
+            return segment.source.resolve(), segment.alt
+    return None, ""
 
 
 class _Study:
@@ -158,12 +190,13 @@ class _Study:
             for item in (item for name in learnt for item in items.get(name, ()) if item.is_pair):
                 self.learnt_of.setdefault(item.rest(ends), []).append(item)
         self.chosen = {
-            name: self._sample(name, some, config.images) for name, some in items.items()
+            name: self._sample(name, some, config.answers if some[0].is_answer else config.images)
+            for name, some in items.items()
         }
         self.gallery = self._gallery()
-        self.index = {item.image: i for i, item in enumerate(self.gallery)}
+        self.index = {item.image: i for i, item in enumerate(self.gallery) if item.image}
         self.net = ImageFeatures.load()
-        originals = [open_image(item.image) for item in self.gallery]
+        originals = [open_image(path) for path in self.index]
         tokenizer = bundle.codec.image_tokenizer
         self.features = self.net.of(originals)
         self.restored = self.net.of(tokenizer.images_of(tokenizer.codes_of(originals)))
@@ -173,14 +206,17 @@ class _Study:
         config = self.config
         scores: dict[str, Any] = {}
         for name, some in self.chosen.items():
-            images = self._generate(f"Generating images ({name})", some)
+            responses = self._responses(f"Generating ({name})", some)
+            images = [_last_image(response) for response in responses]
             (folder / "images" / name).mkdir(parents=True)
             for number, image in enumerate(images):
-                image.save(folder / "images" / name / f"{number:04d}.png")
+                if image is not None:
+                    image.save(folder / "images" / name / f"{number:04d}.png")
             pairs = [item for item in self.items[name] if item.is_pair]
             scores[name] = {
                 "is_held_out": name not in self.learnt,
                 "documents": len(self.items[name]),
+                **_answer_scores(some, responses),
                 **self._image_scores(some, images),
                 **self._caption_scores(name, self._sample(name, pairs, config.captions)),
             }
@@ -201,13 +237,9 @@ class _Study:
 
     def _gallery(self) -> list[_Item]:
         """Return the originals of all prompts, and others of all sources, each image once."""
-        found = {item.image: item for some in self.chosen.values() for item in some}
-        others = {
-            item.image: item
-            for some in self.items.values()
-            for item in some
-            if item.image not in found
-        }
+        found = {i.image: i for some in self.chosen.values() for i in some if i.image}
+        others = {i.image: i for some in self.items.values() for i in some if i.image}
+        others = {path: item for path, item in others.items() if path not in found}
         left = max(0, self.config.gallery - len(found))
         more = self._sample("gallery", list(others.values()), left)
         return [*found.values(), *more]
@@ -238,22 +270,28 @@ class _Study:
     # ── scores ───────────────────────────────────────────────────────────────────────────────────
 
     def _image_scores(
-        self, items: Sequence[_Item], images: Sequence[PIL.Image.Image]
+        self, items: Sequence[_Item], images: Sequence[PIL.Image.Image | None]
     ) -> dict[str, Any]:
-        vectors = self.net.of(images)
-        originals = [self.index[item.image] for item in items]
+        """Return the scores of images; one that was not generated is wrong."""
+        expected = [pair for pair in zip(items, images, strict=True) if pair[0].image]
+        if not expected:
+            return {}
+        items = [item for item, image in expected if image is not None]
+        vectors = self.net.of([image for _, image in expected if image is not None])
+        originals = [self.index[item.image] for item in items if item.image]
+        total = len(expected)
         ranks = self._ranks(vectors, originals)
         scores: dict[str, Any] = {
-            "images": len(images),
-            "retrieval": _share(rank == 1 for rank in ranks),
-            "retrieval_top5": _share(rank <= 5 for rank in ranks),
+            "images": total,
+            "retrieval": sum(rank == 1 for rank in ranks) / total,
+            "retrieval_top5": sum(rank <= 5 for rank in ranks) / total,
             "retrieval_of_reconstructions": _share(
                 rank == 1 for rank in self._ranks(self.restored[originals], originals)
             ),
         }
         ends = self.config.label_before
         probe = self.probe
-        if probe is None or ends is None:
+        if probe is None or ends is None or not any(item.label(ends) for item in items):
             return scores
         labels = [item.label(ends) for item in items]
 
@@ -268,10 +306,8 @@ class _Study:
         )
         return {
             **scores,
-            "retrieval_in_label": _share(
-                rank == 1 for rank in self._ranks_in_label(vectors, items)
-            ),
-            "label": _share(right),
+            "retrieval_in_label": sum(r == 1 for r in self._ranks_in_label(vectors, items)) / total,
+            "label": sum(right) / total,
             "label_of_originals": _share(right_in(self.features[originals])),
             "label_of_reconstructions": _share(right_in(self.restored[originals])),
             # What a model would get that repeats what it knows of the concept, in another label.
@@ -304,6 +340,7 @@ class _Study:
         for vector, item in zip(vectors, items, strict=True):
             label = item.label(ends)
             alike = [i for i, each in enumerate(self.gallery) if each.label(ends) == label]
+            assert item.image is not None
             original = torch.tensor([alike.index(self.index[item.image])])
             n = min(self.config.candidates, len(alike))
             ranks += retrieval_top1(vector[None], self.features[alike], original, n).ranks
@@ -328,7 +365,7 @@ class _Study:
         generation = GenerationConfig(
             mode="text", max_new_tokens=config.caption_tokens, temperature=0.0
         )
-        prompts = [[item.image] for item in items]
+        prompts: list[Prompt] = [Document(item.expected) for item in items]
         found = [
             each.text.strip()
             for each in self._complete(f"Captioning ({name})", prompts, generation)
@@ -351,15 +388,17 @@ class _Study:
 
     # ── generation ───────────────────────────────────────────────────────────────────────────────
 
-    def _generate(self, title: str, items: Sequence[_Item]) -> list[PIL.Image.Image]:
+    def _responses(self, title: str, items: Sequence[_Item]) -> list[Document]:
         config = self.config
-        generation = GenerationConfig(mode="image").with_options(
-            {"guidance": config.guidance, "image_temperature": config.temperature}
+        generation = GenerationConfig(temperature=0.0).with_options(
+            {
+                "mode": "interleaved" if items[0].is_answer else "image",
+                "guidance": config.guidance,
+                "image_temperature": config.temperature,
+            }
         )
         prompts: list[Prompt] = [Document(item.prompt) for item in items]
-        return [
-            open_image(each.images[0].source) for each in self._complete(title, prompts, generation)
-        ]
+        return list(self._complete(title, prompts, generation))
 
     def _complete(
         self, title: str, prompts: Sequence[Prompt], generation: GenerationConfig
@@ -393,12 +432,13 @@ class _Study:
         if not rows:
             return None
         items = [
-            _Item((Text(caption),), caption, Path(), True)
+            _Item((Text(caption),), (Image(Path()),), None, caption)
             for rest in rows
             for label in labels
             for caption in [f"{label}{ends}{rest}"]
         ]
-        images = self._generate("Generating a grid", items)
+        images = [_last_image(each) for each in self._responses("Generating a grid", items)]
+        assert images[0] is not None  # as the mode makes sure
         side = images[0].width + 2 * _GAP
         grid = PIL.Image.new("RGB", (side * len(labels), side * len(rows)), "white")
         pen = ImageDraw.Draw(grid)
@@ -406,8 +446,43 @@ class _Study:
             top, left = (side * place for place in divmod(number, len(labels)))
             if item.label(ends) not in known[item.rest(ends)]:
                 pen.rectangle((left + 2, top + 2, left + side - 3, top + side - 3), _FRAME)
+            assert image is not None
             grid.paste(image, (left + _GAP, top + _GAP))
         return grid
+
+
+def _answer_scores(items: Sequence[_Item], responses: Sequence[Document]) -> dict[str, Any]:
+    """Return how often answers have the modalities that were expected, and the text."""
+    pairs = [
+        (item.expected, response.segments)
+        for item, response in zip(items, responses, strict=True)
+        if item.is_answer
+    ]
+    if not pairs:
+        return {}
+    scores: dict[str, Any] = {
+        "answers": len(pairs),
+        "modalities": _share(_modalities(want) == _modalities(got) for want, got in pairs),
+    }
+    texts = [(_text(got), text) for want, got in pairs if (text := _text(want))]
+    if texts:
+        compared = score_captions(*zip(*texts, strict=True))
+        scores["answer_exact"], scores["answer_f1"] = compared.exact, compared.f1
+        scores["answer_exact_of_constant"] = compared.constant_exact
+    return scores
+
+
+def _modalities(segments: Sequence[Segment]) -> list[type[Segment]]:
+    return [kind for kind, _ in groupby(segments, key=type)]
+
+
+def _text(segments: Sequence[Segment]) -> str:
+    return " ".join(s.text.strip() for s in segments if isinstance(s, Text)).strip()
+
+
+def _last_image(document: Document) -> PIL.Image.Image | None:
+    images = document.images
+    return open_image(images[-1].source) if images else None
 
 
 def _share(values: Iterable[bool]) -> float | None:

@@ -16,7 +16,7 @@ import hashlib
 import importlib.util
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,7 +70,7 @@ class DrawingsConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
+class StyledImage:
     """An image that was written."""
 
     concept: Concept
@@ -91,6 +91,25 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
         ConfigError: what renders the drawings is not installed.
         DataError: a package is missing or is not the pinned version.
     """
+    with atomic_folder(folder) as partial:
+        return write_drawings(config, partial).counts
+
+
+@dataclass(frozen=True, slots=True)
+class Drawings:
+    """What a folder holds."""
+
+    parts: dict[str, list[StyledImage]]  # the images of pairs.<split>, pairs.others and cells
+    redraws: dict[str, list[tuple[StyledImage, StyledImage]]]  # of each file of redraws
+    counts: dict[str, Any]
+
+
+def write_drawings(config: DrawingsConfig, folder: Path) -> Drawings:
+    """Write the corpus into an empty folder.
+
+    Raises:
+        ConfigError, DataError: as :func:`build_drawings`.
+    """
     if importlib.util.find_spec("resvg_py") is None:
         raise ConfigError(
             "The drawings are rendered by resvg-py, which is not installed: "
@@ -99,44 +118,44 @@ def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
     packages = config.packages
     styles = [style for style in STYLES if config.licences == "all" or not style.is_share_alike]
     concepts = all_concepts(packages, config.skin_tones, with_extras=config.licences == "all")
-    with atomic_folder(folder) as partial:
-        images, n_identical = _draw(concepts, styles, packages, config.image_side, partial)
-        cells = _held_out_cells(images, len(styles), config.one_cell_in)
-        counts: dict[str, Any] = {"concepts": len(concepts), "dropped_identical": n_identical}
-        parts: dict[str, list[_Image]] = {f"pairs.{split}": [] for split in SPLITS}
-        parts["cells"] = []
-        others = _left_out(images, len(styles), config.train_concepts)
-        if others:
-            parts["pairs.others"] = []
-        for image in images:
-            is_cell = cells.get(image.concept) == image.style.name
-            split = "others" if image.concept in others else image.concept.split
-            if is_cell and image.concept in others:
-                continue  # seen by nothing
-            parts["cells" if is_cell else f"pairs.{split}"].append(image)
-        for name, members in parts.items():
-            write_records(map(_record, members), partial / f"{name}.jsonl")
-            counts[name] = dict(Counter(image.style.name for image in members))
-        for split in SPLITS:
-            records = map(_caption_record, parts[f"pairs.{split}"])
-            write_records(records, partial / f"captions.{split}.jsonl")
-        for name, redraws in _redraws(parts).items():
-            write_records(itertools.starmap(_redraw_record, redraws), partial / f"{name}.jsonl")
-            counts[name] = dict(Counter(image.style.name for _, image in redraws))
-        write_json(partial / "concepts.json", _entries(images, cells))
-        n_images = Counter(image.style.name for image in images)
-        what = "drawings, rendered as PNG on white"
-        taken = [(style.package, what, n_images[style.name]) for style in styles]
-        taken.append((EMOJIBASE, "English names", len({image.concept for image in images})))
-        write_licences(
-            ((p.name, p.version, p.licence, p.attribution, *rest) for p, *rest in taken), partial
-        )
-    return counts
+    images, n_identical = _draw(concepts, styles, packages, config.image_side, folder)
+    cells = _held_out_cells(images, len(styles), config.one_cell_in)
+    counts: dict[str, Any] = {"concepts": len(concepts), "dropped_identical": n_identical}
+    parts: dict[str, list[StyledImage]] = {f"pairs.{split}": [] for split in SPLITS}
+    parts["cells"] = []
+    others = _left_out(images, len(styles), config.train_concepts)
+    if others:
+        parts["pairs.others"] = []
+    for image in images:
+        is_cell = cells.get(image.concept) == image.style.name
+        split = "others" if image.concept in others else image.concept.split
+        if is_cell and image.concept in others:
+            continue  # seen by nothing
+        parts["cells" if is_cell else f"pairs.{split}"].append(image)
+    for name, members in parts.items():
+        write_records(map(_record, members), folder / f"{name}.jsonl")
+        counts[name] = dict(Counter(image.style.name for image in members))
+    for split in SPLITS:
+        records = map(_caption_record, parts[f"pairs.{split}"])
+        write_records(records, folder / f"captions.{split}.jsonl")
+    redraws = _redraws(parts)
+    for name, pairs in redraws.items():
+        write_records(itertools.starmap(_redraw_record, pairs), folder / f"{name}.jsonl")
+        counts[name] = dict(Counter(image.style.name for _, image in pairs))
+    write_json(folder / "concepts.json", _entries(images, cells))
+    n_images = Counter(image.style.name for image in images)
+    what = "drawings, rendered as PNG on white"
+    taken = [(style.package, what, n_images[style.name]) for style in styles]
+    taken.append((EMOJIBASE, "English names", len({image.concept for image in images})))
+    write_licences(
+        ((p.name, p.version, p.licence, p.attribution, *rest) for p, *rest in taken), folder
+    )
+    return Drawings(parts, redraws, counts)
 
 
 def _draw(
     concepts: list[Concept], styles: list[Style], packages: Path, side: int, folder: Path
-) -> tuple[list[_Image], int]:
+) -> tuple[list[StyledImage], int]:
     """Write the images; return those kept, in Unicode's order, and how many were left out.
 
     Of those that look the same the first is kept, and training comes first: the flag of a
@@ -144,14 +163,14 @@ def _draw(
     """
     drawings = {style: style.read(checked(style.package, packages)) for style in styles}
     wanted = [
-        (_Image(concept, style), drawings[style][concept.key])
+        (StyledImage(concept, style), drawings[style][concept.key])
         for concept in concepts
         for style in styles
         if concept.key in drawings[style]
     ]
     (folder / "images").mkdir()
     seen: set[bytes] = set()
-    kept: set[_Image] = set()
+    kept: set[StyledImage] = set()
     with progress.bar("Drawing", total=len(wanted), unit="images") as advance:
         for image, drawing in sorted(wanted, key=lambda item: SPLITS.index(item[0].concept.split)):
             rendered = draw(drawing, side)
@@ -164,7 +183,9 @@ def _draw(
     return [image for image, _ in wanted if image in kept], len(wanted) - len(kept)
 
 
-def _held_out_cells(images: Iterable[_Image], n_styles: int, one_in: int) -> dict[Concept, str]:
+def _held_out_cells(
+    images: Iterable[StyledImage], n_styles: int, one_in: int
+) -> dict[Concept, str]:
     """Return the style held out of each concept of training that has all styles, where one is."""
     cells = {
         concept: concept.held_out_style([each.style.name for each in found], one_in)
@@ -174,7 +195,7 @@ def _held_out_cells(images: Iterable[_Image], n_styles: int, one_in: int) -> dic
     return {concept: style for concept, style in cells.items() if style is not None}
 
 
-def _left_out(images: Iterable[_Image], n_styles: int, n_taken: int | None) -> set[Concept]:
+def _left_out(images: Iterable[StyledImage], n_styles: int, n_taken: int | None) -> set[Concept]:
     """Return the concepts of training beyond the number that is taken."""
     if n_taken is None:
         return set()
@@ -184,7 +205,9 @@ def _left_out(images: Iterable[_Image], n_styles: int, n_taken: int | None) -> s
     return set(found) - set(whole[:n_taken])
 
 
-def _redraws(parts: dict[str, list[_Image]]) -> dict[str, list[tuple[_Image, _Image]]]:
+def _redraws(
+    parts: dict[str, list[StyledImage]],
+) -> dict[str, list[tuple[StyledImage, StyledImage]]]:
     """Return pairs of images of one concept in two styles, by the name of their file.
 
     The styles of a concept form a ring in random order. Each is followed by the next one, so that
@@ -203,46 +226,49 @@ def _redraws(parts: dict[str, list[_Image]]) -> dict[str, list[tuple[_Image, _Im
     return redraws
 
 
-def _by_concept(images: Iterable[_Image]) -> dict[Concept, list[_Image]]:
-    found: dict[Concept, list[_Image]] = {}
+def _by_concept(images: Iterable[StyledImage]) -> dict[Concept, list[StyledImage]]:
+    found: dict[Concept, list[StyledImage]] = {}
     for image in images:
         found.setdefault(image.concept, []).append(image)
     return found
 
 
-def _ring(images: list[_Image]) -> list[_Image]:
+def _ring(images: list[StyledImage]) -> list[StyledImage]:
     return sorted(
         images, key=lambda each: seeds.derive(0, "redraw", each.concept.key, each.style.name)
     )
 
 
-def _neighbours(ring: list[_Image]) -> list[tuple[_Image, _Image]]:
+def _neighbours(ring: list[StyledImage]) -> list[tuple[StyledImage, StyledImage]]:
     return list(zip(ring, ring[1:] + ring[:1], strict=True)) if len(ring) > 1 else []
 
 
-def _record(image: _Image) -> dict[str, Any]:
+def _record(image: StyledImage) -> dict[str, Any]:
     """Return the record of an image after its caption."""
-    return _to_record("drawing", [image], _segments(image))
+    return record_of("drawing", [image], _segments(image))
 
 
-def _caption_record(image: _Image) -> dict[str, Any]:
+def _caption_record(image: StyledImage) -> dict[str, Any]:
     """Return the record of an image that is described."""
     text, drawing = _segments(image)
-    return _to_record("caption", [image], [replace(drawing, weight=0.0), text])
+    return record_of("caption", [image], [replace(drawing, weight=0.0), text])
 
 
-def _redraw_record(before: _Image, after: _Image) -> dict[str, Any]:
+def _redraw_record(before: StyledImage, after: StyledImage) -> dict[str, Any]:
     """Return the record of a concept in one style, which is given, and then in another."""
     given = [replace(segment, weight=0.0) for segment in _segments(before)]
-    return _to_record("redraw", [before, after], [*given, *_segments(after)])
+    return record_of("redraw", [before, after], [*given, *_segments(after)])
 
 
-def _segments(image: _Image) -> list[Segment]:
+def _segments(image: StyledImage) -> list[Segment]:
     text = caption(image.style.phrase, image.concept.name)
     return [Text(text), Image(image.path, alt=image.concept.name)]
 
 
-def _to_record(kind: str, images: list[_Image], segments: list[Segment]) -> dict[str, Any]:
+def record_of(
+    kind: str, images: Sequence[StyledImage], segments: Sequence[Segment]
+) -> dict[str, Any]:
+    """Return the record of segments about images, of which the first gives the name."""
     styles = [image.style for image in images]
     name = "/".join((kind, images[0].concept.key, *(style.name for style in styles)))
     licence = "; ".join(dict.fromkeys(style.licence for style in styles))
@@ -250,7 +276,7 @@ def _to_record(kind: str, images: list[_Image], segments: list[Segment]) -> dict
     return to_record(document, lambda image: Path(str(image.source)).as_posix())
 
 
-def _entries(images: Iterable[_Image], cells: dict[Concept, str]) -> list[dict[str, Any]]:
+def _entries(images: Iterable[StyledImage], cells: dict[Concept, str]) -> list[dict[str, Any]]:
     entries: dict[Concept, dict[str, Any]] = {}
     for image in images:
         concept = image.concept
