@@ -266,6 +266,23 @@ def test_an_interrupt_stops_the_answer_only(session, monkeypatch):
     assert texts(session) == ["a", session.out.answers[0]]
 
 
+def test_an_interrupt_while_the_prompt_is_read(folder, pictures, monkeypatch):
+    config = pardalis.GenerationConfig(mode="text", chat=True)
+    with Engine(folder, max_slots=1, prefill_tokens=1) as engine:
+        session = chat.Chat(engine, config, Recorder(), pictures / "images")
+        step, steps = engine.step, []
+
+        def interrupted_step():
+            steps.append(signal.raise_signal(signal.SIGINT))
+            return step()
+
+        monkeypatch.setattr(engine, "step", interrupted_step)
+        session.say("a long message of many tokens")
+    assert session.out.reasons == ["aborted"]
+    assert session.out.answers == [""]
+    assert len(steps) < 5  # of one token of the prompt each
+
+
 def test_other_encodings(talk):
     stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nowl\n"), encoding="utf-8")
     code, out, err = talk(stdin=stdin, arguments=("--mode", "text", "--max-new-tokens", "2"))

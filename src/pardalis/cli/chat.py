@@ -311,16 +311,17 @@ class Chat:
 
         completion = self.engine.submit_request(request)
         with _noticing_interrupts() as interrupts:
-            for event in completion:
+            while not self.engine.idle:
                 if interrupts:
                     completion.abort()
-                match event:
-                    case TextDelta(text=text):
-                        self.out.text(text)
-                    case ImageBegun():
-                        self.out.image_begun()
-                    case ImageDone(image=image):
-                        self.out.image(image, self._store(image))
+                for event in self.engine.step():  # part of a long prompt gives none
+                    match event:
+                        case TextDelta(text=text):
+                            self.out.text(text)
+                        case ImageBegun():
+                            self.out.image_begun()
+                        case ImageDone(image=image):
+                            self.out.image(image, self._store(image))
         response = completion.wait()
         self.out.answered(response)
         return response
