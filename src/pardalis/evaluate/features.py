@@ -17,6 +17,7 @@ from pardalis.feature_nets import FeatureNet, FeatureNetConfig, load_feature_net
 from pardalis.progress import bar
 
 _PIXELS = 224
+_TEXTURE_PIXELS = 128
 _BATCH = 4  # fits the CPU's cache: 1.7 times as fast as 16 on one thread
 
 
@@ -44,13 +45,29 @@ class ImageFeatures:
         with bar("Image features", total=len(images), unit="images") as advance:
             for start in range(0, len(images), _BATCH):
                 batch = images[start : start + _BATCH]
-                vectors.append(F.normalize(self._net.pooled(_pixels(batch)), dim=1))
+                vectors.append(F.normalize(self._net.pooled(_pixels(batch, _PIXELS)), dim=1))
+                advance(len(batch))
+        return torch.cat(vectors)
+
+    @torch.no_grad()
+    def textures(self, images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B D"]:
+        """Return the mean and the standard deviation of each channel of all maps but the last.
+
+        They say how an image is drawn, and less of what it shows, as in arXiv 1703.06868.
+        """
+        vectors = [torch.empty(0, 2 * sum(self._net.network.widths[:-1]))]
+        with bar("Image textures", total=len(images), unit="images") as advance:
+            for start in range(0, len(images), _BATCH):
+                batch = images[start : start + _BATCH]
+                *maps, _ = self._net.maps(_pixels(batch, _TEXTURE_PIXELS))
+                moments = [f(m, (2, 3)) for m in maps for f in (torch.mean, torch.std)]
+                vectors.append(torch.cat(moments, dim=1))
                 advance(len(batch))
         return torch.cat(vectors)
 
 
-def _pixels(images: Sequence[PIL.Image.Image]) -> Float[Tensor, "B 3 224 224"]:
-    size = (_PIXELS, _PIXELS)
+def _pixels(images: Sequence[PIL.Image.Image], side: int) -> Float[Tensor, "B 3 {side} {side}"]:
+    size = (side, side)
     resized = [image.convert("RGB").resize(size, PIL.Image.Resampling.BICUBIC) for image in images]
     bytes_ = np.stack([np.asarray(image) for image in resized])
     # A permuted B Y X C array is already channels_last in memory.

@@ -52,6 +52,7 @@ class SourcesConfig:
     captions: int = 50  # captions generated of each source, at most
     answers: int = 100  # turns of the assistant generated of each source, at most
     gallery: int = 1000  # originals that generated images are ranked among, those of prompts apart
+    probe: int = 2500  # images of training that the probe of labels learns from, at most
     candidates: int = 100  # the original and the others that it is ranked among
     guidance: float | None = None  # of images; None: as the recipe's table sample says
     temperature: float | None = None  # of image tokens; None: likewise
@@ -65,7 +66,7 @@ class SourcesConfig:
     seed: int = 0  # selects the prompts and seeds the samples
 
     def __post_init__(self) -> None:
-        check_at_least(self, images=1, captions=0, answers=0, gallery=0, candidates=2)
+        check_at_least(self, images=1, captions=0, answers=0, gallery=0, probe=1, candidates=2)
         check_at_least(self, guidance=0, temperature=0, caption_tokens=1, grid=0, batch=1)
         if self.label_before == "":
             raise ConfigError("label_before must not be empty; leave it out for no labels.")
@@ -197,9 +198,9 @@ class _Study:
         self.index = {item.image: i for i, item in enumerate(self.gallery) if item.image}
         self.net = ImageFeatures.load()
         originals = [open_image(path) for path in self.index]
-        tokenizer = bundle.codec.image_tokenizer
+        self.restored_images = self._restored(originals)
         self.features = self.net.of(originals)
-        self.restored = self.net.of(tokenizer.images_of(tokenizer.codes_of(originals)))
+        self.restored = self.net.of(self.restored_images)
         self.probe = self._probe()
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -244,28 +245,31 @@ class _Study:
         more = self._sample("gallery", list(others.values()), left)
         return [*found.values(), *more]
 
+    def _restored(self, images: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+        """Return images as the image tokenizer restores them."""
+        tokenizer = self.bundle.codec.image_tokenizer
+        return tokenizer.images_of(tokenizer.codes_of(images))
+
     def _probe(self) -> LinearProbe | None:
         """Return a probe of labels that has learnt from originals of training.
 
         It learns them as the image tokenizer restores them too: no generated image can look
         sharper.
         """
-        if self.config.label_before is None:
+        ends = self.config.label_before
+        if ends is None:
             return None
-        learnt = {item.image for name in self.learnt for item in self.items.get(name, ())}
-        known = [
-            (i, label)
-            for i, item in enumerate(self.gallery)
-            if item.image in learnt and (label := item.label(self.config.label_before))
-        ]
+        learnt = [item for name in self.learnt for item in self.items.get(name, ())]
+        known = {item.image: item for item in learnt if item.image and item.label(ends)}
         if not known:
             raise ConfigError(
-                f"No caption of a training source contains {self.config.label_before!r}; "
-                "correct label_before, or leave it out."
+                f"No caption of a training source contains {ends!r}; correct label_before, or "
+                "leave it out."
             )
-        indices, labels = zip(*known, strict=True)
-        both = [self.features[list(indices)], self.restored[list(indices)]]
-        return LinearProbe.fit(torch.cat(both), labels * 2)
+        chosen = self._sample("probe", list(known.values()), self.config.probe)
+        images = [open_image(item.image) for item in chosen if item.image]
+        textures = [self.net.textures(images), self.net.textures(self._restored(images))]
+        return LinearProbe.fit(torch.cat(textures), [item.label(ends) for item in chosen] * 2)
 
     # ── scores ───────────────────────────────────────────────────────────────────────────────────
 
@@ -277,7 +281,8 @@ class _Study:
         if not expected:
             return {}
         items = [item for item, image in expected if image is not None]
-        vectors = self.net.of([image for _, image in expected if image is not None])
+        drawn = [image for _, image in expected if image is not None]
+        vectors = self.net.of(drawn)
         originals = [self.index[item.image] for item in items if item.image]
         total = len(expected)
         ranks = self._ranks(vectors, originals)
@@ -295,10 +300,11 @@ class _Study:
             return scores
         labels = [item.label(ends) for item in items]
 
-        def right_in(features: Tensor) -> list[bool]:
-            return [a == b for a, b in zip(probe.predict(features), labels, strict=True)]
+        def right_in(some: Sequence[PIL.Image.Image]) -> list[bool]:
+            found = probe.predict(self.net.textures(some))
+            return [a == b for a, b in zip(found, labels, strict=True)]
 
-        right = right_in(vectors)
+        right = right_in(drawn)
         others = [self._in_another_label(item) for item in items]
         copies = [(x, i) for x, i in zip(others, originals, strict=True) if x is not None]
         copied = self._ranks(
@@ -308,8 +314,12 @@ class _Study:
             **scores,
             "retrieval_in_label": sum(r == 1 for r in self._ranks_in_label(vectors, items)) / total,
             "label": sum(right) / total,
-            "label_of_originals": _share(right_in(self.features[originals])),
-            "label_of_reconstructions": _share(right_in(self.restored[originals])),
+            "label_of_originals": _share(
+                right_in([open_image(item.image) for item in items if item.image])
+            ),
+            "label_of_reconstructions": _share(
+                right_in([self.restored_images[i] for i in originals])
+            ),
             # What a model would get that repeats what it knows of the concept, in another label.
             "retrieval_of_other_labels": _share(rank == 1 for rank in copied),
             "by_label": {
