@@ -1,10 +1,11 @@
 """Building the folder of drawings.
 
 images/<key>.<style>.png    RGB on white
+images/<key>.<style>.<n>.png  the same drawing smaller and elsewhere, if variants is set
 pairs.<split>.jsonl           caption, image: of the concepts of the split
 pairs.others.jsonl            of training concepts beyond train_concepts, if that is set
 cells.jsonl                   caption, image: concepts of training, in the style it does not see
-captions.<split>.jsonl        image, caption; the image is not learnt
+captions.<split>.jsonl        image, caption; the image is not learnt. Of training also variants
 redraws.<split>.jsonl         caption, image, caption, image: a concept in one style, then another,
                               which alone is learnt
 redraws.cells.jsonl           the same; the second is a concept of training in the style it lacks
@@ -20,6 +21,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
+import PIL.Image
 
 from pardalis import progress, seeds
 from pardalis.config import check_at_least, not_deciding
@@ -49,11 +53,14 @@ class DrawingsConfig:
     # How many concepts of training are taken, at random of those drawn in all styles; None: all
     # concepts. The rest is written apart, so that an image tokenizer can learn from it.
     train_concepts: int | None = None
+    # Copies of each image of training at a random size and place, to be described: their tokens
+    # differ, so a model cannot learn them by heart.
+    variants: int = 0
 
     def __post_init__(self) -> None:
         if not 8 <= self.image_side <= 1024:
             raise ConfigError(f"image_side must be from 8 to 1024, got {self.image_side}.")
-        check_at_least(self, one_cell_in=1, train_concepts=1)
+        check_at_least(self, one_cell_in=1, train_concepts=1, variants=0)
         if self.licences not in get_args(Licences):
             raise ConfigError(
                 f"licences must be one of {', '.join(map(repr, get_args(Licences)))}, got "
@@ -75,11 +82,13 @@ class StyledImage:
 
     concept: Concept
     style: Style
+    variant: int = 0  # 0: as it was drawn
 
     @property
     def path(self) -> Path:
         """Its file, relative to the corpus folder."""
-        return Path("images", f"{self.concept.key}.{self.style.name}.png")
+        number = f".{self.variant}" if self.variant else ""
+        return Path("images", f"{self.concept.key}.{self.style.name}{number}.png")
 
 
 def build_drawings(config: DrawingsConfig, folder: Path) -> dict[str, Any]:
@@ -135,9 +144,10 @@ def write_drawings(config: DrawingsConfig, folder: Path) -> Drawings:
     for name, members in parts.items():
         write_records(map(_record, members), folder / f"{name}.jsonl")
         counts[name] = dict(Counter(image.style.name for image in members))
-    for split in SPLITS:
-        records = map(_caption_record, parts[f"pairs.{split}"])
-        write_records(records, folder / f"captions.{split}.jsonl")
+    described = {split: parts[f"pairs.{split}"] for split in SPLITS}
+    described["train"] = _with_variants(described["train"], config.variants, folder)
+    for split, some in described.items():
+        write_records(map(_caption_record, some), folder / f"captions.{split}.jsonl")
     redraws = _redraws(parts)
     for name, pairs in redraws.items():
         write_records(itertools.starmap(_redraw_record, pairs), folder / f"{name}.jsonl")
@@ -181,6 +191,27 @@ def _draw(
                 rendered.save(folder / image.path, format="PNG")
             advance()
     return [image for image, _ in wanted if image in kept], len(wanted) - len(kept)
+
+
+def _with_variants(images: list[StyledImage], n: int, folder: Path) -> list[StyledImage]:
+    """Write n variants of each image; return the images, each with its variants."""
+    all_images = [replace(image, variant=v) for image in images for v in range(n + 1)]
+    for image in all_images:
+        if image.variant:
+            generator = seeds.numpy_generator(0, "variant", image.path.name)
+            with PIL.Image.open(folder / replace(image, variant=0).path) as drawing:
+                _moved(drawing, generator).save(folder / image.path, format="PNG")
+    return all_images
+
+
+def _moved(drawing: PIL.Image.Image, generator: np.random.Generator) -> PIL.Image.Image:
+    """Return a drawing at 75 to 100 % of its size, at a random place on white."""
+    side = drawing.width
+    small = max(1, round(side * generator.uniform(0.75, 1.0)))
+    left, top = generator.integers(side - small + 1, size=2).tolist()
+    moved = PIL.Image.new("RGB", (side, side), "white")
+    moved.paste(drawing.resize((small, small), PIL.Image.Resampling.LANCZOS), (left, top))
+    return moved
 
 
 def _held_out_cells(
@@ -270,10 +301,14 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the record of segments about images, of which the first gives the name."""
     styles = [image.style for image in images]
-    name = "/".join((kind, images[0].concept.key, *(style.name for style in styles)))
+    name = "/".join((kind, images[0].concept.key, *(_style_name(image) for image in images)))
     licence = "; ".join(dict.fromkeys(style.licence for style in styles))
     document = Document(tuple(segments), name, licence)
     return to_record(document, lambda image: Path(str(image.source)).as_posix())
+
+
+def _style_name(image: StyledImage) -> str:
+    return f"{image.style.name}.{image.variant}" if image.variant else image.style.name
 
 
 def _entries(images: Iterable[StyledImage], cells: dict[Concept, str]) -> list[dict[str, Any]]:

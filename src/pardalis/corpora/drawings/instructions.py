@@ -90,12 +90,13 @@ def build_instructions(config: InstructionsConfig, folder: Path) -> dict[str, An
     """
     with atomic_folder(folder) as partial:
         drawings = write_drawings(config, partial)
-        corpus, counts = _Corpus(drawings), drawings.counts
+        corpus, counts = _Corpus(drawings, config.variants), drawings.counts
         for category in CATEGORIES:
             for split in _PARTS:
                 generator = numpy_generator(0, "instructions", category.name, split)
                 images = corpus.rare[split] if category.is_rare else corpus.common[split]
                 tasks = category.tasks(corpus, images, generator)
+                tasks = (corpus.with_variants(task, generator) for task in tasks)
                 records = [_record(category, split, task, generator) for task in tasks]
                 write_records(records, partial / f"ask.{category.name}.{split}.jsonl")
                 counts[f"ask.{category.name}.{split}"] = len(records)
@@ -131,7 +132,8 @@ def _is_weapon(concept: Concept) -> bool:
 class _Corpus:
     """The images that conversations are about, by split."""
 
-    def __init__(self, drawings: Drawings) -> None:
+    def __init__(self, drawings: Drawings, variants: int) -> None:
+        self.variants = variants
         self.common = {split: drawings.parts[part] for split, part in _PARTS.items()}
         self.redraws = [*drawings.redraws["redraws.train"], *drawings.redraws["redraws.cells"]]
         self.rare: dict[str, list[StyledImage]] = {split: [] for split in _PARTS}
@@ -139,8 +141,18 @@ class _Corpus:
             place = derive(0, "instructions", image.concept.key, image.style.name)
             self.rare["train" if place % _ONE_IN else "cells"].append(image)
         self.known: dict[Concept, list[StyledImage]] = {}  # what training shows of a concept
+        self._train = set(self.common["train"])
         for image in self.common["train"]:
             self.known.setdefault(image.concept, []).append(image)
+
+    def with_variants(self, task: _Task, generator: np.random.Generator) -> _Task:
+        """Return a task that shows variants of the images that have some, at random."""
+        numbers = generator.integers(self.variants + 1, size=len(task.shown)).tolist()
+        shown = (
+            replace(image, variant=number) if image in self._train else image
+            for image, number in zip(task.shown, numbers, strict=True)
+        )
+        return replace(task, shown=tuple(shown))
 
     def another(self, image: StyledImage, generator: np.random.Generator) -> StyledImage:
         """Return an image of training of another concept."""
