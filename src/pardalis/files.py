@@ -8,8 +8,10 @@ deeply than any of ours.
 import errno
 import json
 import os
+import re
 import shutil
 import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,10 @@ from pardalis.errors import ConfigError
 
 MOST_BYTES = 1 << 28  # of a description or a line; the largest tokenizers have some 40 MB
 _MOST_LEVELS = 100  # of nested values
+_MOST_TOML = 1 << 20  # characters; those of our recipes have 10,000 at most
+_LONG_KEY = re.compile(
+    r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % _MOST_LEVELS
+)
 
 
 def working_name(path: Path, state: str) -> Path:
@@ -130,6 +136,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(_TOO_DEEP) from None
     check_depth(value)
     return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the values of a TOML text; raises ValueError if it is none, or takes long to read."""
+    if len(text) > _MOST_TOML:
+        raise ValueError(f"it has more than {_MOST_TOML:,} characters")
+    if _LONG_KEY.search(text):  # the time and memory for a key grow with the square of its parts
+        raise ValueError(_TOO_DEEP)
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    check_depth(values)
+    return values
 
 
 def plain(value: Any) -> Any:

@@ -392,6 +392,19 @@ def test_recipes(tmp_path, text, bounded) -> None:
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a" + ".a" * 100_000 + " = 1", "[" + "'a'.\"b\" . c ." * 40_000 + "d]",
+     "x = {" + "a." * 100_000 + "a = 1}", "[a.b]\n" * 200_000],
+    ids=["key", "quoted", "inline", "long"],
+)  # fmt: skip
+def test_a_recipe_that_takes_long_to_read_is_refused(tmp_path, bounded, text) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(PardalisError, match="not a TOML file that can be read: it"):
+        load_recipe(ModelConfig, path)
+
+
 def test_files_follow_the_umask(good_bundle) -> None:
     (good_bundle.parent / "plain").touch()
     needed = stat.S_IMODE((good_bundle.parent / "plain").stat().st_mode)
