@@ -14,6 +14,7 @@ import pickle
 import re
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ import safetensors.torch
 import torch
 
 import pardalis
+from pardalis.cli.main import main
 from pardalis.config import load as load_recipe
 from pardalis.data.shards import Shards
 from pardalis.errors import BundleError, DataError, PardalisError
@@ -363,6 +365,64 @@ def _runs_code(node: ast.AST, is_restricted: bool) -> str | None:
         r"|yaml\.(load|load_all|unsafe_load|full_load)|eval|exec|np\.load|numpy\.load"
     )
     return called if re.fullmatch(forbidden, called) else None
+
+
+# ── what a bundle says ─────────────────────────────────────────────────────────────────────────
+
+
+def described(good_bundle: Path, folder: Path, **changes: Any) -> str:
+    """Write a bundle whose description is changed; return the path of its folder."""
+    shutil.copytree(good_bundle, folder)
+    values = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(values | changes))
+    return str(folder)
+
+
+CONTROL = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"made_by": {"numbers": {"loss": "low", "big": 10**400, "rate": 0.5}}},
+        {"made_by": {"numbers": [1]}}, {"made_by": {"start_from": {"numbers": {"loss": []}}}},
+    ],
+)  # fmt: skip
+def test_odd_facts_of_a_bundle_are_shown(good_bundle, tmp_path, capsys, changes) -> None:
+    assert main(["show", "bundle", described(good_bundle, tmp_path / "bundle", **changes)]) == 0
+    assert "333 ids" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {"modalities": {"text": "ab"}, "special": {}}])
+def test_an_odd_vocabulary_is_not_shown(good_bundle, tmp_path, capsys, vocabulary) -> None:
+    folder = described(good_bundle, tmp_path / "bundle", vocabulary=vocabulary)
+    assert main(["show", "bundle", folder]) == 4
+    assert "A vocabulary needs" in capsys.readouterr().err
+
+
+def test_a_bundle_does_not_control_the_terminal(good_bundle, tmp_path, capsys, monkeypatch):
+    folder = described(good_bundle, tmp_path / "bundle", made_by={"recipe": CONTROL})
+    template = Path(folder) / "chat_template.jinja"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    template.write_text(f"{{# {CONTROL} #}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}")
+    assert main(["show", "bundle", folder]) == main(["show", "template", folder]) == 0
+    template.write_text(f"{{{{ raise_exception({CONTROL!r}) }}}}")
+    assert main(["show", "template", folder]) == 3
+    out, err = capsys.readouterr()
+    assert "\ufffd[2J" in out and "\ufffd[2J" in err
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & {*out, *err}
+
+
+def test_numbers_that_json_has_not_are_null(good_bundle, tmp_path, capsys) -> None:
+    made_by = {"loss": float("nan"), "rate": float("-inf"), "name": "\ud800"}
+    folder = described(good_bundle, tmp_path / "bundle", made_by=made_by)
+    assert main(["show", "bundle", folder, "--json"]) == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    shown = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert shown["made_by"]["loss"] is shown["made_by"]["rate"] is None
 
 
 # ── recipes ────────────────────────────────────────────────────────────────────────────────────
