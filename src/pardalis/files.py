@@ -22,9 +22,8 @@ from pardalis.errors import ConfigError
 MOST_BYTES = 1 << 28  # of a description or a line; the largest tokenizers have some 40 MB
 _MOST_LEVELS = 100  # of nested values
 _MOST_TOML = 1 << 20  # characters; those of our recipes have 10,000 at most
-_LONG_KEY = re.compile(
-    r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % _MOST_LEVELS
-)
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""  # of a dotted key
+_LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:{_PART}){{{_MOST_LEVELS}}}""")
 
 
 def working_name(path: Path, state: str) -> Path:
@@ -106,6 +105,11 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:  # which holds the whole content
         raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def with_line_feeds(text: str) -> str:
+    """Return a text with line feeds for all ends of lines, as Python reads files in text mode."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

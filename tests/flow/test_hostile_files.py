@@ -240,6 +240,21 @@ def test_a_checkpoint_that_claims_absurd_sizes(good_checkpoint, tmp_path, bounde
         checkpoint.load(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ctorch.serialization\n_get_layout\n", "ctorch\nfloat32\n",
+     "ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n(I0\ntR",
+     "ctorch.distributed.checkpoint.metadata\nMetadata\n"],
+    ids=["function", "dtype", "member", "class"],
+)  # fmt: skip
+def test_metadata_changes_nothing_that_outlives_it(good_checkpoint, tmp_path, name) -> None:
+    folder = shutil.copytree(good_checkpoint, tmp_path / "step-00000003")
+    pickled = f"{name}(N(dS'_value_'\nI9\nstb0N."  # sets an attribute of what is named
+    (folder / ".metadata").write_bytes(pickled.encode())
+    with pytest.raises(BundleError, match="changes an object that is not of the metadata"):
+        checkpoint.load(folder)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".safetensors"])
 def test_foreign_weights_run_no_code(tmp_path, suffix) -> None:
     ran, path = tmp_path / "ran", tmp_path / f"weights{suffix}"
@@ -342,6 +357,25 @@ def test_no_code_of_ours_reads_json_without_limits() -> None:
     assert files == {"files.py", "tokens/template_worker.py"}
 
 
+def test_no_code_of_ours_reads_a_file_without_limits() -> None:
+    """``pardalis.files`` bounds what is read, and refuses what is no file.
+
+    The others read files of this package, of installed packages, or of their own writing.
+    """
+    found = {file for file, node in nodes() if _reads_whole(node)}
+    assert {file for file in found if not file.startswith("corpora/")} <= {
+        "files.py", "pipeline/shipped.py", "studies/stability.py",
+    }  # fmt: skip
+
+
+def _reads_whole(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    called = ast.unparse(node.func)
+    is_method = called.endswith((".read_bytes", ".read_text")) and not called.startswith("files.")
+    return is_method or called == "tomllib.load"
+
+
 def _reads_json(node: ast.AST) -> bool:
     if isinstance(node, ast.ImportFrom):
         return node.module == "json"
@@ -404,7 +438,9 @@ def test_a_bundle_does_not_control_the_terminal(good_bundle, tmp_path, capsys, m
     folder = described(good_bundle, tmp_path / "bundle", made_by={"recipe": CONTROL})
     template = Path(folder) / "chat_template.jinja"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    template.write_text(f"{{# {CONTROL} #}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}")
+    template.write_text(
+        f"{{# {CONTROL} #}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}"
+    )
     assert main(["show", "bundle", folder]) == main(["show", "template", folder]) == 0
     template.write_text(f"{{{{ raise_exception({CONTROL!r}) }}}}")
     assert main(["show", "template", folder]) == 3

@@ -31,7 +31,11 @@ def test_names_are_found_as_a_pattern_finds_them(names: set[str], text: str) -> 
 
 @pytest.mark.parametrize(
     "more",
-    [[f"<|x{i}|>" for i in range(200_000)], ["<" * n + "x" for n in range(1, 1000)], ["", "1", "<"]],
+    [
+        [f"<|x{i}|>" for i in range(200_000)],
+        ["<" * n + "x" for n in range(1, 1000)],
+        ["", "1", "<"],
+    ],
     ids=["many", "long", "odd"],
 )
 def test_any_names_take_bounded_time(more: list[str]) -> None:

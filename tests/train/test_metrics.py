@@ -129,7 +129,7 @@ def test_tensorboard_that_is_not_installed_names_the_extra(
 def test_a_line_that_holds_other_things_than_numbers_is_refused(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1, "loss": 2.5}}\n{line}\n')
-    with pytest.raises(DataError, match="Line 2 of .*metrics.jsonl is not a metrics line"):
+    with pytest.raises(DataError, match=r"Line 2 of .*metrics\.jsonl is not a metrics line"):
         read_metrics(path)
 
 

@@ -149,7 +149,6 @@ def _shown(document: dict[str, Any]) -> str:
     from rich.console import Console
     from rich.text import Text
 
-
     console = Console(highlight=False, soft_wrap=True)
     text = Text()
     for run in document["runs"]:

@@ -35,8 +35,8 @@ from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
 from pardalis.inference.prompt import to_request
 from pardalis.inference.prompt_lines import (
-    Line,
     MOST_BYTES,
+    Line,
     common_config,
     json_or_none,
     parse_line,

@@ -15,7 +15,7 @@ from typing import Any
 
 from pardalis.documents.document import Text, is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
-from pardalis.files import parse_json, read_bytes
+from pardalis.files import parse_json, read_bytes, with_line_feeds
 from pardalis.inference.generation import GenerationConfig
 
 LinePart = Text | Path  # a text, or the path of an image
@@ -51,7 +51,7 @@ def read_lines(path: Path) -> list[Line]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; a file of prompts was expected there.")
     try:
-        content = read_bytes(path, MOST_BYTES).decode("utf-8-sig")
+        content = with_line_feeds(read_bytes(path, MOST_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason}; save it as UTF-8.") from error
     except OSError as error:
@@ -59,9 +59,7 @@ def read_lines(path: Path) -> list[Line]:
     lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
     if not lines:
         raise ConfigError(f"{path} has no prompts; write one on each line.")
-    return [
-        Line(index, number, line.removesuffix("\r")) for index, (number, line) in enumerate(lines)
-    ]
+    return [Line(index, number, line) for index, (number, line) in enumerate(lines)]
 
 
 def parse_line(

@@ -58,7 +58,9 @@ class AlarmLog:
         self._path = run_folder / FILE_NAME if run_folder else None
         self._alarms = Alarms(config, read_metrics(run_folder / METRICS) if run_folder else [])
         if self._path is not None and os.path.lexists(self._path):
-            write_text(self._path, "".join(_lines_until(self._path, step)))  # also in place of a link
+            write_text(
+                self._path, "".join(_lines_until(self._path, step))
+            )  # also in place of a link
 
     @property
     def first(self) -> Alarm | None:

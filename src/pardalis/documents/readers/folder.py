@@ -17,7 +17,7 @@ from typing import Any
 from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
 from pardalis.errors import DataError
-from pardalis.files import read_text
+from pardalis.files import read_text, with_line_feeds
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -86,7 +86,7 @@ def _captioned(image: Path, root: Path) -> Document | Rejection:
     if not os.path.isfile(caption_file):
         return Document((Image(image),), name)
     try:
-        caption = read_text(caption_file).strip()
+        caption = with_line_feeds(read_text(caption_file)).strip()
     except (OSError, ValueError) as error:
         return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
     if not caption:

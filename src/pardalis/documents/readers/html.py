@@ -40,7 +40,9 @@ _MOST_ATTRIBUTES = 2000
 _SMALL = 100_000  # bytes
 _HIDING = ("utf-16-le", "utf-16-be", "utf-7")  # encodings in which tags are other bytes
 _NAME = rb"<[a-z][^\s/>]*+"
-_ATTRIBUTE = rb"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*"|'[^']*'|[^\s>"'][^\s>]*+)?+)?+)"""
+_ATTRIBUTE = (
+    rb"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*"|'[^']*'|[^\s>"'][^\s>]*+)?+)?+)"""
+)
 _TAGS = re.compile(
     rb"(?P<many>%(name)b%(attribute)b{%(most)d})|%(name)b%(attribute)b*+"
     % {b"name": _NAME, b"attribute": _ATTRIBUTE, b"most": _MOST_ATTRIBUTES + 1},
