@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pardalis import files
+from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError
 
 
@@ -148,3 +149,26 @@ def test_the_working_folder_has_a_name(tmp_path, monkeypatch):
     assert files.existing_folder(Path("/")) == Path("/")
     assert files.working_name(Path(".."), "previous") == tmp_path / ".bundle.pardalis-previous"
     assert files.working_name(Path(), "previous") == folder / ".deep.pardalis-previous"
+
+
+def test_records_are_not_written_through_a_link_in_the_place_of_the_working_file(tmp_path):
+    other, path = tmp_path / "other.txt", tmp_path / "out" / "completions.jsonl"
+    other.write_text("of somebody else")
+    path.parent.mkdir()
+    files.working_name(path, "partial").symlink_to(other)
+    assert write_records([{"a": 1}], path) == 1
+    assert (other.read_text(), path.read_text()) == ("of somebody else", '{"a": 1}\n')
+    files.working_name(path, "partial").mkdir()
+    write_records([{"a": 2}], path)
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_link_in_the_place_of_a_working_folder_is_not_followed(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    files.working_name(tmp_path / "bundle", "partial").symlink_to(other)
+    with files.atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "new.txt").touch()
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["new.txt"]
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]

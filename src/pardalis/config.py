@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 
 from pardalis.errors import ConfigError, PardalisError
-from pardalis.files import check_depth, read_text
+from pardalis.files import parse_toml, read_text
 
 Config = TypeVar("Config")
 
@@ -97,15 +97,14 @@ def load(
             wrong type or is out of range.
     """
     try:
-        values = tomllib.loads(read_text(path))
-        check_depth(values)
+        values = parse_toml(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"No recipe at {path}; give the path of a TOML file.") from None
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); give the path of a TOML file."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not a TOML file that can be read: {error}.") from error
     renamed = renamed or {}
     if found := [*upgrade(values), *rename(values, renamed, str(path))]:

@@ -8,17 +8,22 @@ deeply than any of ours.
 import errno
 import json
 import os
+import re
 import shutil
 import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pardalis.errors import ConfigError
 
-_MOST_BYTES = 1 << 28  # of a description; the largest tokenizers have some 40 MB
+MOST_BYTES = 1 << 28  # of a description or a line; the largest tokenizers have some 40 MB
 _MOST_LEVELS = 100  # of nested values
+_MOST_TOML = 1 << 20  # characters; those of our recipes have 10,000 at most
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""  # of a dotted key
+_LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:{_PART}){{{_MOST_LEVELS}}}""")
 
 
 def working_name(path: Path, state: str) -> Path:
@@ -38,12 +43,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; on an error (a full disk, say) the previous file is unchanged."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file to write, which gets its name only if no error was raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
-    partial.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link or a pipe
+    _remove(partial)  # in a folder from elsewhere it may be a link or a pipe
     try:
         with open(partial, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -52,16 +64,27 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def _remove(path: Path) -> None:
+    """Delete a file, a folder or a link, not what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a small file.
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a file.
+
+    Args:
+        most: bytes that it may have.
 
     Raises:
-        OSError: there is no such file, it is not a regular file, or it has 256 MiB or more.
+        OSError: there is no such file, it is not a regular file, or it is larger.
     """
     # Without O_NONBLOCK opening a named pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -71,9 +94,9 @@ def read_bytes(path: Path) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        if status.st_size >= _MOST_BYTES:
+        if status.st_size > most:
             raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, too many", str(path))
-        return file.read(_MOST_BYTES)
+        return file.read(most)
 
 
 def read_text(path: Path) -> str:
@@ -82,6 +105,26 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:  # which holds the whole content
         raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def with_line_feeds(text: str) -> str:
+    """Return a text with line feeds for all ends of lines, as Python reads files in text mode."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, with their ends, one at a time.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular file.
+        ValueError: a line is longer than 256 MiB; a file of holes has such a line.
+    """
+    require_file(path)
+    with open(path, "rb") as file:
+        while line := file.readline(MOST_BYTES + 1):
+            if len(line) > MOST_BYTES:
+                raise ValueError(f"it has a line of more than {MOST_BYTES >> 20} MiB")
+            yield line
 
 
 def read_json(path: Path) -> Any:
@@ -97,6 +140,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(_TOO_DEEP) from None
     check_depth(value)
     return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the values of a TOML text; raises ValueError if it is none, or takes long to read."""
+    if len(text) > _MOST_TOML:
+        raise ValueError(f"it has more than {_MOST_TOML:,} characters")
+    if _LONG_KEY.search(text):  # the time and memory for a key grow with the square of its parts
+        raise ValueError(_TOO_DEEP)
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    check_depth(values)
+    return values
 
 
 def plain(value: Any) -> Any:
@@ -164,7 +221,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
     previous = working_name(path, "previous")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     partial.mkdir()
     try:
         yield partial

@@ -19,7 +19,7 @@ from shapes import decoder_config
 
 import pardalis
 from pardalis.bundle import Bundle
-from pardalis.cli import chat, terminal
+from pardalis.cli import chat, common, terminal
 from pardalis.cli.main import main
 from pardalis.documents import Image, Text, read_jsonl
 from pardalis.inference import Engine
@@ -332,7 +332,7 @@ def test_images_in_a_terminal():
 
 
 def test_a_model_cannot_control_the_terminal():
-    assert terminal.printable("a\x1b]0;x\x07\tb\n\x9bé") == "a\ufffd]0;x\ufffd\tb\n\ufffdé"
+    assert common.printable("a\x1b]0;x\x07\tb\n\x9bé") == "a\ufffd]0;x\ufffd\tb\n\ufffdé"
 
 
 def test_in_a_terminal(folder, tmp_path):

@@ -14,6 +14,7 @@ import pickle
 import re
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ import safetensors.torch
 import torch
 
 import pardalis
+from pardalis.cli.main import main
 from pardalis.config import load as load_recipe
 from pardalis.data.shards import Shards
 from pardalis.errors import BundleError, DataError, PardalisError
@@ -238,6 +240,21 @@ def test_a_checkpoint_that_claims_absurd_sizes(good_checkpoint, tmp_path, bounde
         checkpoint.load(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ctorch.serialization\n_get_layout\n", "ctorch\nfloat32\n",
+     "ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n(I0\ntR",
+     "ctorch.distributed.checkpoint.metadata\nMetadata\n"],
+    ids=["function", "dtype", "member", "class"],
+)  # fmt: skip
+def test_metadata_changes_nothing_that_outlives_it(good_checkpoint, tmp_path, name) -> None:
+    folder = shutil.copytree(good_checkpoint, tmp_path / "step-00000003")
+    pickled = f"{name}(N(dS'_value_'\nI9\nstb0N."  # sets an attribute of what is named
+    (folder / ".metadata").write_bytes(pickled.encode())
+    with pytest.raises(BundleError, match="changes an object that is not of the metadata"):
+        checkpoint.load(folder)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".safetensors"])
 def test_foreign_weights_run_no_code(tmp_path, suffix) -> None:
     ran, path = tmp_path / "ran", tmp_path / f"weights{suffix}"
@@ -340,6 +357,25 @@ def test_no_code_of_ours_reads_json_without_limits() -> None:
     assert files == {"files.py", "tokens/template_worker.py"}
 
 
+def test_no_code_of_ours_reads_a_file_without_limits() -> None:
+    """``pardalis.files`` bounds what is read, and refuses what is no file.
+
+    The others read files of this package, of installed packages, or of their own writing.
+    """
+    found = {file for file, node in nodes() if _reads_whole(node)}
+    assert {file for file in found if not file.startswith("corpora/")} <= {
+        "files.py", "pipeline/shipped.py", "studies/stability.py",
+    }  # fmt: skip
+
+
+def _reads_whole(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    called = ast.unparse(node.func)
+    is_method = called.endswith((".read_bytes", ".read_text")) and not called.startswith("files.")
+    return is_method or called == "tomllib.load"
+
+
 def _reads_json(node: ast.AST) -> bool:
     if isinstance(node, ast.ImportFrom):
         return node.module == "json"
@@ -363,6 +399,66 @@ def _runs_code(node: ast.AST, is_restricted: bool) -> str | None:
         r"|yaml\.(load|load_all|unsafe_load|full_load)|eval|exec|np\.load|numpy\.load"
     )
     return called if re.fullmatch(forbidden, called) else None
+
+
+# ── what a bundle says ─────────────────────────────────────────────────────────────────────────
+
+
+def described(good_bundle: Path, folder: Path, **changes: Any) -> str:
+    """Write a bundle whose description is changed; return the path of its folder."""
+    shutil.copytree(good_bundle, folder)
+    values = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(values | changes))
+    return str(folder)
+
+
+CONTROL = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"made_by": {"numbers": {"loss": "low", "big": 10**400, "rate": 0.5}}},
+        {"made_by": {"numbers": [1]}}, {"made_by": {"start_from": {"numbers": {"loss": []}}}},
+    ],
+)  # fmt: skip
+def test_odd_facts_of_a_bundle_are_shown(good_bundle, tmp_path, capsys, changes) -> None:
+    assert main(["show", "bundle", described(good_bundle, tmp_path / "bundle", **changes)]) == 0
+    assert "333 ids" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {"modalities": {"text": "ab"}, "special": {}}])
+def test_an_odd_vocabulary_is_not_shown(good_bundle, tmp_path, capsys, vocabulary) -> None:
+    folder = described(good_bundle, tmp_path / "bundle", vocabulary=vocabulary)
+    assert main(["show", "bundle", folder]) == 4
+    assert "A vocabulary needs" in capsys.readouterr().err
+
+
+def test_a_bundle_does_not_control_the_terminal(good_bundle, tmp_path, capsys, monkeypatch):
+    folder = described(good_bundle, tmp_path / "bundle", made_by={"recipe": CONTROL})
+    template = Path(folder) / "chat_template.jinja"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    template.write_text(
+        f"{{# {CONTROL} #}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}"
+    )
+    assert main(["show", "bundle", folder]) == main(["show", "template", folder]) == 0
+    template.write_text(f"{{{{ raise_exception({CONTROL!r}) }}}}")
+    assert main(["show", "template", folder]) == 3
+    out, err = capsys.readouterr()
+    assert "\ufffd[2J" in out and "\ufffd[2J" in err
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & {*out, *err}
+
+
+def test_numbers_that_json_has_not_are_null(good_bundle, tmp_path, capsys) -> None:
+    made_by = {"loss": float("nan"), "rate": float("-inf"), "name": "\ud800"}
+    folder = described(good_bundle, tmp_path / "bundle", made_by=made_by)
+    assert main(["show", "bundle", folder, "--json"]) == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    shown = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert shown["made_by"]["loss"] is shown["made_by"]["rate"] is None
 
 
 # ── recipes ────────────────────────────────────────────────────────────────────────────────────
@@ -390,6 +486,19 @@ def test_recipes(tmp_path, text, bounded) -> None:
     with pytest.raises(PardalisError) as caught:
         load_recipe(ModelConfig, path)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" + ".a" * 100_000 + " = 1", "[" + "'a'.\"b\" . c ." * 40_000 + "d]",
+     "x = {" + "a." * 100_000 + "a = 1}", "[a.b]\n" * 200_000],
+    ids=["key", "quoted", "inline", "long"],
+)  # fmt: skip
+def test_a_recipe_that_takes_long_to_read_is_refused(tmp_path, bounded, text) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(PardalisError, match="not a TOML file that can be read: it"):
+        load_recipe(ModelConfig, path)
 
 
 def test_files_follow_the_umask(good_bundle) -> None:

@@ -52,6 +52,25 @@ def test_lost_shards_of_one_source_are_prepared_again(finished, lost, tmp_path):
         assert after[run_folder / name] == before[run_folder / name], name
 
 
+def test_a_run_whose_shards_are_a_link_deletes_nothing_there(finished, tmp_path):
+    """In a run from elsewhere the link may lead anywhere; shards of other sources are deleted."""
+    project, folder = finished
+    run_folder, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(folder, run_folder)
+    shutil.move(run_folder / "shards", other)
+    (other / "photos").mkdir()
+    (other / "photos" / "owl.png").touch()
+    (other / "linked").symlink_to(other / "photos")
+    shutil.copytree(other / "pages", other / "former")
+    shutil.rmtree(other / "pages")
+    (run_folder / "shards").symlink_to(other)
+    run(load_recipe(project / "recipe.toml"), run_folder, ["prepare"])
+    assert (other / "photos" / "owl.png").exists()
+    assert sorted(path.name for path in other.glob("*/")) == [
+        "linked", "pages", "pairs", "photos", "unseen",
+    ]  # fmt: skip
+
+
 def test_the_whole_pipeline(project, capsys, noise):
     folder = project / "run"
     arguments = ["--quiet", "run", str(project / "recipe.toml"), "--out", str(folder), "--json"]

@@ -23,7 +23,7 @@ from gguf_files import (
 )
 
 from pardalis.errors import BundleError, PardalisError
-from pardalis.interop import import_model, read_model
+from pardalis.interop import gguf_file, import_model, read_model
 
 MEMORY = 2 << 30  # what a file of 200 kB may take at most, beside what the process has
 
@@ -324,3 +324,20 @@ def test_tensors_may_not_share_bytes_to_be_larger_than_the_file(good, read):
     struct.pack_into("<Q", content, at + 24, 0)
     with pytest.raises(BundleError, match="its tensors take more bytes than the file has"):
         read(bytes(content))
+
+
+def test_a_type_is_asked_for_once(tmp_path, monkeypatch):
+    """Of 64 MiB a header of tensors without data would take minutes."""
+    asked = []
+    library = gguf_file.library("A test")
+    dequantize = library.dequantize
+    monkeypatch.setattr(
+        library, "dequantize", lambda *given: asked.append(given) or dequantize(*given)
+    )
+    names = (f"{number}".encode() for number in range(1000))
+    places = (struct.pack("<Q", len(n)) + n + struct.pack("<IQIQ", 1, 256, 12, 0) for n in names)
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1000, 0) + b"".join(places))
+    with pytest.raises(BundleError, match="its tensors take more bytes than the file has"):
+        gguf_file.read_gguf(path)
+    assert len(asked) <= 1

@@ -420,6 +420,16 @@ def test_a_tensor_that_is_not_in_its_storage(tmp_path, monkeypatch, start, shape
     )
 
 
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_tensor_that_is_larger_than_its_storage(tmp_path, is_archive):
+    """One number, repeated, would be written as 4 GiB."""
+    path = tmp_path / "a.ckpt"
+    large = torch.ones(1).expand(1 << 15, 1 << 15)
+    torch.save({"large": large}, path, _use_new_zipfile_serialization=is_archive)
+    with pytest.raises(BundleError, match="its tensors repeat values to be larger than the file"):
+        open_tensors(path)
+
+
 def test_records_that_end_after_the_file(tmp_path):
     torch.save({"a": torch.ones(100)}, tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()

@@ -524,3 +524,24 @@ def test_a_licence_changes_the_page_and_no_result(project):
     assert "| pairs | CC BY 4.0 |" in found
     assert found in (project[0] / "run" / "bundle" / "LICENCES.md").read_text()
     assert go(project, licence) == []
+
+
+# ── run folders of other people ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", ["train"]), ("identity", "../../x"), ("identity", "a\0b"), ("identity", "a" * 999),
+        ("steps", "100"), ("inputs", [1]), ("needs", [1, []]), ("seconds", "long"),
+        ("peak_rss_gib", 10**400), ("finished", 7), ("since", ["0.1"]),
+    ],
+)  # fmt: skip
+def test_a_record_that_no_run_writes_is_refused(project, name, value):
+    go(project)
+    path = project[0] / "run" / "stages.json"
+    records = json.loads(path.read_text())
+    records[1][name] = value
+    path.write_text(json.dumps(records))
+    with pytest.raises(DataError, match=rf"stages\.json cannot be read \({name} is .*\); delete"):
+        go(project)

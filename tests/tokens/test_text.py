@@ -109,3 +109,82 @@ def test_a_length_that_was_once_saved_with_a_tokenizer_does_not_count():
     file.enable_padding(length=8)
     text = "An owl sat on the old oak."
     assert TextTokenizer(file).encode(text) == TOKENIZER.encode(text)
+
+
+# ── tokenizers of other people ───────────────────────────────────────────────────────────────────
+
+LENGTHENING = {"type": "Replace", "pattern": {"String": "l"}, "content": "l" * 40}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+TWICE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2,
+    "pair": [],
+    "special_tokens": {},
+}
+
+
+def changed(tokenizer: TextTokenizer, part: str, value: object) -> str:
+    return json.dumps({**json.loads(tokenizer.to_json()), part: value})
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [LENGTHENING] * 8}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
+        ("normalizer", {"type": "Prepend", "prepend": "l" * 10_000}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 10_000}),
+        ("normalizer", {"type": "Sequence", "normalizers": [
+            {"type": "NFKC"}, {"type": "Replace", "pattern": {"String": "a"}, "content": "\ufdfa"},
+        ] * 9}),
+        ("normalizer", {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"Regex": "(?=l)"}, "content": "l"}] * 30}),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [BYTES] * 40}),
+        ("post_processor", TWICE | {"single": TWICE["single"] * 1000}),
+        ("decoder", {"type": "Sequence", "decoders": [LENGTHENING] * 8}),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_lengthens_text_without_end_is_refused(text_tokenizer, part, value):
+    with pytest.raises(BundleError, match="may lengthen a text more than"):
+        TextTokenizer.from_json(changed(text_tokenizer, part, value))
+
+
+def test_the_steps_of_published_tokenizers_are_taken(text_tokenizer):
+    clip = [{"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"}]  # fmt: skip
+    llama = [{"type": "Prepend", "prepend": "▁"},
+             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]  # fmt: skip
+    for steps in (clip, llama):
+        value = {"type": "Sequence", "normalizers": steps}
+        TextTokenizer.from_json(changed(text_tokenizer, "normalizer", value)).encode("An owl")
+
+
+def test_a_token_longer_than_any_text_is_refused(text_tokenizer):
+    token = {"id": text_tokenizer.size, "content": "x" * 1001, "single_word": False,
+             "lstrip": False, "rstrip": False, "normalized": False, "special": True}  # fmt: skip
+    with pytest.raises(BundleError, match="it has a token of 1,001 characters"):
+        TextTokenizer.from_json(changed(text_tokenizer, "added_tokens", [token]))
+
+
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("pre_tokenizer", SPLIT | {"pattern": {"Regex": "(a+)+$"}}),
+        ("model", {"type": "WordLevel", "vocab": {"b": 0}, "unk_token": "c"}),
+        ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+    ],
+)
+def test_a_text_at_which_the_library_fails_is_refused(text_tokenizer, part, value):
+    tokenizer = TextTokenizer.from_json(changed(text_tokenizer, part, value))
+    with pytest.raises(DataError, match=r"The text tokenizer fails at 'a+b' \(.*\); use the"):
+        tokenizer.encode("a" * 40 + "b")
+
+
+def test_dropout_of_training_is_off(text_tokenizer):
+    model = json.loads(text_tokenizer.to_json())["model"] | {"dropout": 0.9}
+    tokenizer = TextTokenizer.from_json(changed(text_tokenizer, "model", model))
+    text = "An owl sat on the old oak."
+    assert [tokenizer.encode(text) for _ in range(9)] == [text_tokenizer.encode(text)] * 9

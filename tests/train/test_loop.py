@@ -1,5 +1,6 @@
 """The loop: a run stopped anywhere has the numbers of an uninterrupted one."""
 
+import json
 import math
 import os
 import shutil
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pardalis.errors import BundleError, ConfigError, TrainingError
+from pardalis.errors import BundleError, ConfigError, DataError, TrainingError
 from pardalis.files import write_text
 from pardalis.seeds import derive
 from pardalis.train import checkpoint
@@ -336,3 +337,37 @@ def test_a_failing_evaluation_callback_loses_nothing(tmp_path: Path) -> None:
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest.name == "step-00000004"
+
+
+# ── runs of other people ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [{"time_s": "a", "window": []}, {"time_s": 1.0, "window": 5}, {"time_s": 1.0, "window": [1]},
+     {"time_s": 1.0, "window": [{"loss": "a"}]}, {"time_s": 1.0, "window": [{"a": 1.0}]}, {}],
+)  # fmt: skip
+def test_notes_that_no_loop_writes_are_refused(tmp_path, notes):
+    train(Walk(), tmp_path, LoopConfig(steps=4))
+    path = tmp_path / "checkpoints" / "step-00000004" / "run.json"
+    about = json.loads(path.read_text())
+    write_text(path, json.dumps({**about, "notes": notes}))
+    with pytest.raises(BundleError, match="step-00000004 does not fit the model to be trained"):
+        train(Walk(), tmp_path, LoopConfig(steps=8))
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b'{"step": "a"}\n', b"{}\n", b"\xff\n", b"x\n"])
+def test_alarms_that_no_loop_writes_are_refused(tmp_path, content):
+    train(Walk(), tmp_path, LoopConfig(steps=4))
+    (tmp_path / "alarms.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=r"alarms\.jsonl cannot be read .*; correct or delete it"):
+        train(Walk(), tmp_path, LoopConfig(steps=8))
+
+
+def test_alarms_are_not_written_through_a_link(tmp_path):
+    other = tmp_path / "other.txt"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "alarms.jsonl").symlink_to(other)  # which does not exist yet
+    with pytest.raises(DataError, match="alarms"):
+        train(Walk(), tmp_path / "run", LoopConfig(steps=4))
+    assert not other.exists()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pardalis import files
 from pardalis.errors import ConfigError, DataError, TrainingError
 from pardalis.train.metrics import MetricsWindow, MetricsWriter, read_metrics
 
@@ -117,3 +118,25 @@ def test_tensorboard_that_is_not_installed_names_the_extra(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'pardalis\[track\]'"):
         MetricsWriter(tmp_path, tensorboard=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 1, "loss": "a"}', '{"step": 1, "loss": null}', '{"step": 1, "loss": {}}',
+     '{"step": 1, "loss": true}', f'{{"step": 1, "loss": 1{"0" * 400}}}', '{"step": -1}',
+     f'{{"step": 1{"0" * 400}}}', '{"loss": 1}', "[1]"],
+)  # fmt: skip
+def test_a_line_that_holds_other_things_than_numbers_is_refused(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 2.5}}\n{line}\n')
+    with pytest.raises(DataError, match=r"Line 2 of .*metrics\.jsonl is not a metrics line"):
+        read_metrics(path)
+
+
+def test_metrics_of_holes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"No metrics can be read .*a line of more than"):
+        read_metrics(path)

@@ -1,5 +1,7 @@
 """The batch of a step when some are skipped."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -39,4 +41,13 @@ def test_skips_round_trip_through_a_file(tmp_path: Path) -> None:
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "skipped.jsonl").write_text('{"rollback": 1}\n')
     with pytest.raises(DataError, match=r"skipped\.jsonl cannot be read .* put the file back"):
+        read_skips(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["rollback", "step", "batch", "first_position"])
+@pytest.mark.parametrize("value", ["1", [1], -1, 10**300])
+def test_a_number_that_is_none_is_an_error(tmp_path: Path, field: str, value: object) -> None:
+    skip = Skip(rollback=1, step=2, batch=3, first_position=4, last_position=5, cause="loss")
+    (tmp_path / "skipped.jsonl").write_text(json.dumps({**asdict(skip), field: value}) + "\n")
+    with pytest.raises(DataError, match=rf"cannot be read \({field} is"):
         read_skips(tmp_path)

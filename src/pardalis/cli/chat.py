@@ -20,6 +20,7 @@ from pardalis.cli.common import (
     add_dtype,
     chosen_adapters,
     chosen_dtype,
+    printable,
     set_run,
 )
 from pardalis.cli.generate import add_options, config_of
@@ -426,8 +427,6 @@ class _Output:
         return Console(file=self.stdout, highlight=False)
 
     def text(self, text: str) -> None:
-        from pardalis.cli.terminal import printable
-
         if self.as_json:
             self._event("text", text=text)
         else:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -310,24 +311,56 @@ def _print_decisions(
     print_result(options, {"run": str(folder), "stages": list(map(asdict, decisions))}, *lines)
 
 
+# C0 and C1 controls, and the two that show the letters after them in another order.
+_CONTROL = {
+    code: "\ufffd"
+    for code in (*range(32), *range(127, 160), 0x202D, 0x202E)
+    if chr(code) not in "\n\t"
+}
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot control the terminal, as one from a file or a model could."""
+    return text.translate(_CONTROL)
+
+
+def shown(text: str) -> str:
+    """Return a text as it is written to stdout: printable on a terminal, and else as it is."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
 def echo(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(shown(text) + "\n")
 
 
-def print_result(options: argparse.Namespace, value: Any, *lines: str) -> None:
+def print_result(
+    options: argparse.Namespace, value: Any, *lines: str, styled: bool = False
+) -> None:
     """Print the lines of a result; with ``--json`` keep its value, which ``main`` prints.
 
     ``main`` prints it when the command has ended, so that stdout holds one object: the result, or
     the failure.
+
+    Args:
+        styled: the lines have colours, and nothing else that controls a terminal.
     """
     if options.json:
         options.result = value
     for line in () if options.json else lines:
-        echo(line)
+        sys.stdout.write((line if styled else shown(line)) + "\n")
 
 
 def echo_json(value: Any, one_line: bool = False) -> None:
     # JSON has escapes of its own for what a terminal cannot show.
     is_unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
     indent = None if one_line else 2
-    echo(json.dumps(value, indent=indent, ensure_ascii=not is_unicode))
+    echo(json.dumps(_finite(value), indent=indent, ensure_ascii=not is_unicode))
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for NaN, which JSON has not, but Python reads from its files."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

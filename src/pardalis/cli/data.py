@@ -11,7 +11,9 @@ from pardalis.cli.common import (
     add_stage_command,
     existing_run,
     print_result,
+    printable,
     set_run,
+    shown,
 )
 from pardalis.errors import ConfigError
 
@@ -122,7 +124,8 @@ def _show(options: argparse.Namespace) -> None:
         {"source": source, "epoch": epoch, "row": row, "documents": documents},
         f"{source}, pair {row}" if shards.has_pairs
         else f"{source}, row {row}: {n_ids} of {shards.row_tokens} ids",
-        *(f"\n{each['name']} ({_sizes(each)})\n{_shown(each)}" for each in documents),
+        *(f"\n{shown(each['name'])} ({_sizes(each)})\n{_shown(each)}" for each in documents),
+        styled=True,
     )  # fmt: skip
 
 
@@ -142,21 +145,19 @@ def _mask(document: "Encoded", codec: "Codec") -> dict[str, Any]:
 def _shown(document: dict[str, Any]) -> str:
     """Return the text of a document, in which what is learnt is marked if it is known."""
     if "runs" not in document:
-        return str(document["text"])
+        return shown(document["text"])
     from rich.console import Console
     from rich.text import Text
-
-    from pardalis.cli.terminal import printable
 
     console = Console(highlight=False, soft_wrap=True)
     text = Text()
     for run in document["runs"]:
-        shown, is_learnt = printable(run["text"]), run["weight"] > 0
+        content, is_learnt = printable(run["text"]), run["weight"] > 0
         weight = "" if run["weight"] in (0, 1) else f"[weight {run['weight']:g}]"
         if console.color_system is None:
-            text.append(f"«{weight}{shown}»" if is_learnt else shown)
+            text.append(f"«{weight}{content}»" if is_learnt else content)
         else:
-            text.append(weight + shown, style="bold green" if is_learnt else "dim")
+            text.append(weight + content, style="bold green" if is_learnt else "dim")
     with console.capture() as capture:
         console.print(text)
     return capture.get().removesuffix("\n")

@@ -21,6 +21,7 @@ from pardalis.cli.common import (
     echo,
     print_result,
     set_run,
+    shown,
 )
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig, option_help
@@ -257,7 +258,7 @@ def _print_stream(completion: "Completion") -> None:
 
     for event in completion:
         if isinstance(event, TextDelta):
-            sys.stdout.write(event.text)
+            sys.stdout.write(shown(event.text))
         elif isinstance(event, ImageBegun):
             sys.stdout.write("[image]")
         sys.stdout.flush()

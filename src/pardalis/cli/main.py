@@ -35,7 +35,7 @@ from pardalis.cli import (
     stages,
     tokenizer,
 )
-from pardalis.cli.common import Parser, UsageExit, echo_json
+from pardalis.cli.common import Parser, UsageExit, echo_json, printable
 from pardalis.errors import ConfigError, PardalisError
 
 _DESCRIPTION = """\
@@ -187,8 +187,17 @@ def _set_output(quiet: bool) -> None:
     if os.environ.get("RANK", "0") != "0":
         level = logging.ERROR
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("gguf").setLevel(max(level, logging.WARNING))  # it tells each step
+
+
+class _Printable(logging.Formatter):
+    """Messages alone, which may quote a file and must not control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _fail(options: argparse.Namespace, message: str, code: int, kind: type[PardalisError]) -> int:
@@ -197,7 +206,7 @@ def _fail(options: argparse.Namespace, message: str, code: int, kind: type[Parda
         if options.traceback:
             traceback.print_exc()
         _echo_failure(message, kind, options.result, options.one_line)
-    sys.stderr.write(f"pardalis: {message}\n")
+    sys.stderr.write(f"pardalis: {printable(message)}\n")
     return code
 
 

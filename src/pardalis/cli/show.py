@@ -113,10 +113,12 @@ def _bundle(options: argparse.Namespace) -> None:
         read_chat_template,
     )
     from pardalis.model import model_costs
+    from pardalis.tokens import Vocabulary
     from pardalis.vq import ImageTokenizer
 
     folder = bundle_folder(options.bundle)
     description = describe(folder)
+    Vocabulary.from_dict(description["vocabulary"])  # a check
     description["chat_template"] = read_chat_template(folder) is not None
     model = model_config(folder, description)
     images = ImageTokenizer.load_config(folder / IMAGE_TOKENIZER)
@@ -144,10 +146,10 @@ def _bundle(options: argparse.Namespace) -> None:
     if not description.get("adds_bos", True):
         facts.append(("documents", "begin without <bos>"))
     made_by = dict(description["made_by"])
-    numbers = made_by.pop("numbers", {})
+    numbers = made_by.pop("numbers", None)
     facts += _origin(made_by)
     lines = [str(folder), *(f"  {name:<13} {value}" for name, value in facts)]
-    lines += [f"  {name:<22} {value:.4g}" for name, value in numbers.items()]
+    lines += [f"  {name:<22} {value:.4g}" for name, value in _numbers(numbers)]
     print_result(options, description, *lines)
 
 
@@ -165,6 +167,14 @@ def _adapter(options: argparse.Namespace) -> None:
     )
     lines = (f"  {name:<13} {value}" for name, value in facts)
     print_result(options, description, str(options.adapter), *lines)
+
+
+def _numbers(found: object) -> list[tuple[str, int | float]]:
+    """Return the numbers of a bundle by name; it may come from elsewhere and hold anything."""
+    from pardalis.train.metrics import is_number
+
+    items = found.items() if isinstance(found, dict) else ()
+    return [(name, value) for name, value in items if is_number(value)]
 
 
 def _origin(made_by: dict[str, object]) -> Iterator[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""What a terminal can show: text without control characters, and images."""
+"""What a terminal can show of images."""
 
 import base64
 import io
@@ -16,12 +16,6 @@ Protocol = Literal["kitty", "iterm2", "blocks", "none"]
 
 _COLUMNS = 40  # of a preview
 _KITTY_CHUNK = 4096  # characters, the most that the protocol allows
-_CONTROL = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
-
-
-def printable(text: str) -> str:
-    """Return a text that cannot control the terminal, which a model's own text could."""
-    return text.translate(_CONTROL)
 
 
 def protocol_of(console: Console, environment: Mapping[str, str] = os.environ) -> Protocol:

@@ -341,7 +341,9 @@ def _settle(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them with those that are already there."""
     path, text = folder / SETTINGS, json.dumps(settings, indent=2)
     partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
-    partial.write_text(text + "\n")
+    partial.unlink(missing_ok=True)
+    with open(partial, "x") as file:
+        file.write(text + "\n")
     try:
         os.link(partial, path)  # fails where there is one, unlike os.replace
     except FileExistsError:

@@ -34,7 +34,7 @@ from pardalis.files import (
     is_bare_name,
     parse_json,
     read_json,
-    require_file,
+    read_lines,
     write_bytes,
     write_json,
 )
@@ -259,9 +259,7 @@ class Shards:
         """The name of each document, read on first use."""
         path = self.folder / _NAMES
         try:
-            require_file(path)
-            with path.open(encoding="utf-8") as lines:
-                names = [parse_json(line) for line in lines]
+            names = [parse_json(line) for line in read_lines(path)]
             if wrong := [name for name in names if not isinstance(name, str)]:
                 raise ValueError(f"{shown(wrong[0])} is not a name")
         except (OSError, ValueError) as error:

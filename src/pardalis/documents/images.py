@@ -10,6 +10,7 @@ paler than it is. JPEGs are decoded whole: decoding them at a fraction of their 
 import base64
 import binascii
 import io
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_to_bytes
@@ -17,13 +18,17 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 import PIL.Image
 from PIL import ExifTags, UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoFile
 
 from pardalis.documents.document import ImageSource
 from pardalis.errors import DataError
+from pardalis.files import read_bytes
 
 # Above this many pixels an image is refused before it is decoded: its RGB form would take 240 MB,
 # and a file of a few kilobytes can claim any size. Pillow begins to warn at a slightly larger size.
 MAX_PIXELS = 80_000_000
+
+_MOST_BYTES = 1 << 29  # of a file: as many pixels, uncompressed, with 16 bits for each colour
 
 Blend = Literal["chameleon", "pillow"]
 _BLENDED_AT_ONCE = 1 << 16  # pixels; as floats they take 24 times the memory
@@ -35,6 +40,10 @@ _KINDS = (
     "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
     "TGA",
 )  # fmt: skip
+
+_MOST_SCANS = 200  # of a JPEG; a progressive one has ten or so
+# A marker with a length behind it, or that of the end; neither a stuffed byte nor a restart.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 # How to stand an image upright, by the EXIF orientation.
 _TURNS = {
@@ -73,7 +82,11 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
     where = str(source) if isinstance(source, Path) else "the image in memory"
     content = read_source(source)
     try:
+        if _is_large_icon(content):
+            raise _too_large(where)
         image = PIL.Image.open(io.BytesIO(content))
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise _unknown(where) from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
@@ -85,6 +98,11 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
     with image:
         if image.format not in _KINDS:
             raise _unknown(where)
+        if image.format in ("JPEG", "MPO") and _n_scans(content) > _MOST_SCANS:
+            raise DataError(
+                f"{where} has more than {_MOST_SCANS} scans, each of which is decoded as a whole "
+                "image; save it again."
+            )
         return _to_rgb(image, where, blend)
 
 
@@ -133,7 +151,7 @@ def read_source(source: Path | bytes) -> bytes:
     where = str(source) if isinstance(source, Path) else "the image in memory"
     if isinstance(source, Path):
         try:
-            content = source.read_bytes()
+            content = read_bytes(source, _MOST_BYTES)
         except FileNotFoundError as error:
             raise DataError(f"{where} does not exist; an image was expected there.") from error
         except OSError as error:
@@ -196,6 +214,21 @@ def from_base64(text: str | bytes) -> bytes:
         raise DataError(f"The image's base64 text is broken: {error}.") from error
 
 
+def _n_scans(content: bytes) -> int:
+    """Return the number of scans of the first image of a JPEG, or one more than are allowed.
+
+    A scan of a few bytes may stand for a whole image, so that a small file takes hours.
+    """
+    n_scans, at = 0, 2
+    while n_scans <= _MOST_SCANS and (found := _MARKER.search(content, at)) is not None:
+        marker = found[0][1]
+        if marker == 0xD9:  # the end
+            break
+        n_scans += marker == 0xDA
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
+    return n_scans
+
+
 def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(where)
@@ -210,6 +243,15 @@ def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image
         if _is_closed(image, error):
             raise DataError(f"{where} is closed; open it again, or give its path.") from error
         raise _damaged(where, error) from error
+
+
+def _is_large_icon(content: bytes) -> bool:
+    """Whether an icon has too many pixels, whatever its directory says; Pillow decodes at once."""
+    if not content.startswith(b"\0\0\1\0"):
+        return False
+    icon = IcoFile(io.BytesIO(content))
+    width, height = icon.frame(icon.getentryindex(icon.entry[0].dim)).size
+    return bool(width * height > MAX_PIXELS)
 
 
 def _is_closed(image: PIL.Image.Image, error: Exception) -> bool:

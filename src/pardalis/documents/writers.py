@@ -14,7 +14,7 @@ from typing import Any
 
 from pardalis.documents.document import Document, Image, ImageSource, Region, Text
 from pardalis.documents.images import to_data_uri, to_png
-from pardalis.files import working_name, write_bytes
+from pardalis.files import atomic_file, write_bytes
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -81,20 +81,11 @@ def _region_record(region: Region) -> dict[str, Any]:
 
 def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
     """Write objects one a line, atomically; return their number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = working_name(path, "partial")
     n_records = 0
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                n_records += 1
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        for record in records:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            n_records += 1
     return n_records
 
 

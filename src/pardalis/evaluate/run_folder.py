@@ -3,7 +3,6 @@
 A missing or damaged file raises :class:`~pardalis.errors.DataError`, which names the stage to run.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pardalis.config import shown
 from pardalis.data.report import PrepareReport
 from pardalis.errors import DataError
 from pardalis.evaluate.sample_file import SourceImages, check_samples
-from pardalis.files import read_json, read_text
+from pardalis.files import parse_toml, read_json, read_text
 from pardalis.train.metrics import Line, read_metrics
 
 # The stage that writes a path, by its first component. Every stage writes the first two files.
@@ -104,8 +103,8 @@ def _recipe(path: Path) -> str:
 
 def _settings(path: Path, recipe: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(recipe)
-    except (ValueError, RecursionError) as error:
+        return parse_toml(recipe)
+    except ValueError as error:
         raise DataError(f"{path} is not TOML ({error}); run any stage again.") from error
 
 

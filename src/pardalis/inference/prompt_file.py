@@ -22,12 +22,20 @@ from typing import Any
 from pardalis.documents import Document, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, PardalisError, RequestError
-from pardalis.files import is_bare_name, output_folder, plain, write_bytes, write_json
+from pardalis.files import (
+    is_bare_name,
+    output_folder,
+    plain,
+    read_bytes,
+    write_bytes,
+    write_json,
+)
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
 from pardalis.inference.prompt import to_request
 from pardalis.inference.prompt_lines import (
+    MOST_BYTES,
     Line,
     common_config,
     json_or_none,
@@ -255,4 +263,4 @@ class PromptFile:
 
 
 def _bytes(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+    return read_bytes(path, MOST_BYTES) if path.exists() else b""

@@ -15,10 +15,12 @@ from typing import Any
 
 from pardalis.documents.document import Text, is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
-from pardalis.files import parse_json
+from pardalis.files import parse_json, read_bytes, with_line_feeds
 from pardalis.inference.generation import GenerationConfig
 
 LinePart = Text | Path  # a text, or the path of an image
+
+MOST_BYTES = 1 << 32  # of a file of prompts or completions, which is read whole
 
 _GUIDANCE = ("guidance", "image_guidance", "contrastive_alpha", "contrastive_k")
 _LIMITS = ("mode", "max_new_tokens", "max_images")
@@ -49,15 +51,15 @@ def read_lines(path: Path) -> list[Line]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; a file of prompts was expected there.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = with_line_feeds(read_bytes(path, MOST_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason}; save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
     if not lines:
         raise ConfigError(f"{path} has no prompts; write one on each line.")
-    return [
-        Line(index, number, line.removesuffix("\r")) for index, (number, line) in enumerate(lines)
-    ]
+    return [Line(index, number, line) for index, (number, line) in enumerate(lines)]
 
 
 def parse_line(

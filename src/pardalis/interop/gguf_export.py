@@ -72,6 +72,7 @@ def write_gguf(
     partial = working_name(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # which may be a link
         try:
             _write(partial, architecture, values, tensors, types, gguf)
             os.replace(partial, path)

@@ -15,6 +15,7 @@ import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -268,6 +269,7 @@ def _tensor_info(cursor: _Cursor, gguf: ModuleType) -> tuple[str, tuple[int, ...
     return name, shape, kind, offset, prod(shape) // block * block_bytes
 
 
+@cache
 def _check_type(kind: Any, block_bytes: int, gguf: ModuleType) -> None:
     """Raise ValueError unless the package can dequantise a type."""
     if kind.name in _PLAIN:

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 from pardalis.bundle import LICENCES
+from pardalis.errors import BundleError
+from pardalis.files import read_bytes, with_line_feeds
 
 _PATTERNS = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
+_MOST_BYTES = 1 << 24  # of a text; the longest licences have a thousandth of that
 _CARD = "README.md"
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)
 # A key of the front matter with its value, which may continue on indented lines.
@@ -49,4 +52,10 @@ def _name(folder: Path) -> str:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        text = read_bytes(path, _MOST_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); copy it again, or remove it."
+        ) from error
+    return with_line_feeds(text)

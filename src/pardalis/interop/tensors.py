@@ -47,6 +47,10 @@ _STORAGES = {
 }  # fmt: skip
 
 
+# With strides of 0 a few bytes are a tensor of any size, which would be written as such.
+_REPEATED = "its tensors repeat values to be larger than the file"
+
+
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
     """A tensor whose values are read on demand."""
@@ -172,6 +176,13 @@ def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
         raise ValueError("it holds no tensors by name")
     if wrong := [name for name in content if not isinstance(name, str)]:
         raise ValueError(f"{wrong[0]!r} in it is not a name")
+    repeated = sum(
+        t.nbytes
+        for t in content.values()
+        if isinstance(t, Tensor) and t.nbytes > t.untyped_storage().nbytes()
+    )
+    if repeated > path.stat().st_size:
+        raise ValueError(_REPEATED)
     tensors = {name: lazy(t) if isinstance(t, Tensor) else t for name, t in content.items()}
     if others := [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]:
         raise ValueError(f"{others[0]!r} in it is not a tensor of a known type")
@@ -238,7 +249,7 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def __init__(self, path: Path) -> None:
-        self._path, self._records = path, _records(path)
+        self._path, self._records, self._repeated = path, _records(path), 0
         structure = bytes_of(path, *self._records["data.pkl"])
         super().__init__(io.BytesIO(structure.numpy().tobytes()))
 
@@ -269,6 +280,10 @@ class _Unpickler(pickle._Unpickler):
         first += start * dtype.itemsize
         if start * dtype.itemsize + extent > length:
             raise ValueError("a tensor reaches beyond its storage")
+        if (n_bytes := math.prod(shape) * dtype.itemsize) > extent:
+            self._repeated += n_bytes
+            if self._repeated > self._path.stat().st_size:
+                raise ValueError(_REPEATED)
         return LazyTensor(
             tuple(shape),
             dtype,

@@ -22,6 +22,7 @@ import dataclasses
 import fcntl
 import logging
 import os
+import re
 import resource
 import shutil
 import time
@@ -46,10 +47,12 @@ from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, RunContext, Stage, stages_of
 from pardalis.pipeline.stages.stage import SOURCES, is_built
 from pardalis.pipeline.start import check_given
+from pardalis.train.metrics import is_number
 
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
+_IDENTITY = re.compile("[0-9a-f]{0,64}")  # a hash, and part of the name of a folder
 _DONE = {"keep": "kept", "skip": "skipped"}
 
 
@@ -260,11 +263,35 @@ def read_records(folder: Path) -> list[Record]:
     if not path.is_file():
         return []
     try:
-        return [Record(**values) for values in read_json(path)]
+        return [_record(values) for values in read_json(path)]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it to check every stage anew."
         ) from error
+
+
+def _record(values: Any) -> Record:
+    """Return the record of plain values; raises ValueError or TypeError."""
+    for name, value in dict(values).items():
+        match name, value:
+            case ("name" | "version" | "since" | "finished", str()) | ("finished", None):
+                pass
+            case "identity", str() if _IDENTITY.fullmatch(value):
+                pass
+            case ("steps" | "seconds" | "peak_rss_gib", int() | float()) if is_number(value):
+                pass
+            case ("inputs", dict()) | ("needs", list()) if name == "inputs" or _are_needs(value):
+                pass
+            case _:
+                raise ValueError(f"{name} is {configs.shown(value)}")
+    return Record(**values)
+
+
+def _are_needs(values: list[Any]) -> bool:
+    return all(
+        isinstance(each, list) and [type(part) for part in each] == [str, str, int]
+        for each in values
+    )
 
 
 class _Run:

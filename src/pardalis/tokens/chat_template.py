@@ -11,9 +11,11 @@ whose rendered text is the same as without marks of texts.
 
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from pardalis.errors import TemplateError
@@ -51,6 +53,43 @@ class _Forms:
     text: bool
     parts: bool
     image: str = ""  # among parts
+
+
+class _Names:
+    """Names of control tokens, looked for in a time that does not grow with their number."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._sorted = sorted(names)
+        self._known = frozenset(names)
+        self.longest = max(map(len, names), default=0)
+        lengths: dict[str, set[int]] = {}
+        for name in names:
+            lengths.setdefault(name[0], set()).add(len(name))
+        self._lengths = {first: sorted(each, reverse=True) for first, each in lengths.items()}
+        self._first = re.compile(f"[{''.join(map(re.escape, lengths))}]" if lengths else "(?!)")
+
+    def starts(self, text: str) -> Iterator[int]:
+        """Yield where a name begins, also inside another one."""
+        return (first.start() for first in self._first.finditer(text) if self._at(text, first))
+
+    def found(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield from where to where names stand, of several at one place the longest."""
+        last = 0
+        for first in self._first.finditer(text):
+            if first.start() >= last and (length := self._at(text, first)):
+                last = first.start() + length
+                yield first.start(), last
+
+    def has_longer(self, text: str) -> bool:
+        """Whether a name is this text and more."""
+        place = bisect_right(self._sorted, text)
+        return any(name.startswith(text) for name in self._sorted[place : place + 1])
+
+    def _at(self, text: str, first: re.Match[str]) -> int:
+        """Return the length of the longest name at a place; 0 if there is none."""
+        start, rest = first.start(), len(text) - first.start()
+        lengths = self._lengths[first[0]]
+        return next((n for n in lengths if n <= rest and text[start : start + n] in self._known), 0)
 
 
 class ChatTemplate:
@@ -132,32 +171,19 @@ class ChatTemplate:
 
     def _protected(self, text: str) -> str:
         """Return a text in which no name of a control token stands."""
-        text = self._first_characters.sub(lambda first: first[0] + self._mark(_BREAK), text)
+        cuts = [0, *(start + 1 for start in self._names.starts(text)), len(text)]
+        text = self._mark(_BREAK).join(text[a:b] for a, b in pairwise(cuts))
         # The text that follows might complete a name.
         begun = text.rstrip()
-        for length in range(min(len(begun), self._longest), 0, -1):
-            if begun[-length:] in self._beginnings:
+        for length in range(min(len(begun), self._names.longest - 1), 0, -1):
+            if self._names.has_longer(begun[-length:]):
                 cut = len(begun) - length + 1
                 return text[:cut] + self._mark(_BREAK) + text[cut:]
         return text
 
     @cached_property
-    def _names(self) -> re.Pattern[str]:
-        names = self._control | ({self._forms.image} - {""})
-        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
-
-    @cached_property
-    def _first_characters(self) -> re.Pattern[str]:
-        return re.compile(f"(?={self._names.pattern}).", re.DOTALL)
-
-    @cached_property
-    def _beginnings(self) -> frozenset[str]:
-        names = self._control | {self._forms.image}
-        return frozenset(name[:n] for name in names for n in range(1, len(name)))
-
-    @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._beginnings), default=0)
+    def _names(self) -> "_Names":
+        return _Names((self._control | {self._forms.image}) - {""})
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
@@ -216,14 +242,12 @@ class ChatTemplate:
         """Take a rendered text apart; None if it repeats a text."""
         found, length = Rendered(""), 0
         text: list[str] = []
-        ends: dict[str | None, dict[int, int]] = {_BEGIN: {}, _END: {}}
-        pattern = re.compile(f"{self._marks.pattern}|({self._names.pattern})")
+        ends: dict[str, dict[int, int]] = {_BEGIN: {}, _END: {}}
         last = 0
-        for match in pattern.finditer(marked):
-            text.append(marked[last : match.start()])
-            length += match.start() - last
-            last = match.end()
-            kind, number, name = match[1], int(match[2] or 0), match[3]
+        for start, stop, kind, number in self._found(marked):
+            text.append(marked[last:start])
+            length += start - last
+            last, name = stop, "" if kind else marked[start:stop]
             if name == self._forms.image and name:
                 found.images.append((length, -1))
             elif name:
@@ -240,6 +264,17 @@ class ChatTemplate:
         for number in {**ends[_BEGIN], **ends[_END]}:
             found.parts[number] = ends[_BEGIN].get(number, -1), ends[_END].get(number, -1)
         return Rendered("".join(text), found.control, found.images, found.parts)
+
+    def _found(self, marked: str) -> Iterator[tuple[int, int, str, int]]:
+        """Yield where marks and names stand; of a mark its kind and number, which a name lacks."""
+        last = 0
+        for mark in [*self._marks.finditer(marked), None]:
+            start = len(marked) if mark is None else mark.start()
+            for first, end in self._names.found(marked[last:start]):
+                yield last + first, last + end, "", 0
+            if mark is not None:
+                yield start, mark.end(), mark[1], int(mark[2])
+                last = mark.end()
 
     def _checked(self, found: Rendered, turns: Sequence[Turn]) -> Rendered:
         """Return what was found, with the part of each image: templates keep their order."""

@@ -15,7 +15,7 @@ from jaxtyping import Integer
 from tokenizers import AddedToken, Tokenizer
 
 from pardalis.tokens.chat_template import ChatTemplate, Rendered, turn_end
-from pardalis.tokens.text import TextTokenizer
+from pardalis.tokens.text import TextTokenizer, refusing
 from pardalis.tokens.vocabulary import Vocabulary
 
 # Variables of templates, by the names of special ids.
@@ -138,7 +138,8 @@ class ControlTokenizer:
         texts.append(rendered.text[last:])
         owners.append(parts[last:])
         of_character = np.concatenate(owners)
-        encoding = tokenizer.encode("".join(texts), add_special_tokens=False)
+        with refusing(rendered.text):
+            encoding = tokenizer.encode("".join(texts), add_special_tokens=False)
         next_image = iter(images)
         ids: list[int] = []
         of_token: list[int] = []

@@ -8,19 +8,104 @@ The tokenizer of an imported model is used as its file has it. That file numbers
 tokens too, so the vocabulary lists which of its ids are text tokens.
 """
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pardalis.config import shown
 from pardalis.errors import BundleError, ConfigError, DataError
-from pardalis.files import read_text, write_text
+from pardalis.files import parse_json, read_text, write_text
 from pardalis.tokens.vocabulary import Vocabulary
 
 N_BYTES = 256
 _PANIC = "PanicException"  # of Rust, for what the library did not expect of a file
+# Of what a tokenizer.json does to a text; those of published models lengthen it 150 times at most.
+_MOST_STEPS, _MOST_GROWTH = 100, 1000
+_LONGEST_TOKEN = 1000  # characters
+_UNICODE = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "BertNormalizer")
+_UNICODE_GROWTH = 18  # of U+FDFA; done again, it changes nothing
+_GROWTH = {"ByteLevel": 4, "Metaspace": 2, "WordPiece": 2, "BPEDecoder": 2, "Precompiled": math.inf}
 _BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether the library failed at what a file says, which it may do by a panic."""
+    if isinstance(error, MemoryError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == _PANIC
+
+
+@contextmanager
+def refusing(what: object) -> Iterator[None]:
+    """Turn a failure of the library at a text or tokens into a DataError."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"The text tokenizer fails at {shown(what)} ({reason}); use the tokenizer that belongs "
+            "to the model."
+        ) from error
+
+
+def check_steps(content: dict[str, Any]) -> None:
+    """Check that a ``tokenizer.json`` takes time and memory in proportion to a text.
+
+    Its steps are a small program: each may replace a character by many, for the next one to do it
+    again.
+
+    Raises:
+        ValueError: there are too many steps, they lengthen a text too much, or a token is long.
+    """
+    for names in (("normalizer", "pre_tokenizer", "post_processor"), ("decoder",)):
+        steps = [step for name in names for step in _steps(content.get(name))]
+        if len(steps) > _MOST_STEPS or math.prod(_growths(steps)) > _MOST_GROWTH:
+            raise ValueError(
+                f"its {' and '.join(names)} may lengthen a text more than {_MOST_GROWTH:,} times"
+            )
+    vocab = content["model"].get("vocab", ())  # a table, or a list of tokens with scores
+    tokens = [token if isinstance(token, str) else token[0] for token in vocab]
+    tokens += [token["content"] for token in content.get("added_tokens", ())]
+    longest = max(map(len, tokens), default=0)
+    if longest > _LONGEST_TOKEN:
+        raise ValueError(f"it has a token of {longest:,} characters")
+
+
+def _steps(step: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(step, dict):
+        return
+    if step.get("type") != "Sequence":
+        yield step
+    for inner in step.values() if step.get("type") == "Sequence" else ():
+        for each in inner if isinstance(inner, list) else ():
+            yield from _steps(each)
+
+
+def _growths(steps: Sequence[dict[str, Any]]) -> Iterator[float]:
+    """Yield by how much each step lengthens a text at most."""
+    is_decomposed = False
+    for step in steps:
+        match step:
+            case {"type": "Replace", "content": str(text), "pattern": pattern}:
+                yield max(1, len(text) + ("Regex" in pattern))  # which may match nothing
+                is_decomposed &= text.isascii()
+            case {"type": "Prepend", "prepend": str(text)}:
+                yield 1 + len(text)
+                is_decomposed &= text.isascii()
+            case {"type": "TemplateProcessing", "single": list(items)}:
+                yield max(1, len(items))
+            case {"type": kind} if kind in _UNICODE:
+                yield 1 if is_decomposed else _UNICODE_GROWTH
+                is_decomposed = True
+            case {"type": kind}:
+                yield _GROWTH.get(kind, 1)
 
 
 class TextTokenizer:
@@ -43,6 +128,8 @@ class TextTokenizer:
         # Files of other libraries keep the last settings of truncation and padding.
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if isinstance(tokenizer.model, models.BPE):
+            tokenizer.model.dropout = None  # of training; the same text has the same tokens here
         self._tokenizer = tokenizer
         self.text_tokens = range(tokenizer.get_vocab_size()) if text_tokens is None else text_tokens
         self._own_ids = [*self.text_tokens] if unk_token is None else [*self.text_tokens, unk_token]
@@ -57,9 +144,10 @@ class TextTokenizer:
         """Return the text tokens of a text.
 
         Raises:
-            DataError: an imported tokenizer gives a token that is not a text token.
+            DataError: an imported tokenizer gives a token that is not a text token, or fails.
         """
-        own_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with refusing(text):
+            own_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [self.text_token(own_id, text) for own_id in own_ids]
 
     def text_token(self, own_id: int, text: str) -> int:
@@ -88,15 +176,20 @@ class TextTokenizer:
 
     def begins_with(self, own_id: int) -> bool:
         """Whether the tokenizer's file lets each text begin with this token, such as ``bos``."""
-        return self._tokenizer.encode("a", add_special_tokens=True).ids[:1] == [own_id]
+        with refusing("a"):
+            return self._tokenizer.encode("a", add_special_tokens=True).ids[:1] == [own_id]
 
     def decode(self, text_tokens: Sequence[int]) -> str:
         """Return the text of text tokens; bytes that do not form UTF-8 become U+FFFD.
 
         The unknown token is left out if the tokenizer has none.
+
+        Raises:
+            DataError: an imported tokenizer cannot decode them.
         """
         own_ids = [self._own_ids[token] for token in text_tokens if token < len(self._own_ids)]
-        return self._tokenizer.decode(own_ids, skip_special_tokens=False)
+        with refusing(own_ids):
+            return self._tokenizer.decode(own_ids, skip_special_tokens=False)
 
     def is_byte(self, text_token: int) -> bool:
         """Return whether a text token is a byte token by its name, such as ``<0xE2>``.
@@ -144,8 +237,9 @@ class TextTokenizer:
         """
         try:
             tokenizer = Tokenizer.from_str(content)
+            check_steps(parse_json(content))
         except BaseException as error:  # a bare Exception for parse errors, and panics of Rust
-            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            if not _is_failure(error):
                 raise
             raise BundleError(
                 f"{where} is not a text tokenizer that can be read: {error}; copy it again."

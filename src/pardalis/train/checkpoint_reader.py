@@ -85,8 +85,9 @@ def read_entries(folder: Path, content: dict[str, Any], safe: type[Any]) -> None
 
 
 def _load_build(unpickler: Any) -> None:
-    if isinstance(unpickler.stack[-2], type):  # would set attributes of the class itself
-        raise pickle.UnpicklingError("it changes a class")
+    # It would set attributes of a class, a function or an enum's member, for all that follows.
+    if type(unpickler.stack[-2]).__name__ not in (*_CLASSES, "_StorageInfo"):
+        raise pickle.UnpicklingError("it changes an object that is not of the metadata")
     pickle._Unpickler.load_build(unpickler)  # type: ignore[attr-defined]
 
 
@@ -111,7 +112,7 @@ class _MetadataUnpickler(pickle._Unpickler):
             "pathlib.PosixPath": PosixPath,
             "torch.distributed.checkpoint.filesystem._StorageInfo": filesystem._StorageInfo,
             **{f"torch.distributed.checkpoint.metadata.{each}": getattr(metadata, each)
-               for each in _CLASSES},
+               for each in (*_CLASSES, "_MEM_FORMAT_ENCODING")},
         }  # fmt: skip
         found = known.get(f"{module}.{name}")
         if found is None and module == "torch" and "." not in name:
@@ -124,7 +125,7 @@ class _MetadataUnpickler(pickle._Unpickler):
 
 _CLASSES = (
     "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-    "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    "TensorProperties", "TensorStorageMetadata",
 )  # fmt: skip
 
 

@@ -7,14 +7,16 @@ rolled back is a function of ``skipped.jsonl`` and its checkpoint, so it resumes
 import json
 import logging
 import math
+import os
 from dataclasses import asdict
+from operator import index
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pardalis.errors import TrainingError
-from pardalis.files import parse_json, write_text
+from pardalis.errors import DataError, TrainingError
+from pardalis.files import parse_json, read_text, write_text
 from pardalis.parallel import local_part
 from pardalis.train import checkpoint
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
@@ -55,10 +57,10 @@ class AlarmLog:
     def __init__(self, run_folder: Path | None, step: int, config: AlarmConfig) -> None:
         self._path = run_folder / FILE_NAME if run_folder else None
         self._alarms = Alarms(config, read_metrics(run_folder / METRICS) if run_folder else [])
-        if self._path is not None and self._path.is_file():
-            lines = self._path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may truncate the last
-            write_text(self._path, "".join(li for li in whole if parse_json(li)["step"] <= step))
+        if self._path is not None and os.path.lexists(self._path):
+            write_text(
+                self._path, "".join(_lines_until(self._path, step))
+            )  # also in place of a link
 
     @property
     def first(self) -> Alarm | None:
@@ -82,6 +84,16 @@ class AlarmLog:
             f"The loss is {line['loss']:.3f} at step {line['step']}, more than {limit:g} above "
             "that of the first line"
         )
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Return the alarms up to a step; raises DataError."""
+    try:
+        lines = read_text(path).splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a kill may truncate the last
+        return [line for line in whole if index(parse_json(line)["step"]) <= step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); correct or delete it.") from error
 
 
 def described(alarm: Alarm) -> str:

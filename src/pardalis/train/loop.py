@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from pardalis.config import check_at_least
+from pardalis.config import check_at_least, shown
 from pardalis.errors import BundleError, TrainingError
 from pardalis.parallel import World
 from pardalis.progress import bar
@@ -37,7 +37,7 @@ from pardalis.train.divergence import (
     non_finite_tensor,
     roll_back,
 )
-from pardalis.train.metrics import Line, MetricsWindow, MetricsWriter
+from pardalis.train.metrics import Line, MetricsWindow, MetricsWriter, is_metrics, is_number
 from pardalis.train.settings import check_settings, keep_settings
 from pardalis.train.skipping import FILE_NAME as SKIPS
 from pardalis.train.skipping import read_skips
@@ -295,10 +295,14 @@ def _resume(
     try:
         state, notes = checkpoint.load(latest, task.state_dict())
         task.load_state_dict(state)
-        time_s, window = notes["time_s"], MetricsWindow(notes["window"], world)
+        time_s, window = notes["time_s"], notes["window"]
+        if not is_number(time_s):
+            raise ValueError(f"time_s is {shown(time_s)}")
+        if not isinstance(window, list) or not all(is_metrics(w) and "loss" in w for w in window):
+            raise ValueError(f"window is {shown(window)}")
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             f"{latest} does not fit the model to be trained: {error}. Use the model that the run "
             "was started with, or train into another folder."
@@ -306,4 +310,4 @@ def _resume(
     done = checkpoint.step_of(latest)
     if world.is_first and done > 0:
         logger.info("Resuming from step %d of %d in %s", done, config.steps, folder)
-    return done, time_s, window
+    return done, time_s, MetricsWindow(window, world)

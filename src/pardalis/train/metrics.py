@@ -9,13 +9,13 @@ import math
 import os
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from pardalis.errors import ConfigError, DataError, TrainingError
-from pardalis.files import parse_json, require_file, write_text
+from pardalis.files import parse_json, read_lines, write_text
 from pardalis.parallel import World
 
 FILE_NAME = "metrics.jsonl"
@@ -141,23 +141,42 @@ def read_metrics(path: Path) -> list[Line]:
     Raises:
         DataError: the file is missing, or another line is not a metrics line.
     """
-    try:
-        require_file(path)
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"No metrics can be read at {path} ({error.strerror}).") from error
     metrics = []
-    for i, line in enumerate(lines[:-1]):  # what follows the last newline is incomplete
-        try:
-            values = parse_json(line)
-            if not isinstance(values, dict) or type(values["step"]) is not int:
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"Line {i + 1} of {path} is not a metrics line; correct or delete it."
-            ) from error
-        metrics.append(values)
+    try:
+        for i, line in enumerate(read_lines(path)):
+            if not line.endswith(b"\n"):
+                break
+            if not is_line(values := _json_or_none(line)):
+                raise DataError(
+                    f"Line {i + 1} of {path} is not a metrics line; correct or delete it."
+                )
+            metrics.append(values)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"No metrics can be read at {path} ({reason}).") from error
     return metrics
+
+
+def _json_or_none(line: bytes) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError:
+        return None
+
+
+def is_line(values: Any) -> TypeGuard[Line]:
+    """Return whether a value of a file is a line of metrics: numbers by name, and a step."""
+    return is_metrics(values) and type(step := values.get("step")) is int and step >= 0
+
+
+def is_metrics(values: Any) -> TypeGuard[Line]:
+    """Return whether a value of a file is a table of numbers."""
+    return isinstance(values, dict) and all(map(is_number, values.values()))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a file is a number that 64 bits hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _open_board(folder: Path, step: int) -> Any:

@@ -10,7 +10,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from pardalis.config import shown
 from pardalis.errors import DataError
 from pardalis.files import parse_json, read_text, write_text
 
@@ -49,12 +51,20 @@ def read_skips(run_folder: Path) -> list[Skip]:
     if not path.is_file():
         return []
     try:
-        return [Skip(**parse_json(line)) for line in read_text(path).splitlines()]
+        return [_skip(parse_json(line)) for line in read_text(path).splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error}), and without it the run would read other rows than "
             "before; put the file back, or train into another folder."
         ) from error
+
+
+def _skip(values: Any) -> Skip:
+    for name, value in dict(values).items():
+        is_text, is_count = type(value) is str, type(value) is int and 0 <= value < 2**63
+        if not (is_text if name == "cause" else is_count):
+            raise ValueError(f"{name} is {shown(value)}")
+    return Skip(**values)
 
 
 def write_skips(run_folder: Path, skips: Iterable[Skip]) -> None:

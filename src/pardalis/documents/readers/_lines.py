@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pardalis import files
 from pardalis.documents.document import Rejection
-from pardalis.files import parse_json
 
 Item = TypeVar("Item")
 
@@ -26,14 +26,17 @@ def read_lines(
     path: Path, parse: Callable[[dict[str, Any], int], Item]
 ) -> Iterator[Item | Rejection]:
     """Yield what ``parse`` makes of the object and number of each line that is not blank."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    try:
+        for number, line in enumerate(files.read_lines(path), start=1):
             if not line.strip():
                 continue
             try:
                 yield parse(_object(line), number)
             except BadRecordError as error:
                 yield Rejection(f"{path}:{number}", error.kind, str(error))
+    except ValueError as error:
+        reason = f"The file cannot be read further: {error}."
+        yield Rejection(str(path), "long-line", reason)
 
 
 def is_inside(file: Path, root: Path) -> bool:
@@ -66,7 +69,7 @@ def find_image(name: str, folder: Path, where: str, root: Path | None = None) ->
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = parse_json(line)
+        value = files.parse_json(line)
     except ValueError as error:
         raise BadRecordError("bad-json", f"The line is not JSON: {error}.") from error
     if not isinstance(value, dict):

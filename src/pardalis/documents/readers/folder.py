@@ -8,13 +8,16 @@ stand in one ``captions.jsonl`` or ``metadata.jsonl`` (the "imagefolder" shape),
 Such a list describes its folder wholly, subfolders included.
 """
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
 from pardalis.errors import DataError
+from pardalis.files import read_text, with_line_feeds
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -33,41 +36,65 @@ def read_folder(path: Path) -> Iterator[Document | Rejection]:
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise DataError(f"{path} {found}; a folder of images was expected there.")
-    return _read(path, path)
+    return _read(path)
 
 
-def _read(folder: Path, root: Path) -> Iterator[Document | Rejection]:
-    for name in CAPTION_LISTS:
-        if (folder / name).is_file():
-            yield from read_lines(folder / name, lambda line, _: _listed(line, folder, root))
-            return
-    entries = sorted(folder.iterdir())
-    images = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
-    for image in images:
-        yield _captioned(image, root)
-    illustrated = {image.stem for image in images}
-    for entry in entries:
-        if entry.is_dir():
-            yield from _read(entry, root)
-        elif entry.suffix == ".txt" and entry.stem not in illustrated:
-            yield Rejection(str(entry), "missing-image", "The caption has no image beside it.")
+def _read(root: Path) -> Iterator[Document | Rejection]:
+    """Yield the items of a folder and of all below it, the first ones first.
+
+    Links are followed, but no folder is read twice: links may lead back to it.
+    """
+    seen: set[tuple[int, int]] = set()
+    rest: list[Path | Rejection] = [root]
+    while rest:
+        folder = rest.pop()
+        if isinstance(folder, Rejection):
+            yield folder
+            continue
+        try:
+            status = os.stat(folder)
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            reason = f"The folder cannot be read: {error.strerror}."
+            yield Rejection(str(folder), "unreadable-folder", reason)
+            continue
+        place = status.st_dev, status.st_ino
+        if place in seen:
+            continue
+        seen.add(place)
+        lists = [folder / name for name in CAPTION_LISTS if os.path.isfile(folder / name)]
+        if lists:
+            yield from read_lines(lists[0], partial(_listed, folder=folder, root=root))
+            continue
+        images = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(e)]
+        for image in images:
+            yield _captioned(image, root)
+        illustrated = {image.stem for image in images}
+        below: list[Path | Rejection] = []
+        for entry in entries:
+            if os.path.isdir(entry):  # unlike Path.is_dir, it takes a name of any length
+                below.append(entry)
+            elif entry.suffix == ".txt" and entry.stem not in illustrated:
+                reason = "The caption has no image beside it."
+                below.append(Rejection(str(entry), "missing-image", reason))
+        rest += reversed(below)
 
 
 def _captioned(image: Path, root: Path) -> Document | Rejection:
     name = image.relative_to(root).as_posix()
     caption_file = image.with_suffix(".txt")
-    if not caption_file.is_file():
+    if not os.path.isfile(caption_file):
         return Document((Image(image),), name)
     try:
-        caption = caption_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        caption = with_line_feeds(read_text(caption_file)).strip()
+    except (OSError, ValueError) as error:
         return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
     if not caption:
         return Rejection(str(caption_file), "bad-caption", "The caption file is empty.")
     return Document((Text(caption), Image(image, alt=caption)), name)
 
 
-def _listed(record: dict[str, Any], folder: Path, root: Path) -> Document:
+def _listed(record: dict[str, Any], _: int, folder: Path, root: Path) -> Document:
     file_name, caption = _filled(record.get("file_name")), _filled(record.get("text"))
     if not file_name or not caption:
         raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')

@@ -6,7 +6,7 @@ reported as a rejection, and its page is kept without it.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,6 +17,7 @@ from pardalis.documents.document import Document, Image, Rejection, Segment, Tex
 from pardalis.documents.images import from_data_uri
 from pardalis.documents.readers._lines import is_inside
 from pardalis.errors import DataError
+from pardalis.files import read_bytes
 
 PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
 
@@ -31,6 +32,22 @@ _BLOCKS = frozenset((
     "h5", "h6", "hr", "li", "main", "ol", "p", "pre", "section", "summary", "table", "tbody",
     "tfoot", "thead", "tr", "ul",
 ))  # fmt: skip
+
+
+# The parser compares an attribute with all before it, so 100,000 of one tag take a minute. A small
+# page cannot hold many. Comments and scripts are not told apart: parsers differ in where they end.
+_MOST_ATTRIBUTES = 2000
+_SMALL = 100_000  # bytes
+_HIDING = ("utf-16-le", "utf-16-be", "utf-7")  # encodings in which tags are other bytes
+_NAME = rb"<[a-z][^\s/>]*+"
+_ATTRIBUTE = (
+    rb"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*"|'[^']*'|[^\s>"'][^\s>]*+)?+)?+)"""
+)
+_TAGS = re.compile(
+    rb"(?P<many>%(name)b%(attribute)b{%(most)d})|%(name)b%(attribute)b*+"
+    % {b"name": _NAME, b"attribute": _ATTRIBUTE, b"most": _MOST_ATTRIBUTES + 1},
+    re.IGNORECASE,
+)
 
 
 def read_html(path: Path, *, min_side: int = 48) -> Iterator[Document | Rejection]:
@@ -63,8 +80,8 @@ def _read(path: Path, min_side: int) -> Iterator[Document | Rejection]:
 
 def _page(page: Path, root: Path, min_side: int) -> Iterator[Document | Rejection]:
     try:
-        body = _parse(page.read_bytes())
-    except (OSError, etree.LxmlError) as error:
+        body = _parse(read_bytes(page))
+    except (OSError, ValueError, etree.LxmlError) as error:
         yield Rejection(str(page), "unreadable-page", f"The page cannot be read: {error}.")
         return
     walk = _Walk(page, root, min_side)
@@ -79,14 +96,25 @@ def _page(page: Path, root: Path, min_side: int) -> Iterator[Document | Rejectio
 
 
 def _parse(content: bytes) -> html.HtmlElement | None:
+    """Return the body of a page, if it has one; raises ValueError or LxmlError."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
         encoding = None  # what the page declares
     else:
         encoding = "utf-8"  # libxml2 would take a page that declares nothing for Latin-1
+    _check_attributes(content, _HIDING if encoding is None else ())
     parser = html.HTMLParser(encoding=encoding, remove_comments=True, remove_pis=True)
     return html.document_fromstring(content, parser=parser).find("body")
+
+
+def _check_attributes(content: bytes, encodings: Sequence[str]) -> None:
+    """Raise ValueError for a tag of too many attributes, also in one of several encodings."""
+    if len(content) <= _SMALL:
+        return
+    others = (content.decode(each, "ignore").encode("utf-8", "ignore") for each in encodings)
+    if any(tag["many"] for each in (content, *others) for tag in _TAGS.finditer(each)):
+        raise ValueError(f"it has a tag of more than {_MOST_ATTRIBUTES:,} attributes")
 
 
 @dataclass
@@ -214,5 +242,6 @@ class _Walk:
 
 def _declared(element: html.HtmlElement, side: str) -> float:
     """Return the declared side in pixels, and infinity when the page leaves it open."""
-    match = re.fullmatch(r"\s*(\d+)(?:\.\d+)?\s*(?:px)?\s*", element.get(side) or "")
+    text = (element.get(side) or "").strip()
+    match = re.fullmatch(r"(\d+)(?:\.\d+)?(?:\s*px)?", text)
     return float(match[1]) if match else float("inf")

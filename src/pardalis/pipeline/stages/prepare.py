@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 
 from pardalis.data import PrepareReport, Shards, balance, prepare_source, shard_inputs
+from pardalis.data.shards import INDEX
 from pardalis.errors import DataError
 from pardalis.objectives import learnt_roles
 from pardalis.pipeline.builders import codec_of, located
@@ -43,7 +44,8 @@ def run(context: RunContext) -> None:
     reports = {}
     names = {source.name for source in recipe.all_sources}
     for path in shards.glob("*/"):
-        if path.name not in names:
+        # Nothing else is deleted: in a run from elsewhere the folder may be a link to any other.
+        if path.name not in names and (path / INDEX).is_file() and not path.is_symlink():
             shutil.rmtree(path)
     for source in recipe.all_sources:
         content = context.survey(source)
