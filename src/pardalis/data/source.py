@@ -67,6 +67,11 @@ class SourceConfig:
         """Whether each two documents are a pair of a chosen and a rejected completion."""
         return self.reader == "pairs"
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether a document is a page, which is kept without an image that cannot be decoded."""
+        return self.reader == "html"
+
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     """Yield the documents of a source lazily; raises DataError if its path does not exist."""

@@ -70,22 +70,31 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
             f"The source of an image is of type {type(source).__name__}; it must be a Path, bytes "
             "or a PIL image."
         )
-    where = str(source) if isinstance(source, Path) else "the image in memory"
-    content = read_source(source)
-    try:
-        image = PIL.Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:
-        raise _unknown(where) from error
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise _too_large(where) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # see _to_rgb; WebP is unpacked at once
-        raise _damaged(where, error) from error
-    with image:
-        if image.format not in _KINDS:
-            raise _unknown(where)
+    where = _shown(source)
+    with _opened(io.BytesIO(read_source(source)), where) as image:
         return _to_rgb(image, where, blend)
+
+
+def image_size(source: Path | bytes) -> tuple[int, int]:
+    """Return the width and height that the header of an encoded image states, before any turn.
+
+    Pixels are not decoded, so a file that is cut off behind its header has a size too.
+
+    Raises:
+        DataError: the image is missing or empty, of an unknown kind or too large.
+    """
+    where = _shown(source)
+    try:
+        file = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+    with file:
+        if not file.read(1):
+            raise _empty(where)
+        file.seek(0)
+        with _opened(file, where) as image:
+            _check_size(image, where)
+            return image.size
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
@@ -130,7 +139,7 @@ def read_source(source: Path | bytes) -> bytes:
     Raises:
         DataError: the file is missing or cannot be read, or there are no bytes.
     """
-    where = str(source) if isinstance(source, Path) else "the image in memory"
+    where = _shown(source)
     if isinstance(source, Path):
         try:
             content = source.read_bytes()
@@ -143,7 +152,7 @@ def read_source(source: Path | bytes) -> bytes:
     else:
         content = source
     if not content:
-        raise DataError(f"{where} holds zero bytes; an image was expected.")
+        raise _empty(where)
     return content
 
 
@@ -196,11 +205,33 @@ def from_base64(text: str | bytes) -> bytes:
         raise DataError(f"The image's base64 text is broken: {error}.") from error
 
 
-def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
+def _opened(file: io.BufferedIOBase, where: str) -> PIL.Image.Image:
+    """Return the image of a file, of which no more than the header is read, mostly."""
+    try:
+        image = PIL.Image.open(file)
+    except UnidentifiedImageError as error:
+        raise _unknown(where) from error
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise _too_large(where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # see _to_rgb; WebP is unpacked at once
+        raise _damaged(where, error) from error
+    if image.format not in _KINDS:
+        image.close()
+        raise _unknown(where)
+    return image
+
+
+def _check_size(image: PIL.Image.Image, where: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(where)
     if not image.width * image.height:
         raise DataError(f"{where} is {image.width} x {image.height} pixels, which is no image.")
+
+
+def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
+    _check_size(image, where)
     try:
         image.load()
         return _on_white(_upright(image), where, blend)
@@ -259,6 +290,14 @@ def _blended_as_chameleon(layer: PIL.Image.Image) -> PIL.Image.Image:
         blended = (1 - opacity) * 255 + opacity * block[:, :3]
         rgb[start : start + _BLENDED_AT_ONCE] = blended.astype(np.uint8)  # cuts fractions off
     return PIL.Image.fromarray(rgb.reshape(layer.height, layer.width, 3))
+
+
+def _shown(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else "the image in memory"
+
+
+def _empty(where: str) -> DataError:
+    return DataError(f"{where} holds zero bytes; an image was expected.")
 
 
 def _damaged(where: str, error: Exception) -> DataError:

@@ -50,6 +50,7 @@ from pardalis.pipeline.start import check_given
 logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
+_LOCK = ".lock"
 _DONE = {"keep": "kept", "skip": "skipped"}
 
 
@@ -240,9 +241,24 @@ def _checked_stages(
             f"This recipe has no stage {unknown[0]!r}; it has "
             f"{', '.join(stage.name for stage in stages)}."
         )
+    _check_folder(folder, stages)
     if not awaits_model:
         check_given(recipe, folder)  # nothing runs or is moved aside for a wrong bundle
     return stages
+
+
+def _check_folder(folder: Path, stages: Sequence[Stage]) -> None:
+    """Raise ConfigError if a run in the folder would replace files that are not of a run."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder, so choose another name.")
+    names = ["recipe.toml", *(output for stage in stages for output in stage.outputs)]
+    found = [name for name in names if (folder / name).exists()]
+    # Looked for last: a run writes its lock first, maybe now in another process.
+    if found and not any((folder / name).exists() for name in (_RECORDS, _LOCK)):
+        raise ConfigError(
+            f"{folder} holds {' and '.join(found)} that no run wrote, and a run would replace "
+            "them; choose another folder for the run."
+        )
 
 
 def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World) -> list[Record]:
@@ -522,7 +538,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         ConfigError: another process holds it, or ``.lock`` is no file: a link would lead to
             another file, and opening a pipe may wait without end.
     """
-    path = folder / ".lock"
+    path = folder / _LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
     with open(path, "w") as lock:
