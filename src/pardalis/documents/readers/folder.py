@@ -60,7 +60,10 @@ def _captioned(image: Path, root: Path) -> Document | Rejection:
         return Document((Image(image),), name)
     try:
         caption = caption_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        reason = f"The caption is not UTF-8 ({error.reason}); save it in that encoding."
+        return Rejection(str(caption_file), "bad-caption", reason)
+    except OSError as error:
         return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
     if not caption:
         return Rejection(str(caption_file), "bad-caption", "The caption file is empty.")
