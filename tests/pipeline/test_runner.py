@@ -297,6 +297,24 @@ def test_a_dry_run_refuses_what_a_run_refuses(project):
         foreseen(project)
 
 
+def test_mistakes_of_several_stages_are_told_at_once(project):
+    """A run that is shortened needs both warm-ups shortened."""
+    short = (
+        "image_tokenizer_training.schedule.warmup_steps=20", "image_tokenizer_loop.steps=10",
+        "image_tokenizer_training.schedule.learning_rate=1e-3",
+        "training.schedule.warmup_steps=16", "training_loop.steps=5",
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        go(project, *short)
+    told = str(refused.value).split(" training: ")
+    assert len(told) == 2
+    for steps, sentence in zip((10, 5), told, strict=True):
+        assert sentence.endswith(
+            f" do not fit into {steps} steps; set schedule.warmup_steps to {steps - 1} or less, or "
+            "raise the steps of the run."
+        )
+
+
 def test_what_was_costly_is_kept_and_taken_back(project):
     folder = project[0] / "run"
     for rate in ("1e-3", "2e-3", "1e-3", "2e-3", "3e-3"):

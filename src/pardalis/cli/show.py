@@ -144,7 +144,9 @@ def _bundle(options: argparse.Namespace) -> None:
     if not description.get("adds_bos", True):
         facts.append(("documents", "begin without <bos>"))
     made_by = dict(description["made_by"])
-    numbers = made_by.pop("numbers", {})
+    numbers = dict(made_by.pop("numbers", {}))
+    if numbers.get("step") == made_by.get("steps"):  # of a run that was trained to its end
+        numbers.pop("step", None)
     facts += _origin(made_by)
     lines = [str(folder), *(f"  {name:<13} {value}" for name, value in facts)]
     lines += [f"  {name:<22} {value:.4g}" for name, value in numbers.items()]

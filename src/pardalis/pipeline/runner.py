@@ -36,7 +36,7 @@ import torch
 import pardalis
 from pardalis import config as configs
 from pardalis.devices import find_device
-from pardalis.errors import BundleError, ConfigError, DataError
+from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
 from pardalis.files import read_json, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
@@ -304,9 +304,21 @@ class _Run:
     def foresee(self) -> list[Decision]:
         """Decide upon all stages, and check those that will run; writes nothing."""
         decisions = [decision for _, decision in self._decide_all()]
+        mistakes: list[ConfigError] = []
         for stage in self.stages:
             if stage.name in self.decisions and self.decisions[stage.name].is_run:
-                stage.check(self.context)
+                try:
+                    stage.check(self.context)
+                except ConfigError as error:  # there may be more: all are told at once
+                    mistakes.append(error)
+                except PardalisError:
+                    if not mistakes:  # else it may be due to the first
+                        raise
+                    break
+        if len(mistakes) == 1:
+            raise mistakes[0]
+        if mistakes:
+            raise ConfigError(" ".join(dict.fromkeys(map(str, mistakes)))) from mistakes[0]
         return decisions
 
     def go(self) -> list[Record]:
