@@ -123,6 +123,12 @@ def test_a_missing_file(folder, name):
 def test_no_bundle(tmp_path):
     with pytest.raises(BundleError, match="No bundle at"):
         bundles.load(tmp_path / "none")
+    (tmp_path / "recipe.toml").touch()
+    with pytest.raises(BundleError, match=r"recipe.toml is a file; give the folder of a bundle"):
+        bundles.load(tmp_path / "recipe.toml")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(BundleError, match=r"photos is no bundle: bundle.json is missing; give"):
+        bundles.load(tmp_path / "photos")
 
 
 def test_a_run_stands_for_its_bundle(folder, tmp_path):

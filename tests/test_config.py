@@ -34,6 +34,33 @@ class Outer:
     flag: bool = False
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=x", "Unknown key 'name'; did you mean 'inner.name' or 'maybe.name'?"),
+        ("inner.flag=1", "Unknown key 'inner.flag'; did you mean 'flag'?"),
+        ("stepz=1", "Unknown key 'stepz'; did you mean 'steps'?"),
+        ("inner.zzz=1", "Unknown key 'inner.zzz'; known keys are kind, name, weight."),
+        ("items={name='a'}", "items must be a list, got {'name': 'a'}; write [[items]] in TOML."),
+        ("items=3", "items must be a list, got 3."),
+    ],
+)
+def test_a_key_of_another_table_is_found(tmp_path, override, message):
+    (tmp_path / "recipe.toml").write_text("steps = 1\n[inner]\nname = 'a'\n")
+    with pytest.raises(ConfigError) as refused:
+        configs.load(Outer, tmp_path / "recipe.toml", [override])
+    assert str(refused.value) == message
+
+
+def test_a_sentence_of_a_config_does_not_continue_its_place(monkeypatch):
+    def refuse(self):
+        raise ConfigError("The weight of a name must be even.")
+
+    monkeypatch.setattr(Inner, "__post_init__", refuse)
+    with pytest.raises(ConfigError, match=r"^inner: The weight of a name must be even\.$"):
+        configs.from_dict(Outer, {"steps": 1, "inner": {"name": "a"}})
+
+
 def test_builds_nested_configs():
     built = configs.from_dict(
         Outer,

@@ -25,7 +25,7 @@ PACKAGES = (
 def test_the_top_level():
     assert pardalis.__all__ == [
         "Bundle", "Document", "Engine", "EngineConfig", "GenerationConfig", "Image",
-        "Response", "Text", "generate", "generate_many", "load", "score",
+        "PardalisError", "Response", "Text", "generate", "generate_many", "load", "score",
     ]  # fmt: skip
     for name in pardalis.__all__:
         assert getattr(pardalis, name) is not None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pardalis.bundle import Bundle, load
     from pardalis.documents import Document, Image, Text
+    from pardalis.errors import PardalisError
     from pardalis.inference import (
         Engine,
         EngineConfig,
@@ -31,6 +32,7 @@ _HOME = {
     "Document": "pardalis.documents",
     "Image": "pardalis.documents",
     "Text": "pardalis.documents",
+    "PardalisError": "pardalis.errors",
     "Engine": "pardalis.inference",
     "EngineConfig": "pardalis.inference",
     "GenerationConfig": "pardalis.inference",

@@ -244,7 +244,7 @@ def bundle_folder(path: object) -> Path:
     if not os.path.exists(bundle):
         raise BundleError(
             f"The run {folder} has no bundle yet; run its stage `train` to the end, which writes "
-            f"{folder / _OF_RUN}."
+            f"{folder / _OF_RUN} if its recipe has a table [model]."
         )
     return bundle
 
@@ -338,8 +338,17 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         BundleError: as :func:`load`.
     """
+    if os.path.isfile(folder):
+        raise BundleError(
+            f"{folder} is a file; give the folder of a bundle, or of the run that has trained it."
+        )
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes a name of any length
         raise BundleError(f"No bundle at {folder}; give the path of a bundle's folder.")
+    if not any((folder / name).exists() for name in (DESCRIPTION, MODEL, TEXT_TOKENIZER)):
+        raise BundleError(
+            f"{folder} is no bundle: {DESCRIPTION} is missing; give the folder of a bundle, or of "
+            "the run that has trained it."
+        )
     for name in (DESCRIPTION, MODEL, TEXT_TOKENIZER, IMAGE_TOKENIZER):
         if not (folder / name).exists():
             raise BundleError(

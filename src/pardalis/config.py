@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
 
 _DECIDES = "decides_results"
+_MOST_PLACES = 3  # that a message suggests
 _LONGEST_SHOWN = 200  # characters of a value in a message
 
 
@@ -111,20 +112,63 @@ def load(
         _warn_once(f"{path} has names of an earlier version: {'; '.join(found)}.")
     for override in overrides:
         _apply(values, _renamed(override, renamed))
-    return from_dict(cls, values)
+    try:
+        return from_dict(cls, values)
+    except _UnknownKeyError as error:
+        if error.is_near or not (places := sorted(_places(cls, error.key))):
+            raise
+        shown = " or ".join(repr(f"{place}{error.key}") for place in places[:_MOST_PLACES])
+        raise ConfigError(f"Unknown key {error.path!r}; did you mean {shown}?") from None
+
+
+class _UnknownKeyError(ConfigError):
+    """A key that a table does not have, at a dotted path."""
+
+    def __init__(self, path: str, key: str, known: Iterable[str]) -> None:
+        self.path, self.key = path, key
+        near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+        self.is_near = bool(difflib.get_close_matches(key, near, cutoff=0.8))
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}."
+        )
+        super().__init__(f"Unknown key {path!r}; {hint}")
+
+
+def _places(hint: Any, key: str, where: str = "") -> set[str]:
+    """Return the tables that have a key, each with a dot after it; those of lists are left out."""
+    found = {where} if dataclasses.is_dataclass(hint) and key in _hints(hint) else set()
+    members = _hints(hint).items() if dataclasses.is_dataclass(hint) else ()
+    for name, of_member in members:
+        for each in _configs_in(of_member):
+            if each is not hint:
+                found |= _places(each, key, f"{where}{name}.")
+    return found
+
+
+def _configs_in(hint: Any) -> Iterable[Any]:
+    """Return the configs that may stand in a field that holds one."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    if typing.get_origin(hint) is Annotated:
+        kinds = next((each for each in typing.get_args(hint)[1:] if isinstance(each, Kinds)), None)
+        return _configs_in(typing.get_args(hint)[0]) if kinds is None else kinds.values()
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [config for each in typing.get_args(hint) for config in _configs_in(each)]
+    return []
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
     """Build a config from plain values; raises ConfigError as :func:`load` does.
 
     ``where`` is the place of the values with a dot after it, such as ``"training."``. Messages of
-    a config's ``__post_init__`` begin with the bare name of the field; the place is prepended here.
+    a config's ``__post_init__`` begin with the bare name of the field, or are a sentence; the place
+    is prepended here.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = _hints(cls)
     for key in values:
         if key not in fields:
-            raise ConfigError(_unknown_key(where + key, key, fields))
+            raise _UnknownKeyError(where + key, key, fields)
     for name, field in fields.items():
         has_no_default = field.default is field.default_factory is dataclasses.MISSING
         if name not in values and has_no_default:
@@ -133,7 +177,9 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
     try:
         return cls(**built)
     except PardalisError as error:
-        raise ConfigError(f"{where}{error}") from error
+        # A message that is a whole sentence, of several fields, does not continue the place.
+        is_sentence = bool(where) and str(error)[:1].isupper()
+        raise ConfigError(f"{where[:-1]}: {error}" if is_sentence else f"{where}{error}") from error
 
 
 def check_types(config: Any) -> None:
@@ -335,12 +381,6 @@ def _cached_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-def _unknown_key(path: str, key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}."
-    return f"Unknown key {path!r}; {hint}"
-
-
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -437,7 +477,8 @@ def _convert_float(value: Any, where: str) -> float:
 
 def _convert_list(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where} must be a list, got {shown(value)}.")
+        hint = f"; write [[{where}]] in TOML" if isinstance(value, Mapping) else ""
+        raise ConfigError(f"{where} must be a list, got {shown(value)}{hint}.")
     if arguments[-1] is not Ellipsis and len(arguments) != len(value):
         raise ConfigError(f"{where} must have {len(arguments)} items, got {len(value)}.")
     return tuple(_convert(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))

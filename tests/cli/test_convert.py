@@ -140,7 +140,11 @@ def test_json(bundle, run):
         ("import {bundle} -o b", 4, "is a bundle already and needs no import."),
         ("export {bundle} -o full --to meta", 2, "full exists and is not empty; choose another"),
         ("export {bundle} -o b --to hf --ranks 2", 2, "--ranks does not apply: only the original"),
-        ("export full -o b --to hf", 4, "The bundle full is incomplete: bundle.json is missing"),
+        (
+            "export full -o b --to hf",
+            4,
+            "full is no bundle: bundle.json is missing; give the folder",
+        ),
     ],
 )
 def test_errors_are_one_line_with_an_exit_code(arguments, code, message, bundle, run):

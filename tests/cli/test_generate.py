@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,28 @@ def run(folder, tmp_path, monkeypatch, capsys):
 def write_jsonl(path, *lines):
     with open(path, "w") as file:
         file.writelines((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines)
+
+
+def test_images_that_are_not_kept_are_told(run, tmp_path):
+    small = ["owl", "--mode", "image"]
+    code, out, err = run(*small)
+    assert (code, out) == (0, "[image]\n")
+    assert err == "The images are not kept; --out FILE.png, .html or .md writes them.\n"
+    for others in (["--out", "owl.png"], ["--json"], ["--mode", "text"]):
+        assert "not kept" not in run(*small, *others)[2]
+
+
+def test_an_image_of_too_many_pixels_is_told_once(run, tmp_path):
+    """Pillow warns of it too, with a line of its own source."""
+    PIL.Image.new("1", (9500, 9500)).save(tmp_path / "huge.png")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        code, _, err = run("huge.png", "--mode", "text")
+    assert (code, found) == (3, [])
+    assert err == (
+        "pardalis: huge.png has more than 80 million pixels, the most that is decoded; scale it "
+        "down.\n"
+    )
 
 
 def test_every_option_of_generation_is_a_flag():

@@ -329,6 +329,26 @@ def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec:
     assert [example["where"] for example in unreadable.examples] == ["truncated", "no image"]
 
 
+def test_a_page_is_kept_without_its_damaged_images(base: Path, codec: Codec):
+    pages = base / "pages"
+    shutil.copytree(base / "owls", pages)
+    (pages / "1.png").write_bytes((pages / "1.png").read_bytes()[:50])  # behind its header
+    (pages / "a.html").write_text("<p>owl <img src=0.png> <img src=1.png> fox <img src=2.png>")
+    (pages / "b.html").write_text("<img src=1.png>")
+    (pages / "c.html").write_text("<p>owl <img src=0.png> fox <img src=2.png>")
+    source = SourceConfig(name="pages", reader="html", path=Path("pages"))
+    report = prepare(base, codec, source, row_tokens=128)
+    ids = documents_in(base)
+    assert list(ids) == ["a.html", "c.html"]
+    spans = [[s.kind for s in codec.grammar.spans(np.array(each))] for each in ids.values()]
+    assert spans[0] == spans[1]
+    assert (report.read, report.written, report.images) == (3, 2, 4)
+    unreadable = report.rejected["unreadable-image"]
+    assert unreadable.count == 2
+    assert [example["where"] for example in unreadable.examples] == ["a.html", "b.html"]
+    assert "1.png is truncated or damaged" in unreadable.examples[0]["reason"]
+
+
 def test_a_conversation_that_the_chat_template_refuses_is_rejected(base: Path, codec: Codec):
     parts = (codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer)
     template = "{{ messages[1].content }}{% for m in messages %}<end_turn>{% endfor %}"

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,36 @@ def test_pairs_of_one_question_have_one_place():
     assert pair([], "An owl.", "A cat.") != pair([], "A fox.", "A cat.")
 
 
+def talk(*turns, system: str = ""):
+    """A conversation that begins with the user."""
+    roles = ("user", "assistant") * len(turns)
+    segments = [replace(turn, role=role) for turn, role in zip(turns, roles, strict=False)]
+    return Document((*([Text(system, "system")] if system else []), *segments), "a")
+
+
+def test_a_conversation_lies_where_its_first_question_does():
+    """Else the answer to a held-out question is learnt from another sample of it."""
+    asked = Text("Who lives  in the tower?\n")
+    one = talk(asked, Text("An owl."))
+    for other in (
+        talk(Text("Who lives in the tower?"), Text("A cat.")),
+        talk(asked, Text("A cat."), Text("Why?"), Text("It does.")),
+        talk(asked, Text("An owl."), system="Be brief."),
+        talk(asked, Image(Path("owl.png"))),
+    ):
+        assert place_of(one) == place_of(other)
+    assert place_of(one) != place_of(talk(Text("Who lives in the well?"), Text("An owl.")))
+
+
+def test_the_same_question_about_images_is_placed_by_the_answer():
+    def about(answer, source):
+        seen, asked = Image(source, role="user"), Text("What is it?", "user")
+        return place_of(Document((seen, asked, Text(answer, "assistant")), "a"))
+
+    assert about("An owl.", Path("a.png")) != about("A cat.", Path("b.png"))
+    assert about("An owl.", Path("a.png")) == about("An owl.", Path("b.png"))
+
+
 def test_the_two_of_a_pair_are_never_parted(tmp_path):
     path = write_documents("pairs", tmp_path / "data", range(N))
     names = [item.name for item in read_part(path, "pairs", (0.0, 0.5))]
@@ -169,8 +200,24 @@ def test_an_empty_part_is_told_with_what_would_fill_it(tmp_path):
     path = write_documents("jsonl", tmp_path / "data", [1])
     source = SourceConfig(name="a.heldout", reader="jsonl", path=path, part=(0.0, 1e-9))
     [document] = read_part(path, "jsonl")
+    assert str(empty_part(source)).startswith(
+        f"The one document at {path} lies at {place_of(document):.4f}, outside the part from 0 to "
+        "1e-09 that source 'a.heldout' takes, so no heldout_fraction divides this source; "
+    )
+    line = path.read_text()
+    path.write_text(line + line)
+    assert f"All 2 documents at {path} lie at {place_of(document):.4f}, since" in str(
+        empty_part(source)
+    )
+    path.write_text(line + line.replace("animal", "plant"))
+    places = sorted(map(place_of, read_part(path, "jsonl")))
     found = str(empty_part(source))
-    assert f"None of the 1 documents at {path} lies in the part from 0 to 1e-09" in found
-    assert f"from {place_of(document):.4f} to {place_of(document):.4f}" in found
+    assert f"None of the 2 documents at {path} lies in the part from 0 to 1e-09" in found
+    assert f"from {places[0]:.4f} to {places[1]:.4f}" in found
     path.write_text("no JSON\n")
-    assert "has no usable document" in str(empty_part(source))
+    assert str(empty_part(source)).startswith(
+        f"Source 'a.heldout' at {path} has no usable document, 1 rejected by its reader 'jsonl'; "
+        f"the first, {path}:1: The line is not JSON"
+    )
+    path.write_text("")
+    assert "is empty: its reader 'jsonl' found no document." in str(empty_part(source))

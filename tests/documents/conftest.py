@@ -22,7 +22,7 @@ def encode() -> Callable[..., bytes]:
 
 @pytest.fixture
 def red_png(encode: Callable[..., bytes]) -> bytes:
-    return encode(PIL.Image.new("RGB", (4, 3), "red"))
+    return encode(PIL.Image.new("RGB", (16, 12), "red"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import base64
 
+import PIL.Image
 import pytest
 
 from pardalis.documents import READERS, Document, Image, Rejection, Text, read_html
@@ -69,12 +70,24 @@ def test_whitespace_and_blocks(tmp_path, body, expected):
     assert text_of(tmp_path, body) == expected
 
 
-def test_images_declared_small_are_dropped(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"x")
+def test_images_declared_small_are_dropped(tmp_path, red_png):
+    (tmp_path / "a.png").write_bytes(red_png)
     body = """x <img src="a.png" width="47" alt="1"> <img src="a.png" height="20px" alt="2">
       <img src="a.png" width="48" alt="3"> <img src="a.png" width="50%" alt="4">"""
     (document,) = read(tmp_path, body)
     assert [image.alt for image in document.images] == ["3", "4"]
+    (document,) = read(tmp_path, body, min_side=0)
+    assert len(document.images) == 4
+
+
+def test_images_of_trackers_and_layouts_are_dropped(tmp_path, encode):
+    dot = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    for name, size in {"dot": (1, 1), "rule": (600, 2), "least": (8, 8)}.items():
+        (tmp_path / f"{name}.png").write_bytes(encode(PIL.Image.new("RGB", size)))
+    body = f"""words <img src="data:image/gif;base64,{dot}"> <img src="dot.png">
+      <img src="rule.png" width="100%"> <img src="least.png">"""
+    (document,) = read(tmp_path, body)
+    assert document.images == (Image(tmp_path / "least.png"),)
     (document,) = read(tmp_path, body, min_side=0)
     assert len(document.images) == 4
 
@@ -92,16 +105,16 @@ def test_images_declared_small_are_dropped(tmp_path):
         ("/a.png", "a.png"),
     ],
 )
-def test_image_addresses(tmp_path, source, file):
+def test_image_addresses(tmp_path, red_png, source, file):
     (tmp_path / "sub").mkdir()
-    (tmp_path / file).write_bytes(b"x")
+    (tmp_path / file).write_bytes(red_png)
     (document,) = read(tmp_path, f'<img src="{source}">')
     assert document.images[0].source.resolve() == tmp_path / file
 
 
-def test_an_address_from_the_root_starts_at_the_folder(tmp_path):
+def test_an_address_from_the_root_starts_at_the_folder(tmp_path, red_png):
     (tmp_path / "deep").mkdir()
-    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(red_png)
     (tmp_path / "deep/page.htm").write_text('<img src="/a.png">')
     (document,) = read_html(tmp_path)
     assert document == Document((Image(tmp_path / "a.png"),), "deep/page.htm")
@@ -125,9 +138,17 @@ def test_data_uris(tmp_path, red_png):
         ("drawing.SVG?x", "vector-image"),
         ("data:image/svg+xml,%3Csvg%3E", "vector-image"),
         ("data:image/png;base64,b3d", "bad-base64"),
+        ("data:image/gif;base64,R0lGODlhAQABAIA=", "unreadable-image"),
+        ("data:image/png;base64,", "unreadable-image"),
+        ("empty.png", "unreadable-image"),
+        ("cut.png", "unreadable-image"),
+        ("text.png", "unreadable-image"),
     ],
 )
-def test_a_page_is_kept_without_an_image_that_cannot_be_used(tmp_path, source, kind):
+def test_a_page_is_kept_without_an_image_that_cannot_be_used(tmp_path, red_png, source, kind):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(red_png[:20])  # in its header
+    (tmp_path / "text.png").write_text("<html>404</html>")
     rejection, document = read(tmp_path, f'<p>words <img src="{source}" alt="gone"></p>')
     assert isinstance(rejection, Rejection)
     assert rejection.kind == kind

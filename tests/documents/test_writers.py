@@ -26,7 +26,7 @@ from pardalis.errors import DataError
 def owl(red_png):
     segments = (
         Text("An owl: ü\n", "user"),
-        Image(PIL.Image.new("RGB", (4, 3), "red"), "red", "assistant"),
+        Image(PIL.Image.new("RGB", (16, 12), "red"), "red", "assistant"),
         Image(red_png),
     )
     return Document(segments, "owl", "CC0")

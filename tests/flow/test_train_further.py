@@ -153,6 +153,7 @@ def test_the_new_bundle_records_its_origin(project, capsys):
     shown = capsys.readouterr().out
     assert shown.count("a bundle") == 2
     assert re.search(r"recipe +tiny-run", shown)
+    assert re.findall(r"^  steps? +(\d+)$", shown, re.M) == ["6", "6", "60"]
 
 
 def test_an_interrupted_run_resumes_with_the_same_numbers(project, monkeypatch):

@@ -135,9 +135,71 @@ def test_what_is_left_out_is_told(tmp_path, machine):
     notes = " ".join(look(data).notes)
     assert "more/pairs.jsonl holds pairs of completions" in notes
     assert "more/other.jsonl is JSONL of another shape" in notes
-    assert ".txt and .md files are read only as captions beside images" in notes
+    assert "Left out, as files of kinds that are not read: 1 .md." in notes
     assert look(data).sources[0].rejected == {"bad-caption": 1}
     assert "left out: 1 bad-caption" in init(Path("data")).path.read_text()
+
+
+def test_files_of_kinds_that_are_not_read_are_counted(tmp_path):
+    """Captions in a table, photos of a phone; but nothing of what belongs to a page."""
+    write_documents("folder", tmp_path / "data", range(4))
+    for name in ("metadata.csv", "IMG_1.HEIC", "IMG_2.HEIC", "0.json", "style.css"):
+        (tmp_path / "data" / name).write_text("{}")
+    [note] = look(tmp_path / "data").notes
+    assert (
+        note == "Left out, as files of kinds that are not read: 2 .heic, 1 .json, 1 .csv, 1 .css."
+    )
+    (tmp_path / "data" / "page.html").write_text("<body><p>Owls.</p><img src='1.png'></body>")
+    assert ".css" not in look(tmp_path / "data").notes[0]
+
+
+def test_images_of_jsonl_are_not_told_to_be_in_no_document(tmp_path):
+    write_documents("jsonl", tmp_path / "data", range(4))
+    assert look(tmp_path / "data").notes == []
+    PIL.Image.new("RGB", (32, 32)).save(tmp_path / "data" / "more.png")
+    assert look(tmp_path / "data").notes == [
+        "1 images have no caption and are in no document; they are left out."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reader", "record"),
+    [
+        ("chat", {"messages": [{"role": r, "content": "Owl?"} for r in ("user", "assistant")]}),
+        ("sharegpt", {"conversations": [{"from": f, "value": "Owl?"} for f in ("human", "gpt")]}),
+        ("cauldron", {"images": [], "texts": [{"user": "Owl?", "assistant": "Owl."}]}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_conversations_are_named_with_what_to_do(tmp_path, reader, record, suffix):
+    file = tmp_path / "data" / f"talk{suffix}"
+    file.parent.mkdir()
+    file.write_text(json.dumps([record] if suffix == ".json" else record))
+    told = (
+        f"talk{suffix} holds conversations, which train a finished model further and are no part "
+        "of a first recipe; run the recipe 'chat' with start_from = the folder of your model, "
+        f"sources.0.reader = '{reader}' and sources.0.path = '{file}' (docs/fine-tune.md)."
+    )
+    with pytest.raises(DataError, match="none of these files can be read") as refused:
+        look(tmp_path / "data")
+    assert told in str(refused.value)
+    write_documents("folder", tmp_path / "data" / "photos", range(4))
+    assert look(tmp_path / "data").notes == [told]
+
+
+def test_equal_captions_are_not_called_too_few(tmp_path, machine):
+    write_documents("folder", tmp_path / "data", range(N))
+    for number in range(N):
+        (tmp_path / "data" / f"{number}.txt").write_text("a photo")
+    assert init(Path("data")).reasons["held out"] == (
+        "Nothing: the documents have the same text, so they are all on one side."
+    )
+
+
+def test_the_command_can_be_pasted(tmp_path, machine):
+    write_documents("folder", tmp_path / "my photos", range(4))
+    made = init(tmp_path / "my photos", Path("my photos.toml"))
+    assert made.path.read_text().startswith("# pardalis run 'my photos.toml'\n")
 
 
 @pytest.mark.parametrize(
@@ -146,10 +208,13 @@ def test_what_is_left_out_is_told(tmp_path, machine):
         ("none", r"^none does not exist; `folder` must be a folder that holds documents\.$"),
         ("file.txt", r"^file.txt is a file; `folder` must be a folder"),
         ("empty", r"^empty holds no file; what is read are images with captions"),
-        ("texts", r"^texts holds 2 .md, 1 .txt, and none .* \.txt and \.md files are read only as"),
+        ("texts", r"^texts holds 2 .md, 1 .txt, and none .* \.txt files are read only as"),
         ("pages", r"^The documents in pages hold no image, and a model of text and images"),
         ("broken", r"^None of 3 sampled images in broken can be decoded; the first: .*0\.png"),
-        ("unusable", r"^Nothing in unusable can be used: unusable has no usable document \(2 miss"),
+        (
+            "unusable",
+            r"^Nothing in unusable can be used: unusable has no usable .* 2 miss.* The first, ",
+        ),
         ("pairs", r"^pairs holds .* pairs\.jsonl holds pairs of completions"),
     ],
 )
@@ -219,8 +284,8 @@ def test_too_little_time_is_told(tmp_path, machine):
     machine(0.01)
     write_documents("folder", tmp_path / "data", range(N))
     made = init(Path("data"), minutes=1)
-    assert "1 minutes are short for these documents" in " ".join(made.choice.warnings)
-    assert "1 minutes are short" in made.path.read_text()
+    assert "1 minute is short for these documents" in " ".join(made.choice.warnings)
+    assert "1 minute is short" in made.path.read_text()
 
 
 def test_every_source_has_documents_on_both_sides(tmp_path, machine):

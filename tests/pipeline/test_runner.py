@@ -8,9 +8,11 @@ import shutil
 import sys
 from typing import ClassVar
 
+import PIL.Image
 import pytest
 
 from pardalis.config import fingerprint
+from pardalis.data import SourceConfig
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
@@ -184,6 +186,17 @@ def test_an_upgrade_that_changes_a_stage_runs_it_anew_and_says_so(project, monke
     assert "train: runs anew, because the stage 'prepare' before it changed." in caplog.text
 
 
+def test_pages_of_a_version_that_rejected_damaged_images_are_prepared_anew(project, monkeypatch):
+    (project[0] / "page.html").write_text("<p>an owl</p><img src='owl.png'>")
+    PIL.Image.new("RGB", (16, 16)).save(project[0] / "owl.png")
+    pages = ("sources.0.reader=html", "sources.0.path=page.html")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(SourceConfig, "has_pages", False)
+        go(project, *pages)
+    assert go(project, *pages) == NAMES[2:]
+    assert go(project, *pages) == []
+
+
 def test_a_frozen_tokenizer_survives_another_version(project, monkeypatch):
     go(project, *FROZEN)
     change_since(monkeypatch, "text_tokenizer")
@@ -282,6 +295,24 @@ def test_a_dry_run_refuses_what_a_run_refuses(project):
     (project[0] / "pairs.jsonl").unlink()
     with pytest.raises(DataError, match=r"pairs\.jsonl"):
         foreseen(project)
+
+
+def test_mistakes_of_several_stages_are_told_at_once(project):
+    """A run that is shortened needs both warm-ups shortened."""
+    short = (
+        "image_tokenizer_training.schedule.warmup_steps=20", "image_tokenizer_loop.steps=10",
+        "image_tokenizer_training.schedule.learning_rate=1e-3",
+        "training.schedule.warmup_steps=16", "training_loop.steps=5",
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        go(project, *short)
+    told = str(refused.value).split(" training: ")
+    assert len(told) == 2
+    for steps, sentence in zip((10, 5), told, strict=True):
+        assert sentence.endswith(
+            f" do not fit into {steps} steps; set schedule.warmup_steps to {steps - 1} or less, or "
+            "raise the steps of the run."
+        )
 
 
 def test_what_was_costly_is_kept_and_taken_back(project):
@@ -443,6 +474,35 @@ class Telling(World):
 
     def broadcast(self, message=None):
         self.messages.append(message)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "samples/mine.txt", "report.html"])
+def test_files_that_no_run_wrote_are_not_replaced(project, name):
+    """A folder that is not of a run, and has a name that a run would write."""
+    mine = project[0] / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for attempt in (run, dry_run):
+        recipe = load_recipe(project[0] / "recipe.toml")
+        with pytest.raises(ConfigError, match=f"run holds {name[:6]}.* that no run wrote"):
+            attempt(recipe, project[0] / "run")
+    assert [path for path in (project[0] / "run").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_a_run_without_its_records_or_its_lock_is_still_a_run(project):
+    go(project)
+    (project[0] / "run" / "stages.json").unlink()
+    assert go(project) == NAMES
+    (project[0] / "run" / ".lock").unlink()  # of a copy without hidden files
+    assert go(project) == []
+
+
+def test_a_run_is_not_written_to_a_file(project):
+    (project[0] / "run").write_text("mine")
+    for attempt in (run, dry_run):
+        with pytest.raises(ConfigError, match="run is a file; a run needs a folder"):
+            attempt(load_recipe(project[0] / "recipe.toml"), project[0] / "run")
 
 
 def test_other_processes_receive_the_end(project):

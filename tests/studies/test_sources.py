@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import PIL.Image
@@ -10,7 +11,7 @@ from PIL import ImageDraw
 
 from pardalis.cli.main import main
 from pardalis.documents import Document, Image, Text
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, DataError
 from pardalis.pipeline import load_recipe, run
 from pardalis.studies import sources as sources_module
 from pardalis.studies.sources import SourcesConfig, study_sources
@@ -202,6 +203,32 @@ def test_all_before_the_last_image_is_the_prompt(shapes, originals, tmp_path):
     assert segments[2].text == "an outlined drawing of green"
     # As the recipe's table says.
     assert (config.guidance, config.image_temperature) == (2.0, 0.5)
+
+
+def test_what_cannot_be_generated_or_compared_is_left_out(shapes, originals, tmp_path, caplog):
+    """A damaged image in one source, and a prompt that is longer than the context in another."""
+    for path in shapes.parent.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path / path.name)
+    shutil.copytree(shapes, tmp_path / "run")
+    recipe = (shapes / "recipe.toml").read_text().replace(str(shapes.parent), str(tmp_path))
+    (tmp_path / "run" / "recipe.toml").write_text(recipe)
+    blue = tmp_path / "blue-0.png"
+    blue.write_bytes(blue.read_bytes()[:60])
+    long = json.loads((tmp_path / "cells.jsonl").read_text())
+    long["segments"][0]["text"] *= 100
+    write(tmp_path / "cells.jsonl", [long])
+    result = study_sources(tmp_path / "run", tmp_path / "out", SourcesConfig())
+    assert {name: each["images"] for name, each in result["sources"].items()} == {
+        "pairs": 4,
+        "redraw": 1,
+    }
+    assert "Left out of the scores: 2; the first: " in caplog.text
+    assert "blue-0.png is truncated or damaged" in caplog.text
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="No document of the sources can be scored; the first: "):
+        study_sources(tmp_path / "run", tmp_path / "other", SourcesConfig())
 
 
 def test_the_grid_frames_what_was_held_out(shapes, originals, tmp_path):

@@ -189,6 +189,8 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
     if document.truncated:
         _report_truncation(document, bundle.model.context)
+    if document.images and options.out is None and not options.json:
+        sys.stderr.write("The images are not kept; --out FILE.png, .html or .md writes them.\n")
     if options.out is not None:
         prompt = to_document(parts, "user" if config.chat else None)
         _write(Document((*prompt.segments, *document.segments)), document, options.out)

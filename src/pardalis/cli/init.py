@@ -1,6 +1,7 @@
 """``pardalis init``: write a recipe for a folder of documents."""
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ def _init(options: argparse.Namespace) -> None:
 
     made = init(options.folder, options.output, minutes=options.minutes, device=options.device)
     device = "" if options.device == "cpu" else f" --device {options.device}"
-    command = f"pardalis run {made.path}{device}"
+    command = f"pardalis run {shlex.quote(str(made.path))}{device}"
     print_result(options, made.to_dict() | {"command": command}, *_lines(made, command))
 
 

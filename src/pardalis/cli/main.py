@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
@@ -190,7 +191,10 @@ def _set_output(quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable())
     logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("gguf").setLevel(max(level, logging.WARNING))  # it tells each step
+    for name in ("gguf", "torch"):  # they tell each step, and what is in caches
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    # Pillow's, of images of many pixels; those that are not decoded are named by Pardalis.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
 
 
 class _Printable(logging.Formatter):

@@ -52,7 +52,8 @@ def _run(options: argparse.Namespace) -> None:
     folder = run_stages(options)
     if options.json or options.dry_run:
         return
-    if (folder / "bundle").is_dir():  # not if it trains tokenizers only
+    tokenizer = folder / "image_tokenizer"
+    if (folder / "bundle").is_dir():
         from pardalis.evaluate.commands import commands_of, quoted
 
         page = folder / "report.html"
@@ -64,6 +65,13 @@ def _run(options: argparse.Namespace) -> None:
             unprompted = f"pardalis chat {bundle}"
         for command in commands_of(folder) or [unprompted]:
             echo(command)
+    elif tokenizer.is_dir():  # the recipe has no model
+        import shlex
+
+        run = shlex.quote(str(folder))
+        lead = f"Open {tokenizer / 'progress.html'}. The image tokenizer is {tokenizer / 'final'}"
+        echo(f"\n{lead}; evaluate it:")
+        echo(f"pardalis tokenizer evaluate {run} IMAGES -o evaluation")
 
 
 def _converses(run: Path) -> bool:

@@ -147,6 +147,8 @@ def _bundle(options: argparse.Namespace) -> None:
         facts.append(("documents", "begin without <bos>"))
     made_by = dict(description["made_by"])
     numbers = made_by.pop("numbers", None)
+    if isinstance(numbers, dict) and numbers.get("step") == made_by.get("steps"):
+        numbers = {name: value for name, value in numbers.items() if name != "step"}  # said above
     facts += _origin(made_by)
     lines = [str(folder), *(f"  {name:<13} {value}" for name, value in facts)]
     lines += [f"  {name:<22} {value:.4g}" for name, value in _numbers(numbers)]

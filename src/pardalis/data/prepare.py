@@ -7,7 +7,7 @@ not changed; otherwise they are replaced when the new ones are complete.
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
@@ -21,7 +21,14 @@ from pardalis.data.report import PrepareReport, Turns
 from pardalis.data.shards import Shards, ShardWriter, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
-from pardalis.documents import Document, Image, Rejection, Segment, learning_only
+from pardalis.documents import (
+    Document,
+    Image,
+    Rejection,
+    Segment,
+    learning_only,
+    open_image,
+)
 from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
 from pardalis.files import atomic_folder, read_json, recover_folder, write_json
 from pardalis.progress import bar
@@ -31,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 _ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the system are marked
+_PAGES = "damaged images are left out"  # of pages, which were rejected whole before
 _LAYOUT = 1  # version of the layout of shards without weights and pairs
 
 Group: TypeAlias = list[Document]
@@ -81,6 +89,7 @@ def prepare_source(
         _LAYOUT, _ENCODING, shard_inputs(source.transforms, config.row_tokens), config.row_tokens,
         config.long_documents, config.shard_tokens, codec.fingerprint, content.digest,
         *([learnt_roles] if learnt_roles else []),
+        *([_PAGES] if source.has_pages else []),
     )  # fmt: skip
     recover_folder(folder)
     if (report := _finished(folder, prepared)) is not None:
@@ -185,15 +194,15 @@ class _Preparation:
         """Yield what is written of each group, or the rejections of its documents."""
         groups = [group for group in chunk if not isinstance(group, Rejection)]
         usable = [raw for group in groups for raw in group if self._unusable(raw) is None]
-        if roles := self._learnt_roles:
-            encoded = iter(self._codec.encode_many([learning_only(raw, roles) for raw in usable]))
-        else:
-            encoded = iter(self._codec.encode_many(usable))
+        encoded = self._encode_many(usable)
+        if self._source.has_pages:
+            yield from self._leave_images_out(usable, encoded)
+        pairs = zip(usable, encoded, strict=True)
         for group in chunk:
             if isinstance(group, Rejection):
                 yield group
                 continue
-            results = [self._unusable(raw) or self._of(raw, next(encoded)) for raw in group]
+            results = [self._unusable(raw) or self._of(*next(pairs)) for raw in group]
             written = [result for result in results if isinstance(result, _Written)]
             if len(written) == len(group):
                 entries = [entry for result in written for entry in result.entries]
@@ -205,6 +214,34 @@ class _Preparation:
                 else:
                     reason = "The other document of its pair is rejected."
                     yield Rejection(raw.name, "half-pair", reason)
+
+    def _encode_many(self, documents: Sequence[Document]) -> list[Encoded | DataError]:
+        if roles := self._learnt_roles:
+            documents = [learning_only(raw, roles) for raw in documents]
+        return self._codec.encode_many(documents)
+
+    def _leave_images_out(
+        self, pages: list[Document], encoded: list[Encoded | DataError]
+    ) -> Iterator[Rejection]:
+        """Replace, in place, the pages with damaged images by pages without these, and name them.
+
+        A page of nothing else stays an error. The header of such an image is whole, or its reader
+        would have left it out.
+        """
+        for number, page in enumerate(pages):
+            if not isinstance(encoded[number], DataError):
+                continue
+            errors = {id(image): _why_damaged(image) for image in page.images}
+            kept = tuple(each for each in page.segments if not errors.get(id(each)))
+            rest = replace(page, segments=kept)
+            if rest.is_empty or len(kept) == len(page.segments):
+                continue
+            pages[number], [encoded[number]] = rest, self._encode_many([rest])
+            yield from (
+                Rejection(page.name, "unreadable-image", error)
+                for error in errors.values()
+                if error
+            )
 
     def _unusable(self, raw: Document) -> Rejection | None:
         """Return why a document need not even be encoded, or None."""
@@ -254,6 +291,15 @@ class _Preparation:
             for number, part in enumerate(parts, start=1):
                 entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
         return _Written(entries, is_long)
+
+
+def _why_damaged(image: Image) -> str:
+    """Return why an image cannot be decoded; "" if it can."""
+    try:
+        open_image(image.source)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _filled(document: Document) -> list[Segment]:

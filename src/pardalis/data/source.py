@@ -67,6 +67,11 @@ class SourceConfig:
         """Whether each two documents are a pair of a chosen and a rejected completion."""
         return self.reader == "pairs"
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether a document is a page, which is kept without an image that cannot be decoded."""
+        return self.reader == "html"
+
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     """Yield the documents of a source lazily; raises DataError if its path does not exist."""
@@ -166,12 +171,31 @@ class _Count:
 def empty_part(source: SourceConfig) -> DataError:
     """Return the error of a source in whose part no document lies; reads the source once more."""
     items = READERS[source.reader](source.path)
-    places = [
-        p for p, item in placed(items, _together(source.reader)) if isinstance(item, Document)
-    ]
+    places, rejected = [], []
+    for place, item in placed(items, _together(source.reader)):
+        if isinstance(item, Rejection):
+            rejected.append(item)
+        else:
+            places.append(place)
     if not places:
-        return DataError(f"Source {source.name!r} at {source.path} has no usable document.")
+        at = f"Source {source.name!r} at {source.path}"
+        if not rejected:
+            return DataError(f"{at} is empty: its reader {source.reader!r} found no document.")
+        return DataError(
+            f"{at} has no usable document, {len(rejected)} rejected by its reader "
+            f"{source.reader!r}; the first, {rejected[0].where}: {rejected[0].reason}"
+        )
     first, end = source.part
+    if min(places) == max(places):
+        found = "The one document" if len(places) == 1 else f"All {len(places)} documents"
+        same = "" if len(places) == 1 else ", since they have the same text or prompt"
+        lies = "lies" if len(places) == 1 else "lie"
+        return DataError(
+            f"{found} at {source.path} {lies} at {places[0]:.4f}{same}, outside the part from "
+            f"{first:g} to {end:g} that source {source.name!r} takes, so no heldout_fraction "
+            "divides this source; add documents to it, or leave heldout_fraction out and name "
+            "held-out documents of the other sources under [[heldout]]."
+        )
     return DataError(
         f"None of the {len(places)} documents at {source.path} lies in the part from {first:g} to "
         f"{end:g} that source {source.name!r} takes; their places lie from {min(places):.4f} to "

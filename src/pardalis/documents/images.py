@@ -79,31 +79,36 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
             f"The source of an image is of type {type(source).__name__}; it must be a Path, bytes "
             "or a PIL image."
         )
-    where = str(source) if isinstance(source, Path) else "the image in memory"
-    content = read_source(source)
-    try:
-        if _is_large_icon(content):
-            raise _too_large(where)
-        image = PIL.Image.open(io.BytesIO(content))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise _unknown(where) from error
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise _too_large(where) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # see _to_rgb; WebP is unpacked at once
-        raise _damaged(where, error) from error
-    with image:
-        if image.format not in _KINDS:
-            raise _unknown(where)
+    where, content = _shown(source), read_source(source)
+    with _opened(io.BytesIO(content), where) as image:
         if image.format in ("JPEG", "MPO") and _n_scans(content) > _MOST_SCANS:
             raise DataError(
                 f"{where} has more than {_MOST_SCANS} scans, each of which is decoded as a whole "
                 "image; save it again."
             )
         return _to_rgb(image, where, blend)
+
+
+def image_size(source: Path | bytes) -> tuple[int, int]:
+    """Return the width and height that the header of an encoded image states, before any turn.
+
+    Pixels are not decoded, so a file that is cut off behind its header has a size too.
+
+    Raises:
+        DataError: the image is missing or empty, of an unknown kind or too large.
+    """
+    where = _shown(source)
+    try:
+        file = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror}.") from error
+    with file:
+        if not file.read(1):
+            raise _empty(where)
+        file.seek(0)
+        with _opened(file, where) as image:
+            _check_size(image, where)
+            return image.size
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
@@ -148,7 +153,7 @@ def read_source(source: Path | bytes) -> bytes:
     Raises:
         DataError: the file is missing or cannot be read, or there are no bytes.
     """
-    where = str(source) if isinstance(source, Path) else "the image in memory"
+    where = _shown(source)
     if isinstance(source, Path):
         try:
             content = read_bytes(source, _MOST_BYTES)
@@ -161,7 +166,7 @@ def read_source(source: Path | bytes) -> bytes:
     else:
         content = source
     if not content:
-        raise DataError(f"{where} holds zero bytes; an image was expected.")
+        raise _empty(where)
     return content
 
 
@@ -229,11 +234,37 @@ def _n_scans(content: bytes) -> int:
     return n_scans
 
 
-def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
+def _opened(file: io.BufferedIOBase, where: str) -> PIL.Image.Image:
+    """Return the image of a file, of which no more than the header is read, mostly."""
+    try:
+        if _is_large_icon(file):
+            raise _too_large(where)
+        image = PIL.Image.open(file)
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise _unknown(where) from error
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise _too_large(where) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # see _to_rgb; WebP is unpacked at once
+        raise _damaged(where, error) from error
+    if image.format not in _KINDS:
+        image.close()
+        raise _unknown(where)
+    return image
+
+
+def _check_size(image: PIL.Image.Image, where: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(where)
     if not image.width * image.height:
         raise DataError(f"{where} is {image.width} x {image.height} pixels, which is no image.")
+
+
+def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image:
+    _check_size(image, where)
     try:
         image.load()
         return _on_white(_upright(image), where, blend)
@@ -245,12 +276,15 @@ def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image
         raise _damaged(where, error) from error
 
 
-def _is_large_icon(content: bytes) -> bool:
+def _is_large_icon(file: io.BufferedIOBase) -> bool:
     """Whether an icon has too many pixels, whatever its directory says; Pillow decodes at once."""
-    if not content.startswith(b"\0\0\1\0"):
+    is_icon = file.read(4) == b"\0\0\1\0"
+    file.seek(0)
+    if not is_icon:
         return False
-    icon = IcoFile(io.BytesIO(content))
+    icon = IcoFile(file)
     width, height = icon.frame(icon.getentryindex(icon.entry[0].dim)).size
+    file.seek(0)
     return bool(width * height > MAX_PIXELS)
 
 
@@ -301,6 +335,14 @@ def _blended_as_chameleon(layer: PIL.Image.Image) -> PIL.Image.Image:
         blended = (1 - opacity) * 255 + opacity * block[:, :3]
         rgb[start : start + _BLENDED_AT_ONCE] = blended.astype(np.uint8)  # cuts fractions off
     return PIL.Image.fromarray(rgb.reshape(layer.height, layer.width, 3))
+
+
+def _shown(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else "the image in memory"
+
+
+def _empty(where: str) -> DataError:
+    return DataError(f"{where} holds zero bytes; an image was expected.")
 
 
 def _damaged(where: str, error: Exception) -> DataError:

@@ -37,7 +37,7 @@ import torch
 import pardalis
 from pardalis import config as configs
 from pardalis.devices import find_device
-from pardalis.errors import BundleError, ConfigError, DataError
+from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
 from pardalis.files import read_json, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
 _IDENTITY = re.compile("[0-9a-f]{0,64}")  # a hash, and part of the name of a folder
+_LOCK = ".lock"
 _DONE = {"keep": "kept", "skip": "skipped"}
 
 
@@ -243,9 +244,24 @@ def _checked_stages(
             f"This recipe has no stage {unknown[0]!r}; it has "
             f"{', '.join(stage.name for stage in stages)}."
         )
+    _check_folder(folder, stages)
     if not awaits_model:
         check_given(recipe, folder)  # nothing runs or is moved aside for a wrong bundle
     return stages
+
+
+def _check_folder(folder: Path, stages: Sequence[Stage]) -> None:
+    """Raise ConfigError if a run in the folder would replace files that are not of a run."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder, so choose another name.")
+    names = ["recipe.toml", *(output for stage in stages for output in stage.outputs)]
+    found = [name for name in names if (folder / name).exists()]
+    # Looked for last: a run writes its lock first, maybe now in another process.
+    if found and not any((folder / name).exists() for name in (_RECORDS, _LOCK)):
+        raise ConfigError(
+            f"{folder} holds {' and '.join(found)} that no run wrote, and a run would replace "
+            "them; choose another folder for the run."
+        )
 
 
 def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage], world: World) -> list[Record]:
@@ -315,9 +331,21 @@ class _Run:
     def foresee(self) -> list[Decision]:
         """Decide upon all stages, and check those that will run; writes nothing."""
         decisions = [decision for _, decision in self._decide_all()]
+        mistakes: list[ConfigError] = []
         for stage in self.stages:
             if stage.name in self.decisions and self.decisions[stage.name].is_run:
-                stage.check(self.context)
+                try:
+                    stage.check(self.context)
+                except ConfigError as error:  # there may be more: all are told at once
+                    mistakes.append(error)
+                except PardalisError:
+                    if not mistakes:  # else it may be due to the first
+                        raise
+                    break
+        if len(mistakes) == 1:
+            raise mistakes[0]
+        if mistakes:
+            raise ConfigError(" ".join(dict.fromkeys(map(str, mistakes)))) from mistakes[0]
         return decisions
 
     def go(self) -> list[Record]:
@@ -549,7 +577,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         ConfigError: another process holds it, or ``.lock`` is no file: a link would lead to
             another file, and opening a pipe may wait without end.
     """
-    path = folder / ".lock"
+    path = folder / _LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
     with open(path, "w") as lock:

@@ -14,9 +14,10 @@ show one style and then another scores redrawing. Of a conversation the last tur
 is the answer: its text must be the same, and its images are scored as others are.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pardalis import bundle as bundles
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least
 from pardalis.documents import Document, Image, Segment, Text, open_image
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import ImageFeatures, retrieval_top1, score_captions
 from pardalis.evaluate.probe import LinearProbe
 from pardalis.files import atomic_folder, write_json
@@ -38,6 +39,8 @@ from pardalis.pipeline.builders import documents_of
 from pardalis.pipeline.recipe import load_recipe
 from pardalis.progress import bar
 from pardalis.seeds import numpy_generator
+
+logger = logging.getLogger(__name__)
 
 _FILE = "sources.json"
 _FRAME = (207, 82, 57)
@@ -116,7 +119,7 @@ def study_sources(
         ConfigError: the run has no recipe, no source has an image after a text or a conversation,
             or ``folder`` holds something else.
         BundleError: the run has no trained model, or ``bundle`` cannot be loaded.
-        DataError: a source does not exist.
+        DataError: a source does not exist, or no document of the sources can be used.
     """
     recipe = load_recipe(run / "recipe.toml")
     if folder.exists() and not _is_ours(folder):
@@ -186,14 +189,22 @@ class _Study:
     ) -> None:
         self.bundle, self.config, self.learnt = bundle, config, set(learnt)
         self.items = items
+        self.unusable: dict[int, str] = {}  # by id of an item that was tried: why, or ""
         self.learnt_of: dict[str, list[_Item]] = {}  # what training shows, by caption without label
         if ends := config.label_before:
             for item in (item for name in learnt for item in items.get(name, ()) if item.is_pair):
                 self.learnt_of.setdefault(item.rest(ends), []).append(item)
         self.chosen = {
-            name: self._sample(name, some, config.answers if some[0].is_answer else config.images)
+            name: found
             for name, some in items.items()
+            if (found := self._sample(name, some, self._most(some)))
         }
+        if left_out := [why for why in self.unusable.values() if why]:
+            if not self.chosen:
+                raise DataError(
+                    f"No document of the sources can be scored; the first: {left_out[0]}"
+                )
+            logger.warning("Left out of the scores: %d; the first: %s", len(left_out), left_out[0])
         self.gallery = self._gallery()
         self.index = {item.image: i for i, item in enumerate(self.gallery) if item.image}
         self.net = ImageFeatures.load()
@@ -232,9 +243,18 @@ class _Study:
 
     # ── what is compared ─────────────────────────────────────────────────────────────────────────
 
+    def _most(self, items: Sequence[_Item]) -> int:
+        return self.config.answers if items[0].is_answer else self.config.images
+
     def _sample(self, name: str, items: Sequence[_Item], n: int) -> list[_Item]:
         order = numpy_generator(self.config.seed, "sources", name).permutation(len(items))
-        return [items[i] for i in order[:n]]
+        return list(islice((items[i] for i in order if not self._why_unusable(items[i])), n))
+
+    def _why_unusable(self, item: _Item) -> str:
+        """Return why the model cannot generate the image of an item, or be compared with it."""
+        if id(item) not in self.unusable:
+            self.unusable[id(item)] = _why_unusable(item, self.bundle)
+        return self.unusable[id(item)]
 
     def _gallery(self) -> list[_Item]:
         """Return the originals of all prompts, and others of all sources, each image once."""
@@ -493,6 +513,26 @@ def _text(segments: Sequence[Segment]) -> str:
 def _last_image(document: Document) -> PIL.Image.Image | None:
     images = document.images
     return open_image(images[-1].source) if images else None
+
+
+def _why_unusable(item: _Item, bundle: Bundle) -> str:
+    codec, context = bundle.codec, bundle.model.config.context
+    given = [each.source for each in item.prompt if isinstance(each, Image)]
+    images = [*([item.image] if item.image else []), *given]
+    texts = [each.text for each in item.prompt if isinstance(each, Text)]
+    n_text = sum(len(codec.text_tokenizer.encode(text)) for text in texts)
+    n_tokens = 1 + n_text + len(images) * codec.grammar.tokens_per_image
+    if n_tokens > context:
+        return (
+            f"a prompt with its image {item.image} has {n_tokens} tokens, which exceed the model's "
+            f"context of {context}."
+        )
+    try:
+        for image in images:
+            open_image(image)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _share(values: Iterable[bool]) -> float | None:

@@ -105,10 +105,11 @@ def learning_rate(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """
     decay_steps = config.decay_steps if isinstance(config, ConstantThenDecayConfig) else 0
     if config.warmup_steps + max(decay_steps, 1) > total_steps:
+        most = max(0, total_steps - max(decay_steps, 1))
         raise ConfigError(
             f"warmup_steps ({config.warmup_steps}) and decay_steps ({decay_steps}) of a "
-            f"{config.kind} schedule do not fit into {total_steps} steps: shorten them, or raise "
-            "the steps of the run."
+            f"{config.kind} schedule do not fit into {total_steps} steps; set "
+            f"schedule.warmup_steps to {most} or less, or raise the steps of the run."
         )
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)

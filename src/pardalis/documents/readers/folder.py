@@ -87,6 +87,9 @@ def _captioned(image: Path, root: Path) -> Document | Rejection:
         return Document((Image(image),), name)
     try:
         caption = with_line_feeds(read_text(caption_file)).strip()
+    except UnicodeDecodeError as error:
+        reason = f"The caption is not UTF-8 ({error.reason}); save it in that encoding."
+        return Rejection(str(caption_file), "bad-caption", reason)
     except (OSError, ValueError) as error:
         return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
     if not caption:

@@ -1,7 +1,8 @@
 """Documents from HTML pages: text and images of the body in reading order.
 
 Scripts, styles, navigation, headers and footers are left out. An image that cannot be used is
-reported as a rejection, and its page is kept without it.
+reported as a rejection, and its page is kept without it; so is an image that is found damaged when
+its page is encoded (:mod:`pardalis.data.prepare`).
 """
 
 import os
@@ -14,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from lxml import etree, html
 
 from pardalis.documents.document import Document, Image, Rejection, Segment, Text
-from pardalis.documents.images import from_data_uri
+from pardalis.documents.images import from_data_uri, image_size
 from pardalis.documents.readers._lines import is_inside
 from pardalis.errors import DataError
 from pardalis.files import read_bytes
@@ -24,6 +25,8 @@ PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
 _SKIPPED = frozenset(
     {"script", "style", "nav", "header", "footer", "noscript", "template", "svg", "head"}
 )
+
+_LEAST_SIDE = 8  # pixels: the images that trackers and old layouts put on pages are smaller
 
 # Elements that begin and end a line of their own.
 _BLOCKS = frozenset((
@@ -55,7 +58,8 @@ def read_html(path: Path, *, min_side: int = 48) -> Iterator[Document | Rejectio
 
     Args:
         path: a page, or a folder that is searched for ``.html``, ``.htm`` and ``.xhtml`` files.
-        min_side: images that declare a width or height below this many pixels are dropped.
+        min_side: images that declare a width or height below this many pixels are dropped, and
+            images that are smaller than 8 pixels, unless this is smaller.
 
     Raises:
         DataError: there is no such file or folder.
@@ -207,7 +211,7 @@ class _Walk:
             return None
         if source[:5].lower() == "data:":
             try:
-                return Image(from_data_uri(source), alt)
+                return self._readable(from_data_uri(source), alt, source[:40])
             except DataError as error:
                 self._reject(source[:40], "bad-base64", str(error))
                 return None
@@ -224,8 +228,17 @@ class _Walk:
         elif not is_inside(file, self.root):
             self._reject(source, "outside-image", f"The image lies outside {self.root}.")
         else:
-            return Image(file, alt)
+            return self._readable(file, alt, source)
         return None
+
+    def _readable(self, image: Path | bytes, alt: str, source: str) -> Image | None:
+        """Return the image if its header says that it can be decoded, and is more than a dot."""
+        try:
+            sides = image_size(image)
+        except DataError as error:
+            self._reject(source, "unreadable-image", str(error))
+            return None
+        return Image(image, alt) if min(sides) >= min(_LEAST_SIDE, self.min_side) else None
 
     def _file(self, source: str, address: str) -> Path | None:
         # A saved page's files may have "%" or "?" in their names, so the source is tried as it is.

@@ -335,9 +335,13 @@ def _warnings(
     few = [images.steps] if model is None else [images.steps, model.steps]
     if min(few) < _TOO_FEW_STEPS:
         yield (
-            f"{minutes:g} minutes are short for these documents on this machine: a training has "
+            f"{_shown_minutes(minutes)} short for these documents on this machine: a training has "
             f"only {min(few):,} steps. Expect rough results; more time gives better ones."
         )
+
+
+def _shown_minutes(minutes: float) -> str:
+    return "1 minute is" if minutes == 1 else f"{minutes:g} minutes are"
 
 
 def _load() -> float:

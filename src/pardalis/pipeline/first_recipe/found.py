@@ -30,6 +30,11 @@ _MOST_SOURCES = 8  # above this many folders, one source reads all of a kind
 _SAMPLED_IMAGES = 40
 _SAMPLED_TEXT = 2_000_000  # characters
 _PEEKED_LINES = 20  # of a JSONL file, which tell what it holds
+_PEEKED_LISTS = 20  # JSON files that are looked into: a list of conversations is one large file
+_LARGEST_LIST = 2**28  # bytes of a JSON file that is looked into, which is read whole
+_CONVERSATIONS = ("chat", "sharegpt", "cauldron")
+# What belongs to the pages beside it.
+_WEB_SUFFIXES = frozenset((".css", ".js", ".svg", ".svgz", ".ico", ".woff", ".woff2", ".map"))
 _SHOWN_SUFFIXES = 5
 _HELD_OUT_WORDS = ("heldout", "test", "validation", "valid", "val", "dev", "eval")
 
@@ -49,6 +54,7 @@ class FoundSource:
     n_characters: int = 0
     is_cut: bool = False  # there are more documents
     rejected: Counter[str] = field(default_factory=Counter)  # by kind
+    first_rejection: Rejection | None = None
     places: list[float] = field(default_factory=list)  # of its documents, for the held-out part
     lengths: list[tuple[int, int]] = field(default_factory=list)  # images and characters of each
 
@@ -123,9 +129,10 @@ def look(folder: Path) -> Found:
         raise _nothing(files, notes)
     texts, images = _read(sources)
     kept = [source for source in sources if source.n_documents]
+    notes += _bare(files, sources, images)
     notes += [
-        f"{_shown(source.path, folder)} has no usable document "
-        f"({_kinds(source.rejected) or 'none at all'}); it is left out."
+        f"{_shown(source.path, folder)} has no usable document, and is left out: "
+        f"{_why_none(source)}"
         for source in sources
         if not source.n_documents
     ]
@@ -169,6 +176,7 @@ class _Files:
     bare: Counter[Path] = field(default_factory=Counter)  # images without, by folder
     pages: Counter[Path] = field(default_factory=Counter)
     lists: list[Path] = field(default_factory=list)  # JSONL files other than lists of captions
+    json: list[Path] = field(default_factory=list)
     suffixes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -201,6 +209,8 @@ class _Files:
                 self.pages[here] += 1
             elif suffix == ".jsonl" and name not in CAPTION_LISTS:
                 self.lists.append(path)
+            elif suffix == ".json":
+                self.json.append(path)
 
     @property
     def kinds(self) -> dict[FoundReader, set[Path]]:
@@ -273,8 +283,9 @@ def as_name(text: str) -> str:
 
 
 def _holds(path: Path) -> str:
-    """Return the reader of a JSONL file; "" if none reads it."""
-    for reader in ("jsonl", "pairs"):
+    """Return the reader of a JSONL or JSON file; "" if none reads it."""
+    of_lines = ("jsonl", "pairs") if path.suffix.lower() == ".jsonl" else ()
+    for reader in (*of_lines, *_CONVERSATIONS):
         first = islice(READERS[reader](path), _PEEKED_LINES)
         if any(isinstance(item, Document) for item in first):
             return reader
@@ -283,8 +294,15 @@ def _holds(path: Path) -> str:
 
 def _unread(files: _Files, sources: Sequence[FoundSource]) -> Iterator[str]:
     """Yield sentences about what no source of the recipe reads."""
+    conversations: dict[str, list[Path]] = {}  # by reader
+    small = [path for path in files.json if path.stat().st_size <= _LARGEST_LIST]
+    for path in small[:_PEEKED_LISTS]:
+        if reader := _holds(path):
+            conversations.setdefault(reader, []).append(path)
     for path in files.lists:
         match _holds(path):
+            case reader if reader in _CONVERSATIONS:
+                conversations.setdefault(reader, []).append(path)
             case "pairs":
                 yield (
                     f"{_shown(path, files.folder)} holds pairs of completions, which train a "
@@ -293,33 +311,66 @@ def _unread(files: _Files, sources: Sequence[FoundSource]) -> Iterator[str]:
             case "":
                 yield (
                     f"{_shown(path, files.folder)} is JSONL of another shape than documents "
-                    '({"name", "segments"}); it is left out.'
+                    '({"name", "segments"}) and conversations; it is left out.'
                 )
-    used = [source.path for source in sources]
-    n_bare = sum(
-        n
-        for folder, n in files.bare.items()
-        if not any(folder.is_relative_to(path) for path in used) and not files.pages
-    )
-    if n_bare and sources:
-        yield f"{n_bare:,} images have no caption and are in no document; they are left out."
-    texts = [suffix for suffix in (".txt", ".md") if files.suffixes[suffix]]
-    n_texts = sum(files.suffixes[suffix] for suffix in texts)
-    n_captions = sum(files.captioned.values()) if ".txt" in texts else 0
-    if n_texts > n_captions:
+    for reader, paths in conversations.items():
+        yield _of_conversations(reader, paths, files.folder)
+    if files.suffixes[".txt"] > (sum(files.captioned.values()) if sources else 0):
         yield (
-            f"{' and '.join(texts)} files are read only as captions beside images "
-            "(owl.png and owl.txt); others are left out."
+            ".txt files are read only as captions beside images (owl.png and owl.txt); others are "
+            "left out."
         )
+    unread = _unread_suffixes(files, [*conversations.values()])
+    if unread and sources:
+        yield f"Left out, as files of kinds that are not read: {_counted(unread)}."
+
+
+def _of_conversations(reader: str, paths: Sequence[Path], folder: Path) -> str:
+    """Return what conversations are and what to do with them."""
+    path = paths[0] if len(paths) == 1 else _common({path.parent for path in paths})
+    return (
+        f"{_shown(path, folder)} holds conversations, which train a finished model further and are "
+        f"no part of a first recipe; run the recipe 'chat' with start_from = the folder of your "
+        f"model, sources.0.reader = {reader!r} and sources.0.path = {str(path.resolve())!r} "
+        "(docs/fine-tune.md)."
+    )
+
+
+def _unread_suffixes(files: _Files, used: Sequence[Sequence[Path]]) -> Counter[str]:
+    """Count the files that nothing reads, by suffix."""
+    read = {
+        *IMAGE_SUFFIXES,
+        *PAGE_SUFFIXES,
+        ".txt",
+        ".jsonl",
+        *(_WEB_SUFFIXES if files.pages else ()),
+    }
+    unread = Counter({s: n for s, n in files.suffixes.items() if s not in read})
+    unread[".json"] -= sum(path.suffix.lower() == ".json" for paths in used for path in paths)
+    return +unread
+
+
+def _bare(files: _Files, sources: Sequence[FoundSource], images: Sequence[Image]) -> Iterator[str]:
+    """Yield a sentence about images that are in no document."""
+    used = [source.path for source in sources if source.path.is_dir()]
+    if not sources or files.pages or any(source.is_cut for source in sources):
+        return
+    in_documents = Counter(
+        Path(os.path.abspath(image.source)).parent
+        for image in images
+        if isinstance(image.source, Path)
+    )
+    n_bare = sum(
+        max(0, n - in_documents[Path(os.path.abspath(folder))])
+        for folder, n in files.bare.items()
+        if not any(folder.is_relative_to(path) for path in used)
+    )
+    if n_bare:
+        yield f"{n_bare:,} images have no caption and are in no document; they are left out."
 
 
 def _nothing(files: _Files, notes: Sequence[str]) -> DataError:
-    found = ", ".join(
-        f"{n:,} {suffix or 'without a suffix'}"
-        for suffix, n in files.suffixes.most_common(_SHOWN_SUFFIXES)
-    )
-    more = len(files.suffixes) - _SHOWN_SUFFIXES
-    found += f" and {more} other kinds" if more > 0 else ""
+    found = _counted(files.suffixes)
     what = f"holds {found}, and none of these files can be read" if found else "holds no file"
     return DataError(
         f"{files.folder} {what}; what is read are images with captions beside them, HTML pages "
@@ -327,12 +378,24 @@ def _nothing(files: _Files, notes: Sequence[str]) -> DataError:
     )
 
 
+def _counted(suffixes: Counter[str]) -> str:
+    shown = ", ".join(
+        f"{n:,} {suffix or 'without a suffix'}"
+        for suffix, n in suffixes.most_common(_SHOWN_SUFFIXES)
+    )
+    more = len(suffixes) - _SHOWN_SUFFIXES
+    return shown + (f" and {more} other kinds" if more > 0 else "")
+
+
 def _shown(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path != folder else str(folder)
 
 
-def _kinds(rejected: Counter[str]) -> str:
-    return ", ".join(f"{n:,} {kind}" for kind, n in rejected.most_common())
+def _why_none(source: FoundSource) -> str:
+    if source.first_rejection is None:
+        return "it is empty."
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in source.rejected.most_common())
+    return f"{kinds}. The first, {source.first_rejection.where}: {source.first_rejection.reason}"
 
 
 # ── documents ────────────────────────────────────────────────────────────────────────────────────
@@ -352,6 +415,7 @@ def _read(sources: Sequence[FoundSource]) -> tuple[list[str], list[Image]]:
                 break
             if isinstance(item, Rejection):
                 source.rejected[item.kind] += 1
+                source.first_rejection = source.first_rejection or item
                 continue
             source.add(item, place)
             for image in item.images:

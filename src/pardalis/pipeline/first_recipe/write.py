@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,9 @@ def _of_heldout(found: Found, choice: Choice) -> str:
     if named:
         return f"{', '.join(named)}, as the names say."
     if len(found.sources) == 1:
+        [source] = found.sources
+        if source.n_documents > 1 and len(set(source.places)) == 1:
+            return "Nothing: the documents have the same text, so they are all on one side."
         return "Nothing: the documents are too few to divide."
     least = min(found.sources, key=lambda source: source.n_documents)
     return (
@@ -106,6 +110,10 @@ def _of_time(choice: Choice) -> str:
     )
 
 
+def _n(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def _times(epochs: float) -> str:
     return f"{epochs:.2g} passes" if epochs < 10 else f"{epochs:,.0f} passes"
 
@@ -115,11 +123,11 @@ def _times(epochs: float) -> str:
 
 def _lines(found: Found, choice: Choice, name: str, output: Path) -> Iterator[str]:
     reasons = dict(described(found, choice))
-    yield f"# pardalis run {output.name}"
+    yield f"# pardalis run {shlex.quote(output.name)}"
     yield "#"
     yield from _comment(
-        f"Written by pardalis init for {found.n_documents:,} documents with {found.n_images:,} "
-        f"images. {reasons['time']}"
+        f"Written by pardalis init for {_n(found.n_documents, 'document')} with "
+        f"{_n(found.n_images, 'image')}. {reasons['time']}"
     )
     if choice.device != "cpu":
         yield from _comment(f"Run it on the device {choice.device!r}, which it was measured on.")
@@ -160,7 +168,7 @@ def _source(source: FoundSource, choice: Choice, output: Path) -> Iterator[str]:
 
 def source_facts(source: FoundSource) -> str:
     """Return what a source holds, as a sentence."""
-    facts = [f"{source.n_documents:,} documents", f"{source.n_images:,} images"]
+    facts = [_n(source.n_documents, "document"), _n(source.n_images, "image")]
     facts.append(f"{source.n_characters:,} characters of text")
     if source.rejected:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in source.rejected.most_common())

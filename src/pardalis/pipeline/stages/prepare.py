@@ -23,6 +23,7 @@ def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     row_tokens = recipe.model_run.prepare.row_tokens
     roles = learnt_roles(recipe.model_run.training.objective)
+    has_pages = any(source.has_pages for source in recipe.all_sources)
     return {
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
@@ -33,6 +34,8 @@ def inputs(context: RunContext) -> Inputs:
             for source in recipe.all_sources
         },
         **({"learnt_roles": roles} if roles else {}),
+        # Absent in what earlier versions wrote, which rejected such a page whole.
+        **({"damaged_images": "left out of pages"} if has_pages else {}),
     }
 
 
