@@ -314,6 +314,33 @@ def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
     assert "train: runs anew, because a stage before it changed, or the version" in caplog.text
 
 
+def test_records_that_lack_fields_added_since_are_of_the_same_run(project):
+    go(project)
+    path = project[0] / "run" / "stages.json"
+    records = json.loads(path.read_text())
+    train = next(record for record in records if record["name"] == "train")
+    inputs = train["inputs"]
+    del inputs["model"]["tie_embeddings"], inputs["training"]["objective"]["input_noise"]
+    del train["since"]  # as the version has it that did not know them
+    train["identity"] = fingerprint(train["version"], inputs, train["needs"])
+    for record in records:
+        record["needs"] = [
+            [name, train["identity"] if name == "train" else identity, steps]
+            for name, identity, steps in record["needs"]
+        ]
+    sample = next(record for record in records if record["name"] == "sample")
+    sample["identity"] = fingerprint(sample["since"], sample["inputs"], sample["needs"])
+    path.write_text(json.dumps(records))
+    assert go(project) == ["report"]  # whose record names another identity of samples
+    assert go(project) == []
+    train["finished"] = None
+    path.write_text(json.dumps(records))
+    recipe = load_recipe(project[0] / "recipe.toml")
+    decisions = {each.stage: each for each in dry_run(recipe, project[0] / "run")}
+    assert (decisions["train"].action, decisions["train"].reason) == ("resume", "it did not finish")
+    assert go(project, "model.tie_embeddings=true") == NAMES[3:]
+
+
 def test_moving_a_run_with_its_sources_runs_nothing(project):
     folder, ran = project
     (folder / "captioned").mkdir()

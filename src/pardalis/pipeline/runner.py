@@ -70,7 +70,7 @@ class Record:
     steps: int
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # hashed in ``identity``
     version: str = ""  # of Pardalis
-    since: str = ""  # Stage.since, hashed in ``identity``
+    since: str = ""  # Stage.since, hashed in ``identity``; "" in early records: the version
     needs: list[list[Any]] = dataclasses.field(default_factory=list)  # name, identity, steps
     seconds: float = 0.0  # over all attempts
     peak_rss_gib: float = 0.0  # peak of the process up to the end of the stage
@@ -371,7 +371,7 @@ class _Run:
         if (
             record.steps != stage.steps(self.recipe)
             or not all((self.folder / output).exists() for output in stage.outputs)
-            or changes(before, stage.own_settings(self.context))
+            or changes(before, stage.inputs(self.context))
         ):
             return False
         self.inputs[stage.name] = record.inputs
@@ -405,9 +405,17 @@ class _Run:
         return reason
 
     def _identity(self, stage: Stage) -> str:
-        """Hash what decides the result of a stage; raises DataError when a source is missing."""
-        self.inputs[stage.name] = inputs = stage.settings(self.context)
-        return configs.fingerprint(stage.since, inputs, self._need_states(stage))
+        """Hash what decides the result of a stage; raises DataError when a source is missing.
+
+        A stage whose inputs have only got fields with their defaults keeps the identity it has.
+        """
+        inputs, needs = stage.settings(self.context), self._need_states(stage)
+        self.inputs[stage.name] = configs.deciding(inputs)
+        record = self.records.get(stage.name)
+        if record and (record.since or record.version, record.needs) == (stage.since, needs):
+            if not changes(record.inputs, inputs):
+                return record.identity
+        return configs.fingerprint(stage.since, self.inputs[stage.name], needs)
 
     def _need_states(self, stage: Stage) -> list[list[Any]]:
         return [
@@ -417,7 +425,7 @@ class _Run:
 
     def _why(self, stage: Stage, record: Record) -> str:
         """Return why the identity of a stage is another one."""
-        found = changes(record.inputs, self.inputs[stage.name]) if record.inputs else ""
+        found = changes(record.inputs, stage.settings(self.context)) if record.version else ""
         reasons = [found] if found else []
         if record.since not in ("", stage.since):
             reasons.append(f"Pardalis {stage.since} changed what it makes of the same inputs")

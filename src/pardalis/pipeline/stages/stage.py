@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pardalis import config as configs
 from pardalis.data import WHOLE, SourceConfig, Survey, empty_part, survey_parts
 from pardalis.digests import Digests
 from pardalis.parallel import World
@@ -91,7 +90,8 @@ class Stage:
         run: does the work.
         inputs: everything that its result depends on, by name, besides the stages that it needs:
             configs and plain values. They are hashed to the identity of the stage and stored as
-            the settings of a training run. Fields that are :func:`pardalis.config.not_deciding`
+            the settings of a training run. A field that is added to a config, with a default that
+            does what was done before, changes no stage that ran without it. Fields that are :func:`pardalis.config.not_deciding`
             are left out.
         sources: the sources whose documents it reads; their contents are an input too.
         outputs: files and folders that it writes, relative to the run folder.
@@ -129,12 +129,7 @@ class Stage:
     lacks: Callable[[], Lack | None] = lambda: None
     incomplete: Callable[[RunContext], str] = lambda context: ""
 
-    def own_settings(self, context: RunContext) -> Inputs:
-        """Return the inputs as plain values, without what decides no result and the sources."""
-        plain: Inputs = configs.deciding(self.inputs(context))
-        return plain
-
     def settings(self, context: RunContext) -> Inputs:
-        """Return all inputs as plain values; raises DataError when a source is missing."""
+        """Return the inputs and the contents of the sources; raises DataError if one is missing."""
         contents = context.contents(self.sources(context.recipe))
-        return self.own_settings(context) | ({SOURCES: contents} if contents else {})
+        return self.inputs(context) | ({SOURCES: contents} if contents else {})

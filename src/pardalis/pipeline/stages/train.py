@@ -3,7 +3,6 @@
 A recipe with an adapter also gets the folder of the adapter, which is merged into the bundle.
 """
 
-from pardalis import config as configs
 from pardalis.adapters import save_adapter
 from pardalis.data import row_inputs
 from pardalis.parallel import layout_of
@@ -42,7 +41,7 @@ def run(context: RunContext) -> None:
     codec = codec_of(recipe, folder)
     task = model_task(recipe, folder, codec, layout_of(world, recipe.parallel))
     settings = STAGE.settings(context) | {
-        "model": configs.to_dict(task.model.config),
+        "model": task.model.config,
         "codec": codec.fingerprint,
     }
     train(task, folder / "training", recipe.model_run.loop, "Decoder", settings, world)
