@@ -321,7 +321,6 @@ class _Run:
     def _decide(self, stage: Stage) -> tuple[Action, str]:
         """Return what to do with a stage; raises DataError when a source is missing."""
         record, steps = self.records.get(stage.name), stage.steps(self.recipe)
-        missing = [name for name in stage.outputs if not (self.folder / name).exists()]
         if self._is_kept(stage):
             assert record is not None
             return "keep", f"frozen since {record.finished}, whatever its sources are now"
@@ -339,13 +338,19 @@ class _Run:
             return "resume" if found else "run", self._why(stage, record)
         if not record.finished:
             return again, "it did not finish"
-        if missing:
-            return again, f"{missing[0]} is missing"
-        if incomplete := stage.incomplete(self.context):
-            return again, f"{incomplete} is incomplete"
+        if lost := self._lost(stage):
+            return again, lost
         if record.steps != steps:
             return again, f"steps were {record.steps} and are {steps}"
         return "skip", f"unchanged since {record.finished}"
+
+    def _lost(self, stage: Stage) -> str:
+        """Return what is wrong with the results of a finished stage; "" if all are there."""
+        for output in stage.outputs:
+            if not (self.folder / output).exists():
+                return f"{output} is missing"
+        name = stage.incomplete(self.context)
+        return f"{name} is missing or incomplete" if name else ""
 
     def _with_lack(self, stage: Stage, action: Action, reason: str) -> tuple[Action, str]:
         """Return a decision as it is without the packages that are not installed.
@@ -370,7 +375,7 @@ class _Run:
         before = {name: value for name, value in record.inputs.items() if name != SOURCES}
         if (
             record.steps != stage.steps(self.recipe)
-            or not all((self.folder / output).exists() for output in stage.outputs)
+            or self._lost(stage)
             or changes(before, stage.inputs(self.context))
         ):
             return False
@@ -412,9 +417,9 @@ class _Run:
         inputs, needs = stage.settings(self.context), self._need_states(stage)
         self.inputs[stage.name] = configs.deciding(inputs)
         record = self.records.get(stage.name)
-        if record and (record.since or record.version, record.needs) == (stage.since, needs):
-            if not changes(record.inputs, inputs):
-                return record.identity
+        made = record and (record.since or record.version, record.needs)
+        if record and made == (stage.since, needs) and not changes(record.inputs, inputs):
+            return record.identity
         return configs.fingerprint(stage.since, self.inputs[stage.name], needs)
 
     def _need_states(self, stage: Stage) -> list[list[Any]]:

@@ -90,12 +90,12 @@ class Stage:
         run: does the work.
         inputs: everything that its result depends on, by name, besides the stages that it needs:
             configs and plain values. They are hashed to the identity of the stage and stored as
-            the settings of a training run. A field that is added to a config, with a default that
-            does what was done before, changes no stage that ran without it. Fields that are :func:`pardalis.config.not_deciding`
-            are left out.
+            the settings of a training run. Fields that are :func:`pardalis.config.not_deciding`
+            are left out. A field that is added to a config, with a default that does what was done
+            before, changes no stage that ran without it.
         sources: the sources whose documents it reads; their contents are an input too.
-        outputs: files and folders that it writes, relative to the run folder.
-        incomplete: the first of its results that lacks files within an output; "" if none does.
+        outputs: files and folders without which its result is lost, relative to the run folder.
+        incomplete: the first result besides, or within an output, that is lost; "" if none is.
         applies: whether a recipe has this stage.
         needs: names of the stages whose results it reads.
         steps: how far it goes. When this grows, the stage continues where it was.

@@ -53,15 +53,29 @@ def run(context: RunContext) -> None:
             )
 
 
+def incomplete(context: RunContext) -> str:
+    names = ("adapter_config.json", "adapter_model.safetensors") if context.recipe.adapter else ()
+    found = (f"adapter/{name}" for name in names)
+    return next((name for name in found if not (context.folder / name).is_file()), "")
+
+
 STAGE = Stage(
     name="train",
     run=run,
     inputs=inputs,
-    outputs=("training", "bundle"),
+    outputs=(
+        "training",
+        "bundle/bundle.json",
+        "bundle/model.safetensors",
+        "bundle/text_tokenizer.json",
+        "bundle/image_tokenizer/config.json",
+        "bundle/image_tokenizer/model.safetensors",
+    ),
     applies=lambda recipe: recipe.has_model,
     needs=("prepare",),
     steps=steps,
     costly=("training", "bundle", "adapter"),
     is_shared=True,
+    incomplete=incomplete,
     check=check_train,
 )
