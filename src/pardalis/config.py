@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -272,6 +273,41 @@ def deciding(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [deciding(item) for item in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def completed(before: Any, config: Any) -> Any:
+    """Return plain values that :func:`deciding` gave, with the fields that were added since.
+
+    A field that an earlier version did not know has its default. It stays absent where that would
+    be a guess: in a field that may be None, which is stored as absent too, and in the ``kind`` of a
+    config that may have been of another kind.
+
+    Args:
+        before: values of an earlier version.
+        config: the config or the mapping that has their place now.
+    """
+    if dataclasses.is_dataclass(config) and isinstance(before, Mapping):
+        found = dict(before)
+        for field in dataclasses.fields(config):
+            if field.name in before:
+                found[field.name] = completed(before[field.name], getattr(config, field.name))
+            elif field.metadata.get(_DECIDES, True) and field.name != "kind":
+                default = deciding(_default(field))
+                may_be_none = type(None) in typing.get_args(_hints(type(config))[field.name])
+                if default is not dataclasses.MISSING and not may_be_none:
+                    found[field.name] = default
+        return found
+    if isinstance(config, Mapping) and isinstance(before, Mapping):
+        return {name: completed(value, config.get(name)) for name, value in before.items()}
+    if isinstance(config, list | tuple) and isinstance(before, list):
+        pairs = itertools.zip_longest(before, config[: len(before)])
+        return [completed(value, item) for value, item in pairs]
+    return before
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    has_factory = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if has_factory else field.default  # type: ignore[misc]
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

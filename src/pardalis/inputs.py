@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pardalis import config as configs
 from pardalis.files import plain
 
 _SHOWN = 3
@@ -13,13 +14,14 @@ _HASH = re.compile(r"[0-9a-f]{64}")  # of the content of a file or a source
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name the values that differ: ``training.seed was 0 and is 1``; empty when none does.
 
-    Of a hash it says only that its content changed.
+    Of a hash it says only that its content changed. A field of a config that an earlier version did
+    not know had its default.
 
     Args:
-        before: as read from a JSON file.
-        now: anything that can be written as JSON.
+        before: what :func:`pardalis.config.deciding` gave, as read from a JSON file.
+        now: configs and plain values.
     """
-    old, new = _flat(before), _flat(plain(now))
+    old, new = _flat(configs.completed(before, now)), _flat(plain(configs.deciding(now)))
     names = [name for name in sorted(old | new) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     found = [
         _change(name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in names[:_SHOWN]

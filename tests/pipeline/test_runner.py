@@ -18,7 +18,7 @@ from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
 from pardalis.pipeline.recipe import load_recipe
 from pardalis.pipeline.runner import dry_run, read_records, run, run_in_world
-from pardalis.pipeline.stages import RunContext
+from pardalis.pipeline.stages import RunContext, sample
 
 RECIPE = """
 name = "fake"
@@ -57,12 +57,15 @@ def project(tmp_path, monkeypatch):
             recipe, folder = context.recipe, context.folder
             ran.append(stage.name)
             for output in stage.outputs:
+                path = folder / output
                 if "." in output:
-                    (folder / output).write_text("{}")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text("{}")
                 else:
-                    (folder / output).mkdir(exist_ok=True)
+                    path.mkdir(exist_ok=True)
+                if "/" in output or "." not in output:
                     rate = str(recipe.training.schedule.learning_rate)
-                    (folder / output / "rate").write_text(rate)
+                    (folder / output.split("/")[0] / "rate").write_text(rate)
 
         return dataclasses.replace(stage, run=do, incomplete=lambda context: "")
 
@@ -332,6 +335,49 @@ def test_the_reason_of_a_new_run_is_told(project, caplog):
     assert "sample: runs anew, because the stage 'train' before it changed." in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("text_tokenizer/tokenizer.json", "text_tokenizer"),
+        ("image_tokenizer/final/model.safetensors", "image_tokenizer"),
+        ("bundle/model.safetensors", "train"),
+        ("bundle/image_tokenizer/config.json", "train"),
+        ("samples/samples.json", "sample"),
+    ],
+)
+def test_a_deleted_result_is_made_again(project, name, stage):
+    go(project, "image_tokenizer.freeze=true")
+    (project[0] / "run" / name).unlink()
+    recipe = load_recipe(project[0] / "recipe.toml", ["image_tokenizer.freeze=true"])
+    [decision] = [each for each in dry_run(recipe, project[0] / "run") if each.is_run]
+    assert (decision.stage, decision.reason) == (stage, f"{name} is missing")
+    assert go(project, "image_tokenizer.freeze=true") == [stage]
+
+
+def test_a_deleted_image_of_the_samples_is_noticed(tmp_path):
+    entry = {"prompt": "owl", "split": "train", "generated": "images/a.png", "original": "owl.png"}
+    page = {"prompt": "Owl", "split": "train", "segments": [{"image": "pages/b.png"}]}
+    samples = {
+        "gallery": [], "images": [entry], "captions": [], "pages": [page], "captioned": {},
+        "left_out": {}, "image_tokens_per_second": 1.0,
+    }  # fmt: skip
+    files = [tmp_path / "samples" / name for name in ("images/a.png", "pages/b.png")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / "samples" / "samples.json").write_text(json.dumps(samples))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    context = RunContext(load_recipe(tmp_path / "recipe.toml"), tmp_path)
+    assert sample.incomplete(context) == ""
+    for file in files:
+        file.unlink()
+        assert sample.incomplete(context) == f"samples/{file.parent.name}/{file.name}"
+        file.touch()
+    for content in ("", "[]", "{}", json.dumps(samples | {"pages": 3})):
+        (tmp_path / "samples" / "samples.json").write_text(content)
+        assert sample.incomplete(context) == "samples/samples.json"
+
+
 def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
     go(project)
     path = project[0] / "run" / "stages.json"
@@ -343,6 +389,33 @@ def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
     assert go(project) == []
     assert go(project, "training.seed=5") == NAMES[3:]
     assert "train: runs anew, because a stage before it changed, or the version" in caplog.text
+
+
+def test_records_that_lack_fields_added_since_are_of_the_same_run(project):
+    go(project)
+    path = project[0] / "run" / "stages.json"
+    records = json.loads(path.read_text())
+    train = next(record for record in records if record["name"] == "train")
+    inputs = train["inputs"]
+    del inputs["model"]["tie_embeddings"], inputs["training"]["objective"]["input_noise"]
+    del train["since"]  # as the version has it that did not know them
+    train["identity"] = fingerprint(train["version"], inputs, train["needs"])
+    for record in records:
+        record["needs"] = [
+            [name, train["identity"] if name == "train" else identity, steps]
+            for name, identity, steps in record["needs"]
+        ]
+    sample = next(record for record in records if record["name"] == "sample")
+    sample["identity"] = fingerprint(sample["since"], sample["inputs"], sample["needs"])
+    path.write_text(json.dumps(records))
+    assert go(project) == ["report"]  # whose record names another identity of samples
+    assert go(project) == []
+    train["finished"] = None
+    path.write_text(json.dumps(records))
+    recipe = load_recipe(project[0] / "recipe.toml")
+    decisions = {each.stage: each for each in dry_run(recipe, project[0] / "run")}
+    assert (decisions["train"].action, decisions["train"].reason) == ("resume", "it did not finish")
+    assert go(project, "model.tie_embeddings=true") == NAMES[3:]
 
 
 def test_moving_a_run_with_its_sources_runs_nothing(project):

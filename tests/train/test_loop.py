@@ -21,6 +21,7 @@ from pardalis.errors import BundleError, ConfigError, DataError, TrainingError
 from pardalis.files import write_text
 from pardalis.seeds import derive
 from pardalis.train import checkpoint
+from pardalis.train.alarms import AlarmConfig
 from pardalis.train.loop import Interrupted, LoopConfig, train
 from pardalis.train.metrics import Line, read_metrics
 
@@ -281,6 +282,18 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         train(Walk(), tmp_path, CONFIG, settings=changed)
     with pytest.raises(ConfigError, match="seed was 1 and is absent"):
         train(Walk(), tmp_path, CONFIG, settings={"pretrain": begun["pretrain"]})
+
+
+def test_settings_of_a_run_that_lack_fields_added_since_are_the_same(tmp_path: Path) -> None:
+    train(Walk(), tmp_path, CONFIG, settings={"alarms": AlarmConfig()})
+    path = tmp_path / "settings.json"
+    begun = json.loads(path.read_text())
+    del begun["settings"]["alarms"]["growth"]
+    path.write_text(json.dumps(begun))
+    with pytest.raises(ConfigError, match=r"alarms\.growth was 1\.5 and is 3\.0"):
+        train(Walk(), tmp_path, CONFIG, settings={"alarms": AlarmConfig(growth=3.0)})
+    train(Walk(), tmp_path, CONFIG, settings={"alarms": AlarmConfig()})
+    assert json.loads(path.read_text())["settings"]["alarms"]["growth"] == 1.5
 
 
 def test_settings_of_a_run_that_saved_nothing_may_change(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from pardalis.config import shown
 from pardalis.errors import DataError
-from pardalis.files import is_bare_name
+from pardalis.files import is_bare_name, read_json
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -27,6 +27,24 @@ _TEXTS = {
 }
 _GENERATED, _ORIGINAL = ("generated",), ("image", "original")
 _TABLES = ("captioned", "left_out")
+
+
+def generated_images(path: Path) -> list[str]:
+    """Return the names of all generated images of a ``samples.json``, which are relative to it.
+
+    Raises:
+        DataError: the file cannot be read, or has another form.
+    """
+    try:
+        samples = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); run the stage 'sample' again.") from None
+    if not isinstance(samples, dict):
+        raise _wrong(path, f"{shown(samples)} in the place of a table")
+    check_samples(path, samples, source_images=None)
+    of_pages = (segment for page in samples["pages"] for segment in page["segments"])
+    names = [entry["generated"] for entry in samples["images"]]
+    return names + [segment["image"] for segment in of_pages if "image" in segment]
 
 
 def check_samples(path: Path, samples: dict[str, Any], source_images: SourceImages | None) -> None:

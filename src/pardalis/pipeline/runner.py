@@ -74,7 +74,7 @@ class Record:
     steps: int
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # hashed in ``identity``
     version: str = ""  # of Pardalis
-    since: str = ""  # Stage.since, hashed in ``identity``
+    since: str = ""  # Stage.since, hashed in ``identity``; "" in early records: the version
     needs: list[list[Any]] = dataclasses.field(default_factory=list)  # name, identity, steps
     seconds: float = 0.0  # over all attempts
     peak_rss_gib: float = 0.0  # peak of the process up to the end of the stage
@@ -376,7 +376,6 @@ class _Run:
     def _decide(self, stage: Stage) -> tuple[Action, str]:
         """Return what to do with a stage; raises DataError when a source is missing."""
         record, steps = self.records.get(stage.name), stage.steps(self.recipe)
-        missing = [name for name in stage.outputs if not (self.folder / name).exists()]
         if self._is_kept(stage):
             assert record is not None
             return "keep", f"frozen since {record.finished}, whatever its sources are now"
@@ -394,13 +393,19 @@ class _Run:
             return "resume" if found else "run", self._why(stage, record)
         if not record.finished:
             return again, "it did not finish"
-        if missing:
-            return again, f"{missing[0]} is missing"
-        if incomplete := stage.incomplete(self.context):
-            return again, f"{incomplete} is incomplete"
+        if lost := self._lost(stage):
+            return again, lost
         if record.steps != steps:
             return again, f"steps were {record.steps} and are {steps}"
         return "skip", f"unchanged since {record.finished}"
+
+    def _lost(self, stage: Stage) -> str:
+        """Return what is wrong with the results of a finished stage; "" if all are there."""
+        for output in stage.outputs:
+            if not (self.folder / output).exists():
+                return f"{output} is missing"
+        name = stage.incomplete(self.context)
+        return f"{name} is missing or incomplete" if name else ""
 
     def _with_lack(self, stage: Stage, action: Action, reason: str) -> tuple[Action, str]:
         """Return a decision as it is without the packages that are not installed.
@@ -425,8 +430,8 @@ class _Run:
         before = {name: value for name, value in record.inputs.items() if name != SOURCES}
         if (
             record.steps != stage.steps(self.recipe)
-            or not all((self.folder / output).exists() for output in stage.outputs)
-            or changes(before, stage.own_settings(self.context))
+            or self._lost(stage)
+            or changes(before, stage.inputs(self.context))
         ):
             return False
         self.inputs[stage.name] = record.inputs
@@ -460,9 +465,17 @@ class _Run:
         return reason
 
     def _identity(self, stage: Stage) -> str:
-        """Hash what decides the result of a stage; raises DataError when a source is missing."""
-        self.inputs[stage.name] = inputs = stage.settings(self.context)
-        return configs.fingerprint(stage.since, inputs, self._need_states(stage))
+        """Hash what decides the result of a stage; raises DataError when a source is missing.
+
+        A stage whose inputs have only got fields with their defaults keeps the identity it has.
+        """
+        inputs, needs = stage.settings(self.context), self._need_states(stage)
+        self.inputs[stage.name] = configs.deciding(inputs)
+        record = self.records.get(stage.name)
+        made = record and (record.since or record.version, record.needs)
+        if record and made == (stage.since, needs) and not changes(record.inputs, inputs):
+            return record.identity
+        return configs.fingerprint(stage.since, self.inputs[stage.name], needs)
 
     def _need_states(self, stage: Stage) -> list[list[Any]]:
         return [
@@ -472,7 +485,7 @@ class _Run:
 
     def _why(self, stage: Stage, record: Record) -> str:
         """Return why the identity of a stage is another one."""
-        found = changes(record.inputs, self.inputs[stage.name]) if record.inputs else ""
+        found = changes(record.inputs, stage.settings(self.context)) if record.version else ""
         reasons = [found] if found else []
         if record.since not in ("", stage.since):
             reasons.append(f"Pardalis {stage.since} changed what it makes of the same inputs")

@@ -99,8 +99,8 @@ def train(
     Args:
         folder: folder of the run; created if it does not exist.
         description: label of the progress bar.
-        settings: plain values that decide the results of the run: the resolved configs. A resumed
-            run must have the same.
+        settings: what decides the results of the run: configs and plain values. A resumed run must
+            have the same.
         world: the processes that train together; default: a single process.
         on_evaluation: called in the first process after every evaluation, with its line of metrics.
 

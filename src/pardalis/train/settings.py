@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pardalis.config import shown
+from pardalis.config import deciding, shown
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import read_json, write_json
 from pardalis.inputs import changes
@@ -13,8 +13,8 @@ FILE_NAME = "settings.json"
 
 
 def keep_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a run that begins."""
-    write_json(run_folder / FILE_NAME, {"steps": steps, "settings": dict(settings)})
+    """Write the settings of a run that begins: configs and plain values."""
+    write_json(run_folder / FILE_NAME, {"steps": steps, "settings": deciding(settings)})
 
 
 def check_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pardalis import config as configs
 from pardalis.data import WHOLE, SourceConfig, Survey, empty_part, survey_parts
 from pardalis.digests import Digests
 from pardalis.parallel import World
@@ -92,10 +91,11 @@ class Stage:
         inputs: everything that its result depends on, by name, besides the stages that it needs:
             configs and plain values. They are hashed to the identity of the stage and stored as
             the settings of a training run. Fields that are :func:`pardalis.config.not_deciding`
-            are left out.
+            are left out. A field that is added to a config, with a default that does what was done
+            before, changes no stage that ran without it.
         sources: the sources whose documents it reads; their contents are an input too.
-        outputs: files and folders that it writes, relative to the run folder.
-        incomplete: the first of its results that lacks files within an output; "" if none does.
+        outputs: files and folders without which its result is lost, relative to the run folder.
+        incomplete: the first result besides, or within an output, that is lost; "" if none is.
         applies: whether a recipe has this stage.
         needs: names of the stages whose results it reads.
         steps: how far it goes. When this grows, the stage continues where it was.
@@ -129,12 +129,7 @@ class Stage:
     lacks: Callable[[], Lack | None] = lambda: None
     incomplete: Callable[[RunContext], str] = lambda context: ""
 
-    def own_settings(self, context: RunContext) -> Inputs:
-        """Return the inputs as plain values, without what decides no result and the sources."""
-        plain: Inputs = configs.deciding(self.inputs(context))
-        return plain
-
     def settings(self, context: RunContext) -> Inputs:
-        """Return all inputs as plain values; raises DataError when a source is missing."""
+        """Return the inputs and the contents of the sources; raises DataError if one is missing."""
         contents = context.contents(self.sources(context.recipe))
-        return self.own_settings(context) | ({SOURCES: contents} if contents else {})
+        return self.inputs(context) | ({SOURCES: contents} if contents else {})

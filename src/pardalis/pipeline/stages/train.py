@@ -3,7 +3,6 @@
 A recipe with an adapter also gets the folder of the adapter, which is merged into the bundle.
 """
 
-from pardalis import config as configs
 from pardalis.adapters import save_adapter
 from pardalis.data import row_inputs
 from pardalis.parallel import layout_of
@@ -42,7 +41,7 @@ def run(context: RunContext) -> None:
     codec = codec_of(recipe, folder)
     task = model_task(recipe, folder, codec, layout_of(world, recipe.parallel))
     settings = STAGE.settings(context) | {
-        "model": configs.to_dict(task.model.config),
+        "model": task.model.config,
         "codec": codec.fingerprint,
     }
     train(task, folder / "training", recipe.model_run.loop, "Decoder", settings, world)
@@ -54,15 +53,29 @@ def run(context: RunContext) -> None:
             )
 
 
+def incomplete(context: RunContext) -> str:
+    names = ("adapter_config.json", "adapter_model.safetensors") if context.recipe.adapter else ()
+    found = (f"adapter/{name}" for name in names)
+    return next((name for name in found if not (context.folder / name).is_file()), "")
+
+
 STAGE = Stage(
     name="train",
     run=run,
     inputs=inputs,
-    outputs=("training", "bundle"),
+    outputs=(
+        "training",
+        "bundle/bundle.json",
+        "bundle/model.safetensors",
+        "bundle/text_tokenizer.json",
+        "bundle/image_tokenizer/config.json",
+        "bundle/image_tokenizer/model.safetensors",
+    ),
     applies=lambda recipe: recipe.has_model,
     needs=("prepare",),
     steps=steps,
     costly=("training", "bundle", "adapter"),
     is_shared=True,
+    incomplete=incomplete,
     check=check_train,
 )
