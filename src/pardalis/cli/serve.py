@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> None:
     _require_libraries()
     from pardalis import load
     from pardalis.inference import Engine, EngineConfig
-    from pardalis.serve import ServeConfig, serve
+    from pardalis.serve import ServeConfig, listen, serve
 
     config = ServeConfig(
         host=options.host,
@@ -92,7 +92,6 @@ def _run(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is not None
     }
     engine_config = replace(EngineConfig(compile=options.compile, weights=options.weights), **given)
-    bundle = load(options.bundle, options.device, chosen_dtype(options))
     name = options.name or _name_of(options.bundle)
     adapters = chosen_adapters(options)
     if name in adapters:
@@ -107,8 +106,10 @@ def _run(options: argparse.Namespace) -> None:
         options.stdout.flush()
 
     _log_to_stderr()
-    with Engine(bundle, engine_config, adapters=adapters) as engine:
-        serve(engine, config, name, on_ready)
+    with listen(config) as listener:  # before the bundle is loaded, which takes a while
+        bundle = load(options.bundle, options.device, chosen_dtype(options))
+        with Engine(bundle, engine_config, adapters=adapters) as engine:
+            serve(engine, config, name, on_ready, listener)
 
 
 def _require_libraries() -> None:
@@ -128,6 +129,8 @@ def _keys(path: Path | None) -> tuple[str, ...]:
         return ()
     from pardalis.files import read_text
 
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file; keys were expected there, one on each line.")
     keys = tuple(key for line in read_text(path).splitlines() if (key := line.strip()))
     if not keys:
         raise ConfigError(f"{path} has no keys; write one on each line.")

@@ -20,7 +20,7 @@ A request goes down this list and its events come back up::
 
 from pardalis.serve.app import create_app
 from pardalis.serve.config import ServeConfig
-from pardalis.serve.server import serve
+from pardalis.serve.server import listen, serve
 from pardalis.serve.service import Service
 
-__all__ = ["ServeConfig", "Service", "create_app", "serve"]
+__all__ = ["ServeConfig", "Service", "create_app", "listen", "serve"]

@@ -7,13 +7,11 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pardalis.serve.config import ServeConfig
 from pardalis.serve.errors import APIError
 from pardalis.serve.service import Service
 
@@ -59,8 +57,7 @@ class Gate:
 
         try:
             self._check_key(scope)
-            body = _Body(receive, Headers(scope=scope), self.config)
-            await self.app(scope, body.receive, answer)
+            await self.app(scope, await self._with_body(scope, receive), answer)
         except APIError as error:
             await error.response()(scope, receive, answer)
         finally:
@@ -80,6 +77,35 @@ class Gate:
                 code="invalid_api_key",
             )  # fmt: skip
 
+    async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the body within its limits of size and time; return what gives it again."""
+        most, body = self.config.max_body_mib << 20, bytearray()
+        too_large = APIError(
+            f"The body is larger than {self.config.max_body_mib} MiB; send less.", 413
+        )
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdigit() and int(length[:20]) > most:
+            raise too_large
+        try:
+            async with asyncio.timeout(self.config.body_timeout_s):
+                more = True
+                while more:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError:
+            raise APIError(
+                f"The body did not arrive within {self.config.body_timeout_s:g} s.", 408
+            ) from None
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again
+
     def _record(self, scope: Scope, status: int, seconds: float, key: str) -> None:
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
@@ -95,41 +121,6 @@ class Gate:
             "client": (scope.get("client") or ("",))[0],
         }
         logger.info(json.dumps(record))
-
-
-class _Body:
-    """Reads a body within its limits of size and time."""
-
-    def __init__(self, receive: Receive, headers: Headers, config: ServeConfig) -> None:
-        self._receive = receive
-        self._most, self._left_s = config.max_body_mib << 20, config.body_timeout_s
-        self._config = config
-        self._size, self._whole = 0, False
-        if (
-            int(length if (length := headers.get("content-length", "0")).isdigit() else 0)
-            > self._most
-        ):
-            raise self._too_large()
-
-    async def receive(self) -> MutableMapping[str, Any]:
-        if self._whole:
-            return await self._receive()
-        begun = time.monotonic()
-        try:
-            message = await asyncio.wait_for(self._receive(), self._left_s)
-        except TimeoutError:
-            raise APIError(
-                f"The body did not arrive within {self._config.body_timeout_s:g} s.", 408
-            ) from None
-        self._left_s -= time.monotonic() - begun
-        self._size += len(message.get("body", b""))
-        if self._size > self._most:
-            raise self._too_large()
-        self._whole = not message.get("more_body", False)
-        return message
-
-    def _too_large(self) -> APIError:
-        return APIError(f"The body is larger than {self._config.max_body_mib} MiB; send less.", 413)
 
 
 def _digest(key: str) -> bytes:

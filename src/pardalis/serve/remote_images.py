@@ -19,6 +19,7 @@ from pardalis.serve.errors import APIError
 _TIMEOUT_S = 10.0
 _MOST_BYTES = 16 << 20
 _CHUNK = 1 << 16
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # addresses of IPv4 behind a translator
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,21 @@ class RemoteImages:
         except (OSError, UnicodeError) as error:
             raise _refused(url, "its host is unknown") from error
         addresses = [str(address[0]).split("%")[0] for *_, address in found]
-        if not self.private and not all(ipaddress.ip_address(each).is_global for each in addresses):
+        if not self.private and not all(map(_is_public, addresses)):
             raise _refused(url, "its host has an address that is not public")
         return addresses[0], port
+
+
+def _is_public(address: str) -> bool:
+    """Whether an address, and the one of IPv4 that it may stand for, is of the internet."""
+    found = ipaddress.ip_address(address)
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour
+        if inner is None and found in _NAT64:
+            inner = ipaddress.IPv4Address(found.packed[-4:])
+        if inner is not None:
+            return inner.is_global
+    return found.is_global
 
 
 def _get(address: tuple[str, int], host: str, target: str, secure: bool) -> bytes:
