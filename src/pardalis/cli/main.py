@@ -31,6 +31,7 @@ from pardalis.cli import (
     plan,
     quickstart,
     score,
+    serve,
     show,
     stability,
     stages,
@@ -248,6 +249,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, score, evaluate, convert, adapter, show):
+    for module in (generate, chat, serve, score, evaluate, convert, adapter, show):
         module.add(commands)
     return parser

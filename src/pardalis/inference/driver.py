@@ -176,6 +176,11 @@ class EngineDriver:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether requests are taken; false once it is closed or the engine has failed."""
+        return self._end is None
+
     def close(self) -> None:
         """End the thread after the step in progress; open completions are aborted.
 

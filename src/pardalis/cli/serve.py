@@ -1,0 +1,166 @@
+"""``pardalis serve``: one model behind OpenAI's API and a page."""
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pardalis.cli.common import (
+    Commands,
+    add_adapters,
+    add_bundle,
+    add_command,
+    add_dtype,
+    add_number,
+    chosen_adapters,
+    chosen_dtype,
+    set_run,
+)
+from pardalis.errors import ConfigError
+
+_DESCRIPTION = """\
+Serve a model to a browser, and to every client of OpenAI's API, until Ctrl-C or SIGTERM.
+
+  pardalis serve BUNDLE                      then open http://127.0.0.1:8000
+  pardalis serve BUNDLE --adapter owls=runs/owls-lora/adapter
+  pardalis serve BUNDLE --host 0.0.0.0 --api-key-file keys.txt
+
+The API has /v1/responses, /v1/chat/completions, /v1/images/generations, /v1/completions and
+/v1/models; /docs describes it. The log has a line of JSON for each request, without its content.
+"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "serve", "serve a model to clients and browsers", _DESCRIPTION)
+    add_bundle(parser)
+    add_adapters(parser, "clients ask for it by its name as the model")
+    group = parser.add_argument_group("who may use it, and where")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all "
+                       "(default: 127.0.0.1, this machine alone)")  # fmt: skip
+    group.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    group.add_argument("--name", help="what clients call the model (default: the folder's name)")
+    group.add_argument(
+        "--api-key-file", type=Path, metavar="FILE",
+        help="keys that open the API, one a line (default: it is open)",
+    )  # fmt: skip
+    group.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN", dest="cors_origins",
+        help="let the pages of a site use the API, such as https://example.org (may be repeated)",
+    )  # fmt: skip
+    group.add_argument(
+        "--image-host", action="append", default=[], metavar="HOST", dest="image_hosts",
+        help="fetch images that requests name by URL from this host (may be repeated)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stop-timeout", type=float, default=30.0, metavar="SECONDS",
+        help="that open requests have to finish at the end (default: 30)",
+    )  # fmt: skip
+    group = parser.add_argument_group("memory and speed")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add_dtype(group)
+    group.add_argument(
+        "--weights", choices=("stored", "int8"), default="stored",
+        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
+    )  # fmt: skip
+    group.add_argument("--compile", action="store_true", help="compile decoding: slow at first")
+    add_number(group, "--max-slots", "sequences decoded at once (default: 16)")
+    add_number(group, "--cache-tokens", "capacity of the KV cache (default: --max-slots contexts)")
+    add_number(group, "--max-waiting", "requests that may wait (default: 1,024)")
+    set_run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    _require_libraries()
+    from pardalis import load
+    from pardalis.inference import Engine, EngineConfig
+    from pardalis.serve import ServeConfig, listen, serve
+
+    config = ServeConfig(
+        host=options.host,
+        port=options.port,
+        api_keys=_keys(options.api_key_file),
+        cors_origins=tuple(options.cors_origins),
+        image_hosts=tuple(options.image_hosts),
+        stop_timeout_s=options.stop_timeout,
+    )
+    given: dict[str, Any] = {
+        name: value
+        for name in ("max_slots", "cache_tokens", "max_waiting")
+        if (value := getattr(options, name)) is not None
+    }
+    engine_config = replace(EngineConfig(compile=options.compile, weights=options.weights), **given)
+    name = options.name or _name_of(options.bundle)
+    adapters = chosen_adapters(options)
+    if name in adapters:
+        raise ConfigError(f"adapters has the name {name!r}, which the model has; give another.")
+
+    def on_ready(url: str) -> None:
+        models = [name, *adapters]
+        key = ", with a key" if config.api_keys else ""
+        line = f"{', '.join(models)} at {url} (page) and {url}/v1 (API{key})"
+        said = json.dumps({"url": url, "models": models}) if options.json else line
+        options.stdout.write(said + "\n")
+        options.stdout.flush()
+
+    _log_to_stderr()
+    with listen(config) as listener:  # before the bundle is loaded, which takes a while
+        bundle = load(options.bundle, options.device, chosen_dtype(options))
+        with Engine(bundle, engine_config, adapters=adapters) as engine:
+            serve(engine, config, name, on_ready, listener)
+
+
+def _require_libraries() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"Serving needs {error.name}, which is not installed: run pip install "
+            "'pardalis[serve]'."
+        ) from error
+
+
+def _keys(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    from pardalis.files import read_text
+
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file; keys were expected there, one on each line.")
+    keys = tuple(key for line in read_text(path).splitlines() if (key := line.strip()))
+    if not keys:
+        raise ConfigError(f"{path} has no keys; write one on each line.")
+    return keys
+
+
+def _name_of(bundle: Path) -> str:
+    """Return the name of a bundle's folder, or of the run that it belongs to."""
+    folder = bundle.resolve()
+    return folder.parent.name if folder.name == "bundle" else folder.name
+
+
+class _AsJSON(logging.Formatter):
+    """Writes records as lines of JSON; those of requests are JSON already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
+        head = {"time": time, "level": record.levelname.lower()}
+        if message.startswith('{"event"'):
+            return json.dumps({**head, **json.loads(message)})
+        if record.exc_info:
+            head["error"] = self.formatException(record.exc_info)
+        return json.dumps({**head, "event": record.name, "message": message})
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_AsJSON())
+    for name in ("pardalis.serve", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == "pardalis.serve" else logging.WARNING)

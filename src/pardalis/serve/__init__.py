@@ -1,0 +1,26 @@
+"""Serving: the HTTP API that OpenAI's clients speak, and a page, on one engine.
+
+A request goes down this list and its events come back up::
+
+    app.py            the application: middleware, routes, the page
+    middleware.py     request ids, logs, keys, limits of bodies, headers of the page
+    chat.py           POST /v1/chat/completions
+    responses.py      POST /v1/responses
+    images.py         POST /v1/images/generations
+    completions.py    POST /v1/completions
+    operations.py     GET /v1/models, /health, /ready, /metrics
+    schema.py         what the bodies of requests have in common
+    prompts.py        messages and input items as documents, within limits
+    remote_images.py  images by URL, from the hosts that are allowed
+    service.py        the engine's thread, and the events of an answer as a server sends them
+    event_stream.py   server-sent events
+    errors.py         every error in OpenAI's shape
+    server.py         the process: start, ready, stop
+"""
+
+from pardalis.serve.app import create_app
+from pardalis.serve.config import ServeConfig
+from pardalis.serve.server import listen, serve
+from pardalis.serve.service import Service
+
+__all__ = ["ServeConfig", "Service", "create_app", "listen", "serve"]

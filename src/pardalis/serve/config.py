@@ -1,0 +1,42 @@
+"""Configuration of the server."""
+
+from dataclasses import dataclass
+
+from pardalis.config import check_above, check_at_least, check_types
+from pardalis.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """Where the server listens, who may use it, and what a request may cost.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines
+    port: int = 8000  # 0: a free one
+    api_keys: tuple[str, ...] = ()  # any of them opens the API; none: it is open
+    cors_origins: tuple[
+        str, ...
+    ] = ()  # pages of these origins may use the API, such as "https://a.b"
+    image_hosts: tuple[str, ...] = ()  # images by URL are fetched from these hosts alone
+    max_body_mib: int = 32  # bytes of a request's body
+    body_timeout_s: float = 30.0  # until a body has arrived
+    max_images: int = 32  # images in a request
+    max_turns: int = 512  # messages or input items in a request
+    max_choices: int = 8  # answers to one request
+    partial_interval_s: float = 0.05  # between two views of an image that is being written
+    ping_s: float = 15.0  # between comments that keep a silent stream open
+    stop_timeout_s: float = 30.0  # that open requests have to finish when the server stops
+    log_content: bool = False  # write prompts and answers into the log
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, port=0, max_body_mib=1, max_images=0, max_turns=1, max_choices=1)
+        check_at_least(self, partial_interval_s=0, stop_timeout_s=0)
+        check_above(self, body_timeout_s=0, ping_s=0)
+        if self.port > 65_535:
+            raise ConfigError(f"port must be at most 65535, got {self.port}.")
+        if "" in self.api_keys:
+            raise ConfigError("api_keys must not hold an empty key; leave it out to need none.")

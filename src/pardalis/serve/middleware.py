@@ -1,0 +1,127 @@
+"""What every request passes: an id, a log line, limits of its body, the key, headers."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pardalis.serve.errors import APIError
+from pardalis.serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+_OPEN = ("/health", "/ready")  # need no key, as whatever runs the server asks for them
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_DOCS = ("/docs", "/redoc")  # FastAPI's own pages load scripts from elsewhere
+
+
+class Gate:
+    """Wraps the application: counts and logs a request, checks its key, limits its body."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service, self.config = app, service, service.config
+        self._keys = [_digest(key) for key in self.config.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        key, begun = uuid.uuid4().hex, time.monotonic()
+        status = 499  # the client has left before an answer began
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = key
+                if not scope["path"].startswith(_DOCS):
+                    headers.update(_HEADERS)
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            await self.app(scope, await self._with_body(scope, receive), answer)
+        except APIError as error:
+            await error.response()(scope, receive, answer)
+        finally:
+            self._record(scope, status, time.monotonic() - begun, key)
+
+    def _check_key(self, scope: Scope) -> None:
+        path = scope["path"]
+        is_api = path.startswith("/v1/") or path == "/metrics"
+        if not self._keys or not is_api or path in _OPEN or scope["method"] == "OPTIONS":
+            return
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        found = _digest(given.strip())
+        known = [hmac.compare_digest(found, key) for key in self._keys]  # all, in constant time
+        if scheme.lower() != "bearer" or not any(known):
+            raise APIError(
+                "This server needs a key; send it as the header Authorization: Bearer KEY.", 401,
+                code="invalid_api_key",
+            )  # fmt: skip
+
+    async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the body within its limits of size and time; return what gives it again."""
+        most, body = self.config.max_body_mib << 20, bytearray()
+        too_large = APIError(
+            f"The body is larger than {self.config.max_body_mib} MiB; send less.", 413
+        )
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdigit() and int(length[:20]) > most:
+            raise too_large
+        try:
+            async with asyncio.timeout(self.config.body_timeout_s):
+                more = True
+                while more:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError:
+            raise APIError(
+                f"The body did not arrive within {self.config.body_timeout_s:g} s.", 408
+            ) from None
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again
+
+    def _record(self, scope: Scope, status: int, seconds: float, key: str) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", None) or "other"
+        self.service.metrics.requests.labels(path, str(status)).inc()
+        self.service.metrics.request_seconds.labels(path).observe(seconds)
+        record: dict[str, Any] = {
+            "event": "request",
+            "id": key,
+            "method": scope["method"],
+            "path": path if path != "other" else scope["path"][:200],
+            "status": status,
+            "seconds": round(seconds, 4),
+            "client": (scope.get("client") or ("",))[0],
+        }
+        logger.info(json.dumps(record))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

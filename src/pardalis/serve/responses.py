@@ -1,0 +1,309 @@
+"""``POST /v1/responses``: texts and images in their order, as OpenAI's newer API has them.
+
+A text of an answer is an output item ``message``, an image an item ``image_generation_call``. The
+items of an answer can be sent back as input, so that a conversation needs no state here.
+"""
+
+import base64
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from pardalis.inference import (
+    Finished,
+    ImageBegun,
+    LogProbs,
+    Stream,
+    TextDelta,
+    TokenLogProb,
+    Usage,
+)
+from pardalis.serve.chat import Modality
+from pardalis.serve.disconnect import unless_disconnected
+from pardalis.serve.errors import APIError
+from pardalis.serve.event_stream import EventStream, event
+from pardalis.serve.schema import Count, Sampling, Schema, mode_of
+from pardalis.serve.service import Answer, PartialImage, Service, WholeImage, new_id
+
+
+class ImageTool(Schema):
+    """Asks for images, which the model generates itself."""
+
+    type: Literal["image_generation"]
+    partial_images: int | None = Field(None, ge=0, le=64)
+    output_format: Literal["png"] | None = None
+
+
+class TextFormat(Schema):
+    type: Literal["text"]
+
+
+class TextOptions(Schema):
+    format: TextFormat | None = None
+
+
+class ResponseRequest(Sampling):
+    """A conversation to be continued by one turn of the assistant."""
+
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    modalities: list[Modality] | None = Field(None, description="of the answer; default: both")
+    tools: list[ImageTool] | None = None
+    tool_choice: Literal["auto"] | None = None
+    max_output_tokens: Count | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(
+        None, ge=0, le=64, description="most views of an image while it is written; default: all"
+    )
+    text: TextOptions | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    truncation: Literal["disabled"] | None = None
+
+    @property
+    def views(self) -> int:
+        """Most views of an image while it is written."""
+        for tool in self.tools or ():
+            if tool.partial_images is not None:
+                return tool.partial_images
+        return 64 if self.partial_images is None else self.partial_images
+
+    def options(self) -> dict[str, Any]:
+        options = {**self.sampling(), "chat": True, "mode": mode_of(self.modalities)}
+        if self.max_output_tokens:
+            options["max_new_tokens"] = self.max_output_tokens
+        if self.include or self.top_logprobs:
+            options["logprobs"] = max(1, self.top_logprobs or 0)
+        return options
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/responses", summary="Continue a conversation; texts and images in order")
+    async def responses(request: Request, body: ResponseRequest) -> Response:
+        options = body.options()
+        document = await service.in_thread(service.prompts.of_items, body.input, body.instructions)
+        streams = await service.submit(document, options, body.model)
+        writer = _Writer(service, body, options)
+        if body.stream:
+            return EventStream(writer.events(streams[0]), service.config.ping_s)
+        [answer] = await unless_disconnected(request, service.answers(streams, options))
+        return JSONResponse(writer.whole(answer))
+
+    return routes
+
+
+class _Writer:
+    """Writes an answer as a response, or as its events."""
+
+    def __init__(self, service: Service, body: ResponseRequest, options: dict[str, Any]) -> None:
+        self.service, self.body, self._options = service, body, options
+        self._number = 0  # of the next event
+        self._output: list[dict[str, Any]] = []
+        self._text: _Text | None = None  # that is being written
+        self._image: dict[str, Any] = {}  # likewise
+        self._head = {
+            "id": new_id("resp"),
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": body.model,
+            "instructions": body.instructions,
+            "metadata": body.metadata or {},
+            "parallel_tool_calls": False,
+            "tool_choice": "auto",
+            "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+            "temperature": options.get("temperature"),
+            "top_p": options.get("top_p"),
+            "max_output_tokens": body.max_output_tokens,
+            "store": False,
+            "seed": options["seed"],
+        }
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        rest = self._log_probs(answer.log_probs)
+        for part in answer.parts:
+            if isinstance(part, str):
+                item = self._message(new_id("msg"))
+                self._output.append(self._complete_message(item, part, rest))
+                rest = []  # the first message has those of the whole answer
+            else:
+                self._output.append(_image_item(new_id("ig"), part))
+        assert answer.finished is not None
+        return self._response(answer.finished)
+
+    async def events(self, stream: Stream) -> AsyncIterator[str]:
+        yield self._event("response.created", response=self._open())
+        yield self._event("response.in_progress", response=self._open())
+        partial = self.body.views > 0
+        finished: Finished | None = None
+        try:
+            async with aclosing(
+                self.service.items(stream, self._options, partial=partial)
+            ) as items:
+                async for item in items:
+                    if isinstance(item, ImageBegun | Finished):
+                        for one in self._end_text():
+                            yield one
+                    if isinstance(item, Finished):
+                        finished = item
+                    elif isinstance(item, TextDelta | LogProbs):
+                        for one in self._write_text(item):
+                            yield one
+                    else:
+                        for one in self._write_image(item):
+                            yield one
+        except APIError as error:
+            yield self._failed(error.message)
+            return
+        if finished is None or finished.reason == "failed":
+            yield self._failed(finished.error if finished else "The engine stopped.")
+            return
+        response = self._response(finished)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    # ── parts ────────────────────────────────────────────────────────────────────────────────────
+
+    def _event(self, name: str, **data: Any) -> str:
+        self._number += 1
+        return event({"type": name, "sequence_number": self._number - 1, **data}, name)
+
+    def _write_text(self, item: TextDelta | LogProbs) -> Iterator[str]:
+        if isinstance(item, LogProbs):
+            if self._text is not None:
+                self._text.log_probs += self._log_probs(item.tokens)
+            return
+        if self._text is None:
+            self._text = _Text(self._message(new_id("msg")))
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            yield self._item_event("added", self._text.item)
+            yield self._event("response.content_part.added", **self._at(self._text), part=part)
+        self._text.text += item.text
+        yield self._event(
+            "response.output_text.delta", **self._at(self._text), delta=item.text,
+            logprobs=self._text.new_log_probs(),
+        )  # fmt: skip
+
+    def _end_text(self) -> Iterator[str]:
+        if (text := self._text) is None:
+            return
+        item = self._complete_message(text.item, text.text, text.log_probs)
+        [part] = item["content"]
+        yield self._event(
+            "response.output_text.done", **self._at(text), text=text.text, logprobs=text.log_probs
+        )
+        yield self._event("response.content_part.done", **self._at(text), part=part)
+        yield self._item_event("done", item)
+        self._output.append(item)
+        self._text = None
+
+    def _write_image(self, item: ImageBegun | PartialImage | WholeImage) -> Iterator[str]:
+        if isinstance(item, ImageBegun):
+            self._image = {**_image_item(new_id("ig")), "status": "in_progress"}
+            yield self._item_event("added", self._image)
+            yield self._image_event("in_progress")
+            yield self._image_event("generating")
+        elif isinstance(item, WholeImage):
+            whole = _image_item(self._image["id"], item)
+            yield self._image_event("completed")
+            yield self._item_event("done", whole)
+            self._output.append(whole)
+        elif item.number < self.body.views:
+            yield self._image_event(
+                "partial_image",
+                partial_image_index=item.number,
+                partial_image_b64=base64.b64encode(item.png).decode(),
+            )
+
+    def _item_event(self, kind: str, item: dict[str, Any]) -> str:
+        name = f"response.output_item.{kind}"
+        return self._event(name, output_index=len(self._output), item=item)
+
+    def _image_event(self, kind: str, **data: Any) -> str:
+        place = {"output_index": len(self._output), "item_id": self._image["id"]}
+        return self._event(f"response.image_generation_call.{kind}", **place, **data)
+
+    def _at(self, text: "_Text") -> dict[str, Any]:
+        return {"item_id": text.item["id"], "output_index": len(self._output), "content_index": 0}
+
+    def _message(self, key: str) -> dict[str, Any]:
+        head = {"id": key, "type": "message", "role": "assistant"}
+        return {**head, "status": "in_progress", "content": []}
+
+    def _complete_message(
+        self, item: dict[str, Any], text: str, log_probs: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": log_probs}
+        return {**item, "status": "completed", "content": [part]}
+
+    def _open(self) -> dict[str, Any]:
+        return {**self._head, "status": "in_progress", "output": [], "error": None, "usage": None,
+                "incomplete_details": None}  # fmt: skip
+
+    def _response(self, finished: Finished) -> dict[str, Any]:
+        reasons = {"length": "max_output_tokens", "aborted": "server_stopped"}
+        reason = reasons.get(finished.reason)
+        return {
+            **self._head,
+            "status": "incomplete" if reason else "completed",
+            "incomplete_details": {"reason": reason} if reason else None,
+            "output": self._output,
+            "error": None,
+            "usage": _usage(finished.usage),
+        }
+
+    def _failed(self, message: str) -> str:
+        error = {"code": "server_error", "message": message}
+        failed = {**self._open(), "status": "failed", "output": self._output, "error": error}
+        return self._event("response.failed", response=failed)
+
+    def _log_probs(self, tokens: "tuple[TokenLogProb, ...] | list[TokenLogProb]") -> list[Any]:
+        shown = self.body.top_logprobs or 0
+        return [
+            {**self._token(t.token_id, t.log_prob),
+             "top_logprobs": [self._token(*each) for each in t.top[:shown]]}
+            for t in tokens
+        ]  # fmt: skip
+
+    def _token(self, token_id: int, log_prob: float) -> dict[str, Any]:
+        text = self.service.token_text(token_id)
+        return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
+
+
+class _Text:
+    """A message that is being written."""
+
+    def __init__(self, item: dict[str, Any]) -> None:
+        self.item, self.text = item, ""
+        self.log_probs: list[dict[str, Any]] = []
+        self._sent = 0
+
+    def new_log_probs(self) -> list[dict[str, Any]]:
+        """Return those that no event has had."""
+        new, self._sent = self.log_probs[self._sent :], len(self.log_probs)
+        return new
+
+
+def _image_item(key: str, image: WholeImage | None = None) -> dict[str, Any]:
+    result = base64.b64encode(image.png).decode() if image else None
+    return {"id": key, "type": "image_generation_call", "status": "completed", "result": result}
+
+
+def _usage(used: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": used.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0, "image_tokens": used.prompt_image_tokens},
+        "output_tokens": used.completion_tokens,
+        "output_tokens_details": {
+            "reasoning_tokens": 0,
+            "image_tokens": used.completion_image_tokens,
+        },
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+    }

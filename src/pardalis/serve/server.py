@@ -1,0 +1,109 @@
+"""The process: load, listen, say where, and stop without losing answers."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from pardalis.errors import ConfigError
+from pardalis.inference import Engine
+from pardalis.serve.app import create_app
+from pardalis.serve.config import ServeConfig
+from pardalis.serve.service import Service
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """Return a socket at the address of the config, so that a taken one is noticed at once.
+
+    Raises:
+        ConfigError: the address is taken, not of this machine, or not allowed.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(
+            f"port {config.port} of {config.host} cannot be listened on: {reason}; choose another "
+            "`port` or `host`."
+        ) from error
+
+
+def serve(
+    engine: Engine,
+    config: ServeConfig,
+    name: str,
+    on_ready: Callable[[str], None] = lambda url: None,
+    listener: socket.socket | None = None,
+) -> None:
+    """Serve an engine until SIGINT or SIGTERM; open answers have some time to finish.
+
+    Args:
+        name: what clients call the model.
+        on_ready: called with the address once requests are taken.
+        listener: what :func:`listen` returned; default: a new one.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    with listener or listen(config) as found:
+        asyncio.run(_serve(engine, config, name, on_ready, found))
+
+
+async def _serve(
+    engine: Engine,
+    config: ServeConfig,
+    name: str,
+    on_ready: Callable[[str], None],
+    listener: socket.socket,
+) -> None:
+    service = Service(engine, config, name)
+    try:
+        await Server(service, on_ready).serve(sockets=[listener])
+    finally:
+        service.close()
+
+
+class Server(uvicorn.Server):
+    """Stops in three steps: not ready, open answers finish, the rest is aborted."""
+
+    def __init__(self, service: Service, on_ready: Callable[[str], None]) -> None:
+        config = service.config
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(config.stop_timeout_s) + 5,
+                h11_max_incomplete_event_size=64 << 10,
+            )
+        )
+        self._service, self._on_ready = service, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            self._on_ready(f"http://{shown}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stop_accepting()
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._service.config.stop_timeout_s, self._service.abort_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+            self._captured_signals.clear()  # the signal did what it should: no failure
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.stop_accepting()
+        if self.should_exit and sig == signal.SIGINT:
+            self._service.abort_all()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,75 @@
+"""``pardalis serve`` as a process: it says where it listens, and ends well by a signal."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from pardalis.cli.main import main
+
+
+@contextmanager
+def serving(*arguments):
+    command = [sys.executable, "-m", "pardalis", "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_from_start_to_stop(bundle_folder, number):
+    with serving(bundle_folder, "--json") as process:
+        said = json.loads(process.stdout.readline())
+        assert said["models"] == ["tiny"]
+        body = {"model": "tiny", "prompt": "an owl", "max_tokens": 3}
+        request = urllib.request.Request(
+            f"{said['url']}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert json.load(response)["usage"]["completion_tokens"] <= 3
+        process.send_signal(number)
+        rest, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert rest == ""
+    lines = [json.loads(line) for line in log.splitlines()]
+    [line] = [line for line in lines if line["event"] == "request"]
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/completions", 200)
+    assert "owl" not in log
+
+
+def test_a_port_that_is_taken(bundle_folder):
+    with serving(bundle_folder, "--json") as process:
+        port = json.loads(process.stdout.readline())["url"].rpartition(":")[2]
+        command = [sys.executable, "-m", "pardalis", "serve", bundle_folder, "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode not in (0, 75)
+    assert done.stderr.count("\n") == 1
+    assert f"port {port} of 127.0.0.1 cannot be listened on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "--port must be at most 65535"),
+        (["--max-slots", "0"], "--max-slots must be at least 1"),
+        (["--api-key-file", "none.txt"], "none.txt"),
+        (["--api-key-file", "empty.txt"], "empty.txt has no keys"),
+        (["--adapter", "tiny=x"], "has the name 'tiny', which the model has"),
+    ],
+)
+def test_what_is_refused(bundle_folder, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert main(["serve", str(bundle_folder), *arguments]) not in (0, 1, 75)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
