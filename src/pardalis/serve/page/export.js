@@ -24,7 +24,6 @@ export function asHtml(conversation) {
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     parent.append(element);
   };
-  add(page.head, "style", STYLE);
   page.head.prepend(Object.assign(page.createElement("meta"), { name: "viewport",
     content: "width=device-width, initial-scale=1" }));
   const charset = page.createElement("meta");
@@ -38,7 +37,8 @@ export function asHtml(conversation) {
       else if (part.url) add(page.body, "img", "", { src: part.url, alt: altOf(part) });
     }
   }
-  return `<!doctype html>\n${page.documentElement.outerHTML}\n`;
+  const html = page.documentElement.outerHTML; // texts in it are escaped
+  return `<!doctype html>\n${html.replace("</head>", `<style>${STYLE}</style></head>`)}\n`;
 }
 
 /** Return the messages that are shown as Markdown, in which their texts have no markup. */

@@ -23,7 +23,7 @@ export class MessageView {
     this.views = [];
     const speaker = message.role === "user" ? "You" : message.model || "Model";
     this.element = el("li", { class: `message ${message.role}` },
-      el("h3", { class: message.role === "user" ? "unseen" : "speaker" }, speaker),
+      el("h2", { class: message.role === "user" ? "unseen" : "speaker" }, speaker),
       this.parts, this.note, this.under);
     this.element.dataset.id = message.id;
     this.update();

@@ -8,7 +8,7 @@ const FIELDS = {
   instructions: { label: "Instructions", help: "Read before the conversation, as a system text.",
     start: "", lines: true },
   reads: { label: "The model reads", start: "all",
-    help: "A model with a short context, or one that only draws captions, wants the last alone.",
+    help: "A model with a short context, or of single captions, does better with the last message alone.",
     options: { all: "the whole conversation", last: "only the last message" } },
   temperature: number("Temperature of text",
     "0 takes the most likely word each time; higher values surprise more.", 0.7, 0, 2, 0.05),

@@ -52,18 +52,15 @@ export async function save(conversation, removed = []) {
     return;
   }
   const transaction = database.transaction(["conversations", "titles"], "readwrite");
+  const conversations = transaction.objectStore("conversations");
+  const kept = await of(conversations.get(conversation.id));
+  if (kept) kept.messages = kept.messages.filter((each) => !removed.includes(each.id));
   const done = new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
     transaction.onabort = () => reject(transaction.error ?? new Error("not kept"));
   });
-  const conversations = transaction.objectStore("conversations");
-  const asking = conversations.get(conversation.id);
-  asking.onsuccess = () => {
-    const kept = asking.result;
-    if (kept) kept.messages = kept.messages.filter((each) => !removed.includes(each.id));
-    conversations.put(merged(conversation, kept));
-    transaction.objectStore("titles").put(titleOf(conversation));
-  };
+  conversations.put(merged(conversation, kept));
+  transaction.objectStore("titles").put(titleOf(conversation));
   await done;
 }
 
