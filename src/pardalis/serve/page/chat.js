@@ -16,6 +16,9 @@ let attachments = [];
 let editing = null; // the message that the composer changes
 let views = [];
 const running = new Map(); // by a conversation's id: {conversation, message, controller}
+const deleted = new Set(); // ids of conversations
+let saving = Promise.resolve();
+let attaching = Promise.resolve();
 let onKept = () => {};
 
 export const current = () => conversation;
@@ -81,23 +84,28 @@ export function complain(error, action = null) {
   show($("notice"), error.message, action);
 }
 
-/** End a response of a conversation that is deleted. */
-export function abandon(id) {
-  running.get(id)?.controller.abort("abandoned");
+/** Delete a conversation, and end a response that is written in it. */
+export async function forget(id) {
+  deleted.add(id);
+  running.get(id)?.controller.abort();
   running.delete(id);
+  saving = saving.then(() => store.drop(id));
+  await saving;
 }
 
 // ── the composer ───────────────────────────────────────────────────────────────────────────────
 
-async function attach(files) {
+function attach(files) {
   for (const file of files) {
-    try {
-      attachments.push(await imagePart(file));
-      announce(`Attached ${file.name || "an image"}.`);
-    } catch (error) {
-      complain(error);
-    }
-    renderAttachments();
+    attaching = attaching.then(async () => {
+      try {
+        attachments.push(await imagePart(file));
+        announce(`Attached ${file.name || "an image"}.`);
+      } catch (error) {
+        complain(error);
+      }
+      renderAttachments();
+    });
   }
   $("prompt").focus();
 }
@@ -153,7 +161,8 @@ function endEditing() {
   $("editing").hidden = true;
 }
 
-function send() {
+async function send() {
+  await attaching;
   const text = $("prompt").value.trim();
   if ((!text && !attachments.length) || running.has(conversation.id)) return;
   const parent = editing ? editing.parent : path(conversation).at(-1)?.id ?? "";
@@ -213,7 +222,7 @@ async function respond(talk, asked) {
   } finally {
     clearInterval(timer);
   }
-  if (controller.signal.reason === "abandoned") return;
+  if (deleted.has(talk.id)) return;
   running.delete(talk.id);
   const removed = message.parts.length || !failure ? [] : [message.id];
   if (removed.length) remove(talk, message);
@@ -283,11 +292,10 @@ function tell(failure, talk, asked) {
   } else complain(failure, retry);
 }
 
-let saving = Promise.resolve();
-
 /** Save a conversation after those that are being saved. */
 function keep(talk, removed = []) {
   saving = saving.then(async () => {
+    if (deleted.has(talk.id)) return;
     try {
       await store.save(talk, removed);
       onKept(talk);

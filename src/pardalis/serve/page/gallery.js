@@ -55,6 +55,8 @@ async function generate(prompt) {
   };
   await Promise.all(Array.from({ length: AT_ONCE }, work));
   for (const image of images) image.end();
+  const isComplete = images.every((image) => image.part.done);
+  if (isComplete) $("gallery-seed").value = first + seeds.length; // the next ones are others
   controller = null;
   buttons();
   const whole = images.filter((image) => image.part.done).length;

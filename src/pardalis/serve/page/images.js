@@ -16,7 +16,7 @@ function scale(image) {
 /** An image that fills row by row. */
 export class ImageView {
   constructor(alt, open) {
-    this.image = el("img", { alt: "", onload: () => scale(this.image) });
+    this.image = el("img", { alt: "", decoding: "sync", onload: () => scale(this.image) });
     this.frame = el("button", { type: "button", class: "frame", onclick: open }, this.image);
     this.caption = el("figcaption", {});
     this.element = el("figure", { class: "image" }, this.frame, this.caption);
@@ -37,7 +37,7 @@ export class ImageView {
     this.frame.style.setProperty("--line", of ? `${(100 * rows) / of}%` : "0%");
     this.frame.dataset.rows = done ? "all" : String(rows);
     this.caption.textContent = done ? "" : running
-      ? of ? `Writing row ${Math.min(rows + 1, of)} of ${of}` : "Beginning an image"
+      ? of ? `Writing row ${Math.min(rows + 1, of)} of ${of}` : "Beginning"
       : of ? `Stopped at row ${rows} of ${of}` : "Stopped before its first row";
   }
 }

@@ -1,7 +1,7 @@
 // The page: what is shown, by the address, and what is kept.
 
 import { ApiError, models } from "./api.js";
-import { abandon, complain, current, rename, showConversation, startChat, suggest } from "./chat.js";
+import { complain, current, forget, rename, showConversation, startChat, suggest } from "./chat.js";
 import { newConversation } from "./conversation.js";
 import { $, download, el, fileName, icon } from "./dom.js";
 import { asHtml, asMarkdown } from "./export.js";
@@ -12,8 +12,8 @@ import * as store from "./store.js";
 
 const EXAMPLES = [
   { text: "a flat drawing of a deer", mode: "image", says: "An image" },
-  { text: "a 3D rendering of a strawberry", mode: "image", says: "An image" },
-  { text: "a line drawing of a sailboat", mode: "image", says: "An image" },
+  { text: "a 3D rendering of a red heart", mode: "image", says: "An image" },
+  { text: "a shaded illustration of a mushroom", mode: "image", says: "An image" },
   { text: "Tell me about owls, with an image.", mode: "both", says: "Text and images" },
 ];
 
@@ -51,22 +51,29 @@ async function route() {
     showConversation(found ?? newConversation());
   }
   await fillList();
-  $(isGallery ? "gallery-prompt" : "prompt").focus();
+  const isTouched = matchMedia("(pointer: coarse)").matches; // focus would open its keyboard
+  if (!isTouched) $(isGallery ? "gallery-prompt" : "prompt").focus();
 }
 
-/** Show that a conversation is kept: in the list, and in the address. */
+/** Show that a conversation is kept: in the list, and in the address if that has none. */
 async function kept(conversation) {
   const isShown = conversation.id === current().id && !$("chat").hidden;
-  if (isShown) history.replaceState(null, "", `#/c/${conversation.id}`);
+  if (isShown && location.hash.length < 2) history.replaceState(null, "", `#/c/${conversation.id}`);
   await fillList();
 }
+
+let listed = "";
 
 async function fillList() {
   const isGallery = !$("gallery").hidden;
   const all = await store.list();
-  $("conversations").replaceChildren(...all.map(({ id, title }) => el("li", {},
-    el("a", { href: `#/c/${id}`, dir: "auto",
-      "aria-current": !isGallery && id === current().id ? "page" : null }, title))));
+  const shown = JSON.stringify([isGallery, current().id, all.map(({ id, title }) => [id, title])]);
+  if (shown !== listed) { // else the keyboard stays where it is
+    $("conversations").replaceChildren(...all.map(({ id, title }) => el("li", {},
+      el("a", { href: `#/c/${id}`, dir: "auto",
+        "aria-current": !isGallery && id === current().id ? "page" : null }, title))));
+  }
+  listed = shown;
   $("kept").hidden = all.length === 0;
   $("title").textContent = isGallery ? "Gallery" : current().title;
   document.title = `${$("title").textContent} · Pardalis`;
@@ -81,7 +88,8 @@ function fillExamples() {
 
 function startSidebar() {
   $("new").addEventListener("click", () => {
-    if (location.hash) location.hash = ""; // and so a new one
+    showConversation(newConversation());
+    if (location.hash) location.hash = "";
     else route();
   });
   $("open-gallery").addEventListener("click", () => { location.hash = "#/gallery"; });
@@ -186,9 +194,7 @@ function startManager() {
       label.textContent = "Delete it for good?";
       return;
     }
-    const { id } = current();
-    abandon(id);
-    await store.drop(id);
+    await forget(current().id);
     dialog.close();
     $("new").click();
   });

@@ -43,7 +43,8 @@ export class MessageView {
     const waiting = this.running && message.parts.every((part) => part.type === "text" && !part.text);
     this.element.classList.toggle("waiting", waiting);
     this.element.classList.toggle("running", this.running);
-    this.note.textContent = NOTES[message.status] ?? "";
+    const isEmpty = !this.running && !message.parts.length;
+    this.note.textContent = NOTES[message.status] ?? (isEmpty ? "The model wrote nothing." : "");
     this.element.setAttribute("aria-busy", String(this.running));
   }
 

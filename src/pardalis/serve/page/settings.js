@@ -21,7 +21,7 @@ const FIELDS = {
     0.9, 0.05, 1, 0.05),
   guidance: number("Guidance of images",
     "How strictly an image follows its text; 1 is off, and small models like about 2.",
-    1, 1, 8, 0.25),
+    1.5, 1, 8, 0.25),
   seed: { label: "Seed", help: "The same seed gives the same response again. Empty: a new one each time.",
     start: "", whole: true },
   max_output_tokens: { label: "Most tokens of a response",
