@@ -1,9 +1,11 @@
 """The application: every route behind one gate, and the page."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 
 from pardalis import __version__
@@ -12,6 +14,15 @@ from pardalis.serve.middleware import Gate
 from pardalis.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
+
+
+class _Page(StaticFiles):
+    """The page's files; a browser asks each time whether it has the newest of each."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def create_app(service: Service) -> FastAPI:
@@ -25,7 +36,7 @@ def create_app(service: Service) -> FastAPI:
     for part in (chat, responses, images, completions, operations):
         app.include_router(part.router(service))
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+        app.mount("/", _Page(directory=PAGE, html=True), name="page")
     if origins := list(service.config.cors_origins):
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]

@@ -103,7 +103,9 @@ class _Writer:
                     match item:
                         case PartialImage() if item.number < most:
                             yield self._event("partial_image", number, item.png, {
-                                "partial_image_index": item.number
+                                "partial_image_index": item.number,
+                                "rows": item.rows,
+                                "image_rows": self.service.image_rows,
                             })  # fmt: skip
                         case WholeImage():
                             done[number] = item

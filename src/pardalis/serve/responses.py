@@ -220,6 +220,8 @@ class _Writer:
                 "partial_image",
                 partial_image_index=item.number,
                 partial_image_b64=base64.b64encode(item.png).decode(),
+                rows=item.rows,
+                image_rows=self.service.image_rows,
             )
 
     def _item_event(self, kind: str, item: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ class PartialImage:
 
     index: int
     number: int  # counts the views of this image from 0
+    rows: int  # of codes that are written
     png: bytes
 
 
@@ -141,6 +142,11 @@ class Service:
         """Height and width of images in pixels."""
         return self.bundle.codec.image_tokenizer.config.resolution
 
+    @property
+    def image_rows(self) -> int:
+        """Rows of codes of an image."""
+        return self.bundle.codec.image_tokenizer.config.grid
+
     def close(self) -> None:
         """End the engine's thread; open answers are aborted."""
         self._driver.close()
@@ -222,7 +228,6 @@ class Service:
         info = self._provenance(options)
         after, views = 0.0, 0
         first_row = True
-        grid = self.bundle.codec.image_tokenizer.config.grid
         started = time.monotonic()
         try:
             async for event in stream:
@@ -235,12 +240,12 @@ class Service:
                             self.metrics.first_image_row(time.monotonic() - started)
                             first_row = False
                         begun = time.monotonic()
-                        if not partial or rows == grid or begun < after:
+                        if not partial or rows == self.image_rows or begun < after:
                             continue
                         png = await asyncio.to_thread(self._partial, codes, info)
                         taken = time.monotonic() - begun
                         after = begun + taken + max(taken, self.config.partial_interval_s)
-                        yield PartialImage(index, views, png)
+                        yield PartialImage(index, views, rows, png)
                         views += 1
                     case ImageDone(index=index, image=image):
                         yield WholeImage(index, await asyncio.to_thread(_png, image, info))
