@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,13 @@ def exception(item: Shown) -> str | None:
 )
 def test_page(path: Path, workspace: Path, studied: set[str]):
     page, failures = Page(studied), []
-    for item in ITEMS[path]:
-        if exception(item) is None:
-            try:
-                page.run(item)
-            except (Exception, SystemExit):
-                failures.append(f"{item.place}\n{item.text}\n{traceback.format_exc()}")
+    with closing(page):
+        for item in ITEMS[path]:
+            if exception(item) is None:
+                try:
+                    page.run(item)
+                except (Exception, SystemExit):
+                    failures.append(f"{item.place}\n{item.text}\n{traceback.format_exc()}")
     assert not failures, "\n\n".join(failures)
 
 

@@ -10,12 +10,15 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import tomli_w
 import torch
 from docs_workspace import QUICKSTART, ROOT
@@ -36,6 +39,7 @@ _DOES_NOT_TRAIN = ("plan", "show")  # these commands show recipes as they are
 # Long commands that leave nothing that a later one reads: each runs once, whichever pages show it.
 _STUDIES = ("pardalis stability", "pardalis tokenizer compare")
 _TORCHRUN_S = 300
+_URL = "http://127.0.0.1:8000"  # of a server, as pages write it
 
 
 class Page:
@@ -48,6 +52,14 @@ class Page:
         self.studied = studied
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = ""
+        self.server: subprocess.Popen[str] | None = None
+        self.url = ""  # of the server
+
+    def close(self) -> None:
+        """End what the page has started."""
+        if self.server is not None:
+            self.server.kill()
+            self.server.communicate()
 
     def run(self, item: Shown) -> None:
         """Run a block or a command; raises AssertionError, or whatever it raises."""
@@ -62,11 +74,14 @@ class Page:
     def _block(self, item: Shown) -> None:
         match item.language:
             case "python":
-                code = compile("\n" * item.line + item.text, item.page, "exec")
+                text = item.text.replace(_URL, self.url) if self.server else item.text
+                code = compile("\n" * item.line + text, item.page, "exec")
                 with short_runs(), contextlib.redirect_stdout(io.StringIO()):
                     exec(code, self.namespace)
             case "toml":
                 self._toml(item.text)
+            case "json" if '"param"' in item.text:
+                self._api_error(json.loads(item.text))
             case "json":
                 self._json([json.loads(line) for line in item.text.splitlines()])
             case "":
@@ -104,7 +119,37 @@ class Page:
             if option in ("-o", "--output", "--out") and program.endswith("pardalis"):
                 assert Path(path).exists(), f"{path} was not written"
 
+    def _serve(self, rest: Sequence[str]) -> None:
+        """Start a server, on a free port in the place of the one that is written."""
+        self.close()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "pardalis", *rest, "--port", "0"],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert self.server.stdout is not None
+        line = self.server.stdout.readline()
+        found = re.search(r"http://127.0.0.1:\d+", line)
+        assert found, line
+        self.url = found[0]
+        self.printed = line.replace(self.url, _URL)
+
+    def _api_error(self, shown: Mapping[str, Any]) -> None:
+        """Send a request that gets this error."""
+        body = {"model": "quickstart", "messages": [{"role": "user", "content": "owl"}]}
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions",
+            json.dumps({**body, shown["error"]["param"]: -1.0}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert json.load(refused.value) == shown
+
     def _pardalis(self, rest: Sequence[str]) -> None:
+        if rest[0] == "serve":
+            self._serve(rest)
+            return
         code, self.printed, said = _called(rest)
         assert code == 0, f"exit code {code}: {said.strip() or self.printed}"
 

@@ -12,7 +12,7 @@ import binascii
 import io
 import re
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -234,7 +234,7 @@ def _n_scans(content: bytes) -> int:
     return n_scans
 
 
-def _opened(file: BinaryIO, where: str) -> PIL.Image.Image:
+def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image:
     """Return the image of a file, of which no more than the header is read, mostly."""
     try:
         if _is_large_icon(file):
@@ -276,7 +276,7 @@ def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image
         raise _damaged(where, error) from error
 
 
-def _is_large_icon(file: BinaryIO) -> bool:
+def _is_large_icon(file: io.BufferedReader | io.BytesIO) -> bool:
     """Whether an icon has too many pixels, whatever its directory says; Pillow decodes at once."""
     is_icon = file.read(4) == b"\0\0\1\0"
     file.seek(0)
