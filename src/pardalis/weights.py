@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pardalis.errors import BundleError
 
-_SHOWN = 6  # names of each kind in a message
+_SHOWN, _LONGEST_SHOWN = 6, 200  # names of each kind in a message, and characters of a name
 
 Shapes = Mapping[str, Sequence[int]]
 Module = TypeVar("Module", bound=nn.Module)
@@ -260,4 +260,4 @@ def _text(shape: Sequence[int]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(name[:_LONGEST_SHOWN] for name in names[:_SHOWN]) + more

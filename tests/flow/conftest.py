@@ -20,6 +20,7 @@ import pardalis
 from pardalis.adapters import DoRAConfig, save_adapter
 from pardalis.bundle import Bundle
 from pardalis.data.shards import ShardWriter
+from pardalis.interop import export_model
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import Encoded
 from pardalis.train import checkpoint
@@ -163,6 +164,14 @@ def good_adapter(good_bundle, tmp_path_factory) -> Path:
     vocabulary = bundle.codec.vocabulary
     config = DoRAConfig(rank=2, rows=("image",))
     save_adapter(random_adapter(bundle.model, config, vocabulary), folder, vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_export(good_bundle, tmp_path_factory) -> Path:
+    """That bundle's decoder as a folder of Hugging Face's Llama."""
+    folder = tmp_path_factory.mktemp("export") / "llama"
+    export_model(good_bundle, folder, "hf")
     return folder
 
 

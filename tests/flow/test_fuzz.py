@@ -4,7 +4,9 @@ Each is refused with one sentence, in bounded time and memory, or it is read and
 are the same in every run; PARDALIS_FUZZ=1000 tries that many new ones of each kind.
 """
 
+import contextlib
 import io
+import json
 import os
 import shutil
 import tomllib
@@ -23,8 +25,15 @@ from hypothesis import strategies as st
 from pardalis.documents import Document, open_image
 from pardalis.documents.readers import READERS
 from pardalis.errors import PardalisError
-from pardalis.pipeline import load_recipe
-from pardalis.train import checkpoint
+from pardalis.evaluate.commands import commands
+from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.sample_file import check_samples
+from pardalis.files import read_json
+from pardalis.interop import read_model
+from pardalis.pipeline import load_recipe, read_records
+from pardalis.train import checkpoint, read_metrics
+from pardalis.train.alarms import AlarmConfig, Alarms
+from pardalis.train.skipping import read_skips
 
 MORE = int(os.environ.get("PARDALIS_FUZZ", "0"))
 ROOT = Path(__file__).parents[2]
@@ -106,6 +115,70 @@ def test_descriptions_of_an_adapter(good_bundle, good_adapter, copied, name, dat
     content = data.draw(fuzz.json_files((good_adapter / name).read_bytes()))
     use = hostile.use_adapter(good_bundle)
     changed(good_adapter, copied(good_adapter), name, content, use)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json"]
+)
+@examples(20)
+@given(data=st.data())
+def test_folders_of_other_libraries(good_bundle, good_export, copied, name, data) -> None:
+    content = data.draw(fuzz.json_files((good_export / name).read_bytes()))
+
+    def use(folder: Path) -> None:
+        read_model(folder, image_tokenizer=good_bundle)
+
+    changed(good_export, copied(good_export), name, content, use)
+
+
+STAGES = json.dumps([
+    {"name": "prepare", "identity": "0a", "steps": 3, "inputs": {"a": [1]}, "version": "0.1",
+     "since": "0.1", "needs": [["train", "0b", 2]], "seconds": 0.5, "peak_rss_gib": 1.5,
+     "finished": None}
+])  # fmt: skip
+METRICS = '{"step": 1, "time_s": 0.5, "loss": 2.5, "tokens": 9}\n' * 4
+SKIPS = (
+    '{"rollback": 1, "step": 2, "batch": 3, "first_position": 4, "last_position": 5, '
+    '"cause": "a"}\n'
+)
+SAMPLES = json.dumps({
+    "gallery": [{"name": "a", "image": "a.png", "split": "train", "caption": "An owl"}],
+    "images": [{"prompt": "a", "generated": "a.png", "original": "a.png", "split": "heldout"}],
+    "captions": [{"image": "a.png", "caption": "a", "expected": "b", "split": "train"}],
+    "pages": [{"prompt": "a", "split": "train", "segments": [{"text": "a"}, {"image": "a.png"}]}],
+    "captioned": {"train": 1}, "left_out": {"too_long": 1}, "image_tokens_per_second": 0.5,
+})  # fmt: skip
+
+
+def use_samples(folder: Path) -> None:
+    samples = None
+    with contextlib.suppress(ValueError):  # which the caller refuses
+        samples = read_json(folder / "samples.json")
+    if isinstance(samples, dict):
+        check_samples(folder / "samples.json", samples, lambda: ())
+        commands(folder, samples)
+
+
+def use_metrics(folder: Path) -> None:
+    lines = read_metrics(folder / "metrics.jsonl")
+    Alarms(AlarmConfig(), lines)
+    for name in {name for line in lines for name in line}:
+        Metrics(lines).last(name, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "use"),
+    [
+        ("stages.json", STAGES, read_records), ("samples.json", SAMPLES, use_samples),
+        ("metrics.jsonl", METRICS, use_metrics), ("skipped.jsonl", SKIPS, read_skips),
+    ],
+)  # fmt: skip
+@examples(60)
+@given(data=st.data())
+def test_files_of_runs(tmp_path, name, valid, use, data) -> None:
+    kind = fuzz.jsonl_files if name.endswith("l") else fuzz.json_files
+    (tmp_path / name).write_bytes(data.draw(kind(valid.encode())))
+    refused_or_used(lambda: use(tmp_path))
 
 
 @examples(60)
@@ -201,6 +274,21 @@ HTML = (
 PAIRS = b'{"prompt": "An owl", "chosen": " sits.", "rejected": [{"text": " runs."}]}\n'
 
 
+PART = '{"type": "image_url", "image_url": {"url": "owl.png"}}'
+CHAT = f"""\
+{{"messages": [{{"role": "system", "content": "Hi"}}, {{"role": "user", "content": [{PART}]}}, \
+{{"role": "assistant", "content": "Ho", "weight": 0}}]}}
+{{"messages": [{{"role": "user", "content": [{{"type": "image"}}]}}, \
+{{"role": "assistant", "content": [{{"type": "text", "text": "An owl"}}]}}], "images": ["owl.png"]}}
+""".encode()
+SHAREGPT = b"""\
+{"id": 1, "image": "owl.png", "system": "Hi", "conversations": [\
+{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "An owl."}]}
+"""
+CAULDRON = b"""\
+{"images": [{"path": "owl.png"}, {"bytes": "QUJD"}], "texts": [\
+{"user": "What?", "assistant": "An owl.", "source": "owls"}]}
+"""
 FOLDER = b'{"file_name": "owl.png", "text": "An owl."}\n'
 
 
@@ -211,6 +299,9 @@ FOLDER = b'{"file_name": "owl.png", "text": "An owl."}\n'
         pytest.param("pairs", "a.jsonl", PAIRS, id="pairs"),
         pytest.param("html", "a.html", HTML, id="html"),
         pytest.param("folder", "captions.jsonl", FOLDER, id="folder"),
+        pytest.param("chat", "a.jsonl", CHAT, id="chat"),
+        pytest.param("sharegpt", "a.jsonl", SHAREGPT, id="sharegpt"),
+        pytest.param("cauldron", "a.jsonl", CAULDRON, id="cauldron"),
     ],
 )
 @examples(60)
@@ -232,3 +323,18 @@ def test_documents(tmp_path, reader, name, valid, data) -> None:
                 assert item.reason and "\n" not in item.reason
 
     refused_or_used(use)
+
+
+# ── what these have found ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": {}}, {"model_type": ["llama"]}, {"vocabulary_map": [{"a": "b" * 10_000}]},
+     {"model_type": "x" * 10_000}],
+)  # fmt: skip
+def test_a_config_of_another_type_is_one_short_sentence(good_export, copied, change) -> None:
+    folder = copied(good_export)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "chameleon"} | values | change))
+    assert refused_or_used(lambda: read_model(folder))

@@ -1,6 +1,7 @@
 """A first recipe: what is found in folders of every kind, what is chosen, and that it runs."""
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_a_list_of_captions_describes_its_folder(tmp_path):
     (tmp_path / "data" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for n in range(2):
         (tmp_path / "data" / f"{n}.txt").unlink()
+    assert sources_of(tmp_path / "data") == {"data": ("folder", ".")}
+    assert look(tmp_path / "data").sources[0].n_pairs == 2
+
+
+def test_what_is_no_file_is_left_out(tmp_path):
+    write_documents("folder", tmp_path / "data", range(2))
+    for name in ("a.jsonl", "a.html", "a.png", "a.txt"):
+        os.mkfifo(tmp_path / "data" / name)
+    (tmp_path / "data" / "b.jsonl").symlink_to("/dev/zero")
     assert sources_of(tmp_path / "data") == {"data": ("folder", ".")}
     assert look(tmp_path / "data").sources[0].n_pairs == 2
 

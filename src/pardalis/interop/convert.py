@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from pardalis import bundle as bundles
+from pardalis.config import shown
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import read_text
 from pardalis.interop.gguf import open_gguf
@@ -116,12 +117,12 @@ def read_model(
         beside = source / bundles.IMAGE_TOKENIZER  # of an export of ours
         given = image_tokenizer or (beside if beside.is_dir() else None)
         return read_chameleon(source, open_image_tokenizer(given) if given else None)
-    if kind in TEXT_ARCHITECTURES:
+    if isinstance(kind, str) and kind in TEXT_ARCHITECTURES:
         return _with_images(open_text_folder(source), image_tokenizer, new_rows)
     *others, last = TEXT_ARCHITECTURES
     raise BundleError(
-        f"{where} describes a model of type {kind!r}; chameleon, {', '.join(others)} and {last} "
-        "can be imported."
+        f"{where} describes a model of type {shown(kind)}; chameleon, {', '.join(others)} and "
+        f"{last} can be imported."
     )
 
 

@@ -188,7 +188,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         shards = sorted({str(name) for name in read_json(index)["weight_map"].values()})
         if outside := [name for name in shards if not is_bare_name(name)]:
-            raise TypeError(f"it names {outside[0]!r}, which is no file beside it")
+            raise TypeError(f"it names {shown(outside[0])}, which is no file beside it")
     except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(
             f"{index} is not an index of shards ({error!r}); copy it again."
@@ -300,8 +300,8 @@ def _check_vocabulary_map(named: dict[str, Any], tokenizer_json: str, folder: Pa
     if differ:
         raise BundleError(
             f"{folder / 'tokenizer.json'} and vocabulary_map in config.json differ in "
-            f"{len(differ)} tokens, first {differ[0]!r}: {names.get(differ[0])} and "
-            f"{named[differ[0]]}. Do not mix files of different models."
+            f"{len(differ)} tokens, first {shown(differ[0])}: {names.get(differ[0])} and "
+            f"{shown(named[differ[0]])}. Do not mix files of different models."
         )
 
 

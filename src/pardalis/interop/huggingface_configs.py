@@ -107,7 +107,7 @@ def inside(values: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a nested object; an empty one if the name is missing or null."""
     value = values.get(name) or {}
     if not isinstance(value, dict):
-        raise TypeError(f"{name} is {value!r}, not an object")
+        raise TypeError(f"{name} is {configs.shown(value)}, not an object")
     return value
 
 
@@ -130,7 +130,8 @@ def unheld_image_tokenizer(values: dict[str, Any], images: dict[str, Any]) -> li
     """
     vq = inside(values, "vq_config")
     side = vq.get("resolution") or chameleon().resolution
-    factor = f"rescale_factor = {images.get('rescale_factor')!r} (supported: 0.0078 or 2/255)"
+    found = configs.shown(images.get("rescale_factor"))
+    factor = f"rescale_factor = {found} (supported: 0.0078 or 2/255)"
     return [
         *unlike(vq, _VQ_FIXED, "vq_config."),
         *unlike(images, _images_fixed(side), "image_processor."),
@@ -197,7 +198,7 @@ def unheld_rope(values: dict[str, Any]) -> list[str]:
     rope = _rope(values)
     kind, share = _rope_type(rope), rope.get("partial_rotary_factor", 1.0)
     return reasons({
-        f"RoPE of type {kind!r} (supported: 'default', 'linear' and 'llama3')":
+        f"RoPE of type {configs.shown(kind)} (supported: 'default', 'linear' and 'llama3')":
             kind not in ("default", *_ROPE_KEYS),
         f"RoPE of a part of a head, {share} (supported: 1.0)": share != 1,
         "RoPE of each kind of layer (supported: one)":

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pardalis.bundle import new_folder
+from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import parse_json
 from pardalis.interop.huggingface import (
@@ -132,9 +133,9 @@ def add_images(
     """
     new_rows = new_rows or NewRows()
     where, values = source.where, source.config
-    if (kind := values.get("model_type")) not in TEXT_ARCHITECTURES:
+    if not isinstance(kind := values.get("model_type"), str) or kind not in TEXT_ARCHITECTURES:
         raise BundleError(
-            f"{where} is a model of type {kind!r}; text-only models of the types "
+            f"{where} is a model of type {shown(kind)}; text-only models of the types "
             f"{', '.join(TEXT_ARCHITECTURES)} can be read."
         )
     of_config, of_tokenizer = f"The config of {where}", f"The tokenizer of {where}"

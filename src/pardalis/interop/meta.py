@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pardalis.bundle import LICENCES, new_folder
+from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import read_json, write_json, write_text
 from pardalis.interop.licences import licences_of
@@ -153,7 +154,7 @@ def _rank_files(model: Path, params: Mapping[str, Any]) -> list[Path]:
     n_ranks = params.get("model_parallel_size") or len(found) or 1
     if not isinstance(n_ranks, int):
         raise BundleError(
-            f"{model / _PARAMS} is not a model's config (model_parallel_size is {n_ranks!r}); "
+            f"{model / _PARAMS} is not a model's config (model_parallel_size is {shown(n_ranks)}); "
             "copy it again."
         )
     needed = [model / f"consolidated.{rank:02}.pth" for rank in range(n_ranks)]

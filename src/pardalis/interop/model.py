@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pardalis import bundle as bundles
 from pardalis import files
+from pardalis.config import shown
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.files import write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
@@ -165,7 +166,8 @@ def unlike(values: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "")
     """Return a reason for each given value that differs from ``ours``; a missing one agrees."""
     return reasons(
         {
-            f"{prefix}{name} = {values[name]!r} (supported: {needed!r})": values[name] != needed
+            f"{prefix}{name} = {shown(values[name])} (supported: {needed!r})": values[name]
+            != needed
             for name, needed in ours.items()
             if name in values
         }

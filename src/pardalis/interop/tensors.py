@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import skip_data
 
+from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.progress import bar
 from pardalis.weights import check_finite
@@ -175,7 +176,7 @@ def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
     if not isinstance(content, dict) or not content:
         raise ValueError("it holds no tensors by name")
     if wrong := [name for name in content if not isinstance(name, str)]:
-        raise ValueError(f"{wrong[0]!r} in it is not a name")
+        raise ValueError(f"{shown(wrong[0])} in it is not a name")
     repeated = sum(
         t.nbytes
         for t in content.values()
@@ -185,7 +186,7 @@ def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
         raise ValueError(_REPEATED)
     tensors = {name: lazy(t) if isinstance(t, Tensor) else t for name, t in content.items()}
     if others := [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]:
-        raise ValueError(f"{others[0]!r} in it is not a tensor of a known type")
+        raise ValueError(f"{shown(others[0])} in it is not a tensor of a known type")
     return tensors
 
 

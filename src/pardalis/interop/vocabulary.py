@@ -107,7 +107,9 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
         if wrong := [
             name for name, i in names.items() if type(i) is not int or not -(2**31) <= i < 2**31
         ]:
-            raise ValueError(f"the id of {wrong[0]!r} is {shown(names[wrong[0]])}, which is no id")
+            raise ValueError(
+                f"the id of {shown(wrong[0])} is {shown(names[wrong[0]])}, which is no id"
+            )
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{where} is not a tokenizer that can be read ({error!r}): needed is the BPE file of "
@@ -117,7 +119,8 @@ def token_ids(tokenizer_json: str, where: str) -> dict[str, int]:
     for name, i in names.items():
         if first.setdefault(i, name) != name:
             raise BundleError(
-                f"{where} gives the id {i} to two tokens, {first[i]!r} and {name!r}; copy it again."
+                f"{where} gives the id {i} to two tokens, {shown(first[i])} and {shown(name)}; "
+                "copy it again."
             )
     return names
 

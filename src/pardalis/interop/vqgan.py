@@ -172,7 +172,10 @@ def _taming_config(path: Path) -> ImageTokenizerConfig:
         shape = {ours: dd[theirs] for ours, theirs in _DD_KEYS.items()}
         shape |= {ours: params[theirs] for ours, theirs in _PARAM_KEYS.items()}
         remap = params.get("remap")
-        wrong = [*unlike(dd, _FIXED), *reasons({f"remap = {remap!r} (supported: none)": remap})]
+        wrong = [
+            *unlike(dd, _FIXED),
+            *reasons({f"remap = {configs.shown(remap)} (supported: none)": remap}),
+        ]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else type(error).__name__
         raise BundleError(

@@ -288,13 +288,15 @@ def read_records(folder: Path) -> list[Record]:
 
 def _record(values: Any) -> Record:
     """Return the record of plain values; raises ValueError or TypeError."""
-    for name, value in dict(values).items():
+    if missing := {"name", "identity", "steps"} - dict(values).keys():
+        raise ValueError(f"a record has no {min(missing)}")
+    for name, value in values.items():
         match name, value:
             case ("name" | "version" | "since" | "finished", str()) | ("finished", None):
                 pass
             case "identity", str() if _IDENTITY.fullmatch(value):
                 pass
-            case ("steps" | "seconds" | "peak_rss_gib", int() | float()) if is_number(value):
+            case ("steps", int()) | ("seconds" | "peak_rss_gib", float()) if is_number(value):
                 pass
             case ("inputs", dict()) | ("needs", list()) if name == "inputs" or _are_needs(value):
                 pass

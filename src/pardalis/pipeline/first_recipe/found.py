@@ -200,6 +200,8 @@ class _Files:
         stems = {Path(name).stem for name in names if Path(name).suffix == ".txt"}
         for name in names:
             path = here / name
+            if not os.path.isfile(path):  # a pipe, say, or a link that leads nowhere
+                continue
             suffix = path.suffix.lower()
             self.suffixes[suffix] += 1
             if suffix in IMAGE_SUFFIXES:
