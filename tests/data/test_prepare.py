@@ -310,7 +310,7 @@ def test_an_image_longer_than_a_row_is_rejected(base: Path, codec: Codec):
 # ── rejections ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec: Codec):
+def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec: Codec, caplog):
     (base / "owls/1.png").write_bytes((base / "owls/1.png").read_bytes()[:50])
     (base / "cut.png").write_bytes(b"not an image")
     good = {"name": "good", "segments": [{"text": "an owl"}, {"image": "owls/0.png"}]}
@@ -327,6 +327,11 @@ def test_bad_items_are_counted_and_named_and_the_rest_is_kept(base: Path, codec:
     assert report.rejected["bad-json"].count == 1
     unreadable = report.rejected["unreadable-image"]
     assert [example["where"] for example in unreadable.examples] == ["truncated", "no image"]
+    told = f"notes: left out are 1 bad-json, 2 unreadable-image; {base / 'shards/report.json'} says"
+    assert [each.startswith(told) for each in caplog.messages].count(True) == 1
+    caplog.clear()
+    assert prepare(base, codec, source).unchanged
+    assert not any("left out" in each for each in caplog.messages)
 
 
 def test_a_page_is_kept_without_its_damaged_images(base: Path, codec: Codec):

@@ -359,6 +359,14 @@ def test_data_without_images_is_an_error(saved, tmp_path):
         run(saved, texts, *BARE)
 
 
+def test_files_of_no_evaluation_are_not_replaced(saved, folder, tmp_path):
+    """A list of images of one's own, in the folder that is evaluated."""
+    (tmp_path / "images.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds images.jsonl of no evaluation, which it would"):
+        run(saved, folder, "-o", tmp_path, *BARE)
+    assert (tmp_path / "images.jsonl").read_text() == "mine"
+
+
 def test_an_output_that_is_a_file_is_refused_at_the_start(saved, folder, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ConfigError, match="out is a file, but a folder is to be written"):

@@ -91,7 +91,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         evaluate_reconstruction,
         write_evaluation,
     )
-    from pardalis.evaluate.reconstruction_page import summary, table
+    from pardalis.evaluate.reconstruction_page import IMAGES, PAGE, SCORES, summary, table
     from pardalis.evaluate.templates import number
     from pardalis.files import output_folder
     from pardalis.pipeline.find import find_image_tokenizer
@@ -100,6 +100,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"{flag} must be at least 1, got {value}.")
     if options.output is not None:
+        mine = [name for name in (IMAGES, PAGE) if (options.output / name).exists()]
+        if mine and not (options.output / SCORES).exists():
+            raise ConfigError(
+                f"{options.output} holds {' and '.join(mine)} of no evaluation, which it would "
+                "replace; give another --output."
+            )
         output_folder(options.output)
     tokenizer = find_image_tokenizer(options.tokenizer, options.device)
     nets = _nets(options)

@@ -97,12 +97,18 @@ def prepare_source(
     try:
         with atomic_folder(folder) as partial:
             preparation = _Preparation(source, codec, config, learnt_roles)
-            return preparation.write(partial, content.n_items, prepared)
+            report = preparation.write(partial, content.n_items, prepared)
     except OSError as error:
         raise DataError(
             f"Preparing source {source.name!r} into {folder} stopped: {error}. Earlier shards "
             "there are intact; correct the cause (free disk space, say) and prepare again."
         ) from error
+    if report.rejected:
+        kinds = ", ".join(
+            f"{each.count:,} {kind}" for kind, each in sorted(report.rejected.items())
+        )
+        logger.warning("%s: left out are %s; %s says why.", source.name, kinds, folder / REPORT)
+    return report
 
 
 def longest_document(source: SourceConfig, row_tokens: int) -> int:
