@@ -23,7 +23,7 @@ from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
 from pardalis.documents import Document, Image, Rejection, Segment, learning_only
 from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
-from pardalis.files import atomic_folder, read_json, recover_folder, write_json
+from pardalis.files import atomic_folder, read_json, recover_folder, why_unwritten, write_json
 from pardalis.progress import bar
 from pardalis.tokens import Encoded
 
@@ -91,8 +91,9 @@ def prepare_source(
             return preparation.write(partial, content.n_items, prepared)
     except OSError as error:
         raise DataError(
-            f"Preparing source {source.name!r} into {folder} stopped: {error}. Earlier shards "
-            "there are intact; correct the cause (free disk space, say) and prepare again."
+            f"Preparing source {source.name!r} into {folder} stopped: "
+            f"{why_unwritten(error) or f'{error}; correct that'}, and prepare again. Earlier "
+            "shards there are intact."
         ) from error
 
 

@@ -85,7 +85,8 @@ def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
     partial = working_name(path, "partial")
     n_records = 0
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        partial.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link or a pipe
+        with partial.open("x", encoding="utf-8", newline="\n") as file:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 n_records += 1

@@ -7,6 +7,7 @@ rolled back is a function of ``skipped.jsonl`` and its checkpoint, so it resumes
 import json
 import logging
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import TrainingError
-from pardalis.files import parse_json, write_text
+from pardalis.files import is_own_file, write_text
 from pardalis.parallel import local_part
 from pardalis.train import checkpoint
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
 from pardalis.train.metrics import FILE_NAME as METRICS
-from pardalis.train.metrics import Line, read_metrics
+from pardalis.train.metrics import Line, read_metrics, read_steps
 from pardalis.train.skipping import Skip, batch_of, read_skips, write_skips
 from pardalis.train.task import Task
 
@@ -55,10 +56,10 @@ class AlarmLog:
     def __init__(self, run_folder: Path | None, step: int, config: AlarmConfig) -> None:
         self._path = run_folder / FILE_NAME if run_folder else None
         self._alarms = Alarms(config, read_metrics(run_folder / METRICS) if run_folder else [])
-        if self._path is not None and self._path.is_file():
-            lines = self._path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may truncate the last
-            write_text(self._path, "".join(li for li in whole if parse_json(li)["step"] <= step))
+        if self._path is not None and os.path.lexists(self._path):
+            lines = read_steps(self._path) if is_own_file(self._path) else []
+            kept = (json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+            write_text(self._path, "".join(kept))  # in place of a link, which would be followed
 
     @property
     def first(self) -> Alarm | None:

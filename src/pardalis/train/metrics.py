@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import ConfigError, DataError, TrainingError
-from pardalis.files import parse_json, require_file, write_text
+from pardalis.files import parse_json, require_file, why_unwritten, write_text
 from pardalis.parallel import World
 
 FILE_NAME = "metrics.jsonl"
@@ -121,8 +121,9 @@ class MetricsWriter:
                     self._board.add_scalar(name, value, step)
         except OSError as error:
             raise TrainingError(
-                f"The metrics of step {step} could not be written to {self._path} ({error}); "
-                "free space on the disk, then run the same command again."
+                f"The metrics of step {step} could not be written to {self._path}: "
+                f"{why_unwritten(error) or f'{error.strerror or error}; correct that'}, then run "
+                "the same command again."
             ) from error
 
     def __enter__(self) -> "MetricsWriter":
@@ -141,6 +142,11 @@ def read_metrics(path: Path) -> list[Line]:
     Raises:
         DataError: the file is missing, or another line is not a metrics line.
     """
+    return read_steps(path)
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Read objects with a step, one a line; raises as :func:`read_metrics`."""
     try:
         require_file(path)
         lines = path.read_bytes().split(b"\n")
