@@ -8,6 +8,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from shapes import decoder_config
 
 from pardalis import bundle as bundles
@@ -146,6 +147,30 @@ def test_a_run_stands_for_its_bundle(folder, tmp_path):
         bundles.load(run)
 
 
+def test_a_link_in_the_place_of_a_bundle_is_replaced_and_not_followed(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("of somebody else")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bundle").symlink_to(other)
+    bundles.load(folder).save(tmp_path / "run" / "bundle")
+    assert bundles.load(tmp_path / "run" / "bundle")
+    assert [path.name for path in other.iterdir()] == ["letter.txt"]
+
+
+def test_a_full_disk_of_a_library_is_one_sentence(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
+
+    bundle = bundles.load(folder)
+    monkeypatch.setattr(bundles.safetensors.torch, "save_file", full)
+    with pytest.raises(
+        BundleError, match=r"new could not be written: the disk is full; free space"
+    ):
+        bundle.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("given", [5, None, b"runs/quickstart", ["bundle"]])
 def test_what_is_no_path(given):
     needed = rf"must be a Bundle, or the path of one's folder, got {type(given).__name__}\."
@@ -219,7 +244,7 @@ def test_a_full_disk_leaves_the_previous_bundle(bundle, folder, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(BundleError, match="No space left on device; nothing there was changed"):
+    with pytest.raises(BundleError, match=r"the disk is full; .* Nothing there was changed"):
         bundle.save(folder)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     bundles.load(folder)

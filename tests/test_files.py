@@ -141,6 +141,12 @@ def test_a_folder_for_output_is_made_or_kept_and_never_a_file(tmp_path):
         files.output_folder(folder / "kept" / "below")
 
 
+def test_a_link_to_nothing_is_no_folder_for_output(tmp_path):
+    (tmp_path / "run").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="run is a link to what does not exist"):
+        files.output_folder(tmp_path / "run" / "inner")
+
+
 def test_the_working_folder_has_a_name(tmp_path, monkeypatch):
     folder = tmp_path / "bundle"
     (folder / "deep").mkdir(parents=True)
@@ -172,3 +178,77 @@ def test_a_link_in_the_place_of_a_working_folder_is_not_followed(tmp_path):
         (folder / "new.txt").touch()
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["new.txt"]
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("state", ["", "previous", "partial"])
+def test_a_link_in_the_place_of_a_folder_is_replaced_and_not_followed(tmp_path, state):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a").write_text("of somebody else")
+    path = tmp_path / "run" / "samples"
+    path.parent.mkdir()
+    (files.working_name(path, state) if state else path).symlink_to(other)
+    for content in ("first", "second"):  # the link may not be in the way of the next one either
+        with files.atomic_folder(path) as folder:
+            (folder / "a").write_text(content)
+        assert (path / "a").read_text() == content
+        assert list(path.parent.iterdir()) == [path]
+        assert not path.is_symlink()
+    assert (other / "a").read_text() == "of somebody else"
+
+
+def test_a_folder_that_was_made_read_only_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "samples"
+    refused = []
+
+    def unlink(name, *arguments, dir_fd=None):
+        folder = os.stat(".", dir_fd=dir_fd) if dir_fd is None else os.stat(dir_fd)
+        if not folder.st_mode & 0o200:  # root, who may run the tests, is not asked
+            refused.append(name)
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return whole(name, *arguments, dir_fd=dir_fd)
+
+    whole = os.unlink
+    for content in ("first", "second", "third"):
+        with files.atomic_folder(path) as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "a").write_text(content)
+        monkeypatch.setattr(os, "unlink", unlink)
+        for each in (path / "inner", path):
+            each.chmod(0o555)
+    assert refused
+    assert (path / "inner" / "a").read_text() == "third"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_place_and_the_reason_are_named(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"a\.txt") as caught:
+        files.write_text(tmp_path / "a.txt", "a")
+    assert files.why_unwritten(caught.value) == "the disk is full; free space on it"
+    with pytest.raises(OSError, match="samples"), files.atomic_folder(tmp_path / "samples"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("Error while serializing: I/O error: full (os error 28)"),
+            "the disk is full",
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "is full"),
+        (OSError(errno.EFBIG, "File too large"), "ulimit"),
+        (OSError(errno.EROFS, "Read-only file system"), "read-only"),
+    ],
+)
+def test_why_something_was_not_written(error, reason):
+    assert reason in files.why_unwritten(error)
+
+
+def test_other_errors_are_not_of_writing():
+    assert files.why_unwritten(OSError(errno.EACCES, "Permission denied")) is None
+    assert files.why_unwritten(ValueError("shapes")) is None

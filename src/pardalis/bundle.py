@@ -23,6 +23,7 @@ from typing import Any, cast, get_args
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from pardalis import config as configs
 from pardalis.codec import Codec
@@ -34,6 +35,7 @@ from pardalis.files import (
     existing_folder,
     read_json,
     read_text,
+    why_unwritten,
     write_json,
     write_text,
 )
@@ -137,12 +139,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
             untouched.
     """
     try:
-        with atomic_folder(folder.resolve()) as partial:  # "." has no name for a sibling folder
+        # "." has no name for a sibling folder; another link is replaced, and not what it leads to.
+        with atomic_folder(
+            folder if folder.name not in ("", "..") else folder.resolve()
+        ) as partial:
             yield partial
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if (why := why_unwritten(error)) is None and isinstance(error, SafetensorError):
+            raise
+        why = why or f"{getattr(error, 'strerror', None) or error}; correct that"
         raise BundleError(
-            f"{folder} could not be written: {error.strerror or error}; nothing there was changed. "
-            "Free some space or choose another folder."
+            f"{folder} could not be written: {why}, or choose another folder. Nothing there was "
+            "changed."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
     PardalisError
     ├─ ConfigError         a recipe, an override or an option is wrong      exit 2
+    │  └─ BusyError        another process works in the folder              exit 75
     ├─ DataError           a source, image, shard or manifest is wrong      exit 3
     │  ├─ GrammarError     a token sequence breaks the grammar
     │  └─ TemplateError    a chat template does not take a conversation
@@ -12,9 +13,9 @@
     └─ RequestError        a request that cannot be completed               exit 6
        └─ QueueFullError   too many requests wait already
 
-Code 1 is any other failure (a full disk, a bug), and 130 or 143 an interrupt by Ctrl-C or SIGTERM
-where nothing had to be saved. 75 is EX_TEMPFAIL of sysexits.h: the same command, run again,
-continues.
+Code 1 is any other failure (a full disk, a bug), and 130, 143 or 129 an interrupt by Ctrl-C,
+SIGTERM or SIGHUP where nothing had to be saved. 75 is EX_TEMPFAIL of sysexits.h: the same command,
+run again, continues.
 
 A message says what was found, what was needed, where, and what to do, in one or two sentences. It
 names Python arguments and recipe fields, never flags or commands: the same error reaches Python,
@@ -49,6 +50,14 @@ class ConfigError(PardalisError):
     exit_code = 2
     kind = "config"
     hint = "Correct the recipe or the option that the message names."
+
+
+class BusyError(ConfigError):
+    """Another process works in the same folder; the same command can be run when it has ended."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+    kind = "busy"
+    hint = "Run the same command again when the other process has ended."
 
 
 class DataError(PardalisError):
@@ -88,11 +97,11 @@ class BundleError(PardalisError):
 
 
 class TrainingError(PardalisError):
-    """A training run cannot continue; its last good checkpoint is intact."""
+    """A training run cannot continue; the checkpoints that it has saved are intact."""
 
     exit_code = 5
     kind = "training"
-    hint = "Read the message before running the command again; the last good checkpoint is intact."
+    hint = "Read the message before running the command again; checkpoints are intact, if any."
 
 
 class RequestError(PardalisError):

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,24 +52,48 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file to write, which gets its name only if no error was raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
-    _remove(partial)  # in a folder from elsewhere it may be a link or a pipe
+    remove(partial)  # in a folder from elsewhere it may be a link or a pipe
     try:
         with open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        _name_place(error, path)
         raise
 
 
-def _remove(path: Path) -> None:
-    """Delete a file, a folder or a link, not what the link leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def why_unwritten(error: BaseException) -> str | None:
+    """Return why something could not be written, and what to do; None if it is another error.
+
+    Libraries raise errors of their own while they handle that of the system, or with its text.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        found = seen.errno if isinstance(seen, OSError) else None
+        for number, reason in _REASONS.items():
+            if number == found or f"os error {number})" in str(seen):
+                return reason
+        seen = seen.__cause__ or seen.__context__
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+        return _REASONS[errno.ENOSPC]  # from another rank, without the error of the system
+    return None
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free space on it",
+    errno.EDQUOT: "the quota of the disk is used up; free space",
+    errno.EFBIG: "the file is larger than the system allows; raise that limit (ulimit -f)",
+    errno.EROFS: "the file system is read-only; write to another place",
+}
+
+
+def _name_place(error: BaseException, path: Path) -> None:
+    """Let an error of writing name the place, which that of a full disk does not."""
+    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        error.filename = str(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -188,6 +212,28 @@ def require_file(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
+def found_at(path: Path) -> str:
+    """Return what is at a path, as the rest of a sentence: "is a folder", "does not exist"."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "is a link to what does not exist" if os.path.islink(path) else "does not exist"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
+    kinds = {
+        stat.S_IFREG: "is a file",
+        stat.S_IFDIR: "is a folder",
+        stat.S_IFIFO: "is a named pipe",
+        stat.S_IFSOCK: "is a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "is a device")
+
+
+def is_own_file(path: Path) -> bool:
+    """Return whether a path is a regular file, and no link to one elsewhere."""
+    return path.is_file() and not path.is_symlink()
+
+
 def is_bare_name(name: object) -> bool:
     """Return whether a value from a file names a file of the same folder, and no other place."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
@@ -196,9 +242,9 @@ def is_bare_name(name: object) -> bool:
 def require_folder(path: Path) -> None:
     """Raise ConfigError if a file has the name of the folder or of one of its parents."""
     for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
+        if os.path.lexists(place) and not place.is_dir():
             raise ConfigError(
-                f"{place} is a file, but a folder is to be written; choose another name."
+                f"{place} {found_at(place)}, but a folder is to be written; choose another name."
             )
 
 
@@ -213,7 +259,8 @@ def output_folder(path: Path) -> Path:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, which is renamed to ``path`` when the block succeeds.
 
-    An existing folder of that name is replaced. If the block raises or the process is killed, the
+    An existing folder of that name is replaced, and so is a link: nothing is written or deleted in
+    the folder that it leads to. If the block raises or the process is killed, the
     previous folder is untouched. Between the two renames of a replacement the previous folder has a
     working name; :func:`recover_folder` restores it after a crash at that moment.
     """
@@ -221,19 +268,41 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
     previous = working_name(path, "previous")
-    _remove(partial)
+    remove(partial)
     partial.mkdir()
     try:
         yield partial
         _sync_tree(partial)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _name_place(error, path)
         raise
-    if path.exists():
+    if os.path.lexists(path):
         os.rename(path, previous)
     os.rename(partial, path)
     _sync_folder(path.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    with suppress(OSError):  # the next replacement says so, before it begins
+        remove(previous)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, also one that was made read-only; of a link only the link.
+
+    Raises:
+        OSError: something in it may not be deleted.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        try:
+            shutil.rmtree(path)
+        except PermissionError:
+            path.chmod(0o700)
+            for parent, names, _ in os.walk(path):
+                for name in names:
+                    if not os.path.islink(folder := os.path.join(parent, name)):
+                        os.chmod(folder, 0o700)
+            shutil.rmtree(path)
 
 
 def existing_folder(path: Path) -> Path:
@@ -250,10 +319,10 @@ def existing_folder(path: Path) -> Path:
 def recover_folder(path: Path) -> None:
     """Finish or undo a replacement that was interrupted between its two renames; for writers."""
     previous = working_name(path, "previous")
-    if not previous.exists():
+    if not os.path.lexists(previous):
         return
-    if path.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+    if os.path.lexists(path):
+        remove(previous)
     else:
         os.rename(previous, path)
 

@@ -73,6 +73,17 @@ def test_a_run_without_a_bundle(command, capsys, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "r.toml", "--out", ""], ["run", ""], ["export", "b", "-o", "", "--to", "hf"]],
+)
+def test_an_empty_path_is_not_the_current_folder(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "the path is empty, perhaps of an unset variable" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(options, *stages):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/samples")
@@ -81,7 +92,8 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     assert main(["train", "recipe.toml"]) == 1
     shown = capsys.readouterr().err
     assert shown == (
-        "pardalis: No space left on device (runs/x/samples); what was finished before stays.\n"
+        "pardalis: runs/x/samples could not be written: the disk is full; free space on it. What "
+        "was finished before stays.\n"
     )
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -46,7 +47,7 @@ FAILURES = [
     (errors.RequestError("No prompt."), 6, "request"),
     (QueueFullError("Full."), 6, "queue_full"),
     (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
-    (_Terminated(), 128 + signal.SIGTERM, "interrupted"),
+    (_Terminated(signal.SIGTERM), 128 + signal.SIGTERM, "interrupted"),
     (OSError(28, "No space left on device", "runs/x"), 1, "system"),
     (RuntimeError("broken"), 1, "bug"),
 ]
@@ -76,15 +77,43 @@ def test_the_code_is_the_same_without_json(monkeypatch, capsys, failure, code, k
     assert capsys.readouterr().err.startswith("pardalis: ")
 
 
-def test_sigterm_leaves_an_object(monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_an_object(monkeypatch, capsys, number):
     options = build_parser().parse_args(["show", "bundle", "b", "--json"])
-    options.run = lambda options: signal.raise_signal(signal.SIGTERM)
+    options.run = lambda options: signal.raise_signal(number)
     monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert main([]) == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == signal.SIG_DFL
+    assert main([]) == 128 + number
+    assert signal.getsignal(number) == signal.SIG_DFL
     found = json.loads(capsys.readouterr().out)
-    assert (found["error"], found["kind"]) == ("interrupted by SIGTERM.", "interrupted")
+    assert (found["error"], found["kind"]) == (f"interrupted by {number.name}.", "interrupted")
+
+
+def test_under_nohup_the_end_of_a_terminal_has_no_effect(monkeypatch, capsys):
+    options = build_parser().parse_args(["show", "bundle", "b", "--json"])
+    options.run = lambda options: signal.raise_signal(signal.SIGHUP)
+    monkeypatch.setattr(Parser, "parse_args", lambda *_: options)
+    found = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main([]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, found)
+
+
+def test_closed_streams_are_opened():
+    closing = (
+        "import os, sys; [os.close(n) for n in (0, 1, 2)]; os.execv(sys.executable, sys.argv[1:])"
+    )
+    script = (
+        "from pardalis.cli.main import main\n"
+        "import os, sys\n"
+        "code = main(['show', 'recipes'])\n"
+        "places = {os.readlink(f'/proc/self/fd/{number}') for number in (0, 1, 2)}\n"
+        "os._exit(7 if (code, places) == (0, {os.devnull}) else 8)\n"
+    )
+    command = [sys.executable, "-c", closing, sys.executable, "-c", script]
+    assert subprocess.run(command, check=False).returncode == 7
 
 
 @pytest.mark.parametrize(("line", "size"), [("show bundle b", "1"), ("show bundle b --json", "2")])
@@ -147,7 +176,10 @@ def test_a_result_for_a_full_disk_is_one_line(monkeypatch, capsys, line):
     monkeypatch.setattr(sys, "stdout", _Full())
     assert main([]) == 1
     error = capsys.readouterr().err
-    assert error == "pardalis: No space left on device; what was finished before stays.\n"
+    assert error == (
+        "pardalis: The output could not be written: the disk is full; free space on it. What was "
+        "finished before stays.\n"
+    )
 
 
 def test_help_names_the_exit_codes(capsys):

@@ -487,7 +487,7 @@ def test_a_full_disk_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(
-        DataError, match=r"'owls' into .*shards stopped: .*No space left .*free disk"
+        DataError, match=r"'owls' into .*shards stopped: the disk is full; free space on it"
     ):
         prepare(base, codec)
     assert documents_in(base) == before

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +224,11 @@ def test_a_bad_pair_is_one_rejection(tmp_path, line, kind, reason):
 
 
 def test_a_root_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl is a named pipe; a JSONL file of documents"):
+        read_jsonl(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"/dev/null is a device; a JSONL file of pairs"):
+        read_pairs(Path("/dev/null"))
     with pytest.raises(DataError, match=r"no\.jsonl does not exist; a JSONL file of documents was"):
         read_jsonl(tmp_path / "no.jsonl")
     with pytest.raises(DataError, match="is a folder; a JSONL file"):

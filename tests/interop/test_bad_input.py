@@ -474,10 +474,10 @@ def test_a_full_disk(source, target, own_bundle, tmp_path, monkeypatch, refused)
     interrupt(monkeypatch, full)
     message = refused()
     assert message == (
-        f"{target} could not be written: No space left on device; nothing there was changed. Free "
-        "some space or choose another folder."
+        f"{target} could not be written: the disk is full; free space on it, or choose another "
+        "folder. Nothing there was changed."
     )
-    with pytest.raises(BundleError, match="hf could not be written: No space left on device"):
+    with pytest.raises(BundleError, match="hf could not be written: the disk is full"):
         export_model(own_bundle, tmp_path / "new" / "hf", "hf")
     assert not list((tmp_path / "new").iterdir())
 

@@ -63,7 +63,8 @@ def test_a_disk_that_is_full_for_one_rank_gives_one_error_message(found: dict[st
     stderr = "".join(found["stderr"])
     assert stderr.count("\n") == 1
     assert "The checkpoint of step 4 could not be written to" in stderr
-    assert "No space left on device); step-00000002 before it is intact. Free space" in stderr
+    assert "the disk is full; free space on it, then run the same command again." in stderr
+    assert "step-00000002 before it is intact" in stderr
 
 
 def test_every_element_is_written_once_by_the_rank_that_holds_it(folder: Path) -> None:

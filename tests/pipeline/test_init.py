@@ -1,5 +1,6 @@
 """A first recipe: what is found in folders of every kind, what is chosen, and that it runs."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import torch
 from documents_on_disk import words, write_documents
 
 from pardalis.errors import ConfigError, DataError
-from pardalis.pipeline import dry_run, init, load_recipe, run
+from pardalis.pipeline import dry_run, first_recipe, init, load_recipe, run
 from pardalis.pipeline.first_recipe import measure
 from pardalis.pipeline.first_recipe.choose import choose
 from pardalis.pipeline.first_recipe.found import look
@@ -427,6 +428,18 @@ def test_wrong_arguments_are_refused_before_anything_is_read(tmp_path, machine, 
     write_documents("folder", tmp_path / "data", [1])
     with pytest.raises(ConfigError, match=message):
         init(Path("data"), **how)
+
+
+def test_a_full_disk_leaves_no_empty_recipe_in_the_way(machine, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_documents("folder", Path("data"), range(N))
+    with monkeypatch.context() as patched:
+        patched.setattr(first_recipe, "write_text", full)
+        with pytest.raises(ConfigError, match=r"a\.toml cannot be written: No space"):
+            init(Path("data"), Path("a.toml"))
+    assert not Path("a.toml").exists()
 
 
 def test_a_folder_that_may_not_be_written(tmp_path, machine, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from pardalis.config import fingerprint
 from pardalis.data import SourceConfig
-from pardalis.errors import BundleError, ConfigError, DataError
+from pardalis.errors import BundleError, BusyError, ConfigError, DataError
 from pardalis.parallel import World
 from pardalis.pipeline import runner, stages
 from pardalis.pipeline.recipe import load_recipe
@@ -508,6 +508,27 @@ def test_a_changed_file_of_a_feature_net_is_noticed(project):
     assert go(project) == NAMES[1:]
 
 
+def test_a_training_that_would_shrink_is_refused_before_anything_runs(project):
+    folder = project[0]
+    go(project)
+    (folder / "run" / "training" / "checkpoints" / "step-00000100").mkdir(parents=True)
+    recipe = load_recipe(folder / "recipe.toml", ["training_loop.steps=30"])
+    before = (folder / "run" / "stages.json").read_bytes()
+    for attempt in (dry_run, run):
+        with pytest.raises(ConfigError, match="begun with steps = 100 and now has steps = 30"):
+            attempt(recipe, folder / "run")
+    assert (folder / "run" / "stages.json").read_bytes() == before
+    assert go(project) == []
+
+
+def test_a_licence_that_is_stated_later_is_a_reason(project):
+    go(project)
+    recipe = load_recipe(project[0] / "recipe.toml", ["sources.0.licence=CC0"])
+    [decision] = [each for each in dry_run(recipe, project[0] / "run") if each.is_run]
+    assert decision.stage == "report"
+    assert decision.reason == "licences.pairs was absent and is ['CC0', '']"
+
+
 def test_a_missing_source(project):
     (project[0] / "pairs.jsonl").unlink()
     with pytest.raises(DataError, match=r"pairs\.jsonl"):
@@ -523,8 +544,9 @@ def test_two_processes_do_not_share_a_folder(project):
     go(project)
     with open(project[0] / "run" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="Another process is running in"):
+        with pytest.raises(BusyError, match="Another process is running in") as caught:
             go(project)
+    assert caught.value.exit_code == 75  # a job that a scheduler starts again is started later
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_one_save_is_in_flight_and_old_ones_go_when_it_is_done(
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("ask", ["check", "wait", "save", "leave"])
 def test_an_error_is_raised_at_the_next_call(tmp_path: Path, ask: str) -> None:
-    message = "step 7 could not be written to .*No space left on device.*there is none before it"
+    message = "step 7 could not be written to .*: the disk is full.*No checkpoint is before it"
     with (
         pytest.raises(TrainingError, match=message),
         checkpoint.Saver(tmp_path, World()) as saver,

@@ -141,7 +141,7 @@ def test_the_schedule_of_saves_reports_and_evaluations_changes_no_number(
     assert torch.equal(walk.place, whole[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_reports_how_to_resume(
     tmp_path: Path, number: int
 ) -> None:
@@ -154,6 +154,30 @@ def test_a_signal_finishes_the_step_saves_and_reports_how_to_resume(
     assert newest is not None
     assert newest.name == "step-00000002"
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == found
+
+
+def test_a_second_sighup_lets_the_checkpoint_be_saved(tmp_path: Path) -> None:
+    def hang_up(step: int) -> None:
+        if step == 5:
+            ours = signal.getsignal(signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            while signal.getsignal(signal.SIGHUP) is ours:
+                time.sleep(0.001)
+            for _ in range(10):
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match="Stopped at step 6"):
+        train(Walk(hang_up), tmp_path, CONFIG)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_under_nohup_training_goes_on(tmp_path: Path) -> None:
+    found = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train(Walk(stop_at(1, signal.SIGHUP)), tmp_path, CONFIG)["step"] == 11
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, found)
 
 
 def test_a_second_signal_stops_at_once_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:

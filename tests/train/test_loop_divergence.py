@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -93,6 +94,25 @@ def test_an_alarm_is_logged_once_and_recorded(
     assert alarms_of(tmp_path) == [expected]
     messages = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert messages == ["Step 6: attention_logit 2000 is above 1000."]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_in_the_place_of_the_alarms_is_not_followed(tmp_path: Path, is_there: bool) -> None:
+    other, folder = tmp_path / "other.jsonl", tmp_path / "run"
+    if is_there:
+        other.write_text('{"step": 1}\n')
+    folder.mkdir()
+    (folder / "alarms.jsonl").symlink_to(other)
+    train(Drift(from_batch(5, {"attention_logit": 2000.0})), folder, CONFIG)
+    assert [alarm["step"] for alarm in alarms_of(folder)] == [6]
+    assert other.exists() == is_there
+    assert not is_there or other.read_text() == '{"step": 1}\n'
+
+
+def test_a_pipe_in_the_place_of_the_alarms_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "alarms.jsonl")
+    train(Drift(from_batch(5, {"attention_logit": 2000.0})), tmp_path, CONFIG)
+    assert [alarm["step"] for alarm in alarms_of(tmp_path)] == [6]
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5, 6, 9])

@@ -99,7 +99,9 @@ def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
         writer.write(1, 0.0, {"loss": 1.0})
         writer._file.close()
         writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
-        with pytest.raises(TrainingError, match=r"step 2 could not be written.*free space"):
+        with pytest.raises(
+            TrainingError, match=r"step 2 could not be written.*the disk is full; free space"
+        ):
             writer.write(2, 0.0, {"loss": 1.0})
 
 

@@ -38,6 +38,10 @@ class Parser(argparse.ArgumentParser):
     listed: str | None = None
     does: str | None = None
 
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.register("type", Path, _path)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         options, rest = self.parse_known_args(args, namespace)
         if rest:
@@ -65,6 +69,13 @@ class Parser(argparse.ArgumentParser):
             found, rest = rest_parser.parse_known_args(rest)
             getattr(options, self.listed).extend(found.parts)
         return options, rest
+
+
+def _path(text: str) -> Path:
+    """Return the path of an argument; an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty, perhaps of an unset variable")
+    return Path(text)
 
 
 def add_command(commands: Commands, name: str, summary: str, description: str) -> Parser:

@@ -312,8 +312,8 @@ def _part(text: str) -> str | Path:
 
 
 def _write(document: "Document", completion: "Document", path: Path) -> None:
-    from pardalis.documents import open_image, to_html, to_markdown
-    from pardalis.files import write_text
+    from pardalis.documents import to_html, to_markdown, to_png
+    from pardalis.files import write_bytes, write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
     match path.suffix.lower():
@@ -324,4 +324,4 @@ def _write(document: "Document", completion: "Document", path: Path) -> None:
         case _ if not completion.images:
             raise RequestError(f"The completion has no image to write to {path}; use --mode image.")
         case _:
-            open_image(completion.images[0].source).save(path)
+            write_bytes(path, to_png(completion.images[0].source))

@@ -39,6 +39,7 @@ from pardalis.cli import (
 )
 from pardalis.cli.common import Parser, UsageExit, echo_json, printable
 from pardalis.errors import ConfigError, PardalisError
+from pardalis.files import why_unwritten
 
 _DESCRIPTION = """\
 Early-fusion mixed-modal models: images become tokens in the vocabulary of text, and one
@@ -48,14 +49,15 @@ transformer reads and writes both.
   pardalis init FOLDER                   write a recipe for your documents
   pardalis generate BUNDLE rocket        generate text and images from a prompt
 
-Exit codes: 0 done; 75 (or 130, 143) interrupted, so run the same command again; 2 usage or recipe,
-3 data, 4 bundle or checkpoint, 5 training (diverged, say), 6 request, 1 anything else: read the
-message.
+Exit codes: 0 done; 75 (or 129, 130, 143) interrupted, so run the same command again; 2 usage or
+recipe, 3 data, 4 bundle or checkpoint, 5 training (diverged, say), 6 request, 1 anything else: read
+the message.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, which :mod:`pardalis.errors` lists."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of any encoding: what it lacks is written \\x..
             stream.reconfigure(errors="backslashreplace")
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output closed it
         sys.stderr.close()
     except KeyboardInterrupt as interrupt:
-        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        number = interrupt.args[0] if isinstance(interrupt, _Terminated) else signal.SIGINT
         return _fail(options, f"interrupted by {number.name}.", 128 + number, _Interrupt)
     except Exception as error:
         if options.traceback and not options.json:
@@ -81,14 +83,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = _with_flags(str(error), options.command, parser)
             return _fail(options, message, error.exit_code, type(error))
         if isinstance(error, OSError):  # a full disk, a folder that may not be written
-            where = f" ({error.filename})" if error.filename else ""
-            message = f"{error.strerror or error}{where}; what was finished before stays."
-            return _fail(options, message, 1, _System)
+            return _fail(options, _of_system(error), 1, _System)
         if not options.json:
             raise
         options.traceback = True
         return _fail(options, f"{type(error).__name__}: {error}", 1, _Bug)
     return 0
+
+
+def _open_streams() -> None:
+    """Give standard streams that the caller has closed a place where nothing arrives.
+
+    The next file that is opened would take their number, and whatever prints would write into it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                null = os.open(os.devnull, os.O_RDWR)
+                os.dup2(null, number)
+                if null != number:
+                    os.close(null)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -102,32 +119,44 @@ def _run(options: argparse.Namespace) -> None:
         echo_json(options.result)
 
 
+def _of_system(error: OSError) -> str:
+    if why := why_unwritten(error):
+        place = error.filename or "The output"
+        return f"{place} could not be written: {why}. What was finished before stays."
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}; what was finished before stays."
+
+
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM outside training, where it sets off nothing else."""
+    """SIGTERM or SIGHUP outside training, where they set off nothing else."""
 
 
 @contextmanager
 def _one_object() -> Iterator[None]:
-    """Send what the block prints to stderr, and let SIGTERM raise, so that it can be reported.
+    """Send what the block prints to stderr, and let signals raise, so that they can be reported.
 
-    Without ``--json``, and as a rank of torchrun, SIGTERM ends the process at once: a rank that
-    waits for others in a call of a library would not raise.
+    Without ``--json``, and as a rank of torchrun, SIGTERM and SIGHUP end the process at once: a
+    rank that waits for others in a call of a library would not raise.
     """
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     is_main = threading.current_thread() is threading.main_thread()
-    raises = is_alone and is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    raising = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if is_alone and is_main and signal.getsignal(number) == signal.SIG_DFL
+    ]
 
     def end(number: int, frame: object) -> None:
-        raise _Terminated
+        raise _Terminated(signal.Signals(number))
 
-    if raises:
-        signal.signal(signal.SIGTERM, end)
+    for number in raising:
+        signal.signal(number, end)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        if raises:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in raising:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Interrupt(PardalisError):

@@ -1,6 +1,7 @@
 """``pardalis tokenizer``: train, compare, evaluate and use tokenizers."""
 
 import argparse
+import io
 from pathlib import Path
 
 from pardalis.cli import tokenizer_codes, tokenizer_evaluate
@@ -131,6 +132,7 @@ def _import_image(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     from pardalis import bundle
+    from pardalis.files import write_bytes
     from pardalis.pipeline import load_codec
     from pardalis.pipeline.find import find_image_tokenizer
 
@@ -155,5 +157,8 @@ def _show(options: argparse.Namespace) -> None:
         width = len(str(tokenizer.config.n_codes - 1))
         lines += [" ".join(f"{code:>{width}}" for code in row) for row in grid]
         if options.out is not None:
-            tokenizer.images_of(codes)[0].save(options.out)
+            encoded = io.BytesIO()
+            kind = {".jpg": "JPEG", ".webp": "WEBP"}.get(options.out.suffix.lower(), "PNG")
+            tokenizer.images_of(codes)[0].save(encoded, format=kind)
+            write_bytes(options.out, encoded.getvalue())
     print_result(options, shown, *lines)

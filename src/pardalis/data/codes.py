@@ -342,14 +342,26 @@ def _settle(folder: Path, settings: dict[str, Any]) -> None:
     path, text = folder / SETTINGS, json.dumps(settings, indent=2)
     partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
     partial.unlink(missing_ok=True)
-    with open(partial, "x") as file:
-        file.write(text + "\n")
     try:
-        os.link(partial, path)  # fails where there is one, unlike os.replace
+        with partial.open("x") as file:
+            file.write(text + "\n")
+        _claim(partial, path)
     except FileExistsError:
         _compare(folder, read_settings(folder), plain(settings))
     finally:
-        partial.unlink()
+        partial.unlink(missing_ok=True)
+
+
+def _claim(partial: Path, path: Path) -> None:
+    """Give a file its name; raises FileExistsError if there is one, unlike os.replace."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "xb"):
+            pass
+        os.replace(partial, path)
 
 
 def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

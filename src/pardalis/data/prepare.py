@@ -30,7 +30,7 @@ from pardalis.documents import (
     open_image,
 )
 from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
-from pardalis.files import atomic_folder, read_json, recover_folder, write_json
+from pardalis.files import atomic_folder, read_json, recover_folder, why_unwritten, write_json
 from pardalis.progress import bar
 from pardalis.tokens import Encoded
 
@@ -100,8 +100,9 @@ def prepare_source(
             report = preparation.write(partial, content.n_items, prepared)
     except OSError as error:
         raise DataError(
-            f"Preparing source {source.name!r} into {folder} stopped: {error}. Earlier shards "
-            "there are intact; correct the cause (free disk space, say) and prepare again."
+            f"Preparing source {source.name!r} into {folder} stopped: "
+            f"{why_unwritten(error) or f'{error}; correct that'}, and prepare again. Earlier "
+            "shards there are intact."
         ) from error
     if report.rejected:
         kinds = ", ".join(

@@ -15,7 +15,7 @@ from typing import Any
 
 from pardalis.documents.document import Text, is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
-from pardalis.files import parse_json, read_bytes, with_line_feeds
+from pardalis.files import found_at, parse_json, read_bytes, with_line_feeds
 from pardalis.inference.generation import GenerationConfig
 
 LinePart = Text | Path  # a text, or the path of an image
@@ -49,7 +49,7 @@ def read_lines(path: Path) -> list[Line]:
     if path.suffix not in (".txt", ".jsonl"):
         raise RequestError(f"A file of prompts is a .txt or .jsonl file, got {path}.")
     if not path.is_file():
-        raise DataError(f"{path} does not exist; a file of prompts was expected there.")
+        raise DataError(f"{path} {found_at(path)}; a file of prompts was expected there.")
     try:
         content = with_line_feeds(read_bytes(path, MOST_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import BundleError, ConfigError
-from pardalis.files import working_name
+from pardalis.files import remove, why_unwritten, working_name
 from pardalis.interop.gguf import FREQUENCIES, OWN_LICENCES, OWN_ROPE, gguf_name, rope_divisors
 from pardalis.interop.gguf_file import library
 from pardalis.interop.gguf_tokenizer import vocabulary_values
@@ -72,7 +72,7 @@ def write_gguf(
     partial = working_name(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # which may be a link
+        remove(partial)
         try:
             _write(partial, architecture, values, tensors, types, gguf)
             os.replace(partial, path)
@@ -80,7 +80,8 @@ def write_gguf(
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise BundleError(
-            f"{path} could not be written: {error.strerror or error}. Free some space or choose "
+            f"{path} could not be written: "
+            f"{why_unwritten(error) or f'{error.strerror or error}; correct that'}, or choose "
             "another place."
         ) from error
 

@@ -24,7 +24,6 @@ import logging
 import os
 import re
 import resource
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,8 +36,8 @@ import torch
 import pardalis
 from pardalis import config as configs
 from pardalis.devices import find_device
-from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
-from pardalis.files import read_json, write_json, write_text
+from pardalis.errors import BundleError, BusyError, ConfigError, DataError, PardalisError
+from pardalis.files import output_folder, read_json, remove, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
@@ -47,7 +46,9 @@ from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import STAGES, RunContext, Stage, stages_of
 from pardalis.pipeline.stages.stage import SOURCES, is_built
 from pardalis.pipeline.start import check_given
+from pardalis.train import checkpoint
 from pardalis.train.metrics import is_number
+from pardalis.train.settings import check_steps
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ def run_in_world(
     stages = _checked_stages(recipe, folder, only)
     if not world.is_first:
         return _follow(recipe, folder, stages, world)
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     with exclusive(folder):
         context = RunContext(recipe, folder, world)
         try:
@@ -376,7 +377,12 @@ class _Run:
             yield stage, decision
 
     def _decide(self, stage: Stage) -> tuple[Action, str]:
-        """Return what to do with a stage; raises DataError when a source is missing."""
+        """Return what to do with a stage.
+
+        Raises:
+            DataError: a source is missing.
+            ConfigError: a training is to have fewer steps than it has.
+        """
         record, steps = self.records.get(stage.name), stage.steps(self.recipe)
         if self._is_kept(stage):
             assert record is not None
@@ -393,6 +399,9 @@ class _Run:
         if record.identity != identity:
             found = any(self._kept(output, identity).exists() for output in stage.costly)
             return "resume" if found else "run", self._why(stage, record)
+        for path in (self.folder / output for output in stage.costly):
+            if checkpoint.newest(path) is not None:
+                check_steps(path, record.steps, steps)
         if not record.finished:
             return again, "it did not finish"
         if lost := self._lost(stage):
@@ -568,7 +577,7 @@ class _Run:
             path = self.folder / output
             kept, restored = self._kept(output, record.identity), self._kept(output, new)
             if path.exists():
-                shutil.rmtree(kept, ignore_errors=True)  # an older state of the same identity
+                remove(kept)  # an older state of the same identity
                 path.rename(kept)
                 logger.info("%s is kept as %s.", path, kept.name)
             if restored.exists():
@@ -589,8 +598,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; the lock is released when its process ends.
 
     Raises:
-        ConfigError: another process holds it, or ``.lock`` is no file: a link would lead to
-            another file, and opening a pipe may wait without end.
+        BusyError: another process holds it.
+        ConfigError: ``.lock`` is no file: a link would lead to another file, and opening a pipe may
+            wait without end.
     """
     path = folder / _LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -599,7 +609,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(
+            raise BusyError(
                 f"Another process is running in {folder}; wait for it, or choose another folder."
             ) from None
         yield

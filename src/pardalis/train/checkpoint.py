@@ -12,11 +12,10 @@ is written once. A checkpoint is not portable, but reading one runs no code that
 
 import pickle
 import re
-import shutil
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,15 @@ from torch import Tensor
 
 from pardalis.config import shown
 from pardalis.errors import BundleError, TrainingError
-from pardalis.files import atomic_folder, plain, read_json, working_name, write_json
+from pardalis.files import (
+    atomic_folder,
+    plain,
+    read_json,
+    remove,
+    why_unwritten,
+    working_name,
+    write_json,
+)
 from pardalis.parallel import World
 from pardalis.parallel.failures import is_broken_connection
 from pardalis.train.checkpoint_reader import NO_FLATTENING, read_entries, read_metadata
@@ -175,10 +182,11 @@ def _unwritten(run_folder: Path, step: int, error: BaseException) -> BaseExcepti
     if not isinstance(cause, OSError | RuntimeError) or is_broken_connection(cause):
         return cause
     before = newest(run_folder)
-    rest = f"{before.name} before it is intact" if before else "there is none before it"
+    rest = f"{before.name} before it is intact" if before else "No checkpoint is before it"
+    why = why_unwritten(cause) or f"{(str(cause).splitlines() or [''])[0]}; correct that"
     unwritten = TrainingError(
-        f"The checkpoint of step {step} could not be written to {_folder(run_folder)} ({cause}); "
-        f"{rest}. Free space on the disk, then run the same command again."
+        f"The checkpoint of step {step} could not be written to {_folder(run_folder)}: {why}, then "
+        f"run the same command again. {rest}."
     )
     unwritten.__cause__ = cause
     return unwritten
@@ -317,7 +325,8 @@ def _discard(run_folder: Path, folders: list[Path]) -> None:
         folder.rename(folder.with_name(folder.name + ".partial"))
     for pattern in ("step-*.partial", working_name(Path("step-*"), "partial").name):
         for leftover in _folder(run_folder).glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):
+                remove(leftover)
 
 
 def tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:

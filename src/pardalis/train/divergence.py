@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import DataError, TrainingError
-from pardalis.files import parse_json, read_text, write_text
+from pardalis.files import is_own_file, parse_json, read_text, write_text
 from pardalis.parallel import local_part
 from pardalis.train import checkpoint
 from pardalis.train.alarms import Alarm, AlarmConfig, Alarms
@@ -58,9 +58,9 @@ class AlarmLog:
         self._path = run_folder / FILE_NAME if run_folder else None
         self._alarms = Alarms(config, read_metrics(run_folder / METRICS) if run_folder else [])
         if self._path is not None and os.path.lexists(self._path):
-            write_text(
-                self._path, "".join(_lines_until(self._path, step))
-            )  # also in place of a link
+            # In place of a link, which would be followed.
+            lines = _lines_until(self._path, step) if is_own_file(self._path) else []
+            write_text(self._path, "".join(lines))
 
     @property
     def first(self) -> Alarm | None:

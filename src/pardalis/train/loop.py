@@ -108,8 +108,8 @@ def train(
         The last line of the run's metrics.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM was received and a checkpoint saved. This holds after the
-            last step too, so that the caller starts nothing else; the next call finds the run
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received and a checkpoint saved. This holds after
+            the last step too, so that the caller starts nothing else; the next call finds the run
             finished.
         Diverged: the loss or the state is not finite, or the loss diverged, and the run may not
             roll back (again).

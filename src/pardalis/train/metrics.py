@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pardalis.errors import ConfigError, DataError, TrainingError
-from pardalis.files import parse_json, read_lines, write_text
+from pardalis.files import parse_json, read_lines, why_unwritten, write_text
 from pardalis.parallel import World
 
 FILE_NAME = "metrics.jsonl"
@@ -121,8 +121,9 @@ class MetricsWriter:
                     self._board.add_scalar(name, value, step)
         except OSError as error:
             raise TrainingError(
-                f"The metrics of step {step} could not be written to {self._path} ({error}); "
-                "free space on the disk, then run the same command again."
+                f"The metrics of step {step} could not be written to {self._path}: "
+                f"{why_unwritten(error) or f'{error.strerror or error}; correct that'}, then run "
+                "the same command again."
             ) from error
 
     def __enter__(self) -> "MetricsWriter":

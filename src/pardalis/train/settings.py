@@ -35,13 +35,18 @@ def check_settings(run_folder: Path, steps: int, settings: Mapping[str, Any]) ->
         ) from error
     if type(old_steps) is not int:
         raise BundleError(f"{path} has {shown(old_steps)} as steps; put the file back.")
-    if steps < old_steps:
-        raise ConfigError(
-            f"{run_folder} was begun with steps = {old_steps} and now has steps = {steps}; a run "
-            "can grow and not shrink. Use at least the old number, or train into another folder."
-        )
+    check_steps(run_folder, old_steps, steps)
     if found := changes(old, settings):
         raise ConfigError(
             f"{run_folder} was begun with other settings: {found}. Set them as they were, or "
             "train into another folder."
+        )
+
+
+def check_steps(run_folder: Path, old: int, steps: int) -> None:
+    """Raise ConfigError if a run that has checkpoints is to have fewer steps than before."""
+    if steps < old:
+        raise ConfigError(
+            f"{run_folder} was begun with steps = {old} and now has steps = {steps}; a run can "
+            "grow and not shrink. Use at least the old number, or train into another folder."
         )

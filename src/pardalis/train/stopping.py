@@ -1,4 +1,4 @@
-"""Stopping by signal: SIGINT and SIGTERM set a flag that the loop checks between steps."""
+"""Stopping by signal: SIGINT, SIGTERM and SIGHUP set a flag that the loop checks between steps."""
 
 import logging
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -20,11 +20,12 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(logs: bool = True) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM inside the block into a request to stop.
+    """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into a request to stop.
 
     The previous handlers are restored at the first signal or at the end of the block, so a second
-    signal has its usual effect. Outside the main thread, where Python allows no handlers, nothing
-    is changed.
+    signal has its usual effect. A second SIGHUP has none, because both the system and the shell may
+    send one when a terminal closes; under ``nohup`` none has any. Outside the main thread, where
+    Python allows no handlers, nothing is changed.
 
     Args:
         logs: whether this process logs the request.
@@ -35,6 +36,8 @@ def stop_requests(logs: bool = True) -> Iterator[StopRequest]:
         return
     # None is a handler that was not set from Python and cannot be restored; the default is used.
     found = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
+    if found[signal.SIGHUP] == signal.SIG_IGN:
+        del found[signal.SIGHUP]
 
     def restore() -> None:
         for number, handler in found.items():
@@ -43,10 +46,12 @@ def stop_requests(logs: bool = True) -> Iterator[StopRequest]:
     def request_stop(number: int, frame: Any) -> None:
         request.made = True
         restore()
+        if signal.SIGHUP in found:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if logs:
             logger.warning("Stopping after this step; press again to stop at once.")
 
-    for number in _SIGNALS:
+    for number in found:
         signal.signal(number, request_stop)
     try:
         yield request

@@ -16,7 +16,7 @@ from pardalis.documents.images import from_base64, from_data_uri
 from pardalis.documents.readers._lines import BadRecordError, read_lines
 from pardalis.documents.readers._lines import find_image as find_file
 from pardalis.errors import DataError
-from pardalis.files import read_json
+from pardalis.files import found_at, read_json
 
 _SUFFIXES = (".jsonl", ".json")
 
@@ -43,7 +43,7 @@ def read_records(path: Path, parse: Parse) -> Iterator[Document | Rejection]:
         return _of_folder(path, parse)
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist; a file of conversations, or a folder of such files, was "
+            f"{path} {found_at(path)}; a file of conversations, or a folder of such files, was "
             "expected there."
         )
     return _of_file(path, path.parent, parse)

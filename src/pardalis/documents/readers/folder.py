@@ -17,7 +17,7 @@ from typing import Any
 from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
 from pardalis.errors import DataError
-from pardalis.files import read_text, with_line_feeds
+from pardalis.files import found_at, read_text, with_line_feeds
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -34,8 +34,7 @@ def read_folder(path: Path) -> Iterator[Document | Rejection]:
         DataError: there is no such folder.
     """
     if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"{path} {found}; a folder of images was expected there.")
+        raise DataError(f"{path} {found_at(path)}; a folder of images was expected there.")
     return _read(path)
 
 

@@ -18,7 +18,7 @@ from pardalis.documents.document import Document, Image, Rejection, Segment, Tex
 from pardalis.documents.images import from_data_uri, image_size
 from pardalis.documents.readers._lines import is_inside
 from pardalis.errors import DataError
-from pardalis.files import read_bytes
+from pardalis.files import found_at, read_bytes
 
 PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
 
@@ -64,9 +64,9 @@ def read_html(path: Path, *, min_side: int = 48) -> Iterator[Document | Rejectio
     Raises:
         DataError: there is no such file or folder.
     """
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise DataError(
-            f"{path} does not exist; an HTML page or a folder of them was expected there."
+            f"{path} {found_at(path)}; an HTML page or a folder of them was expected there."
         )
     return _read(path, min_side)
 

@@ -36,6 +36,7 @@ from pardalis.documents.document import (
 from pardalis.documents.images import from_base64
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
 from pardalis.errors import DataError
+from pardalis.files import found_at
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
 _PAIR_KEYS = {"name", "licence", "prompt", "chosen", "rejected"}
@@ -77,8 +78,7 @@ def read_pairs(path: Path) -> Iterator[Document | Rejection]:
 
 def _require_file(path: Path, content: str) -> None:
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {found}; a JSONL file of {content} was expected there.")
+        raise DataError(f"{path} {found_at(path)}; a JSONL file of {content} was expected there.")
 
 
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:

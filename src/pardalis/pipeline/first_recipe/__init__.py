@@ -116,7 +116,11 @@ def init(
     try:
         with output.open("x", encoding="utf-8"):  # claims the name, and finds out whether it can
             pass
-        write_text(output, recipe_text(found, choice, name, output))
+        try:
+            write_text(output, recipe_text(found, choice, name, output))
+        except BaseException:
+            output.unlink(missing_ok=True)  # an empty recipe would be in the way of the next try
+            raise
     except FileExistsError:
         _check_free(output)
     except OSError as error:

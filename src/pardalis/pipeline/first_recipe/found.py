@@ -20,6 +20,7 @@ from pardalis.documents import READERS, Document, Image, Rejection, open_image
 from pardalis.documents.readers.folder import CAPTION_LISTS, IMAGE_SUFFIXES
 from pardalis.documents.readers.html import PAGE_SUFFIXES
 from pardalis.errors import DataError
+from pardalis.files import found_at
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,9 @@ def look(folder: Path) -> Found:
             image, or none of a sample of the images can be decoded.
     """
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {found}; `folder` must be a folder that holds documents.")
+        raise DataError(
+            f"{folder} {found_at(folder)}; `folder` must be a folder that holds documents."
+        )
     files = _Files.of(folder)
     sources = list(_sources(files))
     notes = list(_unread(files, sources))
