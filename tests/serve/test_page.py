@@ -243,7 +243,8 @@ def test_a_text_streams_and_the_conversation_is_sent_as_items(page: Browser, sit
     send(page, "second")
     assert [item["role"] for item in site.bodies[1]["input"]] == ["user", "assistant", "user"]
     assert site.bodies[1]["input"][1]["content"] == [{"type": "output_text", "text": said}]
-    assert site.bodies[1]["modalities"] == ["text"] and site.bodies[1]["max_output_tokens"] == 12
+    assert site.bodies[1]["modalities"] == ["text"] and "guidance" not in site.bodies[1]
+    assert site.bodies[1]["max_output_tokens"] == 12
     choose(page, "#setting-reads", "last")
     send(page, "third")
     assert len(site.bodies[2]["input"]) == 1

@@ -16,6 +16,7 @@ A request goes down this list and its events come back up::
     event_stream.py   server-sent events
     errors.py         every error in OpenAI's shape
     server.py         the process: start, ready, stop
+    page/             the page, as files that a browser reads: no build step, no library
 """
 
 from pardalis.serve.app import create_app
