@@ -77,7 +77,15 @@ class Category:
     name: str
     tasks: _Tasks
     requests: tuple[str, ...]  # the last is for held-out conversations alone
-    is_rare: bool = False  # about images that training of the drawings need not show
+    # About few images, which training of the drawings need not show: each is asked in all wordings.
+    is_rare: bool = False
+
+    def requests_of(self, split: str, generator: np.random.Generator) -> tuple[str, ...]:
+        """Return the wordings in which one task of a split is asked."""
+        *known, new = self.requests
+        if split != "train":
+            return (new,)
+        return tuple(known) if self.is_rare else (known[generator.integers(len(known))],)
 
 
 def build_instructions(config: InstructionsConfig, folder: Path) -> dict[str, Any]:
@@ -96,21 +104,20 @@ def build_instructions(config: InstructionsConfig, folder: Path) -> dict[str, An
                 generator = numpy_generator(0, "instructions", category.name, split)
                 images = corpus.rare[split] if category.is_rare else corpus.common[split]
                 tasks = category.tasks(corpus, images, generator)
-                tasks = (corpus.with_variants(task, generator) for task in tasks)
-                records = [_record(category, split, task, generator) for task in tasks]
+                records = [
+                    _record(category.name, request, corpus.with_variants(task, generator))
+                    for task in tasks
+                    for request in category.requests_of(split, generator)
+                ]
                 write_records(records, partial / f"ask.{category.name}.{split}.jsonl")
                 counts[f"ask.{category.name}.{split}"] = len(records)
     return counts
 
 
-def _record(
-    category: Category, split: str, task: _Task, generator: np.random.Generator
-) -> dict[str, Any]:
-    *known, new = category.requests
-    request = known[generator.integers(len(known))] if split == "train" else new
+def _record(category: str, request: str, task: _Task) -> dict[str, Any]:
     asked: list[Segment] = [*map(_image, task.shown), Text(request.format(task.subject))]
     segments = [*_turn("user", asked), *_turn("assistant", task.answer)]
-    return record_of(f"ask.{category.name}", task.about, segments)
+    return record_of(f"ask.{category}", task.about, segments)
 
 
 def _turn(role: Role, segments: Sequence[Segment]) -> list[Segment]:
@@ -257,11 +264,13 @@ def _refuse(
 
 
 # fmt: off
+_DRAW = (
+    "Show me {}.", "Please make {}.", "I need {}.", "Can I have {}?", "Make {} for me.",
+    "Could you make {}?", "Can you show me {}?", "Let me see {}.", "Give me {}.", "I want to see {}.",
+    "Could you show me {}?",
+)
 CATEGORIES = (
-    Category("draw", _draw, (
-        "Show me {}.", "Please make {}.", "I need {}.", "Can I have {}?", "Make {} for me.",
-        "Could you show me {}?",
-    )),
+    Category("draw", _draw, _DRAW),
     Category("name", _name, (
         "What is this?", "What do you see?", "Name this.", "What does this show?",
         "Tell me what this is.",
@@ -288,8 +297,5 @@ CATEGORIES = (
         "Show me {} in two styles.", "Make a page with {}.", "Two images of {}, please.",
         "Please show me {} in two styles.",
     )),
-    Category("refuse", _refuse, (
-        "Show me {}.", "Please make {}.", "I need {}.", "Can I have {}?", "Make {} for me.",
-        "Could you show me {}?",
-    ), is_rare=True),
+    Category("refuse", _refuse, _DRAW, is_rare=True),
 )
