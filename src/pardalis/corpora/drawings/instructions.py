@@ -266,7 +266,8 @@ def _refuse(
 # fmt: off
 _DRAW = (
     "Show me {}.", "Please make {}.", "I need {}.", "Can I have {}?", "Make {} for me.",
-    "Could you make {}?", "Can you show me {}?", "Let me see {}.", "Give me {}.", "I want to see {}.",
+    "Could you make {}?", "Can you show me {}?", "Let me see {}.", "Give me {}.",
+    "I want to see {}.",
     "Could you show me {}?",
 )
 CATEGORIES = (
