@@ -205,7 +205,7 @@ def from_base64(text: str | bytes) -> bytes:
         raise DataError(f"The image's base64 text is broken: {error}.") from error
 
 
-def _opened(file: io.BufferedIOBase, where: str) -> PIL.Image.Image:
+def _opened(file: io.BytesIO | io.BufferedReader, where: str) -> PIL.Image.Image:
     """Return the image of a file, of which no more than the header is read, mostly."""
     try:
         image = PIL.Image.open(file)
