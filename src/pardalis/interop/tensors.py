@@ -49,7 +49,8 @@ _STORAGES = {
 
 
 # With strides of 0 a few bytes are a tensor of any size, which would be written as such.
-_REPEATED = "its tensors repeat values to be larger than the file"
+_MOST_REPEATED = 1 << 30  # bytes
+_REPEATED = f"its tensors repeat values to be larger than {_MOST_REPEATED >> 30} GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def _open_checkpoint(path: Path) -> dict[str, LazyTensor]:
         for t in content.values()
         if isinstance(t, Tensor) and t.nbytes > t.untyped_storage().nbytes()
     )
-    if repeated > path.stat().st_size:
+    if repeated > _MOST_REPEATED:
         raise ValueError(_REPEATED)
     tensors = {name: lazy(t) if isinstance(t, Tensor) else t for name, t in content.items()}
     if others := [name for name, value in tensors.items() if not isinstance(value, LazyTensor)]:
@@ -283,7 +284,7 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError("a tensor reaches beyond its storage")
         if (n_bytes := math.prod(shape) * dtype.itemsize) > extent:
             self._repeated += n_bytes
-            if self._repeated > self._path.stat().st_size:
+            if self._repeated > _MOST_REPEATED:
                 raise ValueError(_REPEATED)
         return LazyTensor(
             tuple(shape),
