@@ -261,8 +261,9 @@ def completed(before: Any, config: Any) -> Any:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    has_factory = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if has_factory else field.default  # type: ignore[misc]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
