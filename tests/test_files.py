@@ -2,13 +2,15 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from pardalis import files
+from pardalis.documents import READERS
 from pardalis.documents.writers import write_records
-from pardalis.errors import ConfigError
+from pardalis.errors import ConfigError, DataError
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -139,6 +141,32 @@ def test_a_folder_for_output_is_made_or_kept_and_never_a_file(tmp_path):
         files.output_folder(folder / "kept")
     with pytest.raises(ConfigError, match="kept is a file, but a folder is to be written"):
         files.output_folder(folder / "kept" / "below")
+
+
+def test_what_is_found_at_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")  # a long path is refused
+        found = {name: files.found_at(tmp_path / name) for name in ("file", "pipe", "socket", "no")}
+    assert found == {
+        "file": "is a file", "pipe": "is a named pipe", "socket": "is a socket",
+        "no": "does not exist",
+    }  # fmt: skip
+    assert files.found_at(tmp_path) == "is a folder"
+    assert files.found_at(tmp_path / "link") == "is a link to what does not exist"
+    assert files.found_at(tmp_path / "file" / "inner") == "does not exist"
+    assert files.found_at(Path("/dev/null")) == "is a device"
+    assert files.found_at(tmp_path / ("x" * 300)) == "cannot be reached (File name too long)"
+
+
+@pytest.mark.parametrize("reader", ["folder", "html", "jsonl", "pairs", "chat", "sharegpt"])
+def test_a_pipe_in_the_place_of_a_source_is_called_so(tmp_path, reader):
+    os.mkfifo(tmp_path / "source")
+    with pytest.raises(DataError, match=r"source is a named pipe; .* expected there\.$"):
+        READERS[reader](tmp_path / "source")
 
 
 def test_a_link_to_nothing_is_no_folder_for_output(tmp_path):

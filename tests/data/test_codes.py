@@ -1,5 +1,6 @@
 """Bulk codes: what is written, resumed, shared, refused, and turned back into images."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -177,6 +178,20 @@ def test_names_need_not_be_unicode(tokenizer, tmp_path):
     assert list(by_name(tmp_path / "codes")) == ["caf\udce9.png"]
     decode_codes(tokenizer, tmp_path / "codes", tmp_path / "back")
     assert os.listdir(os.fsencode(tmp_path / "back")) == [b"caf\xe9.png"]
+
+
+def test_a_file_system_without_hard_links(tokenizer, photos, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):
+        encode_source(tokenizer, source(photos), tmp_path / "codes")
+    assert read_settings(tmp_path / "codes")["images_per_part"] == 3
+    assert not list((tmp_path / "codes").glob(".*"))
+    changed = SourceConfig(name="other", reader="folder", path=photos / "sub")
+    with pytest.raises(ConfigError, match="holds codes of other images"):
+        encode_source(tokenizer, changed, tmp_path / "codes")
 
 
 def test_codes_of_version_1_are_read_and_completed(tokenizer, photos, tmp_path):

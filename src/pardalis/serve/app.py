@@ -1,12 +1,10 @@
 """The application: every route behind one gate, and the page."""
 
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse
 
 from pardalis import __version__
 from pardalis.serve import chat, completions, errors, images, operations, responses
@@ -16,13 +14,7 @@ from pardalis.serve.service import Service
 PAGE = Path(__file__).parent / "page"
 
 
-class _Page(StaticFiles):
-    """The page's files; a browser asks each time whether it has the newest of each."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
+_NO_CACHE = {"Cache-Control": "no-cache"}  # a browser asks each time whether it has the newest
 
 
 def create_app(service: Service) -> FastAPI:
@@ -35,11 +27,21 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for part in (chat, responses, images, completions, operations):
         app.include_router(part.router(service))
-    if PAGE.is_dir():
-        app.mount("/", _Page(directory=PAGE, html=True), name="page")
+    for file in sorted(PAGE.iterdir()):
+        _add_file(app, f"/{file.name}", file)
+    _add_file(app, "/", PAGE / "index.html")
     if origins := list(service.config.cors_origins):
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Gate, service=service)
     return app
+
+
+def _add_file(app: FastAPI, path: str, file: Path) -> None:
+    """Serve one file of the page at one path; there is no other way to a file."""
+
+    def content() -> FileResponse:
+        return FileResponse(file, headers=_NO_CACHE)
+
+    app.add_api_route(path, content, methods=["GET", "HEAD"], include_in_schema=False)
