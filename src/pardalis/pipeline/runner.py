@@ -261,7 +261,10 @@ def read_records(folder: Path) -> list[Record]:
     if not path.is_file():
         return []
     try:
-        return [Record(**values) for values in read_json(path)]
+        records = [Record(**values) for values in read_json(path)]
+        if not all(isinstance(r.inputs, dict) and isinstance(r.needs, list) for r in records):
+            raise TypeError("'inputs' must be a table, and 'needs' a list")
+        return records
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); delete it to check every stage anew."
