@@ -378,6 +378,17 @@ def test_a_deleted_image_of_the_samples_is_noticed(tmp_path):
         assert sample.incomplete(context) == "samples/samples.json"
 
 
+@pytest.mark.parametrize(("key", "value"), [("inputs", []), ("needs", {})])
+def test_records_of_another_form_are_refused(project, key, value):
+    go(project)
+    path = project[0] / "run" / "stages.json"
+    records = json.loads(path.read_text())
+    records[0][key] = value
+    path.write_text(json.dumps(records))
+    with pytest.raises(DataError, match=r"stages\.json cannot be read"):
+        go(project)
+
+
 def test_records_of_an_earlier_version_have_no_inputs(project, caplog):
     go(project)
     path = project[0] / "run" / "stages.json"
