@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -150,6 +151,8 @@ def test_a_small_corpus_holds_what_it_counts(small):
         assert members and texts
         assert counts[split] == {
             "pairs": len(pairs),
+            "draw": len(pairs),
+            "name": len(pairs),
             "encyclopedia": len(interleaved),
             "articles": len(texts),
         }
@@ -166,6 +169,37 @@ def test_a_small_corpus_holds_what_it_counts(small):
         names = [document.name for document in (*pairs, *texts, *interleaved)]
         assert len(set(names)) == len(names)
         assert all(document.licence for document in (*pairs, *texts, *interleaved))
+
+
+def test_concepts_are_drawn_and_named_in_conversations(small):
+    folder, _ = small
+    entries = json.loads((folder / "concepts.json").read_text())
+    for split in ("train", "heldout"):
+        keys = [entry["key"] for entry in entries if entry["split"] == split]
+        draw, name = documents(folder, f"draw.{split}"), documents(folder, f"name.{split}")
+        assert [each.name for each in draw] == [f"draw/{key}" for key in keys]
+        assert [each.name for each in name] == [f"name/{key}" for key in keys]
+        for one, other in zip(draw, name, strict=True):
+            request, image = one.segments
+            assert (request.role, request.weight) == ("user", 0)
+            assert (image.role, image.weight) == ("assistant", 1)
+            shown, question, answer = other.segments
+            assert shown.source == image.source
+            assert [(s.role, s.weight) for s in (shown, question)] == [("user", 0)] * 2
+            assert question.text == "What is this?"
+            assert (answer.role, answer.weight) == ("assistant", 1)
+            of = request.text.removeprefix("Draw ")
+            assert answer.text == of[0].upper() + of[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_text", "answer"),
+    [("owl", "Draw an owl.", "An owl."), ("jeans", "Draw jeans.", "Jeans.")],
+)
+def test_what_is_said_of_a_concept(name, request_text, answer):
+    concept = concepts.Concept("1f989", name, Path("owl.svg"), None, "train")
+    assert pages.drawing_request(concept).text == request_text
+    assert pages.naming_request(concept).text == f"What is this?{answer}"
 
 
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):

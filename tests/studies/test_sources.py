@@ -208,6 +208,32 @@ def test_a_run_without_captioned_images(shapes, tmp_path):
         study_sources(tmp_path, tmp_path / "out", SourcesConfig())
 
 
+def test_conversations_that_draw_and_name(shapes, originals, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "bundle").symlink_to(shapes / "bundle")
+    image = {"image": str(shapes.parent / "green-0.png")}
+    request = {"text": "a filled drawing of green", "role": "user"}
+    draw = {"name": "draw", "segments": [request, image | {"role": "assistant"}]}
+    answer = {"text": "A filled drawing of green", "role": "assistant"}
+    user = {"role": "user"}
+    name = {"name": "name", "segments": [image | user, {"text": "?"} | user, answer]}
+    talk = {"name": "talk", "segments": [request, answer]}  # no image, so it is no task
+    write(run / "draw.jsonl", [draw])
+    write(run / "name.jsonl", [name, talk])
+    text = (shapes / "recipe.toml").read_text()
+    for old, new in {"pairs.jsonl": "draw.jsonl", "prose.jsonl": "name.jsonl"}.items():
+        text = text.replace(str(shapes.parent / old), str(run / new))
+    (run / "recipe.toml").write_text(text)
+    scores = study_sources(run, tmp_path / "out", SourcesConfig())["sources"]
+    draw, name = scores["pairs"], scores["prose"]
+    assert (draw["images"], draw["retrieval"], "captions" in draw) == (1, 1.0, False)
+    assert (name["documents"], name["captions"], name["caption_exact"]) == (1, 1, 1.0)
+    assert "images" not in name
+    assert not (tmp_path / "out" / "images" / "prose").exists()
+    assert originals[0][0][0].role == "user"
+
+
 def test_shares_without_values_are_none():
     assert sources_module._share([]) is None
     assert sources_module._share([True, False]) == 0.5

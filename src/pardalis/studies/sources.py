@@ -10,13 +10,14 @@ were seen apart. Each is a source of its own, and is scored on its own::
 
 A document that ends with an image after a text is a task of generation: all before that image is
 the prompt. So a source of captions with images scores text-to-image, and a source whose documents
-show one style and then another scores redrawing.
+show one style and then another scores redrawing. An image with its caption is a task of captioning,
+too; of conversations, it is one that ends with a text of the assistant's after an image.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import PIL.Image
 import torch
@@ -36,6 +37,8 @@ from pardalis.pipeline.builders import documents_of
 from pardalis.pipeline.recipe import load_recipe
 from pardalis.progress import bar
 from pardalis.seeds import numpy_generator
+
+_T = TypeVar("_T")
 
 _FILE = "sources.json"
 _FRAME = (207, 82, 57)
@@ -84,6 +87,14 @@ class _Item:
         return self.caption.partition(ends)[2].strip()
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A prompt with an image, and the text that is expected."""
+
+    prompt: tuple[Segment, ...]
+    text: str
+
+
 def study_sources(
     run: Path, folder: Path, config: SourcesConfig, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
@@ -103,12 +114,14 @@ def study_sources(
         raise ConfigError(
             f"{folder} exists and holds no {_FILE}, so it is not replaced; name another folder."
         )
-    items = {
-        source.name: found
-        for source in recipe.all_sources
-        if (found := _items(documents_of([source], run)))
-    }
-    if not items:
+    items: dict[str, list[_Item]] = {}
+    questions: dict[str, list[_Question]] = {}
+    for source in recipe.all_sources:
+        documents = list(documents_of([source], run))
+        images, texts = _items(documents), _questions(documents)
+        if images or texts:
+            items[source.name], questions[source.name] = images, texts
+    if not any(items.values()):
         raise ConfigError(
             f"No source of {run} has documents that end with an image after a text, such as an "
             "image with its caption; name one in its recipe."
@@ -119,7 +132,7 @@ def study_sources(
         config = replace(config, guidance=sample.guidance)
     if config.temperature is None:
         config = replace(config, temperature=sample.image.temperature)
-    study = _Study(bundle, items, [source.name for source in recipe.sources], config)
+    study = _Study(bundle, items, questions, [source.name for source in recipe.sources], config)
     with atomic_folder(folder) as partial:
         result = study.write(partial)
         write_json(partial / _FILE, result)
@@ -136,9 +149,24 @@ def _items(documents: Iterable[Document]) -> list[_Item]:
         match document.segments:
             case (*_, Text(text=caption), Image(source=Path() as path)):
                 before = document.segments[:-1]
-                item = _Item(before, caption.strip(), path.resolve(), len(before) == 1)
+                is_pair = len(before) == 1 and before[0].role is None
+                item = _Item(before, caption.strip(), path.resolve(), is_pair)
                 found.setdefault((item.image, len(before)), item)
     return list(found.values())
+
+
+def _questions(documents: Iterable[Document]) -> list[_Question]:
+    """Return the captioning of images that have a caption, and that in conversations."""
+    found = [
+        _Question((Image(item.image),), item.caption) for item in _items(documents) if item.is_pair
+    ]
+    for document in documents:
+        match document.segments:
+            case (*before, Text(text=text, role="assistant")) if any(
+                isinstance(segment, Image) for segment in before
+            ):
+                found.append(_Question(tuple(before), text.strip()))
+    return found
 
 
 class _Study:
@@ -148,11 +176,12 @@ class _Study:
         self,
         bundle: Bundle,
         items: dict[str, list[_Item]],
+        questions: dict[str, list[_Question]],
         learnt: Sequence[str],
         config: SourcesConfig,
     ) -> None:
         self.bundle, self.config, self.learnt = bundle, config, set(learnt)
-        self.items = items
+        self.items, self.questions = items, questions
         self.learnt_of: dict[str, list[_Item]] = {}  # what training shows, by caption without label
         if ends := config.label_before:
             for item in (item for name in learnt for item in items.get(name, ()) if item.is_pair):
@@ -170,17 +199,18 @@ class _Study:
         config = self.config
         scores: dict[str, Any] = {}
         for name, some in self.chosen.items():
-            images = self._generate(f"Generating images ({name})", some)
-            (folder / "images" / name).mkdir(parents=True)
-            for number, image in enumerate(images):
-                image.save(folder / "images" / name / f"{number:04d}.png")
-            pairs = [item for item in self.items[name] if item.is_pair]
+            questions = self._sample(name, self.questions[name], config.captions)
             scores[name] = {
                 "is_held_out": name not in self.learnt,
-                "documents": len(self.items[name]),
-                **self._image_scores(some, images),
-                **self._caption_scores(name, self._sample(name, pairs, config.captions)),
+                "documents": len(self.items[name] or self.questions[name]),
             }
+            if some:
+                images = self._generate(f"Generating images ({name})", some)
+                (folder / "images" / name).mkdir(parents=True)
+                for number, image in enumerate(images):
+                    image.save(folder / "images" / name / f"{number:04d}.png")
+                scores[name] |= self._image_scores(some, images)
+            scores[name] |= self._caption_scores(name, questions)
         if config.label_before and config.grid and (grid := self._grid()):
             grid.save(folder / "grid.png")
         return {
@@ -192,7 +222,7 @@ class _Study:
 
     # ── what is compared ─────────────────────────────────────────────────────────────────────────
 
-    def _sample(self, name: str, items: Sequence[_Item], n: int) -> list[_Item]:
+    def _sample(self, name: str, items: Sequence[_T], n: int) -> list[_T]:
         order = numpy_generator(self.config.seed, "sources", name).permutation(len(items))
         return [items[i] for i in order[:n]]
 
@@ -314,22 +344,22 @@ class _Study:
         place = numpy_generator(self.config.seed, "another label", item.caption)
         return found[int(place.integers(len(found)))] if found else None
 
-    def _caption_scores(self, name: str, items: Sequence[_Item]) -> dict[str, Any]:
-        if not items:
+    def _caption_scores(self, name: str, questions: Sequence[_Question]) -> dict[str, Any]:
+        if not questions:
             return {}
         config = self.config
         generation = GenerationConfig(
             mode="text", max_new_tokens=config.caption_tokens, temperature=0.0
         )
-        prompts = [[item.image] for item in items]
+        prompts: list[Prompt] = [Document(question.prompt) for question in questions]
         found = [
             each.text.strip()
             for each in self._complete(f"Captioning ({name})", prompts, generation)
         ]
-        expected = [item.caption for item in items]
+        expected = [question.text for question in questions]
         scores = score_captions(found, expected)
         result: dict[str, Any] = {
-            "captions": len(items),
+            "captions": len(questions),
             "caption_exact": scores.exact,
             "caption_f1": scores.f1,
         }

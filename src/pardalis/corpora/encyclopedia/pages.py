@@ -1,10 +1,12 @@
-"""Concepts and articles as documents: pairs, pages, pages of related concepts, plain articles."""
+"""Concepts and articles as documents: pairs, conversations, pages, plain articles."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from pardalis.corpora.captions import with_article
 from pardalis.corpora.encyclopedia.concepts import Concept
 from pardalis.corpora.encyclopedia.packages import (
     ARTICLE_LICENCE,
@@ -29,6 +31,22 @@ def pair(concept: Concept) -> Document:
     """Return the concept's name, then its image."""
     segments = (Text(concept.name), _image(concept))
     return Document(segments, f"pair/{concept.key}", IMAGE_LICENCE)
+
+
+def drawing_request(concept: Concept) -> Document:
+    """Return a user's request to draw the concept, which is not learnt, and its image."""
+    prompt = Text(f"Draw {with_article(concept.name)}.", "user", weight=0.0)
+    image = replace(_image(concept), role="assistant")
+    return Document((prompt, image), f"draw/{concept.key}", IMAGE_LICENCE)
+
+
+def naming_request(concept: Concept) -> Document:
+    """Return a user's image with a question, which are not learnt, and the name of the concept."""
+    image = replace(_image(concept), role="user", weight=0.0)
+    question = Text("What is this?", "user", weight=0.0)
+    answer = with_article(concept.name)
+    answer = Text(f"{answer[0].upper()}{answer[1:]}.", "assistant")
+    return Document((image, question, answer), f"name/{concept.key}", IMAGE_LICENCE)
 
 
 def page(concept: Concept, article: Article, lead_words: int) -> Document:
