@@ -155,6 +155,7 @@ def test_a_small_corpus_holds_what_it_counts(small):
             "name": len(pairs),
             "encyclopedia": len(interleaved),
             "articles": len(texts),
+            "explain": len(texts),
         }
         assert [pair.text for pair in pairs] == [entry["name"] for entry in members]
         for pair, entry in zip(pairs, members, strict=True):
@@ -171,7 +172,7 @@ def test_a_small_corpus_holds_what_it_counts(small):
         assert all(document.licence for document in (*pairs, *texts, *interleaved))
 
 
-def test_concepts_are_drawn_and_named_in_conversations(small):
+def test_conversations_draw_name_and_explain(small):
     folder, _ = small
     entries = json.loads((folder / "concepts.json").read_text())
     for split in ("train", "heldout"):
@@ -179,6 +180,16 @@ def test_concepts_are_drawn_and_named_in_conversations(small):
         draw, name = documents(folder, f"draw.{split}"), documents(folder, f"name.{split}")
         assert [each.name for each in draw] == [f"draw/{key}" for key in keys]
         assert [each.name for each in name] == [f"name/{key}" for key in keys]
+        for told, text in zip(
+            documents(folder, f"explain.{split}"),
+            documents(folder, f"articles.{split}"),
+            strict=True,
+        ):
+            request, lead = told.segments
+            assert (request.role, request.weight) == ("user", 0)
+            assert (lead.role, lead.weight) == ("assistant", 1)
+            title = request.text.removeprefix("Tell me about ").removesuffix(".")
+            assert text.text == f"{title}\n{lead.text}"
         for one, other in zip(draw, name, strict=True):
             request, image = one.segments
             assert (request.role, request.weight) == ("user", 0)

@@ -90,13 +90,13 @@ def _score(options: argparse.Namespace, lines: Sequence["Line"], *, is_of_docume
         documents = read_jsonl(path) if is_of_documents else iter(())
         for line in lines:
             places.append(f"{path.name}:{line.number}")
+            prompt: Any = Document(())
             if is_of_documents:
-                prompt, continuation = Document(()), _plain(next(documents))
+                continuations.append(_plain(next(documents)))
             else:
                 prompt, parts = parse_continuation(line, path)
-                continuation = to_document(parts)
-            continuations.append(continuation)
-            yield prompt, continuation
+                continuations.append(to_document(parts))
+            yield prompt, continuations[-1]
 
     requests: list[ScoreRequest] = []
     bundle = load(options.bundle, options.device, chosen_dtype(options))
@@ -182,14 +182,10 @@ def _answer(options: argparse.Namespace, lines: Sequence["Line"]) -> None:
     for line, (_, accepted), answer in zip(lines, questions, found, strict=True):
         if isinstance(answer, PardalisError):
             raise located(line, answer) from answer
-        results.append({"answer": answer.text, "is_right": is_right(answer.text, accepted)})
-    n_right = sum(result["is_right"] for result in results)
+        results.append((answer.text, is_right(answer.text, accepted)))
     print_result(
         options,
-        results,
-        *(
-            f"{'right' if each['is_right'] else 'wrong'}: {first_sentence(each['answer'])}"
-            for each in results
-        ),
-        f"{n_right} of {len(results)} answers are right",
+        [{"answer": text, "is_right": right} for text, right in results],
+        *(f"{'right' if right else 'wrong'}: {first_sentence(text)}" for text, right in results),
+        f"{sum(right for _, right in results)} of {len(results)} answers are right",
     )

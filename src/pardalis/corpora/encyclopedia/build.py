@@ -6,6 +6,7 @@ draw.<split>.jsonl            conversations: "Draw an owl.", image
 name.<split>.jsonl            conversations: image and "What is this?", "An owl."
 encyclopedia.<split>.jsonl    title, image, lead; and pages that relate several concepts
 articles.<split>.jsonl        other articles, as text
+explain.<split>.jsonl         conversations: "Tell me about Rome.", the lead of such an article
 concepts.json                 name, key, split, image and lead of each concept
 LICENCES.json, LICENCES.md    what was taken from which package, under which licence
 """
@@ -172,6 +173,7 @@ def _write_split(
         "name": map(pages.naming_request, concepts),
         "encyclopedia": chain(single_pages, pages.related_pages(described)),
         "articles": (pages.article_page(article, lead_words) for article in texts),
+        "explain": (pages.explanation_request(article, lead_words) for article in texts),
     }
     return {
         name: write_records(

@@ -44,8 +44,8 @@ def naming_request(concept: Concept) -> Document:
     """Return a user's image with a question, which are not learnt, and the name of the concept."""
     image = replace(_image(concept), role="user", weight=0.0)
     question = Text("What is this?", "user", weight=0.0)
-    answer = with_article(concept.name)
-    answer = Text(f"{answer[0].upper()}{answer[1:]}.", "assistant")
+    name = with_article(concept.name)
+    answer = Text(f"{name[0].upper()}{name[1:]}.", "assistant")
     return Document((image, question, answer), f"name/{concept.key}", IMAGE_LICENCE)
 
 
@@ -79,6 +79,13 @@ def article_page(article: Article, lead_words: int) -> Document:
     lead = shorten(article.lead, lead_words)
     segments = (Text(f"{article.title}\n{lead}"),)
     return Document(segments, f"article/{article.title}", ARTICLE_LICENCE)
+
+
+def explanation_request(article: Article, lead_words: int) -> Document:
+    """Return a user's request for what an article is about, which is not learnt, and its lead."""
+    prompt = Text(f"Tell me about {article.title}.", "user", weight=0.0)
+    answer = Text(shorten(article.lead, lead_words), "assistant")
+    return Document((prompt, answer), f"explain/{article.title}", ARTICLE_LICENCE)
 
 
 def groups_of(items: list[_T], size: int) -> list[list[_T]]:
