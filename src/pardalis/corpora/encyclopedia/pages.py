@@ -34,16 +34,16 @@ def pair(concept: Concept) -> Document:
 
 
 def drawing_request(concept: Concept) -> Document:
-    """Return a user's request to draw the concept, which is not learnt, and its image."""
-    prompt = Text(f"Draw {with_article(concept.name)}.", "user", weight=0.0)
+    """Return a user's request to draw the concept, and its image."""
+    prompt = Text(f"Draw {with_article(concept.name)}.", "user")
     image = replace(_image(concept), role="assistant")
     return Document((prompt, image), f"draw/{concept.key}", IMAGE_LICENCE)
 
 
 def naming_request(concept: Concept) -> Document:
-    """Return a user's image with a question, which are not learnt, and the name of the concept."""
-    image = replace(_image(concept), role="user", weight=0.0)
-    question = Text("What is this?", "user", weight=0.0)
+    """Return a user's image with a question, and the name of the concept."""
+    image = replace(_image(concept), role="user")
+    question = Text("What is this?", "user")
     name = with_article(concept.name)
     answer = Text(f"{name[0].upper()}{name[1:]}.", "assistant")
     return Document((image, question, answer), f"name/{concept.key}", IMAGE_LICENCE)
@@ -82,8 +82,8 @@ def article_page(article: Article, lead_words: int) -> Document:
 
 
 def explanation_request(article: Article, lead_words: int) -> Document:
-    """Return a user's request for what an article is about, which is not learnt, and its lead."""
-    prompt = Text(f"Tell me about {article.title}.", "user", weight=0.0)
+    """Return a user's question about the title of an article, and its lead."""
+    prompt = Text(f"Tell me about {article.title}.", "user")
     answer = Text(shorten(article.lead, lead_words), "assistant")
     return Document((prompt, answer), f"explain/{article.title}", ARTICLE_LICENCE)
 
