@@ -41,6 +41,7 @@ class ParameterSpec:
         init: its initial values; None: the network has a function of its own for them.
         decays: whether weight decay applies to it.
         split: how tensor-parallel ranks divide it.
+        rate: its learning rate in AdamW over that of other parameters.
     """
 
     pattern: str
@@ -48,6 +49,7 @@ class ParameterSpec:
     init: Init | None
     decays: bool = False
     split: Split = "none"
+    rate: float = 1.0
 
     @property
     def is_norm(self) -> bool:

@@ -5,13 +5,16 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from shapes import decoder_config
 
 import pardalis
-from pardalis.adapters import load_adapter, merge
+from pardalis.adapters import LoRAConfig, install, load_adapter, merge
 from pardalis.cli.main import main
 from pardalis.errors import ConfigError
+from pardalis.model import Decoder, initialise
 from pardalis.pipeline import load_recipe, run, training_loader
 from pardalis.train import Interrupted, checkpoint, loop, read_metrics
+from pardalis.train.optimizer import AdamWConfig, Optimizer
 
 STAGES = ("prepare", "train")
 
@@ -186,3 +189,22 @@ def test_a_plan_counts_what_is_trained(project, capsys):
         outside = adapted["parts"]["embedding"] + adapted["parts"]["head"]
         saved = adapted["memory"]["weights"] - narrow["memory"]["weights"]
         assert saved == inside * (4 - size) + outside * (2 if dtype == "bfloat16" else 0)
+
+
+def test_rows_may_have_their_own_learning_rate():
+    config = decoder_config(
+        vocab_size=20, context=8, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=16
+    )
+    model = initialise(Decoder(config), 0)
+    install(model, LoRAConfig(rank=2, rows=("image",), rows_rate=5.0), [3, 4, 9])
+    optimizer = Optimizer(model, AdamWConfig(), peak=1.0)
+    optimizer.set_learning_rate(0.1)
+    rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
+    assert {name for name, rate in rates.items() if rate == 0.5} == {"embedding.rows", "head.rows"}
+    assert {rate for name, rate in rates.items() if "lora" in name} == {0.1}
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_wrong_rate_of_rows(rate):
+    with pytest.raises(ConfigError, match=r"rows_rate must be (above 0|a finite number), got"):
+        LoRAConfig(rows_rate=rate)

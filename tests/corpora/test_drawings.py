@@ -20,8 +20,8 @@ from fake_drawings import (
 )
 
 from pardalis.corpora import DrawingsConfig, build_drawings
+from pardalis.corpora.captions import with_article
 from pardalis.corpora.drawings import packages
-from pardalis.corpora.drawings.captions import with_article
 from pardalis.corpora.drawings.concepts import Concept
 from pardalis.corpora.drawings.styles import STYLES
 from pardalis.documents import read_jsonl

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -150,8 +151,11 @@ def test_a_small_corpus_holds_what_it_counts(small):
         assert members and texts
         assert counts[split] == {
             "pairs": len(pairs),
+            "draw": len(pairs),
+            "name": len(pairs),
             "encyclopedia": len(interleaved),
             "articles": len(texts),
+            "explain": len(texts),
         }
         assert [pair.text for pair in pairs] == [entry["name"] for entry in members]
         for pair, entry in zip(pairs, members, strict=True):
@@ -166,6 +170,44 @@ def test_a_small_corpus_holds_what_it_counts(small):
         names = [document.name for document in (*pairs, *texts, *interleaved)]
         assert len(set(names)) == len(names)
         assert all(document.licence for document in (*pairs, *texts, *interleaved))
+
+
+def test_conversations_draw_name_and_explain(small):
+    folder, _ = small
+    entries = json.loads((folder / "concepts.json").read_text())
+    for split in ("train", "heldout"):
+        keys = [entry["key"] for entry in entries if entry["split"] == split]
+        draw, name = documents(folder, f"draw.{split}"), documents(folder, f"name.{split}")
+        assert [each.name for each in draw] == [f"draw/{key}" for key in keys]
+        assert [each.name for each in name] == [f"name/{key}" for key in keys]
+        for told, text in zip(
+            documents(folder, f"explain.{split}"),
+            documents(folder, f"articles.{split}"),
+            strict=True,
+        ):
+            request, lead = told.segments
+            assert (request.role, lead.role) == ("user", "assistant")
+            title = request.text.removeprefix("Tell me about ").removesuffix(".")
+            assert text.text == f"{title}\n{lead.text}"
+        for one, other in zip(draw, name, strict=True):
+            request, image = one.segments
+            assert (request.role, image.role) == ("user", "assistant")
+            shown, question, answer = other.segments
+            assert shown.source == image.source
+            assert [each.role for each in other.segments] == ["user", "user", "assistant"]
+            assert question.text == "What is this?"
+            of = request.text.removeprefix("Draw ")
+            assert answer.text == of[0].upper() + of[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_text", "answer"),
+    [("owl", "Draw an owl.", "An owl."), ("jeans", "Draw jeans.", "Jeans.")],
+)
+def test_what_is_said_of_a_concept(name, request_text, answer):
+    concept = concepts.Concept("1f989", name, Path("owl.svg"), None, "train")
+    assert pages.drawing_request(concept).text == request_text
+    assert pages.naming_request(concept).text == f"What is this?{answer}"
 
 
 def test_the_same_config_gives_the_same_bytes(small, tmp_path):

@@ -226,10 +226,11 @@ class Page:
         elif all("index" in line for line in lines):
             wanted = {frozenset(line) for line in lines}
             assert wanted <= {frozenset(record) for record in _answers()}
-        elif all("continuation" in line for line in lines):
+        elif all({"continuation", "answers"} & line.keys() for line in lines):
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            Path("continuations.jsonl").write_text(text)
-            self._pardalis(["score", "BUNDLE", "continuations.jsonl"])
+            name = "continuations" if "continuation" in lines[0] else "questions"
+            Path(f"{name}.jsonl").write_text(text)
+            self._pardalis(["score", "BUNDLE", f"{name}.jsonl"])
         else:
             assert all("prompt" in line for line in lines), "nothing reads such lines"
             Path("prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

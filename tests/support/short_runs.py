@@ -67,7 +67,7 @@ def shortened(recipe: Recipe) -> Recipe:
 
 def _corpus(recipe: Recipe) -> dict[str, Any]:
     kind = getattr(recipe.corpus, "kind", None)
-    return {"concepts": 24, "text_articles": 20} if kind == "encyclopedia" else {}
+    return {"concepts": 24, "text_articles": 20, "lead_words": 6} if kind == "encyclopedia" else {}
 
 
 @contextmanager

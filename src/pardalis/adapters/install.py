@@ -58,7 +58,8 @@ def install(
         setattr(model.get_submodule(parent), last, made)
         if isinstance(made, AdaptedLinear):
             added += [_line(name, factor, specs[f"{name}.weight"], made) for factor in made.factors]
-    added += _add_rows(model, ids, stored, vectors_dtype)
+    rate: float = getattr(config, "rows_rate", 1.0)
+    added += _add_rows(model, ids, rate, stored, vectors_dtype)
     model.parameter_table = [*model.parameter_table, *added]  # of this one
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
@@ -148,7 +149,11 @@ def _line(name: str, factor: str, base: ParameterSpec, made: AdaptedLinear) -> P
 
 
 def _add_rows(
-    model: LanguageModel, ids: Sequence[int], stored: torch.dtype, vectors_dtype: torch.dtype
+    model: LanguageModel,
+    ids: Sequence[int],
+    rate: float,
+    stored: torch.dtype,
+    vectors_dtype: torch.dtype,
 ) -> list[ParameterSpec]:
     """Freeze embedding and head, add rows to them; return the lines of the parameter table."""
     embedding: Any = getattr(model, "embedding", None)
@@ -169,11 +174,11 @@ def _add_rows(
         RowsEmbedding.of(embedding, spans, vectors_dtype)
         if not is_tied:
             _store(embedding, stored)
-        lines.append(ParameterSpec(r"embedding\.rows", PART, None))
+        lines.append(ParameterSpec(r"embedding\.rows", PART, None, rate=rate))
     if isinstance(head, nn.Linear):
         RowsHead.of(head, spans)
         _store(head, stored)
-        lines.append(ParameterSpec(r"head\.rows", PART, None, decays=True))
+        lines.append(ParameterSpec(r"head\.rows", PART, None, decays=True, rate=rate))
     return lines if ids else []
 
 

@@ -15,7 +15,11 @@ ADAPTERS = Kinds(LoRAConfig, DoRAConfig)
 
 @runtime_checkable
 class AdapterConfig(Protocol):
-    """The config of a kind of adapter."""
+    """The config of a kind of adapter.
+
+    It may have an attribute ``rows_rate`` too: the learning rate of the rows over that of the other
+    parameters.
+    """
 
     @property
     def kind(self) -> str:

@@ -41,6 +41,7 @@ class LoRAConfig:
     # Tokens whose rows of embedding and head are trained whole: "all", "special", and names of
     # modalities (image) and of special ids (begin_image).
     rows: tuple[str, ...] = ()
+    rows_rate: float = 1.0  # learning rate of the rows over that of the other parameters
     # How the frozen matrices are stored: in the dtype of the bundle, or another. int8: those of
     # the blocks as 8-bit integers with a scale for each output, in a single process.
     base_dtype: BaseDtype = "stored"
@@ -48,8 +49,8 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         check_at_least(self, rank=1)
         check_at_most(self, rank=2**16)
-        check_above(self, alpha=0)
-        check_finite(self, "alpha")
+        check_above(self, alpha=0, rows_rate=0)
+        check_finite(self, "alpha", "rows_rate")
         check_fractions(self, "dropout", below_one=True)
         if not self.targets and not self.rows:
             raise ConfigError(

@@ -51,7 +51,7 @@ _ROW_MODULES = {"embedding": "embed_tokens", "head": "lm_head"}
 _KEY = re.compile(
     rf"{re.escape(_PREFIX)}(.+?)\.({'|'.join(map(re.escape, (*_FACTORS, _ROWS)))}|[a-z_]+)"
 )
-_NOT_SHOWN = ("rows", "base_dtype")  # of the training
+_NOT_SHOWN = ("rows", "rows_rate", "base_dtype")  # of the training
 _NO_TARGETS = "dummy-target-modules"  # PEFT's word for an adapter of rows alone
 _OF_PEFT = ("lora", "dora")  # kinds that PEFT has
 # Keys of PEFT's config that change what an adapter is, with the value that ours have.

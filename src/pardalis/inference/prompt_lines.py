@@ -95,6 +95,28 @@ def parse_continuation(line: Line, path: Path) -> tuple[list[LinePart], list[Lin
     return prompt, continuation
 
 
+def parse_question(line: Line, path: Path) -> tuple[list[LinePart], list[str]]:
+    """Return the prompt of a line and the texts that are accepted as its answer.
+
+    Raises:
+        RequestError: the line has not these two keys, or one of them is wrong.
+    """
+    record = _record(line)
+    if record.keys() != {"prompt", "answers"}:
+        raise RequestError(
+            'The line must have a "prompt", its "answers" and nothing else, but it has '
+            f"{', '.join(sorted(record))}."
+        )
+    answers = record["answers"]
+    if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
+        raise RequestError('"answers" must be a list of one text or more, none of them empty.')
+    return _parts(record["prompt"], path.parent), answers
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _record(line: Line) -> dict[str, Any]:
     """Return the object of a line, which has a prompt; raises RequestError."""
     try:

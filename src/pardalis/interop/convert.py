@@ -75,7 +75,7 @@ def import_model(
         ConfigError: an argument does not apply to the source, or the folder is not empty.
         DataError: the given template does not take a conversation.
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = Path(source), _target(folder)
     _check_target(folder, source)
     model = read_model(source, image_tokenizer=image_tokenizer, new_rows=new_rows)
     if chat_template is not None:
@@ -164,7 +164,7 @@ def export_model(
             written.
         ConfigError: an argument does not apply to the layout, or the folder is not empty.
     """
-    source, folder = bundles.bundle_folder(source), Path(folder)
+    source, folder = bundles.bundle_folder(source), _target(folder)
     _refuse(
         to != "meta" and n_ranks is not None,
         "n_ranks",
@@ -220,6 +220,12 @@ def _read_template(path: Path) -> str:
         raise ConfigError(
             f"`chat_template` names {path}, which cannot be read: {error}."
         ) from error
+
+
+def _target(folder: Path | str) -> Path:
+    """Return the place to write to; a link stays one, as the folder that it leads to is empty."""
+    path = Path(folder)
+    return path.resolve() if path.is_symlink() else path
 
 
 def _check_target(folder: Path, source: Path) -> None:

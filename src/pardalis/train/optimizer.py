@@ -159,16 +159,16 @@ def _muon(named: _Named, config: MuonConfig, decay: float) -> torch.optim.Optimi
 def _adamw(
     named: _Named, specs: dict[str, ParameterSpec], config: AdamWConfig, decay: float
 ) -> torch.optim.Optimizer:
-    decayed = [x for x in named if specs[x[0]].decays]
-    norms = [x for x in named if specs[x[0]].is_norm]
-    others = [x for x in named if not (specs[x[0]].decays or specs[x[0]].is_norm)]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": decay, "rate": 1.0},
-        {"params": others, "weight_decay": 0.0, "rate": 1.0},
-        {"params": norms, "weight_decay": 0.0, "rate": config.norm_rate},
-    ]
+    groups: dict[tuple[float, float], _Named] = {}
+    for name, parameter in named:
+        spec = specs[name]
+        rate = config.norm_rate if spec.is_norm else spec.rate
+        groups.setdefault((decay if spec.decays else 0.0, rate), []).append((name, parameter))
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": some, "weight_decay": of_group, "rate": rate}
+            for (of_group, rate), some in groups.items()
+        ],
         lr=0.0,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -6,7 +6,6 @@ that a concept can be held out, and also a combination of a seen concept with a 
     packages.py      the pinned packages: fetching, checking and reading them
     styles.py        the drawings of each style
     concepts.py      what is drawn, its name and its split
-    captions.py      a style and a name as words
     build.py         the folder with everything in it
     instructions.py  the same with conversations about it
 """

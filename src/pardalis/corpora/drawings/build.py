@@ -27,7 +27,7 @@ import PIL.Image
 
 from pardalis import progress, seeds
 from pardalis.config import check_at_least, not_deciding
-from pardalis.corpora.drawings.captions import caption
+from pardalis.corpora.captions import caption
 from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
 from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES, checked
 from pardalis.corpora.drawings.styles import STYLES, Style, draw

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pardalis.corpora.captions import caption, with_article
 from pardalis.corpora.drawings.build import (
     Drawings,
     DrawingsConfig,
@@ -23,7 +24,6 @@ from pardalis.corpora.drawings.build import (
     record_of,
     write_drawings,
 )
-from pardalis.corpora.drawings.captions import caption, with_article
 from pardalis.corpora.drawings.concepts import Concept
 from pardalis.documents.document import Image, Role, Segment, Text
 from pardalis.documents.writers import write_records

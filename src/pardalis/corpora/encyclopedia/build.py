@@ -2,8 +2,11 @@
 
 images/<key>.png            RGB on white
 pairs.<split>.jsonl           name, image
+draw.<split>.jsonl            conversations: "Draw an owl.", image
+name.<split>.jsonl            conversations: image and "What is this?", "An owl."
 encyclopedia.<split>.jsonl    title, image, lead; and pages that relate several concepts
 articles.<split>.jsonl        other articles, as text
+explain.<split>.jsonl         conversations: "Tell me about Rome.", the lead of such an article
 concepts.json                 name, key, split, image and lead of each concept
 LICENCES.json, LICENCES.md    what was taken from which package, under which licence
 """
@@ -166,8 +169,11 @@ def _write_split(
     single_pages = (pages.page(concept, article, lead_words) for concept, article in described)
     sources: dict[str, Iterable[Document]] = {
         "pairs": map(pages.pair, concepts),
+        "draw": map(pages.drawing_request, concepts),
+        "name": map(pages.naming_request, concepts),
         "encyclopedia": chain(single_pages, pages.related_pages(described)),
         "articles": (pages.article_page(article, lead_words) for article in texts),
+        "explain": (pages.explanation_request(article, lead_words) for article in texts),
     }
     return {
         name: write_records(

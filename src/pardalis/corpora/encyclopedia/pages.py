@@ -1,10 +1,12 @@
-"""Concepts and articles as documents: pairs, pages, pages of related concepts, plain articles."""
+"""Concepts and articles as documents: pairs, conversations, pages, plain articles."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from pardalis.corpora.captions import with_article
 from pardalis.corpora.encyclopedia.concepts import Concept
 from pardalis.corpora.encyclopedia.packages import (
     ARTICLE_LICENCE,
@@ -29,6 +31,22 @@ def pair(concept: Concept) -> Document:
     """Return the concept's name, then its image."""
     segments = (Text(concept.name), _image(concept))
     return Document(segments, f"pair/{concept.key}", IMAGE_LICENCE)
+
+
+def drawing_request(concept: Concept) -> Document:
+    """Return a user's request to draw the concept, and its image."""
+    prompt = Text(f"Draw {with_article(concept.name)}.", "user")
+    image = replace(_image(concept), role="assistant")
+    return Document((prompt, image), f"draw/{concept.key}", IMAGE_LICENCE)
+
+
+def naming_request(concept: Concept) -> Document:
+    """Return a user's image with a question, and the name of the concept."""
+    image = replace(_image(concept), role="user")
+    question = Text("What is this?", "user")
+    name = with_article(concept.name)
+    answer = Text(f"{name[0].upper()}{name[1:]}.", "assistant")
+    return Document((image, question, answer), f"name/{concept.key}", IMAGE_LICENCE)
 
 
 def page(concept: Concept, article: Article, lead_words: int) -> Document:
@@ -61,6 +79,13 @@ def article_page(article: Article, lead_words: int) -> Document:
     lead = shorten(article.lead, lead_words)
     segments = (Text(f"{article.title}\n{lead}"),)
     return Document(segments, f"article/{article.title}", ARTICLE_LICENCE)
+
+
+def explanation_request(article: Article, lead_words: int) -> Document:
+    """Return a user's question about the title of an article, and its lead."""
+    prompt = Text(f"Tell me about {article.title}.", "user")
+    answer = Text(shorten(article.lead, lead_words), "assistant")
+    return Document((prompt, answer), f"explain/{article.title}", ARTICLE_LICENCE)
 
 
 def groups_of(items: list[_T], size: int) -> list[list[_T]]:
