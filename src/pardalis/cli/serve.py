@@ -144,14 +144,14 @@ def _name_of(bundle: Path) -> str:
 
 
 class _AsJSON(logging.Formatter):
-    """Writes records as lines of JSON; those of requests are JSON already."""
+    """Writes records as lines of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
         head = {"time": time, "level": record.levelname.lower()}
-        if message.startswith('{"event"'):
-            return json.dumps({**head, **json.loads(message)})
+        if fields := getattr(record, "fields", None):  # of a request
+            return json.dumps({**head, **fields})
         if record.exc_info:
             head["error"] = self.formatException(record.exc_info)
         return json.dumps({**head, "event": record.name, "message": message})

@@ -255,7 +255,8 @@ def _check_folder(folder: Path, stages: Sequence[Stage]) -> None:
     """Raise ConfigError if a run in the folder would replace files that are not of a run."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; a run needs a folder, so choose another name.")
-    names = ["recipe.toml", *(output for stage in stages for output in stage.outputs)]
+    outputs = (Path(output).parts[0] for stage in stages for output in stage.outputs)
+    names = dict.fromkeys(["recipe.toml", *outputs])
     found = [name for name in names if (folder / name).exists()]
     # Looked for last: a run writes its lock first, maybe now in another process.
     if found and not any((folder / name).exists() for name in (_RECORDS, _LOCK)):

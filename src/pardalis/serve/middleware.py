@@ -120,7 +120,7 @@ class Gate:
             "seconds": round(seconds, 4),
             "client": (scope.get("client") or ("",))[0],
         }
-        logger.info(json.dumps(record))
+        logger.info(json.dumps(record), extra={"fields": record})
 
 
 def _digest(key: str) -> bytes:
