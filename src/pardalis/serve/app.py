@@ -16,7 +16,7 @@ from pardalis.serve.service import Service
 PAGE = Path(__file__).parent / "page"
 
 
-class _Page(StaticFiles):
+class Page(StaticFiles):
     """The page's files; a browser asks each time whether it has the newest of each."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
@@ -36,10 +36,10 @@ def create_app(service: Service) -> FastAPI:
     for part in (chat, responses, images, completions, operations):
         app.include_router(part.router(service))
     if PAGE.is_dir():
-        app.mount("/", _Page(directory=PAGE, html=True), name="page")
+        app.mount("/", Page(directory=PAGE, html=True), name="page")
     if origins := list(service.config.cors_origins):
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, config=service.config, metrics=service.metrics)
     return app
