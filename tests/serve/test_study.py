@@ -174,7 +174,7 @@ def test_the_page_is_within_the_policy(site):
     for path in ("/", "/study.js", "/study.css", "/look/style.css", "/look/dom.js"):
         status, headers, _ = site.send("GET", path)
         assert status == 200
-        assert "script-src 'self';" in headers["Content-Security-Policy"]
+        assert "script-src 'self';" in headers["content-security-policy"]
     assert site.send("GET", "/look/index.html")[0] == 404
     for path in STUDY_PAGE.iterdir():
         text = path.read_text()
@@ -260,3 +260,25 @@ def test_the_choice_waits_for_the_two_answers(page, study):
     assert study.judgements() == ([], 0)
     page.write("body", "4")
     page.until(lambda: page.find("#choice [value=left]").is_enabled())
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs PARDALIS_AXE, axe.min.js of npm's axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_barrier_that_axe_finds(page, scheme):
+    page.prefer(scheme)
+    page.js(AXE.read_text())
+
+    def check():
+        found = page.driver.execute_async_script(
+            "const done = arguments[0]; axe.run().then((all) => done(all.violations.map("
+            "(one) => [one.id, one.impact, one.nodes.map((node) => node.html).join(' ')])))"
+        )
+        assert [one for one in found if one[1] in ("serious", "critical", "moderate")] == []
+
+    check()
+    page.write("#rater", "Ada\ue007")
+    page.until(lambda: page.find("#next").is_enabled() and page.find("#item").is_displayed())
+    check()
+    page.write("body", "1")
+    page.write("body", "4")
+    check()

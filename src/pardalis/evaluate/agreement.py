@@ -17,7 +17,7 @@ def krippendorff_alpha(
     """Return alpha: 1 is perfect agreement, 0 that of chance.
 
     Args:
-        units: the ratings of each unit, as values from 0 to ``n_values - 1``; raters may be missing.
+        units: the ratings of each unit, as values from 0 to ``n_values - 1``; any number each.
         level: what disagrees: any two values that differ ("nominal"), by the ranks between them
             ("ordinal"), or by the square of their difference ("interval").
 

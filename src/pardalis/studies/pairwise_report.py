@@ -102,11 +102,12 @@ def _mean(counts: Sequence[int], values: np.ndarray, seed: int, name: str) -> di
 
 
 def _agreement(groups: Iterable[Sequence[Judgement]]) -> dict[str, float | None]:
-    fulfilments, choices = [], []
-    for group in groups:
-        choices.append([CHOICES.index(each.choice) for each in group])
-        for side in SIDES:
-            fulfilments.append([FULFILMENTS.index(each.fulfilment[side]) for each in group])
+    choices = [[CHOICES.index(each.choice) for each in group] for group in groups]
+    fulfilments = [
+        [FULFILMENTS.index(each.fulfilment[side]) for each in group]
+        for group in groups
+        for side in SIDES
+    ]
     return {
         "fulfilment, nominal": krippendorff_alpha(fulfilments, 3, "nominal"),
         "fulfilment, ordinal": krippendorff_alpha(fulfilments, 3, "ordinal"),

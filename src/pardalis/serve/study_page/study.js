@@ -71,8 +71,8 @@ async function show(index) {
 /** Show the first item from an index on that is not judged, or say that there is none. */
 async function proceed(from) {
   const judged = new Set(state.judged);
-  const open_items = [...Array(state.items).keys()].filter((index) => !judged.has(index));
-  const next = open_items.find((index) => index >= from) ?? open_items[0];
+  const left = [...Array(state.items).keys()].filter((index) => !judged.has(index));
+  const next = left.find((index) => index >= from) ?? left[0];
   if (next === undefined) open("done");
   else await show(next);
 }
