@@ -150,9 +150,25 @@ def test_a_folder_from_elsewhere(study, tmp_path):
     changed(study, version=2)
     with pytest.raises(DataError, match="format version 2"):
         Study(study.folder)
-    (study.folder / "study.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
-        Study(study.folder)
+    surrogate = '{"version": 1, "models": {"A": "\\ud800"}}'
+    for text in ("{", "", surrogate, '{"a": ' + "[" * 100_000):
+        (study.folder / "study.json").write_text(text)
+        with pytest.raises(DataError, match="not JSON that can be read"):
+            Study(study.folder)
+
+
+def test_an_answer_that_links_to_another_place(made):
+    image = made / "x" / "images" / "000000-0.png"
+    image.unlink()
+    image.symlink_to(made / "fox.png")
+    with pytest.raises(DataError, match=r"000000-0.png is a link; raters are shown what lies in"):
+        make_study(made / "prompts.jsonl", (made / "x", made / "y"), made / "study")
+
+
+def test_a_line_with_a_wrong_option(made):
+    write_jsonl(made / "wrong.jsonl", [{"prompt": "an owl", "stop": 3}])
+    with pytest.raises(RequestError, match="stop"):
+        make_study(made / "wrong.jsonl", (made / "x", made / "y"), made / "study")
 
 
 def test_an_image_that_is_a_link(study, tmp_path):

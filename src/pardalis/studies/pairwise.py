@@ -27,7 +27,6 @@ from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.files import (
     is_own_file,
     output_folder,
-    parse_json,
     read_bytes,
     write_bytes,
     write_json,
@@ -153,7 +152,12 @@ def _complete(bundle: Path, prompts: Path, folder: Path, device: str) -> Path:
     loaded = load(path, device)
     config = EngineConfig(quantum_steps=loaded.model.config.context)
     with Engine(loaded, config) as engine:
-        PromptFile(engine, prompts, folder, bundle_path=path).run()
+        summary = PromptFile(engine, prompts, folder, bundle_path=path).run()
+    if summary.failed:
+        raise RequestError(
+            f"{bundle} failed at {summary.failed} of {summary.requests} prompts; see the errors in "
+            f"{folder / COMPLETIONS}."
+        )
     return folder
 
 
@@ -174,13 +178,16 @@ def _answers(
             f"{completions} has {len(records)} answers and {prompts} {len(lines)} prompts; both "
             "models must have completed this file."
         )
-    return [
-        [
-            _stored(completions / part["image"], folder) if "image" in part else part
-            for part in records[line.index]["completion"]
-        ]
-        for line in lines
-    ]
+
+    def stored(part: Segment) -> Segment:
+        if "text" in part:
+            return part
+        image = completions / part["image"]
+        if not is_own_file(image) or image.parent.is_symlink():
+            raise DataError(f"{image} is a link; raters are shown what lies in {completions} only.")
+        return _stored(image, folder)
+
+    return [[stored(part) for part in records[line.index]["completion"]] for line in lines]
 
 
 def _stored(part: LinePart, folder: Path) -> Segment:
@@ -209,15 +216,13 @@ class Study:
         self.folder, path = folder, folder / _STUDY
         if not is_own_file(path):
             raise DataError(f"{folder} is not the folder of a study: it has no {_STUDY}.")
-        try:
-            content = read_bytes(path)
-            values = parse_json(content)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}); make the study again.") from None
+        content = read_bytes(path)
         self.digest = hashlib.sha256(content).hexdigest()[:16]
-        match values:
+        match json_or_none(content):
             case {"version": 1, "models": {"A": str(a), "B": str(b)}, "items": [*items]}:
                 self.models = {"A": a, "B": b}
+            case None:
+                raise DataError(f"{path} is not JSON that can be read; make the study again.")
             case {"version": int(version)} if version > _VERSION:
                 raise DataError(
                     f"{path} has format version {version}, and this version of Pardalis reads "
