@@ -5,6 +5,7 @@ are the same in every run; PARDALIS_FUZZ=1000 tries that many new ones of each k
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -31,6 +32,8 @@ from pardalis.evaluate.sample_file import check_samples
 from pardalis.files import read_json
 from pardalis.interop import read_model
 from pardalis.pipeline import load_recipe, read_records
+from pardalis.studies.pairwise import Study
+from pardalis.studies.pairwise_report import report_study
 from pardalis.train import checkpoint, read_metrics
 from pardalis.train.alarms import AlarmConfig, Alarms
 from pardalis.train.skipping import read_skips
@@ -148,6 +151,24 @@ SAMPLES = json.dumps({
     "pages": [{"prompt": "a", "split": "train", "segments": [{"text": "a"}, {"image": "a.png"}]}],
     "captioned": {"train": 1}, "left_out": {"too_long": 1}, "image_tokens_per_second": 0.5,
 })  # fmt: skip
+STUDY = json.dumps({
+    "version": 1, "models": {"A": "a", "B": "b"}, "seed": 1,
+    "items": [{"prompt": [{"text": "a"}], "answers": {"A": [{"text": "a"}], "B": []}, "left": "A",
+               "category": "a"}] * 2,
+})  # fmt: skip
+JUDGEMENTS = "".join(
+    json.dumps({
+        "rater": f"Ada {n}", "item": n, "fulfilment": {"A": "fulfils", "B": "partially"},
+        "choice": "same", "time": "", "study": hashlib.sha256(STUDY.encode()).hexdigest()[:16],
+    }) + "\n"
+    for n in range(2)
+)  # fmt: skip
+
+
+def use_study(folder: Path) -> None:
+    if not (folder / "study.json").exists():
+        (folder / "study.json").write_text(STUDY)
+    report_study(Study(folder))
 
 
 def use_samples(folder: Path) -> None:
@@ -171,6 +192,7 @@ def use_metrics(folder: Path) -> None:
     [
         ("stages.json", STAGES, read_records), ("samples.json", SAMPLES, use_samples),
         ("metrics.jsonl", METRICS, use_metrics), ("skipped.jsonl", SKIPS, read_skips),
+        ("study.json", STUDY, use_study), ("judgements.jsonl", JUDGEMENTS, use_study),
     ],
 )  # fmt: skip
 @examples(60)

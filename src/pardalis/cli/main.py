@@ -35,6 +35,7 @@ from pardalis.cli import (
     show,
     stability,
     stages,
+    study,
     tokenizer,
 )
 from pardalis.cli.common import Parser, UsageExit, echo_json, printable
@@ -278,6 +279,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, serve, score, evaluate, convert, adapter, show):
+    for module in (generate, chat, serve, score, evaluate, study, convert, adapter, show):
         module.add(commands)
     return parser

@@ -73,7 +73,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _require_libraries()
+    require_libraries()
     from pardalis import load
     from pardalis.inference import Engine, EngineConfig
     from pardalis.serve import ServeConfig, listen, serve
@@ -105,14 +105,15 @@ def _run(options: argparse.Namespace) -> None:
         options.stdout.write(said + "\n")
         options.stdout.flush()
 
-    _log_to_stderr()
+    log_to_stderr()
     with listen(config) as listener:  # before the bundle is loaded, which takes a while
         bundle = load(options.bundle, options.device, chosen_dtype(options))
         with Engine(bundle, engine_config, adapters=adapters) as engine:
             serve(engine, config, name, on_ready, listener)
 
 
-def _require_libraries() -> None:
+def require_libraries() -> None:
+    """Raise ConfigError unless what serves is installed."""
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -157,7 +158,8 @@ class _AsJSON(logging.Formatter):
         return json.dumps({**head, "event": record.name, "message": message})
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Write the log of a server to stderr, as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_AsJSON())
     for name in ("pardalis.serve", "uvicorn"):

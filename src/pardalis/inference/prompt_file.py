@@ -44,7 +44,7 @@ from pardalis.inference.prompt_lines import (
 )
 from pardalis.progress import bar
 
-_COMPLETIONS = "completions.jsonl"
+COMPLETIONS = "completions.jsonl"
 _SETTINGS = "settings.json"
 _OLD_COMPLETIONS = "answers.jsonl"
 
@@ -108,7 +108,7 @@ class PromptFile:
                 "folder, or remove it."
             )
         self.folder = output_folder(folder)
-        self.completions = self.folder / _COMPLETIONS
+        self.completions = self.folder / COMPLETIONS
         self.summary = Summary(len(self.lines))
         self._open: dict[int, tuple[Line, str, Completion]] = {}
 
@@ -160,7 +160,7 @@ class PromptFile:
         if isinstance(before, dict) and isinstance(before.get("options"), dict):
             # An option that is newer than the folder had its default.
             before["options"] = plain(asdict(GenerationConfig())) | before["options"]
-        if before != plain(settings) and any(self._records()):
+        if before != plain(settings) and any(read_completions(self.folder)):
             found = (
                 f"completions, but their settings cannot be read from {path}"
                 if before is None
@@ -169,30 +169,12 @@ class PromptFile:
             raise ConfigError(f"{self.folder} holds {found}; choose another folder, or remove it.")
         write_json(path, settings)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """Yield the undamaged completions of earlier runs whose images exist."""
-        for content in _bytes(self.completions).split(b"\n"):
-            match json_or_none(content):
-                case {"index": index, "prompt": str(), "completion": [*segments]} as record:
-                    if type(index) is int and all(map(self._is_whole, segments)):
-                        yield record
-
-    def _is_whole(self, segment: Any) -> bool:
-        match segment:
-            case {"text": str(), **rest} if not rest:
-                return True
-            case {"image": str(name), **rest} if not rest:
-                folder, _, file = name.partition("/")
-                is_ours = folder == "images" and is_bare_name(file)
-                return is_ours and os.path.isfile(self.folder / name)
-        return False
-
     def _kept(self) -> dict[int, dict[str, Any]]:
         """Return the completions of earlier runs whose prompts have not changed, by index."""
         lines = {line.index: line for line in self.lines}
         return {
             record["index"]: record
-            for record in self._records()
+            for record in read_completions(self.folder)
             if record["index"] in lines and record["prompt"] == self._digest(lines[record["index"]])
         }
 
@@ -260,6 +242,25 @@ class PromptFile:
             "reason": finished.reason,
             "tokens": finished.usage.completion_tokens,
         }
+
+
+def read_completions(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the undamaged completions of a folder whose images exist."""
+    for content in _bytes(folder / COMPLETIONS).split(b"\n"):
+        match json_or_none(content):
+            case {"index": index, "prompt": str(), "completion": [*segments]} as record:
+                if type(index) is int and all(_is_whole(segment, folder) for segment in segments):
+                    yield record
+
+
+def _is_whole(segment: Any, folder: Path) -> bool:
+    match segment:
+        case {"text": str(), **rest} if not rest:
+            return True
+        case {"image": str(name), **rest} if not rest:
+            images, _, file = name.partition("/")
+            return images == "images" and is_bare_name(file) and os.path.isfile(folder / name)
+    return False
 
 
 def _bytes(path: Path) -> bytes:

@@ -2,7 +2,8 @@
 
 In a text file every line is a prompt. In a JSONL file every line is an object. Its ``prompt`` is a
 text or a list of texts, ``{"text": ...}`` and ``{"image": path}``, with paths relative to the file.
-All other keys are fields of :class:`GenerationConfig`.
+A ``category`` groups prompts in the report of a study. All other keys are fields of
+:class:`GenerationConfig`.
 """
 
 import hashlib
@@ -74,9 +75,22 @@ def parse_line(
         return [Text(line.content)], defaults, line.index
     record = _record(line)
     parts = _parts(record.pop("prompt"), path.parent)
+    record.pop("category", None)
     config = _with_defaults(record, defaults)
     number = 0 if "seed" in record else line.index
     return parts, config, number
+
+
+def category_of(line: Line, path: Path) -> str:
+    """Return the category of a line's prompt; it is empty if there is none.
+
+    Raises:
+        RequestError: it is no text.
+    """
+    category = "" if path.suffix == ".txt" else _record(line).get("category", "")
+    if not isinstance(category, str) or not is_unicode(category):
+        raise RequestError(f"The category must be a text, got {category!r}.")
+    return category
 
 
 def parse_continuation(line: Line, path: Path) -> tuple[list[LinePart], list[LinePart]]:

@@ -27,21 +27,24 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     for part in (chat, responses, images, completions, operations):
         app.include_router(part.router(service))
-    for file in sorted(PAGE.iterdir()):
-        _add_file(app, f"/{file.name}", file)
-    _add_file(app, "/", PAGE / "index.html")
+    add_page(app, PAGE)
     if origins := list(service.config.cors_origins):
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, config=service.config, metrics=service.metrics)
     return app
 
 
-def _add_file(app: FastAPI, path: str, file: Path) -> None:
-    """Serve one file of the page at one path; there is no other way to a file."""
+def add_page(app: FastAPI, folder: Path) -> None:
+    """Serve the files of a folder, each at its name, and index.html at / too; nothing else."""
 
-    def content() -> FileResponse:
-        return FileResponse(file, headers=_NO_CACHE)
+    def add(path: str, file: Path) -> None:
+        def content() -> FileResponse:
+            return FileResponse(file, headers=_NO_CACHE)
 
-    app.add_api_route(path, content, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(path, content, methods=["GET", "HEAD"], include_in_schema=False)
+
+    for file in sorted(folder.iterdir()):
+        add(f"/{file.name}", file)
+    add("/", folder / "index.html")

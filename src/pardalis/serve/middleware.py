@@ -12,8 +12,9 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pardalis.serve.config import ServeConfig
 from pardalis.serve.errors import APIError
-from pardalis.serve.service import Service
+from pardalis.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ _DOCS = ("/docs", "/redoc")  # FastAPI's own pages load scripts from elsewhere
 class Gate:
     """Wraps the application: counts and logs a request, checks its key, limits its body."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service, self.config = app, service, service.config
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics | None = None) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
         self._keys = [_digest(key) for key in self.config.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,8 +110,9 @@ class Gate:
     def _record(self, scope: Scope, status: int, seconds: float, key: str) -> None:
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
-        self.service.metrics.requests.labels(path, str(status)).inc()
-        self.service.metrics.request_seconds.labels(path).observe(seconds)
+        if self.metrics is not None:
+            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.request_seconds.labels(path).observe(seconds)
         record: dict[str, Any] = {
             "event": "request",
             "id": key,

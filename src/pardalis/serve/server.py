@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from pardalis.errors import ConfigError
 from pardalis.inference import Engine
@@ -68,22 +69,23 @@ async def _serve(
         service.close()
 
 
-class Server(uvicorn.Server):
-    """Stops in three steps: not ready, open answers finish, the rest is aborted."""
+class AppServer(uvicorn.Server):
+    """Serves an application, says where, and takes the signal that stops it for no failure."""
 
-    def __init__(self, service: Service, on_ready: Callable[[str], None]) -> None:
-        config = service.config
+    def __init__(
+        self, app: FastAPI, stop_timeout_s: float, on_ready: Callable[[str], None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(service),
+                app,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(config.stop_timeout_s) + 5,
+                timeout_graceful_shutdown=int(stop_timeout_s) + 5,
                 h11_max_incomplete_event_size=64 << 10,
             )
         )
-        self._service, self._on_ready = service, on_ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -93,6 +95,20 @@ class Server(uvicorn.Server):
             self._on_ready(f"http://{shown}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().shutdown(sockets)
+        finally:
+            self._captured_signals.clear()  # the signal did what it should: no failure
+
+
+class Server(AppServer):
+    """Stops in three steps: not ready, open answers finish, the rest is aborted."""
+
+    def __init__(self, service: Service, on_ready: Callable[[str], None]) -> None:
+        super().__init__(create_app(service), service.config.stop_timeout_s, on_ready)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop_accepting()
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self._service.config.stop_timeout_s, self._service.abort_all)
@@ -100,7 +116,6 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             timer.cancel()
-            self._captured_signals.clear()  # the signal did what it should: no failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.stop_accepting()
