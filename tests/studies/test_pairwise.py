@@ -226,7 +226,7 @@ def test_a_line_that_a_crash_has_cut_off(study):
     judge(study, "Ada", 1, "fulfils", "fulfils", "A")
     path.write_bytes(path.read_bytes()[:-30])
     assert len(report_study(study)["raters"]) == 1
-    assert "1 lines of judgements are damaged and were left out." in report_study(study)["hints"]
+    assert "Damaged lines of judgements that were left out: 1." in report_study(study)["hints"]
     judge(study, "Ada", 1, "fulfils", "fulfils", "B")
     found, n_damaged = study.judgements()
     assert ([judgement.choice for judgement in found], n_damaged) == (["A", "B"], 1)
@@ -302,11 +302,11 @@ def test_one_rater_and_none(study, capsys):
     report = report_study(study)
     assert (report["judged"], report["all"]["A"]["win rate"]["value"]) == (0, None)
     assert main(["study", "report", str(study.folder)]) == 0
-    assert "Nobody has judged 4 of the items yet." in capsys.readouterr().out
+    assert "Items that nobody has judged yet: 4." in capsys.readouterr().out
     judge(study, "Ada", 0, "fulfils", "fulfils", "A")
     assert main(["study", "report", str(study.folder)]) == 0
     out = capsys.readouterr().out
-    assert "1 of the items have one rater; agreement needs two" in out
+    assert "Items with one rater: 1; agreement needs two" in out
     assert "Krippendorff's alpha, choice, ordinal: -" in out
     assert main(["study", "report", str(study.folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["raters"] == {"Ada": 1}

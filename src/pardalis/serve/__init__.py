@@ -16,6 +16,8 @@ A request goes down this list and its events come back up::
     event_stream.py   server-sent events
     errors.py         every error in OpenAI's shape
     server.py         the process: start, ready, stop
+    study.py          another application: raters compare the answers of two models
+    study_page/       its page
     page/             the page, as files that a browser reads: no build step, no library
 """
 

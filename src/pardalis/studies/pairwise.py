@@ -34,7 +34,6 @@ from pardalis.files import (
 from pardalis.inference import Engine, EngineConfig, GenerationConfig, PromptFile
 from pardalis.inference.prompt_file import COMPLETIONS, read_completions
 from pardalis.inference.prompt_lines import (
-    MOST_BYTES,
     LinePart,
     category_of,
     json_or_none,
@@ -279,7 +278,7 @@ class Study:
             )
         return self.items[number]
 
-    def judgement(self, content: Mapping[str, Any]) -> Judgement:
+    def judgement(self, content: Any) -> Judgement:
         """Return a judgement, checked; raises RequestError."""
         match content:
             case {
@@ -337,7 +336,7 @@ class Study:
             raise DataError(
                 f"{path} is not a regular file; remove it, or put the judgements there."
             )
-        for number, line in enumerate(read_bytes(path, MOST_BYTES).split(b"\n"), 1):
+        for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
             if line.strip():
                 yield number, line
 

@@ -119,11 +119,11 @@ def _agreement(groups: Iterable[Sequence[Judgement]]) -> dict[str, float | None]
 def _hints(n_open: int, n_single: int, n_damaged: int) -> list[str]:
     hints = []
     if n_open:
-        hints.append(f"Nobody has judged {n_open:,} of the items yet.")
+        hints.append(f"Items that nobody has judged yet: {n_open:,}.")
     if n_single:
         hints.append(
-            f"{n_single:,} of the items have one rater; agreement needs two, and a majority three."
+            f"Items with one rater: {n_single:,}; agreement needs two, and a majority three."
         )
     if n_damaged:
-        hints.append(f"{n_damaged:,} lines of judgements are damaged and were left out.")
+        hints.append(f"Damaged lines of judgements that were left out: {n_damaged:,}.")
     return hints
