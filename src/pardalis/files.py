@@ -120,7 +120,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, too many", str(path))
-        return file.read(most)
+        return file.read()  # given a size, it would take as much memory at once
 
 
 def read_text(path: Path) -> str:
