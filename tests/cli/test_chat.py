@@ -1,5 +1,6 @@
 """A conversation by lines in a pipe, as JSON, and in a terminal."""
 
+import fcntl
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -338,12 +340,17 @@ def test_a_model_cannot_control_the_terminal():
 def test_in_a_terminal(folder, tmp_path):
     """Prompts, an answer, an image as blocks, Ctrl-C at the prompt, Ctrl-D."""
     primary, secondary = pty.openpty()
+
+    def in_foreground() -> None:
+        fcntl.ioctl(secondary, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     process = subprocess.Popen(
         [sys.executable, "-m", "pardalis", "chat", str(folder), "--mode", "image"],
         stdin=secondary, stdout=secondary, stderr=secondary, cwd=tmp_path, env=environment,
         start_new_session=True, close_fds=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(secondary, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=in_foreground,
     )  # fmt: skip
     os.close(secondary)
     shown = b""

@@ -13,7 +13,7 @@ from pardalis.corpora.drawings.styles import STYLES
 from pardalis.documents import Image, Text, read_jsonl
 
 STYLE_OF = {style.name: style.phrase for style in STYLES}
-WEAPONS = {"thing 3", "thing 4"}
+WEAPONS = instructions._WEAPONS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,6 @@ def corpus(tmp_path_factory):
     config = InstructionsConfig(packages=folder / "packages", image_side=8, one_cell_in=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_sha256", pinned_hash)
-        patch.setattr(instructions, "_WEAPONS", WEAPONS)
         counts = build_instructions(config, folder / "corpus")
     found = {
         (category.name, split): list(
@@ -54,9 +53,7 @@ def named(image: Image) -> tuple[str, str]:
 
 
 def test_every_category_has_conversations_of_both_splits(corpus):
-    rare = {"flag", "refuse"}  # too few in the fakes for both
-    assert all(some for (name, _), some in corpus[0].items() if name not in rare)
-    assert corpus[0]["refuse", "train"]
+    assert all(corpus[0].values())
 
 
 def test_held_out_requests_are_in_other_words(corpus):

@@ -23,6 +23,12 @@ N_THINGS = 70  # enough for every split and some held-out cells
 HEXCODES = [f"{0x1F900 + i:X}" for i in range(N_THINGS)]
 RUDE, WAVE, SQUARE, JAPAN = "1F595", "1F44B", "25FB-FE0F", "1F1EF-1F1F5"
 BRAND, PERSON, IBIS = "F000", "E000", "E001"  # OpenMoji's extras
+# Of the last things: weapons and flags, which conversations are about.
+_WEAPONS = ("axe", "bomb", "dagger", "atom bomb", "kitchen knife", "bow and arrow")
+_LABELS = {
+    **{50 + n: weapon for n, weapon in enumerate(_WEAPONS)},
+    **{60 + n: f"flag: Land {n}" for n in range(6)},
+}
 
 
 def write_fake_packages(folder: Path) -> None:
@@ -30,7 +36,7 @@ def write_fake_packages(folder: Path) -> None:
     folder.mkdir(parents=True)
     unicode_codes = [*HEXCODES, RUDE, WAVE, f"{WAVE}-1F3FB", SQUARE, JAPAN]
     extras = {BRAND: "brand", PERSON: "people", IBIS: "animals-nature"}
-    labels = {code: f"thing {i}" for i, code in enumerate(HEXCODES)}
+    labels = {code: _LABELS.get(i, f"thing {i}") for i, code in enumerate(HEXCODES)}
     labels |= {
         RUDE: "middle finger",
         WAVE: "waving hand",
