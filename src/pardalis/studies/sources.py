@@ -54,6 +54,7 @@ class SourcesConfig:
     images: int = 100  # images generated of each source, at most
     captions: int = 50  # captions generated of each source, at most
     answers: int = 100  # turns of the assistant generated of each source, at most
+    answer_tokens: int = 128  # token budget of an answer's texts; its images have their own
     gallery: int = 1000  # originals that generated images are ranked among, those of prompts apart
     probe: int = 2500  # images of training that the probe of labels learns from, at most
     candidates: int = 100  # the original and the others that it is ranked among
@@ -70,7 +71,9 @@ class SourcesConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, images=1, captions=0, answers=0, gallery=0, probe=1, candidates=2)
-        check_at_least(self, guidance=0, temperature=0, caption_tokens=1, grid=0, batch=1)
+        check_at_least(
+            self, answer_tokens=1, guidance=0, temperature=0, caption_tokens=1, grid=0, batch=1
+        )
         if self.label_before == "":
             raise ConfigError("label_before must not be empty; leave it out for no labels.")
 
@@ -425,10 +428,18 @@ class _Study:
                 "mode": "interleaved" if items[0].is_answer else "image",
                 "guidance": config.guidance,
                 "image_temperature": config.temperature,
+                "max_new_tokens": self._budget(items),
             }
         )
         prompts: list[Prompt] = [Document(item.prompt) for item in items]
         return list(self._complete(title, prompts, generation))
+
+    def _budget(self, items: Sequence[_Item]) -> int | None:
+        """Return the tokens of an answer: as many images as any has, one to spare, and texts."""
+        if not items[0].is_answer:
+            return None
+        images = max(sum(isinstance(s, Image) for s in item.expected) for item in items)
+        return self.config.answer_tokens + (images + 1) * self.bundle.codec.grammar.tokens_per_image
 
     def _complete(
         self, title: str, prompts: Sequence[Prompt], generation: GenerationConfig
