@@ -222,6 +222,7 @@ def test_what_cannot_be_generated_or_compared_is_left_out(shapes, originals, tmp
     assert {name: each["images"] for name, each in result["sources"].items()} == {
         "pairs": 4,
         "redraw": 1,
+        "asked": 2,
     }
     assert "Left out of the scores: 2; the first: " in caplog.text
     assert "blue-0.png is truncated or damaged" in caplog.text
