@@ -53,7 +53,7 @@ def test_bad_captions_are_rejected(tmp_path):
         (str(tmp_path / "c.txt"), "missing-image"),
     ]
     assert "is empty" in rejections[0].reason
-    assert "is not UTF-8 (invalid start byte); save it" in rejections[1].reason
+    assert "it is not UTF-8: invalid start byte at byte 0; save it" in rejections[1].reason
     assert document.name == "d.png"
 
 

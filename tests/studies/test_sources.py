@@ -226,6 +226,8 @@ def test_what_cannot_be_generated_or_compared_is_left_out(shapes, originals, tmp
     }
     assert "Left out of the scores: 2; the first: " in caplog.text
     assert "blue-0.png is truncated or damaged" in caplog.text
+    *with_images, _ = (tmp_path / "asked.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "asked.jsonl").write_text("".join(with_images))
     for path in tmp_path.glob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="No document of the sources can be scored; the first: "):

@@ -106,7 +106,8 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{'source':<{width}}  " + "  ".join(f"{_COLUMNS[key]:>9}" for key in columns)
     for name, scores in sources.items():
         yield f"{name:<{width}}  " + "  ".join(f"{_shown(scores.get(key)):>9}" for key in columns)
-    yield f"Chance of retrieval: {_shown(result['chance'])}."
+    if result["chance"] is not None:
+        yield f"Chance of retrieval: {_shown(result['chance'])}."
 
 
 def _shown(value: float | int | None) -> str:

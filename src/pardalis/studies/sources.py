@@ -238,7 +238,7 @@ class _Study:
         if config.label_before and config.grid and (grid := self._grid()):
             grid.save(folder / "grid.png")
         return {
-            "chance": 1 / min(config.candidates, len(self.gallery)),
+            "chance": 1 / min(config.candidates, len(self.gallery)) if self.gallery else None,
             "gallery": len(self.gallery),
             "config": asdict(config),
             "sources": scores,

@@ -86,10 +86,10 @@ def _captioned(image: Path, root: Path) -> Document | Rejection:
         return Document((Image(image),), name)
     try:
         caption = with_line_feeds(read_text(caption_file)).strip()
-    except UnicodeDecodeError as error:
-        reason = f"The caption is not UTF-8 ({error.reason}); save it in that encoding."
+    except ValueError as error:
+        reason = f"The caption cannot be read: {error}; save it as UTF-8."
         return Rejection(str(caption_file), "bad-caption", reason)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
     if not caption:
         return Rejection(str(caption_file), "bad-caption", "The caption file is empty.")
