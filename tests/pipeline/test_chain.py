@@ -75,7 +75,7 @@ def test_an_unfinished_parent_is_named(folder):
     assert not (folder / "runs").exists()
     # The same if its last run was of fewer steps.
     (folder / "runs" / "base" / "bundle").mkdir(parents=True)
-    record = {"name": "train", "identity": "x", "steps": 2, "finished": "2026-01-01T00:00:00+00:00"}
+    record = {"name": "train", "identity": "0", "steps": 2, "finished": "2026-01-01T00:00:00+00:00"}
     (folder / "runs" / "base" / "stages.json").write_text(json.dumps([record]))
     with pytest.raises(ConfigError, match=needed):
         run(recipe, folder / "runs" / "tuned")
