@@ -291,9 +291,9 @@ def remove(path: Path) -> None:
     Raises:
         OSError: something in it may not be deleted.
     """
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
         try:
             shutil.rmtree(path)
         except PermissionError:
