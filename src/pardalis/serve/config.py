@@ -29,7 +29,6 @@ class ServeConfig:
     partial_interval_s: float = 0.05  # between two views of an image that is being written
     ping_s: float = 15.0  # between comments that keep a silent stream open
     stop_timeout_s: float = 30.0  # that open requests have to finish when the server stops
-    log_content: bool = False  # write prompts and answers into the log
 
     def __post_init__(self) -> None:
         check_types(self)
