@@ -40,6 +40,10 @@ IMAGE = {"modalities": ["image"], "partial_images": 64}
 BOTH = {"modalities": ["text", "image"], "max_output_tokens": 128}
 
 
+class BusyError(Exception):
+    """Too many requests wait."""
+
+
 @contextmanager
 def server(bundle: Path, slots: int) -> Iterator[tuple[str, int, int]]:
     """Start a server; yield its host, port and process."""
@@ -67,6 +71,8 @@ async def request(host: str, port: int, body: dict[str, Any]) -> Any:
         writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         await writer.drain()
         status = await reader.readline()
+        if b" 429 " in status:
+            raise BusyError
         if b" 200 " not in status:
             raise RuntimeError(status.decode())
         yield reader
@@ -201,7 +207,7 @@ async def soak(host: str, port: int, pid: int, clients: int, seconds: float) -> 
     """Let clients ask, leave and dawdle; compare each whole answer with the one given alone."""
     choices = [body_of(number, (TEXT, IMAGE, BOTH)) for number in range(24)]
     alone = [(await answer(host, port, body))["output"] for body in choices]
-    counts = {"whole": 0, "left": 0, "slow": 0, "wrong": 0, "failed": 0}
+    counts = {"whole": 0, "left": 0, "slow": 0, "busy": 0, "wrong": 0, "failed": 0}
     deadline = time.monotonic() + seconds
     before = state_of(pid)
     states: list[dict[str, int]] = []
@@ -226,6 +232,9 @@ async def soak(host: str, port: int, pid: int, clients: int, seconds: float) -> 
                     found = await answer(host, port, choices[which])
                     counts["whole"] += 1
                     counts["wrong"] += differ(found["output"], alone[which])
+            except BusyError:
+                counts["busy"] += 1
+                await asyncio.sleep(1)
             except (OSError, RuntimeError):
                 counts["failed"] += 1
 
