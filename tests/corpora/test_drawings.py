@@ -19,9 +19,8 @@ from fake_drawings import (
     write_fake_packages,
 )
 
-from pardalis.corpora import DrawingsConfig, build_drawings
+from pardalis.corpora import DrawingsConfig, build_drawings, packages
 from pardalis.corpora.captions import with_article
-from pardalis.corpora.drawings import packages
 from pardalis.corpora.drawings.concepts import Concept
 from pardalis.corpora.drawings.styles import STYLES
 from pardalis.documents import read_jsonl

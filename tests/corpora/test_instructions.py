@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from fake_drawings import pinned_hash, write_fake_packages
 
-from pardalis.corpora import InstructionsConfig, build_instructions
-from pardalis.corpora.drawings import instructions, packages
+from pardalis.corpora import InstructionsConfig, build_instructions, packages
+from pardalis.corpora.drawings import instructions
 from pardalis.corpora.drawings.instructions import CATEGORIES
 from pardalis.corpora.drawings.styles import STYLES
 from pardalis.documents import Image, Text, read_jsonl

@@ -10,7 +10,7 @@ from docs_workspace import build_workspace
 from fake_drawings import pinned_hash
 from short_runs import short_runs
 
-from pardalis.corpora.drawings import packages
+from pardalis.corpora import packages
 
 
 @pytest.fixture(scope="session")

