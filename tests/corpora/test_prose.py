@@ -38,7 +38,8 @@ def test_counts_are_those_of_the_files(corpus):
 
 def test_a_recipe_has_its_title_ingredients_and_numbered_steps(corpus):
     assert texts_of(corpus[0], "recipes")["recipe/Soup 7"] == (
-        "Soup 7\nIngredients:\n7 leeks\nwater\n1. Cut the leeks.\n2. Cook for 7 minutes."
+        "Soup 7\nIngredients:\n7 leeks\nwater\na pinch of salt\n2 eggs\n1 red onion\n"
+        "1. Cut the leeks.\n2. Cook for 7 minutes."
     )
 
 

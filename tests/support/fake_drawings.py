@@ -6,6 +6,7 @@ import itertools
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -26,7 +27,9 @@ RUDE, WAVE, SQUARE, JAPAN = "1F595", "1F44B", "25FB-FE0F", "1F1EF-1F1F5"
 BRAND, PERSON, IBIS = "F000", "E000", "E001"  # OpenMoji's extras
 # Of the last things: weapons and flags, which conversations are about.
 _WEAPONS = ("axe", "bomb", "dagger", "atom bomb", "kitchen knife", "bow and arrow")
+FOOD = {45: "leek", 46: "salt", 47: "egg", 48: "red onion"}
 _LABELS = {
+    **FOOD,
     **{50 + n: weapon for n, weapon in enumerate(_WEAPONS)},
     **{60 + n: f"flag: Land {n}" for n in range(6)},
 }
@@ -44,8 +47,11 @@ def write_fake_packages(folder: Path) -> None:
         SQUARE: "man’s square",
         JAPAN: "flag: Japan",
     }
-    entries = [{"hexcode": code, "label": label} for code, label in labels.items()]
+    entries: list[dict[str, Any]] = [
+        {"hexcode": code, "label": label} for code, label in labels.items()
+    ]
     for entry in entries:
+        entry["group"] = 4 if entry["label"] in FOOD.values() else 7
         if entry["hexcode"] == WAVE:
             tone = {"hexcode": f"{WAVE}-1F3FB", "label": "waving hand: light skin tone"}
             entry["skins"] = [tone]

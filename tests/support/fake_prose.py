@@ -19,7 +19,8 @@ def write_fake_prose(folder: Path) -> None:
     recipes = {
         f"recipe-{n}": {
             "title": f"Soup  {n}", "category": None, "servings": "4", "time": None,
-            "difficulty": None, "ingredients": [f"{n} leeks", "water"],
+            "difficulty": None,
+            "ingredients": [f"{n} leeks", "water", "a pinch of salt", "2 eggs", "1 red onion"],
             "steps": ["Cut the leeks.", f"Cook for {n}\nminutes."] if n else [],
         }
         for n in range(N_RECIPES + 1)

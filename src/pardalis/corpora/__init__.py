@@ -6,8 +6,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pardalis.config import Kinds
 from pardalis.corpora.drawings import PACKAGES as _DRAWINGS
 from pardalis.corpora.drawings import (
+    CookbookConfig,
     DrawingsConfig,
     InstructionsConfig,
+    build_cookbook,
     build_drawings,
     build_instructions,
 )
@@ -30,7 +32,7 @@ class CorpusConfig(Protocol):
         ...
 
 
-CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig, ProseConfig)
+CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig, CookbookConfig, ProseConfig)
 FETCHED = {"drawings": _DRAWINGS, "prose": _PROSE}  # what a corpus needs besides installed packages
 
 

@@ -8,8 +8,10 @@ that a concept can be held out, and also a combination of a seen concept with a 
     concepts.py      what is drawn, its name and its split
     build.py         the folder with everything in it
     instructions.py  the same with conversations about it
+    cookbook.py      the same with recipes whose ingredients are drawn
 """
 
 from pardalis.corpora.drawings.build import DrawingsConfig, build_drawings
+from pardalis.corpora.drawings.cookbook import CookbookConfig, build_cookbook
 from pardalis.corpora.drawings.instructions import InstructionsConfig, build_instructions
 from pardalis.corpora.drawings.packages import PACKAGES

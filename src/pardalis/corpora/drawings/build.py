@@ -32,7 +32,7 @@ from pardalis.corpora.drawings.concepts import SPLITS, Concept, all_concepts
 from pardalis.corpora.drawings.packages import EMOJIBASE, PACKAGES
 from pardalis.corpora.drawings.styles import STYLES, Style, draw
 from pardalis.corpora.emojis import write_licences
-from pardalis.corpora.packages import checked
+from pardalis.corpora.packages import Package, checked
 from pardalis.documents.document import Document, Image, Segment, Text
 from pardalis.documents.writers import to_record, write_records
 from pardalis.errors import ConfigError
@@ -114,8 +114,13 @@ class Drawings:
     counts: dict[str, Any]
 
 
-def write_drawings(config: DrawingsConfig, folder: Path) -> Drawings:
+def write_drawings(
+    config: DrawingsConfig, folder: Path, also: Iterable[tuple[Package, str, int]] = ()
+) -> Drawings:
     """Write the corpus into an empty folder.
+
+    Args:
+        also: further packages for the licences, what is taken from them and how much.
 
     Raises:
         ConfigError, DataError: as :func:`build_drawings`.
@@ -158,6 +163,7 @@ def write_drawings(config: DrawingsConfig, folder: Path) -> Drawings:
     what = "drawings, rendered as PNG on white"
     taken = [(style.package, what, n_images[style.name]) for style in styles]
     taken.append((EMOJIBASE, "English names", len({image.concept for image in images})))
+    taken += also
     write_licences(
         ((p.name, p.version, p.licence, p.attribution, *rest) for p, *rest in taken), folder
     )

@@ -18,6 +18,7 @@ from pardalis.files import parse_json
 Split = Literal["train", "heldout", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+_FOOD = 4  # Emojibase's number of the group "food-drink"
 _NOT_TAKEN = ("brand", "people")  # OpenMoji's own groups left out: trademarks, and real persons
 
 
@@ -63,6 +64,13 @@ def all_concepts(folder: Path, skin_tones: bool, with_extras: bool) -> list[Conc
         if RUDE.isdisjoint(concept.key.split("-")):
             concepts.setdefault(concept.name.casefold(), concept)
     return list(concepts.values())
+
+
+def food(folder: Path) -> set[str]:
+    """Return the keys of what Unicode lists as food and drink."""
+    files = read_members(checked(EMOJIBASE, folder), "en", ".json")
+    entries: list[dict[str, Any]] = parse_json(files["data"])
+    return {key_of_hexcode(entry["hexcode"]) for entry in entries if entry.get("group") == _FOOD}
 
 
 def _unicode_names(folder: Path, skin_tones: bool) -> list[tuple[str, str]]:
