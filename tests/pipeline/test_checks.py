@@ -45,6 +45,7 @@ OWN = 'name = "own"\n' + SOURCES + TOKENIZERS + "[model]\n" + TRAINING
 TOKENIZERS_ONLY = 'name = "tokenizers"\n' + SOURCES + "[text_tokenizer]\n" + TOKENIZERS
 FURTHER = 'name = "further"\nstart_from = "base"\n' + SOURCES + TRAINING
 GIVEN = 'name = "given"\nimage_tokenizer_from = "vq"\n' + SOURCES + "[model]\n" + TRAINING
+SHARED = 'name = "shared"\ntokenizers_from = "base"\n' + SOURCES + "[model]\n" + TRAINING
 CHAINED = 'name = "chained"\nstart_from = "own.toml"\n' + SOURCES + TRAINING
 
 
@@ -61,7 +62,7 @@ def folder(tmp_path: Path, codec) -> Path:
     for name in ("owls", "unseen"):
         segments = [{"text": "an owl"}, {"image": "owl.png"}]
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"segments": segments}) + "\n")
-    for text in (OWN, TOKENIZERS_ONLY, FURTHER, GIVEN, CHAINED):
+    for text in (OWN, TOKENIZERS_ONLY, FURTHER, GIVEN, SHARED, CHAINED):
         name = text.split('"')[1]
         (tmp_path / f"{name}.toml").write_text(text)
     return tmp_path
@@ -75,7 +76,7 @@ def write_pairs(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(line + "\n")
 
 
-FORMS = ("own", "tokenizers", "further", "given")
+FORMS = ("own", "tokenizers", "further", "given", "shared")
 
 
 def refused(folder: Path, form: str, *changes: str) -> str:
@@ -99,7 +100,7 @@ def test_a_recipe_without_mistakes(folder: Path, form: str):
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("form", ["own", "further", "given", "chained"])
+@pytest.mark.parametrize("form", ["own", "further", "given", "shared", "chained"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -155,6 +156,8 @@ def test_of_an_objective(folder: Path, monkeypatch, form: str, changes: list[str
         ("further", "prepare.row_tokens=129", "has a context of 128"),
         ("further", "start_from=nowhere", "No bundle at"),
         ("given", "image_tokenizer_from=nowhere", "does not exist"),
+        ("shared", "tokenizers_from=nowhere", "No bundle at"),
+        ("shared", "prepare.row_tokens=6", "but an image takes 7 with its <bos>"),
         ("own", "image_tokenizer.has_decoder=false", "image_tokenizer.has_decoder is false"),
         (
             "tokenizers",

@@ -113,6 +113,11 @@ FORMS: dict[str, dict[str, Any]] = {
     | MODEL
     | TRAINING
     | PADDED,
+    "the tokenizers of a bundle": OWN_SOURCES
+    | HELD_OUT
+    | {"tokenizers_from": "bundle"}
+    | MODEL
+    | TRAINING,
     "an imported image tokenizer": OWN_SOURCES
     | HELD_OUT
     | {"image_tokenizer_from": "imported-tokenizer"}

@@ -25,7 +25,7 @@ from pardalis.model import LanguageModel, build, initialise
 from pardalis.objectives import Objective
 from pardalis.parallel import Layout, World, fill, parallelise
 from pardalis.pipeline.recipe import RUN, GivenModel, Recipe, load_recipe
-from pardalis.pipeline.start import image_tokenizer_folder, start_config
+from pardalis.pipeline.start import codec_bundle, image_tokenizer_folder, start_config
 from pardalis.tokens import TextTokenizer
 from pardalis.train import DecoderTask, ImageTokenizerTask
 from pardalis.vq import ImageTokenizer
@@ -80,8 +80,8 @@ def load_codec(run: Path, device: torch.device | str = "cpu") -> Codec:
 
 def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> Codec:
     """Return the codec of a recipe's run, whose tokenizers are trained; raises BundleError."""
-    if recipe.start_from is not None:
-        return bundles.load_codec(recipe.start_from, device).fitting(recipe.image_fit)
+    if (bundle := codec_bundle(recipe)) is not None:
+        return bundles.load_codec(bundle, device).fitting(recipe.image_fit)
     image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
     text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
     codec = Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)

@@ -20,7 +20,7 @@ from pardalis.pipeline.plan import planned_image_tokenizer, planned_model, plann
 from pardalis.pipeline.prompts import MIN_TEXT_TOKENS
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import RunContext, is_built
-from pardalis.pipeline.start import image_tokenizer_folder
+from pardalis.pipeline.start import codec_bundle, image_tokenizer_folder
 from pardalis.tokens import Grammar
 from pardalis.train.decoder_task import check_training
 from pardalis.train.image_tokenizer import check_image_training
@@ -66,8 +66,8 @@ def check_prepare(context: RunContext) -> None:
     longest = {each.name: longest_document(each, row_tokens) for each in recipe.all_sources}
     if context.awaits_model:
         return
-    if recipe.start_from is not None:
-        bundles.load_codec(recipe.start_from)
+    if (bundle := codec_bundle(recipe)) is not None:
+        bundles.load_codec(bundle)
     elif recipe.image_tokenizer_from is not None:
         ImageTokenizer.load(image_tokenizer_folder(recipe, context.folder))
     needed = 1 + _tokens_per_image(recipe)  # with bos

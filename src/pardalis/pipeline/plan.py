@@ -30,7 +30,7 @@ from pardalis.parallel import ParallelConfig
 from pardalis.parallel.layout import data_ranks
 from pardalis.pipeline.accelerators import find_accelerator
 from pardalis.pipeline.recipe import GivenModel, Recipe, TextTokenizerConfig
-from pardalis.pipeline.start import image_tokenizer_folder, start_config
+from pardalis.pipeline.start import codec_bundle, image_tokenizer_folder, start_config
 from pardalis.tokens import Vocabulary
 from pardalis.train import DecoderTrainConfig, MuonConfig
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
@@ -371,8 +371,8 @@ def _flops_per_token(setting: Setting, counts: ModelCosts) -> int:
 
 def planned_vocabulary(recipe: Recipe) -> Vocabulary:
     """Return the vocabulary of a recipe whose text tokenizer gets all of its tokens."""
-    if recipe.start_from is not None:
-        return Vocabulary.from_dict(bundles.describe(recipe.start_from)["vocabulary"])
+    if (bundle := codec_bundle(recipe)) is not None:
+        return Vocabulary.from_dict(bundles.describe(bundle)["vocabulary"])
     text = recipe.trained_text_tokenizer or TextTokenizerConfig()
     names = recipe.vocabulary
     vocabulary = Vocabulary.build(planned_image_tokenizer(recipe).n_codes, text.vocab_size)

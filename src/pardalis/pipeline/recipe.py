@@ -123,6 +123,9 @@ class Recipe:
     start_from: Path | None = None  # bundle to train further: a folder, relative to the recipe
     # A corpus to build into {run}/corpus first: an encyclopedia, or drawings in five styles.
     corpus: Annotated[CorpusConfig, CORPORA] | None = None
+    # A bundle, or a run that has one, whose tokenizers and vocabulary a new model has; replaces the
+    # next fields, down to vocabulary. Models of one vocabulary can be merged.
+    tokenizers_from: Path | None = None
     # The tokenizers. A recipe with start_from has none of these fields.
     text_tokenizer: TextTokenizerConfig | None = None  # default with a model: TextTokenizerConfig()
     # A trained image tokenizer: its folder, a bundle or a run. Replaces the next four fields.
@@ -179,12 +182,14 @@ class Recipe:
                 f"image_tokenizer_images must be at least 1, got {self.image_tokenizer_images}."
             )
         trained = (*_IMAGE_TOKENIZER, "image_tokenizer_images")
-        if self.start_from is not None:
-            tokenizers = ("text_tokenizer", "image_tokenizer_from", *trained)
-            self._refuse(tokenizers, "start_from, whose bundle has trained tokenizers")
+        tokenizers: tuple[str, ...] = ("text_tokenizer", "image_tokenizer_from", *trained)
+        if given := next((n for n in ("start_from", "tokenizers_from") if getattr(self, n)), None):
+            if given == "start_from":
+                tokenizers = ("tokenizers_from", *tokenizers)
+            self._refuse(tokenizers, f"{given}, whose bundle has trained tokenizers")
             if self.vocabulary != VocabularyConfig():
                 raise ConfigError(
-                    "vocabulary cannot stand beside start_from, whose bundle has one; leave one of "
+                    f"vocabulary cannot stand beside {given}, whose bundle has one; leave one of "
                     "the two out."
                 )
         elif self.image_tokenizer_from is not None:
@@ -213,12 +218,13 @@ class Recipe:
 
     @property
     def trains_image_tokenizer(self) -> bool:
-        return self.start_from is None and self.image_tokenizer_from is None
+        return not (self.start_from or self.tokenizers_from or self.image_tokenizer_from)
 
     @property
     def trained_text_tokenizer(self) -> TextTokenizerConfig | None:
         """The text tokenizer that the run trains; None: it trains none."""
-        if self.text_tokenizer is None and self.model is not None and self.start_from is None:
+        is_given = self.start_from is not None or self.tokenizers_from is not None
+        if self.text_tokenizer is None and self.model is not None and not is_given:
             return TextTokenizerConfig()
         return self.text_tokenizer
 

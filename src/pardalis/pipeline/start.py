@@ -39,6 +39,17 @@ def start_config(given: GivenModel, row_tokens: int) -> Any:
     return config_of(configs.to_dict(config) | {"dropout": given.dropout})
 
 
+def codec_bundle(recipe: Recipe) -> Path | None:
+    """Return the bundle whose tokenizers and vocabulary a run is given; None if it makes them.
+
+    Raises:
+        BundleError: it is a run that has none yet.
+    """
+    if recipe.tokenizers_from is not None:
+        return bundles.bundle_folder(recipe.tokenizers_from)
+    return recipe.start_from
+
+
 def check_given(recipe: Recipe, run: Path) -> None:
     """Check the bundle or the image tokenizer that a run is given, before anything runs.
 
@@ -57,6 +68,8 @@ def check_given(recipe: Recipe, run: Path) -> None:
         described = recipe.model_run
         if isinstance(described.model, GivenModel):
             start_config(described.model, described.prepare.row_tokens)
+    elif (bundle := codec_bundle(recipe)) is not None:
+        bundles.describe(bundle)
     folder = image_tokenizer_folder(recipe, run)
     config = ImageTokenizer.load_config(folder)
     if not config.has_decoder and (recipe.sample.images or recipe.sample.pages):
@@ -68,8 +81,8 @@ def check_given(recipe: Recipe, run: Path) -> None:
 
 def image_tokenizer_folder(recipe: Recipe, run: Path) -> Path:
     """Return the folder of the image tokenizer of a run: its own one, or the given one."""
-    if recipe.start_from is not None:
-        return recipe.start_from / bundles.IMAGE_TOKENIZER
+    if (bundle := codec_bundle(recipe)) is not None:
+        return bundle / bundles.IMAGE_TOKENIZER
     if recipe.image_tokenizer_from is not None:
         return image_tokenizer_in(recipe.image_tokenizer_from)
     return run / "image_tokenizer" / "final"
@@ -117,13 +130,15 @@ def given_content(recipe: Recipe, of_file: Callable[[Path], str]) -> dict[str, s
     Raises:
         BundleError: a file cannot be read.
     """
-    if recipe.start_from is not None:
-        folder = recipe.start_from
+    if (bundle := codec_bundle(recipe)) is not None:
+        folder = bundle
     elif recipe.image_tokenizer_from is not None:
         folder = image_tokenizer_in(recipe.image_tokenizer_from)
     else:
         return {}
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _CONTENT]
+    if recipe.tokenizers_from is not None:
+        paths = [path for path in paths if path != folder / bundles.MODEL]
     return {str(path.relative_to(folder)): _hash(path, of_file) for path in paths}
 
 
