@@ -1,6 +1,6 @@
 """What a merge of two trained models is worth: the comparisons of JAM, on two cores.
 
-A text parent and an image parent of one shape (``recipes/jam_text.toml`` and ``jam_image.toml``) are
+A text parent and an image parent of one shape (``recipes/jam_text.toml``, ``jam_image.toml``) are
 merged in every way; each merged model is trained further by ``recipes/jam_continue.toml``, and so
 are new models of the same shapes, on equal tokens. Scored are bits per byte of held-out texts, the
 loss per image token of drawings in styles that training does not show, and how often a generated
