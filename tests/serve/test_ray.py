@@ -142,6 +142,7 @@ class Cluster:
             connection.request(method, path, content, {"Content-Type": "application/json"})
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
+            assert len(headers) == len(response.getheaders())  # each once
             return response.status, headers, response.read().decode()
 
     def until_ready(self) -> None:

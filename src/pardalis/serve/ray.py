@@ -167,7 +167,9 @@ class _Named:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Replica"] = self.name
+                headers = MutableHeaders(scope=message)
+                headers["X-Replica"] = self.name
+                del headers["X-Request-ID"]  # Ray's proxy gives one
             await send(message)
 
         await self.app(scope, receive, named)
