@@ -29,8 +29,8 @@ from pardalis.serve import ServeConfig
 from pardalis.serve.ray import RayConfig, app, deployment
 
 ROOT = Path(__file__).parents[2]
-LONG_S = 60.0  # until Ray has done something; far more than it takes
-N_IMAGES = 120  # of a long answer, a few seconds
+LONG_S = 240.0  # until Ray has done something; far more than it takes
+N_IMAGES = 60  # of a long answer, a few seconds
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs Ray Serve: make .venv/.cluster"
@@ -125,7 +125,7 @@ class Cluster:
             self.process.communicate(timeout=LONG_S)
             return self.process.returncode
         finally:
-            _, alive = psutil.wait_procs(processes, timeout=10)
+            _, alive = psutil.wait_procs(processes, timeout=60)
             for each in alive:
                 each.kill()
             self.process.kill()

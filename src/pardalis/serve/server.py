@@ -89,7 +89,9 @@ class AppServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(stop_timeout_s) + 5,
+                http="h11",  # whatever else is installed, as it alone limits headers
                 h11_max_incomplete_event_size=64 << 10,
+                ws="none",
             )
         )
         self._on_ready = on_ready
