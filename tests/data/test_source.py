@@ -133,3 +133,13 @@ def test_a_weight_must_be_positive(weight: float):
 def test_a_name_must_be_that_of_a_folder(name: str):
     with pytest.raises(ConfigError, match=r"^name must consist of letters, digits"):
         SourceConfig(name=name, reader="jsonl", path=Path("a"))
+
+
+@pytest.mark.parametrize("name", ["Bücher", "写真", "a-b_c.d", "x" * 200])
+def test_a_name_has_letters_of_any_alphabet(name: str):
+    assert SourceConfig(name=name, reader="jsonl", path=Path("a")).name == name
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_refused():
+    with pytest.raises(ConfigError, match=r"^name must have at most 200 bytes"):
+        SourceConfig(name="写" * 67, reader="jsonl", path=Path("a"))

@@ -395,9 +395,15 @@ def test_the_file_explains_itself_and_stays_valid_from_elsewhere(tmp_path, machi
     assert dry_run(load_recipe(made.path), tmp_path / "run")
 
 
-def test_the_default_file_is_named_after_the_folder(tmp_path, machine):
-    write_documents("folder", tmp_path / "my photos", range(N))
-    assert init(Path("my photos")).path == Path("my-photos.toml")
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("my photos", "my-photos.toml"), ("Bu\u0308cher", "B\u00fccher.toml"), ("写真", "写真.toml")],
+)
+def test_the_default_file_is_named_after_the_folder(tmp_path, machine, folder, file):
+    write_documents("folder", tmp_path / folder, range(N))
+    made = init(Path(folder))
+    assert made.path == Path(file)
+    assert load_recipe(made.path).name == made.path.stem
 
 
 def test_a_file_that_exists_is_never_overwritten(tmp_path, machine):

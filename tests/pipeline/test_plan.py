@@ -368,7 +368,7 @@ def test_people_get_a_table_and_programs_get_json(capsys):
 
 def test_little_time_is_written_without_an_exponent(capsys):
     run_command("--device", "h200")
-    assert "3,000 steps           0.0000178 hours, 0.0000214 s each" in capsys.readouterr().out
+    assert "3,000 steps           0.0641 s, 0.0000214 s each" in capsys.readouterr().out
 
 
 def test_without_a_number_of_devices_it_takes_the_fewest() -> None:

@@ -50,6 +50,12 @@ def begin(server, body=LONG):
     return connection, response
 
 
+def n_requests(server) -> int:
+    """Return how many requests have ended."""
+    (metric,) = server.service.metrics.requests.collect()
+    return sum(int(each.value) for each in metric.samples if each.name.endswith("_total"))
+
+
 def test_health_and_readiness(server):
     assert server.send("GET", "/health")[0] == 200
     status, _, body = server.send("GET", "/ready")
@@ -124,6 +130,30 @@ def test_a_client_that_leaves_frees_its_place(slow):
     connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
     until(lambda: slow.service.open)
     connection.close()  # without having read anything
+    until(lambda: not slow.service.open and slow.service.engine.idle)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "an owl"}]}),
+        ("/v1/responses", {"input": "an owl"}),
+        ("/v1/images/generations", {"prompt": "an owl"}),
+        ("/v1/completions", {"prompt": "an owl"}),
+    ],
+)
+def test_clients_that_leave_at_once_free_their_places(slow, path, prompt, stream, n):
+    body = {"model": "tiny", "stream": stream, **prompt}
+    if path != "/v1/responses":
+        body["n"] = n
+    content = json.dumps(body)
+    for _ in range(4):
+        connection = slow.connect()
+        connection.request("POST", path, content, {"Content-Type": "application/json"})
+        connection.close()
+    until(lambda: n_requests(slow) == 4)
     until(lambda: not slow.service.open and slow.service.engine.idle)
 
 

@@ -98,8 +98,8 @@ def _lines(plan: "RunPlan") -> Iterator[str]:
     speed = f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.gpus:,.0f} a device"
     yield _fact("tokens per second", speed)
     step = _number(plan.seconds_per_step)
-    yield _fact(f"{plan.steps:,} steps", f"{_number(plan.hours)} hours, {step} s each")
-    yield _fact("device hours", _number(plan.hours * plan.gpus))
+    yield _fact(f"{plan.steps:,} steps", f"{_time(3600 * plan.hours)}, {step} s each")
+    yield _fact("device time", _time(3600 * plan.hours * plan.gpus))
     if plan.cost is not None:
         yield _fact("cost", f"{plan.cost:,.2f}")
     for warning in plan.warnings:
@@ -108,6 +108,13 @@ def _lines(plan: "RunPlan") -> Iterator[str]:
 
 def _fact(name: str, value: str) -> str:
     return f"{name:<22}{value}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{_number(seconds / size)} {unit}"
+    return f"{_number(seconds)} s"
 
 
 def _number(number: float) -> str:

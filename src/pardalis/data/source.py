@@ -14,12 +14,18 @@ from pardalis.digests import file_digest
 from pardalis.documents import READERS, Document, Image, Rejection, Segment
 from pardalis.errors import ConfigError, DataError
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[\w-][\w.-]*")  # letters of any alphabet
+_LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
 _MOST_LICENCES = 20  # that a survey lists
 
 
 def check_name(name: str) -> None:
     """Raise ConfigError unless a name of a recipe can be the name of a folder."""
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ConfigError(
+            f"name must have at most {_LONGEST_NAME} bytes in UTF-8, since a folder is named after "
+            f"it; {name[:40]!r}… has {len(name.encode())}."
+        )
     if not _NAME.fullmatch(name):
         raise ConfigError(
             "name must consist of letters, digits, '.', '_' and '-' and not begin with '.', since "

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
@@ -123,7 +124,8 @@ class Service:
         self.prompts = Prompts(self.config, RemoteImages(self.config.image_hosts, private_hosts))
         self.metrics = Metrics(self)
         self.accepting = True  # False: the server is about to stop
-        self.open: set[Stream] = set()
+        # A client may leave before its answer is read at all; a stream that is dropped is aborted.
+        self.open: WeakSet[Stream] = WeakSet()
         self._driver = EngineDriver(engine)
         self._encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
 

@@ -7,6 +7,7 @@ each source, and a sample of their images is decoded.
 import logging
 import os
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ _CONVERSATIONS = ("chat", "sharegpt", "cauldron")
 # What belongs to the pages beside it.
 _WEB_SUFFIXES = frozenset((".css", ".js", ".svg", ".svgz", ".ico", ".woff", ".woff2", ".map"))
 _SHOWN_SUFFIXES = 5
+_LONGEST_NAME = 40  # characters
 _HELD_OUT_WORDS = ("heldout", "test", "validation", "valid", "val", "dev", "eval")
 
 
@@ -282,7 +284,8 @@ def _name(path: Path, root: Path, reader: str, taken: set[str]) -> str:
 
 def as_name(text: str) -> str:
     """Return a text as the name of a recipe or a source may be."""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
+    composed = unicodedata.normalize("NFC", text[:_LONGEST_NAME])
+    plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in composed)
     return plain.strip("-.") or "documents"
 
 
