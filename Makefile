@@ -7,13 +7,18 @@ BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart smoke test lint format clean
+.PHONY: help quickstart demo smoke test lint format clean
 
 help:                 ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 22
 
 quickstart: $(VENV)/.demo   ## set up, then train a model on real data and write its report
 	$(BIN)/pardalis quickstart $(ARGS)
+	@echo "pardalis is $(BIN)/pardalis; 'make demo' serves the model on a page."
+
+demo: $(VENV)/.demo         ## the same, unless its model is there already, and serve it on a page
+	test -d runs/quickstart/bundle || $(BIN)/pardalis quickstart
+	$(BIN)/pardalis serve runs/quickstart $(ARGS)
 
 SHORT := corpus.text_articles=50 image_tokenizer_loop.steps=40 training_loop.steps=40 \
          training.schedule.warmup_steps=10 sample.images=16 sample.captions=8 sample.pages=2

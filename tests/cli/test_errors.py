@@ -33,6 +33,7 @@ from pardalis.errors import ConfigError
         (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
         (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
         (["tokenizer", "import-image", "none.ckpt", "-o", "vq"], 4, "none.ckpt is missing"),
+        (["study", "serve", "none", "--api-key-file", "a.txt"], 2, "a.txt is no file"),
         (["generate", "none", "none.png"], 6, "No image at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],

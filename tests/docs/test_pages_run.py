@@ -29,6 +29,7 @@ EXCEPTIONS = [
         (f"recipes/sft_chameleon_{size}.toml", r"^pardalis plan", "test_recipes.py, at its size")
         for size in ("7b", "34b")
     ),
+    ("docs/serving.md", r"\nserve\.run\(", "a cluster; tests/serve/test_ray.py runs it"),
     ("docs/parity.md", r"-m pytest", "the suite runs these tests"),
 ]
 

@@ -231,5 +231,6 @@ def test_an_engine_that_fails_is_said(served_bundle, running, monkeypatch, caplo
             status, answer = server.post(CHAT, {**LONG, "stream": False})
             assert status == 400 or status >= 500
             assert "engine failed" in answer["error"]["message"]
-            status, _, body = server.send("GET", "/ready")
-            assert (status, json.loads(body)["status"]) == (503, "failed")
+            for path in ("/ready", "/health"):
+                status, _, body = server.send("GET", path)
+                assert (status, json.loads(body)["status"]) == (503, "failed")

@@ -51,8 +51,8 @@ def study(tmp_path):
 class Site:
     """A study that is served in a thread."""
 
-    def __init__(self, study):
-        config = ServeConfig(port=0, max_body_mib=1)
+    def __init__(self, study, **options):
+        config = ServeConfig(port=0, max_body_mib=1, **options)
         ready = threading.Event()
 
         def on_ready(url):
@@ -73,11 +73,13 @@ class Site:
         self._thread.join(60)
         assert not self._thread.is_alive()
 
-    def send(self, method, path, body=None, kind="application/json"):
+    def send(self, method, path, body=None, kind="application/json", key=None):
         """Return status, headers and content of one request."""
         with closing(HTTPConnection(self.url.removeprefix("http://"), timeout=60)) as connection:
             content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request(method, path, content, {"Content-Type": kind} if kind else {})
+            headers = {"Content-Type": kind} if kind else {}
+            headers |= {"Authorization": f"Bearer {key}"} if key else {}
+            connection.request(method, path, content, headers)
             response = connection.getresponse()
             return response.status, dict(response.headers), response.read()
 
@@ -89,6 +91,14 @@ class Site:
 @pytest.fixture
 def site(study):
     site = Site(study)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def closed(study):
+    """A study that two keys open."""
+    site = Site(study, api_keys=("first key", "second"))
     yield site
     site.close()
 
@@ -182,15 +192,39 @@ def test_the_page_is_within_the_policy(site):
         assert not re.search(r"<style|\sstyle=|\son[a-z]+=\"|<script(?! [^>]*src=)", text)
 
 
+def test_without_a_key_nothing_of_the_study_is_told(closed, study):
+    paths = ("/progress?rater=Ada", "/items/0", "/images/0123456789abcdef.png")
+    for key in (None, "wrong", "first"):
+        for path in paths:
+            status, headers, content = closed.send("GET", path, key=key)
+            assert (status, headers["www-authenticate"]) == (401, "Bearer")
+            assert b"prompt" not in content
+        assert closed.judge(GOOD, key=key)[0] == 401
+    assert study.judgements() == ([], 0)
+    for path in ("/", "/study.js", "/look/dom.js"):  # the page asks for the key
+        assert closed.send("GET", path)[0] == 200
+    for key in ("first key", "second"):
+        for path in paths:
+            assert closed.send("GET", path, key=key)[0] == 200
+        assert closed.judge(GOOD, key=key)[0] == 200
+    assert len(study.judgements()[0]) == 1
+
+
 def test_the_command(study):
     command = [sys.executable, "-m", "pardalis", "study", "serve", study.folder, "--port", "0"]
+    keys = study.folder.parent / "keys.txt"
+    keys.write_text("one\n")
+    command += ["--api-key-file", keys]
     process = subprocess.Popen(
         [*map(str, command), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         said = json.loads(process.stdout.readline())
         assert said["items"] == 3
-        with urllib.request.urlopen(f"{said['url']}/items/0", timeout=60) as response:
+        request = urllib.request.Request(
+            f"{said['url']}/items/0", headers={"Authorization": "Bearer one"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
             assert json.load(response)["right"][0] == {"text": "first 0"}
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
         assert done.returncode == 75
@@ -246,6 +280,41 @@ def test_a_rater_judges_all_by_keys_and_comes_back(page, site, study):
         (1, {"A": "does not", "B": "does not"}, "same"),
         (2, {"B": "partially", "A": "fulfils"}, "A"),
     ]
+
+
+def test_a_link_with_a_key_opens_the_study(tab, closed, study):
+    tab.complaints()
+    tab.driver.get(f"{closed.url}/#key=first%20key")
+    assert tab.driver.current_url == f"{closed.url}/"  # the key left the address bar
+    tab.write("#rater", "Ada\ue007")
+    tab.until(lambda: tab.find("#item").is_displayed())
+    assert tab.js("return document.querySelector('#prompt img').naturalWidth") == 4
+    assert not tab.find("#key").is_displayed()
+    tab.driver.get(closed.url)  # in the same tab, without the key
+    tab.write("#rater", "\ue007")
+    tab.until(lambda: tab.find("#item").is_displayed())
+    assert tab.complaints() == []
+
+
+def test_the_page_asks_for_the_key(tab, closed):
+    tab.driver.get("about:blank")
+    tab.driver.get(closed.url)
+    tab.js("sessionStorage.clear()")
+    tab.driver.refresh()
+    assert not tab.find("#key").is_displayed()
+    tab.write("#rater", "Ada\ue007")
+    tab.until(lambda: tab.find("#key").is_displayed())
+    assert tab.texts("#notice") == [
+        "This study needs its key; enter it, or open the link that you were given."
+    ]
+    for key, shown in (("wrong", "#start"), ("second", "#item")):
+        tab.until(lambda: tab.find("#start button").is_enabled())
+        tab.js("document.querySelector('#key').value = ''")
+        tab.write("#key", f"{key}\ue007")
+        tab.until(lambda shown=shown: tab.find(shown).is_displayed())
+        tab.until(lambda: tab.find("#start button").is_enabled())
+    tab.until(lambda: tab.find("#item").is_displayed())
+    tab.complaints()  # of the requests that were refused
 
 
 def test_the_choice_waits_for_the_two_answers(page, study):

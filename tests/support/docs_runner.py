@@ -1,6 +1,7 @@
 """Running what a page shows as it stands, in order, in the current folder."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -21,15 +22,19 @@ from unittest.mock import patch
 import pytest
 import tomli_w
 import torch
+import yaml
 from docs_workspace import QUICKSTART, ROOT
 from documented import Shown, arguments
 from short_runs import short_runs
 from torch.distributed.run import parse_args
 
 from pardalis.cli.main import build_parser, main
+from pardalis.config import from_dict
 from pardalis.documents import READERS, Document, open_image, read_jsonl, read_pairs
 from pardalis.errors import ConfigError
 from pardalis.pipeline import load_recipe
+from pardalis.serve import ServeConfig
+from pardalis.serve.ray import RayConfig
 
 # What a machine without GPUs and a run of two steps have instead of what is written.
 INSTEAD = {"--step 20000": "--step 2"}
@@ -80,6 +85,10 @@ class Page:
                     exec(code, self.namespace)
             case "toml":
                 self._toml(item.text)
+            case "yaml":
+                self._yaml(item.text)
+            case "nginx" | "caddyfile":
+                _check_proxy(item.text)
             case "json" if '"param"' in item.text:
                 self._api_error(json.loads(item.text))
             case "json":
@@ -111,10 +120,8 @@ class Page:
                 self._make(rest)
             case "torchrun":
                 self._torchrun(rest)
-            case "python":
-                _parse_script(rest)
-            case "pip":
-                _extras_exist(rest)
+            case name:
+                _CHECKED[name](rest)
         for option, path in pairwise(rest):
             if option in ("-o", "--output", "--out") and program.endswith("pardalis"):
                 assert Path(path).exists(), f"{path} was not written"
@@ -205,6 +212,19 @@ class Page:
             path.write_text(tomli_w.dumps(_merged(_quickstart(), values)))
         self._pardalis(["run", str(path)])
 
+    def _yaml(self, text: str) -> None:
+        """Read applications of Ray Serve, or a container of Kubernetes."""
+        values = yaml.safe_load(text)
+        for application in values.get("applications", ()):
+            Path("serve.yaml").write_text(text)
+            module, _, name = application["import_path"].partition(":")
+            assert callable(getattr(importlib.import_module(module), name))
+            from_dict(RayConfig, application["args"])
+        for container in values.get("containers", ()):
+            assert _parses(["serve", "/model", *container["args"]])
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert container[kind]["httpGet"]["path"] in ("/health", "/ready")
+
     def _json(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Read lines with what reads them: documents, prompts of a file, or their answers."""
         if all("segments" in line for line in lines):
@@ -284,6 +304,33 @@ def _make_way(rest: Sequence[str]) -> None:
             Path(path).unlink(missing_ok=True)
 
 
+def _check_container(rest: Sequence[str]) -> None:
+    """Check what a command of docker names: arguments of the Containerfile, options of ours."""
+    text = (ROOT / "Containerfile").read_text()
+    if rest[0] == "build":
+        assert rest[rest.index("-f") + 1] == "Containerfile"
+        for option, value in pairwise(rest):
+            if option == "--build-arg":
+                assert f"ARG {value.partition('=')[0]}=" in text, value
+    else:
+        assert _parses(["serve", "/model", *rest[rest.index("pardalis") + 1 :]]), rest
+
+
+def _check_config_of_ray(rest: Sequence[str]) -> None:
+    """Check that Ray gets a file; tests/serve/test_ray.py runs it."""
+    assert rest[0] == "run"
+    assert Path(rest[1]).is_file()
+
+
+def _check_proxy(text: str) -> None:
+    """Check that a proxy sends requests where a server listens, and lets them and streams pass."""
+    assert re.findall(r"127\.0\.0\.1:(\d+)", text)[0] == str(ServeConfig().port)
+    assert re.search(r"proxy_buffering off|flush_interval -1", text)
+    for size in re.findall(r"client_max_body_size (\d+)m", text):
+        assert int(size) >= ServeConfig().max_body_mib
+    assert text.count("{") == text.count("}")
+
+
 class _Parsed(Exception):
     """A script has read its arguments."""
 
@@ -314,6 +361,12 @@ def _extras_exist(rest: Sequence[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in re.findall(r"\[([\w,]+)\]", " ".join(rest)):
         assert name in extras["optional-dependencies"], name
+
+
+_CHECKED = {
+    "docker": _check_container, "pip": _extras_exist, "python": _parse_script,
+    "serve": _check_config_of_ray,
+}  # fmt: skip
 
 
 def _parses(argv: Sequence[str]) -> bool:

@@ -62,6 +62,7 @@ def build_workspace(folder: Path) -> None:
         "FOLDER": "photos",
     }.items():
         (folder / name).symlink_to(target)
+    (folder / "keys.txt").write_text("a key\n")
     _write_conversations(folder)
     _write_recipes(folder)
 

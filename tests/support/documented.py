@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROGRAM = r"(?:(?:\.venv/bin/)?(?:pardalis|python|pip|torchrun)|make)"
+_PROGRAM = r"(?:(?:\.venv/bin/)?(?:pardalis|python|pip|torchrun)|make|docker|serve)"
 _COMMAND = re.compile(rf"{_PROGRAM} ")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(rf"(?<!`)`({_PROGRAM} [^`]+)`")

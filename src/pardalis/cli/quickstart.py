@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
         unprompted = f"pardalis generate {bundle} '' --out page.html"
         if _converses(folder):
             unprompted = f"pardalis chat {bundle}"
-        for command in commands_of(folder) or [unprompted]:
+        for command in (*(commands_of(folder) or [unprompted]), f"pardalis serve {bundle}"):
             echo(command)
     elif tokenizer.is_dir():  # the recipe has no model
         import shlex

@@ -77,11 +77,13 @@ def _run(options: argparse.Namespace) -> None:
     from pardalis import load
     from pardalis.inference import Engine, EngineConfig
     from pardalis.serve import ServeConfig, listen, serve
+    from pardalis.serve.keys import read_keys
+    from pardalis.serve.server import served_name
 
     config = ServeConfig(
         host=options.host,
         port=options.port,
-        api_keys=_keys(options.api_key_file),
+        api_keys=read_keys(options.api_key_file) if options.api_key_file else (),
         cors_origins=tuple(options.cors_origins),
         image_hosts=tuple(options.image_hosts),
         stop_timeout_s=options.stop_timeout,
@@ -92,7 +94,7 @@ def _run(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is not None
     }
     engine_config = replace(EngineConfig(compile=options.compile, weights=options.weights), **given)
-    name = options.name or _name_of(options.bundle)
+    name = options.name or served_name(options.bundle)
     adapters = chosen_adapters(options)
     if name in adapters:
         raise ConfigError(f"adapters has the name {name!r}, which the model has; give another.")
@@ -123,25 +125,6 @@ def require_libraries() -> None:
             f"Serving needs {error.name}, which is not installed: run pip install "
             "'pardalis[serve]'."
         ) from error
-
-
-def _keys(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    from pardalis.files import read_text
-
-    if not path.is_file():
-        raise ConfigError(f"{path} is no file; keys were expected there, one on each line.")
-    keys = tuple(key for line in read_text(path).splitlines() if (key := line.strip()))
-    if not keys:
-        raise ConfigError(f"{path} has no keys; write one on each line.")
-    return keys
-
-
-def _name_of(bundle: Path) -> str:
-    """Return the name of a bundle's folder, or of the run that it belongs to."""
-    folder = bundle.resolve()
-    return folder.parent.name if folder.name == "bundle" else folder.name
 
 
 class _AsJSON(logging.Formatter):

@@ -132,9 +132,12 @@ def _bundle(options: argparse.Namespace) -> None:
     vocabulary = description["vocabulary"]
     ranges = ", ".join(f"{b - a:,} {name}" for name, (a, b) in vocabulary["modalities"].items())
     only = "" if images.has_decoder else "; read only, without a decoder"
+    cached = description["counts"]["cache_bytes_per_token"]
+    slot = f"{cached * model.context / 2**20:,.1f} MiB a slot"
     facts: list[tuple[str, object]] = [
         ("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}"),
         ("", model.summary),
+        ("cache", f"{cached / 2**10:,.1f} KiB a token, {slot}, in 32 bits"),
         ("vocabulary", f"{model.vocab_size:,} ids: {ranges}"),
         *([("", "ids differ from those of the imported files")] if moved else []),
         ("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}"),

@@ -23,9 +23,10 @@ Serve the page of a study until Ctrl-C or SIGTERM. Raters give a name, judge whe
 answers fulfils its task, and which one is better. Who comes back under the same name continues.
 
   pardalis study serve study                     then open http://127.0.0.1:8000
-  pardalis study serve study --host 0.0.0.0      for raters at other machines of your network
+  pardalis study serve study --host 0.0.0.0 --api-key-file keys.txt    for raters at other machines
 
-Judgements are appended to judgements.jsonl in the folder of the study.
+With keys, a rater enters one, or opens a link that ends with /#key=KEY. Judgements are appended to
+judgements.jsonl in the folder of the study.
 """
 _REPORT = """\
 Print the results of a study: how often each model fulfils its task by the majority of raters, wins,
@@ -58,6 +59,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all "
                         "(default: 127.0.0.1, this machine alone)")  # fmt: skip
     parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE",
+        help="keys that open the study, one a line (default: it is open)",
+    )  # fmt: skip
     set_run(parser, _serve)
     parser = add_command(verbs, "report", "print the results of a study", _REPORT)
     _add_study(parser)
@@ -85,14 +90,17 @@ def _serve(options: argparse.Namespace) -> None:
     require_libraries()
     from pardalis.pipeline.runner import exclusive
     from pardalis.serve import ServeConfig, listen
+    from pardalis.serve.keys import read_keys
     from pardalis.serve.study import serve_study
     from pardalis.studies.pairwise import Study
 
-    config = ServeConfig(host=options.host, port=options.port, max_body_mib=1)
+    keys = read_keys(options.api_key_file) if options.api_key_file else ()
+    config = ServeConfig(host=options.host, port=options.port, api_keys=keys, max_body_mib=1)
     study = Study(options.study)
 
     def on_ready(url: str) -> None:
-        line = f"{options.study}, {len(study.items):,} items, at {url}"
+        address = f"{url}/#key=KEY, with a key of {options.api_key_file} as KEY" if keys else url
+        line = f"{options.study}, {len(study.items):,} items, at {address}"
         said = {"url": url, "items": len(study.items)}
         options.stdout.write((json.dumps(said) if options.json else line) + "\n")
         options.stdout.flush()

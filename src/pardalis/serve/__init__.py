@@ -4,6 +4,7 @@ A request goes down this list and its events come back up::
 
     app.py            the application: middleware, routes, the page
     middleware.py     request ids, logs, keys, limits of bodies, headers of the page
+    keys.py           keys of a file, and whether a request has one
     chat.py           POST /v1/chat/completions
     responses.py      POST /v1/responses
     images.py         POST /v1/images/generations
@@ -16,6 +17,7 @@ A request goes down this list and its events come back up::
     event_stream.py   server-sent events
     errors.py         every error in OpenAI's shape
     server.py         the process: start, ready, stop
+    ray.py            instead of it, many such processes, which Ray Serve starts and replaces
     study.py          another application: raters compare the answers of two models
     study_page/       its page
     page/             the page, as files that a browser reads: no build step, no library

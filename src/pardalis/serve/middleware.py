@@ -1,12 +1,11 @@
 """What every request passes: an id, a log line, limits of its body, the key, headers."""
 
 import asyncio
-import hashlib
-import hmac
 import json
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,11 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.errors import APIError
+from pardalis.serve.keys import Keys
 from pardalis.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-_OPEN = ("/health", "/ready")  # need no key, as whatever runs the server asks for them
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -33,11 +32,21 @@ _DOCS = ("/docs", "/redoc")  # FastAPI's own pages load scripts from elsewhere
 
 
 class Gate:
-    """Wraps the application: counts and logs a request, checks its key, limits its body."""
+    """Wraps the application: counts and logs a request, checks its key, limits its body.
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics | None = None) -> None:
+    Args:
+        closed: paths that need a key if there are any; one that ends with a slash, all below it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServeConfig,
+        metrics: Metrics | None = None,
+        closed: Sequence[str] = ("/v1/", "/metrics"),
+    ) -> None:
         self.app, self.config, self.metrics = app, config, metrics
-        self._keys = [_digest(key) for key in self.config.api_keys]
+        self._keys, self._closed = Keys(config.api_keys), tuple(closed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,18 +74,21 @@ class Gate:
             self._record(scope, status, time.monotonic() - begun, key)
 
     def _check_key(self, scope: Scope) -> None:
-        path = scope["path"]
-        is_api = path.startswith("/v1/") or path == "/metrics"
-        if not self._keys or not is_api or path in _OPEN or scope["method"] == "OPTIONS":
+        if not self._needs_key(scope) or scope["method"] == "OPTIONS":
             return
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        found = _digest(given.strip())
-        known = [hmac.compare_digest(found, key) for key in self._keys]  # all, in constant time
-        if scheme.lower() != "bearer" or not any(known):
+        if not self._keys.open(Headers(scope=scope).get("authorization", "")):
             raise APIError(
                 "This server needs a key; send it as the header Authorization: Bearer KEY.", 401,
                 code="invalid_api_key",
             )  # fmt: skip
+
+    def _needs_key(self, scope: Scope) -> bool:
+        path, root = scope["path"], scope.get("root_path", "")  # where the application is mounted
+        if path.startswith(f"{root}/"):
+            path = path[len(root) :]
+        return any(
+            path.startswith(each) if each.endswith("/") else path == each for each in self._closed
+        )
 
     async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
         """Read the body within its limits of size and time; return what gives it again."""
@@ -123,7 +135,3 @@ class Gate:
             "client": (scope.get("client") or ("",))[0],
         }
         logger.info(json.dumps(record), extra={"fields": record})
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -32,9 +32,10 @@ def router(service: Service) -> APIRouter:
         service.adapter_of(model)
         return described(model)
 
-    @routes.get("/health", summary="Whether the process answers")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    @routes.get("/health", summary="Whether the engine works; else the process has to be replaced")
+    async def health() -> Response:
+        status = "ok" if service.is_running else "failed"
+        return JSONResponse({"status": status}, 200 if service.is_running else 503)
 
     @routes.get("/ready", summary="Whether requests are taken")
     async def ready() -> Response:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -15,6 +16,12 @@ from pardalis.inference import Engine
 from pardalis.serve.app import create_app
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.service import Service
+
+
+def served_name(bundle: Path) -> str:
+    """Return what clients call a model by default: its folder, or the run that it belongs to."""
+    folder = bundle.resolve()
+    return folder.parent.name if folder.name == "bundle" else folder.name
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -82,7 +89,9 @@ class AppServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(stop_timeout_s) + 5,
+                http="h11",  # whatever else is installed, as it alone limits headers
                 h11_max_incomplete_event_size=64 << 10,
+                ws="none",
             )
         )
         self._on_ready = on_ready

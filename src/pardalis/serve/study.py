@@ -24,6 +24,7 @@ from pardalis.serve.server import AppServer
 from pardalis.studies.pairwise import Desk, Study
 
 STUDY_PAGE = Path(__file__).parent / "study_page"
+_CLOSED = ("/progress", "/items/", "/judgements", "/images/")  # what a key opens
 _SHARED = ("style.css", "theme.js", "dom.js", "icon.svg")  # with the page of a model
 
 Fulfilment = Literal["fulfils", "partially", "does not"]
@@ -77,7 +78,7 @@ def create_study_app(study: Study, config: ServeConfig) -> FastAPI:
         return FileResponse(PAGE / name, headers={"Cache-Control": "no-cache"})
 
     add_page(app, STUDY_PAGE)
-    app.add_middleware(Gate, config=config)
+    app.add_middleware(Gate, config=config, closed=_CLOSED)
     return app
 
 

@@ -3,24 +3,38 @@
 import { $, el } from "./look/dom.js";
 
 const STORED = "pardalis.rater";
+const KEY = "pardalis.key";
+let key = ""; // opens the study, if it asks for one
 let rater = "";
 let number = 0; // of the item that is shown
 let state = { items: 0, judged: [] };
 
-/** Return the content of an answer of the server; its errors are sentences. */
-async function ask(path, body = null) {
-  const options = body && {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-  };
+/** Return an answer of the server; its errors are sentences. */
+async function request(path, body = null) {
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const options = { headers };
+  if (body) {
+    headers["Content-Type"] = "application/json";
+    Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+  }
   let response;
   try {
-    response = await fetch(path, options ?? {});
+    response = await fetch(path, options);
   } catch {
     throw new Error("The server cannot be reached; try again in a moment.");
   }
-  const content = await response.json();
-  if (!response.ok) throw new Error(content.error.message);
-  return content;
+  if (response.status === 401) {
+    $("with-key").hidden = false;
+    open("start");
+    $("key").focus();
+    throw new Error("This study needs its key; enter it, or open the link that you were given.");
+  }
+  if (!response.ok) throw new Error((await response.json()).error.message);
+  return response;
+}
+
+async function ask(path, body = null) {
+  return (await request(path, body)).json();
 }
 
 /** Run what a rater has asked for; what goes wrong is shown, and nothing is lost. */
@@ -37,18 +51,42 @@ async function attempt(work) {
   }
 }
 
-function fill(place, parts, name) {
+/** Return an image of the study; an `img` alone would send no key. */
+async function image(name, alt) {
+  const url = URL.createObjectURL(await (await request(`images/${name}`)).blob());
+  return el("img", { src: url, alt, onload: () => URL.revokeObjectURL(url) });
+}
+
+async function content(parts, name) {
   let images = 0;
-  const shown = parts.map((part) => "text" in part
+  const shown = await Promise.all(parts.map((part) => "text" in part
     ? document.createTextNode(part.text)
-    : el("img", { src: `images/${part.image}`, alt: `Image ${(images += 1)} of the ${name}` }));
+    : image(part.image, `Image ${(images += 1)} of the ${name}`)));
   const empty = parts.every((part) => part.text?.trim() === "");
-  place.replaceChildren(...(empty ? [el("p", { class: "empty" }, "(empty)")] : shown));
+  return empty ? [el("p", { class: "empty" }, "(empty)")] : shown;
+}
+
+/** Keep a value in the browser; one that keeps nothing asks for it again. */
+function keep(storage, name, value) {
+  try {
+    storage.setItem(name, value);
+  } catch {
+    // It stays for as long as the page does.
+  }
+}
+
+function kept(storage, name) {
+  try {
+    return storage.getItem(name) ?? "";
+  } catch {
+    return "";
+  }
 }
 
 function open(id) {
   for (const name of ["start", "item", "done"]) $(name).hidden = name !== id;
   $("progress").hidden = id === "start";
+  if (id === "start") return;
   $("count").textContent = `${state.judged.length} of ${state.items} judged`;
   $("bar").max = state.items;
   $("bar").value = state.judged.length;
@@ -57,12 +95,14 @@ function open(id) {
 
 async function show(index) {
   const item = await ask(`items/${index}`);
+  const places = { prompt: "prompt", left: "left answer", right: "right answer" };
+  const shown = await Promise.all(
+    Object.entries(places).map(([id, name]) => content(item[id], name)),
+  );
   number = index;
   $("item").reset();
   $("choice").disabled = true;
-  fill($("prompt"), item.prompt, "prompt");
-  fill($("left"), item.left, "left answer");
-  fill($("right"), item.right, "right answer");
+  Object.keys(places).forEach((id, n) => $(id).replaceChildren(...shown[n]));
   $("prompt-title").textContent = `Prompt ${index + 1}`;
   open("item");
   window.scrollTo(0, 0);
@@ -79,14 +119,12 @@ async function proceed(from) {
 
 $("start").addEventListener("submit", (event) => {
   event.preventDefault();
+  key = $("key").value.trim() || key;
   attempt(async () => {
     state = await ask(`progress?rater=${encodeURIComponent($("rater").value)}`);
     rater = $("rater").value;
-    try {
-      localStorage.setItem(STORED, rater);
-    } catch {
-      // A browser that keeps nothing asks for the name again.
-    }
+    keep(localStorage, STORED, rater);
+    keep(sessionStorage, KEY, key);
     await proceed(0);
   });
 });
@@ -120,9 +158,9 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-try {
-  $("rater").value = localStorage.getItem(STORED) ?? "";
-} catch {
-  // As above.
-}
+// The key of a link stands behind #, which no server or log is sent; it leaves the address bar.
+const linked = new URLSearchParams(location.hash.slice(1)).get("key");
+if (linked) history.replaceState(null, "", location.pathname);
+key = linked ?? kept(sessionStorage, KEY);
+$("rater").value = kept(localStorage, STORED);
 $("rater").focus();
