@@ -13,8 +13,8 @@ from pardalis.cli.common import (
     add_adapters,
     add_bundle,
     add_command,
-    add_dtype,
     add_number,
+    add_placement,
     chosen_adapters,
     chosen_dtype,
     set_run,
@@ -59,12 +59,7 @@ def add(commands: Commands) -> None:
         help="that open requests have to finish at the end (default: 30)",
     )  # fmt: skip
     group = parser.add_argument_group("memory and speed")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    add_dtype(group)
-    group.add_argument(
-        "--weights", choices=("stored", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
-    )  # fmt: skip
+    add_placement(group)
     group.add_argument("--compile", action="store_true", help="compile decoding: slow at first")
     add_number(group, "--max-slots", "sequences decoded at once (default: 16)")
     add_number(group, "--cache-tokens", "capacity of the KV cache (default: --max-slots contexts)")
