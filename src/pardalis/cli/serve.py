@@ -58,6 +58,24 @@ def add(commands: Commands) -> None:
         "--stop-timeout", type=float, default=30.0, metavar="SECONDS",
         help="that open requests have to finish at the end (default: 30)",
     )  # fmt: skip
+    group = parser.add_argument_group("what is refused, and what images say of their origin")
+    for side, judged in (("request", "prompts"), ("answer", "the texts and images of answers")):
+        group.add_argument(
+            f"--{side}-filter", action="append", default=[], metavar="FILTER",
+            dest=f"{side}_filters",
+            help=f"judge {judged}: blocklist:FILE, nsfw[:THRESHOLD], or module:function "
+            "(may be repeated)",
+        )  # fmt: skip
+    group.add_argument(
+        "--filter-timeout", type=float, default=30.0, metavar="SECONDS",
+        help="that a filter has for a judgement; the request fails after it (default: 30)",
+    )  # fmt: skip
+    group.add_argument("--watermark", action="store_true", help="an invisible mark in all images")
+    group.add_argument(
+        "--c2pa-certificate", type=Path, metavar="FILE",
+        help="sign images with this certificate chain in PEM (default: they are not signed)",
+    )  # fmt: skip
+    group.add_argument("--c2pa-key", type=Path, metavar="FILE", help="its private key in PEM")
     group = parser.add_argument_group("memory and speed")
     add_placement(group)
     group.add_argument("--compile", action="store_true", help="compile decoding: slow at first")
@@ -80,7 +98,14 @@ def _run(options: argparse.Namespace) -> None:
         cors_origins=tuple(options.cors_origins),
         image_hosts=tuple(options.image_hosts),
         stop_timeout_s=options.stop_timeout,
+        request_filters=tuple(options.request_filters),
+        answer_filters=tuple(options.answer_filters),
+        filter_timeout_s=options.filter_timeout,
+        watermark=options.watermark,
+        c2pa_certificate=options.c2pa_certificate,
+        c2pa_key=options.c2pa_key,
     )
+    filters, origin = config.filters(), config.origin()  # what is wrong with them shows at once
     given: dict[str, Any] = {
         name: value
         for name in ("max_slots", "cache_tokens", "max_waiting")
@@ -104,7 +129,7 @@ def _run(options: argparse.Namespace) -> None:
     with listen(config) as listener:  # before the bundle is loaded, which takes a while
         bundle = load(options.bundle, options.device, chosen_dtype(options))
         with Engine(bundle, engine_config, adapters=adapters) as engine:
-            serve(engine, config, name, on_ready, listener)
+            serve(engine, config, name, on_ready, listener, filters=filters, origin=origin)
 
 
 def require_libraries() -> None:

@@ -10,12 +10,12 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from pardalis.inference import Finished, TokenLogProb, Usage
+from pardalis.origin import ImageFormat
 from pardalis.serve.answer import Answer, Item
 from pardalis.serve.disconnect import unless_disconnected
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import EventStream
 from pardalis.serve.filters import Refusal
-from pardalis.serve.origin import ImageFormat
 from pardalis.serve.schema import Body
 from pardalis.serve.service import Service
 

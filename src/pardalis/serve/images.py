@@ -10,12 +10,12 @@ from pydantic import Field
 
 from pardalis.documents import Document
 from pardalis.inference import Finished, Usage
+from pardalis.origin import ImageFormat
 from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage
 from pardalis.serve.endpoint import Writer, in_base64, respond
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import event
 from pardalis.serve.filters import Refusal
-from pardalis.serve.origin import ImageFormat
 from pardalis.serve.schema import Body, Count, prompt_document
 from pardalis.serve.service import Service
 

@@ -23,12 +23,13 @@ from pardalis.inference import (
     Stream,
     to_request,
 )
+from pardalis.origin import About, ImageFormat, OriginWriter
+from pardalis.origin.watermark import check_size
 from pardalis.serve.answer import Item, PartialImage, WholeImage, in_order, judged
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.errors import APIError
 from pardalis.serve.filters import Filters, Judge, Refusal
 from pardalis.serve.metrics import Metrics
-from pardalis.serve.origin import About, ImageFormat, Origin
 from pardalis.serve.prompts import Prompts
 from pardalis.serve.remote_images import RemoteImages
 from pardalis.serve.schema import NAMES
@@ -45,10 +46,12 @@ class Service:
         engine: stays the caller's to close; until :meth:`close` only the service uses it.
         name: what clients call the model; its adapters have their own names.
         filters: what judges requests and answers; default: those that the config names.
+        origin: what encodes images; default: as the config says.
         private_hosts: fetch images from private addresses too. For tests.
 
     Raises:
-        ConfigError: a filter that the config names cannot be loaded.
+        ConfigError: a filter or a certificate that the config names cannot be loaded, or images are
+            too small for a watermark.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Service:
         name: str = "pardalis",
         *,
         filters: Filters | None = None,
+        origin: OriginWriter | None = None,
         private_hosts: bool = False,
     ) -> None:
         self.config = config or ServeConfig()
@@ -65,7 +69,9 @@ class Service:
         self.started = int(time.time())
         self.prompts = Prompts(self.config, RemoteImages(self.config.image_hosts, private_hosts))
         self.metrics = Metrics(self)
-        self.origin = Origin()
+        self.origin = origin or self.config.origin()
+        if self.origin.watermark:
+            check_size(self.resolution, self.resolution)
         self.judge = Judge(
             filters or self.config.filters(), self.config.filter_timeout_s, self.metrics.judged
         )
@@ -190,7 +196,7 @@ class Service:
             partial: also images while they are written, where no filter judges answers. A view is
                 left out while an earlier one is made, and as long afterwards.
         """
-        about = self.origin.about(options.get("adapter") or self.name, options["seed"])
+        about = About(options.get("adapter") or self.name, options["seed"])
         ordered = in_order(stream, self.image_rows)
         events: AsyncGenerator[Event | Refusal, None] = ordered
         if self.judge.judges_answers:
