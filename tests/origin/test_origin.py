@@ -23,9 +23,10 @@ from pardalis.tokens import TextTokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 
-def noise(size: int = 64) -> PIL.Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    return PIL.Image.fromarray(pixels)
+def drawing(size: int = 64) -> PIL.Image.Image:
+    y, x = np.mgrid[:size, :size] / size
+    pixels = np.stack([255 * x, 200 * y, 128 + 100 * np.sin(9 * x * y)], -1)
+    return PIL.Image.fromarray(pixels.astype(np.uint8))
 
 
 def tiny_bundle(text_tokenizer: TextTokenizer, resolution: int) -> Bundle:
@@ -99,7 +100,7 @@ def pems(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_every_format_says_what_made_it(image_format):
     about = About("owls", 7)
-    data = OriginWriter().encode(noise(), about, image_format)
+    data = OriginWriter().encode(drawing(), about, image_format)
     origin = read_origin(data)
     assert PIL.Image.open(io.BytesIO(data)).format == image_format.upper()
     assert origin.size == (64, 64)
@@ -108,7 +109,7 @@ def test_every_format_says_what_made_it(image_format):
     assert "7" in (origin.fields["Seed"] if image_format == "png" else origin.fields["Source"])
     assert not origin.has_watermark
     assert origin.manifest is None
-    marked = read_origin(OriginWriter(watermark=True).encode(noise(), about, image_format))
+    marked = read_origin(OriginWriter(watermark=True).encode(drawing(), about, image_format))
     assert marked.has_watermark
 
 
@@ -118,7 +119,7 @@ def test_signed_manifests(pems, name, image_format):
     writer = OriginWriter(
         watermark=True, credentials=Credentials(pems / f"{name}.pem", pems / f"{name}.key")
     )
-    data = writer.encode(noise(), About("owls", 7), image_format)
+    data = writer.encode(drawing(), About("owls", 7), image_format)
     origin = read_origin(data)
     assert origin.manifest is not None
     assert origin.manifest.generator.startswith("Pardalis ")
@@ -136,7 +137,8 @@ def test_signed_manifests(pems, name, image_format):
 def test_views_have_no_manifest(pems):
     writer = OriginWriter(credentials=Credentials(pems / "p256.pem", pems / "p256.key"))
     assert (
-        read_origin(writer.encode(noise(), About("owls", 7), "png", is_view=True)).manifest is None
+        read_origin(writer.encode(drawing(), About("owls", 7), "png", is_view=True)).manifest
+        is None
     )
 
 
@@ -163,7 +165,7 @@ def test_without_the_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(ConfigError, match=r"run pip install 'pardalis\[credentials\]'"):
         Credentials(tmp_path, tmp_path)
-    origin = read_origin(OriginWriter().encode(noise(), About("owls", 7), "png"))
+    origin = read_origin(OriginWriter().encode(drawing(), About("owls", 7), "png"))
     assert (origin.manifest, origin.reads_manifests) == (None, False)
 
 
@@ -176,7 +178,7 @@ def test_fields_of_others(tmp_path):
     info.add_text("Seed", "\x1b[2Jevil")
     info.add_text("Prompt", "not shown")
     buffer = io.BytesIO()
-    noise().save(buffer, "PNG", pnginfo=info)
+    drawing().save(buffer, "PNG", pnginfo=info)
     assert read_origin(buffer.getvalue()).fields == {"Source": "x" * 200, "Seed": "\x1b[2Jevil"}
     for data in (b"", b"no image", buffer.getvalue()[:60]):
         with pytest.raises(DataError):
@@ -185,7 +187,7 @@ def test_fields_of_others(tmp_path):
 
 def test_show_image(tmp_path, capsys):
     path = tmp_path / "owl.png"
-    path.write_bytes(OriginWriter(watermark=True).encode(noise(), About("owls", 7), "png"))
+    path.write_bytes(OriginWriter(watermark=True).encode(drawing(), About("owls", 7), "png"))
     assert main(["show", "image", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "64 x 64 pixels" in shown

@@ -23,11 +23,11 @@ Floats: TypeAlias = NDArray[np.float32]
 SMALLEST = 64  # pixels of the shorter side
 _BLOCK = 8  # pixels of a block's side
 _STEP = 36.0  # of the lattice, as in invisible-watermark
+_ENOUGH = 7.0  # margin of a block; where 8-bit pixels leave less, points farther away are tried
 CERTAIN = 5.0  # standard deviations from which an image has the mark
-_SIZES = (64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of images of models
+_SIZES = (64, 96, 128, 192, 256, 384, 512)  # of images of models
 _TO_U = 0.492 * np.array([-0.299, -0.587, 0.886], np.float32)
 _FROM_U = np.array([0, -0.395, 2.032], np.float32)  # luma and V stay
-_ROUNDS = 3
 
 
 def check_size(width: int, height: int) -> None:
@@ -45,21 +45,15 @@ def add_watermark(image: PIL.Image.Image) -> PIL.Image.Image:
     pixels = np.asarray(image.convert("RGB"))
     blocks = _blocks(pixels)
     u, values, vt = np.linalg.svd(blocks)
-    bits = _bits(len(blocks))
-    points = values[:, 0] / _STEP - (0.25 + 0.5 * bits)
-    nearest = np.round(points)
-    other = nearest + np.where(points >= nearest, 1, -1)  # on the other side of the value
-    chosen = nearest.copy()
-    for turn in range(_ROUNDS):
-        target = np.maximum(chosen, 0) + 0.25 + 0.5 * bits
-        moved = (target * _STEP - values[:, 0]).astype(np.float32)
-        change = moved[:, None, None] * u[:, :, :1] * vt[:, :1, :]
-        marked = _with_change(pixels, change)
-        wrong = _read(marked) != bits
-        if not wrong.any() or turn + 1 == _ROUNDS:
-            break
-        chosen = np.where(wrong, np.where(chosen == nearest, other, nearest), chosen)
-    return PIL.Image.fromarray(marked)
+    first, bits = values[:, 0], _bits(len(blocks))
+    nearest = np.round(first / _STEP - _place(bits))
+    changes = []
+    for lattice in (nearest, nearest - 1, nearest + 1):
+        moved = ((np.maximum(lattice, 0) + _place(bits)) * _STEP - first).astype(np.float32)
+        changes.append(moved[:, None, None] * u[:, :, :1] * vt[:, :1, :])
+    margins = np.stack([_margins(_with_change(pixels, change), bits) for change in changes])
+    chosen = np.where(margins[0] >= _ENOUGH, 0, margins.argmax(0))
+    return PIL.Image.fromarray(_with_change(pixels, np.choose(chosen[:, None, None], changes)))
 
 
 def watermark_certainty(image: PIL.Image.Image) -> float:
@@ -88,15 +82,24 @@ def _as_generated(image: PIL.Image.Image) -> Iterable[PIL.Image.Image]:
 
 
 def _certainty(image: PIL.Image.Image) -> float:
-    found = _read(np.asarray(image))
-    right = int(np.sum(found == _bits(len(found))))
-    return float((right - len(found) / 2) / (np.sqrt(len(found)) / 2))
+    pixels = np.asarray(image)
+    number = (pixels.shape[0] // _BLOCK) * (pixels.shape[1] // _BLOCK)
+    right = int(np.sum(_margins(pixels, _bits(number)) > 0))
+    return float((right - number / 2) / (np.sqrt(number) / 2))
 
 
-def _read(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return the bit of each block."""
-    values = np.linalg.svd(_blocks(pixels), compute_uv=False)[:, 0]
-    result: NDArray[np.bool_] = values % _STEP > _STEP / 2
+def _place(bits: NDArray[np.bool_]) -> Floats:
+    """Return where the points of the lattice that stand for bits lie within a step."""
+    return np.where(bits, np.float32(0.75), np.float32(0.25))
+
+
+def _margins(pixels: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Floats:
+    """Return how far each block is from being read as the other bit, a quarter step at most.
+
+    That of a block which is read as the other bit is not above 0.
+    """
+    first = np.linalg.svd(_blocks(pixels), compute_uv=False)[:, 0]
+    result: Floats = _STEP / 4 - np.abs(first % _STEP - _place(bits) * _STEP)
     return result
 
 
