@@ -64,6 +64,8 @@ def build_workspace(folder: Path) -> None:
         (folder / name).symlink_to(target)
     _write_conversations(folder)
     _write_recipes(folder)
+    (folder / "words.txt").write_text("sesame\n")
+    (folder / "my_filters.py").write_text("def judge_part(part):\n    return None\n")
 
 
 def _write_conversations(folder: Path) -> None:

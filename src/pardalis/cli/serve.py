@@ -27,6 +27,7 @@ Serve a model to a browser, and to every client of OpenAI's API, until Ctrl-C or
   pardalis serve BUNDLE                      then open http://127.0.0.1:8000
   pardalis serve BUNDLE --adapter owls=runs/owls-lora/adapter
   pardalis serve BUNDLE --host 0.0.0.0 --api-key-file keys.txt
+  pardalis serve BUNDLE --request-filter blocklist:words.txt --answer-filter nsfw --watermark
 
 The API has /v1/responses, /v1/chat/completions, /v1/images/generations, /v1/completions and
 /v1/models; /docs describes it. The log has a line of JSON for each request, without its content.
@@ -55,7 +56,7 @@ def add(commands: Commands) -> None:
         help="fetch images that requests name by URL from this host (may be repeated)",
     )  # fmt: skip
     group.add_argument(
-        "--stop-timeout", type=float, default=30.0, metavar="SECONDS",
+        "--stop-timeout", type=float, default=30.0, metavar="SECONDS", dest="stop_timeout_s",
         help="that open requests have to finish at the end (default: 30)",
     )  # fmt: skip
     group = parser.add_argument_group("what is refused, and what images say of their origin")
@@ -67,7 +68,7 @@ def add(commands: Commands) -> None:
             "(may be repeated)",
         )  # fmt: skip
     group.add_argument(
-        "--filter-timeout", type=float, default=30.0, metavar="SECONDS",
+        "--filter-timeout", type=float, default=30.0, metavar="SECONDS", dest="filter_timeout_s",
         help="that a filter has for a judgement; the request fails after it (default: 30)",
     )  # fmt: skip
     group.add_argument("--watermark", action="store_true", help="an invisible mark in all images")
@@ -97,10 +98,10 @@ def _run(options: argparse.Namespace) -> None:
         api_keys=_keys(options.api_key_file),
         cors_origins=tuple(options.cors_origins),
         image_hosts=tuple(options.image_hosts),
-        stop_timeout_s=options.stop_timeout,
+        stop_timeout_s=options.stop_timeout_s,
         request_filters=tuple(options.request_filters),
         answer_filters=tuple(options.answer_filters),
-        filter_timeout_s=options.filter_timeout,
+        filter_timeout_s=options.filter_timeout_s,
         watermark=options.watermark,
         c2pa_certificate=options.c2pa_certificate,
         c2pa_key=options.c2pa_key,
