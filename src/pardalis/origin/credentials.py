@@ -8,7 +8,6 @@ from typing import Any
 
 import PIL.Image
 
-from pardalis import __version__
 from pardalis.errors import ConfigError
 from pardalis.files import read_text
 
@@ -52,7 +51,7 @@ class Credentials:
         blank = io.BytesIO()
         PIL.Image.new("RGB", (8, 8)).save(blank, "PNG")
         try:
-            signed = self.sign(blank.getvalue(), "image/png", "test")
+            signed = self.sign(blank.getvalue(), "image/png", "test", "0")
             found = read_manifest(signed, "image/png")
         except self._library.C2paError as error:
             raise ConfigError(
@@ -64,15 +63,15 @@ class Credentials:
                 "certificate for signing: what it signs is not valid."
             )
 
-    def sign(self, data: bytes, media_type: str, model: str) -> bytes:
-        """Return an encoded image with a manifest, which names the model."""
+    def sign(self, data: bytes, media_type: str, model: str, version: str) -> bytes:
+        """Return an encoded image with a manifest: the model, and the version of Pardalis."""
         action = {
             "action": "c2pa.created",
             "digitalSourceType": _GENERATED,
             "softwareAgent": {"name": model},
         }
         manifest = {
-            "claim_generator_info": [{"name": "Pardalis", "version": __version__}],
+            "claim_generator_info": [{"name": "Pardalis", "version": version}],
             "assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}],
         }
         info = self._library.C2paSignerInfo(

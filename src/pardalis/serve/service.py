@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from pardalis import __version__
 from pardalis.documents import Document
 from pardalis.errors import PardalisError
 from pardalis.inference import (
@@ -196,7 +197,7 @@ class Service:
             partial: also images while they are written, where no filter judges answers. A view is
                 left out while an earlier one is made, and as long afterwards.
         """
-        about = About(options.get("adapter") or self.name, options["seed"])
+        about = About(options.get("adapter") or self.name, options["seed"], __version__)
         ordered = in_order(stream, self.image_rows)
         events: AsyncGenerator[Event | Refusal, None] = ordered
         if self.judge.judges_answers:
