@@ -21,6 +21,7 @@ from pardalis.errors import ConfigError
         (["show", "config", "quikstart"], 2, "did you mean quickstart?"),
         (["generate", "none", "owl"], 4, "No bundle at none"),
         (["show", "bundle", "none"], 4, "No bundle at none"),
+        (["show", "image", "none.png"], 3, "none.png does not exist; an image was expected there"),
         (["tokenizer", "show", "none"], 2, "Nothing to show; give --text TEXT or --image PATH"),
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
         (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),

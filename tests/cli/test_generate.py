@@ -121,7 +121,6 @@ def test_streamed_text_is_the_text(run):
         (["owl", "--logprobs", "2"], 6, "--logprobs adds to what --json prints; give --json too"),
         (["owl", "--logprobs", "-1", "--json"], 6, "--logprobs must be a whole number, 0 or more"),
         (["owl", "--stop", ""], 6, "--stop must hold texts of at least one character"),
-        (["owl", "--mode", "text", "--guidance", "2"], 6, "guidance applies to images"),
         (["owl", "--guidance", "2", "--contrastive-alpha", "0.1"], 6, "exclude each other"),
         (["owl", "--contrastive-alpha", "2"], 6, "alpha must lie in [0, 1], got 2.0"),
         (["owl", "--top-p", "0"], 6, "p must lie in (0, 1], got 0.0"),
@@ -155,11 +154,6 @@ def test_streamed_text_is_the_text(run):
             ["--prompts", "owl.txt", "--out", "a", "--max-new-tokens", "0"],
             6,
             "must be a whole number, 1 or more, got 0",
-        ),
-        (
-            ["--prompts", "owl.jsonl", "--out", "a", "--mode", "text", "--guidance", "2"],
-            6,
-            "guidance applies to images",
         ),
     ],
 )

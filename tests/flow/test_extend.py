@@ -127,4 +127,4 @@ def test_a_file_that_is_not_there_is_named(capsys):
     assert main(["--import", "none.py", "show", "bundle", "x"]) == 2
     assert "There is no file none.py to import." in capsys.readouterr().err
     assert main(["--import", "no_such_module", "show", "bundle", "x"]) == 2
-    assert "No module named 'no_such_module'; --import takes a module" in capsys.readouterr().err
+    assert "No module named 'no_such_module'; give a module" in capsys.readouterr().err

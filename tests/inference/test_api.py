@@ -95,9 +95,20 @@ def test_a_prompt_that_fills_the_context(bundle):
         pardalis.generate(bundle, "x" * 50)
 
 
-def test_settings_that_contradict_each_other(bundle):
-    with pytest.raises(RequestError, match="max_images must be 0 or left out"):
-        pardalis.generate(bundle, "owl", mode="text", max_images=1)
+def test_options_of_images_say_nothing_of_text(bundle):
+    """A client may send one set of options with every request."""
+    images = {"guidance": 3.0, "image_guidance": 1.2, "image_temperature": 0.1, "image_top_k": 2,
+              "image_top_p": 0.5, "max_images": 4}  # fmt: skip
+    plain = pardalis.generate(bundle, "owl", mode="text", max_new_tokens=9)
+    for options in (images, {"contrastive_alpha": 0.1, "contrastive_k": 2}):
+        found = pardalis.generate(bundle, "owl", mode="text", max_new_tokens=9, **options)
+        assert found.segments == plain.segments
+    guided = pardalis.generate(bundle, "owl", max_images=0, guidance=3.0, max_new_tokens=9)
+    assert guided.segments == pardalis.generate(
+        bundle, "owl", max_images=0, max_new_tokens=9
+    ).segments  # fmt: skip
+    with pytest.raises(RequestError, match="guidance must be a number"):  # but it has to be right
+        pardalis.generate(bundle, "owl", mode="text", guidance=float("inf"))
 
 
 def test_an_image_that_cannot_be_read(bundle, tmp_path):

@@ -177,7 +177,6 @@ def test_a_bad_request_leaves_the_others_alone(engine):
     bad = [
         ("x" * 60, {}, "has 61 tokens, which fills the model's context of 40; shorten it"),
         ("x" * 34, {"mode": "image"}, "token budget is 5, but 6 are needed"),
-        ("owl", {"mode": "text", "guidance": 3.0}, "^guidance applies to images"),
         ("owl", {"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more, got 0"),
         ("owl", {"max_images": -1}, "max_images must be a whole number, 0 or more, got -1"),
     ]

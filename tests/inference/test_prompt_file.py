@@ -158,7 +158,7 @@ def test_a_folder_of_an_older_version_is_refused(run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["answers.jsonl"]
 
 
-def test_guidance_of_all_lines_leaves_out_lines_without_images(run, tmp_path, completions):
+def test_guidance_of_all_lines_says_nothing_of_lines_without_images(run, tmp_path, completions):
     lines = [{"prompt": "owl"}, {"prompt": "fox", "mode": "image"}]
     write_jsonl(tmp_path / "prompts.jsonl", *lines)
     assert run(mode="text", guidance=2.0, max_new_tokens=8).failed == 0
@@ -168,8 +168,8 @@ def test_guidance_of_all_lines_leaves_out_lines_without_images(run, tmp_path, co
 
 def test_options_that_fit_no_line_are_refused_before_anything_is_written(run, tmp_path):
     write_jsonl(tmp_path / "prompts.jsonl", {"prompt": "owl"})
-    with pytest.raises(RequestError, match="guidance applies to images"):
-        run(mode="text", guidance=2.0)
+    with pytest.raises(RequestError, match="guidance must be a number"):
+        run(mode="text", guidance=float("nan"))
     assert not (tmp_path / "completions").exists()
 
 

@@ -19,6 +19,7 @@ from pardalis import Engine
 from pardalis.bundle import Bundle
 from pardalis.model import Decoder, initialise
 from pardalis.serve import ServeConfig, Service, listen
+from pardalis.serve.filters import Filters
 from pardalis.serve.server import Server
 
 
@@ -71,14 +72,16 @@ class Running:
 
 
 @contextmanager
-def _running(engine: Engine, private_hosts: bool = False, **options) -> Iterator[Running]:
+def _running(
+    engine: Engine, private_hosts: bool = False, filters: Filters | None = None, **options
+) -> Iterator[Running]:
     """Serve an engine until the end of the block."""
     started: list[Running] = []
     ready = threading.Event()
 
     async def run() -> None:
         config = ServeConfig(port=0, **options)
-        service = Service(engine, config, "tiny", private_hosts=private_hosts)
+        service = Service(engine, config, "tiny", filters=filters, private_hosts=private_hosts)
         loop = asyncio.get_running_loop()
 
         def on_ready(url: str) -> None:

@@ -63,6 +63,11 @@ def test_a_port_that_is_taken(bundle_folder):
         (["--max-slots", "0"], "--max-slots must be at least 1"),
         (["--api-key-file", "none.txt"], "none.txt"),
         (["--api-key-file", "empty.txt"], "empty.txt has no keys"),
+        (["--request-filter", "mine"], "There is no filter 'mine'; give module:function, or one"),
+        (["--answer-filter", "blocklist:none.txt"], "none.txt is no file"),
+        (["--filter-timeout", "0"], "--filter-timeout must be above 0"),
+        (["--c2pa-key", "key.pem"], "--c2pa-certificate and --c2pa-key belong together"),
+        (["--watermark"], "--watermark needs images of at least 64 x 64 pixels, and the model's"),
         (["--adapter", "tiny=x"], "has the name 'tiny', which the model has"),
     ],
 )

@@ -243,7 +243,7 @@ def test_a_text_streams_and_the_conversation_is_sent_as_items(page: Browser, sit
     send(page, "second")
     assert [item["role"] for item in site.bodies[1]["input"]] == ["user", "assistant", "user"]
     assert site.bodies[1]["input"][1]["content"] == [{"type": "output_text", "text": said}]
-    assert site.bodies[1]["modalities"] == ["text"] and "guidance" not in site.bodies[1]
+    assert site.bodies[1]["modalities"] == ["text"]
     assert site.bodies[1]["max_output_tokens"] == 12
     choose(page, "#setting-reads", "last")
     send(page, "third")
@@ -469,6 +469,22 @@ def test_a_key_is_asked_for_and_sent(tab: Browser, sites: Callable[..., Site]) -
 
 
 # ── the gallery ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refusal_is_shown_and_left_out_of_what_follows(
+    tab: Browser, sites: Callable[..., Site], tmp_path: Path
+) -> None:
+    (tmp_path / "words.txt").write_text("sesame")
+    site = sites(request_filters=(f"blocklist:{tmp_path / 'words.txt'}",))
+    tab.open(site.url)
+    send(tab, "open, sesame")
+    [said] = tab.texts(".message.assistant .text.refusal")
+    assert said == "The text has a word or phrase that this server refuses."
+    assert tab.texts(".message.assistant .note") == ["Refused by a filter of this server."]
+    send(tab, "an owl")
+    assert len(tab.texts(".message.assistant .text.refusal")) == 1
+    [item] = site.bodies[-1]["input"]
+    assert item["content"] == [{"type": "input_text", "text": "an owl"}]
 
 
 def test_gallery(page: Browser, site: Site) -> None:

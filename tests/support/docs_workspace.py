@@ -65,6 +65,8 @@ def build_workspace(folder: Path) -> None:
     (folder / "keys.txt").write_text("a key\n")
     _write_conversations(folder)
     _write_recipes(folder)
+    (folder / "words.txt").write_text("sesame\n")
+    (folder / "my_filters.py").write_text("def judge_part(part):\n    return None\n")
 
 
 def _write_conversations(folder: Path) -> None:

@@ -17,7 +17,7 @@ from pardalis.cli.common import (
     add_adapters,
     add_bundle,
     add_command,
-    add_dtype,
+    add_placement,
     chosen_adapters,
     chosen_dtype,
     printable,
@@ -73,12 +73,7 @@ def add(commands: Commands) -> None:
     add_options(group, without=("chat", "logprobs"))
     add_adapters(group, "the first one is used")
     group = parser.add_argument_group("memory and speed")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    add_dtype(group)
-    group.add_argument(
-        "--weights", choices=("stored", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
-    )  # fmt: skip
+    add_placement(group)
     set_run(parser, _run)
     parser.set_defaults(one_line=True)  # of JSON for each event, so for a failure too
 

@@ -158,6 +158,16 @@ def chosen_dtype(options: argparse.Namespace) -> "torch.dtype | None":
     return known[options.dtype]
 
 
+def add_placement(group: argparse._ActionsContainer) -> None:
+    """Add where and in which precision a bundle runs: ``--device``, ``--dtype``, ``--weights``."""
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add_dtype(group)
+    group.add_argument(
+        "--weights", choices=("stored", "int8"), default="stored",
+        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
+    )  # fmt: skip
+
+
 def add_adapters(parser: argparse._ActionsContainer, used: str) -> None:
     """Add ``--adapter``, which :func:`chosen_adapters` returns.
 

@@ -14,8 +14,8 @@ from pardalis.cli.common import (
     add_adapters,
     add_bundle,
     add_command,
-    add_dtype,
     add_number,
+    add_placement,
     chosen_adapters,
     chosen_dtype,
     echo,
@@ -94,12 +94,7 @@ def add(commands: Commands) -> None:
         '"adapter"; may be repeated',
     )
     group = parser.add_argument_group("memory and speed")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    add_dtype(group)
-    group.add_argument(
-        "--weights", choices=("stored", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
-    )  # fmt: skip
+    add_placement(group)
     for flag, meaning in _NUMBERS.items():
         add_number(group, flag, meaning)
     group.add_argument(

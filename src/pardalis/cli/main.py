@@ -5,7 +5,6 @@ when it runs, so that ``pardalis --help`` stays fast.
 """
 
 import argparse
-import importlib
 import io
 import logging
 import os
@@ -17,7 +16,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from pathlib import Path
 
 import pardalis
 from pardalis.cli import (
@@ -41,6 +39,7 @@ from pardalis.cli import (
 from pardalis.cli.common import Parser, UsageExit, echo_json, printable
 from pardalis.errors import ConfigError, PardalisError
 from pardalis.files import why_unwritten
+from pardalis.imports import import_named
 
 _DESCRIPTION = """\
 Early-fusion mixed-modal models: images become tokens in the vocabulary of text, and one
@@ -114,7 +113,7 @@ def _run(options: argparse.Namespace) -> None:
     options.stdout = sys.stdout
     with _one_object() if options.json else nullcontext():
         for name in options.imports:
-            _import(name)
+            import_named(name)
         options.run(options)
     if options.json and options.result is not None:
         echo_json(options.result)
@@ -173,22 +172,6 @@ class _System(PardalisError):
 class _Bug(PardalisError):
     kind = "bug"
     hint = "Report this with the traceback on stderr."
-
-
-def _import(name: str) -> None:
-    """Import a module, or a Python file, that adds parts to the tables of Pardalis."""
-    path = Path(name)
-    try:
-        if path.suffix == ".py":
-            if not path.is_file():
-                raise ConfigError(f"There is no file {name} to import.")
-            sys.path.insert(0, str(path.resolve().parent))
-            name = path.stem
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error}; --import takes a module that is installed, or the path of a Python file."
-        ) from error
 
 
 def _with_flags(message: str, command: argparse.ArgumentParser, root: Parser) -> str:

@@ -13,8 +13,8 @@ from pardalis.cli.common import (
     add_adapters,
     add_bundle,
     add_command,
-    add_dtype,
     add_number,
+    add_placement,
     chosen_adapters,
     chosen_dtype,
     set_run,
@@ -27,6 +27,7 @@ Serve a model to a browser, and to every client of OpenAI's API, until Ctrl-C or
   pardalis serve BUNDLE                      then open http://127.0.0.1:8000
   pardalis serve BUNDLE --adapter owls=runs/owls-lora/adapter
   pardalis serve BUNDLE --host 0.0.0.0 --api-key-file keys.txt
+  pardalis serve BUNDLE --request-filter blocklist:words.txt --answer-filter nsfw --watermark
 
 The API has /v1/responses, /v1/chat/completions, /v1/images/generations, /v1/completions and
 /v1/models; /docs describes it. The log has a line of JSON for each request, without its content.
@@ -55,16 +56,29 @@ def add(commands: Commands) -> None:
         help="fetch images that requests name by URL from this host (may be repeated)",
     )  # fmt: skip
     group.add_argument(
-        "--stop-timeout", type=float, default=30.0, metavar="SECONDS",
+        "--stop-timeout", type=float, default=30.0, metavar="SECONDS", dest="stop_timeout_s",
         help="that open requests have to finish at the end (default: 30)",
     )  # fmt: skip
-    group = parser.add_argument_group("memory and speed")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    add_dtype(group)
+    group = parser.add_argument_group("what is refused, and what images say of their origin")
+    for side, judged in (("request", "prompts"), ("answer", "the texts and images of answers")):
+        group.add_argument(
+            f"--{side}-filter", action="append", default=[], metavar="FILTER",
+            dest=f"{side}_filters",
+            help=f"judge {judged}: blocklist:FILE, nsfw[:THRESHOLD], or module:function "
+            "(may be repeated)",
+        )  # fmt: skip
     group.add_argument(
-        "--weights", choices=("stored", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
+        "--filter-timeout", type=float, default=30.0, metavar="SECONDS", dest="filter_timeout_s",
+        help="that a filter has for a judgement; the request fails after it (default: 30)",
     )  # fmt: skip
+    group.add_argument("--watermark", action="store_true", help="an invisible mark in all images")
+    group.add_argument(
+        "--c2pa-certificate", type=Path, metavar="FILE",
+        help="sign images with this certificate chain in PEM (default: they are not signed)",
+    )  # fmt: skip
+    group.add_argument("--c2pa-key", type=Path, metavar="FILE", help="its private key in PEM")
+    group = parser.add_argument_group("memory and speed")
+    add_placement(group)
     group.add_argument("--compile", action="store_true", help="compile decoding: slow at first")
     add_number(group, "--max-slots", "sequences decoded at once (default: 16)")
     add_number(group, "--cache-tokens", "capacity of the KV cache (default: --max-slots contexts)")
@@ -86,8 +100,15 @@ def _run(options: argparse.Namespace) -> None:
         api_keys=read_keys(options.api_key_file) if options.api_key_file else (),
         cors_origins=tuple(options.cors_origins),
         image_hosts=tuple(options.image_hosts),
-        stop_timeout_s=options.stop_timeout,
+        stop_timeout_s=options.stop_timeout_s,
+        request_filters=tuple(options.request_filters),
+        answer_filters=tuple(options.answer_filters),
+        filter_timeout_s=options.filter_timeout_s,
+        watermark=options.watermark,
+        c2pa_certificate=options.c2pa_certificate,
+        c2pa_key=options.c2pa_key,
     )
+    filters, origin = config.filters(), config.origin()  # what is wrong with them shows at once
     given: dict[str, Any] = {
         name: value
         for name in ("max_slots", "cache_tokens", "max_waiting")
@@ -111,7 +132,7 @@ def _run(options: argparse.Namespace) -> None:
     with listen(config) as listener:  # before the bundle is loaded, which takes a while
         bundle = load(options.bundle, options.device, chosen_dtype(options))
         with Engine(bundle, engine_config, adapters=adapters) as engine:
-            serve(engine, config, name, on_ready, listener)
+            serve(engine, config, name, on_ready, listener, filters=filters, origin=origin)
 
 
 def require_libraries() -> None:

@@ -1,4 +1,4 @@
-"""``pardalis show``: list recipes, print a resolved one, describe a bundle or an adapter."""
+"""``pardalis show``: list recipes, print a resolved one, describe a bundle, adapter or image."""
 
 import argparse
 from collections.abc import Iterator
@@ -38,9 +38,15 @@ Describe the folder of an adapter: its kind, what it adapts, its size, and the m
 trained on. A folder that PEFT wrote does not name its model.
 """
 
+_IMAGE = """\
+Show what an image says of its origin: its text fields, which anybody can write, the watermark of
+'pardalis serve --watermark', and a signed manifest (C2PA), which needs pip install
+'pardalis[credentials]'.
+"""
+
 
 def add(commands: Commands) -> None:
-    summary = "list recipes, print a resolved one, or describe a bundle or an adapter"
+    summary = "list recipes, print a resolved one, or describe a bundle, an adapter or an image"
     group = add_command(commands, "show", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -58,6 +64,10 @@ def add(commands: Commands) -> None:
     template = add_command(verbs, "template", "show how a bundle writes conversations", _TEMPLATE)
     add_bundle(template)
     set_run(template, _template)
+
+    image = add_command(verbs, "image", "show what an image says of its origin", _IMAGE)
+    image.add_argument("image", metavar="IMAGE", type=Path, help="an image file")
+    set_run(image, _image)
 
     adapter = add_command(verbs, "adapter", "describe an adapter", _ADAPTER)
     adapter.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
@@ -156,6 +166,28 @@ def _bundle(options: argparse.Namespace) -> None:
     lines = [str(folder), *(f"  {name:<13} {value}" for name, value in facts)]
     lines += [f"  {name:<22} {value:.4g}" for name, value in _numbers(numbers)]
     print_result(options, description, *lines)
+
+
+def _image(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from pardalis.origin import read_origin
+
+    origin = read_origin(options.image)
+    manifest = origin.manifest
+    signed = "none" if origin.reads_manifests else "unknown: c2pa-python is not installed"
+    if manifest is not None:
+        signed = f"{manifest.generator}, signed by {manifest.issuer}: {manifest.state.lower()}"
+    facts = {
+        "size": f"{origin.size[0]} x {origin.size[1]} pixels",
+        **{name.lower(): text for name, text in origin.fields.items()},
+        "watermark": f"{'yes' if origin.has_watermark else 'no'} "
+        f"({origin.certainty:.1f} standard deviations)",
+        "manifest": signed,
+    }
+    lines = (f"  {name:<14} {value}" for name, value in facts.items())
+    result = {**asdict(origin), "watermark": origin.has_watermark}
+    print_result(options, result, str(options.image), *lines)
 
 
 def _adapter(options: argparse.Namespace) -> None:

@@ -147,7 +147,9 @@ class GenerationConfig:
     """What to generate for a prompt and how to sample it.
 
     The same names are keyword arguments of :func:`pardalis.generate`, keys of a line in a JSONL
-    file of prompts and, with dashes, flags of ``pardalis generate``.
+    file of prompts and, with dashes, flags of ``pardalis generate``. An option says something of
+    the texts or of the images that are generated, and holds for each of them: where there is none,
+    as in mode ``text`` for images, it changes nothing.
 
     Args:
         {options}

@@ -33,13 +33,6 @@ def to_request(
     """
     config = GenerationConfig.of(config, options)
     limits = _limits(bundle, config)
-    guidance = config.guidance_method
-    if guidance is not None and limits.max_images == 0:
-        name = "guidance" if config.contrastive_alpha is None else "contrastive_alpha"
-        raise RequestError(
-            f"{name} applies to images, but this request generates none; leave it out, or change "
-            "`mode` or `max_images`."
-        )
     document = to_document(prompt, "user" if config.chat else None)
     prompt_ids = bundle.codec.encode_prompt(document)
     context = bundle.model.config.context
@@ -59,7 +52,7 @@ def to_request(
         limits=limits,
         text=config.text_sampling,
         image=config.image_sampling,
-        guidance=guidance,
+        guidance=config.guidance_method if limits.max_images != 0 else None,
         seed=derive(config.seed, "answer", number),
         logprobs=config.logprobs,
         stop=tuple(config.stop),
@@ -112,11 +105,6 @@ def _limits(bundle: Bundle, config: GenerationConfig) -> Limits:
     """Return the limits of a completion before the prompt takes its share of the context."""
     max_images = config.max_images
     if config.mode == "text":
-        if max_images:
-            raise RequestError(
-                f"max_images must be 0 or left out in mode 'text', got {max_images}; or choose "
-                "another `mode`."
-            )
         max_images = 0
     elif config.mode == "image" and max_images is None:
         max_images = 1

@@ -171,10 +171,9 @@ def _with_defaults(own: Mapping[str, Any], defaults: GenerationConfig) -> Genera
     """Return a line's options over the defaults.
 
     The options of guidance belong together: a line that has one of them takes none from the
-    defaults, and neither does a line that generates no images.
+    defaults.
     """
-    mode, max_images = own.get("mode", defaults.mode), own.get("max_images", defaults.max_images)
-    if mode == "text" or max_images == 0 or any(name in own for name in _GUIDANCE):
+    if any(name in own for name in _GUIDANCE):
         defaults = _reset(defaults, _GUIDANCE)
     return defaults.with_options(own)
 

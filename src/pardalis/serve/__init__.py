@@ -10,10 +10,14 @@ A request goes down this list and its events come back up::
     images.py         POST /v1/images/generations
     completions.py    POST /v1/completions
     operations.py     GET /v1/models, /health, /ready, /metrics
+    endpoint.py       what these four do: an endpoint is the schema of its body and its writer
+    chunks.py         what the two older ones write in the same way
     schema.py         what the bodies of requests have in common
     prompts.py        messages and input items as documents, within limits
     remote_images.py  images by URL, from the hosts that are allowed
-    service.py        the engine's thread, and the events of an answer as a server sends them
+    filters/          what judges requests and answers
+    service.py        the engine's thread, and the items of its answers
+    answer.py         what an answer consists of, in which order, and after which filters
     event_stream.py   server-sent events
     errors.py         every error in OpenAI's shape
     server.py         the process: start, ready, stop

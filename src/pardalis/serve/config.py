@@ -1,9 +1,12 @@
 """Configuration of the server."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pardalis.config import check_above, check_at_least, check_types
 from pardalis.errors import ConfigError
+from pardalis.origin import Credentials, OriginWriter
+from pardalis.serve.filters.names import Filters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +32,31 @@ class ServeConfig:
     partial_interval_s: float = 0.05  # between two views of an image that is being written
     ping_s: float = 15.0  # between comments that keep a silent stream open
     stop_timeout_s: float = 30.0  # that open requests have to finish when the server stops
+    request_filters: tuple[str, ...] = ()  # judge prompts: module:function, or blocklist, nsfw
+    answer_filters: tuple[str, ...] = ()  # judge the texts and images of answers
+    filter_timeout_s: float = 30.0  # that one filter has for one judgement
+    watermark: bool = False  # a mark in the pixels of all images
+    c2pa_certificate: Path | None = None  # PEM; with a key: whole images have a signed manifest
+    c2pa_key: Path | None = None  # PEM
 
     def __post_init__(self) -> None:
         check_types(self)
         check_at_least(self, port=0, max_body_mib=1, max_images=0, max_turns=1, max_choices=1)
         check_at_least(self, partial_interval_s=0, stop_timeout_s=0)
-        check_above(self, body_timeout_s=0, ping_s=0)
+        check_above(self, body_timeout_s=0, ping_s=0, filter_timeout_s=0)
         if self.port > 65_535:
             raise ConfigError(f"port must be at most 65535, got {self.port}.")
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ConfigError("c2pa_certificate and `c2pa_key` belong together; give both.")
         if "" in self.api_keys:
             raise ConfigError("api_keys must not hold an empty key; leave it out to need none.")
+
+    def origin(self) -> OriginWriter:
+        """Load what encodes images; raises ConfigError."""
+        if self.c2pa_certificate is None or self.c2pa_key is None:
+            return OriginWriter(self.watermark)
+        return OriginWriter(self.watermark, Credentials(self.c2pa_certificate, self.c2pa_key))
+
+    def filters(self) -> Filters:
+        """Load the filters that the config names; raises ConfigError."""
+        return Filters(self.request_filters, self.answer_filters)

@@ -1,30 +1,26 @@
 """``POST /v1/images/generations``: images of a text."""
 
-import base64
-import io
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import PIL.Image
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
-from pardalis.documents import Document, Text
-from pardalis.inference import Finished, Stream, Usage
-from pardalis.serve.completions import unicode_text
-from pardalis.serve.disconnect import unless_disconnected
+from pardalis.documents import Document
+from pardalis.inference import Finished, Usage
+from pardalis.origin import ImageFormat
+from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage
+from pardalis.serve.endpoint import Writer, in_base64, respond
 from pardalis.serve.errors import APIError
-from pardalis.serve.event_stream import EventStream, event
-from pardalis.serve.schema import Count, Sampling
-from pardalis.serve.service import PartialImage, Service, WholeImage
+from pardalis.serve.event_stream import event
+from pardalis.serve.filters import Refusal
+from pardalis.serve.schema import Body, Count, prompt_document
+from pardalis.serve.service import Service
 
-Format = Literal["png", "jpeg", "webp"]
 
-
-class ImageRequest(Sampling):
+class ImageRequest(Body):
     """A text to be drawn."""
 
     model: str | None = None  # type: ignore[assignment]
@@ -32,20 +28,30 @@ class ImageRequest(Sampling):
     n: Count | None = None
     size: str | None = Field(None, description="auto, or the size that the model has")
     response_format: Literal["b64_json"] | None = None
-    output_format: Format | None = None
+    output_format: ImageFormat | None = None
     quality: Literal["auto"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
-    stream: bool | None = None
     partial_images: int | None = Field(
         None, ge=0, le=64, description="most views of an image while it is written; default: all"
     )
     chat: bool = Field(False, description="ask as a user's turn, for models of conversations")
 
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
     def options(self) -> dict[str, Any]:
         if self.max_images not in (None, 1):
             raise APIError("max_images must be 1; n asks for more images.", param="max_images")
         return {**self.sampling(), "mode": "image", "chat": self.chat, "max_images": 1}
+
+    def document(self, service: Service) -> Document:
+        if self.size not in (None, "auto", service.image_size):
+            raise APIError(
+                f"size must be auto or {service.image_size}, got {self.size[:20]!r}.", param="size"
+            )
+        return prompt_document(self.prompt, "user" if self.chat else None)
 
 
 def router(service: Service) -> APIRouter:
@@ -53,79 +59,73 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/images/generations", summary="Draw a text")
     async def images_generations(request: Request, body: ImageRequest) -> Response:
-        size = f"{service.resolution}x{service.resolution}"
-        if body.size not in (None, "auto", size):
-            raise APIError(f"size must be auto or {size}, got {body.size[:20]!r}.", param="size")
-        options = body.options()
-        document = Document(
-            (Text(unicode_text(body.prompt, "prompt"), "user" if body.chat else None),)
-        )
-        model = body.model or service.name
-        streams = await service.submit(document, options, model, body.n or 1)
-        writer = _Writer(service, body, options, size)
-        if body.stream:
-            return EventStream(writer.events(streams), service.config.ping_s)
-        answers = await unless_disconnected(request, service.answers(streams, options))
-        images = [image for answer in answers for image in answer.images]
-        used = [answer.usage for answer in answers]
-        return JSONResponse(await service.in_thread(writer.result, images, used))
+        return await respond(service, request, body, _Writer)
 
     return routes
 
 
-class _Writer:
-    """Writes images as a result, or as events."""
+class _Writer(Writer[ImageRequest]):
+    """Writes images as a result, or as events; those that are refused as errors."""
 
-    def __init__(
-        self, service: Service, body: ImageRequest, options: dict[str, Any], size: str
-    ) -> None:
-        self.service, self.body, self._options = service, body, options
-        self._format = body.output_format or "png"
+    def __init__(self, service: Service, body: ImageRequest, options: dict[str, Any]) -> None:
+        super().__init__(service, body, options)
+        self._most = 64 if body.partial_images is None else body.partial_images
+        self.partial = self._most > 0
+        self.image_format = body.output_format or "png"
+        self._done: dict[int, WholeImage] = {}
         self._head = {
-            "size": size,
+            "size": service.image_size,
             "quality": "auto",
             "background": "opaque",
-            "output_format": self._format,
+            "output_format": self.image_format,
             "seed": options["seed"],
         }
 
-    def result(self, images: Sequence[WholeImage], used: Sequence[Usage]) -> dict[str, Any]:
-        data = [{"b64_json": self._encoded(image.png)} for image in images]
-        return {"created": int(time.time()), "data": data, "usage": _usage(used), **self._head}
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        refusals = [answer.refusal for answer in answers if answer.refusal is not None]
+        if len(refusals) == len(answers):
+            raise _refused(refusals[0])
+        images = [image for answer in answers for image in answer.images]
+        result = {
+            "created": int(time.time()),
+            "data": [{"b64_json": in_base64(image.data)} for image in images],
+            "usage": _usage([answer.usage for answer in answers]),
+            **self._head,
+        }
+        return {**result, "refusals": refusals} if refusals else result
 
-    async def events(self, streams: Sequence[Stream]) -> AsyncIterator[str]:
-        most = 64 if self.body.partial_images is None else self.body.partial_images
-        merged = self.service.merged(streams, self._options, partial=most > 0)
-        done: dict[int, WholeImage] = {}
-        try:
-            async with aclosing(merged) as items:
-                async for number, item in items:
-                    match item:
-                        case PartialImage() if item.number < most:
-                            yield self._event("partial_image", number, item.png, {
-                                "partial_image_index": item.number,
-                                "rows": item.rows,
-                                "image_rows": self.service.image_rows,
-                            })  # fmt: skip
-                        case WholeImage():
-                            done[number] = item
-                        case Finished() if number in done:
-                            used = {"usage": _usage([item.usage])}
-                            yield self._event("completed", number, done[number].png, used)
-        except APIError as error:
-            yield event({"type": "error", **error.body}, "error")
+    def write(self, number: int, item: Item) -> Iterator[str]:
+        match item:
+            case PartialImage() if item.number < self._most:
+                yield self._event("partial_image", number, item, {
+                    "partial_image_index": item.number,
+                    "rows": item.rows,
+                    "image_rows": self.service.image_rows,
+                })  # fmt: skip
+            case WholeImage():
+                self._done[number] = item
+            case Refusal(reason=reason):
+                yield self.failed(_refused(reason))
+            case Finished() if number in self._done:
+                used = {"usage": _usage([item.usage])}
+                yield self._event("completed", number, self._done[number], used)
 
-    def _event(self, kind: str, number: int, png: bytes, more: dict[str, Any]) -> str:
+    def refused(self, refusal: Refusal) -> None:
+        raise _refused(refusal.reason)
+
+    def failed(self, error: APIError) -> str:
+        return event({"type": "error", **error.body}, "error")
+
+    def _event(
+        self, kind: str, number: int, image: PartialImage | WholeImage, more: dict[str, Any]
+    ) -> str:
         name = f"image_generation.{kind}"
         head = {"type": name, "created_at": int(time.time()), "image_index": number}
-        return event({**head, "b64_json": self._encoded(png), **self._head, **more}, name)
+        return event({**head, "b64_json": in_base64(image.data), **self._head, **more}, name)
 
-    def _encoded(self, png: bytes) -> str:
-        if self._format != "png":
-            buffer = io.BytesIO()
-            PIL.Image.open(io.BytesIO(png)).save(buffer, format=self._format, quality=90)
-            png = buffer.getvalue()
-        return base64.b64encode(png).decode()
+
+def _refused(reason: str) -> APIError:
+    return APIError(reason, code="moderation_blocked")
 
 
 def _usage(used: Sequence[Usage]) -> dict[str, Any]:

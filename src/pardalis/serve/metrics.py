@@ -36,6 +36,10 @@ class Metrics:
             "pardalis_tokens", "Tokens.", ["kind", "modality"], registry=registry
         )
         self._images = Counter("pardalis_images", "Images generated.", registry=registry)
+        self._verdicts = Counter(
+            "pardalis_filter_verdicts", "Verdicts of filters.", ["filter", "side", "verdict"],
+            registry=registry,
+        )  # fmt: skip
         self._first_event = Histogram(
             "pardalis_first_event_seconds", "From a request to the first event of its answer.",
             buckets=_SECONDS, registry=registry,
@@ -49,9 +53,9 @@ class Metrics:
         ready = Gauge("pardalis_ready", "Whether requests are taken.", registry=registry)
         ready.set_function(lambda: float(service.accepting))
 
-    def finished(self, event: Finished) -> None:
+    def finished(self, event: Finished, reason: str) -> None:
         used = event.usage
-        self._answers.labels(event.reason).inc()
+        self._answers.labels(reason).inc()
         self._images.inc(used.images)
         self._first_event.observe(used.first_event_s)
         for kind, modality, count in (
@@ -64,6 +68,9 @@ class Metrics:
 
     def first_image_row(self, seconds: float) -> None:
         self._first_row.observe(seconds)
+
+    def judged(self, filter_name: str, side: str, verdict: str) -> None:
+        self._verdicts.labels(filter_name, side, verdict).inc()
 
     def text(self) -> bytes:
         """Return all of them in the format of Prometheus."""

@@ -27,7 +27,7 @@ class Prompts:
         Raises:
             APIError: the messages have another shape, or exceed a limit.
         """
-        return self._document([_with_images(message) for message in messages], "messages")
+        return self._document([_with_all_parts(message) for message in messages], "messages")
 
     def of_items(self, items: str | list[dict[str, Any]], instructions: str | None) -> Document:
         """Return the input of the Responses API; raises as :meth:`of_messages`."""
@@ -61,11 +61,12 @@ class Prompts:
             raise APIError.of(error) from error
 
 
-def _with_images(message: Any) -> Any:
-    """Return a message with the images of its own fields among the parts of its content."""
+def _with_all_parts(message: Any) -> Any:
+    """Return a message with the images and the refusal of its own fields in its content."""
     if not isinstance(message, Mapping):
         return message
     message = dict(message)
+    refusal = message.pop("refusal", None)
     parts, images = message.pop("content_parts", None), message.pop("images", None)
     if isinstance(parts, list) and parts:
         message["content"] = parts
@@ -75,8 +76,12 @@ def _with_images(message: Any) -> Any:
         others = content if isinstance(content, list) else []
         message["content"] = [*texts, *others, *images]
     content = message.get("content")
+    if isinstance(refusal, str) and refusal:
+        said = [{"type": "text", "text": content}] if isinstance(content, str) and content else []
+        parts = content if isinstance(content, list) else said
+        content = message["content"] = [*parts, {"type": "refusal", "refusal": refusal}]
     if isinstance(content, list):
-        message["content"] = [_plain(part) for part in content]
+        message["content"] = [_plain(_part(part)) for part in content]
     return message
 
 
@@ -121,6 +126,8 @@ def _part(part: Any) -> Any:
         return {key: value for key, value in part.items() if key not in ("detail", "file_id")}
     if part.get("type") == "output_text":
         return {"type": "text", "text": part.get("text")}
+    if part.get("type") == "refusal":  # of an earlier answer: the model reads it as a text
+        return {"type": "text", "text": part.get("refusal")}
     return part
 
 

@@ -4,31 +4,23 @@ A text of an answer is an output item ``message``, an image an item ``image_gene
 items of an answer can be sent back as input, so that a conversation needs no state here.
 """
 
-import base64
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
-from pardalis.inference import (
-    Finished,
-    ImageBegun,
-    LogProbs,
-    Stream,
-    TextDelta,
-    TokenLogProb,
-    Usage,
-)
-from pardalis.serve.chat import Modality
-from pardalis.serve.disconnect import unless_disconnected
+from pardalis.documents import Document
+from pardalis.inference import Finished, ImageBegun, LogProbs, TextDelta, Usage
+from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage
+from pardalis.serve.endpoint import Writer, in_base64, respond
 from pardalis.serve.errors import APIError
-from pardalis.serve.event_stream import EventStream, event
-from pardalis.serve.schema import Count, Sampling, Schema, mode_of
-from pardalis.serve.service import Answer, PartialImage, Service, WholeImage, new_id
+from pardalis.serve.event_stream import event
+from pardalis.serve.filters import Refusal
+from pardalis.serve.schema import Body, Count, Modality, Schema, mode_of
+from pardalis.serve.service import Service, new_id
 
 
 class ImageTool(Schema):
@@ -47,7 +39,7 @@ class TextOptions(Schema):
     format: TextFormat | None = None
 
 
-class ResponseRequest(Sampling):
+class ResponseRequest(Body):
     """A conversation to be continued by one turn of the assistant."""
 
     input: str | list[dict[str, Any]]
@@ -58,7 +50,6 @@ class ResponseRequest(Sampling):
     max_output_tokens: Count | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs"]] | None = None
-    stream: bool | None = None
     partial_images: int | None = Field(
         None, ge=0, le=64, description="most views of an image while it is written; default: all"
     )
@@ -83,33 +74,31 @@ class ResponseRequest(Sampling):
             options["logprobs"] = max(1, self.top_logprobs or 0)
         return options
 
+    def document(self, service: Service) -> Document:
+        return service.prompts.of_items(self.input, self.instructions)
+
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/responses", summary="Continue a conversation; texts and images in order")
     async def responses(request: Request, body: ResponseRequest) -> Response:
-        options = body.options()
-        document = await service.in_thread(service.prompts.of_items, body.input, body.instructions)
-        streams = await service.submit(document, options, body.model)
-        writer = _Writer(service, body, options)
-        if body.stream:
-            return EventStream(writer.events(streams[0]), service.config.ping_s)
-        [answer] = await unless_disconnected(request, service.answers(streams, options))
-        return JSONResponse(writer.whole(answer))
+        return await respond(service, request, body, _Writer)
 
     return routes
 
 
-class _Writer:
+class _Writer(Writer[ResponseRequest]):
     """Writes an answer as a response, or as its events."""
 
     def __init__(self, service: Service, body: ResponseRequest, options: dict[str, Any]) -> None:
-        self.service, self.body, self._options = service, body, options
+        super().__init__(service, body, options)
+        self.partial = body.views > 0
         self._number = 0  # of the next event
         self._output: list[dict[str, Any]] = []
         self._text: _Text | None = None  # that is being written
         self._image: dict[str, Any] = {}  # likewise
+        self._refused = False
         self._head = {
             "id": new_id("resp"),
             "object": "response",
@@ -127,47 +116,45 @@ class _Writer:
             "seed": options["seed"],
         }
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        rest = self._log_probs(answer.log_probs)
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        [answer] = answers
+        rest = self.log_probs(answer.log_probs, self.body.top_logprobs)
         for part in answer.parts:
             if isinstance(part, str):
-                item = self._message(new_id("msg"))
-                self._output.append(self._complete_message(item, part, rest))
+                item = _message(new_id("msg"))
+                self._output.append(_complete_message(item, _text_part(part, rest)))
                 rest = []  # the first message has those of the whole answer
             else:
                 self._output.append(_image_item(new_id("ig"), part))
+        if answer.refusal is not None:
+            item = _message(new_id("msg"))
+            self._output.append(_complete_message(item, _refusal_part(answer.refusal)))
+            self._refused = True
         assert answer.finished is not None
         return self._response(answer.finished)
 
-    async def events(self, stream: Stream) -> AsyncIterator[str]:
+    def begin(self) -> Iterator[str]:
         yield self._event("response.created", response=self._open())
         yield self._event("response.in_progress", response=self._open())
-        partial = self.body.views > 0
-        finished: Finished | None = None
-        try:
-            async with aclosing(
-                self.service.items(stream, self._options, partial=partial)
-            ) as items:
-                async for item in items:
-                    if isinstance(item, ImageBegun | Finished):
-                        for one in self._end_text():
-                            yield one
-                    if isinstance(item, Finished):
-                        finished = item
-                    elif isinstance(item, TextDelta | LogProbs):
-                        for one in self._write_text(item):
-                            yield one
-                    else:
-                        for one in self._write_image(item):
-                            yield one
-        except APIError as error:
-            yield self._failed(error.message)
-            return
-        if finished is None or finished.reason == "failed":
-            yield self._failed(finished.error if finished else "The engine stopped.")
-            return
-        response = self._response(finished)
-        yield self._event(f"response.{response['status']}", response=response)
+
+    def write(self, number: int, item: Item) -> Iterator[str]:
+        if isinstance(item, ImageBegun | Refusal | Finished):
+            yield from self._end_text()
+        match item:
+            case TextDelta() | LogProbs():
+                yield from self._write_text(item)
+            case ImageBegun() | PartialImage() | WholeImage():
+                yield from self._write_image(item)
+            case Refusal():
+                yield from self._write_refusal(item)
+            case Finished(reason="failed", error=error):
+                yield self._failed(error)
+            case Finished():
+                response = self._response(item)
+                yield self._event(f"response.{response['status']}", response=response)
+
+    def failed(self, error: APIError) -> str:
+        return self._failed(error.message)
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,31 +165,44 @@ class _Writer:
     def _write_text(self, item: TextDelta | LogProbs) -> Iterator[str]:
         if isinstance(item, LogProbs):
             if self._text is not None:
-                self._text.log_probs += self._log_probs(item.tokens)
+                self._text.log_probs += self.log_probs(item.tokens, self.body.top_logprobs)
             return
         if self._text is None:
-            self._text = _Text(self._message(new_id("msg")))
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            yield self._item_event("added", self._text.item)
-            yield self._event("response.content_part.added", **self._at(self._text), part=part)
+            self._text = _Text(_message(new_id("msg")))
+            yield from self._begin_message(self._text.item, _text_part("", []))
         self._text.text += item.text
         yield self._event(
-            "response.output_text.delta", **self._at(self._text), delta=item.text,
+            "response.output_text.delta", **self._at(self._text.item), delta=item.text,
             logprobs=self._text.new_log_probs(),
         )  # fmt: skip
 
     def _end_text(self) -> Iterator[str]:
         if (text := self._text) is None:
             return
-        item = self._complete_message(text.item, text.text, text.log_probs)
-        [part] = item["content"]
         yield self._event(
-            "response.output_text.done", **self._at(text), text=text.text, logprobs=text.log_probs
-        )
-        yield self._event("response.content_part.done", **self._at(text), part=part)
-        yield self._item_event("done", item)
-        self._output.append(item)
+            "response.output_text.done", **self._at(text.item), text=text.text,
+            logprobs=text.log_probs,
+        )  # fmt: skip
+        yield from self._end_message(text.item, _text_part(text.text, text.log_probs))
         self._text = None
+
+    def _write_refusal(self, refusal: Refusal) -> Iterator[str]:
+        self._refused = True
+        item = _message(new_id("msg"))
+        yield from self._begin_message(item, _refusal_part(""))
+        yield self._event("response.refusal.delta", **self._at(item), delta=refusal.reason)
+        yield self._event("response.refusal.done", **self._at(item), refusal=refusal.reason)
+        yield from self._end_message(item, _refusal_part(refusal.reason))
+
+    def _begin_message(self, item: dict[str, Any], part: dict[str, Any]) -> Iterator[str]:
+        yield self._item_event("added", item)
+        yield self._event("response.content_part.added", **self._at(item), part=part)
+
+    def _end_message(self, item: dict[str, Any], part: dict[str, Any]) -> Iterator[str]:
+        yield self._event("response.content_part.done", **self._at(item), part=part)
+        whole = _complete_message(item, part)
+        yield self._item_event("done", whole)
+        self._output.append(whole)
 
     def _write_image(self, item: ImageBegun | PartialImage | WholeImage) -> Iterator[str]:
         if isinstance(item, ImageBegun):
@@ -219,7 +219,7 @@ class _Writer:
             yield self._image_event(
                 "partial_image",
                 partial_image_index=item.number,
-                partial_image_b64=base64.b64encode(item.png).decode(),
+                partial_image_b64=in_base64(item.data),
                 rows=item.rows,
                 image_rows=self.service.image_rows,
             )
@@ -232,18 +232,8 @@ class _Writer:
         place = {"output_index": len(self._output), "item_id": self._image["id"]}
         return self._event(f"response.image_generation_call.{kind}", **place, **data)
 
-    def _at(self, text: "_Text") -> dict[str, Any]:
-        return {"item_id": text.item["id"], "output_index": len(self._output), "content_index": 0}
-
-    def _message(self, key: str) -> dict[str, Any]:
-        head = {"id": key, "type": "message", "role": "assistant"}
-        return {**head, "status": "in_progress", "content": []}
-
-    def _complete_message(
-        self, item: dict[str, Any], text: str, log_probs: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": log_probs}
-        return {**item, "status": "completed", "content": [part]}
+    def _at(self, item: dict[str, Any]) -> dict[str, Any]:
+        return {"item_id": item["id"], "output_index": len(self._output), "content_index": 0}
 
     def _open(self) -> dict[str, Any]:
         return {**self._head, "status": "in_progress", "output": [], "error": None, "usage": None,
@@ -251,7 +241,7 @@ class _Writer:
 
     def _response(self, finished: Finished) -> dict[str, Any]:
         reasons = {"length": "max_output_tokens", "aborted": "server_stopped"}
-        reason = reasons.get(finished.reason)
+        reason = "content_filter" if self._refused else reasons.get(finished.reason)
         return {
             **self._head,
             "status": "incomplete" if reason else "completed",
@@ -265,18 +255,6 @@ class _Writer:
         error = {"code": "server_error", "message": message}
         failed = {**self._open(), "status": "failed", "output": self._output, "error": error}
         return self._event("response.failed", response=failed)
-
-    def _log_probs(self, tokens: "tuple[TokenLogProb, ...] | list[TokenLogProb]") -> list[Any]:
-        shown = self.body.top_logprobs or 0
-        return [
-            {**self._token(t.token_id, t.log_prob),
-             "top_logprobs": [self._token(*each) for each in t.top[:shown]]}
-            for t in tokens
-        ]  # fmt: skip
-
-    def _token(self, token_id: int, log_prob: float) -> dict[str, Any]:
-        text = self.service.token_text(token_id)
-        return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
 
 
 class _Text:
@@ -293,8 +271,25 @@ class _Text:
         return new
 
 
+def _message(key: str) -> dict[str, Any]:
+    head = {"id": key, "type": "message", "role": "assistant"}
+    return {**head, "status": "in_progress", "content": []}
+
+
+def _complete_message(item: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    return {**item, "status": "completed", "content": [part]}
+
+
+def _text_part(text: str, log_probs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": log_probs}
+
+
+def _refusal_part(reason: str) -> dict[str, Any]:
+    return {"type": "refusal", "refusal": reason}
+
+
 def _image_item(key: str, image: WholeImage | None = None) -> dict[str, Any]:
-    result = base64.b64encode(image.png).decode() if image else None
+    result = in_base64(image.data) if image else None
     return {"id": key, "type": "image_generation_call", "status": "completed", "result": result}
 
 

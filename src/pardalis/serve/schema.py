@@ -1,13 +1,20 @@
 """What the bodies of all requests have in common."""
 
 import secrets
-from typing import Annotated, Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pardalis.documents import Document, Text
+from pardalis.documents.document import is_unicode
 from pardalis.serve.errors import APIError
 
+if TYPE_CHECKING:
+    from pardalis.serve.service import Service
+
 Count = Annotated[int, Field(ge=1)]
+Modality = Literal["text", "image"]
 
 
 class Schema(BaseModel):
@@ -16,8 +23,8 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Sampling(Schema):
-    """How to sample, by the names of OpenAI; those of Pardalis stand for what OpenAI lacks.
+class Body(Schema):
+    """A request for answers: how to sample by the names of OpenAI, and of Pardalis where it lacks.
 
     A field that is missing or null has the default of :class:`pardalis.GenerationConfig`. Without a
     seed one is drawn, and the answer says which.
@@ -40,14 +47,26 @@ class Sampling(Schema):
     contrastive_k: int | None = None
     max_images: int | None = None
     user: str | None = Field(None, description="taken and not used")
+    stream: bool | None = None
+
+    not_sampling: ClassVar[frozenset[str]] = frozenset({"model", "user", "stream"})
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return the options of :class:`pardalis.GenerationConfig` for all fields."""
+
+    @abstractmethod
+    def document(self, service: "Service") -> Document:
+        """Return the prompt; it may block. Raises APIError."""
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return 1
 
     def sampling(self) -> dict[str, Any]:
-        """Return the options of :class:`pardalis.GenerationConfig` that are given."""
-        found = {
-            name: value
-            for name in Sampling.model_fields
-            if name not in ("model", "user") and (value := getattr(self, name)) is not None
-        }
+        """Return the options that the fields of this class give."""
+        found = {name: value for name in NAMES if (value := getattr(self, name)) is not None}
         if isinstance(stop := found.get("stop"), str):
             found["stop"] = (stop,)
         elif stop is not None:
@@ -57,7 +76,25 @@ class Sampling(Schema):
 
 
 # What the client calls the options, where an error of generation names one.
-NAMES = {name: name for name in Sampling.model_fields}
+NAMES = {name: name for name in Body.model_fields if name not in Body.not_sampling}
+
+
+class StreamOptions(Schema):
+    include_usage: bool = False
+
+
+class ChunkedBody(Body):
+    """What the two older endpoints have in common, whose streams are chunks of completions."""
+
+    max_tokens: Count | None = None
+    n: Count | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
 
 
 def mode_of(modalities: list[Any] | None) -> str:
@@ -66,3 +103,10 @@ def mode_of(modalities: list[Any] | None) -> str:
     if not wanted:
         raise APIError("modalities must name text, image or both.", param="modalities")
     return "interleaved" if len(wanted) == 2 else wanted.pop()
+
+
+def prompt_document(prompt: str, role: Literal["user"] | None = None) -> Document:
+    """Return a prompt of text alone; raises APIError."""
+    if not is_unicode(prompt):
+        raise APIError("prompt holds broken Unicode: half of a surrogate pair.", param="prompt")
+    return Document((Text(prompt, role),))

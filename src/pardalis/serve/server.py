@@ -5,8 +5,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -47,6 +49,7 @@ def serve(
     name: str,
     on_ready: Callable[[str], None] = lambda url: None,
     listener: socket.socket | None = None,
+    **parts: Any,
 ) -> None:
     """Serve an engine until SIGINT or SIGTERM; open answers have some time to finish.
 
@@ -54,22 +57,19 @@ def serve(
         name: what clients call the model.
         on_ready: called with the address once requests are taken.
         listener: what :func:`listen` returned; default: a new one.
+        parts: further arguments of :class:`Service`.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on; or as :class:`Service`.
     """
     with listener or listen(config) as found:
-        asyncio.run(_serve(engine, config, name, on_ready, found))
+        asyncio.run(_serve(partial(Service, engine, config, name, **parts), on_ready, found))
 
 
 async def _serve(
-    engine: Engine,
-    config: ServeConfig,
-    name: str,
-    on_ready: Callable[[str], None],
-    listener: socket.socket,
+    make_service: Callable[[], Service], on_ready: Callable[[str], None], listener: socket.socket
 ) -> None:
-    service = Service(engine, config, name)
+    service = make_service()
     try:
         await Server(service, on_ready).serve(sockets=[listener])
     finally:

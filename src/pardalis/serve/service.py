@@ -1,18 +1,12 @@
 """One engine behind all requests, and the events of its answers as a server sends them."""
 
 import asyncio
-import io
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
-
-import PIL.Image
-from PIL.PngImagePlugin import PngInfo
 
 from pardalis import __version__
 from pardalis.documents import Document
@@ -20,21 +14,22 @@ from pardalis.errors import PardalisError
 from pardalis.inference import (
     Engine,
     EngineDriver,
+    Event,
     Finished,
     GenerationConfig,
     ImageBegun,
     ImageDone,
     ImageRows,
-    LogProbs,
     Request,
     Stream,
-    TextDelta,
-    TokenLogProb,
-    Usage,
     to_request,
 )
+from pardalis.origin import About, ImageFormat, OriginWriter
+from pardalis.origin.watermark import check_size
+from pardalis.serve.answer import Item, PartialImage, WholeImage, in_order, judged
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.errors import APIError
+from pardalis.serve.filters import Filters, Judge, Refusal
 from pardalis.serve.metrics import Metrics
 from pardalis.serve.prompts import Prompts
 from pardalis.serve.remote_images import RemoteImages
@@ -45,69 +40,19 @@ T = TypeVar("T")
 _ENCODED_AT_ONCE = 2  # prompts whose images become tokens at the same time
 
 
-@dataclass(frozen=True, slots=True)
-class PartialImage:
-    """An image as far as it is written, grey below."""
-
-    index: int
-    number: int  # counts the views of this image from 0
-    rows: int  # of codes that are written
-    png: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class WholeImage:
-    """A finished image."""
-
-    index: int
-    png: bytes
-
-
-Item: TypeAlias = TextDelta | ImageBegun | PartialImage | WholeImage | LogProbs | Finished
-
-
-@dataclass(slots=True)
-class Answer:
-    """What one answer came to, in its order."""
-
-    parts: list[str | WholeImage] = field(default_factory=list)
-    log_probs: list[TokenLogProb] = field(default_factory=list)
-    finished: Finished | None = None
-
-    def add(self, item: Item) -> None:
-        match item:
-            case TextDelta(text=text) if self.parts and isinstance(self.parts[-1], str):
-                self.parts[-1] += text
-            case TextDelta(text=text):
-                self.parts.append(text)
-            case WholeImage():
-                self.parts.append(item)
-            case LogProbs(tokens=tokens):
-                self.log_probs += tokens
-            case Finished():
-                self.finished = item
-
-    @property
-    def text(self) -> str:
-        return "".join(part for part in self.parts if isinstance(part, str))
-
-    @property
-    def images(self) -> list[WholeImage]:
-        return [part for part in self.parts if isinstance(part, WholeImage)]
-
-    @property
-    def usage(self) -> Usage:
-        assert self.finished is not None  # as it is read when all items have come
-        return self.finished.usage
-
-
 class Service:
     """Runs the requests of all clients on one engine.
 
     Args:
         engine: stays the caller's to close; until :meth:`close` only the service uses it.
         name: what clients call the model; its adapters have their own names.
+        filters: what judges requests and answers; default: those that the config names.
+        origin: what encodes images; default: as the config says.
         private_hosts: fetch images from private addresses too. For tests.
+
+    Raises:
+        ConfigError: a filter or a certificate that the config names cannot be loaded, or images are
+            too small for a watermark.
     """
 
     def __init__(
@@ -116,6 +61,8 @@ class Service:
         config: ServeConfig | None = None,
         name: str = "pardalis",
         *,
+        filters: Filters | None = None,
+        origin: OriginWriter | None = None,
         private_hosts: bool = False,
     ) -> None:
         self.config = config or ServeConfig()
@@ -123,6 +70,12 @@ class Service:
         self.started = int(time.time())
         self.prompts = Prompts(self.config, RemoteImages(self.config.image_hosts, private_hosts))
         self.metrics = Metrics(self)
+        self.origin = origin or self.config.origin()
+        if self.origin.watermark:
+            check_size(self.resolution, self.resolution)
+        self.judge = Judge(
+            filters or self.config.filters(), self.config.filter_timeout_s, self.metrics.judged
+        )
         self.accepting = True  # False: the server is about to stop
         # A client may leave before its answer is read at all; a stream that is dropped is aborted.
         self.open: WeakSet[Stream] = WeakSet()
@@ -143,6 +96,11 @@ class Service:
     def resolution(self) -> int:
         """Height and width of images in pixels."""
         return self.bundle.codec.image_tokenizer.config.resolution
+
+    @property
+    def image_size(self) -> str:
+        """Width and height of images, as clients write it."""
+        return f"{self.resolution}x{self.resolution}"
 
     @property
     def image_rows(self) -> int:
@@ -177,13 +135,11 @@ class Service:
             )
         return None if model == self.name else model
 
-    async def submit(
-        self, document: Document, options: dict[str, Any], model: str, choices: int = 1
-    ) -> list[Stream]:
-        """Start the answers to a prompt, which differ in their randomness alone.
+    def check(self, model: str, choices: int) -> None:
+        """Check what needs no prompt.
 
         Raises:
-            APIError: the server stops, the prompt or an option is wrong, or too many wait.
+            APIError: the server stops, there is no such model, or these are too many answers.
         """
         if not self.accepting:
             raise APIError("The server stops; send the request again later.", 503)
@@ -191,7 +147,17 @@ class Service:
             raise APIError(
                 f"n must be from 1 to {self.config.max_choices}, got {choices}.", param="n"
             )
-        options = {**options, "adapter": self.adapter_of(model)}
+        self.adapter_of(model)
+
+    async def submit(
+        self, document: Document, options: dict[str, Any], model: str | None, choices: int = 1
+    ) -> list[Stream]:
+        """Start the answers to a prompt, which differ in their randomness alone.
+
+        Raises:
+            APIError: the prompt or an option is wrong, or too many wait.
+        """
+        options = {**options, "adapter": self.adapter_of(model or self.name)}
         streams: list[Stream] = []
         try:
             requests = await self.in_thread(self._requests, document, options, choices)
@@ -219,78 +185,73 @@ class Service:
     # ── answers ──────────────────────────────────────────────────────────────────────────────────
 
     async def items(
-        self, stream: Stream, options: dict[str, Any], *, partial: bool = False
+        self,
+        stream: Stream,
+        options: dict[str, Any],
+        *,
+        partial: bool = False,
+        image_format: ImageFormat = "png",
     ) -> AsyncGenerator[Item, None]:
-        """Yield the events of an answer, its images as PNG; leaving ends the answer.
+        """Yield what an answer consists of, in its order; leaving ends the answer.
 
         Args:
-            partial: also images while they are written. A view is left out while an earlier one is
-                made, and as long afterwards.
+            partial: also images while they are written, where no filter judges answers. A view is
+                left out while an earlier one is made, and as long afterwards.
         """
-        info = self._provenance(options)
+        about = About(options.get("adapter") or self.name, options["seed"], __version__)
+        ordered = in_order(stream, self.image_rows)
+        events: AsyncGenerator[Event | Refusal, None] = ordered
+        if self.judge.judges_answers:
+            events, partial = judged(ordered, self.judge.part, stream.abort), False
         after, views = 0.0, 0
-        first_row = True
+        first_row, refused = True, False
         started = time.monotonic()
         try:
-            async for event in stream:
-                match event:
-                    case ImageBegun():
-                        after, views = 0.0, 0
-                        yield event
-                    case ImageRows(rows=rows, codes=codes, index=index):
-                        if first_row:
-                            self.metrics.first_image_row(time.monotonic() - started)
-                            first_row = False
-                        begun = time.monotonic()
-                        if not partial or rows == self.image_rows or begun < after:
-                            continue
-                        png = await asyncio.to_thread(self._partial, codes, info)
-                        taken = time.monotonic() - begun
-                        after = begun + taken + max(taken, self.config.partial_interval_s)
-                        yield PartialImage(index, views, rows, png)
-                        views += 1
-                    case ImageDone(index=index, image=image):
-                        yield WholeImage(index, await asyncio.to_thread(_png, image, info))
-                    case Finished():
-                        self.metrics.finished(event)
-                        yield event
-                    case _:
-                        yield event
+            async with aclosing(events):
+                async for event in events:
+                    match event:
+                        case ImageBegun():
+                            after, views = 0.0, 0
+                            yield event
+                        case ImageRows(rows=rows, codes=codes, index=index):
+                            if first_row:
+                                self.metrics.first_image_row(time.monotonic() - started)
+                                first_row = False
+                            begun = time.monotonic()
+                            if not partial or rows == self.image_rows or begun < after:
+                                continue
+                            data = await asyncio.to_thread(self._view, codes, about, image_format)
+                            taken = time.monotonic() - begun
+                            after = begun + taken + max(taken, self.config.partial_interval_s)
+                            yield PartialImage(index, views, rows, data)
+                            views += 1
+                        case ImageDone(index=index, image=image):
+                            data = await asyncio.to_thread(
+                                self.origin.encode, image, about, image_format
+                            )
+                            yield WholeImage(index, data)
+                        case Finished():
+                            self.metrics.finished(event, "refused" if refused else event.reason)
+                            yield event
+                        case _:
+                            refused = refused or isinstance(event, Refusal)
+                            yield event
         except PardalisError as error:
             raise APIError.of(error) from error
         finally:
             stream.abort()
             self.open.discard(stream)
 
-    async def answers(self, streams: Sequence[Stream], options: dict[str, Any]) -> list[Answer]:
-        """Return whole answers.
-
-        Raises:
-            APIError: an image could not be decoded, or the engine failed.
-        """
-
-        async def read(stream: Stream) -> Answer:
-            answer = Answer()
-            async for item in self.items(stream, options):
-                answer.add(item)
-            if answer.finished is None or answer.finished.reason == "failed":
-                message = answer.finished.error if answer.finished else "the engine stopped"
-                raise APIError(f"The answer failed: {message}", 500)
-            return answer
-
-        tasks = [asyncio.ensure_future(read(stream)) for stream in streams]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-
     async def merged(
-        self, streams: Sequence[Stream], options: dict[str, Any], *, partial: bool = False
+        self, streams: Sequence[Stream], options: dict[str, Any], **how: Any
     ) -> AsyncGenerator[tuple[int, Item], None]:
-        """Yield the items of several answers as they come, each with the number of its answer."""
+        """Yield the items of several answers as they come, each with the number of its answer.
+
+        Args:
+            how: as :meth:`items` takes it.
+        """
         if len(streams) == 1:
-            async with aclosing(self.items(streams[0], options, partial=partial)) as items:
+            async with aclosing(self.items(streams[0], options, **how)) as items:
                 async for item in items:
                     yield 0, item
             return
@@ -298,7 +259,7 @@ class Service:
 
         async def read(number: int, stream: Stream) -> None:
             try:
-                async for item in self.items(stream, options, partial=partial):
+                async for item in self.items(stream, options, **how):
                     await queue.put((number, item))
                 await queue.put(None)
             except Exception as error:
@@ -320,17 +281,9 @@ class Service:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    def _partial(self, codes: tuple[int, ...], info: PngInfo) -> bytes:
-        return _png(self.bundle.codec.image_tokenizer.partial_image(codes), info)
-
-    def _provenance(self, options: dict[str, Any]) -> PngInfo:
-        """Return what every image says of its origin."""
-        info = PngInfo()
-        info.add_text("Software", f"Pardalis {__version__}")
-        info.add_text("Source", f"generated by the model {options.get('adapter') or self.name}")
-        info.add_text("Creation Time", datetime.now(UTC).isoformat(timespec="seconds"))
-        info.add_text("Seed", str(options.get("seed", "")))
-        return info
+    def _view(self, codes: tuple[int, ...], about: About, image_format: ImageFormat) -> bytes:
+        image = self.bundle.codec.image_tokenizer.partial_image(codes)
+        return self.origin.encode(image, about, image_format, is_view=True)
 
     def token_text(self, token_id: int) -> str:
         """Return a token of text as it reads, and any other by its name, such as <image 17>."""
@@ -338,12 +291,6 @@ class Service:
         if token_id not in vocabulary.text:
             return vocabulary.name_of(token_id)
         return self.bundle.codec.text_tokenizer.decode([vocabulary.text_token(token_id)])
-
-
-def _png(image: PIL.Image.Image, info: PngInfo) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
 
 
 def new_id(prefix: str) -> str:

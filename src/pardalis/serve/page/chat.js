@@ -245,7 +245,11 @@ function apply(event, message) {
         ? { type: "text", text: "" }
         : { type: "image", url: null, rows: 0, of: 0, done: false };
       break;
+    case "response.content_part.added":
+      if (event.part.type === "refusal") part.type = "refusal";
+      break;
     case "response.output_text.delta":
+    case "response.refusal.delta":
       part.text += event.delta;
       break;
     case "response.image_generation_call.partial_image":
@@ -253,15 +257,17 @@ function apply(event, message) {
         rows: event.rows, of: event.image_rows });
       break;
     case "response.output_item.done":
-      if (event.item.type === "message") part.text = event.item.content[0].text;
-      else Object.assign(part, { url: `data:image/png;base64,${event.item.result}`, done: true });
+      if (event.item.type === "message") {
+        const [content] = event.item.content;
+        part.text = content.refusal ?? content.text;
+      } else Object.assign(part, { url: `data:image/png;base64,${event.item.result}`, done: true });
       break;
     case "response.completed":
       message.status = "done";
       break;
     case "response.incomplete": {
       const { reason } = event.response.incomplete_details;
-      message.status = reason === "max_output_tokens" ? "length" : "ended";
+      message.status = { max_output_tokens: "length", content_filter: "refused" }[reason] ?? "ended";
       break;
     }
     case "response.failed":
@@ -274,6 +280,7 @@ function summary(message) {
   const images = message.parts.filter((part) => part.done).length;
   const counts = [words && `${words} ${words === 1 ? "word" : "words"}`,
     images && `${images} ${images === 1 ? "image" : "images"}`].filter(Boolean);
+  if (message.status === "refused") return "A filter of this server refused the response.";
   const end = message.status === "stopped" ? "The response was stopped" : "The response is complete";
   return `${end}: ${counts.join(", ") || "nothing"}.`;
 }

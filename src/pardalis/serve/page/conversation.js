@@ -2,7 +2,7 @@
 // the same parent; `chosen` says which child is shown.
 //
 // A message: {id, parent, role, parts, status, note, model, seed}; the parent of a first message is
-// "". A part: {type: "text", text} or {type: "image", url, name, rows, of, done}.
+// "". A part: {type: "text" or "refusal", text} or {type: "image", url, name, rows, of, done}.
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).join("-");
 
@@ -50,11 +50,18 @@ function titleOf(message) {
   return text.length > 60 ? `${text.slice(0, 59)}…` : text || "About an image";
 }
 
-/** Return messages as input items of the Responses API; images that are not whole are left out. */
+/**
+ * Return messages as input items of the Responses API; images that are not whole are left out, and
+ * so are a message of which nothing but a refusal came and that refusal: it would be refused again.
+ */
 export function inputItems(messages) {
-  return messages.flatMap((message) =>
-    message.role === "user" ? userItems(message) : assistantItems(message));
+  const refused = new Set(messages.filter(isRefused).map((message) => message.parent));
+  return messages
+    .filter((message) => !refused.has(message.id) && !isRefused(message))
+    .flatMap((message) => message.role === "user" ? userItems(message) : assistantItems(message));
 }
+
+const isRefused = ({ parts }) => parts.length > 0 && parts.every((part) => part.type === "refusal");
 
 function userItems(message) {
   const content = message.parts.map((part) =>
@@ -66,7 +73,7 @@ function userItems(message) {
 
 function assistantItems(message) {
   return message.parts.flatMap((part, number) => {
-    if (part.type === "text") {
+    if (part.type !== "image") {
       const content = [{ type: "output_text", text: part.text }];
       return part.text ? [{ type: "message", role: "assistant", content }] : [];
     }

@@ -12,6 +12,7 @@ img { display: block; margin: .5rem 0; min-width: 256px; max-width: 100%; border
 
 const speaker = (message) => message.role === "user" ? "You" : message.model || "Model";
 const seedOf = (message) => message.seed === undefined ? "" : ` (seed ${message.seed})`;
+const shown = (part) => part.type === "refusal" ? `Refused: ${part.text}` : part.text;
 const altOf = (part) => part.name ? `attached image ${part.name}` : "generated image";
 
 /** Return the messages that are shown as a web page. */
@@ -33,7 +34,7 @@ export function asHtml(conversation) {
   for (const message of path(conversation)) {
     add(page.body, "h2", speaker(message) + seedOf(message));
     for (const part of message.parts) {
-      if (part.type === "text") add(page.body, "p", part.text, { dir: "auto" });
+      if (part.type !== "image") add(page.body, "p", shown(part), { dir: "auto" });
       else if (part.url) add(page.body, "img", "", { src: part.url, alt: altOf(part) });
     }
   }
@@ -47,7 +48,7 @@ export function asMarkdown(conversation) {
   for (const message of path(conversation)) {
     blocks.push(`## ${plain(speaker(message) + seedOf(message))}`);
     for (const part of message.parts) {
-      if (part.type === "text") blocks.push(plain(part.text).replace(/\n/g, "  \n"));
+      if (part.type !== "image") blocks.push(plain(shown(part)).replace(/\n/g, "  \n"));
       else if (part.url) blocks.push(`![${plain(altOf(part))}](${part.url})`);
     }
   }

@@ -83,7 +83,7 @@ function open(images, seed) {
 /** An image of a seed. */
 class Seeded {
   constructor(prompt, seed, model, open) {
-    Object.assign(this, { prompt, seed, model });
+    Object.assign(this, { prompt, seed, model, refusal: null });
     this.part = { url: null, rows: 0, of: 0, done: false };
     this.view = new ImageView(`Image generated for: ${prompt}, seed ${seed}`, open);
     this.element = el("li", {}, this.view.element, el("p", { class: "facts" }, `seed ${seed}`));
@@ -95,7 +95,11 @@ class Seeded {
     this.view.update(this.part, true);
     const events = stream("/v1/images/generations", { ...body, seed: this.seed }, signal);
     for await (const event of events) {
-      if (event.type === "error") throw new ApiError(event.error.message);
+      if (event.type === "error") {
+        if (event.error.code !== "moderation_blocked") throw new ApiError(event.error.message);
+        this.refusal = event.error.message;
+        return;
+      }
       Object.assign(this.part, { url: `data:image/png;base64,${event.b64_json}`,
         rows: event.rows, of: event.image_rows, done: event.type.endsWith("completed") });
       this.view.update(this.part, true);
@@ -106,5 +110,6 @@ class Seeded {
 
   end() {
     this.view.update(this.part, false);
+    if (this.refusal) this.view.caption.textContent = `Refused: ${this.refusal}`;
   }
 }

@@ -9,6 +9,7 @@ const NOTES = {
   lost: "The connection was lost here.",
   length: "Stopped at the most tokens that a response may have.",
   ended: "The server stopped here.",
+  refused: "Refused by a filter of this server.",
   failed: "The response failed here.",
 };
 
@@ -40,7 +41,7 @@ export class MessageView {
       const known = this.views[number] ?? this.newView(part, number);
       known(part);
     });
-    const waiting = this.running && message.parts.every((part) => part.type === "text" && !part.text);
+    const waiting = this.running && message.parts.every((part) => part.type !== "image" && !part.text);
     this.element.classList.toggle("waiting", waiting);
     this.element.classList.toggle("running", this.running);
     const isEmpty = !this.running && !message.parts.length;
@@ -49,10 +50,11 @@ export class MessageView {
   }
 
   newView(part, number) {
-    if (part.type === "text") {
+    if (part.type !== "image") {
       const text = el("div", { class: "text", dir: "auto" });
       this.parts.append(text);
-      this.views[number] = ({ text: written }) => {
+      this.views[number] = ({ type, text: written }) => {
+        text.classList.toggle("refusal", type === "refusal");
         if (text.textContent !== written) text.textContent = written;
       };
     } else {

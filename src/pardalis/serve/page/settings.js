@@ -109,9 +109,8 @@ export function imageOptions() {
 /** Return the settings as fields of a request; `shift` is added to a seed that is set. */
 export function responseOptions(shift = 0) {
   const { temperature, top_p, mode, instructions, seed, max_output_tokens } = values;
-  const { guidance, ...others } = imageOptions(); // guidance of a text would be refused
   return {
-    ...others, ...(mode !== "text" && { guidance }), temperature, top_p,
+    ...imageOptions(), temperature, top_p,
     modalities: mode === "both" ? ["text", "image"] : [mode],
     ...(instructions.trim() && { instructions }),
     ...(seed !== "" && { seed: Number(seed) + shift }),

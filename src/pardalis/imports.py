@@ -1,0 +1,36 @@
+"""Importing modules of others by the names that a user gives."""
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from pardalis.errors import ConfigError, PardalisError
+
+
+def import_named(name: str) -> ModuleType:
+    """Import a module that is installed, or a Python file by its path.
+
+    Raises:
+        ConfigError: there is none, or it fails when it is imported.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ConfigError(f"There is no file {name} to import.")
+        sys.path.insert(0, str(path.resolve().parent))
+    try:
+        return importlib.import_module(path.stem if path.suffix == ".py" else name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error}; give a module that is installed, or the path of a Python file."
+        ) from error
+    except PardalisError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{name} cannot be imported: {type(error).__name__}: {error} "
+            f"({last.filename}, line {last.lineno})."
+        ) from error
