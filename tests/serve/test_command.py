@@ -46,6 +46,25 @@ def test_from_start_to_stop(bundle_folder, number):
     assert "owl" not in log
 
 
+def test_filters_of_a_command(bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("sesame")
+    (tmp_path / "own.py").write_text("def judge(part): return 'never'")
+    filters = ("--request-filter", "blocklist:words.txt", "--answer-filter", "own.py:judge")
+    with serving(bundle_folder, "--json", *filters) as process:
+        url = json.loads(process.stdout.readline())["url"]
+        reasons = []
+        for content in ("sesame", "an owl"):
+            body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+            request = urllib.request.Request(
+                f"{url}/v1/chat/completions", json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )  # fmt: skip
+            with urllib.request.urlopen(request, timeout=60) as response:
+                reasons.append(json.load(response)["choices"][0]["message"]["refusal"])
+    assert reasons == ["The text has a word or phrase that this server refuses.", "never"]
+
+
 def test_a_port_that_is_taken(bundle_folder):
     with serving(bundle_folder, "--json") as process:
         port = json.loads(process.stdout.readline())["url"].rpartition(":")[2]

@@ -99,8 +99,8 @@ def _margins(pixels: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Floats:
     That of a block which is read as the other bit is not above 0.
     """
     first = np.linalg.svd(_blocks(pixels), compute_uv=False)[:, 0].astype(np.float32)
-    result: Floats = (_STEP / 4 - np.abs(first % _STEP - _place(bits) * _STEP)).astype(np.float32)
-    return result
+    margins = _STEP / 4 - np.abs(first % _STEP - _place(bits) * _STEP)
+    return margins.astype(np.float32)
 
 
 def _blocks(pixels: NDArray[np.uint8]) -> Floats:
