@@ -1,4 +1,4 @@
-"""``POST /v1/completions``: text that continues a text."""
+"""``POST /v1/completions``: text that continues a text, or fills a gap in one."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pardalis.documents import Document, Text
 from pardalis.documents.document import is_unicode
-from pardalis.inference import Finished, LogProbs, Stream, TextDelta, TokenLogProb, Usage
+from pardalis.inference import Finished, LogProbs, Mask, Stream, TextDelta, TokenLogProb, Usage
 from pardalis.serve.chat import StreamOptions, finish_reason, usage
 from pardalis.serve.disconnect import unless_disconnected
 from pardalis.serve.errors import APIError
@@ -24,6 +24,7 @@ class CompletionRequest(Sampling):
     """A text to be continued."""
 
     prompt: str
+    suffix: str | None = None  # stands behind the completion, for models that infill
     max_tokens: Count | None = None
     n: Count | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -35,7 +36,7 @@ class CompletionRequest(Sampling):
     presence_penalty: Literal[0] | None = None
 
     def options(self) -> dict[str, Any]:
-        options = {**self.sampling(), "mode": "text"}
+        options = self.sampling() | ({"mode": "text"} if self.suffix is None else {})
         if self.max_tokens:
             options["max_new_tokens"] = self.max_tokens
         if self.logprobs is not None:
@@ -49,8 +50,11 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/completions", summary="Continue a text")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         options = body.options()
-        document = Document((Text(unicode_text(body.prompt, "prompt")),))
-        streams = await service.submit(document, options, body.model, body.n or 1)
+        text = Text(unicode_text(body.prompt, "prompt"))
+        prompt: Document | list[Text | Mask] = Document((text,))
+        if body.suffix is not None:
+            prompt = [text, Mask(), Text(unicode_text(body.suffix, "suffix"))]
+        streams = await service.submit(prompt, options, body.model, body.n or 1)
         writer = _Writer(service, body, options)
         if body.stream:
             return EventStream(writer.chunks(streams), service.config.ping_s)

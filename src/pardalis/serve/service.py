@@ -14,7 +14,7 @@ import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from pardalis import __version__
-from pardalis.documents import Document
+from pardalis.documents import Document, Text
 from pardalis.errors import PardalisError
 from pardalis.inference import (
     Engine,
@@ -24,7 +24,9 @@ from pardalis.inference import (
     ImageBegun,
     ImageDone,
     ImageRows,
+    Infilling,
     LogProbs,
+    Mask,
     Request,
     Stream,
     TextDelta,
@@ -176,9 +178,16 @@ class Service:
         return None if model == self.name else model
 
     async def submit(
-        self, document: Document, options: dict[str, Any], model: str, choices: int = 1
+        self,
+        prompt: Document | Sequence[Text | Mask],
+        options: dict[str, Any],
+        model: str,
+        choices: int = 1,
     ) -> list[Stream]:
         """Start the answers to a prompt, which differ in their randomness alone.
+
+        Args:
+            prompt: what is continued, or a list with a mask that is filled in.
 
         Raises:
             APIError: the server stops, the prompt or an option is wrong, or too many wait.
@@ -192,7 +201,7 @@ class Service:
         options = {**options, "adapter": self.adapter_of(model)}
         streams: list[Stream] = []
         try:
-            requests = await self.in_thread(self._requests, document, options, choices)
+            requests = await self.in_thread(self._requests, prompt, options, choices)
             for request in requests:
                 stream = await asyncio.to_thread(self._driver.submit_request, request)
                 streams.append(stream)
@@ -210,9 +219,14 @@ class Service:
         async with self._encoding:
             return await asyncio.to_thread(function, *arguments)
 
-    def _requests(self, document: Document, options: dict[str, Any], choices: int) -> list[Request]:
+    def _requests(
+        self, prompt: Document | Sequence[Text | Mask], options: dict[str, Any], choices: int
+    ) -> list[Request]:
         config = GenerationConfig().with_options(options)
-        return [to_request(self.bundle, document, config, number=n) for n in range(choices)]
+        if isinstance(prompt, Document):
+            return [to_request(self.bundle, prompt, config, number=n) for n in range(choices)]
+        documents = (Infilling(self.bundle, prompt, config, number=n) for n in range(choices))
+        return [each.request() for each in documents]
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────
 
