@@ -23,7 +23,14 @@ from pardalis.cli.common import (
     set_run,
     shown,
 )
-from pardalis.cli.generate_otherwise import add_candidates, add_infilling, infilled, ranked
+from pardalis.cli.generate_otherwise import (
+    add_candidates,
+    add_infilling,
+    add_task,
+    infilled,
+    of_task,
+    ranked,
+)
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig, option_help
 
@@ -100,6 +107,7 @@ def add(commands: Commands) -> None:
         "the first one is used, unless a line of the prompts names another one or null as its "
         '"adapter"; may be repeated',
     )
+    add_task(group)
     add_infilling(parser.add_argument_group("infilling"))
     add_candidates(parser.add_argument_group("several candidates, of which the best is kept"))
     group = parser.add_argument_group("memory and speed")
@@ -174,7 +182,9 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         raise RequestError("--stream and --json both print the completion; choose one.")
     if config.logprobs and not options.json:
         raise RequestError("--logprobs adds to what --json prints; give --json too.")
-    parts = [_part(text) for text in options.prompt]
+    parts: list[Any] = [_part(text) for text in options.prompt]
+    if options.task is not None:
+        parts, config = of_task(options.task, parts, config)
     if options.infill or options.candidates is not None:
         _complete_otherwise(options, config, parts)
         return
@@ -192,7 +202,7 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
 
 
 def _complete_otherwise(
-    options: argparse.Namespace, config: GenerationConfig, parts: list[str | Path]
+    options: argparse.Namespace, config: GenerationConfig, parts: list[Any]
 ) -> None:
     """Fill in masks, or keep the best of several candidates."""
     from pardalis import load
@@ -281,8 +291,10 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
     from pardalis.inference import Engine, EngineConfig, PromptFile
     from pardalis.inference.prompt_lines import read_lines
 
-    if options.infill or options.candidates is not None:
-        raise RequestError("--infill and --candidates are for one prompt; leave --prompts out.")
+    if options.infill or options.task or options.candidates is not None:
+        raise RequestError(
+            "--infill, --task and --candidates are for one prompt; leave --prompts out."
+        )
     if options.prompt or options.stream or options.out is None:
         raise RequestError(
             "--prompts reads prompts from a file and writes completions to the folder --out; give "

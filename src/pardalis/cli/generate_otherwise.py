@@ -1,4 +1,4 @@
-"""Two other ways of ``pardalis generate``: masks are filled in, or the best of several is kept."""
+"""Other ways of ``pardalis generate``: masks are filled in, the best of several is kept, tasks."""
 
 import argparse
 import re
@@ -18,6 +18,44 @@ _MASK = re.compile(r"<mask(?::(text|image|any))?>")
 _HELD = re.compile(r"([0-9.]+):([0-9.]+)")
 _POOLS = ("same", "half_top_p_half_cd_k")  # as in inference.candidates, which imports torch
 _SCORERS = ("prompt", "likelihood")
+
+
+def add_task(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--task", metavar="NAME",
+        help="the parts are the fields of a task of instruction tuning: edit (image, instruction), "
+        "structure (kind, structure, caption), grounding (caption, objects), caption (image) or "
+        "vqa (image, question); what it generates and its guidance follow from it",
+    )  # fmt: skip
+
+
+def of_task(
+    name: str, parts: Sequence[Any], config: GenerationConfig
+) -> tuple[list[Any], GenerationConfig]:
+    """Return the prompt of a task, and its options where the command line gives no others.
+
+    Raises:
+        RequestError: there is no such task, or it has other fields.
+    """
+    from pardalis.documents import task_document, task_of
+    from pardalis.errors import DataError
+
+    try:
+        names = task_of(name).prompt_fields
+        if len(parts) != len(names):
+            raise RequestError(
+                f"The task {name!r} takes {len(names)} parts: {', '.join(names)}; got {len(parts)}."
+            )
+        document = task_document(name, dict(zip(names, parts, strict=True)))
+    except DataError as error:
+        raise RequestError(str(error)) from error
+    default = GenerationConfig()
+    options = {
+        key: value
+        for key, value in task_of(name).options.items()
+        if getattr(config, key) == getattr(default, key)
+    }
+    return [document], config.with_options(options)
 
 
 def add_infilling(group: argparse._ArgumentGroup) -> None:
@@ -54,7 +92,7 @@ def add_candidates(group: argparse._ArgumentGroup) -> None:
 
 def infilled(
     bundle: "Bundle",
-    parts: Sequence[str | Path],
+    parts: Sequence[Any],
     options: argparse.Namespace,
     config: GenerationConfig,
     how: Mapping[str, Any],
@@ -69,7 +107,7 @@ def infilled(
     return infill(bundle, with_masks(parts, options.hide), config, **how)
 
 
-def with_masks(parts: Sequence[str | Path], hide: str | None = None) -> list[Any]:
+def with_masks(parts: Sequence[Any], hide: str | None = None) -> list[Any]:
     """Return parts of a prompt with a ``Mask`` in the place of each ``<mask>``.
 
     Raises:
@@ -80,7 +118,7 @@ def with_masks(parts: Sequence[str | Path], hide: str | None = None) -> list[Any
 
     found: list[Any] = []
     for part in parts:
-        if isinstance(part, Path):
+        if not isinstance(part, str):
             found.append(part)
             continue
         texts = _MASK.split(part)  # text, what a mask holds, text, ...
@@ -102,7 +140,7 @@ def with_masks(parts: Sequence[str | Path], hide: str | None = None) -> list[Any
 
 def ranked(
     bundle: "Bundle",
-    parts: Sequence[str | Path],
+    parts: Sequence[Any],
     options: argparse.Namespace,
     config: GenerationConfig,
     how: Mapping[str, Any],
