@@ -168,6 +168,15 @@ def test_scores_of_what_stands_in_a_gap(paper):
     assert score.log_probs == pytest.approx(expected, abs=1e-4)
 
 
+def test_text_leaves_room_for_the_masks_behind_it(own_ends):
+    """However long the model goes on, if the document itself fits."""
+    with torch.no_grad():
+        own_ends.model.head.weight[[own_ends.codec.vocabulary.end_mask_id]] = 0
+    for seed in range(2):
+        response = infill(own_ends, [Mask(), Mask("image"), "owl", Mask()], seed=seed)
+        assert (len(response.filled), len(response.images)) == (3, 1)
+
+
 # ── the mask as the unconditional branch ─────────────────────────────────────────────────────────
 
 

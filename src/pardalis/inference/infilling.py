@@ -156,12 +156,13 @@ class Infilling:
         number = len(self._filled)
         mask, ids = self._masks[number], [*self._ids, grammar.vocabulary.masks[number]]
         context = self._bundle.model.context
-        if len(ids) >= context:
+        taken = len(ids) + sum(map(self._needed, self._masks[number + 1 :]))
+        budget = context - taken
+        if budget < 1:
             raise RequestError(
-                f"The document has {len(ids)} tokens with its masks, which fill the model's "
-                f"context of {context}; shorten it."
+                f"The document takes {taken} tokens with its masks, which fill the model's context "
+                f"of {context}; shorten it."
             )
-        budget = context - len(ids)
         if not mask.is_image and config.max_new_tokens is not None:
             budget = min(budget, config.max_new_tokens)
         limits = Limits(
@@ -218,6 +219,14 @@ class Infilling:
             filled=tuple(self._filled),
         )
 
+    def _needed(self, mask: Mask) -> int:
+        """Return the fewest tokens of a later mask: the end before it, the mask, its content."""
+        if not mask.is_image:
+            return 3
+        side = self._bundle.codec.image_tokenizer.config.grid
+        start, stop = _rows_of_codes(mask, side)
+        return 3 + (stop - start) * side
+
     def _rotated_body(self) -> list[int]:
         codec = self._bundle.codec
         masks = iter(codec.vocabulary.masks)
@@ -233,12 +242,14 @@ class Infilling:
             else:
                 whole = codec.encode_continuation(Document((part.image,)))
                 side = codec.image_tokenizer.config.grid
-                first, stop = (
-                    1 + side * math.floor(part.rows[0] * side),
-                    1 + side * math.ceil(part.rows[1] * side),
-                )
+                first, stop = (1 + side * row for row in _rows_of_codes(part, side))
                 ids += [*whole[:first], next(masks), *whole[stop:]]
         return ids
+
+
+def _rows_of_codes(mask: Mask, side: int) -> tuple[int, int]:
+    """Return the first row of codes that is hidden, and the first one behind those."""
+    return math.floor(mask.rows[0] * side), math.ceil(mask.rows[1] * side)
 
 
 def _parts(prompt: Any) -> list[Segment | Mask]:

@@ -14,8 +14,8 @@ pixels of the upright image:
 
 Files of earlier versions have ``"picture"`` and ``"picture_base64"`` for the last two.
 
-In place of segments a line may have a task of :data:`pardalis.documents.tasks.TASKS` with its fields,
-of which an image is a path:
+In place of segments a line may have a task of :data:`pardalis.documents.tasks.TASKS` with its
+fields, of which an image is a path:
 
     {"task": "edit", "image": "day.png", "instruction": "make it night", "edited": "night.png"}
 """
