@@ -160,7 +160,8 @@ class Scheduler:
             unscored = len(request.prompt_ids) - 1
             ids = request.prompt_ids + request.continuation_ids
             state = self.grammar.state_at(request.prompt_ids)
-            state = replace(self.grammar.state_after(request.continuation_ids, state), budget=0)
+            n_prompt, rest = len(request.prompt_ids), request.continuation_ids
+            state = replace(self.grammar.state_after(rest, state, n_prompt), budget=0)
             limits = Limits(max_new_tokens=0)
             request = Request(prompt_ids=ids, limits=limits, adapter=request.adapter)
         else:

@@ -199,10 +199,12 @@ class Grammar:
             position,
         )
 
-    def state_after(self, token_ids: Ids, state: State | None = None) -> State:
+    def state_after(
+        self, token_ids: Ids, state: State | None = None, first_position: int = 0
+    ) -> State:
         """Walk a prompt or a part of a sequence; raises GrammarError at its first wrong id."""
         state = state or State()
-        for position, token_id in enumerate(token_ids):
+        for position, token_id in enumerate(token_ids, first_position):
             state = self.advance(state, int(token_id), position)
         return state
 
