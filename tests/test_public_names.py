@@ -24,8 +24,9 @@ PACKAGES = (
 
 def test_the_top_level():
     assert pardalis.__all__ == [
-        "Bundle", "Document", "Engine", "EngineConfig", "GenerationConfig", "Image",
-        "PardalisError", "Response", "Text", "generate", "generate_many", "load", "score",
+        "Bundle", "Document", "Engine", "EngineConfig", "GenerationConfig", "Image", "Mask",
+        "PardalisError", "Response", "Text", "generate", "generate_many", "infill", "infill_many",
+        "load", "score",
     ]  # fmt: skip
     for name in pardalis.__all__:
         assert getattr(pardalis, name) is not None

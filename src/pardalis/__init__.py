@@ -18,9 +18,12 @@ if TYPE_CHECKING:
         Engine,
         EngineConfig,
         GenerationConfig,
+        Mask,
         Response,
         generate,
         generate_many,
+        infill,
+        infill_many,
         score,
     )
 
@@ -36,9 +39,12 @@ _HOME = {
     "Engine": "pardalis.inference",
     "EngineConfig": "pardalis.inference",
     "GenerationConfig": "pardalis.inference",
+    "Mask": "pardalis.inference",
     "Response": "pardalis.inference",
     "generate": "pardalis.inference",
     "generate_many": "pardalis.inference",
+    "infill": "pardalis.inference",
+    "infill_many": "pardalis.inference",
     "score": "pardalis.inference",
 }
 __all__ = sorted(_HOME)

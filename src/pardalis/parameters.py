@@ -26,6 +26,7 @@ Split = Literal[
 Init = Literal[
     "normal",  # N(0, std), truncated at 3 std
     "output",  # the same, for a matrix whose output is added to the residual stream
+    "position",  # the same, for the vectors of positions
     "ones",
     "zeros",
 ]

@@ -18,6 +18,7 @@ LIMITS = [
     Limits(max_new_tokens=9),
     Limits(max_new_tokens=1),
     Limits(max_new_tokens=40, one_turn=True),
+    Limits(max_new_tokens=40, one_gap=True),
 ]
 PROMPTS = [[IDS.bos_id], [IDS.bos_id, A], [IDS.bos_id, A, IDS.begin_image_id, 9, 10]]
 
@@ -35,16 +36,18 @@ def limits_of(limits: list[Limits], branched_image: list[int] | None = None) -> 
     return SlotLimits(
         text=torch.tensor([int(x.text) for x in limits]),
         max_images=torch.tensor(most),
-        one_turn=torch.tensor([int(x.one_turn) for x in limits]),
+        one_turn=torch.tensor([int(x.one_turn or x.one_gap) for x in limits]),
         guided=torch.tensor([int(branched_image is not None)] * len(limits)),
         branched_image=torch.tensor(branched_image or [-1] * len(limits)),
     )
 
 
-@pytest.mark.parametrize("writable", [(), ("sep", "mask")])
+@pytest.mark.parametrize("writable", [(), ("sep", "mask"), ("end_mask",)])
 def test_equals_the_grammar(writable):
     """Every sequence takes random tokens that its rule allows, until all are over."""
-    grammar = Grammar(IDS.extended(["mask", "sep", "read"], writable=writable), codes_per_image=4)
+    grammar = Grammar(
+        IDS.extended(["mask", "sep", "read", "end_mask"], writable=writable), codes_per_image=4
+    )
     automaton = Automaton(grammar, torch.device("cpu"))
     written = grammar.writable_ids()
     draw = random.Random(0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from pardalis.batch import Soft
 from pardalis.errors import ConfigError
 from pardalis.model import (
+    PRESETS,
     AttentionConfig,
     Decoder,
     EmbeddingConfig,
@@ -200,3 +201,41 @@ def test_a_head_may_have_a_width_of_its_own():
     assert attention.o_proj.weight.shape == (16, 30)
     assert [layer.d_head for layer in model.cache_spec()] == [10, 10]
     assert changed(CONFIG, d_model=16).d_head == 8
+
+
+# ── CM3Leon ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("preset", "n_layers", "d_model", "millions"),
+    [("350m", 24, 1024, 372.3), ("760m", 24, 1536, 784.9), ("7b", 32, 4096, 6723.5)],
+)
+def test_the_sizes_of_cm3leon(preset, n_layers, d_model, millions):
+    """With its 8,192 codes and 56,320 text tokens, and a context of 4,096."""
+    shape = PRESETS[f"cm3leon_{preset}"]()
+    assert (shape.n_layers, shape.d_model, shape.dropout) == (n_layers, d_model, 0)
+    vocab_size = 8 + 8192 + 56_320 + 8
+    with torch.device("meta"):
+        model = Decoder(shape.sized(vocab_size, context=4096))
+    parameters = dict(model.named_parameters())
+    assert not [name for name in parameters if name.endswith("bias") or "norm" in name]
+    n_parameters = sum(parameter.numel() for parameter in parameters.values())
+    assert n_parameters == 12 * n_layers * d_model**2 + (vocab_size + 4096) * d_model
+    assert n_parameters / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_the_initial_values_of_cm3leon():
+    shape = PRESETS["cm3leon_350m"]()
+    shape = replace(
+        shape, n_layers=2, d_model=64, feed_forward=replace(shape.feed_forward, width=256)
+    )
+    model = initialise(Decoder(shape.sized(3000, context=2000)), 0)
+    for name, parameter in model.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            assert not parameter.any(), name
+            continue
+        std = 0.0002 if "position" in name else 0.006
+        assert parameter.std().item() == pytest.approx(std, rel=0.05), name
+        assert parameter.abs().max() <= 3 * std
+    x = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.trunk.blocks[0](x, None, None, None), x)  # it changes nothing at first

@@ -165,7 +165,7 @@ BAD = {
     "prompt of ids": (completions(prompt=[1, 2]), "prompt: input should be a valid string"),
     "completion too long": (completions(prompt=LONG), "fills the model's context"),
     "echo": (completions(echo=True), "echo: input should be False"),
-    "suffix": (completions(suffix="x"), "suffix is not supported"),
+    "suffix": (completions(suffix="x"), "This model has not learnt to infill"),
     "best of 2": (completions(best_of=2), "best_of: input should be 1"),
 }  # fmt: skip
 

@@ -227,7 +227,7 @@ class Page:
 
     def _json(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Read lines with what reads them: documents, prompts of a file, or their answers."""
-        if all("segments" in line for line in lines):
+        if all({"segments", "task"} & line.keys() for line in lines):
             Path("shown.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             documents = list(read_jsonl(Path("shown.jsonl")))
             assert len(documents) == len(lines)

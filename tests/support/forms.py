@@ -51,6 +51,14 @@ OWN_SOURCES = {
         {"name": "chats", "reader": "jsonl", "path": "chats.jsonl"},
     ]
 }
+INFILLING = {
+    "sources": [
+        source | {"transforms": [*source.get("transforms", []), {"kind": "cm3", "form": form}]}
+        for source, form in zip(
+            OWN_SOURCES["sources"], ("metaseq", "paper", "metaseq"), strict=True
+        )
+    ]
+}
 HELD_OUT = {"heldout": [{"name": "unseen", "reader": "jsonl", "path": "unseen.jsonl"}]}
 TEXT_TOKENIZER = {"text_tokenizer": {"vocab_size": 300}}
 IMAGE_TOKENIZER = {
@@ -97,6 +105,7 @@ def _corpus_sources(*names: str) -> dict[str, Any]:
 FORMS: dict[str, dict[str, Any]] = {
     "own sources": OWN_SOURCES | HELD_OUT | NEW,
     "nothing held out, padded, curriculum": OWN_SOURCES | NEW | PADDED | CURRICULUM,
+    "infilling": INFILLING | HELD_OUT | NEW,
     "a given image tokenizer": OWN_SOURCES
     | HELD_OUT
     | {"image_tokenizer_from": "tokenizer"}

@@ -14,6 +14,7 @@ from pardalis.cli.common import (
     print_result,
     set_run,
 )
+from pardalis.errors import ConfigError
 
 _DESCRIPTION = """\
 Score what the model of a finished run generates, for each of its training and held-out sources:
@@ -29,6 +30,12 @@ conversation the last turn of the assistant is expected, text and images in its 
 such as "a flat drawing of a deer": the label of generated images is tested by a linear probe,
 scores are split by it, and grid.png shows concepts with all labels. sources.json holds every
 number.
+
+  pardalis evaluate RUN -o gaps --infill 100
+
+scores instead how well the model fills a removed word of a caption and the removed upper half of an
+image, each in 100 pairs of a text and an image of each source: by infilling, if it has learnt that,
+and by continuing what stands before the gap. infilling.json holds the numbers.
 """
 
 
@@ -39,6 +46,7 @@ def add(commands: Commands) -> None:
     add_number(parser, "--images", "images to generate of each source (default: 100)")
     add_number(parser, "--captions", "captions to generate of each source (default: 50)")
     add_number(parser, "--answers", "answers to generate of each source (default: 100)")
+    add_number(parser, "--infill", "score infilling instead, with N tasks of each kind and source")
     parser.add_argument(
         "--bundle", metavar="BUNDLE", type=Path, help="another model, on the documents of the run"
     )
@@ -61,6 +69,9 @@ def _run(options: argparse.Namespace) -> None:
     from pardalis.studies.sources import SourcesConfig, study_sources
 
     existing_run(options.folder)
+    if options.infill is not None:
+        _run_infilling(options)
+        return
     given = {
         name: value
         for name in (
@@ -84,6 +95,35 @@ def _run(options: argparse.Namespace) -> None:
     print_result(options, result, *_lines(result), str(options.output))
 
 
+def _run_infilling(options: argparse.Namespace) -> None:
+    from pardalis.bundle import bundle_folder
+    from pardalis.studies.infilling import InfillingConfig, study_infilling
+
+    names = ("images", "captions", "answers", "label_before", "guidance", "temperature")
+    if given := [name for name in names if getattr(options, name) is not None]:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} does not apply to --infill, which scores gaps; leave "
+            "one of them out."
+        )
+    result = study_infilling(
+        options.folder,
+        options.output,
+        InfillingConfig(tasks=options.infill, seed=options.seed),
+        options.device,
+        bundle_folder(options.bundle) if options.bundle else None,
+    )
+    lines = _table(result["sources"], _INFILLING_COLUMNS)
+    print_result(options, result, *lines, str(options.output))
+
+
+_INFILLING_COLUMNS = {
+    "words": "words",
+    "word_infilled": "infilled",
+    "word_from_left": "from left",
+    "images": "images",
+    "codes_infilled": "infilled",
+    "codes_from_left": "from left",
+}
 _COLUMNS = {
     "images": "images",
     "retrieval": "retrieval",
@@ -100,14 +140,18 @@ _COLUMNS = {
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:
-    sources = result["sources"]
-    columns = [key for key in _COLUMNS if any(key in scores for scores in sources.values())]
-    width = max(len("source"), *map(len, sources))
-    yield f"{'source':<{width}}  " + "  ".join(f"{_COLUMNS[key]:>9}" for key in columns)
-    for name, scores in sources.items():
-        yield f"{name:<{width}}  " + "  ".join(f"{_shown(scores.get(key)):>9}" for key in columns)
+    yield from _table(result["sources"], _COLUMNS)
     if result["chance"] is not None:
         yield f"Chance of retrieval: {_shown(result['chance'])}."
+
+
+def _table(sources: dict[str, dict[str, Any]], names: dict[str, str]) -> Iterator[str]:
+    """Yield a line of headings and one for each source, with the columns that any source has."""
+    columns = [key for key in names if any(key in scores for scores in sources.values())]
+    width = max(len("source"), *map(len, sources))
+    yield f"{'source':<{width}}  " + "  ".join(f"{names[key]:>9}" for key in columns)
+    for name, scores in sources.items():
+        yield f"{name:<{width}}  " + "  ".join(f"{_shown(scores.get(key)):>9}" for key in columns)
 
 
 def _shown(value: float | int | None) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -22,6 +22,14 @@ from pardalis.cli.common import (
     print_result,
     set_run,
     shown,
+)
+from pardalis.cli.generate_otherwise import (
+    add_candidates,
+    add_infilling,
+    add_task,
+    infilled,
+    of_task,
+    ranked,
 )
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig, option_help
@@ -46,6 +54,8 @@ an image, any other part is text.
   pardalis generate BUNDLE rocket.png --mode text
   pardalis generate BUNDLE $'Rocket\\n' --out page.html
   pardalis generate BUNDLE "What is this?" rocket.png --chat
+  pardalis generate BUNDLE --infill "a <mask> drawing of a rocket" rocket.png
+  pardalis generate BUNDLE rocket --mode image --candidates 8 --guidance 2 --out rocket.png
 
 The completion is printed, with [image] in place of each image. --out writes prompt and completion
 as HTML (one file) or Markdown (images beside it), or the first generated image as PNG.
@@ -56,6 +66,10 @@ as HTML (one file) or Markdown (images beside it), or the first generated image 
 complete every line of a file, many at once, into completions/completions.jsonl and
 completions/images. The same command resumes an interrupted run; completions/settings.json holds its
 options.
+
+With --infill, <mask> in a text stands for text to be filled in, <mask:image> for an image and
+<mask:any> for both, by a model that has learnt it (the transform cm3). The whole document is
+printed and written.
 """
 
 _NUMBERS = {
@@ -93,6 +107,9 @@ def add(commands: Commands) -> None:
         "the first one is used, unless a line of the prompts names another one or null as its "
         '"adapter"; may be repeated',
     )
+    add_task(group)
+    add_infilling(parser.add_argument_group("infilling"))
+    add_candidates(parser.add_argument_group("several candidates, of which the best is kept"))
     group = parser.add_argument_group("memory and speed")
     add_placement(group)
     for flag, meaning in _NUMBERS.items():
@@ -147,7 +164,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> None:
     from pardalis import load
-    from pardalis.documents import Document, Text
+    from pardalis.documents import Document
     from pardalis.inference import Engine, engine_config_for, to_document, to_request
 
     if not options.prompt:
@@ -160,7 +177,12 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         raise RequestError("--stream and --json both print the completion; choose one.")
     if config.logprobs and not options.json:
         raise RequestError("--logprobs adds to what --json prints; give --json too.")
-    parts = [_part(text) for text in options.prompt]
+    parts: list[Any] = [_part(text) for text in options.prompt]
+    if options.task is not None:
+        parts, config = of_task(options.task, parts, config)
+    if options.infill or options.candidates is not None:
+        _complete_otherwise(options, config, parts)
+        return
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     request = to_request(bundle, parts, config)
     engine_config = _engine_config(engine_config_for([request]), options)
@@ -169,6 +191,52 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         if options.stream:
             _print_stream(completion)
         document = completion.wait()
+    prompt = to_document(parts, "user" if config.chat else None)
+    whole = Document((*prompt.segments, *document.segments))
+    _show(options, config, document, whole, bundle.model.context)
+
+
+def _complete_otherwise(
+    options: argparse.Namespace, config: GenerationConfig, parts: list[Any]
+) -> None:
+    """Fill in masks, or keep the best of several candidates."""
+    from pardalis import load
+    from pardalis.documents import Document
+    from pardalis.inference import to_document
+
+    if options.infill and options.candidates is not None:
+        raise RequestError("--infill and --candidates cannot stand together; choose one.")
+    if options.stream:
+        raise RequestError(
+            "--stream prints one plain completion while it is generated; leave it out."
+        )
+    bundle = load(options.bundle, options.device, chosen_dtype(options))
+    how = {"adapters": chosen_adapters(options), "engine_options": _engine_options(options)}
+    if options.infill:
+        filled = infilled(bundle, parts, options, config, how)
+        _show(options, config, filled, filled, bundle.model.context)
+        return
+    best, more = ranked(bundle, parts, options, config, how)
+    whole = Document((*to_document(parts).segments, *best.segments))
+    _show(options, config, best, whole, bundle.model.context, more)
+
+
+def _show(
+    options: argparse.Namespace,
+    config: GenerationConfig,
+    document: "Response",
+    whole: "Document",
+    context: int,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Print a completion, and write it with its prompt as ``--out`` says.
+
+    Args:
+        whole: prompt and completion.
+        more: what else ``--json`` prints.
+    """
+    from pardalis.documents import Text
+
     if options.json:
         out = str(options.out) if options.out else None
         result = {
@@ -176,19 +244,30 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
             "reason": document.reason,
             "usage": asdict(document.usage),
             "out": out,
+            **(more or {}),
         }
+        if document.filled:
+            result["filled"] = [_json_segments(each) for each in document.filled]
         if config.logprobs:
-            result["logprobs"] = [asdict(token) for token in completion.log_probs]
+            result["logprobs"] = [asdict(token) for token in document.log_probs]
         print_result(options, result)
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
     if document.truncated:
-        _report_truncation(document, bundle.model.context)
-    if document.images and options.out is None and not options.json:
+        _report_truncation(document, context)
+    if document.usage.images and options.out is None and not options.json:
         sys.stderr.write("The images are not kept; --out FILE.png, .html or .md writes them.\n")
     if options.out is not None:
-        prompt = to_document(parts, "user" if config.chat else None)
-        _write(Document((*prompt.segments, *document.segments)), document, options.out)
+        _write(whole, _generated(document), options.out)
+
+
+def _generated(document: "Response") -> "Document":
+    """Return what the model has generated of a completion, or of a document with masks."""
+    from pardalis.documents import Document
+
+    if not document.filled:
+        return document
+    return Document(tuple(segment for each in document.filled for segment in each.segments))
 
 
 def _report_truncation(response: "Response", context: int) -> None:
@@ -207,6 +286,10 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
     from pardalis.inference import Engine, EngineConfig, PromptFile
     from pardalis.inference.prompt_lines import read_lines
 
+    if options.infill or options.task or options.candidates is not None:
+        raise RequestError(
+            "--infill, --task and --candidates are for one prompt; leave --prompts out."
+        )
     if options.prompt or options.stream or options.out is None:
         raise RequestError(
             "--prompts reads prompts from a file and writes completions to the folder --out; give "
@@ -238,16 +321,17 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
 
 def _engine_config(config: "EngineConfig", options: argparse.Namespace) -> "EngineConfig":
     """Replace what the command line sets."""
+    return replace(config, **_engine_options(options))
+
+
+def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``EngineConfig`` that the command line sets."""
+    found = {name: getattr(options, name) for name in ("speculation_window", "compile", "weights")}
     if options.max_slots is not None:
-        config = replace(config, max_slots=options.max_slots, cache_tokens=None)
+        found |= {"max_slots": options.max_slots, "cache_tokens": None}
     if options.cache_tokens is not None:
-        config = replace(config, cache_tokens=options.cache_tokens)
-    return replace(
-        config,
-        speculation_window=options.speculation_window,
-        compile=options.compile,
-        weights=options.weights,
-    )
+        found["cache_tokens"] = options.cache_tokens
+    return found
 
 
 def _print_stream(completion: "Completion") -> None:

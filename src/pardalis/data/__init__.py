@@ -1,5 +1,6 @@
 """Data: documents become shards once, and shards become batches by index arithmetic."""
 
+from pardalis.data.cm3 import CM3
 from pardalis.data.codes import decode_codes, encode_source
 from pardalis.data.curriculum import Curriculum, CurriculumStage
 from pardalis.data.images import AugmentationConfig, ImageBatch, ImageFeed
@@ -30,4 +31,5 @@ from pardalis.data.transforms import (
     WriteTransform,
     row_inputs,
     shard_inputs,
+    special_of,
 )

@@ -29,6 +29,7 @@ from jaxtyping import Integer
 
 from pardalis import config as configs
 from pardalis.config import Kinds, check_fractions
+from pardalis.data.cm3 import CM3
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 from pardalis.seeds import derive, numpy_generator
@@ -73,6 +74,22 @@ class LoadTransform(Protocol):
 
         The packer reserves them. A longer document must not get less room than a shorter one.
         """
+        ...
+
+
+@runtime_checkable
+class NeedsSpecial(Protocol):
+    """What a transform has besides, if it writes special ids of its own.
+
+    A new vocabulary gets them.
+    """
+
+    @property
+    def special(self) -> tuple[str, ...]: ...
+
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """Those of them that a model may generate."""
         ...
 
 
@@ -128,7 +145,7 @@ class ModalityDropout:
 
 
 Transform = WriteTransform | LoadTransform
-TRANSFORMS = Kinds(PairOrder, ModalityDropout)
+TRANSFORMS = Kinds(PairOrder, ModalityDropout, CM3)
 
 _TEXT_TO_IMAGE = [SpanKind.TEXT, SpanKind.IMAGE, SpanKind.EOS]
 
@@ -141,12 +158,20 @@ class Transforms:
         source: its name.
 
     Raises:
-        ConfigError: one has neither ``write`` nor ``load`` and ``room``.
+        ConfigError: one has neither ``write`` nor ``load`` and ``room``, or needs a special id that
+            the vocabulary does not have.
     """
 
     def __init__(self, transforms: Sequence[Any], grammar: Grammar, source: str) -> None:
         self.grammar, self.source = grammar, source
         self._written, self._loaded = _by_place(transforms)
+        special, writable = special_of(transforms)
+        if missing := [name for name in special if name not in grammar.vocabulary.special]:
+            raise ConfigError(
+                f"The transforms of source {source!r} need the special ids {', '.join(special)}, "
+                f"but the vocabulary has no {missing[0]!r}; add them to the model by "
+                f"`extend_vocabulary(bundle, special={special}, writable={writable})`."
+            )
 
     def __bool__(self) -> bool:
         """Whether any runs when a row is loaded."""
@@ -226,6 +251,14 @@ def shard_inputs(transforms: Sequence[Any], row_tokens: int) -> Any:
 def row_inputs(transforms: Sequence[Any]) -> list[dict[str, Any]]:
     """Return what rows depend on besides the shards."""
     return [configs.to_dict(transform) for transform in _by_place(transforms)[1]]
+
+
+def special_of(transforms: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the special ids that transforms need, each once, and those of them to be generated."""
+    needing = [transform for transform in transforms if isinstance(transform, NeedsSpecial)]
+    special = dict.fromkeys(name for transform in needing for name in transform.special)
+    writable = dict.fromkeys(name for transform in needing for name in transform.writable)
+    return tuple(special), tuple(writable)
 
 
 def _by_place(transforms: Sequence[Any]) -> tuple[list[WriteTransform], list[LoadTransform]]:

@@ -35,4 +35,5 @@ from pardalis.documents.readers import (
     read_pairs,
     read_sharegpt,
 )
+from pardalis.documents.tasks import TASKS, Task, task_document, task_of
 from pardalis.documents.writers import to_html, to_markdown, write_jsonl

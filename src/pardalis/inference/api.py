@@ -1,6 +1,6 @@
 """Prompts in, documents out: the functions that Python users call."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -63,7 +63,7 @@ def generate(
     """
     bundle = as_bundle(bundle)
     request = to_request(bundle, prompt, GenerationConfig.of(config, options))
-    [completion] = _complete(bundle, [request], adapters)
+    [completion] = complete(bundle, [request], adapters)
     return completion.wait()
 
 
@@ -139,7 +139,7 @@ def generate_many(
                 raise
             requests.append(error)
     valid = [r for r in requests if isinstance(r, Request)]
-    completions = iter(_complete(bundle, valid, adapters))
+    completions = iter(complete(bundle, valid, adapters))
     return [_result(next(completions), errors) if isinstance(r, Request) else r for r in requests]
 
 
@@ -197,19 +197,26 @@ def score(
         raise RequestError(f"requests must be a list of pairs, got {type(requests).__name__}.")
     bundle = as_bundle(bundle)
     encoded = list(to_score_requests(bundle, requests, adapter))
-    return [Score.of(completion.log_probs) for completion in _complete(bundle, encoded, adapters)]
+    return [Score.of(completion.log_probs) for completion in complete(bundle, encoded, adapters)]
 
 
-def _complete(
+def complete(
     bundle: Bundle,
     requests: Sequence[Request] | Sequence[ScoreRequest],
     adapters: Adapters | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> list[Completion]:
-    """Run requests together in an engine of their own; return their completions, which ended."""
+    """Run requests together in an engine of their own; return their completions, which ended.
+
+    Args:
+        engine_options: fields of :class:`pardalis.EngineConfig` that differ from what suits the
+            requests.
+    """
     if not requests:
         return []
     completions: list[Completion] = []
-    with Engine(bundle, engine_config_for(requests), adapters=adapters) as engine:
+    config = engine_config_for(requests)
+    with Engine(bundle, config, adapters=adapters, **(engine_options or {})) as engine:
         n_open = 0
         for request in requests:
             while n_open >= 2 * engine.config.max_slots:  # enough that no slot is ever idle

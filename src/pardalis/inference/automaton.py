@@ -35,7 +35,7 @@ class SlotLimits:
 
     text: Int[Tensor, " B"]  # 0 or 1
     max_images: Int[Tensor, " B"]  # NO_LIMIT: as many as fit
-    one_turn: Int[Tensor, " B"]  # 0 or 1
+    one_turn: Int[Tensor, " B"]  # 0 or 1; also of a gap
     guided: Int[Tensor, " B"]  # 1: codes are generated with guidance branches only
     branched_image: Int[Tensor, " B"]  # SlotState.images of the image that has branches; -1: none
 
@@ -48,6 +48,8 @@ class Automaton:
 
     def __init__(self, grammar: Grammar, device: torch.device) -> None:
         self.vocabulary = grammar.vocabulary
+        ends = grammar.vocabulary.end_turn_id, grammar.vocabulary.end_mask_id
+        self.ends = torch.tensor([i for i in ends if i is not None], device=device)
         self.n_codes = len(self.vocabulary.image)
         self.codes_per_image = grammar.codes_per_image
         self.tokens_per_image = grammar.tokens_per_image
@@ -92,7 +94,7 @@ class Automaton:
             phase=phase,
             codes_left=torch.where(opens, self.codes_per_image, state.codes_left - is_code.long()),
             images=state.images + opens.long(),
-            turns=state.turns + (active & (token_id == self.vocabulary.end_turn_id)).long(),
+            turns=state.turns + (active & torch.isin(token_id, self.ends)).long(),
             budget=state.budget - one,
             last=torch.where(active, token_id, state.last),
             position=state.position + one,

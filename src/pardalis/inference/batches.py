@@ -101,7 +101,7 @@ class BatchBuilder:
         return SlotLimits(
             text=self._tensor([int(x.text) for x in limits]),
             max_images=self._tensor(max_images),
-            one_turn=self._tensor([int(x.one_turn) for x in limits]),
+            one_turn=self._tensor([int(x.one_turn or x.one_gap) for x in limits]),
             guided=self._tensor([int(r.guided) for r in requests]),
             branched_image=self._tensor(
                 [r.state.images if r.guidance_sequences else -1 for r in requests]

@@ -14,7 +14,7 @@ import PIL.Image
 from pardalis import config as configs
 from pardalis.bundle import Bundle, as_bundle
 from pardalis.codec import Codec
-from pardalis.documents import Document, Segment, Text
+from pardalis.documents import Document, Image, Segment, Text
 from pardalis.errors import ConfigError, RequestError
 from pardalis.inference.adapters import Adapters, open_adapters
 from pardalis.inference.config import EngineConfig
@@ -95,6 +95,11 @@ class Completion:
     def document(self) -> Response | None:
         """The completion without its prompt, once it has ended; after an abort, what is whole."""
         return self._active.document
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of all tokens so far."""
+        return self._active.ids
 
     @property
     def log_probs(self) -> list[TokenLogProb]:
@@ -220,7 +225,9 @@ class Engine:
             self._require_open()
             key = self._loop.submit(request, priority)
             stop = request.stop if isinstance(request, Request) else ()
-            writer = EventWriter(key, self.bundle.codec, stop)
+            codec = self.bundle.codec
+            masked = codec.grammar.masked_image(request.prompt_ids)
+            writer = EventWriter(key, codec, stop, masked)
             active = self._active[key] = _ActiveRequest(key, request, writer, time.monotonic())
         return Completion(self, active)
 
@@ -399,6 +406,8 @@ def _document(codec: Codec, active: _ActiveRequest) -> Document:
     """Return what was generated; in a conversation, the assistant's turn without ``end_turn``."""
     if isinstance(active.request, ScoreRequest):
         return Document(())
+    if active.writer.masked_image is not None:
+        return Document(tuple(map(Image, active.images)))
     spans = codec.grammar.spans(active.ids)
     if len(active.images) < active.writer.images:  # aborted inside an image
         spans.pop()

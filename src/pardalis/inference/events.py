@@ -97,14 +97,24 @@ class EventWriter:
 
     Text that may become a stop string is held back until it cannot.
 
+    Args:
+        masked_image: the codes before and behind the gap, if the completion fills one in an image.
+            The events are those of the whole image.
+
     Attributes:
         images: images begun so far.
         n_ids: token ids of the completion so far; those after a stop string do not count.
         stopped: whether the text has reached a stop string; later ids are ignored.
     """
 
-    def __init__(self, key: int, codec: Codec, stop: Sequence[str] = ()) -> None:
-        self.key, self.codec, self.stop = key, codec, stop
+    def __init__(
+        self,
+        key: int,
+        codec: Codec,
+        stop: Sequence[str] = (),
+        masked_image: tuple[list[int], list[int]] | None = None,
+    ) -> None:
+        self.key, self.codec, self.stop, self.masked_image = key, codec, stop, masked_image
         self.images, self.n_ids, self.stopped = 0, 0, False
         self._text = TextStream(codec.text_tokenizer)
         self._held = ""  # text that may become a stop string
@@ -126,12 +136,15 @@ class EventWriter:
             if self.stopped:
                 break
             self.n_ids += len(span_ids)
-            if span.kind is SpanKind.IMAGE:
-                self._codes = []
+            before, after = self.masked_image or ([], [])
+            if span.kind is SpanKind.IMAGE or (span.kind is SpanKind.CODES and not self.images):
+                self._codes = list(before)
                 self.images += 1
                 yield ImageBegun(self.key, self.images - 1)
             for code in grammar.codes(span_ids):
                 self._codes.append(code)
+                if len(self._codes) == grammar.codes_per_image - len(after):
+                    self._codes += after
                 rows, rest = divmod(len(self._codes), self.codec.image_tokenizer.config.grid)
                 if not rest:
                     yield ImageRows(self.key, self.images - 1, rows, tuple(self._codes))

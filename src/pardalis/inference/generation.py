@@ -194,6 +194,11 @@ class GenerationConfig:
         "separate scale of guidance by earlier images, as in Chameleon's release, which uses 1.2 "
         "(default: guidance applies to text and images together)",
     )
+    unconditional: Literal["empty", "mask"] = _option(
+        "empty",
+        "what the unconditional branch of guidance reads in place of the prompt: nothing, or a "
+        "mask, as in CM3Leon, for models that have learnt to infill",
+    )
     contrastive_alpha: float | None = _option(
         None,
         "contrastive decoding of images (CD-K of CM3Leon) instead of guidance: keep the image "
@@ -245,6 +250,11 @@ class GenerationConfig:
         _check_scale("image_guidance", self.image_guidance)
         self._build(SamplingConfig, "")
         self._build(SamplingConfig, "image_")
+        if self.unconditional != "empty" and self.guidance_method is None:
+            raise RequestError(
+                "unconditional applies to guidance only; give `guidance` or `contrastive_alpha` "
+                "too."
+            )
         if self.contrastive_alpha is None:
             if self.contrastive_k != 1:
                 raise RequestError(

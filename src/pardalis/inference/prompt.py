@@ -33,6 +33,7 @@ def to_request(
     """
     config = GenerationConfig.of(config, options)
     limits = _limits(bundle, config)
+    check_unconditional(bundle, config)
     document = to_document(prompt, "user" if config.chat else None)
     prompt_ids = bundle.codec.encode_prompt(document)
     context = bundle.model.config.context
@@ -53,11 +54,21 @@ def to_request(
         text=config.text_sampling,
         image=config.image_sampling,
         guidance=config.guidance_method if limits.max_images != 0 else None,
+        unconditional=config.unconditional,
         seed=derive(config.seed, "answer", number),
         logprobs=config.logprobs,
         stop=tuple(config.stop),
         adapter=config.adapter,
     )
+
+
+def check_unconditional(bundle: Bundle, config: GenerationConfig) -> None:
+    """Raise RequestError if guidance asks for a mask that the model does not know."""
+    if config.unconditional == "mask" and not bundle.codec.vocabulary.masks:
+        raise RequestError(
+            "unconditional is 'mask', but this model's vocabulary has no mask_0: it has not learnt "
+            "to infill; leave it out."
+        )
 
 
 def to_score_requests(

@@ -23,7 +23,9 @@ LinePart = Text | Path  # a text, or the path of an image
 
 MOST_BYTES = 1 << 32  # of a file of prompts or completions, which is read whole
 
-_GUIDANCE = ("guidance", "image_guidance", "contrastive_alpha", "contrastive_k")
+_GUIDANCE = (
+    "guidance", "image_guidance", "unconditional", "contrastive_alpha", "contrastive_k",
+)  # fmt: skip
 _LIMITS = ("mode", "max_new_tokens", "max_images")
 
 

@@ -1,6 +1,7 @@
 """The public names of :mod:`pardalis.inference`."""
 
-from pardalis.inference.api import engine_config_for, generate, generate_many, score
+from pardalis.inference.api import complete, engine_config_for, generate, generate_many, score
+from pardalis.inference.candidates import POOLS, SCORERS, Candidate, generate_ranked
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.driver import EngineDriver, Stream
 from pardalis.inference.engine import Completion, Engine
@@ -22,6 +23,7 @@ from pardalis.inference.generation import (
     ImageGuidance,
     SamplingConfig,
 )
+from pardalis.inference.infilling import Infilling, Mask, infill, infill_many
 from pardalis.inference.log_probs import Score, TokenLogProb
 from pardalis.inference.prompt import to_request, to_score_requests
 from pardalis.inference.prompt_file import PromptFile, Summary

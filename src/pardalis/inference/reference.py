@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pardalis.inference.generation import Guidance, ImageGuidance
+from pardalis.inference.generation import Guidance
 from pardalis.inference.guidance import GuidanceTensors, apply_guidance, largest_k
 from pardalis.inference.request import Request
 from pardalis.inference.sampling import SamplerNeeds, SamplingTensors, prepare_ids, sample
@@ -33,7 +33,7 @@ def generate_reference(model: LanguageModel, grammar: Grammar, request: Request)
     while (rule := grammar.rule(state, request.limits)) is not Rule.NOTHING:
         logits = _next_logits(model, ids)[:, writable_ids]
         if rule is Rule.CODE and request.guidance is not None:
-            logits = _guided(model, grammar, request.guidance, ids, logits)
+            logits = _guided(model, grammar, request, ids, logits)
         sampling = request.image if state.phase is Phase.IMAGE else request.text
         allowed = grammar.ranges()[rule]
         chosen = sample(
@@ -57,13 +57,14 @@ def _next_logits(model: LanguageModel, ids: Sequence[int]) -> Float[Tensor, "1 V
 def _guided(
     model: LanguageModel,
     grammar: Grammar,
-    guidance: ImageGuidance,
+    request: Request,
     ids: list[int],
     logits: Float[Tensor, "1 n"],
 ) -> Float[Tensor, "1 n"]:
     """Apply guidance to the logits of image tokens, which come first."""
     codes = torch.tensor(list(grammar.vocabulary.image), device=logits.device)
-    unconditional = image_conditional = grammar.unconditional(ids)
+    guidance, masked = request.guidance, request.unconditional == "mask"
+    unconditional = image_conditional = grammar.unconditional(ids, masked=masked)
     if isinstance(guidance, Guidance) and guidance.image is not None:
         image_conditional = grammar.images_only(ids)
     guided_codes = apply_guidance(

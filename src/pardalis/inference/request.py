@@ -1,10 +1,14 @@
 """Requests in token ids, as the scheduler reads them: a completion, or a score."""
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from pardalis.errors import RequestError
 from pardalis.inference.generation import ImageGuidance, SamplingConfig, is_count
 from pardalis.tokens import Limits
+
+Unconditional: TypeAlias = Literal["empty", "mask"]
+"""What the unconditional branch of guidance reads in place of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +20,7 @@ class Request:
     text: SamplingConfig = field(default_factory=SamplingConfig)
     image: SamplingConfig = field(default_factory=SamplingConfig)
     guidance: ImageGuidance | None = None  # applies to image tokens
+    unconditional: Unconditional = "empty"  # of the guidance
     seed: int = 0  # in [0, 2^63); equal requests get equal completions
     logprobs: int = 0  # most likely tokens reported with each token's log-probability; 0: off
     stop: tuple[str, ...] = ()  # texts that end the completion; the engine finds them

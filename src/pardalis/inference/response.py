@@ -21,6 +21,8 @@ class Response(Document):
     reason: FinishReason  # as docs/generate.md lists them
     usage: Usage
     log_probs: tuple[TokenLogProb, ...] = ()  # of all its tokens, if they were asked for
+    # Of infilling, whose segments are the whole document: what was filled in for each mask.
+    filled: tuple[Document, ...] = ()
 
     @property
     def truncated(self) -> bool:

@@ -159,7 +159,9 @@ class Scheduler:
             request.require_fits(self.context)
             unscored = len(request.prompt_ids) - 1
             ids = request.prompt_ids + request.continuation_ids
-            state = replace(self.grammar.state_after(ids), budget=0)
+            state = self.grammar.state_at(request.prompt_ids)
+            n_prompt, rest = len(request.prompt_ids), request.continuation_ids
+            state = replace(self.grammar.state_after(rest, state, n_prompt), budget=0)
             limits = Limits(max_new_tokens=0)
             request = Request(prompt_ids=ids, limits=limits, adapter=request.adapter)
         else:
@@ -469,7 +471,8 @@ class Scheduler:
         if not scheduled.guided or scheduled.state.codes_left == 0:
             return
         ids, adapter = scheduled.conditional.ids, scheduled.conditional.adapter
-        branches = [TokenSequence(self.grammar.unconditional(ids), adapter=adapter)]
+        masked = scheduled.request.unconditional == "mask"
+        branches = [TokenSequence(self.grammar.unconditional(ids, masked=masked), adapter=adapter)]
         if _has_image_scale(scheduled) and scheduled.n_images > 1:
             branches.append(TokenSequence(self.grammar.images_only(ids), adapter=adapter))
         scheduled.guidance_sequences = branches
@@ -501,7 +504,8 @@ class Scheduler:
         lengths = [len(scheduled.conditional.ids) + self._max_new_tokens(scheduled)]
         n_slots, tokens_per_image = self._slots_needed(scheduled), self.grammar.tokens_per_image
         if n_slots > 1:
-            lengths.append(tokens_per_image)  # bos, begin_image, codes
+            # bos, begin_image, codes; in infilling also the masks and end_image
+            lengths.append(tokens_per_image + len(self.grammar.vocabulary.masks[:3]))
         if n_slots > 2:
             n_images = scheduled.n_images + self._max_new_images(scheduled)
             lengths.append(min(1 + n_images * tokens_per_image, lengths[0]))

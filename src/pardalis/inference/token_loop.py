@@ -36,6 +36,7 @@ _MEMORY_BOUND_TOKENS = {"cpu": 16, "cuda": 128}
 FinishReason = Literal[
     "eos",  # the model generated eos
     "turn",  # the model ended its turn of a conversation
+    "gap",  # the model ended the content of a mask
     "images",  # max_images images are complete, in a request without text
     "length",  # the token budget is used up
     "stop",  # the text has reached a stop string; from the engine, which knows text
@@ -400,8 +401,8 @@ def _finish_reason(scheduled: ScheduledRequest) -> FinishReason:
     limits, state = scheduled.request.limits, scheduled.state
     if state.phase is Phase.DONE:
         return "eos" if state.budget else "length"  # the last token of the budget is always eos
-    if limits.one_turn and state.turns:
-        return "turn"
+    if state.turns and (limits.one_turn or limits.one_gap):
+        return "gap" if limits.one_gap else "turn"
     return "length" if limits.text else "images"
 
 

@@ -24,8 +24,13 @@ from pardalis.config import (
     check_fractions,
 )
 from pardalis.errors import ConfigError
-from pardalis.model.feed_forward import FEED_FORWARDS, FeedForwardConfig, SwiGLUConfig
-from pardalis.model.norms import NormConfig, RMSNormConfig
+from pardalis.model.feed_forward import (
+    FEED_FORWARDS,
+    FeedForwardConfig,
+    MLPConfig,
+    SwiGLUConfig,
+)
+from pardalis.model.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from pardalis.model.positions import LearnedPositionsConfig, RoPEConfig
 
 
@@ -138,11 +143,13 @@ class InitConfig:
     """Initial values; the table :data:`pardalis.model.parameters.PARAMETERS` says of which."""
 
     std: float = 0.02  # std of matrices
-    # std of the matrices that end a branch: divided by the root of the number of branches, or not.
-    outputs: Literal["by_depth", "same"] = "by_depth"
+    # The matrices that end a branch: std divided by the root of the number of branches, or not, or
+    # all zero, so that the first blocks change nothing (CM3Leon).
+    outputs: Literal["by_depth", "same", "zero"] = "by_depth"
+    positions: float | None = None  # std of learned positions; None: std
 
     def __post_init__(self) -> None:
-        check_above(self, std=0)
+        check_above(self, std=0, positions=0)
         check_finite(self, "std")
 
 
@@ -316,9 +323,46 @@ def chameleon_34b() -> ModelShape:
     )
 
 
+def _cm3leon(d_model: int, n_layers: int, n_heads: int) -> ModelShape:
+    """CM3Leon (arXiv 2309.02591, section 3): OPT's decoder without biases, dropout and LayerNorm's
+    parameters. Its context is 4,096.
+
+    The paper gives layers and width; the rest of the shape is OPT's (arXiv 2205.01068): heads,
+    ReLU, and a head that is tied to the embedding.
+    """
+    return ModelShape(
+        d_model=d_model,
+        n_layers=n_layers,
+        attention=AttentionConfig(n_heads=n_heads, qk_norm=NoQKNormConfig()),
+        feed_forward=MLPConfig(width=4 * d_model, activation="relu", bias=False),
+        norm=LayerNormConfig(parameters="none"),
+        position=LearnedPositionsConfig(),
+        tie_embeddings=True,
+        init=InitConfig(std=0.006, outputs="zero", positions=0.0002),
+    )
+
+
+def cm3leon_350m() -> ModelShape:
+    """CM3Leon-350M: 372 million parameters with 64,528 tokens."""
+    return _cm3leon(1024, 24, 16)
+
+
+def cm3leon_760m() -> ModelShape:
+    """CM3Leon-760M: 785 million parameters with 64,528 tokens."""
+    return _cm3leon(1536, 24, 16)
+
+
+def cm3leon_7b() -> ModelShape:
+    """CM3Leon-7B: 6.72 billion parameters with 64,528 tokens."""
+    return _cm3leon(4096, 32, 32)
+
+
 PRESETS: dict[str, Callable[[], ModelShape]] = {
     "tiny": tiny,
     "small": small,
     "chameleon_7b": chameleon_7b,
     "chameleon_34b": chameleon_34b,
+    "cm3leon_350m": cm3leon_350m,
+    "cm3leon_760m": cm3leon_760m,
+    "cm3leon_7b": cm3leon_7b,
 }

@@ -19,7 +19,8 @@ def initialise(model: LanguageModel, seed: int) -> LanguageModel:
     """Fill all parameters in place, as the model's table of parameters says; return the model.
 
     ``normal`` is N(0, ``init.std``), truncated at 3 std. ``output`` is that of a matrix at the end
-    of a branch, whose std is divided by sqrt(2 n_layers), unless ``init.outputs`` is ``same``.
+    of a branch, whose std is divided by sqrt(2 n_layers), unless ``init.outputs`` is ``same``; if
+    that is ``zero``, so is the matrix. ``position`` has the std ``init.positions``, if given.
 
     Each parameter is drawn on the CPU from generators seeded by its name and, after the first
     million values, by the offset in it. Its values therefore depend neither on the order of
@@ -34,13 +35,16 @@ def initialise(model: LanguageModel, seed: int) -> LanguageModel:
         init = specs[name].init
         if parameter.is_meta:
             continue
-        if init == "zeros":
+        outputs = config.init.outputs if init == "output" else "same"
+        if init == "zeros" or outputs == "zero":
             nn.init.zeros_(parameter)
         elif init == "ones":
             nn.init.ones_(parameter)
         else:
             std = config.init.std
-            if init == "output" and config.init.outputs == "by_depth":
+            if init == "position" and config.init.positions is not None:
+                std = config.init.positions
+            if outputs == "by_depth":
                 std /= math.sqrt(2 * config.n_layers)
             _draw(parameter, std, derive(seed, "init", name))
     return model

@@ -14,7 +14,7 @@ _NORM = r"(?![qk]_norm)(\w+_)?norm\."
 
 PARAMETERS = [
     ParameterSpec(r"embedding\.weight", "embedding", "normal", split="vocabulary"),
-    ParameterSpec(r"position_embedding\.weight", "embedding", "normal"),
+    ParameterSpec(r"position_embedding\.weight", "embedding", "position"),
     ParameterSpec(
         rf"{_ATTENTION}[qkv]_proj\.weight", "attention", "normal", decays=True, split="outputs"
     ),

@@ -85,7 +85,7 @@ def codec_of(recipe: Recipe, run: Path, device: torch.device | str = "cpu") -> C
     image_tokenizer = ImageTokenizer.load(image_tokenizer_folder(recipe, run)).to(device)
     text_tokenizer = TextTokenizer.load(run / "text_tokenizer" / "tokenizer.json")
     codec = Codec.of(text_tokenizer, image_tokenizer, recipe.image_fit)
-    names = recipe.vocabulary
+    names = recipe.new_vocabulary
     vocabulary = codec.vocabulary.extended(names.special, writable=names.writable)
     return Codec(vocabulary, text_tokenizer, image_tokenizer, recipe.image_fit)
 

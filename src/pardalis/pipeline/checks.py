@@ -11,6 +11,7 @@ import torch
 
 from pardalis import bundle as bundles
 from pardalis.adapters import install, row_ids
+from pardalis.data import Transforms
 from pardalis.data.prepare import longest_document
 from pardalis.errors import ConfigError, DataError
 from pardalis.model import build
@@ -58,7 +59,8 @@ def check_prepare(context: RunContext) -> None:
     """Raise an error if documents cannot become rows.
 
     Raises:
-        ConfigError: a row is shorter than an image of the sources, or than what transforms take.
+        ConfigError: a row is shorter than an image of the sources, or than what transforms take, or
+            the given vocabulary lacks what transforms write.
         BundleError: the given tokenizers cannot be read.
     """
     recipe = context.recipe
@@ -67,7 +69,9 @@ def check_prepare(context: RunContext) -> None:
     if context.awaits_model:
         return
     if (bundle := codec_bundle(recipe)) is not None:
-        bundles.load_codec(bundle)
+        grammar = bundles.load_codec(bundle).grammar
+        for source in recipe.all_sources:
+            Transforms(source.transforms, grammar, source.name)
     elif recipe.image_tokenizer_from is not None:
         ImageTokenizer.load(image_tokenizer_folder(recipe, context.folder))
     needed = 1 + _tokens_per_image(recipe)  # with bos

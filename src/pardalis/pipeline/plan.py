@@ -374,7 +374,7 @@ def planned_vocabulary(recipe: Recipe) -> Vocabulary:
     if (bundle := codec_bundle(recipe)) is not None:
         return Vocabulary.from_dict(bundles.describe(bundle)["vocabulary"])
     text = recipe.trained_text_tokenizer or TextTokenizerConfig()
-    names = recipe.vocabulary
+    names = recipe.new_vocabulary
     vocabulary = Vocabulary.build(planned_image_tokenizer(recipe).n_codes, text.vocab_size)
     return vocabulary.extended(names.special, writable=names.writable)
 

@@ -18,7 +18,14 @@ from pardalis import config as configs
 from pardalis.adapters import ADAPTERS, AdapterConfig
 from pardalis.config import not_deciding, shown
 from pardalis.corpora import CORPORA, CorpusConfig
-from pardalis.data import WHOLE, Curriculum, CurriculumStage, PrepareConfig, SourceConfig
+from pardalis.data import (
+    WHOLE,
+    Curriculum,
+    CurriculumStage,
+    PrepareConfig,
+    SourceConfig,
+    special_of,
+)
 from pardalis.errors import ConfigError
 from pardalis.inference import SamplingConfig
 from pardalis.model import ModelShape, shape_of
@@ -215,6 +222,16 @@ class Recipe:
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """Training sources, then held-out sources."""
         return (*self.sources, *self.heldout)
+
+    @property
+    def new_vocabulary(self) -> VocabularyConfig:
+        """``vocabulary``, with the special ids that transforms need."""
+        listed = (transform for source in self.all_sources for transform in source.transforms)
+        special, writable = special_of(listed)
+        return VocabularyConfig(
+            special=tuple(dict.fromkeys((*self.vocabulary.special, *special))),
+            writable=tuple(dict.fromkeys((*self.vocabulary.writable, *writable))),
+        )
 
     @property
     def trains_image_tokenizer(self) -> bool:

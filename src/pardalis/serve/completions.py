@@ -1,4 +1,4 @@
-"""``POST /v1/completions``: text that continues a text."""
+"""``POST /v1/completions``: text that continues a text, or fills a gap in one."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -20,12 +20,13 @@ class CompletionRequest(ChunkedBody):
     """A text to be continued."""
 
     prompt: str
+    suffix: str | None = None  # stands behind the completion, for models that infill
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
 
     def options(self) -> dict[str, Any]:
-        options = {**self.sampling(), "mode": "text"}
+        options = self.sampling() | ({"mode": "text"} if self.suffix is None else {})
         if self.max_tokens:
             options["max_new_tokens"] = self.max_tokens
         if self.logprobs is not None:
@@ -33,7 +34,14 @@ class CompletionRequest(ChunkedBody):
         return options
 
     def document(self, service: Service) -> Document:
-        return prompt_document(self.prompt)
+        before = prompt_document(self.prompt)
+        if self.suffix is None:
+            return before
+        return Document((*before.segments, *prompt_document(self.suffix, field="suffix").segments))
+
+    @property
+    def gap(self) -> int | None:
+        return None if self.suffix is None else 1
 
 
 def router(service: Service) -> APIRouter:

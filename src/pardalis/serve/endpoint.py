@@ -90,7 +90,7 @@ async def respond(
         writer.refused(refusal)
         items = _refused(refusal, body.choices)
     else:
-        streams = await service.submit(document, options, body.model, body.choices)
+        streams = await service.submit(document, options, body.model, body.choices, body.gap)
         items = service.merged(
             streams, options, partial=writer.partial and bool(body.stream),
             image_format=writer.image_format,

@@ -60,6 +60,11 @@ class Body(Schema):
         """Return the prompt; it may block. Raises APIError."""
 
     @property
+    def gap(self) -> int | None:
+        """Before which segment of the document stands a gap to be filled; None: there is none."""
+        return None
+
+    @property
     def choices(self) -> int:
         """How many answers are asked for."""
         return 1
@@ -105,8 +110,10 @@ def mode_of(modalities: list[Any] | None) -> str:
     return "interleaved" if len(wanted) == 2 else wanted.pop()
 
 
-def prompt_document(prompt: str, role: Literal["user"] | None = None) -> Document:
+def prompt_document(
+    prompt: str, role: Literal["user"] | None = None, field: str = "prompt"
+) -> Document:
     """Return a prompt of text alone; raises APIError."""
     if not is_unicode(prompt):
-        raise APIError("prompt holds broken Unicode: half of a surrogate pair.", param="prompt")
+        raise APIError(f"{field} holds broken Unicode: half of a surrogate pair.", param=field)
     return Document((Text(prompt, role),))

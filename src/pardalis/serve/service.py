@@ -20,6 +20,8 @@ from pardalis.inference import (
     ImageBegun,
     ImageDone,
     ImageRows,
+    Infilling,
+    Mask,
     Request,
     Stream,
     to_request,
@@ -150,9 +152,17 @@ class Service:
         self.adapter_of(model)
 
     async def submit(
-        self, document: Document, options: dict[str, Any], model: str | None, choices: int = 1
+        self,
+        document: Document,
+        options: dict[str, Any],
+        model: str | None,
+        choices: int = 1,
+        gap: int | None = None,
     ) -> list[Stream]:
         """Start the answers to a prompt, which differ in their randomness alone.
+
+        Args:
+            gap: before which segment stands a gap that is filled; None: the prompt is continued.
 
         Raises:
             APIError: the prompt or an option is wrong, or too many wait.
@@ -160,7 +170,7 @@ class Service:
         options = {**options, "adapter": self.adapter_of(model or self.name)}
         streams: list[Stream] = []
         try:
-            requests = await self.in_thread(self._requests, document, options, choices)
+            requests = await self.in_thread(self._requests, document, options, choices, gap)
             for request in requests:
                 stream = await asyncio.to_thread(self._driver.submit_request, request)
                 streams.append(stream)
@@ -178,9 +188,15 @@ class Service:
         async with self._encoding:
             return await asyncio.to_thread(function, *arguments)
 
-    def _requests(self, document: Document, options: dict[str, Any], choices: int) -> list[Request]:
+    def _requests(
+        self, document: Document, options: dict[str, Any], choices: int, gap: int | None
+    ) -> list[Request]:
         config = GenerationConfig().with_options(options)
-        return [to_request(self.bundle, document, config, number=n) for n in range(choices)]
+        if gap is None:
+            return [to_request(self.bundle, document, config, number=n) for n in range(choices)]
+        parts = [*document.segments[:gap], Mask(), *document.segments[gap:]]
+        gaps = (Infilling(self.bundle, parts, config, number=n) for n in range(choices))
+        return [each.request() for each in gaps]
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────
 

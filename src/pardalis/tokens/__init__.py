@@ -9,6 +9,7 @@ from pardalis.tokens.control import (
 )
 from pardalis.tokens.encoded import Encoded, Ids
 from pardalis.tokens.grammar import Grammar, Limits, Phase, Rule, Span, SpanKind, State
+from pardalis.tokens.infilling import Rotated, TokenSpan, open_gap, restore, rotate
 from pardalis.tokens.render import render
 from pardalis.tokens.text import TextStream, TextTokenizer, train_text_tokenizer
-from pardalis.tokens.vocabulary import Vocabulary
+from pardalis.tokens.vocabulary import END_MASK, Vocabulary, mask_names

@@ -21,6 +21,10 @@ A special id that a vocabulary adds to those above stands where text may stand. 
 if it is among :attr:`Vocabulary.writable`. The ids of a modality beyond text and images stand
 nowhere yet.
 
+A prompt may be a rotated document (:mod:`pardalis.tokens.infilling`) that ends with a mask for the
+second time. What follows it is read and generated as it would be in the mask's place: text, whole
+images, or the codes that an image lacks there.
+
 Imported models differ in two things. Documents of some begin without bos. And in conversations that
 a chat template writes, control tokens, bos and eos among them, stand where text may stand, at the
 beginning too; such a conversation may end after any token outside an image. They are only read: in
@@ -36,6 +40,7 @@ from jaxtyping import Bool
 
 from pardalis.errors import GrammarError, RequestError
 from pardalis.tokens.encoded import Ids
+from pardalis.tokens.infilling import Rotated, open_gap
 from pardalis.tokens.vocabulary import Vocabulary
 
 
@@ -69,6 +74,7 @@ class Limits:
     text: bool = True  # whether text may be generated
     max_images: int | None = None  # images that may be begun; None: as many as fit
     one_turn: bool = False  # end_turn ends the completion, as in a conversation
+    one_gap: bool = False  # end_mask ends the completion, which is the content of a mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class State:
     phase: Phase = Phase.START
     codes_left: int = 0  # codes missing from the open image
     images: int = 0  # images begun after the prompt
-    turns: int = 0  # turns ended after the prompt
+    turns: int = 0  # turns and gaps ended after the prompt
     budget: int | None = None  # tokens that may still be generated; None: only reading
 
 
@@ -164,6 +170,8 @@ class Grammar:
                 return self.advance(replace(state, phase=Phase.TEXT), token_id, position)
             case Phase.TEXT if token_id in ids.text:
                 return replace(state, budget=budget)
+            case Phase.TEXT if token_id == ids.end_mask_id:
+                return replace(state, turns=state.turns + 1, budget=budget)
             case Phase.TEXT if token_id in self._writable:
                 return replace(state, budget=budget)
             case Phase.TEXT if state.budget is None and (
@@ -191,12 +199,71 @@ class Grammar:
             position,
         )
 
-    def state_after(self, token_ids: Ids, state: State | None = None) -> State:
+    def state_after(
+        self, token_ids: Ids, state: State | None = None, first_position: int = 0
+    ) -> State:
         """Walk a prompt or a part of a sequence; raises GrammarError at its first wrong id."""
         state = state or State()
-        for position, token_id in enumerate(token_ids):
+        for position, token_id in enumerate(token_ids, first_position):
             state = self.advance(state, int(token_id), position)
         return state
+
+    def state_at(self, token_ids: Ids) -> State:
+        """Return the state in which the completion of a prompt begins.
+
+        That of a prompt which ends with a mask for the second time is the state in the mask's
+        place.
+
+        Raises:
+            GrammarError: the prompt is malformed, or another mask stands in the same image.
+        """
+        number = open_gap(token_ids, self.vocabulary)
+        if number is None:
+            return self.state_after(token_ids)
+        rotated = Rotated.of(token_ids, self.vocabulary)
+        state = self.state_after(rotated.filled(before=number))
+        if state.phase is Phase.IMAGE:
+            before, after = self._codes_around(rotated, number)
+            state = replace(state, codes_left=self.codes_per_image - len(before) - len(after))
+            if state.codes_left < 1:
+                raise GrammarError(
+                    f"The image around {self.vocabulary.name_of(int(token_ids[-1]))} has "
+                    f"{len(before) + len(after)} codes of {self.codes_per_image}, so none is "
+                    "missing; leave the mask out.",
+                    rotated.places[number],
+                )
+        return state
+
+    def masked_image(self, token_ids: Ids) -> tuple[list[int], list[int]] | None:
+        """Return the codes before and behind the gap that a prompt leaves in an image.
+
+        None: the prompt does not end with a mask for the second time, or that stands in text.
+        """
+        number = open_gap(token_ids, self.vocabulary)
+        if number is None:
+            return None
+        rotated = Rotated.of(token_ids, self.vocabulary)
+        if self.state_after(rotated.filled(before=number)).phase is not Phase.IMAGE:
+            return None
+        return self._codes_around(rotated, number)
+
+    def _codes_around(self, rotated: Rotated, number: int) -> tuple[list[int], list[int]]:
+        image, place = self.vocabulary.image, rotated.places[number]
+        first = stop = place
+        while first and rotated.body[first - 1] in image:
+            first -= 1
+        while stop + 1 < len(rotated.body) and rotated.body[stop + 1] in image:
+            stop += 1
+        around = [
+            rotated.body[i] if 0 <= i < len(rotated.body) else -1 for i in (first - 1, stop + 1)
+        ]
+        if around != [self.vocabulary.begin_image_id, self.vocabulary.end_image_id]:
+            raise GrammarError(
+                f"The image around {self.vocabulary.name_of(rotated.body[place])} does not end "
+                "with <end_image>, or has another mask; an image has one mask.",
+                place,
+            )
+        return self.codes(rotated.body[first:place]), self.codes(rotated.body[place : stop + 1])
 
     def validate(self, token_ids: Ids) -> None:
         """Check a whole document; raises GrammarError with the position and the reason."""
@@ -259,13 +326,23 @@ class Grammar:
         image = self.vocabulary.image
         return [i - image.start for i in map(int, image_ids) if i in image]
 
-    def unconditional(self, token_ids: Sequence[int]) -> list[int]:
+    def unconditional(self, token_ids: Sequence[int], *, masked: bool = False) -> list[int]:
         """Return the context of the unconditional branch of guidance: bos and the open image.
 
+        Of an image with a mask that is being filled, it is all of the image and the filled codes.
+
         Args:
-            token_ids: a sequence that ends inside an image.
+            token_ids: a sequence that ends inside an image, or with codes that fill one.
+            masked: a mask stands before an open image, in the place of all text (CM3Leon).
         """
-        return [*self.opening, *token_ids[self.spans(token_ids)[-1].start :]]
+        ids, start = list(token_ids), self.spans(token_ids)[-1].start
+        if ids[start] == self.vocabulary.begin_image_id:
+            return [*self.opening, *(self.vocabulary.masks[:1] if masked else []), *ids[start:]]
+        start -= ids[start] in self.vocabulary.image  # where the mask occurs again
+        place = ids.index(ids[start])
+        first = place - ids[place::-1].index(self.vocabulary.begin_image_id)
+        stop = ids.index(self.vocabulary.end_image_id, place) + 1
+        return [*self.opening, *ids[first:stop], *ids[start:]]
 
     def images_only(self, token_ids: Sequence[int]) -> list[int]:
         """Return the context of the image-conditional branch: bos and all images, no text."""
@@ -286,7 +363,7 @@ class Grammar:
             GrammarError: the prompt is malformed.
             RequestError: the limits contradict each other or the token budget is too small.
         """
-        state = self.state_after(prompt_ids)
+        state = self.state_at(prompt_ids)
         if state.phase is Phase.DONE:
             raise RequestError(
                 "The prompt ends with <eos>, so nothing can follow it; leave it out."
@@ -322,7 +399,7 @@ class Grammar:
                 return Rule.NOTHING
             case Phase.IMAGE:
                 return Rule.CODE if state.codes_left > 0 else Rule.END_IMAGE
-        if budget <= 0 or (limits.one_turn and state.turns > 0):
+        if budget <= 0 or ((limits.one_turn or limits.one_gap) and state.turns > 0):
             return Rule.NOTHING
         may_open = limits.max_images is None or state.images < limits.max_images
         if not limits.text:

@@ -36,6 +36,8 @@ SPECIAL = {
     "end_turn": 6,  # closes a turn of a conversation
 }
 _MODALITIES = ("image", "text")  # those that every vocabulary has
+_MASK = "mask_{}"  # sentinel number i of infilling
+END_MASK = "end_mask"  # ends the content of a mask, where the form of infilling has own ends
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MOST_IDS = 2**31 - 1
 
@@ -210,6 +212,19 @@ class Vocabulary:
         return {name: i for name, i in self.special.items() if name not in SPECIAL}
 
     @property
+    def masks(self) -> list[int]:
+        """The sentinels of infilling, ``mask_0``, ``mask_1``, ...; none in most vocabularies."""
+        ids: list[int] = []
+        while (mask := self.special.get(_MASK.format(len(ids)))) is not None:
+            ids.append(mask)
+        return ids
+
+    @property
+    def end_mask_id(self) -> int | None:
+        """The id that ends the content of a mask; None: the next mask, or eos, ends it."""
+        return self.special.get(END_MASK)
+
+    @property
     def unused(self) -> list[int]:
         """The ids without a name, ascending."""
         named = {*self.special.values()}.union(*self.modalities.values())
@@ -284,6 +299,11 @@ class Vocabulary:
         values = self.to_dict()
         flat = {f"{name}_id": i for name, i in values.pop("special").items()}
         return repr(sorted((flat | values.pop("modalities") | values).items()))
+
+
+def mask_names(n: int) -> tuple[str, ...]:
+    """Return the names of the first n sentinels of infilling."""
+    return tuple(map(_MASK.format, range(n)))
 
 
 def by_name(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,11 @@ pixels of the upright image:
     "regions": [{"box": [left, top, right, bottom], "kind": "face", "weight": 2.0}]
 
 Files of earlier versions have ``"picture"`` and ``"picture_base64"`` for the last two.
+
+In place of segments a line may have a task of :data:`pardalis.documents.tasks.TASKS` with its
+fields, of which an image is a path:
+
+    {"task": "edit", "image": "day.png", "instruction": "make it night", "edited": "night.png"}
 """
 
 import math
@@ -35,10 +40,12 @@ from pardalis.documents.document import (
 )
 from pardalis.documents.images import from_base64
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
+from pardalis.documents.tasks import task_document, task_of
 from pardalis.errors import DataError
 from pardalis.files import found_at
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
+_TASK_KEYS = {"name", "licence", "task"}
 _PAIR_KEYS = {"name", "licence", "prompt", "chosen", "rejected"}
 _SEGMENT_KEYS = {
     "text": {"text", "role", "weight"},
@@ -82,6 +89,8 @@ def _require_file(path: Path, content: str) -> None:
 
 
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:
+    if "task" in record:
+        return _task(record, folder, default_name)
     _refuse_unknown_keys(record, _DOCUMENT_KEYS, "document")
     document = Document(
         segments=_segments(
@@ -93,6 +102,25 @@ def _document(record: dict[str, Any], folder: Path, default_name: str) -> Docume
     if document.is_empty:
         raise BadRecordError("empty-document", "The document has neither text nor images.")
     return document
+
+
+def _task(record: dict[str, Any], folder: Path, default_name: str) -> Document:
+    name = _string(record, "name", "document") or default_name
+    licence = _string(record, "licence", "document")
+    values = {key: _string(record, key, "task") for key in record.keys() - _TASK_KEYS}
+    try:
+        task = task_of(_string(record, "task", "document"))
+        fields = {
+            key: find_image(value, folder, f"task names under {key!r} the image")
+            if key in task.images
+            else value
+            for key, value in values.items()
+        }
+        if task.answer not in fields:
+            raise BadRecordError("bad-task", f"The task has no {task.answer!r}, its answer.")
+        return task_document(record["task"], fields, name, licence)
+    except DataError as error:
+        raise BadRecordError("bad-task", str(error)) from error
 
 
 def _pair(record: dict[str, Any], folder: Path, default_name: str) -> tuple[Document, Document]:

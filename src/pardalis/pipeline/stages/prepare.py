@@ -27,7 +27,7 @@ def inputs(context: RunContext) -> Inputs:
     return {
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
-        "vocabulary": recipe.vocabulary,
+        "vocabulary": recipe.new_vocabulary,
         "given": given_content(recipe, context.digests.of) or [],  # as earlier versions wrote it
         "transforms": {
             source.name: shard_inputs(source.transforms, row_tokens)

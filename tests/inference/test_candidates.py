@@ -1,0 +1,68 @@
+"""Pools of candidates and their ranking."""
+
+import pytest
+
+from pardalis.documents import Document, Image, Text
+from pardalis.errors import RequestError
+from pardalis.inference import POOLS, SCORERS, GenerationConfig, generate, generate_ranked, score
+from pardalis.inference.candidates import half_top_p_half_cd_k
+
+IMAGES = {"mode": "image", "image_temperature": 1.0, "max_images": 1}
+
+
+def test_half_of_a_pool_has_contrastive_decoding():
+    config = GenerationConfig(mode="image", guidance=3.0, image_guidance=1.2, image_top_p=0.8)
+    given = {"contrastive_alpha": 0.2, "contrastive_k": 4}
+    pool = half_top_p_half_cd_k(5, config, given)
+    assert pool[:3] == [config] * 3
+    [other] = set(pool[3:])
+    assert (other.contrastive_alpha, other.contrastive_k) == (0.2, 4)
+    assert (other.guidance, other.image_guidance, other.image_top_p) == (1.0, None, 0.8)
+    assert POOLS["same"](2, config, given) == [config] * 2
+
+
+def test_candidates_are_ranked_by_the_prompt_after_their_images(bundle):
+    found = generate_ranked(bundle, "An owl", candidates=4, pool="half_top_p_half_cd_k", **IMAGES)
+    assert sorted(each.number for each in found) == [0, 1, 2, 3]
+    assert [each.config.contrastive_alpha for each in found if each.number > 1] == [0.1] * 2
+    scores = [each.score for each in found]
+    assert scores == sorted(scores, reverse=True)
+    images = {each.response.images[0].source.tobytes() for each in found}
+    assert len(images) > 1
+    for each in found:
+        image = Document((Image(each.response.images[0].source),))
+        [expected] = score(bundle, [(image, Text("An owl"))])
+        n = len(bundle.codec.text_tokenizer.encode("An owl"))
+        assert each.score == pytest.approx(expected.log_prob / n, abs=1e-5)
+    # The first candidate is what one prompt alone gets.
+    [first] = [each for each in found if each.number == 0]
+    assert first.response == generate(bundle, "An owl", **IMAGES)
+
+
+def test_the_likelihood_of_texts(bundle):
+    options = {"mode": "text", "temperature": 1.0, "max_new_tokens": 5}
+    found = generate_ranked(bundle, "An", candidates=3, rank_by="likelihood", **options)
+    for each in found:
+        [expected] = score(bundle, [("An", each.response)])
+        assert each.score == pytest.approx(expected.log_prob / len(expected.log_probs), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("owl", {"pool": "many"}, "pool must be one of same, half_top_p_half_cd_k, got 'many'"),
+        ("owl", {"rank_by": "clip"}, "rank_by must be one of prompt, likelihood, got 'clip'"),
+        ("owl", {"candidates": 0}, "candidates must be a whole number, 1 or more, got 0"),
+        ("owl", {"mode": "text", "max_new_tokens": 2}, "'prompt' needs a prompt with text and"),
+        ("", {"mode": "image", "candidates": 2}, "'prompt' needs a prompt with text and"),
+    ],
+)
+def test_what_cannot_be_ranked(bundle, prompt, options, message):
+    with pytest.raises(RequestError, match=message):
+        generate_ranked(bundle, prompt, **options)
+
+
+def test_the_command_line_knows_all_names():
+    from pardalis.cli.generate_otherwise import _POOLS, _SCORERS
+
+    assert (tuple(POOLS), tuple(SCORERS)) == (_POOLS, _SCORERS)

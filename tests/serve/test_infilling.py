@@ -1,0 +1,32 @@
+"""A gap of a text, filled by ``POST /v1/completions`` with a ``suffix``."""
+
+import pytest
+from shapes import changed
+
+import pardalis
+from pardalis import Engine, Mask
+from pardalis.bundle import Bundle
+from pardalis.codec import Codec
+from pardalis.model import Decoder, initialise
+from pardalis.tokens import mask_names
+
+
+@pytest.fixture(scope="module")
+def infilling_bundle(served_bundle) -> Bundle:
+    codec = served_bundle.codec
+    vocabulary = codec.vocabulary.extended(mask_names(2))
+    codec = Codec(vocabulary, codec.text_tokenizer, codec.image_tokenizer)
+    config = changed(served_bundle.model.config, vocab_size=vocabulary.size)
+    return Bundle(initialise(Decoder(config), 0).eval(), codec, {})
+
+
+def test_a_suffix_stands_behind_the_completion(infilling_bundle, running):
+    body = {"model": "tiny", "prompt": "an owl ", "suffix": " oak", "max_tokens": 6, "seed": 3}
+    body["temperature"] = 1.0
+    with Engine(infilling_bundle) as engine, running(engine) as server:
+        status, found = server.post("/v1/completions", body)
+    assert status == 200
+    prompt, options = ["an owl ", Mask(), " oak"], {"max_new_tokens": 6, "seed": 3}
+    response = pardalis.infill(infilling_bundle, prompt, temperature=1.0, **options)
+    assert found["choices"][0]["text"] == response.filled[0].text
+    assert response.text == f"an owl{response.filled[0].text} oak"
