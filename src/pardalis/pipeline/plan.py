@@ -157,7 +157,7 @@ def _frozen_bytes(counts: ModelCosts, adapter: Trained) -> int:
 
 def _activations(setting: Setting, rows: int) -> int:
     model, how = setting.model, setting.execution()
-    per_token = model.n_layers * block_bytes_per_token(model, how)
+    per_token = model.n_blocks * block_bytes_per_token(model, how)
     per_token += recomputed_bytes_per_token(model, how)
     # The final norm's input and output; cosines and sines; ids, targets, positions, documents.
     copies = 2 if how.on_cpu else 1
@@ -192,12 +192,12 @@ def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
     inside = per_group - root
     if setting.adapter is not None and setting.ranks == 1:  # a frozen matrix is rounded by itself
         is_rounded = setting.adapter.inside_bytes != size
-        return size * (is_rounded * inside // setting.model.n_layers + counts.parts["head"])
+        return size * (is_rounded * inside // setting.model.n_blocks + counts.parts["head"])
     if setting.uses_autocast:
         return size * (inside + counts.head_parameters)
     if setting.ranks == 1:
         return 0
-    block = inside // setting.model.n_layers
+    block = inside // setting.model.n_blocks
     # Embedding and head stay gathered. So do all blocks if they are not sharded, otherwise the
     # current block and the next one. The gradients of a block are whole until their float32 sum.
     gathered = root + (inside if setting.shards == 1 else min(2 * block, inside))
@@ -364,7 +364,7 @@ def _flops_per_token(setting: Setting, counts: ModelCosts) -> int:
     if setting.adapter is None:
         return counts.train_flops_per_token
     model = setting.model
-    attention = model.n_layers * model.attention.n_heads * model.d_head * model.context
+    attention = model.n_blocks * model.attention.n_heads * model.d_head * model.context
     matrices = counts.train_flops_per_token // 6 - attention
     return counts.train_flops_per_token - 2 * matrices + 6 * setting.adapter.parameters
 
