@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class UniformConfig:
                 f"weights must sum to 1, and {_listed(self.weights)} sum to {sum(self.weights):g}."
             )
 
+    def config_of(self, config: Any) -> Any:
+        """Return the config of the mean: that of the parents."""
+        return config
+
     def merged(self, parents: Sequence[Parent], seed: int) -> Merged:
         """Return the mean; raises ConfigError unless there is a weight for each parent."""
         weights = self.weights or (1 / len(parents),) * len(parents)
@@ -59,6 +63,10 @@ class SlerpConfig:
     def __post_init__(self) -> None:
         check_fractions(self, "t")
 
+    def config_of(self, config: Any) -> Any:
+        """Return the config of the mean: that of the parents."""
+        return config
+
     def merged(self, parents: Sequence[Parent], seed: int) -> Merged:
         """Return the interpolation; raises ConfigError unless there are two parents."""
         check_two(parents, self.kind)
@@ -75,6 +83,10 @@ class TaskArithmeticConfig:
     kind: Literal["task_arithmetic"] = "task_arithmetic"
     base: Path  # the bundle of the ancestor
     weights: tuple[float, ...] | None = None  # one for each parent; None: 1 for each
+
+    def config_of(self, config: Any) -> Any:
+        """Return the config of the mean: that of the parents."""
+        return config
 
     def merged(self, parents: Sequence[Parent], seed: int) -> Merged:
         """Return the sum; the last of the parents is the ancestor.

@@ -1,7 +1,7 @@
 """The kinds of merge."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pardalis.config import Kinds
 from pardalis.fusion.averages import SlerpConfig, TaskArithmeticConfig, UniformConfig
@@ -22,6 +22,10 @@ class MergeConfig(Protocol):
     @property
     def kind(self) -> str:
         """Its name."""
+        ...
+
+    def config_of(self, config: Any) -> Any:
+        """Return the config of the model that parents of a config become."""
         ...
 
     def merged(self, parents: Sequence[Parent], seed: int) -> Merged:

@@ -58,6 +58,8 @@ def union_of(text: Parent, image: Parent) -> Union:
     text_places, image_places = ([_ABSENT] * united.size for _ in range(2))
     for old, new in moved.items():
         text_places[new] = old
+    for name in special:  # which may have got an id that was unused
+        text_places[united.special[name]] = _ABSENT
     if not same_images(text.model, image.model):
         for new in united.image:
             text_places[new] = _ABSENT
