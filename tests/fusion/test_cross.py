@@ -1,4 +1,4 @@
-"""Merges by cross-attention: what the model computes at first, what it reads, and its engine."""
+"""Merges by cross-attention: what the model computes at first, and what it reads."""
 
 import functools
 
@@ -9,14 +9,6 @@ from parents import ARCHITECTURES, in_memory, model_of, tokens, weights_of
 from pardalis import config as configs
 from pardalis.errors import ConfigError
 from pardalis.fusion import CrossMergeConfig
-from pardalis.inference import (
-    EngineConfig,
-    Guidance,
-    Request,
-    SamplingConfig,
-    generate_ids,
-    generate_reference,
-)
 from pardalis.model import (
     AttentionConfig,
     LayerNormConfig,
@@ -29,7 +21,6 @@ from pardalis.model import (
     document_mask,
     model_costs,
 )
-from pardalis.tokens import Limits
 
 
 @pytest.fixture(scope="module")
@@ -226,30 +217,6 @@ def test_what_is_drawn_depends_on_the_seed(pair):
     assert 0.15 < one[name].std() < 0.25  # init.std
     twin = one["trunk.image_cross_blocks.0.attention.q_proj.weight"]
     assert not torch.equal(one[name], twin)
-
-
-@pytest.mark.parametrize("weights", ["stored", "int8"])
-def test_the_engine_equals_the_naive_loop(trained, codec, weights):
-    """In one batch: text, images with and without guidance, on pages of both trunks."""
-    vocabulary, grammar = codec.vocabulary, codec.grammar
-    prompt = (vocabulary.bos_id, *vocabulary.text[3:9])
-    requests = [
-        Request(
-            prompt_ids=prompt[: 2 + n],
-            limits=Limits(max_new_tokens=24, text=text, max_images=1),
-            seed=n,
-            text=SamplingConfig(),
-            image=SamplingConfig(),
-            guidance=guidance,
-        )
-        for n, (text, guidance) in enumerate(
-            [(True, None), (False, None), (False, Guidance(text=3.0)), (True, Guidance(text=2.0))]
-        )
-    ]
-    found = generate_ids(trained, grammar, requests, EngineConfig(weights=weights, page_size=8))
-    if weights == "stored":
-        assert found == [generate_reference(trained, grammar, request) for request in requests]
-    assert all(found)
 
 
 def test_a_config_survives_its_file(pair):
