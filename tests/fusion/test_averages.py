@@ -101,6 +101,19 @@ def test_opposite_and_empty_vectors_are_interpolated_linearly():
     assert arc_weights(one, 0 * one, 0.25) == (0.75, 0.25)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_weights_of_16_bits_are_rounded_once(weight):
+    pair = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = weighted_sum((pair[0], pair[1]), (weight, 1 - weight))
+    exact = weight * pair[0].double() + (1 - weight) * pair[1].double()
+    wrong = found != exact.bfloat16()
+    assert wrong.float().mean() < 0.02  # the exact sum is in the middle of two numbers of 16 bits
+    assert not wrong.any() or weight not in (0, 0.5, 1)
+    torch.testing.assert_close(found, exact.bfloat16())
+    three = weighted_sum((pair[0], pair[1], pair[1]), (weight, 0.5 - weight, 0.5))
+    torch.testing.assert_close(three, found)
+
+
 def test_long_tensors_are_summed_in_parts(monkeypatch):
     monkeypatch.setattr("pardalis.fusion.averages._AT_ONCE", 7)
     tensors = [torch.randn(5, 4).T, torch.randn(4, 5)]  # the first is not contiguous

@@ -21,7 +21,7 @@ from pardalis.tokens import Limits
 
 MERGES = {
     "cross": (CrossMergeConfig(interval=1), "llama"),
-    "cross, learned positions": (CrossMergeConfig(outputs="drawn"), "gpt2"),
+    "cross, learned positions": (CrossMergeConfig(), "gpt2"),
     "width, copy": (WidthConfig(), "qwen3"),
     "width, block_diagonal": (WidthConfig(blocks="block_diagonal"), "olmo2"),
 }

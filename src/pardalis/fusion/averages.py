@@ -20,7 +20,7 @@ from pardalis.config import check_fractions
 from pardalis.errors import ConfigError
 from pardalis.fusion.parents import Merged, Parent, made_of
 
-_AT_ONCE = 1 << 20  # values that are computed at a time, so that they stay in the cache
+_AT_ONCE = 1 << 17  # values that are computed at a time, so that they stay in the cache
 _TOLERANCE = 1e-6  # of the sum of weights
 _PARALLEL = 1e-6  # sine of the angle below which an arc is a line
 
@@ -103,16 +103,19 @@ class TaskArithmeticConfig:
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of tensors of one dtype times their weights, rounded once.
 
-    Products and sums are in 64 bits: so the sum of equal tensors is that tensor to the bit if the
-    weights sum to 1, and the order of tensors does not matter.
+    Products and sums are in 64 bits, or 32 for tensors of 16: so the sum of equal tensors is that
+    tensor to the bit if the weights sum to 1, and a mean does not depend on the order.
     """
+    if [*weights] == [0.5, 0.5]:  # the sum is rounded, and its half is exact
+        return torch.add(tensors[0], tensors[1]).mul_(0.5)
+    wide = torch.float32 if tensors[0].dtype.itemsize < 4 else torch.float64
     result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
     places = torch.split(result.view(-1), _AT_ONCE)
     parts = zip(*(torch.split(tensor.reshape(-1), _AT_ONCE) for tensor in tensors), strict=True)
     for place, values in zip(places, parts, strict=True):
-        total = values[0].double() * weights[0]
+        total = values[0].to(wide, copy=True).mul_(weights[0])
         for value, weight in zip(values[1:], weights[1:], strict=True):
-            total.add_(value, alpha=weight)
+            total.add_(value.to(wide), alpha=weight)
         place.copy_(total)
     return result
 
