@@ -102,7 +102,7 @@ def test_a_bundle_of_version_4(bundle, folder, tmp_path):
     assert torch.equal(loaded.model.head.weight, bundle.model.head.weight)
     loaded.save(tmp_path / "new")
     written = json.loads((tmp_path / "new" / "bundle.json").read_text())
-    assert (written["format_version"], written["image_fit"]) == (7, "pad")
+    assert (written["format_version"], written["image_fit"]) == (8, "pad")
     assert "prompt_pictures" not in written
 
 
@@ -187,7 +187,7 @@ def change(folder, **values) -> None:
 def test_a_newer_version(folder):
     change(folder, format_version=99)
     with pytest.raises(
-        BundleError, match=r"format version 99; this Pardalis reads up to 7\. Upgrade"
+        BundleError, match=r"format version 99; this Pardalis reads up to 8\. Upgrade"
     ):
         bundles.load(folder)
 

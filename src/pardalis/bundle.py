@@ -52,7 +52,8 @@ from pardalis.weights import load_module, stored_dtype_of
 # 6: ``model`` has a kind, and a table for each of its parts; ``vocabulary`` has tables of special
 #    ids and of modalities
 # 7: there may be a chat template, and ``adds_bos`` says that documents begin without bos
-FORMAT_VERSION = 7
+# 8: norms of ``model`` may have groups, and its kind may be ``cross``
+FORMAT_VERSION = 8
 
 _SHOWN = 200  # characters of a fact in a notebook
 

@@ -35,6 +35,8 @@ from pardalis.errors import ConfigError
         (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
         (["tokenizer", "import-image", "none.ckpt", "-o", "vq"], 4, "none.ckpt is missing"),
         (["study", "serve", "none", "--api-key-file", "a.txt"], 2, "a.txt is no file"),
+        (["merge", "none", "none", "-o", "b"], 4, "No bundle at none"),
+        (["merge", "none", "-o", "b"], 2, "BUNDLE must be at least two models, got 1."),
         (["generate", "none", "none.png"], 6, "No image at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],
@@ -180,12 +182,12 @@ COMMANDS = list(commands(build_parser()))
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data prepare",
-        "data show", "evaluate", "export", "generate", "import", "init", "plan", "quickstart",
-        "report", "run", "sample", "score", "serve", "show", "show adapter", "show bundle",
-        "show config", "show recipes", "show template", "stability", "study", "study new",
-        "study report", "study serve", "tokenizer", "tokenizer compare", "tokenizer decode",
-        "tokenizer encode", "tokenizer evaluate", "tokenizer import-image", "tokenizer show",
-        "tokenizer train-image", "tokenizer train-text", "train",
+        "data show", "evaluate", "export", "generate", "import", "init", "merge", "plan",
+        "quickstart", "report", "run", "sample", "score", "serve", "show", "show adapter",
+        "show bundle", "show config", "show recipes", "show template", "stability", "study",
+        "study new", "study report", "study serve", "tokenizer", "tokenizer compare",
+        "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",
+        "tokenizer show", "tokenizer train-image", "tokenizer train-text", "train",
     ]  # fmt: skip
 
 

@@ -117,7 +117,9 @@ def test_a_bundle_of_a_kind_that_is_not_imported_is_refused(project):
     from pardalis import bundle as bundles
     from pardalis.errors import BundleError
 
-    with pytest.raises(BundleError, match=r"model\.kind must be one of 'decoder', got 'twin'"):
+    with pytest.raises(
+        BundleError, match=r"model\.kind must be one of 'decoder', 'cross', got 'twin'"
+    ):
         bundles.load(project / "runs/my-parts/bundle")
 
 

@@ -5,14 +5,16 @@ import torch
 from alive import Alive
 from shapes import changed, decoder_config
 
+from pardalis import config as configs
 from pardalis.model import (
     PRESETS,
-    Decoder,
     Execution,
     ModelConfig,
     attention_mask,
     block_bytes_per_token,
+    build,
     chameleon_7b,
+    config_of,
     initialise,
     model_costs,
 )
@@ -43,7 +45,7 @@ def test_flops_per_token_of_chameleon_7b():
 
 
 def alive_after_forward(config: ModelConfig, parallel: ParallelConfig, precision: str) -> int:
-    model = initialise(Decoder(config), 0).train()
+    model = initialise(build(config), 0).train()
     layout = Layout.alone()
     parallelise(model, layout, parallel, precision)
     ids = torch.randint(config.vocab_size, (ROWS, CONTEXT))
@@ -95,3 +97,17 @@ def test_tensor_parallelism_divides_activations_of_heads_and_hidden_units():
     )
     stream_and_norms = 2 * 64 * 4 + 2 * 64 * 2 + 3 * 64 * 2 + 2 * 4
     assert half - stream_and_norms == (whole - stream_and_norms) / 2
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_two_trunks_store_four_blocks_for_each_layer(checkpointing):
+    """With cross-attention after every layer; a cross block also stores its normalised memory."""
+    how = Execution(checkpointing=checkpointing, on_cpu=True)
+    values = configs.to_dict(SHAPE) | {"kind": "cross", "cross": {"interval": 1}}
+    shallow, deep = (config_of(values | {"n_layers": n}) for n in (2, 3))
+    assert deep.n_blocks - shallow.n_blocks == 4
+    parallel = ParallelConfig(activation_checkpointing=checkpointing)
+    more, less = (alive_after_forward(each, parallel, "float32") for each in (deep, shallow))
+    found = (more - less) / (ROWS * CONTEXT) / 4
+    bound = {"none": 0.1, "selective": 0.15, "full": 0.01}[checkpointing]
+    assert found == pytest.approx(block_bytes_per_token(deep, how), rel=bound)

@@ -375,3 +375,39 @@ def test_without_a_number_of_devices_it_takes_the_fewest() -> None:
     recipe = load_recipe(RECIPES / "chameleon_34b.toml")
     found = plan(recipe)
     assert found.gpus == recipe.parallel.shard * recipe.parallel.tensor > 1
+
+
+# ── merges ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_merges_of_a_recipe_are_compared(capsys):
+    options = ["--gpus", "64", "--set", "parallel.activation_checkpointing=full", "--merges"]
+    assert main(["plan", "chameleon_7b", *options, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    found = {each.pop("kind"): each for each in shown["merges"]}
+    assert list(found) == ["parent", "uniform", "width", "cross"]
+    parent, width, cross = (found[kind] for kind in ("parent", "width", "cross"))
+    assert found["uniform"] == parent
+    whole = plan(
+        load_recipe(RECIPES / "chameleon_7b.toml", ["parallel.activation_checkpointing=full"]),
+        gpus=64,
+    )
+    assert parent["parameters"] == whole.parameters
+    assert parent["flops_per_token"] == whole.flops_per_token
+    assert parent["memory_total"] == whole.memory_total
+    assert 3.8 < width["parameters"] / parent["parameters"] < 4
+    assert width["cache_bytes_per_token"] == 2 * parent["cache_bytes_per_token"]
+    assert cross["cache_bytes_per_token"] == 3 * parent["cache_bytes_per_token"]
+    for each in (width, cross):
+        assert each["memory_total"] > 1.9 * parent["memory_total"]
+    assert main(["plan", "chameleon_7b", *options]) == 0
+    assert capsys.readouterr().out.count("\n") == 7
+
+
+def test_merges_of_another_kind_of_model_are_not_planned(capsys, tmp_path):
+    text = (RECIPES / "quickstart.toml").read_text().replace("[model]", '[model]\nkind = "cross"')
+    (tmp_path / "r.toml").write_text(text.replace('preset = "tiny"', ""))
+    shape = ["d_model=32", "n_layers=2", "attention={ n_heads = 2 }", "feed_forward={ width = 8 }"]
+    sets = [part for each in shape for part in ("--set", f"model.{each}")]
+    assert main(["plan", str(tmp_path / "r.toml"), "--merges", *sets]) == 2
+    assert "is of kind 'cross'; leave --merges out." in capsys.readouterr().err

@@ -56,6 +56,8 @@ def build_workspace(folder: Path) -> None:
     shutil.copytree(trained, folder / "runs" / "drawings_tokenizer")
     for name, target in {
         "BUNDLE": "runs/quickstart/bundle",
+        "TEXT": "runs/quickstart",
+        "IMAGE": "runs/quickstart/bundle",
         "RUN": "runs/quickstart",
         "TOKENIZER": "runs/quickstart/image_tokenizer/final",
         "DATA": "photos",

@@ -13,12 +13,20 @@ from unittest.mock import patch
 
 import torch
 from own_objectives import PreferenceConfig
-from shapes import decoder_config
 
 from pardalis.adapters import DoRAConfig, LoRAConfig, install, row_ids, start
 from pardalis.batch import Batch
 from pardalis.errors import ConfigError
-from pardalis.model import Decoder, add_auxiliary_loss, init, initialise
+from pardalis.model import (
+    Decoder,
+    LanguageModel,
+    add_auxiliary_loss,
+    build,
+    config_of,
+    init,
+    initialise,
+)
+from pardalis.model.config import from_flat
 from pardalis.parallel import (
     Layout,
     ParallelConfig,
@@ -62,6 +70,13 @@ OTHER_LAYERS = {
     "position": {"kind": "learned"},
 }
 TIED = {"tie_embeddings": True}
+# What merges make: two trunks, and a decoder whose halves are normalised apart.
+CROSS = {"kind": "cross", "cross": {"interval": 1}}
+WIDE = {
+    "norm": {"groups": 2},
+    "attention": {"qk_norm": {"kind": "rms_norm", "groups": 2}},
+    "embedding": {"norm": True},
+}
 REORDERED = {"norm_placement": "reordered", "embedding_norm": True}
 
 CASES = {
@@ -80,6 +95,13 @@ CASES = {
         "shard_tied": Case({"shard": 2}, TIED, {"statistics_every": 2, "accumulation_steps": 2}),
         "tensor_tied": Case({"tensor": 2}, TIED),
         "tensor_tied_preference": Case({"tensor": 2}, TIED | {"init_std": 0.1}, preference=True),
+        "shard_cross": Case(
+            {"activation_checkpointing": "selective"},
+            CROSS | GROUPED,
+            {"statistics_every": 2, "accumulation_steps": 2},
+        ),
+        "tensor_cross": Case({"tensor": 2}, CROSS | OTHER_LAYERS),
+        "tensor_wide": Case({"tensor": 2}, WIDE | GROUPED),
         "bfloat16": Case({"shard": 2}, training={"precision": "bfloat16"}),
         "tensor_statistics": Case({"tensor": 2}, {"qk_norm_groups": 1}, {"statistics_every": 2}),
         "shard_preference": Case(
@@ -192,9 +214,9 @@ def task(case: Case, layout: Layout, parallel: ParallelConfig) -> DecoderTask:
         **case.training,
     )
 
-    def model_of(seed: int) -> Decoder:
+    def model_of(seed: int) -> LanguageModel:
         with torch.device("meta"):
-            model = Decoder(decoder_config(**shape | case.model))
+            model = build(config_of(from_flat(shape | case.model)))
         if case.adapter is not None:
             is_narrow = layout.mesh is not None and config.precision == "bfloat16"
             vectors = torch.bfloat16 if is_narrow else torch.float32

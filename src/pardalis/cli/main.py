@@ -26,6 +26,7 @@ from pardalis.cli import (
     evaluate,
     generate,
     init,
+    merge,
     plan,
     quickstart,
     score,
@@ -262,6 +263,6 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, serve, score, evaluate, study, convert, adapter, show):
+    for module in (generate, chat, serve, score, evaluate, study, convert, adapter, merge, show):
         module.add(commands)
     return parser

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from pardalis.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pardalis.pipeline.plan import RunPlan
+    from pardalis.pipeline.plan import MergePlan, RunPlan
 
 _DESCRIPTION = """\
 Estimate the training of a recipe's decoder: parameters, FLOPs per token, memory of a rank, the
@@ -25,6 +25,10 @@ largest micro-batch that fits, speed, time and cost. Nothing is trained or alloc
   pardalis plan chameleon_7b --gpus 64 --device h200
   pardalis plan chameleon_34b --gpus 256 --device a100 --price 2
   pardalis plan my-recipe.toml --device cpu --set parallel.activation_checkpointing=full
+
+With --merges it compares what two models of the recipe's shape cost after each kind of merge:
+
+  pardalis plan chameleon_7b --gpus 64 --merges
 
 Devices: a100, h100, h200, b200, l40s, rtx4090, mi300x, and cpu for this machine. Speed follows from
 --utilisation, the model FLOPs utilisation (MFU): the fraction of the device's peak rate in dense
@@ -43,6 +47,9 @@ def add(commands: Commands) -> None:
         "--utilisation", type=float, default=0.4, metavar="U", help="MFU (default: 0.4)"
     )
     parser.add_argument("--price", type=float, metavar="P", help="price of one device for an hour")
+    parser.add_argument(
+        "--merges", action="store_true", help="compare merges of two such models (docs/merge.md)"
+    )
     set_run(parser, _plan)
 
 
@@ -51,11 +58,17 @@ def _plan(options: argparse.Namespace) -> None:
 
     from pardalis.pipeline import load_recipe
     from pardalis.pipeline.chain import with_bundle
-    from pardalis.pipeline.plan import plan
+    from pardalis.pipeline.plan import merge_plans, plan
 
     recipe = load_recipe(options.recipe, options.set)
+    recipe = with_bundle(recipe, Path("runs") / recipe.name)
+    if options.merges:
+        merges = merge_plans(recipe, gpus=options.gpus, device=options.device)
+        shown = {"recipe": recipe.name, "merges": [asdict(each) for each in merges]}
+        print_result(options, shown, *_merge_lines(merges))
+        return
     made = plan(
-        with_bundle(recipe, Path("runs") / recipe.name),
+        recipe,
         gpus=options.gpus,
         device=options.device,
         utilisation=options.utilisation,
@@ -104,6 +117,19 @@ def _lines(plan: "RunPlan") -> Iterator[str]:
         yield _fact("cost", f"{plan.cost:,.2f}")
     for warning in plan.warnings:
         yield f"\n! {warning}"
+
+
+def _merge_lines(merges: "Sequence[MergePlan]") -> Iterator[str]:
+    from pardalis.pipeline.plan import gib
+
+    yield f"{'':<10}{'parameters':>18}{'FLOP per token':>16}{'cache, KiB':>12}{'rank, GiB':>11}"
+    for each in merges:
+        work, cache = _short(float(each.flops_per_token)), each.cache_bytes_per_token / 2**10
+        yield (
+            f"{each.kind:<10}{each.parameters:>18,}{work:>16}{cache:>12,.0f}"
+            f"{gib(each.memory_total):>11}"
+        )
+    yield "\nFLOP: forward and backward; cache: of a token, in float32; rank: memory in training"
 
 
 def _fact(name: str, value: str) -> str:

@@ -25,7 +25,7 @@ from pardalis.config import shown
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.files import write_text
 from pardalis.interop.tensors import LazyTensor, Tensors, open_tensors, write_safetensors
-from pardalis.model import Decoder, ModelConfig, RoPEConfig
+from pardalis.model import ModelConfig, RoPEConfig, build
 from pardalis.tokens import TextTokenizer, Vocabulary, with_template_end
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 from pardalis.weights import Shapes, check_shapes
@@ -122,10 +122,10 @@ def _ending_turns(model: ForeignModel) -> Vocabulary:
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a decoder by its name in :mod:`pardalis.model`."""
+def decoder_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a model by its name in :mod:`pardalis.model`."""
     with torch.device("meta"):
-        return {name: tuple(t.shape) for name, t in Decoder(config).state_dict().items()}
+        return {name: tuple(t.shape) for name, t in build(config).state_dict().items()}
 
 
 def image_tokenizer_shapes(config: ImageTokenizerConfig) -> dict[str, tuple[int, ...]]:
@@ -198,6 +198,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "attention.qk_norm.kind": ("none", "layer_norm"),
     "feed_forward.kind": ("swiglu",),
     "norm.kind": ("rms_norm",),
+    "norm.groups": (1,),
     "position.kind": ("rope",),
     "residual.placement": ("pre", "reordered"),
     "residual.skip": (1.0,),

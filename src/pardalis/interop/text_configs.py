@@ -133,6 +133,7 @@ def unheld_by_text(config: Any) -> list[str]:
     return reasons({
         "model.attention.qk_norm.over is 'heads' (needed: 'head')":
             has_norm and qk_norm.over != "head",
+        "model.attention.qk_norm.groups is more than 1": has_norm and qk_norm.groups > 1,
         f"model.attention.qk_norm.eps is not model.norm.eps, {eps}":
             has_norm and qk_norm.eps != eps,
         "model.attention.bias is 'qkv' (needed with attention.qk_norm: 'none' or 'all')":

@@ -26,9 +26,10 @@ from pardalis.model.costs import (
     model_costs,
     recomputed_bytes_per_token,
 )
+from pardalis.model.cross import CrossAttentionConfig, CrossConfig, CrossModel, CrossShape
 from pardalis.model.decoder import Decoder
 from pardalis.model.feed_forward import FEED_FORWARDS, MLPConfig, SwiGLUConfig
-from pardalis.model.init import initialise
+from pardalis.model.init import initial_values, initialise
 from pardalis.model.kinds import MODELS, ModelKind, build, config_of, shape_of
 from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec, TiedHead
 from pardalis.model.masks import Mask, attention_mask, document_mask, masks_as_tensors

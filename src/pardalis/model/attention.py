@@ -117,5 +117,5 @@ def _qk_norm(config: QKNormConfig, d_head: int, n_heads: int) -> nn.Module:
     if isinstance(config, QKLayerNormConfig):
         return HeadNorm(d_head, config.groups or n_heads, config.eps)
     if config.over == "head":
-        return HeadRMSNorm(d_head, config.eps)
-    return WholeRMSNorm(d_head, n_heads, config.eps)
+        return HeadRMSNorm(d_head, config.groups, config.eps)
+    return WholeRMSNorm(d_head, n_heads, config.groups, config.eps)

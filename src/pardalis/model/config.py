@@ -60,10 +60,11 @@ class QKRMSNormConfig:
 
     kind: Literal["rms_norm"] = "rms_norm"
     over: Literal["head", "heads"] = "head"
+    groups: int = 1  # of heads: each has a scale of its own, or is normalised by itself
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_at_least(self, eps=0)
+        check_at_least(self, groups=1, eps=0)
         check_finite(self, "eps")
 
 
@@ -128,8 +129,8 @@ class ResidualConfig:
 class EmbeddingConfig:
     """What happens to the embeddings of tokens before the first block."""
 
-    # RMSNorm without a scale, so that embeddings enter the residual stream at the size of a
-    # normalised branch, whatever the learning rate makes of the table.
+    # RMSNorm without a scale, in the groups of model.norm, so that embeddings enter the residual
+    # stream at the size of a normalised branch, whatever the learning rate makes of the table.
     norm: bool = False
     scale: float = 1.0  # Gemma has sqrt(d_model)
 
@@ -173,6 +174,10 @@ class ModelShape:
     def __post_init__(self) -> None:
         check_at_least(self, d_model=1, n_layers=1)
         check_at_most(self, d_model=2**20, n_layers=2**12)
+        if self.d_model % self.norm.groups:
+            raise ConfigError(
+                f"norm.groups ({self.norm.groups}) must divide d_model ({self.d_model})."
+            )
         n_heads = self.attention.n_heads
         if self.attention.d_head is None and self.d_model % n_heads:
             raise ConfigError(
@@ -190,6 +195,11 @@ class ModelShape:
     def d_head(self) -> int:
         """Width of a head."""
         return self.attention.d_head or self.d_model // self.attention.n_heads
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of a forward pass, which are sharded and recomputed one by one."""
+        return self.n_layers
 
     @property
     def summary(self) -> str:

@@ -9,7 +9,6 @@ tied to the embedding, as in small models, where the two would be most of the pa
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from pardalis.model.attention import Attention, LayerKVCache
 from pardalis.model.config import ModelConfig, ModelShape
 from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec, TiedHead
 from pardalis.model.masks import Mask
+from pardalis.model.norms import grouped_rms_norm
 from pardalis.model.positions import LearnedPositions, RoPE, RoPEConfig, Rotation
 
 
@@ -91,6 +91,19 @@ class Trunk(nn.Module):
         return output
 
 
+def embed(
+    embedded: Float[Tensor, "B T D"], config: ModelShape, soft: Soft | None = None
+) -> Float[Tensor, "B T D"]:
+    """Return embeddings of tokens as the first block reads them, but for learned positions."""
+    if config.embedding.scale != 1:
+        embedded = embedded * config.embedding.scale
+    if soft is not None:
+        embedded = soft.put_into(embedded)
+    if config.embedding.norm:
+        embedded = grouped_rms_norm(embedded, config.norm.groups, config.norm.eps)
+    return embedded
+
+
 class Decoder(LanguageModel):
     """embedding → trunk → head.
 
@@ -116,16 +129,7 @@ class Decoder(LanguageModel):
 
     def embed(self, ids: Int[Tensor, "B T"], soft: Soft | None = None) -> Float[Tensor, "B T D"]:
         """Return what the first block reads, but for learned positions."""
-        embedding = self.config.embedding
-        embedded: Tensor = self.embedding(ids)
-        if embedding.scale != 1:
-            embedded = embedded * embedding.scale
-        if soft is not None:
-            embedded = soft.put_into(embedded)
-        if embedding.norm:
-            eps = self.config.norm.eps
-            embedded = F.rms_norm(embedded, embedded.shape[-1:], eps=eps)
-        return embedded
+        return embed(self.embedding(ids), self.config, soft)
 
     def hidden(
         self,

@@ -1,13 +1,14 @@
 """The initial values of all parameters."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pardalis.model.language_model import LanguageModel
 from pardalis.parallel import held_indices, local_part
-from pardalis.parameters import specs_of
+from pardalis.parameters import ParameterSpec, specs_of
 from pardalis.seeds import derive
 
 # Values that one generator draws, so that a rank draws little beyond its part of a large matrix.
@@ -30,24 +31,31 @@ def initialise(model: LanguageModel, seed: int) -> LanguageModel:
     Raises:
         ConfigError: a parameter has no line in the table, or two.
     """
-    config, specs = model.config, specs_of(model)
+    specs = specs_of(model)
     for name, parameter in model.named_parameters():
-        init = specs[name].init
-        if parameter.is_meta:
-            continue
-        outputs = config.init.outputs if init == "output" else "same"
-        if init == "zeros" or outputs == "zero":
-            nn.init.zeros_(parameter)
-        elif init == "ones":
-            nn.init.ones_(parameter)
-        else:
-            std = config.init.std
-            if init == "position" and config.init.positions is not None:
-                std = config.init.positions
-            if outputs == "by_depth":
-                std /= math.sqrt(2 * config.n_layers)
-            _draw(parameter, std, derive(seed, "init", name))
+        if not parameter.is_meta:
+            initial_values(parameter, name, specs[name], model.config, seed)
     return model
+
+
+@torch.no_grad()
+def initial_values(
+    parameter: Tensor, name: str, spec: ParameterSpec, config: Any, seed: int
+) -> Tensor:
+    """Fill one parameter of a model as :func:`initialise` does, in place; return it."""
+    outputs = config.init.outputs if spec.init == "output" else "same"
+    if spec.init == "zeros" or outputs == "zero":
+        nn.init.zeros_(parameter)
+    elif spec.init == "ones":
+        nn.init.ones_(parameter)
+    else:
+        std = config.init.std
+        if spec.init == "position" and config.init.positions is not None:
+            std = config.init.positions
+        if outputs == "by_depth":
+            std /= math.sqrt(2 * config.n_layers)
+        _draw(parameter, std, derive(seed, "init", name))
+    return parameter
 
 
 def _draw(parameter: Tensor, std: float, seed: int) -> None:

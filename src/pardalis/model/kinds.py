@@ -7,6 +7,7 @@ from typing import Any
 from pardalis import config as configs
 from pardalis.errors import ConfigError
 from pardalis.model.config import PRESETS, ModelShape, from_flat
+from pardalis.model.cross import CrossModel, CrossShape
 from pardalis.model.decoder import Decoder
 from pardalis.model.language_model import LanguageModel
 
@@ -31,6 +32,7 @@ class ModelKind:
 
 MODELS: dict[str, ModelKind] = {
     "decoder": ModelKind(ModelShape, Decoder, PRESETS, from_flat),
+    "cross": ModelKind(CrossShape, CrossModel),
 }
 
 

@@ -19,13 +19,16 @@ class RMSNormConfig:
 
     kind: Literal["rms_norm"] = "rms_norm"
     eps: float = 1e-5
+    groups: int = 1  # of channels, each normalised by itself: one for each parent of a wide model
 
     def __post_init__(self) -> None:
-        check_at_least(self, eps=0)
+        check_at_least(self, eps=0, groups=1)
         check_finite(self, "eps")
 
     def build(self, width: int) -> nn.Module:
         """Return the norm of vectors of a width."""
+        if self.groups > 1:
+            return GroupedRMSNorm(width, self.groups, self.eps)
         return nn.RMSNorm(width, eps=self.eps)
 
 
@@ -36,18 +39,58 @@ class LayerNormConfig:
     kind: Literal["layer_norm"] = "layer_norm"
     eps: float = 1e-5
     parameters: Literal["scale_and_shift", "scale", "none"] = "scale_and_shift"
+    groups: int = 1  # as in RMSNormConfig
 
     def __post_init__(self) -> None:
-        check_at_least(self, eps=0)
+        check_at_least(self, eps=0, groups=1)
         check_finite(self, "eps")
 
     def build(self, width: int) -> nn.Module:
         """Return the norm of vectors of a width."""
         affine, shift = self.parameters != "none", self.parameters == "scale_and_shift"
+        if self.groups > 1:
+            return GroupedLayerNorm(width, self.groups, self.eps, affine, shift)
         return nn.LayerNorm(width, eps=self.eps, elementwise_affine=affine, bias=shift)
 
 
 NormConfig = RMSNormConfig | LayerNormConfig
+
+
+def grouped_rms_norm(
+    x: Float[Tensor, "*batch D"], groups: int, eps: float
+) -> Float[Tensor, "*batch D"]:
+    """Divide each of several groups of channels by its root mean square."""
+    parts = torch.unflatten(x, -1, (groups, -1))
+    return F.rms_norm(parts, parts.shape[-1:], eps=eps).flatten(-2)
+
+
+class GroupedRMSNorm(nn.Module):
+    """RMSNorm of each group of channels by itself, with a scale for each channel."""
+
+    def __init__(self, width: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        return grouped_rms_norm(x, self.groups, self.eps) * self.weight
+
+
+class GroupedLayerNorm(nn.Module):
+    """LayerNorm of each group of channels by itself, with what LayerNorm has for each channel."""
+
+    def __init__(self, width: int, groups: int, eps: float, affine: bool, shift: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width)) if affine else None
+        self.bias = nn.Parameter(torch.empty(width)) if shift else None
+        self.groups, self.eps = groups, eps
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        parts = torch.unflatten(x, -1, (self.groups, -1))
+        normed = F.layer_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2)
+        if self.weight is not None:
+            normed = normed * self.weight
+        return normed if self.bias is None else normed + self.bias
 
 
 class HeadNorm(nn.Module):
@@ -70,11 +113,14 @@ class HeadNorm(nn.Module):
 
 
 class HeadRMSNorm(nn.Module):
-    """QK-norm: RMSNorm over each head, with one scale for all heads (Qwen3, arXiv 2505.09388)."""
+    """QK-norm: RMSNorm over each head, with a scale for each group of heads.
 
-    def __init__(self, d_head: int, eps: float) -> None:
+    Qwen3 (arXiv 2505.09388) has one group.
+    """
+
+    def __init__(self, d_head: int, n_groups: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, d_head))
+        self.weight = nn.Parameter(torch.empty(n_groups, d_head))
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
@@ -83,18 +129,23 @@ class HeadRMSNorm(nn.Module):
 
 
 class WholeRMSNorm(nn.Module):
-    """QK-norm: RMSNorm over all heads at once, with a scale per channel (OLMo-2, arXiv 2501.00656).
+    """QK-norm: RMSNorm over all heads of a group at once, with a scale per channel.
 
-    It cannot be divided among tensor-parallel ranks, which hold some of the heads each.
+    OLMo-2 (arXiv 2501.00656) has one group. It cannot be divided among tensor-parallel ranks, which
+    hold some of the heads each.
     """
 
-    def __init__(self, d_head: int, n_heads: int, eps: float) -> None:
+    def __init__(self, d_head: int, n_heads: int, n_groups: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_heads, d_head))
-        self.eps = eps
+        self.n_groups, self.eps = n_groups, eps
 
     def forward(self, x: Float[Tensor, "B T N H"]) -> Float[Tensor, "B T N H"]:
-        return F.rms_norm(x, x.shape[-2:], self.weight, eps=self.eps)
+        if self.n_groups == 1:
+            return F.rms_norm(x, x.shape[-2:], self.weight, eps=self.eps)
+        grouped = torch.unflatten(x, -2, (self.n_groups, -1))
+        normed = F.rms_norm(grouped, grouped.shape[-2:], eps=self.eps)
+        return normed.flatten(-3, -2) * self.weight
 
 
 class _PairNorm(nn.Module):

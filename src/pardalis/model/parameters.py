@@ -14,7 +14,7 @@ _NORM = r"(?![qk]_norm)(\w+_)?norm\."
 
 PARAMETERS = [
     ParameterSpec(r"embedding\.weight", "embedding", "normal", split="vocabulary"),
-    ParameterSpec(r"position_embedding\.weight", "embedding", "position"),
+    ParameterSpec(r"(\w+_)?position_embedding\.weight", "embedding", "position"),
     ParameterSpec(
         rf"{_ATTENTION}[qkv]_proj\.weight", "attention", "normal", decays=True, split="outputs"
     ),
@@ -37,5 +37,6 @@ PARAMETERS = [
     ParameterSpec(rf"{_ATTENTION}[qk]_norm\.bias", "norms", "zeros", split="heads"),
     ParameterSpec(rf"{_NORM}weight", "norms", "ones"),
     ParameterSpec(rf"{_NORM}bias", "norms", "zeros"),
+    ParameterSpec(r"combine\.weight", "head", "normal", decays=True),
     ParameterSpec(r"head\.weight", "head", "normal", decays=True, split="vocabulary"),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 from pardalis.parameters import Split, specs_of
 
 # Modules that are each sharded, recomputed and compiled as one unit.
-UNITS = r"(?:.*\.)?blocks\.\d+"
+UNITS = r"(?:.*[._])?blocks\.\d+"
 
 # Modules whose output leaves the model.
 OUTPUTS = r"(?:.*[._])?trunk"

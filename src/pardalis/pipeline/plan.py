@@ -8,7 +8,7 @@ what the framework adds.
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from pardalis import bundle as bundles
 from pardalis.adapters import install, row_ids
 from pardalis.errors import ConfigError
+from pardalis.fusion import CrossMergeConfig, UniformConfig, WidthConfig
 from pardalis.model import (
     Execution,
     ModelConfig,
@@ -157,7 +158,7 @@ def _frozen_bytes(counts: ModelCosts, adapter: Trained) -> int:
 
 def _activations(setting: Setting, rows: int) -> int:
     model, how = setting.model, setting.execution()
-    per_token = model.n_layers * block_bytes_per_token(model, how)
+    per_token = model.n_blocks * block_bytes_per_token(model, how)
     per_token += recomputed_bytes_per_token(model, how)
     # The final norm's input and output; cosines and sines; ids, targets, positions, documents.
     copies = 2 if how.on_cpu else 1
@@ -192,12 +193,12 @@ def _buffers(setting: Setting, counts: ModelCosts, per_group: int) -> int:
     inside = per_group - root
     if setting.adapter is not None and setting.ranks == 1:  # a frozen matrix is rounded by itself
         is_rounded = setting.adapter.inside_bytes != size
-        return size * (is_rounded * inside // setting.model.n_layers + counts.parts["head"])
+        return size * (is_rounded * inside // setting.model.n_blocks + counts.parts["head"])
     if setting.uses_autocast:
         return size * (inside + counts.head_parameters)
     if setting.ranks == 1:
         return 0
-    block = inside // setting.model.n_layers
+    block = inside // setting.model.n_blocks
     # Embedding and head stay gathered. So do all blocks if they are not sharded, otherwise the
     # current block and the next one. The gradients of a block are whole until their float32 sum.
     gathered = root + (inside if setting.shards == 1 else min(2 * block, inside))
@@ -274,26 +275,12 @@ def plan(
             is out of range, or the device is unknown.
         BundleError: the recipe names a trained image tokenizer or a bundle that is not there.
     """
-    if gpus is None:
-        gpus = max(1, recipe.parallel.shard) * recipe.parallel.tensor
-    if gpus < 1:
-        raise ConfigError(f"`gpus` must be at least 1, got {gpus}.")
     if not 0 < utilisation <= 1:
         raise ConfigError(f"`utilisation` must lie in (0, 1], got {utilisation}.")
     if price is not None and not 0 <= price < math.inf:
         raise ConfigError(f"`price` must be 0 or more, got {price}.")
-    if not recipe.has_model:
-        raise ConfigError(f"Recipe {recipe.name!r} trains no model, so there is nothing to plan.")
-    described = recipe.model_run
-    accelerator = find_accelerator(device)
-    setting = Setting(
-        model=planned_model(recipe),
-        training=described.training,
-        parallel=recipe.parallel,
-        ranks=gpus,
-        on_cpu=device == "cpu",
-        adapter=planned_adapter(recipe),
-    )
+    setting = setting_of(recipe, gpus, device)
+    described, accelerator, gpus = recipe.model_run, find_accelerator(device), setting.ranks
     counts, usable = model_costs(setting.model), int(_USABLE * accelerator.memory)
     memory = memory_of(setting, counts, setting.micro_rows)
     work = _flops_per_token(setting, counts)
@@ -332,12 +319,76 @@ def plan(
     )
 
 
+def setting_of(recipe: Recipe, gpus: int | None, device: str) -> Setting:
+    """Return what decides the memory of a recipe's ranks; arguments and errors as :func:`plan`."""
+    if gpus is None:
+        gpus = max(1, recipe.parallel.shard) * recipe.parallel.tensor
+    if gpus < 1:
+        raise ConfigError(f"`gpus` must be at least 1, got {gpus}.")
+    if not recipe.has_model:
+        raise ConfigError(f"Recipe {recipe.name!r} trains no model, so there is nothing to plan.")
+    return Setting(
+        model=planned_model(recipe),
+        training=recipe.model_run.training,
+        parallel=recipe.parallel,
+        ranks=gpus,
+        on_cpu=device == "cpu",
+        adapter=planned_adapter(recipe),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergePlan:
+    """What training and decoding cost after a kind of merge."""
+
+    kind: str
+    parameters: int
+    flops_per_token: int  # forward and backward
+    cache_bytes_per_token: int  # keys and values of all layers, in float32
+    memory_total: int  # of a rank in training
+
+
+def merge_plans(
+    recipe: Recipe, *, gpus: int | None = None, device: str = "h200"
+) -> list[MergePlan]:
+    """Return the costs of merging two models of a recipe's shape, by kinds with their defaults.
+
+    The first line, ``parent``, is that of one such model. Arguments are those of :func:`plan`.
+
+    Raises:
+        ConfigError: as :func:`plan`, or the model is no decoder.
+        BundleError: as :func:`plan`.
+    """
+    setting = setting_of(recipe, gpus, device)
+    if setting.model.kind != "decoder":
+        raise ConfigError(
+            f"merges are planned for a recipe of a decoder, and that of {recipe.name!r} is of kind "
+            f"{setting.model.kind!r}; leave `merges` out."
+        )
+    shapes = {"parent": setting.model} | {
+        how.kind: how.config_of(setting.model)
+        for how in (UniformConfig(), WidthConfig(), CrossMergeConfig())
+    }
+    return [_merge_plan(kind, replace(setting, model=model)) for kind, model in shapes.items()]
+
+
+def _merge_plan(kind: str, setting: Setting) -> MergePlan:
+    counts = model_costs(setting.model)
+    return MergePlan(
+        kind=kind,
+        parameters=counts.parameters,
+        flops_per_token=counts.train_flops_per_token,
+        cache_bytes_per_token=counts.cache_bytes_per_token,
+        memory_total=memory_of(setting, counts, setting.micro_rows).total,
+    )
+
+
 def planned_model(recipe: Recipe) -> Any:
     """Return the shape of the decoder over the recipe's rows; no tokenizer need be trained."""
     described = recipe.model_run
     row_tokens = described.prepare.row_tokens
     if isinstance(described.model, GivenModel):
-        return dataclasses.replace(start_config(described.model, row_tokens), context=row_tokens)
+        return replace(start_config(described.model, row_tokens), context=row_tokens)
     return described.model.sized(planned_vocabulary(recipe).size, row_tokens)
 
 
@@ -364,7 +415,7 @@ def _flops_per_token(setting: Setting, counts: ModelCosts) -> int:
     if setting.adapter is None:
         return counts.train_flops_per_token
     model = setting.model
-    attention = model.n_layers * model.attention.n_heads * model.d_head * model.context
+    attention = model.n_blocks * model.attention.n_heads * model.d_head * model.context
     matrices = counts.train_flops_per_token // 6 - attention
     return counts.train_flops_per_token - 2 * matrices + 6 * setting.adapter.parameters
 
@@ -451,9 +502,9 @@ def _changes(setting: Setting) -> Iterator[_Change]:
 
 
 def _can_split(setting: Setting, tensor: int) -> bool:
-    parallel = dataclasses.replace(setting.parallel, tensor=tensor)
+    parallel = replace(setting.parallel, tensor=tensor)
     try:
-        dataclasses.replace(setting, parallel=parallel)
+        replace(setting, parallel=parallel)
     except ConfigError:
         return False
     return True
@@ -461,8 +512,8 @@ def _can_split(setting: Setting, tensor: int) -> bool:
 
 def _changed(setting: Setting, changes: Iterable[_Change]) -> Setting:
     for table, key, value in changes:
-        changed = dataclasses.replace(getattr(setting, table), **{key: value})
-        setting = dataclasses.replace(setting, **{table: changed})
+        changed = replace(getattr(setting, table), **{key: value})
+        setting = replace(setting, **{table: changed})
     return setting
 
 
