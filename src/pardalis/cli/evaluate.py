@@ -14,6 +14,7 @@ from pardalis.cli.common import (
     print_result,
     set_run,
 )
+from pardalis.cli.retrieval import add_retriever, chosen_retriever
 
 _DESCRIPTION = """\
 Score what the model of a finished run generates, for each of its training and held-out sources:
@@ -29,6 +30,11 @@ conversation the last turn of the assistant is expected, text and images in its 
 such as "a flat drawing of a deer": the label of generated images is tested by a linear probe,
 scores are split by it, and grid.png shows concepts with all labels. sources.json holds every
 number.
+
+  pardalis evaluate RUN -o scores.2 --retrieve RUN/retrieval/index --documents 2
+
+puts documents of an index before each prompt. What training has seen is in the index of its run, so
+only the scores of held-out sources tell anything then.
 """
 
 
@@ -52,6 +58,7 @@ def add(commands: Commands) -> None:
         "--temperature", type=float, metavar="T", help="of images (default: as in the recipe)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and samples")
+    add_retriever(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     set_run(parser, _run)
 
@@ -80,6 +87,7 @@ def _run(options: argparse.Namespace) -> None:
         SourcesConfig(**given),
         options.device,
         bundle_folder(options.bundle) if options.bundle else None,
+        chosen_retriever(options),
     )
     print_result(options, result, *_lines(result), str(options.output))
 

@@ -23,6 +23,7 @@ from pardalis.cli.common import (
     set_run,
     shown,
 )
+from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig, option_help
 
@@ -93,6 +94,7 @@ def add(commands: Commands) -> None:
         "the first one is used, unless a line of the prompts names another one or null as its "
         '"adapter"; may be repeated',
     )
+    add_retriever(parser.add_argument_group("what is retrieved"))
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(group)
@@ -167,7 +169,7 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         raise RequestError("--logprobs adds to what --json prints; give --json too.")
     parts = [_part(text) for text in options.prompt]
     bundle = load(options.bundle, options.device, chosen_dtype(options))
-    request = to_request(bundle, parts, config)
+    request = to_request(bundle, parts, config, retriever=chosen_retriever(options))
     engine_config = _engine_config(engine_config_for([request]), options)
     with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
         completion = engine.submit_request(request)
@@ -175,18 +177,11 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
             _print_stream(completion)
         document = completion.wait()
     if options.json:
-        out = str(options.out) if options.out else None
-        result = {
-            "completion": _json_segments(document),
-            "reason": document.reason,
-            "usage": asdict(document.usage),
-            "out": out,
-        }
-        if config.logprobs:
-            result["logprobs"] = [asdict(token) for token in completion.log_probs]
-        print_result(options, result)
+        print_result(options, _result(document, options))
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
+    if not options.json:
+        _report_retrieved(document)
     if document.truncated:
         _report_truncation(document, bundle.model.context)
     if document.images and options.out is None and not options.json:
@@ -194,6 +189,28 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
     if options.out is not None:
         prompt = to_document(parts, "user" if config.chat else None)
         _write(Document((*prompt.segments, *document.segments)), document, options.out)
+
+
+def _result(response: "Response", options: argparse.Namespace) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    result = {
+        "completion": _json_segments(response),
+        "reason": response.reason,
+        "usage": asdict(response.usage),
+        "out": str(options.out) if options.out else None,
+    }
+    if options.logprobs:
+        result["logprobs"] = [asdict(token) for token in response.log_probs]
+    if options.retrieve is not None:
+        result["retrieved"] = [asdict(each) for each in response.retrieved]
+    return result
+
+
+def _report_retrieved(response: "Response") -> None:
+    for each in response.retrieved:
+        logger.info(
+            "Retrieved by %s, score %.2f: %s (%s).", each.by, each.score, each.name, each.source
+        )
 
 
 def _report_truncation(response: "Response", context: int) -> None:
@@ -224,7 +241,9 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
     # No client waits for a single prompt of a file, so preemption gains nothing.
     engine_config = EngineConfig(quantum_steps=bundle.model.config.context)
     engine_config = _engine_config(engine_config, options)
-    with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
+    retriever = chosen_retriever(options)
+    adapters = chosen_adapters(options)
+    with Engine(bundle, engine_config, adapters=adapters, retriever=retriever) as engine:
         file = PromptFile(engine, options.prompts, options.out, config, bundle_path=path)
         summary = file.run()
     print_result(

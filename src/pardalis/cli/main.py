@@ -30,6 +30,7 @@ from pardalis.cli import (
     init,
     plan,
     quickstart,
+    retrieval,
     score,
     serve,
     show,
@@ -279,6 +280,17 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, serve, score, evaluate, study, convert, adapter, show):
+    for module in (
+        retrieval,
+        generate,
+        chat,
+        serve,
+        score,
+        evaluate,
+        study,
+        convert,
+        adapter,
+        show,
+    ):
         module.add(commands)
     return parser

@@ -7,6 +7,7 @@ from pardalis.documents.notebook import document_html, escaped
 from pardalis.inference.events import Usage
 from pardalis.inference.log_probs import TokenLogProb
 from pardalis.inference.token_loop import FinishReason
+from pardalis.retrieval import Retrieved
 
 _SHOWN = 60  # characters of text in __repr__
 
@@ -21,6 +22,7 @@ class Response(Document):
     reason: FinishReason  # as docs/generate.md lists them
     usage: Usage
     log_probs: tuple[TokenLogProb, ...] = ()  # of all its tokens, if they were asked for
+    retrieved: tuple[Retrieved, ...] = ()  # documents that stood before the prompt, the best first
 
     @property
     def truncated(self) -> bool:
