@@ -33,6 +33,12 @@ from pardalis.errors import ConfigError
         (["export", "none", "-o", "hf", "--to", "hf"], 4, "No bundle at none"),
         (["export", ".", "-o", "hf", "--to", "hf"], 2, "hf is, holds or lies in the source"),
         (["tokenizer", "import-image", "none.ckpt", "-o", "vq"], 4, "none.ckpt is missing"),
+        (["retrieval", "search", "none", "owl"], 3, "none does not exist; build an index there"),
+        (["retrieval", "search", "none"], 6, "A text or --image is needed to search by"),
+        (["retrieval", "search", "none", "a", "--out", "a.html"], 6, "give --bundle too"),
+        (["retrieval", "build", "none", "-o", "index"], 2, "--codec is missing: none is no run"),
+        (["retrieval", "build", ".", "-o", ".."], 2, "holds no index.json, so it is not replaced"),
+        (["generate", "none", "owl", "--documents", "1"], 4, "No bundle at none"),
         (["generate", "none", "none.png"], 6, "No image at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],

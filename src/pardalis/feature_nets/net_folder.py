@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from pardalis.config import check_above, check_at_most, check_types
+from pardalis import config as configs
+from pardalis.config import check_above, check_at_most
 from pardalis.errors import BundleError, ConfigError
 from pardalis.feature_nets.files import fitted, read_tensors
 from pardalis.files import parse_json, read_json, read_text
@@ -34,7 +35,6 @@ def read_description(folder: Path, model_type: str) -> dict[str, Any]:
 
 def check_shape(shape: Any) -> None:
     """Raise ConfigError unless the numbers of a shape are those of a net that can be built."""
-    check_types(shape)
     numbers = [each.name for each in fields(shape) if isinstance(getattr(shape, each.name), int)]
     check_above(shape, **dict.fromkeys(numbers, 0))
     check_at_most(shape, **dict.fromkeys(numbers, _MOST))
@@ -45,9 +45,11 @@ def check_shape(shape: Any) -> None:
 
 def shape_from(cls: type[Any], values: dict[str, Any], path: Path) -> Any:
     """Return a shape from the values of a ``config.json``; raises BundleError."""
+    known = {each.name for each in fields(cls)}
     try:
-        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
-    except (ConfigError, TypeError) as error:
+        found = {name: value for name, value in values.items() if name in known}
+        return configs.from_dict(cls, found)
+    except ConfigError as error:
         raise BundleError(f"{path} does not describe the net: {error}") from error
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -39,6 +39,7 @@ _PIXELS = 224
 _BATCH = 4  # images; fits the CPU's cache
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """What gives texts and images vectors.
 
@@ -62,6 +63,7 @@ class Embedder(Protocol):
         ...
 
 
+@runtime_checkable
 class EmbedderConfig(Protocol):
     """The config of a kind of embedder."""
 

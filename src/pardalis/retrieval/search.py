@@ -1,7 +1,7 @@
 """Finding the vectors nearest to a query: exactly by matrix products, or by clusters with faiss."""
 
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -18,6 +18,7 @@ Nearest: TypeAlias = tuple[Integer[np.ndarray, "Q K"], Float[np.ndarray, "Q K"]]
 """Numbers and inner products, best first; of equal ones the lower number first."""
 
 
+@runtime_checkable
 class Search(Protocol):
     """A search among vectors; ``n`` is at most how many there are."""
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     config, transforms = recipe.retrieval_config, transforms_of(recipe.all_sources)
+    config.embedder.require()
     given = {}
     if not builds_index(recipe.all_sources):
         folder = next(iter(transforms.values())).index
