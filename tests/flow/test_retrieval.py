@@ -136,9 +136,8 @@ def test_documents_without_a_run(project, capsys, monkeypatch):
 
 def test_a_run_may_retrieve_from_another_index(project, capsys, monkeypatch):
     monkeypatch.chdir(project)
-    assert main(
-        ["retrieval", "build", "captioned", "-o", "own", "--codec", "run", "--clip", "clip"]
-    ) == 0  # fmt: skip
+    arguments = ["-o", "own", "--codec", "run", "--clip", "clip"]
+    json_of(capsys, "retrieval", "build", "captioned", *arguments)
     transforms = [RETRIEVED | {"index": "own"}]
     changes = {
         "sources": [CAPTIONED | {"transforms": transforms}],

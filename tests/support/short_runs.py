@@ -45,6 +45,12 @@ def shortened(recipe: Recipe) -> Recipe:
             values[name]["schedule"] = schedule | (
                 {"decay_steps": 1} if "decay_steps" in schedule else {}
             )
+    for source in [*values["sources"], *values.get("heldout", ())]:
+        for transform in source.get("transforms", ()):
+            if transform["kind"] == "retrieval":
+                transform |= {"documents": 1, "document_tokens": 64}
+    if recipe.retrieval is not None:
+        values["retrieval"]["rules"]["max_score"] = 1.0  # simple images look alike
     if recipe.model and recipe.start_from is None:
         values["model"] = configs.merged(values["model"], _DECODER)
     if recipe.image_tokenizer is not None:

