@@ -49,7 +49,7 @@ def test_only_what_leaves_room_is_put_before_the_prompt(bundle, index, retriever
     image = to_request(bundle, "a fox", mode="image", retriever=retriever)
     assert len(image.retrieved) == 2
     with pytest.raises(RequestError, match=r"each is longer than the .* tokens that are left"):
-        to_request(bundle, "a fox", mode="text", max_new_tokens=75, retriever=retriever)
+        to_request(bundle, "a fox", mode="text", max_new_tokens=77, retriever=retriever)
 
 
 def test_an_image_finds_by_image(index, clip_folder, source):

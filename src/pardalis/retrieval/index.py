@@ -100,11 +100,14 @@ class Index:
         self._names = list(shards)
 
     @classmethod
-    def open(cls, folder: Path, codec: Codec | None = None) -> "Index":
+    def open(
+        cls, folder: Path, codec: Codec | None = None, vocab_size: int | None = None
+    ) -> "Index":
         """Open an index.
 
         Args:
             codec: that of the model which reads its documents; None accepts any.
+            vocab_size: token ids must lie below it; by default the codec's.
 
         Raises:
             DataError: there is none, it is damaged, newer than this version, or of another codec.
@@ -117,11 +120,12 @@ class Index:
                 f"{description['codec']}, but the model has codec {codec.fingerprint}; build an "
                 "index with the tokenizers of this model."
             )
-        size = None if codec is None else codec.vocabulary.size
-        if codec is not None and description["separator"]:
-            separator_id(codec.grammar, description["separator"])
+        if codec is not None:
+            vocab_size = codec.vocabulary.size
+            if description["separator"]:
+                separator_id(codec.grammar, description["separator"])
         shards = {
-            name: Shards.open(folder / _SHARDS / name, description["codec"], size)
+            name: Shards.open(folder / _SHARDS / name, description["codec"], vocab_size)
             for name in description["sources"]
         }
         return cls(folder, description, shards)

@@ -58,6 +58,7 @@ def retrieve(
         wholes = queries.whole
     chosen: list[list[Candidate] | None] = [None] * len(queries)
     pool = min(_POOL, len(index))
+    prefers = rules.prefer_mixed and bool(index.is_mixed.any())
     while open_ := [q for q, found in enumerate(chosen) if found is None]:
         of_routes: dict[By, Nearest] = {
             "text": search.nearest(queries.text[open_], pool),
@@ -79,7 +80,7 @@ def retrieve(
                 is_mixed=index.is_mixed,
                 is_allowed=lambda number, q=q: is_allowed(q, number),
             )
-            is_best = not rules.prefer_mixed or all(index.is_mixed[c.number] for c in candidates)
+            is_best = not prefers or all(index.is_mixed[c.number] for c in candidates)
             if pool == len(index) or not found or (len(candidates) == n and is_best):
                 chosen[q] = candidates
         pool = len(index)
@@ -230,7 +231,7 @@ class Retriever:
 
     def _check(self, codec: Codec) -> None:
         if self._checked is not codec:
-            Index.open(self.index.folder, codec)
+            self.index = Index.open(self.index.folder, codec)
             self._checked = codec
 
     def facts(self) -> dict[str, Any]:

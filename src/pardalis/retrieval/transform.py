@@ -44,7 +44,8 @@ class Retrieval:
         self, run: Path, source: str, grammar: Grammar
     ) -> Callable[[Encoded, str, int], Encoded]:
         """Return a function of a document, its name and a seed; raises DataError."""
-        index = Index.open(index_folder(self.index, run))
+        folder = index_folder(self.index, run)
+        index = Index.open(folder, vocab_size=grammar.vocabulary.size)
         neighbours = Neighbours.open(run / NEIGHBOURS / source, index)
 
         def load(document: Encoded, name: str, seed: int) -> Encoded:
