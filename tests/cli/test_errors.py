@@ -37,6 +37,12 @@ from pardalis.errors import ConfigError
         (["study", "serve", "none", "--api-key-file", "a.txt"], 2, "a.txt is no file"),
         (["merge", "none", "none", "-o", "b"], 4, "No bundle at none"),
         (["merge", "none", "-o", "b"], 2, "BUNDLE must be at least two models, got 1."),
+        (["retrieval", "search", "none", "owl"], 3, "none does not exist; build an index there"),
+        (["retrieval", "search", "none"], 6, "A text or --image is needed to search by"),
+        (["retrieval", "search", "none", "a", "--out", "a.html"], 6, "give --bundle too"),
+        (["retrieval", "build", "none", "-o", "index"], 2, "--codec is missing: none is no run"),
+        (["retrieval", "build", ".", "-o", ".."], 2, "holds no index.json, so it is not replaced"),
+        (["generate", "none", "owl", "--documents", "1"], 4, "No bundle at none"),
         (["generate", "none", "none.png"], 6, "No image at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],

@@ -9,8 +9,12 @@ import torch
 from docs_workspace import build_workspace
 from fake_drawings import pinned_hash
 from short_runs import short_runs
+from small_nets import write_minilm_package
 
 from pardalis.corpora import packages
+from pardalis.feature_nets.efficientnet import EfficientNetLite0
+
+_SIDE = 64  # pixels that the net sees of an image, for a twelfth of the time
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,7 @@ def built_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch, short_runs():
         patch.chdir(folder)
+        patch.setattr(EfficientNetLite0, "side", _SIDE)
         patch.setattr(packages, "_sha256", pinned_hash)
         build_workspace(folder)
     return folder
@@ -32,6 +37,8 @@ def workspace(built_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(built_workspace, folder, symlinks=True, copy_function=_copy)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(packages, "_sha256", pinned_hash)
+    monkeypatch.setattr(EfficientNetLite0, "side", _SIDE)
+    monkeypatch.syspath_prepend(write_minilm_package(tmp_path / "packages"))
     return folder
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from indexed_documents import write_source
 from PIL import ImageDraw
 from random_adapters import random_adapter
 from shapes import decoder_config
+from small_nets import write_clip
 
 import pardalis
 from pardalis.adapters import DoRAConfig, save_adapter
@@ -22,6 +24,13 @@ from pardalis.bundle import Bundle
 from pardalis.data.shards import ShardWriter
 from pardalis.interop import export_model
 from pardalis.model import Decoder, initialise
+from pardalis.retrieval import (
+    ClipConfig,
+    IndexConfig,
+    RuleConfig,
+    build_index,
+    write_neighbours,
+)
 from pardalis.tokens import Encoded
 from pardalis.train import checkpoint
 
@@ -173,6 +182,20 @@ def good_export(good_bundle, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "llama"
     export_model(good_bundle, folder, "hf")
     return folder
+
+
+@pytest.fixture(scope="session")
+def good_index(codec, tmp_path_factory) -> Path:
+    """An index of documents, and candidates from it in its folder ``neighbours``."""
+    folder = tmp_path_factory.mktemp("hostile")
+    source = write_source(folder, "some", ["an owl", "a fox", "oak"], [0, 1, None])
+    embedder = ClipConfig(folder=write_clip(folder / "clip"))
+    index = build_index(folder / "index", [source], codec, IndexConfig(embedder=embedder))
+    write_neighbours(
+        folder / "index" / "neighbours", source, index, index.embedder(embedder), index.search(),
+        RuleConfig(max_score=1.0), document_tokens=99, n_documents=3, seed=0,
+    )  # fmt: skip
+    return folder / "index"
 
 
 @pytest.fixture(scope="session")

@@ -218,6 +218,22 @@ def test_arrays_of_shards(good_shards, copied, name, data) -> None:
     changed(good_shards, copied(good_shards), name, content, hostile.read_shards)
 
 
+@pytest.mark.parametrize("name", ["index.json", "neighbours/neighbours.json"])
+@examples(40)
+@given(data=st.data())
+def test_descriptions_of_indices(good_index, copied, name, data) -> None:
+    content = data.draw(fuzz.json_files((good_index / name).read_bytes()))
+    changed(good_index, copied(good_index), name, content, hostile.use_index)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "modalities.npy", "neighbours/numbers.npy"])
+@examples(20)
+@given(data=st.data())
+def test_arrays_of_indices(good_index, copied, name, data) -> None:
+    content = data.draw(fuzz.npy_files((good_index / name).read_bytes()))
+    changed(good_index, copied(good_index), name, content, hostile.use_index)
+
+
 @examples(40)
 @given(data=st.data())
 def test_settings_of_codes(good_codes, copied, codec, data) -> None:

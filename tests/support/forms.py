@@ -17,6 +17,7 @@ import tomli_w
 import torch
 from random_weights import randomised
 from shapes import decoder_config
+from small_nets import write_clip
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
@@ -60,6 +61,7 @@ INFILLING = {
     ]
 }
 HELD_OUT = {"heldout": [{"name": "unseen", "reader": "jsonl", "path": "unseen.jsonl"}]}
+RETRIEVED = {"kind": "retrieval", "documents": 1, "document_tokens": 48}
 TEXT_TOKENIZER = {"text_tokenizer": {"vocab_size": 300}}
 IMAGE_TOKENIZER = {
     "image_tokenizer": _SHAPE,
@@ -148,6 +150,21 @@ FORMS: dict[str, dict[str, Any]] = {
     | {"start_from": "imported-bundle"}
     | TRAINING
     | {"sample": {"images": 0, "captions": 1, "pages": 0, "caption_tokens": 4}},
+    "own sources, retrieved": {
+        "sources": [
+            source | ({"transforms": [RETRIEVED]} if source["name"] == "captioned" else {})
+            for source in OWN_SOURCES["sources"]
+        ],
+        "heldout": [HELD_OUT["heldout"][0] | {"transforms": [RETRIEVED]}],
+        "retrieval": {
+            "sources": ["captioned", "pages"],
+            "embedder": {"kind": "clip", "folder": "clip"},
+            "rules": {"max_score": 1.0},
+        },
+    }
+    | {"image_tokenizer_from": "tokenizer"}
+    | MODEL
+    | TRAINING,
     GIVEN_RUN: OWN_SOURCES | HELD_OUT | TEXT_TOKENIZER | IMAGE_TOKENIZER,
     "an image tokenizer only": OWN_SOURCES | IMAGE_TOKENIZER,
     "a text tokenizer only": OWN_SOURCES
@@ -168,6 +185,7 @@ BY_TWO = (
     "own sources",
     "the image tokenizer of a bundle, curriculum",
     "a bundle trained further, padded, curriculum",
+    "own sources, retrieved",
     GIVEN_RUN,
 )
 
@@ -179,6 +197,7 @@ def write_given(folder: Path) -> Path:
     config = ImageTokenizerConfig(**_SHAPE | {"channel_multipliers": (1, 2)})
     tokenizer = randomised(ImageTokenizer(config))
     tokenizer.save(folder / "tokenizer")
+    write_clip(folder / "clip")
     (folder / "vqgan").mkdir()
     codec = Codec.of(train_text_tokenizer(["an owl on an oak"], 260), tokenizer)
     shape = decoder_config(vocab_size=codec.vocabulary.size, context=112, **MODEL["model"])

@@ -27,6 +27,7 @@ from pardalis.adapters.peft import describe_adapter
 from pardalis.data.codes import decode_codes
 from pardalis.data.shards import Shards
 from pardalis.inference import GenerationConfig, generate_many
+from pardalis.retrieval import Index, Neighbours
 from pardalis.vq import ImageTokenizer
 
 Change = Callable[[Path], None]
@@ -227,6 +228,18 @@ def use_adapter(bundle: Path) -> Callable[[Path], None]:
         merge(copy.deepcopy(loaded.model), load_adapter(folder, loaded.codec.vocabulary))
 
     return use
+
+
+def use_index(folder: Path) -> None:
+    """Open an index with candidates, search it, and read what the candidates name."""
+    index = Index.open(folder)
+    query = np.ones((1, index.vectors.shape[1]), dtype=np.float32)
+    index.search("exact").nearest(query, len(index))
+    neighbours = Neighbours.open(folder / "neighbours", index)
+    for name in neighbours.numbers_of:
+        for number in neighbours.of(name):
+            index.document(number)
+            index.source_and_name(number)
 
 
 def use_shards(folder: Path) -> None:

@@ -45,6 +45,7 @@ def shortened(recipe: Recipe) -> Recipe:
             values[name]["schedule"] = schedule | (
                 {"decay_steps": 1} if "decay_steps" in schedule else {}
             )
+    _shorten_retrieval(values)
     if recipe.model and recipe.start_from is None:
         values["model"] = configs.merged(values["model"], _DECODER)
     if recipe.image_tokenizer is not None:
@@ -63,6 +64,15 @@ def shortened(recipe: Recipe) -> Recipe:
         values["stability"] |= {"learning_rates": rates, "seeds": [0], "variants": some}
         values["stability"] |= {"high_learning_rate": rates[0]}
     return configs.from_dict(Recipe, values)
+
+
+def _shorten_retrieval(values: dict[str, Any]) -> None:
+    for source in [*values["sources"], *values.get("heldout", ())]:
+        for transform in source.get("transforms", ()):
+            if transform["kind"] == "retrieval":
+                transform |= {"documents": 1, "document_tokens": 64}
+    if "retrieval" in values:
+        values["retrieval"]["rules"]["max_score"] = 1.0  # simple images look alike
 
 
 def _corpus(recipe: Recipe) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _show(options: argparse.Namespace) -> None:
     if not 0 <= row < shards.n_rows:
         raise ConfigError(f"Source {source!r} has rows 0 to {shards.n_rows - 1}, got --row {row}.")
     listed = {each.name: each.transforms for each in recipe.all_sources}
-    transforms = Transforms(listed.get(source, ()), codec.grammar, source)
+    transforms = Transforms(listed.get(source, ()), codec.grammar, source, run)
     loaded = documents_of(shards, row, transforms, recipe.model_run.training.data_seed, epoch)
     documents = [
         {

@@ -14,6 +14,7 @@ from pardalis.cli.common import (
     print_result,
     set_run,
 )
+from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -36,6 +37,10 @@ number.
 scores instead how well the model fills a removed word of a caption and the removed upper half of an
 image, each in 100 pairs of a text and an image of each source: by infilling, if it has learnt that,
 and by continuing what stands before the gap. infilling.json holds the numbers.
+  pardalis evaluate RUN -o scores.2 --retrieve RUN/retrieval/index --documents 2
+
+puts documents of an index before each prompt. What training has seen is in the index of its run, so
+only the scores of held-out sources tell anything then.
 """
 
 
@@ -60,6 +65,7 @@ def add(commands: Commands) -> None:
         "--temperature", type=float, metavar="T", help="of images (default: as in the recipe)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and samples")
+    add_retriever(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     set_run(parser, _run)
 
@@ -91,6 +97,7 @@ def _run(options: argparse.Namespace) -> None:
         SourcesConfig(**given),
         options.device,
         bundle_folder(options.bundle) if options.bundle else None,
+        chosen_retriever(options),
     )
     print_result(options, result, *_lines(result), str(options.output))
 

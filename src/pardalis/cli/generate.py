@@ -31,6 +31,7 @@ from pardalis.cli.generate_otherwise import (
     of_task,
     ranked,
 )
+from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig, option_help
 
@@ -110,6 +111,7 @@ def add(commands: Commands) -> None:
     add_task(group)
     add_infilling(parser.add_argument_group("infilling"))
     add_candidates(parser.add_argument_group("several candidates, of which the best is kept"))
+    add_retriever(parser.add_argument_group("what is retrieved"))
     group = parser.add_argument_group("memory and speed")
     add_placement(group)
     for flag, meaning in _NUMBERS.items():
@@ -184,7 +186,7 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
         _complete_otherwise(options, config, parts)
         return
     bundle = load(options.bundle, options.device, chosen_dtype(options))
-    request = to_request(bundle, parts, config)
+    request = to_request(bundle, parts, config, retriever=chosen_retriever(options))
     engine_config = _engine_config(engine_config_for([request]), options)
     with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
         completion = engine.submit_request(request)
@@ -238,21 +240,11 @@ def _show(
     from pardalis.documents import Text
 
     if options.json:
-        out = str(options.out) if options.out else None
-        result = {
-            "completion": _json_segments(document),
-            "reason": document.reason,
-            "usage": asdict(document.usage),
-            "out": out,
-            **(more or {}),
-        }
-        if document.filled:
-            result["filled"] = [_json_segments(each) for each in document.filled]
-        if config.logprobs:
-            result["logprobs"] = [asdict(token) for token in document.log_probs]
-        print_result(options, result)
+        print_result(options, _result(document, options) | dict(more or {}))
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
+    if not options.json:
+        _report_retrieved(document)
     if document.truncated:
         _report_truncation(document, context)
     if document.usage.images and options.out is None and not options.json:
@@ -268,6 +260,30 @@ def _generated(document: "Response") -> "Document":
     if not document.filled:
         return document
     return Document(tuple(segment for each in document.filled for segment in each.segments))
+
+
+def _result(response: "Response", options: argparse.Namespace) -> dict[str, Any]:
+    """Return what ``--json`` prints."""
+    result = {
+        "completion": _json_segments(response),
+        "reason": response.reason,
+        "usage": asdict(response.usage),
+        "out": str(options.out) if options.out else None,
+    }
+    if response.filled:
+        result["filled"] = [_json_segments(each) for each in response.filled]
+    if options.logprobs:
+        result["logprobs"] = [asdict(token) for token in response.log_probs]
+    if options.retrieve is not None:
+        result["retrieved"] = [asdict(each) for each in response.retrieved]
+    return result
+
+
+def _report_retrieved(response: "Response") -> None:
+    for each in response.retrieved:
+        logger.info(
+            "Retrieved by %s, score %.2f: %s (%s).", each.by, each.score, each.name, each.source
+        )
 
 
 def _report_truncation(response: "Response", context: int) -> None:
@@ -302,7 +318,9 @@ def _complete_file(options: argparse.Namespace, config: GenerationConfig) -> Non
     # No client waits for a single prompt of a file, so preemption gains nothing.
     engine_config = EngineConfig(quantum_steps=bundle.model.config.context)
     engine_config = _engine_config(engine_config, options)
-    with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
+    retriever = chosen_retriever(options)
+    adapters = chosen_adapters(options)
+    with Engine(bundle, engine_config, adapters=adapters, retriever=retriever) as engine:
         file = PromptFile(engine, options.prompts, options.out, config, bundle_path=path)
         summary = file.run()
     print_result(

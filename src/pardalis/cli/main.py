@@ -29,6 +29,7 @@ from pardalis.cli import (
     merge,
     plan,
     quickstart,
+    retrieval,
     score,
     serve,
     show,
@@ -263,6 +264,18 @@ def build_parser() -> Parser:
     stability.add(commands)
     stages.add_sample(commands)
     stages.add_report(commands)
-    for module in (generate, chat, serve, score, evaluate, study, convert, adapter, merge, show):
+    for module in (
+        retrieval,
+        generate,
+        chat,
+        serve,
+        score,
+        evaluate,
+        study,
+        convert,
+        adapter,
+        merge,
+        show,
+    ):
         module.add(commands)
     return parser

@@ -27,6 +27,7 @@ from pardalis.data.transforms import (
     LoadTransform,
     ModalityDropout,
     PairOrder,
+    RunTransform,
     Transforms,
     WriteTransform,
     row_inputs,

@@ -249,6 +249,11 @@ class Shards:
             )
         return Encoded(ids, weights)
 
+    @property
+    def lengths(self) -> Integer[np.ndarray, " documents"]:
+        """The tokens of each document."""
+        return self._documents[:, 2]
+
     def row(self, row: int) -> Sequence[int]:
         """Return the documents of a row."""
         documents: list[int] = self._rows.row(row).tolist()

@@ -5,7 +5,8 @@ and may make several documents of one. A :class:`LoadTransform` runs whenever a 
 may do another thing in each epoch. What it does is a function of (seed, name of the document,
 epoch), so that a run resumes exactly.
 
-A transform is a config with a field ``kind`` and a method ``write``, or ``load`` and ``room``.
+A transform is a config with a field ``kind`` and a method ``write``, or ``load`` and ``room``. One
+that reads files of the run has ``open`` and ``room`` (:class:`RunTransform`).
 ``TRANSFORMS.add`` makes it known to recipes::
 
     @TRANSFORMS.add
@@ -19,9 +20,10 @@ A transform is a config with a field ``kind`` and a method ``write``, or ``load`
             return length
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -93,6 +95,32 @@ class NeedsSpecial(Protocol):
         ...
 
 
+@runtime_checkable
+class RunTransform(Protocol):
+    """What runs when a row is loaded, and reads files that stages of the run wrote for a source."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def open(
+        self, run: Path, source: str, grammar: Grammar
+    ) -> Callable[[Encoded, str, int], Encoded]:
+        """Open the files; return a pure function of a document, its name and a seed.
+
+        Args:
+            run: the run folder.
+            source: name of the source.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        ...
+
+    def room(self, length: int) -> int:
+        """Return the most tokens that a document has afterwards, as of a LoadTransform."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairOrder:
     """The order of a text with one image; other documents are written as they are.
@@ -144,7 +172,7 @@ class ModalityDropout:
         return length
 
 
-Transform = WriteTransform | LoadTransform
+Transform = WriteTransform | LoadTransform | RunTransform
 TRANSFORMS = Kinds(PairOrder, ModalityDropout, CM3)
 
 _TEXT_TO_IMAGE = [SpanKind.TEXT, SpanKind.IMAGE, SpanKind.EOS]
@@ -156,14 +184,21 @@ class Transforms:
     Args:
         transforms: as the source lists them.
         source: its name.
+        run: the run folder, from which some read when a document is loaded.
 
     Raises:
         ConfigError: one has neither ``write`` nor ``load`` and ``room``, or needs a special id that
             the vocabulary does not have.
     """
 
-    def __init__(self, transforms: Sequence[Any], grammar: Grammar, source: str) -> None:
-        self.grammar, self.source = grammar, source
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        grammar: Grammar,
+        source: str,
+        run: Path | None = None,
+    ) -> None:
+        self.grammar, self.source, self._run = grammar, source, run
         self._written, self._loaded = _by_place(transforms)
         special, writable = special_of(transforms)
         if missing := [name for name in special if name not in grammar.vocabulary.special]:
@@ -172,6 +207,7 @@ class Transforms:
                 f"but the vocabulary has no {missing[0]!r}; add them to the model by "
                 f"`extend_vocabulary(bundle, special={special}, writable={writable})`."
             )
+        self._opened: dict[int, Callable[[Encoded, str, int], Encoded]] = {}
 
     def __bool__(self) -> bool:
         """Whether any runs when a row is loaded."""
@@ -201,7 +237,10 @@ class Transforms:
             own_seed = derive(
                 seed, "transform", number, transform.kind, self.source, ascii(name), epoch
             )
-            after = transform.load(document, self.grammar, own_seed)
+            if isinstance(transform, LoadTransform):
+                after = transform.load(document, self.grammar, own_seed)
+            else:
+                after = self._open(number, transform)(document, name, own_seed)
             room = transform.room(len(document))
             if len(after) > room:
                 raise DataError(
@@ -211,6 +250,16 @@ class Transforms:
                 )
             document = after
         return document
+
+    def _open(self, number: int, transform: RunTransform) -> Callable[[Encoded, str, int], Encoded]:
+        if number not in self._opened:
+            if self._run is None:
+                raise ConfigError(
+                    f"The transform {transform.kind!r} of source {self.source!r} reads files of a "
+                    "run; load the rows with the folder of that run."
+                )
+            self._opened[number] = transform.open(self._run, self.source, self.grammar)
+        return self._opened[number]
 
 
 def rooms(transforms: Sequence[Any], row_tokens: int) -> Integer[np.ndarray, " lengths"]:
@@ -250,7 +299,7 @@ def shard_inputs(transforms: Sequence[Any], row_tokens: int) -> Any:
 
 def row_inputs(transforms: Sequence[Any]) -> list[dict[str, Any]]:
     """Return what rows depend on besides the shards."""
-    return [configs.to_dict(transform) for transform in _by_place(transforms)[1]]
+    return [configs.deciding(transform) for transform in _by_place(transforms)[1]]
 
 
 def special_of(transforms: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -261,16 +310,18 @@ def special_of(transforms: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, .
     return tuple(special), tuple(writable)
 
 
-def _by_place(transforms: Sequence[Any]) -> tuple[list[WriteTransform], list[LoadTransform]]:
+def _by_place(
+    transforms: Sequence[Any],
+) -> tuple[list[WriteTransform], list[LoadTransform | RunTransform]]:
     for transform in transforms:
-        if not isinstance(transform, WriteTransform | LoadTransform):
+        if not isinstance(transform, WriteTransform | LoadTransform | RunTransform):
             raise ConfigError(
                 f"The transform {type(transform).__name__} needs a method `write`, or the methods "
                 "`load` and `room`."
             )
     return (
         [each for each in transforms if isinstance(each, WriteTransform)],
-        [each for each in transforms if isinstance(each, LoadTransform)],
+        [each for each in transforms if isinstance(each, LoadTransform | RunTransform)],
     )
 
 

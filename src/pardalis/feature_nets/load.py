@@ -54,6 +54,13 @@ def load_feature_net(config: FeatureNetConfig) -> FeatureNet:
     return FeatureNet(config.name, network)
 
 
+def require_packaged(name: FeatureNetName) -> None:
+    """Raise ConfigError if the package that holds a net's weights is not installed."""
+    package = {"efficientnet_lite0": _EFFICIENTNET, "squeezenet": _SQUEEZENET}[name][0]
+    with optional_package(f"The net {name}", "evaluate"):
+        files(package)
+
+
 def fold_batch_norms(network: nn.Module) -> None:
     """Fold each batch norm into the convolution before it.
 

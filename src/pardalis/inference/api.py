@@ -17,6 +17,7 @@ from pardalis.inference.prompt import to_request, to_score_requests
 from pardalis.inference.prompt_parts import Prompt, is_part
 from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.response import Response
+from pardalis.retrieval import Retriever
 
 
 @documents_options
@@ -26,6 +27,7 @@ def generate(
     config: GenerationConfig | None = None,
     *,
     adapters: Adapters | None = None,
+    retriever: Retriever | None = None,
     **options: Any,
 ) -> Response:
     """Generate the completion of one prompt.
@@ -45,6 +47,7 @@ def generate(
             are data URLs, because nothing is fetched from a network.
         config: options as one object.
         adapters: folders of adapters by name, of which the option ``adapter`` names one.
+        retriever: puts documents of an index before each prompt.
         options: fields of :class:`pardalis.GenerationConfig`, which replace those of ``config``.
 
     Options:
@@ -53,7 +56,8 @@ def generate(
     Returns:
         The completion without its prompt, as a :class:`pardalis.Document` of text and images in
         order. It also has ``reason`` (why it ended), ``truncated`` (whether the token budget ended
-        it), ``usage`` (tokens and time) and ``log_probs`` (with the option ``logprobs``).
+        it), ``usage`` (tokens and time), ``log_probs`` (with the option ``logprobs``) and
+        ``retrieved`` (the documents that a retriever put before the prompt).
 
     Raises:
         RequestError: the prompt or an option is wrong, the prompt leaves too small a token budget,
@@ -62,7 +66,7 @@ def generate(
         BundleError: there is no bundle at the path.
     """
     bundle = as_bundle(bundle)
-    request = to_request(bundle, prompt, GenerationConfig.of(config, options))
+    request = to_request(bundle, prompt, GenerationConfig.of(config, options), retriever=retriever)
     [completion] = complete(bundle, [request], adapters)
     return completion.wait()
 
@@ -75,6 +79,7 @@ def generate_many(
     *,
     errors: Literal["raise"] = "raise",
     adapters: Adapters | None = None,
+    retriever: Retriever | None = None,
     **options: Any,
 ) -> list[Response]: ...
 
@@ -87,6 +92,7 @@ def generate_many(
     *,
     errors: Literal["return"],
     adapters: Adapters | None = None,
+    retriever: Retriever | None = None,
     **options: Any,
 ) -> list[Response | PardalisError]: ...
 
@@ -99,6 +105,7 @@ def generate_many(
     *,
     errors: Any = "raise",
     adapters: Adapters | None = None,
+    retriever: Retriever | None = None,
     **options: Any,
 ) -> Any:
     """Generate the completions of many prompts in one batch.
@@ -113,6 +120,7 @@ def generate_many(
         errors: ``"raise"`` ends the call at the first wrong prompt, before any is completed;
             ``"return"`` completes the others and returns the error in place of its completion.
         adapters: folders of adapters by name, of which the option ``adapter`` names one.
+        retriever: puts documents of an index before each prompt.
         options: fields of :class:`pardalis.GenerationConfig`, which replace those of ``config``.
 
     Options:
@@ -132,7 +140,8 @@ def generate_many(
     requests: list[Request | PardalisError] = []
     for number, prompt in enumerate(_as_list(prompts)):
         try:
-            requests.append(to_request(bundle, prompt, config, number=number))
+            request = to_request(bundle, prompt, config, number=number, retriever=retriever)
+            requests.append(request)
         except PardalisError as error:
             if errors == "raise":
                 error.args = (f"prompts[{number}]: {error}",)

@@ -19,6 +19,7 @@ from pardalis.errors import ConfigError, RequestError
 from pardalis.inference.adapters import Adapters, open_adapters
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.events import (
+    DocumentsRetrieved,
     Event,
     EventWriter,
     Finished,
@@ -37,6 +38,7 @@ from pardalis.inference.response import Response
 from pardalis.inference.stop import stop_start
 from pardalis.inference.token_loop import FinishReason, LoopStatistics, Progress, TokenLoop
 from pardalis.model import LanguageModel
+from pardalis.retrieval import Retrieved, Retriever
 from pardalis.tokens import Ids, SpanKind, Vocabulary
 
 _LONGEST_WAIT_S = 0.02  # for an image, before a step looks for new requests
@@ -65,6 +67,10 @@ class _ActiveRequest:
     def emit(self, event: Event) -> None:
         self.first_event = self.first_event or time.monotonic()
         self.unread.append(event)
+
+    @property
+    def retrieved(self) -> tuple[Retrieved, ...]:
+        return self.request.retrieved if isinstance(self.request, Request) else ()
 
     @property
     def n_pending(self) -> int:
@@ -148,6 +154,7 @@ class Engine:
         config: batch size, memory and execution as one object.
         adapters: folders of adapters by name; the option ``adapter`` of a request names one of
             them, and requests with different ones and without any run in one batch.
+        retriever: puts documents of an index before the prompts that :meth:`submit` gets.
         options: fields of :class:`pardalis.EngineConfig`, which replace those of ``config``.
 
     Raises:
@@ -160,10 +167,11 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         adapters: Adapters | None = None,
+        retriever: Retriever | None = None,
         **options: Any,
     ) -> None:
         self.config = _with_options(config, options)
-        self.bundle = as_bundle(bundle)
+        self.bundle, self.retriever = as_bundle(bundle), retriever
         self.adapters = open_adapters(self.bundle, adapters)
         self._loop = TokenLoop(
             self.bundle.model, self.bundle.codec.grammar, self.config, self.adapters
@@ -213,7 +221,8 @@ class Engine:
         Raises:
             RequestError, DataError: as :func:`pardalis.generate`, or too many requests wait.
         """
-        return self.submit_request(to_request(self.bundle, prompt, config, **options), priority)
+        request = to_request(self.bundle, prompt, config, retriever=self.retriever, **options)
+        return self.submit_request(request, priority)
 
     def submit_request(self, request: Request | ScoreRequest, priority: int = 0) -> Completion:
         """Add a request that :func:`pardalis.inference.to_request` made, or one for scores.
@@ -229,6 +238,8 @@ class Engine:
             masked = codec.grammar.masked_image(request.prompt_ids)
             writer = EventWriter(key, codec, stop, masked)
             active = self._active[key] = _ActiveRequest(key, request, writer, time.monotonic())
+            if active.retrieved:
+                active.unread.append(DocumentsRetrieved(key, active.retrieved))
         return Completion(self, active)
 
     def abort(self, key: int) -> None:
@@ -380,6 +391,7 @@ class Engine:
                 reason=active.reason,
                 usage=usage,
                 log_probs=tuple(active.log_probs),
+                retrieved=active.retrieved,
             )
         reason = "failed" if active.error else active.reason
         active.finished = Finished(active.key, reason, usage, active.error)

@@ -10,7 +10,16 @@ from pardalis.codec import Codec
 from pardalis.inference.log_probs import TokenLogProb
 from pardalis.inference.stop import held_length, stop_start
 from pardalis.inference.token_loop import FinishReason
+from pardalis.retrieval import Retrieved
 from pardalis.tokens import SpanKind, TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentsRetrieved:
+    """The documents that stand before the prompt, the best first: the first event, if any do."""
+
+    key: int  # identifies the completion, in every event
+    documents: tuple[Retrieved, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,9 @@ class Finished:
     error: str = ""  # why an image could not be decoded; set if the reason is ``failed``
 
 
-Event: TypeAlias = TextDelta | ImageBegun | ImageRows | ImageDone | LogProbs | Finished
+Event: TypeAlias = (
+    DocumentsRetrieved | TextDelta | ImageBegun | ImageRows | ImageDone | LogProbs | Finished
+)
 
 
 class EventWriter:

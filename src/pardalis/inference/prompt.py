@@ -10,6 +10,7 @@ from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig
 from pardalis.inference.prompt_parts import Prompt, to_document
 from pardalis.inference.request import Request, ScoreRequest
+from pardalis.retrieval import Retrieved, Retriever
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
 
@@ -20,12 +21,15 @@ def to_request(
     config: GenerationConfig | None = None,
     *,
     number: int = 0,
+    retriever: Retriever | None = None,
     **options: Any,
 ) -> Request:
     """Encode a prompt and check that the model can complete it.
 
     Args:
         number: index of the prompt among those that share the seed.
+        retriever: puts documents before the prompt, as many as leave room for the completion:
+            ``max_new_tokens``, or the images of mode image, or one image.
         options: fields of the config, which replace its values.
 
     Raises:
@@ -42,6 +46,10 @@ def to_request(
             f"The prompt has {len(prompt_ids)} tokens, which fills the model's context of "
             f"{context}; shorten it."
         )
+    retrieved: tuple[Retrieved, ...] = ()
+    if retriever is not None:
+        room = context - len(prompt_ids) - _needed(bundle, config, limits)
+        prompt_ids, retrieved = retriever.before(document, prompt_ids, bundle.codec, max(0, room))
     limits = replace(
         limits,
         max_new_tokens=min(limits.max_new_tokens, context - len(prompt_ids)),
@@ -59,6 +67,7 @@ def to_request(
         logprobs=config.logprobs,
         stop=tuple(config.stop),
         adapter=config.adapter,
+        retrieved=retrieved,
     )
 
 
@@ -69,6 +78,14 @@ def check_unconditional(bundle: Bundle, config: GenerationConfig) -> None:
             "unconditional is 'mask', but this model's vocabulary has no mask_0: it has not learnt "
             "to infill; leave it out."
         )
+
+
+def _needed(bundle: Bundle, config: GenerationConfig, limits: Limits) -> int:
+    """Return the tokens of the context that retrieved documents leave to the completion."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    images = limits.max_images if config.mode == "image" else min(1, limits.max_images or 1)
+    return max(1, (images or 0) * bundle.codec.grammar.tokens_per_image)
 
 
 def to_score_requests(

@@ -3,7 +3,7 @@
 :mod:`pardalis.inference.prompt_lines` describes the file. The folder gets
 
     completions.jsonl   {"index", "prompt", "completion" or "error", "reason", "tokens"} per prompt,
-                        with "logprobs" if they are asked for
+                        with "logprobs" if they are asked for, and what was "retrieved"
     images/             the generated images, 000012-0.png for the first one of prompt 12
     settings.json       the bundle and the options, so that only the same run resumes
 
@@ -155,6 +155,8 @@ class PromptFile:
         }
         if adapters := self.engine.adapters:
             settings["adapters"] = {name: each.digest for name, each in adapters.items()}
+        if self.engine.retriever is not None:
+            settings["retrieval"] = self.engine.retriever.facts()
         path = self.folder / _SETTINGS
         before = json_or_none(_bytes(path))
         if isinstance(before, dict) and isinstance(before.get("options"), dict):
@@ -193,7 +195,13 @@ class PromptFile:
                 yield from self._step()
             try:
                 parts, options, number = parse_line(line, self.path, self.config)
-                request = to_request(self.engine.bundle, parts, options, number=number)
+                request = to_request(
+                    self.engine.bundle,
+                    parts,
+                    options,
+                    number=number,
+                    retriever=self.engine.retriever,
+                )
                 digest = line.digest(parts)
                 completion = self.engine.submit_request(request)
             except (PardalisError, OSError) as error:
@@ -213,6 +221,8 @@ class PromptFile:
                     record = self._record(line.index, digest, completion.document, event)
                     if completion.log_probs:
                         record["logprobs"] = [asdict(token) for token in completion.log_probs]
+                    if completion.document.retrieved:
+                        record["retrieved"] = [asdict(d) for d in completion.document.retrieved]
                     yield record
 
     def _failed(self, line: Line, error: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pardalis.inference.config import EngineConfig
 from pardalis.inference.driver import EngineDriver, Stream
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import (
+    DocumentsRetrieved,
     Event,
     Finished,
     ImageBegun,

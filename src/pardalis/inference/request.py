@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 
 from pardalis.errors import RequestError
 from pardalis.inference.generation import ImageGuidance, SamplingConfig, is_count
+from pardalis.retrieval import Retrieved
 from pardalis.tokens import Limits
 
 Unconditional: TypeAlias = Literal["empty", "mask"]
@@ -25,6 +26,7 @@ class Request:
     logprobs: int = 0  # most likely tokens reported with each token's log-probability; 0: off
     stop: tuple[str, ...] = ()  # texts that end the completion; the engine finds them
     adapter: str | None = None  # name of an adapter that the engine has loaded; None: none
+    retrieved: tuple[Retrieved, ...] = ()  # documents in prompt_ids, the best first
 
     def __post_init__(self) -> None:
         limits = self.limits

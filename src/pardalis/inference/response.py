@@ -7,6 +7,7 @@ from pardalis.documents.notebook import document_html, escaped
 from pardalis.inference.events import Usage
 from pardalis.inference.log_probs import TokenLogProb
 from pardalis.inference.token_loop import FinishReason
+from pardalis.retrieval import Retrieved
 
 _SHOWN = 60  # characters of text in __repr__
 
@@ -23,6 +24,7 @@ class Response(Document):
     log_probs: tuple[TokenLogProb, ...] = ()  # of all its tokens, if they were asked for
     # Of infilling, whose segments are the whole document: what was filled in for each mask.
     filled: tuple[Document, ...] = ()
+    retrieved: tuple[Retrieved, ...] = ()  # documents that stood before the prompt, the best first
 
     @property
     def truncated(self) -> bool:

@@ -157,7 +157,7 @@ def _loader(
         seed=described.training.data_seed,
         pad_id=codec.vocabulary.pad_id,
         transforms={
-            source.name: Transforms(source.transforms, codec.grammar, source.name)
+            source.name: Transforms(source.transforms, codec.grammar, source.name, run)
             for source in sources
         },
     )

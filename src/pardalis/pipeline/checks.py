@@ -15,13 +15,17 @@ from pardalis.data import Transforms
 from pardalis.data.prepare import longest_document
 from pardalis.errors import ConfigError, DataError
 from pardalis.model import build
+from pardalis.objectives import learnt_roles
 from pardalis.parallel.layout import data_ranks
 from pardalis.pipeline.builders import check_adapter_ranks, check_rows_together, model_config
 from pardalis.pipeline.plan import planned_image_tokenizer, planned_model, planned_vocabulary
 from pardalis.pipeline.prompts import MIN_TEXT_TOKENS
 from pardalis.pipeline.recipe import Recipe
+from pardalis.pipeline.retrieval import builds_index, transforms_of
 from pardalis.pipeline.stages.stage import RunContext, is_built
 from pardalis.pipeline.start import codec_bundle, image_tokenizer_folder
+from pardalis.retrieval import Index
+from pardalis.retrieval.index import separator_id
 from pardalis.tokens import Grammar
 from pardalis.train.decoder_task import check_training
 from pardalis.train.image_tokenizer import check_image_training
@@ -85,6 +89,48 @@ def check_prepare(context: RunContext) -> None:
                 f"{longest[source.name]} tokens of source {source.name!r}, but an image takes "
                 f"{needed} with its <bos>; raise it, or use an image tokenizer with fewer codes."
             )
+
+
+def check_retrieval(context: RunContext) -> None:
+    """Raise an error if nothing can be retrieved as the recipe says.
+
+    Raises:
+        ConfigError: the sources, the separator, the objective and the transforms do not fit each
+            other, or a package is missing.
+        BundleError: weights are missing.
+        DataError: there is no index of the name that a transform gives.
+    """
+    recipe = context.recipe
+    config, transforms = recipe.retrieval_config, transforms_of(recipe.all_sources)
+    config.indexed(recipe.sources)
+    config.embedder.require()
+    own = builds_index(recipe.all_sources)
+    if not own:
+        _check_other_index(recipe, Index.open(next(iter(transforms.values())).index))
+    for name, each in transforms.items():
+        if each.documents > config.rules.candidates:
+            raise ConfigError(
+                f"The transform 'retrieval' of source {name!r} draws documents = {each.documents} "
+                f"of retrieval.rules.candidates = {config.rules.candidates}; raise the candidates."
+            )
+        if each.learn_retrieved and learnt_roles(recipe.model_run.training.objective):
+            raise ConfigError(
+                f"The objective learns the turns of some roles alone, but source {name!r} would "
+                "also learn what is retrieved; set learn_retrieved = false in its transform."
+            )
+    if own and config.separator and not context.awaits_model:
+        with _at("retrieval: "):
+            separator_id(Grammar(planned_vocabulary(recipe), 1), config.separator)
+
+
+def _check_other_index(recipe: Recipe, index: Index) -> None:
+    config = recipe.retrieval_config
+    if config.separator or config.sources:
+        name = "separator" if config.separator else "sources"
+        raise ConfigError(
+            f"retrieval.{name} describes an index that the run builds, but the transforms take "
+            f"{index.folder}; leave it out, or leave out `index`."
+        )
 
 
 def check_train(context: RunContext) -> None:

@@ -31,6 +31,7 @@ from pardalis.inference import SamplingConfig
 from pardalis.model import ModelShape, shape_of
 from pardalis.model.config import RENAMED as MODEL_RENAMED
 from pardalis.parallel import ParallelConfig
+from pardalis.pipeline.retrieval import RetrievalConfig, transforms_of
 from pardalis.pipeline.shipped import find_recipe
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
 from pardalis.train import DecoderTrainConfig, ImageTokenizerTrainConfig, LoopConfig, MuonConfig
@@ -156,6 +157,8 @@ class Recipe:
     prepare: PrepareConfig | None = None
     training: DecoderTrainConfig | None = None
     training_loop: LoopConfig | None = None
+    # The index that the transform "retrieval" takes documents from; also without that, for prompts.
+    retrieval: RetrievalConfig | None = None
     # Consecutive mixtures of the sources, in place of the weights of the sources.
     curriculum: tuple[CurriculumStage, ...] = ()
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -232,6 +235,15 @@ class Recipe:
             special=tuple(dict.fromkeys((*self.vocabulary.special, *special))),
             writable=tuple(dict.fromkeys((*self.vocabulary.writable, *writable))),
         )
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether documents are retrieved, or an index of them is built."""
+        return self.retrieval is not None or bool(transforms_of(self.all_sources))
+
+    @property
+    def retrieval_config(self) -> RetrievalConfig:
+        return self.retrieval or RetrievalConfig()
 
     @property
     def trains_image_tokenizer(self) -> bool:

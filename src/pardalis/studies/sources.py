@@ -38,6 +38,7 @@ from pardalis.inference import GenerationConfig, Prompt, Response, generate_many
 from pardalis.pipeline.builders import documents_of
 from pardalis.pipeline.recipe import load_recipe
 from pardalis.progress import bar
+from pardalis.retrieval import Retriever
 from pardalis.seeds import numpy_generator
 
 logger = logging.getLogger(__name__)
@@ -109,11 +110,13 @@ def study_sources(
     config: SourcesConfig,
     device: torch.device | str = "cpu",
     bundle: Path | None = None,
+    retriever: Retriever | None = None,
 ) -> dict[str, Any]:
     """Generate from prompts of every source of a finished run, score the results, write them.
 
     Args:
         bundle: another model than that of the run, such as the one that it started from.
+        retriever: puts documents of an index before each prompt.
 
     Returns:
         The content of ``sources.json``.
@@ -142,7 +145,7 @@ def study_sources(
         config = replace(config, guidance=sample.guidance)
     if config.temperature is None:
         config = replace(config, temperature=sample.image.temperature)
-    study = _Study(model, items, [source.name for source in recipe.sources], config)
+    study = _Study(model, items, [source.name for source in recipe.sources], config, retriever)
     with atomic_folder(folder) as partial:
         result = study.write(partial)
         write_json(partial / _FILE, result)
@@ -189,7 +192,9 @@ class _Study:
         items: dict[str, list[_Item]],
         learnt: Sequence[str],
         config: SourcesConfig,
+        retriever: Retriever | None,
     ) -> None:
+        self.retriever = retriever
         self.bundle, self.config, self.learnt = bundle, config, set(learnt)
         self.items = items
         self.unusable: dict[int, str] = {}  # by id of an item that was tried: why, or ""
@@ -242,6 +247,7 @@ class _Study:
             "gallery": len(self.gallery),
             "config": asdict(config),
             "sources": scores,
+            **({"retrieval": self.retriever.facts()} if self.retriever else {}),
         }
 
     # ── what is compared ─────────────────────────────────────────────────────────────────────────
@@ -448,7 +454,9 @@ class _Study:
             for start in range(0, len(prompts), self.config.batch):
                 batch = prompts[start : start + self.config.batch]
                 seed = self.config.seed + start
-                yield from generate_many(self.bundle, batch, generation, seed=seed)
+                yield from generate_many(
+                    self.bundle, batch, generation, seed=seed, retriever=self.retriever
+                )
                 advance(len(batch))
 
     def _grid(self) -> PIL.Image.Image | None:

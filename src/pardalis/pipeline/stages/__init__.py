@@ -7,6 +7,7 @@ RUN/
 ├─ text_tokenizer/        tokenizer.json
 ├─ image_tokenizer/       metrics, checkpoints, progress.html; final/ is the trained tokenizer
 ├─ shards/<source>/       token ids, rows, report of rejections
+├─ retrieval/             an index of documents, and the candidates of each source
 ├─ training/              metrics and checkpoints of the decoder
 ├─ bundle/                the portable model
 ├─ adapter/               what was trained beside the model of start_from, if it was an adapter
@@ -22,6 +23,7 @@ from pardalis.pipeline.stages import (
     image_tokenizer,
     prepare,
     report,
+    retrieval,
     sample,
     text_tokenizer,
     train,
@@ -33,6 +35,7 @@ STAGES: list[Stage] = [
     text_tokenizer.STAGE,
     image_tokenizer.STAGE,
     prepare.STAGE,
+    retrieval.STAGE,
     train.STAGE,
     sample.STAGE,
     report.STAGE,

@@ -72,7 +72,7 @@ STAGE = Stage(
         "bundle/image_tokenizer/model.safetensors",
     ),
     applies=lambda recipe: recipe.has_model,
-    needs=("prepare",),
+    needs=("prepare", "retrieval"),
     steps=steps,
     costly=("training", "bundle", "adapter"),
     is_shared=True,
