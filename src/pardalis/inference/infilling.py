@@ -163,6 +163,7 @@ class Infilling:
                 f"The document takes {taken} tokens with its masks, which fill the model's context "
                 f"of {context}; shorten it."
             )
+        may_draw = mask.is_image or mask.holds == "any"
         if not mask.is_image and config.max_new_tokens is not None:
             budget = min(budget, config.max_new_tokens)
         limits = Limits(
@@ -178,7 +179,7 @@ class Infilling:
             limits=limits,
             text=config.text_sampling,
             image=config.image_sampling,
-            guidance=None if mask.holds == "text" and not mask.image else config.guidance_method,
+            guidance=config.guidance_method if may_draw else None,
             unconditional=config.unconditional,
             seed=derive(config.seed, *names),
             logprobs=config.logprobs,
