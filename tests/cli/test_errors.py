@@ -148,7 +148,8 @@ def test_library_messages_name_no_flags():
         if path.parent.name != "cli" and path.name != "commands.py"  # a report shows commands
         for text in re.findall(r"""(?:["'`]| )--[a-z][a-z-]+|'pardalis [a-z]""", path.read_text())
     ]
-    known = ("--ignore-scripts", " --set")  # npm's, and a comment on the form of overrides
+    # npm's and pip's, and a comment on the form of overrides
+    known = ("--ignore-scripts", "--no-deps", "--quiet", "--disable-pip-version-check", " --set")
     assert [text for text in found if not text.endswith(known)] == []
 
 
@@ -189,8 +190,8 @@ def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data prepare",
         "data show", "evaluate", "export", "generate", "import", "init", "merge", "plan",
-        "quickstart", "report", "run", "sample", "score", "serve", "show", "show adapter",
-        "show bundle", "show config", "show recipes", "show template", "stability", "study",
+        "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample", "score", "serve", "show", "show adapter",
+        "show bundle", "show config", "show image", "show recipes", "show template", "stability", "study",
         "study new", "study report", "study serve", "tokenizer", "tokenizer compare",
         "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",
         "tokenizer show", "tokenizer train-image", "tokenizer train-text", "train",
