@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 from chat import CHATML
 from fake_drawings import write_fake_packages
+from fake_prose import write_fake_prose
 from gguf_files import write_gguf_file
 from PIL import ImageDraw
 from random_feature_nets import random_tensors
@@ -51,6 +52,7 @@ def build_workspace(folder: Path) -> None:
     _write_feature_nets(folder)
     _write_foreign_models(folder)
     write_fake_packages(folder / "packages")
+    write_fake_prose(folder / "packages")
     assert main(["quickstart"]) == 0
     trained = folder / "runs" / "quickstart" / "image_tokenizer" / "final"
     shutil.copytree(trained, folder / "runs" / "drawings_tokenizer")
