@@ -190,8 +190,10 @@ def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data prepare",
         "data show", "evaluate", "export", "generate", "import", "init", "merge", "plan",
-        "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample", "score", "serve", "show", "show adapter",
-        "show bundle", "show config", "show image", "show recipes", "show template", "stability", "study",
+        "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample",
+        "score", "serve", "show", "show adapter",
+        "show bundle", "show config", "show image", "show recipes", "show template", "stability",
+        "study",
         "study new", "study report", "study serve", "tokenizer", "tokenizer compare",
         "tokenizer decode", "tokenizer encode", "tokenizer evaluate", "tokenizer import-image",
         "tokenizer show", "tokenizer train-image", "tokenizer train-text", "train",

@@ -58,6 +58,14 @@ def test_the_licences_name_all_packages(corpus):
     }
 
 
+def test_fewer_can_be_taken_from_all_over(tmp_path, corpus):
+    config = ProseConfig(packages=corpus[0].parent / "packages", most=7)
+    counts = build_prose(config, tmp_path / "few")
+    assert [sum(splits.values()) for splits in counts.values()] == [7, 7, 7]
+    titles = sorted(texts_of(tmp_path / "few", "articles"))
+    assert titles[0][8] < "C" and titles[-1][8] > "M"
+
+
 @pytest.mark.parametrize("percent", [-1, 100])
 def test_a_share_that_is_none_is_refused(tmp_path, percent):
     with pytest.raises(ConfigError, match="heldout_percent must be"):

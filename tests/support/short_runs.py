@@ -76,8 +76,11 @@ def _shorten_retrieval(values: dict[str, Any]) -> None:
 
 
 def _corpus(recipe: Recipe) -> dict[str, Any]:
-    kind = getattr(recipe.corpus, "kind", None)
-    return {"concepts": 24, "text_articles": 20, "lead_words": 6} if kind == "encyclopedia" else {}
+    shorter: dict[str, dict[str, Any]] = {
+        "encyclopedia": {"concepts": 24, "text_articles": 20, "lead_words": 6},
+        "prose": {"most": 100, "heldout_percent": 10},
+    }
+    return shorter.get(getattr(recipe.corpus, "kind", ""), {})
 
 
 @contextmanager

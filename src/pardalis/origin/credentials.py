@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 
 from pardalis.errors import ConfigError
-from pardalis.files import read_text
+from pardalis.files import parse_json, read_text
 
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Nothing is fetched from a network, whatever a manifest says; images need no smaller copy.
@@ -95,7 +95,7 @@ def read_manifest(data: bytes, media_type: str) -> Manifest | None:
     library = _library()
     try:
         with library.Reader(media_type, io.BytesIO(data), context=_context(library)) as reader:
-            found = json.loads(reader.json())
+            found = parse_json(reader.json())
             active = found["manifests"][found["active_manifest"]]
             generator = active["claim_generator_info"][0]
             return Manifest(

