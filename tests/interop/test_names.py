@@ -25,7 +25,7 @@ def names(layout: str, n_layers: int, qk_norm: bool = True) -> list[str]:
 
 
 @pytest.mark.parametrize("qk_norm", ["layer_norm", "none"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not name.startswith("cm3leon")])
 def test_our_names_are_those_of_the_decoder(preset, qk_norm):
     config = changed(PRESETS[preset]().sized(vocab_size=100, context=64), qk_norm=qk_norm)
     with torch.device("meta"):
