@@ -32,11 +32,13 @@ def test_parts_sum_to_all_parameters(name):
     counts = model_costs(config)
     assert list(counts.parts) == ["embedding", "attention", "feed_forward", "norms", "head"]
     assert sum(counts.parts.values()) == counts.parameters
-    assert counts.parts["embedding"] == counts.parts["head"] == 1000 * config.d_model
-    assert (
-        counts.parts["feed_forward"]
-        == 3 * config.n_layers * config.d_model * config.feed_forward.width
-    )
+    table = 1000 * config.d_model
+    is_tied, n_positions = config.tie_embeddings, 64 if config.position.kind == "learned" else 0
+    assert counts.parts["embedding"] == table + n_positions * config.d_model
+    assert counts.parts["head"] == (0 if is_tied else table)
+    n_matrices = 3 if config.feed_forward.kind == "swiglu" else 2
+    matrix = config.d_model * config.feed_forward.width
+    assert counts.parts["feed_forward"] == n_matrices * config.n_layers * matrix
 
 
 def test_flops_per_token_of_chameleon_7b():

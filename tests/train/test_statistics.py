@@ -235,7 +235,8 @@ def test_every_parameter_of_every_preset_has_a_part(preset: str) -> None:
         model = Decoder(PRESETS[preset]().sized(vocab_size=1024, context=64))
     for parameter in model.parameters():
         parameter.grad = parameter.detach()
-    assert set(gradient_norms(model)) == {f"grad_norm.{part}" for part in PARTS}
+    without = {"norms", "head"} if preset.startswith("cm3leon") else set()  # none, and tied
+    assert set(gradient_norms(model)) == {f"grad_norm.{part}" for part in set(PARTS) - without}
 
 
 @torch.no_grad()
