@@ -325,7 +325,7 @@ def test_stop_keeps_what_came(page: Browser, site: Site) -> None:
     finish(page)
     assert page.texts(".assistant .note") == ["Stopped."]
     assert shown(page, "assistant")[0]
-    assert site.service.open == set() or page.until(lambda: site.service.open == set())
+    page.until(lambda: not site.service.open)
     send(page, "an image", "image", wait=False)
     page.until(lambda: page.all(".frame[data-rows='2']"))
     page.click("#stop")
