@@ -140,12 +140,14 @@ def test_a_filter_of_requests_reads_the_document(serving):
     assert (image.source.mode, image.source.size, image.role) == ("RGB", (2, 1), "user")
 
 
-def test_neighbouring_texts_of_a_turn_are_judged_as_one(tmp_path):
+def test_neighbouring_texts_of_a_turn_are_judged_as_one_and_each(tmp_path):
     (tmp_path / "words.txt").write_text("bad word")
     [judge] = Filters([f"blocklist:{tmp_path / 'words.txt'}"]).requests
     user, assistant = (lambda text: Text(text, "user")), (lambda text: Text(text, "assistant"))
     picture = Image(PIL.Image.new("RGB", (2, 2)))
     assert judge.function(Document((user("b"), user("ad wo"), user("rd"))))
+    assert judge.function(Document((user("a bad word"), user("s are"))))
+    assert judge.function(Document((user("so"), user("bad word"), user("hello"))))
     assert judge.function(Document((picture, user("bad word"), picture)))
     assert not judge.function(Document((user("bad"), assistant("word"))))
     assert not judge.function(Document((user("bad "), picture, user("word"))))
@@ -379,6 +381,7 @@ def judge(part):
 def test_filters_that_cannot_be_loaded(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_filters", raising=False)
     (tmp_path / "own_filters.py").write_text(MODULE)
     (tmp_path / "raising_filters.py").write_text("raise ValueError('no')")
     (tmp_path / "broken_filters.py").write_text("def (")
@@ -396,28 +399,46 @@ def test_a_filter_from_a_file(tmp_path, monkeypatch):
     assert (judge.function("x"), judge.function("y")) == ("refused by a file", None)
 
 
+def test_two_files_of_one_name_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    files = [tmp_path / folder / "twice_named.py" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(MODULE)
+    Filters([f"{files[0]}:judge", f"{files[0]}:judge"])
+    with pytest.raises(ConfigError, match="a module twice_named is loaded already, from .*rename"):
+        Filters([f"{files[1]}:judge"])
+    (tmp_path / "sys.py").write_text(MODULE)
+    with pytest.raises(ConfigError, match="a module sys is loaded already, from Python itself"):
+        Filters([f"{tmp_path}/sys.py:judge"])
+
+
 # ── built in ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory):
     file = tmp_path_factory.mktemp("blocklist") / "words.txt"
-    file.write_text("cat\nSTRASSE\nice  cream\nc++\n\u00e9t\u00e9\n")
+    file.write_text("cat\nSTRASSE\nice  cream\nc++\n\u00e9t\u00e9\n\u0915\u093f\n")
     return blocklist(str(file))
 
 
 @pytest.mark.parametrize(
     "text",
     ["Cat", "a cat.", "(CAT)", "\uff23\uff21\uff34", "c\u00adat", "c\u200bat", "stra\u00dfe",
-     "ice\n\tcream", "ICE CREAM!", "C++", "use c++?", "e\u0301te\u0301", "\u00c9T\u00c9"],
+     "ice\n\tcream", "ICE CREAM!", "C++", "use c++?", "e\u0301te\u0301", "\u00c9T\u00c9",
+     "e\u200b\u0301t\u00e9", "_cat_", "cat_1", "ice_cream", "\u0915\u093f",
+     *(f"c{hidden}at" for hidden in "\x08\u034f\u115f\u3164\ufe0f\U000e0101\u2065\ufff9")],
 )  # fmt: skip
 def test_spellings_of_what_is_listed(listed, text):
     assert listed(text) is not None
 
 
 @pytest.mark.parametrize(
-    "text", ["category", "bobcat", "cat_1", "icecream", "ice, cream", "c+", "ete", "", "\U0001f408"]
-)
+    "text",
+    ["category", "bobcat", "icecream", "ice, cream", "c+", "ete", "", "\U0001f408",
+     "\u0915\u093f\u0924\u093e\u092c", "cat\u0327", "c at"],
+)  # fmt: skip
 def test_what_is_not_listed(listed, text):
     assert listed(text) is None
     assert listed(PIL.Image.new("RGB", (1, 1))) is None

@@ -88,10 +88,16 @@ def _over_parts(judge: AnswerFilter) -> RequestFilter:
 
 
 def _parts(document: Document) -> Iterator[Part]:
-    """Yield the images, and the texts; neighbours of one role are read, and so judged, as one."""
+    """Yield the images and the texts, and neighbouring texts of one role also as one.
+
+    A word may be split between texts, and it may lose its end where another text is joined to it.
+    """
     for role, segments in groupby(document.segments, _text_role):
         if role is not None:
-            yield "".join(segment.text for segment in segments if isinstance(segment, Text))
+            texts = [segment.text for segment in segments if isinstance(segment, Text)]
+            yield "".join(texts)
+            if len(texts) > 1:
+                yield from texts
             continue
         for segment in segments:
             assert isinstance(segment, Image) and isinstance(segment.source, PIL.Image.Image)
