@@ -30,7 +30,7 @@ class Refusal:
 
 
 class Judge:
-    """Asks filters, each of which has ``timeout_s`` seconds.
+    """Asks filters, each of which has ``timeout_s`` seconds, and as long to wait for a place.
 
     What no filter has let pass does not pass: a filter that raises, takes too long or returns
     something else than None or a text fails the request.
@@ -48,7 +48,7 @@ class Judge:
         """Return why a prompt is refused.
 
         Raises:
-            APIError: a filter failed, or an image of the prompt is broken.
+            APIError: a filter failed, all places are taken, or an image of the prompt is broken.
         """
         if not self._filters.requests:
             return None
@@ -59,7 +59,7 @@ class Judge:
         return await self._ask(self._filters.requests, "request", document)
 
     async def part(self, part: Part) -> Refusal | None:
-        """Return why a part of an answer is refused; raises APIError if a filter failed."""
+        """Return why a part of an answer is refused; raises APIError as :meth:`request`."""
         return await self._ask(self._filters.answers, "answer", part)
 
     async def _ask(
@@ -68,6 +68,13 @@ class Judge:
         for each in filters:
             try:
                 verdict = await self._verdict(each, judged)
+            except APIError:
+                self._count(each.name, side, "busy")
+                logger.warning(
+                    "The filter %s of %ss had no place for %g s, as %d others run.",
+                    each.name, side, self._timeout_s, _AT_ONCE,
+                )  # fmt: skip
+                raise
             except _FilterError as error:
                 self._count(each.name, side, "failed")
                 logger.error(
@@ -82,6 +89,14 @@ class Judge:
             if verdict is not None:
                 return Refusal(verdict)
         return None
+
+    async def _place(self) -> None:
+        """Wait for a place; raises APIError if none comes free."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise APIError("All filters are busy; send the request again later.", 503) from None
 
     async def _verdict(self, judge: Named, judged: Document | Part) -> str | None:
         loop = asyncio.get_running_loop()
@@ -102,9 +117,9 @@ class Judge:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(end, verdict, error)
 
+        await self._place()
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._places.acquire()
                 # A thread of its own that ends with the process, as a pool would wait for one that
                 # hangs.
                 threading.Thread(target=run, name=f"filter {judge.name}", daemon=True).start()
