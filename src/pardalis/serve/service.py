@@ -76,8 +76,9 @@ class Service:
         if self.origin.watermark:
             check_size(self.resolution, self.resolution)
         self.judge = Judge(
-            filters or self.config.filters(), self.config.filter_timeout_s, self.metrics.judged
-        )
+            filters or self.config.filters(), self.config.filter_timeout_s, self.metrics.judged,
+            self.in_thread,
+        )  # fmt: skip
         self.accepting = True  # False: the server is about to stop
         # A client may leave before its answer is read at all; a stream that is dropped is aborted.
         self.open: WeakSet[Stream] = WeakSet()
