@@ -25,12 +25,16 @@ from pardalis.inference import (
     ImageRows,
     LogProbs,
     TextDelta,
+    TokenLogProb,
     Usage,
 )
-from pardalis.serve.answer import in_order
+from pardalis.origin import OriginWriter
+from pardalis.serve import Service
+from pardalis.serve.answer import WholeImage, in_order
 from pardalis.serve.filters import Filters
 from pardalis.serve.filters.blocklist import blocklist
 from pardalis.serve.filters.nsfw import nsfw
+from pardalis.serve.responses import ResponseRequest, _Writer
 
 openai = pytest.importorskip("openai", reason="the client of OpenAI is not installed")
 
@@ -372,6 +376,83 @@ def test_a_slow_filter_holds_up_nobody_else(serving):
         go.set()
         thread.join(60)
     assert found[0][0] == 200
+
+
+def test_a_client_that_leaves_before_a_filter_has_answered(serving):
+    asked, go = threading.Event(), threading.Event()
+    _, server = serving([lambda document: asked.set() or (go.wait(60) and None)])
+    connection = server.connect()
+    try:
+        body = json.dumps(BODIES[COMPLETIONS])
+        connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
+        assert asked.wait(30)
+        connection.close()
+        ended, deadline = [], time.monotonic() + 20
+        while not ended:
+            assert time.monotonic() < deadline
+            (metric,) = server.service.metrics.requests.collect()
+            ended = [s.labels["status"] for s in metric.samples if s.name.endswith("_total")]
+        assert ended == ["499"]
+    finally:
+        go.set()
+
+
+def test_what_passes_once_the_server_stops_is_not_begun(serving):
+    def stop(document):
+        server.service.stop_accepting()
+
+    _, server = serving([stop])
+    status, answer = server.post(COMPLETIONS, BODIES[COMPLETIONS])
+    assert (status, answer["error"]["message"][:16]) == (503, "The server stops")
+
+
+def test_who_leaves_gives_back_no_place_of_a_thread_that_still_runs(engine):
+    go = threading.Event()
+
+    async def leave():
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(service.in_thread(go.wait, 60), 0.05)
+        assert service._encoding.locked()
+        go.set()
+        await asyncio.wait_for(service.in_thread(str), 30)
+
+    service = Service(engine)
+    try:
+        asyncio.run(leave())
+    finally:
+        go.set()
+        service.close()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ValueError("sesame"), "its log has the reason"), (ConfigError("has expired"), "has expired")],
+)
+def test_a_stream_that_breaks_ends_with_an_event(serving, monkeypatch, caplog, error, message, n):
+    def breaks(*arguments, **options):
+        raise error
+
+    client, _ = serving()
+    monkeypatch.setattr(OriginWriter, "encode", breaks)
+    with pytest.raises(openai.APIError, match=message):
+        list(client.images.generate(prompt="an owl", stream=True, n=n))
+    assert str(error) in caplog.text  # with its traceback
+
+
+def test_log_probabilities_that_come_after_an_image_are_in_the_final_response(serving):
+    _, server = serving()
+    body = ResponseRequest(model="tiny", input="an owl", include=["message.output_text.logprobs"])
+    writer = _Writer(server.service, body, {"seed": 1})
+    items = [
+        TextDelta(0, "a"), ImageBegun(0, 0), WholeImage(0, b""),
+        LogProbs(0, (TokenLogProb(5, -0.5, ()),)),
+        Finished(0, "stop", Usage(3, 0, 9, 4, 2, 1.0, 0.1)),
+    ]  # fmt: skip
+    *_, last = [event for item in items for event in writer.write(0, item)]
+    message, _ = json.loads(last.partition("data: ")[2])["response"]["output"]
+    assert [each["logprob"] for each in message["content"][0]["logprobs"]] == [-0.5]
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────
