@@ -13,7 +13,7 @@ def import_named(name: str) -> ModuleType:
     """Import a module that is installed, or a Python file by its path.
 
     Raises:
-        ConfigError: there is none, or it fails when it is imported.
+        ConfigError: there is none, it fails when it is imported, or another module has its name.
     """
     path = Path(name)
     if path.suffix == ".py":
@@ -21,7 +21,7 @@ def import_named(name: str) -> ModuleType:
             raise ConfigError(f"There is no file {name} to import.")
         sys.path.insert(0, str(path.resolve().parent))
     try:
-        return importlib.import_module(path.stem if path.suffix == ".py" else name)
+        module = importlib.import_module(path.stem if path.suffix == ".py" else name)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error}; give a module that is installed, or the path of a Python file."
@@ -34,3 +34,10 @@ def import_named(name: str) -> ModuleType:
             f"{name} cannot be imported: {type(error).__name__}: {error} "
             f"({last.filename}, line {last.lineno})."
         ) from error
+    loaded = getattr(module, "__file__", None)
+    if path.suffix == ".py" and Path(loaded or "").resolve() != path.resolve():
+        raise ConfigError(
+            f"{name} cannot be imported: a module {path.stem} is loaded already, from "
+            f"{loaded or 'Python itself'}; rename the file."
+        )
+    return module

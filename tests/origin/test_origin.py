@@ -161,6 +161,13 @@ def test_certificates_that_sign_nothing(pems, certificate, key, message):
     assert str(error.value).startswith("c2pa_")
 
 
+def test_a_certificate_that_signs_no_more(pems, monkeypatch):
+    credentials = Credentials(pems / "p256.pem", pems / "p256.key")
+    monkeypatch.setattr(credentials, "_certificate", "")  # such as when it has expired
+    with pytest.raises(ConfigError, match=r"c2pa_certificate .*p256\.pem .* sign nothing"):
+        OriginWriter(credentials=credentials).encode(drawing(), About("owls", 7, "1.2"), "png")
+
+
 def test_without_the_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(ConfigError, match=r"run pip install 'pardalis\[credentials\]'"):

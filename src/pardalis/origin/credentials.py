@@ -41,7 +41,7 @@ class Credentials:
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        self._library = _library()
+        self._library, self._names = _library(), (certificate, key)
         for name, path in (("c2pa_certificate", certificate), ("c2pa_key", key)):
             if not path.is_file():
                 raise ConfigError(f"{name} {path} is no file; give one in PEM.")
@@ -50,13 +50,7 @@ class Credentials:
         self._context = _context(self._library)
         blank = io.BytesIO()
         PIL.Image.new("RGB", (8, 8)).save(blank, "PNG")
-        try:
-            signed = self.sign(blank.getvalue(), "image/png", "test", "0")
-            found = read_manifest(signed, "image/png")
-        except self._library.C2paError as error:
-            raise ConfigError(
-                f"c2pa_certificate {certificate} and c2pa_key {key} sign nothing: {error}."
-            ) from error
+        found = read_manifest(self.sign(blank.getvalue(), "image/png", "test", "0"), "image/png")
         if found is None or found.state == "Invalid":
             raise ConfigError(
                 f"c2pa_certificate {certificate} does not fit the key {key}, has expired, or is no "
@@ -64,7 +58,11 @@ class Credentials:
             )
 
     def sign(self, data: bytes, media_type: str, model: str, version: str) -> bytes:
-        """Return an encoded image with a manifest: the model, and the version of Pardalis."""
+        """Return an encoded image with a manifest: the model, and the version of Pardalis.
+
+        Raises:
+            ConfigError: the certificate does not fit the key, or has expired meanwhile.
+        """
         action = {
             "action": "c2pa.created",
             "digitalSourceType": _GENERATED,
@@ -78,11 +76,17 @@ class Credentials:
             self._algorithm, self._certificate.encode(), self._key.encode(), None
         )
         signed = io.BytesIO()
-        with (
-            self._library.Signer.from_info(info) as signer,
-            self._library.Builder(json.dumps(manifest), self._context) as builder,
-        ):
-            builder.sign(signer, media_type, io.BytesIO(data), signed)
+        try:
+            with (
+                self._library.Signer.from_info(info) as signer,
+                self._library.Builder(json.dumps(manifest), self._context) as builder,
+            ):
+                builder.sign(signer, media_type, io.BytesIO(data), signed)
+        except self._library.C2paError as error:
+            certificate, key = self._names
+            raise ConfigError(
+                f"c2pa_certificate {certificate} and c2pa_key {key} sign nothing: {error}."
+            ) from error
         return signed.getvalue()
 
 

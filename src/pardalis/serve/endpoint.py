@@ -1,6 +1,7 @@
 """What all endpoints that generate do: an endpoint is the schema of its body and its writer."""
 
 import base64
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -18,6 +19,8 @@ from pardalis.serve.event_stream import EventStream
 from pardalis.serve.filters import Refusal
 from pardalis.serve.schema import Body
 from pardalis.serve.service import Service
+
+logger = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=Body)
 _NOTHING = Usage(
@@ -85,20 +88,26 @@ async def respond(
     options = body.options()
     writer = write_with(service, body, options)
     service.check(body.model or service.name, body.choices)
-    document = await service.in_thread(body.document, service)
-    if refusal := await service.judge.request(document):
-        writer.refused(refusal)
-        items = _refused(refusal, body.choices)
-    else:
-        streams = await service.submit(document, options, body.model, body.choices, body.gap)
-        items = service.merged(
-            streams, options, partial=writer.partial and bool(body.stream),
-            image_format=writer.image_format,
-        )  # fmt: skip
+    items = await unless_disconnected(request, _begun(service, body, options, writer))
     if body.stream:
         return EventStream(_events(items, writer), service.config.ping_s)
     answers = await unless_disconnected(request, _whole(items, body.choices))
     return JSONResponse(writer.whole(answers))
+
+
+async def _begun(
+    service: Service, body: B, options: dict[str, Any], writer: Writer[B]
+) -> AsyncGenerator[tuple[int, Item], None]:
+    """Return the items of the answers, which the engine has begun; raises APIError."""
+    document = await service.in_thread(body.document, service)
+    if refusal := await service.judge.request(document):
+        writer.refused(refusal)
+        return _refused(refusal, body.choices)
+    streams = await service.submit(document, options, body.model, body.choices, body.gap)
+    return service.merged(
+        streams, options, partial=writer.partial and bool(body.stream),
+        image_format=writer.image_format,
+    )  # fmt: skip
 
 
 async def _refused(refusal: Refusal, choices: int) -> AsyncGenerator[tuple[int, Item], None]:
@@ -131,8 +140,10 @@ async def _events(
             async for number, item in items:
                 for event in writer.write(number, item):
                     yield event
-    except APIError as error:
-        yield writer.failed(error)
+    except Exception as error:
+        if not isinstance(error, APIError):
+            logger.exception("An answer failed.")
+        yield writer.failed(APIError.of(error))
         return
     for event in writer.end():
         yield event

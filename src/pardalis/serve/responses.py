@@ -164,8 +164,7 @@ class _Writer(Writer[ResponseRequest]):
 
     def _write_text(self, item: TextDelta | LogProbs) -> Iterator[str]:
         if isinstance(item, LogProbs):
-            if self._text is not None:
-                self._text.log_probs += self.log_probs(item.tokens, self.body.top_logprobs)
+            self._latest_log_probs().extend(self.log_probs(item.tokens, self.body.top_logprobs))
             return
         if self._text is None:
             self._text = _Text(_message(new_id("msg")))
@@ -175,6 +174,16 @@ class _Writer(Writer[ResponseRequest]):
             "response.output_text.delta", **self._at(self._text.item), delta=item.text,
             logprobs=self._text.new_log_probs(),
         )  # fmt: skip
+
+    def _latest_log_probs(self) -> list[dict[str, Any]]:
+        """Return the list of the text that is being written, or else of the last one."""
+        if self._text is not None:
+            return self._text.log_probs
+        for item in reversed(self._output):
+            if item["type"] == "message":
+                found: list[dict[str, Any]] = item["content"][0].get("logprobs", [])
+                return found
+        return []
 
     def _end_text(self) -> Iterator[str]:
         if (text := self._text) is None:

@@ -1,6 +1,7 @@
 """One engine behind all requests, and the events of its answers as a server sends them."""
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -36,6 +37,8 @@ from pardalis.serve.metrics import Metrics
 from pardalis.serve.prompts import Prompts
 from pardalis.serve.remote_images import RemoteImages
 from pardalis.serve.schema import NAMES
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -76,8 +79,9 @@ class Service:
         if self.origin.watermark:
             check_size(self.resolution, self.resolution)
         self.judge = Judge(
-            filters or self.config.filters(), self.config.filter_timeout_s, self.metrics.judged
-        )
+            filters or self.config.filters(), self.config.filter_timeout_s, self.metrics.judged,
+            self.in_thread,
+        )  # fmt: skip
         self.accepting = True  # False: the server is about to stop
         # A client may leave before its answer is read at all; a stream that is dropped is aborted.
         self.open: WeakSet[Stream] = WeakSet()
@@ -143,13 +147,16 @@ class Service:
         Raises:
             APIError: the server stops, there is no such model, or these are too many answers.
         """
-        if not self.accepting:
-            raise APIError("The server stops; send the request again later.", 503)
+        self._check_accepting()
         if not 1 <= choices <= self.config.max_choices:
             raise APIError(
                 f"n must be from 1 to {self.config.max_choices}, got {choices}.", param="n"
             )
         self.adapter_of(model)
+
+    def _check_accepting(self) -> None:
+        if not self.accepting:
+            raise APIError("The server stops; send the request again later.", 503)
 
     async def submit(
         self,
@@ -165,13 +172,14 @@ class Service:
             gap: before which segment stands a gap that is filled; None: the prompt is continued.
 
         Raises:
-            APIError: the prompt or an option is wrong, or too many wait.
+            APIError: the prompt or an option is wrong, too many wait, or the server stops.
         """
         options = {**options, "adapter": self.adapter_of(model or self.name)}
         streams: list[Stream] = []
         try:
             requests = await self.in_thread(self._requests, document, options, choices, gap)
             for request in requests:
+                self._check_accepting()  # prompts take time
                 stream = await asyncio.to_thread(self._driver.submit_request, request)
                 streams.append(stream)
         except BaseException as error:
@@ -184,9 +192,14 @@ class Service:
         return streams
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run what takes long, such as making tokens of images, beside the event loop."""
-        async with self._encoding:
-            return await asyncio.to_thread(function, *arguments)
+        """Run what takes long, such as making tokens of images, beside the event loop.
+
+        Who is cancelled does not wait; the thread keeps its place until it ends.
+        """
+        await self._encoding.acquire()
+        working = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+        working.add_done_callback(lambda _: self._encoding.release())
+        return await asyncio.shield(working)
 
     def _requests(
         self, document: Document, options: dict[str, Any], choices: int, gap: int | None
@@ -253,6 +266,7 @@ class Service:
                             refused = refused or isinstance(event, Refusal)
                             yield event
         except PardalisError as error:
+            logger.exception("An answer failed.")
             raise APIError.of(error) from error
         finally:
             stream.abort()

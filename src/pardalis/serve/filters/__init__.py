@@ -2,7 +2,7 @@
 
 A filter is a function that returns None, which lets something pass, or why it is refused::
 
-    def request_filter(document: Document) -> str | None     # the prompt; its images are decoded
+    def request_filter(document: Document) -> str | None     # the prompt, its images decoded
     def answer_filter(part: str | PIL.Image.Image) -> str | None     # a whole text, or an image
 """
 

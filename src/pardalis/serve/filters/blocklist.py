@@ -1,8 +1,10 @@
 """The filter ``blocklist:FILE``: words and phrases that no text may have."""
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from pardalis.errors import ConfigError
@@ -10,14 +12,20 @@ from pardalis.files import read_text
 
 _REASON = "The text has a word or phrase that this server refuses."
 
+# Unicode's Default_Ignorable_Code_Point, which the standard library does not know, less Cf.
+_IGNORABLE = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff"
+)
+
 
 def blocklist(argument: str) -> Callable[[object], str | None]:
     """Return the filter of a file with a word or phrase on each line.
 
-    Case, forms of Unicode that look the same (NFKC), characters that are not shown, and spaces
-    make no difference. Whole words match: ``cat`` is not in ``category``, so a word of a script
-    without spaces, such as Chinese, is hardly ever found. Lines that are empty or begin with ``#``
-    count for nothing. Images pass.
+    Case, compatible forms (NFKC), characters that are not shown, and the number and kind of spaces
+    between words make no difference; ``_`` is a space. Whole words match: ``cat`` is not in
+    ``category``, so a word of a script without spaces, such as Chinese, is hardly ever found. Lines
+    that are empty or begin with ``#`` count for nothing. Images pass.
 
     Raises:
         ConfigError: there is no such file, or no phrase in it.
@@ -48,6 +56,20 @@ def blocklist(argument: str) -> Callable[[object], str | None]:
 
 def _words(text: str) -> list[str]:
     """Return the words and signs of a text in the one form that all its spellings share."""
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    shown = "".join(each for each in plain if unicodedata.category(each) != "Cf")
-    return re.findall(r"\w+|[^\w\s]", shown)
+    hidden, word = _patterns()
+    shown = hidden.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return word.findall(unicodedata.normalize("NFKC", shown))
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return what finds characters that are not shown, and what finds words and signs."""
+    hidden, marks = "", ""
+    for each in map(chr, range(sys.maxunicode + 1)):
+        category = unicodedata.category(each)
+        if category == "Cf" or (category == "Cc" and not each.isspace()):
+            hidden += each
+        elif category[0] == "M":  # part of a letter, but not in \w
+            marks += each
+    hidden = f"[{re.escape(hidden)}{_IGNORABLE}]"
+    return re.compile(hidden), re.compile(rf"(?:[^\W_]|[{marks}])+|[^\w\s]")

@@ -21,6 +21,7 @@ AnswerFilter: TypeAlias = Callable[[Part], str | None]
 # A filter of parts by its name; what stands behind the name and a colon is its argument. Of a
 # request it judges each text and each image.
 BUILT_IN: dict[str, Callable[[str], AnswerFilter]] = {"blocklist": blocklist, "nsfw": nsfw}
+_READ_NO_IMAGES = ("blocklist",)  # so that those of a prompt need not be decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Named:
 
     name: str
     function: Callable[[Any], str | None]
+    reads_images: bool = True
 
 
 class Filters:
@@ -49,17 +51,19 @@ class Filters:
         answers: Iterable[str | AnswerFilter] = (),
     ) -> None:
         self.requests = tuple(_loaded(each, _over_parts) for each in requests)
-        self.answers = tuple(_loaded(each, lambda built_in: built_in) for each in answers)
+        self.answers = tuple(_loaded(each, lambda built_in, _: built_in) for each in answers)
 
 
 def _loaded(
-    given: str | Callable[[Any], str | None], adapt: Callable[[AnswerFilter], Callable[..., Any]]
+    given: str | Callable[[Any], str | None],
+    adapt: Callable[[AnswerFilter, bool], Callable[..., Any]],
 ) -> Named:
     if callable(given):
         return Named(_checked(given, getattr(given, "__name__", type(given).__name__)), given)
     name, _, argument = given.partition(":")
     if build := BUILT_IN.get(name):
-        return Named(name, adapt(build(argument)))
+        reads_images = name not in _READ_NO_IMAGES
+        return Named(given, adapt(build(argument), reads_images), reads_images)
     module, colon, function = given.rpartition(":")
     if not (colon and module and function):
         raise ConfigError(
@@ -78,22 +82,28 @@ def _checked(function: Any, name: str) -> str:
     return name
 
 
-def _over_parts(judge: AnswerFilter) -> RequestFilter:
+def _over_parts(judge: AnswerFilter, reads_images: bool) -> RequestFilter:
     """Return a filter of requests that refuses those with a part that another one refuses."""
 
     def judge_document(document: Document) -> str | None:
-        return next(filter(None, map(judge, _parts(document))), None)
+        return next(filter(None, map(judge, _parts(document, reads_images))), None)
 
     return judge_document
 
 
-def _parts(document: Document) -> Iterator[Part]:
-    """Yield the images, and the texts; neighbours of one role are read, and so judged, as one."""
+def _parts(document: Document, images: bool) -> Iterator[Part]:
+    """Yield the images, if asked, and the texts, and neighbouring texts of one role also as one.
+
+    A word may be split between texts, and it may lose its end where another text is joined to it.
+    """
     for role, segments in groupby(document.segments, _text_role):
         if role is not None:
-            yield "".join(segment.text for segment in segments if isinstance(segment, Text))
+            texts = [segment.text for segment in segments if isinstance(segment, Text)]
+            yield "".join(texts)
+            if len(texts) > 1:
+                yield from texts
             continue
-        for segment in segments:
+        for segment in segments if images else ():
             assert isinstance(segment, Image) and isinstance(segment.source, PIL.Image.Image)
             yield segment.source
 

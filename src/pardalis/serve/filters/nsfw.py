@@ -38,7 +38,7 @@ def nsfw(argument: str) -> Callable[[object], str | None]:
     def judge(part: object) -> str | None:
         if not isinstance(part, PIL.Image.Image):
             return None
-        return _REASON if score(part) >= threshold else None
+        return None if score(part) < threshold else _REASON  # nor does NaN pass
 
     return judge
 
