@@ -219,6 +219,7 @@ def test_guidance_against_a_mask(paper):
         ([Mask(image="An owl")], {}, "The `image` of a mask is a text"),
         ([{"role": "user", "content": "An"}, Mask()], {}, "not in chat messages"),
         (["An owl " * 60, Mask()], {}, "with its masks, which fill the model's context of 64"),
+        (["An owl " * 600, Mask()], {}, "has 4,199 bytes of text, so at least"),
         (["An", Mask()], {"temperature": -1}, "temperature must be 0 or more"),
     ],
 )  # fmt: skip

@@ -331,3 +331,19 @@ def test_any_list_of_prompts(bundle, prompts, errors):
 def test_any_option_of_an_engine(options):
     result = answer(_with_options, None, options)
     assert result is None or isinstance(result, EngineConfig)
+
+
+def test_texts_that_cannot_fit_are_refused_before_they_are_encoded(bundle, monkeypatch):
+    fits = "x" * 30
+    assert pardalis.score(bundle, [(fits, "x")])
+    text = "x" * (bundle.codec.text_tokenizer.most_bytes * bundle.model.context + 1)
+    monkeypatch.setattr(type(bundle.codec.text_tokenizer), "encode", None)
+    message = f"has {len(text):,} bytes of text, so at least 41 tokens, which fills the model's"
+    for refused in (
+        lambda: generate(bundle, text),
+        lambda: generate(bundle, [text[:20], IMAGE, text[20:]]),
+        lambda: list(to_score_requests(bundle, [(text[20:], text[:20])])),
+    ):
+        with pytest.raises(RequestError, match="bytes of text, so at least") as error:
+            refused()
+    assert message in str(error.value)

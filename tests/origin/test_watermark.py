@@ -1,6 +1,7 @@
 """The mark in the pixels: what it survives and costs, and that others' images do not have it."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import PIL.Image
@@ -69,6 +70,26 @@ def test_images_that_are_not_square_or_no_multiple_of_a_block():
     marked = add_watermark(PIL.Image.fromarray(pixels))
     assert watermark_certainty(marked) == pytest.approx((9 * 13) ** 0.5, rel=0.05)
     assert np.array_equal(np.asarray(marked)[72:], pixels[72:])  # below the last whole block
+
+
+@pytest.mark.parametrize("height", [64, 77, 515])
+def test_strips_change_nothing(height, monkeypatch):
+    pixels = np.asarray(image_of("noise", 520))[:height, :67]
+    bits = module._bits((height // 8) * 8)
+    found = module._margins(pixels, bits)
+    monkeypatch.setattr(module, "_STRIP", 10**6)
+    np.testing.assert_array_equal(found, module._margins(pixels, bits))
+
+
+def test_a_large_image_takes_little_memory():
+    """Beyond its pixels; all blocks at once took fourteen times as much."""
+    pixels = np.zeros((4096, 1024, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        module._margins(pixels, module._bits(512 * 128))
+        assert tracemalloc.get_traced_memory()[1] < pixels.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @settings(deadline=None, max_examples=50)

@@ -70,9 +70,15 @@ def test_what_the_package_is_built_from_is_copied():
     needed = {"pyproject.toml", project["readme"], *project["license-files"]}
     needed |= {Path(path).parts[0] for path in [*wheel["packages"], *wheel["force-include"]]}
     assert needed <= set(copied())
-    extras = re.findall(r"\.\[(\w+)\]", str(instructions()))
-    assert extras
-    assert set(extras) <= PROJECT["project"]["optional-dependencies"].keys()
+
+
+def test_the_extras_are_those_of_the_package():
+    [extras] = [rest.removeprefix("EXTRAS=") for _, rest in instructions() if "EXTRAS=" in rest]
+    assert extras == "serve"
+    assert any('".[${EXTRAS}]"' in rest for name, rest in instructions() if name == "RUN")
+    [shown] = re.findall(r"EXTRAS=(\S+)", (ROOT / "docs" / "serving.md").read_text())
+    assert {"serve", "safety", "credentials"} == set(shown.split(","))
+    assert set(shown.split(",")) <= PROJECT["project"]["optional-dependencies"].keys()
 
 
 def test_its_python_is_one_that_the_package_takes():
@@ -92,7 +98,7 @@ def test_the_image_has_a_server_and_no_more():
     more = build_parser().parse_args([*command[1:], "--max-slots", "32", "--device", "cuda"])
     assert (more.max_slots, more.device) == (32, "cuda")  # options follow the name of the image
     assert int(only(final, "USER")) > 0  # not root
-    assert "whl/cpu" in only(build, "ARG")
+    assert any("whl/cpu" in rest for name, rest in build if name == "ARG")
     assert not [rest for name, rest in final if name == "RUN" and re.search(r"\bpip\b|apt", rest)]
 
 

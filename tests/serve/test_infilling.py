@@ -30,3 +30,11 @@ def test_a_suffix_stands_behind_the_completion(infilling_bundle, running):
     response = pardalis.infill(infilling_bundle, prompt, temperature=1.0, **options)
     assert found["choices"][0]["text"] == response.filled[0].text
     assert response.text == f"an owl{response.filled[0].text} oak"
+
+
+def test_an_empty_suffix_is_none(server):
+    body = {"model": "tiny", "prompt": "an owl", "max_tokens": 3, "seed": 3}
+    status, plain = server.post("/v1/completions", body)
+    assert status == 200
+    status, found = server.post("/v1/completions", {**body, "suffix": ""})
+    assert (status, found.get("choices")) == (200, plain["choices"])

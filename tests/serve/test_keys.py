@@ -16,7 +16,13 @@ def test_a_file_of_keys(tmp_path):
     path = tmp_path / "keys.txt"
     path.write_text("\n one \n\ntwo\n")
     assert read_keys(path) == ("one", "two")
-    path.write_text(" \n")
+    path.write_bytes("\ufeff# of Ada\r\n one \r\n#two\r\nt w#o\r\n".encode())
+    assert read_keys(path) == ("one", "t w#o")
+    for wrong in ("schlüssel", "a\tb", "a\x7f", "\u200bone"):
+        path.write_text(f"one\n\n{wrong}\n", "utf-8")
+        with pytest.raises(ConfigError, match=r"line 3 of .*keys\.txt is a key with characters"):
+            read_keys(path)
+    path.write_text(" \n# none\n")
     with pytest.raises(ConfigError, match=r"has no keys; write one on each line\.$"):
         read_keys(path)
     with pytest.raises(ConfigError, match="is no file"):

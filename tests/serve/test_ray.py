@@ -53,6 +53,15 @@ needs_ray = pytest.mark.skipif(
         ({"bundle": "b"}, "b must be an absolute path"),
         ({"bundle": "/b", "adapters": {"a": "c"}}, "c must be an absolute path"),
         ({"bundle": "/b", "api_key_file": "k"}, "k must be an absolute path"),
+        ({"bundle": "/b", "serve": {"c2pa_certificate": "/c", "c2pa_key": "k"}}, "k must be an"),
+        ({"bundle": "/b", "serve": {"c2pa_certificate": "c", "c2pa_key": "/k"}}, "c must be an"),
+        ({"bundle": "/b", "serve": {"request_filters": ["blocklist:w"]}}, "w must be an absolute"),
+        ({"bundle": "/b", "serve": {"answer_filters": ["f.py:f"]}}, "f.py must be an absolute"),
+        ({"bundle": "/b", "device": "cuda:1"}, "device cuda:1 is no GPU of a replica"),
+        (
+            {"bundle": "/b", "api_key_file": "/k", "serve": {"api_keys": ["a"]}},
+            "api_key_file and `serve.api_keys` are both set; give one of them.",
+        ),
         ({"bundle": "/b", "adapters": {"b": "/c"}}, "adapters has the name 'b', which the model"),
     ],
 )
@@ -74,6 +83,25 @@ def test_arguments_of_a_config_file_are_those_of_python():
     )  # fmt: skip
     assert found.served_name == "owls"
     assert RayConfig(bundle=Path("/b"), name="mine").served_name == "mine"
+
+
+def test_every_path_is_made_absolute():
+    config = RayConfig(
+        bundle=Path("b"), adapters={"a": Path("c")}, api_key_file=Path("k"),
+        serve=ServeConfig(
+            c2pa_certificate=Path("p"), c2pa_key=Path("q"),
+            request_filters=("blocklist:w", "nsfw:0.5", "m:f"), answer_filters=("d/f.py:f", "nsfw"),
+        ),
+    )  # fmt: skip
+    found = config.with_paths(lambda path: Path("/x") / path)
+    assert found == RayConfig(
+        bundle=Path("/x/b"), adapters={"a": Path("/x/c")}, api_key_file=Path("/x/k"),
+        serve=ServeConfig(
+            c2pa_certificate=Path("/x/p"), c2pa_key=Path("/x/q"),
+            request_filters=("blocklist:/x/w", "nsfw:0.5", "m:f"),
+            answer_filters=("/x/d/f.py:f", "nsfw"),
+        ),
+    )  # fmt: skip
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

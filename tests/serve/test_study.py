@@ -98,7 +98,7 @@ def site(study):
 @pytest.fixture
 def closed(study):
     """A study that two keys open."""
-    site = Site(study, api_keys=("first key", "second"))
+    site = Site(study, api_keys=("first key", "second", "a+b&c%=", "a+b/c="))
     yield site
     site.close()
 
@@ -292,6 +292,16 @@ def test_a_link_with_a_key_opens_the_study(tab, closed, study):
     assert not tab.find("#key").is_displayed()
     tab.driver.get(closed.url)  # in the same tab, without the key
     tab.write("#rater", "\ue007")
+    tab.until(lambda: tab.find("#item").is_displayed())
+    assert tab.complaints() == []
+
+
+@pytest.mark.parametrize("written", ["a+b/c=", "a%2Bb%2Fc%3D", "a+b&c%=", "a%2Bb%26c%25%3D"])
+def test_a_key_with_signs_that_urls_know(tab, closed, written):
+    tab.complaints()
+    tab.driver.get("about:blank")
+    tab.driver.get(f"{closed.url}/#key={written}")
+    tab.write("#rater", "Ada\ue007")
     tab.until(lambda: tab.find("#item").is_displayed())
     assert tab.complaints() == []
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -188,3 +189,41 @@ def test_dropout_of_training_is_off(text_tokenizer):
     tokenizer = TextTokenizer.from_json(changed(text_tokenizer, "model", model))
     text = "An owl sat on the old oak."
     assert [tokenizer.encode(text) for _ in range(9)] == [text_tokenizer.encode(text)] * 9
+
+
+# ── how much text a token stands for ─────────────────────────────────────────────────────────────
+
+
+def shortening(**steps) -> TextTokenizer:
+    """The tokenizer of this file with other steps before its model."""
+    content = json.loads(TOKENIZER.to_json())
+    return TextTokenizer.from_json(json.dumps(content | steps))
+
+
+NFKC = shortening(normalizer={"type": "NFKC"})
+DROPPING = shortening(normalizer={"type": "Strip", "strip_left": True, "strip_right": True})
+
+
+@given(
+    st.text() | st.text("ＡＢ𝐀가 \u1100\u1161\u0301ﷺ") | st.lists(st.sampled_from(["owl", " owl"]))
+)
+def test_no_token_stands_for_more_bytes(text):
+    text = "".join(text)
+    for tokenizer in (TOKENIZER, NFKC):
+        assert len(text.encode()) <= tokenizer.most_bytes * len(tokenizer.encode(text))
+
+
+def test_the_most_bytes_of_a_token():
+    names = list(json.loads(TOKENIZER.to_json())["model"]["vocab"])
+    assert TOKENIZER.most_bytes == max(4, *map(len, names)) < 16
+    assert NFKC.most_bytes == 4 * TOKENIZER.most_bytes
+    assert DROPPING.most_bytes == 1000
+    llama = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁": 256, "▁▁": 257},
+            [("▁", "▁")], byte_fallback=True, fuse_unk=True, unk_token="▁",
+        )
+    )  # fmt: skip
+    assert TextTokenizer(llama).most_bytes == 6
+    llama.model.byte_fallback = False  # one token for any number of unknown characters
+    assert TextTokenizer(llama).most_bytes == 1000

@@ -176,7 +176,9 @@ def _image(options: argparse.Namespace) -> None:
     origin = read_origin(options.image)
     manifest = origin.manifest
     signed = "none" if origin.reads_manifests else "unknown: c2pa-python is not installed"
-    if manifest is not None:
+    if manifest is not None and manifest.state == "Unreadable":
+        signed = "unreadable"
+    elif manifest is not None:
         signed = f"{manifest.generator}, signed by {manifest.issuer}: {manifest.state.lower()}"
     facts = {
         "size": f"{origin.size[0]} x {origin.size[1]} pixels",

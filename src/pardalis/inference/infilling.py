@@ -19,7 +19,7 @@ from pardalis.inference.api import complete
 from pardalis.inference.engine import Completion
 from pardalis.inference.events import Usage
 from pardalis.inference.generation import GenerationConfig, Guidance, documents_options
-from pardalis.inference.prompt import check_unconditional
+from pardalis.inference.prompt import check_length, check_unconditional
 from pardalis.inference.prompt_parts import is_part, to_document
 from pardalis.inference.request import Request
 from pardalis.inference.response import Response
@@ -137,6 +137,8 @@ class Infilling:
         self._parts = _parts(prompt)
         self._masks = [part for part in self._parts if isinstance(part, Mask)]
         _check(bundle, config, self._masks)
+        texts = (part for part in self._parts if isinstance(part, Text))
+        check_length(bundle, Document(tuple(texts)))
         self._completions: list[Completion] = []
         self._filled: list[Document] = []
         self._ids = self._rotated_body()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from pardalis.bundle import Bundle
-from pardalis.documents import Document
+from pardalis.documents import Document, Text
 from pardalis.errors import RequestError
 from pardalis.inference.generation import GenerationConfig
 from pardalis.inference.prompt_parts import Prompt, to_document
@@ -39,6 +39,7 @@ def to_request(
     limits = _limits(bundle, config)
     check_unconditional(bundle, config)
     document = to_document(prompt, "user" if config.chat else None)
+    check_length(bundle, document)
     prompt_ids = bundle.codec.encode_prompt(document)
     context = bundle.model.config.context
     if len(prompt_ids) >= context:
@@ -69,6 +70,18 @@ def to_request(
         adapter=config.adapter,
         retrieved=retrieved,
     )
+
+
+def check_length(bundle: Bundle, *documents: Document) -> None:
+    """Raise RequestError if texts are so long that they need not be encoded to be refused."""
+    texts = [part.text for each in documents for part in each.segments if isinstance(part, Text)]
+    n_bytes = sum(len(text.encode()) for text in texts)
+    fewest = -(-n_bytes // bundle.codec.text_tokenizer.most_bytes)
+    if fewest > (context := bundle.model.context):
+        raise RequestError(
+            f"The prompt has {n_bytes:,} bytes of text, so at least {fewest:,} tokens, which fills "
+            f"the model's context of {context}; shorten it."
+        )
 
 
 def check_unconditional(bundle: Bundle, config: GenerationConfig) -> None:
@@ -108,12 +121,14 @@ def to_score_requests(
         if not isinstance(request, ScoreRequest):
             prompt, continuation = _pair(request)
             document = to_document(prompt) if last is None or last[0] is not prompt else last[1]
+            after = to_document(continuation)
+            check_length(bundle, document, after)
             if last is None or document != last[1]:
                 prompt_ids = tuple(bundle.codec.encode_prompt(document))
             last = prompt, document
             request = ScoreRequest(
                 prompt_ids=prompt_ids,
-                continuation_ids=tuple(bundle.codec.encode_continuation(to_document(continuation))),
+                continuation_ids=tuple(bundle.codec.encode_continuation(after)),
                 adapter=adapter,
             )
         request.require_fits(bundle.model.context)

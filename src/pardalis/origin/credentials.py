@@ -10,6 +10,7 @@ import PIL.Image
 
 from pardalis.errors import ConfigError
 from pardalis.files import parse_json, read_text
+from pardalis.origin.foreign import one_line
 
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 # Nothing is fetched from a network, whatever a manifest says; images need no smaller copy.
@@ -25,7 +26,7 @@ class Manifest:
 
     generator: str
     issuer: str  # of the certificate
-    state: str  # Trusted, Valid (by a certificate that nobody vouches for) or Invalid
+    state: str  # Trusted, Valid (by a certificate that nobody vouches for), Invalid or Unreadable
 
 
 class Credentials:
@@ -51,7 +52,7 @@ class Credentials:
         blank = io.BytesIO()
         PIL.Image.new("RGB", (8, 8)).save(blank, "PNG")
         found = read_manifest(self.sign(blank.getvalue(), "image/png", "test", "0"), "image/png")
-        if found is None or found.state == "Invalid":
+        if found is None or found.state in ("Invalid", "Unreadable"):
             raise ConfigError(
                 f"c2pa_certificate {certificate} does not fit the key {key}, has expired, or is no "
                 "certificate for signing: what it signs is not valid."
@@ -91,7 +92,9 @@ class Credentials:
 
 
 def read_manifest(data: bytes, media_type: str) -> Manifest | None:
-    """Return what the manifest of an encoded image says; None: it has none that can be read.
+    """Return what the manifest of an encoded image says; None: it has none.
+
+    One that cannot be read has the state Unreadable and no more.
 
     Raises:
         ConfigError: c2pa-python is not installed.
@@ -99,16 +102,23 @@ def read_manifest(data: bytes, media_type: str) -> Manifest | None:
     library = _library()
     try:
         with library.Reader(media_type, io.BytesIO(data), context=_context(library)) as reader:
-            found = parse_json(reader.json())
-            active = found["manifests"][found["active_manifest"]]
-            generator = active["claim_generator_info"][0]
-            return Manifest(
-                generator=f"{generator['name']} {generator.get('version', '')}".strip(),
-                issuer=str(active["signature_info"].get("issuer", "")),
-                state=str(found["validation_state"]),
-            )
-    except (library.C2paError, LookupError, TypeError, ValueError):
+            return _described(parse_json(reader.json()))
+    except (library.C2paError.ManifestNotFound, library.C2paError.NotSupported):
         return None
+    except (library.C2paError, LookupError, TypeError, ValueError, AttributeError):
+        return Manifest("", "", "Unreadable")
+
+
+def _described(found: Any) -> Manifest:
+    active = found["manifests"][found["active_manifest"]]
+    generator = str(active.get("claim_generator") or "")  # of older claims
+    if info := active.get("claim_generator_info"):
+        generator = f"{info[0]['name']} {info[0].get('version') or ''}"
+    return Manifest(
+        generator=one_line(generator),
+        issuer=one_line(str(active["signature_info"].get("issuer", ""))),
+        state=one_line(str(found["validation_state"])),
+    )
 
 
 def _library() -> Any:

@@ -11,11 +11,11 @@ from pardalis.documents import media_type, open_image
 from pardalis.documents.images import read_source
 from pardalis.errors import ConfigError
 from pardalis.origin.credentials import Manifest, read_manifest
+from pardalis.origin.foreign import one_line
 from pardalis.origin.watermark import CERTAIN, watermark_certainty
 
 _FIELDS = ("Software", "Source", "Creation Time", "Seed")
 _TAGS = {"Software": Base.Software, "Source": Base.ImageDescription, "Creation Time": Base.DateTime}
-_LONGEST = 200  # characters of a field, which a file of others may fill with anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ImageOrigin:
     size: tuple[int, int]  # width and height of the upright image
     fields: dict[str, str]
     certainty: float  # of the mark in its pixels, in standard deviations
-    manifest: Manifest | None
+    manifest: Manifest | None  # its state is unreadable if it has one that cannot be read
     reads_manifests: bool  # whether c2pa-python is installed
 
     @property
@@ -59,4 +59,4 @@ def _fields(content: bytes) -> dict[str, str]:
             found = {name: image.info.get(name) or exif.get(_TAGS.get(name, 0)) for name in _FIELDS}
     except Exception:  # Pillow raises many classes when metadata are damaged
         return {}
-    return {name: text[:_LONGEST] for name, text in found.items() if isinstance(text, str)}
+    return {name: one_line(text) for name, text in found.items() if isinstance(text, str)}

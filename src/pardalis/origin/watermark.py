@@ -22,6 +22,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 SMALLEST = 64  # pixels of the shorter side
 _BLOCK = 8  # pixels of a block's side
+_STRIP = 32 * _BLOCK  # rows of pixels whose blocks are decomposed at once, to save memory
 _STEP = 36.0  # of the lattice, as in invisible-watermark
 _ENOUGH = 7.0  # margin of a block; where 8-bit pixels leave less, points farther away are tried
 CERTAIN = 5.0  # standard deviations from which an image has the mark
@@ -98,9 +99,16 @@ def _margins(pixels: NDArray[np.uint8], bits: NDArray[np.bool_]) -> Floats:
 
     That of a block which is read as the other bit is not above 0.
     """
-    first = np.linalg.svd(_blocks(pixels), compute_uv=False)[:, 0].astype(np.float32)
+    strips = range(0, pixels.shape[0], _STRIP)
+    first = np.concatenate([_largest(pixels[start : start + _STRIP]) for start in strips])
     margins = _STEP / 4 - np.abs(first % _STEP - _place(bits) * _STEP)
     return margins.astype(np.float32)
+
+
+def _largest(pixels: NDArray[np.uint8]) -> Floats:
+    """Return the largest singular value of each block."""
+    values: Floats = np.linalg.svd(_blocks(pixels), compute_uv=False)[:, 0].astype(np.float32)
+    return values
 
 
 def _blocks(pixels: NDArray[np.uint8]) -> Floats:

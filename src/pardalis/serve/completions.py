@@ -20,13 +20,13 @@ class CompletionRequest(ChunkedBody):
     """A text to be continued."""
 
     prompt: str
-    suffix: str | None = None  # stands behind the completion, for models that infill
+    suffix: str | None = None  # behind the completion, for models that infill; "": none
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
 
     def options(self) -> dict[str, Any]:
-        options = self.sampling() | ({"mode": "text"} if self.suffix is None else {})
+        options = self.sampling() | ({} if self.suffix else {"mode": "text"})
         if self.max_tokens:
             options["max_new_tokens"] = self.max_tokens
         if self.logprobs is not None:
@@ -35,13 +35,13 @@ class CompletionRequest(ChunkedBody):
 
     def document(self, service: Service) -> Document:
         before = prompt_document(self.prompt)
-        if self.suffix is None:
+        if not self.suffix:
             return before
         return Document((*before.segments, *prompt_document(self.suffix, field="suffix").segments))
 
     @property
     def gap(self) -> int | None:
-        return None if self.suffix is None else 1
+        return 1 if self.suffix else None
 
 
 def router(service: Service) -> APIRouter:

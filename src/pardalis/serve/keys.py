@@ -10,17 +10,27 @@ from pardalis.files import read_text
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """Return the keys of a file, one on each line.
+    """Return the keys of a file, one on each line; those that are empty or begin with # are none.
 
     Raises:
-        ConfigError: there is no such file, or no key in it.
+        ConfigError: there is no such file, no key in it, or a key that no header can carry.
     """
     if not path.is_file():
         raise ConfigError(f"{path} is no file; keys were expected there, one on each line.")
-    keys = tuple(key for line in read_text(path).splitlines() if (key := line.strip()))
+    keys = []
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").splitlines(), 1):
+        key = line.strip()
+        if not key or key.startswith("#"):
+            continue
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"line {number} of {path} is a key with characters that no header can carry; "
+                "write keys in printable ASCII."
+            )
+        keys.append(key)
     if not keys:
         raise ConfigError(f"{path} has no keys; write one on each line.")
-    return keys
+    return tuple(keys)
 
 
 class Keys:

@@ -8,7 +8,7 @@ or as ``import_path: pardalis.serve.ray:app`` of a config file for ``serve run``
 the fields of :class:`RayConfig`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,7 +47,7 @@ class RayConfig:
     adapters: dict[str, Path] = field(default_factory=dict)
     replicas: int = 1
     cpus: float = 1.0  # reserved for a replica, and the threads that it computes with
-    device: str = "cpu"  # cuda: a GPU for each replica
+    device: str = "cpu"  # cuda: a GPU for each replica, which sees no other
     dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     api_key_file: Path | None = None  # read by each replica, so that no key passes through Ray
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -63,6 +63,13 @@ class RayConfig:
                     f"serve.{name} is not read, as Ray's proxy listens; set {name} of Ray's "
                     "http_options."
                 )
+        if self.device.startswith("cuda:") and self.device != "cuda:0":
+            raise ConfigError(
+                f"device {self.device} is no GPU of a replica, as Ray shows each the one that it "
+                "gets; set device to cuda."
+            )
+        if self.api_key_file is not None and self.serve.api_keys:
+            raise ConfigError("api_key_file and `serve.api_keys` are both set; give one of them.")
         if self.served_name in self.adapters:
             raise ConfigError(
                 f"adapters has the name {self.served_name!r}, which the model has; give another."
@@ -71,6 +78,23 @@ class RayConfig:
     @property
     def served_name(self) -> str:
         return self.name or served_name(self.bundle)
+
+    def with_paths(self, change: Callable[[Path], Path]) -> "RayConfig":
+        """Return the config with each path that a replica reads changed."""
+        serve = self.serve
+        return replace(
+            self,
+            bundle=change(self.bundle),
+            adapters={name: change(path) for name, path in self.adapters.items()},
+            api_key_file=self.api_key_file and change(self.api_key_file),
+            serve=replace(
+                serve,
+                c2pa_certificate=serve.c2pa_certificate and change(serve.c2pa_certificate),
+                c2pa_key=serve.c2pa_key and change(serve.c2pa_key),
+                request_filters=tuple(_with_path(each, change) for each in serve.request_filters),
+                answer_filters=tuple(_with_path(each, change) for each in serve.answer_filters),
+            ),
+        )
 
 
 class Replica:
@@ -122,12 +146,7 @@ def deployment(config: RayConfig) -> "Application":
             f"Replicas need {error.name}, which is not installed: run pip install "
             "'pardalis[cluster]'."
         ) from error
-    config = replace(
-        config,
-        bundle=config.bundle.resolve(),
-        adapters={name: path.resolve() for name, path in config.adapters.items()},
-        api_key_file=config.api_key_file and config.api_key_file.resolve(),
-    )
+    config = config.with_paths(Path.resolve)
     resources = {"num_cpus": config.cpus, "num_gpus": int(config.device.startswith("cuda"))}
     deployed = serve.deployment(
         serve.ingress()(Replica),
@@ -152,10 +171,22 @@ def app(arguments: Mapping[str, Any]) -> "Application":
         ConfigError: a key is unknown or missing, or a value is wrong.
     """
     config = from_dict(RayConfig, arguments)
-    for path in (config.bundle, *config.adapters.values(), config.api_key_file):
-        if path is not None and not path.is_absolute():
-            raise ConfigError(f"{path} must be an absolute path, as Ray builds it elsewhere.")
-    return deployment(config)
+    return deployment(config.with_paths(_absolute))
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ConfigError(f"{path} must be an absolute path, as Ray builds it elsewhere.")
+    return path
+
+
+def _with_path(name: str, change: Callable[[Path], Path]) -> str:
+    """Return the name of a filter with its path changed, if it is a file's."""
+    if name.startswith("blocklist:"):
+        kind, _, path = name.partition(":")
+        return f"{kind}:{change(Path(path))}" if path else name
+    module, colon, function = name.rpartition(":")
+    return f"{change(Path(module))}{colon}{function}" if module.endswith(".py") else name
 
 
 class _Named:

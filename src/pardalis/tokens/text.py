@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _LONGEST_TOKEN = 1000  # characters
 _UNICODE = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "BertNormalizer")
 _UNICODE_GROWTH = 18  # of U+FDFA; done again, it changes nothing
 _GROWTH = {"ByteLevel": 4, "Metaspace": 2, "WordPiece": 2, "BPEDecoder": 2, "Precompiled": math.inf}
+_UNICODE_SHRINKAGE = 4  # of a character's UTF-8 at most, which has 4 bytes at most
+_SPLITTERS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Prepend")  # these drop nothing
 _BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -108,6 +111,48 @@ def _growths(steps: Sequence[dict[str, Any]]) -> Iterator[float]:
                 yield _GROWTH.get(kind, 1)
 
 
+def _shrinkages(steps: Iterable[dict[str, Any]]) -> Iterator[float]:
+    """Yield by how much each step before the model shortens a text at most."""
+    for step in steps:
+        match step:
+            case {"type": "Replace", "content": str(text), "pattern": {"String": str(pattern)}}:
+                yield max(1.0, len(pattern.encode()) / len(text.encode())) if text else math.inf
+            case {"type": "Split", "behavior": behavior}:
+                yield math.inf if behavior == "Removed" else 1.0
+            case {"type": kind} if kind in _UNICODE and kind != "BertNormalizer":
+                yield _UNICODE_SHRINKAGE
+            case {"type": kind}:
+                yield 1.0 if kind in _SPLITTERS else math.inf
+
+
+def _most_bytes(content: dict[str, Any]) -> int:
+    """Return how many bytes of UTF-8 a token of a ``tokenizer.json`` stands for at most.
+
+    Where it may drop text, or give one token to any number of characters, there is no such number;
+    no text that people write has more than the one returned.
+    """
+    model = content["model"]
+    vocab: Any = model.get("vocab", ())
+    steps = [s for name in ("normalizer", "pre_tokenizer") for s in _steps(content.get(name))]
+    is_byte_level = any(step.get("type") == "ByteLevel" for step in steps)
+    if is_byte_level:
+        knows_all = all(byte in vocab for byte in pre_tokenizers.ByteLevel.alphabet())
+    else:
+        knows_all = bool(model.get("byte_fallback")) and all(
+            f"<0x{byte:02X}>" in vocab for byte in range(N_BYTES)
+        )
+    knows_all |= model.get("unk_token") is not None and not model.get("fuse_unk")
+    added = [token for token in content.get("added_tokens", ()) if not token["special"]]
+    strips = any(token["lstrip"] or token["rstrip"] for token in added)
+    shrinkage = math.prod(_shrinkages(steps))
+    if model["type"] != "BPE" or not knows_all or strips or math.isinf(shrinkage):
+        return _LONGEST_TOKEN
+    # A name has a character for each byte if the tokenizer is byte-level; an unknown one is of 4.
+    lengths = [len(name) if is_byte_level else len(name.encode()) for name in vocab]
+    lengths += [len(token["content"].encode()) for token in added]
+    return math.ceil(shrinkage * max([4, *lengths]))
+
+
 class TextTokenizer:
     """A trained BPE.
 
@@ -139,6 +184,14 @@ class TextTokenizer:
     def size(self) -> int:
         """Number of text tokens without the unknown token."""
         return len(self.text_tokens)
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """How many bytes of UTF-8 a text token stands for at most.
+
+        A tokenizer that may drop text has no such number; then none is written that has more.
+        """
+        return _most_bytes(parse_json(self.to_json()))
 
     def encode(self, text: str) -> list[int]:
         """Return the text tokens of a text.

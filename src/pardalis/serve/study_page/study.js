@@ -33,6 +33,15 @@ async function request(path, body = null) {
   return response;
 }
 
+/** Return the key of a link, which may be percent-encoded, or stand there as it is. */
+function decoded(raw = "") {
+  try {
+    return decodeURIComponent(raw);
+  } catch {
+    return raw;
+  }
+}
+
 async function ask(path, body = null) {
   return (await request(path, body)).json();
 }
@@ -159,8 +168,8 @@ document.addEventListener("keydown", (event) => {
 });
 
 // The key of a link stands behind #, which no server or log is sent; it leaves the address bar.
-const linked = new URLSearchParams(location.hash.slice(1)).get("key");
+const linked = decoded(location.hash.match(/^#key=(.*)$/)?.[1]);
 if (linked) history.replaceState(null, "", location.pathname);
-key = linked ?? kept(sessionStorage, KEY);
+key = linked || kept(sessionStorage, KEY);
 $("rater").value = kept(localStorage, STORED);
 $("rater").focus();
