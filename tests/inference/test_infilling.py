@@ -14,6 +14,7 @@ from pardalis.errors import RequestError
 from pardalis.inference import (
     Engine,
     EngineConfig,
+    Finished,
     GenerationConfig,
     Guidance,
     ImageBegun,
@@ -131,6 +132,23 @@ def test_half_of_an_image(paper, guidance):
     response = infill(paper, prompt, config)
     assert texts(response) == ["An owl", "[image]"]
     assert response.images[0].source == events[2].image
+
+
+@pytest.mark.parametrize("n_masks", [1, 4])
+def test_a_guided_gap_runs_in_the_smallest_cache_that_takes_it(bundle, n_masks):
+    bundle = extended(bundle, *mask_names(n_masks))
+    config = GenerationConfig(guidance=2.0)
+    request = Infilling(bundle, ["owl", Mask(image=PHOTO, rows=(0.5, 1.0))], config).request()
+    for cache_tokens in range(len(request.prompt_ids), 40):
+        engine_config = EngineConfig(page_size=1, cache_tokens=cache_tokens, max_slots=2)
+        with Engine(bundle, engine_config) as engine:
+            try:
+                engine.submit_request(request)
+            except RequestError:  # too small
+                continue
+            assert any(isinstance(event, Finished) for _ in range(20) for event in engine.step())
+            return
+    pytest.fail("no cache takes the request")
 
 
 def test_an_image_before_its_text(paper):
