@@ -84,6 +84,11 @@ def test_the_best_of_several(run, tmp_path):
         (["--infill", "a <mask>", "--candidates", "2"], "--infill and --candidates cannot stand"),
         (["--infill", "a <mask>", "--stream"], "leave it out"),
         (
+            ["--infill", "a <mask>", "--retrieve", "i"],
+            "--retrieve does not apply to --infill",
+        ),
+        (["owl", "--candidates", "2", "--documents", "1"], "give --retrieve too"),
+        (
             ["--infill", "a", "--hide", "0:1"],
             "rows TOP:BOTTOM of one image, such as 0.5:1, but the",
         ),

@@ -212,14 +212,18 @@ def _complete_otherwise(
         raise RequestError(
             "--stream prints one plain completion while it is generated; leave it out."
         )
+    if options.infill and options.retrieve is not None:
+        raise RequestError("--retrieve does not apply to --infill; leave it out.")
+    retriever = chosen_retriever(options)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     how = {"adapters": chosen_adapters(options), "engine_options": _engine_options(options)}
     if options.infill:
         filled = infilled(bundle, parts, options, config, how)
         _show(options, config, filled, filled, bundle.model.context)
         return
-    best, more = ranked(bundle, parts, options, config, how)
-    whole = Document((*to_document(parts).segments, *best.segments))
+    best, more = ranked(bundle, parts, options, config, how | {"retriever": retriever})
+    prompt = to_document(parts, "user" if config.chat else None)
+    whole = Document((*prompt.segments, *best.segments))
     _show(options, config, best, whole, bundle.model.context, more)
 
 
