@@ -28,6 +28,7 @@ from pardalis.inference import (
     infill_many,
     to_request,
 )
+from pardalis.inference.infilling import _are_rows
 from pardalis.interop import extend_vocabulary
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import END_MASK, mask_names, restore
@@ -109,6 +110,14 @@ def test_several_masks_are_filled_one_after_the_other(own_ends):
     assert infilling.response() == response
     whole = own_ends.codec.decode([*restore(ids[:-1], vocabulary), vocabulary.eos_id])
     assert whole.text == response.text
+
+
+@pytest.mark.parametrize("options", [{"guidance": 2.0}, {"guidance": 2.0, "image_guidance": 1.2}])
+def test_guidance_changes_nothing_where_no_image_is_made(paper, options):
+    plain = {"max_new_tokens": 5, "temperature": 1.0}
+    assert infill(paper, ["An", Mask()], **plain, **options) == infill(
+        paper, ["An", Mask()], **plain
+    )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -232,7 +241,6 @@ def test_guidance_against_a_mask(paper):
         (["An", Mask(), " owl", Mask()], {}, "so it fills one mask, got 2; leave"),
         (["An", Mask()], {"mode": "text"}, "mode does not apply to infilling"),
         (["An", Mask()], {"chat": True}, "chat does not apply to infilling"),
-        (["An", Mask()], {"guidance": 2.0}, "guidance applies to images, but no mask holds one"),
         ([Mask("image")], {"guidance": 2.0, "image_guidance": 1.2}, "image_guidance does not"),
         ([Mask(image="An owl")], {}, "The `image` of a mask is a text"),
         ([{"role": "user", "content": "An"}, Mask()], {}, "not in chat messages"),
@@ -243,6 +251,11 @@ def test_guidance_against_a_mask(paper):
 def test_what_cannot_be_filled(paper, prompt, options, message):
     with pytest.raises(RequestError, match=message):
         infill(paper, prompt, **options)
+
+
+@pytest.mark.parametrize("rows", [(0.5, 0.5), (0.1,), (0.1, 0.2, 0.3), ("a", "b"), 0.5, None])
+def test_what_is_no_rows(rows):
+    assert not _are_rows(rows)
 
 
 def test_masks_are_checked():
