@@ -30,6 +30,7 @@ from pardalis.cli.generate_otherwise import (
     infilled,
     of_task,
     ranked,
+    refuse_unread,
 )
 from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import RequestError
@@ -158,6 +159,7 @@ def config_of(options: argparse.Namespace) -> GenerationConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = config_of(options)
+    refuse_unread(options)
     if options.prompts is None:
         _complete_prompt(options, config)
     else:
