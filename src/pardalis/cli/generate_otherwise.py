@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +46,12 @@ def add_task(group: argparse._ArgumentGroup) -> None:
 
 
 def of_task(
-    name: str, parts: Sequence[Any], config: GenerationConfig
+    name: str, parts: Sequence[Any], config: GenerationConfig, given: Container[str] = ()
 ) -> tuple[list[Any], GenerationConfig]:
     """Return the prompt of a task, and its options where the command line gives no others.
+
+    Args:
+        given: names of the options of ``config`` that the command line gives.
 
     Raises:
         RequestError: there is no such task, or it has other fields.
@@ -65,12 +68,7 @@ def of_task(
         document = task_document(name, dict(zip(names, parts, strict=True)))
     except DataError as error:
         raise RequestError(str(error)) from error
-    default = GenerationConfig()
-    options = {
-        key: value
-        for key, value in task_of(name).options.items()
-        if getattr(config, key) == getattr(default, key)
-    }
+    options = {key: value for key, value in task_of(name).options.items() if key not in given}
     return [document], config.with_options(options)
 
 
