@@ -43,6 +43,11 @@ from pardalis.errors import ConfigError
         (["retrieval", "build", "none", "-o", "index"], 2, "--codec is missing: none is no run"),
         (["retrieval", "build", ".", "-o", ".."], 2, "holds no index.json, so it is not replaced"),
         (["generate", "none", "owl", "--documents", "1"], 4, "No bundle at none"),
+        (
+            ["generate", "none", "owl", "--candidates", "2", "--retrieve", "none"],
+            3,
+            "none does not exist; build an index",
+        ),
         (["generate", "none", "none.png"], 6, "No image at none.png"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],

@@ -1,5 +1,6 @@
 """One prompt or a file of them, from the command line."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from shapes import decoder_config
 
 from pardalis.bundle import Bundle, load
+from pardalis.cli.generate import add_options, config_of
 from pardalis.cli.main import build_parser, main
 from pardalis.inference import GenerationConfig
 from pardalis.interop.model import read_bundle
@@ -72,10 +74,12 @@ def test_an_image_of_too_many_pixels_is_told_once(run, tmp_path):
 
 def test_every_option_of_generation_is_a_flag():
     options = build_parser().parse_args(["generate", "bundle", "owl"])
-    names = [option.name for option in dataclasses.fields(GenerationConfig)]
-    names.remove("adapter")  # that of the first folder of --adapter
-    given = {name: getattr(options, name) for name in names}
-    assert GenerationConfig().with_options(given) == GenerationConfig()
+    assert config_of(options) == GenerationConfig()
+    names = {option.name for option in dataclasses.fields(GenerationConfig)} - {"adapter"}
+    assert not names & {*vars(options)}  # only what is given is there
+    parser = argparse.ArgumentParser()
+    add_options(parser.add_argument_group())
+    assert names <= {action.dest for action in parser._actions}
     options = build_parser().parse_args(["generate", "b", "owl", "--stop", "a", "--stop", "\n"])
     assert options.stop == ["a", "\n"]
     flags = ["--image-temperature", "0.5", "--max-images", "2", "--chat", "--mode", "text"]

@@ -6,7 +6,9 @@ import PIL.Image
 import pytest
 
 from pardalis import GenerationConfig
+from pardalis.cli.generate import config_of
 from pardalis.cli.generate_otherwise import of_task
+from pardalis.cli.main import build_parser
 from pardalis.documents import TASKS, Document, Image, Text, read_jsonl, task_document
 from pardalis.errors import DataError, RequestError
 
@@ -80,8 +82,12 @@ def test_a_task_of_the_command_line_brings_its_guidance(tmp_path):
     [document], config = of_task("edit", parts, given)
     assert document.images[0].source == tmp_path / "day.png"
     assert (config.mode, config.guidance, config.image_guidance) == ("image", 7.5, 1.5)
-    config = of_task("edit", parts, GenerationConfig(guidance=3.0))[1]
-    assert (config.guidance, config.image_guidance) == (3.0, 1.5)
+    for guidance in (3.0, 1.0):  # also the default, if it is given
+        options = build_parser().parse_args(
+            ["generate", "b", "--task", "edit", "--guidance", str(guidance), "a", "b"]
+        )
+        config = of_task("edit", parts, config_of(options), given=vars(options))[1]
+        assert (config.mode, config.guidance, config.image_guidance) == ("image", guidance, 1.5)
     with pytest.raises(RequestError, match="takes 2 parts: image, instruction; got 1"):
         of_task("edit", parts[:1], given)
     with pytest.raises(RequestError, match="There is no task 'draw'"):

@@ -4,7 +4,15 @@ import pytest
 
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import RequestError
-from pardalis.inference import POOLS, SCORERS, GenerationConfig, generate, generate_ranked, score
+from pardalis.inference import (
+    POOLS,
+    SCORERS,
+    GenerationConfig,
+    generate,
+    generate_ranked,
+    score,
+    to_document,
+)
 from pardalis.inference.candidates import half_top_p_half_cd_k
 
 IMAGES = {"mode": "image", "image_temperature": 1.0, "max_images": 1}
@@ -44,6 +52,15 @@ def test_the_likelihood_of_texts(bundle):
     found = generate_ranked(bundle, "An", candidates=3, rank_by="likelihood", **options)
     for each in found:
         [expected] = score(bundle, [("An", each.response)])
+        assert each.score == pytest.approx(expected.log_prob / len(expected.log_probs), abs=1e-5)
+
+
+def test_the_likelihood_of_a_turn_is_that_after_the_turn_before_it(bundle):
+    options = {"mode": "text", "temperature": 1.0, "max_new_tokens": 5, "chat": True}
+    found = generate_ranked(bundle, "An", candidates=2, rank_by="likelihood", **options)
+    turn = to_document("An", "user")
+    for each in found:
+        [expected] = score(bundle, [(turn, Document(each.response.segments))])
         assert each.score == pytest.approx(expected.log_prob / len(expected.log_probs), abs=1e-5)
 
 

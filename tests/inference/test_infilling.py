@@ -14,6 +14,7 @@ from pardalis.errors import RequestError
 from pardalis.inference import (
     Engine,
     EngineConfig,
+    Finished,
     GenerationConfig,
     Guidance,
     ImageBegun,
@@ -27,6 +28,7 @@ from pardalis.inference import (
     infill_many,
     to_request,
 )
+from pardalis.inference.infilling import _are_rows
 from pardalis.interop import extend_vocabulary
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import END_MASK, mask_names, restore
@@ -110,6 +112,14 @@ def test_several_masks_are_filled_one_after_the_other(own_ends):
     assert whole.text == response.text
 
 
+@pytest.mark.parametrize("options", [{"guidance": 2.0}, {"guidance": 2.0, "image_guidance": 1.2}])
+def test_guidance_changes_nothing_where_no_image_is_made(paper, options):
+    plain = {"max_new_tokens": 5, "temperature": 1.0}
+    assert infill(paper, ["An", Mask()], **plain, **options) == infill(
+        paper, ["An", Mask()], **plain
+    )
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_half_of_an_image(paper, guidance):
     prompt = ["An owl", Mask(image=PHOTO, rows=(0.0, 0.5))]
@@ -131,6 +141,23 @@ def test_half_of_an_image(paper, guidance):
     response = infill(paper, prompt, config)
     assert texts(response) == ["An owl", "[image]"]
     assert response.images[0].source == events[2].image
+
+
+@pytest.mark.parametrize("n_masks", [1, 4])
+def test_a_guided_gap_runs_in_the_smallest_cache_that_takes_it(bundle, n_masks):
+    bundle = extended(bundle, *mask_names(n_masks))
+    config = GenerationConfig(guidance=2.0)
+    request = Infilling(bundle, ["owl", Mask(image=PHOTO, rows=(0.5, 1.0))], config).request()
+    for cache_tokens in range(len(request.prompt_ids), 40):
+        engine_config = EngineConfig(page_size=1, cache_tokens=cache_tokens, max_slots=2)
+        with Engine(bundle, engine_config) as engine:
+            try:
+                engine.submit_request(request)
+            except RequestError:  # too small
+                continue
+            assert any(isinstance(event, Finished) for _ in range(20) for event in engine.step())
+            return
+    pytest.fail("no cache takes the request")
 
 
 def test_an_image_before_its_text(paper):
@@ -214,7 +241,6 @@ def test_guidance_against_a_mask(paper):
         (["An", Mask(), " owl", Mask()], {}, "so it fills one mask, got 2; leave"),
         (["An", Mask()], {"mode": "text"}, "mode does not apply to infilling"),
         (["An", Mask()], {"chat": True}, "chat does not apply to infilling"),
-        (["An", Mask()], {"guidance": 2.0}, "guidance applies to images, but no mask holds one"),
         ([Mask("image")], {"guidance": 2.0, "image_guidance": 1.2}, "image_guidance does not"),
         ([Mask(image="An owl")], {}, "The `image` of a mask is a text"),
         ([{"role": "user", "content": "An"}, Mask()], {}, "not in chat messages"),
@@ -226,6 +252,11 @@ def test_guidance_against_a_mask(paper):
 def test_what_cannot_be_filled(paper, prompt, options, message):
     with pytest.raises(RequestError, match=message):
         infill(paper, prompt, **options)
+
+
+@pytest.mark.parametrize("rows", [(0.5, 0.5), (0.1,), (0.1, 0.2, 0.3), ("a", "b"), 0.5, None])
+def test_what_is_no_rows(rows):
+    assert not _are_rows(rows)
 
 
 def test_masks_are_checked():

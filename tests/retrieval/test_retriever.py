@@ -9,7 +9,15 @@ import pardalis
 from pardalis.bundle import Bundle
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError, RequestError
-from pardalis.inference import DocumentsRetrieved, Engine, PromptFile, TextDelta, to_request
+from pardalis.inference import (
+    DocumentsRetrieved,
+    Engine,
+    PromptFile,
+    ScoreRequest,
+    TextDelta,
+    generate_ranked,
+    to_request,
+)
 from pardalis.model import Decoder, initialise
 from pardalis.retrieval import ClipConfig, Retriever, RuleConfig
 from pardalis.retrieval.embedders import embed
@@ -73,6 +81,26 @@ def test_a_response_says_what_was_retrieved(bundle, retriever):
         bundle, ["a fox", "an owl"], mode="text", max_new_tokens=3, retriever=retriever
     )
     assert many[0].retrieved == response.retrieved != many[1].retrieved
+
+
+def test_candidates_continue_the_same_documents(bundle, retriever, monkeypatch):
+    options = {"mode": "text", "max_new_tokens": 3, "temperature": 1.0, "retriever": retriever}
+    searches, before = [], Retriever.before
+    monkeypatch.setattr(Retriever, "before", lambda *given: searches.append(1) or before(*given))
+    found = generate_ranked(bundle, "a fox", candidates=3, rank_by="likelihood", **options)
+    assert len(searches) == 1
+    alone = pardalis.generate(bundle, "a fox", **options)
+    [first] = [each.response for each in found if each.number == 0]
+    assert first == alone
+    prompt_ids = to_request(bundle, "a fox", **options).prompt_ids
+    for each in found:
+        assert each.response.retrieved == alone.retrieved
+        assert each.response.usage.prompt_tokens == len(prompt_ids)
+        ids = tuple(bundle.codec.encode_continuation(each.response))
+        [score] = pardalis.score(
+            bundle, [ScoreRequest(prompt_ids=prompt_ids, continuation_ids=ids)]
+        )
+        assert each.score == pytest.approx(score.log_prob / len(ids), abs=1e-5)
 
 
 def test_the_first_event_says_what_was_retrieved(bundle, retriever):

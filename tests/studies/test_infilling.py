@@ -100,6 +100,10 @@ def test_a_model_with_masks_is_scored_both_ways(codec, tmp_path, capsys):
     assert main(command) == 0  # its own folder is replaced
     assert main([*command, "--images", "3"]) == 2
     assert "--images does not apply to --infill" in capsys.readouterr().err
+    assert main([*command, "--retrieve", "index"]) == 2
+    assert "--retrieve does not apply to --infill" in capsys.readouterr().err
+    assert main([*command, "--documents", "1"]) == 6
+    assert "give --retrieve too" in capsys.readouterr().err
 
 
 def test_a_model_without_masks_continues_from_the_left(codec, tmp_path):

@@ -106,12 +106,13 @@ def _run_infilling(options: argparse.Namespace) -> None:
     from pardalis.bundle import bundle_folder
     from pardalis.studies.infilling import InfillingConfig, study_infilling
 
-    names = ("images", "captions", "answers", "label_before", "guidance", "temperature")
+    names = ("images", "captions", "answers", "label_before", "guidance", "temperature", "retrieve")
     if given := [name for name in names if getattr(options, name) is not None]:
         raise ConfigError(
             f"--{given[0].replace('_', '-')} does not apply to --infill, which scores gaps; leave "
             "one of them out."
         )
+    chosen_retriever(options)  # refuses what belongs to --retrieve
     result = study_infilling(
         options.folder,
         options.output,

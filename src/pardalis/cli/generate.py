@@ -30,6 +30,7 @@ from pardalis.cli.generate_otherwise import (
     infilled,
     of_task,
     ranked,
+    refuse_unread,
 )
 from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import RequestError
@@ -126,6 +127,7 @@ def add(commands: Commands) -> None:
 def add_options(group: argparse._ArgumentGroup, without: Sequence[str] = ()) -> None:
     """Add a flag for each field of GenerationConfig, which :func:`config_of` reads.
 
+    What is not given is no attribute of the parsed options.
     ``adapter`` has none: :func:`add_adapters` loads one, and so gives it a name.
     """
     hints = get_type_hints(GenerationConfig)
@@ -133,14 +135,14 @@ def add_options(group: argparse._ArgumentGroup, without: Sequence[str] = ()) -> 
         if option.name in ("adapter", *without):
             continue
         flag, hint = "--" + option.name.replace("_", "-"), hints[option.name]
-        arguments: dict[str, Any] = {"default": option.default, "help": option_help(option)}
+        arguments: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option_help(option)}
         if hint is bool:
             arguments |= {"action": "store_true"}
         elif get_origin(hint) is Literal:
             arguments |= {"choices": get_args(hint)}
         elif get_origin(hint) is tuple:
             arguments["help"] += "; may be repeated"
-            arguments |= {"action": "append", "default": [], "metavar": "TEXT"}
+            arguments |= {"action": "append", "metavar": "TEXT"}
         else:
             kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
             arguments |= {"type": kind, "metavar": "N" if kind is int else "X"}
@@ -158,6 +160,7 @@ def config_of(options: argparse.Namespace) -> GenerationConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = config_of(options)
+    refuse_unread(options)
     if options.prompts is None:
         _complete_prompt(options, config)
     else:
@@ -174,14 +177,14 @@ def _complete_prompt(options: argparse.Namespace, config: GenerationConfig) -> N
             'A prompt is needed: give texts and images, "" for an empty prompt, or --prompts.'
         )
     if options.out is not None:
-        _require_writable(options)
+        _require_writable(options, config)
     if options.stream and options.json:
         raise RequestError("--stream and --json both print the completion; choose one.")
     if config.logprobs and not options.json:
         raise RequestError("--logprobs adds to what --json prints; give --json too.")
     parts: list[Any] = [_part(text) for text in options.prompt]
     if options.task is not None:
-        parts, config = of_task(options.task, parts, config)
+        parts, config = of_task(options.task, parts, config, given=vars(options))
     if options.infill or options.candidates is not None:
         _complete_otherwise(options, config, parts)
         return
@@ -212,14 +215,18 @@ def _complete_otherwise(
         raise RequestError(
             "--stream prints one plain completion while it is generated; leave it out."
         )
+    if options.infill and options.retrieve is not None:
+        raise RequestError("--retrieve does not apply to --infill; leave it out.")
+    retriever = chosen_retriever(options)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     how = {"adapters": chosen_adapters(options), "engine_options": _engine_options(options)}
     if options.infill:
         filled = infilled(bundle, parts, options, config, how)
         _show(options, config, filled, filled, bundle.model.context)
         return
-    best, more = ranked(bundle, parts, options, config, how)
-    whole = Document((*to_document(parts).segments, *best.segments))
+    best, more = ranked(bundle, parts, options, config, how | {"retriever": retriever})
+    prompt = to_document(parts, "user" if config.chat else None)
+    whole = Document((*prompt.segments, *best.segments))
     _show(options, config, best, whole, bundle.model.context, more)
 
 
@@ -240,7 +247,7 @@ def _show(
     from pardalis.documents import Text
 
     if options.json:
-        print_result(options, _result(document, options) | dict(more or {}))
+        print_result(options, _result(document, options, config) | dict(more or {}))
     elif not options.stream:
         echo("".join(s.text if isinstance(s, Text) else "[image]" for s in document.segments))
     if not options.json:
@@ -262,7 +269,9 @@ def _generated(document: "Response") -> "Document":
     return Document(tuple(segment for each in document.filled for segment in each.segments))
 
 
-def _result(response: "Response", options: argparse.Namespace) -> dict[str, Any]:
+def _result(
+    response: "Response", options: argparse.Namespace, config: GenerationConfig
+) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     result = {
         "completion": _json_segments(response),
@@ -272,7 +281,7 @@ def _result(response: "Response", options: argparse.Namespace) -> dict[str, Any]
     }
     if response.filled:
         result["filled"] = [_json_segments(each) for each in response.filled]
-    if options.logprobs:
+    if config.logprobs:
         result["logprobs"] = [asdict(token) for token in response.log_probs]
     if options.retrieve is not None:
         result["retrieved"] = [asdict(each) for each in response.retrieved]
@@ -375,7 +384,7 @@ def _json_segments(completion: "Document") -> list[dict[str, str]]:
     ]
 
 
-def _require_writable(options: argparse.Namespace) -> None:
+def _require_writable(options: argparse.Namespace, config: GenerationConfig) -> None:
     """Check --out before the completion is generated."""
     from pardalis.files import require_folder
 
@@ -385,7 +394,7 @@ def _require_writable(options: argparse.Namespace) -> None:
     if path.is_dir():
         raise RequestError(f"{path} is a folder, but a file is to be written; choose another name.")
     require_folder(path.parent)
-    if path.suffix.lower() == ".png" and (options.mode == "text" or options.max_images == 0):
+    if path.suffix.lower() == ".png" and (config.mode == "text" or config.max_images == 0):
         raise RequestError(
             f"The completion will have no image to write to {path}; use --mode image."
         )

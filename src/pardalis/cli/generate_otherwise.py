@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,25 @@ if TYPE_CHECKING:
     from pardalis.inference import Response
 
 _MASK = re.compile(r"<mask(?::(text|image|any))?>")
-_HELD = re.compile(r"([0-9.]+):([0-9.]+)")
+_UNKNOWN_MASK = re.compile(r"<mask:[^<>]*>")
+_HELD = re.compile(r"(\d*\.?\d+):(\d*\.?\d+)", re.ASCII)
 _POOLS = ("same", "half_top_p_half_cd_k")  # as in inference.candidates, which imports torch
 _SCORERS = ("prompt", "likelihood")
+_OF_CANDIDATES = ("pool", "pool_alpha", "pool_k", "rank_by")
+
+
+def refuse_unread(options: argparse.Namespace) -> None:
+    """Raise RequestError for an option of infilling or of candidates that nothing reads."""
+    unread = [] if options.infill else [("hide", "infill")]
+    if options.candidates is None:
+        unread += [(name, "candidates") for name in _OF_CANDIDATES]
+    for name, needed in unread:
+        if _is_given(options, name):
+            raise RequestError(f"{name} applies to `{needed}` only; give that too.")
+
+
+def _is_given(options: argparse.Namespace, name: str) -> bool:
+    return getattr(options, name) is not None
 
 
 def add_task(group: argparse._ArgumentGroup) -> None:
@@ -30,9 +46,12 @@ def add_task(group: argparse._ArgumentGroup) -> None:
 
 
 def of_task(
-    name: str, parts: Sequence[Any], config: GenerationConfig
+    name: str, parts: Sequence[Any], config: GenerationConfig, given: Container[str] = ()
 ) -> tuple[list[Any], GenerationConfig]:
     """Return the prompt of a task, and its options where the command line gives no others.
+
+    Args:
+        given: names of the options of ``config`` that the command line gives.
 
     Raises:
         RequestError: there is no such task, or it has other fields.
@@ -49,12 +68,7 @@ def of_task(
         document = task_document(name, dict(zip(names, parts, strict=True)))
     except DataError as error:
         raise RequestError(str(error)) from error
-    default = GenerationConfig()
-    options = {
-        key: value
-        for key, value in task_of(name).options.items()
-        if getattr(config, key) == getattr(default, key)
-    }
+    options = {key: value for key, value in task_of(name).options.items() if key not in given}
     return [document], config.with_options(options)
 
 
@@ -72,19 +86,17 @@ def add_infilling(group: argparse._ArgumentGroup) -> None:
 def add_candidates(group: argparse._ArgumentGroup) -> None:
     add_number(group, "--candidates", "generate N completions and keep the best one")
     group.add_argument(
-        "--pool", choices=_POOLS, default="same",
+        "--pool", choices=_POOLS,
         help="how they are sampled: all alike (default), or half of them as the options say and "
         "half by contrastive decoding, as in CM3Leon",
     )  # fmt: skip
     group.add_argument(
-        "--pool-alpha", type=float, default=0.1, metavar="X",
+        "--pool-alpha", type=float, metavar="X",
         help="contrastive alpha of that half (default: 0.1)",
     )  # fmt: skip
+    group.add_argument("--pool-k", type=int, metavar="N", help="contrastive k of it (default: 10)")
     group.add_argument(
-        "--pool-k", type=int, default=10, metavar="N", help="contrastive k of it (default: 10)"
-    )
-    group.add_argument(
-        "--rank-by", choices=_SCORERS, default="prompt",
+        "--rank-by", choices=_SCORERS,
         help="score: log-probability of the prompt's text after the images (default), or of the "
         "completion after the prompt; per token",
     )  # fmt: skip
@@ -111,7 +123,7 @@ def with_masks(parts: Sequence[Any], hide: str | None = None) -> list[Any]:
     """Return parts of a prompt with a ``Mask`` in the place of each ``<mask>``.
 
     Raises:
-        RequestError: ``hide`` names no rows, or there is not one image.
+        RequestError: ``hide`` names no rows, there is not one image, or a mask has another form.
     """
     from pardalis.documents import Text
     from pardalis.inference import Mask
@@ -121,6 +133,10 @@ def with_masks(parts: Sequence[Any], hide: str | None = None) -> list[Any]:
         if not isinstance(part, str):
             found.append(part)
             continue
+        if unknown := _UNKNOWN_MASK.search(_MASK.sub("", part)):
+            raise RequestError(
+                f"There is no {unknown[0]}; a mask is <mask>, <mask:image> or <mask:any>."
+            )
         texts = _MASK.split(part)  # text, what a mask holds, text, ...
         found.append(Text(texts[0]))
         for holds, text in zip(texts[1::2], texts[2::2], strict=True):
@@ -145,7 +161,11 @@ def ranked(
     config: GenerationConfig,
     how: Mapping[str, Any],
 ) -> tuple["Response", dict[str, Any]]:
-    """Return the best candidate, and the scores of all, best first."""
+    """Return the best candidate, and the scores of all, best first.
+
+    Args:
+        how: adapters, retriever and options of the engine, as ``generate_ranked`` takes them.
+    """
     from pardalis.inference import generate_ranked
 
     found = generate_ranked(
@@ -153,10 +173,7 @@ def ranked(
         list(parts),
         config,
         candidates=options.candidates,
-        pool=options.pool,
-        rank_by=options.rank_by,
-        pool_alpha=options.pool_alpha,
-        pool_k=options.pool_k,
+        **{name: getattr(options, name) for name in _OF_CANDIDATES if _is_given(options, name)},
         **how,
     )
     scores = [{"candidate": each.number, "score": each.score} for each in found]

@@ -6,7 +6,7 @@ half with CD-K: together they go on getting better with their number, where each
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from pardalis.inference.api import complete, score
 from pardalis.inference.generation import GenerationConfig, documents_options, is_count
 from pardalis.inference.prompt import to_request
 from pardalis.inference.prompt_parts import Prompt, to_document
+from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.response import Response
+from pardalis.retrieval import Retriever
 
 # ── pools ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -48,11 +50,14 @@ POOLS: dict[str, Pool] = {"same": same, "half_top_p_half_cd_k": half_top_p_half_
 
 # ── scorers ──────────────────────────────────────────────────────────────────────────────────────
 
-Scorer = Callable[[Bundle, Document, Sequence[Response]], list[float]]
-"""(model, prompt, completions) to a score of each; more is better."""
+Scorer = Callable[[Bundle, Document, tuple[int, ...], Sequence[Response]], list[float]]
+"""(model, prompt, the token ids that were continued, completions) to a score of each; more is
+better."""
 
 
-def prompt_log_prob(bundle: Bundle, prompt: Document, responses: Sequence[Response]) -> list[float]:
+def prompt_log_prob(
+    bundle: Bundle, prompt: Document, prompt_ids: tuple[int, ...], responses: Sequence[Response]
+) -> list[float]:
     """Return the mean log-probability of the prompt's text after each completion's images.
 
     The model judges as one that names what it sees.
@@ -67,10 +72,15 @@ def prompt_log_prob(bundle: Bundle, prompt: Document, responses: Sequence[Respon
     return [each.log_prob / len(each.log_probs) for each in score(bundle, pairs)]
 
 
-def likelihood(bundle: Bundle, prompt: Document, responses: Sequence[Response]) -> list[float]:
-    """Return the mean log-probability of the tokens of each completion after the prompt."""
-    pairs = [(prompt, Document(response.segments)) for response in responses]
-    return [each.log_prob / len(each.log_probs) for each in score(bundle, pairs)]
+def likelihood(
+    bundle: Bundle, prompt: Document, prompt_ids: tuple[int, ...], responses: Sequence[Response]
+) -> list[float]:
+    """Return the mean log-probability of the tokens of each completion after what it continues."""
+    continuations = [bundle.codec.encode_continuation(response) for response in responses]
+    requests = [
+        ScoreRequest(prompt_ids=prompt_ids, continuation_ids=tuple(ids)) for ids in continuations
+    ]
+    return [each.log_prob / len(each.log_probs) for each in score(bundle, requests)]
 
 
 def _plain(image: Image) -> Image:
@@ -104,13 +114,15 @@ def generate_ranked(
     pool_alpha: float = 0.1,
     pool_k: int = 10,
     adapters: Adapters | None = None,
+    retriever: Retriever | None = None,
     engine_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[Candidate]:
     """Generate several completions of a prompt and return them ranked, the best first.
 
     Args:
-        bundle, prompt, config, adapters, options: as :func:`pardalis.generate` takes them.
+        bundle, prompt, config, adapters, retriever, options: as :func:`pardalis.generate` takes
+            them; documents are retrieved once.
         candidates: how many; each has randomness of its own.
         pool: a name of :data:`POOLS`.
         rank_by: a name of :data:`SCORERS`.
@@ -132,9 +144,27 @@ def generate_ranked(
     bundle = as_bundle(bundle)
     contrastive = {"contrastive_alpha": pool_alpha, "contrastive_k": pool_k}
     configs = POOLS[pool](candidates, GenerationConfig.of(config, options), contrastive)
-    requests = [to_request(bundle, prompt, each, number=n) for n, each in enumerate(configs)]
+    requests = _requests(bundle, prompt, configs, retriever)
     completions = complete(bundle, requests, adapters, engine_options)
     responses = [completion.wait() for completion in completions]
-    scores = SCORERS[rank_by](bundle, to_document(prompt), responses)
+    scores = SCORERS[rank_by](bundle, to_document(prompt), requests[0].prompt_ids, responses)
     found = map(Candidate, responses, scores, configs, range(candidates))
     return sorted(found, key=lambda candidate: -candidate.score)
+
+
+def _requests(
+    bundle: Bundle,
+    prompt: Prompt,
+    configs: Sequence[GenerationConfig],
+    retriever: Retriever | None,
+) -> list[Request]:
+    """Return the request of each candidate; all continue the same ids, retrieved once."""
+    first = to_request(bundle, prompt, configs[0], retriever=retriever)
+    room = bundle.model.context - len(first.prompt_ids)
+    requests = [first]
+    for number, config in enumerate(configs[1:], 1):
+        request = to_request(bundle, prompt, config, number=number)
+        limits = replace(request.limits, max_new_tokens=min(request.limits.max_new_tokens, room))
+        same_prompt = {"prompt_ids": first.prompt_ids, "retrieved": first.retrieved}
+        requests.append(replace(request, limits=limits, **same_prompt))
+    return requests

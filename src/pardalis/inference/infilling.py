@@ -8,6 +8,7 @@ and an image to be filled before or behind its text.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Mask:
     def __post_init__(self) -> None:
         if self.holds not in ("text", "image", "any"):
             raise RequestError(f"A mask holds 'text', 'image' or 'any', got {self.holds!r}.")
-        if not 0 <= self.rows[0] < self.rows[1] <= 1:
+        if not _are_rows(self.rows):
             raise RequestError(
                 "The rows of a mask must be two numbers from 0 (top) to 1, the smaller one first, "
                 f"got {self.rows}."
@@ -58,6 +59,13 @@ class Mask:
     @property
     def is_image(self) -> bool:
         return self.image is not None or self.holds == "image"
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether something is two fractions of an image's height, the smaller one first."""
+    if not (isinstance(rows, tuple | list) and len(rows) == 2):
+        return False
+    return all(isinstance(row, Real) for row in rows) and bool(0 <= rows[0] < rows[1] <= 1)
 
 
 @documents_options
@@ -303,9 +311,7 @@ def _check(bundle: Bundle, config: GenerationConfig, masks: Sequence[Mask]) -> N
     check_unconditional(bundle, config)
     images = [mask for mask in masks if mask.is_image or mask.holds == "any"]
     method = config.guidance_method
-    if method is not None and not images:
-        raise RequestError("guidance applies to images, but no mask holds one; leave it out.")
-    if isinstance(method, Guidance) and method.image is not None:
+    if images and isinstance(method, Guidance) and method.image is not None:
         raise RequestError("image_guidance does not apply to infilling; use `guidance`.")
     if images and not bundle.codec.image_tokenizer.config.has_decoder:
         raise RequestError(

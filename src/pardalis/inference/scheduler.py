@@ -504,8 +504,8 @@ class Scheduler:
         lengths = [len(scheduled.conditional.ids) + self._max_new_tokens(scheduled)]
         n_slots, tokens_per_image = self._slots_needed(scheduled), self.grammar.tokens_per_image
         if n_slots > 1:
-            # bos, begin_image, codes; in infilling also the masks and end_image
-            lengths.append(tokens_per_image + len(self.grammar.vocabulary.masks[:3]))
+            # bos, begin_image, codes; in infilling also a mask twice and end_image
+            lengths.append(tokens_per_image + (3 if self.grammar.vocabulary.masks else 0))
         if n_slots > 2:
             n_images = scheduled.n_images + self._max_new_images(scheduled)
             lengths.append(min(1 + n_images * tokens_per_image, lengths[0]))
