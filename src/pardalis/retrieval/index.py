@@ -171,7 +171,7 @@ class Index:
             if made.get("kind") == "clip":
                 raise ConfigError(
                     f"The index {self.folder} was made by a CLIP, of which it keeps no copy; name "
-                    "its folder by `clip`."
+                    "its folder by `clip`, or in a recipe by retrieval.embedder."
                 )
             config = configs.from_dict(EMBEDDERS["separate"], made, "embedder.")
         embedder = config.build()
