@@ -28,7 +28,6 @@ RECIPE = {
         "rules": {"max_score": 1.0},
         "separator": "break",
     },
-    "vocabulary": {"special": ["break"]},
     "image_tokenizer_from": "tokenizer",
 } | MODEL | TRAINING  # fmt: skip
 
@@ -145,7 +144,6 @@ def test_a_run_may_retrieve_from_another_index(project, capsys, monkeypatch):
         "heldout": None,
         "start_from": "run/bundle",
         "image_tokenizer_from": None,
-        "vocabulary": None,
         "model": None,
         "retrieval": {"embedder": {"kind": "clip", "folder": "clip"}, "rules": {"max_score": 1.0}},
     }
@@ -179,7 +177,12 @@ def retrieval(**changes) -> dict:
     ("changes", "error", "message"),
     [
         (retrieval(sources=["unseen"]), ConfigError, "names 'unseen', which is no training source"),
-        (retrieval(separator="stop"), DataError, "The separator 'stop' of retrieved documents"),
+        (
+            retrieval(separator="stop")
+            | {"tokenizers_from": "run/bundle", "image_tokenizer_from": None},
+            DataError,
+            "The separator 'stop' of retrieved documents",
+        ),
         (
             retrieval(embedder={"kind": "clip", "folder": "none"}),
             BundleError,

@@ -24,7 +24,8 @@ class RetrievalConfig:
     # The nets that vectors come from: two nets apart, or a CLIP. Default: two nets, or those that
     # made the index which transforms name.
     embedder: Annotated[EmbedderConfig, EMBEDDERS] | None = None
-    # Name of a special id of the vocabulary that stands behind each retrieved document; "": none.
+    # Name of a special id that stands behind each retrieved document; "": none. A new vocabulary
+    # gets it.
     separator: str = ""
     rules: RuleConfig = field(default_factory=RuleConfig)
 

@@ -294,7 +294,8 @@ def separator_id(grammar: Grammar, name: str) -> int:
         known = ", ".join(grammar.vocabulary.extra_special) or "none"
         raise DataError(
             f"The separator {name!r} of retrieved documents is no special id that the vocabulary "
-            f"adds ({known}); add it to vocabulary.special of the recipe, or choose another one."
+            f"adds ({known}); choose one of these, or none. A run that makes a new vocabulary adds "
+            "retrieval.separator of its recipe."
         )
     return found
 
