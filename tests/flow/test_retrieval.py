@@ -1,6 +1,7 @@
 """Retrieval from a recipe to an answer: the stage, the rows, the commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,6 @@ RECIPE = {
         "rules": {"max_score": 1.0},
         "separator": "break",
     },
-    "vocabulary": {"special": ["break"]},
     "image_tokenizer_from": "tokenizer",
 } | MODEL | TRAINING  # fmt: skip
 
@@ -144,7 +144,6 @@ def test_a_run_may_retrieve_from_another_index(project, capsys, monkeypatch):
         "heldout": None,
         "start_from": "run/bundle",
         "image_tokenizer_from": None,
-        "vocabulary": None,
         "model": None,
         "retrieval": {"embedder": {"kind": "clip", "folder": "clip"}, "rules": {"max_score": 1.0}},
     }
@@ -156,10 +155,18 @@ def test_a_run_may_retrieve_from_another_index(project, capsys, monkeypatch):
     )["documents"]  # fmt: skip
     assert captured[0]["text"].count("<begin_image>") == 2
     other = {"retrieval": {"embedder": {"kind": "clip", "folder": "other-clip"}}}
-    path = write_recipe(project, "further", **changes | other)
-    with pytest.raises(DataError, match="was made by nets of the fingerprint"):
-        run(load_recipe(path), project / "further-2")
-    assert not (project / "further-2" / "retrieval").exists()
+    for table, error, message in (
+        (other, DataError, "was made by nets of the fingerprint"),
+        ({"retrieval": None}, ConfigError, r"made by a CLIP.*in a recipe by retrieval\.embedder"),
+    ):
+        path = write_recipe(project, "further", **changes | table)
+        with pytest.raises(error, match=message):
+            dry_run(load_recipe(path), project / "further-2")
+    inside = [CAPTIONED | {"transforms": [RETRIEVED | {"index": "{run}/mine"}]}]
+    path = write_recipe(project, "further", **changes | {"sources": inside})
+    shutil.copytree("own", "further-2/mine")
+    run(load_recipe(path), project / "further-2", only=["prepare", "retrieval"])
+    assert (project / "further-2" / "retrieval" / "neighbours" / "captioned").is_dir()
 
 
 def retrieval(**changes) -> dict:
@@ -170,7 +177,12 @@ def retrieval(**changes) -> dict:
     ("changes", "error", "message"),
     [
         (retrieval(sources=["unseen"]), ConfigError, "names 'unseen', which is no training source"),
-        (retrieval(separator="stop"), DataError, "The separator 'stop' of retrieved documents"),
+        (
+            retrieval(separator="stop")
+            | {"tokenizers_from": "run/bundle", "image_tokenizer_from": None},
+            DataError,
+            "The separator 'stop' of retrieved documents",
+        ),
         (
             retrieval(embedder={"kind": "clip", "folder": "none"}),
             BundleError,

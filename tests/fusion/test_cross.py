@@ -220,6 +220,20 @@ def test_what_is_drawn_depends_on_the_seed(pair):
     assert not torch.equal(one[name], twin)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("projections", ["drawn", "copied"])
+def test_parents_of_two_dtypes_give_the_one_that_holds_both(order, projections, pair):
+    text, image = pair()
+    short = text.with_tensors(
+        text.config, {name: t.to(torch.bfloat16) for name, t in text.tensors.items()}
+    )
+    how = CrossMergeConfig(projections=projections)
+    found = weights_of(how.merged([short, image][::order], 0))
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    found = weights_of(how.merged([short, short], 0))
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+
+
 def test_a_config_survives_its_file(pair):
     config = CrossMergeConfig(interval=1, feed_forward=False).merged(pair(), 0).config
     assert config_of(configs.to_dict(config)) == config

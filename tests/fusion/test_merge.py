@@ -14,7 +14,13 @@ from pardalis import bundle as bundles
 from pardalis.cli.main import main
 from pardalis.codec import Codec
 from pardalis.errors import BundleError, ConfigError
-from pardalis.fusion import CrossMergeConfig, UniformConfig, WidthConfig, merge
+from pardalis.fusion import (
+    CrossMergeConfig,
+    TaskArithmeticConfig,
+    UniformConfig,
+    WidthConfig,
+    merge,
+)
 from pardalis.interop import export_model
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import train_text_tokenizer
@@ -152,6 +158,20 @@ def test_where_it_may_be_written(parents, tmp_path):
         merge(pair, tmp_path / "full", UniformConfig())
     with pytest.raises(ConfigError, match="`parents` must be at least two models, got 1"):
         merge(pair[:1], tmp_path / "out", UniformConfig())
+
+
+def test_the_ancestor_is_named_as_the_parents_are(parents, codec, tmp_path):
+    base = write_parent(tmp_path / "base", codec, 3)
+    (base / bundles.LICENCES).write_text("# Of the ancestor\n")
+    pair, how = [parents / "text", parents / "image"], TaskArithmeticConfig(base=base)
+    merge(pair, tmp_path / "out", how)
+    made = pardalis.load(tmp_path / "out")
+    assert made.licences.splitlines()[::2] == [
+        "# Of the text parent", "# Of the image parent", "# Of the ancestor"
+    ]  # fmt: skip
+    assert made.made_by["base"] == {"recipe": "parent 3", "steps": 3}
+    with pytest.raises(ConfigError, match="is, holds or lies in the model"):
+        merge(pair, base / "new", how)
 
 
 def test_a_parent_with_nan_writes_nothing(parents, codec, tmp_path):

@@ -10,6 +10,7 @@ from shapes import decoder_config
 from pardalis.bundle import Bundle
 from pardalis.digests import file_digest
 from pardalis.errors import BundleError, ConfigError
+from pardalis.files import read_json, write_json
 from pardalis.model import Decoder, initialise
 from pardalis.pipeline import load_recipe
 from pardalis.pipeline.find import find_image_tokenizer
@@ -74,6 +75,29 @@ def test_a_recipe_may_take_it_over_from_wherever_it_is(codec, bundle, tmp_path):
         contents.append(given_content(load_recipe(recipe), file_digest))
     assert contents[0] == contents[1]  # the files of the tokenizer decide, not those of the run
     assert list(contents[2]) == ["config.json", "model.safetensors"]
+
+
+def test_tokenizers_that_are_taken_over_do_not_depend_on_how_the_model_was_made(bundle, tmp_path):
+    other, recipe = tmp_path / "other", tmp_path / "next.toml"
+    shutil.copytree(bundle, other)
+
+    def content_of(folder):
+        recipe.write_text(
+            f"""
+            name = "next"
+            tokenizers_from = "{folder}"
+            sources = [{{ name = "a", reader = "jsonl", path = "a.jsonl" }}]
+            """
+        )
+        return given_content(load_recipe(recipe), file_digest)
+
+    described = read_json(other / "bundle.json")
+    described["made_by"] |= {"steps": 123456, "numbers": {"loss": 1.0}}
+    write_json(other / "bundle.json", described)
+    assert content_of(other) == content_of(bundle)
+    for changes in ({"image_fit": "pad"}, {"adds_bos": False}):
+        write_json(other / "bundle.json", described | changes)
+        assert content_of(other) != content_of(bundle)
 
 
 def test_a_fingerprint_follows_weights_and_config(codec, bundle):

@@ -1,8 +1,11 @@
 """Documents before prompts: which they are, what they leave room for, who tells of them."""
 
+import copy
 from dataclasses import asdict
 
+import numpy as np
 import pytest
+from indexed_documents import write_source
 from shapes import decoder_config
 
 import pardalis
@@ -19,8 +22,9 @@ from pardalis.inference import (
     to_request,
 )
 from pardalis.model import Decoder, initialise
-from pardalis.retrieval import ClipConfig, Retriever, RuleConfig
-from pardalis.retrieval.embedders import embed
+from pardalis.retrieval import ClipConfig, ExactSearch, Retriever, RuleConfig, build_index
+from pardalis.retrieval.embedders import Queries, embed
+from pardalis.retrieval.retriever import retrieve
 
 
 @pytest.fixture
@@ -161,6 +165,40 @@ def test_an_index_of_another_codec(bundle, retriever):
         to_request(Bundle(bundle.model, other, {}), "a fox", mode="text", retriever=retriever)
 
 
+def test_an_index_that_is_built_anew_meanwhile(
+    bundle, source, codec, config, clip_folder, tmp_path
+):
+    folder = tmp_path / "index"
+    old = build_index(folder, [source], codec, config)
+    retriever = Retriever(folder, 2, embedder=ClipConfig(folder=clip_folder))
+    expected = to_request(bundle, "owl", mode="text", max_new_tokens=3, retriever=Retriever(
+        old, 2, embedder=ClipConfig(folder=clip_folder)
+    ))  # fmt: skip
+    (tmp_path / "other").mkdir()
+    other = write_source(tmp_path / "other", "pairs", ["one more owl"], [0])
+    assert build_index(folder, [other], codec, config).identity != old.identity
+    found = to_request(bundle, "owl", mode="text", max_new_tokens=3, retriever=retriever)
+    assert found == expected and retriever.index.identity == old.identity
+
+
+def test_the_nearest_are_asked_for_in_steps(index):
+    asked = []
+
+    class Counted(ExactSearch):
+        def nearest(self, queries, n):
+            asked.append(n)
+            return super().nearest(queries, n)
+
+    many = copy.copy(index)
+    many.vectors = np.repeat(index.vectors[-1:], 1000, axis=0)
+    many.is_mixed = np.arange(1000) == 40
+    vectors = index.vectors[-1:]
+    queries = Queries(vectors, np.zeros_like(vectors))
+    [found] = retrieve(many, Counted(many.vectors), queries, 1, RuleConfig(max_score=1.0))
+    assert [each.number for each in found] == [40]
+    assert asked == [32, 32, 256, 256]
+
+
 def test_a_negative_number_of_documents(index):
     with pytest.raises(ConfigError, match="documents must be 0 or more, got -1"):
         Retriever(index, -1)
@@ -169,4 +207,5 @@ def test_a_negative_number_of_documents(index):
 def test_facts_tell_retrievers_apart(index, clip_folder, retriever):
     other = Retriever(index, 1, embedder=ClipConfig(folder=clip_folder))
     assert retriever.facts() != other.facts()
+    assert retriever.facts()["search"] == "exact"
     assert asdict(retriever.retrieved(retriever.find(Document((Text("owl"),))))[0])["by"] == "text"

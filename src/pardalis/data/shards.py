@@ -16,6 +16,7 @@ All arrays are memory-mapped. A folder is written atomically, in
 :func:`pardalis.files.atomic_folder`.
 """
 
+import copy
 import json
 from array import array
 from collections.abc import Sequence
@@ -198,6 +199,12 @@ class Shards:
                 "prepare the source again with the tokenizers of this model."
             )
         return cls(folder, index, vocab_size)
+
+    def below(self, vocab_size: int) -> "Shards":
+        """Return the same open files, whose token ids must lie below a number."""
+        shards = copy.copy(self)
+        shards._vocab_size = vocab_size
+        return shards
 
     def _check_places(self) -> None:
         """Raise DataError unless documents lie in their shards and rows hold each document once."""

@@ -9,6 +9,7 @@ matrices of 0, the new layers are the identity, and the final state is
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -58,10 +59,13 @@ class CrossMergeConfig:
         check_decoders(parents, self.kind)
         text, image = parents
         config = self.config_of(text.config)
-        known = dict(self._of_parents(text, image))
-        specs, dtype = specs_for(config), text.tensors["embedding.weight"].dtype
+        known, specs = dict(self._of_parents(text, image)), specs_for(config)
+        known["trunk.combine.weight"] = _combination(text.config.d_model, self.text_share)
+        dtype = reduce(
+            torch.promote_types, (t.dtype for each in parents for t in each.tensors.values())
+        )
         tensors = {
-            name: known.get(name) or _new(name, shape, specs[name], config, dtype, seed)
+            name: (known.get(name) or _new(name, shape, specs[name], config, seed)).to(dtype)
             for name, shape in decoder_shapes(config).items()
         }
         if self.outputs == "zero":
@@ -88,8 +92,6 @@ class CrossMergeConfig:
         if self.projections == "copied":
             for side, own in parents.items():
                 yield from self._copied(side, own, parents[_READER[side]])
-        d_model = text.config.d_model
-        yield "trunk.combine.weight", _combination(d_model, self.text_share, text)
 
     def _copied(self, side: str, own: Parent, other: Parent) -> Iterator[tuple[str, LazyTensor]]:
         """Yield the tensors of one trunk's cross-attention that begin as those of layers."""
@@ -120,13 +122,12 @@ def _new(
     shape: tuple[int, ...],
     spec: ParameterSpec,
     config: Any,
-    dtype: torch.dtype,
     seed: int,
 ) -> LazyTensor:
     def draw() -> Tensor:
-        return initial_values(torch.empty(shape), name, spec, config, seed).to(dtype)
+        return initial_values(torch.empty(shape), name, spec, config, seed)
 
-    return LazyTensor(shape, dtype, draw)
+    return LazyTensor(shape, torch.float32, draw)
 
 
 def _zeros(tensor: LazyTensor) -> LazyTensor:
@@ -134,11 +135,8 @@ def _zeros(tensor: LazyTensor) -> LazyTensor:
     return LazyTensor(shape, dtype, lambda: torch.zeros(shape, dtype=dtype))
 
 
-def _combination(d_model: int, text_share: float, like: Parent) -> LazyTensor:
-    dtype = like.tensors["embedding.weight"].dtype
-    shares = (text_share, 1 - text_share)
-
+def _combination(d_model: int, text_share: float) -> LazyTensor:
     def blocks() -> Tensor:
-        return torch.cat([share * torch.eye(d_model) for share in shares], dim=1).to(dtype)
+        return torch.cat([s * torch.eye(d_model) for s in (text_share, 1 - text_share)], dim=1)
 
-    return LazyTensor((d_model, 2 * d_model), dtype, blocks)
+    return LazyTensor((d_model, 2 * d_model), torch.float32, blocks)

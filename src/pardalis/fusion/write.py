@@ -58,8 +58,10 @@ def merge(
     if len(parents) < 2:
         raise ConfigError(f"`parents` must be at least two models, got {len(parents)}.")
     opened = [open_parent(parent) for parent in parents]
-    _check_target(folder, opened)
-    sources = opened + [open_parent(base) for base in [getattr(how, "base", None)] if base]
+    base = getattr(how, "base", None)
+    bases = [open_parent(base)] if base is not None else []
+    sources = opened + bases
+    _check_target(folder, sources)
     check_fit(sources)
     if unite:
         sources = _united(opened, sources, how)
@@ -67,7 +69,7 @@ def merge(
         check_same_vocabulary(sources)
     made = how.merged(sources, seed)
     check_tensors("The parents", decoder_shapes(made.config), made.tensors)
-    _write(folder, made, opened, sources[0].model, how, dtype)
+    _write(folder, made, opened, bases, sources[0].model, how, dtype)
     return made.config
 
 
@@ -99,6 +101,7 @@ def _write(
     folder: Path,
     made: Merged,
     parents: Sequence[Parent],
+    bases: Sequence[Parent],
     text: ForeignModel,
     how: MergeConfig,
     dtype: torch.dtype | None,
@@ -109,7 +112,7 @@ def _write(
         _copy_image_tokenizer(image, partial / bundles.IMAGE_TOKENIZER)
         tensors = {name: tensor.to(dtype) for name, tensor in made.tensors.items()}
         write_safetensors(partial / bundles.MODEL, tensors, "Merging")
-        licences = dict.fromkeys(parent.model.licences for parent in parents)
+        licences = dict.fromkeys(parent.model.licences for parent in (*parents, *bases))
         if written := "\n".join(filter(None, licences)):
             write_text(partial / bundles.LICENCES, written)
         if text.chat_template is not None:
@@ -118,7 +121,7 @@ def _write(
             partial,
             made.config,
             text.vocabulary,
-            _made_by(parents, how),
+            _made_by(parents, bases, how),
             cast(ImageFit, image.image_fit),
             adds_bos=text.adds_bos,
         )
@@ -130,10 +133,12 @@ def _copy_image_tokenizer(parent: Parent, folder: Path) -> None:
     shutil.copyfile(parent.folder / bundles.IMAGE_TOKENIZER / name, folder / name)
 
 
-def _made_by(parents: Sequence[Parent], how: MergeConfig) -> dict[str, Any]:
+def _made_by(
+    parents: Sequence[Parent], bases: Sequence[Parent], how: MergeConfig
+) -> dict[str, Any]:
     options = {name: value for name, value in configs.to_dict(how).items() if name != "base"}
     names = ["text_parent", "image_parent", *(f"parent_{n + 1}" for n in range(2, len(parents)))]
-    made = zip(names, parents, strict=True)
+    made = [*zip(names, parents, strict=True), *(("base", base) for base in bases)]
     return {"merged": options.pop("kind"), **options} | {
         name: dict(parent.made_by) for name, parent in made
     }

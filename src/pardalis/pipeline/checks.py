@@ -21,7 +21,7 @@ from pardalis.pipeline.builders import check_adapter_ranks, check_rows_together,
 from pardalis.pipeline.plan import planned_image_tokenizer, planned_model, planned_vocabulary
 from pardalis.pipeline.prompts import MIN_TEXT_TOKENS
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.retrieval import builds_index, transforms_of
+from pardalis.pipeline.retrieval import builds_index, transforms_of, used_index
 from pardalis.pipeline.stages.stage import RunContext, is_built
 from pardalis.pipeline.start import codec_bundle, image_tokenizer_folder
 from pardalis.retrieval import Index
@@ -98,15 +98,16 @@ def check_retrieval(context: RunContext) -> None:
         ConfigError: the sources, the separator, the objective and the transforms do not fit each
             other, or a package is missing.
         BundleError: weights are missing.
-        DataError: there is no index of the name that a transform gives.
+        DataError: there is no index of the name that a transform gives, or other nets made it.
     """
     recipe = context.recipe
     config, transforms = recipe.retrieval_config, transforms_of(recipe.all_sources)
     config.indexed(recipe.sources)
-    config.embedder.require()
+    if (embedder := config.known_embedder(recipe.all_sources)) is not None:
+        embedder.require()
     own = builds_index(recipe.all_sources)
     if not own:
-        _check_other_index(recipe, Index.open(next(iter(transforms.values())).index))
+        _check_other_index(recipe, Index.open(used_index(recipe.all_sources, context.folder)))
     for name, each in transforms.items():
         if each.documents > config.rules.candidates:
             raise ConfigError(
@@ -131,6 +132,7 @@ def _check_other_index(recipe: Recipe, index: Index) -> None:
             f"retrieval.{name} describes an index that the run builds, but the transforms take "
             f"{index.folder}; leave it out, or leave out `index`."
         )
+    index.embedder(config.embedder)
 
 
 def check_train(context: RunContext) -> None:

@@ -228,11 +228,12 @@ class Recipe:
 
     @property
     def new_vocabulary(self) -> VocabularyConfig:
-        """``vocabulary``, with the special ids that transforms need."""
+        """``vocabulary``, with the special ids that transforms and ``retrieval`` need."""
         listed = (transform for source in self.all_sources for transform in source.transforms)
         special, writable = special_of(listed)
+        separator = filter(None, [self.retrieval_config.separator])
         return VocabularyConfig(
-            special=tuple(dict.fromkeys((*self.vocabulary.special, *special))),
+            special=tuple(dict.fromkeys((*self.vocabulary.special, *special, *separator))),
             writable=tuple(dict.fromkeys((*self.vocabulary.writable, *writable))),
         )
 

@@ -1,6 +1,7 @@
 """The table ``[retrieval]`` of a recipe, and what stages and checks ask of it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from pardalis.data import SourceConfig
@@ -12,7 +13,7 @@ from pardalis.retrieval import (
     RuleConfig,
     SeparateNetsConfig,
 )
-from pardalis.retrieval.transform import OWN_INDEX, retrieval_of
+from pardalis.retrieval.transform import OWN_INDEX, index_folder, retrieval_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,11 +21,19 @@ class RetrievalConfig:
     """The index that a run builds, and what may be retrieved from it or from another one."""
 
     sources: tuple[str, ...] = ()  # training sources of the index's documents; (): all
-    # The nets that vectors come from: two nets apart, or a CLIP.
-    embedder: Annotated[EmbedderConfig, EMBEDDERS] = field(default_factory=SeparateNetsConfig)
-    # Name of a special id of the vocabulary that stands behind each retrieved document; "": none.
+    # The nets that vectors come from: two nets apart, or a CLIP. Default: two nets, or those that
+    # made the index which transforms name.
+    embedder: Annotated[EmbedderConfig, EMBEDDERS] | None = None
+    # Name of a special id that stands behind each retrieved document; "": none. A new vocabulary
+    # gets it.
     separator: str = ""
     rules: RuleConfig = field(default_factory=RuleConfig)
+
+    def known_embedder(self, sources: tuple[SourceConfig, ...]) -> EmbedderConfig | None:
+        """Return the nets; None: those that made another index, which are not named."""
+        if self.embedder is None and builds_index(sources):
+            return SeparateNetsConfig()
+        return self.embedder
 
     def indexed(self, sources: tuple[SourceConfig, ...]) -> list[SourceConfig]:
         """Return the training sources that the index holds.
@@ -64,3 +73,9 @@ def transforms_of(sources: tuple[SourceConfig, ...]) -> dict[str, Retrieval]:
 def builds_index(sources: tuple[SourceConfig, ...]) -> bool:
     """Whether a run builds the index that its sources retrieve from; also if none does."""
     return all(each.index == OWN_INDEX for each in transforms_of(sources).values())
+
+
+def used_index(sources: tuple[SourceConfig, ...], run: Path) -> Path:
+    """Return the folder of the index that sources retrieve from, or that the run builds."""
+    named = [each.index for each in transforms_of(sources).values()]
+    return index_folder(next(iter(named), OWN_INDEX), run)

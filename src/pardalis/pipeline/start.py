@@ -17,6 +17,7 @@ from pardalis.vq import ImageTokenizer
 
 _RECIPE, _CONFIG = "recipe.toml", "config.json"
 _CONTENT = (".json", ".safetensors", ".jinja")  # files of a bundle that decide results
+_OF_CODEC = ("vocabulary", "image_fit", "adds_bos")  # of a bundle's description
 _ONE_OF = f"a bundle, a run, or an image tokenizer ({_CONFIG} and model.safetensors)"
 
 
@@ -120,7 +121,8 @@ def _folder_of_run(run: Path) -> Path:
 def given_content(recipe: Recipe, of_file: Callable[[Path], str]) -> dict[str, str]:
     """Return the hashes of the files of the bundle or image tokenizer that a run is given.
 
-    Licences are left out, since no result depends on them.
+    Licences are left out, since no result depends on them; of a bundle that gives tokenizers alone,
+    so is what describes its model and how that was made.
 
     Args:
         of_file: returns the hash of a file's content. Every command needs those of the weights,
@@ -137,9 +139,15 @@ def given_content(recipe: Recipe, of_file: Callable[[Path], str]) -> dict[str, s
     else:
         return {}
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _CONTENT]
+    of_model = [folder / n for n in (bundles.MODEL, bundles.FOREIGN, bundles.DESCRIPTION)]
     if recipe.tokenizers_from is not None:
-        paths = [path for path in paths if path != folder / bundles.MODEL]
-    return {str(path.relative_to(folder)): _hash(path, of_file) for path in paths}
+        paths = [path for path in paths if path not in of_model]
+    found = {str(path.relative_to(folder)): _hash(path, of_file) for path in paths}
+    if recipe.tokenizers_from is not None:
+        described = bundles.describe(folder)
+        read = {name: described[name] for name in _OF_CODEC if name in described}
+        found[bundles.DESCRIPTION] = configs.fingerprint(read)
+    return found
 
 
 def net_files(recipe: Recipe, of_file: Callable[[Path], str]) -> list[str]:

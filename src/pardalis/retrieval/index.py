@@ -10,6 +10,7 @@ is written atomically.
 """
 
 import bisect
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -114,21 +115,32 @@ class Index:
         """
         folder = existing_folder(folder)
         description = _description(folder)
-        if codec is not None and description["codec"] != codec.fingerprint:
-            raise DataError(
-                f"The index {folder} holds documents in the token ids of codec "
-                f"{description['codec']}, but the model has codec {codec.fingerprint}; build an "
-                "index with the tokenizers of this model."
-            )
-        if codec is not None:
-            vocab_size = codec.vocabulary.size
-            if description["separator"]:
-                separator_id(codec.grammar, description["separator"])
         shards = {
             name: Shards.open(folder / _SHARDS / name, description["codec"], vocab_size)
             for name in description["sources"]
         }
-        return cls(folder, description, shards)
+        index = cls(folder, description, shards)
+        return index if codec is None else index.read_by(codec)
+
+    def read_by(self, codec: Codec) -> "Index":
+        """Return the same open files, as a model with a codec reads them.
+
+        Raises:
+            DataError: the documents are of another codec; or, when one is read, it has a token id
+                that the codec lacks.
+        """
+        made = self._description["codec"]
+        if made != codec.fingerprint:
+            raise DataError(
+                f"The index {self.folder} holds documents in the token ids of codec {made}, but "
+                f"the model has codec {codec.fingerprint}; build an index with the tokenizers of "
+                "this model."
+            )
+        if self.separator:
+            separator_id(codec.grammar, self.separator)
+        index, size = copy.copy(self), codec.vocabulary.size
+        index._shards = {name: shards.below(size) for name, shards in self._shards.items()}
+        return index
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -159,7 +171,7 @@ class Index:
             if made.get("kind") == "clip":
                 raise ConfigError(
                     f"The index {self.folder} was made by a CLIP, of which it keeps no copy; name "
-                    "its folder by `clip`."
+                    "its folder by `clip`, or in a recipe by retrieval.embedder."
                 )
             config = configs.from_dict(EMBEDDERS["separate"], made, "embedder.")
         embedder = config.build()
@@ -189,6 +201,11 @@ class Index:
         """Return a document in token ids; raises DataError if they are damaged."""
         name, own = self._place(number)
         return self._shards[name].document(own)
+
+    def read_names(self) -> None:
+        """Read all names, so that nothing is opened later; raises DataError if they are damaged."""
+        for shards in self._shards.values():
+            _ = shards.names
 
     def source_and_name(self, number: int) -> tuple[str, str]:
         """Return the source of a document, and its name there."""
@@ -277,7 +294,8 @@ def separator_id(grammar: Grammar, name: str) -> int:
         known = ", ".join(grammar.vocabulary.extra_special) or "none"
         raise DataError(
             f"The separator {name!r} of retrieved documents is no special id that the vocabulary "
-            f"adds ({known}); add it to vocabulary.special of the recipe, or choose another one."
+            f"adds ({known}); choose one of these, or none. A run that makes a new vocabulary adds "
+            "retrieval.separator of its recipe."
         )
     return found
 

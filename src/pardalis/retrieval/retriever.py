@@ -20,10 +20,11 @@ from pardalis.errors import RequestError
 from pardalis.retrieval.embedders import Embedder, EmbedderConfig, Queries, embed
 from pardalis.retrieval.index import Index, separator_id
 from pardalis.retrieval.rules import ROUTES, By, Candidate, Found, RuleConfig, select
-from pardalis.retrieval.search import Nearest, Search, SearchKind
+from pardalis.retrieval.search import Nearest, Search, SearchKind, resolved
 from pardalis.tokens import Encoded, Grammar, SpanKind
 
-_POOL = 32  # nearest documents that the rules choose from at first; all, if they leave too few
+_POOL = 32  # nearest documents that the rules choose from at first
+_GROWTH = 8  # times as many are taken while the rules leave too few of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +84,7 @@ def retrieve(
             is_best = not prefers or all(index.is_mixed[c.number] for c in candidates)
             if pool == len(index) or not found or (len(candidates) == n and is_best):
                 chosen[q] = candidates
-        pool = len(index)
+        pool = min(_GROWTH * pool, len(index))
     return [found for found in chosen if found is not None]
 
 
@@ -146,8 +147,10 @@ class Retriever:
         self.documents, self.rules = documents, rules or RuleConfig()
         check_at_least(self, documents=0)
         self.index = index if isinstance(index, Index) else Index.open(Path(index))
+        self.index.read_names()  # an index that is built anew meanwhile changes nothing
         self._embedder: Embedder = self.index.embedder(embedder)
-        self._search = self.index.search(search)
+        self._search_kind = resolved(search, len(self.index))
+        self._search = self.index.search(self._search_kind)
         self._checked: Codec | None = None
 
     def find(
@@ -231,10 +234,14 @@ class Retriever:
 
     def _check(self, codec: Codec) -> None:
         if self._checked is not codec:
-            self.index = Index.open(self.index.folder, codec)
+            self.index = self.index.read_by(codec)
             self._checked = codec
 
     def facts(self) -> dict[str, Any]:
         """Return what decides which documents a prompt gets."""
-        rules = configs.to_dict(self.rules)
-        return {"index": self.index.identity, "documents": self.documents, "rules": rules}
+        return {
+            "index": self.index.identity,
+            "documents": self.documents,
+            "search": self._search_kind,
+            "rules": configs.to_dict(self.rules),
+        }

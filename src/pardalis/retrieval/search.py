@@ -97,8 +97,13 @@ _KINDS: dict[str, Callable[[Float[np.ndarray, "N D"]], Search]] = {
 }
 
 
+def resolved(kind: SearchKind, n: int) -> Literal["exact", "faiss"]:
+    """Return the kind of search among ``n`` vectors that is meant."""
+    if kind == "auto":
+        return "exact" if n <= MOST_EXACT else "faiss"
+    return kind
+
+
 def search_of(vectors: Float[np.ndarray, "N D"], kind: SearchKind = "auto") -> Search:
     """Return a search among vectors; raises ConfigError if it needs faiss, which is missing."""
-    if kind == "auto":
-        kind = "exact" if len(vectors) <= MOST_EXACT else "faiss"
-    return _KINDS[kind](vectors)
+    return _KINDS[resolved(kind, len(vectors))](vectors)

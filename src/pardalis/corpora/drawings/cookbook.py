@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pardalis.config import check_at_least, check_at_most
 from pardalis.corpora.captions import caption
 from pardalis.corpora.drawings.build import DrawingsConfig, StyledImage, write_drawings
 from pardalis.corpora.drawings.concepts import food
 from pardalis.corpora.drawings.packages import PACKAGES
-from pardalis.corpora.emojis import bucket
+from pardalis.corpora.encyclopedia.concepts import SPLITS, split_of
 from pardalis.corpora.packages import checked
 from pardalis.corpora.prose.packages import RECIPES, Recipe, recipes
 from pardalis.documents.document import Document, Image, Segment, Text
@@ -38,6 +39,12 @@ class CookbookConfig(DrawingsConfig):
     kind: Literal["cookbook"] = "cookbook"  # type: ignore[assignment]
     page_images: int = 2  # the most drawings of a page
     page_words: int = 80  # the most words of a page; its last steps are left out
+    heldout_percent: int = 5  # of the recipes, chosen by a hash of their titles
+
+    def __post_init__(self) -> None:
+        DrawingsConfig.__post_init__(self)  # super() does not work with slots
+        check_at_least(self, page_images=1, page_words=1, heldout_percent=0)
+        check_at_most(self, heldout_percent=99)
 
     def build(self, folder: Path) -> None:
         """See :func:`build_cookbook`."""
@@ -67,17 +74,13 @@ def build_cookbook(config: CookbookConfig, folder: Path) -> dict[str, Any]:
             if image.concept.key in edible:
                 drawn.setdefault(image.concept.name.casefold(), []).append(image)
         counts = drawings.counts
-        for split in ("train", "heldout"):
-            members = [recipe for recipe in written if _split_of(recipe) == split]
+        for split in SPLITS:
+            members = [r for r in written if split_of(r.title, config.heldout_percent) == split]
             pages = (page for recipe in members if (page := _page(recipe, drawn, config)))
             counts[f"cookbook.{split}"] = write_records(
                 (to_record(page, _path) for page in pages), partial / f"cookbook.{split}.jsonl"
             )
     return counts
-
-
-def _split_of(recipe: Recipe) -> str:
-    return "train" if bucket(recipe.title) < 95 else "heldout"
 
 
 def _page(

@@ -2,16 +2,17 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 from pardalis.config import deciding
 from pardalis.data import SourceConfig
 from pardalis.pipeline.builders import codec_of, located
 from pardalis.pipeline.checks import check_retrieval
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.retrieval import builds_index, transforms_of
+from pardalis.pipeline.retrieval import builds_index, transforms_of, used_index
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.retrieval import Index, IndexConfig, build_index, write_neighbours
-from pardalis.retrieval.transform import NEIGHBOURS, OWN_INDEX, index_folder
+from pardalis.retrieval.transform import NEIGHBOURS
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +20,15 @@ logger = logging.getLogger(__name__)
 def inputs(context: RunContext) -> Inputs:
     recipe = context.recipe
     config, transforms = recipe.retrieval_config, transforms_of(recipe.all_sources)
-    config.embedder.require()
-    given = {}
+    embedder, given = config.known_embedder(recipe.all_sources), {}
+    if embedder is not None:
+        embedder.require()
     if not builds_index(recipe.all_sources):
-        folder = next(iter(transforms.values())).index
+        folder = used_index(recipe.all_sources, context.folder)
         given = {"index": Index.open(folder).identity}
     return {
-        "retrieval": deciding(config),
-        "net_files": [context.digests.of(path) for path in config.embedder.files],
+        "retrieval": deciding(replace(config, embedder=embedder)),
+        "net_files": [context.digests.of(path) for path in (embedder.files if embedder else ())],
         "row_tokens": recipe.model_run.prepare.row_tokens,
         "document_tokens": {name: each.document_tokens for name, each in transforms.items()},
         "seed": recipe.model_run.training.data_seed,
@@ -46,6 +48,7 @@ def run(context: RunContext) -> None:
     recipe, folder = context.recipe, context.folder
     config, transforms = recipe.retrieval_config, transforms_of(recipe.all_sources)
     codec = codec_of(recipe, folder, context.world.device)
+    place = used_index(recipe.all_sources, folder)
     if builds_index(recipe.all_sources):
         indexed = config.indexed(recipe.sources)
         described = IndexConfig(
@@ -55,14 +58,14 @@ def run(context: RunContext) -> None:
         )
         contents = [context.survey(source) for source in indexed]
         index = build_index(
-            index_folder(OWN_INDEX, folder),
+            place,
             [located(source, folder) for source in indexed],
             codec,
             described,
             contents,
         )
     else:
-        index = Index.open(next(iter(transforms.values())).index, codec)
+        index = Index.open(place, codec)
     if transforms:
         _find_neighbours(context, index)
 
