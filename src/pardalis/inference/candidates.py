@@ -165,6 +165,12 @@ def _requests(
     for number, config in enumerate(configs[1:], 1):
         request = to_request(bundle, prompt, config, number=number)
         limits = replace(request.limits, max_new_tokens=min(request.limits.max_new_tokens, room))
-        same_prompt = {"prompt_ids": first.prompt_ids, "retrieved": first.retrieved}
-        requests.append(replace(request, limits=limits, **same_prompt))
+        requests.append(
+            replace(
+                request,
+                limits=limits,
+                prompt_ids=first.prompt_ids,
+                retrieved=first.retrieved,
+            )
+        )
     return requests
