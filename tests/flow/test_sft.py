@@ -199,4 +199,4 @@ def test_documents_without_roles_are_refused(trained, tmp_path):
 def test_the_command_to_try_is_chat(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     assert main(["run", "recipe.toml", "--out", "run"]) == 0
-    assert capsys.readouterr().out.endswith("pardalis chat run/bundle\n")
+    assert "\npardalis chat run/bundle\n" in capsys.readouterr().out

@@ -145,7 +145,7 @@ def originals(shapes, monkeypatch):
     images = {f"{style} of {name}": drawing(colour, style == STYLES[0])
               for name, colour in COLOURS.items() for style in STYLES}  # fmt: skip
 
-    def generate_many(bundle, some, config, seed):
+    def generate_many(bundle, some, config, seed, retriever=None):
         for prompt in some:
             if config.mode == "text":
                 yield Document((Text(" a filled drawing of green "),))
