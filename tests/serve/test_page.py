@@ -173,9 +173,14 @@ def send(
 
 def send_long(page: Browser) -> None:
     """Ask for a text of which the model writes 500 tokens, and do not wait for it."""
+    choose_long(page)
+    send(page, "go on", most=500, wait=False)
+
+
+def choose_long(page: Browser) -> None:
+    """Choose settings with which the model does not end its text early."""
     choose(page, "#setting-temperature", "2")
     choose(page, "#setting-seed", "1")
-    send(page, "go on", most=500, wait=False)
 
 
 def finish(page: Browser) -> None:
@@ -433,6 +438,7 @@ def test_export(page: Browser, downloads: Path, button: str, ending: str) -> Non
 def test_a_lost_connection_is_said_and_the_text_stays(page: Browser, site: Site) -> None:
     site.engine.pause_s = 0.05
     site.cut_after = 8
+    choose_long(page)
     send(page, "go on", most=300)
     assert "connection to the server was lost" in page.find("#notice").text
     assert page.texts(".assistant .note") == ["The connection was lost here."]
