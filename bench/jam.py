@@ -3,9 +3,9 @@
 A text parent and an image parent of one shape (``recipes/jam_text.toml``, ``jam_image.toml``) are
 merged in every way; each merged model is trained further by ``recipes/jam_continue.toml``, and so
 are new models of the same shapes, on equal tokens. Scored are bits per byte of held-out texts, the
-loss per image token of drawings in styles that training does not show, and how often a generated
-drawing is nearest to the right one of 100. An arm that is there is kept, so an interrupted
-comparison goes on. The last line is JSON.
+loss per image token of drawings in styles that training does not show (cells), and how often a
+generated drawing is nearest to the right one of 100, of cells and of training. An arm that is there
+is kept, so an interrupted comparison goes on. The last line is JSON.
 
     python bench/jam.py runs/jam_text runs/jam_image -o runs/jam_arms
 """
@@ -14,12 +14,14 @@ import argparse
 import json
 import math
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,16 @@ import torch
 import pardalis
 from pardalis import bundle as bundles
 from pardalis import config as configs
-from pardalis.documents import Document, read_jsonl
+from pardalis.documents import Document, Image, Text, open_image, read_jsonl
+from pardalis.evaluate import ImageFeatures, retrieval_top1
 from pardalis.files import write_json
 from pardalis.model import model_costs
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "jam_continue.toml"
 PROSE = ("articles", "recipes", "dictionary")
 N_TEXTS = 100  # held-out documents of each kind
-N_DRAWINGS = 200
+N_DRAWINGS = 200  # whose tokens are scored
+N_GENERATED = 100  # captions of cells, and of training, to which a drawing is generated
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,32 @@ class Comparison:
     image: Path
     folder: Path
     steps: int
-    texts: list[Document] = field(init=False)
-    drawings: list[Document] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.texts = [
+    @cached_property
+    def texts(self) -> list[Document]:
+        return [
             document
             for name in PROSE
             for document in _first(self.text / "corpus" / f"{name}.heldout.jsonl", N_TEXTS)
         ]
-        self.drawings = _first(self.image / "corpus" / "cells.jsonl", N_DRAWINGS)
+
+    @cached_property
+    def drawings(self) -> dict[str, list[Document]]:
+        """Captioned drawings: of cells, and of training."""
+        corpus = self.image / "corpus"
+        return {
+            "cells": _first(corpus / "cells.jsonl", N_DRAWINGS),
+            "training": _first(corpus / "pairs.train.jsonl", N_DRAWINGS),
+        }
+
+    @cached_property
+    def net(self) -> ImageFeatures:
+        return ImageFeatures.load()
+
+    @cached_property
+    def gallery(self) -> torch.Tensor:
+        """Features of all drawings, those of cells first."""
+        return self.net.of([_drawing(each) for part in self.drawings.values() for each in part])
 
     def merged(self, arm: Arm) -> Path:
         """Return the bundle that an arm starts from."""
@@ -100,6 +120,9 @@ class Comparison:
         changes["heldout"] = "[]"
         if arm.shape_of is None:
             changes["start_from"] = json.dumps(str(self.merged(arm).resolve()))
+        # All arms read the same shards, which are kept where they fit.
+        if not run.exists() and (shards := next(self.folder.glob("*/seed-*/shards"), None)):
+            shutil.copytree(shards, run / "shards")
         options = [text for name, value in changes.items() for text in ("--set", f"{name}={value}")]
         recipe = RECIPE if arm.shape_of is None else self._of_shape(arm)
         _pardalis("run", str(recipe), "--out", str(run), *options)
@@ -129,26 +152,39 @@ class Comparison:
         for document, score in zip(self.texts, _scored(model, self.texts), strict=True):
             n_bytes += len(document.text.encode())
             bits -= score.log_prob / math.log(2)
-        for document, score in zip(self.drawings, _scored(model, self.drawings), strict=True):
+        cells = self.drawings["cells"]
+        for document, score in zip(cells, _scored(model, cells), strict=True):
             ids = model.codec.encode(document).ids[-len(score.log_probs) :]
             for token_id, log_prob in zip(ids, score.log_probs, strict=True):
                 if token_id in vocabulary.image:
                     image_nats, n_image = image_nats - log_prob, n_image + 1
-        found = json.loads(
-            _pardalis(
-                "evaluate", str(self.image), "--bundle", str(bundle), "--captions", "0",
-                "-o", str(into.with_suffix("")), "--json",
-            )
-        )["sources"]  # fmt: skip
         scores = {
             "parameters": model_costs(model.model.config).parameters,
             "bits_per_byte": bits / n_bytes,
             "image_loss": image_nats / n_image,
-            "retrieval": found["drawings"]["retrieval"],
-            "retrieval_cells": found["cells"]["retrieval"],
+            "retrieval_cells": self._retrieval(model, "cells"),
+            "retrieval_training": self._retrieval(model, "training"),
         }
         write_json(into, scores)
         return scores
+
+    def _retrieval(self, model: Any, part: str) -> float:
+        """Return how often a generated drawing is nearest to its original of 100."""
+        first = 0 if part == "cells" else len(self.drawings["cells"])
+        documents = self.drawings[part][:N_GENERATED]
+        prompts = [_caption(document) for document in documents]
+        completions = pardalis.generate_many(model, prompts, mode="image", image_temperature=0.7)
+        features = self.net.of([completion.images[0] for completion in completions])
+        originals = torch.arange(first, first + len(documents))
+        return retrieval_top1(features, self.gallery, originals).top1
+
+
+def _caption(document: Document) -> str:
+    return next(part.text for part in document.segments if isinstance(part, Text))
+
+
+def _drawing(document: Document) -> Any:
+    return open_image(next(part for part in document.segments if isinstance(part, Image)).source)
 
 
 def _first(path: Path, most: int) -> list[Document]:
@@ -214,20 +250,21 @@ def main() -> None:
         into = options.output / f"{name.replace(' ', '-')}.json"
         options.output.mkdir(parents=True, exist_ok=True)
         result["arms"][name] = _summary([comparison.scores(parent / "bundle", into)])
-    for arm in ARMS:
-        if options.arms and arm.name not in options.arms:
-            continue
-        folder = options.output / arm.name.replace(" ", "-")
+    arms = [arm for arm in ARMS if not options.arms or arm.name in options.arms]
+    scores: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    for arm in arms:
         if arm.shape_of is None:
-            before = comparison.scores(comparison.merged(arm), folder / "merged.json")
+            into = options.output / arm.name.replace(" ", "-") / "merged.json"
+            before = comparison.scores(comparison.merged(arm), into)
             result["arms"][f"{arm.name}, untrained"] = _summary([before])
-        scores = []
-        for seed in range(options.seeds):
-            into = folder / f"seed-{seed}.json"
+    # A seed of all arms before the next one, so that what is there at any time can be compared.
+    for seed in range(options.seeds):
+        for arm in arms:
+            into = options.output / arm.name.replace(" ", "-") / f"seed-{seed}.json"
             bundle = Path() if into.exists() else comparison.trained(arm, seed)
-            scores.append(comparison.scores(bundle, into))
-        result["arms"][arm.name] = _summary(scores)
-        print(arm.name, json.dumps(result["arms"][arm.name]), file=sys.stderr, flush=True)  # noqa: T201
+            scores[arm.name].append(comparison.scores(bundle, into))
+            print(arm.name, seed, json.dumps(scores[arm.name][-1]), file=sys.stderr, flush=True)  # noqa: T201
+    result["arms"] |= {name: _summary(found) for name, found in scores.items()}
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result), flush=True)  # noqa: T201

@@ -67,6 +67,21 @@ def test_a_page_never_shows_what_training_does_not(corpus, pages):
         assert {image.source.name for image in images_of(page)} <= seen
 
 
+def test_the_same_recipes_are_asked_for_in_words(corpus, pages):
+    for split in ("train", "heldout"):
+        texts = list(read_jsonl(corpus[0] / f"in_words.{split}.jsonl"))
+        assert corpus[1][f"in_words.{split}"] == len(texts)
+        assert {text.name for text in texts} >= {page.name for page in pages[split]}
+        for text in texts:
+            asked, answer = text.segments
+            assert (
+                asked.text
+                == f"How do I make {text.name.removeprefix('cookbook/')}? Answer in words."
+            )
+            assert answer.role == "assistant" and answer.text.startswith("You need:\n")
+            assert len(answer.text.split()) <= 25
+
+
 def test_long_pages_lose_their_last_steps(pages):
     for page in pages["train"]:
         texts = [segment.text for segment in page.segments if isinstance(segment, Text)]

@@ -540,6 +540,17 @@ def test_shards_of_answers_are_others_than_those_of_all_turns(base: Path, codec:
     assert not Shards.open(base / "shards").document(0).is_weighted
 
 
+def test_a_source_of_pretraining_is_learnt_whole_beside_answers(base: Path, codec: Codec):
+    records = write_jsonl(base, {"segments": [{"text": "an owl"}]}, OWL)
+    source = replace(records, learn="all")
+    report = prepare_source(source, codec, base / "shards", CONFIG, learnt_roles=("assistant",))
+    assert (report.written, report.n_rejected, report.turns) == (2, 0, None)
+    shards = Shards.open(base / "shards")
+    assert not any(shards.document(i).is_weighted for i in range(2))
+    # A source that is learnt whole has the same shards under every objective.
+    assert prepare_source(source, codec, base / "shards", CONFIG).unchanged
+
+
 @pytest.mark.parametrize(
     ("record", "kind", "reason"),
     [

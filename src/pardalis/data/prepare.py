@@ -75,13 +75,15 @@ def prepare_source(
 
     Args:
         folder: gets ``index.json``, the shards and ``report.json``; replaced as a whole.
-        learnt_roles: only the turns of these roles are learnt, whatever the source says of others,
-            and a document without such a turn is rejected; (): all of a document.
+        learnt_roles: only the turns of these roles are learnt, whatever the weights of others, and
+            a document without such a turn is rejected; (): all of a document, as of any source with
+            ``learn = "all"``.
 
     Raises:
         DataError: the source does not exist or has no usable document, or writing failed; earlier
             shards in the folder are intact.
     """
+    learnt_roles = source.learnt_roles(learnt_roles)
     if content is None:
         logger.info("Reading through source %r.", source.name)
         content = survey(source)
@@ -258,7 +260,10 @@ class _Preparation:
             return None
         learnt, filled = f"turn of the {' or the '.join(roles)}", _filled(raw)
         if not any(segment.role in roles for segment in filled):
-            reason = f"The document has no {learnt}, and nothing else of it would be learnt."
+            reason = (
+                f"The document has no {learnt}, and nothing else of it would be learnt; with "
+                'learn = "all" its source is learnt whole.'
+            )
             return Rejection(raw.name, "no-answer", reason)
         if filled[0].role in roles:
             reason = f"The document begins with a {learnt}, which nothing asks for."

@@ -45,6 +45,9 @@ class SourceConfig:
     # The documents whose place, a hash of their content in [0, 1), lies from the first number on
     # and below the second; see pardalis.data.split.
     part: tuple[float, float] = WHOLE
+    # "objective": what the objective learns of a document, with "sft" the assistant's turns; "all":
+    # the whole, as of the data of pre-training that is mixed with conversations.
+    learn: Literal["objective", "all"] = "objective"
     # What is done with each document between its encoding and training, in order.
     transforms: tuple[Annotated[Transform, TRANSFORMS], ...] = ()
     licence: str = not_deciding("")  # of the documents, such as "CC BY 4.0"; empty: not stated
@@ -77,6 +80,10 @@ class SourceConfig:
     def has_pages(self) -> bool:
         """Whether a document is a page, which is kept without an image that cannot be decoded."""
         return self.reader == "html"
+
+    def learnt_roles(self, of_objective: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the roles whose turns are learnt, given those of the objective; (): all."""
+        return of_objective if self.learn == "objective" else ()
 
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:

@@ -108,13 +108,15 @@ def check_retrieval(context: RunContext) -> None:
     own = builds_index(recipe.all_sources)
     if not own:
         _check_other_index(recipe, Index.open(used_index(recipe.all_sources, context.folder)))
+    roles = learnt_roles(recipe.model_run.training.objective)
+    sources = {source.name: source for source in recipe.all_sources}
     for name, each in transforms.items():
         if each.documents > config.rules.candidates:
             raise ConfigError(
                 f"The transform 'retrieval' of source {name!r} draws documents = {each.documents} "
                 f"of retrieval.rules.candidates = {config.rules.candidates}; raise the candidates."
             )
-        if each.learn_retrieved and learnt_roles(recipe.model_run.training.objective):
+        if each.learn_retrieved and sources[name].learnt_roles(roles):
             raise ConfigError(
                 f"The objective learns the turns of some roles alone, but source {name!r} would "
                 "also learn what is retrieved; set learn_retrieved = false in its transform."

@@ -3,14 +3,15 @@
 Besides the files of the drawings, a folder has
 
     cookbook.<split>.jsonl    "How do I make hummus?", and the recipe with drawings of ingredients
+    in_words.<split>.jsonl    "How do I make hummus? Answer in words.", and the recipe without
 
 A page has drawings of one style. Held-out pages are other recipes; their drawings are of concepts
-and styles that training sees.
+and styles that training sees. Recipes of which no ingredient is drawn are in words alone.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,11 +77,23 @@ def build_cookbook(config: CookbookConfig, folder: Path) -> dict[str, Any]:
         counts = drawings.counts
         for split in SPLITS:
             members = [r for r in written if split_of(r.title, config.heldout_percent) == split]
-            pages = (page for recipe in members if (page := _page(recipe, drawn, config)))
-            counts[f"cookbook.{split}"] = write_records(
-                (to_record(page, _path) for page in pages), partial / f"cookbook.{split}.jsonl"
-            )
+            parts = {
+                "cookbook": (page for r in members if (page := _page(r, drawn, config))),
+                "in_words": (_in_words(r, config) for r in members),
+            }
+            for name, pages in parts.items():
+                counts[f"{name}.{split}"] = write_records(
+                    (to_record(page, _path) for page in pages), partial / f"{name}.{split}.jsonl"
+                )
     return counts
+
+
+def _in_words(recipe: Recipe, config: CookbookConfig) -> Document:
+    """Return a request for words, and the recipe without drawings."""
+    asked = Text(f"How do I make {recipe.title}? Answer in words.", "user")
+    lines = ["You need:", *recipe.ingredients, *_numbered(recipe.steps)]
+    answer = Text("\n".join(_shortened(lines, config.page_words)), "assistant")
+    return Document((asked, answer), f"cookbook/{recipe.title}", RECIPES.licence)
 
 
 def _page(
@@ -104,7 +117,7 @@ def _page(
             lines = []
     if not shown:
         return None
-    lines += [f"{number}. {step}" for number, step in enumerate(recipe.steps, start=1)]
+    lines += _numbered(recipe.steps)
     segments.append(Text("\n".join(_shortened(lines, config.page_words - _words(segments)))))
     answer = [replace(segment, role="assistant") for segment in segments[1:]]
     return Document((asked, *answer), f"cookbook/{recipe.title}", _LICENCE)
@@ -121,6 +134,10 @@ def _drawings_of(
             for image in drawn.get(spelling, ()):
                 if image.style.name == style and image.concept.name not in shown:
                     yield image
+
+
+def _numbered(steps: Iterable[str]) -> list[str]:
+    return [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
 
 
 def _words(segments: list[Segment]) -> int:

@@ -24,6 +24,7 @@ def inputs(context: RunContext) -> Inputs:
     row_tokens = recipe.model_run.prepare.row_tokens
     roles = learnt_roles(recipe.model_run.training.objective)
     has_pages = any(source.has_pages for source in recipe.all_sources)
+    learnt_whole = [source.name for source in recipe.all_sources if source.learn == "all"]
     return {
         "prepare": recipe.model_run.prepare,
         "image_fit": recipe.image_fit,
@@ -34,6 +35,7 @@ def inputs(context: RunContext) -> Inputs:
             for source in recipe.all_sources
         },
         **({"learnt_roles": roles} if roles else {}),
+        **({"learnt_whole": learnt_whole} if roles and learnt_whole else {}),
         # Absent in what earlier versions wrote, which rejected such a page whole.
         **({"damaged_images": "left out of pages"} if has_pages else {}),
     }
