@@ -468,6 +468,20 @@ def test_a_paused_request_is_preempted_before_a_waiting_one():
     assert late.pages
 
 
+@pytest.mark.parametrize("guide", [0, 1])
+def test_all_slots_run_where_the_cache_has_room_for_their_images(guide):
+    n, longest = 4, 3  # a prompt and an image have 9 tokens, so 3 pages of 4
+    n_pages = 1 + n * longest * (1 + guide)
+    slots = n * (1 + guide)
+    machine = Machine(max_slots=slots, n_pages=n_pages, steps_per_sync=1, quantum_steps=64)
+    for seed in range(n):  # each one comes when the image before it is open
+        machine.submit(image(seed, n=1, guide=guide))
+        machine.execute(machine.scheduler.plan())
+    assert len([scheduled for scheduled in machine.requests if scheduled.slots]) == n
+    machine.run()
+    assert machine.preempted == 0
+
+
 # ── fairness ─────────────────────────────────────────────────────────────────────────────────
 
 

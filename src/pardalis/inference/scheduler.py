@@ -303,10 +303,8 @@ class Scheduler:
         if self._running:  # otherwise all memory is available to it
             victims = [other for other in victims if _yields_pages(other, scheduled)]
             started = [r for r in (*self._waiting, *self._running) if r.pages]
-            reserve = sum(  # the pages that they fill in a quantum
-                self.pool.pages_for(min(self.config.quantum_steps, self._max_new_tokens(r)))
-                for r in started
-                if not _yields_pages(r, scheduled)
+            reserve = sum(
+                self._pages_of_quantum(r) for r in started if not _yields_pages(r, scheduled)
             )
         if not self._allocate_pages(scheduled, victims, reserve):
             self._release(scheduled.sequences)
@@ -392,6 +390,14 @@ class Scheduler:
         else:
             n_new = scheduled.state.codes_left
         return max(self.pool.pages_for(len(sequence.ids) + n_new) - len(sequence.pages), 0)
+
+    def _pages_of_quantum(self, scheduled: ScheduledRequest) -> int:
+        """Return the pages that a request fills in a quantum besides those of its open image.
+
+        It holds these already.
+        """
+        n_new = min(self.config.quantum_steps, self._max_new_tokens(scheduled))
+        return self.pool.pages_for(max(n_new - self._open_image_tokens(scheduled), 0))
 
     def _reuse_prefix(self, sequence: TokenSequence) -> int:
         """Use a cached prefix that is longer than what is computed; return the tokens gained."""
