@@ -34,6 +34,7 @@ from pardalis.documents import Document, Image, Text, open_image, read_jsonl
 from pardalis.evaluate import ImageFeatures, retrieval_top1
 from pardalis.files import write_json
 from pardalis.model import model_costs
+from pardalis.pipeline import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "jam_continue.toml"
 PROSE = ("articles", "recipes", "dictionary")
@@ -112,21 +113,31 @@ class Comparison:
     def trained(self, arm: Arm, seed: int) -> Path:
         """Return the bundle of an arm after its training."""
         run = self.folder / arm.name.replace(" ", "-") / f"seed-{seed}"
+        if not run.exists():
+            shutil.copytree(self._prepared(), run)  # all arms read the same shards
         changes = {"training_loop.steps": self.steps, "training.seed": seed}
-        for number, source in enumerate(pardalis.pipeline.load_recipe(RECIPE).sources):
+        if arm.shape_of is None:
+            changes["start_from"] = json.dumps(str(self.merged(arm).resolve()))
+        recipe = RECIPE if arm.shape_of is None else self._of_shape(arm)
+        _pardalis("run", str(recipe), "--out", str(run), *self._options(changes))
+        return run / "bundle"
+
+    def _prepared(self) -> Path:
+        """Return a run whose documents are encoded, and nothing else."""
+        folder = self.folder / "prepared"
+        start = {"start_from": json.dumps(str(self.merged(ARMS[0]).resolve()))}
+        options = self._options(start)
+        _pardalis("data", "prepare", str(RECIPE), "--out", str(folder), *options)
+        return folder
+
+    def _options(self, changes: dict[str, Any]) -> list[str]:
+        """Return options that change the recipe so, and take the documents of the parents."""
+        changes["heldout"] = "[]"
+        for number, source in enumerate(load_recipe(RECIPE).sources):
             owner = self.text if source.name in PROSE else self.image
             path = owner / "corpus" / source.path.name
             changes[f"sources.{number}.path"] = json.dumps(str(path.resolve()))
-        changes["heldout"] = "[]"
-        if arm.shape_of is None:
-            changes["start_from"] = json.dumps(str(self.merged(arm).resolve()))
-        # All arms read the same shards, which are kept where they fit.
-        if not run.exists() and (shards := next(self.folder.glob("*/seed-*/shards"), None)):
-            shutil.copytree(shards, run / "shards")
-        options = [text for name, value in changes.items() for text in ("--set", f"{name}={value}")]
-        recipe = RECIPE if arm.shape_of is None else self._of_shape(arm)
-        _pardalis("run", str(recipe), "--out", str(run), *options)
-        return run / "bundle"
+        return [text for name, value in changes.items() for text in ("--set", f"{name}={value}")]
 
     def _of_shape(self, arm: Arm) -> Path:
         """Return a recipe that trains a new model of the shape of another arm's."""
@@ -149,7 +160,9 @@ class Comparison:
         model = pardalis.load(bundle)
         vocabulary = model.codec.vocabulary
         n_bytes, bits, image_nats, n_image = 0, 0.0, 0.0, 0
-        for document, score in zip(self.texts, _scored(model, self.texts), strict=True):
+        context = model.model.context
+        texts = [each for each in self.texts if len(model.codec.encode(each).ids) <= context]
+        for document, score in zip(texts, _scored(model, texts), strict=True):
             n_bytes += len(document.text.encode())
             bits -= score.log_prob / math.log(2)
         cells = self.drawings["cells"]
@@ -174,7 +187,7 @@ class Comparison:
         documents = self.drawings[part][:N_GENERATED]
         prompts = [_caption(document) for document in documents]
         completions = pardalis.generate_many(model, prompts, mode="image", image_temperature=0.7)
-        features = self.net.of([completion.images[0] for completion in completions])
+        features = self.net.of([completion.images[0].source for completion in completions])
         originals = torch.arange(first, first + len(documents))
         return retrieval_top1(features, self.gallery, originals).top1
 
