@@ -129,7 +129,7 @@ _DROPPED = (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$")
 def math_normalised(text: str) -> str:
     r"""Return an expression in the form in which MATH compares answers (arXiv 2103.03874).
 
-    Spaces, units in ``\text{ ...}``, degrees, dollar and percent signs, ``\left`` and ``\right`` go;
+    Spaces, units in ``\text{ ...}``, degrees, dollar and percent signs, ``\left``, ``\right`` go;
     a left side of one or two characters (``x =``) too. Arguments of ``\frac`` and ``\sqrt`` get
     braces, ``a/b`` of two integers and 0.5 become fractions. Equal values in other forms stay
     different: it compares texts.
