@@ -154,6 +154,14 @@ def test_a_square_may_stand_on_its_corner_and_other_shapes_are_none():
     assert shapes == {"red": "square", "blue": None}
 
 
+def test_the_background_may_have_another_colour():
+    for background in ((20, 20, 20), (214, 39, 40), (120, 130, 120)):
+        image = PIL.Image.new("RGB", (64, 64), background)
+        ImageDraw.Draw(image).ellipse((20, 20, 44, 44), fill=PALETTE["yellow"])
+        [found] = find_objects(noise(image))
+        assert (found.colour, found.shape) == ("yellow", "circle")
+
+
 def test_images_without_objects():
     assert find_objects(PIL.Image.new("RGB", (32, 48), "white")) == []
     assert find_objects(PIL.Image.new("RGB", (1, 1))) == []
