@@ -12,6 +12,7 @@ from PIL import ImageDraw, ImageFilter
 
 from pardalis import config
 from pardalis.errors import ConfigError
+from pardalis.evaluate.metrics import composition
 from pardalis.evaluate.metrics.composition import (
     PALETTE,
     RELATIONS,
@@ -160,6 +161,23 @@ def test_the_background_may_have_another_colour():
         ImageDraw.Draw(image).ellipse((20, 20, 44, 44), fill=PALETTE["yellow"])
         [found] = find_objects(noise(image))
         assert (found.colour, found.shape) == ("yellow", "circle")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
+def test_parts_hang_together_by_sides(height, width, seed):
+    mask = generator(seed).random((height, width)) < 0.55
+    parts = composition._parts(mask, 0)
+    assert (np.sum(parts, axis=0) == mask).all() if parts else not mask.any()
+    for part in parts:  # a flood from one pixel reaches the part, and no more of the mask
+        flood = np.zeros_like(mask)
+        flood[tuple(np.argwhere(part)[0])] = True
+        for _ in range(mask.size):
+            padded = np.pad(flood, 1)
+            flood |= padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+            flood &= mask
+        assert (flood == part).all()
+    assert composition._parts(mask, mask.size + 1) == []
 
 
 def test_images_without_objects():

@@ -340,17 +340,40 @@ def _unmixed(
 
 
 def _parts(mask: Bool[np.ndarray, "Y X"], least: float) -> list[Bool[np.ndarray, "Y X"]]:
-    """Return the parts of a mask that hang together by sides of pixels, from a least area on."""
-    labels = np.arange(1, mask.size + 1).reshape(mask.shape) * mask
-    while True:
-        padded = np.pad(labels, 1)
-        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        spread = np.maximum.reduce([labels, *neighbours]) * mask
-        if (spread == labels).all():
-            break
-        labels = spread
-    names, sizes = np.unique(labels[mask], return_counts=True)
-    return [labels == name for name, size in zip(names, sizes, strict=True) if size >= least]
+    """Return the parts of a mask that hang together by sides of pixels, from a least area on.
+
+    Runs of pixels in a row are united with those of the row above that they touch.
+    """
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = (each.tolist() for each in np.nonzero(edges > 0))
+    ends = np.nonzero(edges < 0)[1].tolist()
+    parents = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = parents[parents[run]]
+            run = parents[run]
+        return run
+
+    first = 0  # the first run above that may touch
+    for run, row in enumerate(rows):
+        while rows[first] < row - 1 or (rows[first] == row - 1 and ends[first] <= starts[run]):
+            first += 1
+        above = first
+        while rows[above] == row - 1 and starts[above] < ends[run]:
+            parents[root(run)] = root(above)
+            above += 1
+    members: dict[int, list[int]] = {}
+    for run in range(len(rows)):
+        members.setdefault(root(run), []).append(run)
+    parts = []
+    for runs in members.values():
+        if sum(ends[run] - starts[run] for run in runs) >= least:
+            part = np.zeros_like(mask)
+            for run in runs:
+                part[rows[run], starts[run] : ends[run]] = True
+            parts.append(part)
+    return parts
 
 
 def _found(part: Bool[np.ndarray, "Y X"], colour: Colour) -> Found:

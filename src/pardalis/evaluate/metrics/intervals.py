@@ -45,14 +45,14 @@ def bootstrap(
     Raises:
         ValueError: ``clusters`` are not as many as values.
     """
-    each = np.asarray(values, np.float64)
+    each: Float[np.ndarray, " n"] = np.asarray(values, np.float64)
     if not len(each):
         return Interval(float("nan"), float("nan"))
     counts: Float[np.ndarray, " n"] | None = None
     if clusters is not None:
         groups = _groups(clusters, len(each))
         counts = np.bincount(groups).astype(np.float64)
-        each = np.bincount(groups, each)
+        each = np.bincount(groups, each).astype(np.float64)
     generator = numpy_generator(seed, "bootstrap")
     means = []
     step = max(1, _AT_ONCE // len(each))
