@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from pardalis.seeds import numpy_generator
 
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: Sequence[float] | Float[np.ndarray, " n"],
+    values: Sequence[float | int] | Shaped[np.ndarray, " n"],
     *,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,
@@ -67,8 +67,8 @@ def bootstrap(
 
 
 def bootstrap_paired(
-    a: Sequence[float] | Float[np.ndarray, " n"],
-    b: Sequence[float] | Float[np.ndarray, " n"],
+    a: Sequence[float | int] | Shaped[np.ndarray, " n"],
+    b: Sequence[float | int] | Shaped[np.ndarray, " n"],
     *,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,
