@@ -149,8 +149,8 @@ def draw_scene(scene: Scene, side: int, generator: np.random.Generator) -> PIL.I
     image = PIL.Image.new("RGB", (side * _FINE, side * _FINE), _BACKGROUND)
     draw = ImageDraw.Draw(image)
     for group, (x, y, size) in zip(objects, places, strict=True):
-        colour: Colour = group.colour or _one_of(tuple(PALETTE), generator)
-        shape: Shape = group.shape or _one_of(SHAPES, generator)
+        colour = _one_of(tuple(PALETTE) if group.colour is None else (group.colour,), generator)
+        shape = _one_of(SHAPES if group.shape is None else (group.shape,), generator)
         left, top, right, bottom = (
             round(side * _FINE * each)
             for each in (x - size / 2, y - size / 2, x + size / 2, y + size / 2)
