@@ -167,7 +167,7 @@ def test_the_background_may_have_another_colour():
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
 def test_parts_hang_together_by_sides(height, width, seed):
     mask = generator(seed).random((height, width)) < 0.55
-    parts = composition._parts(mask, 0)
+    parts = composition._parts(mask, 0.0)
     assert (np.sum(parts, axis=0) == mask).all() if parts else not mask.any()
     for part in parts:  # a flood from one pixel reaches the part, and no more of the mask
         flood = np.zeros_like(mask)
@@ -177,7 +177,7 @@ def test_parts_hang_together_by_sides(height, width, seed):
             flood |= padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
             flood &= mask
         assert (flood == part).all()
-    assert composition._parts(mask, mask.size + 1) == []
+    assert composition._parts(mask, mask.size + 1.0) == []
 
 
 def test_images_without_objects():
