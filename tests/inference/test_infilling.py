@@ -28,7 +28,7 @@ from pardalis.inference import (
     infill_many,
     to_request,
 )
-from pardalis.inference.infilling import _are_rows
+from pardalis.inference.mask import _are_rows
 from pardalis.inference.token_loop import generate_ids
 from pardalis.interop import extend_vocabulary
 from pardalis.model import Decoder, initialise
