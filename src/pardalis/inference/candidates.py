@@ -17,9 +17,9 @@ from pardalis.inference.adapters import Adapters
 from pardalis.inference.api import complete
 from pardalis.inference.generation import GenerationConfig, documents_options, is_count
 from pardalis.inference.log_probs import Score
-from pardalis.inference.prompt import to_request, to_score_requests
+from pardalis.inference.prompt import to_requests, to_score_requests
 from pardalis.inference.prompt_parts import Prompt, to_document
-from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.request import ScoreRequest
 from pardalis.inference.response import Response
 from pardalis.retrieval import Retriever
 
@@ -157,7 +157,7 @@ def generate_ranked(
     bundle = as_bundle(bundle)
     contrastive = {"contrastive_alpha": pool_alpha, "contrastive_k": pool_k}
     configs = POOLS[pool](candidates, GenerationConfig.of(config, options), contrastive)
-    requests = _requests(bundle, prompt, configs, retriever)
+    requests = to_requests(bundle, prompt, configs, retriever)
     completions = complete(bundle, requests, adapters, engine_options)
     responses = [completion.wait() for completion in completions]
 
@@ -173,27 +173,3 @@ def generate_ranked(
     scores = SCORERS[rank_by](bundle, to_document(prompt), prompt_ids, responses, judge)
     found = map(Candidate, responses, scores, configs, range(candidates))
     return sorted(found, key=lambda candidate: -candidate.score)
-
-
-def _requests(
-    bundle: Bundle,
-    prompt: Prompt,
-    configs: Sequence[GenerationConfig],
-    retriever: Retriever | None,
-) -> list[Request]:
-    """Return the request of each candidate; all continue the same ids, retrieved once."""
-    first = to_request(bundle, prompt, configs[0], retriever=retriever)
-    room = bundle.model.context - len(first.prompt_ids)
-    requests = [first]
-    for number, config in enumerate(configs[1:], 1):
-        request = to_request(bundle, prompt, config, number=number)
-        limits = replace(request.limits, max_new_tokens=min(request.limits.max_new_tokens, room))
-        requests.append(
-            replace(
-                request,
-                limits=limits,
-                prompt_ids=first.prompt_ids,
-                retrieved=first.retrieved,
-            )
-        )
-    return requests

@@ -25,7 +25,7 @@ from pardalis.inference import (
     Mask,
     Request,
     Stream,
-    to_request,
+    to_requests,
 )
 from pardalis.origin import About, ImageFormat, OriginWriter
 from pardalis.origin.watermark import check_size
@@ -206,7 +206,7 @@ class Service:
     ) -> list[Request]:
         config = GenerationConfig().with_options(options)
         if gap is None:
-            return [to_request(self.bundle, document, config, number=n) for n in range(choices)]
+            return to_requests(self.bundle, document, [config] * choices, self.engine.retriever)
         parts = [*document.segments[:gap], Mask(), *document.segments[gap:]]
         gaps = (Infilling(self.bundle, parts, config, number=n) for n in range(choices))
         return [each.request() for each in gaps]
