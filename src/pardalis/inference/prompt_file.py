@@ -6,6 +6,7 @@
                         with "logprobs" if they are asked for, and what was "retrieved" or "filled"
     images/             the generated images, 000012-0.png for the first one of prompt 12
     settings.json       the bundle and the options, so that only the same run resumes
+    LICENCES.md         the licences of the index whose documents are retrieved, if any are
 
 The ``prompt`` of a record is a hash of the line and of its images' bytes. Records are appended as
 completions finish and are sorted at the end. The completion of a line with masks is the whole
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pardalis.bundle import LICENCES
 from pardalis.documents import Document, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, PardalisError, RequestError
@@ -30,6 +32,7 @@ from pardalis.files import (
     read_bytes,
     write_bytes,
     write_json,
+    write_text,
 )
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
@@ -186,6 +189,8 @@ class PromptFile:
             )
             raise ConfigError(f"{self.folder} holds {found}; choose another folder, or remove it.")
         write_json(path, settings)
+        if self.engine.retriever is not None and (text := self.engine.retriever.index.licences):
+            write_text(self.folder / LICENCES, text)
 
     def _kept(self) -> dict[int, dict[str, Any]]:
         """Return the completions of earlier runs whose prompts have not changed, by index."""
