@@ -11,13 +11,16 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from indexed_documents import write_source
 from rich.console import Console
 from shapes import decoder_config
+from small_nets import write_clip
 
 import pardalis
 from pardalis.bundle import Bundle
@@ -26,6 +29,7 @@ from pardalis.cli.main import main
 from pardalis.documents import Image, Text, read_jsonl
 from pardalis.inference import Engine
 from pardalis.model import Decoder, initialise
+from pardalis.retrieval import ClipConfig, IndexConfig, Retriever, build_index
 
 
 @pytest.fixture(scope="module")
@@ -385,3 +389,28 @@ def test_in_a_terminal(folder, tmp_path):
         process.wait()
         os.close(primary)
     assert "▀".encode() in shown and (tmp_path / "chat-images" / "0001.png").exists()
+
+
+# ── retrieved documents ──────────────────────────────────────────────────────────────────────────
+
+
+def test_each_message_gets_documents(talk, folder, tmp_path):
+    bundle, clip = pardalis.load(folder), write_clip(tmp_path / "clip")
+    source = write_source(tmp_path, "pairs", ["an owl", "a fox", "an oak"], range(3))
+    config = IndexConfig(embedder=ClipConfig(folder=clip), document_tokens=40)
+    build_index(tmp_path / "index", [source], bundle.codec, config)
+    flags = ("--retrieve", "index", "--clip", "clip", "--documents", "1", *SHORT)
+    code, out, err = talk("a fox", "/retry", arguments=(*flags, "--json"))
+    assert (code, err) == (0, "")
+    said = events(out)
+    retriever = Retriever(tmp_path / "index", 1, embedder=ClipConfig(folder=clip))
+    options = {"chat": True, "mode": "text", "max_new_tokens": 4, "retriever": retriever}
+    expected = pardalis.generate(bundle, "a fox", **options)
+    assert said[0] == {"event": "retrieved", "documents": [asdict(expected.retrieved[0])]}
+    answer, _ = [each for each in said if each["event"] == "answer"]
+    assert answer["text"] == expected.text
+    assert [each["event"] for each in said].count("retrieved") == 2
+    code, out, err = talk("a fox", arguments=flags)
+    assert "Retrieved by text, score" in err
+    assert out.rstrip("\n") == expected.text.rstrip("\n")
+    assert talk("a fox", arguments=("--documents", "1"))[0] == 6

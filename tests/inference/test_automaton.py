@@ -19,6 +19,7 @@ LIMITS = [
     Limits(max_new_tokens=1),
     Limits(max_new_tokens=40, one_turn=True),
     Limits(max_new_tokens=40, one_gap=True),
+    Limits(max_new_tokens=40, max_images=0, one_gap=True),
 ]
 PROMPTS = [[IDS.bos_id], [IDS.bos_id, A], [IDS.bos_id, A, IDS.begin_image_id, 9, 10]]
 
@@ -36,7 +37,8 @@ def limits_of(limits: list[Limits], branched_image: list[int] | None = None) -> 
     return SlotLimits(
         text=torch.tensor([int(x.text) for x in limits]),
         max_images=torch.tensor(most),
-        one_turn=torch.tensor([int(x.one_turn or x.one_gap) for x in limits]),
+        one_turn=torch.tensor([int(x.one_turn) for x in limits]),
+        one_gap=torch.tensor([int(x.one_gap) for x in limits]),
         guided=torch.tensor([int(branched_image is not None)] * len(limits)),
         branched_image=torch.tensor(branched_image or [-1] * len(limits)),
     )

@@ -1,7 +1,11 @@
 """Pools of candidates and their ranking."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from random_adapters import random_adapter
+
+from pardalis.adapters import LoRAConfig
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import RequestError
 from pardalis.inference import (
@@ -62,6 +66,33 @@ def test_the_likelihood_of_a_turn_is_that_after_the_turn_before_it(bundle):
     for each in found:
         [expected] = score(bundle, [(turn, Document(each.response.segments))])
         assert each.score == pytest.approx(expected.log_prob / len(expected.log_probs), abs=1e-5)
+
+
+@pytest.mark.parametrize("rank_by", ["prompt", "likelihood"])
+def test_candidates_are_judged_by_the_adapters_that_generated_them(bundle, monkeypatch, rank_by):
+    config = LoRAConfig(rank=2, alpha=4.0)
+    adapters = {
+        name: random_adapter(bundle.model, config, bundle.codec.vocabulary, seed, scale=0.5)
+        for seed, name in enumerate(("first", "second"))
+    }
+
+    def pool(n, config, contrastive):
+        return [replace(config, adapter=name) for name in (None, "first", "second")]
+
+    monkeypatch.setitem(POOLS, "same", pool)
+    options = {"rank_by": rank_by, "adapters": adapters, **IMAGES}
+    found = generate_ranked(bundle, "An owl", candidates=3, **options)
+    assert {each.config.adapter for each in found} == {None, "first", "second"}
+    for each in found:
+        image = Document((Image(each.response.images[0].source),))
+        pair = (image, Text("An owl")) if rank_by == "prompt" else ("An owl", each.response)
+        adapter = each.config.adapter
+        [expected] = score(bundle, [pair], adapters=adapters, adapter=adapter)
+        mean = expected.log_prob / len(expected.log_probs)
+        assert each.score == pytest.approx(mean, abs=1e-5), adapter
+        if adapter:
+            [plain] = score(bundle, [pair])
+            assert abs(plain.log_prob - expected.log_prob) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from pardalis.inference import (
     infill_many,
     to_request,
 )
-from pardalis.inference.infilling import _are_rows
+from pardalis.inference.mask import _are_rows
+from pardalis.inference.token_loop import generate_ids
 from pardalis.interop import extend_vocabulary
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import END_MASK, mask_names, restore
@@ -175,6 +176,26 @@ def test_text_with_images_in_a_gap(paper):
     ]
     assert any(response.images for response in found)
     assert not infill(paper, ["An", Mask(), " fox"], temperature=1.0, max_new_tokens=20).images
+
+
+def test_ordinary_text_has_no_end_of_a_gap(own_ends):
+    """However likely it is, beside a gap in the same batch, which it ends."""
+    grammar = own_ends.codec.grammar
+    end = own_ends.codec.vocabulary.end_mask_id
+    with torch.no_grad():
+        own_ends.model.head.weight[end] *= 8
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
+    requests = [
+        to_request(own_ends, "An owl", **options),
+        to_request(own_ends, "An owl", mode="text", **options),
+        Infilling(own_ends, ["An", Mask(), " fox"], GenerationConfig(**options)).request(),
+        Infilling(own_ends, ["An", Mask("any"), " fox"], GenerationConfig(**options)).request(),
+    ]
+    expected = [generate_reference(own_ends.model, grammar, request) for request in requests]
+    assert [end in ids for ids in expected] == [False, False, True, True]
+    assert [ids[-1] for ids in expected[2:]] == [end, end]
+    config = EngineConfig(page_size=2, steps_per_sync=3)
+    assert generate_ids(own_ends.model, grammar, requests, config) == expected
 
 
 def test_many_at_once_equal_one_by_one(own_ends):

@@ -5,11 +5,16 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+from shapes import changed
 
+from pardalis.bundle import Bundle
+from pardalis.codec import Codec
 from pardalis.documents import Text
 from pardalis.errors import ConfigError, RequestError
-from pardalis.inference import Engine, EngineConfig, PromptFile, generate_many
+from pardalis.inference import Engine, EngineConfig, Mask, PromptFile, generate_many, infill_many
 from pardalis.inference import prompt_file as prompt_file_module
+from pardalis.model import Decoder, initialise
+from pardalis.tokens import END_MASK, mask_names
 
 
 @pytest.fixture
@@ -269,3 +274,99 @@ def test_a_folder_from_before_an_option_resumes(run, tmp_path, completions):
     path.write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="with other options"):
         run("prompts.txt", max_new_tokens=3, stop=("owl",))
+
+
+# ── lines with masks ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def infills(bundle):
+    """A model whose vocabulary has masks."""
+    names = [*mask_names(3), END_MASK]
+    vocabulary = bundle.codec.vocabulary.extended(names, writable=[END_MASK])
+    codec = Codec(vocabulary, bundle.codec.text_tokenizer, bundle.codec.image_tokenizer)
+    config = changed(bundle.model.config, vocab_size=vocabulary.size, context=64)
+    return Bundle(initialise(Decoder(config), 3).eval(), codec, {})
+
+
+def test_lines_with_masks_are_filled_in(infills, tmp_path):
+    """As infill_many fills them, each in its place beside lines that are continued."""
+    PIL.Image.new("RGB", (16, 16), "red").save(red := tmp_path / "red.png")
+    lines = [
+        {"prompt": ["An ", {"mask": True}, " sat", {"mask": "text"}], "seed": 5},
+        {"prompt": "owl", "seed": 5},
+        {"prompt": [{"mask": "image"}, "owl"], "seed": 5},
+        {"prompt": ["owl", {"mask": {"image": "red.png", "rows": [0.5, 1]}}], "seed": 5},
+        {"prompt": {"mask": "any"}, "seed": 5},
+    ]
+    write_jsonl(tmp_path / "prompts.jsonl", *lines)
+    out, how = tmp_path / "out", {"temperature": 1.0, "max_new_tokens": 6}
+    with Engine(infills, EngineConfig(max_slots=2)) as engine:
+        summary = PromptFile(engine, tmp_path / "prompts.jsonl", out, **how).run()
+        again = PromptFile(engine, tmp_path / "prompts.jsonl", out, **how).run()
+    assert (summary.failed, again.unchanged) == (0, 5)
+    found = records(out / "completions.jsonl")
+    [text], [first] = found[1]["completion"], generate_many(infills, ["owl"], seed=5, **how)
+    assert (text, "filled" in found[1]) == ({"text": first.text}, False)
+    masked = [
+        ["An ", Mask(), " sat", Mask()],
+        [Mask("image"), "owl"],
+        ["owl", Mask(image=red, rows=(0.5, 1.0))],
+        [Mask("any")],
+    ]
+
+    def shown(segments):
+        return [each.get("text", each.get("image")) for each in segments]
+
+    for prompt, record in zip(masked, [found[0], *found[2:]], strict=True):
+        [expected] = infill_many(infills, [prompt], seed=5, **how)
+        names = [f"images/{record['index']:06}-{n}.png" for n in range(9)]
+        images = iter(names)
+        named = {id(s): getattr(s, "text", None) or next(images) for s in expected.segments}
+        assert shown(record["completion"]) == list(named.values())
+        assert [shown(each) for each in record["filled"]] == [
+            [s.text if isinstance(s, Text) else named[id(s)] for s in each.segments]
+            for each in expected.filled
+        ]
+        assert (record["reason"], record["tokens"]) == (
+            expected.reason,
+            expected.usage.completion_tokens,
+        )
+        for name, image in zip(names, expected.images, strict=False):
+            pixels = np.asarray(PIL.Image.open(out / name))
+            assert (pixels == np.asarray(image.source)).all()
+
+
+def test_masks_as_mappings_in_python(infills):
+    [one] = infill_many(infills, [["An ", {"mask": True}, " sat"]], max_new_tokens=4)
+    [two] = infill_many(infills, [["An ", Mask(), " sat"]], max_new_tokens=4)
+    assert (one, one.filled) == (two, two.filled)
+
+
+def test_masks_that_cannot_be_filled(run, infills, tmp_path):
+    PIL.Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    bad = [
+        ({"mask": False}, 'A mask is {"mask": true}, {"mask": "text"}'),
+        ({"mask": True, "rows": [0, 1]}, 'A mask is {"mask": true}'),
+        ({"mask": "video"}, "A mask holds 'text', 'image' or 'any', got 'video'"),
+        ({"mask": {"image": "blue.png"}}, "The image 'blue.png' is not a file in"),
+        ({"mask": {"image": "red.png", "rows": [1, 0]}}, "The rows of a mask must be two numbers"),
+        ({"mask": {"image": 3}}, "The prompt must be a text or a list of texts"),
+        ({"mask": {"rows": [0, 1]}}, "A mask is"),
+        ({"mask": {"image": "red.png", "colour": 1}}, "A mask is"),
+    ]
+    lines = [{"prompt": ["owl", part]} for part, _ in bad]
+    lines += [{"prompt": ["owl", {"mask": True}], "mode": "image"}]
+    lines += [{"prompt": ["owl" * 40, {"mask": True}]}]
+    write_jsonl(tmp_path / "prompts.jsonl", *lines)
+    with Engine(infills) as engine:
+        PromptFile(engine, tmp_path / "prompts.jsonl", tmp_path / "out").run()
+    errors = [record["error"] for record in records(tmp_path / "out" / "completions.jsonl")]
+    messages = [message for _, message in bad]
+    messages += ["mode does not apply to infilling", "with its masks, which fill the model's"]
+    for error, message in zip(errors, messages, strict=True):
+        assert message in error
+    write_jsonl(tmp_path / "prompts.jsonl", {"prompt": ["owl", {"mask": True}]})
+    assert run().failed == 1  # a model without masks
+    [record] = records(tmp_path / "completions" / "completions.jsonl")
+    assert "has not learnt to infill" in record["error"]

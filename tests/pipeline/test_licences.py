@@ -26,6 +26,26 @@ path = "lines.jsonl"
 [image_tokenizer_loop]
 steps = 1
 """
+TRANSFORM = """path = "photos"
+transforms = [{ kind = "retrieval", documents = 1, document_tokens = 8, index = "index" }]
+"""
+MODEL = """
+[text_tokenizer]
+vocab_size = 400
+[prepare]
+row_tokens = 64
+[model]
+d_model = 32
+n_layers = 1
+attention = { n_heads = 2 }
+feed_forward = { width = 64 }
+[training]
+batch_rows = 1
+[training.schedule]
+learning_rate = 1e-3
+[training_loop]
+steps = 1
+"""
 STATED = ('sources.0.licence="CC BY 4.0"', 'sources.0.attribution="Jane | Doe,\\n2020"')
 
 
@@ -113,3 +133,19 @@ def test_what_has_not_changed_is_not_written(project):
     refresh_licences(context(project))
     assert (project / "run" / "shards" / LICENCES).stat().st_mtime_ns == before
     assert not (project / "run" / "bundle" / LICENCES).exists()
+
+
+def test_documents_of_another_index_have_licences_too(project):
+    """What is retrieved from an index that was built elsewhere is read in training."""
+    (project / "index").mkdir()
+    (project / "index" / LICENCES).write_text("# Licences of the sources of index\n")
+    (project / "run" / "bundle").mkdir()
+    recipe = RECIPE.replace('path = "photos"', TRANSFORM, 1) + MODEL
+    (project / "recipe.toml").write_text(recipe)
+    write_licences(context(project))
+    assert text(project).endswith(
+        "| lines | not stated |  |\n\n# Licences of the sources of index\n"
+    )
+    (project / "index" / LICENCES).write_text("# Licences of the sources of index\n\nCC0\n")
+    refresh_licences(context(project))
+    assert text(project, "bundle").endswith("CC0\n")

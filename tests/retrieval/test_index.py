@@ -148,3 +148,12 @@ def test_nets_without_weights_are_named(source, codec, tmp_path):
     with pytest.raises(BundleError, match=r"none/config.json cannot be read"):
         build_index(tmp_path / "index", [source], codec, config)
     assert isinstance(IndexConfig().embedder_config, SeparateNetsConfig)
+
+
+def test_an_index_keeps_the_licences_of_its_documents(tmp_path, source, codec, config):
+    stated = replace(source, licence="CC BY 4.0", attribution="Jane Doe")
+    index = build_index(tmp_path / "index", [stated], codec, config)
+    assert index.licences.endswith("| pairs | CC BY 4.0 | Jane Doe |\n")
+    assert "| pairs | not stated |" in build_index(index.folder, [source], codec, config).licences
+    again = build_index(index.folder, [source], codec, config, licences="Those of a run\n")
+    assert (again.licences, again.identity) == ("Those of a run\n", index.identity)

@@ -348,12 +348,16 @@ def test_a_filter_that_hangs(serving, caplog):
         assert "did not answer within 0.1 s" in caplog.text
         counted = {verdict: count for (_, _, verdict), count in verdicts(server).items()}
         assert counted == {"failed": 8, "busy": 2}
-        assert server.send("GET", "/ready")[0] == 200
+        for path in ("/health", "/ready"):
+            status, _, body = server.send("GET", path)
+            assert (status, json.loads(body)["status"]) == (503, "failed")
+            assert "All 8 places of filters are taken" in json.loads(body)["reason"]
     finally:
         go.set()
     deadline = time.monotonic() + 20  # those that come back make place again
     while server.post(COMPLETIONS, BODIES[COMPLETIONS])[0] != 200:
         assert time.monotonic() < deadline
+    assert server.send("GET", "/health")[0] == 200
 
 
 def test_a_slow_filter_holds_up_nobody_else(serving):

@@ -1,5 +1,10 @@
 """A gap of a text, filled by ``POST /v1/completions`` with a ``suffix``."""
 
+import base64
+import io
+
+import numpy as np
+import PIL.Image
 import pytest
 from shapes import changed
 
@@ -38,3 +43,22 @@ def test_an_empty_suffix_is_none(server):
     assert status == 200
     status, found = server.post("/v1/completions", {**body, "suffix": ""})
     assert (status, found.get("choices")) == (200, plain["choices"])
+
+
+def test_guidance_against_a_mask(infilling_bundle, running):
+    body = {"model": "tiny", "prompt": "an owl", "seed": 3, "guidance": 4.0}
+    path = "/v1/images/generations"
+    with Engine(infilling_bundle) as engine, running(engine) as server:
+        status, found = server.post(path, {**body, "unconditional": "mask"})
+        _, plain = server.post(path, body)
+        wrong = server.post(path, {**body, "unconditional": "text"})
+        alone = server.post(path, {"prompt": "an owl", "unconditional": "mask"})
+    assert status == 200
+    assert (wrong[0], wrong[1]["error"]["param"]) == (400, "unconditional")
+    assert (alone[0], alone[1]["error"]["param"]) == (400, "unconditional")
+    options = {"mode": "image", "seed": 3, "guidance": 4.0}
+    expected = pardalis.generate(infilling_bundle, "an owl", unconditional="mask", **options)
+    [data], [other] = found["data"], plain["data"]
+    image = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
+    assert (image == np.asarray(expected.images[0].source)).all()
+    assert data["b64_json"] != other["b64_json"]

@@ -6,10 +6,12 @@ import socket
 import threading
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
 from pardalis import Engine
+from pardalis.errors import ConfigError
 
 CHAT = "/v1/chat/completions"
 LONG = {"model": "tiny", "messages": [{"role": "user", "content": "an owl"}], "temperature": 1.5,
@@ -222,6 +224,24 @@ def test_a_stopping_server_takes_no_request(server):
         assert (status, answer["error"]["type"]) == (503, "server_error")
     finally:
         server.service.accepting = True
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", CHAT])
+def test_clients_are_told_no_files_of_the_operator(server, monkeypatch, caplog, path):
+    """Such as a certificate that has expired; the log says which it is."""
+
+    def expired(*arguments):
+        raise ConfigError("c2pa_certificate /etc/keys/chain.pem and c2pa_key key.pem sign nothing.")
+
+    monkeypatch.setattr(server.service, "origin", SimpleNamespace(encode=expired))
+    body = {"prompt": "owl"} if path != CHAT else {**LONG, "modalities": ["image"]}
+    status, answer = server.post(path, {**body, "stream": False})
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert answer["error"]["message"] == "The server failed; its log has the reason."
+    assert "/etc/keys/chain.pem" in caplog.text
+    head = {"Content-Type": "application/json"}
+    _, _, sent = server.send("POST", path, json.dumps({**body, "stream": True}).encode(), head)
+    assert b"its log has the reason" in sent and b"chain.pem" not in sent
 
 
 def test_an_engine_that_fails_is_said(served_bundle, running, monkeypatch, caplog):

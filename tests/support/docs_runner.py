@@ -32,6 +32,7 @@ from pardalis.cli.main import build_parser, main
 from pardalis.config import from_dict
 from pardalis.documents import READERS, Document, open_image, read_jsonl, read_pairs
 from pardalis.errors import ConfigError
+from pardalis.inference.mask import is_mask
 from pardalis.pipeline import load_recipe
 from pardalis.serve import ServeConfig
 from pardalis.serve.ray import RayConfig
@@ -254,9 +255,9 @@ class Page:
         else:
             assert all("prompt" in line for line in lines), "nothing reads such lines"
             Path("prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            self._pardalis(
-                ["generate", "BUNDLE", "--prompts", "prompts.jsonl", "--out", "of-lines"]
-            )
+            has_masks = any(is_mask(part) for line in lines for part in line["prompt"])
+            bundle, out = ("runs/cm3", "of-masks") if has_masks else ("BUNDLE", "of-lines")
+            self._pardalis(["generate", bundle, "--prompts", "prompts.jsonl", "--out", out])
 
 
 _BROUGHT = {

@@ -196,8 +196,12 @@ def torture(folder: Path, n_kills: int, seed: int, say: Callable[[str], object])
 
 
 def _write_recipe(folder: Path) -> Path:
-    """Write the quickstart's recipe, shortened, with checkpoints at every second step."""
+    """Write the quickstart's recipe, shortened, with checkpoints at every second step.
+
+    One source has retrieved documents, so that the stage which finds them runs too.
+    """
     from short_runs import shortened
+    from small_nets import write_clip
 
     from pardalis import config as configs
     from pardalis.pipeline import Recipe, load_recipe
@@ -208,6 +212,11 @@ def _write_recipe(folder: Path) -> Path:
     values["training_loop"] |= loop | {"steps": 9}
     recipe = folder / "recipe.toml"
     folder.mkdir(parents=True, exist_ok=True)
+    retrieval = {"kind": "retrieval", "documents": 1, "document_tokens": 64}
+    pairs = values["sources"][0]
+    pairs["transforms"] = [*pairs["transforms"], retrieval]
+    embedder = {"kind": "clip", "folder": str(write_clip(folder / "clip"))}
+    values["retrieval"] = {"sources": [pairs["name"]], "embedder": embedder}
     recipe.write_text(configs.to_toml(configs.from_dict(Recipe, values)))
     return recipe
 

@@ -292,7 +292,7 @@ def test_only_writable_special_ids_are_generated():
     with pytest.raises(GrammarError, match="Found <mask>"):
         MORE.advance(state, MASK)
     for each in Rule:
-        is_text = each in (Rule.TEXT, Rule.TEXT_OR_IMAGE)
+        is_text = each in (Rule.TEXT, Rule.TEXT_OR_IMAGE, Rule.GAP, Rule.GAP_OR_IMAGE)
         assert allowed[each, SEP] == is_text
         same = GRAMMAR.allowed_ids()[each]
         assert (allowed[each, : IDS.size] == same).all()

@@ -1,5 +1,6 @@
 """Rotation and its inverse, against the published examples and a naive form."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -172,10 +173,21 @@ def test_gaps_that_cannot_be_filled(ids, message):
 def test_end_mask_ends_a_gap_and_nothing_else():
     gap = Limits(max_new_tokens=8, one_gap=True)
     state = GRAMMAR.begin([BOS, A, M0, B, M0], gap)
-    assert GRAMMAR.rule(state, gap) is Rule.TEXT_OR_IMAGE
+    assert GRAMMAR.rule(state, gap) is Rule.GAP_OR_IMAGE
     state = GRAMMAR.advance(GRAMMAR.advance(state, A), END)
     assert GRAMMAR.rule(state, gap) is Rule.NOTHING
     assert GRAMMAR.rule(state, Limits(max_new_tokens=8)) is not Rule.NOTHING
+
+
+@pytest.mark.parametrize("writable", [(END_MASK,), (END_MASK, "mask_0", "mask_1"), ()])
+def test_masks_are_never_generated_and_their_end_only_in_a_gap(writable):
+    vocabulary = PAPER.extended([END_MASK], writable=writable)
+    allowed = Grammar(vocabulary, codes_per_image=4).allowed_ids()
+    assert not allowed[:, vocabulary.masks].any()
+    ending = {rule for rule in Rule if allowed[rule, END]}
+    assert ending == ({Rule.GAP, Rule.GAP_OR_IMAGE} if writable else set())
+    for plain, gap in ((Rule.TEXT, Rule.GAP), (Rule.TEXT_OR_IMAGE, Rule.GAP_OR_IMAGE)):
+        assert set(np.flatnonzero(allowed[gap])) - {END} == set(np.flatnonzero(allowed[plain]))
 
 
 def test_a_gap_in_an_image_has_exactly_its_codes():

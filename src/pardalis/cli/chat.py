@@ -5,7 +5,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from pardalis.cli.common import (
     set_run,
 )
 from pardalis.cli.generate import add_options, config_of
+from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import PardalisError, RequestError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from pardalis.documents import Document, Segment
     from pardalis.inference import Engine, GenerationConfig, Request, Response
+    from pardalis.retrieval import Retrieved
 
 _DESCRIPTION = """\
 Talk with a model, in turns of texts and images. A word of a line that is the path of an image file
@@ -72,6 +74,7 @@ def add(commands: Commands) -> None:
     group = parser.add_argument_group("what to generate and how to sample it")
     add_options(group, without=("chat", "logprobs"))
     add_adapters(group, "the first one is used")
+    add_retriever(parser.add_argument_group("what is retrieved for each message"))
     group = parser.add_argument_group("memory and speed")
     add_placement(group)
     set_run(parser, _run)
@@ -85,14 +88,15 @@ def _run(options: argparse.Namespace) -> None:
 
     if not is_unicode(options.system):
         raise RequestError("system is not UTF-8 text.")
-    config = replace(config_of(options), chat=True)
+    config, retriever = replace(config_of(options), chat=True), chosen_retriever(options)
     bundle = load(options.bundle, options.device, chosen_dtype(options))
     slots = 3 if config.guidance_method else 1
     engine_config = EngineConfig(
         max_slots=slots, quantum_steps=bundle.model.context, weights=options.weights
     )
     out = _Output(options.stdout, options.json)
-    with Engine(bundle, engine_config, adapters=chosen_adapters(options)) as engine:
+    adapters = chosen_adapters(options)
+    with Engine(bundle, engine_config, adapters=adapters, retriever=retriever) as engine:
         chat = Chat(engine, config, out, options.images, options.system)
         for line in _lines(out):
             chat.say(line)
@@ -284,7 +288,10 @@ class Chat:
             is_last = first == len(exchanges) - 1
             document = self._document(first, exchanges)
             try:
-                request = to_request(bundle, document, self.config, number=self._n_answers)
+                request = to_request(
+                    bundle, document, self.config, number=self._n_answers,
+                    retriever=self.engine.retriever,
+                )  # fmt: skip
             except RequestError:
                 if is_last:
                     raise
@@ -303,7 +310,7 @@ class Chat:
 
     def _generate(self, request: "Request") -> "Response":
         """Return the answer to a request, shown while it is generated; Ctrl-C ends it early."""
-        from pardalis.inference import ImageBegun, ImageDone, TextDelta
+        from pardalis.inference import DocumentsRetrieved, ImageBegun, ImageDone, TextDelta
 
         completion = self.engine.submit_request(request)
         with _noticing_interrupts() as interrupts:
@@ -312,6 +319,8 @@ class Chat:
                     completion.abort()
                 for event in self.engine.step():  # part of a long prompt gives none
                     match event:
+                        case DocumentsRetrieved(documents=documents):
+                            self.out.retrieved(documents)
                         case TextDelta(text=text):
                             self.out.text(text)
                         case ImageBegun():
@@ -420,6 +429,16 @@ class _Output:
         from rich.console import Console
 
         return Console(file=self.stdout, highlight=False)
+
+    def retrieved(self, documents: "Sequence[Retrieved]") -> None:
+        if self.as_json:
+            self._event("retrieved", documents=[asdict(each) for each in documents])
+            return
+        for each in documents:
+            self.note(
+                f"Retrieved by {each.by}, score {each.score:.2f}: {printable(each.name)} "
+                f"({printable(each.source)})."
+            )
 
     def text(self, text: str) -> None:
         if self.as_json:

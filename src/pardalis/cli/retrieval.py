@@ -172,6 +172,7 @@ def _retriever(options: argparse.Namespace, index: Path) -> "Retriever":
 
 
 def _build(options: argparse.Namespace) -> None:
+    from pardalis.bundle import read_licences
     from pardalis.retrieval import IndexConfig, build_index
     from pardalis.retrieval.index import require_index_folder
 
@@ -179,7 +180,8 @@ def _build(options: argparse.Namespace) -> None:
     sources, codec = _of_run(options) if _is_run(options.data) else _of_documents(options)
     given = {} if options.document_tokens is None else {"document_tokens": options.document_tokens}
     config = IndexConfig(embedder=_embedder(options), separator=options.separator, **given)
-    index = build_index(options.output, sources, codec, config)
+    licences = read_licences(options.data / "shards") if _is_run(options.data) else ""
+    index = build_index(options.output, sources, codec, config, licences=licences)
     result = {
         "index": str(options.output),
         "documents": len(index),

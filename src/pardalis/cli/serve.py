@@ -19,6 +19,7 @@ from pardalis.cli.common import (
     chosen_dtype,
     set_run,
 )
+from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -26,6 +27,7 @@ Serve a model to a browser, and to every client of OpenAI's API, until Ctrl-C or
 
   pardalis serve BUNDLE                      then open http://127.0.0.1:8000
   pardalis serve BUNDLE --adapter owls=runs/owls-lora/adapter
+  pardalis serve BUNDLE --retrieve my-index --documents 2
   pardalis serve BUNDLE --host 0.0.0.0 --api-key-file keys.txt
   pardalis serve BUNDLE --request-filter blocklist:words.txt --answer-filter nsfw --watermark
 
@@ -59,6 +61,7 @@ def add(commands: Commands) -> None:
         "--stop-timeout", type=float, default=30.0, metavar="SECONDS", dest="stop_timeout_s",
         help="that open requests have to finish at the end (default: 30)",
     )  # fmt: skip
+    add_retriever(parser.add_argument_group("what is retrieved"))
     group = parser.add_argument_group("what is refused, and what images say of their origin")
     for side, judged in (("request", "prompts"), ("answer", "the texts and images of answers")):
         group.add_argument(
@@ -128,10 +131,11 @@ def _run(options: argparse.Namespace) -> None:
         options.stdout.write(said + "\n")
         options.stdout.flush()
 
+    retriever = chosen_retriever(options)
     log_to_stderr()
     with listen(config) as listener:  # before the bundle is loaded, which takes a while
         bundle = load(options.bundle, options.device, chosen_dtype(options))
-        with Engine(bundle, engine_config, adapters=adapters) as engine:
+        with Engine(bundle, engine_config, adapters=adapters, retriever=retriever) as engine:
             serve(engine, config, name, on_ready, listener, filters=filters, origin=origin)
 
 

@@ -35,7 +35,8 @@ class SlotLimits:
 
     text: Int[Tensor, " B"]  # 0 or 1
     max_images: Int[Tensor, " B"]  # NO_LIMIT: as many as fit
-    one_turn: Int[Tensor, " B"]  # 0 or 1; also of a gap
+    one_turn: Int[Tensor, " B"]  # 0 or 1
+    one_gap: Int[Tensor, " B"]  # 0 or 1
     guided: Int[Tensor, " B"]  # 1: codes are generated with guidance branches only
     branched_image: Int[Tensor, " B"]  # SlotState.images of the image that has branches; -1: none
 
@@ -65,11 +66,14 @@ class Automaton:
         """
         may_open = state.images < limits.max_images
         fits = state.budget >= self.tokens_per_image + 1  # one token is reserved for eos
-        text = torch.where(may_open & fits, int(Rule.TEXT_OR_IMAGE), int(Rule.TEXT))
+        plain = torch.where(may_open & fits, int(Rule.TEXT_OR_IMAGE), int(Rule.TEXT))
+        gap = torch.where(may_open & fits, int(Rule.GAP_OR_IMAGE), int(Rule.GAP))
+        text = torch.where(limits.one_gap == 1, gap, plain)
         text = torch.where(state.budget == 1, int(Rule.EOS), text)
         images_only = torch.where(may_open, int(Rule.BEGIN_IMAGE), int(Rule.NOTHING))
         outside = torch.where(limits.text == 1, text, images_only)
-        closed = (state.budget <= 0) | ((limits.one_turn == 1) & (state.turns > 0))
+        is_one = (limits.one_turn == 1) | (limits.one_gap == 1)
+        closed = (state.budget <= 0) | (is_one & (state.turns > 0))
         outside = torch.where(closed, int(Rule.NOTHING), outside)
         waits = (limits.guided == 1) & (state.images != limits.branched_image)
         code = torch.where(waits, int(Rule.NOTHING), int(Rule.CODE))

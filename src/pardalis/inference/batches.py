@@ -101,7 +101,8 @@ class BatchBuilder:
         return SlotLimits(
             text=self._tensor([int(x.text) for x in limits]),
             max_images=self._tensor(max_images),
-            one_turn=self._tensor([int(x.one_turn or x.one_gap) for x in limits]),
+            one_turn=self._tensor([int(x.one_turn) for x in limits]),
+            one_gap=self._tensor([int(x.one_gap) for x in limits]),
             guided=self._tensor([int(r.guided) for r in requests]),
             branched_image=self._tensor(
                 [r.state.images if r.guidance_sequences else -1 for r in requests]
@@ -158,7 +159,7 @@ def head_slice_of(scheduled: ScheduledRequest, n_tokens: int) -> HeadSlice:
     until_end = state.codes_left + 1 if state.phase is Phase.IMAGE else 0
     if until_end >= n_tokens or not scheduled.request.limits.text:
         return HeadSlice.IMAGE
-    if scheduled.rule is Rule.TEXT or scheduled.rule is Rule.EOS:
+    if scheduled.rule in (Rule.TEXT, Rule.GAP, Rule.EOS):
         return HeadSlice.TEXT  # once no image may be opened, none ever may
     return HeadSlice.ALL
 

@@ -14,11 +14,12 @@ from pardalis.bundle import Bundle, as_bundle
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import RequestError
 from pardalis.inference.adapters import Adapters
-from pardalis.inference.api import complete, score
+from pardalis.inference.api import complete
 from pardalis.inference.generation import GenerationConfig, documents_options, is_count
-from pardalis.inference.prompt import to_request
+from pardalis.inference.log_probs import Score
+from pardalis.inference.prompt import to_requests, to_score_requests
 from pardalis.inference.prompt_parts import Prompt, to_document
-from pardalis.inference.request import Request, ScoreRequest
+from pardalis.inference.request import ScoreRequest
 from pardalis.inference.response import Response
 from pardalis.retrieval import Retriever
 
@@ -50,13 +51,21 @@ POOLS: dict[str, Pool] = {"same": same, "half_top_p_half_cd_k": half_top_p_half_
 
 # ── scorers ──────────────────────────────────────────────────────────────────────────────────────
 
-Scorer = Callable[[Bundle, Document, tuple[int, ...], Sequence[Response]], list[float]]
-"""(model, prompt, the token ids that were continued, completions) to a score of each; more is
-better."""
+Judge = Callable[[Sequence[tuple[Prompt, Prompt] | ScoreRequest]], list[Score]]
+"""What :func:`pardalis.score` gives for one request for each completion, by the model with the
+adapter that generated it."""
+
+Scorer = Callable[[Bundle, Document, tuple[int, ...], Sequence[Response], Judge], list[float]]
+"""(model, prompt, the token ids that were continued, completions, what gives log-probabilities) to
+a score of each completion; more is better."""
 
 
 def prompt_log_prob(
-    bundle: Bundle, prompt: Document, prompt_ids: tuple[int, ...], responses: Sequence[Response]
+    bundle: Bundle,
+    prompt: Document,
+    prompt_ids: tuple[int, ...],
+    responses: Sequence[Response],
+    judge: Judge,
 ) -> list[float]:
     """Return the mean log-probability of the prompt's text after each completion's images.
 
@@ -69,18 +78,22 @@ def prompt_log_prob(
             "'likelihood', or mode 'image'."
         )
     pairs = [(Document(tuple(map(_plain, response.images))), text) for response in responses]
-    return [each.log_prob / len(each.log_probs) for each in score(bundle, pairs)]
+    return [each.log_prob / len(each.log_probs) for each in judge(pairs)]
 
 
 def likelihood(
-    bundle: Bundle, prompt: Document, prompt_ids: tuple[int, ...], responses: Sequence[Response]
+    bundle: Bundle,
+    prompt: Document,
+    prompt_ids: tuple[int, ...],
+    responses: Sequence[Response],
+    judge: Judge,
 ) -> list[float]:
     """Return the mean log-probability of the tokens of each completion after what it continues."""
     continuations = [bundle.codec.encode_continuation(response) for response in responses]
     requests = [
         ScoreRequest(prompt_ids=prompt_ids, continuation_ids=tuple(ids)) for ids in continuations
     ]
-    return [each.log_prob / len(each.log_probs) for each in score(bundle, requests)]
+    return [each.log_prob / len(each.log_probs) for each in judge(requests)]
 
 
 def _plain(image: Image) -> Image:
@@ -144,33 +157,19 @@ def generate_ranked(
     bundle = as_bundle(bundle)
     contrastive = {"contrastive_alpha": pool_alpha, "contrastive_k": pool_k}
     configs = POOLS[pool](candidates, GenerationConfig.of(config, options), contrastive)
-    requests = _requests(bundle, prompt, configs, retriever)
+    requests = to_requests(bundle, prompt, configs, retriever)
     completions = complete(bundle, requests, adapters, engine_options)
     responses = [completion.wait() for completion in completions]
-    scores = SCORERS[rank_by](bundle, to_document(prompt), requests[0].prompt_ids, responses)
+
+    def judge(of_each: Sequence[tuple[Prompt, Prompt] | ScoreRequest]) -> list[Score]:
+        encoded = [
+            replace(asked, adapter=request.adapter)
+            for asked, request in zip(to_score_requests(bundle, of_each), requests, strict=True)
+        ]
+        judged = complete(bundle, encoded, adapters, engine_options)
+        return [Score.of(completion.log_probs) for completion in judged]
+
+    prompt_ids = requests[0].prompt_ids
+    scores = SCORERS[rank_by](bundle, to_document(prompt), prompt_ids, responses, judge)
     found = map(Candidate, responses, scores, configs, range(candidates))
     return sorted(found, key=lambda candidate: -candidate.score)
-
-
-def _requests(
-    bundle: Bundle,
-    prompt: Prompt,
-    configs: Sequence[GenerationConfig],
-    retriever: Retriever | None,
-) -> list[Request]:
-    """Return the request of each candidate; all continue the same ids, retrieved once."""
-    first = to_request(bundle, prompt, configs[0], retriever=retriever)
-    room = bundle.model.context - len(first.prompt_ids)
-    requests = [first]
-    for number, config in enumerate(configs[1:], 1):
-        request = to_request(bundle, prompt, config, number=number)
-        limits = replace(request.limits, max_new_tokens=min(request.limits.max_new_tokens, room))
-        requests.append(
-            replace(
-                request,
-                limits=limits,
-                prompt_ids=first.prompt_ids,
-                retrieved=first.retrieved,
-            )
-        )
-    return requests

@@ -159,6 +159,7 @@ class Engine:
 
     Raises:
         BundleError, ConfigError: the configuration or an adapter does not fit the model.
+        DataError: the retriever's index is of another codec.
     """
 
     def __init__(
@@ -172,6 +173,8 @@ class Engine:
     ) -> None:
         self.config = _with_options(config, options)
         self.bundle, self.retriever = as_bundle(bundle), retriever
+        if retriever is not None and retriever.documents:
+            retriever.require_fits(self.bundle.codec)
         self.adapters = open_adapters(self.bundle, adapters)
         self._loop = TokenLoop(
             self.bundle.model, self.bundle.codec.grammar, self.config, self.adapters

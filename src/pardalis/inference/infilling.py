@@ -7,8 +7,7 @@ and an image to be filled before or behind its text.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +19,13 @@ from pardalis.inference.api import complete
 from pardalis.inference.engine import Completion
 from pardalis.inference.events import Usage
 from pardalis.inference.generation import GenerationConfig, Guidance, documents_options
+from pardalis.inference.mask import Mask, is_mask, to_mask
 from pardalis.inference.prompt import check_length, check_unconditional
 from pardalis.inference.prompt_parts import is_part, to_document
 from pardalis.inference.request import Request
 from pardalis.inference.response import Response
 from pardalis.seeds import derive
 from pardalis.tokens import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """A part of a prompt that is to be filled in.
-
-    Attributes:
-        holds: text, a whole image, or text with whole images between ("any"), which only models
-            have learnt whose spans may hold images.
-        image: part of this image is to be filled in, and ``holds`` says nothing.
-        rows: which part, as fractions of its height from the top; whole rows of codes that this
-            touches.
-
-    Raises:
-        RequestError: the rows are no part of an image.
-    """
-
-    holds: str = "text"  # "text", "image" or "any"
-    image: Any = None
-    rows: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.holds not in ("text", "image", "any"):
-            raise RequestError(f"A mask holds 'text', 'image' or 'any', got {self.holds!r}.")
-        if not _are_rows(self.rows):
-            raise RequestError(
-                "The rows of a mask must be two numbers from 0 (top) to 1, the smaller one first, "
-                f"got {self.rows}."
-            )
-
-    @property
-    def is_image(self) -> bool:
-        return self.image is not None or self.holds == "image"
-
-
-def _are_rows(rows: Any) -> bool:
-    """Whether something is two fractions of an image's height, the smaller one first."""
-    if not (isinstance(rows, tuple | list) and len(rows) == 2):
-        return False
-    return all(isinstance(row, Real) for row in rows) and bool(0 <= rows[0] < rows[1] <= 1)
 
 
 @documents_options
@@ -87,7 +47,8 @@ def infill(
 
     Args:
         bundle: as :func:`pardalis.generate` takes it.
-        prompt: parts in order, as :func:`pardalis.generate` takes them, and :class:`Mask`.
+        prompt: parts in order, as :func:`pardalis.generate` takes them, and :class:`Mask`, which
+            may be written as in a file of prompts, such as {"mask": true}.
         config: options as one object; ``mode`` and ``chat`` do not apply.
         adapters: folders of adapters by name.
         engine_options: fields of :class:`pardalis.EngineConfig`.
@@ -265,10 +226,11 @@ def _rows_of_codes(mask: Mask, side: int) -> tuple[int, int]:
 
 def _parts(prompt: Any) -> list[Segment | Mask]:
     """Return the segments and masks of a prompt, without spaces before masks of text."""
-    listed = [prompt] if isinstance(prompt, Mask) or is_part(prompt) else prompt
+    listed = [prompt] if is_mask(prompt) or is_part(prompt) else prompt
     parts: list[Segment | Mask] = []
     for part in listed:
-        if isinstance(part, Mask):
+        if is_mask(part):
+            part = to_mask(part)
             if part.image is not None:
                 [image] = to_document([part.image]).segments
                 if not isinstance(image, Image):

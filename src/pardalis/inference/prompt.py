@@ -1,7 +1,8 @@
 """From a prompt in Python to a request in token ids, checked against the model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from pardalis.bundle import Bundle
@@ -50,7 +51,9 @@ def to_request(
     retrieved: tuple[Retrieved, ...] = ()
     if retriever is not None:
         room = context - len(prompt_ids) - _needed(bundle, config, limits)
-        prompt_ids, retrieved = retriever.before(document, prompt_ids, bundle.codec, max(0, room))
+        prompt_ids, retrieved = retriever.before(
+            _query(document), prompt_ids, bundle.codec, max(0, room)
+        )
     limits = replace(
         limits,
         max_new_tokens=min(limits.max_new_tokens, context - len(prompt_ids)),
@@ -72,6 +75,36 @@ def to_request(
     )
 
 
+def to_requests(
+    bundle: Bundle,
+    prompt: Prompt,
+    configs: Sequence[GenerationConfig],
+    retriever: Retriever | None = None,
+) -> list[Request]:
+    """Encode a prompt that gets several completions; documents are retrieved once.
+
+    The first is what :func:`to_request` returns, and each has randomness of its own.
+
+    Raises:
+        RequestError, DataError: as :func:`pardalis.generate`.
+    """
+    first = to_request(bundle, prompt, configs[0], retriever=retriever)
+    room = bundle.model.context - len(first.prompt_ids)
+    requests = [first]
+    for number, config in enumerate(configs[1:], 1):
+        request = to_request(bundle, prompt, config, number=number)
+        limits = replace(request.limits, max_new_tokens=min(request.limits.max_new_tokens, room))
+        requests.append(
+            replace(
+                request,
+                limits=limits,
+                prompt_ids=first.prompt_ids,
+                retrieved=first.retrieved,
+            )
+        )
+    return requests
+
+
 def check_length(bundle: Bundle, *documents: Document) -> None:
     """Raise RequestError if texts are so long that they need not be encoded to be refused."""
     texts = [part.text for each in documents for part in each.segments if isinstance(part, Text)]
@@ -91,6 +124,13 @@ def check_unconditional(bundle: Bundle, config: GenerationConfig) -> None:
             "unconditional is 'mask', but this model's vocabulary has no mask_0: it has not learnt "
             "to infill; leave it out."
         )
+
+
+def _query(document: Document) -> Document:
+    """Return what documents are retrieved for: the prompt, or a conversation's last user's turn."""
+    turns = [list(turn) for _, turn in groupby(document.segments, lambda segment: segment.role)]
+    asked = [turn for turn in turns if turn[0].role == "user"]
+    return Document(tuple(asked[-1])) if asked else document
 
 
 def _needed(bundle: Bundle, config: GenerationConfig, limits: Limits) -> int:

@@ -3,12 +3,14 @@
 :mod:`pardalis.inference.prompt_lines` describes the file. The folder gets
 
     completions.jsonl   {"index", "prompt", "completion" or "error", "reason", "tokens"} per prompt,
-                        with "logprobs" if they are asked for, and what was "retrieved"
+                        with "logprobs" if they are asked for, and what was "retrieved" or "filled"
     images/             the generated images, 000012-0.png for the first one of prompt 12
     settings.json       the bundle and the options, so that only the same run resumes
+    LICENCES.md         the licences of the index whose documents are retrieved, if any are
 
 The ``prompt`` of a record is a hash of the line and of its images' bytes. Records are appended as
-completions finish and are sorted at the end.
+completions finish and are sorted at the end. The completion of a line with masks is the whole
+document.
 """
 
 import json
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pardalis.bundle import LICENCES
 from pardalis.documents import Document, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, PardalisError, RequestError
@@ -29,19 +32,25 @@ from pardalis.files import (
     read_bytes,
     write_bytes,
     write_json,
+    write_text,
 )
 from pardalis.inference.engine import Completion, Engine
 from pardalis.inference.events import Finished
 from pardalis.inference.generation import GenerationConfig, documents_options
+from pardalis.inference.infilling import Infilling
+from pardalis.inference.mask import Mask
 from pardalis.inference.prompt import to_request
 from pardalis.inference.prompt_lines import (
     MOST_BYTES,
     Line,
+    LinePart,
     common_config,
     json_or_none,
     parse_line,
     read_lines,
 )
+from pardalis.inference.request import Request
+from pardalis.inference.response import Response
 from pardalis.progress import bar
 
 COMPLETIONS = "completions.jsonl"
@@ -63,6 +72,16 @@ class Summary:
     peak_sequences: int = 0
     tokens_per_step: float = 0.0
     reused_tokens: int = 0  # prompt tokens whose keys and values another prompt had computed
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A line whose completion, or what fills its next mask, is being generated."""
+
+    line: Line
+    digest: str
+    completion: Completion
+    infilling: Infilling | None  # None: a line without masks
 
 
 @documents_options
@@ -110,7 +129,7 @@ class PromptFile:
         self.folder = output_folder(folder)
         self.completions = self.folder / COMPLETIONS
         self.summary = Summary(len(self.lines))
-        self._open: dict[int, tuple[Line, str, Completion]] = {}
+        self._open: dict[int, _Open] = {}
 
     def run(self) -> Summary:
         """Complete the prompts that have no completion yet; sort all records.
@@ -170,6 +189,8 @@ class PromptFile:
             )
             raise ConfigError(f"{self.folder} holds {found}; choose another folder, or remove it.")
         write_json(path, settings)
+        if self.engine.retriever is not None and (text := self.engine.retriever.index.licences):
+            write_text(self.folder / LICENCES, text)
 
     def _kept(self) -> dict[int, dict[str, Any]]:
         """Return the completions of earlier runs whose prompts have not changed, by index."""
@@ -195,63 +216,92 @@ class PromptFile:
                 yield from self._step()
             try:
                 parts, options, number = parse_line(line, self.path, self.config)
-                request = to_request(
-                    self.engine.bundle,
-                    parts,
-                    options,
-                    number=number,
-                    retriever=self.engine.retriever,
-                )
-                digest = line.digest(parts)
-                completion = self.engine.submit_request(request)
+                infilling, request = self._request(parts, options, number)
+                self._submit(line, line.digest(parts), infilling, request)
             except (PardalisError, OSError) as error:
                 yield self._failed(line, str(error))
-            else:
-                self._open[completion.key] = line, digest, completion
         while self._open:
             yield from self._step()
+
+    def _request(
+        self, parts: list[LinePart | Mask], config: GenerationConfig, number: int
+    ) -> tuple[Infilling | None, Request]:
+        """Return the request of a line, or the first one of a line with masks."""
+        bundle, retriever = self.engine.bundle, self.engine.retriever
+        plain_parts = [part for part in parts if not isinstance(part, Mask)]
+        if len(plain_parts) == len(parts):
+            return None, to_request(bundle, plain_parts, config, number=number, retriever=retriever)
+        if retriever is not None:
+            raise RequestError(
+                "The line has masks, which are filled without retrieved documents; leave "
+                "`retrieve` out, or put the line in another file."
+            )
+        infilling = Infilling(bundle, parts, config, number=number)
+        return infilling, infilling.request()
+
+    def _submit(
+        self, line: Line, digest: str, infilling: Infilling | None, request: Request
+    ) -> None:
+        completion = self.engine.submit_request(request)
+        self._open[completion.key] = _Open(line, digest, completion, infilling)
 
     def _step(self) -> Iterator[dict[str, Any]]:
         for event in self.engine.step():
             if isinstance(event, Finished):
-                line, digest, completion = self._open.pop(event.key)
-                if completion.document is None:
-                    yield self._failed(line, event.error)
-                else:
-                    record = self._record(line.index, digest, completion.document, event)
-                    if completion.log_probs:
-                        record["logprobs"] = [asdict(token) for token in completion.log_probs]
-                    if completion.document.retrieved:
-                        record["retrieved"] = [asdict(d) for d in completion.document.retrieved]
-                    yield record
+                yield from self._finished(self._open.pop(event.key), event.error)
+
+    def _finished(self, done: _Open, error: str) -> Iterator[dict[str, Any]]:
+        response, infilling = done.completion.document, done.infilling
+        if response is None:
+            yield self._failed(done.line, error)
+            return
+        if infilling is not None:
+            infilling.add(done.completion)
+            if infilling.is_open:
+                try:
+                    self._submit(done.line, done.digest, infilling, infilling.request())
+                except RequestError as too_long:
+                    yield self._failed(done.line, str(too_long))
+                return
+            response = infilling.response()
+        yield self._record(done.line.index, done.digest, response)
 
     def _failed(self, line: Line, error: str) -> dict[str, Any]:
         self.summary.failed += 1
         where = f"{self.path.name}:{line.number}"
         return {"index": line.index, "prompt": line.digest(), "error": f"{where}: {error}"}
 
-    def _record(
-        self, index: int, digest: str, document: Document, finished: Finished
-    ) -> dict[str, Any]:
-        self.summary.tokens += finished.usage.completion_tokens
-        self.summary.images += finished.usage.images
-        segments: list[dict[str, Any]] = []
-        n_images = 0
-        for segment in document.segments:
-            if isinstance(segment, Text):
-                segments.append({"text": segment.text})
-            else:
-                name = f"images/{index:06}-{n_images}.png"
+    def _record(self, index: int, digest: str, response: Response) -> dict[str, Any]:
+        self.summary.tokens += response.usage.completion_tokens
+        self.summary.images += response.usage.images
+        names: dict[int, str] = {}  # of the images, by the identity of their segments
+        for segment in response.segments:
+            if not isinstance(segment, Text):
+                name = names[id(segment)] = f"images/{index:06}-{len(names)}.png"
                 write_bytes(self.folder / name, to_png(segment.source))
-                segments.append({"image": name})
-                n_images += 1
-        return {
+
+        def written(document: Document) -> list[dict[str, str]]:
+            return [
+                {"text": segment.text}
+                if isinstance(segment, Text)
+                else {"image": names[id(segment)]}
+                for segment in document.segments
+            ]
+
+        record = {
             "index": index,
             "prompt": digest,
-            "completion": segments,
-            "reason": finished.reason,
-            "tokens": finished.usage.completion_tokens,
+            "completion": written(response),
+            "reason": response.reason,
+            "tokens": response.usage.completion_tokens,
         }
+        if response.filled:
+            record["filled"] = [written(each) for each in response.filled]
+        if response.log_probs:
+            record["logprobs"] = [asdict(token) for token in response.log_probs]
+        if response.retrieved:
+            record["retrieved"] = [asdict(each) for each in response.retrieved]
+        return record
 
 
 def read_completions(folder: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 In a text file every line is a prompt. In a JSONL file every line is an object. Its ``prompt`` is a
 text or a list of texts, ``{"text": ...}`` and ``{"image": path}``, with paths relative to the file.
+A prompt with masks, such as ``{"mask": true}`` (:func:`pardalis.inference.mask.to_mask`), is a
+document to be filled in.
 A ``category`` groups prompts in the report of a study. All other keys are fields of
 :class:`GenerationConfig`.
 """
@@ -10,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pardalis.documents.document import Text, is_unicode
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.files import found_at, parse_json, read_bytes, with_line_feeds
 from pardalis.inference.generation import GenerationConfig
+from pardalis.inference.mask import Mask, is_mask, to_mask
 
 LinePart = Text | Path  # a text, or the path of an image
 
@@ -37,12 +40,13 @@ class Line:
     number: int  # counts lines from 1, blank ones included
     content: str
 
-    def digest(self, parts: Sequence[LinePart] = ()) -> str:
+    def digest(self, parts: Sequence[LinePart | Mask] = ()) -> str:
         """Return a hash of the line and of its images' bytes; raises OSError."""
         digest = hashlib.sha256(self.content.encode())
         for part in parts:
-            if isinstance(part, Path):
-                with part.open("rb") as file:
+            image = part.image if isinstance(part, Mask) else part
+            if isinstance(image, Path):
+                with image.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
@@ -67,7 +71,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def parse_line(
     line: Line, path: Path, defaults: GenerationConfig
-) -> tuple[list[LinePart], GenerationConfig, int]:
+) -> tuple[list[LinePart | Mask], GenerationConfig, int]:
     """Return a line's prompt, its options, and its number among the prompts that share its seed.
 
     Raises:
@@ -76,7 +80,10 @@ def parse_line(
     if path.suffix == ".txt":
         return [Text(line.content)], defaults, line.index
     record = _record(line)
-    parts = _parts(record.pop("prompt"), path.parent)
+    parts = [
+        _mask(part, path.parent) if is_mask(part) else _part(part, path.parent)
+        for part in _listed(record.pop("prompt"))
+    ]
     record.pop("category", None)
     config = _with_defaults(record, defaults)
     number = 0 if "seed" in record else line.index
@@ -186,7 +193,18 @@ def _reset(config: GenerationConfig, names: Sequence[str]) -> GenerationConfig:
 
 
 def _parts(prompt: Any, folder: Path) -> list[LinePart]:
-    return [_part(part, folder) for part in (prompt if isinstance(prompt, list) else [prompt])]
+    return [_part(part, folder) for part in _listed(prompt)]
+
+
+def _listed(prompt: Any) -> list[Any]:
+    return prompt if isinstance(prompt, list) else [prompt]
+
+
+def _mask(part: Any, folder: Path) -> Mask:
+    mask = to_mask(part)
+    if mask.image is None:
+        return mask
+    return replace(mask, image=_part({"image": mask.image}, folder))
 
 
 def _part(part: Any, folder: Path) -> LinePart:

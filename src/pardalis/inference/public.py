@@ -26,7 +26,7 @@ from pardalis.inference.generation import (
 )
 from pardalis.inference.infilling import Infilling, Mask, infill, infill_many
 from pardalis.inference.log_probs import Score, TokenLogProb
-from pardalis.inference.prompt import to_request, to_score_requests
+from pardalis.inference.prompt import to_request, to_requests, to_score_requests
 from pardalis.inference.prompt_file import PromptFile, Summary
 from pardalis.inference.prompt_parts import Part, Prompt, to_document
 from pardalis.inference.reference import generate_reference

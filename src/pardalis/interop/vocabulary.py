@@ -276,8 +276,8 @@ def _name_placeholder(content: dict[str, Any], name: str, vocabulary: Vocabulary
         free = set(range(vocabulary.size)) - set(names.values())
         if not free:
             raise BundleError(
-                f"No id of the vocabulary is free for {name}, which Chameleon's tokenizers need; "
-                "its format cannot hold this vocabulary."
+                f"No id of the vocabulary is free for {name}, which Chameleon's tokenizers need, "
+                "so their format cannot hold this model; export it as a bundle."
             )
         number = min(free)
     for old in present:

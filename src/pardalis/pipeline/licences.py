@@ -1,25 +1,25 @@
 """The licences of a run's documents, as its recipe, its documents and its corpus state them.
 
     shards/LICENCES.json    the sources with their licences, for the report
-    shards/LICENCES.md      the same for readers, after the packages of a corpus that was built
+    shards/LICENCES.md      the same for readers, after the packages of a corpus that was built, and
+                            before the licences of an index that the run retrieves from
     bundle/LICENCES.md      that text, after the licences of the bundle that the run started from
 
 A source without a licence is "not stated": no file in its folder is taken for one.
 """
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pardalis.bundle import LICENCES, read_licences
 from pardalis.data import SourceConfig
+from pardalis.data.licences import NOT_STATED, licence_table
 from pardalis.files import write_json, write_text
+from pardalis.pipeline.retrieval import builds_index, used_index
 from pardalis.pipeline.stages.stage import RunContext, is_built
 
 logger = logging.getLogger(__name__)
 
-NOT_STATED = "not stated"
 _SOURCES = "LICENCES.json"
 _HINTS = ("licence", "license", "copying")  # how names of files begin that may hold a licence
 
@@ -63,12 +63,21 @@ def _write(context: RunContext) -> str:
         }
         for source in _own_sources(context)
     ]
-    table = _markdown(context.recipe.name, records) if records else ""
-    text = "\n".join(filter(None, (corpus, table)))
+    rows = [(each["source"], each["licence"], each["attribution"]) for each in records]
+    table = licence_table(context.recipe.name, rows) if records else ""
+    text = "\n".join(filter(None, (corpus, table, _of_other_index(context))))
     if text != read_licences(shards):
         write_text(shards / LICENCES, text)
         write_json(shards / _SOURCES, {"sources": records})
     return text
+
+
+def _of_other_index(context: RunContext) -> str:
+    """Return the licences of an index from elsewhere whose documents the run retrieves."""
+    sources = context.recipe.all_sources
+    if not context.recipe.retrieves or builds_index(sources):
+        return ""
+    return read_licences(used_index(sources, context.folder))
 
 
 def _own_sources(context: RunContext) -> list[SourceConfig]:
@@ -84,18 +93,6 @@ def _own_sources(context: RunContext) -> list[SourceConfig]:
 def _stated(source: SourceConfig, context: RunContext) -> str:
     """Return the licence of a source: its own, or those that its documents state."""
     return source.licence or "; ".join(context.survey(source).licences)
-
-
-def _markdown(name: str, records: Sequence[dict[str, Any]]) -> str:
-    columns = ("source", "licence", "attribution")
-    rows = [columns, ("---",) * len(columns)]
-    rows += [tuple(_cell(record[column]) for column in columns) for record in records]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"# Licences of the sources of {_cell(name)}\n\n{table}\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _hint(source: SourceConfig) -> Path | None:

@@ -4,6 +4,7 @@
     vectors.npy          float32 [documents, width]: a vector of each document
     modalities.npy       bool [documents, 2]: whether it has text, and images
     shards/<source>/     the documents of each source in token ids (:mod:`pardalis.data.shards`)
+    LICENCES.md          the licences of its documents
 
 A document is a number: those of the first source come first, in the order of its shards. A folder
 is written atomically.
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from pardalis import config as configs
+from pardalis.bundle import LICENCES, read_licences
 from pardalis.codec import Codec
 from pardalis.config import check_above, fingerprint, shown
 from pardalis.data import (
@@ -35,6 +37,7 @@ from pardalis.data import (
     survey,
 )
 from pardalis.data.arrays import open_array
+from pardalis.data.licences import NOT_STATED, Stated, licence_table
 from pardalis.documents import Document
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import (
@@ -45,6 +48,7 @@ from pardalis.files import (
     recover_folder,
     require_folder,
     write_json,
+    write_text,
 )
 from pardalis.progress import bar
 from pardalis.retrieval.embedders import EMBEDDERS, Embedder, EmbedderConfig, embed, kinds_of
@@ -202,6 +206,11 @@ class Index:
         name, own = self._place(number)
         return self._shards[name].document(own)
 
+    @property
+    def licences(self) -> str:
+        """The licences of its documents in Markdown; empty in an index of an earlier version."""
+        return read_licences(self.folder)
+
     def read_names(self) -> None:
         """Read all names, so that nothing is opened later; raises DataError if they are damaged."""
         for shards in self._shards.values():
@@ -230,6 +239,7 @@ def build_index(
     codec: Codec,
     config: IndexConfig,
     contents: Sequence[Survey] | None = None,
+    licences: str = "",
 ) -> Index:
     """Build an index of documents in a folder, unless it is there and its sources are unchanged.
 
@@ -237,6 +247,7 @@ def build_index(
         folder: replaced as a whole when the new index is complete.
         sources: of its documents; their transforms are not applied.
         contents: of the sources, if they have been read for it.
+        licences: of the sources in Markdown; by default a table of what each states.
 
     Raises:
         ConfigError: no source is named, one has pairs, the folder holds something else, or a
@@ -259,7 +270,10 @@ def build_index(
     }
     identity = fingerprint(FORMAT, VERSION, made_from)
     recover_folder(folder)
+    licences = licences or licence_table(folder.name, list(map(_stated, sources, contents)))
     if (index := _finished(folder, identity, codec)) is not None:
+        if index.licences != licences:
+            write_text(folder / LICENCES, licences)
         return index
     prepare = PrepareConfig(row_tokens=config.document_tokens, long_documents="reject")
     with atomic_folder(folder) as partial:
@@ -274,7 +288,13 @@ def build_index(
         description = {"format": FORMAT, "version": VERSION, "identity": identity}
         description |= {"width": embedder.width, **made_from}
         write_json(partial / DESCRIPTION, description)
+        write_text(partial / LICENCES, licences)
     return Index.open(folder, codec)
+
+
+def _stated(source: SourceConfig, content: Survey) -> Stated:
+    licence = source.licence or "; ".join(content.licences) or NOT_STATED
+    return source.name, licence, source.attribution
 
 
 def require_index_folder(folder: Path) -> None:

@@ -184,10 +184,9 @@ class Retriever:
         )
         if n and not found:
             raise RequestError(
-                f"None of the {len(self.index)} documents of the index {self.index.folder} may be "
-                f"retrieved: each is longer than the {longest:g} tokens that are left for it, or "
-                f"has a score above max_score ({self.rules.max_score}); shorten the prompt, or "
-                "raise max_score."
+                f"None of the {len(self.index)} documents of the index may be retrieved: each is "
+                f"longer than the {longest:g} tokens that are left for it, or has a score above "
+                f"max_score ({self.rules.max_score}); shorten the prompt, or raise max_score."
             )
         return found
 
@@ -217,7 +216,7 @@ class Retriever:
         """
         if self.documents == 0:
             return list(prompt_ids), ()
-        self._check(codec)
+        self.require_fits(codec)
         extra = 1 if self.index.separator else 0
         kept, documents, left = [], [], room
         n_frame = len(codec.grammar.opening) + 1
@@ -232,7 +231,8 @@ class Retriever:
         )
         return prompt.ids.tolist(), self.retrieved(kept)
 
-    def _check(self, codec: Codec) -> None:
+    def require_fits(self, codec: Codec) -> None:
+        """Raise DataError unless the index holds documents in the token ids of a codec."""
         if self._checked is not codec:
             self.index = self.index.read_by(codec)
             self._checked = codec

@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
 
 from pardalis.inference import (
+    DocumentsRetrieved,
     Event,
     Finished,
     ImageBegun,
@@ -37,7 +38,16 @@ class WholeImage:
     data: bytes
 
 
-Item: TypeAlias = TextDelta | ImageBegun | PartialImage | WholeImage | LogProbs | Refusal | Finished
+Item: TypeAlias = (
+    DocumentsRetrieved
+    | TextDelta
+    | ImageBegun
+    | PartialImage
+    | WholeImage
+    | LogProbs
+    | Refusal
+    | Finished
+)
 
 
 @dataclass(slots=True)
@@ -46,6 +56,7 @@ class Answer:
 
     parts: list[str | WholeImage] = field(default_factory=list)
     log_probs: list[TokenLogProb] = field(default_factory=list)
+    retrieved: DocumentsRetrieved | None = None  # what stands before the prompt
     refusal: str | None = None  # why a filter ended it
     finished: Finished | None = None
 
@@ -59,6 +70,8 @@ class Answer:
                 self.parts.append(item)
             case LogProbs(tokens=tokens):
                 self.log_probs += tokens
+            case DocumentsRetrieved():
+                self.retrieved = item
             case Refusal(reason=reason):
                 self.refusal = reason
             case Finished():
@@ -76,6 +89,11 @@ class Answer:
     def usage(self) -> Usage:
         assert self.finished is not None  # as it is read when all items have come
         return self.finished.usage
+
+
+def told(retrieved: DocumentsRetrieved | None) -> dict[str, Any]:
+    """Return the field of a body that names what was retrieved; none if nothing was."""
+    return {"retrieved": [asdict(each) for each in retrieved.documents]} if retrieved else {}
 
 
 async def in_order(events: AsyncIterable[Event], image_rows: int) -> AsyncGenerator[Event, None]:
@@ -137,8 +155,8 @@ async def _whole_parts(
                 text += event.text
             case LogProbs():
                 log_probs.append(event)
-            case ImageRows():
-                yield None, [event]  # it is counted, and not sent
+            case ImageRows() | DocumentsRetrieved():  # rows are counted, and not sent
+                yield None, [event]
             case ImageDone(image=image):
                 yield image, [*begun, event]
             case ImageBegun() | Finished():

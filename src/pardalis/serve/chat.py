@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from pardalis.documents import Document
-from pardalis.inference import Finished, LogProbs, TextDelta, TokenLogProb
+from pardalis.inference import DocumentsRetrieved, Finished, LogProbs, TextDelta, TokenLogProb
 from pardalis.serve.answer import Answer, Item, WholeImage
 from pardalis.serve.chunks import ChunkWriter
 from pardalis.serve.endpoint import in_base64, respond
@@ -75,7 +75,7 @@ class _Writer(ChunkWriter[ChatRequest]):
                 yield _delta(number, {}, self._log_probs(tokens))
             case Refusal(reason=reason):
                 yield _delta(number, {"refusal": reason})
-            case Finished():
+            case DocumentsRetrieved() | Finished():
                 yield _delta(number, {})
 
     def choice(self, number: int, answer: Answer) -> dict[str, Any]:

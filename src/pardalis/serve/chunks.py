@@ -5,8 +5,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from pardalis.inference import Finished, Usage
-from pardalis.serve.answer import Answer, Item
+from pardalis.inference import DocumentsRetrieved, Finished, Usage
+from pardalis.serve.answer import Answer, Item, told
 from pardalis.serve.endpoint import Writer
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import DONE, event
@@ -45,24 +45,28 @@ class ChunkWriter(Writer[B]):
 
     @abstractmethod
     def parts(self, number: int, item: Item) -> Iterator[dict[str, Any]]:
-        """Yield the choices of the chunks of an item; the last one, of ``Finished``, is empty."""
+        """Yield the choices of the chunks of an item; those of ``DocumentsRetrieved`` and of
+        ``Finished`` are empty."""
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         choices = [self.choice(number, answer) for number, answer in enumerate(answers)]
         for choice, answer in zip(choices, answers, strict=True):
             choice["finish_reason"] = _reason(answer.finished, answer.refusal is not None)
         used = _usage([answer.usage for answer in answers])
-        return {**self._head, "object": self.kinds[0], "choices": choices, "usage": used}
+        body = {**self._head, "object": self.kinds[0], "choices": choices, "usage": used}
+        return body | told(answers[0].retrieved)
 
     def write(self, number: int, item: Item) -> Iterator[str]:
-        reason = None
-        if isinstance(item, Refusal):
+        reason, more = None, {}
+        if isinstance(item, DocumentsRetrieved):
+            more = told(item)
+        elif isinstance(item, Refusal):
             self._refused.add(number)
         elif isinstance(item, Finished):
             self._used.append(item.usage)
             reason = _reason(item, number in self._refused)
         for part in self.parts(number, item):
-            yield self.chunk([{**part, "finish_reason": reason}])
+            yield self.chunk([{**part, "finish_reason": reason}], **more)
 
     def end(self) -> Iterator[str]:
         if self.body.stream_options and self.body.stream_options.include_usage:

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from pardalis.documents import Document
-from pardalis.inference import Finished, LogProbs, TextDelta, TokenLogProb
+from pardalis.inference import DocumentsRetrieved, Finished, LogProbs, TextDelta, TokenLogProb
 from pardalis.serve.answer import Answer, Item
 from pardalis.serve.chunks import ChunkWriter
 from pardalis.serve.endpoint import respond
@@ -66,7 +66,7 @@ class _Writer(ChunkWriter[CompletionRequest]):
                 yield _choice(number, text)
             case LogProbs(tokens=tokens):
                 yield _choice(number, "", self._log_probs(tokens))
-            case Finished():
+            case DocumentsRetrieved() | Finished():
                 yield _choice(number, "")
 
     def choice(self, number: int, answer: Answer) -> dict[str, Any]:

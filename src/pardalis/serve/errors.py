@@ -9,7 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from pardalis.errors import DataError, PardalisError, QueueFullError, RequestError
+from pardalis.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    PardalisError,
+    QueueFullError,
+    RequestError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +74,9 @@ class APIError(Exception):
                 own, _, rest = str(error).partition(" ")
                 theirs = (names or {}).get(own)
                 return APIError(f"{theirs} {rest}" if theirs else str(error), param=theirs)
-        if isinstance(error, PardalisError):
-            return APIError(str(error), 500)
+            case PardalisError() if not isinstance(error, ConfigError | BundleError):
+                return APIError(str(error), 500)
+        # What the operator has to correct names files of this machine.
         return APIError("The server failed; its log has the reason.", 500)
 
 

@@ -9,9 +9,9 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from pardalis.documents import Document
-from pardalis.inference import Finished, Usage
+from pardalis.inference import DocumentsRetrieved, Finished, Usage
 from pardalis.origin import ImageFormat
-from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage
+from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage, told
 from pardalis.serve.endpoint import Writer, in_base64, respond
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import event
@@ -91,6 +91,7 @@ class _Writer(Writer[ImageRequest]):
             "data": [{"b64_json": in_base64(image.data)} for image in images],
             "usage": _usage([answer.usage for answer in answers]),
             **self._head,
+            **told(answers[0].retrieved),
         }
         return {**result, "refusals": refusals} if refusals else result
 
@@ -104,6 +105,8 @@ class _Writer(Writer[ImageRequest]):
                 })  # fmt: skip
             case WholeImage():
                 self._done[number] = item
+            case DocumentsRetrieved():
+                self._head |= told(item)
             case Refusal(reason=reason):
                 yield self.failed(_refused(reason))
             case Finished() if number in self._done:

@@ -32,16 +32,19 @@ def router(service: Service) -> APIRouter:
         service.adapter_of(model)
         return described(model)
 
-    @routes.get("/health", summary="Whether the engine works; else the process has to be replaced")
+    @routes.get("/health", summary="Whether the server works; else the process has to be replaced")
     async def health() -> Response:
-        status = "ok" if service.is_running else "failed"
-        return JSONResponse({"status": status}, 200 if service.is_running else 503)
+        if (reason := service.failure) is not None:
+            return JSONResponse({"status": "failed", "reason": reason}, 503)
+        return JSONResponse({"status": "ok"})
 
     @routes.get("/ready", summary="Whether requests are taken")
     async def ready() -> Response:
-        is_ready = service.accepting and service.is_running
-        status = "ready" if is_ready else "stopping" if not service.accepting else "failed"
-        return JSONResponse({"status": status}, 200 if is_ready else 503)
+        if not service.accepting:
+            return JSONResponse({"status": "stopping"}, 503)
+        if (reason := service.failure) is not None:
+            return JSONResponse({"status": "failed", "reason": reason}, 503)
+        return JSONResponse({"status": "ready"})
 
     @routes.get("/metrics", summary="For Prometheus")
     async def metrics() -> Response:

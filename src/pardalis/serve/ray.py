@@ -121,9 +121,9 @@ class Replica:
         return app
 
     def check_health(self) -> None:
-        """Raise an error if the engine has failed; Ray then replaces the replica."""
-        if not self._service.is_running:
-            raise RuntimeError("The engine failed; the log of this replica has the reason.")
+        """Raise an error if the engine or all filters have failed; Ray replaces the replica."""
+        if (reason := self._service.failure) is not None:
+            raise RuntimeError(reason)
 
     def __del__(self) -> None:
         if service := getattr(self, "_service", None):  # else the bundle could not be loaded

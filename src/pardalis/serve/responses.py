@@ -13,8 +13,8 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from pardalis.documents import Document
-from pardalis.inference import Finished, ImageBegun, LogProbs, TextDelta, Usage
-from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage
+from pardalis.inference import DocumentsRetrieved, Finished, ImageBegun, LogProbs, TextDelta, Usage
+from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage, told
 from pardalis.serve.endpoint import Writer, in_base64, respond
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import event
@@ -118,6 +118,7 @@ class _Writer(Writer[ResponseRequest]):
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         [answer] = answers
+        self._head |= told(answer.retrieved)
         rest = self.log_probs(answer.log_probs, self.body.top_logprobs)
         for part in answer.parts:
             if isinstance(part, str):
@@ -147,6 +148,8 @@ class _Writer(Writer[ResponseRequest]):
                 yield from self._write_image(item)
             case Refusal():
                 yield from self._write_refusal(item)
+            case DocumentsRetrieved():
+                self._head |= told(item)  # of the response at the end
             case Finished(reason="failed", error=error):
                 yield self._failed(error)
             case Finished():

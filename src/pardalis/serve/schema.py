@@ -43,6 +43,11 @@ class Body(Schema):
     image_top_p: float | None = None
     guidance: float | None = Field(None, description="scale of classifier-free guidance of images")
     image_guidance: float | None = None
+    unconditional: Literal["empty", "mask"] | None = Field(
+        None,
+        description="what guidance compares with: nothing (default), or a mask, for models that "
+        "have learnt to infill",
+    )
     contrastive_alpha: float | None = None
     contrastive_k: int | None = None
     max_images: int | None = None

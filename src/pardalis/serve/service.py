@@ -25,7 +25,7 @@ from pardalis.inference import (
     Mask,
     Request,
     Stream,
-    to_request,
+    to_requests,
 )
 from pardalis.origin import About, ImageFormat, OriginWriter
 from pardalis.origin.watermark import check_size
@@ -94,9 +94,11 @@ class Service:
         return (self.name, *self.engine.adapters)
 
     @property
-    def is_running(self) -> bool:
-        """Whether the engine works; its failure ends it."""
-        return self._driver.is_running
+    def failure(self) -> str | None:
+        """Why this process has to be replaced; None: it works."""
+        if not self._driver.is_running:
+            return "The engine failed; the log has the reason."
+        return self.judge.failure
 
     @property
     def resolution(self) -> int:
@@ -186,7 +188,10 @@ class Service:
             for stream in streams:
                 stream.abort()
             if isinstance(error, PardalisError):
-                raise APIError.of(error, NAMES) from error
+                told = APIError.of(error, NAMES)
+                if told.status == 500:
+                    logger.error("A request failed.", exc_info=error)
+                raise told from error
             raise
         self.open.update(streams)
         return streams
@@ -206,7 +211,7 @@ class Service:
     ) -> list[Request]:
         config = GenerationConfig().with_options(options)
         if gap is None:
-            return [to_request(self.bundle, document, config, number=n) for n in range(choices)]
+            return to_requests(self.bundle, document, [config] * choices, self.engine.retriever)
         parts = [*document.segments[:gap], Mask(), *document.segments[gap:]]
         gaps = (Infilling(self.bundle, parts, config, number=n) for n in range(choices))
         return [each.request() for each in gaps]

@@ -32,6 +32,7 @@ from pardalis.files import (
     write_json,
 )
 from pardalis.inference import Engine, EngineConfig, GenerationConfig, PromptFile
+from pardalis.inference.mask import Mask
 from pardalis.inference.prompt_file import COMPLETIONS, read_completions
 from pardalis.inference.prompt_lines import (
     LinePart,
@@ -161,7 +162,7 @@ def _complete(bundle: Path, prompts: Path, folder: Path, device: str) -> Path:
 
 
 def _answers(
-    completions: Path, prompts: Path, parsed: Sequence[Sequence[LinePart]], folder: Path
+    completions: Path, prompts: Path, parsed: Sequence[Sequence[LinePart | Mask]], folder: Path
 ) -> list[list[Segment]]:
     """Return the completions of the prompts, their images stored in the study."""
     records = {record["index"]: record for record in read_completions(completions)}
@@ -189,10 +190,12 @@ def _answers(
     return [[stored(part) for part in records[line.index]["completion"]] for line in lines]
 
 
-def _stored(part: LinePart, folder: Path) -> Segment:
+def _stored(part: LinePart | Mask, folder: Path) -> Segment:
     """Return a part of a prompt or an answer; an image is written anew, without what made it."""
     if isinstance(part, Text):
         return {"text": part.text}
+    if isinstance(part, Mask):
+        return {"text": "[mask]"}
     source: ImageSource = part
     content = to_png(source)
     name = hashlib.sha256(content).hexdigest()[:16] + ".png"

@@ -18,7 +18,8 @@ takes them from :meth:`Grammar.spans`. No other module knows how an image is lai
 ids or how many codes it has.
 
 A special id that a vocabulary adds to those above stands where text may stand. It is generated only
-if it is among :attr:`Vocabulary.writable`. The ids of a modality beyond text and images stand
+if it is among :attr:`Vocabulary.writable`: ``end_mask`` only while a gap is filled, which it ends,
+and masks never. The ids of a modality beyond text and images stand
 nowhere yet.
 
 A prompt may be a rotated document (:mod:`pardalis.tokens.infilling`) that ends with a mask for the
@@ -59,11 +60,13 @@ class Rule(IntEnum):
     BOS = 0  # only bos
     TEXT = 1  # text or a writable special id or end_turn or eos
     TEXT_OR_IMAGE = 2  # the same or begin_image
-    BEGIN_IMAGE = 3  # only begin_image
-    CODE = 4  # an image id
-    END_IMAGE = 5  # only end_image
-    EOS = 6  # only eos
-    NOTHING = 7  # the sequence is over
+    GAP = 3  # text of a gap: as TEXT, or end_mask
+    GAP_OR_IMAGE = 4  # the same or begin_image
+    BEGIN_IMAGE = 5  # only begin_image
+    CODE = 6  # an image id
+    END_IMAGE = 7  # only end_image
+    EOS = 8  # only eos
+    NOTHING = 9  # the sequence is over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +143,9 @@ class Grammar:
         if control is not None:
             images = {vocabulary.begin_image_id, vocabulary.end_image_id}
             self._readable |= {*control, vocabulary.bos_id, vocabulary.eos_id} - images
-        self._writable = [vocabulary.special[name] for name in vocabulary.writable]
+        writable = [vocabulary.special[name] for name in vocabulary.writable]
+        self._gap_ends = [i for i in writable if i == vocabulary.end_mask_id]
+        self._writable = [i for i in writable if i not in [*vocabulary.masks, *self._gap_ends]]
         self._kinds: dict[int | None, SpanKind] = {  # kind of the span that an id begins
             **dict.fromkeys(self._readable, SpanKind.SPECIAL),
             **dict.fromkeys(vocabulary.text, SpanKind.TEXT),
@@ -408,8 +413,8 @@ class Grammar:
             return Rule.EOS
         # After the image one id must be left for eos.
         if may_open and budget >= self.tokens_per_image + 1:
-            return Rule.TEXT_OR_IMAGE
-        return Rule.TEXT
+            return Rule.GAP_OR_IMAGE if limits.one_gap else Rule.TEXT_OR_IMAGE
+        return Rule.GAP if limits.one_gap else Rule.TEXT
 
     def writable_ids(self) -> list[int]:
         """Return every id that may be generated, ordered so that each rule allows a range.
@@ -419,17 +424,20 @@ class Grammar:
         """
         ids = self.vocabulary
         singles = [ids.eos_id, ids.end_turn_id, ids.begin_image_id, ids.end_image_id, ids.bos_id]
-        return [*ids.image, *ids.text, *self._writable, *singles]
+        return [*ids.image, *self._gap_ends, *ids.text, *self._writable, *singles]
 
     def ranges(self) -> list[range]:
         """Return for each rule the indices of :meth:`writable_ids` that it allows."""
         codes = len(self.vocabulary.image)
-        eos = codes + len(self.vocabulary.text) + len(self._writable)
+        text = codes + len(self._gap_ends)
+        eos = text + len(self.vocabulary.text) + len(self._writable)
         end_turn, begin_image, end_image, bos = range(eos + 1, eos + 5)
         allowed = {
             Rule.BOS: range(bos, bos + 1),
-            Rule.TEXT: range(codes, end_turn + 1),
-            Rule.TEXT_OR_IMAGE: range(codes, begin_image + 1),
+            Rule.TEXT: range(text, end_turn + 1),
+            Rule.TEXT_OR_IMAGE: range(text, begin_image + 1),
+            Rule.GAP: range(codes, end_turn + 1),
+            Rule.GAP_OR_IMAGE: range(codes, begin_image + 1),
             Rule.BEGIN_IMAGE: range(begin_image, begin_image + 1),
             Rule.CODE: range(codes),
             Rule.END_IMAGE: range(end_image, end_image + 1),

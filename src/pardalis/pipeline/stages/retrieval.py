@@ -4,6 +4,7 @@ import logging
 import shutil
 from dataclasses import replace
 
+from pardalis.bundle import read_licences
 from pardalis.config import deciding
 from pardalis.data import SourceConfig
 from pardalis.pipeline.builders import codec_of, located
@@ -63,6 +64,7 @@ def run(context: RunContext) -> None:
             codec,
             described,
             contents,
+            read_licences(folder / "shards"),
         )
     else:
         index = Index.open(place, codec)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -52,6 +53,18 @@ class Judge:
         self._filters, self._timeout_s, self._count = filters, timeout_s, count
         self._in_thread = in_thread
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._begun: dict[object, float] = {}  # when the judgements began that have not ended
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be judged: each place is taken by a judgement that is past its time."""
+        past = time.monotonic() - self._timeout_s
+        if len(self._begun) < _AT_ONCE or max(self._begun.values()) > past:
+            return None
+        return (
+            f"All {_AT_ONCE} places of filters are taken by judgements that have not ended in "
+            f"{self._timeout_s:g} s."
+        )
 
     @property
     def judges_answers(self) -> bool:
@@ -115,6 +128,7 @@ class Judge:
         answered: asyncio.Future[Any] = loop.create_future()
 
         def end(verdict: object, error: BaseException | None) -> None:
+            del self._begun[answered]
             self._places.release()
             if not answered.done():
                 answered.set_result((verdict, error))
@@ -130,6 +144,7 @@ class Judge:
                 loop.call_soon_threadsafe(end, verdict, error)
 
         await self._place()
+        self._begun[answered] = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
                 # A thread of its own that ends with the process, as a pool would wait for one that
