@@ -134,9 +134,8 @@ def stream_weights(
 def check_finite(source: Path | str, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Check the values of tensors, by name.
 
-    The smallest and largest value tell, in one pass without a temporary tensor. On one core of a
-    server this takes MEASURED for a model of 500 MB; the pass also brings the file into memory,
-    which the first use would do otherwise.
+    The smallest and largest value tell, in one pass without a temporary tensor, which also brings a
+    mapped file into memory, as the first use would do otherwise.
 
     Raises:
         BundleError: a value is NaN or infinite.

@@ -14,7 +14,8 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -307,9 +308,27 @@ def write_shards(folder: Path, files: Mapping[str, Tensors], description: str) -
         for name, tensors in files.items():
             with open(folder / name, "wb") as file:
                 file.write(_safetensors_header(tensors))
-                for key, tensor in tensors.items():
-                    file.write(_bytes(_finite(key, tensor)))
+                for values in _ahead(tensors):
+                    file.write(values)
                     advance()
+
+
+def _ahead(tensors: Tensors) -> Iterator[memoryview]:
+    """Yield the bytes of tensors; the next one is read and computed while one is written."""
+
+    @torch.no_grad()  # which is of a thread
+    def values_of(key: str, tensor: LazyTensor) -> memoryview:
+        return _bytes(_finite(key, tensor))
+
+    with ThreadPoolExecutor(1) as thread:
+        before: Future[memoryview] | None = None
+        for key, tensor in tensors.items():
+            next_one = thread.submit(values_of, key, tensor)
+            if before is not None:
+                yield before.result()
+            before = next_one
+        if before is not None:
+            yield before.result()
 
 
 def shards_of(tensors: Tensors, shard_bytes: int = SHARD_BYTES) -> dict[str, dict[str, LazyTensor]]:
