@@ -15,10 +15,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 logger = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
+_WIDE = 100  # columns of a terminal that has room for a bar
 
 Advance = Callable[..., None]
 
@@ -47,16 +49,18 @@ def bar(
 
 @contextmanager
 def _live_bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    console = Console(stderr=True)
+    is_wide = console.width >= _WIDE
     columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.description:<24}" if is_wide else "{task.description}"),
+        *((BarColumn(),) if is_wide else ()),  # numbers say more where there is room for one only
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[shown]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, completed=done, shown="")
 
         def advance(n: int = 1, **fields: object) -> None:

@@ -1,6 +1,7 @@
 """Adapters from the command line: merge, show, generate, score."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,11 +103,17 @@ def test_scores_are_those_of_the_merged_bundle(folders, capsys, tmp_path):
     assert mine != out(capsys, "score", folders / "base", tmp_path / "s.jsonl")
 
 
-def test_show_describes_an_adapter(folders, capsys):
+def test_an_adapter_or_its_run_is_described(folders, capsys, tmp_path):
     shown = out(capsys, "show", "adapter", folders / "first")
     assert "lora, rank 4, alpha 32" in shown
     assert "14: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in shown
     assert "32 tokens" in shown
+    run = tmp_path / "run"
+    shutil.copytree(folders / "first", run / "adapter")
+    of_run = out(capsys, "show", "adapter", run)
+    assert of_run.splitlines()[1:] == shown.splitlines()[1:]
+    given = ("generate", folders / "base", "an owl", *LINE, "--adapter")
+    assert out(capsys, *given, run) == out(capsys, *given, folders / "first")
     described = json.loads(out(capsys, "show", "adapter", folders / "second", "--json"))
     assert (described["kind"], described["rows"], described["matrices"]) == ("dora", 0, 8)
 

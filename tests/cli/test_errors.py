@@ -25,7 +25,9 @@ from pardalis.errors import ConfigError
         (["tokenizer", "show", "none"], 2, "Nothing to show; give --text TEXT or --image PATH"),
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
         (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),
-        (["run", "."], 2, "."),
+        (["run", "."], 2, ". is a folder without a recipe.toml"),
+        (["show", "config", "."], 2, "a recipe, which 'pardalis init' writes for documents."),
+        (["run", "quikstart"], 2, "Those of Pardalis are listed by 'pardalis show recipes'."),
         (
             ["import", "none", "-o", "bundle"],
             4,
@@ -215,3 +217,26 @@ def test_every_command_has_help(name, parser):
         if action.option_strings and not text.startswith("usage: pardalis -h"):
             assert action.help, (name, action.option_strings)
     assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND; pardalis --help lists them"),
+        (["show"], "required: COMMAND; pardalis show --help lists them"),
+        (["generat"], "; did you mean generate?"),
+        (["show", "recipe"], "; did you mean recipes?"),
+        (
+            ["run", "a.toml", "--dryrun"],
+            "unrecognized arguments: --dryrun; did you mean --dry-run?",
+        ),
+        (["run", "a.toml", "--sett=a=1"], "--sett=a=1; did you mean --set?"),
+        (["generate", "b", "owl", "--mode", "picture"], "invalid choice: 'picture'"),
+        (["generate", "b", "owl", "--mode", "images"], "; did you mean image?"),
+        (["run", "a.toml", "--zzzz"], "unrecognized arguments: --zzzz\n"),
+    ],
+)
+def test_a_misspelt_argument_gets_the_nearest(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

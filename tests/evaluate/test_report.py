@@ -75,6 +75,10 @@ def test_the_page_shows_every_part(finished_run, report):
         "corpus", "image tokenizer", "prepare", "train", "sample", "report",
     ]  # fmt: skip
     assert "Left out" not in words
+    tiles = {each[0].text: each[1][0].text for each in page.xpath("//dl[@class='tiles']/div")}
+    for score in ("Retrieval top-1", "Exact captions"):
+        assert tiles[f"{score}, training"].startswith(f"of {N_TRAIN}; ")
+        assert tiles[f"{score}, held-out"].startswith(f"of {N_HELD_OUT}; ")
     numbers = set(page.xpath("//section[@id='numbers']//td[1]/code/text()"))
     assert numbers == set(report)
 

@@ -297,6 +297,24 @@ def test_too_little_time_is_told(tmp_path, machine):
     made = init(Path("data"), minutes=1)
     assert "1 minute is short for these documents" in " ".join(made.choice.warnings)
     assert "1 minute is short" in made.path.read_text()
+    told = [warning for warning in made.choice.warnings if "more than the 1 " in warning]
+    assert bool(told) == (made.choice.seconds > 66)
+
+
+def test_a_training_of_many_passes_is_not_called_short(tmp_path, machine):
+    machine(0.01)
+    write_documents("folder", tmp_path / "data", range(2))
+    choice = choose(look(tmp_path / "data"), 10, torch.device("cpu"))
+    assert min(choice.images.steps, choice.model.steps) < 500
+    assert choice.model.epochs > 60
+    assert not any("short for" in warning for warning in choice.warnings)
+
+
+def test_the_first_document_that_is_left_out_is_named(tmp_path):
+    write_documents("folder", tmp_path / "data", range(N))
+    (tmp_path / "data" / "lonely.txt").write_text("An owl.")
+    notes = look(tmp_path / "data").notes
+    assert any("lonely.txt: The caption has no image beside it." in note for note in notes)
 
 
 def test_every_source_has_documents_on_both_sides(tmp_path, machine):
@@ -332,6 +350,7 @@ def test_images_without_captions_train_an_image_tokenizer_alone(tmp_path, machin
         path.unlink()
     made = init(Path("data"))
     assert made.reasons["model"].startswith("None: the documents have no text")
+    assert "owl.txt for owl.png" in made.reasons["model"]
     recipe = load_recipe(made.path)
     assert not recipe.has_model
     assert [each.stage for each in dry_run(recipe, Path("run"))] == ["image_tokenizer"]

@@ -46,18 +46,33 @@ def test_a_file_comes_first_and_a_folder_does_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "near"),
+    ("given", "hint"),
     [
-        ("quikstart", r"; did you mean quickstart\?$"),
-        ("recipes/chameleon_7b.toml", r"; did you mean chameleon_7b\?$"),
-        ("xyz", r"stability_parts\.$"),
-        ("/quickstart", "did you mean quickstart"),
-        ("q" * 5000, r"\.$"),
+        ("quikstart", r"did you mean quickstart\? .*`shipped_recipes`\.$"),
+        ("recipes/chameleon_7b.toml", r"did you mean chameleon_7b\?"),
+        ("xyz", r"which are .*quickstart.*stability_parts\.$"),
+        ("/quickstart", r"did you mean quickstart\?"),
+        ("q" * 5000, r"which are .*stability_parts\.$"),
+        ("ikons.toml", r"did you mean icons.toml\?"),
+        ("icons.tom", r"did you mean icons.toml\?"),
+        ("mine/ikon", r"did you mean mine/icon.toml\?"),
     ],
 )
-def test_an_unknown_name(given: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^No recipe at .*which are .*quickstart.*{near}"):
+def test_an_unknown_name(given: str, hint: str) -> None:
+    Path("mine").mkdir()
+    for name in ("icons.toml", "mine/icon.toml"):
+        Path(name).touch()
+    with pytest.raises(ConfigError, match=rf"^No recipe at {given}; .*{hint}"):
         load_recipe(given)
+
+
+def test_a_folder_of_documents_is_no_recipe() -> None:
+    Path("icons").mkdir()
+    with pytest.raises(ConfigError, match=r"^icons is a folder without a recipe.toml.*`init`"):
+        load_recipe("icons/")
+    Path("icons.toml").touch()
+    with pytest.raises(ConfigError, match=r"^icons is a folder .*did you mean icons.toml\?$"):
+        load_recipe("icons")
 
 
 def test_commands_take_a_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +88,9 @@ def test_show_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(shipped_recipes())
-    assert all(line.endswith(".") and "Hardware" not in line for line in lines)
+    said = [line[24:] for line in lines]
+    assert all(text.endswith(".") and " = " not in text for text in said)
+    assert not any("Hardware" in text or "[[" in text or "pardalis " in text for text in said)
     assert main(["show", "recipes", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert all(Path(facts["path"]).is_file() for facts in shown.values())

@@ -147,13 +147,14 @@ def load_adapter(folder: Path | str, vocabulary: Vocabulary) -> Adapter:
     """Read the folder of an adapter that :func:`save_adapter` or PEFT wrote.
 
     Args:
+        folder: that of the adapter, or of the run that has trained it.
         vocabulary: that of the bundle; tokens have other ids in the exported model.
 
     Raises:
         BundleError: the folder is missing, incomplete or damaged, or holds what Pardalis has not.
             Whether the adapter fits a model is checked by :meth:`Adapter.require_fits`.
     """
-    folder = existing_folder(Path(folder))
+    folder = _adapter_folder(folder)
     values, about = read_description(folder), _about(folder)
     linears, rows = _tensors(folder)
     config = _config(folder, values, about, linears)
@@ -167,6 +168,13 @@ def load_adapter(folder: Path | str, vocabulary: Vocabulary) -> Adapter:
         row_ids=sorted(ids),
         base=about.get("base"),
     )
+
+
+def _adapter_folder(path: Path | str) -> Path:
+    """Return the folder of an adapter, for which that of the run that trained it may stand."""
+    folder = existing_folder(Path(path))
+    of_run = folder / "adapter"
+    return of_run if not (folder / CONFIG).exists() and (of_run / CONFIG).exists() else folder
 
 
 def _tensors(folder: Path) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, LazyTensor]]:
@@ -196,7 +204,7 @@ def describe_adapter(folder: Path | str) -> dict[str, Any]:
     Raises:
         BundleError: as :func:`load_adapter`.
     """
-    folder = existing_folder(Path(folder))
+    folder = _adapter_folder(folder)
     values, about = read_description(folder), _about(folder)
     linears, rows = _tensors(folder)
     config = _config(folder, values, about, linears)

@@ -22,7 +22,9 @@ def add(commands: Commands) -> None:
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parser = add_command(verbs, "merge", summary, _MERGE)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
-    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", type=Path, help="folder of an adapter, or of its run"
+    )
     add_output(parser, "BUNDLE", "folder of the merged bundle")
     set_run(parser, _merge)
 

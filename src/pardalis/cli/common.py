@@ -1,10 +1,11 @@
 """Shared by several commands: arguments, running stages of a recipe, printing results."""
 
 import argparse
+import difflib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,8 +46,17 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         options, rest = self.parse_known_args(args, namespace)
         if rest:
-            options.command.error(f"unrecognized arguments: {' '.join(rest)}")
+            known = [text for action in options.command._actions for text in action.option_strings]
+            hint = _near(next((text for text in rest if text.startswith("--")), ""), known)
+            options.command.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return options
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _near(str(value), map(str, action.choices or ()))
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit; a text that begins with a dash was taken for an option."""
@@ -55,6 +65,8 @@ class Parser(argparse.ArgumentParser):
             message += f"; a part of the {self.listed} that begins with a dash stands after --"
         elif "expected one argument" in message:
             message += "; a value that begins with a dash is written --option=-value"
+        elif message.endswith("required: COMMAND"):
+            message += f"; {self.prog} --help lists them"
         self.print_usage(sys.stderr)
         sys.stderr.write(f"{self.prog}: error: {message}\n")
         raise UsageExit(message)
@@ -69,6 +81,12 @@ class Parser(argparse.ArgumentParser):
             found, rest = rest_parser.parse_known_args(rest)
             getattr(options, self.listed).extend(found.parts)
         return options, rest
+
+
+def _near(given: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is nearest to one that was misspelt, if any is near."""
+    near = difflib.get_close_matches(given.split("=")[0], list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _path(text: str) -> Path:

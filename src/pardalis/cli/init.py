@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--device", default="cpu", help="device of the run: cpu, cuda, cuda:1 (default: cpu)"
     )
+    parser.does = "init"
     set_run(parser, _init)
 
 

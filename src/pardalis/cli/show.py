@@ -51,6 +51,7 @@ def add(commands: Commands) -> None:
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     recipes = add_command(verbs, "recipes", "list the recipes of Pardalis", _RECIPES)
+    recipes.does = "shipped_recipes"
     set_run(recipes, _recipes)
 
     config = add_command(verbs, "config", "print a resolved recipe", _CONFIG)
@@ -70,7 +71,9 @@ def add(commands: Commands) -> None:
     set_run(image, _image)
 
     adapter = add_command(verbs, "adapter", "describe an adapter", _ADAPTER)
-    adapter.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
+    adapter.add_argument(
+        "adapter", metavar="ADAPTER", type=Path, help="folder of an adapter, or of its run"
+    )
     set_run(adapter, _adapter)
 
 

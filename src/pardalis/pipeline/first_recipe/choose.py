@@ -126,7 +126,7 @@ def choose(found: Found, minutes: float | int, device: torch.device) -> Choice:
     seconds = max(60 * minutes - _START_S - read_s, 6 * minutes) * (1 - _RESERVE)
     orders = {source.name: 1 + _is_of_pairs(source) for source in found.training}
     images, model = _sizes(found, orders, seconds, device)
-    return Choice(
+    choice = Choice(
         minutes=float(minutes),
         device=str(device),
         heldout_fraction=heldout_fraction(found.sources),
@@ -135,8 +135,9 @@ def choose(found: Found, minutes: float | int, device: torch.device) -> Choice:
         images=images,
         model=model,
         read_s=read_s,
-        warnings=list(_warnings(float(minutes), load, read_s, images, model)),
+        warnings=[],
     )
+    return replace(choice, warnings=list(_warnings(choice, load)))
 
 
 def heldout_fraction(sources: list[FoundSource]) -> float | None:
@@ -319,24 +320,30 @@ def _rounded(steps: float | int) -> int:
     return int(steps // 10**digits * 10**digits)
 
 
-def _warnings(
-    minutes: float, load: float, read_s: float, images: ImageChoice, model: ModelChoice | None
-) -> Iterator[str]:
+def _warnings(choice: Choice, load: float) -> Iterator[str]:
+    minutes, images, model = choice.minutes, choice.images, choice.model
     if load >= 1:
         yield (
             f"While steps were measured, other processes used the machine ({load:.1f} for each "
             "core); write the recipe again when it is idle, for more steps in the same time."
         )
-    if read_s > 60 * minutes / 3:
+    if choice.read_s > 60 * minutes / 3:
         yield (
-            f"Decoding the images takes about {read_s / 60:.0f} of the {minutes:g} minutes; "
+            f"Decoding the images takes about {choice.read_s / 60:.0f} of the {minutes:g} minutes; "
             "smaller image files would leave more for training."
         )
-    few = [images.steps] if model is None else [images.steps, model.steps]
-    if min(few) < _TOO_FEW_STEPS:
+    steps = [images.steps] if images.epochs < _IMAGE_EPOCHS else []
+    if model is not None and model.epochs < _EPOCHS:
+        steps.append(model.steps)
+    if steps and min(steps) < _TOO_FEW_STEPS:
         yield (
             f"{_shown_minutes(minutes)} short for these documents on this machine: a training has "
-            f"only {min(few):,} steps. Expect rough results; more time gives better ones."
+            f"only {min(steps):,} steps. Expect rough results; more time gives better ones."
+        )
+    if choice.seconds > 1.1 * 60 * minutes:
+        yield (
+            f"The run takes about {choice.seconds / 60:.1f} minutes, more than the {minutes:g} "
+            f"that were given, since no training has fewer than {_LEAST_STEPS} steps."
         )
 
 

@@ -140,6 +140,11 @@ def look(folder: Path) -> Found:
         for source in sources
         if not source.n_documents
     ]
+    notes += [
+        f"The first that is left out of {_shown(source.path, folder)}, {_first_rejection(source)}"
+        for source in kept
+        if source.first_rejection
+    ]
     if not any(not source.is_heldout for source in kept):
         raise DataError(
             f"Nothing in {folder} can be used: {' '.join(notes) or 'its documents are empty.'}"
@@ -402,7 +407,12 @@ def _why_none(source: FoundSource) -> str:
     if source.first_rejection is None:
         return "it is empty."
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in source.rejected.most_common())
-    return f"{kinds}. The first, {source.first_rejection.where}: {source.first_rejection.reason}"
+    return f"{kinds}. The first, {_first_rejection(source)}"
+
+
+def _first_rejection(source: FoundSource) -> str:
+    assert source.first_rejection is not None
+    return f"{source.first_rejection.where}: {source.first_rejection.reason}"
 
 
 # ── documents ────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,11 @@ def described(found: Found, choice: Choice) -> Iterator[tuple[str, str]]:
     images, model = choice.images, choice.model
     yield "images", _of_images(found, images)
     if model is None:
-        yield "model", "None: the documents have no text, so an image tokenizer is trained alone."
+        yield (
+            "model",
+            "None: the documents have no text, so an image tokenizer is trained alone. A caption "
+            "is a text file beside its image: owl.txt for owl.png.",
+        )
     else:
         yield (
             "text",
