@@ -16,7 +16,7 @@ from pardalis.errors import ConfigError, RequestError
 GenerationMode = Literal["text", "image", "interleaved"]
 LARGEST_SCALE = 1e6  # guidance scale; above it, rounding errors exceed the logits
 
-_MOST_STOPS, _LONGEST_STOP = 64, 256  # texts, and characters: each is looked for at every token
+MOST_STOPS, _LONGEST_STOP = 64, 256  # texts, and characters: each is looked for at every token
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -244,10 +244,10 @@ class GenerationConfig:
             raise RequestError(f"max_images must be a whole number, 0 or more, got {images}.")
         if not is_count(self.logprobs):
             raise RequestError(f"logprobs must be a whole number, 0 or more, got {self.logprobs}.")
-        if len(self.stop) > _MOST_STOPS or any(len(text) > _LONGEST_STOP for text in self.stop):
+        if len(self.stop) > MOST_STOPS or any(len(text) > _LONGEST_STOP for text in self.stop):
             raise RequestError(
-                f"stop must hold at most {_MOST_STOPS} texts of at most {_LONGEST_STOP} "
-                f"characters, got {len(self.stop):,} of up to {max(map(len, self.stop)):,}."
+                f"stop holds more than {MOST_STOPS} texts, or one of more than {_LONGEST_STOP} "
+                "characters; give fewer or shorter ones."
             )
         if "" in self.stop:
             raise RequestError("stop must hold texts of at least one character, got ''.")
