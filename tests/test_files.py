@@ -280,3 +280,18 @@ def test_why_something_was_not_written(error, reason):
 def test_other_errors_are_not_of_writing():
     assert files.why_unwritten(OSError(errno.EACCES, "Permission denied")) is None
     assert files.why_unwritten(ValueError("shapes")) is None
+
+
+def test_only_a_folder_of_what_we_wrote_alone_may_be_replaced(tmp_path):
+    folder = tmp_path / "index"
+    files.require_replaceable(folder, "index.json", ["shards"])
+    (folder / "shards").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"index exists and holds no index\.json"):
+        files.require_replaceable(folder, "index.json", ["shards"])
+    (folder / "index.json").touch()
+    files.require_replaceable(folder, "index.json", ["shards"])
+    (folder / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match=r"index also holds 'thesis\.txt', so it is not replaced"):
+        files.require_replaceable(folder, "index.json", ["shards"])
+    with pytest.raises(ConfigError, match="but a folder is to be written"):
+        files.require_replaceable(folder / "thesis.txt", "index.json")

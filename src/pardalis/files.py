@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -246,6 +246,32 @@ def require_folder(path: Path) -> None:
             raise ConfigError(
                 f"{place} {found_at(place)}, but a folder is to be written; choose another name."
             )
+
+
+def require_replaceable(path: Path, main: str, others: Collection[str] = ()) -> None:
+    """Check that a folder may be replaced whole: it is new, empty, or has what we wrote alone.
+
+    Args:
+        main: name of the file that tells what the folder holds.
+        others: names of all else that is written beside it.
+
+    Raises:
+        ConfigError: the folder holds something else, which would be lost; or as
+            :func:`require_folder`.
+    """
+    require_folder(path)
+    found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if not found:
+        return
+    if not (path / main).is_file():
+        raise ConfigError(
+            f"{path} exists and holds no {main}, so it is not replaced; name another folder."
+        )
+    if strange := sorted(found - {main, *others}):
+        raise ConfigError(
+            f"{path} also holds {strange[0]!r}, so it is not replaced; name another folder, or "
+            "move that away."
+        )
 
 
 def output_folder(path: Path) -> Path:

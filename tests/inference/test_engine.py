@@ -1,6 +1,7 @@
 """Events of many completions at once: complete, in order, and equal to the naive loop's."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -24,6 +25,7 @@ from pardalis.inference import (
     to_document,
     to_request,
 )
+from pardalis.model import Decoder
 
 
 @pytest.fixture(params=[NaiveLoop, TokenLoop], ids=["naive", "token_loop"])
@@ -295,6 +297,14 @@ def test_a_request_aborted_during_a_step_still_finishes(bundle, monkeypatch):
 def test_a_cache_larger_than_memory_is_refused(bundle):
     with pytest.raises(ConfigError, match=r"take [\d,.]+ GiB, which cpu does not have; lower"):
         Engine(bundle, EngineConfig(cache_tokens=10**14))
+
+
+def test_a_context_of_any_size_takes_the_memory_of_the_cache(bundle):
+    config = replace(bundle.model.config, context=2**31 - 1)
+    model = Decoder(config).eval()
+    model.load_state_dict(bundle.model.state_dict())
+    with Engine(replace(bundle, model=model), EngineConfig(cache_tokens=64)) as engine:
+        assert engine.submit("owl", max_new_tokens=2).wait().usage.completion_tokens == 2
 
 
 def test_iterating_one_completion_keeps_the_events_of_others(bundle):

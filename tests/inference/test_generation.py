@@ -66,6 +66,8 @@ def test_the_parts_of_a_config():
         ({"logprobs": -1}, "logprobs must be a whole number, 0 or more, got -1."),
         ({"logprobs": 10**12}, "logprobs must be a whole number, 0 or more, got 10000"),
         ({"stop": ["a", ""]}, "stop must hold texts of at least one character, got ''."),
+        ({"stop": ["a"] * 65}, "stop holds more than 64 texts, or one of more than 256"),
+        ({"stop": ["a" * 257]}, "stop holds more than 64 texts, or one of more than 256"),
         ({"stop": "a"}, "stop must be a list, got 'a'."),
         ({"seed": 1.5}, "seed must be of type int, got 1.5."),
         ({"temprature": 1}, "Unknown key 'temprature'; did you mean 'temperature'?"),

@@ -347,3 +347,10 @@ def test_texts_that_cannot_fit_are_refused_before_they_are_encoded(bundle, monke
         with pytest.raises(RequestError, match="bytes of text, so at least") as error:
             refused()
     assert message in str(error.value)
+
+
+def test_images_that_cannot_fit_are_refused_before_they_are_opened(bundle, monkeypatch):
+    n = bundle.model.context // bundle.codec.grammar.tokens_per_image + 1
+    monkeypatch.setattr(type(bundle.codec), "_open_images", None)
+    with pytest.raises(RequestError, match=rf"has {n} images and 2 bytes of text, so at least"):
+        generate(bundle, [IMAGE, "an", *[IMAGE] * (n - 1)])

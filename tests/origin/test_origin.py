@@ -248,6 +248,16 @@ def test_show_image(tmp_path, capsys):
     assert "none.png does not exist" in capsys.readouterr().err
 
 
+def test_damaged_images_are_named_and_libraries_do_not_warn(tmp_path, capsys, recwarn):
+    path = tmp_path / "owl.png"
+    path.write_bytes(b"no image")
+    assert main(["show", "image", str(path)]) == 3
+    assert f"{path} is not an image of a kind that can be read" in capsys.readouterr().err
+    PIL.Image.new("RGB", (64, 64)).save(path, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert main(["show", "image", str(path)]) == 0
+    assert not recwarn.list
+
+
 def test_images_of_a_server(text_tokenizer, pems):
     """Every image is marked, and those that are whole are signed."""
     testing = pytest.importorskip("fastapi.testclient", reason="the server needs FastAPI")

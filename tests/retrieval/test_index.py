@@ -74,6 +74,16 @@ def test_nothing_is_replaced_that_is_no_index(tmp_path, source, codec, config):
     with pytest.raises(ConfigError, match=r"mine exists and holds no index\.json"):
         build_index(tmp_path / "mine", [source], codec, config)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+    (tmp_path / "mine" / "file").rename(tmp_path / "mine" / "index.json")
+    with pytest.raises(ConfigError, match=r"holds index\.json alone, which is no index"):
+        build_index(tmp_path / "mine", [source], codec, config)
+    folder = tmp_path / "index"
+    build_index(folder, [source], codec, config)
+    for kept in (folder, folder / "shards" / source.name):  # the latter has an index.json too
+        (folder / "thesis").touch()
+        with pytest.raises(ConfigError, match="also holds"):
+            build_index(kept, [source], codec, replace(config, document_tokens=64))
+        assert (folder / "thesis").is_file() and (folder / "shards" / source.name).is_dir()
 
 
 def test_sources_that_hold_no_documents_to_retrieve(tmp_path, source, codec, config):

@@ -308,6 +308,23 @@ def test_a_body_that_does_not_come(served_bundle, running):
         assert server.send("GET", "/ready")[0] == 200
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HT", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"]
+)
+def test_a_head_that_does_not_come(served_bundle, running, monkeypatch, sent):
+    monkeypatch.setattr("pardalis.serve.server.Protocol.head_timeout_s", 0.2)
+    with Engine(served_bundle) as engine, running(engine) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as sock:
+            sock.sendall(sent)
+            while sock.recv(1 << 16):  # until the server closes the connection
+                pass
+        with closing(server.connect()) as connection:  # one that is used again stays
+            for _ in range(2):
+                connection.request("GET", "/health")
+                assert connection.getresponse().read() == b'{"status":"ok"}'
+
+
 def test_logs_hold_no_content(server, caplog):
     with caplog.at_level(logging.DEBUG):
         server.post(*chat(messages=[{"role": "user", "content": "sesame-7391"}]))

@@ -129,6 +129,18 @@ def test_a_refused_request_is_an_answer_that_refuses(serving, tmp_path):
     assert verdicts(server) == {(name, "request", "refused"): 7, (name, "request", "passed"): 1}
 
 
+def test_a_prompt_that_cannot_fit_is_refused_before_filters_read_it(serving):
+    seen = []
+    _, server = serving([seen.append])
+    for path, body in BODIES.items():
+        field = "messages" if path == CHAT else "input" if path == RESPONSES else "prompt"
+        text = "owl " * 100_000
+        long = [{"role": "user", "content": text}] if path == CHAT else text
+        status, answer = server.post(path, {**body, field: long})
+        assert status == 400 and "bytes of text, so at least" in answer["error"]["message"]
+    assert not seen
+
+
 def test_a_filter_of_requests_reads_the_document(serving):
     seen = []
     client, _ = serving([seen.append])

@@ -117,3 +117,6 @@ def test_a_model_without_masks_continues_from_the_left(codec, tmp_path):
     (tmp_path / "other" / "mine").touch()
     with pytest.raises(ConfigError, match=r"holds no infilling.json, so it is not replaced"):
         study_infilling(tmp_path, tmp_path / "other", InfillingConfig())
+    (out / "mine").touch()
+    with pytest.raises(ConfigError, match="scores also holds 'mine', so it is not replaced"):
+        study_infilling(tmp_path, out, InfillingConfig())

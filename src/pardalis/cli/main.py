@@ -207,10 +207,12 @@ def _set_output(quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable())
     logging.basicConfig(level=level, handlers=[handler])
-    for name in ("gguf", "torch"):  # they tell each step, and what is in caches
+    for name in ("faiss", "gguf", "torch"):  # they tell each step, and what is in caches
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
-    # Pillow's, of images of many pixels; those that are not decoded are named by Pardalis.
+    # Of files of others, with paths of libraries; what cannot be read is named by Pardalis.
     warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.filterwarnings("ignore", "Detected pickle protocol")
 
 
 class _Printable(logging.Formatter):

@@ -16,6 +16,8 @@ from pardalis.errors import ConfigError, RequestError
 GenerationMode = Literal["text", "image", "interleaved"]
 LARGEST_SCALE = 1e6  # guidance scale; above it, rounding errors exceed the logits
 
+MOST_STOPS, _LONGEST_STOP = 64, 256  # texts, and characters: each is looked for at every token
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -242,6 +244,11 @@ class GenerationConfig:
             raise RequestError(f"max_images must be a whole number, 0 or more, got {images}.")
         if not is_count(self.logprobs):
             raise RequestError(f"logprobs must be a whole number, 0 or more, got {self.logprobs}.")
+        if len(self.stop) > MOST_STOPS or any(len(text) > _LONGEST_STOP for text in self.stop):
+            raise RequestError(
+                f"stop holds more than {MOST_STOPS} texts, or one of more than {_LONGEST_STOP} "
+                "characters; give fewer or shorter ones."
+            )
         if "" in self.stop:
             raise RequestError("stop must hold texts of at least one character, got ''.")
         if not all(map(_is_unicode, self.stop)):

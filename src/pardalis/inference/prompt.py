@@ -106,14 +106,18 @@ def to_requests(
 
 
 def check_length(bundle: Bundle, *documents: Document) -> None:
-    """Raise RequestError if texts are so long that they need not be encoded to be refused."""
-    texts = [part.text for each in documents for part in each.segments if isinstance(part, Text)]
-    n_bytes = sum(len(text.encode()) for text in texts)
-    fewest = -(-n_bytes // bundle.codec.text_tokenizer.most_bytes)
-    if fewest > (context := bundle.model.context):
+    """Raise RequestError if a prompt is so long that it need not be encoded to be refused."""
+    segments = [segment for each in documents for segment in each.segments]
+    n_bytes = sum(len(part.text.encode()) for part in segments if isinstance(part, Text))
+    n_images = sum(len(each.images) for each in documents)
+    codec, context = bundle.codec, bundle.model.context
+    fewest = -(-n_bytes // codec.text_tokenizer.most_bytes)
+    fewest += n_images * codec.grammar.tokens_per_image
+    if fewest > context:
+        images = f"{n_images:,} images and " if n_images else ""
         raise RequestError(
-            f"The prompt has {n_bytes:,} bytes of text, so at least {fewest:,} tokens, which fills "
-            f"the model's context of {context}; shorten it."
+            f"The prompt has {images}{n_bytes:,} bytes of text, so at least {fewest:,} tokens, "
+            f"which fills the model's context of {context}; shorten it."
         )
 
 

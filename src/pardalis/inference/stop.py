@@ -17,6 +17,7 @@ def held_length(text: str, stop: Sequence[str]) -> int:
     """Return the length of the longest end of a text with which a stop string begins."""
     longest = min(len(text), max(map(len, stop), default=1) - 1)
     for length in range(longest, 0, -1):
-        if any(s.startswith(text[-length:]) for s in stop):
+        end = text[-length:]
+        if any(s.startswith(end) for s in stop):
             return length
     return 0

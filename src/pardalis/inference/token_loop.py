@@ -102,6 +102,7 @@ class TokenLoop:
                 f"{numbers * weight.element_size() / 2**30:,.1f} GiB, which {self.device} does not "
                 "have; lower `max_slots` or `cache_tokens`."
             ) from error
+        self._n_positions = min(context, n_pages * page_size)
         self.windows = WindowPolicy(
             config.speculation_window,
             _MEMORY_BOUND_TOKENS[self.device.type],
@@ -117,7 +118,7 @@ class TokenLoop:
         slots = SlotStates(config.max_slots, self.device)
         self.batches = BatchBuilder(grammar, slots)
         self.runner = StepRunner(
-            packed(model, config.weights, self.adapters),
+            packed(model, config.weights, self.adapters, self._n_positions),
             Head(model, grammar, config.weights, self.adapters),
             Automaton(grammar, self.device),
             slots,
@@ -161,7 +162,8 @@ class TokenLoop:
                 )
         self._in_flight = None  # steps of requests that were aborted meanwhile
         self.runner.reload(
-            packed(model, self.config.weights), Head(model, self.grammar, self.config.weights)
+            packed(model, self.config.weights, n_positions=self._n_positions),
+            Head(model, self.grammar, self.config.weights),
         )
         self.scheduler.pool.forget_prefixes()
         self.cache.clear()

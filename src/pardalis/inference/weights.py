@@ -110,11 +110,11 @@ class _Biased(nn.Module):
 
 
 class RotationTable(nn.Module):
-    """Table of the cosines and sines of RoPE; positions beyond the context are clamped."""
+    """Table of the cosines and sines of RoPE; positions beyond it are clamped."""
 
-    def __init__(self, rope: RoPE, context: int, device: torch.device) -> None:
+    def __init__(self, rope: RoPE, n_positions: int, device: torch.device) -> None:
         super().__init__()
-        positions = torch.arange(context, device=device)
+        positions = torch.arange(n_positions, device=device)
         self.cos, self.sin = (table[0] for table in rope(positions[None]))
 
     def forward(self, positions: Int[Tensor, "B T"]) -> Rotation:
@@ -164,7 +164,10 @@ class Head:
 
 @torch.no_grad()
 def packed(
-    model: LanguageModel, weights: Weights, adapters: LoadedAdapters | None = None
+    model: LanguageModel,
+    weights: Weights,
+    adapters: LoadedAdapters | None = None,
+    n_positions: int | None = None,
 ) -> LanguageModel:
     """Return a copy of a model of any kind for decoding; the original is unchanged.
 
@@ -175,7 +178,11 @@ def packed(
         weights: ``stored`` keeps every value: on a CPU the matrices are copied into oneDNN's
             layout, elsewhere all weights are shared. ``int8`` quantises the matrices.
         adapters: what a token may have beside the matrices, which it never quantises.
+        n_positions: most that a sequence has, for which tables are made; None: the context, which
+            a config may claim to be any number.
     """
+    if n_positions is None:
+        n_positions = model.context
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
     is_packed = weights == "int8" or _has_layout(model.head.weight)
@@ -196,7 +203,7 @@ def packed(
             fuse(joined)
         for name, child in list(module.named_children()):
             if isinstance(child, RoPE):
-                module.add_module(name, RotationTable(child, model.context, model.device))
+                module.add_module(name, RotationTable(child, n_positions, model.device))
             elif isinstance(child, nn.Linear) and child is not copied.head:
                 if is_packed or adapters:
                     module.add_module(name, joined([child]))

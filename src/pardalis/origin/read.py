@@ -40,7 +40,7 @@ def read_origin(source: Path | bytes) -> ImageOrigin:
         DataError: it is no image that can be read.
     """
     content = read_source(source)
-    image = open_image(content)
+    image = open_image(source)  # not its content, which has no name for a message
     manifest, reads = None, True
     try:
         manifest = read_manifest(content, media_type(content) or "")

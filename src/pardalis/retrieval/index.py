@@ -46,7 +46,7 @@ from pardalis.files import (
     found_at,
     read_json,
     recover_folder,
-    require_folder,
+    require_replaceable,
     write_json,
     write_text,
 )
@@ -299,11 +299,11 @@ def _stated(source: SourceConfig, content: Survey) -> Stated:
 
 def require_index_folder(folder: Path) -> None:
     """Raise ConfigError if an index in a folder would replace what is none."""
-    require_folder(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file():
-        raise ConfigError(
-            f"{folder} exists and holds no {DESCRIPTION}, so it is not replaced; name another "
-            "folder."
+    require_replaceable(folder, DESCRIPTION, (_VECTORS, _MODALITIES, _SHARDS))
+    if folder.is_dir() and [entry.name for entry in folder.iterdir()] == [DESCRIPTION]:
+        raise ConfigError(  # many programs write a file of this name
+            f"{folder} exists and holds {DESCRIPTION} alone, which is no index, so it is not "
+            "replaced; name another folder."
         )
 
 

@@ -100,6 +100,7 @@ async def _begun(
 ) -> AsyncGenerator[tuple[int, Item], None]:
     """Return the items of the answers, which the engine has begun; raises APIError."""
     document = await service.in_thread(body.document, service)
+    service.check_length(document)
     if refusal := await service.judge.request(document):
         writer.refused(refusal)
         return _refused(refusal, body.choices)

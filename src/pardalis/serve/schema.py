@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pardalis.documents import Document, Text
 from pardalis.documents.document import is_unicode
+from pardalis.inference.generation import MOST_STOPS
 from pardalis.serve.errors import APIError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Body(Schema):
         if isinstance(stop := found.get("stop"), str):
             found["stop"] = (stop,)
         elif stop is not None:
-            found["stop"] = tuple(stop)
+            found["stop"] = tuple(stop[: MOST_STOPS + 1])  # refused, without a look at a million
         found.setdefault("seed", secrets.randbits(31))
         return found
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pardalis.errors import ConfigError
 from pardalis.inference import Engine
@@ -76,6 +78,41 @@ async def _serve(
         service.close()
 
 
+class Protocol(H11Protocol):
+    """HTTP in which the head of a request has to arrive in time, or the connection is closed.
+
+    Uvicorn waits for it without end, so who opens connections and sends nothing, or a header a
+    minute, soon holds all that the process may have open.
+    """
+
+    head_timeout_s = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        """Begin to wait for a head, go on, or end it once the head is there."""
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 class AppServer(uvicorn.Server):
     """Serves an application, says where, and takes the signal that stops it for no failure."""
 
@@ -89,7 +126,7 @@ class AppServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(stop_timeout_s) + 5,
-                http="h11",  # whatever else is installed, as it alone limits headers
+                http=Protocol,  # on h11, whatever else is installed, as it alone limits headers
                 h11_max_incomplete_event_size=64 << 10,
                 ws="none",
             )

@@ -27,6 +27,7 @@ from pardalis.inference import (
     Stream,
     to_requests,
 )
+from pardalis.inference.prompt import check_length
 from pardalis.origin import About, ImageFormat, OriginWriter
 from pardalis.origin.watermark import check_size
 from pardalis.serve.answer import Item, PartialImage, WholeImage, in_order, judged
@@ -159,6 +160,13 @@ class Service:
     def _check_accepting(self) -> None:
         if not self.accepting:
             raise APIError("The server stops; send the request again later.", 503)
+
+    def check_length(self, document: Document) -> None:
+        """Refuse a prompt that cannot be answered before filters read it; raises APIError."""
+        try:
+            check_length(self.bundle, document)
+        except PardalisError as error:
+            raise APIError.of(error, NAMES) from error
 
     async def submit(
         self,

@@ -22,7 +22,7 @@ from pardalis.bundle import Bundle
 from pardalis.config import check_at_least
 from pardalis.documents import Document, Image, Segment, Text, open_image
 from pardalis.errors import ConfigError, DataError
-from pardalis.files import atomic_folder, write_json
+from pardalis.files import atomic_folder, require_replaceable, write_json
 from pardalis.inference import (
     GenerationConfig,
     Infilling,
@@ -90,10 +90,7 @@ def study_infilling(
         DataError: a source does not exist.
     """
     recipe = load_recipe(run / "recipe.toml")
-    if folder.exists() and not _is_ours(folder):
-        raise ConfigError(
-            f"{folder} exists and holds no {_FILE}, so it is not replaced; name another folder."
-        )
+    require_replaceable(folder, _FILE)
     model = bundles.load(bundle or run / "bundle", device)
     sources: dict[str, Any] = {}
     learnt = {source.name for source in recipe.sources}
@@ -110,10 +107,6 @@ def study_infilling(
     with atomic_folder(folder) as partial:
         write_json(partial / _FILE, result)
     return result
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / _FILE).is_file() or not any(folder.iterdir()))
 
 
 def _pairs(

@@ -33,7 +33,7 @@ from pardalis.documents import Document, Image, Segment, Text, open_image
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate import ImageFeatures, retrieval_top1, score_captions
 from pardalis.evaluate.probe import LinearProbe
-from pardalis.files import atomic_folder, write_json
+from pardalis.files import atomic_folder, require_replaceable, write_json
 from pardalis.inference import GenerationConfig, Prompt, Response, generate_many
 from pardalis.pipeline.builders import documents_of
 from pardalis.pipeline.recipe import load_recipe
@@ -128,10 +128,7 @@ def study_sources(
         DataError: a source does not exist, or no document of the sources can be used.
     """
     recipe = load_recipe(run / "recipe.toml")
-    if folder.exists() and not _is_ours(folder):
-        raise ConfigError(
-            f"{folder} exists and holds no {_FILE}, so it is not replaced; name another folder."
-        )
+    require_replaceable(folder, _FILE, ("images", "grid.png"))
     documents = {source.name: list(documents_of([source], run)) for source in recipe.all_sources}
     items = {name: found for name, some in documents.items() if (found := _items(some))}
     if not items:
@@ -150,10 +147,6 @@ def study_sources(
         result = study.write(partial)
         write_json(partial / _FILE, result)
     return result
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / _FILE).is_file() or not any(folder.iterdir()))
 
 
 def _items(documents: Iterable[Document]) -> list[_Item]:
