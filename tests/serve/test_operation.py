@@ -12,6 +12,7 @@ import pytest
 
 from pardalis import Engine
 from pardalis.errors import ConfigError
+from pardalis.serve import ServeConfig
 
 CHAT = "/v1/chat/completions"
 LONG = {"model": "tiny", "messages": [{"role": "user", "content": "an owl"}], "temperature": 1.5,
@@ -118,6 +119,37 @@ def test_other_sites_are_refused_unless_they_are_named(server, served_bundle, ru
         assert found["access-control-allow-origin"] == "https://example.org"
         other = named.send("GET", "/v1/models", None, {"Origin": "https://example.com"})[1]
         assert "access-control-allow-origin" not in other
+
+
+@pytest.mark.parametrize(
+    ("name", "answered"),
+    [
+        ("localhost:8000", True),
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("pardalis", True),  # as nginx calls a group of servers
+        ("a.localhost", True),
+        ("Example.org.:443", True),
+        ("evil.example.org", False),
+        ("example.org.evil.net:8000", False),
+        ("127.0.0.1.evil.net", False),
+    ],
+)
+def test_a_local_server_without_keys_answers_to_no_foreign_names(
+    served_bundle, running, name, answered
+):
+    with Engine(served_bundle, max_slots=1) as engine, running(engine, hosts=("example.org",)) as s:
+        status, _, body = s.send("GET", "/v1/models", headers={"Host": name})
+    assert status == (200 if answered else 403)
+    if not answered:
+        assert "--allow-host" in json.loads(body)["error"]["message"]
+
+
+def test_hosts_are_restricted_where_a_stranger_could_come_in_through_a_browser():
+    local = ServeConfig.local_hosts
+    assert local("127.0.0.1", (), ()) == local("localhost", (), ()) == local("::1", (), ()) == ()
+    assert local("0.0.0.0", (), ()) is None and local("127.0.0.1", ("key",), ()) is None
+    assert local("0.0.0.0", (), ("a.org",)) == ("a.org",)
 
 
 def test_a_client_that_leaves_frees_its_place(slow):

@@ -403,3 +403,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def add_hosts(parser: argparse._ActionsContainer) -> None:
+    """Add the option ``--allow-host``, of a server that a proxy stands before."""
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", dest="allowed_hosts",
+        help="answer to this domain name too, as that of a proxy; without keys, a server of this "
+        "machine alone answers to none (may be repeated)",
+    )  # fmt: skip

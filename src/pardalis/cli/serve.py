@@ -13,6 +13,7 @@ from pardalis.cli.common import (
     add_adapters,
     add_bundle,
     add_command,
+    add_hosts,
     add_number,
     add_placement,
     chosen_adapters,
@@ -53,6 +54,7 @@ def add(commands: Commands) -> None:
         "--cors-origin", action="append", default=[], metavar="ORIGIN", dest="cors_origins",
         help="let the pages of a site use the API, such as https://example.org (may be repeated)",
     )  # fmt: skip
+    add_hosts(group)
     group.add_argument(
         "--image-host", action="append", default=[], metavar="HOST", dest="image_hosts",
         help="fetch images that requests name by URL from this host (may be repeated)",
@@ -97,10 +99,12 @@ def _run(options: argparse.Namespace) -> None:
     from pardalis.serve.keys import read_keys
     from pardalis.serve.server import served_name
 
+    api_keys = read_keys(options.api_key_file) if options.api_key_file else ()
     config = ServeConfig(
         host=options.host,
         port=options.port,
-        api_keys=read_keys(options.api_key_file) if options.api_key_file else (),
+        api_keys=api_keys,
+        hosts=ServeConfig.local_hosts(options.host, api_keys, tuple(options.allowed_hosts)),
         cors_origins=tuple(options.cors_origins),
         image_hosts=tuple(options.image_hosts),
         stop_timeout_s=options.stop_timeout_s,

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pardalis.cli.common import Commands, add_command, add_output, print_result, set_run
+from pardalis.cli.common import (
+    Commands,
+    add_command,
+    add_hosts,
+    add_output,
+    print_result,
+    set_run,
+)
 
 _NEW = """\
 Make a study of the answers of two models to the same prompts. A and B are bundles, which complete
@@ -63,6 +70,7 @@ def add(commands: Commands) -> None:
         "--api-key-file", type=Path, metavar="FILE",
         help="keys that open the study, one a line (default: it is open)",
     )  # fmt: skip
+    add_hosts(parser)
     set_run(parser, _serve)
     parser = add_command(verbs, "report", "print the results of a study", _REPORT)
     _add_study(parser)
@@ -95,7 +103,10 @@ def _serve(options: argparse.Namespace) -> None:
     from pardalis.studies.pairwise import Study
 
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
-    config = ServeConfig(host=options.host, port=options.port, api_keys=keys, max_body_mib=1)
+    hosts = ServeConfig.local_hosts(options.host, keys, tuple(options.allowed_hosts))
+    config = ServeConfig(
+        host=options.host, port=options.port, api_keys=keys, hosts=hosts, max_body_mib=1
+    )
     study = Study(options.study)
 
     def on_ready(url: str) -> None:

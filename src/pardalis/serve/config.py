@@ -1,6 +1,7 @@
 """Configuration of the server."""
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from pardalis.config import check_above, check_at_least, check_types
@@ -23,6 +24,10 @@ class ServeConfig:
     cors_origins: tuple[
         str, ...
     ] = ()  # pages of these origins may use the API, such as "https://a.b"
+    # Domain names under which requests may call the server, besides addresses, names without a dot
+    # and localhost; None: any. Without keys, a page of a name that its owner leads to this machine
+    # could call a server which is open to this machine alone (DNS rebinding).
+    hosts: tuple[str, ...] | None = None
     image_hosts: tuple[str, ...] = ()  # images by URL are fetched from these hosts alone
     max_body_mib: int = 32  # bytes of a request's body
     body_timeout_s: float = 30.0  # until a body has arrived
@@ -51,6 +56,19 @@ class ServeConfig:
         if "" in self.api_keys:
             raise ConfigError("api_keys must not hold an empty key; leave it out to need none.")
 
+    @staticmethod
+    def local_hosts(
+        host: str, api_keys: tuple[str, ...], allowed: tuple[str, ...]
+    ) -> tuple[str, ...] | None:
+        """Return ``hosts`` for a command: restricted if some are named, or if it is local and open.
+
+        Args:
+            host: address to listen on.
+            allowed: names that the user gives.
+        """
+        is_local = host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
+        return allowed if allowed or (is_local and not api_keys) else None
+
     def origin(self) -> OriginWriter:
         """Load what encodes images; raises ConfigError."""
         if self.c2pa_certificate is None or self.c2pa_key is None:
@@ -60,3 +78,12 @@ class ServeConfig:
     def filters(self) -> Filters:
         """Load the filters that the config names; raises ConfigError."""
         return Filters(self.request_filters, self.answer_filters)
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address and not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

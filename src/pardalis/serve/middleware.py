@@ -1,4 +1,4 @@
-"""What every request passes: an id, a log line, limits of its body, the key, headers."""
+"""What every request passes: an id, a log line, limits of its body, the host, the key, headers."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pardalis.serve.config import ServeConfig
+from pardalis.serve.config import ServeConfig, is_address
 from pardalis.serve.errors import APIError
 from pardalis.serve.keys import Keys
 from pardalis.serve.metrics import Metrics
@@ -66,12 +66,25 @@ class Gate:
             await send(message)
 
         try:
+            self._check_host(scope)
             self._check_key(scope)
             await self.app(scope, await self._with_body(scope, receive), answer)
         except APIError as error:
             await error.response()(scope, receive, answer)
         finally:
             self._record(scope, status, time.monotonic() - begun, key)
+
+    def _check_host(self, scope: Scope) -> None:
+        if self.config.hosts is None:
+            return
+        name = _name_of(Headers(scope=scope).get("host", ""))
+        if "." not in name or is_address(name) or name.endswith(".localhost"):
+            return
+        if name not in self.config.hosts:
+            raise APIError(
+                f"This server does not answer to the name {name[:200]!r}; whoever runs it can "
+                "allow that with --allow-host NAME, or ask for keys.", 403, code="unknown_host",
+            )  # fmt: skip
 
     def _check_key(self, scope: Scope) -> None:
         if not self._needs_key(scope) or scope["method"] == "OPTIONS":
@@ -135,3 +148,10 @@ class Gate:
             "client": (scope.get("client") or ("",))[0],
         }
         logger.info(json.dumps(record), extra={"fields": record})
+
+
+def _name_of(host: str) -> str:
+    """Return a Host header without its port and a final dot."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".").lower()
