@@ -443,16 +443,15 @@ def test_who_leaves_gives_back_no_place_of_a_thread_that_still_runs(engine):
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize(
-    ("error", "message"),
-    [(ValueError("sesame"), "its log has the reason"), (ConfigError("has expired"), "has expired")],
+    "error", [ValueError("sesame"), ConfigError("/the/certificate.pem has expired")]
 )
-def test_a_stream_that_breaks_ends_with_an_event(serving, monkeypatch, caplog, error, message, n):
+def test_a_stream_that_breaks_ends_with_an_event(serving, monkeypatch, caplog, error, n):
     def breaks(*arguments, **options):
         raise error
 
     client, _ = serving()
     monkeypatch.setattr(OriginWriter, "encode", breaks)
-    with pytest.raises(openai.APIError, match=message):
+    with pytest.raises(openai.APIError, match="its log has the reason"):
         list(client.images.generate(prompt="an owl", stream=True, n=n))
     assert str(error) in caplog.text  # with its traceback
 

@@ -299,7 +299,7 @@ def _stated(source: SourceConfig, content: Survey) -> Stated:
 
 def require_index_folder(folder: Path) -> None:
     """Raise ConfigError if an index in a folder would replace what is none."""
-    require_replaceable(folder, DESCRIPTION, (_VECTORS, _MODALITIES, _SHARDS))
+    require_replaceable(folder, DESCRIPTION, (_VECTORS, _MODALITIES, _SHARDS, LICENCES))
     if folder.is_dir() and [entry.name for entry in folder.iterdir()] == [DESCRIPTION]:
         raise ConfigError(  # many programs write a file of this name
             f"{folder} exists and holds {DESCRIPTION} alone, which is no index, so it is not "
