@@ -40,7 +40,7 @@ from pardalis.inference.prompt_lines import (
     parse_line,
     read_lines,
 )
-from pardalis.pipeline.runner import exclusive
+from pardalis.files import exclusive
 from pardalis.seeds import numpy_generator
 
 SIDES = ("A", "B")

@@ -1,0 +1,1 @@
+"""Metrics: functions of texts, features and images, which know nothing of models."""

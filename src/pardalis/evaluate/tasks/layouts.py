@@ -1,0 +1,6 @@
+"""The layouts of items, of which a task names one by ``data.kind``."""
+
+from pardalis.config import Kinds
+from pardalis.evaluate.tasks.records import RecordsConfig
+
+LAYOUTS = Kinds(RecordsConfig)
