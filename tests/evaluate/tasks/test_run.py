@@ -196,5 +196,5 @@ def test_bad_tasks_and_folders(bundle, finished, tmp_path):
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(ConfigError, match="other is not empty and holds no results of an evaluati"):
         evaluate_tasks(bundle, [finished / "animals.toml"], tmp_path / "other")
-    with pytest.raises(DataError, match="items.jsonl does not exist; a file of the task's items"):
+    with pytest.raises(DataError, match=r"items\.jsonl does not exist; a file of the task's items"):
         evaluate_tasks(bundle, [finished / "animals.toml"], tmp_path / "out", data=tmp_path)

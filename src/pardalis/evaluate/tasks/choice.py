@@ -7,7 +7,7 @@ model is the one with the largest score, which is one of
     tokens          log P(c | x) / number of tokens of c      ditto
     characters      log P(c | x) / characters of c            acc_norm of lm-evaluation-harness
     bytes           log P(c | x) / bytes of c in UTF-8
-    unconditional   log P(c | x) - log P(c | u)               ditto, and Holtzman et al. 2021, PMI_DC
+    unconditional   log P(c | x) - log P(c | u)               ditto; Holtzman et al. 2021, PMI_DC
 
 with a prompt u that says nothing of the item, such as "Answer:". The delimiter before a choice
 belongs to its tokens, but not to its characters and bytes. Of equal scores the first counts.
@@ -33,7 +33,6 @@ from pardalis.evaluate.tasks.task import (
     Record,
     TaskConfig,
     Trial,
-    mean,
 )
 from pardalis.inference import Score
 

@@ -36,7 +36,7 @@ from pardalis.config import check_at_least, not_deciding
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate.metrics.intervals import bootstrap
-from pardalis.evaluate.tasks.items import Item, Layout
+from pardalis.evaluate.tasks.items import Item
 from pardalis.evaluate.tasks.layouts import LAYOUTS
 from pardalis.evaluate.tasks.template import Template, joined
 from pardalis.inference import GenerationConfig, ScoreRequest
