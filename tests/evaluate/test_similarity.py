@@ -1,13 +1,12 @@
 import math
 import sys
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pardalis.errors import ConfigError
-from pardalis.evaluate.similarity import Moments, bootstrap_interval, frechet_distance, ssim
+from pardalis.evaluate.similarity import Moments, frechet_distance, ssim
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -91,17 +90,3 @@ def test_the_frechet_distance_of_shifted_and_scaled_sets():
 def test_one_image_has_no_frechet_distance():
     assert math.isnan(frechet_distance(moments(noise(1, 4)), moments(noise(9, 4))))
 
-
-def test_the_coverage_of_the_interval_is_95_percent():
-    generator = np.random.default_rng(0)
-    intervals = [bootstrap_interval(generator.normal(5, 2, 60)) for _ in range(100)]
-    hits = sum(low <= 5 <= high for low, high in intervals)
-    assert 88 <= hits <= 99
-    # About 2 * 1.96 standard errors.
-    width = np.mean([high - low for low, high in intervals])
-    assert width == pytest.approx(2 * 1.96 * 2 / math.sqrt(60), rel=0.1)
-
-
-def test_intervals_of_few_values():
-    assert bootstrap_interval(np.array([3.0])) == (3.0, 3.0)
-    assert all(math.isnan(end) for end in bootstrap_interval(np.array([])))

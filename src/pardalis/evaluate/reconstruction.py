@@ -21,8 +21,9 @@ from pardalis.data.report import Rejected
 from pardalis.errors import DataError
 from pardalis.evaluate.image_tokenizer import RoundTrip, round_trips, unit_pixels
 from pardalis.evaluate.images import ImageSet
+from pardalis.evaluate.metrics.intervals import bootstrap
 from pardalis.evaluate.ocr import OCR, n_recalled, words_of
-from pardalis.evaluate.similarity import Moments, bootstrap_interval, frechet_distance, ssim
+from pardalis.evaluate.similarity import Moments, frechet_distance, ssim
 from pardalis.feature_nets import FeatureNet, PerceptualDistance
 from pardalis.progress import bar
 from pardalis.seeds import numpy_generator
@@ -171,7 +172,7 @@ class _Scorer:
             values = np.array([image[name] for image in self.images])
             scores |= {
                 name: float(values.mean()),
-                f"{name}_interval": list(bootstrap_interval(values)),
+                f"{name}_interval": list(bootstrap(values, resamples=1000)),
             }
         if self._frechet is not None:
             scores[self._frechet.score_name] = self._frechet.distance()

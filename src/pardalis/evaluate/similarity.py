@@ -1,14 +1,10 @@
-"""SSIM, the Fréchet distance and bootstrap intervals; pixels are in [-1, 1]."""
+"""SSIM and the Fréchet distance; pixels are in [-1, 1]."""
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.feature_nets.files import optional_package
-from pardalis.seeds import numpy_generator
-
-_RESAMPLES = 1000
 
 
 def ssim(
@@ -74,12 +70,3 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     distance = (a.mean - b.mean).square().sum() + traces - 2 * shared
     return max(0.0, float(distance))  # rounding can make it slightly negative
 
-
-def bootstrap_interval(values: Float[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean (percentile method); NaN without values."""
-    if not len(values):
-        return float("nan"), float("nan")
-    generator = numpy_generator(seed, "bootstrap")
-    means = [generator.choice(values, len(values)).mean() for _ in range(_RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5)).tolist()
-    return low, high
