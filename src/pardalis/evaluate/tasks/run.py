@@ -29,6 +29,7 @@ from pardalis.evaluate.tasks.task import (
     Likelihood,
     Record,
     TaskConfig,
+    TokenLikelihood,
     Trial,
     check_trial,
     trials,
@@ -252,10 +253,12 @@ class _Evaluation:
                     yield to_request(self.bundle, each.prompt, config)
             else:
                 pairs = (
-                    (each.prompt, each.continuation) if isinstance(each, Likelihood) else each
+                    (each.prompt, each.continuation)
+                    if isinstance(each, Likelihood)
+                    else _score_request(each)
                     for each in group
                 )
-                for encoded in to_score_requests(self.bundle, pairs, adapter):
+                for encoded in to_score_requests(self.bundle, pairs):
                     yield replace(encoded, adapter=adapter)
 
     def _finished(
@@ -330,6 +333,11 @@ class _Open:
         return found
 
 
+def _score_request(request: AnyRequest) -> ScoreRequest:
+    assert isinstance(request, TokenLikelihood)
+    return ScoreRequest(prompt_ids=request.prompt_ids, continuation_ids=request.continuation_ids)
+
+
 def task_entry(task: TaskConfig, records: Sequence[Record], folder: Path) -> dict[str, Any]:
     """Return the counts and numbers of a task as plain values.
 
@@ -349,8 +357,8 @@ def task_entry(task: TaskConfig, records: Sequence[Record], folder: Path) -> dic
 
 def prompts_of(requests: Sequence[AnyRequest]) -> Document:
     """Return the first prompt of an item, as a person reads it."""
-    first = next((each for each in requests if not isinstance(each, ScoreRequest)), None)
-    return Document(()) if first is None else first.prompt
+    first = requests[0] if requests else None
+    return Document(()) if first is None or isinstance(first, TokenLikelihood) else first.prompt
 
 
 def _versions() -> dict[str, str]:

@@ -31,15 +31,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
+import numpy as np
+from jaxtyping import Int
+
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least, not_deciding
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import ConfigError, DataError
-from pardalis.evaluate.metrics.intervals import bootstrap
+from pardalis.evaluate.metrics.intervals import bootstrap, bootstrap_of
 from pardalis.evaluate.tasks.items import Item
 from pardalis.evaluate.tasks.layouts import LAYOUTS
 from pardalis.evaluate.tasks.template import Template, joined
-from pardalis.inference import GenerationConfig, ScoreRequest
+from pardalis.inference import GenerationConfig
 from pardalis.seeds import derive, numpy_generator
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -65,8 +68,22 @@ class Generation:
     config: GenerationConfig
 
 
-AnyRequest: TypeAlias = Likelihood | Generation | ScoreRequest
-"""What a task may ask of a model; a ``ScoreRequest`` is a likelihood in token ids."""
+@dataclass(frozen=True, slots=True)
+class TokenLikelihood:
+    """Asks how likely token ids are after others; the result is a ``Score``.
+
+    Attributes:
+        prompt_ids: at least one; begins with bos, if the model has it.
+        note: what the task needs to know of the tokens when it scores them.
+    """
+
+    prompt_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+    note: Any = None
+
+
+AnyRequest: TypeAlias = Likelihood | Generation | TokenLikelihood
+"""What a task may ask of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +321,19 @@ def mean(records: Sequence[Record], name: str) -> Number:
     means = tuple(math.fsum(each) / len(each) for _, each in sorted(by_seed.items()))
     seeds_low, seeds_high = bootstrap(means)
     return replace(number, by_seed=means, seeds_low=seeds_low, seeds_high=seeds_high)
+
+
+def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> Number:
+    """Return the sum of numerators over that of denominators, with its interval over items."""
+    above, below = np.array(tops, np.float64), np.array(bottoms, np.float64)
+
+    def of(drawn: Int[np.ndarray, " m"]) -> float:
+        total = below[drawn].sum()
+        return float(above[drawn].sum() / total) if total else float("nan")
+
+    has_some = [n for n, bottom in enumerate(bottoms) if bottom]  # the others add nothing
+    low, high = bootstrap_of(len(has_some), lambda drawn: of(np.array(has_some)[drawn]))
+    return Number(math.fsum(tops) / math.fsum(bottoms), low, high)
 
 
 def _with_role(segments: Sequence[Segment], role: Role) -> list[Segment]:
