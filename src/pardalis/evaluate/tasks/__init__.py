@@ -9,11 +9,14 @@ A task is a TOML file, or a config in Python. Its ``kind`` is a class of the tab
     shipped/*.toml  a task that comes with Pardalis, found by its name
 
     evaluate_tasks(bundle, ["arc_easy", "my_task.toml"], "results", data="data")
+    compare_results(["results", "other_results"], "page.html")
 """
 
 from pardalis.evaluate.tasks.choice import ChoiceTask
+from pardalis.evaluate.tasks.comparison import compare_results
 from pardalis.evaluate.tasks.documents import DocumentsConfig
 from pardalis.evaluate.tasks.find import load_task, load_tasks, shipped_tasks, task_of
+from pardalis.evaluate.tasks.generate import METRICS, AnswerMetric, GenerateTask
 from pardalis.evaluate.tasks.identity import bundle_digest
 from pardalis.evaluate.tasks.items import Item, Layout, image_digest, load_items
 from pardalis.evaluate.tasks.kinds import TASKS
@@ -32,6 +35,8 @@ from pardalis.evaluate.tasks.task import (
     TokenLikelihood,
     Trial,
     mean,
+    paired_mean,
+    paired_ratio,
     ratio,
 )
 from pardalis.evaluate.tasks.template import FILTERS, Template

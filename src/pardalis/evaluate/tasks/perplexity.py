@@ -35,6 +35,7 @@ from pardalis.evaluate.tasks.task import (
     TaskConfig,
     TokenLikelihood,
     Trial,
+    paired_ratio,
     ratio,
 )
 
@@ -117,13 +118,25 @@ class PerplexityTask(TaskConfig):
         )
 
     def summarise(self, records: Sequence[Record], folder: Path) -> dict[str, Number]:
+        return {name: ratio(*columns) for name, columns in self._columns(records).items()}
+
+    def differences(self, first: Sequence[Record], second: Sequence[Record]) -> dict[str, Number]:
+        before, after = self._columns(first), self._columns(second)
+        return {
+            name: paired_ratio((before[name][0], after[name][0]), (before[name][1], after[name][1]))
+            for name in before
+            if name in after
+        }
+
+    def _columns(self, records: Sequence[Record]) -> dict[str, tuple[list[float], list[float]]]:
+        """Return the numerators and denominators of each number, one of each item."""
         grouped = [self._groups(record["details"]["segments"]) for record in records]
         names = sorted({name for each in grouped for name in each}, key=_order)
-        found = {}
-        for name in names:
-            sums = [_sums(each[name]) if name in each else (0.0, 0.0) for each in grouped]
-            found[name] = ratio([top for top, _ in sums], [bottom for _, bottom in sums])
-        return found
+        sums = {name: [_sums(each.get(name, ())) for each in grouped] for name in names}
+        return {
+            name: ([top for top, _ in pairs], [bottom for _, bottom in pairs])
+            for name, pairs in sums.items()
+        }
 
     def _groups(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
         """Return what is summed for each number: pairs of a numerator and a denominator."""
