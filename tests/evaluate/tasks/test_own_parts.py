@@ -66,7 +66,7 @@ def test_a_layout_and_a_number_of_the_whole(bundle, tmp_path):
 
     class Counted(tasks.PerplexityTask):
         def summarise(self, records, folder):
-            return {"texts": Number(len(records))} | super().summarise(records, folder)
+            return {"texts": Number(float(len(records)))} | super().summarise(records, folder)
 
     (tmp_path / "texts.txt").write_text("An owl\nThe fox\n")
     values = {"kind": "perplexity", "name": "t", "document": "{text}"}

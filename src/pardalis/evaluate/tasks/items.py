@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pardalis.documents import Document, Image, Text, to_png
+from pardalis.documents.document import is_unicode
 from pardalis.errors import DataError
 from pardalis.files import found_at
 
@@ -45,7 +46,7 @@ class Item:
             OSError: an image cannot be read.
         """
         text = json.dumps(_plain(self.fields), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @runtime_checkable
@@ -77,6 +78,8 @@ def load_items(layout: Layout, folder: Path) -> list[Item]:
                 "expected there, so put it there or give another folder of `data`."
             )
     items = list(layout.items(folder))
+    for item in items:
+        _require_unicode(item, folder)
     shown = " and ".join(str(folder / path) for path in layout.files)
     if not items:
         raise DataError(f"{shown} has no items; is it the right file?")
@@ -88,6 +91,16 @@ def load_items(layout: Layout, folder: Path) -> list[Item]:
                 f"{number + 1}; ids must differ."
             )
     return items
+
+
+def _require_unicode(item: Item, folder: Path) -> None:
+    """Raise DataError if a text has half of a surrogate pair, which JSON can spell."""
+    text = json.dumps([item.id, item.fields], default=lambda value: "", ensure_ascii=False)
+    if not is_unicode(text):
+        raise DataError(
+            f"The item {item.id[:_SHOWN]!r} of {folder} holds broken Unicode: half of a surrogate "
+            "pair; is the text UTF-8?"
+        )
 
 
 def require_images(items: Sequence[Item]) -> None:

@@ -151,7 +151,11 @@ def _read_json(path: Path, at: str) -> Iterator[dict[str, Any]]:
             raise DataError(f"{path} has no {name!r} on the way to its records, {at!r}.")
         value = value[name]
     if not isinstance(value, list):
-        keys = f" with the keys {', '.join(sorted(value)[:10])}" if isinstance(value, dict) else ""
+        keys = (
+            f" with the keys {', '.join(sorted(value)[:10])}"
+            if value and isinstance(value, dict)
+            else ""
+        )
         raise DataError(
             f"{path} holds a {type(value).__name__}{keys}; a list of records was expected, whose "
             "place `at` gives."
