@@ -6,6 +6,7 @@ deeply than any of ours.
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -17,8 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pardalis.errors import ConfigError
+from pardalis.errors import BusyError, ConfigError
 
+LOCK = ".lock"  # the file whose lock a process holds while it works in a folder
 MOST_BYTES = 1 << 28  # of a description or a line; the largest tokenizers have some 40 MB
 _MOST_LEVELS = 100  # of nested values
 _MOST_TOML = 1 << 20  # characters; those of our recipes have 10,000 at most
@@ -373,3 +375,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, such as a run; it is released when its process ends.
+
+    Raises:
+        BusyError: another process holds it.
+        ConfigError: ``.lock`` is no file: a link would lead to another file, and opening a pipe may
+            wait without end.
+    """
+    path = folder / LOCK
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BusyError(
+                f"Another process is running in {folder}; wait for it, or choose another folder."
+            ) from None
+        yield

@@ -18,7 +18,7 @@ from browser import AXE, chromium
 pytest.importorskip("fastapi", reason="the server needs FastAPI: pip install 'pardalis[serve]'")
 
 from pardalis.documents import to_png
-from pardalis.pipeline.runner import exclusive
+from pardalis.files import exclusive
 from pardalis.serve import ServeConfig, listen
 from pardalis.serve.server import AppServer
 from pardalis.serve.study import STUDY_PAGE, create_study_app

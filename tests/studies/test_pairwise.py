@@ -9,8 +9,8 @@ import pytest
 
 from pardalis.cli.main import main
 from pardalis.errors import BusyError, ConfigError, DataError, RequestError
+from pardalis.files import exclusive
 from pardalis.inference.prompt_lines import read_lines
-from pardalis.pipeline.runner import exclusive
 from pardalis.studies.pairwise import Desk, Study, make_study, rater_name
 from pardalis.studies.pairwise_report import _mean, report_study
 

@@ -32,6 +32,7 @@ from pardalis.cli.main import build_parser, main
 from pardalis.config import from_dict
 from pardalis.documents import READERS, Document, open_image, read_jsonl, read_pairs
 from pardalis.errors import ConfigError
+from pardalis.evaluate.tasks import load_task
 from pardalis.inference.mask import is_mask
 from pardalis.pipeline import load_recipe
 from pardalis.serve import ServeConfig
@@ -198,8 +199,15 @@ class Page:
     # ── TOML and JSON ────────────────────────────────────────────────────────────────────────────
 
     def _toml(self, text: str) -> None:
-        """Run a whole recipe, as the file of its name; load a part of one inside a whole one."""
+        """Run a whole recipe, as the file of its name; load a part of one inside a whole one.
+
+        A task is written where commands look for it.
+        """
         values = tomllib.loads(text)
+        if {"kind", "data"} <= values.keys():
+            Path("my_task.toml").write_text(text)
+            load_task(Path("my_task.toml"))
+            return
         if "name" not in values:
             _load_part(values)
             if "image_tokenizer_from" in values:  # it takes the place of a stage
@@ -247,6 +255,8 @@ class Page:
         elif all("index" in line for line in lines):
             wanted = {frozenset(line) for line in lines}
             assert wanted <= {frozenset(record) for record in _answers()}
+        elif all("choices" in line for line in lines):
+            Path("questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         elif all({"continuation", "answers"} & line.keys() for line in lines):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             name = "continuations" if "continuation" in lines[0] else "questions"

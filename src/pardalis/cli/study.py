@@ -96,7 +96,7 @@ def _serve(options: argparse.Namespace) -> None:
     from pardalis.cli.serve import log_to_stderr, require_libraries
 
     require_libraries()
-    from pardalis.pipeline.runner import exclusive
+    from pardalis.files import exclusive
     from pardalis.serve import ServeConfig, listen
     from pardalis.serve.keys import read_keys
     from pardalis.serve.study import serve_study

@@ -10,4 +10,5 @@ from pardalis.evaluate.reconstruction import Evaluation, MetricNets, evaluate_re
 from pardalis.evaluate.reconstruction_page import write_evaluation
 from pardalis.evaluate.report import write_report
 from pardalis.evaluate.retrieval import Retrieval, nearest, retrieval_top1
+from pardalis.evaluate.tasks import compare_results, evaluate_tasks
 from pardalis.evaluate.training_page import write_training_page

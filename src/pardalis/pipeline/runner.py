@@ -19,14 +19,12 @@ the shared stages with it, and wait for hours if necessary.
 """
 
 import dataclasses
-import fcntl
 import logging
 import os
 import re
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -36,8 +34,8 @@ import torch
 import pardalis
 from pardalis import config as configs
 from pardalis.devices import find_device
-from pardalis.errors import BundleError, BusyError, ConfigError, DataError, PardalisError
-from pardalis.files import output_folder, read_json, remove, write_json, write_text
+from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
+from pardalis.files import LOCK, exclusive, output_folder, read_json, remove, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
@@ -54,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 _RECORDS = "stages.json"
 _IDENTITY = re.compile("[0-9a-f]{0,64}")  # a hash, and part of the name of a folder
-_LOCK = ".lock"
 _DONE = {"keep": "kept", "skip": "skipped"}
 
 
@@ -259,7 +256,7 @@ def _check_folder(folder: Path, stages: Sequence[Stage]) -> None:
     names = dict.fromkeys(["recipe.toml", *outputs])
     found = [name for name in names if (folder / name).exists()]
     # Looked for last: a run writes its lock first, maybe now in another process.
-    if found and not any((folder / name).exists() for name in (_RECORDS, _LOCK)):
+    if found and not any((folder / name).exists() for name in (_RECORDS, LOCK)):
         raise ConfigError(
             f"{folder} holds {' and '.join(found)} that no run wrote, and a run would replace "
             "them; choose another folder for the run."
@@ -592,25 +589,3 @@ class _Run:
     def _write_records(self) -> None:
         ordered = [self.records[stage.name] for stage in STAGES if stage.name in self.records]
         write_json(self.folder / _RECORDS, [dataclasses.asdict(record) for record in ordered])
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; the lock is released when its process ends.
-
-    Raises:
-        BusyError: another process holds it.
-        ConfigError: ``.lock`` is no file: a link would lead to another file, and opening a pipe may
-            wait without end.
-    """
-    path = folder / _LOCK
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(
-                f"Another process is running in {folder}; wait for it, or choose another folder."
-            ) from None
-        yield

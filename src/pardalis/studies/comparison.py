@@ -19,10 +19,11 @@ from pardalis.errors import ConfigError
 from pardalis.evaluate import ImageSet, MetricNets, evaluate_reconstruction, require_packages
 from pardalis.evaluate.extras import FEATURES
 from pardalis.feature_nets import FeatureNetConfig, load_feature_net, load_perceptual_distance
+from pardalis.files import exclusive
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import exclusive, run_in_world
+from pardalis.pipeline.runner import run_in_world
 from pardalis.pipeline.stages import RunContext
 from pardalis.pipeline.stages.image_tokenizer import train_image_tokenizer
 from pardalis.studies.comparison_page import Comparison, VariantResult, write_comparison

@@ -25,6 +25,7 @@ from pardalis.documents import Text, to_png
 from pardalis.documents.images import ImageSource
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.files import (
+    exclusive,
     is_own_file,
     output_folder,
     read_bytes,
@@ -41,7 +42,6 @@ from pardalis.inference.prompt_lines import (
     parse_line,
     read_lines,
 )
-from pardalis.pipeline.runner import exclusive
 from pardalis.seeds import numpy_generator
 
 SIDES = ("A", "B")

@@ -30,11 +30,11 @@ import torch
 from pardalis.codec import Codec
 from pardalis.errors import ConfigError, PardalisError, TrainingError
 from pardalis.evaluate.run_folder import Metrics
-from pardalis.files import read_json, write_json
+from pardalis.files import exclusive, read_json, write_json
 from pardalis.parallel import Layout
 from pardalis.pipeline.builders import load_codec, model_task
 from pardalis.pipeline.recipe import Recipe, load_recipe
-from pardalis.pipeline.runner import exclusive, read_records, run
+from pardalis.pipeline.runner import read_records, run
 from pardalis.pipeline.stages import RunContext, stages_of
 from pardalis.pipeline.stages.train import STAGE as TRAIN
 from pardalis.pipeline.variants import StabilityConfig
