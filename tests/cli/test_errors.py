@@ -49,6 +49,17 @@ from pardalis.errors import ConfigError
             "none does not exist; build an index",
         ),
         (["generate", "none", "none.png"], 6, "No image at none.png"),
+        (["evaluate", "none", "-o", "out", "--limit", "1"], 2, "--limit belongs to --tasks"),
+        (
+            ["evaluate", "none", "-o", "out", "--tasks", "a.toml", "--images", "1"],
+            2,
+            "--images does not apply to --tasks",
+        ),
+        (["evaluate", "none", "-o", "out", "--tasks", ","], 2, "--tasks names nothing"),
+        (["evaluate", "none", "-o", "out", "--tasks", "arc_eazy"], 2, "did you mean 'arc_easy'?"),
+        (["evaluate", "none", "-o", "out", "--tasks", "a.toml"], 2, "No task at a.toml"),
+        (["evaluate", "compare", "none"], 2, "FOLDER must be at least two folders of results"),
+        (["evaluate", "compare", "none", "none", "-o", "a"], 2, "--output must end in .html"),
         (
             ["generate", "none", "owl", "--out", "owl.gif"],
             6,
@@ -194,7 +205,8 @@ COMMANDS = list(commands(build_parser()))
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data prepare",
-        "data show", "evaluate", "export", "generate", "import", "init", "merge", "plan",
+        "data show", "evaluate", "evaluate compare", "evaluate tasks", "export", "generate",
+        "import", "init", "merge", "plan",
         "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample",
         "score", "serve", "show", "show adapter",
         "show bundle", "show config", "show image", "show recipes", "show template", "stability",

@@ -89,4 +89,3 @@ def test_the_frechet_distance_of_shifted_and_scaled_sets():
 
 def test_one_image_has_no_frechet_distance():
     assert math.isnan(frechet_distance(moments(noise(1, 4)), moments(noise(9, 4))))
-

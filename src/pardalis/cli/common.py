@@ -71,6 +71,20 @@ class Parser(argparse.ArgumentParser):
         return options, rest
 
 
+class TwoWordCommands(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """Commands, of which some have names of two words, such as ``evaluate compare``.
+
+    The command ``evaluate`` takes a folder; one called ``compare`` is given as ``./compare``.
+    """
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if " ".join(values[:2]) in self.choices:
+            values = [" ".join(values[:2]), *values[2:]]
+        super().__call__(parser, namespace, values, option_string)
+
+
 def _path(text: str) -> Path:
     """Return the path of an argument; an empty one would be the current folder."""
     if not text:

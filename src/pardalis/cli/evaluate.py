@@ -1,4 +1,4 @@
-"""``pardalis evaluate``: scores of a trained model by source."""
+"""``pardalis evaluate``: scores of a model on tasks, or of a run by source."""
 
 import argparse
 from collections.abc import Iterator
@@ -14,13 +14,29 @@ from pardalis.cli.common import (
     print_result,
     set_run,
 )
+from pardalis.cli.evaluate_tasks import (
+    OF_TASKS,
+    add_others,
+    add_task_options,
+    refuse,
+    run_tasks,
+)
 from pardalis.cli.retrieval import add_retriever, chosen_retriever
 from pardalis.errors import ConfigError
 
 _DESCRIPTION = """\
-Score what the model of a finished run generates, for each of its training and held-out sources:
-how often an image is nearer to its original than to 99 others, and how often a caption or an answer
-is right.
+Evaluate a model on tasks: multiple choice, free answers, perplexity and others.
+
+  pardalis evaluate BUNDLE --tasks arc_easy,my_task.toml -o results
+  pardalis evaluate BUNDLE --tasks my_task.toml --limit 100 --shots 5 -o results
+
+FOLDER gets every prompt, answer and score, results.json with the numbers and their intervals, and
+index.html to look at. It can be interrupted; the same command continues. 'pardalis evaluate tasks'
+lists the tasks that come along, and 'pardalis evaluate compare' compares folders of results.
+
+Without --tasks, score what the model of a finished run generates, for each of its training and
+held-out sources: how often an image is nearer to its original than to 99 others, and how often a
+caption or an answer is right.
 
   pardalis evaluate RUN -o scores
   pardalis evaluate RUN -o scores --label-before " of "
@@ -45,32 +61,58 @@ only the scores of held-out sources tell anything then.
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(commands, "evaluate", "score a trained model by source", _DESCRIPTION)
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
-    add_output(parser, "FOLDER", "folder")
-    add_number(parser, "--images", "images to generate of each source (default: 100)")
-    add_number(parser, "--captions", "captions to generate of each source (default: 50)")
-    add_number(parser, "--answers", "answers to generate of each source (default: 100)")
-    add_number(parser, "--infill", "score infilling instead, with N tasks of each kind and source")
+    parser = add_command(
+        commands, "evaluate", "score a model on tasks, or a run by source", _DESCRIPTION
+    )
     parser.add_argument(
+        "folder",
+        metavar="RUN",
+        type=Path,
+        help="folder of a finished run; with --tasks also of a bundle",
+    )
+    add_output(parser, "FOLDER", "folder")
+    add_task_options(parser)
+    group = parser.add_argument_group("sources of a run")
+    add_number(group, "--images", "images to generate of each source (default: 100)")
+    add_number(group, "--captions", "captions to generate of each source (default: 50)")
+    add_number(group, "--answers", "answers to generate of each source (default: 100)")
+    add_number(group, "--infill", "score infilling instead, with N tasks of each kind and source")
+    group.add_argument(
         "--bundle", metavar="BUNDLE", type=Path, help="another model, on the documents of the run"
     )
-    parser.add_argument(
+    group.add_argument(
         "--label-before", metavar="TEXT", help="the text before which the label of a caption ends"
     )
-    parser.add_argument(
+    group.add_argument(
         "--guidance", type=float, metavar="SCALE", help="of images (default: as in the recipe)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature", type=float, metavar="T", help="of images (default: as in the recipe)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and samples")
-    add_retriever(parser)
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and samples")
+    add_retriever(group)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     set_run(parser, _run)
+    add_others(commands)
+
+
+_OF_SOURCES = {
+    "images": None, "captions": None, "answers": None, "infill": None, "bundle": None,
+    "label_before": None, "guidance": None, "temperature": None, "seed": 0, "retrieve": None,
+}  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.tasks is not None:
+        refuse(options, _OF_SOURCES, "does not apply to --tasks; leave one of them out.")
+        chosen_retriever(options)  # refuses what belongs to --retrieve
+        run_tasks(options)
+        return
+    refuse(options, OF_TASKS, "belongs to --tasks; give that too, or leave it out.")
+    _run_sources(options)
+
+
+def _run_sources(options: argparse.Namespace) -> None:
     from pardalis.bundle import bundle_folder
     from pardalis.studies.sources import SourcesConfig, study_sources
 

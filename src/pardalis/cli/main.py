@@ -38,7 +38,7 @@ from pardalis.cli import (
     study,
     tokenizer,
 )
-from pardalis.cli.common import Parser, UsageExit, echo_json, printable
+from pardalis.cli.common import Parser, TwoWordCommands, UsageExit, echo_json, printable
 from pardalis.errors import ConfigError, PardalisError
 from pardalis.files import why_unwritten
 from pardalis.imports import import_named
@@ -257,7 +257,9 @@ def build_parser() -> Parser:
         metavar="MODULE",
         help="import a module or a .py file that adds parts, such as objectives (docs/extend.md)",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, action=TwoWordCommands
+    )
     for module in (quickstart, init, tokenizer, data, plan):
         module.add(commands)
     stages.add_train(commands)

@@ -69,4 +69,3 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     traces = a.covariance.trace() + b.covariance.trace()
     distance = (a.mean - b.mean).square().sum() + traces - 2 * shared
     return max(0.0, float(distance))  # rounding can make it slightly negative
-

@@ -113,7 +113,7 @@ def test_the_right_choice(fields, changes, right):
         ),
         ({"choices": ["a", "b"], "answer": 2}, {}, "the answer '2' is none of the choices"),
         ({"choices": ["a"], "answer": "B"}, {"labels": ["A", "B"]}, "'B' is none of the choices"),
-        ({"choices": [], "answer": 0}, {}, "`choices` gives 0; 1 to 1000 are needed."),
+        ({"choices": [], "answer": 0}, {}, "there are 0 choices; 1 to 1000 are needed."),
         ({"choices": ["a", ""], "answer": 0}, {}, "choice 2 of 2 is empty"),
         ({"choices": "a", "answer": 0}, {"prompt": "{quesion}"}, "did you mean {question}?"),
         ({"choices": [["a"]], "answer": 0}, {}, "it is a list, where a text, a number or an"),

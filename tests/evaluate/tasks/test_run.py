@@ -168,7 +168,10 @@ def test_the_digest_of_a_bundle(bundle):
     [
         ([], "items.jsonl has no items; is it the right file?"),
         ([ITEMS[0], ITEMS[0]], "two items with the id 'q0', number 1 and 2; ids must differ."),
-        ([{"id": "a"}], "Task 'animals', item 'a': `prompt` names the field {animal}, which the"),
+        (
+            [{"id": "a"}],
+            "Task 'animals', item 'a': the template 'prompt' names the field {animal}, w",
+        ),
         (["x"], "items.jsonl:1 holds no record: it is a JSON str; an object was expected."),
         ([{"animal": "owl"}], "record 1, has no text and no integer 'id' to name the item by."),
     ],

@@ -9,14 +9,19 @@ A task is a TOML file, or a config in Python. Its ``kind`` is a class of the tab
     shipped/*.toml  a task that comes with Pardalis, found by its name
 
     evaluate_tasks(bundle, ["arc_easy", "my_task.toml"], "results", data="data")
+    compare_results(["results", "other_results"], "page.html")
 """
 
 from pardalis.evaluate.tasks.choice import ChoiceTask
+from pardalis.evaluate.tasks.comparison import compare_results
+from pardalis.evaluate.tasks.documents import DocumentsConfig
 from pardalis.evaluate.tasks.find import load_task, load_tasks, shipped_tasks, task_of
+from pardalis.evaluate.tasks.generate import METRICS, AnswerMetric, GenerateTask
 from pardalis.evaluate.tasks.identity import bundle_digest
 from pardalis.evaluate.tasks.items import Item, Layout, image_digest, load_items
 from pardalis.evaluate.tasks.kinds import TASKS
 from pardalis.evaluate.tasks.layouts import LAYOUTS
+from pardalis.evaluate.tasks.perplexity import PerplexityTask
 from pardalis.evaluate.tasks.records import RecordsConfig, read_json_file, read_records, to_image
 from pardalis.evaluate.tasks.results import read_items, read_results
 from pardalis.evaluate.tasks.run import evaluate_tasks
@@ -27,7 +32,11 @@ from pardalis.evaluate.tasks.task import (
     Number,
     Outcome,
     TaskConfig,
+    TokenLikelihood,
     Trial,
     mean,
+    paired_mean,
+    paired_ratio,
+    ratio,
 )
 from pardalis.evaluate.tasks.template import FILTERS, Template

@@ -85,7 +85,7 @@ class ChoiceTask(TaskConfig):
         """
         choices = [Document(tuple(each)) for each in self._alternatives("choices", item)]
         if not 0 < len(choices) <= _MOST_CHOICES:
-            raise DataError(f"`choices` gives {len(choices):,}; 1 to {_MOST_CHOICES} are needed.")
+            raise DataError(f"there are {len(choices):,} choices; 1 to {_MOST_CHOICES} are needed.")
         if empty := [n for n, choice in enumerate(choices, 1) if not choice.segments]:
             raise DataError(f"choice {empty[0]} of {len(choices)} is empty; it has no likelihood.")
         return choices, self._right(item, choices)

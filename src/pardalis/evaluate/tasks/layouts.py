@@ -1,6 +1,7 @@
 """The layouts of items, of which a task names one by ``data.kind``."""
 
 from pardalis.config import Kinds
+from pardalis.evaluate.tasks.documents import DocumentsConfig
 from pardalis.evaluate.tasks.records import RecordsConfig
 
-LAYOUTS = Kinds(RecordsConfig)
+LAYOUTS = Kinds(RecordsConfig, DocumentsConfig)

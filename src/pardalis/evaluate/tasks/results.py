@@ -13,9 +13,9 @@ the item's fields and images, by which two folders know that they hold the same 
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class TaskResults:
             DataError: a score is not finite.
         """
         for score, value in outcome.scores.items():
-            if not math.isfinite(value):
+            if not isfinite(value):
                 raise DataError(
                     f"The score {score!r} is {value}, not a finite number; the model's outputs are "
                     "broken there."
@@ -171,11 +171,8 @@ class TaskResults:
     def _segment(self, segment: Text | Image) -> dict[str, str]:
         if isinstance(segment, Text):
             found = {"text": segment.text}
-        elif isinstance(path := segment.source, Path):
-            inside = path.is_relative_to(self._data)
-            found = {"image": str(path.relative_to(self._data) if inside else path)}
-        elif isinstance(segment.source, bytes):
-            found = {"image": f"sha256:{image_digest(segment)}"}
+        elif isinstance(segment.source, Path | bytes):
+            found = {"image": image_name(segment, self._data)}
         else:  # the model generated it
             name = f"{IMAGES}/{image_digest(segment)[:24]}.png"
             write_bytes(self.folder / name, to_png(segment.source))
@@ -183,13 +180,28 @@ class TaskResults:
         return found | ({"role": segment.role} if segment.role else {})
 
 
+def image_name(image: Image, data: Path) -> str:
+    """Return how a record names an image of the data: its path from the folder, or its hash."""
+    path = image.source
+    if not isinstance(path, Path):
+        return f"sha256:{image_digest(image)}"
+    return str(path.relative_to(data) if path.is_relative_to(data) else path)
+
+
 def numbers(found: Mapping[str, Number]) -> dict[str, dict[str, Any]]:
-    """Return numbers as plain values, without what is not known."""
+    """Return numbers as plain values, without what is not known or no number."""
+
+    def is_known(value: Any) -> bool:
+        return bool(value) if isinstance(value, tuple) else value is not None and isfinite(value)
+
     return {
         name: {
-            key: value for key, value in asdict(number).items() if value is not None and value != ()
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(number).items()
+            if is_known(value)
         }
         for name, number in found.items()
+        if is_known(number.value)
     }
 
 

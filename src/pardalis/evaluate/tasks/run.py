@@ -17,18 +17,26 @@ from pardalis import config as configs
 from pardalis.adapters import Adapter
 from pardalis.bundle import Bundle, bundle_folder, load
 from pardalis.digests import file_digest
-from pardalis.documents import Document
+from pardalis.documents import Document, Image
 from pardalis.errors import ConfigError, DataError, PardalisError, RequestError
 from pardalis.evaluate.tasks.find import LoadedTask, load_tasks
 from pardalis.evaluate.tasks.identity import bundle_digest
 from pardalis.evaluate.tasks.items import Item, load_items, require_images
-from pardalis.evaluate.tasks.results import FORMAT, Results, TaskResults, numbers
+from pardalis.evaluate.tasks.page import ImagesOf, write_page
+from pardalis.evaluate.tasks.results import (
+    FORMAT,
+    Results,
+    TaskResults,
+    image_name,
+    numbers,
+)
 from pardalis.evaluate.tasks.task import (
     AnyRequest,
     Generation,
     Likelihood,
     Record,
     TaskConfig,
+    TokenLikelihood,
     Trial,
     check_trial,
     trials,
@@ -63,6 +71,18 @@ class _Loaded:
     items: Sequence[Item]
     pool: Sequence[Item]  # what few-shot examples are drawn from
     inputs: Mapping[str, str]  # hashes of the items by id
+
+    def images(self) -> ImagesOf:
+        """Return how to find the images of an item by the names that its record has for them."""
+        items = {item.id: item for item in (*self.pool, *self.items)}
+
+        def find(record: Record, name: str) -> Image | None:
+            """Look among the images of the item; few-shot examples have theirs in files."""
+            item = items.get(record["id"])
+            images = item.images if item is not None else []
+            return next((i for i in images if image_name(i, self.folder) == name), None)
+
+        return find
 
     def trials(self, seed: int) -> Sequence[Trial]:
         return trials(self.task, self.items, self.pool, seed)
@@ -136,6 +156,7 @@ def evaluate_tasks(
             with_seeds = range(seeds if each.task.uses_seed else 1)
             results.tasks[each.task.name] = evaluation.run(each, folder, with_seeds)
             written = results.write(_versions())
+        write_page(folder, written, {each.task.name: each.images() for each in loaded})
     failed = [
         (name, entry)
         for name in (each.task.name for each in loaded)
@@ -201,7 +222,11 @@ class _Evaluation:
         return {
             "task": configs.to_dict(task),
             "hash": configs.fingerprint(configs.deciding(task)),
-            "data": {"files": dict(loaded.files), "items": configs.fingerprint(loaded.inputs)},
+            "data": {
+                "folder": str(loaded.folder),
+                "files": dict(loaded.files),
+                "items": configs.fingerprint(loaded.inputs),
+            },
             "seeds": list(seeds),
             **entry,
             "seconds": round(time.monotonic() - start, 3),
@@ -252,10 +277,12 @@ class _Evaluation:
                     yield to_request(self.bundle, each.prompt, config)
             else:
                 pairs = (
-                    (each.prompt, each.continuation) if isinstance(each, Likelihood) else each
+                    (each.prompt, each.continuation)
+                    if isinstance(each, Likelihood)
+                    else _score_request(each)
                     for each in group
                 )
-                for encoded in to_score_requests(self.bundle, pairs, adapter):
+                for encoded in to_score_requests(self.bundle, pairs):
                     yield replace(encoded, adapter=adapter)
 
     def _finished(
@@ -330,6 +357,11 @@ class _Open:
         return found
 
 
+def _score_request(request: AnyRequest) -> ScoreRequest:
+    assert isinstance(request, TokenLikelihood)
+    return ScoreRequest(prompt_ids=request.prompt_ids, continuation_ids=request.continuation_ids)
+
+
 def task_entry(task: TaskConfig, records: Sequence[Record], folder: Path) -> dict[str, Any]:
     """Return the counts and numbers of a task as plain values.
 
@@ -343,14 +375,15 @@ def task_entry(task: TaskConfig, records: Sequence[Record], folder: Path) -> dic
         "items": len(finished),
         "failed": len(records) - len(finished),
         "failures": dict(reasons.most_common(_SHOWN_REASONS)),
+        "higher_is_better": task.higher_is_better,
         "numbers": numbers(task.summarise(finished, folder)) if finished else {},
     }
 
 
 def prompts_of(requests: Sequence[AnyRequest]) -> Document:
     """Return the first prompt of an item, as a person reads it."""
-    first = next((each for each in requests if not isinstance(each, ScoreRequest)), None)
-    return Document(()) if first is None else first.prompt
+    first = requests[0] if requests else None
+    return Document(()) if first is None or isinstance(first, TokenLikelihood) else first.prompt
 
 
 def _versions() -> dict[str, str]:

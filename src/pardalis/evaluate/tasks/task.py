@@ -31,15 +31,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least, not_deciding
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import ConfigError, DataError
-from pardalis.evaluate.metrics.intervals import bootstrap
+from pardalis.evaluate.metrics.intervals import bootstrap, bootstrap_of, bootstrap_paired
 from pardalis.evaluate.tasks.items import Item
 from pardalis.evaluate.tasks.layouts import LAYOUTS
 from pardalis.evaluate.tasks.template import Template, joined
-from pardalis.inference import GenerationConfig, ScoreRequest
+from pardalis.inference import GenerationConfig
 from pardalis.seeds import derive, numpy_generator
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -65,8 +68,22 @@ class Generation:
     config: GenerationConfig
 
 
-AnyRequest: TypeAlias = Likelihood | Generation | ScoreRequest
-"""What a task may ask of a model; a ``ScoreRequest`` is a likelihood in token ids."""
+@dataclass(frozen=True, slots=True)
+class TokenLikelihood:
+    """Asks how likely token ids are after others; the result is a ``Score``.
+
+    Attributes:
+        prompt_ids: at least one; begins with bos, if the model has it.
+        note: what the task needs to know of the tokens when it scores them.
+    """
+
+    prompt_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+    note: Any = None
+
+
+AnyRequest: TypeAlias = Likelihood | Generation | TokenLikelihood
+"""What a task may ask of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +216,15 @@ class TaskConfig:
         names = dict.fromkeys(name for record in records for name in record["scores"])
         return {name: mean(records, name) for name in names}
 
+    def differences(self, first: Sequence[Record], second: Sequence[Record]) -> dict[str, Number]:
+        """Return by how much the numbers of the second are larger, over the same items.
+
+        Args:
+            first, second: finished items, the same one at the same index.
+        """
+        names = dict.fromkeys(name for record in first for name in record["scores"])
+        return {name: paired_mean(first, second, name) for name in names}
+
     # ── what a kind may use ────────────────────────────────────────────────────────────────────
 
     def prompt_of(self, trial: Trial) -> Document:
@@ -304,6 +330,48 @@ def mean(records: Sequence[Record], name: str) -> Number:
     means = tuple(math.fsum(each) / len(each) for _, each in sorted(by_seed.items()))
     seeds_low, seeds_high = bootstrap(means)
     return replace(number, by_seed=means, seeds_low=seeds_low, seeds_high=seeds_high)
+
+
+def paired_mean(first: Sequence[Record], second: Sequence[Record], name: str) -> Number:
+    """Return the mean of the second's score minus the first's, over the items that have it."""
+    pairs = [
+        (float(b["scores"][name]), float(a["scores"][name]), a["id"])
+        for a, b in zip(first, second, strict=True)
+        if name in a["scores"] and name in b["scores"]
+    ]
+    if not pairs:
+        return Number(float("nan"))
+    after, before, ids = (list(each) for each in zip(*pairs, strict=True))
+    low, high = bootstrap_paired(after, before, clusters=ids)
+    return Number(math.fsum(b - a for b, a, _ in pairs) / len(pairs), low, high)
+
+
+def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> Number:
+    """Return the sum of numerators over that of denominators, with its interval over items."""
+    above, below = _having(bottoms, tops, bottoms)
+    low, high = bootstrap_of(
+        len(below), lambda drawn: float(above[drawn].sum() / below[drawn].sum())
+    )
+    return Number(math.fsum(tops) / math.fsum(bottoms), low, high)
+
+
+def paired_ratio(
+    tops: tuple[Sequence[float], Sequence[float]], bottoms: tuple[Sequence[float], Sequence[float]]
+) -> Number:
+    """Return the second ratio minus the first, of the same items, with its interval."""
+    a, b, c, d = _having([x * y for x, y in zip(*bottoms, strict=True)], *tops, *bottoms)
+
+    def difference(drawn: Int[np.ndarray, " m"]) -> float:
+        return float(b[drawn].sum() / d[drawn].sum() - a[drawn].sum() / c[drawn].sum())
+
+    low, high = bootstrap_of(len(a), difference)
+    return Number(difference(np.arange(len(a))), low, high)
+
+
+def _having(counts: Sequence[float], *columns: Sequence[float]) -> list[Float[np.ndarray, " n"]]:
+    """Return columns without the items whose count is 0, which would add nothing."""
+    kept = np.array(counts) > 0
+    return [np.array(column, np.float64)[kept] for column in columns]
 
 
 def _with_role(segments: Sequence[Segment], role: Role) -> list[Segment]:

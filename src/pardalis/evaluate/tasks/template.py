@@ -104,7 +104,9 @@ class Template:
         """Return the filled template, which has no images; raises DataError as above."""
         segments = self.segments(fields)
         if any(isinstance(segment, Image) for segment in segments):
-            raise DataError(f"`{self.name}` holds an image, where only text can stand.")
+            raise DataError(
+                f"the template {self.name!r} holds an image, where only text can stand."
+            )
         return "".join(segment.text for segment in segments if isinstance(segment, Text))
 
     def alternatives(self, fields: Mapping[str, Any]) -> list[list[Segment]]:
@@ -128,7 +130,8 @@ class Template:
                 value = FILTERS[name](value)
             except DataError as error:
                 raise DataError(
-                    f"`{self.name}` applies the filter {name!r} to {{{field.name}}}: {error}."
+                    f"the template {self.name!r} applies the filter {name!r} to "
+                    f"{{{field.name}}}: {error}."
                 ) from error
         return self._as_segments(field, value)
 
@@ -151,8 +154,8 @@ class Template:
         shown = sorted(fields)[:_SHOWN_FIELDS]
         more = ", ..." if len(fields) > len(shown) else ""
         return DataError(
-            f"`{self.name}` names the field {{{name}}}, which the item does not have; {hint}"
-            f"its fields are {', '.join(shown)}{more}."
+            f"the template {self.name!r} names the field {{{name}}}, which the item does not have; "
+            f"{hint}its fields are {', '.join(shown)}{more}."
         )
 
     def _as_segments(self, field: _Field, value: Any) -> list[Segment]:
@@ -166,7 +169,9 @@ class Template:
         try:
             return [Text(_text(value))]
         except DataError as error:
-            raise DataError(f"`{self.name}` names the field {{{field.name}}}: {error}.") from error
+            raise DataError(
+                f"the template {self.name!r} names the field {{{field.name}}}: {error}."
+            ) from error
 
 
 def _text(value: Any) -> str:

