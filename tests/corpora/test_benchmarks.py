@@ -206,9 +206,13 @@ def test_the_same_config_gives_the_same_bytes_and_fewer_are_the_first_ones(
 
     command = ["data", "tasks", "-o", str(tmp_path / "a"), "--packages", str(fakes), "--json"]
     sizes = ["--items", str(ITEMS), "--examples", str(EXAMPLES), "--image-side", str(SIDE)]
-    assert main([*command, *sizes]) == 0
-    assert json.loads(capsys.readouterr().out) == built[1]
-    assert digests(tmp_path / "a") == digests(built[0])
+    some = ["emoji_name", "flag_capital", "scene_count", "dictionary_word"]
+    assert main([*command, *sizes, "--tasks", ",".join(some)]) == 0
+    assert json.loads(capsys.readouterr().out) == {name: built[1][name] for name in some}
+    again = digests(tmp_path / "a")
+    for of_all in ("tasks.json", "LICENCES.json", "LICENCES.md"):
+        del again[of_all]
+    assert again.items() <= digests(built[0]).items()
     config = BenchmarksConfig(
         packages=fakes, tasks=("flag_country",), items=3, examples=1, image_side=SIDE
     )
@@ -259,7 +263,7 @@ def test_places_of_right_choices_are_uniform():
         ("Owl", "The owl is a bird. Owls fly.", "The ___ is a bird. ___ fly."),
         ("Black owl", "A black owl is an owl, not blackened.", "A ___ is an owl, not ___."),
         ("Fox", "The owl is a bird.", None),
-        ("C++", "C++ is a language.", "___++ is a language."),
+        ("C++", "C++ is a language.", "___ is a language."),
     ],
 )
 def test_gaps_stand_for_a_title_and_its_long_words(title, text, expected):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from jaxtyping import Float
 
 from pardalis.corpora.benchmarks.packages import WORLD
 from pardalis.corpora.benchmarks.questions import Picture, Split
@@ -28,7 +29,7 @@ LANGUAGES = ("en", "de", "es", "fr", "ja", "zh")
 
 _LEAST_DIFFERENCE = 6.0  # mean of 0 to 255, between drawings that a person tells apart
 _THUMBNAIL = 16  # pixels a side
-_KEPT_IMAGES = 4096
+_KEPT_IMAGES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Materials:
         self.packages, self.side = packages, side
         self._drawings: dict[str, dict[str, Drawing]] = {}
         self._images: dict[tuple[str, str], PIL.Image.Image] = {}
+        self._thumbnails: dict[tuple[str, str], Float[np.ndarray, "Y X C"]] = {}
 
     # ── emoji ──────────────────────────────────────────────────────────────────────────────────
 
@@ -137,8 +139,16 @@ class Materials:
         drawings = self._in_style(style)
         if one not in drawings or other not in drawings:
             return True
-        first, second = (_thumbnail(self.picture(key, style).image) for key in (one, other))
+        first, second = (self._thumbnail(key, style) for key in (one, other))
         return float(np.abs(first - second).mean()) < _LEAST_DIFFERENCE
+
+    def _thumbnail(self, key: str, style: Style) -> Float[np.ndarray, "Y X C"]:
+        place = (key, style.name)
+        if place not in self._thumbnails:
+            size = (_THUMBNAIL, _THUMBNAIL)
+            small = self.picture(key, style).image.resize(size, PIL.Image.Resampling.BOX)
+            self._thumbnails[place] = np.asarray(small, np.float32)
+        return self._thumbnails[place]
 
     def _in_style(self, style: Style) -> dict[str, Drawing]:
         if style.name not in self._drawings:
@@ -177,8 +187,3 @@ def in_split(name: str, test_percent: int) -> Callable[[Split], bool]:
     """Return whether a name is of a split, as the corpora of text divide names."""
     is_test = bucket(name) >= 100 - test_percent
     return lambda split: is_test == (split == "test")
-
-
-def _thumbnail(image: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-    small = image.resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BOX)
-    return np.asarray(small, np.float32)
