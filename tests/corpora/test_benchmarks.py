@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,7 @@ from pardalis.cli.main import main
 from pardalis.corpora import BENCHMARKS, BenchmarksConfig, build_benchmarks, packages
 from pardalis.corpora.benchmarks.encyclopedia import _without
 from pardalis.corpora.benchmarks.materials import LANGUAGES, Materials
-from pardalis.corpora.benchmarks.questions import SPLITS, with_wrong_ones
+from pardalis.corpora.benchmarks.questions import SPLITS, balanced, with_wrong_ones
 from pardalis.corpora.benchmarks.scenes import draw_scene, text_of
 from pardalis.corpora.captions import with_article
 from pardalis.errors import ConfigError, DataError
@@ -249,6 +250,21 @@ def test_wrong_choices_differ_from_the_right_one_and_from_each_other(candidates,
     assert choices[place] == answer
     assert len({each % 7 for each in choices}) == len(choices) == 4
     assert set(choices) <= candidates | {answer}
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(0, 99))
+def test_a_test_has_each_class_equally_often_and_examples_have_all(classes, seed):
+    items = list(enumerate(classes))
+
+    def taken(split):
+        generator = np.random.default_rng(seed)
+        return list(balanced(items, lambda each: each[1], split, generator))
+
+    assert sorted(taken("train")) == items
+    counts = Counter(each for _, each in taken("test"))
+    fewest = min(Counter(classes).values(), default=0)
+    assert counts == dict.fromkeys(set(classes), fewest)
+    assert len(set(taken("test"))) == counts.total()
 
 
 def test_places_of_right_choices_are_uniform():

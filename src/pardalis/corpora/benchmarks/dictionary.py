@@ -20,6 +20,7 @@ from pardalis.corpora.benchmarks.questions import (
 from pardalis.corpora.benchmarks.wordnet import WordNet
 from pardalis.corpora.prose.packages import Sense
 
+_SPEECHES = ("noun", "verb", "adjective", "adverb")
 _STEM = 4  # letters; a definition that holds the first of the word gives it away
 _TEST_PERCENT = 2  # of senses: those that the corpus of prose holds out
 
@@ -28,8 +29,11 @@ def _definitions(
     materials: Materials, split: Split, generator: np.random.Generator
 ) -> Iterator[Question]:
     dictionary = materials.wordnet
-    words = {speech: dictionary.words(speech) for speech in ("noun", "verb", "adjective", "adverb")}
-    known = {speech: set(some) for speech, some in words.items()}
+    known = {speech: set(dictionary.words(speech)) for speech in _SPEECHES}
+    words: dict[str, list[str]] = {speech: [] for speech in _SPEECHES}
+    for sense in dictionary.all:
+        if sense.words[0] in known[sense.speech]:
+            words[sense.speech].append(sense.words[0])
     for sense in shuffled(_senses(materials, split), generator):
         speech, word = sense.speech, sense.words[0]
         definition = _definition(sense)
@@ -55,10 +59,7 @@ def _kinds(
 ) -> Iterator[Question]:
     dictionary = materials.wordnet
     known = set(dictionary.words("noun"))
-    all_kinds = [
-        kind for sense in materials.wordnet.all if (kind := _kind(sense, dictionary, known))
-    ]
-    names = sorted(set(all_kinds))
+    kinds = [kind for sense in dictionary.all if (kind := _kind(sense, dictionary, known))]
     for sense in shuffled(_senses(materials, split), generator):
         word, kind = sense.words[0], _kind(sense, dictionary, known)
         if word not in known or kind is None or word in kind or kind in word:
@@ -68,7 +69,7 @@ def _kinds(
         def differs(one: str, other: str, right: set[str] = right) -> bool:
             return one != other and one not in right
 
-        if found := with_wrong_ones(kind, names, differs, generator):
+        if found := with_wrong_ones(kind, kinds, differs, generator):
             choices, answer = found
             yield {
                 "id": sense.key,

@@ -20,6 +20,7 @@ from pardalis.corpora.benchmarks.questions import (
     Picture,
     Question,
     Split,
+    balanced,
     shuffled,
     with_wrong_ones,
 )
@@ -73,7 +74,8 @@ def _names(
 def _groups(
     materials: Materials, split: Split, generator: np.random.Generator
 ) -> Iterator[Question]:
-    for emoji in shuffled(_grouped(materials, split), generator):
+    drawn = [each for each in _grouped(materials, split) if materials.styles_of(each.key)]
+    for emoji in balanced(drawn, lambda each: each.group, split, generator):
         style = _a_style(materials, emoji, generator)
         found = with_wrong_ones(emoji.group, _GROUPS, str.__ne__, generator)
         if style is None or found is None:

@@ -11,6 +11,7 @@ from pardalis.corpora.benchmarks.questions import (
     Benchmark,
     Question,
     Split,
+    balanced,
     shuffled,
     with_wrong_ones,
 )
@@ -57,9 +58,8 @@ def _titles(
 def _topics(
     materials: Materials, split: Split, generator: np.random.Generator
 ) -> Iterator[Question]:
-    for article in _articles(materials, split, generator):
-        if article.topic not in _TOPICS:
-            continue
+    of_topics = [each for each in _articles(materials, split, generator) if each.topic in _TOPICS]
+    for article in balanced(of_topics, lambda each: each.topic, split, generator):
         if found := with_wrong_ones(article.topic, _TOPICS, str.__ne__, generator):
             choices, answer = found
             yield {
@@ -76,7 +76,6 @@ def _names_again(
     of_topic: dict[str, list[str]] = defaultdict(list)
     for each in materials.articles:
         of_topic[each.topic] += _NAME.findall(each.lead)
-    names = {topic: sorted(set(some)) for topic, some in of_topic.items()}
     for article in _articles(materials, split, generator):
         lead = article.lead
         again = [
@@ -92,7 +91,7 @@ def _names_again(
             return one != other and one not in lead
 
         name = again[-1][0]
-        if found := with_wrong_ones(name, names[article.topic], differs, generator):
+        if found := with_wrong_ones(name, of_topic[article.topic], differs, generator):
             choices, answer = found
             yield {
                 "id": article.title,

@@ -15,6 +15,7 @@ from pardalis.corpora.benchmarks.questions import (
     Picture,
     Question,
     Split,
+    balanced,
     shuffled,
     with_wrong_ones,
 )
@@ -70,11 +71,14 @@ def _capitals(
 def _regions(
     materials: Materials, split: Split, generator: np.random.Generator
 ) -> Iterator[Question]:
-    for country, style in _with_styles(materials, split, generator):
-        if country.code in _ON_TWO_CONTINENTS or _named_after_a_region(country):
-            continue
-        if _has_twin(materials, country, style):
-            continue
+    asked = [
+        (country, style)
+        for country, style in _with_styles(materials, split, generator)
+        if country.code not in _ON_TWO_CONTINENTS
+        and not _named_after_a_region(country)
+        and not _has_twin(materials, country, style)
+    ]
+    for country, style in balanced(asked, lambda each: each[0].region, split, generator):
         if found := with_wrong_ones(country.region, _REGIONS, str.__ne__, generator):
             choices, answer = found
             yield _head(materials, country, style) | {"choices": choices, "answer": answer}

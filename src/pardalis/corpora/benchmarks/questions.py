@@ -1,8 +1,9 @@
 """What questions of all kinds share: their fields, images in them, and wrong choices.
 
 A question is a table of plain fields with ``id``. Those with choices have ``choices``, distinct,
-and ``answer``, the number of the right one from 0. Its place is uniformly random, so a model that
-does not look has the accuracy 1 / n.
+and ``answer``, the number of the right one from 0. Its place is uniformly random, and what is right
+is drawn as what is wrong is: of a test each class equally often, and words as often as they occur.
+So a model that does not look at the question has the accuracy 1 / n.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,20 @@ class Benchmark:
 def shuffled(items: Sequence[T], generator: np.random.Generator) -> Iterator[T]:
     """Yield items in random order."""
     return (items[place] for place in generator.permutation(len(items)).tolist())
+
+
+def balanced(
+    items: Sequence[T], class_of: Callable[[T], str], split: Split, generator: np.random.Generator
+) -> Iterator[T]:
+    """Yield items in random order; of a test each class equally often, until one has no more."""
+    if split == "train":
+        yield from shuffled(items, generator)
+        return
+    of_class: dict[str, list[T]] = {}
+    for item in shuffled(items, generator):
+        of_class.setdefault(class_of(item), []).append(item)
+    for some in zip(*of_class.values(), strict=False):
+        yield from shuffled(some, generator)
 
 
 def with_wrong_ones(
