@@ -17,7 +17,7 @@ from pardalis.evaluate.tasks import evaluate_tasks, load_task, read_items, shipp
 from pardalis.interop import export_model, import_model
 
 CASE = "Llama 3.1"
-# Measured: at most 1e-6.
+# Measured: at most 3.8e-6, of values up to 52.
 CLOSE = 1e-4
 
 WORDS = ["owl", "the cat", "fox", "an old oak", "naïve owl"]
