@@ -24,6 +24,12 @@ from pardalis.errors import ConfigError
         (["show", "image", "none.png"], 3, "none.png does not exist; an image was expected there"),
         (["tokenizer", "show", "none"], 2, "Nothing to show; give --text TEXT or --image PATH"),
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
+        (["data", "tasks", "-o", "t", "--tasks", "owls"], 2, "--tasks has 'owls'; it must have"),
+        (
+            ["data", "tasks", "-o", "t", "--packages", "none", "--tasks", "flag_country"],
+            3,
+            "does not exist; 'pardalis data fetch' downloads it into none",
+        ),
         (["export", "none", "-o", "b", "--to", "bundle"], 2, "none is not the folder of a run"),
         (["run", "."], 2, ". is a folder without a recipe.toml"),
         (["show", "config", "."], 2, "a recipe, which 'pardalis init' writes for documents."),
@@ -207,8 +213,8 @@ COMMANDS = list(commands(build_parser()))
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data prepare",
-        "data show", "evaluate", "evaluate compare", "evaluate tasks", "export", "generate",
-        "import", "init", "merge", "plan",
+        "data show", "data tasks", "evaluate", "evaluate compare", "evaluate tasks",
+        "export", "generate", "import", "init", "merge", "plan",
         "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample",
         "score", "serve", "show", "show adapter",
         "show bundle", "show config", "show image", "show recipes", "show template", "stability",

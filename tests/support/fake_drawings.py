@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,14 @@ _LABELS = {
 }
 
 
-def write_fake_packages(folder: Path) -> None:
-    """Write all packages; ``twemoji`` draws thing 1 like thing 0, and lacks thing 2."""
+def write_fake_packages(folder: Path, also: Sequence[str] = ()) -> None:
+    """Write all packages; ``twemoji`` draws thing 1 like thing 0, and lacks thing 2.
+
+    Args:
+        also: further hexcodes that all styles draw.
+    """
     folder.mkdir(parents=True)
-    unicode_codes = [*HEXCODES, RUDE, WAVE, f"{WAVE}-1F3FB", SQUARE, JAPAN]
+    unicode_codes = [*HEXCODES, RUDE, WAVE, f"{WAVE}-1F3FB", SQUARE, JAPAN, *also]
     extras = {BRAND: "brand", PERSON: "people", IBIS: "animals-nature"}
     labels = {code: _LABELS.get(i, f"thing {i}") for i, code in enumerate(HEXCODES)}
     labels |= {

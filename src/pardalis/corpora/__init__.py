@@ -1,9 +1,11 @@
-"""Demo corpora: documents built from installed packages, with the licence of everything in them."""
+"""Demo corpora and tasks, built from packages, with the licence of everything in them."""
 
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from pardalis.config import Kinds
+from pardalis.corpora.benchmarks import BENCHMARKS, BenchmarksConfig, build_benchmarks
+from pardalis.corpora.benchmarks import PACKAGES as _TASKS
 from pardalis.corpora.drawings import PACKAGES as _DRAWINGS
 from pardalis.corpora.drawings import (
     CookbookConfig,
@@ -33,11 +35,14 @@ class CorpusConfig(Protocol):
 
 
 CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig, CookbookConfig, ProseConfig)
-FETCHED = {"drawings": _DRAWINGS, "prose": _PROSE}  # what a corpus needs besides installed packages
+# What corpora and tasks need besides installed packages.
+FETCHED = {"drawings": _DRAWINGS, "prose": _PROSE, "tasks": _TASKS}
 
 
-def fetch_packages(folder: Path, corpus: Literal["drawings", "prose"] = "drawings") -> list[Path]:
-    """Download what is missing of a corpus's packages into a folder; return all their files.
+def fetch_packages(
+    folder: Path, corpus: Literal["drawings", "prose", "tasks"] = "drawings"
+) -> list[Path]:
+    """Download what is missing of the packages of a corpus or of the tasks; return all files.
 
     Raises:
         ConfigError: npm is not installed.

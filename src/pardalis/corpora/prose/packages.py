@@ -49,6 +49,8 @@ class Sense:
     speech: str
     words: tuple[str, ...]
     definition: str
+    # Senses that it points to, each with WordNet's symbol: "@" for what it is a kind of.
+    related: tuple[tuple[str, str], ...] = ()
 
 
 def recipes(path: Path) -> Iterator[Recipe]:
@@ -65,7 +67,9 @@ def recipes(path: Path) -> Iterator[Recipe]:
 def senses(path: Path) -> Iterator[Sense]:
     """Yield the senses of all parts of speech, in the files' order.
 
-    A line is ``offset file speech n (word id){n} ... | definition``, with ``n`` in hexadecimal.
+    A line is ``offset file speech n (word id){n} m (symbol offset speech words){m} ... |
+    definition``, with ``n`` in hexadecimal. A pointer calls all adjectives "a", so keys of those
+    that begin with "s" never stand in ``related``; see :func:`pointed_key`.
     """
     for _, content in sorted(read_members(path, "dict", "").items()):
         for line in content.decode("utf-8").splitlines():
@@ -73,10 +77,22 @@ def senses(path: Path) -> Iterator[Sense]:
             if line.startswith(" ") or not bar:
                 continue
             offset, _, speech, count, *rest = head.split()
-            words = rest[: 2 * int(count, 16) : 2]
+            n = 2 * int(count, 16)
+            words, after = rest[:n:2], rest[n:]
+            pointers = after[1 : 1 + 4 * int(after[0])]
+            targets = zip(pointers[::4], pointers[1::4], pointers[2::4], strict=True)
             yield Sense(
-                f"{speech}{offset}", _SPEECH[speech], tuple(map(_word, words)), definition.strip()
+                f"{speech}{offset}",
+                _SPEECH[speech],
+                tuple(map(_word, words)),
+                definition.strip(),
+                tuple((symbol, f"{kind}{target}") for symbol, target, kind in targets),
             )
+
+
+def pointed_key(sense: Sense) -> str:
+    """Return the key by which other senses point to one."""
+    return f"a{sense.key[1:]}" if sense.key.startswith("s") else sense.key
 
 
 def _word(written: str) -> str:
