@@ -89,7 +89,8 @@ def _gallery(folder: RunFolder, features: ImageFeatures | None, side: int) -> Ga
         names=names,
         splits=[entry["split"] for entry in entries],
         images=images,
-        features=None if features is None else features.of(images),
+        # The net reads some thirty images a second, and the gallery has thousands.
+        features=features.of(images) if features and folder.samples["images"] else None,
         labels=[
             (" ".join(name.lower().split()), _pixels(image))
             for name, image in zip(names, images, strict=True)

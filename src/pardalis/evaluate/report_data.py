@@ -34,7 +34,7 @@ class GeneratedImages:
     originals: list[int]  # index in the gallery of each image's original
     nearest: list[int]  # index of the most similar training image; empty if none is known
     similarities: list[float]  # cosine with that image
-    retrieval: Retrieval | None  # None: the scoring net is not installed
+    retrieval: Retrieval | None  # None: there are no images, or the net is not installed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
