@@ -142,7 +142,7 @@ def test_a_local_server_without_keys_answers_to_no_foreign_names(
         status, _, body = s.send("GET", "/v1/models", headers={"Host": name})
     assert status == (200 if answered else 403)
     if not answered:
-        assert "--allow-host" in json.loads(body)["error"]["message"]
+        assert "add the name to its hosts" in json.loads(body)["error"]["message"]
 
 
 def test_hosts_are_restricted_where_a_stranger_could_come_in_through_a_browser():

@@ -82,8 +82,8 @@ class Gate:
             return
         if name not in self.config.hosts:
             raise APIError(
-                f"This server does not answer to the name {name[:200]!r}; whoever runs it can "
-                "allow that with --allow-host NAME, or ask for keys.", 403, code="unknown_host",
+                f"This server does not answer to the name {name[:200]!r}; whoever runs it can add "
+                "the name to its hosts, or ask for keys.", 403, code="unknown_host",
             )  # fmt: skip
 
     def _check_key(self, scope: Scope) -> None:
