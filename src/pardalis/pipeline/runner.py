@@ -19,7 +19,6 @@ the shared stages with it, and wait for hours if necessary.
 """
 
 import dataclasses
-import fcntl
 import logging
 import os
 import re
@@ -37,7 +36,7 @@ import pardalis
 from pardalis import config as configs
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, BusyError, ConfigError, DataError, PardalisError
-from pardalis.files import output_folder, read_json, remove, write_json, write_text
+from pardalis.files import lock, output_folder, read_json, remove, write_json, write_text
 from pardalis.inputs import changes
 from pardalis.parallel import World, join
 from pardalis.pipeline.builders import located
@@ -606,11 +605,15 @@ def exclusive(folder: Path) -> Iterator[None]:
     path = folder / _LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
-    with open(path, "w") as lock:
+    with open(path, "w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            has_lock = lock(file.fileno())
+        except BlockingIOError:
             raise BusyError(
                 f"Another process is running in {folder}; wait for it, or choose another folder."
             ) from None
+        if not has_lock:
+            logger.warning(
+                "The file system of %s has no locks; let no other process run in it.", folder
+            )
         yield
