@@ -286,9 +286,12 @@ def test_two_processes_do_not_fill_one_folder(tmp_path):
     target = tmp_path / "bundle"
     with files.atomic_folder(target) as partial:
         (partial / "a").write_text("whole")
-        with pytest.raises(BusyError, match="Another process is writing"):
-            with files.atomic_folder(target):  # a lock is of a descriptor, so this is as another
-                pass
+        # A lock is of a descriptor, so this is as another process.
+        with (
+            pytest.raises(BusyError, match="Another process is writing"),
+            files.atomic_folder(target),
+        ):
+            pass
         (partial / "b").write_text("whole")
     assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
     assert list(tmp_path.iterdir()) == [target]
