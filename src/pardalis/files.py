@@ -22,6 +22,7 @@ from pardalis.errors import BusyError, ConfigError
 
 MOST_BYTES = 1 << 28  # of a description or a line; the largest tokenizers have some 40 MB
 _MOST_LEVELS = 100  # of nested values
+_ATTEMPTS = 100  # to make a working folder that other processes make and delete, too
 _MOST_TOML = 1 << 20  # characters; those of our recipes have 10,000 at most
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""  # of a dotted key
 _LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:{_PART}){{{_MOST_LEVELS}}}""")
@@ -295,7 +296,8 @@ def _working_folder(partial: Path, path: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds it; what one that was killed has left is deleted.
     """
-    while True:
+    descriptor: int | None = None
+    for _ in range(_ATTEMPTS):
         with suppress(FileExistsError):
             partial.mkdir()
             if (descriptor := _locked_folder(partial, path)) is not None:
@@ -306,6 +308,8 @@ def _working_folder(partial: Path, path: Path) -> Iterator[None]:
                 remove(partial)
             finally:
                 os.close(leftover)
+    if descriptor is None:
+        raise _is_written(path)
     try:
         yield
     finally:
@@ -327,13 +331,15 @@ def _locked_folder(partial: Path, path: Path) -> int | None:
             return descriptor
     except BlockingIOError:
         os.close(descriptor)
-        raise BusyError(
-            f"Another process is writing {path}; wait for it, or choose another name."
-        ) from None
+        raise _is_written(path) from None
     except FileNotFoundError:
         pass
     os.close(descriptor)
     return None
+
+
+def _is_written(path: Path) -> BusyError:
+    return BusyError(f"Another process is writing {path}; wait for it, or choose another name.")
 
 
 def lock(descriptor: int) -> bool:
