@@ -10,7 +10,7 @@ import pytest
 from pardalis import files
 from pardalis.documents import READERS
 from pardalis.documents.writers import write_records
-from pardalis.errors import ConfigError, DataError
+from pardalis.errors import BusyError, ConfigError, DataError
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -295,3 +295,32 @@ def test_only_a_folder_of_what_we_wrote_alone_may_be_replaced(tmp_path):
         files.require_replaceable(folder, "index.json", ["shards"])
     with pytest.raises(ConfigError, match="but a folder is to be written"):
         files.require_replaceable(folder / "thesis.txt", "index.json")
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path):
+    target = tmp_path / "bundle"
+    with files.atomic_folder(target) as partial:
+        (partial / "a").write_text("whole")
+        # A lock is of a descriptor, so this is as another process.
+        with (
+            pytest.raises(BusyError, match="Another process is writing"),
+            files.atomic_folder(target),
+        ):
+            pass
+        (partial / "b").write_text("whole")
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
+    assert list(tmp_path.iterdir()) == [target]
+    with files.atomic_folder(target):
+        pass
+    assert not any(target.iterdir())
+
+
+def test_a_folder_is_filled_where_there_are_no_locks(tmp_path, monkeypatch):
+    def unsupported(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    (tmp_path / ".bundle.pardalis-partial").mkdir()
+    with files.atomic_folder(tmp_path / "bundle") as partial:
+        (partial / "a").write_text("whole")
+    assert (tmp_path / "bundle" / "a").read_text() == "whole"

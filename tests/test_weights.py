@@ -1,5 +1,7 @@
 """Weights are loaded whole or refused, with what is wrong."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -84,6 +86,14 @@ def test_a_truncated_file(tmp_path, weights, load, size):
 @each_way
 def test_a_missing_file(tmp_path, load):
     with pytest.raises(BundleError, match=r"w\.safetensors is missing; copy the whole folder"):
+        load(Scaled(), tmp_path / "w.safetensors")
+
+
+@each_way
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, weights, load, monkeypatch):
+    save_file(weights, tmp_path / "w.safetensors")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(BundleError, match=r"w\.safetensors may not be read by this user"):
         load(Scaled(), tmp_path / "w.safetensors")
 
 

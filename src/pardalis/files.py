@@ -8,6 +8,7 @@ deeply than any of ours.
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,9 +21,12 @@ from typing import Any, BinaryIO
 
 from pardalis.errors import BusyError, ConfigError
 
+logger = logging.getLogger(__name__)
+
 LOCK = ".lock"  # the file whose lock a process holds while it works in a folder
 MOST_BYTES = 1 << 28  # of a description or a line; the largest tokenizers have some 40 MB
 _MOST_LEVELS = 100  # of nested values
+_ATTEMPTS = 100  # to make a working folder that other processes make and delete, too
 _MOST_TOML = 1 << 20  # characters; those of our recipes have 10,000 at most
 _PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""  # of a dotted key
 _LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:{_PART}){{{_MOST_LEVELS}}}""")
@@ -291,26 +295,101 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     the folder that it leads to. If the block raises or the process is killed, the
     previous folder is untouched. Between the two renames of a replacement the previous folder has a
     working name; :func:`recover_folder` restores it after a crash at that moment.
+
+    Raises:
+        BusyError: another process fills a folder of this name.
     """
-    recover_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = working_name(path, "partial")
     previous = working_name(path, "previous")
-    remove(partial)
-    partial.mkdir()
+    with _working_folder(partial, path):
+        recover_folder(path)
+        try:
+            yield partial
+            _sync_tree(partial)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            _name_place(error, path)
+            raise
+        if os.path.lexists(path):
+            os.rename(path, previous)
+        os.rename(partial, path)
+        _sync_folder(path.parent)
+        with suppress(OSError):  # the next replacement says so, before it begins
+            remove(previous)
+
+
+@contextmanager
+def _working_folder(partial: Path, path: Path) -> Iterator[None]:
+    """Make an empty folder, and hold its lock, which follows it when it is renamed.
+
+    Raises:
+        BusyError: another process holds it; what one that was killed has left is deleted.
+    """
+    descriptor: int | None = None
+    for _ in range(_ATTEMPTS):
+        with suppress(FileExistsError):
+            partial.mkdir()
+            if (descriptor := _locked_folder(partial, path)) is not None:
+                break
+            continue  # another process took it for a leftover
+        if (leftover := _locked_folder(partial, path)) is not None:
+            try:
+                remove(partial)
+            finally:
+                os.close(leftover)
+    if descriptor is None:
+        raise _is_written(path)
     try:
-        yield partial
-        _sync_tree(partial)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        _name_place(error, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked_folder(partial: Path, path: Path) -> int | None:
+    """Open and lock a folder; return its descriptor, or None if it is another or gone by then."""
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError:  # a link, a file or a pipe from elsewhere, or a folder that may not be read
+        remove(partial)
+        return None
+    try:
+        lock(descriptor)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(partial)):
+            return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        raise _is_written(path) from None
+    except FileNotFoundError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _is_written(path: Path) -> BusyError:
+    return BusyError(f"Another process is writing {path}; wait for it, or choose another name.")
+
+
+def lock(descriptor: int) -> bool:
+    """Take the lock of an open file or folder, which ends when it is closed, or the process ends.
+
+    Returns:
+        False: its file system has no locks.
+
+    Raises:
+        BlockingIOError: another process, or another descriptor, has it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise
-    if os.path.lexists(path):
-        os.rename(path, previous)
-    os.rename(partial, path)
-    _sync_folder(path.parent)
-    with suppress(OSError):  # the next replacement says so, before it begins
-        remove(previous)
+    except OSError as error:
+        if error.errno == errno.EACCES:  # how some network file systems say it
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False
+    return True
 
 
 def remove(path: Path) -> None:
@@ -389,11 +468,15 @@ def exclusive(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
-    with open(path, "w") as lock:
+    with open(path, "w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            has_lock = lock(file.fileno())
+        except BlockingIOError:
             raise BusyError(
                 f"Another process is running in {folder}; wait for it, or choose another folder."
             ) from None
+        if not has_lock:
+            logger.warning(
+                "The file system of %s has no locks; let no other process run in it.", folder
+            )
         yield

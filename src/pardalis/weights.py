@@ -212,8 +212,15 @@ def check_shapes(
         )
 
 
+def check_permission(path: Path) -> None:
+    """Raise BundleError if a file may not be read, which safetensors calls "No such file"."""
+    if path.is_file() and not os.access(path, os.R_OK):
+        raise BundleError(f"{path} may not be read by this user; give it the permission to read.")
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
+    check_permission(path)
     if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise BundleError(
             f"{path} cannot be read: it is not a regular file; copy the whole folder again."

@@ -1,7 +1,9 @@
 """What a scheduler and a program learn of a failure: the exit code, and one object with --json."""
 
+import errno
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,12 +14,14 @@ from pardalis import errors
 from pardalis.cli.common import Parser, print_result
 from pardalis.cli.main import _Terminated, build_parser, main
 from pardalis.errors import (
+    BundleError,
     ConfigError,
     DataError,
     GrammarError,
     PardalisError,
     QueueFullError,
     TemplateError,
+    TrainingError,
 )
 from pardalis.train.divergence import Diverged
 from pardalis.train.loop import Interrupted
@@ -161,6 +165,19 @@ def test_a_failure_after_the_result_is_one_object(monkeypatch, capsys):
     assert main([]) == 1
     failure = json.loads(capsys.readouterr().out)
     assert (failure["kind"], failure["result"]) == ("system", {"name": "b"})
+
+
+@pytest.mark.parametrize("kind", [BundleError, DataError, TrainingError])
+def test_a_full_disk_has_one_code_whatever_was_written(monkeypatch, capsys, kind):
+    error = kind("It could not be written: the disk is full; free space on it, and go on.")
+    error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    command(monkeypatch, "show bundle b --json", error)
+    assert main([]) == 1
+    assert json.loads(capsys.readouterr().out)["kind"] == "system"
+    other = kind("It is wrong.")  # raised while the disk is full, and not about it
+    other.__cause__ = error.__cause__
+    command(monkeypatch, "show bundle b --json", other)
+    assert main([]) == kind.exit_code
 
 
 class _Full(io.StringIO):

@@ -1,6 +1,7 @@
 """What is done again when something changes, what is kept, and what is refused."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -326,6 +327,48 @@ def test_what_was_costly_is_kept_and_taken_back(project):
     kept = sorted(float((p / "rate").read_text()) for p in folder.glob("training.*"))
     assert kept == [1e-3, 2e-3]
     assert len(list(folder.glob("bundle.*"))) == 2
+
+
+@pytest.mark.parametrize("n_renames", range(5, 10))
+def test_a_process_that_is_killed_on_the_way_back_loses_neither_training(
+    project, monkeypatch, n_renames
+):
+    mine = project[0] / "run" / "training" / "mine"
+    other = "training.schedule.learning_rate=0.5"
+    go(project)
+    mine.write_text("of the first")
+    go(project, other)
+    mine.write_text("of the other")
+    left = n_renames
+
+    def until_killed(rename):
+        def renamed(*paths):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt  # from all that runs after it, too
+            rename(*paths)
+
+        return renamed
+
+    with monkeypatch.context() as patched:
+        for name in ("rename", "replace"):
+            patched.setattr(os, name, until_killed(getattr(os, name)))
+        with pytest.raises(KeyboardInterrupt):
+            go(project)
+    go(project)
+    assert mine.read_text() == "of the first"
+    go(project, other)
+    assert mine.read_text() == "of the other"
+
+
+def test_a_file_system_without_locks_is_no_other_process(project, monkeypatch, caplog):
+    def unsupported(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert go(project) == NAMES
+    assert "has no locks; let no other process run in it." in caplog.text
 
 
 def test_the_reason_of_a_new_run_is_told(project, caplog):

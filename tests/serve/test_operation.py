@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from pardalis import Engine
 from pardalis.errors import ConfigError
 from pardalis.serve import ServeConfig
+from pardalis.serve.server import Listener
 
 CHAT = "/v1/chat/completions"
 LONG = {"model": "tiny", "messages": [{"role": "user", "content": "an owl"}], "temperature": 1.5,
@@ -229,6 +231,9 @@ def test_stopping_lets_open_answers_finish(slow):
     with closing(connection):
         slow.stop()
         until(lambda: not slow.service.accepting)
+        for _ in range(20):  # longer than the server takes to notice the signal
+            assert slow.send("GET", "/ready")[0] == 503
+            time.sleep(0.02)
         rest = response.read()
         assert rest.endswith(b"data: [DONE]\n\n")
         assert b'"finish_reason":"stop"' in rest
@@ -245,6 +250,24 @@ def test_stopping_ends_what_takes_too_long(served_bundle, running, monkeypatch):
             connection.close()
         assert b"[DONE]" in rest
         assert rest.count(b'"images"') < 6
+
+
+def test_clients_without_a_file_descriptor_are_turned_away(monkeypatch, caplog):
+    with Listener.at("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address), listener.accept()[0]:
+            pass
+        limit = listener.fileno()
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, -1))
+        for _ in range(3):
+            with socket.create_connection(address) as client:
+                with pytest.raises(ConnectionAbortedError):
+                    listener.accept()
+                assert client.recv(1) == b""
+    assert [record.message for record in caplog.records] == [
+        f"Clients are turned away: the process may have {limit} files and connections "
+        "open; raise that limit (ulimit -n)."
+    ]
 
 
 def test_a_stopping_server_takes_no_request(server):

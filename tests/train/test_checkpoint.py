@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from pardalis.errors import BundleError, TrainingError
 from pardalis.files import working_name
+from pardalis.parallel import World
 from pardalis.train import checkpoint
 
 
@@ -177,6 +178,20 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, limit:
     assert torch.equal(checkpoint.load(newest)[0]["x"], state["x"])
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     checkpoint.save(tmp_path, 2, state, {})  # it works once there is space again
+
+
+def test_a_run_whose_folder_was_moved_away_is_not_continued_elsewhere(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with checkpoint.Saver(run, World()) as saver:
+        saver.save(1, {"x": torch.ones(2)}, {})
+        saver.wait()
+        run.rename(tmp_path / "moved")
+        saver.save(2, {"x": torch.ones(2)}, {})
+        with pytest.raises(TrainingError, match="folder was moved or deleted while it was written"):
+            saver.wait()
+    assert not run.exists()
+    assert checkpoint.newest(tmp_path / "moved").name == "step-00000001"
 
 
 def test_the_training_package_imports_no_distributed_checkpointing() -> None:

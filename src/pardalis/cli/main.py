@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, PardalisError):
             message = _with_flags(str(error), options.command, parser)
-            return _fail(options, message, error.exit_code, type(error))
+            kind = _System if _tells_of_system(error) else type(error)
+            return _fail(options, message, kind.exit_code, kind)
         if isinstance(error, OSError):  # a full disk, a folder that may not be written
             return _fail(options, _of_system(error), 1, _System)
         if not options.json:
@@ -119,6 +120,12 @@ def _run(options: argparse.Namespace) -> None:
         options.run(options)
     if options.json and options.result is not None:
         echo_json(options.result)
+
+
+def _tells_of_system(error: PardalisError) -> bool:
+    """Return whether the error tells of a full disk, say, whatever could not be written to it."""
+    why = why_unwritten(error)
+    return why is not None and why in str(error)
 
 
 def _of_system(error: OSError) -> str:

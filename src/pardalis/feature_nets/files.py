@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pardalis.errors import BundleError, ConfigError
-from pardalis.weights import check_archive, check_shapes
+from pardalis.weights import check_archive, check_permission, check_shapes
 
 _ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -25,8 +25,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, or of a PyTorch file with tensors alone.
 
     Raises:
-        BundleError: the file is missing, or is neither.
+        BundleError: the file is missing or may not be read, or is neither.
     """
+    check_permission(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

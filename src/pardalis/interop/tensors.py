@@ -30,7 +30,7 @@ from torch.serialization import skip_data
 from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.progress import bar
-from pardalis.weights import check_finite
+from pardalis.weights import check_finite, check_permission
 
 SHARD_BYTES = 5_000_000_000  # largest safetensors shard, as transformers writes them
 
@@ -130,6 +130,7 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
     if not path.is_file():
         found = "is not a file" if path.exists() else "is missing"
         raise BundleError(f"{path} {found}; copy the whole folder again.")
+    check_permission(path)
     try:
         if path.suffix == ".safetensors":
             return _open_safetensors(path)

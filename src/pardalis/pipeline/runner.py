@@ -392,10 +392,10 @@ class _Run:
         identity = self.identities[stage.name] = self._identity(stage)
         if record is None:
             return "run", "it has not run yet"
-        begun = any((self.folder / output).exists() for output in stage.costly)
+        found = any(self._kept(output, identity).exists() for output in stage.costly)
+        begun = found or any((self.folder / output).exists() for output in stage.costly)
         again: Action = "resume" if begun else "run"
         if record.identity != identity:
-            found = any(self._kept(output, identity).exists() for output in stage.costly)
             return "resume" if found else "run", self._why(stage, record)
         for path in (self.folder / output for output in stage.costly):
             if checkpoint.newest(path) is not None:
@@ -548,14 +548,16 @@ class _Run:
         record = self.records.get(stage.name)
         if record is not None and record.identity != identity:
             logger.info("%s: runs anew, because %s.", stage.name, decision.reason)
-            self._exchange(stage, record, identity)
+            self._keep(stage, record.identity)
             record = None
         record = record or Record(stage.name, identity, steps)
         record.steps, record.finished, record.inputs = steps, None, self.inputs[stage.name]
         record.version, record.since = pardalis.__version__, stage.since
         record.needs = self._need_states(stage)
         self.records[stage.name] = record
+        # Before anything is restored: who is killed between them must not keep it as the old one.
         self._write_records()
+        self._restore(stage, identity)
         logger.info("%s ...", stage.name)
         earlier, start = record.seconds, time.monotonic()
         try:
@@ -569,18 +571,22 @@ class _Run:
             self._write_records()
         logger.info("%s: done in %.0f s.", stage.name, record.seconds)
 
-    def _exchange(self, stage: Stage, record: Record, new: str) -> None:
-        """Keep costly outputs under the old identity, and restore those of the new identity."""
+    def _keep(self, stage: Stage, old: str) -> None:
+        """Move costly outputs aside, under their identity."""
         for output in stage.costly:
-            path = self.folder / output
-            kept, restored = self._kept(output, record.identity), self._kept(output, new)
+            path, kept = self.folder / output, self._kept(output, old)
             if path.exists():
                 remove(kept)  # an older state of the same identity
                 path.rename(kept)
                 logger.info("%s is kept as %s.", path, kept.name)
-            if restored.exists():
-                restored.rename(path)
-                logger.info("%s is restored from %s.", path, restored.name)
+
+    def _restore(self, stage: Stage, identity: str) -> None:
+        """Move costly outputs of an identity back, unless they are there."""
+        for output in stage.costly:
+            path, kept = self.folder / output, self._kept(output, identity)
+            if kept.exists() and not path.exists():
+                kept.rename(path)
+                logger.info("%s is restored from %s.", path, kept.name)
 
     def _kept(self, output: str, identity: str) -> Path:
         path = self.folder / output

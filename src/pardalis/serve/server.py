@@ -1,10 +1,14 @@
 """The process: load, listen, say where, and stop without losing answers."""
 
 import asyncio
+import logging
 import os
+import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,11 +25,53 @@ from pardalis.serve.app import create_app
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.service import Service
 
+logger = logging.getLogger(__name__)
+
+_SPARE_FILES = 32  # descriptors that connections leave to files
+_WARN_EVERY_S = 60.0
+_POLL_S = 0.05  # of whether answers are still open
+
 
 def served_name(bundle: Path) -> str:
     """Return what clients call a model by default: its folder, or the run that it belongs to."""
     folder = bundle.resolve()
     return folder.parent.name if folder.name == "bundle" else folder.name
+
+
+class Listener(socket.socket):
+    """A listening socket that turns clients away when the process has no file descriptor for them.
+
+    asyncio would report each of thousands of failed attempts, again and again, and serve nobody.
+    """
+
+    _warned_at = -_WARN_EVERY_S
+
+    @classmethod
+    def at(cls, host: str, port: int) -> "Listener":
+        """Listen at an address, and let the process open as many files as it may."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        made = socket.create_server((host, port), family=family, backlog=2048)
+        found = cls(fileno=made.detach())
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError, ValueError):  # no limit, or more than the system allows
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        return found
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The system gives the lowest number that is free.
+        if most < 0 or connection.fileno() < most - min(_SPARE_FILES, most // 4):
+            return connection, address
+        connection.close()
+        if (now := time.monotonic()) >= self._warned_at + _WARN_EVERY_S:
+            self._warned_at = now
+            logger.warning(
+                "Clients are turned away: the process may have %d files and connections open; "
+                "raise that limit (ulimit -n).",
+                most,
+            )
+        raise ConnectionAbortedError
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -34,9 +80,8 @@ def listen(config: ServeConfig) -> socket.socket:
     Raises:
         ConfigError: the address is taken, not of this machine, or not allowed.
     """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        return Listener.at(config.host, config.port)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(
@@ -148,7 +193,10 @@ class AppServer(uvicorn.Server):
 
 
 class Server(AppServer):
-    """Stops in three steps: not ready, open answers finish, the rest is aborted."""
+    """Stops in three steps: not ready, open answers finish, the rest is aborted.
+
+    It listens until no answer is open, so that ``/ready`` tells proxies to ask elsewhere.
+    """
 
     def __init__(self, service: Service, on_ready: Callable[[str], None]) -> None:
         super().__init__(create_app(service), service.config.stop_timeout_s, on_ready)
@@ -157,8 +205,12 @@ class Server(AppServer):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop_accepting()
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._service.config.stop_timeout_s, self._service.abort_all)
+        end = loop.time() + self._service.config.stop_timeout_s
+        timer = loop.call_at(end, self._service.abort_all)
         try:
+            while self._service.open and loop.time() < end and not self.force_exit:
+                await asyncio.sleep(_POLL_S)
+            self.config.timeout_graceful_shutdown = max(0, int(end - loop.time())) + 5
             await super().shutdown(sockets)
         finally:
             timer.cancel()

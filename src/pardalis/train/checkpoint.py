@@ -141,6 +141,8 @@ class Saver:
         if not self._world.is_first:
             _write_tensors(working_name(folder, "partial"), content, self._world)
             return
+        if not self._run_folder.is_dir():
+            raise FileNotFoundError("that folder was moved or deleted while it was written")
         with atomic_folder(folder) as partial:
             _write_tensors(partial, content, self._world)  # returns when all ranks have written
             write_json(partial / "run.json", about)
