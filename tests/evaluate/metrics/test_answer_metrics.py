@@ -1,7 +1,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pardalis.evaluate.metrics.answers import (
@@ -33,6 +33,7 @@ def test_exact_match(answer, accepted, normalisation, expected):
     assert exact_match(answer, accepted, normalisation) is expected
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.sampled_from(sorted(NORMALISATIONS)))
 def test_every_text_matches_itself(text, normalisation):
     assert exact_match(text, [text], normalisation)
@@ -66,12 +67,14 @@ def test_the_last_number(text, expected):
     assert last_number(text) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12))
 def test_integers_are_found_as_python_writes_them(number):
     assert last_number(f"so 1 + 1 gives {number:,}.") == number
     assert last_number(f"#### {number}\n") == number
 
 
+@settings(deadline=None)
 @given(st.text("0123456789,./-e# ", max_size=40))
 def test_no_text_of_digits_is_refused(text):
     number = last_number(text)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pardalis.errors import ConfigError
@@ -111,6 +111,7 @@ def test_rouge_takes_the_best_precision_and_recall_of_references():
     assert score == pytest.approx(1.0)  # precision of the first, recall of the second
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_a_corpus_of_its_references_has_the_best_scores(seed):
     _, references = corpus(seed, n=6)

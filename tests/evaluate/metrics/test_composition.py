@@ -12,6 +12,7 @@ from PIL import ImageDraw, ImageFilter
 
 from pardalis import config
 from pardalis.errors import ConfigError
+from pardalis.evaluate.metrics import composition
 from pardalis.evaluate.metrics.composition import (
     PALETTE,
     RELATIONS,
@@ -152,6 +153,31 @@ def test_a_square_may_stand_on_its_corner_and_other_shapes_are_none():
     draw.rectangle((70, 20, 120, 30), fill=PALETTE["blue"])
     shapes = {each.colour: each.shape for each in find_objects(image)}
     assert shapes == {"red": "square", "blue": None}
+
+
+def test_the_background_may_have_another_colour():
+    for background in ((20, 20, 20), (214, 39, 40), (120, 130, 120)):
+        image = PIL.Image.new("RGB", (64, 64), background)
+        ImageDraw.Draw(image).ellipse((20, 20, 44, 44), fill=PALETTE["yellow"])
+        [found] = find_objects(noise(image))
+        assert (found.colour, found.shape) == ("yellow", "circle")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
+def test_parts_hang_together_by_sides(height, width, seed):
+    mask = generator(seed).random((height, width)) < 0.55
+    parts = composition._parts(mask, 0.0)
+    assert (np.sum(parts, axis=0) == mask).all() if parts else not mask.any()
+    for part in parts:  # a flood from one pixel reaches the part, and no more of the mask
+        flood = np.zeros_like(mask)
+        flood[tuple(np.argwhere(part)[0])] = True
+        for _ in range(mask.size):
+            padded = np.pad(flood, 1)
+            flood |= padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+            flood &= mask
+        assert (flood == part).all()
+    assert composition._parts(mask, mask.size + 1.0) == []
 
 
 def test_images_without_objects():

@@ -85,6 +85,7 @@ def test_the_seed_decides():
 
 def test_intervals_of_few_values():
     assert bootstrap([3.0]) == (3.0, 3.0)
+    assert bootstrap([True, True]) == bootstrap(np.array([1, 1])) == (1.0, 1.0)
     assert all(math.isnan(end) for end in bootstrap([]))
     assert all(math.isnan(end) for end in bootstrap_of(0, lambda drawn: 1.0))
     assert all(math.isnan(end) for end in bootstrap([1.0, math.nan]))

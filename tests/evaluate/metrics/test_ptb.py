@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pardalis.evaluate.metrics.ptb import caption_words
@@ -105,6 +105,7 @@ def test_the_recorded_words_are_those_of_java(monkeypatch):
     assert [found[i] for i in range(len(CAPTIONS))] == [[words] for _, words in CAPTIONS]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_is_refused(text):
     words = caption_words(text)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pardalis.evaluate.metrics.vqa import anls, vqa_accuracy, vqa_normalised
@@ -55,6 +55,7 @@ def test_ten_people(agree, expected):
     assert vqa_accuracy("Yes.", people) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.text("ab ", max_size=2), st.lists(st.text("ab ", max_size=2), min_size=1, max_size=12))
 def test_the_accuracy_is_that_of_the_definition(answer, people):
     assert vqa_accuracy(answer, people) == pytest.approx(by_hand(answer, people))

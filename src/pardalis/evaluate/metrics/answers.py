@@ -1,4 +1,4 @@
-r"""Answers that are right or wrong: texts, numbers, mathematical expressions, letters of choices.
+"""Answers that are right or wrong: texts, numbers, mathematical expressions, letters of choices.
 
 Each of these finds the answer in what a model wrote, brings it into one form, and compares.
 """

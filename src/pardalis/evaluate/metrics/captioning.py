@@ -2,7 +2,8 @@
 
 All take captions as lists of words (:func:`~pardalis.evaluate.metrics.ptb.caption_words`): one
 candidate for each image, and any number of references. The numbers are those of pycocoevalcap 1.2,
-from which they differ only by rounding. METEOR is in :mod:`~pardalis.evaluate.metrics.meteor`.
+from which they differ only by rounding; that package needs Java to split words, has 100 MB, and
+its BLEU may not be used commercially. METEOR is in :mod:`~pardalis.evaluate.metrics.meteor`.
 """
 
 import math

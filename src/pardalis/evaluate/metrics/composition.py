@@ -138,7 +138,8 @@ def draw_scene(scene: Scene, side: int, generator: np.random.Generator) -> PIL.I
     Objects do not touch, and keep a distance from the edges.
 
     Args:
-        side: pixels of each side; with fewer than 16 for each object in a line, shapes blur.
+        side: pixels of each side; in fewer than 16 for each of the objects that stand side by
+            side, shapes are not told apart for certain.
     """
     objects = [group for group in scene.groups for _ in range(group.count)]
     if scene.relation:
@@ -148,8 +149,8 @@ def draw_scene(scene: Scene, side: int, generator: np.random.Generator) -> PIL.I
     image = PIL.Image.new("RGB", (side * _FINE, side * _FINE), _BACKGROUND)
     draw = ImageDraw.Draw(image)
     for group, (x, y, size) in zip(objects, places, strict=True):
-        colour = group.colour or _one_of(tuple(PALETTE), generator)
-        shape = group.shape or _one_of(SHAPES, generator)
+        colour = _one_of(tuple(PALETTE) if group.colour is None else (group.colour,), generator)
+        shape = _one_of(SHAPES if group.shape is None else (group.shape,), generator)
         left, top, right, bottom = (
             round(side * _FINE * each)
             for each in (x - size / 2, y - size / 2, x + size / 2, y + size / 2)
@@ -193,7 +194,7 @@ def _related_places(
     ends = np.array([offset, -offset])
     room = 0.48 - sizes[:, None] / 2
     low, high = (-room - ends).max(0), (room - ends).min(0)
-    middle = generator.uniform(np.minimum(low, high), np.maximum(low, high)) + 0.5
+    middle = generator.uniform(low, high) + 0.5
     return [(*(middle + end).tolist(), float(size)) for end, size in zip(ends, sizes, strict=True)]
 
 
@@ -259,13 +260,15 @@ def _lies(a: Found, b: Found, relation: Relation) -> bool:
 _WORKED_SIDE = 128  # pixels, to which larger images are reduced
 _LEAST_AREA = 0.002  # share of the image; a smaller object is noise
 _FAR = 110.0  # from the nearest mix of a colour and the background, in RGB: no colour of ours
+_LIKE_BACKGROUND = 60.0  # RGB; objects of such a colour cannot be seen
+_MOST_SHARE = 1.15  # for colours that are stronger than those of the palette
 _ANGLES = np.deg2rad(np.arange(0, 90, 5))
 
 
 def find_objects(image: PIL.Image.Image) -> list[Found]:
     """Return the objects of an image on a plain background, those with the largest area first.
 
-    The background is the colour that most of the border has. Each pixel is taken as a mix of the
+    The background is the median of the border. Each pixel is taken as a mix of the
     background and one colour of the palette; the object begins where the colour is a half. Objects
     are parts that hang together, divided by colours where two touch. The shape follows from the
     share of the smallest rectangle around it, at any angle, that it fills: a square 1, a circle
@@ -324,10 +327,10 @@ def _unmixed(
 ) -> tuple[Float[np.ndarray, "Y X"], Int[np.ndarray, "Y X"]]:
     """Return the share of the best colour in each pixel, and its number in the palette."""
     directions = np.array(list(PALETTE.values()), np.float64) - background
-    directions = np.where(np.abs(directions).sum(1, keepdims=True) == 0, 1e-9, directions)
+    lengths = np.square(directions).sum(1)
     difference = pixels - background
-    shares = (difference @ directions.T) / np.square(directions).sum(1)
-    shares = np.clip(shares, 0, 1.15)
+    shares = (difference @ directions.T) / np.maximum(lengths, 1)
+    shares = np.where(lengths < _LIKE_BACKGROUND**2, 0, np.clip(shares, 0, _MOST_SHARE))
     mixes = shares[..., None] * directions
     distances = np.linalg.norm(difference[..., None, :] - mixes, axis=-1)
     best = distances.argmin(-1)
@@ -337,17 +340,40 @@ def _unmixed(
 
 
 def _parts(mask: Bool[np.ndarray, "Y X"], least: float) -> list[Bool[np.ndarray, "Y X"]]:
-    """Return the parts of a mask that hang together by sides of pixels, from a least area on."""
-    labels = np.arange(1, mask.size + 1).reshape(mask.shape) * mask
-    while True:
-        padded = np.pad(labels, 1)
-        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        spread = np.maximum.reduce([labels, *neighbours]) * mask
-        if (spread == labels).all():
-            break
-        labels = spread
-    names, sizes = np.unique(labels[mask], return_counts=True)
-    return [labels == name for name, size in zip(names, sizes, strict=True) if size >= least]
+    """Return the parts of a mask that hang together by sides of pixels, from a least area on.
+
+    Runs of pixels in a row are united with those of the row above that they touch.
+    """
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = (each.tolist() for each in np.nonzero(edges > 0))
+    ends = np.nonzero(edges < 0)[1].tolist()
+    parents = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = parents[parents[run]]
+            run = parents[run]
+        return run
+
+    first = 0  # the first run above that may touch
+    for run, row in enumerate(rows):
+        while rows[first] < row - 1 or (rows[first] == row - 1 and ends[first] <= starts[run]):
+            first += 1
+        above = first
+        while rows[above] == row - 1 and starts[above] < ends[run]:
+            parents[root(run)] = root(above)
+            above += 1
+    members: dict[int, list[int]] = {}
+    for run in range(len(rows)):
+        members.setdefault(root(run), []).append(run)
+    parts = []
+    for runs in members.values():
+        if sum(ends[run] - starts[run] for run in runs) >= least:
+            part = np.zeros_like(mask)
+            for run in runs:
+                part[rows[run], starts[run] : ends[run]] = True
+            parts.append(part)
+    return parts
 
 
 def _found(part: Bool[np.ndarray, "Y X"], colour: Colour) -> Found:

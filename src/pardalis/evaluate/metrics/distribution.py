@@ -142,6 +142,6 @@ def _radii(features: Float[Tensor, "N D"], k: int) -> Float[Tensor, " N"]:
     """Return the distance of each image to its k-th nearest other one."""
     parts = [
         torch.cdist(part, features, compute_mode=_EXACT).kthvalue(k + 1, dim=1).values
-        for part in features.split(_AT_ONCE)
+        for part in torch.split(features, _AT_ONCE)
     ]
     return torch.cat(parts)

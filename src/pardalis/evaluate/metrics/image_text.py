@@ -7,7 +7,7 @@ defined for CLIP ViT-B/32, and is called so with no other net; for machines with
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import PIL.Image
 import torch
@@ -21,6 +21,7 @@ _WEIGHT = 2.5
 _PREFIX = "A photo depicts "
 
 
+@runtime_checkable
 class ImageTextNet(Protocol):
     """Vectors of length 1 of images and of texts, in one space."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from pardalis.seeds import numpy_generator
 
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: Sequence[float] | Float[np.ndarray, " n"],
+    values: Sequence[float | int] | Shaped[np.ndarray, " n"],
     *,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,
@@ -45,14 +45,14 @@ def bootstrap(
     Raises:
         ValueError: ``clusters`` are not as many as values.
     """
-    each = np.asarray(values, np.float64)
+    each: Float[np.ndarray, " n"] = np.asarray(values, np.float64)
     if not len(each):
         return Interval(float("nan"), float("nan"))
     counts: Float[np.ndarray, " n"] | None = None
     if clusters is not None:
         groups = _groups(clusters, len(each))
         counts = np.bincount(groups).astype(np.float64)
-        each = np.bincount(groups, each)
+        each = np.bincount(groups, each).astype(np.float64)
     generator = numpy_generator(seed, "bootstrap")
     means = []
     step = max(1, _AT_ONCE // len(each))
@@ -67,8 +67,8 @@ def bootstrap(
 
 
 def bootstrap_paired(
-    a: Sequence[float] | Float[np.ndarray, " n"],
-    b: Sequence[float] | Float[np.ndarray, " n"],
+    a: Sequence[float | int] | Shaped[np.ndarray, " n"],
+    b: Sequence[float | int] | Shaped[np.ndarray, " n"],
     *,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,
