@@ -8,7 +8,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _region_record(region: Region) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value}
 
 
-def write_records(records: Iterable[dict[str, Any]], path: Path) -> int:
+def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> int:
     """Write objects one a line, atomically; return their number."""
     n_records = 0
     with atomic_file(path) as file:

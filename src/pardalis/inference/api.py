@@ -238,7 +238,7 @@ def complete(
         return completions
 
 
-def engine_config_for(requests: Sequence[Request] | Sequence[ScoreRequest]) -> EngineConfig:
+def engine_config_for(requests: Sequence[Request | ScoreRequest]) -> EngineConfig:
     """Return a config for one client's requests, with a cache no larger than they need."""
     default = EngineConfig()
     slots = [3 if isinstance(r, Request) and r.guidance else 1 for r in requests]

@@ -42,6 +42,16 @@ def test_the_page_has_numbers_items_and_images(evaluated):
     assert "Worst items" in page
 
 
+def test_the_page_of_several_seeds_and_of_failed_items(bundle, tmp_path):
+    items = [*ITEMS, ITEMS[0] | {"id": "long", "animal": "owl and fox " * 100}]
+    path = write_task(tmp_path, items=items)
+    evaluate_tasks(bundle, [path], tmp_path / "out", shots=1, seeds=2)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "95 % interval over seeds" in page
+    assert "items failed and are in no number" in page
+    assert "2 seeds" in page
+
+
 def test_paired_differences(evaluated):
     folders = [evaluated / f"out{seed}" for seed in range(3)]
     result = compare_results(folders, evaluated / "page.html")

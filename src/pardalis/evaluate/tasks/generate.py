@@ -19,6 +19,7 @@ from pardalis.evaluate.answers import first_sentence
 from pardalis.evaluate.captions import token_f1
 from pardalis.evaluate.metrics.answers import (
     NORMALISATIONS,
+    Normalisation,
     boxed,
     choice_letter,
     exact_match,
@@ -62,18 +63,18 @@ def _contains(answer: str, accepted: Sequence[str]) -> float:
     )
 
 
+def _exact(normalisation: Normalisation) -> AnswerMetric:
+    return AnswerMetric(
+        lambda answer, accepted: float(exact_match(answer, accepted, normalisation)),
+        NORMALISATIONS[normalisation],
+    )
+
+
 METRICS: dict[str, AnswerMetric] = {
-    name: AnswerMetric(
-        lambda answer, accepted, how=how: float(exact_match(answer, accepted, how)),
-        NORMALISATIONS[how],
-    )
-    for name, how in (
-        ("exact", "spaces"),
-        ("exact_case", "case"),
-        ("exact_squad", "squad"),
-        ("exact_math", "math"),
-    )
-} | {
+    "exact": _exact("spaces"),
+    "exact_case": _exact("case"),
+    "exact_squad": _exact("squad"),
+    "exact_math": _exact("math"),
     "contains": AnswerMetric(_contains, NORMALISATIONS["case"]),
     "numeric": AnswerMetric(
         lambda answer, accepted: float(any(numeric_match(answer, each) for each in accepted)),

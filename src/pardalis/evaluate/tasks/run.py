@@ -135,14 +135,12 @@ def evaluate_tasks(
     folder = Path(folder)
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}.")
-    changes = {"limit": limit, "shots": shots}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    given = {"limit": limit, "shots": shots}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     loaded = [
         _load(replace(each, task=replace(each.task, **changes)))
         for each in load_tasks(tasks, None if data is None else Path(data))
     ]
-    if not isinstance(bundle, Bundle):
-        bundle_folder(bundle)
     path = None if isinstance(bundle, Bundle) else str(bundle_folder(bundle))
     model = bundle if isinstance(bundle, Bundle) else load(bundle, device, dtype)
     for each in loaded:
