@@ -110,19 +110,13 @@ class InterleavingTask(GeneratingTask):
     def score(
         self, trial: Trial, requests: Sequence[AnyRequest], results: Sequence[Any]
     ) -> Outcome:
-        entries = []
-        for (_, wanted), result in zip(self.places_of(trial.item), results, strict=True):
-            segments = joined(result.segments)
-            entries.append(
-                {
-                    "expected": wanted,
-                    "found": _modality(segments[0]) if segments else "end",
-                    "has_image": bool(result.images),
-                }
-            )
-        right = [each["found"] == each["expected"] for each in entries]
-        recalled = [each["has_image"] for each in entries if each["expected"] == "image"]
-        unasked = [each["found"] == "image" for each in entries if each["expected"] == "text"]
+        places = [wanted for _, wanted in self.places_of(trial.item)]
+        segments = [joined(result.segments) for result in results]
+        found = [_modality(each[0]) if each else "end" for each in segments]
+        drawn = [any(isinstance(part, Image) for part in each) for each in segments]
+        right = [a == b for a, b in zip(places, found, strict=True)]
+        recalled = [has for has, wanted in zip(drawn, places, strict=True) if wanted == "image"]
+        unasked = [a == "image" for a, b in zip(found, places, strict=True) if b == "text"]
         scores = {
             name: sum(values) / len(values)
             for name, values in (
@@ -137,7 +131,12 @@ class InterleavingTask(GeneratingTask):
             scores,
             answer=Document(results[0].segments),
             expected=Document(rest) if rest else None,
-            details={"places": entries},
+            details={
+                "places": [
+                    {"expected": wanted, "found": begins, "has_image": has}
+                    for wanted, begins, has in zip(places, found, drawn, strict=True)
+                ]
+            },
         )
 
     def summarise(self, records: Sequence[Record], folder: Path) -> dict[str, Number]:

@@ -204,16 +204,15 @@ class TextToImageTask(GeneratingTask):
             elif metric == "image_text":
                 names = dict.fromkeys(name for record in records for name in record["scores"])
                 found |= {n: mean(records, n) for n in names if n.startswith(_NETS)}
-            elif words := [each["details"]["words"] for each in records]:
-                if not any(words):
-                    logger.warning(
-                        "Task %r: no prompt asks for words in quotation marks, so word_recall is "
-                        "left out.",
-                        self.name,
-                    )
-                    continue
-                read = [each["details"]["words_read"] for each in records]
+            elif any(words := [float(each["details"]["words"]) for each in records]):
+                read = [float(each["details"]["words_read"]) for each in records]
                 found[_WORDS] = ratio(read, words)
+            else:
+                logger.warning(
+                    "Task %r: no prompt asks for words in quotation marks, so word_recall is left "
+                    "out.",
+                    self.name,
+                )
         for name in dict.fromkeys(name for record in records for name in record["scores"]):
             found |= by_group(records, name)
         return found
