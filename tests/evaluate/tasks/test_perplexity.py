@@ -9,7 +9,8 @@ from tiny_tasks import write_task
 
 import pardalis
 from pardalis.errors import ConfigError, DataError, RequestError
-from pardalis.evaluate.tasks import evaluate_tasks, read_items, task_of
+from pardalis.evaluate.metrics.intervals import bootstrap
+from pardalis.evaluate.tasks import evaluate_tasks, ratio, read_items, task_of
 from pardalis.evaluate.tasks.perplexity import windows
 
 TEXTS = """\
@@ -104,3 +105,11 @@ def test_what_does_not_apply(tmp_path):
     path = write_task(tmp_path, toml=TEXTS, items=[{"text": ""}])
     with pytest.raises(DataError, match="item '0': the document is empty, so it has no loss"):
         evaluate_tasks(tmp_path, [path], tmp_path / "out")
+
+
+def test_a_ratio_of_equal_weights_is_a_mean():
+    values = [float(n % 7) for n in range(60)]
+    number = ratio([2 * value for value in values], [2.0] * 60)
+    interval = bootstrap(values)
+    assert number.value == pytest.approx(sum(values) / 60)
+    assert (number.low, number.high) == pytest.approx(tuple(interval), abs=0.05)

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least, not_deciding
 from pardalis.documents import Document, Image, Role, Segment, Text
 from pardalis.errors import ConfigError, DataError
-from pardalis.evaluate.metrics.intervals import bootstrap, bootstrap_of, bootstrap_paired
+from pardalis.evaluate.metrics.intervals import LEVEL, RESAMPLES, bootstrap, bootstrap_paired
 from pardalis.evaluate.tasks.items import Item
 from pardalis.evaluate.tasks.layouts import LAYOUTS
 from pardalis.evaluate.tasks.template import Template, joined
@@ -47,6 +47,7 @@ from pardalis.seeds import derive, numpy_generator
 
 _NAME = re.compile(r"\w[\w.-]*")
 _SHOWN = 60  # characters of an id in a message
+_AT_ONCE = 1 << 22  # counts of items drawn at once: 32 MiB
 
 Record: TypeAlias = Mapping[str, Any]
 """A finished item as a line of items.jsonl holds it; see :mod:`pardalis.evaluate.tasks.results`."""
@@ -348,30 +349,44 @@ def paired_mean(first: Sequence[Record], second: Sequence[Record], name: str) ->
 
 def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> Number:
     """Return the sum of numerators over that of denominators, with its interval over items."""
-    above, below = _having(bottoms, tops, bottoms)
-    low, high = bootstrap_of(
-        len(below), lambda drawn: float(above[drawn].sum() / below[drawn].sum())
-    )
-    return Number(math.fsum(tops) / math.fsum(bottoms), low, high)
+    above, below = _resampled(bottoms, tops, bottoms)
+    return Number(math.fsum(tops) / math.fsum(bottoms), *_interval(above / below))
 
 
 def paired_ratio(
     tops: tuple[Sequence[float], Sequence[float]], bottoms: tuple[Sequence[float], Sequence[float]]
 ) -> Number:
     """Return the second ratio minus the first, of the same items, with its interval."""
-    a, b, c, d = _having([x * y for x, y in zip(*bottoms, strict=True)], *tops, *bottoms)
+    first, second = (
+        math.fsum(top) / math.fsum(bottom) for top, bottom in zip(tops, bottoms, strict=True)
+    )
+    counts = [a * b for a, b in zip(*bottoms, strict=True)]
+    top_a, top_b, bottom_a, bottom_b = _resampled(counts, *tops, *bottoms)
+    return Number(second - first, *_interval(top_b / bottom_b - top_a / bottom_a))
 
-    def difference(drawn: Int[np.ndarray, " m"]) -> float:
-        return float(b[drawn].sum() / d[drawn].sum() - a[drawn].sum() / c[drawn].sum())
 
-    low, high = bootstrap_of(len(a), difference)
-    return Number(difference(np.arange(len(a))), low, high)
+def _resampled(
+    counts: Sequence[float], *columns: Sequence[float]
+) -> list[Float[np.ndarray, " draws"]]:
+    """Return the sums of columns over items that are drawn with replacement, for each draw.
 
-
-def _having(counts: Sequence[float], *columns: Sequence[float]) -> list[Float[np.ndarray, " n"]]:
-    """Return columns without the items whose count is 0, which would add nothing."""
+    Items whose count is 0 are left out: they add nothing.
+    """
     kept = np.array(counts) > 0
-    return [np.array(column, np.float64)[kept] for column in columns]
+    table = np.stack([np.array(column, np.float64)[kept] for column in columns], axis=1)
+    n, generator = len(table), numpy_generator(0, "bootstrap")
+    step = max(1, _AT_ONCE // n)
+    sums = [
+        generator.multinomial(n, np.full(n, 1 / n), min(step, RESAMPLES - start)) @ table
+        for start in range(0, RESAMPLES, step)
+    ]
+    return list(np.concatenate(sums).T)
+
+
+def _interval(values: Float[np.ndarray, " draws"]) -> tuple[float, float]:
+    edge = 50 * (1 - LEVEL)
+    low, high = np.percentile(values, (edge, 100 - edge)).tolist()
+    return low, high
 
 
 def _with_role(segments: Sequence[Segment], role: Role) -> list[Segment]:
