@@ -87,7 +87,7 @@ def hellaswag(folder: Path) -> None:
             "split_type": "indomain", "label": 3, "source_id": "activitynet~v_1",
             "endings": ["sings.", "[step] rests.", "is [title] old.", "pulls up shingles."],
         }  # fmt: skip
-        write_lines(folder / f"hellaswag_{split}.jsonl", [record])
+        write_lines(folder / "hellaswag" / "data" / f"hellaswag_{split}.jsonl", [record])
 
 
 def winogrande(folder: Path) -> None:
@@ -105,13 +105,13 @@ def openbookqa(folder: Path) -> None:
             "id": f"8-{split}", "question_stem": "The sun is",
             "choices": {"text": ["a planet", "a star"], "label": ["A", "B"]}, "answerKey": "B",
         }  # fmt: skip
-        write_parquet(folder / "main" / f"{split}-00000-of-00001.parquet", [record])
+        write_parquet(folder / "openbookqa" / "main" / f"{split}-00000-of-00001.parquet", [record])
 
 
 def boolq(folder: Path) -> None:
     for split in ("train", "validation"):
         record = {"question": "is it so", "answer": True, "passage": "It is so."}
-        write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", [record])
+        write_parquet(folder / "boolq" / "data" / f"{split}-00000-of-00001.parquet", [record])
 
 
 def gsm8k(folder: Path) -> None:
@@ -123,7 +123,7 @@ def gsm8k(folder: Path) -> None:
             }
             for n in range(9)
         ]
-        write_parquet(folder / "main" / f"{split}-00000-of-00001.parquet", rows)
+        write_parquet(folder / "gsm8k" / "main" / f"{split}-00000-of-00001.parquet", rows)
 
 
 MATH = (
@@ -139,7 +139,9 @@ def mathematics(folder: Path) -> None:
                 "problem": f"Find x of {subject} {split}.", "level": "Level 1", "type": "Algebra",
                 "solution": "So $x = \\boxed{\\frac{1}{2}}$.",
             }  # fmt: skip
-            write_parquet(folder / subject / f"{split}-00000-of-00001.parquet", [row])
+            write_parquet(
+                folder / "hendrycks_math" / subject / f"{split}-00000-of-00001.parquet", [row]
+            )
 
 
 def mmlu(folder: Path) -> None:
@@ -148,8 +150,8 @@ def mmlu(folder: Path) -> None:
          "answer": n % 4}
         for n in range(7)
     ]  # fmt: skip
-    write_parquet(folder / "all" / "dev-00000-of-00001.parquet", rows)
-    write_parquet(folder / "all" / "test-00000-of-00001.parquet", rows[:1])
+    write_parquet(folder / "mmlu" / "all" / "dev-00000-of-00001.parquet", rows)
+    write_parquet(folder / "mmlu" / "all" / "test-00000-of-00001.parquet", rows[:1])
 
 
 def karpathy(folder: Path, file: str, image_folder: str, filepath: str | None) -> None:
@@ -170,9 +172,9 @@ def karpathy(folder: Path, file: str, image_folder: str, filepath: str | None) -
 
 
 def nocaps(folder: Path) -> None:
-    write_image(folder / "images" / "a.jpg")
+    write_image(folder / "nocaps" / "images" / "a.jpg")
     write_json(
-        folder / "nocaps_val_4500_captions.json",
+        folder / "nocaps" / "nocaps_val_4500_captions.json",
         {
             "licenses": [], "info": {},
             "images": [{"id": 0, "file_name": "a.jpg", "open_images_id": "a", "coco_url": "",
@@ -182,12 +184,11 @@ def nocaps(folder: Path) -> None:
     )  # fmt: skip
 
 
-def vqa(folder: Path, start: str, people: str) -> None:
+def vqa(folder: Path, name: str, start: str, people: str) -> None:
     for split in ("train", "val"):
         questions, annotations = [], []
         for number in range(3):
-            name = f"{split}2014/COCO_{split}2014_{number:012d}.jpg"
-            write_image(folder / name)
+            write_image(folder / "coco" / f"{split}2014" / f"COCO_{split}2014_{number:012d}.jpg")
             key = {"image_id": number, "question_id": 1000 + number}
             questions.append({**key, "question": "What is it?"})
             answers = [
@@ -199,11 +200,11 @@ def vqa(folder: Path, start: str, people: str) -> None:
                  "answer_type": "other", "answers": answers}
             )  # fmt: skip
         write_json(
-            folder / f"{start}_mscoco_{split}2014_questions.json",
+            folder / name / f"{start}_mscoco_{split}2014_questions.json",
             {"info": {}, "data_subtype": f"{split}2014", "questions": questions},
         )
         write_json(
-            folder / f"{people}mscoco_{split}2014_annotations.json",
+            folder / name / f"{people}mscoco_{split}2014_annotations.json",
             {"info": {}, "annotations": annotations},
         )
 
@@ -213,12 +214,15 @@ def textvqa(folder: Path) -> None:
         entries = []
         for number in range(3):
             name = f"{split}{number}"
-            write_image(folder / "train_images" / f"{name}.jpg")
+            write_image(folder / "textvqa" / "train_images" / f"{name}.jpg")
             entries.append(
                 {"question": "What does it say?", "image_id": name, "question_id": number,
                  "answers": ["stop"] * 10, "image_classes": [], "set_name": split}
             )  # fmt: skip
-        write_json(folder / f"TextVQA_0.5.1_{split}.json", {"dataset_name": "x", "data": entries})
+        write_json(
+            folder / "textvqa" / f"TextVQA_0.5.1_{split}.json",
+            {"dataset_name": "x", "data": entries},
+        )
 
 
 def vizwiz(folder: Path) -> None:
@@ -226,13 +230,13 @@ def vizwiz(folder: Path) -> None:
         entries = []
         for number in range(3):
             name = f"VizWiz_{split}_{number:08d}.jpg"
-            write_image(folder / split / name)
+            write_image(folder / "vizwiz" / split / name)
             answers = [{"answer": "owl", "answer_confidence": "yes"}] * 10
             entries.append(
                 {"image": name, "question": "What?", "answers": answers, "answer_type": "other",
                  "answerable": 1}
             )  # fmt: skip
-        write_json(folder / "Annotations" / f"{split}.json", entries)
+        write_json(folder / "vizwiz" / "Annotations" / f"{split}.json", entries)
 
 
 def scienceqa(folder: Path) -> None:
@@ -241,10 +245,10 @@ def scienceqa(folder: Path) -> None:
         "task": "closed choice", "grade": "grade2", "subject": "science", "topic": "biology",
         "category": "", "skill": "", "lecture": "", "solution": "", "split": "test",
     }  # fmt: skip
-    data = folder / "data" / "scienceqa"
+    data = folder / "ScienceQA" / "data" / "scienceqa"
     write_json(data / "problems.json", {"4": problem, "7": {**problem, "image": None}})
     write_json(data / "pid_splits.json", {"train": [], "test": ["4", "7"]})
-    write_image(folder / "images" / "test" / "4" / "image.png")
+    write_image(folder / "ScienceQA" / "images" / "test" / "4" / "image.png")
 
 
 def mmmu_rows() -> list[dict[str, Any]]:
@@ -270,17 +274,19 @@ def mmmu(folder: Path) -> None:
     task = load_task(shipped_tasks()["mmmu"])
     for subject in task.data.subjects:
         rows = [dict(row, id=row["id"].replace("Art", subject)) for row in mmmu_rows()]
-        write_parquet(folder / subject / "validation-00000-of-00001.parquet", rows)
+        write_parquet(folder / "MMMU" / subject / "validation-00000-of-00001.parquet", rows)
 
 
 def geneval(folder: Path) -> None:
     include = [{"class": "bench", "count": 1}]
     record = {"tag": "single_object", "include": include, "prompt": "a photo of a bench"}
-    write_lines(folder / "evaluation_metadata.jsonl", [record])
+    write_lines(folder / "geneval" / "prompts" / "evaluation_metadata.jsonl", [record])
 
 
 def dpg(folder: Path) -> None:
-    (folder / "dpg_bench.csv").write_text(
+    path = folder / "ELLA" / "dpg_bench" / "dpg_bench.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(
         "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"
         "question_natural_language\n"
         'partiprompts1,"A long, long prompt.",,1,0,entity,whole,entity - whole (x),Is there an x?\n'
@@ -308,14 +314,14 @@ FILES: dict[str, Callable[[Path], None]] = {
     "math": mathematics,
     "math_maj4": mathematics,
     "mmlu": mmlu,
-    "coco_captions": lambda folder: karpathy(folder, "dataset_coco.json", "", "val2014"),
-    "coco_images": lambda folder: karpathy(folder, "dataset_coco.json", "", "val2014"),
+    "coco_captions": lambda folder: karpathy(folder, "coco/dataset_coco.json", "coco", "val2014"),
+    "coco_images": lambda folder: karpathy(folder, "coco/dataset_coco.json", "coco", "val2014"),
     "flickr30k": lambda folder: karpathy(
-        folder, "dataset_flickr30k.json", "flickr30k-images", None
+        folder, "flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k-images", None
     ),
     "nocaps": nocaps,
-    "vqav2": lambda folder: vqa(folder, "v2_OpenEnded", "v2_"),
-    "okvqa": lambda folder: vqa(folder, "OpenEnded", ""),
+    "vqav2": lambda folder: vqa(folder, "vqav2", "v2_OpenEnded", "v2_"),
+    "okvqa": lambda folder: vqa(folder, "okvqa", "OpenEnded", ""),
     "textvqa": textvqa,
     "vizwiz": vizwiz,
     "scienceqa": scienceqa,
@@ -343,6 +349,17 @@ def test_a_shipped_task_reads_the_published_files(name, tmp_path):
         assert len(prompt.text.split(found.task.separator)) > found.task.shots
 
 
+def test_all_shipped_tasks_can_share_a_folder():
+    files: dict[Path, str] = {}
+    for name, path in shipped_tasks().items():
+        task = load_task(path)
+        for file in task.data.files:
+            owner = files.setdefault(file, name)
+            assert (
+                task.source.split(" ")[0] == load_task(shipped_tasks()[owner]).source.split(" ")[0]
+            )
+
+
 def items(layout: Any, folder: Path) -> Iterator[Item]:
     return iter(load_items(layout, folder))
 
@@ -359,19 +376,21 @@ def test_karpathy_takes_the_split_and_the_folder(tmp_path):
 
 def test_nocaps_joins_captions(tmp_path):
     nocaps(tmp_path)
-    [item] = items(CocoConfig(path=Path("nocaps_val_4500_captions.json")), tmp_path)
+    [item] = items(CocoConfig(path=Path("nocaps/nocaps_val_4500_captions.json")), tmp_path)
     assert len(item.fields["captions"]) == 10
     assert item.fields["domain"] == "in-domain"
 
 
 def test_answers_of_people_are_joined(tmp_path):
-    vqa(tmp_path, "v2_OpenEnded", "v2_")
+    vqa(tmp_path, "vqav2", "v2_OpenEnded", "v2_")
     task = load_task(shipped_tasks()["vqav2"])
     first, *_ = items(task.data, tmp_path)
     assert first.id == "1000"
     assert first.fields["answers"] == ["owl"] * 6 + ["bird"] * 4
     assert first.fields["answer_type"] == "other"
-    assert first.fields["image"] == Image(tmp_path / "val2014" / "COCO_val2014_000000000000.jpg")
+    assert first.fields["image"] == Image(
+        tmp_path / "coco" / "val2014" / "COCO_val2014_000000000000.jpg"
+    )
 
 
 def test_a_question_without_an_image(tmp_path):
@@ -382,7 +401,7 @@ def test_a_question_without_an_image(tmp_path):
     assert not task.prompt_of(Trial(without)).images
     assert task.choices_of(without) == ([Document((Text("A"),)), Document((Text("B"),))], 1)
     only = ScienceQaConfig(
-        problems=task.data.problems, splits=task.data.splits, image_folder=Path("images"),
+        problems=task.data.problems, splits=task.data.splits, image_folder=Path("ScienceQA/images"),
         only_with_images=True,
     )  # fmt: skip
     assert [item.id for item in items(only, tmp_path)] == ["4"]
@@ -406,7 +425,7 @@ def test_images_stand_where_mmmu_marks_them(tmp_path):
 
 def test_hellaswag_is_cleaned(tmp_path):
     hellaswag(tmp_path)
-    [item] = items(HellaSwagConfig(path=Path("hellaswag_val.jsonl")), tmp_path)
+    [item] = items(HellaSwagConfig(path=Path("hellaswag/data/hellaswag_val.jsonl")), tmp_path)
     assert item.fields["context"] == "Roof shingle removal: A man sits on a roof. He"
     assert item.fields["endings"] == ["sings.", " rests.", "is. old.", "pulls up shingles."]
 
@@ -433,14 +452,16 @@ def test_the_examples_of_mmlu_are_those_of_the_subject_in_order(tmp_path):
 
 def test_the_answer_of_a_solution(tmp_path):
     mathematics(tmp_path)
-    layout = MathConfig(subjects=("algebra",), file="test-00000-of-00001.parquet")
+    layout = MathConfig(
+        subjects=("algebra",), file="test-00000-of-00001.parquet", folder=Path("hendrycks_math")
+    )
     [item] = items(layout, tmp_path)
     assert item.fields["answer"] == r"\frac{1}{2}"
 
 
 def test_a_prompt_of_dpg_stands_once(tmp_path):
     dpg(tmp_path)
-    first, second = items(DpgConfig(path=Path("dpg_bench.csv")), tmp_path)
+    first, second = items(DpgConfig(path=Path("ELLA/dpg_bench/dpg_bench.csv")), tmp_path)
     assert (first.id, second.id) == ("partiprompts1", "stanford2")
     assert first.fields["questions"] == ["Is there an x?", "Is x red?"]
 

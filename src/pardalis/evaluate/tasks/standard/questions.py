@@ -161,6 +161,7 @@ class MmmuConfig:
     kind: Literal["mmmu"] = "mmmu"
     subjects: tuple[str, ...]  # names of folders
     file: str = "validation-00000-of-00001.parquet"
+    folder: Path = Path()  # where they are
     question_type: Literal["multiple-choice", "open"] = "multiple-choice"
 
     def __post_init__(self) -> None:
@@ -169,14 +170,14 @@ class MmmuConfig:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(Path(subject, self.file) for subject in self.subjects)
+        return tuple(self.folder / subject / self.file for subject in self.subjects)
 
     def items(self, folder: Path) -> Iterator[Item]:
         for subject, path in zip(self.subjects, self.files, strict=True):
             for number, record in enumerate(read_records(folder / path), start=1):
                 where = f"{folder / path}, record {number},"
                 if taken(record, "question_type", str, where) == self.question_type:
-                    yield self._item(record, subject, folder / subject, where)
+                    yield self._item(record, subject, (folder / path).parent, where)
 
     def _item(self, record: Mapping[str, Any], subject: str, folder: Path, where: str) -> Item:
         images = [

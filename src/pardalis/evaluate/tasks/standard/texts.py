@@ -206,6 +206,7 @@ class MathConfig:
     kind: Literal["math"] = "math"
     subjects: tuple[str, ...]  # names of folders
     file: str  # in each of them, .parquet, .jsonl or .json
+    folder: Path = Path()  # where they are
 
     def __post_init__(self) -> None:
         if not self.subjects:
@@ -213,7 +214,7 @@ class MathConfig:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(Path(subject, self.file) for subject in self.subjects)
+        return tuple(self.folder / subject / self.file for subject in self.subjects)
 
     def items(self, folder: Path) -> Iterator[Item]:
         for subject, path in zip(self.subjects, self.files, strict=True):
