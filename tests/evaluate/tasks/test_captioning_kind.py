@@ -1,5 +1,7 @@
 """Captions: the metrics of a corpus from kept items, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from tiny_tasks import write_task
@@ -7,6 +9,7 @@ from tiny_tasks import write_task
 from pardalis.documents import Image
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate.metrics.captioning import BleuCounts, cider_d, rouge_l
+from pardalis.evaluate.metrics.intervals import bootstrap_of
 from pardalis.evaluate.metrics.ptb import caption_words
 from pardalis.evaluate.tasks import Item, Trial, captioning, evaluate_tasks, read_items, task_of
 
@@ -34,6 +37,12 @@ ITEMS = [
     {"id": str(n), "image": "red.png", "captions": captions}
     for n, captions in enumerate([["an old owl", "the owl"], ["a red fox ran"], ["the cat sat"]])
 ]
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    few = partial(bootstrap_of, resamples=100)
+    monkeypatch.setattr(captioning, "bootstrap_of", few)
 
 
 class Said:
