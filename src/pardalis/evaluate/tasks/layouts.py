@@ -3,5 +3,6 @@
 from pardalis.config import Kinds
 from pardalis.evaluate.tasks.documents import DocumentsConfig
 from pardalis.evaluate.tasks.records import RecordsConfig
+from pardalis.evaluate.tasks.standard import STANDARD
 
-LAYOUTS = Kinds(RecordsConfig, DocumentsConfig)
+LAYOUTS = Kinds(RecordsConfig, DocumentsConfig, *STANDARD)
