@@ -12,12 +12,16 @@ A task is a TOML file, or a config in Python. Its ``kind`` is a class of the tab
     compare_results(["results", "other_results"], "page.html")
 """
 
+from pardalis.evaluate.tasks.captioning import CaptioningTask
 from pardalis.evaluate.tasks.choice import ChoiceTask
 from pardalis.evaluate.tasks.comparison import compare_results
+from pardalis.evaluate.tasks.composition import CompositionTask
+from pardalis.evaluate.tasks.context_choice import ContextChoiceTask
 from pardalis.evaluate.tasks.documents import DocumentsConfig
 from pardalis.evaluate.tasks.find import load_task, load_tasks, shipped_tasks, task_of
 from pardalis.evaluate.tasks.generate import METRICS, AnswerMetric, GenerateTask
 from pardalis.evaluate.tasks.identity import bundle_digest
+from pardalis.evaluate.tasks.interleaving import InterleavingTask
 from pardalis.evaluate.tasks.items import Item, Layout, image_digest, load_items
 from pardalis.evaluate.tasks.kinds import TASKS
 from pardalis.evaluate.tasks.layouts import LAYOUTS
@@ -40,3 +44,5 @@ from pardalis.evaluate.tasks.task import (
     ratio,
 )
 from pardalis.evaluate.tasks.template import FILTERS, Template
+from pardalis.evaluate.tasks.text_to_image import TextToImageTask
+from pardalis.evaluate.tasks.vqa import VqaTask
