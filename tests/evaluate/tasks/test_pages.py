@@ -11,6 +11,7 @@ from pardalis.bundle import Bundle
 from pardalis.cli.main import main
 from pardalis.errors import ConfigError
 from pardalis.evaluate.tasks import compare_results, evaluate_tasks, read_items
+from pardalis.evaluate.tasks.page import worst
 from pardalis.model import Decoder, initialise
 
 LOSSES = 'kind = "perplexity"\n\n[data]\nkind = "documents"\npath = "items.jsonl"\n'
@@ -118,3 +119,13 @@ def test_the_command_line(bundle_folder, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "page.html").is_file()
     assert main(["evaluate", "tasks", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arc_easy"]["kind"] == "choice"
+
+
+def test_the_worst_items_of_a_task_whose_first_number_is_one_of_the_corpus():
+    records = [{"id": str(i), "scores": {"rouge_l": i / 10}} for i in range(9, 0, -1)]
+    entry = {"numbers": {"cider_d": {}, "rouge_l": {}}, "higher_is_better": True}
+    assert [record["id"] for record in worst(records, entry)] == list("123456")
+    entry = {"numbers": {"frechet": {}, "rouge_l": {}}, "higher_is_better": False}
+    assert [record["id"] for record in worst(records, entry)][0] == "1"
+    entry = {"numbers": {"rouge_l": {}}, "higher_is_better": False}
+    assert [record["id"] for record in worst(records, entry)][0] == "9"

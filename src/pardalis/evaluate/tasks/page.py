@@ -49,10 +49,14 @@ def primary(entry: Mapping[str, Any]) -> str | None:
 
 
 def worst(records: Sequence[Record], entry: Mapping[str, Any]) -> list[Record]:
-    """Return the items with the worst scores, of equal ones those with the smallest margin."""
-    name = primary(entry)
+    """Return the items with the worst scores, of equal ones those with the smallest margin.
+
+    They are sorted by the first number that is a score of items, as that of a corpus is not.
+    """
+    scored = {name for record in records for name in record["scores"]}
+    name = next((name for name in entry["numbers"] if name in scored), None)
     having = [record for record in records if name in record["scores"]]
-    sign = 1 if entry["higher_is_better"] else -1
+    sign = -1 if name == primary(entry) and not entry["higher_is_better"] else 1
 
     def badness(record: Record) -> tuple[float, float]:
         return sign * record["scores"][name], record["scores"].get("margin", 0.0)
