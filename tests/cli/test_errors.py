@@ -66,6 +66,11 @@ from pardalis.errors import ConfigError
         (["evaluate", "none", "-o", "out", "--tasks", ","], 2, "--tasks names nothing"),
         (["evaluate", "none", "-o", "out", "--tasks", "arc_eazy"], 2, "did you mean 'arc_easy'?"),
         (["evaluate", "none", "-o", "out", "--tasks", "a.toml"], 2, "No task at a.toml"),
+        (
+            ["evaluate", "none", "-o", "out", "--tasks", "a.toml", "--contamination", "none"],
+            2,
+            "none is not the folder of a run: it has no recipe.toml",
+        ),
         (["evaluate", "compare", "none"], 2, "FOLDER must be at least two folders of results"),
         (["evaluate", "compare", "none", "none", "-o", "a"], 2, "--output must end in .html"),
         (

@@ -1,7 +1,7 @@
 """Running what a page shows as it stands, in order, in the current folder."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -347,7 +347,7 @@ class _Parsed(Exception):
 
 
 def _parse_script(rest: Sequence[str]) -> None:
-    """Let a script of the repository read its arguments, and no more."""
+    """Let a script of the repository read its arguments, and no more; of a module, find it."""
     import argparse
 
     read = argparse.ArgumentParser.parse_args
@@ -357,6 +357,9 @@ def _parse_script(rest: Sequence[str]) -> None:
         raise _Parsed
 
     script, *argv = rest
+    if script == "-m":  # a module, whose extra may not be installed
+        assert importlib.util.find_spec(argv[0]) is not None
+        return
     folder = str((ROOT / script).parent)
     with (
         patch.object(argparse.ArgumentParser, "parse_args", stop),

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pardalis.cli.common import (
     Commands,
@@ -11,10 +11,14 @@ from pardalis.cli.common import (
     add_dtype,
     add_number,
     chosen_dtype,
+    existing_run,
     print_result,
     set_run,
 )
 from pardalis.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pardalis.evaluate.contamination import TrainingDocuments
 
 _COMPARE = """\
 Compare folders of results of 'pardalis evaluate BUNDLE --tasks' on one page, each with the first:
@@ -38,6 +42,7 @@ Any other task is a TOML file; docs/evaluation.md describes it.
 
 OF_TASKS = {
     "limit": None, "shots": None, "seeds": None, "data": None, "dtype": "stored", "adapter": None,
+    "contamination": None,
 }  # fmt: skip
 
 
@@ -58,6 +63,12 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     )
     add_dtype(group)
     group.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter of the model")
+    group.add_argument(
+        "--contamination",
+        type=Path,
+        metavar="RUN",
+        help="look for the items in the training documents of a run, and score those apart",
+    )
 
 
 def run_tasks(options: argparse.Namespace) -> None:
@@ -76,8 +87,22 @@ def run_tasks(options: argparse.Namespace) -> None:
         adapter=options.adapter,
         device=options.device,
         dtype=chosen_dtype(options),
+        training=None if options.contamination is None else _training(options.contamination),
     )
     print_result(options, result, *_lines(result), str(options.output / PAGE))
+
+
+def _training(run: Path) -> "TrainingDocuments":
+    """Return the training documents of a run; raises ConfigError and DataError."""
+    from pardalis.data.shards import read_index
+    from pardalis.evaluate.contamination import TrainingDocuments
+    from pardalis.pipeline.builders import documents_of
+    from pardalis.pipeline.recipe import load_recipe
+
+    existing_run(run)
+    sources = load_recipe(run).sources
+    total = sum(read_index(run / "shards" / source.name)["documents"] for source in sources)
+    return TrainingDocuments(str(run), documents_of(sources, run), total)
 
 
 def add_others(commands: Commands) -> None:
@@ -149,9 +174,20 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
             interval = f"   {number['low']:.4g} to {number['high']:.4g}" if "low" in number else ""
             head = f"{'' if place else task:<{width}}  {name:<{of_name}}"
             yield f"{head} {number['value']:>9.4g}{interval}"
+        if found := entry.get("contamination"):
+            yield f"{'':<{width}}  {_contaminated(found)}"
         if entry["failed"]:
             reason = next(iter(entry["failures"]))
             yield f"{'':<{width}}  {entry['failed']:,} items failed, such as: {reason}"
+
+
+def _contaminated(found: Mapping[str, Any]) -> str:
+    groups = [(name, found[name]) for name in ("clean", "contaminated") if found[name]["items"]]
+    shown = []
+    for name, group in groups:
+        label, number = next(iter(group["numbers"].items()))
+        shown.append(f"{label} {number['value']:.4g} of {group['items']:,} {name} items")
+    return f"Training documents of {found['training']}: {', '.join(shown) or 'no item judged'}."
 
 
 def refuse(options: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:

@@ -6,6 +6,8 @@
     arc_easy/items.jsonl  {"id", "seed", "input", "prompt", "answer", "expected", "scores",
                           "details"} of each item, or {"id", "seed", "input", "error"}
     arc_easy/images/      the images that the model generated
+    arc_easy/contamination.jsonl  {"id", "group", "grams", "seen", "images", "images_seen",
+                          "document"} of each item, if it was looked for in training documents
 
 Texts and images stand as lists of segments, ``{"text": ...}`` and ``{"image": ...}``. A generated
 image is named by its file, and an image of the data by its path or its hash. ``input`` is a hash of
@@ -24,6 +26,7 @@ from pardalis import inputs
 from pardalis.documents import Document, Image, Text, to_png
 from pardalis.documents.writers import write_records
 from pardalis.errors import ConfigError, DataError
+from pardalis.evaluate.contamination import Contamination
 from pardalis.evaluate.tasks.items import image_digest
 from pardalis.evaluate.tasks.task import Number, Outcome, Record
 from pardalis.files import (
@@ -40,6 +43,7 @@ from pardalis.files import (
 FORMAT = 1
 RESULTS, PAGE = "results.json", "index.html"
 ITEMS, TASK, IMAGES = "items.jsonl", "task.json", "images"
+CONTAMINATION = "contamination.jsonl"
 _KIND = "pardalis evaluation"
 
 
@@ -144,6 +148,14 @@ class TaskResults:
         place = {key: number for number, key in enumerate(order)}
         self.records.sort(key=lambda r: place.get((r["seed"], r["id"]), len(place)))
         write_records(self.records, self._path)
+
+    def write_contamination(self, found: Contamination) -> None:
+        """Write what of each item stands in training documents."""
+        lines = [
+            {"id": name, "group": overlap.group, **asdict(overlap)}
+            for name, overlap in found.overlaps.items()
+        ]
+        write_records(lines, self.folder / CONTAMINATION)
 
     def record(self, prompt: Document, outcome: Outcome) -> dict[str, Any]:
         """Return what is kept of a finished item; its generated images are written.

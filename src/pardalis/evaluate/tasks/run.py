@@ -19,6 +19,7 @@ from pardalis.bundle import Bundle, bundle_folder, load
 from pardalis.digests import file_digest
 from pardalis.documents import Document, Image
 from pardalis.errors import ConfigError, DataError, PardalisError, RequestError
+from pardalis.evaluate.contamination import Contamination, TrainingDocuments, find_overlaps
 from pardalis.evaluate.tasks.find import LoadedTask, load_tasks
 from pardalis.evaluate.tasks.identity import bundle_digest
 from pardalis.evaluate.tasks.items import Item, load_items, require_images
@@ -100,6 +101,7 @@ def evaluate_tasks(
     adapter: Adapter | Path | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    training: TrainingDocuments | None = None,
 ) -> dict[str, Any]:
     """Evaluate a bundle on tasks; return what results.json holds.
 
@@ -123,6 +125,9 @@ def evaluate_tasks(
         seeds: how many seeds a task is repeated with, from 0, if it samples or draws examples.
         adapter: an adapter of the bundle's model, or its folder; default: none.
         device, dtype: as :func:`pardalis.load` takes them, for a bundle that is a path.
+        training: documents in which the items are looked for; the results say which of them stand
+            there, with the numbers of those that do and of those that do not
+            (:mod:`pardalis.evaluate.contamination`). Default: nothing is said of that.
 
     Raises:
         ConfigError: a task is unknown or wrong, or the folder holds something else, or results of
@@ -145,6 +150,7 @@ def evaluate_tasks(
     model = bundle if isinstance(bundle, Bundle) else load(bundle, device, dtype)
     for each in loaded:
         each.task.check_bundle(model)
+    contaminations = {} if training is None else _contaminations(loaded, training)
     evaluation = _Evaluation(model, adapter)
     facts = {"path": path, "digest": evaluation.digest, "made_by": model.made_by}
     with exclusive(output_folder(folder)):
@@ -152,7 +158,8 @@ def evaluate_tasks(
         written = results.write(_versions())
         for each in loaded:
             with_seeds = range(seeds if each.task.uses_seed else 1)
-            results.tasks[each.task.name] = evaluation.run(each, folder, with_seeds)
+            entry = evaluation.run(each, folder, with_seeds, contaminations.get(each.task.name))
+            results.tasks[each.task.name] = entry
             written = results.write(_versions())
         write_page(folder, written, {each.task.name: each.images() for each in loaded})
     failed = [
@@ -189,6 +196,18 @@ def _load(found: LoadedTask) -> _Loaded:
     return loaded
 
 
+def _contaminations(
+    loaded: Sequence[_Loaded], training: TrainingDocuments
+) -> dict[str, Contamination]:
+    """Look for the items of all tasks at once; return what was found by the names of tasks."""
+    items = [(each.task.name, item) for each in loaded for item in each.items]
+    overlaps = find_overlaps([item for _, item in items], training)
+    found = {each.task.name: Contamination(training.name, training.total, {}) for each in loaded}
+    for (name, item), overlap in zip(items, overlaps, strict=True):
+        found[name].overlaps[item.id] = overlap
+    return found
+
+
 class _Evaluation:
     """A model that is evaluated, with an adapter or without."""
 
@@ -199,7 +218,13 @@ class _Evaluation:
         if self.adapters:
             self.digest = configs.fingerprint(self.digest, self.adapters[_ADAPTER].digest)
 
-    def run(self, loaded: _Loaded, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    def run(
+        self,
+        loaded: _Loaded,
+        folder: Path,
+        seeds: Sequence[int],
+        contamination: Contamination | None = None,
+    ) -> dict[str, Any]:
         """Evaluate what is not finished yet of a task; return its entry of results.json."""
         task, start = loaded.task, time.monotonic()
         made_from = {"format": FORMAT, "bundle": self.digest, "task": task, "data": loaded.files}
@@ -216,7 +241,13 @@ class _Evaluation:
                 failed += "error" in record
                 advance(**({"failed": failed} if failed else {}))
         results.sort([each.key for each in asked])
-        entry = task_entry(task, [found[each.key] for each in asked], results.folder)
+        records = [found[each.key] for each in asked]
+        entry = task_entry(task, records, results.folder)
+        if contamination is not None:
+            entry["contamination"] = contamination_entry(
+                task, records, results.folder, contamination
+            )
+            results.write_contamination(contamination)
         return {
             "task": configs.to_dict(task),
             "hash": configs.fingerprint(configs.deciding(task)),
@@ -376,6 +407,32 @@ def task_entry(task: TaskConfig, records: Sequence[Record], folder: Path) -> dic
         "higher_is_better": task.higher_is_better,
         "numbers": numbers(task.summarise(finished, folder)) if finished else {},
     }
+
+
+def contamination_entry(
+    task: TaskConfig, records: Sequence[Record], folder: Path, found: Contamination
+) -> dict[str, Any]:
+    """Return the numbers of a task's contaminated items, of the clean ones, and of the others.
+
+    Args:
+        records: as :func:`task_entry` takes them.
+        folder: likewise.
+    """
+
+    def of(chosen: Sequence[Record]) -> dict[str, Any]:
+        return {
+            "items": len({record["id"] for record in chosen}),
+            "numbers": numbers(task.summarise(chosen, folder)) if chosen else {},
+        }
+
+    groups: dict[str, list[Record]] = {"clean": [], "contaminated": [], "not_judged": []}
+    for record in records:
+        if "error" not in record:
+            groups[found.overlaps[record["id"]].group].append(record)
+    entry = {name: of(chosen) for name, chosen in groups.items()}
+    n_judged = entry["clean"]["items"] + entry["contaminated"]["items"]
+    share = entry["contaminated"]["items"] / n_judged if n_judged else None
+    return {"training": found.training, "documents": found.documents, "share": share, **entry}
 
 
 def prompts_of(requests: Sequence[AnyRequest]) -> Document:
