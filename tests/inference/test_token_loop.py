@@ -85,7 +85,7 @@ def expected(requests, model, grammar) -> list[list[int]]:
         EngineConfig(steps_per_sync=3, max_slots=64, page_size=5, prefill_tokens=4),
         EngineConfig(steps_per_sync=32, max_slots=5, page_size=2, quantum_steps=2),
         EngineConfig(
-            cache_tokens=100, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
+            cache_tokens=80, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
         ),
         EngineConfig(speculation_window=3, max_slots=2, page_size=2),
         EngineConfig(speculation_window=9, max_slots=1, steps_per_sync=2),
@@ -148,7 +148,7 @@ def test_speculation_saves_passes(guide, model, grammar):
 def test_the_small_cache_preempts(requests, model, grammar):
     """The case "small cache" above therefore shows that preemption loses nothing."""
     config = EngineConfig(
-        cache_tokens=100, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
+        cache_tokens=80, page_size=4, max_slots=12, quantum_steps=5, speculation_window=1
     )
     loop = TokenLoop(model, grammar, config)
     for request in requests:
