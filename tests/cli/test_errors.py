@@ -174,7 +174,8 @@ def test_library_messages_name_no_flags():
     found = [
         f"{path.relative_to(package)}: {text}"
         for path in package.rglob("*.py")
-        if path.parent.name != "cli" and path.name != "commands.py"  # a report shows commands
+        # A report shows commands, and lm-eval's flags are its own.
+        if path.parent.name != "cli" and path.name not in ("commands.py", "lm_eval.py")
         for text in re.findall(r"""(?:["'`]| )--[a-z][a-z-]+|'pardalis [a-z]""", path.read_text())
     ]
     # npm's and pip's, and a comment on the form of overrides
