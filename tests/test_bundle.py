@@ -248,3 +248,20 @@ def test_a_full_disk_leaves_the_previous_bundle(bundle, folder, monkeypatch):
         bundle.save(folder)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     bundles.load(folder)
+
+
+@pytest.mark.parametrize("name", [bundles.LICENCES, bundles.CHAT_TEMPLATE])
+def test_a_text_that_leads_to_a_strangers_file_is_not_read(tmp_path, name):
+    read = bundles.read_licences if name == bundles.LICENCES else bundles.read_chat_template
+    (tmp_path / "private").write_text("a secret")
+    folder = tmp_path / "models" / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(tmp_path / "private")
+    with pytest.raises(BundleError, match="is a link to a file outside its folder"):
+        read(folder)
+    (folder / name).unlink()
+    blob = tmp_path / "models" / "blobs" / "ab12"  # the cache of Hugging Face's hub
+    blob.parent.mkdir()
+    blob.write_text("CC BY 4.0")
+    (folder / name).symlink_to(blob)
+    assert read(folder) == "CC BY 4.0"

@@ -284,10 +284,21 @@ def read_chat_template(folder: Path) -> str | None:
 def _read(path: Path) -> str | None:
     if not path.exists():
         return None
+    if not _is_own(path):  # its content is copied into what is made of the bundle
+        raise BundleError(
+            f"{path} is a link to a file outside its folder, {path.resolve()}; put a copy there."
+        )
     try:
         return read_text(path)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy it again.") from error
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file lies in its folder; the cache of Hugging Face's hub has links to blobs."""
+    file, folder = path.resolve(), path.parent.resolve()
+    is_cached = folder.parent.name == "snapshots" and folder.parent.parent / "blobs" in file.parents
+    return folder in file.parents or is_cached
 
 
 def load_codec(folder: Path | str, device: torch.device | str = "cpu") -> Codec:
