@@ -187,8 +187,8 @@ def test_a_run_whose_folder_was_moved_away_is_not_continued_elsewhere(tmp_path: 
         saver.save(1, {"x": torch.ones(2)}, {})
         saver.wait()
         run.rename(tmp_path / "moved")
-        saver.save(2, {"x": torch.ones(2)}, {})
         with pytest.raises(TrainingError, match="folder was moved or deleted while it was written"):
+            saver.save(2, {"x": torch.ones(2)}, {})  # which raises too if it is done by then
             saver.wait()
     assert not run.exists()
     assert checkpoint.newest(tmp_path / "moved").name == "step-00000001"

@@ -151,6 +151,7 @@ class Saver:
 
 def save(run_folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any]) -> Path:
     """Write a checkpoint in this process alone; return its folder. Raises as :meth:`Saver.save`."""
+    run_folder.mkdir(parents=True, exist_ok=True)
     with Saver(run_folder, World(), asynchronous=False) as saver:
         saver.save(step, state, notes)
     return _folder(run_folder) / f"step-{step:08d}"
