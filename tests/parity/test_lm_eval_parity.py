@@ -85,6 +85,8 @@ def lm_eval(tmp_path_factory):
         import lm_eval.models.huggingface
         import lm_eval.tasks
 
+        import pardalis.evaluate.lm_eval  # registers ours
+
         yield lm_eval
 
 
