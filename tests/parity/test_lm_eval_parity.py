@@ -85,7 +85,7 @@ def lm_eval(tmp_path_factory):
         import lm_eval.models.huggingface
         import lm_eval.tasks
 
-        import pardalis.evaluate.lm_eval  # registers ours
+        import pardalis.evaluate.lm_eval  # noqa: F401  # registers ours
 
         yield lm_eval
 
