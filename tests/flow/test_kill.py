@@ -149,5 +149,6 @@ def test_killed_runs_end_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -
     report = json.loads(done.stdout)
     assert sum(report["kills"].values()) == n_kills
     assert report["files"] > 50
+    # Which stages are met depends on the load of the machine; 200 kills met nine of ten.
     if n_kills >= 20:
-        assert len(report["kills"]) >= 6
+        assert len(report["kills"]) >= (8 if n_kills >= 200 else 4)
