@@ -23,7 +23,7 @@ from pardalis.config import check_at_least, check_at_most
 from pardalis.corpora.benchmarks import dictionary, drawings, encyclopedia, flags, scenes
 from pardalis.corpora.benchmarks.materials import Materials
 from pardalis.corpora.benchmarks.packages import PACKAGES
-from pardalis.corpora.benchmarks.questions import SPLITS, Benchmark, Picture, Question, Split
+from pardalis.corpora.benchmarks.questions import SPLITS, Benchmark, Question, Split, TaskImage
 from pardalis.corpora.emojis import write_licences
 from pardalis.corpora.encyclopedia.packages import licences, require_packages
 from pardalis.documents.writers import write_records
@@ -97,21 +97,21 @@ class _Images:
         self._split: dict[bytes, Split] = {}  # of each image, by the hash of its pixels
         self._written: set[Path] = set()
 
-    def are_free(self, pictures: list[Picture], split: Split) -> bool:
+    def are_free(self, task_images: list[TaskImage], split: Split) -> bool:
         """Whether no image is of another split."""
-        return all(self._split.get(_digest(each), split) == split for each in pictures)
+        return all(self._split.get(_digest(each), split) == split for each in task_images)
 
-    def write(self, picture: Picture, split: Split) -> str:
+    def write(self, task_image: TaskImage, split: Split) -> str:
         """Write an image that is not written yet; return its path."""
-        self._split[_digest(picture)] = split
-        if picture.path not in self._written:
-            self._written.add(picture.path)
-            picture.image.save(self.folder / picture.path, format="PNG")
-        return picture.path.as_posix()
+        self._split[_digest(task_image)] = split
+        if task_image.path not in self._written:
+            self._written.add(task_image.path)
+            task_image.image.save(self.folder / task_image.path, format="PNG")
+        return task_image.path.as_posix()
 
 
-def _digest(picture: Picture) -> bytes:
-    return hashlib.sha256(picture.image.tobytes()).digest()
+def _digest(task_image: TaskImage) -> bytes:
+    return hashlib.sha256(task_image.image.tobytes()).digest()
 
 
 def _distinct(
@@ -120,20 +120,22 @@ def _distinct(
     """Yield the first questions whose images are of no other split, with the paths of images."""
     left = most
     while left and (question := next(questions, None)) is not None:
-        shown = [p for value in question.values() for p in _pictures(value)]
+        shown = [p for value in question.values() for p in _task_images(value)]
         if images.are_free(shown, split):
             left -= 1
             yield {name: _plain(value, images, split) for name, value in question.items()}
 
 
-def _pictures(value: Any) -> list[Picture]:
-    if isinstance(value, Picture):
+def _task_images(value: Any) -> list[TaskImage]:
+    if isinstance(value, TaskImage):
         return [value]
-    return [each for each in value if isinstance(each, Picture)] if isinstance(value, list) else []
+    return (
+        [each for each in value if isinstance(each, TaskImage)] if isinstance(value, list) else []
+    )
 
 
 def _plain(value: Any, images: _Images, split: Split) -> Any:
-    if isinstance(value, Picture):
+    if isinstance(value, TaskImage):
         return images.write(value, split)
     if isinstance(value, list):
         return [_plain(each, images, split) for each in value]

@@ -17,9 +17,9 @@ from pardalis.corpora.benchmarks.materials import LANGUAGES, Emoji, Materials
 from pardalis.corpora.benchmarks.questions import (
     N_CHOICES,
     Benchmark,
-    Picture,
     Question,
     Split,
+    TaskImage,
     balanced,
     shuffled,
     with_wrong_ones,
@@ -62,7 +62,7 @@ def _names(
         choices, answer = found
         yield {
             "id": f"{emoji.key}.{style.name}",
-            "image": materials.picture(emoji.key, style),
+            "image": materials.task_image(emoji.key, style),
             "phrase": style.phrase,
             "name": emoji.name,
             "choices": [with_article(each.name) for each in choices],
@@ -83,7 +83,7 @@ def _groups(
         choices, answer = found
         yield {
             "id": f"{emoji.key}.{style.name}",
-            "image": materials.picture(emoji.key, style),
+            "image": materials.task_image(emoji.key, style),
             "name": emoji.name,
             "choices": choices,
             "answer": answer,
@@ -111,7 +111,7 @@ def _odd_ones(
         shown, answer = found
         yield {
             "id": f"{emoji.key}.{style.name}",
-            "images": [materials.picture(each.key, style) for each in shown],
+            "images": [materials.task_image(each.key, style) for each in shown],
             "names": [each.name for each in shown],
             "group": group,
             "choices": list(_PLACES),
@@ -124,14 +124,14 @@ def _styles(
 ) -> Iterator[Question]:
     for emoji in shuffled(materials.emoji_of(split), generator):
         style = _a_style(materials, emoji, generator)
-        if style is None or _drawn_alike(materials.picture(emoji.key, style), materials, emoji):
+        if style is None or _drawn_alike(materials.task_image(emoji.key, style), materials, emoji):
             continue
         found = with_wrong_ones(style, STYLES, Style.__ne__, generator, n=len(STYLES))
         assert found is not None  # as there are so many styles
         choices, answer = found
         yield {
             "id": f"{emoji.key}.{style.name}",
-            "image": materials.picture(emoji.key, style),
+            "image": materials.task_image(emoji.key, style),
             "name": emoji.name,
             "choices": [each.phrase for each in choices],
             "answer": answer,
@@ -152,11 +152,13 @@ def _a_style(materials: Materials, emoji: Emoji, generator: np.random.Generator)
     return styles[int(generator.integers(len(styles)))] if styles else None
 
 
-def _drawn_alike(picture: Picture, materials: Materials, emoji: Emoji) -> bool:
+def _drawn_alike(task_image: TaskImage, materials: Materials, emoji: Emoji) -> bool:
     """Whether an emoji has the same image in several styles."""
-    pixels = picture.image.tobytes()
-    others = [materials.picture(emoji.key, style) for style in materials.styles_of(emoji.key)]
-    return any(other.path != picture.path and other.image.tobytes() == pixels for other in others)
+    pixels = task_image.image.tobytes()
+    others = [materials.task_image(emoji.key, style) for style in materials.styles_of(emoji.key)]
+    return any(
+        other.path != task_image.path and other.image.tobytes() == pixels for other in others
+    )
 
 
 def _say_the_same(one: Emoji, other: Emoji) -> bool:

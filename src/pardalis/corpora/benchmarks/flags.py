@@ -12,9 +12,9 @@ import numpy as np
 from pardalis.corpora.benchmarks.materials import Country, Materials
 from pardalis.corpora.benchmarks.questions import (
     Benchmark,
-    Picture,
     Question,
     Split,
+    TaskImage,
     balanced,
     shuffled,
     with_wrong_ones,
@@ -94,8 +94,8 @@ def _with_styles(
 
 
 def _head(materials: Materials, country: Country, style: Style) -> Question:
-    picture: Picture = materials.picture(country.key, style)
-    return {"id": country.code, "image": picture, "country": country.name}
+    task_image: TaskImage = materials.task_image(country.key, style)
+    return {"id": country.code, "image": task_image, "country": country.name}
 
 
 def _has_twin(materials: Materials, country: Country, style: Style) -> bool:

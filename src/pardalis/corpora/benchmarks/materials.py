@@ -14,7 +14,7 @@ import PIL.Image
 from jaxtyping import Float
 
 from pardalis.corpora.benchmarks.packages import WORLD
-from pardalis.corpora.benchmarks.questions import Picture, Split
+from pardalis.corpora.benchmarks.questions import Split, TaskImage
 from pardalis.corpora.benchmarks.wordnet import WordNet
 from pardalis.corpora.drawings.concepts import Concept, all_concepts
 from pardalis.corpora.drawings.packages import EMOJIBASE
@@ -125,14 +125,14 @@ class Materials:
         """Return the styles in which an emoji is drawn."""
         return [style for style in STYLES if key in self._in_style(style)]
 
-    def picture(self, key: str, style: Style) -> Picture:
+    def task_image(self, key: str, style: Style) -> TaskImage:
         """Return the drawing of an emoji that is drawn in a style."""
         place = (key, style.name)
         if place not in self._images:
             if len(self._images) == _KEPT_IMAGES:
                 self._images.clear()
             self._images[place] = draw(self._in_style(style)[key], self.side)
-        return Picture(Path("images", f"{key}.{style.name}.png"), self._images[place])
+        return TaskImage(Path("images", f"{key}.{style.name}.png"), self._images[place])
 
     def look_alike(self, one: str, other: str, style: Style) -> bool:
         """Whether two drawings of a style are the same, or nearly; True if one is missing."""
@@ -146,7 +146,7 @@ class Materials:
         place = (key, style.name)
         if place not in self._thumbnails:
             size = (_THUMBNAIL, _THUMBNAIL)
-            small = self.picture(key, style).image.resize(size, PIL.Image.Resampling.BOX)
+            small = self.task_image(key, style).image.resize(size, PIL.Image.Resampling.BOX)
             self._thumbnails[place] = np.asarray(small, np.float32)
         return self._thumbnails[place]
 

@@ -23,13 +23,13 @@ SPLITS: tuple[Split, ...] = ("test", "train")  # train: what few-shot examples a
 N_CHOICES = 4
 
 Question: TypeAlias = dict[str, Any]
-"""A question's fields; images are pictures, which become paths of files."""
+"""A question's fields; images are of the class TaskImage, and become paths of files."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class TaskImage:
     """An image of a question."""
 
     path: Path  # relative to the folder of the tasks

@@ -18,9 +18,9 @@ from PIL import ImageDraw
 from pardalis.corpora.benchmarks.materials import Materials, in_split
 from pardalis.corpora.benchmarks.questions import (
     Benchmark,
-    Picture,
     Question,
     Split,
+    TaskImage,
     with_wrong_ones,
 )
 
@@ -201,7 +201,7 @@ def _shown(
     image = draw_scene(scene, materials.side, generator)
     return {
         "id": number,
-        "image": Picture(Path("images", f"{kind}.{number}.png"), image),
+        "image": TaskImage(Path("images", f"{kind}.{number}.png"), image),
         "scene": scene,
     }
 

@@ -25,6 +25,7 @@ corpus, is added by :meth:`TaskConfig.summarise`.
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -136,7 +137,7 @@ class Number:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
+class TaskConfig(ABC):
     """What all kinds of tasks have.
 
     Raises:
@@ -167,6 +168,7 @@ class TaskConfig:
 
     # ── what a kind defines ────────────────────────────────────────────────────────────────────
 
+    @abstractmethod
     def requests(self, trial: Trial, bundle: Bundle) -> Sequence[AnyRequest]:
         """Return what is asked of the model for an item.
 
@@ -174,8 +176,8 @@ class TaskConfig:
             DataError: a template names an unknown field, or the answer is not among the choices.
             RequestError: the prompt is too long.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def score(
         self, trial: Trial, requests: Sequence[AnyRequest], results: Sequence[Any]
     ) -> Outcome:
@@ -185,13 +187,12 @@ class TaskConfig:
             requests: what :meth:`requests` returned.
             results: of each request, a ``Score`` or a ``Response``.
         """
-        raise NotImplementedError
 
     def check(self, trial: Trial) -> None:
         """Fill all templates of an item, before a model is loaded; raises DataError."""
         self.prompt_of(trial)
 
-    def check_bundle(self, bundle: Bundle) -> None:
+    def check_bundle(self, bundle: Bundle) -> None:  # noqa: B027  # most kinds need nothing
         """Raise RequestError if no item of the task can be asked of a model."""
 
     def answer_of(self, item: Item) -> Sequence[Segment]:
@@ -200,7 +201,10 @@ class TaskConfig:
         Raises:
             DataError: as :meth:`requests`.
         """
-        raise NotImplementedError
+        raise ConfigError(
+            f"shots is {self.shots} in task {self.name!r}, whose kind has no few-shot examples; "
+            "leave it out."
+        )
 
     @property
     def uses_seed(self) -> bool:
