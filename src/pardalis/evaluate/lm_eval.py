@@ -27,6 +27,7 @@ from pardalis.bundle import Bundle, load
 from pardalis.documents import Document, Text
 from pardalis.errors import ConfigError, PardalisError, RequestError
 from pardalis.feature_nets.files import optional_package
+from pardalis.files import parse_json
 from pardalis.inference import (
     Completion,
     GenerationConfig,
@@ -173,7 +174,7 @@ class PardalisLM(LM):
 
     def _prompt_ids(self, context: str) -> list[int]:
         if isinstance(context, _Conversation):
-            return self.bundle.codec.encode_prompt(to_document(json.loads(context)))
+            return self.bundle.codec.encode_prompt(to_document(parse_json(context)))
         return self.bundle.codec.encode_prompt(_document(context))
 
     def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
