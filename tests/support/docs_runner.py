@@ -39,9 +39,11 @@ from pardalis.serve import ServeConfig
 from pardalis.serve.ray import RayConfig
 
 # What a machine without GPUs and a run of two steps have instead of what is written.
-INSTEAD = {"--step 20000": "--step 2"}
+INSTEAD = {"--step 20000": "--step 2", "--infill 100": "--infill 4"}
 if not torch.cuda.is_available():
     INSTEAD |= {"--device cuda": "--device cpu", "--nproc-per-node 8": "--nproc-per-node 2"}
+# Options of ``pardalis evaluate RUN``, which else scores hundreds of answers.
+_FEW = ("--images", "2", "--captions", "2", "--answers", "2")
 _DOES_NOT_TRAIN = ("plan", "show")  # these commands show recipes as they are
 # Long commands that leave nothing that a later one reads: each runs once, whichever pages show it.
 _STUDIES = ("pardalis stability", "pardalis tokenizer compare")
@@ -159,6 +161,8 @@ class Page:
         if rest[0] == "serve" or rest[:2] == ["study", "serve"]:
             self._serve(rest)
             return
+        if rest[0] == "evaluate" and not {"--tasks", "--infill", "compare", "tasks"} & set(rest):
+            rest = [*rest, *_FEW]
         code, self.printed, said = _called(rest)
         assert code == 0, f"exit code {code}: {said.strip() or self.printed}"
 

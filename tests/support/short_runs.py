@@ -79,6 +79,8 @@ def _corpus(recipe: Recipe) -> dict[str, Any]:
     shorter: dict[str, dict[str, Any]] = {
         "encyclopedia": {"concepts": 24, "text_articles": 20, "lead_words": 6},
         "prose": {"most": 100, "heldout_percent": 10},
+        "drawings": {"image_side": 32, "variants": 1},
+        "instructions": {"image_side": 32, "variants": 1},
     }
     return shorter.get(getattr(recipe.corpus, "kind", ""), {})
 
