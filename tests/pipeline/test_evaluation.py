@@ -126,6 +126,11 @@ def test_evaluation_during_training_changes_no_bit_of_it(project, adapter):
         assert points(measured) == [2, 4]
     last, final = read_results(steps / "step-00000004"), read_results(measured / "evaluation")
     assert last["bundle"]["digest"] == final["bundle"]["digest"]  # the very model that is kept
+    assert final["bundle"]["digest"] in (measured / "bundle" / "README.md").read_text()
+    if not adapter:
+        command = ["export", str(measured), "--to", "bundle", "-o", str(project / "exported")]
+        assert main(command) == 0
+        assert "| animals |" in (project / "exported" / "README.md").read_text()
     assert last["tasks"]["animals"]["items"] == 3 and final["tasks"]["animals"]["items"] == 5
 
 

@@ -3,9 +3,11 @@
 Results of another model or of other tasks are kept under another name.
 """
 
+from pardalis.bundle import CARD
 from pardalis.errors import DataError
+from pardalis.evaluate.tasks.card import card_of
 from pardalis.evaluate.tasks.find import LoadedTask
-from pardalis.files import found_at
+from pardalis.files import found_at, write_text
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 
@@ -57,7 +59,9 @@ def run(context: RunContext) -> None:
     evaluation, folder = context.recipe.evaluation, context.folder
     assert evaluation is not None
     tasks = evaluation.task_set(folder)
-    tasks.evaluate(folder / "bundle", folder / FOLDER, device=context.world.device)
+    bundle = folder / "bundle"
+    tasks.evaluate(bundle, folder / FOLDER, device=context.world.device)
+    write_text(bundle / CARD, card_of(bundle, folder / FOLDER))
 
 
 def _applies(recipe: Recipe) -> bool:
