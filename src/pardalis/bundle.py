@@ -63,6 +63,7 @@ TEXT_TOKENIZER = "text_tokenizer.json"
 IMAGE_TOKENIZER = "image_tokenizer"
 CHAT_TEMPLATE = "chat_template.jinja"
 LICENCES = "LICENCES.md"
+CARD = "README.md"  # the model card
 _RECIPE, _OF_RUN = "recipe.toml", "bundle"  # in the folder of a run
 FOREIGN = "foreign.safetensors"
 
@@ -103,17 +104,18 @@ class Bundle:
             )
 
     def __repr__(self) -> str:
-        return f"<Bundle {', '.join(f'{name}: {value}' for name, value in self._facts().items())}>"
+        return f"<Bundle {', '.join(f'{name}: {value}' for name, value in self.facts().items())}>"
 
     def _repr_html_(self) -> str:
-        facts = self._facts() | {name: str(value) for name, value in self.made_by.items()}
+        facts = self.facts() | {name: str(value) for name, value in self.made_by.items()}
         cells = (
             f"<tr><th>{escaped(name)}</th><td>{escaped(value[:_SHOWN])}</td></tr>"
             for name, value in facts.items()
         )
         return f"<table>{''.join(cells)}</table>"
 
-    def _facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
+        """Return sizes of the model as texts, by name."""
         images, vocabulary = self.codec.image_tokenizer.config, self.codec.vocabulary
         return {
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",

@@ -538,3 +538,32 @@ def test_number_formats():
     ]  # fmt: skip
     assert spread(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread(range(3), 5) == [0, 1, 2]
+
+
+def test_tasks_have_a_table_and_curves(run, image_tokenizer):
+    number = {"value": 0.25, "low": 0.1, "high": 0.4}
+    entry = {
+        "task": {"kind": "choice", "shots": 2}, "hash": "a1", "data": {"items": "b2"},
+        "seeds": [0], "items": 20, "failed": 1,
+        "numbers": {"accuracy_bytes": number, "chance": {"value": 0.5}},
+    }  # fmt: skip
+    results = {
+        "format": 1, "made_by": "pardalis evaluation", "bundle": {"digest": "c3"},
+        "tasks": {"<owls>": entry},
+    }  # fmt: skip
+    path = run / "evaluation" / "results.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(results))
+    metrics = run / "training" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        line |= {"tasks/owls/accuracy": 0.5, "tasks/owls/margin": -1.0}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(run, image_tokenizer, None)
+    shown = section(page_of(run), "tasks")
+    for text in ("<owls>", "0.25", "0.1 to 0.4", "a1", "b2", "During training"):
+        assert text in shown
+    assert len(page_of(run).xpath("//section[@id='tasks']//svg")) == 1
+    path.write_text(json.dumps(results | {"tasks": {"owls": {"numbers": {"accuracy": 3}}}}))
+    with pytest.raises(DataError, match=r"results\.json cannot be read .* the stage 'evaluate'"):
+        write_report(run, image_tokenizer, None)

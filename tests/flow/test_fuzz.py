@@ -27,7 +27,7 @@ from pardalis.documents import Document, open_image
 from pardalis.documents.readers import READERS
 from pardalis.errors import PardalisError
 from pardalis.evaluate.commands import commands
-from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.evaluate.sample_file import check_samples
 from pardalis.files import read_json
 from pardalis.interop import read_model

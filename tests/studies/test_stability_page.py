@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import html
 
-from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.studies.stability_page import counts, rate_name, warnings, write_study
 from pardalis.studies.stability_results import Study, StudyRun, plain, unstable_from
 from pardalis.train.alarms import Alarm

@@ -1,6 +1,7 @@
 """``pardalis import`` and ``pardalis export``: checkpoints of other libraries."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from pardalis.cli.common import (
@@ -15,6 +16,8 @@ from pardalis.cli.common import (
     set_run,
 )
 from pardalis.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _IMPORT = """\
 Convert a checkpoint to a bundle, which the other commands read. The layout is detected from the
@@ -114,6 +117,13 @@ def add(commands: Commands) -> None:
         choices=("f16", "q8_0"),
         help="for gguf: round the matrices to 16 bits, or to 8 bits with a scale for each 32",
     )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="results of 'pardalis evaluate --tasks' for the model card, README.md (default: those "
+        "of the run, if they are of this very model)",
+    )
     add_dtype(parser, "dtype of the weights: as in the source (default), or another")
     set_run(parser, _export)
 
@@ -176,11 +186,38 @@ def _export_bundle(options: argparse.Namespace) -> None:
         dtype=chosen_dtype(options),
         n_ranks=options.n_ranks,
         quantization=options.quantization,
+        card=_card(options, options.bundle, chosen_dtype(options) is None and options.to != "gguf"),
     )
 
 
+def _card(options: argparse.Namespace, bundle: Path, is_exact: bool) -> str:
+    """Return the card of a bundle, or of a run; empty without results of this very model.
+
+    Args:
+        is_exact: whether the result has the weights of the bundle, and a place for a card.
+    """
+    from pardalis.evaluate.tasks.card import card_of
+
+    folder = options.results or options.bundle / "evaluation"
+    if not is_exact and options.results is not None:
+        raise ConfigError(
+            "--results does not apply: a model card is of the stored weights, and GGUF has none; "
+            "leave out --dtype, or --results."
+        )
+    if not is_exact or (options.results is None and not (folder / "results.json").is_file()):
+        return ""
+    try:
+        return card_of(bundle, folder)
+    except ConfigError as error:
+        if options.results is not None:
+            raise
+        logger.warning("The model card is left out: %s", error)
+        return ""
+
+
 def _export_checkpoint(options: argparse.Namespace) -> None:
-    from pardalis.bundle import require_new
+    from pardalis.bundle import CARD, require_new
+    from pardalis.files import write_text
     from pardalis.pipeline import load_codec, load_recipe
     from pardalis.pipeline.export import checkpoint_bundle
 
@@ -194,3 +231,6 @@ def _export_checkpoint(options: argparse.Namespace) -> None:
     bundle = checkpoint_bundle(recipe, run, load_codec(run), options.step)
     bundle.model.to(chosen_dtype(options))
     bundle.save(options.output)
+    # Of a checkpoint of an earlier step, or in another dtype, the run has no results.
+    if card := _card(options, options.output, True):
+        write_text(options.output / CARD, card)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.feature_nets.files import optional_package
 
 _INK = "#5d594f"

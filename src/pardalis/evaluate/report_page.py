@@ -13,13 +13,15 @@ from pardalis.evaluate import report_words
 from pardalis.evaluate.captions import is_exact
 from pardalis.evaluate.commands import commands
 from pardalis.evaluate.curves import Curve, chart, curve_of
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.evaluate.report_data import Gallery, GeneratedImages, Reconstructions
-from pardalis.evaluate.run_folder import Metrics, RunFolder
+from pardalis.evaluate.run_folder import RunFolder
 from pardalis.evaluate.sample_file import SPLITS, Split
-from pardalis.evaluate.templates import image_uri, markup, number, spread
+from pardalis.evaluate.templates import image_uri, markup, metric_name, number, spread
 from pardalis.evaluate.templates import render as render_template
 from pardalis.vq.config import ImageTokenizerConfig
 
+TASKS = "tasks"  # metrics of tasks are called tasks/<task>/<number>
 # The number of examples of each kind.
 _N_MOSAIC = 16
 _N_CORPUS = 36
@@ -81,6 +83,8 @@ def collect(
         "n_too_long": folder.samples["left_out"].get("too_long", 0),
         "left_out": report_words.left_out(folder),
         "cut": report_words.cut(folder),
+        "evaluation": folder.evaluation,
+        "task_charts": _task_charts(folder.training),
         "commands": commands(folder.path, folder.samples),
         "charts": _charts(folder.image_tokenizer, folder.training),
     }
@@ -239,6 +243,18 @@ def _charts(tokenizer: Metrics | None, model: Metrics) -> dict[str, Any]:
         charts["psnr"] = _chart([psnr], "PSNR (dB)")
         charts["codebook"] = _chart([use], "codebook use", from_zero=True)
     return {name: markup(svg) for name, svg in charts.items() if svg}
+
+
+def _task_charts(model: Metrics) -> list[tuple[str, Any]]:
+    """Return a chart of each task that was evaluated during training: its first number."""
+    first: dict[str, str] = {}
+    for name in model.names(f"{TASKS}/"):
+        first.setdefault(name.split("/")[1], name)
+    charts = []
+    for task, name in first.items():
+        label = metric_name(name.rpartition("/")[2])
+        charts.append((task, markup(_chart([curve_of(model, name, task, _TEAL)], label))))
+    return charts
 
 
 def _chart(curves: Sequence[Curve], y_label: str, *, from_zero: bool = False) -> str:

@@ -3,17 +3,18 @@
 A missing or damaged file raises :class:`~pardalis.errors.DataError`, which names the stage to run.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pardalis.config import shown
 from pardalis.data.report import PrepareReport
-from pardalis.errors import DataError
+from pardalis.errors import ConfigError, DataError
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.evaluate.sample_file import SourceImages, check_samples
+from pardalis.evaluate.tasks.results import RESULTS, Row, read_results, rows_of
 from pardalis.files import parse_toml, read_json, read_text
-from pardalis.train.metrics import Line, read_metrics
+from pardalis.train.metrics import read_metrics
 
 # The stage that writes a path, by its first component. Every stage writes the first two files.
 _STAGE_OF = {
@@ -24,24 +25,8 @@ _STAGE_OF = {
     "shards": "prepare",
     "training": "train",
     "samples": "sample",
+    "evaluation": "evaluate",
 }
-
-
-class Metrics:
-    """The metrics of one training run as curves over steps."""
-
-    def __init__(self, lines: Sequence[Line]) -> None:
-        self._lines = lines
-
-    def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of a metric; empty if it was never reported."""
-        lines = [line for line in self._lines if name in line]
-        return [int(line["step"]) for line in lines], [float(line[name]) for line in lines]
-
-    def last(self, name: str, n: int = 1) -> float | None:
-        """Return the mean of the last ``n`` values of a metric, None if it was never reported."""
-        values = self.curve(name)[1][-n:]
-        return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +43,7 @@ class RunFolder:
     training: Metrics
     shards: dict[str, PrepareReport]  # the reports of prepare by folder name
     samples: dict[str, Any]  # samples.json, as pardalis.pipeline.samples writes it
+    evaluation: list[Row]  # the results of tasks
 
     @classmethod
     def read(cls, path: Path, source_images: SourceImages = lambda: ()) -> "RunFolder":
@@ -91,7 +77,21 @@ class RunFolder:
             training=Metrics(read_metrics(_existing(path, "training/metrics.jsonl"))),
             shards=_shards(path),
             samples=samples,
+            evaluation=_evaluation(path),
         )
+
+
+def _evaluation(run: Path) -> list[Row]:
+    """Return the results of tasks; none if the recipe has none, or they are not there yet."""
+    folder = run / "evaluation"
+    if not (folder / RESULTS).is_file():
+        return []
+    try:
+        return rows_of(read_results(folder))
+    except ConfigError as error:
+        raise DataError(
+            f"{folder / RESULTS} cannot be read ({error}); run the stage 'evaluate' again."
+        ) from error
 
 
 def _recipe(path: Path) -> str:

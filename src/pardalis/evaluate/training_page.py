@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from pardalis import files
 from pardalis.evaluate.curves import chart, codebook_chart, curve_of
-from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.evaluate.templates import image_uri, markup, metric_name, render
 from pardalis.train.metrics import FILE_NAME, Line, read_metrics
 

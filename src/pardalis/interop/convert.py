@@ -145,6 +145,7 @@ def export_model(
     dtype: torch.dtype | None = None,
     n_ranks: int | None = None,
     quantization: Quantization | None = None,
+    card: str = "",
 ) -> None:
     """Write a bundle in a foreign layout.
 
@@ -158,6 +159,7 @@ def export_model(
         dtype: dtype of the weights (default: as in the bundle).
         n_ranks: for ``meta``, the number of files to split the decoder into.
         quantization: for ``gguf``, how the matrices are rounded.
+        card: the model card, as Markdown; for ``gguf`` none is written.
 
     Raises:
         BundleError: the bundle is broken, the layout cannot hold its model, or the folder cannot be
@@ -175,7 +177,7 @@ def export_model(
         write_gguf(without_embedding_norm(read_bundle(source)), folder, dtype, quantization)
         return
     _check_target(folder, source)
-    model = without_embedding_norm(read_bundle(source))
+    model = replace(without_embedding_norm(read_bundle(source)), card=card)
     if bundles.describe(source).get("image_fit", "crop") != "crop":
         logger.warning(
             "%s pads images of prompts with white borders, which no foreign layout can express; "

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from pardalis.bundle import CHAT_TEMPLATE, IMAGE_TOKENIZER, LICENCES, new_folder
+from pardalis.bundle import CARD, CHAT_TEMPLATE, IMAGE_TOKENIZER, LICENCES, new_folder
 from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import is_bare_name, write_json, write_text
@@ -367,6 +367,8 @@ def write_files(
         write_json(folder / name, content)
     if model.licences:
         write_text(folder / LICENCES, model.licences)
+    if model.card:
+        write_text(folder / CARD, model.card)
     if model.chat_template is not None:
         write_text(folder / CHAT_TEMPLATE, model.chat_template)
     write_shards(folder, shards, "Model")

@@ -252,4 +252,5 @@ def write_text_model(model: ForeignModel, folder: Path, dtype: torch.dtype | Non
     files = shards_of({name: tensor.to(dtype) for name, tensor in decoder_to(model).items()})
     stored = next(iter(files.values()))[EMBEDDING].dtype
     with new_folder(folder) as partial:
-        write_files(model, partial, tokenizer_json, text_files(model, stored), files)
+        names = {i: name for name, i in token_ids(tokenizer_json, "The text tokenizer").items()}
+        write_files(model, partial, tokenizer_json, text_files(model, names, stored), files)

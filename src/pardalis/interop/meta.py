@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pardalis.bundle import LICENCES, new_folder
+from pardalis.bundle import CARD, LICENCES, new_folder
 from pardalis.config import shown
 from pardalis.errors import BundleError
 from pardalis.files import read_json, write_json, write_text
@@ -281,6 +281,8 @@ def write_meta(
         )
         if model.licences:
             write_text(partial / LICENCES, model.licences)
+        if model.card:
+            write_text(partial / CARD, model.card)
         numbers = [""] if ranks == 1 else [f".{rank:02}" for rank in range(ranks)]
         paths = [home / f"consolidated{number}.pth" for number in numbers]
         write_checkpoints(dict(zip(paths, files, strict=True)), "Model")

@@ -47,6 +47,7 @@ class ForeignModel:
     # Tensors of that layout that the bundle's decoder lacks, kept for an exact round trip.
     foreign: Tensors = field(default_factory=dict)
     licences: str = ""  # Markdown
+    card: str = ""  # Markdown, only written
     chat_template: str | None = None  # Jinja source
     adds_bos: bool = True  # whether documents begin with bos
 

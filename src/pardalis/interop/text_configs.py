@@ -141,8 +141,14 @@ def unheld_by_text(config: Any) -> list[str]:
     })  # fmt: skip
 
 
-def text_files(model: ForeignModel, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
-    """Return the content of every JSON file of a folder except ``tokenizer.json``."""
+def text_files(
+    model: ForeignModel, names: Mapping[int, str], dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
+    """Return the content of every JSON file of a folder except ``tokenizer.json``.
+
+    Args:
+        names: the tokens of that file by their ids.
+    """
     config, vocabulary = model.config, model.vocabulary
     ids = single_ids(vocabulary)
     model_type = _model_type(config)
@@ -164,6 +170,13 @@ def text_files(model: ForeignModel, dtype: torch.dtype) -> dict[str, dict[str, A
         "generation_config.json": {
             **ids,
             "eos_token_id": [ids["eos_token_id"], to_foreign(vocabulary)[vocabulary.end_turn_id]],
+        },
+        # Without it transformers knows no token that begins or ends a text.
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name.removesuffix("_id"): names[i] for name, i in ids.items()},
+            "model_max_length": config.context,
+            "clean_up_tokenization_spaces": False,
         },
     }
 

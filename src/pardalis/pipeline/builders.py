@@ -24,7 +24,8 @@ from pardalis.errors import ConfigError, DataError
 from pardalis.model import LanguageModel, build, initialise
 from pardalis.objectives import Objective
 from pardalis.parallel import Layout, World, fill, parallelise
-from pardalis.pipeline.recipe import RUN, GivenModel, Recipe, load_recipe
+from pardalis.pipeline.paths import in_run
+from pardalis.pipeline.recipe import GivenModel, Recipe, load_recipe
 from pardalis.pipeline.start import codec_bundle, image_tokenizer_folder, start_config
 from pardalis.tokens import TextTokenizer
 from pardalis.train import DecoderTask, ImageTokenizerTask
@@ -36,9 +37,7 @@ from pardalis.weights import stream_weights
 
 def located(source: SourceConfig, run: Path) -> SourceConfig:
     """Return a source with the run folder in the place of ``{run}`` in its path."""
-    first, *rest = source.path.parts
-    path = run.resolve().joinpath(*rest) if first == RUN else source.path
-    return dataclasses.replace(source, path=path)
+    return dataclasses.replace(source, path=in_run(source.path, run))
 
 
 def documents_of(sources: Iterable[SourceConfig], run: Path) -> Iterator[Document]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pardalis import bundle as bundles
 from pardalis.adapters import Adapter, AdapterConfig, adapter_of, install, merge, row_ids
+from pardalis.adapters.linear import whole
 from pardalis.codec import Codec
 from pardalis.errors import BundleError, ConfigError
 from pardalis.files import read_json
 from pardalis.model import LanguageModel, build, config_of
 from pardalis.pipeline.recipe import Recipe
-from pardalis.train import checkpoint, read_metrics
+from pardalis.train import DecoderTask, checkpoint, read_metrics
 from pardalis.train.metrics import FILE_NAME as METRICS
 from pardalis.train.settings import FILE_NAME as SETTINGS
 
@@ -63,6 +64,30 @@ def checkpoint_bundle(
     return bundles.Bundle(
         model.eval(), codec, made_by, _joined(licences, bundles.read_licences(run / "shards"))
     )
+
+
+def bundle_in_training(recipe: Recipe, task: DecoderTask, codec: Codec) -> bundles.Bundle | None:
+    """Return a bundle of the model as a task has trained it so far; None but on the first rank.
+
+    Every rank calls this, and the first one holds the whole model then. In one process, and without
+    an adapter, the bundle shares its weights with the task: it may be used until the next step.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in task.model.state_dict().items():
+        gathered = whole(tensor)
+        if task.layout.world.is_first:
+            weights[name] = gathered
+    if not task.layout.world.is_first:
+        return None
+    if recipe.adapter is None:
+        with torch.device("meta"):
+            model = build(task.model.config)
+        model.load_state_dict(weights, assign=True)
+    else:
+        assert recipe.start_from is not None
+        model = bundles.load(recipe.start_from, task.device).model
+        merge(model, adapter_of(recipe.adapter, model, codec.vocabulary, weights))
+    return bundles.Bundle(model.eval(), codec, {"recipe": recipe.name})
 
 
 def checkpoint_adapter(recipe: Recipe, run: Path, codec: Codec, step: int | None = None) -> Adapter:

@@ -31,6 +31,8 @@ from pardalis.inference import SamplingConfig
 from pardalis.model import ModelShape, shape_of
 from pardalis.model.config import RENAMED as MODEL_RENAMED
 from pardalis.parallel import ParallelConfig
+from pardalis.pipeline.evaluation import EvaluationConfig
+from pardalis.pipeline.paths import is_in_run
 from pardalis.pipeline.retrieval import RetrievalConfig, transforms_of
 from pardalis.pipeline.shipped import find_recipe
 from pardalis.pipeline.variants import StabilityConfig, VariantConfig
@@ -38,8 +40,6 @@ from pardalis.train import DecoderTrainConfig, ImageTokenizerTrainConfig, LoopCo
 from pardalis.train.qk_clip import check_has_no_qk_norm
 from pardalis.vq import PRESETS as IMAGE_TOKENIZER_PRESETS
 from pardalis.vq import ImageFit, ImageTokenizerConfig
-
-RUN = "{run}"  # stands for the run folder in the path of a source
 
 # Fields that training an image tokenizer needs, and those that training a model needs.
 _IMAGE_TOKENIZER = ("image_tokenizer", "image_tokenizer_training", "image_tokenizer_loop")
@@ -169,6 +169,8 @@ class Recipe:
     heldout_fraction: float | None = None
     heldout_rows: int = 256  # largest number of rows in an evaluation, each once
     sample: SampleConfig = field(default_factory=SampleConfig)
+    # Tasks that measure the trained model, and the one in training. They decide nothing of it.
+    evaluation: EvaluationConfig | None = None
     # Tables of stages that are added from outside, by the names of the stages.
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -428,9 +430,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(path)
     path = path / "recipe.toml" if path.is_dir() else path
     loaded = configs.load(Recipe, path, overrides, _RENAMED, _upgrade)
-    recipe: Recipe = configs.located(
-        loaded, path.resolve().parent, stays=lambda path: path.parts[0] == RUN
-    )
+    recipe: Recipe = configs.located(loaded, path.resolve().parent, stays=is_in_run)
     return recipe
 
 

@@ -29,7 +29,7 @@ import torch
 
 from pardalis.codec import Codec
 from pardalis.errors import ConfigError, PardalisError, TrainingError
-from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.files import exclusive, read_json, write_json
 from pardalis.parallel import Layout
 from pardalis.pipeline.builders import load_codec, model_task

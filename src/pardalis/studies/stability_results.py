@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pardalis.evaluate.curves import moving_mean
-from pardalis.evaluate.run_folder import Metrics
+from pardalis.evaluate.metrics_file import Metrics
 from pardalis.train.alarms import Alarm
 
 LOSSES = ("loss", "loss_text", "loss_image")

@@ -10,7 +10,7 @@ from pardalis.train.image_tokenizer import (
     PerceptualConfig,
     RegionConfig,
 )
-from pardalis.train.loop import Interrupted, LoopConfig, train
+from pardalis.train.loop import Interrupted, LoopConfig, Measurement, train
 from pardalis.train.metrics import Line, read_metrics
 from pardalis.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from pardalis.train.schedule import (

@@ -69,6 +69,20 @@ class LoopConfig:
         check_at_least(self, evaluate_every=0, max_rollbacks=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Metrics of a task that are computed from outside, at intervals and after the last step.
+
+    Attributes:
+        every: steps between them.
+        measure: returns metrics by name, given the steps done; called by all processes. The state
+            of the task is unchanged.
+    """
+
+    every: int
+    measure: Callable[[int], dict[str, float]]
+
+
 class Interrupted(TrainingError):
     """The run was stopped by a signal, after saving a checkpoint.
 
@@ -93,6 +107,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     world: World | None = None,
     on_evaluation: Callable[[Line], None] = lambda line: None,
+    measurement: Measurement | None = None,
 ) -> Line:
     """Train a task to the end, from its newest checkpoint in the folder or from the start.
 
@@ -103,6 +118,7 @@ def train(
             have the same.
         world: the processes that train together; default: a single process.
         on_evaluation: called in the first process after every evaluation, with its line of metrics.
+        measurement: what else is measured, beside the evaluations of the task.
 
     Returns:
         The last line of the run's metrics.
@@ -130,7 +146,9 @@ def train(
         if config.on_divergence == "roll_back" and checkpoint.newest(folder) is None:
             saver.save(0, task.state_dict(), {"time_s": 0.0, "window": []})
         while True:
-            session = _Session(task, folder, config, description, world, stop, saver, on_evaluation)
+            session = _Session(
+                task, folder, config, description, world, stop, saver, on_evaluation, measurement
+            )
             try:
                 return session.run()
             except Diverged as found:
@@ -155,10 +173,12 @@ class _Session:
         stop: StopRequest,
         saver: checkpoint.Saver,
         on_evaluation: Callable[[Line], None],
+        measurement: Measurement | None,
     ) -> None:
         self.task, self.folder, self.config, self.world = task, folder, config, world
         self.description = description
         self.stop, self.saver, self.on_evaluation = stop, saver, on_evaluation
+        self.measurement = measurement
         self.done, self.time_s, self.window = _resume(task, folder, config, world)
         self.throughput = _Throughput()
 
@@ -202,6 +222,8 @@ class _Session:
         evaluates = ended or (config.evaluate_every and self.done % config.evaluate_every == 0)
         if evaluates:
             line |= self.task.evaluate()
+        if (measured := self.measurement) and (ended or self.done % measured.every == 0):
+            line |= measured.measure(self.done)
         if line:
             self._write(line)
         if saves:

@@ -28,7 +28,7 @@ from pardalis.evaluate.tasks.layouts import LAYOUTS
 from pardalis.evaluate.tasks.perplexity import PerplexityTask
 from pardalis.evaluate.tasks.records import RecordsConfig, read_json_file, read_records, to_image
 from pardalis.evaluate.tasks.results import read_items, read_results
-from pardalis.evaluate.tasks.run import evaluate_tasks
+from pardalis.evaluate.tasks.run import TaskSet, evaluate_tasks
 from pardalis.evaluate.tasks.task import (
     AnyRequest,
     Generation,

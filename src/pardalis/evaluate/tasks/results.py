@@ -16,7 +16,7 @@ the item's fields and images, by which two folders know that they hold the same 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,62 @@ def read_results(folder: Path) -> dict[str, Any]:
     raise ConfigError(
         f"{folder} is not empty and holds no results of an evaluation ({RESULTS}); choose another "
         "`folder`."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The most important number of a task, for a table.
+
+    Attributes:
+        low, high: its interval over items; None: not known.
+        task_hash, data_hash: of the task's config, and of its items with their images.
+    """
+
+    task: str
+    number: str
+    value: float
+    low: float | None
+    high: float | None
+    chance: float | None
+    items: int
+    failed: int
+    shots: int
+    seeds: int
+    task_hash: str
+    data_hash: str
+
+
+def rows_of(results: Mapping[str, Any]) -> list[Row]:
+    """Return a row for each task of results.json that has a number; raises ConfigError."""
+    rows = []
+    for name, entry in results["tasks"].items():
+        try:
+            rows += [_row(name, entry)] if entry["numbers"] else []
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The entry of the task {str(name)[:60]!r} in {RESULTS} has another form than "
+                f"results of an evaluation ({error!r}); evaluate it again."
+            ) from error
+    return rows
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> Row:
+    label, number = next(iter(entry["numbers"].items()))
+    low, high = number.get("low"), number.get("high")
+    return Row(
+        task=name,
+        number=label,
+        value=float(number["value"]),
+        low=None if low is None else float(low),
+        high=None if high is None else float(high),
+        chance=float(found["value"]) if (found := entry["numbers"].get("chance")) else None,
+        items=int(entry["items"]),
+        failed=int(entry["failed"]),
+        shots=int(entry["task"].get("shots", 0)),
+        seeds=len(entry["seeds"]),
+        task_hash=str(entry["hash"]),
+        data_hash=str(entry["data"]["items"]),
     )
 
 

@@ -137,40 +137,80 @@ def evaluate_tasks(
         RequestError: the bundle cannot do what a task asks, such as generate images.
         BundleError: there is no bundle at the path.
     """
-    folder = Path(folder)
-    if seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, got {seeds}.")
-    given = {"limit": limit, "shots": shots}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    loaded = [
-        _load(replace(each, task=replace(each.task, **changes)))
-        for each in load_tasks(tasks, None if data is None else Path(data))
-    ]
-    path = None if isinstance(bundle, Bundle) else str(bundle_folder(bundle))
-    model = bundle if isinstance(bundle, Bundle) else load(bundle, device, dtype)
-    for each in loaded:
-        each.task.check_bundle(model)
-    contaminations = {} if training is None else _contaminations(loaded, training)
-    evaluation = _Evaluation(model, adapter)
-    facts = {"path": path, "digest": evaluation.digest, "made_by": model.made_by}
-    with exclusive(output_folder(folder)):
-        results = Results(folder, facts)
-        written = results.write(_versions())
-        for each in loaded:
-            with_seeds = range(seeds if each.task.uses_seed else 1)
-            entry = evaluation.run(each, folder, with_seeds, contaminations.get(each.task.name))
-            results.tasks[each.task.name] = entry
+    return TaskSet(tasks, data=data, limit=limit, shots=shots, seeds=seeds).evaluate(
+        bundle, folder, adapter=adapter, device=device, dtype=dtype, training=training
+    )
+
+
+class TaskSet:
+    """Tasks with their items, which are read and checked once, for any number of bundles.
+
+    Args:
+        tasks, data, limit, shots, seeds: as :func:`evaluate_tasks` takes them.
+
+    Raises:
+        ConfigError: a task is unknown or wrong.
+        DataError: a file or an image of a task is missing, or an item does not fit its task.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskConfig | Path | str],
+        *,
+        data: Path | str | None = None,
+        limit: int | None = None,
+        shots: int | None = None,
+        seeds: int = 1,
+    ) -> None:
+        if seeds < 1:
+            raise ConfigError(f"seeds must be at least 1, got {seeds}.")
+        given = {"limit": limit, "shots": shots}
+        changes: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        self.seeds = seeds
+        self._loaded = [
+            _load(replace(each, task=replace(each.task, **changes)))
+            for each in load_tasks(tasks, None if data is None else Path(data))
+        ]
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        """Raise RequestError if a task asks what a bundle cannot do, such as generate images."""
+        for each in self._loaded:
+            each.task.check_bundle(bundle)
+
+    def evaluate(
+        self,
+        bundle: Bundle | Path | str,
+        folder: Path | str,
+        *,
+        adapter: Adapter | Path | str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        training: TrainingDocuments | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate a bundle; arguments, result and errors as :func:`evaluate_tasks`."""
+        folder, loaded = Path(folder), self._loaded
+        path = None if isinstance(bundle, Bundle) else str(bundle_folder(bundle))
+        model = bundle if isinstance(bundle, Bundle) else load(bundle, device, dtype)
+        self.check_bundle(model)
+        contaminations = {} if training is None else _contaminations(loaded, training)
+        evaluation = _Evaluation(model, adapter)
+        facts = {"path": path, "digest": evaluation.digest, "made_by": model.made_by}
+        with exclusive(output_folder(folder)):
+            results = Results(folder, facts)
             written = results.write(_versions())
-        write_page(folder, written, {each.task.name: each.images() for each in loaded})
-    failed = [
-        (name, entry)
-        for name in (each.task.name for each in loaded)
-        if not (entry := written["tasks"][name])["items"]
-    ]
-    for name, entry in failed:
-        [reason] = list(entry["failures"])[:1]
-        raise DataError(f"No item of the task {name!r} could be evaluated: {reason}")
-    return written
+            for each in loaded:
+                with_seeds = range(self.seeds if each.task.uses_seed else 1)
+                entry = evaluation.run(each, folder, with_seeds, contaminations.get(each.task.name))
+                results.tasks[each.task.name] = entry
+                written = results.write(_versions())
+            write_page(folder, written, {each.task.name: each.images() for each in loaded})
+        for name in (each.task.name for each in loaded):
+            if not (entry := written["tasks"][name])["items"]:
+                [reason] = list(entry["failures"])[:1]
+                raise DataError(f"No item of the task {name!r} could be evaluated: {reason}")
+        return written
 
 
 def _load(found: LoadedTask) -> _Loaded:

@@ -12,6 +12,7 @@ RUN/
 ├─ bundle/                the portable model
 ├─ adapter/               what was trained beside the model of start_from, if it was an adapter
 ├─ samples/               what the model generated for prompts of the sources
+├─ evaluation/            what the model scores on tasks, with every item
 └─ report.html, report.json
 
 A run that starts from a bundle uses the tokenizers of that bundle and has no folders for them.
@@ -20,6 +21,7 @@ A run that starts from a bundle uses the tokenizers of that bundle and has no fo
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.stages import (
     corpus,
+    evaluate,
     image_tokenizer,
     prepare,
     report,
@@ -38,6 +40,7 @@ STAGES: list[Stage] = [
     retrieval.STAGE,
     train.STAGE,
     sample.STAGE,
+    evaluate.STAGE,
     report.STAGE,
 ]
 

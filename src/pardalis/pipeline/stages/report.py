@@ -47,6 +47,6 @@ STAGE = Stage(
     inputs=inputs,
     outputs=("report.json", "report.html"),
     applies=lambda recipe: recipe.has_model,
-    needs=("sample",),
+    needs=("sample", "evaluate"),
     lacks=lacks,
 )

@@ -9,7 +9,8 @@ from pardalis.data import WHOLE, SourceConfig, Survey, empty_part, survey_parts
 from pardalis.digests import Digests
 from pardalis.parallel import World
 from pardalis.pipeline.builders import located
-from pardalis.pipeline.recipe import RUN, Recipe
+from pardalis.pipeline.paths import is_in_run
+from pardalis.pipeline.recipe import Recipe
 
 Inputs = dict[str, Any]
 
@@ -71,7 +72,7 @@ class RunContext:
 
 def is_built(source: SourceConfig) -> bool:
     """Whether the documents of a source are built by the run itself."""
-    return source.path.parts[:1] == (RUN,)
+    return is_in_run(source.path)
 
 
 class Lack(NamedTuple):

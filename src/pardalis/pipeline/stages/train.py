@@ -9,6 +9,7 @@ from pardalis.parallel import layout_of
 from pardalis.pipeline.builders import codec_of, model_task
 from pardalis.pipeline.checks import check_train
 from pardalis.pipeline.export import checkpoint_adapter, checkpoint_bundle
+from pardalis.pipeline.measuring import measurement_of
 from pardalis.pipeline.recipe import GivenModel, Recipe
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
 from pardalis.train import train
@@ -44,7 +45,15 @@ def run(context: RunContext) -> None:
         "model": task.model.config,
         "codec": codec.fingerprint,
     }
-    train(task, folder / "training", recipe.model_run.loop, "Decoder", settings, world)
+    train(
+        task,
+        folder / "training",
+        recipe.model_run.loop,
+        "Decoder",
+        settings,
+        world,
+        measurement=measurement_of(recipe, folder, codec, task, world),
+    )
     if world.is_first:
         checkpoint_bundle(recipe, folder, codec).save(folder / "bundle")
         if recipe.adapter is not None:
