@@ -499,7 +499,9 @@ def test_a_full_disk_leaves_the_old_shards(base: Path, codec: Codec, monkeypatch
     assert sorted(path.name for path in base.iterdir()) == ["owls", "shards"]
 
 
-@pytest.mark.parametrize("field", ["row_tokens", "batch_documents", "shard_tokens", "block_documents"])
+@pytest.mark.parametrize(
+    "field", ["row_tokens", "batch_documents", "shard_tokens", "block_documents"]
+)
 def test_sizes_must_be_positive(field: str):
     with pytest.raises(ConfigError, match=f"^{field} must be at least"):
         replace(CONFIG, **{field: 0})

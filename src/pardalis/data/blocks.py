@@ -17,7 +17,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,7 +257,7 @@ class Blocks:
         """
         blocks = {}
         for folder in self._parts():
-            for entry in os.scandir(folder):
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 if match := _BLOCK.fullmatch(entry.name):
                     if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
                         raise ConfigError(f"{entry.path} is not a regular file; delete it.")
@@ -265,7 +265,9 @@ class Blocks:
         return blocks
 
     def _parts(self) -> Iterator[Path]:
-        for entry in os.scandir(self.folder):
+        if not self.folder.is_dir():
+            return
+        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
             if _PART.fullmatch(entry.name):
                 if not entry.is_dir(follow_symlinks=False):
                     raise ConfigError(
@@ -284,6 +286,12 @@ class Blocks:
     def remove(self) -> None:
         """Delete the folder, while it is held."""
         remove(self.folder)
+
+    def remove_if_empty(self) -> None:
+        """Delete the folder, while it is held, if it has no block."""
+        with suppress(OSError, ConfigError):
+            if not self.found():
+                self.remove()
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

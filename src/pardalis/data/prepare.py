@@ -25,7 +25,7 @@ from pardalis.data.blocks import WHOLE_SHARE, Block, Blocks, DamagedBlockError, 
 from pardalis.data.packing import split_long
 from pardalis.data.portable import PortableCodec
 from pardalis.data.report import PrepareReport, Turns
-from pardalis.data.shards import Shards, ShardWriter, ids_dtype, read_index
+from pardalis.data.shards import INDEX, Shards, ShardWriter, ids_dtype, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
 from pardalis.data.workers import ONE_WORKER, Encoder, Made, Work, Workers, encode_all
@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 _ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the system are marked
 _PAGES = "damaged images are left out"  # of pages, which were rejected whole before
+_SHOWN_PARTS = 5  # that a message names
 _LAYOUT = 1  # version of the layout of shards without weights and pairs
 
 Group: TypeAlias = list[Document]
@@ -231,8 +232,7 @@ class Preparation:
             with atomic_folder(self._folder) as partial:
                 return self._join(partial)
         except BaseException:
-            if self._blocks.folder.is_dir() and not self._blocks.found():
-                self._blocks.remove()
+            self._blocks.remove_if_empty()
             raise
 
     # ── blocks ─────────────────────────────────────────────────────────────────────────────────
@@ -244,14 +244,14 @@ class Preparation:
             return
         name, of_block = self._source.name, self._config.block_documents
         total = min(numbers.stop * of_block, self._n_groups) - numbers.start * of_block
-        done = (len(numbers) - len(missing)) * of_block
-        if done:
-            logger.info("%s: %d of %d blocks exist.", name, total // of_block, len(numbers))
+        n_done = len(numbers) - len(missing)
+        if n_done:
+            logger.info("%s: %d of %d blocks exist.", name, n_done, len(numbers))
         title = f"Preparing {name}" if share == WHOLE_SHARE else f"Preparing {name}, part {share}"
         unit = "pairs" if self._source.has_pairs else "documents"
         images = rejected = 0
         made_in = encode_all(self._encoder, self._work(missing), len(missing), workers)
-        with bar(title, total, unit, done) as advance, closing(made_in) as all_made:
+        with bar(title, total, unit, n_done * of_block) as advance, closing(made_in) as all_made:
             for made in all_made:
                 self._blocks.write(share, made.number, made.content)
                 images, rejected = images + made.images, rejected + made.rejected
@@ -284,14 +284,19 @@ class Preparation:
 
     def _require_all(self) -> None:
         """Raise DataError if a block is missing."""
-        found, n_parts = self._blocks.found(), self._blocks.n_parts()
+        found = self._blocks.found()
         missing = [number for number in range(self.n_blocks) if number not in found]
-        if missing:
-            raise DataError(
-                f"Of source {self._source.name!r}, {len(missing)} of {self.n_blocks} blocks are "
-                f"missing in {self._blocks.folder}, whose parts are of {n_parts}; make the parts "
-                "that are missing before they are joined."
-            )
+        if not missing:
+            return
+        shares = [Share(number + 1, n) for n in [self._blocks.n_parts()] for number in range(n)]
+        parts = [each for each in shares if set(missing).intersection(each.among(self.n_blocks))]
+        named = " and ".join(f"part {each}" for each in parts[:_SHOWN_PARTS])
+        others = f" and {len(parts) - _SHOWN_PARTS} more" if len(parts) > _SHOWN_PARTS else ""
+        raise DataError(
+            f"{len(missing)} of {self.n_blocks} blocks of source {self._source.name!r} are missing "
+            f"in {self._blocks.folder}: those of {named}{others}. Make these parts before all are "
+            "joined."
+        )
 
     # ── shards ─────────────────────────────────────────────────────────────────────────────────
 
@@ -316,9 +321,14 @@ class Preparation:
                 f"Source {source.name!r} at {source.path} has no usable document: "
                 f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
             )
+        licences = [
+            {"licence": licence, **asdict(counts)}
+            for licence, counts in sorted(report.licences.items())
+        ]
         packing = writer.finish(
             config.row_tokens, codec.fingerprint, self._prepared,
-            rooms=self._encoder.rooms, pairs=source.has_pairs, about=stated(source, report),
+            rooms=self._encoder.rooms, pairs=source.has_pairs,
+            about={"source": _stated(source), "licences": licences},
         )  # fmt: skip
         report.add_rows(2 * packing.n_rows if source.has_pairs else packing.n_rows)
         write_json(folder / REPORT, report.to_dict())
@@ -335,18 +345,21 @@ def place_of_source(source: SourceConfig) -> list[Any]:
     return [source.reader, str(source.path), list(source.part)]
 
 
-def stated(source: SourceConfig, report: PrepareReport) -> dict[str, Any]:
-    """Return what an index says of licences: the source's own, and what documents state."""
+def restate(folder: Path, source: SourceConfig) -> None:
+    """Bring what the index of shards says of their source up to date; it decides nothing."""
+    try:
+        index = read_index(folder)
+    except DataError:
+        return
+    if (now := _stated(source)) != index.get("source", now):
+        write_json(folder / INDEX, index | {"source": now})
+
+
+def _stated(source: SourceConfig) -> dict[str, str]:
     return {
-        "source": {
-            "name": source.name,
-            "licence": source.licence,
-            "attribution": source.attribution,
-        },
-        "licences": [
-            {"licence": licence, **asdict(counts)}
-            for licence, counts in sorted(report.licences.items())
-        ],
+        "name": source.name,
+        "licence": source.licence,
+        "attribution": source.attribution,
     }
 
 

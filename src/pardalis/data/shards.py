@@ -1,6 +1,7 @@
 """Shards: encoded documents on disk, in plain files that other tools can open.
 
-    index.json                 format version, dtype, codec fingerprint, the files and their sizes
+    index.json                 format version, dtype, codec fingerprint, the files and their sizes;
+                               the source and its licence, and what documents of each licence hold
     ids-00000.npy ...          token ids of the documents, concatenated (uint16 where they fit)
     weights-00000.npy ...      weight of each of these ids as a target (float16); left out where all
                                are 1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -42,7 +42,7 @@ class Workers:
     """
 
     jobs: int | None = None
-    engine: Literal["processes", "ray"] = "processes"
+    engine: str = "processes"
     joins_only: bool = False
 
     def __post_init__(self) -> None:
