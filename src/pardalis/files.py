@@ -53,6 +53,37 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_once(path: Path, text: str) -> bool:
+    """Write a text file unless there is one, whichever of several processes comes first.
+
+    Returns:
+        False: there is one, or something else of that name.
+    """
+    partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        with partial.open("x") as file:
+            file.write(text)
+        _claim(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _claim(partial: Path, path: Path) -> None:
+    """Give a file its name; raises FileExistsError if there is one, unlike os.replace."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "xb"):
+            pass
+        os.replace(partial, path)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file to write, which gets its name only if no error was raised."""
@@ -372,8 +403,11 @@ def _is_written(path: Path) -> BusyError:
     return BusyError(f"Another process is writing {path}; wait for it, or choose another name.")
 
 
-def lock(descriptor: int) -> bool:
+def lock(descriptor: int, shared: bool = False) -> bool:
     """Take the lock of an open file or folder, which ends when it is closed, or the process ends.
+
+    Args:
+        shared: others may hold it too, if they share it.
 
     Returns:
         False: its file system has no locks.
@@ -382,7 +416,8 @@ def lock(descriptor: int) -> bool:
         BlockingIOError: another process, or another descriptor, has it.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -457,8 +492,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, such as a run; it is released when its process ends.
+
+    Args:
+        shared: as of :func:`lock`.
 
     Raises:
         BusyError: another process holds it.
@@ -468,9 +506,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(f"{path} is not a regular file; delete it, and run the command again.")
-    with open(path, "w") as file:
+    with open(path, "a+") as file:  # network file systems lock what is open for reading and writing
         try:
-            has_lock = lock(file.fileno())
+            has_lock = lock(file.fileno(), shared)
         except BlockingIOError:
             raise BusyError(
                 f"Another process is running in {folder}; wait for it, or choose another folder."

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from pardalis.bundle import LICENCES
+from pardalis.data import PrepareConfig, Shards, prepare_source
 from pardalis.pipeline.licences import refresh_licences, write_licences
 from pardalis.pipeline.recipe import load_recipe
 from pardalis.pipeline.stages import RunContext
@@ -149,3 +150,28 @@ def test_documents_of_another_index_have_licences_too(project):
     (project / "index" / LICENCES).write_text("# Licences of the sources of index\n\nCC0\n")
     refresh_licences(context(project))
     assert text(project, "bundle").endswith("CC0\n")
+
+
+def test_documents_and_tokens_are_counted_by_licence(project, codec):
+    write_lines(project, ["CC0", "", "CC0", "MIT"])
+    run = context(project, *STATED, 'heldout.0.licence="CC BY 4.0"')
+    [source] = run.recipe.heldout
+    folder = project / "run" / "shards" / "lines"
+    prepare_source(source, codec, folder, PrepareConfig(row_tokens=64))
+    write_licences(run)
+    assert "| lines | CC BY 4.0 (1 document); CC0 (2 documents); MIT (1 document) |" in text(
+        project
+    )
+    found = json.loads((project / "run" / "shards" / "LICENCES.json").read_text())["sources"]
+    assert found[0]["counts"] == []  # of shards that are not there yet
+    [by, cc0, mit] = found[1]["counts"]
+    assert (by["licence"], by["documents"], by["images"]) == ("CC BY 4.0", 1, 0)
+    assert by["tokens"] + cc0["tokens"] + mit["tokens"] == Shards.open(folder).n_tokens
+    index = json.loads((folder / "index.json").read_text())
+    assert [each["licence"] for each in index["licences"]] == ["", "CC0", "MIT"]
+    refresh_licences(context(project, *STATED, 'heldout.0.licence="MIT"'))
+    assert "| lines | CC0 (2 documents); MIT (2 documents) |" in text(project)
+    assert json.loads((folder / "index.json").read_text())["source"]["licence"] == "MIT"
+    write_lines(project, ["CC0", "", "CC0", "CC BY-SA 4.0"])  # no other documents
+    refresh_licences(context(project, *STATED))
+    assert "| lines | CC0; CC BY-SA 4.0 |" in text(project)

@@ -14,7 +14,8 @@ from pardalis.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from pardalis.pipeline import Decision
+    from pardalis.data import Workers
+    from pardalis.pipeline import Decision, Recipe
 
 Commands = Any  # argparse keeps the type of add_subparsers() private
 Run = Callable[[argparse.Namespace], object]  # what a command does with its options
@@ -237,13 +238,19 @@ def chosen_adapters(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def add_stage_command(
-    commands: Commands, name: str, stage: str, summary: str, description: str
-) -> None:
-    """Add a command that runs one stage of a recipe."""
+    commands: Commands,
+    name: str,
+    stage: str,
+    summary: str,
+    description: str,
+    run: Run | None = None,
+) -> Parser:
+    """Add a command that runs one stage of a recipe, by :func:`run_stages` unless given."""
     parser = add_command(commands, name, summary, description)
-    add_run_arguments(parser, lambda options: run_stages(options, stage))
+    add_run_arguments(parser, run or (lambda options: run_stages(options, stage)))
     add_stage_options(parser)
     parser.does = stage
+    return parser
 
 
 def add_stage_options(parser: argparse.ArgumentParser) -> None:
@@ -258,6 +265,30 @@ def add_stage_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="list what would run, resume, be kept or be skipped, and why; change nothing",
     )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add ``--jobs`` and ``--engine``, which :func:`chosen_workers` returns."""
+    add_number(
+        parser, "--jobs",
+        "workers that encode documents (default: one for each CPU or GPU, if there is work)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="where workers are: processes of this machine (default), or actors of the Ray cluster "
+        "that RAY_ADDRESS names, which needs pardalis[cluster]",
+    )
+
+
+def chosen_workers(options: argparse.Namespace) -> "Workers":
+    """Return what encodes documents, as ``add_workers`` lets the user choose."""
+    from pardalis.data import Workers
+
+    joins_only = getattr(options, "join", False)
+    jobs, engine = getattr(options, "jobs", None), getattr(options, "engine", "processes")
+    return Workers(jobs=jobs, engine=engine, joins_only=joins_only)
 
 
 def existing_run(folder: Path) -> Path:
@@ -319,6 +350,16 @@ def set_run(parser: argparse.ArgumentParser, run: Run) -> None:
     parser.set_defaults(run=run, result=None, one_line=False)
 
 
+def chosen_run(options: argparse.Namespace) -> "tuple[Recipe, Path]":
+    """Return the recipe and the folder that :func:`add_run_arguments` lets the user choose."""
+    from pardalis.pipeline import load_recipe
+    from pardalis.pipeline.shipped import find_recipe
+
+    path = find_recipe(options.recipe)
+    recipe = load_recipe(path, options.set)
+    return recipe, options.out or (path if path.is_dir() else Path("runs") / recipe.name)
+
+
 def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     """Run stages of a recipe and print their time and memory; returns the run folder.
 
@@ -326,18 +367,16 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
     """
     from dataclasses import asdict
 
-    from pardalis.pipeline import StageMissingError, dry_run, load_recipe, run
-    from pardalis.pipeline.shipped import find_recipe
+    from pardalis.pipeline import StageMissingError, dry_run, run
 
-    path = find_recipe(options.recipe)
-    recipe = load_recipe(path, options.set)
-    folder = options.out or (path if path.is_dir() else Path("runs") / recipe.name)
+    recipe, folder = chosen_run(options)
     how = (recipe, folder, stages, options.device)
     try:
         if options.dry_run:
             _print_decisions(options, folder, dry_run(*how, with_parents=options.with_parents))
             return folder
-        records = run(*how, with_parents=options.with_parents)
+        workers = chosen_workers(options)
+        records = run(*how, with_parents=options.with_parents, workers=workers)
     except StageMissingError as error:
         # main() replaces the name of the stage by that of its command.
         raise ConfigError(f"{error} That is `{error.stage}`, or 'pardalis run'.") from error

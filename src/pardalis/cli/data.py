@@ -1,6 +1,7 @@
 """``pardalis data``: build a demo corpus or tasks, turn documents into shards, show rows."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,13 @@ from pardalis.cli.common import (
     add_number,
     add_output,
     add_stage_command,
+    add_workers,
+    chosen_run,
+    chosen_workers,
     existing_run,
     print_result,
     printable,
+    run_stages,
     set_run,
     shown,
 )
@@ -52,7 +57,16 @@ concept, and all licences. Nothing is downloaded.
 
 _PREPARE = """\
 Encode the recipe's documents as shards of token ids, validate them with the grammar, and report
-rejected documents with the reasons. Needs the run's tokenizers. Unchanged sources are skipped.
+rejected documents with the reasons. Needs the run's tokenizers. Unchanged sources are skipped, and
+an interrupted preparation goes on where it was.
+
+  pardalis data prepare my-recipe.toml --jobs 2
+  pardalis data prepare my-recipe.toml --part 3/64     under any scheduler, on machines that share
+                                                       the folder of the run
+  pardalis data prepare my-recipe.toml --join          if all parts are made and none joined them
+  pardalis data prepare my-recipe.toml --engine ray    on a Ray cluster
+
+The shards are the same whichever way they are made (docs/prepare-at-scale.md).
 """
 
 _SHOW = """\
@@ -99,7 +113,19 @@ def add(commands: Commands) -> None:
     add_number(tasks, "--image-side", "side of images in pixels (default: 128)")
     set_run(tasks, _tasks)
     add_stage_command(verbs, "corpus", "corpus", "build the demo corpus", _CORPUS)
-    add_stage_command(verbs, "prepare", "prepare", "turn documents into shards", _PREPARE)
+    prepare = add_stage_command(
+        verbs, "prepare", "prepare", "turn documents into shards", _PREPARE, _prepare
+    )
+    add_workers(prepare)
+    among = prepare.add_mutually_exclusive_group()
+    among.add_argument(
+        "--part",
+        metavar="I/N",
+        help="make the I-th of N parts; the part that is finished last joins all",
+    )
+    among.add_argument(
+        "--join", action="store_true", help="encode nothing; join the parts, which must be complete"
+    )
     show = add_command(verbs, "show", "show a training row", _SHOW)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     show.add_argument("--source", metavar="NAME", help="a source of the recipe")
@@ -117,6 +143,32 @@ def _fetch(options: argparse.Namespace) -> None:
 
     files = [str(path) for path in fetch_packages(options.output, options.corpus)]
     print_result(options, {"files": files}, *files)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    if options.part is None:
+        run_stages(options, "prepare")
+        return
+    from dataclasses import asdict
+
+    from pardalis.data import Share
+    from pardalis.pipeline import StageMissingError, prepare_part
+
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", options.part)
+    if found is None:
+        raise ConfigError(f"part must be I/N, such as 3/64, got {options.part!r}.")
+    for flag in ("dry_run", "with_parents"):
+        if getattr(options, flag):
+            raise ConfigError(f"`{flag}` cannot stand beside `part`; leave one of the two out.")
+    share = Share(int(found[1]), int(found[2]))
+    recipe, folder = chosen_run(options)
+    try:
+        made = prepare_part(recipe, folder, share, options.device, chosen_workers(options))
+    except StageMissingError as error:
+        raise ConfigError(f"{error} That is `{error.stage}`, or 'pardalis run'.") from error
+    rest = "all are joined" if made.is_joined else "other parts are not finished"
+    line = f"part {made.part}: {made.blocks} blocks are made; {rest}"
+    print_result(options, {"run": str(folder), **asdict(made)}, line)
 
 
 def _tasks(options: argparse.Namespace) -> None:

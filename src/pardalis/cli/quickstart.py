@@ -8,6 +8,7 @@ from pardalis.cli.common import (
     add_command,
     add_run_arguments,
     add_stage_options,
+    add_workers,
     echo,
     run_stages,
 )
@@ -46,6 +47,7 @@ def add(commands: Commands) -> None:
     run = add_command(commands, "run", "run all stages of a recipe", _RUN_DESCRIPTION)
     add_run_arguments(run, _run)
     add_stage_options(run)
+    add_workers(run)
 
 
 def _run(options: argparse.Namespace) -> None:

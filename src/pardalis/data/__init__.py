@@ -1,5 +1,6 @@
 """Data: documents become shards once, and shards become batches by index arithmetic."""
 
+from pardalis.data.blocks import Share
 from pardalis.data.cm3 import CM3
 from pardalis.data.codes import decode_codes, encode_source
 from pardalis.data.curriculum import Curriculum, CurriculumStage
@@ -9,7 +10,7 @@ from pardalis.data.mixture import Mixture
 from pardalis.data.order import Order
 from pardalis.data.packing import Packing, best_fit, split_long
 from pardalis.data.prefetch import Prefetcher
-from pardalis.data.prepare import PrepareConfig, prepare_source
+from pardalis.data.prepare import Preparation, PrepareConfig, blocks_folder, prepare_source
 from pardalis.data.report import Balance, PrepareReport, Rejected, Turns, balance
 from pardalis.data.shards import Shards, ShardWriter
 from pardalis.data.source import (
@@ -34,3 +35,4 @@ from pardalis.data.transforms import (
     shard_inputs,
     special_of,
 )
+from pardalis.data.workers import ONE_WORKER, Workers

@@ -38,8 +38,8 @@ from pardalis.files import (
     plain,
     read_json,
     read_text,
-    working_name,
     write_bytes,
+    write_once,
 )
 from pardalis.progress import Advance, bar
 from pardalis.vq import ImageFit, ImageTokenizer
@@ -339,29 +339,8 @@ def _sizes(settings: Mapping[str, Any]) -> dict[int, int]:
 
 def _settle(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them with those that are already there."""
-    path, text = folder / SETTINGS, json.dumps(settings, indent=2)
-    partial = working_name(path, f"{os.uname().nodename}-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    try:
-        with partial.open("x") as file:
-            file.write(text + "\n")
-        _claim(partial, path)
-    except FileExistsError:
+    if not write_once(folder / SETTINGS, json.dumps(settings, indent=2) + "\n"):
         _compare(folder, read_settings(folder), plain(settings))
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _claim(partial: Path, path: Path) -> None:
-    """Give a file its name; raises FileExistsError if there is one, unlike os.replace."""
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        with open(path, "xb"):
-            pass
-        os.replace(partial, path)
 
 
 def _compare(folder: Path, found: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

@@ -3,24 +3,32 @@
 Images are encoded here, once; training reads token ids only. The grammar checks every document
 before it is written. Shards are kept if the content of the source, the options and the codec have
 not changed; otherwise they are replaced when the new ones are complete.
+
+Documents are encoded in blocks (:mod:`pardalis.data.blocks`), which any number of workers make
+(:mod:`pardalis.data.workers`) and one process joins. An interrupted preparation continues.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 
 from pardalis.codec import Codec
 from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding
+from pardalis.data.blocks import WHOLE_SHARE, Block, Blocks, DamagedBlockError, Share
 from pardalis.data.packing import split_long
+from pardalis.data.portable import PortableCodec
 from pardalis.data.report import PrepareReport, Turns
-from pardalis.data.shards import Shards, ShardWriter, read_index
+from pardalis.data.shards import INDEX, Shards, ShardWriter, ids_dtype, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
+from pardalis.data.workers import ONE_WORKER, Encoder, Made, Work, Workers, encode_all
 from pardalis.documents import (
     Document,
     Image,
@@ -30,7 +38,15 @@ from pardalis.documents import (
     open_image,
 )
 from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
-from pardalis.files import atomic_folder, read_json, recover_folder, why_unwritten, write_json
+from pardalis.files import (
+    atomic_folder,
+    read_json,
+    recover_folder,
+    remove,
+    why_unwritten,
+    working_name,
+    write_json,
+)
 from pardalis.progress import bar
 from pardalis.tokens import Encoded
 
@@ -39,6 +55,7 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 _ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the system are marked
 _PAGES = "damaged images are left out"  # of pages, which were rejected whole before
+_SHOWN_PARTS = 5  # that a message names
 _LAYOUT = 1  # version of the layout of shards without weights and pairs
 
 Group: TypeAlias = list[Document]
@@ -57,9 +74,10 @@ class PrepareConfig:
     # learnt, are always rejected.
     long_documents: Literal["split", "reject"] = "split"
     shard_tokens: int = 2**26  # tokens of a shard file (128 MiB at two bytes each)
+    block_documents: int = not_deciding(256)  # documents that one worker encodes at a time
 
     def __post_init__(self) -> None:
-        check_at_least(self, row_tokens=3, batch_documents=1, shard_tokens=1)
+        check_at_least(self, row_tokens=3, batch_documents=1, shard_tokens=1, block_documents=1)
         check_at_most(self, row_tokens=2**24)
 
 
@@ -70,48 +88,283 @@ def prepare_source(
     config: PrepareConfig,
     content: Survey | None = None,
     learnt_roles: tuple[str, ...] = (),
+    workers: Workers = ONE_WORKER,
 ) -> PrepareReport:
     """Write the shards of a source to a folder, unless they are there and still valid.
 
     Args:
-        folder: gets ``index.json``, the shards and ``report.json``; replaced as a whole.
+        folder: gets ``index.json``, the shards and ``report.json``; replaced as a whole. What is
+            encoded waits beside it until the shards are complete, so that an interrupted call goes
+            on where it was.
         learnt_roles: only the turns of these roles are learnt, whatever the weights of others, and
             a document without such a turn is rejected; (): all of a document, as of any source with
             ``learn = "all"``.
+        workers: what encodes. The shards are the same whatever it is. Several processes import the
+            module that is run, so a script calls this under ``if __name__ == "__main__"``.
 
     Raises:
         DataError: the source does not exist or has no usable document, or writing failed; earlier
             shards in the folder are intact.
+        BusyError: another process prepares the same source in the same folder.
     """
-    learnt_roles = source.learnt_roles(learnt_roles)
     if content is None:
         logger.info("Reading through source %r.", source.name)
         content = survey(source)
-    prepared = fingerprint(
-        _LAYOUT, _ENCODING, shard_inputs(source.transforms, config.row_tokens), config.row_tokens,
-        config.long_documents, config.shard_tokens, codec.fingerprint, content.digest,
-        *([learnt_roles] if learnt_roles else []),
-        *([_PAGES] if source.has_pages else []),
-    )  # fmt: skip
-    recover_folder(folder)
-    if (report := _finished(folder, prepared)) is not None:
+    return Preparation(source, codec, folder, config, content, learnt_roles).run(workers)
+
+
+class Preparation:
+    """The preparation of one source, which can be divided among processes; see ``prepare_source``.
+
+    Attributes:
+        n_blocks: how many blocks the source has.
+    """
+
+    def __init__(
+        self,
+        source: SourceConfig,
+        codec: Codec,
+        folder: Path,
+        config: PrepareConfig,
+        content: Survey,
+        learnt_roles: tuple[str, ...] = (),
+    ) -> None:
+        learnt_roles = source.learnt_roles(learnt_roles)
+        self._source, self._codec, self._folder, self._config = source, codec, folder, config
+        self._encoder = _Encoder(source, codec, config, learnt_roles)
+        transforms = shard_inputs(source.transforms, config.row_tokens)
+        self._prepared = fingerprint(
+            _LAYOUT, _ENCODING, transforms, config.row_tokens,
+            config.long_documents, config.shard_tokens, codec.fingerprint, content.digest,
+            *([learnt_roles] if learnt_roles else []),
+            *([_PAGES] if source.has_pages else []),
+        )  # fmt: skip
+        self._n_groups = content.n_groups(_together(source))
+        self.n_blocks = -(-self._n_groups // config.block_documents)
+        settings = {
+            "encoding": _ENCODING,
+            "transforms": fingerprint(transforms),
+            "row_tokens": config.row_tokens,
+            "long_documents": config.long_documents,
+            "codec": codec.fingerprint,
+            "documents": content.digest,
+            "learnt_roles": learnt_roles,
+            "block_documents": config.block_documents,
+            "batch_documents": config.batch_documents,
+            "device": codec.image_tokenizer.device.type,
+        }
+        about = {"source": place_of_source(source), "content": content._asdict()}
+        self._blocks = Blocks(blocks_folder(folder), settings, about)
+
+    def finished(self) -> PrepareReport | None:
+        """Return the report of an earlier preparation if its shards are complete and valid."""
+        recover_folder(self._folder)
+        return _finished(self._folder, self._prepared)
+
+    def run(self, workers: Workers) -> PrepareReport:
+        """Make the blocks that are missing, and join all; raises as :func:`prepare_source`."""
+        if (report := self.finished()) is not None:
+            return report
+        if workers.joins_only and not self._blocks.folder.is_dir():
+            raise DataError(
+                f"Nothing of source {self._source.name!r} is prepared in {self._folder.parent}, so "
+                "there is nothing to join; make its parts first."
+            )
+        with self._telling(), self._blocks.held():
+            self._blocks.settle(replace=not workers.joins_only)
+            if workers.joins_only:
+                self._require_all()
+            try:
+                report = self._made_and_joined(workers)
+            except DamagedBlockError as damaged:
+                if workers.joins_only:
+                    raise
+                logger.warning("%s It is made anew.", str(damaged).split("; delete")[0] + ".")
+                remove(damaged.path)
+                report = self._made_and_joined(workers)
+            self._blocks.remove()
+        if report.rejected:
+            kinds = ", ".join(
+                f"{each.count:,} {kind}" for kind, each in sorted(report.rejected.items())
+            )
+            where = self._folder / REPORT
+            logger.warning("%s: left out are %s; %s says why.", report.source, kinds, where)
         return report
-    try:
-        with atomic_folder(folder) as partial:
-            preparation = _Preparation(source, codec, config, learnt_roles)
-            report = preparation.write(partial, content.n_items, prepared)
-    except OSError as error:
-        raise DataError(
-            f"Preparing source {source.name!r} into {folder} stopped: "
-            f"{why_unwritten(error) or f'{error}; correct that'}, and prepare again. Earlier "
-            "shards there are intact."
-        ) from error
-    if report.rejected:
-        kinds = ", ".join(
-            f"{each.count:,} {kind}" for kind, each in sorted(report.rejected.items())
+
+    def make_share(self, share: Share, numbers: range, workers: Workers) -> bool:
+        """Make those of some blocks that are missing.
+
+        Args:
+            share: names the folder in which they are made.
+
+        Returns:
+            whether all blocks of the source exist now.
+
+        Raises:
+            BusyError: another process makes the same part.
+            ConfigError: the other parts are of another recipe, or of other documents.
+            DataError: writing failed, or workers died.
+        """
+        with self._telling(), self._blocks.held(share):
+            self._blocks.settle(replace=False)
+            self._make(share, numbers, workers)
+            return self.is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all blocks of the source exist."""
+        return not set(range(self.n_blocks)).difference(self._blocks.found())
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"Preparing source {self._source.name!r} into {self._folder} stopped: "
+                f"{why_unwritten(error) or f'{error}; correct that'}, and prepare again. Earlier "
+                "shards there are intact."
+            ) from error
+
+    def _made_and_joined(self, workers: Workers) -> PrepareReport:
+        try:
+            self._make(WHOLE_SHARE, range(self.n_blocks), workers)
+            with atomic_folder(self._folder) as partial:
+                return self._join(partial)
+        except BaseException:
+            self._blocks.remove_if_empty()
+            raise
+
+    # ── blocks ─────────────────────────────────────────────────────────────────────────────────
+
+    def _make(self, share: Share, numbers: range, workers: Workers) -> None:
+        found = self._blocks.found()
+        missing = [number for number in numbers if number not in found]
+        if not missing:
+            return
+        name, of_block = self._source.name, self._config.block_documents
+        total = min(numbers.stop * of_block, self._n_groups) - numbers.start * of_block
+        n_done = len(numbers) - len(missing)
+        if n_done:
+            logger.info("%s: %d of %d blocks exist.", name, n_done, len(numbers))
+        title = f"Preparing {name}" if share == WHOLE_SHARE else f"Preparing {name}, part {share}"
+        unit = "pairs" if self._source.has_pairs else "documents"
+        images = rejected = 0
+        made_in = encode_all(self._encoder, self._work(missing), len(missing), workers)
+        with bar(title, total, unit, n_done * of_block) as advance, closing(made_in) as all_made:
+            for made in all_made:
+                self._blocks.write(share, made.number, made.content)
+                images, rejected = images + made.images, rejected + made.rejected
+                advance(made.groups, images=images, rejected=rejected)
+
+    def _work(self, numbers: Sequence[int]) -> Iterator[Work]:
+        """Read the source up to the last of some blocks, and yield these."""
+        wanted, of_block = set(numbers), self._config.block_documents
+        groups = _groups(read_source(self._source), _together(self._source))
+        for number in range(numbers[-1] + 1):
+            if number in wanted:
+                some = list(islice(groups, of_block))
+                n_read = len(some)
+            else:
+                some, n_read = [], sum(1 for _ in islice(groups, of_block))
+            first = number * of_block
+            if n_read != min(of_block, self._n_groups - first):
+                raise self._changed()
+            if some:
+                named = f"documents {first + 1} to {first + n_read} of source {self._source.name!r}"
+                yield Work(number, some, self._blocks.made_from, named)
+        if numbers[-1] + 1 == self.n_blocks and next(groups, None) is not None:
+            raise self._changed()
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"Source {self._source.name!r} at {self._source.path} has changed while it was "
+            "prepared; prepare it again."
         )
-        logger.warning("%s: left out are %s; %s says why.", source.name, kinds, folder / REPORT)
-    return report
+
+    def _require_all(self) -> None:
+        """Raise DataError if a block is missing."""
+        found = self._blocks.found()
+        missing = [number for number in range(self.n_blocks) if number not in found]
+        if not missing:
+            return
+        shares = [Share(number + 1, n) for n in [self._blocks.n_parts()] for number in range(n)]
+        parts = [each for each in shares if set(missing).intersection(each.among(self.n_blocks))]
+        named = " and ".join(f"part {each}" for each in parts[:_SHOWN_PARTS])
+        others = f" and {len(parts) - _SHOWN_PARTS} more" if len(parts) > _SHOWN_PARTS else ""
+        raise DataError(
+            f"{len(missing)} of {self.n_blocks} blocks of source {self._source.name!r} are missing "
+            f"in {self._blocks.folder}: those of {named}{others}. Make these parts before all are "
+            "joined."
+        )
+
+    # ── shards ─────────────────────────────────────────────────────────────────────────────────
+
+    def _join(self, folder: Path) -> PrepareReport:
+        """Write the shards of all blocks, in order."""
+        source, codec, config = self._source, self._codec, self._config
+        report = PrepareReport(source.name, config.row_tokens)
+        report.turns = Turns() if self._encoder.learnt_roles else None
+        size = codec.vocabulary.size
+        writer, found = ShardWriter(folder, size, config.shard_tokens), self._blocks.found()
+        with bar(f"Joining {source.name}", self.n_blocks, "blocks") as advance:
+            for number in range(self.n_blocks):
+                made_from = self._blocks.made_from
+                block = Block.read(found[number], ids_dtype(size), made_from, number)
+                report.add_report(block.report)
+                for name, document in zip(block.names, block.documents, strict=True):
+                    writer.add(name, document)
+                advance()
+        if report.written == 0:
+            self._blocks.remove()  # they would say the same again
+            raise DataError(
+                f"Source {source.name!r} at {source.path} has no usable document: "
+                f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
+            )
+        licences = [
+            {"licence": licence, **asdict(counts)}
+            for licence, counts in sorted(report.licences.items())
+        ]
+        packing = writer.finish(
+            config.row_tokens, codec.fingerprint, self._prepared,
+            rooms=self._encoder.rooms, pairs=source.has_pairs,
+            about={"source": _stated(source), "licences": licences},
+        )  # fmt: skip
+        report.add_rows(2 * packing.n_rows if source.has_pairs else packing.n_rows)
+        write_json(folder / REPORT, report.to_dict())
+        return report
+
+
+def blocks_folder(shards: Path) -> Path:
+    """Return where the blocks of shards are while these are made."""
+    return working_name(shards, "blocks")
+
+
+def place_of_source(source: SourceConfig) -> list[Any]:
+    """Return what is read of a source, without its content."""
+    return [source.reader, str(source.path), list(source.part)]
+
+
+def restate(folder: Path, source: SourceConfig) -> None:
+    """Bring what the index of shards says of their source up to date; it decides nothing."""
+    try:
+        index = read_index(folder)
+    except DataError:
+        return
+    if (now := _stated(source)) != index.get("source", now):
+        write_json(folder / INDEX, index | {"source": now})
+
+
+def _stated(source: SourceConfig) -> dict[str, str]:
+    return {
+        "name": source.name,
+        "licence": source.licence,
+        "attribution": source.attribution,
+    }
+
+
+def _together(source: SourceConfig) -> int:
+    return 2 if source.has_pairs else 1
 
 
 def longest_document(source: SourceConfig, row_tokens: int) -> int:
@@ -149,10 +402,15 @@ class _Written:
 
     entries: list[tuple[str, Encoded]]  # with their names
     is_split: bool
+    licence: str
 
 
-class _Preparation:
-    """Writes the shards of one source."""
+class _Encoder:
+    """Encodes the documents of one source; can be sent to another process.
+
+    Attributes:
+        rooms: the tokens that a document of each length takes in its row.
+    """
 
     def __init__(
         self,
@@ -162,42 +420,49 @@ class _Preparation:
         learnt_roles: tuple[str, ...],
     ) -> None:
         self._source, self._codec, self._config = source, codec, config
-        self._learnt_roles = learnt_roles
+        self.learnt_roles = learnt_roles
         self._transforms = Transforms(source.transforms, codec.grammar, source.name)
-        self._rooms = rooms(source.transforms, config.row_tokens)
+        self.rooms = rooms(source.transforms, config.row_tokens)
         self._longest = longest_document(source, config.row_tokens)
 
-    def write(self, folder: Path, n_items: int, prepared: str) -> PrepareReport:
-        source, codec, config = self._source, self._codec, self._config
-        report = PrepareReport(source.name, config.row_tokens)
-        report.turns = Turns() if self._learnt_roles else None
-        writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
-        groups = _groups(read_source(source), 2 if source.has_pairs else 1)
-        with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
-            for chunk in _chunks(groups, config.batch_documents):
-                for result in self._encode(chunk):
-                    if isinstance(result, Rejection):
-                        report.add_rejection(result)
-                        continue
-                    report.split += result.is_split
-                    for name, encoded in result.entries:
-                        writer.add(name, encoded)
-                        report.add_written(encoded, codec.grammar)
-                n_read = sum(1 if isinstance(group, Rejection) else len(group) for group in chunk)
-                report.read += n_read
-                advance(n_read, images=report.images, rejected=report.n_rejected)
-        if report.written == 0:
-            raise DataError(
-                f"Source {source.name!r} at {source.path} has no usable document: "
-                f"{report.read} read, {report.n_rejected} rejected.\n{report.rejection_summary()}"
-            )
-        packing = writer.finish(
-            config.row_tokens, codec.fingerprint, prepared,
-            rooms=self._rooms, pairs=source.has_pairs,
-        )  # fmt: skip
-        report.add_rows(2 * packing.n_rows if source.has_pairs else packing.n_rows)
-        write_json(folder / REPORT, report.to_dict())
-        return report
+    @property
+    def device(self) -> torch.device:
+        return self._codec.image_tokenizer.device
+
+    def to(self, device: torch.device | str) -> Encoder:
+        self._codec.image_tokenizer.to(device)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Encoder, (self._source, PortableCodec(self._codec), self._config, self.learnt_roles)
+
+    def encode(self, work: Work) -> Made:
+        """Encode the documents of a block, images of ``batch_documents`` together."""
+        codec, config = self._codec, self._config
+        report = PrepareReport(self._source.name, config.row_tokens)
+        report.turns = Turns() if self.learnt_roles else None
+        block = Block(report)
+        for chunk in _chunks(work.groups, config.batch_documents):
+            for result in self._encode(chunk):
+                if isinstance(result, Rejection):
+                    report.add_rejection(result)
+                    continue
+                report.split += result.is_split
+                if result.entries:
+                    report.add_licensed(result.licence)
+                for name, encoded in result.entries:
+                    block.names.append(name)
+                    block.documents.append(encoded)
+                    report.add_written(encoded, codec.grammar, result.licence)
+            report.read += sum(1 if isinstance(each, Rejection) else len(each) for each in chunk)
+        dtype = ids_dtype(codec.vocabulary.size)
+        return Made(
+            number=work.number,
+            content=block.to_bytes(dtype, work.made_from, work.number),
+            groups=len(work.groups),
+            images=report.images,
+            rejected=report.n_rejected,
+        )
 
     def _encode(self, chunk: Sequence[Group | Rejection]) -> Iterator[_Written | Rejection]:
         """Yield what is written of each group, or the rejections of its documents."""
@@ -215,7 +480,8 @@ class _Preparation:
             written = [result for result in results if isinstance(result, _Written)]
             if len(written) == len(group):
                 entries = [entry for result in written for entry in result.entries]
-                yield _Written(entries, any(result.is_split for result in written))
+                is_split = any(result.is_split for result in written)
+                yield _Written(entries, is_split, group[0].licence)
                 continue
             for raw, result in zip(group, results, strict=True):
                 if isinstance(result, Rejection):
@@ -225,7 +491,7 @@ class _Preparation:
                     yield Rejection(raw.name, "half-pair", reason)
 
     def _encode_many(self, documents: Sequence[Document]) -> list[Encoded | DataError]:
-        if roles := self._learnt_roles:
+        if roles := self.learnt_roles:
             documents = [learning_only(raw, roles) for raw in documents]
         return self._codec.encode_many(documents)
 
@@ -256,7 +522,7 @@ class _Preparation:
         """Return why a document need not even be encoded, or None."""
         if raw.is_empty:
             return Rejection(raw.name, "empty", "The document has neither text nor an image.")
-        if not (roles := self._learnt_roles):
+        if not (roles := self.learnt_roles):
             return None
         learnt, filled = f"turn of the {' or the '.join(roles)}", _filled(raw)
         if not any(segment.role in roles for segment in filled):
@@ -290,7 +556,7 @@ class _Preparation:
             return Rejection(raw.name, "no-weight", reason)
         n_tokens = max((len(whole) for _, whole in written), default=0)
         is_long = n_tokens > self._longest
-        is_whole = self._source.has_pairs or bool(self._learnt_roles)
+        is_whole = self._source.has_pairs or bool(self.learnt_roles)
         if is_long and (self._config.long_documents == "reject" or is_whole):
             reason = f"The document has {n_tokens} tokens, a row has {self._longest}."
             return Rejection(raw.name, "too-long", reason)
@@ -302,7 +568,7 @@ class _Preparation:
                 return Rejection(raw.name, "too-long-image", str(error))
             for number, part in enumerate(parts, start=1):
                 entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
-        return _Written(entries, is_long)
+        return _Written(entries, is_long, raw.licence)
 
 
 def _why_damaged(image: Image) -> str:

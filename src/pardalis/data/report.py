@@ -1,7 +1,7 @@
 """The report of preparing a source: counts, and rejected items by kind with examples."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pardalis.config import shown
@@ -19,6 +19,15 @@ class Rejected:
 
     count: int = 0
     examples: list[dict[str, str]] = field(default_factory=list)  # the first ones: where and reason
+
+
+@dataclass(slots=True)
+class Licensed:
+    """What was written of the documents of one licence."""
+
+    documents: int = 0  # as they were read: one that is split counts once
+    images: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class PrepareReport:
     rows: int = 0
     fill_percent: float = 0.0  # share of tokens that are not padding
     rejected: dict[str, Rejected] = field(default_factory=dict)  # by kind
+    licences: dict[str, Licensed] = field(default_factory=dict)  # as documents state them, or ""
     turns: Turns | None = None  # where only some turns are learnt
     unchanged: bool = False  # True: the shards of an earlier run are valid and were kept
 
@@ -98,18 +108,44 @@ class PrepareReport:
         """Count a rejected item, and keep it if it is among the first of its kind."""
         count_rejection(self.rejected, rejection)
 
-    def add_written(self, document: Encoded, grammar: Grammar) -> None:
-        """Count a document of the shards."""
+    def add_licensed(self, licence: str) -> None:
+        """Count a document, as it was read, of which something is written."""
+        self.licences.setdefault(licence, Licensed()).documents += 1
+
+    def add_written(self, document: Encoded, grammar: Grammar, licence: str = "") -> None:
+        """Count a document of the shards; ``licence`` is what its document states."""
         ids = document.ids
         self.written += 1
         if self.turns is not None:
             self.turns.add(document, grammar)
-        self.images += sum(span.kind is SpanKind.IMAGE for span in grammar.spans(ids))
+        n_images = sum(span.kind is SpanKind.IMAGE for span in grammar.spans(ids))
+        self.images += n_images
+        licensed = self.licences.setdefault(licence, Licensed())
+        licensed.images += n_images
+        licensed.tokens += len(ids)
         self.tokens["special"] += len(ids)
         for name, within in grammar.vocabulary.modalities.items():
             n_ids = int(((ids >= within.start) & (ids < within.stop)).sum())
             self.tokens[name] = self.tokens.get(name, 0) + n_ids
             self.tokens["special"] -= n_ids
+
+    def add_report(self, other: "PrepareReport") -> None:
+        """Add the counts of documents that follow, which have no rows yet."""
+        self.read += other.read
+        self.split += other.split
+        self.written += other.written
+        self.images += other.images
+        for name, count in other.tokens.items():
+            self.tokens[name] = self.tokens.get(name, 0) + count
+        for kind, found in other.rejected.items():
+            rejected = self.rejected.setdefault(kind, Rejected())
+            rejected.count += found.count
+            rejected.examples += found.examples[: N_EXAMPLES - len(rejected.examples)]
+        for licence, licensed in other.licences.items():
+            _add(self.licences.setdefault(licence, Licensed()), licensed)
+        if other.turns is not None:
+            self.turns = self.turns or Turns()
+            _add(self.turns, other.turns)
 
     def add_rows(self, rows: int) -> None:
         """Record how many rows the written documents fill."""
@@ -140,18 +176,23 @@ class PrepareReport:
             _check_values(values)
             rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
             turns = Turns(**values["turns"]) if values.get("turns") else None
-            return cls(**{**values, "rejected": rejected, "turns": turns})
+            listed = values.get("licences", {}).items()
+            licences = {licence: Licensed(**value) for licence, value in listed}
+            built = {"rejected": rejected, "turns": turns, "licences": licences}
+            return cls(**{**values, **built})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(repr(error)) from error
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
     """Raise KeyError or TypeError if counts and examples of a file are not what a report shows."""
-    others = ("source", "tokens", "rejected", "turns", "unchanged")
+    others = ("source", "tokens", "rejected", "licences", "turns", "unchanged")
     tokens = values.get("tokens", {"text": 0, "image": 0})
     numbers = {name: value for name, value in values.items() if name not in others}
     numbers |= {f"tokens.{name}": tokens[name] for name in ("text", "image", *tokens)}
     numbers |= {f"turns.{name}": value for name, value in (values.get("turns") or {}).items()}
+    for licence, licensed in values.get("licences", {}).items():
+        numbers |= {f"licences.{licence}.{name}": count for name, count in licensed.items()}
     for kind, each in values["rejected"].items():
         numbers[f"rejected.{kind}"] = each.get("count", 0)
         for example in each.get("examples", ()):
@@ -182,6 +223,12 @@ def balance(reports: Mapping[str, PrepareReport], weights: Mapping[str, float]) 
     if not text + image:
         return None
     return Balance(100 * image / (text + image), has_images)
+
+
+def _add(total: Licensed | Turns, more: Licensed | Turns) -> None:
+    """Add the counts of one to those of another of its class."""
+    for each in fields(more):
+        setattr(total, each.name, getattr(total, each.name) + getattr(more, each.name))
 
 
 def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None:

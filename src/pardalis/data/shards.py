@@ -1,6 +1,7 @@
 """Shards: encoded documents on disk, in plain files that other tools can open.
 
-    index.json                 format version, dtype, codec fingerprint, the files and their sizes
+    index.json                 format version, dtype, codec fingerprint, the files and their sizes;
+                               the source and its licence, and what documents of each licence hold
     ids-00000.npy ...          token ids of the documents, concatenated (uint16 where they fit)
     weights-00000.npy ...      weight of each of these ids as a target (float16); left out where all
                                are 1
@@ -19,7 +20,7 @@ All arrays are memory-mapped. A folder is written atomically, in
 import copy
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.config import shown
-from pardalis.data.arrays import open_array
+from pardalis.data.arrays import ArrayFile, open_array
 from pardalis.data.packing import Packing, best_fit, two_by_two
 from pardalis.errors import DataError
 from pardalis.files import (
@@ -36,7 +37,6 @@ from pardalis.files import (
     parse_json,
     read_json,
     read_lines,
-    write_bytes,
     write_json,
 )
 from pardalis.tokens import Encoded
@@ -45,13 +45,22 @@ FORMAT = "pardalis-shards"
 VERSION = 2  # 1: without weights and pairs; shards that have neither are still written as such
 INDEX = "index.json"
 _INT64 = np.dtype(np.int64)
-_WEIGHT = np.dtype(np.float16)
+WEIGHT = np.dtype(np.float16)
 _DOCUMENTS = "documents.npy"
 _NAMES = "names.jsonl"
+_WAITING_TOKENS = 1 << 20  # that wait in memory for being written
+
+
+def ids_dtype(vocab_size: int) -> np.dtype:
+    """Return the type of token ids on disk."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 class ShardWriter:
     """Writes documents to a folder one by one; :meth:`finish` writes the packing and the index.
+
+    Of the token ids only the last few are in memory, whatever the size of a shard; of each document
+    its name is written at once, and 24 bytes are kept for the packing.
 
     Args:
         folder: exists and is empty.
@@ -62,22 +71,36 @@ class ShardWriter:
     def __init__(self, folder: Path, vocab_size: int, tokens_per_shard: int) -> None:
         self._folder = folder
         self._tokens_per_shard = tokens_per_shard
-        self._dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        self._open: list[Encoded] = []  # documents of the current shard
-        self._open_tokens = 0
+        self._dtype = ids_dtype(vocab_size)
+        self._waiting: list[Encoded] = []  # documents that are in no file yet
+        self._waiting_tokens = 0
+        self._open: _OpenShard | None = None
         self._shards: list[dict[str, Any]] = []
         self._documents = array("q")
-        self._names: list[str] = []
+        self._names: list[str] = []  # that are in no file yet
 
     def add(self, name: str, document: Encoded) -> None:
         """Append a document; raises OSError if the disk is full."""
-        self._documents.extend((len(self._shards), self._open_tokens, len(document)))
+        shard = self._open or _OpenShard(self._folder, len(self._shards), self._dtype)
+        self._open = shard
+        self._documents.extend((shard.number, shard.tokens + self._waiting_tokens, len(document)))
         self._names.append(json.dumps(name) + "\n")
-        weights = document.weights.astype(_WEIGHT)
-        self._open.append(Encoded(document.ids.astype(self._dtype), weights))
-        self._open_tokens += len(document)
-        if self._open_tokens >= self._tokens_per_shard:
-            self._close_shard()
+        weights = document.weights.astype(WEIGHT)
+        self._waiting.append(Encoded(document.ids.astype(self._dtype), weights))
+        self._waiting_tokens += len(document)
+        is_full = shard.tokens + self._waiting_tokens >= self._tokens_per_shard
+        if is_full or self._waiting_tokens >= _WAITING_TOKENS:
+            self._write_waiting(shard)
+        if is_full:
+            self._shards.append(shard.closed())
+            self._open = None
+
+    def _write_waiting(self, shard: "_OpenShard") -> None:
+        if self._waiting:
+            shard.write(Encoded.joined(*self._waiting))
+            with (self._folder / _NAMES).open("ab") as file:
+                file.write("".join(self._names).encode())
+        self._waiting, self._waiting_tokens, self._names = [], 0, []
 
     def finish(
         self,
@@ -87,6 +110,7 @@ class ShardWriter:
         *,
         rooms: Integer[np.ndarray, " lengths"] | None = None,
         pairs: bool = False,
+        about: Mapping[str, Any] | None = None,
     ) -> Packing:
         """Write the last shard, the packing and the index.
 
@@ -97,15 +121,18 @@ class ShardWriter:
             rooms: the tokens that a document of each length from 0 on may take in its row, where
                 transforms lengthen it; default: its length.
             pairs: each two documents that follow each other are a pair.
+            about: what else the index says of the documents, as plain values.
 
         Raises:
             ValueError: no document was added, or one of a pair is missing.
             OSError: the disk is full.
         """
-        if not self._names:
+        if not self._documents:
             raise ValueError("shards need at least one document")
-        if self._open:
-            self._close_shard()
+        if self._open is not None:
+            self._write_waiting(self._open)
+            self._shards.append(self._open.closed())
+            self._open = None
         documents = np.array(self._documents, dtype=np.int64).reshape(-1, 3)
         lengths = documents[:, 2]
         if pairs:
@@ -115,10 +142,10 @@ class ShardWriter:
         self._save(_DOCUMENTS, documents)
         self._save(_offsets_file(row_tokens), packing.offsets)
         self._save(_members_file(row_tokens), packing.members)
-        write_bytes(self._folder / _NAMES, "".join(self._names).encode())
+        is_weighted = any("weights" in shard for shard in self._shards)
         index = {
             "format": FORMAT,
-            "version": VERSION if self._is_weighted or pairs else 1,
+            "version": VERSION if is_weighted or pairs else 1,
             "codec": codec,
             "prepared": prepared,
             "dtype": self._dtype.name,
@@ -128,26 +155,45 @@ class ShardWriter:
             "rows": packing.n_rows,
             "shards": self._shards,
             **({"pairs": True} if pairs else {}),
+            **(about or {}),
         }
         write_json(self._folder / INDEX, index)
         return packing
 
-    def _close_shard(self) -> None:
-        number, content = len(self._shards), Encoded.joined(*self._open)
-        shard: dict[str, Any] = {"file": f"ids-{number:05d}.npy", "tokens": self._open_tokens}
-        self._save(shard["file"], content.ids)
-        if content.is_weighted:
-            shard["weights"] = f"weights-{number:05d}.npy"
-            self._save(shard["weights"], content.weights)
-        self._shards.append(shard)
-        self._open, self._open_tokens = [], 0
-
-    @property
-    def _is_weighted(self) -> bool:
-        return any("weights" in shard for shard in self._shards)
-
     def _save(self, name: str, values: np.ndarray) -> None:
         np.save(self._folder / name, values)
+
+
+class _OpenShard:
+    """The files of a shard that grows."""
+
+    def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
+        self.number, self.tokens = number, 0
+        self._ids = ArrayFile(folder / f"ids-{number:05d}.npy", dtype)
+        self._weights = ArrayFile(folder / f"weights-{number:05d}.npy", WEIGHT)
+        self._is_weighted = False
+
+    def write(self, content: Encoded) -> None:
+        self._ids.append(content.ids)
+        if content.is_weighted and not self._is_weighted:
+            self._is_weighted = True
+            self._append_ones(self.tokens)
+        if self._is_weighted:
+            self._weights.append(content.weights)
+        self.tokens += len(content)
+
+    def _append_ones(self, n: int) -> None:
+        for start in range(0, n, _WAITING_TOKENS):
+            self._weights.append(np.ones(min(_WAITING_TOKENS, n - start), WEIGHT))
+
+    def closed(self) -> dict[str, Any]:
+        """Finish the files; return what the index says of them."""
+        self._ids.close()
+        shard: dict[str, Any] = {"file": self._ids.path.name, "tokens": self.tokens}
+        if self._is_weighted:
+            self._weights.close()
+            shard["weights"] = self._weights.path.name
+        return shard
 
 
 class Shards:
@@ -166,7 +212,7 @@ class Shards:
             _map(folder / shard["file"], (shard["tokens"],), dtype) for shard in index["shards"]
         ]
         self._weights = [
-            _map(folder / shard["weights"], (shard["tokens"],), _WEIGHT)
+            _map(folder / shard["weights"], (shard["tokens"],), WEIGHT)
             if "weights" in shard
             else None
             for shard in index["shards"]

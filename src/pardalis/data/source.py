@@ -121,6 +121,10 @@ class Survey(NamedTuple):
     n_rejections: int = 0
     licences: tuple[str, ...] = ()  # the first ones that documents state, each once
 
+    def n_groups(self, together: int) -> int:
+        """Return the number of rejections and of groups of documents that belong together."""
+        return self.n_rejections + (self.n_items - self.n_rejections) // together
+
 
 def survey(source: SourceConfig, of_file: Callable[[Path], object] = file_digest) -> Survey:
     """Count the items of a source and hash them, without decoding an image.

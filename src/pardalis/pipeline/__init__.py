@@ -3,6 +3,7 @@
 from pardalis.pipeline.builders import load_codec, training_loader
 from pardalis.pipeline.find import find_image_tokenizer
 from pardalis.pipeline.first_recipe import FirstRecipe, init
+from pardalis.pipeline.parts import PartReport, prepare_part
 from pardalis.pipeline.recipe import Recipe, SampleConfig, TextTokenizerConfig, load_recipe
 from pardalis.pipeline.runner import (
     Decision,

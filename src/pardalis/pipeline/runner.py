@@ -33,6 +33,7 @@ import torch
 
 import pardalis
 from pardalis import config as configs
+from pardalis.data import ONE_WORKER, Workers
 from pardalis.devices import find_device
 from pardalis.errors import BundleError, ConfigError, DataError, PardalisError
 from pardalis.files import LOCK, exclusive, output_folder, read_json, remove, write_json, write_text
@@ -104,6 +105,7 @@ def run(
     device: torch.device | str = "cpu",
     *,
     with_parents: bool = False,
+    workers: Workers = ONE_WORKER,
 ) -> list[Record]:
     """Run a recipe in a folder.
 
@@ -112,6 +114,7 @@ def run(
             be finished.
         with_parents: first run the recipes that this one starts from, as far as their models.
             Without it they must be finished.
+        workers: what encodes documents, which decides no result.
 
     Returns:
         The records of all stages that have run in the folder, in order.
@@ -128,8 +131,10 @@ def run(
             if world.is_first:  # a mistake here is found before a parent runs for days
                 _foresee_chain(recipe, folder, parents, world, only, saves=True)
             for parent in parents:
-                run_in_world(parent.recipe, parent.folder, world, _until_model(parent))
-        return run_in_world(recipe, folder, world, only)
+                run_in_world(
+                    parent.recipe, parent.folder, world, _until_model(parent), workers=workers
+                )
+        return run_in_world(recipe, folder, world, only, workers=workers)
 
 
 def dry_run(
@@ -204,8 +209,23 @@ def _require_model(parent: Parent) -> None:
     )
 
 
+def decide(context: RunContext, only: Sequence[str]) -> list[Decision]:
+    """Return what a run would do with some of its stages; writes nothing.
+
+    Raises:
+        PardalisError: what :func:`run` would raise before it runs a stage.
+    """
+    stages = _checked_stages(context.recipe, context.folder, only)
+    return _Run(context, stages, only).foresee()
+
+
 def run_in_world(
-    recipe: Recipe, folder: Path, world: World, only: Sequence[str] = ()
+    recipe: Recipe,
+    folder: Path,
+    world: World,
+    only: Sequence[str] = (),
+    *,
+    workers: Workers = ONE_WORKER,
 ) -> list[Record]:
     """Run a recipe as :func:`run` does, in processes that have joined already.
 
@@ -217,7 +237,7 @@ def run_in_world(
         return _follow(recipe, folder, stages, world)
     output_folder(folder)
     with exclusive(folder):
-        context = RunContext(recipe, folder, world)
+        context = RunContext(recipe, folder, world, workers=workers)
         try:
             records = _Run(context, stages, only).go()
         finally:

@@ -2,9 +2,18 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
-from pardalis.data import PrepareReport, Shards, balance, prepare_source, shard_inputs
+from pardalis.data import (
+    Preparation,
+    PrepareReport,
+    Shards,
+    balance,
+    blocks_folder,
+    shard_inputs,
+)
+from pardalis.data.blocks import SETTINGS
 from pardalis.data.shards import INDEX
 from pardalis.errors import DataError
 from pardalis.objectives import learnt_roles
@@ -42,23 +51,40 @@ def inputs(context: RunContext) -> Inputs:
 
 
 def run(context: RunContext) -> None:
-    recipe, folder = context.recipe, context.folder
-    codec, shards = codec_of(recipe, folder, context.world.device), folder / "shards"
-    prepare = recipe.model_run.prepare
-    roles = learnt_roles(recipe.model_run.training.objective)
-    reports = {}
-    names = {source.name for source in recipe.all_sources}
-    for path in shards.glob("*/"):
-        # Nothing else is deleted: in a run from elsewhere the folder may be a link to any other.
-        if path.name not in names and (path / INDEX).is_file() and not path.is_symlink():
-            shutil.rmtree(path)
-    for source in recipe.all_sources:
-        content = context.survey(source)
-        reports[source.name] = prepare_source(
-            located(source, folder), codec, shards / source.name, prepare, content, roles
-        )
+    recipe, shards = context.recipe, context.folder / "shards"
+    _remove_others(shards, {source.name for source in recipe.all_sources})
+    reports = {name: each.run(context.workers) for name, each in preparations(context).items()}
     _report_turns(recipe, reports)
     write_licences(context)
+
+
+def preparations(context: RunContext) -> dict[str, Preparation]:
+    """Return the preparation of each source, by name, which the same codec encodes."""
+    recipe, folder = context.recipe, context.folder
+    codec = codec_of(recipe, folder, context.world.device)
+    prepare = recipe.model_run.prepare
+    roles = learnt_roles(recipe.model_run.training.objective)
+    return {
+        source.name: Preparation(
+            located(source, folder),
+            codec,
+            folder / "shards" / source.name,
+            prepare,
+            context.survey(source),
+            roles,
+        )
+        for source in recipe.all_sources
+    }
+
+
+def _remove_others(shards: Path, names: Collection[str]) -> None:
+    """Delete the shards, and blocks of shards, of sources that the recipe no longer has."""
+    blocks = {blocks_folder(shards / name).name for name in names}
+    for path in shards.glob("*/"):
+        # Nothing else is deleted: in a run from elsewhere the folder may be a link to any other.
+        is_ours = (path / INDEX).is_file() or (path / SETTINGS).is_file()
+        if path.name not in {*names, *blocks} and is_ours and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def incomplete(context: RunContext) -> str:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pardalis.data import WHOLE, SourceConfig, Survey, empty_part, survey_parts
+from pardalis.data import (
+    ONE_WORKER,
+    WHOLE,
+    SourceConfig,
+    Survey,
+    Workers,
+    empty_part,
+    survey_parts,
+)
 from pardalis.digests import Digests
 from pardalis.parallel import World
 from pardalis.pipeline.builders import located
@@ -26,6 +34,7 @@ class RunContext:
     folder: Path
     world: World = field(default_factory=World)
     awaits_model: bool = False  # the model that the run starts from is trained first
+    workers: Workers = ONE_WORKER  # that encode documents
     _surveys: dict[str, Survey] = field(default_factory=dict)
     _digests: Digests | None = None
 
@@ -46,6 +55,10 @@ class RunContext:
         if source.name not in self._surveys:
             self._survey_parts(source)
         return self._surveys[source.name]
+
+    def remember_survey(self, source: SourceConfig, content: Survey) -> None:
+        """Take what another process has found in a source, which is then not read here."""
+        self._surveys[source.name] = content
 
     def _survey_parts(self, source: SourceConfig) -> None:
         """Survey all sources that are parts of the same documents, in one reading."""

@@ -1,0 +1,95 @@
+"""Workers on a Ray cluster: actors, each with a CPU or a GPU of its own.
+
+Documents travel with the paths of their images, which must be the same on every node. Pardalis must
+be installed there in the same version. Ray Data is not used: it decides itself where its blocks end
+and repeats them in silence, while here a block is the unit that is stored and counted, and that a
+death costs (docs/decisions/0021-blocks.md).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pardalis.data.workers import Encoder, Made, Pool, Work, Worker, WorkerDiedError, one_thread
+from pardalis.errors import ConfigError
+
+
+class Actors(Pool):
+    """A pool of Ray actors.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster has nothing to compute on.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(
+                "engine = 'ray' needs Ray, which is not installed: run pip install "
+                "'pardalis[cluster]'."
+            ) from error
+        self._ray = ray
+        self._had_ray = ray.is_initialized()
+        if not self._had_ray:
+            ray.init(include_dashboard=False, log_to_driver=False)
+        self._kind = "CPU" if encoder.device.type == "cpu" else "GPU"
+        self._encoder = ray.put(encoder)
+        self._workers: list[_Actor] = []
+
+    def jobs(self, wanted: int | None, n_blocks: int) -> int:
+        if wanted is None:
+            wanted = int(self._ray.cluster_resources().get(self._kind, 0))
+            if not wanted:
+                raise ConfigError(
+                    f"The Ray cluster has no {self._kind} for the workers; choose another `device`."
+                )
+        return max(1, min(wanted, n_blocks))
+
+    def start(self, number: int) -> "_Actor":
+        gpus = int(self._kind == "GPU")
+        actor = self._ray.remote(_Encoding).options(num_cpus=1, num_gpus=gpus)
+        worker = _Actor(self._ray, number, actor.remote(self._encoder, "cuda" if gpus else "cpu"))
+        self._workers.append(worker)
+        return worker
+
+    def wait(self, workers: Sequence["_Actor"]) -> Sequence["_Actor"]:
+        ready, _ = self._ray.wait([worker.answer for worker in workers], num_returns=1)
+        return [worker for worker in workers if worker.answer in ready]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
+        if not self._had_ray:
+            self._ray.shutdown()
+
+
+class _Actor(Worker):
+    """The handle of an actor."""
+
+    def __init__(self, ray: Any, number: int, actor: Any) -> None:
+        self._ray, self.actor = ray, actor
+        self.name = f"Ray worker {number}"
+        self.answer: Any = None
+
+    def send(self, work: Work) -> None:
+        self.answer = self.actor.encode.remote(work)
+
+    def result(self) -> Made:
+        try:
+            return self._ray.get(self.answer)
+        except self._ray.exceptions.RayActorError as error:
+            reason = " ".join(str(error).split())
+            raise WorkerDiedError(f"died ({reason})") from error
+
+
+class _Encoding:
+    """The actor's class."""
+
+    def __init__(self, encoder: Encoder, device: str) -> None:
+        self._encoder = encoder.to(device)
+
+    def encode(self, work: Work) -> Made:
+        with one_thread(torch.device(self._encoder.device)):
+            return self._encoder.encode(work)
