@@ -24,6 +24,7 @@ from pardalis.data.transforms import Transforms, rooms, shard_inputs
 from pardalis.documents import (
     Document,
     Image,
+    Omission,
     Rejection,
     Segment,
     learning_only,
@@ -172,7 +173,7 @@ class _Preparation:
         report = PrepareReport(source.name, config.row_tokens)
         report.turns = Turns() if self._learnt_roles else None
         writer = ShardWriter(folder, codec.vocabulary.size, config.shard_tokens)
-        groups = _groups(read_source(source), 2 if source.has_pairs else 1)
+        groups = _groups(_documents(read_source(source), report), 2 if source.has_pairs else 1)
         with bar(f"Preparing {source.name}", total=n_items, unit="documents") as advance:
             for chunk in _chunks(groups, config.batch_documents):
                 for result in self._encode(chunk):
@@ -317,6 +318,17 @@ def _why_damaged(image: Image) -> str:
 def _filled(document: Document) -> list[Segment]:
     """Return the segments that have content."""
     return [each for each in document.segments if isinstance(each, Image) or each.text]
+
+
+def _documents(
+    items: Iterable[Document | Rejection], report: PrepareReport
+) -> Iterator[Document | Rejection]:
+    """Yield items without what is left out of them, which is counted in the report."""
+    for item in items:
+        if isinstance(item, Omission):
+            report.add_rejection(item)
+        else:
+            yield item
 
 
 def _groups(items: Iterable[Document | Rejection], size: int) -> Iterator[Group | Rejection]:
