@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from pardalis import files
-from pardalis.documents import READERS, Document, Rejection, open_image
+from pardalis.documents import READERS, Document, Omission, Rejection, open_image
 from pardalis.errors import DataError
 
 HOLES = 1 << 40  # bytes of a file of holes, which takes no space on a disk
@@ -24,7 +24,7 @@ def bounded():
 
 
 def only(reader, path) -> Document | Rejection:
-    [item] = READERS[reader](path)
+    [item] = (each for each in READERS[reader](path) if not isinstance(each, Omission))
     return item
 
 
@@ -92,9 +92,8 @@ def test_a_declared_width_of_many_spaces(tmp_path):
         "<!-->" + attributes(300_000),
         "<style/>" + attributes(300_000),
         b"\xff\xfe" + attributes(300_000).encode("utf-16-le"),
-        b'<meta charset="UTF-7">' + attributes(300_000).replace("<", "+ADw-").encode() + b"\xff",
     ],
-    ids=["plain", "quoted", "comment", "style", "utf-16", "utf-7"],
+    ids=["plain", "quoted", "comment", "style", "utf-16"],
 )
 def test_a_tag_of_many_attributes_is_refused(tmp_path, page):
     path = tmp_path / "a.html"

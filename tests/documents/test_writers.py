@@ -95,7 +95,8 @@ def test_html_is_escaped_self_contained_and_readable_again(tmp_path, red_png):
     assert open_image(from_data_uri(uri)) == open_image(red_png)
 
     (tmp_path / "page.html").write_text(page)
-    (document,) = read_html(tmp_path)
+    document, footer, *_ = read_html(tmp_path)
+    assert "CC <0>" in footer.reason
     assert document.images[0].alt == 'the "owl"'
     assert "1 < 2 & {x}\nsecond\nthird" in document.text
 

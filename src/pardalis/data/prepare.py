@@ -32,6 +32,7 @@ from pardalis.data.workers import ONE_WORKER, Encoder, Made, Work, Workers, enco
 from pardalis.documents import (
     Document,
     Image,
+    Omission,
     Rejection,
     Segment,
     learning_only,
@@ -260,7 +261,9 @@ class Preparation:
     def _work(self, numbers: Sequence[int]) -> Iterator[Work]:
         """Read the source up to the last of some blocks, and yield these."""
         wanted, of_block = set(numbers), self._config.block_documents
-        groups = _groups(read_source(self._source), _together(self._source))
+        omissions: list[Omission] = []  # since the last block
+        items = _whole(read_source(self._source), omissions)
+        groups = _groups(items, _together(self._source))
         for number in range(numbers[-1] + 1):
             if number in wanted:
                 some = list(islice(groups, of_block))
@@ -270,11 +273,12 @@ class Preparation:
             first = number * of_block
             if n_read != min(of_block, self._n_groups - first):
                 raise self._changed()
+            if number + 1 == self.n_blocks and next(groups, None) is not None:
+                raise self._changed()
             if some:
                 named = f"documents {first + 1} to {first + n_read} of source {self._source.name!r}"
-                yield Work(number, some, self._blocks.made_from, named)
-        if numbers[-1] + 1 == self.n_blocks and next(groups, None) is not None:
-            raise self._changed()
+                yield Work(number, some, tuple(omissions), self._blocks.made_from, named)
+            omissions.clear()
 
     def _changed(self) -> DataError:
         return DataError(
@@ -442,6 +446,8 @@ class _Encoder:
         report = PrepareReport(self._source.name, config.row_tokens)
         report.turns = Turns() if self.learnt_roles else None
         block = Block(report)
+        for omission in work.omissions:
+            report.add_rejection(omission)
         for chunk in _chunks(work.groups, config.batch_documents):
             for result in self._encode(chunk):
                 if isinstance(result, Rejection):
@@ -583,6 +589,17 @@ def _why_damaged(image: Image) -> str:
 def _filled(document: Document) -> list[Segment]:
     """Return the segments that have content."""
     return [each for each in document.segments if isinstance(each, Image) or each.text]
+
+
+def _whole(
+    items: Iterable[Document | Rejection], omissions: list[Omission]
+) -> Iterator[Document | Rejection]:
+    """Yield items, and put what is left out of them in a list."""
+    for item in items:
+        if isinstance(item, Omission):
+            omissions.append(item)
+        else:
+            yield item
 
 
 def _groups(items: Iterable[Document | Rejection], size: int) -> Iterator[Group | Rejection]:

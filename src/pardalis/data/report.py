@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pardalis.config import shown
-from pardalis.documents import Rejection
+from pardalis.documents import Omission, Rejection
 from pardalis.tokens import Encoded, Grammar, SpanKind
 
 _OLD_KEYS = {"pictures": "images"}  # as earlier versions wrote them
@@ -97,6 +97,7 @@ class PrepareReport:
     fill_percent: float = 0.0  # share of tokens that are not padding
     rejected: dict[str, Rejected] = field(default_factory=dict)  # by kind
     licences: dict[str, Licensed] = field(default_factory=dict)  # as documents state them, or ""
+    left_out: dict[str, Rejected] = field(default_factory=dict)  # of documents, by rule
     turns: Turns | None = None  # where only some turns are learnt
     unchanged: bool = False  # True: the shards of an earlier run are valid and were kept
 
@@ -105,8 +106,9 @@ class PrepareReport:
         return sum(rejected.count for rejected in self.rejected.values())
 
     def add_rejection(self, rejection: Rejection) -> None:
-        """Count a rejected item, and keep it if it is among the first of its kind."""
-        count_rejection(self.rejected, rejection)
+        """Count a rejected item, or what is left out of one, and keep the first of its kind."""
+        is_part = isinstance(rejection, Omission)
+        count_rejection(self.left_out if is_part else self.rejected, rejection)
 
     def add_licensed(self, licence: str) -> None:
         """Count a document, as it was read, of which something is written."""
@@ -137,10 +139,11 @@ class PrepareReport:
         self.images += other.images
         for name, count in other.tokens.items():
             self.tokens[name] = self.tokens.get(name, 0) + count
-        for kind, found in other.rejected.items():
-            rejected = self.rejected.setdefault(kind, Rejected())
-            rejected.count += found.count
-            rejected.examples += found.examples[: N_EXAMPLES - len(rejected.examples)]
+        for mine, others in ((self.rejected, other.rejected), (self.left_out, other.left_out)):
+            for kind, found in others.items():
+                counted = mine.setdefault(kind, Rejected())
+                counted.count += found.count
+                counted.examples += found.examples[: N_EXAMPLES - len(counted.examples)]
         for licence, licensed in other.licences.items():
             _add(self.licences.setdefault(licence, Licensed()), licensed)
         if other.turns is not None:
@@ -175,10 +178,12 @@ class PrepareReport:
         try:
             _check_values(values)
             rejected = {kind: Rejected(**value) for kind, value in values["rejected"].items()}
+            left_out = values.get("left_out", {})
+            left_out = {kind: Rejected(**value) for kind, value in left_out.items()}
             turns = Turns(**values["turns"]) if values.get("turns") else None
             listed = values.get("licences", {}).items()
             licences = {licence: Licensed(**value) for licence, value in listed}
-            built = {"rejected": rejected, "turns": turns, "licences": licences}
+            built = {"rejected": rejected, "left_out": left_out, "turns": turns, "licences": licences}
             return cls(**{**values, **built})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(repr(error)) from error
@@ -186,14 +191,14 @@ class PrepareReport:
 
 def _check_values(values: Mapping[str, Any]) -> None:
     """Raise KeyError or TypeError if counts and examples of a file are not what a report shows."""
-    others = ("source", "tokens", "rejected", "licences", "turns", "unchanged")
+    others = ("source", "tokens", "rejected", "left_out", "licences", "turns", "unchanged")
     tokens = values.get("tokens", {"text": 0, "image": 0})
     numbers = {name: value for name, value in values.items() if name not in others}
     numbers |= {f"tokens.{name}": tokens[name] for name in ("text", "image", *tokens)}
     numbers |= {f"turns.{name}": value for name, value in (values.get("turns") or {}).items()}
     for licence, licensed in values.get("licences", {}).items():
         numbers |= {f"licences.{licence}.{name}": count for name, count in licensed.items()}
-    for kind, each in values["rejected"].items():
+    for kind, each in [*values["rejected"].items(), *values.get("left_out", {}).items()]:
         numbers[f"rejected.{kind}"] = each.get("count", 0)
         for example in each.get("examples", ()):
             _ = example["where"], example["reason"]
@@ -234,7 +239,7 @@ def _add(total: Licensed | Turns, more: Licensed | Turns) -> None:
 def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None:
     """Count a rejected item by its kind, and keep it if it is among the first of its kind."""
     of_kind = rejected.setdefault(rejection.kind, Rejected())
-    of_kind.count += 1
+    of_kind.count += rejection.count if isinstance(rejection, Omission) else 1
     if len(of_kind.examples) < N_EXAMPLES:
         of_kind.examples.append(
             {"where": _printable(rejection.where), "reason": _printable(rejection.reason)}

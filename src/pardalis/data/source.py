@@ -2,21 +2,22 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pardalis.config import not_deciding
 from pardalis.data.split import WHOLE, Part, placed
 from pardalis.data.transforms import TRANSFORMS, Transform
 from pardalis.digests import file_digest
-from pardalis.documents import READERS, Document, Image, Rejection, Segment
+from pardalis.documents import Document, Image, Omission, Rejection, Segment, reader_with
 from pardalis.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[\w-][\w.-]*")  # letters of any alphabet
 _LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
 _MOST_LICENCES = 20  # that a survey lists
+_PAGES = ("html", "mhtml", "epub")  # readers
 
 
 def check_name(name: str) -> None:
@@ -39,8 +40,12 @@ class SourceConfig:
 
     name: str  # what reports, folders and the mixture call it
     # The format of what is at path.
-    reader: Literal["jsonl", "folder", "html", "pairs", "chat", "sharegpt", "cauldron"]
+    reader: Literal[
+        "jsonl", "folder", "html", "mhtml", "epub", "pairs", "chat", "sharegpt", "cauldron"
+    ]
     path: Path  # file or folder, relative to the recipe
+    # How the reader reads; see pardalis.documents.OPTIONS for those that have options.
+    options: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0  # share of rows in the mixture; only ratios matter
     # The documents whose place, a hash of their content in [0, 1), lies from the first number on
     # and below the second; see pardalis.data.split.
@@ -55,6 +60,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        reader_with(self.reader, self.options)
         if not self.weight > 0:
             raise ConfigError(
                 f"weight must be above 0, got {self.weight} for source {self.name!r}; correct it "
@@ -79,7 +85,7 @@ class SourceConfig:
     @property
     def has_pages(self) -> bool:
         """Whether a document is a page, which is kept without an image that cannot be decoded."""
-        return self.reader == "html"
+        return self.reader in _PAGES
 
     def learnt_roles(self, of_objective: tuple[str, ...]) -> tuple[str, ...]:
         """Return the roles whose turns are learnt, given those of the objective; (): all."""
@@ -88,19 +94,23 @@ class SourceConfig:
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     """Yield the documents of a source lazily; raises DataError if its path does not exist."""
-    return read_part(source.path, source.reader, source.part)
+    return read_part(source.path, source.reader, source.part, source.options)
 
 
-def read_part(path: Path, reader: str, part: Part = WHOLE) -> Iterator[Document | Rejection]:
+def read_part(
+    path: Path, reader: str, part: Part = WHOLE, options: Mapping[str, Any] | None = None
+) -> Iterator[Document | Rejection]:
     """Yield the documents at a path that lie in a part, lazily.
 
     Args:
         reader: a name in :data:`pardalis.documents.READERS`.
+        options: those of the reader, in :data:`pardalis.documents.OPTIONS`.
 
     Raises:
         DataError: the path does not exist.
+        ConfigError: the reader has no such option.
     """
-    items = READERS[reader](path)
+    items = reader_with(reader, options or {})(path)
     if part == WHOLE:
         return items
     first, end = part
@@ -143,7 +153,7 @@ def survey_parts(
 ) -> list[Survey]:
     """Survey several parts of a source in one reading; see :func:`survey`."""
     counts = [_Count() for _ in parts]
-    items = READERS[source.reader](source.path)
+    items = reader_with(source.reader, source.options)(source.path)
     for place, item in placed(items, _together(source.reader)):
         for (first, end), count in zip(parts, counts, strict=True):
             if first <= place < end:
@@ -162,6 +172,8 @@ class _Count:
     def add(
         self, item: Document | Rejection, root: Path, of_file: Callable[[Path], object]
     ) -> None:
+        if isinstance(item, Omission):
+            return  # the document, as it is without that, is counted
         self._n_items += 1
         if isinstance(item, Document):
             self._n_images += len(item.images)
@@ -187,13 +199,13 @@ class _Count:
 
 def empty_part(source: SourceConfig) -> DataError:
     """Return the error of a source in whose part no document lies; reads the source once more."""
-    items = READERS[source.reader](source.path)
+    items = reader_with(source.reader, source.options)(source.path)
     places, rejected = [], []
     for place, item in placed(items, _together(source.reader)):
-        if isinstance(item, Rejection):
-            rejected.append(item)
-        else:
+        if not isinstance(item, Rejection):
             places.append(place)
+        elif not isinstance(item, Omission):
+            rejected.append(item)
     if not places:
         at = f"Source {source.name!r} at {source.path}"
         if not rejected:

@@ -59,6 +59,7 @@ class Work:
 
     number: int
     groups: list[Any]
+    omissions: tuple[Any, ...]  # what is left out of them, or of what precedes them
     made_from: str  # fingerprint of everything that decides its block
     named: str  # which documents they are, for messages
 

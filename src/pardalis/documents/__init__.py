@@ -8,6 +8,7 @@ from pardalis.documents.document import (
     Document,
     Image,
     ImageSource,
+    Omission,
     Region,
     Rejection,
     Role,
@@ -25,15 +26,20 @@ from pardalis.documents.images import (
     to_png,
 )
 from pardalis.documents.readers import (
+    OPTIONS,
     READERS,
+    PageOptions,
     Reader,
     read_cauldron,
     read_chat,
+    read_epub,
     read_folder,
     read_html,
     read_jsonl,
+    read_mhtml,
     read_pairs,
     read_sharegpt,
+    reader_with,
 )
 from pardalis.documents.tasks import TASKS, Task, task_document, task_of
 from pardalis.documents.writers import to_html, to_markdown, write_jsonl

@@ -94,11 +94,13 @@ def named_images(
 ) -> Iterator["tuple[str, Image] | Rejection"]:
     """Yield every image with a unique name, and the rejections, of the items of a reader.
 
-    The first image of a document has the document's name, the next ``name#2`` and so on.
+    What is left out of a document is not yielded. The first image of a document has the document's
+    name, the next ``name#2`` and so on.
     """
     for item in items:
         if isinstance(item, Rejection):
-            yield item
+            if not isinstance(item, Omission):
+                yield item
             continue
         for number, image in enumerate(item.images, start=1):
             yield (item.name if number == 1 else f"{item.name}#{number}"), image
@@ -122,3 +124,14 @@ class Rejection:
     where: str
     kind: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Omission(Rejection):
+    """What a rule leaves out of an item that is used without it, such as a page's navigation.
+
+    Attributes:
+        count: how often the rule did so in the item; ``reason`` shows the first.
+    """
+
+    count: int = 1

@@ -11,6 +11,8 @@ import base64
 import binascii
 import io
 import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_to_bytes
@@ -40,6 +42,22 @@ _KINDS = (
     "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
     "TGA",
 )  # fmt: skip
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+# What stands in place of images, in lower case, and what to do.
+_OTHERS = {
+    b"version https://git-lfs.github.com": "a pointer of Git LFS and not the image itself; get the "
+    "file with `git lfs pull`",
+    b"../.git/annex": "a pointer of git-annex and not the image itself; get the file with "
+    "`git annex get`",
+    b"/annex/objects": "a pointer of git-annex and not the image itself; get the file with "
+    "`git annex get`",
+    b"<!doctype html": "an HTML page and not an image, as a server sends for a missing file",
+    b"<html": "an HTML page and not an image, as a server sends for a missing file",
+    b"<svg": "an SVG drawing, which is read as part of a page only; save it as PNG",
+    b"%pdf": "a PDF document and not an image; save its pages as PNG",
+}
 
 _MOST_SCANS = 200  # of a JPEG; a progressive one has ten or so
 # A marker with a length behind it, or that of the end; neither a stuffed byte nor a restart.
@@ -80,6 +98,15 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
             "or a PIL image."
         )
     where, content = _shown(source), read_source(source)
+    try:
+        return _decoded(content, where, blend)
+    except DataError:
+        if (bare := _without_metadata(content)) is None:
+            raise
+        return _decoded(bare, where, blend)
+
+
+def _decoded(content: bytes, where: str, blend: Blend) -> PIL.Image.Image:
     with _opened(io.BytesIO(content), where) as image:
         if image.format in ("JPEG", "MPO") and _n_scans(content) > _MOST_SCANS:
             raise DataError(
@@ -106,9 +133,19 @@ def image_size(source: Path | bytes) -> tuple[int, int]:
         if not file.read(1):
             raise _empty(where)
         file.seek(0)
-        with _opened(file, where) as image:
-            _check_size(image, where)
-            return image.size
+        try:
+            return _size(file, where)
+        except DataError:
+            file.seek(0)
+            if (bare := _without_metadata(file.read(_MOST_BYTES))) is None:
+                raise
+        return _size(io.BytesIO(bare), where)
+
+
+def _size(file: io.BufferedReader | io.BytesIO, where: str) -> tuple[int, int]:
+    with _opened(file, where) as image:
+        _check_size(image, where)
+        return image.size
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
@@ -234,6 +271,56 @@ def _n_scans(content: bytes) -> int:
     return n_scans
 
 
+def _without_metadata(content: bytes) -> bytes | None:
+    """Return a PNG or a JPEG without its metadata; None for other files, or if it has none.
+
+    Pillow refuses images for texts, profiles and times that are large or damaged, although the
+    pixels are whole. Those that say how to show the pixels are kept if they are sound.
+    """
+    if content.startswith(_PNG):
+        kept = _png_chunks(content)
+    elif content.startswith(b"\xff\xd8\xff"):
+        kept = _jpeg_segments(content)
+    else:
+        return None
+    bare = b"".join(kept)
+    return bare if len(bare) < len(content) else None
+
+
+def _png_chunks(content: bytes) -> Iterator[bytes]:
+    """Yield the parts of a PNG that pixels depend on, and the orientation."""
+    yield _PNG
+    at = len(_PNG)
+    while len(head := content[at : at + 8]) == 8:
+        length, kind = int.from_bytes(head[:4]), head[4:]
+        chunk = content[at : at + 12 + length]
+        at += 12 + length
+        is_critical = not kind[0] & 0x20
+        # Without its sum a part that is not needed is damaged.
+        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:]) and length < 1 << 16
+        if is_critical or (kind in (b"tRNS", b"eXIf") and length > 1 and is_sound):
+            yield chunk
+        if kind == b"IEND":
+            return
+
+
+def _jpeg_segments(content: bytes) -> Iterator[bytes]:
+    """Yield the parts of a JPEG that pixels depend on, and the orientation."""
+    yield content[:2]
+    at = 2
+    while len(head := content[at : at + 4]) == 4 and head[0] == 0xFF:
+        marker, end = head[1], at + 2 + int.from_bytes(head[2:])
+        body = content[at + 4 : end]
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        is_needed = body.startswith(b"Exif\0\0") or (body.startswith(b"Adobe") and len(body) >= 12)
+        if marker == 0xDA:  # the pixels
+            break
+        if not is_metadata or is_needed:
+            yield content[at:end]
+        at = end
+    yield content[at:]
+
+
 def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image:
     """Return the image of a file, of which no more than the header is read, mostly."""
     try:
@@ -243,7 +330,7 @@ def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise _unknown(where) from error
+        raise _unknown(where, file) from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise _too_large(where) from error
     except MemoryError:
@@ -252,7 +339,7 @@ def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image
         raise _damaged(where, error) from error
     if image.format not in _KINDS:
         image.close()
-        raise _unknown(where)
+        raise _unknown(where, file)
     return image
 
 
@@ -349,7 +436,14 @@ def _damaged(where: str, error: Exception) -> DataError:
     return DataError(f"{where} is truncated or damaged, and could not be decoded: {error}.")
 
 
-def _unknown(where: str) -> DataError:
+def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
+    beginning = b""
+    if not file.closed:
+        file.seek(0)
+        beginning = file.read(256).lstrip().lower()
+    for start, what in _OTHERS.items():
+        if beginning.startswith(start):
+            return DataError(f"{where} is {what}.")
     return DataError(f"{where} is not an image of a kind that can be read; save it as PNG or JPEG.")
 
 

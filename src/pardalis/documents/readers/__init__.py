@@ -1,4 +1,4 @@
-"""Reading documents from folders, JSONL, HTML and conversations, one at a time.
+"""Reading documents from folders, JSONL, pages and conversations, one at a time.
 
 None is held in memory with the others, but for those of a JSON file that is one list.
 
@@ -8,17 +8,23 @@ raises :class:`~pardalis.errors.DataError` at the call. Images are not decoded h
 once, when they are encoded.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from pardalis.config import from_dict
 from pardalis.documents.document import Document, Rejection
+from pardalis.documents.readers._page import PageOptions
 from pardalis.documents.readers.cauldron import read_cauldron
 from pardalis.documents.readers.chat import read_chat
+from pardalis.documents.readers.epub import read_epub
 from pardalis.documents.readers.folder import read_folder
 from pardalis.documents.readers.html import read_html
 from pardalis.documents.readers.jsonl import read_jsonl, read_pairs
+from pardalis.documents.readers.mhtml import read_mhtml
 from pardalis.documents.readers.sharegpt import read_sharegpt
+from pardalis.errors import ConfigError
 
 Reader: TypeAlias = Callable[[Path], Iterator[Document | Rejection]]
 
@@ -26,8 +32,35 @@ READERS: dict[str, Reader] = {
     "folder": read_folder,
     "jsonl": read_jsonl,
     "html": read_html,
+    "mhtml": read_mhtml,
+    "epub": read_epub,
     "pairs": read_pairs,
     "chat": read_chat,
     "sharegpt": read_sharegpt,
     "cauldron": read_cauldron,
 }
+
+# The config of a reader's options: its argument ``options``. A reader that is not here has none.
+OPTIONS: dict[str, type[Any]] = {
+    "html": PageOptions,
+    "mhtml": PageOptions,
+    "epub": PageOptions,
+}
+
+
+def reader_with(name: str, options: Mapping[str, Any]) -> Reader:
+    """Return a reader that has the options, given as plain values.
+
+    Raises:
+        ConfigError: the reader has no such option, or not with that value.
+    """
+    if not options:
+        return READERS[name]
+    if name not in OPTIONS:
+        readers = ", ".join(map(repr, OPTIONS))
+        raise ConfigError(f"options must be empty for reader {name!r}; {readers} have some.")
+    configured: Reader = partial(
+        READERS[name],
+        options=from_dict(OPTIONS[name], options, "options."),  # type: ignore[call-arg]
+    )
+    return configured

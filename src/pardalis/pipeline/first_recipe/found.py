@@ -17,7 +17,7 @@ from statistics import median
 from typing import Literal
 
 from pardalis.data import placed
-from pardalis.documents import READERS, Document, Image, Rejection, open_image
+from pardalis.documents import READERS, Document, Image, Omission, Rejection, open_image
 from pardalis.documents.readers.folder import CAPTION_LISTS, IMAGE_SUFFIXES
 from pardalis.documents.readers.html import PAGE_SUFFIXES
 from pardalis.errors import DataError
@@ -430,6 +430,8 @@ def _read(sources: Sequence[FoundSource]) -> tuple[list[str], list[Image]]:
             if number == _MOST_READ:
                 source.is_cut = True
                 break
+            if isinstance(item, Omission):
+                continue
             if isinstance(item, Rejection):
                 source.rejected[item.kind] += 1
                 source.first_rejection = source.first_rejection or item

@@ -1,0 +1,637 @@
+"""What a browser shows of a page: its text and images in reading order.
+
+:class:`Walk` passes once over the tree of a page (:mod:`._tree`) and hands what it finds to an
+:class:`~pardalis.documents.readers._assemble.Assembly`. Each rule that leaves something out counts
+it, so that nothing is dropped in silence.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
+
+from pardalis.config import check_at_least, check_fractions
+from pardalis.documents import svg
+from pardalis.documents.document import Image, Omission, Rejection
+from pardalis.documents.images import from_data_uri, image_size, read_source
+from pardalis.documents.readers._assemble import Assembly, Block
+from pardalis.documents.readers._inline import formula, list_marker, lowered, raised
+from pardalis.errors import ConfigError, DataError
+
+Attributes: TypeAlias = dict[str, str | None]
+
+Find: TypeAlias = Callable[[str, str], Path | bytes]
+"""The file of an address and of the page's base address; raises :class:`NoImageError`."""
+
+
+class NoImageError(Exception):
+    """An address at which there is no image; ``kind`` is that of its :class:`Rejection`."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageOptions:
+    """What of a page is its content."""
+
+    content: str = ""  # CSS selector of the elements that hold it; "": the body
+    leave_out: str = ""  # CSS selector of elements that do not belong to it
+    # What stands on more than this share of a source's pages is left out: a text of a line or a
+    # table cell, in elements of the same kind and class, or an image. 1: nothing is.
+    repeated: float = 1.0
+    declared_side: int = 48  # pixels: images that declare a smaller width or height are left out
+    min_side: int = 8  # pixels: images that have fewer in width or height are left out
+
+    def __post_init__(self) -> None:
+        check_at_least(self, declared_side=0, min_side=0)
+        check_fractions(self, "repeated")
+        for name in ("content", "leave_out"):
+            selector = getattr(self, name)
+            try:
+                LexborHTMLParser("<p>").css(selector or "p")
+            except SelectolaxError:
+                raise ConfigError(
+                    f'{name} must be a CSS selector, such as "main" or "#content .article", got '
+                    f"{selector!r}."
+                ) from None
+
+
+# Elements that begin and end a line of their own.
+_BLOCKS = frozenset((
+    "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details",
+    "dialog", "dir", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1",
+    "h2", "h3", "h4", "h5", "h6", "header", "hgroup", "hr", "legend", "li", "main", "menu", "nav",
+    "ol", "p", "pre", "search", "section", "summary", "table", "tbody", "tfoot", "thead", "ul",
+    "listing", "xmp", "plaintext",
+))  # fmt: skip
+
+# What no browser shows, and nobody misses.
+_UNSEEN = frozenset((
+    "area", "base", "datalist", "head", "link", "meta", "noembed", "noframes", "param", "rp",
+    "source", "style", "template", "title", "track",
+))  # fmt: skip
+
+_CONTROLS = frozenset(("button", "input", "meter", "progress", "select", "textarea"))
+_MEDIA = frozenset(("audio", "canvas", "embed", "frame", "frameset", "iframe", "applet"))
+_VERBATIM = frozenset(("pre", "listing", "xmp", "plaintext"))
+_SECTIONS = frozenset(("article", "aside", "blockquote", "figure", "main", "section", "table"))
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "legend", "caption"))
+_INLINE = frozenset(("a", "b", "em", "i", "span", "strong", "svg", "small", "sup"))
+_CELLS = frozenset(("td", "th"))
+_LANDMARKS = frozenset(("banner", "contentinfo"))
+
+_OPEN = float("inf")  # a side that the page does not state
+_LEAST_DRAWING = 2000  # characters; a shorter one that states no size is an icon, mostly
+# Of several reasons why an element has no image, the one that is told.
+_GRAVITY = (
+    "unreadable-image", "bad-base64", "vector-image", "outside-image", "missing-image",
+    "remote-image",
+)  # fmt: skip
+
+_LETTERS = re.compile(r"[^\W\d_]")
+_OTHER_MEDIA = re.compile(r"\bprint\b|prefers-color-scheme\s*:\s*dark", re.IGNORECASE)
+_CANDIDATE = re.compile(r"[\s,]*([^\s,][^\s]*)([^,]*),?")
+_SPACES = {
+    "xmlns": "http://www.w3.org/2000/svg",
+    "xmlns:xlink": "http://www.w3.org/1999/xlink",
+}
+
+_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)", re.IGNORECASE)
+_PRE_STYLE = re.compile(r"white-space\s*:\s*(?:pre\b|pre-wrap|break-spaces)", re.IGNORECASE)
+_RENDERED = re.compile(
+    r"(?<!\S)(?:MathJax(?:_Preview|_Display|_SVG|_SVG_Display|_CHTML)?|mwe-math-fallback-image\S*)(?!\S)"
+)
+_LINE_NUMBERS = re.compile(r"(?<!\S)(?:linenos|lineno|line-numbers?|blob-num|gutter)(?!\S)")
+_PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link"))
+
+# Attributes in which pages that load images late keep the address of the file.
+_LATE_SETS = ("data-srcset", "data-lazy-srcset", "data-original-set")
+_LATE = (
+    "data-src", "data-original", "data-lazy-src", "data-lazy", "data-original-src",
+    "data-hi-res-src", "data-full-src", "data-image", "data-url", "data-delayed-url",
+)  # fmt: skip
+
+_SAYS = {
+    "navigation": "Navigation, and the header and footer of the page, are left out",
+    "hidden": "What the page hides is left out",
+    "decoration": "What is marked as no content (aria-hidden) is left out",
+    "control": "Controls of forms are left out",
+    "permalink": "Links of a heading to itself are left out",
+    "line-numbers": "Line numbers beside code are left out",
+    "embedded": "Embedded frames, sound, film and programs are not read",
+    "small-image": "Images that are declared or are too small are left out",
+    "left-out": "What the selector leave_out matches is left out",
+    "outside-content": "What no element of the selector content holds is left out",
+    "repeated": "What stands on most pages of the source is left out",
+    "bad-bytes": "Bytes that are not of the page's encoding are replaced by U+FFFD",
+}
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the rules left out of one page."""
+
+    page: str
+    rejections: list[Rejection] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=dict)
+    _firsts: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        self._counts[kind] = self._counts.get(kind, 0) + count
+        self._firsts.setdefault(kind, " ".join(example.split())[:80])
+
+    def reject(self, source: str, kind: str, reason: str) -> None:
+        self.rejections.append(Rejection(f"{self.page}: {source}", kind, reason))
+
+    def omissions(self) -> list[Omission]:
+        """Return one item for each rule."""
+        return [
+            Omission(
+                self.page,
+                kind,
+                f"{_SAYS[kind]}: {count} on the page"
+                + (f", the first {first!r}." if (first := self._firsts[kind]) else "."),
+                count,
+            )
+            for kind, count in self._counts.items()
+        ]
+
+
+@dataclass(slots=True)
+class _List:
+    """An ordered list that is open: the number of its next item."""
+
+    kind: str
+    number: int
+    step: int
+
+
+class Walk:
+    """One pass over a page."""
+
+    def __init__(self, tree: LexborHTMLParser, find: Find, options: PageOptions, page: str) -> None:
+        self.counts = Counts(page)
+        self._tree, self._find, self._options = tree, find, options
+        self._assembly = Assembly()
+        self._n_sections = 0  # open: a header inside belongs to the article
+        self._n_headings = 0
+        self._lists: list[_List | None] = []
+        self._recent: list[Path | bytes] = []  # images; a noscript may repeat one
+        base = tree.css_first("base[href]")
+        self._base = _get(base.attributes, "href") if base is not None else ""
+
+    def run(self) -> list[Block]:
+        """Return the blocks of the page; raises ValueError if nothing matches the selector."""
+        body = self._tree.body
+        if body is None:
+            return []
+        options = self._options
+        left_out = frozenset(node.mem_id for node in self._matched(options.leave_out))
+        if not options.content:
+            self._pass(body, left_out)
+            return self._assembly.finish()
+        content = self._matched(options.content)
+        ids = frozenset(node.mem_id for node in content)
+        if not content:
+            raise ValueError(f"nothing in it matches the selector {options.content!r}")
+        roots = [node for node in content if not _is_below(node, ids)]
+        for root in roots:
+            self._assembly.line()
+            self._pass(root, left_out)
+        if n_outside := _n_words(body) - sum(map(_n_words, roots)):
+            self.counts.add("outside-content", "", n_outside)
+        return self._assembly.finish()
+
+    def _matched(self, selector: str) -> list[LexborNode]:
+        return self._tree.css(selector) if selector else []
+
+    def _pass(self, root: LexborNode, left_out: frozenset[int]) -> None:
+        """Visit a subtree in order, on a stack of its own."""
+        node, end, place = root, root.mem_id, ""
+        open_: list[tuple[str, str]] = []  # of each element: the place around it, and what to undo
+        while True:
+            undo = None
+            if node.is_text_node:
+                self._assembly.write(node.text_content or "", place)
+            elif node.is_element_node:
+                tag, attributes = node.tag or "", node.attributes
+                is_root = node.mem_id == end
+                if node.mem_id in left_out and not is_root:
+                    self.counts.add("left-out", node.text() or "")
+                else:
+                    undo = self._enter(node, tag, attributes, is_root)
+                if undo is not None:
+                    open_.append((place, undo))
+                    if tag in _BLOCKS or tag in _CELLS:
+                        place = f"{tag}.{_get(attributes, 'class')}"
+                    if (child := node.child) is not None:
+                        node = child
+                        continue
+                    place = self._leave(node, *open_.pop())
+            while node.mem_id != end and node.next is None:
+                parent = node.parent
+                assert parent is not None  # the root's own has not been reached
+                node = parent
+                place = self._leave(node, *open_.pop())
+            if node.mem_id == end:
+                return
+            following = node.next
+            assert following is not None
+            node = following
+
+    def _enter(
+        self, node: LexborNode, tag: str, attributes: Attributes, is_root: bool
+    ) -> str | None:
+        """Begin an element; return what :meth:`_leave` undoes, or None if it is not gone into."""
+        if tag in _UNSEEN or self._is_left_out(node, tag, attributes, is_root):
+            return None
+        if (special := _SPECIAL.get(tag)) is not None:
+            return special(self, node, attributes)
+        undo = ""
+        if tag in _BLOCKS:
+            self._assembly.line()
+            undo += "b"
+        if tag in _VERBATIM or _PRE_STYLE.search(_get(attributes, "style")):
+            self._assembly.n_open_verbatim += 1
+            undo += "v"
+        if tag in _SECTIONS or _get(attributes, "role") in ("main", "article"):
+            self._n_sections += 1
+            undo += "s"
+        if tag in _HEADINGS:
+            self._n_headings += 1
+            undo += "h"
+        if tag in ("ol", "ul", "menu", "dir"):
+            self._lists.append(_list_of(node, attributes) if tag == "ol" else None)
+            undo += "l"
+        elif tag == "li":
+            self._assembly.marker += self._marker(attributes)
+        return undo
+
+    def _leave(self, node: LexborNode, place: str, undo: str) -> str:
+        """End an element; return the place around it."""
+        for each in undo:
+            if each == "b":
+                self._assembly.line()
+            elif each == "v":
+                self._assembly.n_open_verbatim -= 1
+            elif each == "s":
+                self._n_sections -= 1
+            elif each == "h":
+                self._n_headings -= 1
+            elif each == "l":
+                self._lists.pop()
+            elif each == "r":
+                self._assembly.row()
+            else:
+                self._assembly.join(each)
+        if node.tag == "li":
+            self._assembly.marker = ""
+        return place
+
+    def _is_left_out(
+        self, node: LexborNode, tag: str, attributes: Attributes, is_root: bool
+    ) -> bool:
+        """Whether a rule leaves an element out; counts it then."""
+        if is_root:
+            return False
+        kind = self._kind_left_out(node, tag, attributes)
+        if not kind:
+            return False
+        text = node.text() or ""
+        if kind == "control" and tag != "button":
+            text = _get(attributes, "name") or tag
+        if text.strip() or kind in ("control", "embedded"):
+            self.counts.add(kind, text if kind != "embedded" else f"<{tag}>")
+        return True
+
+    def _kind_left_out(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
+        style = _get(attributes, "style")
+        is_closed = tag == "dialog" and "open" not in attributes
+        if "hidden" in attributes or is_closed or (style and _HIDDEN.search(style)):
+            # A formula may be hidden beside its image, which is no text.
+            return "hidden" if node.css_first("math[alttext]") is None else ""
+        role, classes = _get(attributes, "role").lower(), _get(attributes, "class")
+        if tag in ("nav", "search") or role in ("navigation", "search"):
+            return "navigation"
+        if not self._n_sections and (tag in ("header", "footer") or role in _LANDMARKS):
+            return "navigation"
+        if tag in _INLINE and _get(attributes, "aria-hidden").lower() == "true":
+            return "" if node.css_first("img, svg") is not None and tag != "svg" else "decoration"
+        if classes and _RENDERED.search(classes) and tag in ("span", "div", "img"):
+            return "decoration"  # the formula itself stands beside it
+        if tag in ("td", "span", "div") and classes and _LINE_NUMBERS.search(classes):
+            return "line-numbers" if not _LETTERS.search(node.text() or "") else ""
+        if tag in _CONTROLS and not (tag == "button" and self._n_headings):
+            return "control" if _get(attributes, "type").lower() != "image" else ""
+        if tag == "a" and _get(attributes, "href").startswith("#"):
+            is_link = (node.text() or "").strip().lower() in _PERMALINKS
+            return "permalink" if is_link and node.css_first("img") is None else ""
+        return "embedded" if tag in _MEDIA else ""
+
+    # ── elements with rules of their own ─────────────────────────────────────────────────────────
+
+    def _br(self, node: LexborNode, attributes: Attributes) -> None:
+        if self._assembly.n_open_verbatim:
+            self._assembly.write("\n", "pre")
+        else:
+            self._assembly.line()
+
+    def _tr(self, node: LexborNode, attributes: Attributes) -> str:
+        self._assembly.row()
+        return "r"
+
+    def _td(self, node: LexborNode, attributes: Attributes) -> str:
+        before = node.prev
+        while before is not None and before.tag not in _CELLS:
+            before = before.prev
+        if before is not None:
+            self._assembly.cell()
+        return ""
+
+    def _q(self, node: LexborNode, attributes: Attributes) -> str:
+        self._assembly.write("“", "q")
+        return "”"
+
+    def _rt(self, node: LexborNode, attributes: Attributes) -> str:
+        self._assembly.join("(")
+        return ")"
+
+    def _sup(self, node: LexborNode, attributes: Attributes) -> str | None:
+        return self._shifted(node, raised)
+
+    def _sub(self, node: LexborNode, attributes: Attributes) -> str | None:
+        return self._shifted(node, lowered)
+
+    def _shifted(self, node: LexborNode, written: Callable[[str], str]) -> str | None:
+        text = " ".join((node.text() or "").split())
+        if not self._assembly.ends_with_word() or node.css_first("img, a, svg, math") is not None:
+            return ""
+        self._assembly.join(written(text))
+        return None
+
+    def _math(self, node: LexborNode, attributes: Attributes) -> None:
+        text = " ".join(formula(node).split())
+        if attributes.get("display") == "block":
+            self._assembly.line()
+            self._assembly.write(text, "math")
+            self._assembly.line()
+        else:
+            self._assembly.write(text, "math")
+
+    def _script(self, node: LexborNode, attributes: Attributes) -> None:
+        """Take a formula that the page's script shows, and nothing of other scripts."""
+        if _get(attributes, "type").lower().startswith("math/tex"):
+            self._assembly.write(node.text() or "", "math")
+
+    def _noscript(self, node: LexborNode, attributes: Attributes) -> None:
+        """Take the images that a page shows without its script, unless they stand before it."""
+        for each in node.css("img"):
+            self._img(each, each.attributes, is_repeated=True)
+        if text := (node.text() or "").strip():
+            self.counts.add("hidden", text)
+
+    def _input(self, node: LexborNode, attributes: Attributes) -> None:
+        self._img(node, attributes)  # of the type image
+
+    def _object(self, node: LexborNode, attributes: Attributes) -> str | None:
+        address = _get(attributes, "data")
+        if _get(attributes, "type").lower().startswith("image/") or _is_image_name(address):
+            self._img(node, {**attributes, "src": address})
+            return None
+        if node.css_first("img, p, embed") is None:
+            self.counts.add("embedded", "<object>")
+        return ""  # what it shows if it cannot be loaded
+
+    def _video(self, node: LexborNode, attributes: Attributes) -> None:
+        self.counts.add("embedded", "<video>")
+        if poster := _get(attributes, "poster"):
+            self._img(node, {"src": poster})
+
+    # ── images ───────────────────────────────────────────────────────────────────────────────────
+
+    def _img(self, node: LexborNode, attributes: Attributes, is_repeated: bool = False) -> None:
+        """Add the image of an element: the first of its addresses at which there is one."""
+        sides = [_declared(attributes, side) for side in ("width", "height")]
+        if min(sides) < self._options.declared_side and not _is_late(attributes):
+            self.counts.add("small-image", _get(attributes, "src")[:80])
+            return
+        failures: list[tuple[str, NoImageError]] = []
+        is_small = False
+        for address in _addresses(node, attributes):
+            try:
+                source = self._source(address)
+                if is_repeated and any(source == each for each in self._recent):
+                    return
+                if source is None:
+                    is_small = True
+                    continue
+            except NoImageError as error:
+                failures.append((address, error))
+                continue
+            self._recent = [*self._recent[-3:], source]
+            alt = " ".join(_get(attributes, "alt").split())
+            self._assembly.image(Image(source, alt), "img")
+            return
+        if is_small:
+            self.counts.add("small-image", _get(attributes, "src")[:80])
+        else:
+            address, error = min(failures, key=lambda each: _GRAVITY.index(each[1].kind))
+            shown = address[:40] if address[:5].lower() == "data:" else address
+            self.counts.reject(shown, error.kind, str(error))
+
+    def _source(self, address: str) -> Path | bytes | None:
+        """Return the image at an address; None for one that is too small to be content."""
+        if address[:5].lower() == "data:":
+            try:
+                content: Path | bytes = from_data_uri(_padded(address))
+            except DataError as error:
+                raise NoImageError("bad-base64", str(error)) from error
+            is_drawing = address[:14].lower() == "data:image/svg"
+        else:
+            content = self._find(address, self._base)
+            name = content.name if isinstance(content, Path) else address
+            is_drawing = _is_drawing_name(name) or (
+                isinstance(content, bytes) and svg.is_svg(content)
+            )
+        try:
+            if is_drawing:
+                return self._drawing(read_source(content))
+            sides = image_size(content)
+        except DataError as error:
+            kind = "vector-image" if is_drawing else "unreadable-image"
+            raise NoImageError(kind, str(error)) from error
+        return content if min(sides) >= self._options.min_side else None
+
+    def _drawing(self, content: bytes) -> bytes | None:
+        if min(svg.drawing_size(content)) < self._options.min_side:
+            return None
+        if not svg.can_render():
+            reason = "SVG drawings are rendered with the extra svg (pip install pardalis[svg])."
+            raise NoImageError("vector-image", reason)
+        return svg.render(content)
+
+    def _svg(self, node: LexborNode, attributes: Attributes) -> None:
+        """Render a drawing that stands in the page, if it is more than an icon."""
+        text = node.html or ""
+        sides = [_declared(attributes, side) for side in ("width", "height")]
+        is_icon = min(sides) < self._options.declared_side or (
+            max(sides) == _OPEN and len(text) < _LEAST_DRAWING
+        )
+        if is_icon:
+            self.counts.add("small-image", "<svg>")
+            return
+        try:
+            source = self._drawing(_standalone(text).encode())
+        except (DataError, NoImageError) as error:
+            self.counts.reject("<svg>", "vector-image", str(error))
+            return
+        if source is None:
+            self.counts.add("small-image", "<svg>")
+        else:
+            self._assembly.image(Image(source, ""), "svg")
+
+    def _marker(self, attributes: Attributes) -> str:
+        """Return the number of the next item, which the page may state."""
+        if not self._lists or (ordered := self._lists[-1]) is None:
+            return ""
+        ordered.number = _integer(_get(attributes, "value"), ordered.number)
+        marker = list_marker(ordered.kind, ordered.number)
+        ordered.number += ordered.step
+        return marker
+
+
+_SPECIAL: dict[str, Callable[[Walk, LexborNode, Attributes], str | None]] = {
+    "br": Walk._br,
+    "img": Walk._img,
+    "image": Walk._img,
+    "input": Walk._input,
+    "math": Walk._math,
+    "noscript": Walk._noscript,
+    "object": Walk._object,
+    "q": Walk._q,
+    "rt": Walk._rt,
+    "script": Walk._script,
+    "sub": Walk._sub,
+    "sup": Walk._sup,
+    "svg": Walk._svg,
+    "td": Walk._td,
+    "th": Walk._td,
+    "tr": Walk._tr,
+    "video": Walk._video,
+}
+
+
+def _get(attributes: Attributes, name: str) -> str:
+    return attributes.get(name) or ""
+
+
+def _is_below(node: LexborNode, ids: frozenset[int]) -> bool:
+    """Whether an element lies in one of several others."""
+    above = node.parent
+    while above is not None:
+        if above.mem_id in ids:
+            return True
+        above = above.parent
+    return False
+
+
+def _n_words(root: LexborNode) -> int:
+    return sum(
+        len((each.text_content or "").split())
+        for each in root.traverse(include_text=True)
+        if each.is_text_node and each.parent is not None and each.parent.tag not in _UNSEEN
+    )
+
+
+def _list_of(node: LexborNode, attributes: Attributes) -> _List:
+    is_reversed = "reversed" in attributes
+    n_items = 0
+    if is_reversed:
+        child = node.child
+        while child is not None:
+            n_items += child.tag == "li"
+            child = child.next
+    first = _integer(_get(attributes, "start"), n_items if is_reversed else 1)
+    return _List(_get(attributes, "type"), first, -1 if is_reversed else 1)
+
+
+def _integer(text: str, default: int) -> int:
+    match = re.match(r"\s*([-+]?\d{1,9})", text)
+    return int(match[1]) if match else default
+
+
+def _declared(attributes: Attributes, side: str) -> float:
+    """Return the declared side in pixels, and infinity when the page leaves it open."""
+    match = re.fullmatch(r"(\d+)(?:\.\d+)?(?:\s*px)?", _get(attributes, side).strip())
+    return float(match[1][:9]) if match else _OPEN
+
+
+def _is_late(attributes: Attributes) -> bool:
+    return any(attributes.get(name) for name in (*_LATE, *_LATE_SETS))
+
+
+def _addresses(node: LexborNode, attributes: Attributes) -> list[str]:
+    """Return the addresses of an image, the one that a browser would load last of all first."""
+    found = []
+    for name in _LATE_SETS:
+        found += _of_set(_get(attributes, name))
+    found += [_get(attributes, name) for name in _LATE]
+    parent = node.parent
+    if parent is not None and parent.tag == "picture":
+        for each in parent.css("source"):
+            values = each.attributes
+            if not _OTHER_MEDIA.search(_get(values, "media")):
+                for name in (*_LATE_SETS, "srcset"):
+                    found += _of_set(_get(values, name))
+    found += _of_set(_get(attributes, "srcset"))
+    source = _get(attributes, "src") or _get(attributes, "href") or _get(attributes, "xlink:href")
+    return [each for each in dict.fromkeys(map(str.strip, found)) if each] + [source.strip()]
+
+
+def _of_set(text: str) -> list[str]:
+    """Return the addresses of a ``srcset``, the largest first."""
+    found = []
+    at = 0
+    while (match := _CANDIDATE.match(text, at)) is not None and match.end() > at:
+        at = match.end()
+        address, size = match[1], match[2] or ""
+        if address.endswith(","):
+            address, size = address.rstrip(","), ""
+        number = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)[wx]\s*", size)
+        found.append((float(number[1]) if number else 1.0, address))
+    return [address for _, address in sorted(found, key=lambda each: -each[0])]
+
+
+def _padded(uri: str) -> str:
+    """Return a data URI with the end of its base64, which browsers do not need."""
+    head, comma, body = uri.partition(",")
+    if not head.lower().endswith(";base64"):
+        return uri
+    body = "".join(unquote(body).split()).rstrip("=")
+    return f"{head}{comma}{body}{'=' * (-len(body) % 4)}"
+
+
+def _is_image_name(address: str) -> bool:
+    return (
+        address.partition("?")[0]
+        .lower()
+        .endswith((".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".avif"))
+    )
+
+
+def _is_drawing_name(name: str) -> bool:
+    return name.partition("?")[0].lower().endswith((".svg", ".svgz"))
+
+
+def _standalone(text: str) -> str:
+    """Return a drawing of a page as a file of its own."""
+    for name, space in _SPACES.items():
+        if f"{name}=" not in text.partition(">")[0]:
+            text = text.replace("<svg", f'<svg {name}="{space}"', 1)
+    return text
