@@ -29,7 +29,7 @@ from pardalis.documents import (
     learning_only,
     open_image,
 )
-from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
+from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError, TextError
 from pardalis.files import atomic_folder, read_json, recover_folder, why_unwritten, write_json
 from pardalis.progress import bar
 from pardalis.tokens import Encoded
@@ -40,6 +40,9 @@ REPORT = "report.json"
 _ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the system are marked
 _PAGES = "damaged images are left out"  # of pages, which were rejected whole before
 _LAYOUT = 1  # version of the layout of shards without weights and pairs
+
+# What rejections are counted by, where no image is the reason.
+_KINDS: dict[type[DataError], str] = {TemplateError: "chat-template", TextError: "unreadable-text"}
 
 Group: TypeAlias = list[Document]
 """Documents that are kept together: one, or the chosen and the rejected of a pair."""
@@ -273,9 +276,7 @@ class _Preparation:
     def _of(self, raw: Document, encoded: Encoded | DataError) -> _Written | Rejection:
         """Return what is written of a document."""
         if isinstance(encoded, DataError):
-            is_image = not isinstance(encoded, TemplateError)
-            kind = "unreadable-image" if is_image else "chat-template"
-            return Rejection(raw.name, kind, str(encoded))
+            return Rejection(raw.name, _KINDS.get(type(encoded), "unreadable-image"), str(encoded))
         grammar = self._codec.grammar
         try:
             grammar.validate(encoded.ids)
