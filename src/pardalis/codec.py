@@ -171,9 +171,9 @@ class Codec:
         ]
 
     def _encode(self, document: Document, images: list[list[int]]) -> Encoded | DataError:
-        if not self._is_templated(document):
-            return self._encoded(document.segments, iter(images))
         try:
+            if not self._is_templated(document):
+                return self._encoded(document.segments, iter(images))
             ids, parts = self._by_template(document, images)
         except DataError as error:
             return error

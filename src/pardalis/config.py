@@ -372,16 +372,21 @@ def located(config: Any, folder: Path, stays: Callable[[Path], bool] = lambda pa
     Args:
         stays: whether a path is left as it is.
     """
+    return replaced_paths(config, lambda path: path if stays(path) else folder / path)
+
+
+def replaced_paths(config: Any, replacement: Callable[[Path], Path]) -> Any:
+    """Return a config with every path, at any depth, replaced by what a function makes of it."""
     if isinstance(config, Path):
-        return config if stays(config) else folder / config
+        return replacement(config)
     if isinstance(config, tuple):
-        return tuple(located(item, folder, stays) for item in config)
+        return tuple(replaced_paths(item, replacement) for item in config)
     if isinstance(config, dict):
-        return {name: located(value, folder, stays) for name, value in config.items()}
+        return {name: replaced_paths(value, replacement) for name, value in config.items()}
     if not dataclasses.is_dataclass(config):
         return config
     changes = {
-        field.name: located(getattr(config, field.name), folder, stays)
+        field.name: replaced_paths(getattr(config, field.name), replacement)
         for field in dataclasses.fields(config)
     }
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]

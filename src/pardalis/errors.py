@@ -5,7 +5,8 @@
     │  └─ BusyError        another process works in the folder              exit 75
     ├─ DataError           a source, image, shard or manifest is wrong      exit 3
     │  ├─ GrammarError     a token sequence breaks the grammar
-    │  └─ TemplateError    a chat template does not take a conversation
+    │  ├─ TemplateError    a chat template does not take a conversation
+    │  └─ TextError        a text tokenizer cannot encode or decode a text
     ├─ BundleError         a bundle or a checkpoint does not fit            exit 4
     ├─ TrainingError       a training run cannot continue                   exit 5
     │  ├─ Diverged         its loss or its state is not finite, or diverged
@@ -86,6 +87,12 @@ class TemplateError(DataError):
     """A chat template does not take a conversation."""
 
     kind = "template"
+
+
+class TextError(DataError):
+    """A text tokenizer cannot encode a text, or decode tokens."""
+
+    kind = "text"
 
 
 class BundleError(PardalisError):

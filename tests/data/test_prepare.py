@@ -605,3 +605,20 @@ def test_images_of_prompts_and_answers_are_counted(base: Path, codec: Codec):
     assert found.image_percent == 100 * 8 / found.answer_tokens
     saved = json.loads((base / "shards" / "report.json").read_text())
     assert PrepareReport.from_dict(saved).turns == found
+
+
+def test_a_text_that_cannot_be_encoded_is_counted_and_ends_nothing(base, codec, monkeypatch):
+    odd = [
+        Document((Text("half \ud800 of a pair"),), "surrogate"),
+        Document((Text("NUL \x00, \x1b[0m and \u2028"),), "controls"),
+        Document((Text("<eos> <|im_end|> </s>"),), "names"),
+        Document((Text("-" * 2_000),), "dashes"),
+    ]
+    monkeypatch.setitem(READERS, "folder", lambda path: iter(odd))
+    report = prepare(base, codec)
+    assert {kind: each.count for kind, each in report.rejected.items()} == {"unreadable-text": 1}
+    [example] = report.rejected["unreadable-text"].examples
+    assert example["where"] == "surrogate" and "half of a surrogate pair" in example["reason"]
+    assert {"controls", "names"} < set(documents_in(base))
+    names = documents_in(base)["names"]
+    assert codec.decode(names).text == "<eos> <|im_end|> </s>"

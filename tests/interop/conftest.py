@@ -113,6 +113,12 @@ def tokenizer_json(scattered: bool = False, text: str = "bytes") -> str:
     return tokenizer.to_str()
 
 
+@pytest.fixture(scope="session")
+def chameleon_file() -> Callable[[bool, str], str]:
+    """The content of Chameleon's ``tokenizer.json``; see :func:`tokenizer_json`."""
+    return tokenizer_json
+
+
 def make_chameleon(
     folder: Path,
     *,

@@ -104,6 +104,16 @@ def test_text_tokens_are_those_of_the_files_pretokenizer(compare, bundle, theirs
     assert all(any(c.isnumeric() for c in line) for line in other)
 
 
+def test_names_of_its_special_tokens_are_text(bundle):
+    vocabulary, text = bundle.codec.vocabulary, bundle.codec.text_tokenizer
+    assert len(text.added_tokens) > 10
+    for name in text.added_tokens:
+        said = f"the owl {name}{name} is"
+        ids = bundle.codec.encode_continuation(Document((Text(said),)))
+        assert all(i in vocabulary.text for i in ids)
+        assert bundle.codec.decode([vocabulary.bos_id, *ids]).text == said
+
+
 def test_decoding_gives_the_lines_back(bundle):
     for line in varied_lines(300):
         ids = bundle.codec.encode(Document((Text(line),))).ids.tolist()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pardalis.codec import Codec
-from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding
+from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding, to_dict
 from pardalis.data.blocks import WHOLE_SHARE, Block, Blocks, DamagedBlockError, Share
 from pardalis.data.packing import split_long
 from pardalis.data.portable import PortableCodec
@@ -38,7 +38,7 @@ from pardalis.documents import (
     learning_only,
     open_image,
 )
-from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError
+from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError, TextError
 from pardalis.files import (
     atomic_folder,
     read_json,
@@ -58,6 +58,9 @@ _ENCODING = 2  # version of the layout of documents in tokens; 2: turns of the s
 _PAGES = "damaged images are left out"  # of pages, which were rejected whole before
 _SHOWN_PARTS = 5  # that a message names
 _LAYOUT = 1  # version of the layout of shards without weights and pairs
+
+# What rejections are counted by, where no image is the reason.
+_KINDS: dict[type[DataError], str] = {TemplateError: "chat-template", TextError: "unreadable-text"}
 
 Group: TypeAlias = list[Document]
 """Documents that are kept together: one, or the chosen and the rejected of a pair."""
@@ -346,7 +349,8 @@ def blocks_folder(shards: Path) -> Path:
 
 def place_of_source(source: SourceConfig) -> list[Any]:
     """Return what is read of a source, without its content."""
-    return [source.reader, str(source.path), list(source.part)]
+    rules = [to_dict(rule) for rule in source.rules]
+    return [source.reader, source.options, str(source.path), list(source.part), rules]
 
 
 def restate(folder: Path, source: SourceConfig) -> None:
@@ -545,9 +549,7 @@ class _Encoder:
     def _of(self, raw: Document, encoded: Encoded | DataError) -> _Written | Rejection:
         """Return what is written of a document."""
         if isinstance(encoded, DataError):
-            is_image = not isinstance(encoded, TemplateError)
-            kind = "unreadable-image" if is_image else "chat-template"
-            return Rejection(raw.name, kind, str(encoded))
+            return Rejection(raw.name, _KINDS.get(type(encoded), "unreadable-image"), str(encoded))
         grammar = self._codec.grammar
         try:
             grammar.validate(encoded.ids)

@@ -183,7 +183,12 @@ class PrepareReport:
             turns = Turns(**values["turns"]) if values.get("turns") else None
             listed = values.get("licences", {}).items()
             licences = {licence: Licensed(**value) for licence, value in listed}
-            built = {"rejected": rejected, "left_out": left_out, "turns": turns, "licences": licences}
+            built = {
+                "rejected": rejected,
+                "left_out": left_out,
+                "turns": turns,
+                "licences": licences,
+            }
             return cls(**{**values, **built})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(repr(error)) from error

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pardalis.config import not_deciding
+from pardalis.data.ruled import Placed, first_pass, judged, key_of, replayed
+from pardalis.data.rules import RULES, Rule
 from pardalis.data.split import WHOLE, Part, placed
 from pardalis.data.transforms import TRANSFORMS, Transform
 from pardalis.digests import file_digest
@@ -55,6 +57,8 @@ class SourceConfig:
     learn: Literal["objective", "all"] = "objective"
     # What is done with each document between its encoding and training, in order.
     transforms: tuple[Annotated[Transform, TRANSFORMS], ...] = ()
+    # What is removed, in order: images and documents, see pardalis.data.rules.
+    rules: tuple[Annotated[Rule, RULES], ...] = ()
     licence: str = not_deciding("")  # of the documents, such as "CC BY 4.0"; empty: not stated
     attribution: str = not_deciding("")  # whom to name with it, and where the documents come from
 
@@ -71,11 +75,12 @@ class SourceConfig:
                 f"part must be two numbers in [0, 1], the smaller one first, got "
                 f"{list(self.part)} for source {self.name!r}."
             )
-        if self.transforms and self.has_pairs:
-            raise ConfigError(
-                f"transforms must be empty for reader 'pairs', got {len(self.transforms)} for "
-                f"source {self.name!r}; leave them out."
-            )
+        for name in ("transforms", "rules") if self.has_pairs else ():
+            if found := len(getattr(self, name)):
+                raise ConfigError(
+                    f"{name} must be empty for reader 'pairs', got {found} for source "
+                    f"{self.name!r}; leave them out."
+                )
 
     @property
     def has_pairs(self) -> bool:
@@ -93,8 +98,36 @@ class SourceConfig:
 
 
 def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
-    """Yield the documents of a source lazily; raises DataError if its path does not exist."""
-    return read_part(source.path, source.reader, source.part, source.options)
+    """Yield the documents of a source lazily, as its rules leave them.
+
+    If a rule compares documents and the source was not surveyed by this process, the source is read
+    through once before.
+
+    Raises:
+        DataError: its path does not exist.
+    """
+    if not source.rules:
+        return read_part(source.path, source.reader, source.part, source.options)
+    first, end = source.part
+    items = _ruled(source)
+    return (item for place, item in items if first <= place < end)
+
+
+def _placed(source: SourceConfig) -> Iterator[Placed]:
+    return placed(reader_with(source.reader, source.options)(source.path), _together(source.reader))
+
+
+def _ruled(source: SourceConfig, *, anew: bool = False) -> Iterator[Placed]:
+    """Yield the items of all parts with their places, as the rules leave them."""
+    items = _placed(source)  # raises if there is nothing
+    if not source.rules:
+        return items
+    rules, is_page = source.rules, source.has_pages
+    key = key_of(source.reader, source.options, source.path, rules)
+    if anew:
+        return judged(key, rules, items, is_page)
+    found = first_pass(key, rules, lambda: _placed(source), is_page)
+    return replayed(rules, items, is_page, found)
 
 
 def read_part(
@@ -151,10 +184,13 @@ def survey(source: SourceConfig, of_file: Callable[[Path], object] = file_digest
 def survey_parts(
     source: SourceConfig, parts: Sequence[Part], of_file: Callable[[Path], object] = file_digest
 ) -> list[Survey]:
-    """Survey several parts of a source in one reading; see :func:`survey`."""
+    """Survey several parts of a source in one reading; see :func:`survey`.
+
+    The rules of the source decide, so they are part of what the hash says. Those that compare
+    documents do so now, over all parts.
+    """
     counts = [_Count() for _ in parts]
-    items = reader_with(source.reader, source.options)(source.path)
-    for place, item in placed(items, _together(source.reader)):
+    for place, item in _ruled(source, anew=True):
         for (first, end), count in zip(parts, counts, strict=True):
             if first <= place < end:
                 count.add(item, source.path, of_file)
@@ -199,9 +235,8 @@ class _Count:
 
 def empty_part(source: SourceConfig) -> DataError:
     """Return the error of a source in whose part no document lies; reads the source once more."""
-    items = reader_with(source.reader, source.options)(source.path)
     places, rejected = [], []
-    for place, item in placed(items, _together(source.reader)):
+    for place, item in _ruled(source):
         if not isinstance(item, Rejection):
             places.append(place)
         elif not isinstance(item, Omission):
@@ -212,7 +247,8 @@ def empty_part(source: SourceConfig) -> DataError:
             return DataError(f"{at} is empty: its reader {source.reader!r} found no document.")
         return DataError(
             f"{at} has no usable document, {len(rejected)} rejected by its reader "
-            f"{source.reader!r}; the first, {rejected[0].where}: {rejected[0].reason}"
+            f"{source.reader!r}{' or its rules' if source.rules else ''}; the first, "
+            f"{rejected[0].where}: {rejected[0].reason}"
         )
     first, end = source.part
     if min(places) == max(places):

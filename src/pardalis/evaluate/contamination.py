@@ -17,28 +17,25 @@ An item is contaminated if training has one of its n-grams or one of its images.
 are streamed: what is kept in memory are the n-grams and the hashes of the items.
 """
 
-import hashlib
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import PIL.Image
-from jaxtyping import UInt8, UInt64
+from jaxtyping import UInt8
 
 from pardalis.config import check_at_least
 from pardalis.documents import Document, Image, Text, open_image
+from pardalis.documents.likeness import (
+    difference_hash,
+    gram_hashes,
+    hashed_words,
+    thumbnail,
+    words_of,
+)
 from pardalis.errors import DataError
 from pardalis.evaluate.tasks.items import Item
 from pardalis.progress import bar
-
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_ALONE}]|[^\\W_{_ALONE}]+")
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word is lost modulo 2^64
-_HASH_SIDES, _SIDE = (9, 8), 8  # pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,22 +129,6 @@ def find_overlaps(
     return overlaps
 
 
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in their order, normalised."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def difference_hash(image: PIL.Image.Image) -> int:
-    """Return the difference hash of an image, 64 bits."""
-    grey = np.asarray(image.convert("L").resize(_HASH_SIDES, PIL.Image.Resampling.BOX))
-    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
-
-
-def thumbnail(image: PIL.Image.Image) -> UInt8[np.ndarray, "8 8 3"]:
-    """Return an image at 8 x 8 pixels in RGB."""
-    return np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), PIL.Image.Resampling.BOX))
-
-
 class _Grams:
     """The n-grams of items that were not seen yet."""
 
@@ -165,7 +146,7 @@ class _Grams:
         for gram in self._of:
             by_length.setdefault(len(gram), []).append(gram)
         self._hashes = {
-            n: np.unique(np.concatenate([_hashes(_hashed(gram), n) for gram in grams]))
+            n: np.unique(np.concatenate([gram_hashes(hashed_words(gram), n) for gram in grams]))
             for n, grams in by_length.items()
         }
 
@@ -175,9 +156,9 @@ class _Grams:
         words = words_of(
             " ".join(part.text for part in document.segments if isinstance(part, Text))
         )
-        hashed = _hashed(words)
+        hashed = hashed_words(words)
         for n, known in self._hashes.items():
-            hashes = _hashes(hashed, n)
+            hashes = gram_hashes(hashed, n)
             places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
             for start in np.flatnonzero(known[places] == hashes).tolist():
                 for number in self._of.pop(tuple(words[start : start + n]), ()):
@@ -254,21 +235,3 @@ def _looks_of(image: Image) -> tuple[int, UInt8[np.ndarray, "8 8 3"]] | None:
     except DataError:
         return None
     return difference_hash(opened), thumbnail(opened)
-
-
-@lru_cache(maxsize=1 << 18)
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-
-
-def _hashed(words: Sequence[str]) -> UInt64[np.ndarray, " words"]:
-    return np.array([_hash(word) for word in words], dtype=np.uint64)
-
-
-def _hashes(words: UInt64[np.ndarray, " words"], n: int) -> UInt64[np.ndarray, " grams"]:
-    """Return a hash of each n-gram: a polynomial in the hashes of its words, modulo 2^64."""
-    n_grams = max(0, len(words) - n + 1)
-    found = np.zeros(n_grams, dtype=np.uint64)
-    for offset in range(n):
-        found = found * _BASE + words[offset : offset + n_grams]
-    return found

@@ -57,7 +57,7 @@ from pardalis.interop.vocabulary import (
 )
 from pardalis.model import ModelConfig
 from pardalis.seeds import derive
-from pardalis.tokens import TextTokenizer, Vocabulary
+from pardalis.tokens import TextTokenizer, Vocabulary, unmarked_turn_marks
 from pardalis.vq import ImageTokenizerConfig
 
 
@@ -152,18 +152,14 @@ def add_images(
     unknown = token_ids(tokenizer_json, of_tokenizer).get(
         parse_json(tokenizer_json)["model"].get("unk_token")
     )
-    vocabulary = extend_text_vocabulary(
-        tokenizer_json,
-        config.vocab_size,
-        _single_ids(source, config.vocab_size, unknown),
-        image_tokenizer.n_codes,
-        of_tokenizer,
+    singles = _single_ids(source, config.vocab_size, unknown)
+    vocabulary, text_tokenizer = _tokenizer(
+        source, config.vocab_size, singles, image_tokenizer.n_codes, of_tokenizer
     )
     decoder = decoder_from(tensors, config)
     extended = replace(config, vocab_size=vocabulary.size)
     for name in {"embedding.weight", "head.weight"} & decoder.keys():
         decoder[name] = _extend(decoder[name], name, extended, vocabulary, new_rows)
-    text_tokenizer = TextTokenizer.from_json(tokenizer_json, vocabulary, of_tokenizer)
     return ForeignModel(
         config=extended,
         vocabulary=vocabulary,
@@ -176,6 +172,19 @@ def add_images(
         chat_template=source.chat_template,
         adds_bos=text_tokenizer.begins_with(to_foreign(vocabulary)[vocabulary.bos_id]),
     )
+
+
+def _tokenizer(
+    source: TextSource, size: int, singles: dict[str, int], n_codes: int, where: str
+) -> tuple[Vocabulary, TextTokenizer]:
+    """Return the vocabulary with image tokens, and the text tokenizer."""
+    content = source.tokenizer_json
+    vocabulary = extend_text_vocabulary(content, size, singles, n_codes, where)
+    tokenizer = TextTokenizer.from_json(content, vocabulary, where)
+    if control := unmarked_turn_marks(vocabulary, tokenizer, source.chat_template):
+        vocabulary = extend_text_vocabulary(content, size, singles, n_codes, where, control)
+        tokenizer = TextTokenizer.from_json(content, vocabulary, where)
+    return vocabulary, tokenizer
 
 
 def _extend(

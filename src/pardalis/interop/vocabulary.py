@@ -11,7 +11,7 @@ id of each.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,12 +298,18 @@ def _added(name: str, number: int) -> dict[str, Any]:
 
 
 def extend_text_vocabulary(
-    tokenizer_json: str, size: int, singles: Mapping[str, int], n_codes: int, where: str
+    tokenizer_json: str,
+    size: int,
+    singles: Mapping[str, int],
+    n_codes: int,
+    where: str,
+    control: Collection[str] = (),
 ) -> Vocabulary:
     """Return the vocabulary of a text-only model, of the given size, extended by image tokens.
 
     ``singles`` are the special ids that it has, by name; the others, and ``n_codes`` image ids, are
     added after ``size``. A tokenizer that :func:`named_tokenizer` wrote has image tokens already.
+    ``control`` names tokens that are no text, although the file does not mark them as special.
 
     Raises:
         BundleError: the tokenizer has no text token, or names another number of image codes.
@@ -321,7 +327,7 @@ def extend_text_vocabulary(
             for held in (f"<|{role}|>", name):
                 if held in special and names[held] not in found.values():
                     found.setdefault(role, names[held])
-    taken = {names[name] for name in special} | set(found.values())
+    taken = {names[name] for name in special.union(control)} | set(found.values())
     text = sorted(i for i in names.values() if i not in taken and 0 <= i < size)
     if not text:
         raise BundleError(f"{where} has no text token; use the model's own tokenizer.")

@@ -1,6 +1,7 @@
 """The parts of a run, built from its recipe and folder: documents, codec, loader, model, task."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from pardalis import bundle as bundles
+from pardalis import config as configs
 from pardalis.adapters import AdapterConfig, install, row_ids, start
 from pardalis.codec import Codec
 from pardalis.data import (
@@ -37,7 +39,10 @@ from pardalis.weights import stream_weights
 
 def located(source: SourceConfig, run: Path) -> SourceConfig:
     """Return a source with the run folder in the place of ``{run}`` in its path."""
-    return dataclasses.replace(source, path=in_run(source.path, run))
+    there = functools.partial(in_run, run=run)
+    return dataclasses.replace(
+        source, path=there(source.path), rules=configs.replaced_paths(source.rules, there)
+    )
 
 
 def documents_of(sources: Iterable[SourceConfig], run: Path) -> Iterator[Document]:

@@ -5,6 +5,7 @@ from pardalis.tokens.control import (
     ControlTokenizer,
     control_tokens,
     template_variables,
+    unmarked_turn_marks,
     with_template_end,
 )
 from pardalis.tokens.encoded import Encoded, Ids

@@ -12,6 +12,7 @@ whose rendered text is the same as without marks of texts.
 import re
 import secrets
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,6 +164,19 @@ class ChatTemplate:
             start, stop = turn_end(rendered, rendered.parts[1][1])
             return rendered.text[start:stop].strip() or None
         return None
+
+    def turn_marks(self) -> set[str]:
+        """Return the names of the control tokens that stand in each exchange of a conversation.
+
+        What stands in the last one only, such as the beginning of a thought, marks no turn.
+
+        Raises:
+            TemplateError, BundleError: as :meth:`render`.
+        """
+        turns = [Turn("user", ["a"]), Turn("assistant", ["b"])]
+        rendered = self._render([*turns, Turn("user", ["c"]), Turn("assistant", ["d"])], False)
+        names = Counter(rendered.text[start:stop] for start, stop in rendered.control)
+        return {name for name, count in names.items() if count > 1}
 
     # ── marks ──────────────────────────────────────────────────────────────────────────────────
 

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Integer
 from tokenizers import AddedToken, Tokenizer
 
+from pardalis.errors import DataError
 from pardalis.tokens.chat_template import ChatTemplate, Rendered, turn_end
-from pardalis.tokens.text import TextTokenizer, refusing
+from pardalis.tokens.text import TextTokenizer, encoded, refusing
 from pardalis.tokens.vocabulary import Vocabulary
 
 # Variables of templates, by the names of special ids.
@@ -25,14 +26,14 @@ _VARIABLES = {"bos": "bos_token", "eos": "eos_token", "pad": "pad_token", "unk":
 def control_tokens(vocabulary: Vocabulary, tokenizer: TextTokenizer) -> dict[str, int]:
     """Return the token ids that a chat template may write, by their names in its text.
 
-    They are the special tokens of an imported tokenizer's file, and the special ids of the
-    vocabulary that have a name there. In our own vocabularies they are ``<bos>``, ``<end_turn>``
-    and so on.
+    They are the added tokens of an imported tokenizer's file that are no text tokens, and the
+    special ids of the vocabulary that have a name there. In our own vocabularies they are
+    ``<bos>``, ``<end_turn>`` and so on.
     """
     if vocabulary.foreign_ids is None:
         return {f"<{name}>": i for name, i in vocabulary.special.items()}
     ours = {own_id: i for i, own_id in enumerate(vocabulary.foreign_ids)}
-    special = tokenizer.special_tokens | {
+    special = tokenizer.added_tokens | {
         name: vocabulary.foreign_ids[i]
         for i in vocabulary.special.values()
         if (name := tokenizer.name_of(vocabulary.foreign_ids[i])) is not None
@@ -77,6 +78,29 @@ def with_template_end(
     return replace(vocabulary, special={**vocabulary.special, "end_turn": end})
 
 
+def unmarked_turn_marks(
+    vocabulary: Vocabulary, tokenizer: TextTokenizer, chat_template: str | None
+) -> set[str]:
+    """Return the added tokens that mark the turns of a chat template and pass for text.
+
+    Their file does not mark them as special. Were they text, a user could end a turn by writing
+    their names.
+
+    Raises:
+        BundleError: as :class:`ChatTemplate`.
+    """
+    control = control_tokens(vocabulary, tokenizer)
+    unmarked = tokenizer.added_tokens.keys() - control.keys()
+    if chat_template is None or not unmarked:
+        return set()
+    variables = template_variables(vocabulary, control)
+    try:
+        marks = ChatTemplate(chat_template, {*control, *unmarked}, variables).turn_marks()
+    except DataError:  # it takes no such conversation
+        return set()
+    return unmarked & marks
+
+
 class ControlTokenizer:
     """Encodes rendered conversations.
 
@@ -92,8 +116,7 @@ class ControlTokenizer:
     @cached_property
     def _tokenizer(self) -> tuple[Tokenizer, dict[str, str], dict[int | None, str]]:
         """The tokenizer with a secret name for each control token, those names, and their ids."""
-        tokenizer = Tokenizer.from_str(self._text.to_json())
-        tokenizer.encode_special_tokens = True
+        tokenizer = self._text.another_encoder()
         nonce = secrets.token_hex(8)  # cannot be guessed, so no text contains such a name
         options = {
             token.content: {"lstrip": token.lstrip, "rstrip": token.rstrip}
@@ -139,7 +162,7 @@ class ControlTokenizer:
         owners.append(parts[last:])
         of_character = np.concatenate(owners)
         with refusing(rendered.text):
-            encoding = tokenizer.encode("".join(texts), add_special_tokens=False)
+            encoding = encoded(tokenizer, "".join(texts))
         next_image = iter(images)
         ids: list[int] = []
         of_token: list[int] = []

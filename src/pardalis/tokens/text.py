@@ -8,19 +8,22 @@ The tokenizer of an imported model is used as its file has it. That file numbers
 tokens too, so the vocabulary lists which of its ids are text tokens.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pardalis.config import shown
-from pardalis.errors import BundleError, ConfigError, DataError
+from pardalis.errors import BundleError, ConfigError, TextError
 from pardalis.files import parse_json, read_text, write_text
+from pardalis.tokens.background import Feed, in_background
 from pardalis.tokens.vocabulary import Vocabulary
 
 N_BYTES = 256
@@ -33,6 +36,12 @@ _UNICODE_GROWTH = 18  # of U+FDFA; done again, it changes nothing
 _GROWTH = {"ByteLevel": 4, "Metaspace": 2, "WordPiece": 2, "BPEDecoder": 2, "Precompiled": math.inf}
 _UNICODE_SHRINKAGE = 4  # of a character's UTF-8 at most, which has 4 bytes at most
 _SPLITTERS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Prepend")  # these drop nothing
+# Bytes of a pre-token in training, beyond which it is cut: the library's time grows with the square
+# of its length. No word is that long; a row of dashes, base64 text or DNA may be.
+LONGEST_PRE_TOKEN = 256
+_LONG_TEXT = (
+    50_000  # characters, from which the library's work takes so long that Ctrl-C must end it
+)
 _BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -45,17 +54,29 @@ def _is_failure(error: BaseException) -> bool:
 
 @contextmanager
 def refusing(what: object) -> Iterator[None]:
-    """Turn a failure of the library at a text or tokens into a DataError."""
+    """Turn a failure of the library at a text or tokens into a TextError."""
     try:
         yield
     except BaseException as error:
         if not _is_failure(error):
             raise
+        if isinstance(what, str) and not _is_unicode(what):
+            raise TextError(
+                "The text has half of a surrogate pair, which is no character; leave it out."
+            ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
+        raise TextError(
             f"The text tokenizer fails at {shown(what)} ({reason}); use the tokenizer that belongs "
             "to the model."
         ) from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_steps(content: dict[str, Any]) -> None:
@@ -79,6 +100,83 @@ def check_steps(content: dict[str, Any]) -> None:
     longest = max(map(len, tokens), default=0)
     if longest > _LONGEST_TOKEN:
         raise ValueError(f"it has a token of {longest:,} characters")
+
+
+def _check_added_ids(tokenizer: Tokenizer, content: dict[str, Any], where: Path | str) -> None:
+    """Check that the added tokens of a ``tokenizer.json`` have the ids that it states.
+
+    The library numbers them in succession, whatever the file says, so that every token behind a
+    hole would be another one than the model was trained with.
+
+    Raises:
+        BundleError: one has another id.
+    """
+    for token in content.get("added_tokens", ()):
+        name, stated = token["content"], token["id"]
+        if (found := tokenizer.token_to_id(name)) != stated:
+            raise BundleError(
+                f"{where} states the id {shown(stated)} for its added token {shown(name)}, but the "
+                f"tokenizers library numbers added tokens in succession and gives it {found}, "
+                "since ids before it have no token. Name these ids in the file, as unused special "
+                "tokens."
+            )
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Encode a text by the library, without what a file adds to it; Ctrl-C ends a long one."""
+    if len(text) < _LONG_TEXT:
+        return tokenizer.encode(text, add_special_tokens=False)
+    # Unlike `encode`, it lets other threads work.
+    encode = tokenizer.encode_batch
+    return in_background(lambda: encode([text], add_special_tokens=False))[0]
+
+
+def _of_text_alone(content: dict[str, Any], text_ids: Collection[int]) -> dict[str, Any] | None:
+    """Return the ``tokenizer.json`` of a tokenizer that makes no other ids of a text than these.
+
+    The library takes an added token that is not marked as special for itself wherever its name
+    stands, and a model may make one by its merges. Here the first are marked, and the others have
+    names that no text contains.
+
+    Returns:
+        None: the file is of such a tokenizer.
+    """
+    added, model = content.get("added_tokens", []), content["model"]
+    unmarked = [token for token in added if not token["special"] and token["id"] not in text_ids]
+    vocab = model.get("vocab")
+    others = {
+        name
+        for name, i in (vocab.items() if isinstance(vocab, dict) else ())
+        if i not in text_ids and len(name) > 1
+    }
+    merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in _merges(model)]
+    if model["type"] == "BPE" and not model.get("ignore_merges"):
+        others &= {"".join(merge) for merge in merges}
+    if not unmarked and not others:
+        return None
+    secret = {name: f"\ue0b0{secrets.token_hex(8)}\ue0bf" for name in others}
+    changed = dict(model)
+    if others:
+        changed["vocab"] = {secret.get(name, name): i for name, i in vocab.items()}
+        unknown = model.get("unk_token")
+        changed |= {"unk_token": secret.get(unknown, unknown)} if "unk_token" in model else {}
+    if merges:
+        changed["merges"] = [
+            merge for merge in merges if not others & {*merge, "".join(merge)}
+        ]  # fmt: skip
+    return {
+        **content,
+        "model": changed,
+        "added_tokens": [
+            {**token, "special": token["special"] or token["id"] not in text_ids}
+            for token in added
+            if token["content"] not in others
+        ],
+    }
+
+
+def _merges(model: dict[str, Any]) -> list[Any]:
+    return model.get("merges") or []
 
 
 def _steps(step: Any) -> Iterator[dict[str, Any]]:
@@ -196,32 +294,48 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the text tokens of a text.
 
+        Text that reads like a special token is text. The time is in proportion to the length of a
+        text, whatever its words are, and Ctrl-C ends it.
+
         Raises:
-            DataError: an imported tokenizer gives a token that is not a text token, or fails.
+            TextError: an imported tokenizer gives a token that is not a text token, or fails, or
+                the text is no Unicode.
         """
         with refusing(text):
-            own_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            own_ids = encoded(self._encoder, text).ids
         return [self.text_token(own_id, text) for own_id in own_ids]
+
+    @cached_property
+    def _encoder(self) -> Tokenizer:
+        """The tokenizer, or one that makes no other tokens of a text than text tokens."""
+        if isinstance(self.text_tokens, range) and len(self._own_ids) == len(self.text_tokens):
+            return self._tokenizer  # all ids are text tokens
+        changed = _of_text_alone(parse_json(self.to_json()), frozenset(self.text_tokens))
+        return self._tokenizer if changed is None else _encoding(json.dumps(changed))
+
+    def another_encoder(self) -> Tokenizer:
+        """Return a tokenizer of the library that encodes texts alike, to add tokens to."""
+        return _encoding(self._encoder.to_str())
 
     def text_token(self, own_id: int, text: str) -> int:
         """Return the text token of the tokenizer's own id, which ``text`` was encoded with.
 
         Raises:
-            DataError: it is not a text token.
+            TextError: it is not a text token.
         """
         token = self._token_of.get(own_id)
         if token is None:
-            raise DataError(
+            raise TextError(
                 f"The text tokenizer encodes {text[:40]!r} with the special token "
                 f"{self.name_of(own_id)!r}, which is not a text token; rewrite that text."
             )
         return token
 
     @property
-    def special_tokens(self) -> dict[str, int]:
-        """The tokenizer's own ids of the tokens that its file marks as special, by name."""
+    def added_tokens(self) -> dict[str, int]:
+        """The tokenizer's own ids of the tokens that its file adds to the model's, by name."""
         added = self._tokenizer.get_added_tokens_decoder()
-        return {token.content: own_id for own_id, token in added.items() if token.special}
+        return {token.content: own_id for own_id, token in added.items()}
 
     def name_of(self, own_id: int) -> str | None:
         """Return the name of the tokenizer's own id; None if it has no such id."""
@@ -238,7 +352,7 @@ class TextTokenizer:
         The unknown token is left out if the tokenizer has none.
 
         Raises:
-            DataError: an imported tokenizer cannot decode them.
+            TextError: an imported tokenizer cannot decode them.
         """
         own_ids = [self._own_ids[token] for token in text_tokens if token < len(self._own_ids)]
         with refusing(own_ids):
@@ -289,14 +403,15 @@ class TextTokenizer:
         Arguments and errors are otherwise those of :meth:`load`.
         """
         try:
-            tokenizer = Tokenizer.from_str(content)
-            check_steps(parse_json(content))
+            tokenizer, parsed = Tokenizer.from_str(content), parse_json(content)
+            check_steps(parsed)
         except BaseException as error:  # a bare Exception for parse errors, and panics of Rust
             if not _is_failure(error):
                 raise
             raise BundleError(
                 f"{where} is not a text tokenizer that can be read: {error}; copy it again."
             ) from error
+        _check_added_ids(tokenizer, parsed, where)
         if vocabulary is None or vocabulary.foreign_ids is None:
             size = tokenizer.get_vocab_size()
             if gaps := set(range(size)) - set(tokenizer.get_vocab().values()):
@@ -355,8 +470,19 @@ class TextStream:
         return decode(self._before + self._held)[len(decode(self._before)) :]
 
 
+def _encoding(content: str) -> Tokenizer:
+    """Return the tokenizer of a ``tokenizer.json``, for which a special token's name is text."""
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
-    """Train a byte-level BPE on texts.
+    """Train a byte-level BPE on texts; Ctrl-C ends it at any time.
+
+    A pre-token, such as a word, of more than :data:`LONGEST_PRE_TOKEN` bytes is learnt from in
+    parts of that length, so that the time is in proportion to the length of the texts. Halves of
+    surrogate pairs are left out.
 
     Args:
         texts: the training texts, read once.
@@ -371,12 +497,17 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer
             "raise `vocab_size`."
         )
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = pre_tokenizers.Split(Regex(f".{{{LONGEST_PRE_TOKEN}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_bytes, parts])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    with Feed(lambda fed: tokenizer.train_from_iterator(fed, trainer)) as feed:
+        for text in texts:
+            feed.put(text.encode(errors="ignore").decode())  # without halves of surrogate pairs
+    tokenizer.pre_tokenizer = by_bytes
     return TextTokenizer(tokenizer)

@@ -63,8 +63,11 @@ class RunContext:
     def _survey_parts(self, source: SourceConfig) -> None:
         """Survey all sources that are parts of the same documents, in one reading."""
         others = (each for each in self.recipe.all_sources if each.name != source.name)
-        where = (source.reader, source.path, source.options)
-        parts = [source, *(o for o in others if (o.reader, o.path, o.options) == where)]
+        where = (source.reader, source.path, source.options, source.rules)
+        parts = [
+            source,
+            *(o for o in others if (o.reader, o.path, o.options, o.rules) == where),
+        ]
         there = located(source, self.folder)
         found = survey_parts(there, [each.part for each in parts], self.digests.of)
         for part, of_part in zip(parts, found, strict=True):

@@ -1,9 +1,15 @@
 """Stage ``text_tokenizer``: train the byte-level BPE on the text of the sources."""
 
+import logging
+from collections.abc import Iterator
+
 from pardalis.pipeline.builders import documents_of
 from pardalis.pipeline.recipe import Recipe, TextTokenizerConfig
 from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
+from pardalis.progress import bar
 from pardalis.tokens import train_text_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -12,9 +18,19 @@ def inputs(context: RunContext) -> Inputs:
 
 def run(context: RunContext) -> None:
     config = context.recipe.trained_text_tokenizer or TextTokenizerConfig()
-    texts = (document.text for document in documents_of(context.recipe.sources, context.folder))
-    tokenizer = train_text_tokenizer(texts, config.vocab_size)
+    tokenizer = train_text_tokenizer(_texts(context), config.vocab_size)
     tokenizer.save(context.folder / "text_tokenizer" / "tokenizer.json")
+
+
+def _texts(context: RunContext) -> Iterator[str]:
+    sources = context.recipe.sources
+    surveys = [context.survey(source) for source in sources]
+    total = sum(each.n_items - each.n_rejections for each in surveys)
+    with bar("Reading texts", total, "documents") as advance:
+        for document in documents_of(sources, context.folder):
+            yield document.text
+            advance(1)
+    logger.info("Training the text tokenizer on the texts of %d documents.", total)
 
 
 def _is_frozen(recipe: Recipe) -> bool:
