@@ -146,7 +146,7 @@ def test_requests_without_adapter_are_the_same_to_the_bit(model, grammar, adapte
         Request(prompt_ids=(IDS.bos_id, A + n), limits=Limits(max_new_tokens=20), adapter=name)
         for n, name in enumerate(adapters)
     ]
-    plain = log_probs(TokenLoop(model, grammar, EngineConfig()))
+    plain = log_probs(TokenLoop(model, grammar, EngineConfig(native=False)))
     assert log_probs(TokenLoop(model, grammar, EngineConfig(), adapters)) == plain
     assert log_probs(TokenLoop(model, grammar, EngineConfig(), adapters), *others) == plain
 

@@ -26,6 +26,7 @@ class EngineConfig:
     speculation_window: int | None = None  # codes verified per pass; 1: off, None: adaptive
     overlap: bool | None = None  # launch steps before reading the previous ones; None: on a GPU
     compile: bool = False  # compile decoding steps: takes minutes at first, then runs faster
+    native: bool = True  # decode in C++ on a CPU where that can be compiled; not with compile
     weights: Literal["stored", "int8"] = "stored"  # int8 reduces memory traffic to a half or less
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ which tokens the sequences generate, where their images begin and end, and which
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -137,6 +137,17 @@ class Generated:
         return Generated(self.ids.to("cpu", non_blocking=True), log_probs)
 
 
+@runtime_checkable
+class BackEnd(Protocol):
+    """Runs decoding steps instead of torch, on the same weights, cache and slots."""
+
+    def decode(
+        self, batch: DecodeBatch, layout: PassLayout, n_steps: int
+    ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "steps RW D"] | None] | None:
+        """Run steps of a batch without adapters; see ``NativeSteps.decode``."""
+        ...
+
+
 class StepRunner:
     """Runs batches on one model."""
 
@@ -148,8 +159,10 @@ class StepRunner:
         slots: SlotStates,
         compile: bool = False,  # decoding steps only; prefill and adapters stay eager
         adapters: LoadedAdapters | None = None,
+        native: BackEnd | None = None,
     ) -> None:
         self.model, self.head, self.automaton, self.slots = model, head, automaton, slots
+        self.native = native
         self._adapters = adapters
         self._decode_hidden, self._sample = self._hidden, sample
         self.compiled = CompiledSteps(model, self._hidden) if compile else None
@@ -158,15 +171,20 @@ class StepRunner:
         self.n_codes = automaton.n_codes
         self.hashed_ids = prepare_ids(automaton.writable_ids)
 
-    def reload(self, model: LanguageModel, head: Head) -> None:
+    def reload(self, model: LanguageModel, head: Head, native: BackEnd | None = None) -> None:
         """Continue with another packed model and its head; compiled steps stay compiled."""
-        keep_numbers(self.model, model)
-        self.model, self.head = model, head
+        if self.compiled is not None:
+            keep_numbers(self.model, model)
+        self.model, self.head, self.native = model, head, native
         if self.compiled is not None:
             self.compiled.model = model
 
     def decode(self, batch: DecodeBatch, layout: PassLayout, n_steps: int) -> Generated:
         """Run steps; return what each conditional sequence generated."""
+        if self.native is not None:
+            ran = self.native.decode(batch, layout, n_steps)
+            if ran is not None:
+                return self._reported(batch, *ran)
         state = self.slots.load(batch.slots)
         step = self._step if batch.window is None else self._speculative_step
         generated: list[Tensor] = []
@@ -179,6 +197,21 @@ class StepRunner:
         return Generated(
             torch.cat(generated, dim=1), LogProbTensors.joined(log_probs) if log_probs else None
         )
+
+    def _reported(
+        self,
+        batch: DecodeBatch,
+        ids: Int[Tensor, "B T"],
+        hidden: Float[Tensor, "steps RW D"] | None,
+    ) -> Generated:
+        """Add the log-probabilities of what steps generated, if the batch reports any."""
+        if hidden is None:
+            return Generated(ids, None)
+        log_probs: list[LogProbTensors] = []
+        of_steps = torch.split(ids, batch.window_size, dim=1)
+        for states, of_step in zip(hidden, of_steps, strict=True):
+            log_probs += self._log_probs(batch, states, of_step)
+        return Generated(ids, LogProbTensors.joined(log_probs))
 
     def prefill(
         self,

@@ -16,6 +16,7 @@ from pardalis.inference.batches import BatchBuilder, head_slice_of, in_batch_ord
 from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.log_probs import TokenLogProb
+from pardalis.inference.native.steps import NativeSteps, library_for
 from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
 from pardalis.inference.speculation import WindowPolicy
@@ -27,7 +28,7 @@ from pardalis.inference.steps import (
     StepRunner,
 )
 from pardalis.inference.weights import Head, packed
-from pardalis.model import LanguageModel
+from pardalis.model import Decoder, LanguageModel
 from pardalis.tokens import Grammar, Phase, Rule
 
 # Tokens up to which a pass is bound by reading the weights, so that more cost little.
@@ -115,15 +116,12 @@ class TokenLoop:
         self.scheduler = Scheduler(
             config, n_pages, grammar, context, self.windows.largest, 1 + self.overlap, names
         )
-        slots = SlotStates(config.max_slots, self.device)
-        self.batches = BatchBuilder(grammar, slots)
+        self.slots = SlotStates(config.max_slots, self.device)
+        self.batches = BatchBuilder(grammar, self.slots)
+        self.automaton = Automaton(grammar, self.device)
+        model_, head, native = self._prepared(model)
         self.runner = StepRunner(
-            packed(model, config.weights, self.adapters, self._n_positions),
-            Head(model, grammar, config.weights, self.adapters),
-            Automaton(grammar, self.device),
-            slots,
-            config.compile,
-            self.adapters,
+            model_, head, self.automaton, self.slots, config.compile, self.adapters, native
         )
         self.statistics = LoopStatistics()
         self._layout = _layout(model)
@@ -131,6 +129,18 @@ class TokenLoop:
         self._aborted: list[int] = []
         self._in_flight: _StepsInFlight | None = None
         self._last_sync = 0.0  # time of perf_counter
+
+    def _prepared(self, model: LanguageModel) -> tuple[LanguageModel, Head, NativeSteps | None]:
+        """Return the model and its head as they decode fastest, and the steps in C++, if any."""
+        config, library = self.config, None
+        if config.native and not config.compile and self.device.type == "cpu":
+            library = library_for(model, adapters=bool(self.adapters))
+        copy = packed(model, config.weights, self.adapters, self._n_positions, library)
+        head = Head(model, self.grammar, config.weights, self.adapters, library)
+        if library is None:
+            return copy, head, None
+        assert isinstance(copy, Decoder)
+        return copy, head, NativeSteps(library, copy, head, self.automaton, self.slots)
 
     def reload(self, model: LanguageModel) -> None:
         """Take the weights of a model of the same config: the same module, changed, or another.
@@ -161,10 +171,7 @@ class TokenLoop:
                     f"{needed}; make a new loop for it."
                 )
         self._in_flight = None  # steps of requests that were aborted meanwhile
-        self.runner.reload(
-            packed(model, self.config.weights, n_positions=self._n_positions),
-            Head(model, self.grammar, self.config.weights),
-        )
+        self.runner.reload(*self._prepared(model))
         self.scheduler.pool.forget_prefixes()
         self.cache.clear()
 

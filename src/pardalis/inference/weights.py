@@ -16,6 +16,8 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from pardalis.inference.adapters import LoadedAdapters
+from pardalis.inference.native.library import Library
+from pardalis.inference.native.linear import RowsLinear
 from pardalis.model import LanguageModel
 from pardalis.model.positions import RoPE, Rotation
 from pardalis.tokens import Grammar
@@ -123,7 +125,7 @@ class RotationTable(nn.Module):
 
 
 class Head:
-    """A copy of the output head in the order of :meth:`Grammar.writable_ids`.
+    """The output head in the order of :meth:`Grammar.writable_ids`.
 
     ``image`` gives the logits of image tokens, the first ``n_codes`` of the order, and ``text``
     those of all other tokens. The tokens that are never generated follow in :meth:`whole`.
@@ -139,6 +141,7 @@ class Head:
         grammar: Grammar,
         weights: Weights,
         adapters: LoadedAdapters | None = None,
+        library: Library | None = None,
     ) -> None:
         table, writable = model.head.weight.detach(), grammar.writable_ids()
         order = [*writable, *sorted({*range(len(table))} - {*writable})]
@@ -146,9 +149,13 @@ class Head:
         self.index = self.ids.argsort()
         self.n_codes = grammar.vocabulary.n_codes
         ends = [self.n_codes, len(writable)]
-        parts = [_linear(part, None, weights) for part in table[self.ids].tensor_split(ends)]
+        of_parts = self.ids.tensor_split(ends)
+        parts: list[nn.Module]
+        if library is not None and weights == "stored":
+            parts = [RowsLinear(library, table, ids) for ids in of_parts]
+        else:
+            parts = [_linear(table[ids], weights) for ids in of_parts]
         if adapters:
-            of_parts = self.ids.tensor_split(ends)
             parts = [adapters.around_head(*each) for each in zip(parts, of_parts, strict=True)]
         self.image, self.text, self.rest = parts
 
@@ -168,6 +175,7 @@ def packed(
     weights: Weights,
     adapters: LoadedAdapters | None = None,
     n_positions: int | None = None,
+    library: Library | None = None,
 ) -> LanguageModel:
     """Return a copy of a model of any kind for decoding; the original is unchanged.
 
@@ -180,26 +188,28 @@ def packed(
         adapters: what a token may have beside the matrices, which it never quantises.
         n_positions: most that a sequence has, for which tables are made; None: the context, which
             a config may claim to be any number.
+        library: multiplies by the rows of the matrices where they are, without a copy; then no maps
+            are joined.
     """
     if n_positions is None:
         n_positions = model.context
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
-    is_packed = weights == "int8" or _has_layout(model.head.weight)
+    is_packed = weights == "int8" or library is not None or _has_layout(model.head.weight)
     names: dict[nn.Module, str] = {module: name for name, module in copied.named_modules()}
 
     def joined(linears: Sequence[nn.Module]) -> nn.Module:
         """Return one map of several that have the same input; their outputs are concatenated."""
         matrices = [cast(Tensor, linear.weight) for linear in linears]
         biases = [cast(Tensor, linear.bias) for linear in linears]
-        product = _linear(_concatenated(matrices), None, weights)
+        product = _linear(_concatenated(matrices), weights, library)
         if adapters:
             maps = zip((names[linear] for linear in linears), matrices, strict=True)
             product = adapters.around(product, list(maps))
         return product if biases[0] is None else _Biased(product, _concatenated(biases))
 
     for module in list(copied.modules()):
-        if is_packed and (fuse := getattr(module, "fuse", None)):
+        if is_packed and library is None and (fuse := getattr(module, "fuse", None)):
             fuse(joined)
         for name, child in list(module.named_children()):
             if isinstance(child, RoPE):
@@ -220,17 +230,22 @@ def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
 
 def linear_map(weight: Float[Tensor, "out in"]) -> nn.Module:
     """Return the fastest module for a linear map whose values are kept."""
-    return _linear(weight, None, "stored")
+    return _linear(weight, "stored")
+
+
+def without_bias(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
+    """Return a linear map of a packed model without its bias, and the bias."""
+    return (module.linear, module.bias) if isinstance(module, _Biased) else (module, None)
 
 
 def _linear(
-    weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None, weights: Weights
+    weight: Float[Tensor, "out in"], weights: Weights, library: Library | None = None
 ) -> nn.Module:
     """Return the fastest module for a linear map."""
-    if bias is not None:
-        return _Biased(_linear(weight, None, weights), bias)
     if weights == "int8":
         return Int8Linear(weight)
+    if library is not None:
+        return RowsLinear(library, weight)
     if _has_layout(weight):
         return PackedLinear(weight)
     linear = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
