@@ -369,7 +369,7 @@ def test_a_conversation_that_the_chat_template_refuses_is_rejected(base: Path, c
 
 def test_empty_documents_and_broken_grammar_are_rejected(base: Path, codec: Codec, monkeypatch):
     documents = [pair(base, 0), Document((Text(" \n"),), "blank"), Document((), "nothing")]
-    monkeypatch.setattr("pardalis.data.source.READERS", {"folder": lambda _: iter(documents)})
+    monkeypatch.setitem(READERS, "folder", lambda _: iter(documents))
     report = prepare(base, codec)
     assert report.rejected["empty"].count == 2
     monkeypatch.setattr(codec, "grammar", Grammar(codec.vocabulary, codes_per_image=5))

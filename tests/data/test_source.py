@@ -9,7 +9,7 @@ import pytest
 
 from pardalis.data import PairOrder, SourceConfig, read_source
 from pardalis.data.source import size_and_time, survey
-from pardalis.documents import Document, Image, Text
+from pardalis.documents import READERS, Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 
 SOURCE = SourceConfig(name="notes", reader="jsonl", path=Path("notes.jsonl"))
@@ -79,7 +79,7 @@ def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path: Path):
 def test_a_survey_notices_every_kind_of_image(monkeypatch, tmp_path: Path):
     def found(*images: object) -> str:
         document = Document(tuple(Image(image) for image in images), "a")
-        monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
+        monkeypatch.setitem(READERS, "jsonl", lambda _: iter([document]))
         return survey(SOURCE).digest
 
     hashes = {
@@ -104,7 +104,7 @@ def test_a_survey_notices_weights_but_not_those_of_1(monkeypatch):
 
 def survey_of(monkeypatch, *segments: Text | Image) -> str:
     document = Document(segments, "a")
-    monkeypatch.setattr("pardalis.data.source.READERS", {"jsonl": lambda _: iter([document])})
+    monkeypatch.setitem(READERS, "jsonl", lambda _: iter([document]))
     return survey(SOURCE).digest
 
 

@@ -169,7 +169,7 @@ def test_what_is_left_of_a_document(tmp_path):
     assert [len(item.segments) for item in left] == [3, 1]
     found = survey(source)
     assert found.n_images == len(list(named_images(read_source(source))))
-    assert (found.n_items, found.n_rejections) == (7, 5)
+    assert (found.n_items, found.n_rejections) == (5, 3)
 
 
 def test_a_page_is_kept_without_an_image(tmp_path):
