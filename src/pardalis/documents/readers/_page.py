@@ -79,6 +79,7 @@ _UNSEEN = frozenset((
 
 _CONTROLS = frozenset(("button", "input", "meter", "progress", "select", "textarea"))
 _MEDIA = frozenset(("audio", "canvas", "embed", "frame", "frameset", "iframe", "applet"))
+_CHECKED = frozenset(("nav", "search", "header", "footer", "dialog", *_CONTROLS, *_MEDIA))
 _VERBATIM = frozenset(("pre", "listing", "xmp", "plaintext"))
 _SECTIONS = frozenset(("article", "aside", "blockquote", "figure", "main", "section", "table"))
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "legend", "caption"))
@@ -311,6 +312,8 @@ class Walk:
         return True
 
     def _kind_left_out(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
+        if not attributes and tag not in _CHECKED:
+            return ""
         style = _get(attributes, "style")
         is_closed = tag == "dialog" and "open" not in attributes
         if "hidden" in attributes or is_closed or (style and _HIDDEN.search(style)):
