@@ -13,6 +13,7 @@ share of all words that the whole page shows.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -33,6 +34,7 @@ from pardalis.documents import Document, Image, PageOptions, Rejection, read_mht
 from pardalis.documents.readers._site import read_pages
 from pardalis.documents.readers.html import page_of
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _MARKED = re.compile(r"\ue000(\d+)\ue001|\w+")
 
 # Hides what the rules leave out, and marks the place of each visible image.
@@ -158,16 +160,25 @@ def of_document(document: Document | None) -> list[str]:
     for segment in document.segments if document else ():
         if isinstance(segment, Image):
             parts.append(f" \ue000{len(images)}\ue001 ")
-            images.append(segment.source.name if isinstance(segment.source, Path) else "drawing")
+            images.append(digest_of(segment.source))
         else:
             parts.append(segment.text)
     return tokens("".join(parts), images)
 
 
-def named(address: str) -> str:
-    """Return the name of an image's file; a drawing is rendered, and has none."""
-    name = unquote(urlsplit(address).path).rpartition("/")[2]
-    return "drawing" if name.lower().endswith((".svg", ".svgz")) else name
+def digest_of(source: object) -> str:
+    """Return what identifies an image; all drawings, which are rendered, are one."""
+    content = source.read_bytes() if isinstance(source, Path) else bytes(source)  # type: ignore
+    is_drawing = content.startswith(_PNG) and b"\0\0\x02\0" in content[16:24]
+    return "drawing" if is_drawing else hashlib.sha256(content).hexdigest()[:16]
+
+
+def shown_image(address: str) -> str:
+    """Return the same of an image that the browser shows."""
+    file = Path(unquote(urlsplit(address).path))
+    if file.suffix.lower() in (".svg", ".svgz"):
+        return "drawing"
+    return digest_of(file) if file.is_file() else address
 
 
 def read(page: Path, root: Path, options: PageOptions) -> Iterator[Document | Rejection]:
@@ -197,7 +208,7 @@ class Browser:
         text, images = self._driver.execute_script(
             _SCRIPT, selector, limits.declared_side, limits.min_side, is_strict
         )
-        return tokens(text, [named(each) for each in images])
+        return tokens(text, [shown_image(each) for each in images])
 
     def save(self, page: Path, target: Path) -> None:
         """Save a page as the browser's menu does, into one file."""
@@ -210,14 +221,18 @@ class Browser:
 
 
 def measured(
-    site: str, kind: str, pages: Sequence[Path], content: str, browser: Browser, root: Path
+    site: Site, pages: Sequence[tuple[Path, Path, str]], browser: Browser, root: Path
 ) -> dict[str, Any]:
-    """Return what is found of some pages, and the worst of them."""
+    """Return what is found of some pages, and the worst of them.
+
+    Args:
+        pages: the file that is read, the one that the browser shows, and the selector of content.
+    """
     sums: Counter[str] = Counter()
     worst: list[tuple[float, str]] = []
     seconds, n_bytes = 0.0, 0
     missing: Counter[str] = Counter()
-    for page in pages:
+    for page, original, content in pages:
         start = time.perf_counter()
         items = list(read(page, root, PageOptions(content=content)))
         seconds += time.perf_counter() - start
@@ -225,8 +240,8 @@ def measured(
         whole = [i for i in read(page, root, PageOptions()) if isinstance(i, Document)]
         documents = [item for item in items if isinstance(item, Document)]
         ours = of_document(documents[0] if documents else None)
-        oracle = browser.shown(page, content, is_strict=True)
-        shown = browser.shown(page, "", is_strict=False)
+        oracle = browser.shown(original, content, is_strict=True)
+        shown = browser.shown(original, "", is_strict=False)
         n_words = len(words(oracle))
         found = in_order(words(ours), words(oracle))
         placed = in_order(ours, oracle) - found
@@ -245,8 +260,8 @@ def measured(
                 sums[f"kind {item.kind}"] += getattr(item, "count", 1)
     share = lambda part, of: round(100 * sums[part] / max(1, sums[of]), 2)  # noqa: E731
     return {
-        "site": site,
-        "kind": kind,
+        "site": site.package,
+        "kind": site.kind,
         "pages": len(pages),
         "words": sums["words"],
         "word_recall_percent": share("recalled", "words"),
@@ -281,20 +296,19 @@ def main() -> None:
                 continue
             root = unpacked(site.package, options.cache)
             pages = chosen(list(root.glob(site.pages)), options.pages)
-            results.append(
-                measured(site.package, site.kind, pages, site.content, browser, root)
-            )
+            triples = [(page, page, site.content) for page in pages]
+            results.append(measured(site, triples, browser, root))
             print(json.dumps(results[-1]), flush=True)
-            to_save += [(page, site.content) for page in pages[:1]]
+            to_save += [triples[0], triples[-1]]
         saved = options.cache / "saved"
         saved.mkdir(exist_ok=True)
         of_saved = []
-        for number, (page, content) in enumerate(to_save):
+        for number, (_, page, content) in enumerate(to_save):
             target = saved / f"{number}.mhtml"
             browser.save(page, target)
-            of_saved.append((target, content))
-        for target, content in of_saved:
-            results.append(measured("saved by Chromium", target.stem, [target], content, browser, saved))
+            of_saved.append((target, page, content))
+        by_browser = Site("saved by Chromium", "", "", "MHTML")
+        results.append(measured(by_browser, of_saved, browser, saved))
     finally:
         browser.close()
     result = {"date": date.today().isoformat(), "sites": results}

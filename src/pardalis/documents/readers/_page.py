@@ -109,6 +109,7 @@ _RENDERED = re.compile(
     r"(?<!\S)(?:MathJax(?:_Preview|_Display|_SVG|_SVG_Display|_CHTML)?|mwe-math-fallback-image\S*)(?!\S)"
 )
 _LINE_NUMBERS = re.compile(r"(?<!\S)(?:linenos|lineno|line-numbers?|blob-num|gutter)(?!\S)")
+_SEPARATOR = re.compile(r"(?<![\w-])(?:sep|separator|divider)(?![\w-])")
 _PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link"))
 
 # Attributes in which pages that load images late keep the address of the file.
@@ -254,6 +255,10 @@ class Walk:
             return None
         if (special := _SPECIAL.get(tag)) is not None:
             return special(self, node, attributes)
+        if tag in ("span", "i") and node.child is None:
+            if _SEPARATOR.search(_get(attributes, "class")):
+                self._assembly.write(" ", "span")  # the style sheet draws a sign there
+            return None
         undo = ""
         if tag in _BLOCKS:
             self._assembly.line()
