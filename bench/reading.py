@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import unicodedata
@@ -298,7 +299,7 @@ def main() -> None:
             pages = chosen(list(root.glob(site.pages)), options.pages)
             triples = [(page, page, site.content) for page in pages]
             results.append(measured(site, triples, browser, root))
-            print(json.dumps(results[-1]), flush=True)
+            sys.stderr.write(json.dumps(results[-1]) + "\n")
             to_save += [triples[0], triples[-1]]
         saved = options.cache / "saved"
         saved.mkdir(exist_ok=True)
@@ -312,7 +313,7 @@ def main() -> None:
     finally:
         browser.close()
     result = {"date": date.today().isoformat(), "sites": results}
-    print(json.dumps(result, indent=2))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

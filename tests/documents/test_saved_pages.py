@@ -20,6 +20,11 @@ def bounded():
         yield
 
 
+NESTED = b"".join(
+    b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (i, i) for i in range(9999)
+)
+
+
 def kept(items):
     return [item for item in items if not isinstance(item, Omission)]
 
@@ -36,13 +41,14 @@ def saved(tmp_path, encode):
         message["Snapshot-Content-Location"] = "https://owls.example/barn/index.html"
         message.make_related()
         red = encode(PIL.Image.new("RGB", (60, 60), "red"))
+        of_page = f"text/html; charset={charset}"
         parts = [
             ("text/css", "https://owls.example/a.css", b"p{}"),
             ("text/html", "https://owls.example/frame.html", b"<p>a frame</p>"),
-            (f"text/html; charset={charset}", "https://owls.example/barn/index.html", page.encode(charset)),
+            (of_page, "https://owls.example/barn/index.html", page.encode(charset)),
             ("image/png", "https://owls.example/owl.png", red),
             ("image/png", "", red),
-        ]  # fmt: skip
+        ]
         for number, (kind, place, content) in enumerate(parts):
             part = EmailMessage()
             part["Content-Type"] = kind
@@ -87,11 +93,11 @@ def test_a_folder_of_saved_pages_has_options(saved, tmp_path):
         (b"<p>a page</p>", "not MHTML"),
         (b"Content-Type: text/html\n\n<p>x", "not MHTML"),
         (b"Content-Type: multipart/related\n\n<p>x", "not MHTML"),
-        (b"Content-Type: multipart/related; boundary=b\n\n--b\nContent-Type: image/png\n\nx\n--b--", "not MHTML"),
-        (b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (i, i) for i in range(9999)), "nested"),
+        (b"Content-Type: multipart/related; boundary=b\n\n--b\n\nx\n--b--", "not MHTML"),
+        (NESTED, "nested"),
         (b"\0" * 5000, "not MHTML"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_saved_page_is_rejected(tmp_path, content, reason):
     (tmp_path / "a.mhtml").write_bytes(content)
     [rejection] = read_mhtml(tmp_path)
@@ -178,16 +184,24 @@ def test_images_outside_a_book_are_not_read(book, address, kind):
         ({"META-INF/container.xml": None}, "unreadable-book", "no EPUB"),
         ({"META-INF/container.xml": "<container/>"}, "unreadable-book", "names no package"),
         ({"META-INF/container.xml": "<container"}, "unreadable-book", "not sound XML"),
-        ({"META-INF/container.xml": CONTAINER.replace("OEBPS/", "../../")}, "unreadable-book", "no file"),
+        (
+            {"META-INF/container.xml": CONTAINER.replace("OEBPS/", "../../")},
+            "unreadable-book",
+            "no file",
+        ),
         ({"OEBPS/a.opf": None}, "unreadable-book", "no file 'OEBPS/a.opf'"),
         ({"OEBPS/a.opf": b"\xff\xfe\0"}, "unreadable-book", "not sound XML"),
         ({"OEBPS/a.opf": "<a>" * 5000}, "unreadable-book", "not sound XML"),
         ({"OEBPS/text/one.xhtml": None}, "missing-chapter", "does not hold"),
-        ({"OEBPS/a.opf": PACKAGE.format(more='<itemref idref="no"/>')}, "missing-chapter", "does not hold"),
+        (
+            {"OEBPS/a.opf": PACKAGE.format(more='<itemref idref="no"/>')},
+            "missing-chapter",
+            "does not hold",
+        ),
         ({"OEBPS/text/one.xhtml": b""}, "unreadable-page", "it is empty"),
         ({"OEBPS/text/one.xhtml": ONE.format("<div>" * 50_000)}, "unreadable-page", "nested"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_book_is_counted(book, changes, kind, reason):
     found = [item for item in book(changes) if isinstance(item, Rejection)]
     assert [item.kind for item in found] == [kind]

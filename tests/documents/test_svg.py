@@ -47,9 +47,7 @@ def test_parts_may_be_repeated_and_gzipped():
     assert render(gzip.compress(content)) == render(content)
 
 
-USES = "".join(
-    f'<g id="a{i + 1}">{f"""<use href="#a{i}"/>""" * 10}</g>' for i in range(12)
-)
+USES = "".join(f'<g id="a{i + 1}">{f"""<use href="#a{i}"/>""" * 10}</g>' for i in range(12))
 PATTERNS = "".join(
     f'<pattern id="a{i + 1}" width="1" height="1">{f"""<rect fill="url(#a{i})"/>""" * 10}</pattern>'
     for i in range(12)

@@ -96,9 +96,8 @@ def _escaped(section: re.Match[str]) -> str:
 def _check_tags(text: str) -> None:
     """Raise ValueError for tags that would keep the parser busy; counts tags, builds nothing."""
     opened: Counter[str] = Counter()
-    styles: defaultdict[str, list[str]] = defaultdict(list)
-    same: Counter[str] = Counter()  # open tags of style, of which at most three are opened again
-    depth = n_styles = steps = copies = n_options = 0
+    styles = _Styles()
+    depth = steps = copies = n_options = 0
     at = 0
     while (tag := _TAG.search(text, at)) is not None:
         at = tag.end()
@@ -109,10 +108,7 @@ def _check_tags(text: str) -> None:
             continue
         name = name.lower()
         if is_end:
-            if name in _STYLES and styles[name]:
-                before = styles[name].pop()
-                n_styles -= same[before] <= 3
-                same[before] -= 1
+            styles.end(name)
             if opened[name]:
                 opened[name] -= 1
                 depth -= 1
@@ -127,13 +123,7 @@ def _check_tags(text: str) -> None:
             at = end.start() if end else len(text)
             continue
         n_options = n_options + 1 if name == "option" else 0 if name == "select" else n_options
-        if name in _STYLES:
-            whole = name + attributes
-            styles[name].append(whole)
-            same[whole] += 1
-            n_styles += same[whole] <= 3
-        else:
-            copies += n_styles
+        copies += styles.start(name, attributes)
         if name not in _FLAT and not (attributes.endswith("/") and opened["svg"]):
             opened[name] += 1
             depth += 1
@@ -144,3 +134,29 @@ def _check_tags(text: str) -> None:
             raise ValueError("its unclosed tags would take very long to read")
         if n_options > _MOST_OPTIONS:
             raise ValueError(f"it has a list of more than {_MOST_OPTIONS:,} choices")
+
+
+class _Styles:
+    """The tags of style that are open, which the parser opens again in each later block."""
+
+    def __init__(self) -> None:
+        self._open: defaultdict[str, list[str]] = defaultdict(list)  # whole tags, by name
+        self._same: Counter[str] = Counter()  # of equal ones at most three are opened again
+        self._n = 0
+
+    def start(self, name: str, attributes: str) -> int:
+        """Begin an element; return how many tags may be opened again in it."""
+        if name not in _STYLES:
+            return self._n
+        tag = name + attributes
+        self._open[name].append(tag)
+        self._same[tag] += 1
+        self._n += self._same[tag] <= 3
+        return 0
+
+    def end(self, name: str) -> None:
+        """End an element."""
+        if name in _STYLES and self._open[name]:
+            tag = self._open[name].pop()
+            self._n -= self._same[tag] <= 3
+            self._same[tag] -= 1
