@@ -90,10 +90,9 @@ def test_a_declared_width_of_many_spaces(tmp_path):
         attributes(300_000),
         attributes(300_000).replace("=1 ", '=""'),
         "<!-->" + attributes(300_000),
-        "<style/>" + attributes(300_000),
         b"\xff\xfe" + attributes(300_000).encode("utf-16-le"),
     ],
-    ids=["plain", "quoted", "comment", "style", "utf-16"],
+    ids=["plain", "quoted", "comment", "utf-16"],
 )
 def test_a_tag_of_many_attributes_is_refused(tmp_path, page):
     path = tmp_path / "a.html"

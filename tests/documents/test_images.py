@@ -20,7 +20,7 @@ from pardalis.documents import (
     to_data_uri,
     to_png,
 )
-from pardalis.documents.images import from_base64
+from pardalis.documents.images import from_base64, image_size
 from pardalis.errors import DataError
 
 
@@ -372,3 +372,102 @@ def test_what_is_not_a_data_uri(uri):
 def test_broken_base64(text):
     with pytest.raises(DataError, match="The image's base64 text is broken"):
         from_base64(text)
+
+
+# ── metadata ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+
+_LONG = zlib.compress(b"x" * 5_000_000)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        _chunk(b"tEXt", b"Comment\0" + b"x" * 2_000_000),
+        _chunk(b"zTXt", b"Comment\0\0" + _LONG),
+        _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 900_000)) * 75,
+        _chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + _LONG),
+        _chunk(b"iCCP", b"p\0\0" + _LONG),
+        _chunk(b"iCCP", b"p\0\0no profile"),
+        _chunk(b"gAMA", b"\0"),
+        _chunk(b"cHRM", b"\0"),
+        _chunk(b"pHYs", b"\0"),
+        _chunk(b"acTL", b"\0"),
+        _chunk(b"eXIf", b"MM\0*nonsense"),
+        _chunk(b"tEXt", b"a\0b")[:-4] + b"crc?",
+        _chunk(b"prVt", b"private"),
+    ],
+)
+def test_metadata_do_not_spoil_a_png(encode, tmp_path, extra):
+    content = encode(PIL.Image.new("RGB", (16, 12), "red"))
+    changed = content[:33] + extra + content[33:] + b"trailing bytes"
+    assert (pixels(open_image(changed)) == pixels(open_image(content))).all()
+    assert image_size(changed) == (16, 12)
+    (tmp_path / "a.png").write_bytes(changed)
+    assert image_size(tmp_path / "a.png") == (16, 12)
+    late = content[:-12] + extra + content[-12:]
+    assert (pixels(open_image(late)) == pixels(open_image(content))).all()
+
+
+def test_transparency_and_orientation_survive_bad_metadata(encode):
+    image = PIL.Image.new("P", (16, 12))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    content = encode(image, transparency=0, exif=exif)
+    changed = content[:33] + _chunk(b"gAMA", b"\0") + content[33:]
+    assert (pixels(open_image(changed)) == pixels(open_image(content))).all()
+    assert open_image(changed).size == (12, 16)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        _segment(0xE2, b"ICC_PROFILE\0\1\1no profile"),
+        _segment(0xE1, b"Exif\0\0" + b"\xff" * 20),
+        _segment(0xEE, b"Adobe"),
+        _segment(0xED, b"Photoshop 3.0\x008BIM" + b"\xff" * 10),
+        _segment(0xE0, b"JFIF\0"),
+        _segment(0xFE, b"x" * 65_000) * 50,
+    ],
+)
+def test_metadata_do_not_spoil_a_jpeg(encode, extra):
+    content = encode(PIL.Image.new("RGB", (16, 12), "red"), "JPEG")
+    changed = content[:2] + extra + content[2:] + b"trailing bytes"
+    assert (pixels(open_image(changed)) == pixels(open_image(content))).all()
+    assert image_size(changed) == (16, 12)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
+        (b"../../.git/annex/objects/a/b/SHA256E-s1--c.png", "git-annex"),
+        (b"/annex/objects/SHA256E-s1--c.png\n", "git-annex"),
+        (b"\n<!DOCTYPE HTML><p>404", "an HTML page"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"nothing", "not an image of a kind"),
+    ],
+)
+def test_what_is_no_image_is_called_by_its_name(tmp_path, content, what):
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (open_image, image_size):
+        with pytest.raises(DataError, match=what):
+            read(tmp_path / "a.png")
+
+
+def test_lost_pixels_are_not_metadata(encode):
+    content = encode(PIL.Image.effect_noise((64, 64), 90))
+    with pytest.raises(DataError, match="truncated or damaged"):
+        open_image(content[: len(content) // 2])
+    with pytest.raises(DataError, match="not an image of a kind"):
+        open_image(content[:33] + _chunk(b"PLTE", b"\0")[:-4] + b"crc?" + content[33:])

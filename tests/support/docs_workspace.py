@@ -128,7 +128,8 @@ def _write_images(folder: Path) -> None:
         _draw("red", "ellipse", (128, 160)).save(folder / name)
     (folder / "manual").mkdir()
     shutil.copy(folder / "owl.png", folder / "manual" / "owl.png")
-    page = "<h1>Owls</h1><p>An owl sits here.</p><img src='owl.png'><p>It is red.</p>"
+    text = "<h1>Owls</h1><p>An owl sits here.</p><img src='owl.png'><p>It is red.</p>"
+    page = f"<main>{text}</main>"
     (folder / "manual" / "owls.html").write_text(page)
     _write_jsonl(folder / "unseen.jsonl", "owl.png")
     (folder / "prompts.txt").write_text("rocket\nowl\n")

@@ -49,9 +49,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHERS = {
     b"version https://git-lfs.github.com": "a pointer of Git LFS and not the image itself; get the "
     "file with `git lfs pull`",
-    b"../.git/annex": "a pointer of git-annex and not the image itself; get the file with "
+    b"git/annex": "a pointer of git-annex and not the image itself; get the file with "
     "`git annex get`",
-    b"/annex/objects": "a pointer of git-annex and not the image itself; get the file with "
+    b"annex/objects": "a pointer of git-annex and not the image itself; get the file with "
     "`git annex get`",
     b"<!doctype html": "an HTML page and not an image, as a server sends for a missing file",
     b"<html": "an HTML page and not an image, as a server sends for a missing file",
@@ -440,7 +440,7 @@ def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
     beginning = b""
     if not file.closed:
         file.seek(0)
-        beginning = file.read(256).lstrip().lower()
+        beginning = file.read(256).strip().lower().lstrip(b"./")
     for start, what in _OTHERS.items():
         if beginning.startswith(start):
             return DataError(f"{where} is {what}.")

@@ -23,6 +23,7 @@ _LEAST = 512  # a smaller drawing is rendered at this size: it has no pixels of 
 _MOST_BYTES = 16 << 20
 _MOST_ELEMENTS = 50_000  # with each repetition
 _MOST_FILTERS = 200
+_UNITS = {"pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "em": 16, "rem": 16}
 _REFERENCE = re.compile(r"url\(\s*['\"]?([^'\")]*)")
 
 
@@ -43,14 +44,12 @@ def render(content: bytes) -> bytes:
     _check(root)
     width, height = _size(root)
     scale = min(SIDE, max(_LEAST, width, height)) / max(width, height)
+    if not root.get("viewBox"):
+        root.set("viewBox", f"0 0 {width:g} {height:g}")
+    root.set("width", str(max(1, round(width * scale))))
+    root.set("height", str(max(1, round(height * scale))))
     try:
-        return bytes(
-            resvg_py.svg_to_bytes(
-                svg_string=etree.tostring(root, encoding="unicode"),
-                width=max(1, round(width * scale)),
-                height=max(1, round(height * scale)),
-            )
-        )
+        return bytes(resvg_py.svg_to_bytes(svg_string=etree.tostring(root, encoding="unicode")))
     except ValueError as error:
         raise DataError(f"The SVG drawing cannot be rendered: {error}.") from error
 
@@ -101,8 +100,8 @@ def _size(root: etree._Element) -> tuple[float, float]:
 
 
 def _length(text: str) -> float:
-    match = re.fullmatch(r"\s*([-+.\deE]+?)\s*(?:px|pt|em|ex|mm|cm|in|pc|rem)?\s*", text)
-    return _number(match[1]) if match else 0.0
+    match = re.fullmatch(r"\s*([-+.\deE]+?)\s*(px|pt|em|ex|mm|cm|in|pc|rem)?\s*", text)
+    return _number(match[1]) * _UNITS.get(match[2], 1.0) if match else 0.0
 
 
 def _number(text: str) -> float:

@@ -79,6 +79,7 @@ _UNSEEN = frozenset((
 
 _CONTROLS = frozenset(("button", "input", "meter", "progress", "select", "textarea"))
 _MEDIA = frozenset(("audio", "canvas", "embed", "frame", "frameset", "iframe", "applet"))
+_CHECKED = frozenset(("nav", "search", "header", "footer", "dialog", *_CONTROLS, *_MEDIA))
 _VERBATIM = frozenset(("pre", "listing", "xmp", "plaintext"))
 _SECTIONS = frozenset(("article", "aside", "blockquote", "figure", "main", "section", "table"))
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "legend", "caption"))
@@ -108,6 +109,7 @@ _RENDERED = re.compile(
     r"(?<!\S)(?:MathJax(?:_Preview|_Display|_SVG|_SVG_Display|_CHTML)?|mwe-math-fallback-image\S*)(?!\S)"
 )
 _LINE_NUMBERS = re.compile(r"(?<!\S)(?:linenos|lineno|line-numbers?|blob-num|gutter)(?!\S)")
+_SEPARATOR = re.compile(r"(?<![\w-])(?:sep|separator|divider)(?![\w-])")
 _PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link"))
 
 # Attributes in which pages that load images late keep the address of the file.
@@ -253,6 +255,10 @@ class Walk:
             return None
         if (special := _SPECIAL.get(tag)) is not None:
             return special(self, node, attributes)
+        if tag in ("span", "i") and node.child is None:
+            if _SEPARATOR.search(_get(attributes, "class")):
+                self._assembly.write(" ", "span")  # the style sheet draws a sign there
+            return None
         undo = ""
         if tag in _BLOCKS:
             self._assembly.line()
@@ -311,6 +317,8 @@ class Walk:
         return True
 
     def _kind_left_out(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
+        if not attributes and tag not in _CHECKED:
+            return ""
         style = _get(attributes, "style")
         is_closed = tag == "dialog" and "open" not in attributes
         if "hidden" in attributes or is_closed or (style and _HIDDEN.search(style)):

@@ -19,14 +19,10 @@ _MOST_OPTIONS = 5000  # of one list of choices
 _SMALL = 100_000  # characters: a smaller page cannot hold many attributes
 _FEW = 2000  # tags: fewer cannot nest deeply
 
-_NAME = r"<[a-zA-Z][^\s/>]*+"
-_ATTRIBUTE = (
-    r"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*"|'[^']*'|[^\s>"'][^\s>]*+)?+)?+)"""
-)
-_ATTRIBUTES = re.compile(
-    f"(?P<many>{_NAME}{_ATTRIBUTE}{{{_MOST_ATTRIBUTES + 1}}})|{_NAME}{_ATTRIBUTE}*+"
-)
-_TAG = re.compile(r"<(?:(!--)|(/?)([a-zA-Z][^\s/>]*+)([^>]*+))")
+_VALUE = r"""(?:"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z)|[^\s>"'][^\s>]*+)?+"""
+_ATTRIBUTE = rf"(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+{_VALUE})?+)"
+_ATTRIBUTES = re.compile(f"(?P<many>{_ATTRIBUTE}{{{_MOST_ATTRIBUTES + 1}}})|{_ATTRIBUTE}*+/*+")
+_TAG = re.compile(r"<(?:(!--)|(/?)([a-zA-Z][^\s/>]*+))")
 _COMMENT_END = re.compile(r"--!?>")
 
 # Tags that close by themselves, or hold nothing.
@@ -46,6 +42,10 @@ _RAW = {
 
 _XML_NAME = r"[A-Za-z][\w:.-]*+"
 _EMPTY_TAG = re.compile(rf"""<({_XML_NAME})((?:[^<>"']++|"[^"]*+"|'[^']*+')*+)>""")
+# XHTML that is served as HTML: after an <iframe/> that never ends all would be lost.
+_EMPTY_RAW = re.compile(
+    r"""<(iframe|script|textarea|title|style|noframes)((?:\s[^<>"'/]*+|"[^"<>]*+"|'[^'<>]*+'|/(?!>))*+)/>"""
+)
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _VOID = frozenset((
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param",
@@ -66,9 +66,10 @@ def parse(text: str, *, is_xml: bool = False) -> LexborHTMLParser:
         raise ValueError("it is empty")
     if is_xml:
         text = _EMPTY_TAG.sub(_closed, _CDATA.sub(_escaped, text))
-    _check_attributes(text)
-    if text.count("<") > _FEW:
-        _check_nesting(text)
+    else:
+        text = _EMPTY_RAW.sub(lambda tag: _closed_raw(tag, text), text)
+    if len(text) > _SMALL or text.count("<") > _FEW:
+        _check_tags(text)
     try:
         return LexborHTMLParser(text)
     except SelectolaxError as error:
@@ -82,55 +83,47 @@ def _closed(tag: re.Match[str]) -> str:
     return f"<{name}{attributes[:-1]}></{name}>"
 
 
+def _closed_raw(tag: re.Match[str], page: str) -> str:
+    """Return a tag of a raw element with its end, if the page has no end of one."""
+    end = f"</{tag[1]}"
+    return tag[0] if end in page else f"<{tag[1]}{tag[2]}>{end}>"
+
+
 def _escaped(section: re.Match[str]) -> str:
     return section[1].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _check_attributes(text: str) -> None:
-    """Raise ValueError for a tag of too many attributes.
-
-    Comments and scripts are not told apart: parsers differ in where they end.
-    """
-    if len(text) > _SMALL and any(tag["many"] for tag in _ATTRIBUTES.finditer(text)):
-        raise ValueError(f"it has a tag of more than {_MOST_ATTRIBUTES:,} attributes")
-
-
-def _check_nesting(text: str) -> None:
+def _check_tags(text: str) -> None:
     """Raise ValueError for tags that would keep the parser busy; counts tags, builds nothing."""
     opened: Counter[str] = Counter()
-    styles: defaultdict[str, list[str]] = defaultdict(list)
-    same: Counter[str] = Counter()  # open tags of style, of which at most three are opened again
-    depth = n_styles = steps = copies = n_options = 0
+    styles = _Styles()
+    depth = steps = copies = n_options = 0
     at = 0
     while (tag := _TAG.search(text, at)) is not None:
         at = tag.end()
-        is_comment, is_end, name, attributes = tag.groups()
+        is_comment, is_end, name = tag.groups()
         if is_comment:
             end = _COMMENT_END.search(text, tag.start() + 2)
             at = end.end() if end else len(text)
             continue
         name = name.lower()
         if is_end:
-            if name in _STYLES and styles[name]:
-                before = styles[name].pop()
-                n_styles -= same[before] <= 3
-                same[before] -= 1
+            styles.end(name)
             if opened[name]:
                 opened[name] -= 1
                 depth -= 1
             continue
+        found = _ATTRIBUTES.match(text, at)
+        assert found is not None  # it matches nothing, too
+        if found["many"]:
+            raise ValueError(f"it has a tag of more than {_MOST_ATTRIBUTES:,} attributes")
+        attributes, at = found[0], found.end()
         if name in _RAW and not (opened["svg"] or opened["math"]):
             end = _RAW[name].search(text, at)
-            at = end.start() if end else at
+            at = end.start() if end else len(text)
             continue
         n_options = n_options + 1 if name == "option" else 0 if name == "select" else n_options
-        if name in _STYLES:
-            whole = name + attributes
-            styles[name].append(whole)
-            same[whole] += 1
-            n_styles += same[whole] <= 3
-        else:
-            copies += n_styles
+        copies += styles.start(name, attributes)
         if name not in _FLAT and not (attributes.endswith("/") and opened["svg"]):
             opened[name] += 1
             depth += 1
@@ -141,3 +134,29 @@ def _check_nesting(text: str) -> None:
             raise ValueError("its unclosed tags would take very long to read")
         if n_options > _MOST_OPTIONS:
             raise ValueError(f"it has a list of more than {_MOST_OPTIONS:,} choices")
+
+
+class _Styles:
+    """The tags of style that are open, which the parser opens again in each later block."""
+
+    def __init__(self) -> None:
+        self._open: defaultdict[str, list[str]] = defaultdict(list)  # whole tags, by name
+        self._same: Counter[str] = Counter()  # of equal ones at most three are opened again
+        self._n = 0
+
+    def start(self, name: str, attributes: str) -> int:
+        """Begin an element; return how many tags may be opened again in it."""
+        if name not in _STYLES:
+            return self._n
+        tag = name + attributes
+        self._open[name].append(tag)
+        self._same[tag] += 1
+        self._n += self._same[tag] <= 3
+        return 0
+
+    def end(self, name: str) -> None:
+        """End an element."""
+        if name in _STYLES and self._open[name]:
+            tag = self._open[name].pop()
+            self._n -= self._same[tag] <= 3
+            self._same[tag] -= 1

@@ -46,10 +46,10 @@ def read_html(path: Path, options: PageOptions | None = None) -> Iterator[Docume
 
 def _pages(path: Path) -> Iterator[Page | Rejection]:
     if path.is_file():
-        yield _page(path, path.parent)
+        yield page_of(path, path.parent)
         return
     for file in found_files(path, PAGE_SUFFIXES):
-        yield _page(file, path)
+        yield page_of(file, path)
 
 
 def found_files(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
@@ -62,7 +62,9 @@ def found_files(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _page(file: Path, root: Path) -> Page:
+def page_of(file: Path, root: Path) -> Page:
+    """Return a page whose images may lie anywhere in a folder."""
+
     def load() -> Content:
         is_xml = file.suffix.lower() in (".xhtml", ".xht")
         return Content(read_bytes(file), partial(_image_file, file, root), is_xml=is_xml)
