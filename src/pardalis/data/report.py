@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pardalis.config import shown
+from pardalis.data.ruled import PREFIX
 from pardalis.documents import Rejection
 from pardalis.tokens import Encoded, Grammar, SpanKind
 
@@ -93,6 +94,16 @@ class PrepareReport:
     @property
     def n_rejected(self) -> int:
         return sum(rejected.count for rejected in self.rejected.values())
+
+    @property
+    def by_rules(self) -> dict[str, Rejected]:
+        """What rules of the source removed, by kind."""
+        return {kind: each for kind, each in self.rejected.items() if kind.startswith(PREFIX)}
+
+    @property
+    def by_readers(self) -> dict[str, Rejected]:
+        """What was rejected otherwise, by kind."""
+        return {kind: each for kind, each in self.rejected.items() if not kind.startswith(PREFIX)}
 
     def add_rejection(self, rejection: Rejection) -> None:
         """Count a rejected item, and keep it if it is among the first of its kind."""
