@@ -23,6 +23,8 @@ from pardalis.errors import ConfigError
         (["show", "bundle", "none"], 4, "No bundle at none"),
         (["show", "image", "none.png"], 3, "none.png does not exist; an image was expected there"),
         (["tokenizer", "show", "none"], 2, "Nothing to show; give --text TEXT or --image PATH"),
+        (["data", "look", "none"], 2, "No recipe at none"),
+        (["data", "look", ".", "--limit", "0"], 2, "--limit must be at least 1, got 0"),
         (["data", "show", "none", "--position", "1"], 2, "none is not the folder of a run"),
         (["data", "tasks", "-o", "t", "--tasks", "owls"], 2, "--tasks has 'owls'; it must have"),
         (

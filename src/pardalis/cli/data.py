@@ -1,4 +1,4 @@
-"""``pardalis data``: build a demo corpus or tasks, turn documents into shards, show rows."""
+"""``pardalis data``: build a demo corpus or tasks, look at documents, write shards, show rows."""
 
 import argparse
 import re
@@ -25,6 +25,7 @@ from pardalis.errors import ConfigError
 
 if TYPE_CHECKING:
     from pardalis.codec import Codec
+    from pardalis.data import SourceConfig
     from pardalis.tokens import Encoded
 
 _FETCH = """\
@@ -84,8 +85,21 @@ colours, it stands in «brackets».
 """
 
 
+_LOOK = """\
+Look at what a reader makes of documents before anything is trained: a page of the first documents
+as text and images in order, with counts, and what was rejected or removed by rules, and why, with
+the first examples of each kind as they look. The page needs no network and no script.
+
+  pardalis data look photos -o look.html
+  pardalis data look pages.jsonl --reader chat
+  pardalis data look my-recipe.toml --source photos
+
+A recipe's source is read with its rules. For a path, the reader is recognised by its files.
+"""
+
+
 def add(commands: Commands) -> None:
-    summary = "build a corpus or tasks, turn documents into shards, show training rows"
+    summary = "build a corpus or tasks, look at documents, turn them into shards, show rows"
     group = add_command(commands, "data", summary, f"{summary.capitalize()}.")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -126,6 +140,17 @@ def add(commands: Commands) -> None:
     among.add_argument(
         "--join", action="store_true", help="encode nothing; join the parts, which must be complete"
     )
+    look = add_command(verbs, "look", "look at documents before training", _LOOK)
+    look.add_argument(
+        "where", metavar="SOURCE", help="file or folder of documents, or a recipe or a run"
+    )
+    look.add_argument("--source", metavar="NAME", help="a source of the recipe")
+    look.add_argument("--reader", metavar="NAME", help="format of the documents at a path")
+    add_number(look, "--limit", "the most documents that are read (default: 200)")
+    look.add_argument(
+        "-o", "--output", type=Path, metavar="PAGE", help="page to write (default: look.html)"
+    )
+    set_run(look, _look)
     show = add_command(verbs, "show", "show a training row", _SHOW)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     show.add_argument("--source", metavar="NAME", help="a source of the recipe")
@@ -184,6 +209,66 @@ def _tasks(options: argparse.Namespace) -> None:
         for name, each in counts.items()
     ]
     print_result(options, counts, str(options.output), *lines)
+
+
+def _look(options: argparse.Namespace) -> None:
+    from pardalis.evaluate.look import look_at, look_page
+    from pardalis.files import write_text
+
+    limit = 200 if options.limit is None else options.limit
+    if limit < 1:
+        raise ConfigError(f"--limit must be at least 1, got {limit}.")
+    look = look_at(_source_at(options), limit)
+    lines = [
+        f"{look.source.name}, reader {look.source.reader}: "
+        f"{'all' if look.is_whole else 'the first'} {look.read:,} items",
+        f"  kept      {look.kept:,} documents, {look.images:,} images, {look.characters:,} "
+        "characters of text",
+    ]
+    lost = {"rejected": look.rejected, "left out": look.left_out, "removed": look.removed}
+    for what, kinds in lost.items():
+        lines += [
+            f"  {what:<9} {each.count:,} {kind}, such as {each.examples[0]['where']}: "
+            f"{each.examples[0]['reason']}"
+            for kind, each in kinds.items()
+        ]
+    page = options.output or (None if options.json else Path("look.html"))
+    if page is not None:
+        write_text(page, look_page(look))
+        lines.append(str(page))
+    print_result(options, look.to_dict() | ({"page": str(page)} if page else {}), *lines)
+
+
+def _source_at(options: argparse.Namespace) -> "SourceConfig":
+    """Return the source of a recipe, or what is at a path as a source."""
+    from pardalis.config import from_dict
+    from pardalis.data import SourceConfig
+    from pardalis.pipeline import load_recipe
+    from pardalis.pipeline.builders import located
+    from pardalis.pipeline.first_recipe import as_name, reader_at
+    from pardalis.pipeline.shipped import find_recipe
+
+    path = Path(options.where)
+    is_recipe = path.suffix == ".toml" or (path / "recipe.toml").is_file()
+    if path.exists() and not is_recipe:
+        if options.source is not None:
+            raise ConfigError(f"--source belongs to a recipe, and {path} is none; leave it out.")
+        reader = options.reader or reader_at(path)
+        called = as_name(path.resolve().name)
+        return from_dict(SourceConfig, {"name": called, "reader": reader, "path": path})
+    if options.reader is not None:
+        raise ConfigError("--reader belongs to a path; a source of a recipe has its own reader.")
+    found = find_recipe(options.where)
+    recipe = load_recipe(found)
+    sources = {source.name: source for source in recipe.all_sources}
+    name: str | None = options.source or (next(iter(sources)) if len(sources) == 1 else None)
+    if name is None or name not in sources:
+        what = "is missing" if name is None else f"names {name!r}"
+        raise ConfigError(
+            f"--source {what}; the sources of {options.where} are {', '.join(sources)}."
+        )
+    run = found if found.is_dir() else Path("runs") / recipe.name
+    return located(sources[name], run)
 
 
 def _show(options: argparse.Namespace) -> None:

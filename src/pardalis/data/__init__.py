@@ -12,12 +12,21 @@ from pardalis.data.packing import Packing, best_fit, split_long
 from pardalis.data.prefetch import Prefetcher
 from pardalis.data.prepare import Preparation, PrepareConfig, blocks_folder, prepare_source
 from pardalis.data.report import Balance, PrepareReport, Rejected, Turns, balance
+from pardalis.data.rules import (
+    RULES,
+    DocumentRule,
+    Others,
+    Removal,
+    SourceRule,
+    allow_classifier,
+)
 from pardalis.data.shards import Shards, ShardWriter
 from pardalis.data.source import (
     SourceConfig,
     Survey,
     check_name,
     empty_part,
+    read_first,
     read_source,
     survey,
     survey_parts,

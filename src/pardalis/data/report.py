@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pardalis.config import shown
+from pardalis.data.ruled import PREFIX
 from pardalis.documents import Omission, Rejection
 from pardalis.tokens import Encoded, Grammar, SpanKind
 
@@ -105,6 +106,24 @@ class PrepareReport:
     def n_rejected(self) -> int:
         return sum(rejected.count for rejected in self.rejected.values())
 
+    @property
+    def by_rules(self) -> dict[str, Rejected]:
+        """What rules of the source removed, by kind: documents, and images of those that are left."""
+        removed: dict[str, Rejected] = {}
+        for counts in (self.rejected, self.left_out):
+            _add_counts(removed, {kind: n for kind, n in counts.items() if kind.startswith(PREFIX)})
+        return removed
+
+    @property
+    def by_readers(self) -> dict[str, Rejected]:
+        """What was rejected otherwise, by kind."""
+        return {kind: each for kind, each in self.rejected.items() if not kind.startswith(PREFIX)}
+
+    @property
+    def by_reading(self) -> dict[str, Rejected]:
+        """What the reader left out of documents, by kind."""
+        return {kind: each for kind, each in self.left_out.items() if not kind.startswith(PREFIX)}
+
     def add_rejection(self, rejection: Rejection) -> None:
         """Count a rejected item, or what is left out of one, and keep the first of its kind."""
         is_part = isinstance(rejection, Omission)
@@ -139,11 +158,8 @@ class PrepareReport:
         self.images += other.images
         for name, count in other.tokens.items():
             self.tokens[name] = self.tokens.get(name, 0) + count
-        for mine, others in ((self.rejected, other.rejected), (self.left_out, other.left_out)):
-            for kind, found in others.items():
-                counted = mine.setdefault(kind, Rejected())
-                counted.count += found.count
-                counted.examples += found.examples[: N_EXAMPLES - len(counted.examples)]
+        _add_counts(self.rejected, other.rejected)
+        _add_counts(self.left_out, other.left_out)
         for licence, licensed in other.licences.items():
             _add(self.licences.setdefault(licence, Licensed()), licensed)
         if other.turns is not None:
@@ -239,6 +255,13 @@ def _add(total: Licensed | Turns, more: Licensed | Turns) -> None:
     """Add the counts of one to those of another of its class."""
     for each in fields(more):
         setattr(total, each.name, getattr(total, each.name) + getattr(more, each.name))
+
+
+def _add_counts(counts: dict[str, Rejected], others: Mapping[str, Rejected]) -> None:
+    for kind, found in others.items():
+        counted = counts.setdefault(kind, Rejected())
+        counted.count += found.count
+        counted.examples += found.examples[: N_EXAMPLES - len(counted.examples)]
 
 
 def count_rejection(rejected: dict[str, Rejected], rejection: Rejection) -> None:

@@ -19,6 +19,8 @@ from pardalis.errors import ConfigError
 PREFIX = "rule:"  # of the kinds of rejections
 
 Placed: TypeAlias = tuple[float, Document | Rejection]
+Removed: TypeAlias = Callable[[Rejection, Document], None]
+"""Told of each removal, with what the document was before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,16 @@ def first_pass(
 
 
 def judged(
-    key: str, rules: tuple[Rule, ...], items: Iterable[Placed], is_page: bool
+    key: str | None,
+    rules: tuple[Rule, ...],
+    items: Iterable[Placed],
+    is_page: bool,
+    removed: Removed | None = None,
 ) -> Iterator[Placed]:
     """Yield what is left of items, and what is removed; remember the pass when all were read.
 
     Args:
+        key: what the pass is remembered by; None: it is not, since the items are not all.
         is_page: whether documents are pages, which are kept without an image that is removed.
     """
     found = FirstPass()
@@ -72,8 +79,8 @@ def judged(
             found.removed[item, number] = removal
         return removal
 
-    yield from _applied(rules, items, is_page, ask)
-    if judges:
+    yield from _applied(rules, items, is_page, ask, removed)
+    if judges and key is not None:
         remember(key, found)
 
 
@@ -89,6 +96,7 @@ def _applied(
     items: Iterable[Placed],
     is_page: bool,
     ask: Callable[[int, int, Document], Removal | None],
+    removed: Removed | None = None,
 ) -> Iterator[Placed]:
     for item_number, (place, item) in enumerate(items):
         if isinstance(item, Rejection):
@@ -107,6 +115,8 @@ def _applied(
             if removal is None:
                 continue
             left, rejections = _without(rest, rule.kind, removal, is_page)
+            if removed is not None:
+                removed(rejections[0], rest)
             yield from ((place, rejection) for rejection in rejections)
             if left is None:
                 break

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pardalis.config import not_deciding
-from pardalis.data.ruled import Placed, first_pass, judged, key_of, replayed
+from pardalis.data.ruled import Placed, Removed, first_pass, judged, key_of, replayed
 from pardalis.data.rules import RULES, Rule
 from pardalis.data.split import WHOLE, Part, placed
 from pardalis.data.transforms import TRANSFORMS, Transform
@@ -111,6 +111,37 @@ def read_source(source: SourceConfig) -> Iterator[Document | Rejection]:
     first, end = source.part
     items = _ruled(source)
     return (item for place, item in items if first <= place < end)
+
+
+def read_first(
+    source: SourceConfig, most: int, removed: Removed, read: Callable[[], None]
+) -> Iterator[Document | Rejection]:
+    """Yield what becomes of the first items of a source, of which no more are read.
+
+    Rules that compare documents compare these alone.
+
+    Args:
+        most: documents and rejections of the reader.
+        removed: told of what the rules remove.
+        read: told of each item that the reader yields.
+
+    Raises:
+        DataError: the path does not exist.
+    """
+    first, end = source.part
+    items = ((place, item) for place, item in _placed(source) if first <= place < end)
+
+    def some() -> Iterator[Placed]:
+        n_read = 0
+        for pair in items:
+            if not isinstance(pair[1], Omission):
+                n_read += 1
+                read()
+            yield pair
+            if n_read == most:
+                return
+
+    return (item for _, item in judged(None, source.rules, some(), source.has_pages, removed))
 
 
 def _placed(source: SourceConfig) -> Iterator[Placed]:

@@ -11,7 +11,7 @@ from pardalis.devices import find_device
 from pardalis.errors import ConfigError
 from pardalis.files import write_text
 from pardalis.pipeline.first_recipe.choose import Choice, choose
-from pardalis.pipeline.first_recipe.found import Found, as_name, look
+from pardalis.pipeline.first_recipe.found import Found, as_name, look, reader_at
 from pardalis.pipeline.first_recipe.write import described, recipe_text, source_facts
 from pardalis.pipeline.recipe import load_recipe
 

@@ -20,7 +20,7 @@ from pardalis.data import placed
 from pardalis.documents import READERS, Document, Image, Omission, Rejection, open_image
 from pardalis.documents.readers.folder import CAPTION_LISTS, IMAGE_SUFFIXES
 from pardalis.documents.readers.html import PAGE_SUFFIXES
-from pardalis.errors import DataError
+from pardalis.errors import ConfigError, DataError
 from pardalis.files import found_at
 
 logger = logging.getLogger(__name__)
@@ -170,6 +170,34 @@ def look(folder: Path) -> Found:
         n_sampled=min(len(images), _SAMPLED_IMAGES),
         decode_s=decode_s,
         notes=notes,
+    )
+
+
+def reader_at(path: Path) -> str:
+    """Return the reader of what is at a path, by the names and the first lines of files.
+
+    Raises:
+        ConfigError: files of several kinds are there, or of none that is read.
+        DataError: there is nothing at the path, or a folder cannot be read.
+    """
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist; a file or a folder of documents was expected there."
+        )
+    if path.is_file():
+        suffix = path.suffix.lower()
+        reader = "html" if suffix in PAGE_SUFFIXES else ""
+        readers = [reader or (_holds(path) if suffix in (".jsonl", ".json") else "")]
+    else:
+        files = _Files.of(path)
+        lists = [_holds(each) for each in (*files.lists, *files.json)[:_PEEKED_LISTS]]
+        found = [*files.kinds, *(["folder"] if files.bare and not files.kinds else ()), *lists]
+        readers = [*dict.fromkeys(filter(None, found))]
+    if len(readers) == 1 and readers[0]:
+        return readers[0]
+    what = " and ".join(map(repr, readers)) if readers and readers[0] else "no known reader"
+    raise ConfigError(
+        f"reader is missing: what is at {path} is for {what}; name one of {', '.join(READERS)}."
     )
 
 
