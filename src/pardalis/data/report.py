@@ -108,7 +108,7 @@ class PrepareReport:
 
     @property
     def by_rules(self) -> dict[str, Rejected]:
-        """What rules of the source removed, by kind: documents, and images of those that are left."""
+        """What rules removed, by kind: documents, and images of those that are left."""
         removed: dict[str, Rejected] = {}
         for counts in (self.rejected, self.left_out):
             _add_counts(removed, {kind: n for kind, n in counts.items() if kind.startswith(PREFIX)})
