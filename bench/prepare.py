@@ -247,6 +247,7 @@ def text_stage(root: Path) -> dict[str, int]:
     joined = time.process_time() - begun
     n_tokens = sum(report.tokens.values())
     return {
+        "survey_text_tokens_per_second": round(rate(lambda: survey(source), n_tokens)),
         "prepared_text_tokens_per_second": round(n_tokens / took),
         "joined_tokens_per_second": round(n_tokens / joined),
         "tokens_of_a_document": round(n_tokens / report.written),

@@ -263,7 +263,7 @@ def test_a_mistake_in_a_worker_is_told(source, codec, tmp_path):
 
 
 def test_a_missing_part_is_named_when_parts_are_joined(source, codec, tmp_path):
-    with pytest.raises(DataError, match="Nothing of source 'notes' is prepared"):
+    with pytest.raises(DataError, match="Nothing of source 'notes', as it is now, is prepared"):
         preparation(source, codec, tmp_path).run(Workers(joins_only=True))
     make_share(preparation(source, codec, tmp_path), 1, 3)
     with pytest.raises(DataError) as caught:

@@ -46,8 +46,11 @@ def contents(shards: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(shards.iterdir())}
 
 
-def on_ray(folder: Path, shards: Path, *marks: str) -> list[str]:
-    """Prepare on a cluster; return the warnings."""
+@pytest.fixture(scope="module")
+def messages(folder: Path) -> list[str]:
+    """Prepare on a cluster, as it is and with a worker that dies; return what was warned of."""
+    (folder / "marks").mkdir()
+    (folder / "marks" / "left").write_text("1")
     with tempfile.TemporaryDirectory(prefix="ray-") as sessions:  # a short path, for its sockets
         environment = os.environ | {
             "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_TMPDIR": sessions,
@@ -55,7 +58,7 @@ def on_ray(folder: Path, shards: Path, *marks: str) -> list[str]:
             "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, SUPPORT / "ray_preparation.py", folder, shards, *marks],
+            [sys.executable, SUPPORT / "ray_preparation.py", folder],
             env=environment, text=True, capture_output=True, timeout=500, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -63,27 +66,24 @@ def on_ray(folder: Path, shards: Path, *marks: str) -> list[str]:
 
 
 @needs_ray
-def test_actors_make_the_shards_of_one_process(folder: Path, tmp_path: Path):
+def test_actors_make_the_shards_of_one_process(folder: Path, messages, tmp_path: Path):
     from ray_preparation import prepare
 
-    assert on_ray(folder, tmp_path / "there") == []
     prepare(folder, tmp_path / "here", Workers(jobs=1))
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert contents(folder / "plain") == contents(tmp_path / "here")
+    assert len(messages) == 1
 
 
 @needs_ray
-def test_an_actor_that_dies_costs_its_block(folder: Path, tmp_path: Path):
+def test_an_actor_that_dies_costs_its_block(folder: Path, messages, tmp_path: Path):
     from ray_preparation import prepare
 
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    (marks / "left").write_text("1")
-    [message] = on_ray(folder, tmp_path / "there", str(marks))
+    [message] = messages
     assert message.startswith("Ray worker ")
     assert "died (" in message
     assert message.endswith("documents 4 to 6 of source 'notes'; another encodes them again.")
-    prepare(folder, tmp_path / "here", Workers(jobs=1), str(marks))
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    prepare(folder, tmp_path / "here", Workers(jobs=1), str(folder / "marks"))
+    assert contents(folder / "deadly") == contents(tmp_path / "here")
 
 
 def test_without_ray_the_extra_is_named(folder: Path, codec, tmp_path: Path, monkeypatch):

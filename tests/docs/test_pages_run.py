@@ -25,6 +25,9 @@ EXCEPTIONS = [
     ("docs/concepts/decoding.md", r"^device +\|", "a sketch of a timeline"),
     ("docs/concepts/decoding.md", r"^noise = f\(", "a formula"),
     ("docs/many-gpus.md", r"^pardalis: rank 5", "messages; tests/parallel/test_failures.py"),
+    ("docs/prepare-at-scale.md", r"--engine ray", "a cluster; tests/data/test_ray_workers.py"),
+    ("docs/prepare-at-scale.md", r"^#SBATCH", "a scheduler"),
+    ("docs/prepare-at-scale.md", r"^Worker 2", "a message; tests/data/test_blocks.py"),
     *(
         (f"recipes/sft_chameleon_{size}.toml", r"^pardalis plan", "test_recipes.py, at its size")
         for size in ("7b", "34b")

@@ -13,7 +13,7 @@ from shapes import decoder_config
 
 from pardalis.bundle import Bundle
 from pardalis.cli.main import main
-from pardalis.data import Share, Workers
+from pardalis.data import Shards, Share, Workers
 from pardalis.errors import BusyError, ConfigError
 from pardalis.files import exclusive
 from pardalis.model import Decoder, initialise
@@ -160,7 +160,7 @@ def test_commands_in_two_processes_make_the_same_shards(project, tmp_path, expec
 def test_joining_needs_all_parts(project, tmp_path, capsys, expected):
     arguments = ["data", "prepare", str(project / "recipe.toml"), "--out", str(tmp_path)]
     assert main([*arguments, "--join"]) == 3
-    assert "Nothing of source 'notes' is prepared" in capsys.readouterr().err
+    assert "Nothing of source 'notes', as it is now, is prepared" in capsys.readouterr().err
     part(project, tmp_path, 1, 2)
     assert main([*arguments, "--join"]) == 3
     told = capsys.readouterr().err
@@ -177,8 +177,14 @@ def test_documents_that_change_between_parts_are_noticed(project, tmp_path, code
     (tmp_path / "bundle").symlink_to(project / "bundle")
     part(tmp_path, tmp_path / "run", 1, 2)
     (tmp_path / "notes.jsonl").write_text('{"segments": [{"text": "an owl"}]}\n' * 7)
-    with pytest.raises(ConfigError, match=r"documents = .* every part needs the same recipe"):
+    with pytest.raises(DataError, match=r"'notes', as it is now, .*make its parts first"):
         part(tmp_path, tmp_path / "run", 2, 2)
+    for number in (1, 2):  # the change is known now
+        made = part(tmp_path, tmp_path / "run", number, 2)
+    assert made.is_joined
+    assert Shards.open(tmp_path / "run" / "shards" / "notes").n_documents == 7
+    (tmp_path / "notes.jsonl").write_text('{"segments": [{"text": "a cat"}]}\n' * 7)
+    part(tmp_path, tmp_path / "run", 1, 2)
     text = (tmp_path / "recipe.toml").read_text()
     (tmp_path / "recipe.toml").write_text(text.replace("row_tokens = 48", "row_tokens = 40"))
     with pytest.raises(ConfigError, match="row_tokens = 48, and now it is 40"):

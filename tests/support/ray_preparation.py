@@ -1,8 +1,9 @@
-"""Prepares a source on a small Ray cluster: a script, which prints what was warned of.
+"""Prepares a source twice on a small Ray cluster: a script, which prints what was warned of.
 
-    python ray_preparation.py FOLDER SHARDS [MARKS]
+    python ray_preparation.py FOLDER
 
-FOLDER has a bundle and ``notes.jsonl``; with MARKS documents are written by a deadly transform.
+FOLDER has a bundle and ``notes.jsonl``; it gets the shards ``plain`` and ``deadly``. The latter are
+written by a deadly transform, for which the folder has ``marks``.
 """
 
 import json
@@ -42,6 +43,8 @@ if __name__ == "__main__":
     told = Told()
     logging.getLogger("pardalis").addHandler(told)
     ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
-    prepare(Path(sys.argv[1]), Path(sys.argv[2]), Workers(engine="ray"), *sys.argv[3:])
+    where, on_ray = Path(sys.argv[1]), Workers(engine="ray")
+    prepare(where, where / "plain", on_ray)
+    prepare(where, where / "deadly", on_ray, str(where / "marks"))
     ray.shutdown()
     sys.stdout.write(json.dumps(told.messages))

@@ -4,7 +4,7 @@ A source is divided into blocks of as many documents in succession. A block is e
 process, from nothing but its documents, and the shards are joined from all blocks in order. So they
 are the same whichever processes made the blocks, on how many machines and in which order.
 
-    blocks.json                      what decides the blocks, and what a reading of the source found
+    blocks.json                      what decides the blocks
     part-00001-of-00004/             a part: what one process at a time makes
         block-00000000.safetensors   ids, weights and lengths of documents, their names, the counts
 
@@ -181,13 +181,10 @@ class Blocks:
     Args:
         folder: is made when it is needed, and may have what an earlier process has left.
         settings: plain values that decide what is in the blocks, by name.
-        about: plain values that are stored besides, and decide nothing.
     """
 
-    def __init__(
-        self, folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None
-    ) -> None:
-        self.folder, self.settings, self._about = folder, plain(dict(settings)), about or {}
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder, plain(dict(settings))
         self.made_from = fingerprint(self.settings)
 
     @contextmanager
@@ -226,13 +223,10 @@ class Blocks:
         Raises:
             ConfigError: another process began with other settings or documents.
         """
-        text = {"format": FORMAT, "version": VERSION, "settings": self.settings, **self._about}
+        text = {"format": FORMAT, "version": VERSION, "settings": self.settings}
         if write_once(self.folder / SETTINGS, json.dumps(text, indent=2) + "\n"):
             return
-        try:
-            found = read_settings(self.folder)["settings"]
-        except DataError:
-            found = {}
+        found = _settings_in(self.folder)
         if found == self.settings:
             return
         if not replace:
@@ -294,14 +288,12 @@ class Blocks:
                 self.remove()
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what ``blocks.json`` says; raises DataError if there is none of this version."""
-    path = folder / SETTINGS
+def _settings_in(folder: Path) -> dict[str, Any]:
+    """Return what ``blocks.json`` says; nothing if it is not of this version."""
     try:
-        found = read_json(path)
-        is_known = (found["format"], found["version"]) == (FORMAT, VERSION)
-        if not is_known or not isinstance(found["settings"], dict):
-            raise ValueError("it is of another version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} does not describe blocks ({error}).") from error
-    return dict(found)
+        found = read_json(folder / SETTINGS)
+        if (found["format"], found["version"]) == (FORMAT, VERSION):
+            return dict(found["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}

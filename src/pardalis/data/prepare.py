@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pardalis.codec import Codec
-from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding, to_dict
+from pardalis.config import check_at_least, check_at_most, fingerprint, not_deciding
 from pardalis.data.blocks import WHOLE_SHARE, Block, Blocks, DamagedBlockError, Share
 from pardalis.data.packing import split_long
 from pardalis.data.portable import PortableCodec
@@ -157,8 +157,7 @@ class Preparation:
             "batch_documents": config.batch_documents,
             "device": codec.image_tokenizer.device.type,
         }
-        about = {"source": place_of_source(source), "content": content._asdict()}
-        self._blocks = Blocks(blocks_folder(folder), settings, about)
+        self._blocks = Blocks(blocks_folder(folder), settings)
 
     def finished(self) -> PrepareReport | None:
         """Return the report of an earlier preparation if its shards are complete and valid."""
@@ -171,8 +170,8 @@ class Preparation:
             return report
         if workers.joins_only and not self._blocks.folder.is_dir():
             raise DataError(
-                f"Nothing of source {self._source.name!r} is prepared in {self._folder.parent}, so "
-                "there is nothing to join; make its parts first."
+                f"Nothing of source {self._source.name!r}, as it is now, is prepared in "
+                f"{self._folder.parent}, so there is nothing to join; make its parts first."
             )
         with self._telling(), self._blocks.held():
             self._blocks.settle(replace=not workers.joins_only)
@@ -345,12 +344,6 @@ class Preparation:
 def blocks_folder(shards: Path) -> Path:
     """Return where the blocks of shards are while these are made."""
     return working_name(shards, "blocks")
-
-
-def place_of_source(source: SourceConfig) -> list[Any]:
-    """Return what is read of a source, without its content."""
-    rules = [to_dict(rule) for rule in source.rules]
-    return [source.reader, source.options, str(source.path), list(source.part), rules]
 
 
 def restate(folder: Path, source: SourceConfig) -> None:

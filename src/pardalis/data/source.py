@@ -195,6 +195,16 @@ class Survey(NamedTuple):
     n_rejections: int = 0
     licences: tuple[str, ...] = ()  # the first ones that documents state, each once
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Survey":
+        """Return the survey of the values of its fields; raises TypeError or ValueError."""
+        found = cls(**values)
+        counts = (found.n_items, found.n_images, found.n_rejections)
+        is_sound = all(type(count) is int and count >= 0 for count in counts)
+        if not is_sound or not isinstance(found.digest, str):
+            raise ValueError("it is not what was found in a source")
+        return found._replace(licences=tuple(map(str, found.licences)))
+
     def n_groups(self, together: int) -> int:
         """Return the number of rejections and of groups of documents that belong together."""
         return self.n_rejections + (self.n_items - self.n_rejections) // together

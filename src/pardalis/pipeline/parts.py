@@ -5,14 +5,18 @@ reads only the sources that its blocks are of, up to its last one. The part that
 joins it, and the last one finishes the stage ``prepare`` of the run.
 """
 
+import json
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pardalis.config import to_dict
 from pardalis.data import (
     ONE_WORKER,
     Preparation,
@@ -20,20 +24,17 @@ from pardalis.data import (
     SourceConfig,
     Survey,
     Workers,
-    blocks_folder,
 )
-from pardalis.data.blocks import read_settings
-from pardalis.data.prepare import place_of_source
 from pardalis.devices import find_device
-from pardalis.errors import BusyError, DataError
-from pardalis.files import exclusive, output_folder
+from pardalis.errors import BusyError, PardalisError
+from pardalis.files import exclusive, output_folder, read_json, write_once
 from pardalis.parallel import World
 from pardalis.pipeline.builders import located
 from pardalis.pipeline.chain import with_bundle
 from pardalis.pipeline.recipe import Recipe
 from pardalis.pipeline.runner import decide, run
 from pardalis.pipeline.stages import RunContext
-from pardalis.pipeline.stages.prepare import STAGE, preparations
+from pardalis.pipeline.stages.prepare import CONTENTS, STAGE, preparations
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def prepare_part(
 ) -> PartReport:
     """Make one part of what the stage ``prepare`` encodes; the last one joins all.
 
-    The tokenizers of the run must be finished. The first part to begin reads through each source;
+    The tokenizers of the run must be finished. The first part to begin reads through all sources;
     the others take what it has found, and a change of the documents is noticed when all are joined.
 
     Raises:
@@ -69,15 +70,15 @@ def prepare_part(
     """
     recipe = with_bundle(recipe, folder)
     context = RunContext(recipe, folder, World(device=find_device(device)), workers=workers)
-    for source in recipe.all_sources:
-        if (content := _found_before(source, folder)) is not None:
-            context.remember_survey(source, content)
+    for source, content in _found_before(context):
+        context.remember_survey(source, content)
     [decision] = decide(context, [STAGE.name])
     if not decision.is_run:
         logger.info("%s: %s, nothing is left to do.", STAGE.name, decision.reason)
         return PartReport(str(part), 0, True)
     with exclusive(output_folder(folder), shared=True):  # a run waits until no part is made
         context.digests.save()
+        _remember(context)
         n_blocks, is_complete = _make(context, part)
     return PartReport(str(part), n_blocks, is_complete and _join(recipe, folder, device))
 
@@ -109,19 +110,34 @@ def _join_source(each: Preparation) -> None:
         each.run(Workers(joins_only=True))
 
 
-def _found_before(source: SourceConfig, run: Path) -> Survey | None:
-    """Return what another part has found in a source, if it read the same one."""
+def _remember(context: RunContext) -> None:
+    """Write what was found in all sources, unless another part has."""
+    found = {
+        source.name: {
+            "source": _place(source, context),
+            "content": context.survey(source)._asdict(),
+        }
+        for source in context.recipe.all_sources
+    }
+    write_once(context.folder / CONTENTS, json.dumps(found, indent=2) + "\n")
+
+
+def _found_before(context: RunContext) -> Iterator[tuple[SourceConfig, Survey]]:
+    """Yield what another part has found in the sources, if it read the same ones."""
     try:
-        found = read_settings(blocks_folder(run / "shards" / source.name))
-        if found["source"] != place_of_source(located(source, run)):
-            return None
-        content = Survey(**found["content"])
-    except (DataError, KeyError, TypeError):
-        return None
-    counts = (content.n_items, content.n_images, content.n_rejections)
-    if not all(type(count) is int and count >= 0 for count in counts):
-        return None
-    return content._replace(licences=tuple(map(str, content.licences)))
+        found = read_json(context.folder / CONTENTS)
+        for source in context.recipe.all_sources:
+            if found[source.name]["source"] == _place(source, context):
+                yield source, Survey.from_dict(found[source.name]["content"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+
+
+def _place(source: SourceConfig, context: RunContext) -> list[Any]:
+    """Return what is read of a source, without its content."""
+    there = located(source, context.folder)
+    rules = [to_dict(rule) for rule in there.rules]
+    return [there.reader, there.options, str(there.path), list(there.part), rules]
 
 
 def _join(recipe: Recipe, folder: Path, device: torch.device | str) -> bool:
@@ -132,5 +148,8 @@ def _join(recipe: Recipe, folder: Path, device: torch.device | str) -> bool:
             return True
         except BusyError:
             time.sleep(_WAIT_S)
+        except PardalisError:
+            (folder / CONTENTS).unlink(missing_ok=True)  # documents have changed, maybe
+            raise
     logger.info("All parts are made; another process works in %s and joins them.", folder)
     return False

@@ -26,6 +26,8 @@ from pardalis.pipeline.start import given_content
 
 logger = logging.getLogger(__name__)
 
+CONTENTS = ".contents.json"  # what was found in the sources, while parts of them are prepared
+
 
 def inputs(context: RunContext) -> Inputs:
     # Later stages read the bundle that the run starts from too, and they need this stage.
@@ -54,6 +56,7 @@ def run(context: RunContext) -> None:
     recipe, shards = context.recipe, context.folder / "shards"
     _remove_others(shards, {source.name for source in recipe.all_sources})
     reports = {name: each.run(context.workers) for name, each in preparations(context).items()}
+    (context.folder / CONTENTS).unlink(missing_ok=True)
     _report_turns(recipe, reports)
     write_licences(context)
 
