@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pardalis.data import Shards, ShardWriter
+from pardalis.data import shards as shards_module
+from pardalis.data.arrays import ArrayFile
 from pardalis.errors import DataError
 from pardalis.tokens import Encoded
 
@@ -185,3 +187,37 @@ def test_pairs_stand_in_the_place_of_rows(tmp_path: Path):
 def test_half_a_pair_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="an even number of documents, got 3"):
         write(tmp_path, [Encoded.of([0, 2])] * 3, pairs=True)
+
+
+# ── files that grow ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (1,), (3, 0, 5), (99_999, 1), (7,) * 200])
+def test_an_array_that_grows_is_that_of_numpy(tmp_path, lengths):
+    for dtype in (np.uint16, np.uint32, np.float16):
+        parts = [np.arange(n).astype(dtype) for n in lengths]
+        file = ArrayFile(tmp_path / "grown.npy", np.dtype(dtype))
+        for part in parts:
+            file.append(part)
+        file.close()
+        np.save(tmp_path / "whole.npy", np.concatenate([np.empty(0, dtype), *parts]))
+        grown, whole = (tmp_path / f"{name}.npy" for name in ("grown", "whole"))
+        assert grown.read_bytes() == whole.read_bytes()
+
+
+def test_what_waits_in_memory_changes_no_shards(tmp_path, monkeypatch):
+    """Also where weights begin in the middle of a shard, so that the ones before are filled in."""
+    found = []
+    for waiting in (1, 7, 1 << 20):
+        monkeypatch.setattr(shards_module, "_WAITING_TOKENS", waiting)
+        folder = tmp_path / str(waiting)
+        folder.mkdir()
+        writer = ShardWriter(folder, 100, tokens_per_shard=30)
+        for n in range(12):
+            weights = np.full(5, 0.5 if n == 3 else 1, np.float32)
+            writer.add(f"d{n}", Encoded(np.arange(5) + n, weights))
+        writer.finish(row_tokens=10, codec="a")
+        found.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
+        assert Shards.open(folder).document(3).weights.tolist() == [0.5] * 5
+    assert found[0] == found[1] == found[2]
+    assert [name for name in found[0] if name.startswith("weights")] == ["weights-00000.npy"]

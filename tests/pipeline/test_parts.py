@@ -14,7 +14,7 @@ from shapes import decoder_config
 from pardalis.bundle import Bundle
 from pardalis.cli.main import main
 from pardalis.data import Shards, Share, Workers
-from pardalis.errors import BusyError, ConfigError
+from pardalis.errors import BusyError, ConfigError, DataError
 from pardalis.files import exclusive
 from pardalis.model import Decoder, initialise
 from pardalis.pipeline import StageMissingError, load_recipe, prepare_part, read_records, run

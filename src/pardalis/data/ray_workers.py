@@ -6,6 +6,7 @@ and repeats them in silence, while here a block is the unit that is stored and c
 death costs (docs/decisions/0021-blocks.md).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from pardalis.data.workers import Encoder, Made, Pool, Work, Worker, WorkerDiedError, one_thread
 from pardalis.errors import ConfigError
+
+_LONGEST = 200  # characters of what Ray says of a death
 
 
 class Actors(Pool):
@@ -80,8 +83,15 @@ class _Actor(Worker):
         try:
             return self._ray.get(self.answer)
         except self._ray.exceptions.RayActorError as error:
-            reason = " ".join(str(error).split())
-            raise WorkerDiedError(f"died ({reason})") from error
+            raise WorkerDiedError(f"died ({_where(str(error))})") from error
+
+
+def _where(message: str) -> str:
+    """Return the process and the node that Ray's long message names, or its beginning."""
+    found = dict(re.findall(r"\b(pid|ip): (\S+)", message))
+    if {"pid", "ip"} <= found.keys():
+        return f"process {found['pid']} on {found['ip']}"
+    return " ".join(message.split())[:_LONGEST]
 
 
 class _Encoding:
