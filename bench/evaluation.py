@@ -7,10 +7,10 @@ All sides get the same items and prompts, and have the same weights, threads and
     harness     its own adapter, on the folder that ``pardalis export --to hf`` writes
 
 Choices are scored and the beginnings of answers generated (greedily). Rounds alternate; a rate is
-that of the median round, without loading. The harness is given the better of two batch sizes. The
-scores of all requests are compared, the chosen answers and the generated texts. The last line is
-JSON. Needs the extras ``dev`` and ``lm-eval``, and what docs/fine-tune.md and ``pardalis data
-tasks`` make::
+that of the median round, without loading, in processor time, which other work disturbs little. The
+harness is given the better of two batch sizes. The scores of all requests are compared, the chosen
+answers and the generated texts. The last line is JSON. Needs the extras ``dev`` and ``lm-eval``,
+and what docs/fine-tune.md and ``pardalis data tasks`` make::
 
     python bench/evaluation.py bundles/smollm2 tasks --tasks dictionary_word,article_title
 """
@@ -60,9 +60,10 @@ def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+    """Return the seconds of processor time that a call takes, over all threads, and its result."""
+    start = time.process_time()
     result = run()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, float], Any]:

@@ -18,10 +18,10 @@ from pardalis.corpora import BENCHMARKS, BenchmarksConfig, build_benchmarks, pac
 from pardalis.corpora.benchmarks.encyclopedia import _without
 from pardalis.corpora.benchmarks.materials import LANGUAGES, Materials
 from pardalis.corpora.benchmarks.questions import SPLITS, balanced, with_wrong_ones
-from pardalis.corpora.benchmarks.scenes import draw_scene, text_of
 from pardalis.corpora.captions import with_article
+from pardalis.documents.scenes import Scene
 from pardalis.errors import ConfigError, DataError
-from pardalis.evaluate.metrics.composition import Scene, judge
+from pardalis.evaluate.metrics.composition import judge
 from pardalis.evaluate.tasks import load_items, load_task, shipped_tasks
 from pardalis.evaluate.tasks.items import require_images
 from pardalis.evaluate.tasks.task import check_trial, trials
@@ -136,7 +136,7 @@ def test_scenes_show_what_they_say_and_are_what_the_judge_reads(built, questions
             with PIL.Image.open(built[0] / each["image"]) as image:
                 assert judge(image, scene).right, (name, each)
             if name == "scene_prompt":
-                assert each["prompt"] == text_of(each["scene"]) == scene.text
+                assert each["prompt"] == scene.text
             asked = each["scene"]["groups"][0]
             if name == "scene_count":
                 assert asked["shape"] + "s" == each["shapes"]
@@ -284,16 +284,6 @@ def test_places_of_right_choices_are_uniform():
 )
 def test_gaps_stand_for_a_title_and_its_long_words(title, text, expected):
     assert _without(title, text) == expected
-
-
-@pytest.mark.parametrize("relation", ["left of", "right of", "above", "below"])
-def test_every_relation_is_drawn_as_it_is_said(relation):
-    groups = [{"count": 1, "colour": "red", "shape": "circle"},
-              {"count": 1, "colour": "blue", "shape": "square"}]  # fmt: skip
-    scene = {"groups": groups, "relation": relation}
-    for seed in range(5):
-        image = draw_scene(scene, 64, np.random.default_rng(seed))
-        assert judge(image, configs.from_dict(Scene, scene)).right
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _list(options: argparse.Namespace) -> None:
         found[name] = {
             "kind": getattr(task, "kind", ""),
             "about": task.about,
-            "files": [str(file) for each in layouts for file in each.files],
+            "files": list(dict.fromkeys(str(file) for each in layouts for file in each.files)),
             "source": task.source,
         }
     print_result(options, found, *_listed(found))

@@ -31,10 +31,10 @@ from pardalis.files import parse_json
 from pardalis.inference import (
     Completion,
     GenerationConfig,
+    KeptEngine,
     Request,
     Score,
     ScoreRequest,
-    complete,
     to_document,
     to_request,
 )
@@ -48,7 +48,7 @@ with optional_package("lm-eval's models", "lm-eval"):
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-_WINDOW = 256  # requests that share an engine, and the keys and values of their common beginnings
+_WINDOW = 256  # requests that run together
 _ADAPTER = "adapter"  # its name in the engine
 _DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -96,6 +96,7 @@ class PardalisLM(LM):
             bundle = load(bundle, device or "cpu", _DTYPES[dtype])
         self.bundle = bundle
         self.adapters = open_adapters(self.bundle, {} if adapter is None else {_ADAPTER: adapter})
+        self.engine = KeptEngine(self.bundle, self.adapters)
         self.adapter = None if adapter is None else _ADAPTER
         self.max_gen_toks, self.seed = max_gen_toks, seed
 
@@ -255,7 +256,7 @@ class PardalisLM(LM):
     ) -> Iterator[Completion]:
         with bar(what, len(requests), "requests") as advance:
             for start in range(0, len(requests), _WINDOW):
-                done = complete(self.bundle, requests[start : start + _WINDOW], self.adapters)
+                done = self.engine.complete(requests[start : start + _WINDOW])
                 yield from done
                 advance(len(done))
 

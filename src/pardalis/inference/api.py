@@ -19,6 +19,8 @@ from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.response import Response
 from pardalis.retrieval import Retriever
 
+_SCORE_PAGE = 4  # tokens of a cache page where nothing is generated
+
 
 @documents_options
 def generate(
@@ -221,12 +223,62 @@ def complete(
         engine_options: fields of :class:`pardalis.EngineConfig` that differ from what suits the
             requests.
     """
-    if not requests:
-        return []
-    completions: list[Completion] = []
-    config = engine_config_for(requests)
-    with Engine(bundle, config, adapters=adapters, **(engine_options or {})) as engine:
-        n_open = 0
+    with KeptEngine(bundle, adapters, engine_options) as kept:
+        return kept.complete(requests)
+
+
+class KeptEngine:
+    """An engine for one client, whose requests come in groups.
+
+    It is kept from one group to the next, with its packed weights and the keys and values of
+    prompts, and made anew when a group needs a larger cache or more slots.
+
+    Args:
+        bundle, adapters: as :class:`pardalis.Engine` takes them.
+        engine_options: fields of :class:`pardalis.EngineConfig` that differ from what suits the
+            requests.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        adapters: Adapters | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.bundle, self.adapters = bundle, adapters
+        self._options = engine_options or {}
+        self._engine: Engine | None = None
+        self._config: EngineConfig | None = None
+
+    def __enter__(self) -> "KeptEngine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the engine; the next group gets another one."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = self._config = None
+
+    def engine_for(self, requests: Sequence[Request | ScoreRequest]) -> Engine:
+        """Return an engine for a group of requests; what it has not completed is given up."""
+        config = engine_config_for(requests)
+        if self._config is not None:
+            config = _larger(self._config, config)
+        if self._engine is None or config != self._config or not self._engine.idle:
+            self.close()
+            self._engine = Engine(self.bundle, config, adapters=self.adapters, **self._options)
+            self._config = config
+        return self._engine
+
+    def complete(self, requests: Sequence[Request | ScoreRequest]) -> list[Completion]:
+        """Run a group of requests together; return their completions, which ended."""
+        if not requests:
+            return []
+        engine, n_open = self.engine_for(requests), 0
+        completions: list[Completion] = []
         for request in requests:
             while n_open >= 2 * engine.config.max_slots:  # enough that no slot is ever idle
                 n_open -= sum(isinstance(event, Finished) for event in engine.step())
@@ -236,6 +288,16 @@ def complete(
             for _ in completion:
                 pass
         return completions
+
+
+def _larger(config: EngineConfig, needed: EngineConfig) -> EngineConfig:
+    """Return a config that suits the requests of two others."""
+    return EngineConfig(
+        max_slots=max(config.max_slots, needed.max_slots),
+        cache_tokens=max(config.cache_tokens or 0, needed.cache_tokens or 0),
+        page_size=max(config.page_size, needed.page_size),
+        quantum_steps=max(config.quantum_steps, needed.quantum_steps),
+    )
 
 
 def engine_config_for(requests: Sequence[Request | ScoreRequest]) -> EngineConfig:
@@ -249,9 +311,13 @@ def engine_config_for(requests: Sequence[Request | ScoreRequest]) -> EngineConfi
         for r in requests
     ]
     per_slot = (length for length, n in zip(lengths, slots, strict=True) for _ in range(n))
-    pages = (-(-length // default.page_size) + 1 for length in nlargest(max_slots, per_slot))
+    # Continuations of one prompt share its whole pages only, and compute the rest of it each.
+    only_scores = all(isinstance(request, ScoreRequest) for request in requests)
+    page_size = _SCORE_PAGE if only_scores else default.page_size
+    pages = (-(-length // page_size) + 1 for length in nlargest(max_slots, per_slot))
     return EngineConfig(
         max_slots=max_slots,
-        cache_tokens=sum(pages) * default.page_size,
+        cache_tokens=sum(pages) * page_size,
+        page_size=page_size,
         quantum_steps=max(lengths),  # no preemption: the client waits for all requests
     )

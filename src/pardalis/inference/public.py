@@ -1,6 +1,13 @@
 """The public names of :mod:`pardalis.inference`."""
 
-from pardalis.inference.api import complete, engine_config_for, generate, generate_many, score
+from pardalis.inference.api import (
+    KeptEngine,
+    complete,
+    engine_config_for,
+    generate,
+    generate_many,
+    score,
+)
 from pardalis.inference.candidates import POOLS, SCORERS, Candidate, generate_ranked
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.driver import EngineDriver, Stream

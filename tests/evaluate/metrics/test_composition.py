@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 from PIL import ImageDraw, ImageFilter
 
 from pardalis import config
+from pardalis.documents.scenes import PALETTE, RELATIONS, SHAPES, Group, Scene, draw_scene
 from pardalis.errors import ConfigError
 from pardalis.evaluate.metrics import composition
-from pardalis.evaluate.metrics.composition import (
-    PALETTE,
-    RELATIONS,
-    SHAPES,
-    Group,
-    Scene,
-    draw_scene,
-    find_objects,
-    judge,
-)
+from pardalis.evaluate.metrics.composition import find_objects, judge
 
 # Plain values: type checks of what strategies build would draw random numbers of their own.
 colours, shapes = st.sampled_from([None, *PALETTE]), st.sampled_from([None, *SHAPES])

@@ -13,6 +13,7 @@ from pardalis.evaluate.tasks import (
     Item,
     Trial,
     evaluate_tasks,
+    load_items,
     load_task,
     read_items,
     shipped_tasks,
@@ -63,6 +64,17 @@ def test_an_unconditional_prompt(bundle, tmp_path):
         pairs = [(prompt, f" {choice}") for prompt in prompts for choice in item["choices"]]
         given = np.array([score.log_prob for score in pardalis.score(bundle, pairs)])
         assert record["details"]["chosen"] == np.argmax(given[:3] - given[3:])
+
+
+def test_an_unconditional_prompt_may_be_empty(bundle, tmp_path):
+    toml = 'normalise = ["unconditional"]\nunconditional = ""\n' + CHOICE.replace(
+        'normalise = ["none", "tokens", "characters", "bytes"]\n', ""
+    )
+    task = load_task(write_task(tmp_path, toml=toml))
+    [item, *_] = load_items(task.data, tmp_path)
+    *_, last = task.requests(Trial(item), bundle)
+    [score] = pardalis.score(bundle, [(last.prompt, last.continuation)])
+    assert last.prompt.segments == () and score.log_prob < 0
 
 
 def test_images_in_prompts_and_choices(bundle, tmp_path):
@@ -130,7 +142,7 @@ def test_an_item_that_does_not_fit_is_refused(fields, changes, message):
     ("changes", "message"),
     [
         ({"choices": []}, "choices must have at least one entry."),
-        ({"normalise": ["unconditional"]}, "unconditional is empty, but normalise names it"),
+        ({"normalise": ["unconditional"]}, "unconditional is missing, but normalise names it"),
         ({"normalise": ["byte"]}, "normalise.0 must be one of 'none', 'tokens'"),
         ({"prompt": "{a"}, "prompt has a brace '{' alone at character 0"),
         ({"prompt": "{a|upper}"}, "prompt has the filter 'upper'; it must be one of lettered"),

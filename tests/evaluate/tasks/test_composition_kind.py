@@ -6,8 +6,8 @@ from tiny_tasks import write_task
 
 from pardalis import config as configs
 from pardalis.documents import Document, Image
+from pardalis.documents.scenes import Group, Scene, draw_scene
 from pardalis.errors import DataError
-from pardalis.evaluate.metrics.composition import Group, Scene, draw_scene
 from pardalis.evaluate.tasks import Item, Trial, evaluate_tasks, read_items, task_of
 
 PAIR = Scene(

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from tiny_tasks import write_lines
 
+from pardalis.errors import ConfigError
 from pardalis.evaluate import tasks
 from pardalis.evaluate.tasks import (
     LAYOUTS,
@@ -77,3 +78,24 @@ def test_a_layout_and_a_number_of_the_whole(bundle, tmp_path):
     ]
     assert numbers["texts"] == {"value": 2}
     assert list(numbers)[1] == "bits_per_byte"
+
+
+@pytest.mark.usefixtures("tables")
+def test_shots_of_a_kind_without_examples_are_refused(bundle, tmp_path):
+    @TASKS.add
+    @dataclass(frozen=True, kw_only=True)
+    class PlainTask(task.TaskConfig):
+        kind: Literal["plain"] = "plain"
+        prompt: str = "{word}"
+
+        def requests(self, trial, bundle):
+            return [task.Likelihood(self.prompt_of(trial), self.prompt_of(trial))]
+
+        def score(self, trial, requests, results):
+            return task.Outcome({"log_prob": results[0].log_prob})
+
+    write_lines(tmp_path / "words.jsonl", [{"word": "owl"}, {"word": "fox"}])
+    values = {"kind": "plain", "name": "own", "data": {"path": "words.jsonl"}}
+    assert evaluate_tasks(bundle, [task_of(values)], tmp_path / "out", data=tmp_path)["tasks"]
+    with pytest.raises(ConfigError, match="shots is 1 in task 'own', whose kind has no few-shot"):
+        evaluate_tasks(bundle, [task_of(values | {"shots": 1})], tmp_path / "b", data=tmp_path)

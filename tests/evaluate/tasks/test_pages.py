@@ -118,7 +118,9 @@ def test_the_command_line(bundle_folder, tmp_path, monkeypatch, capsys):
     assert list(json.loads(capsys.readouterr().out)["tasks"]) == ["animals"]
     assert (tmp_path / "page.html").is_file()
     assert main(["evaluate", "tasks", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["arc_easy"]["kind"] == "choice"
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["arc_easy"]["kind"] == "choice"
+    assert all(len(each["files"]) == len(set(each["files"])) for each in listed.values())
 
 
 def test_the_worst_items_of_a_task_whose_first_number_is_one_of_the_corpus():

@@ -10,7 +10,7 @@ from tiny_tasks import write_task
 import pardalis
 from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.evaluate.metrics.intervals import bootstrap
-from pardalis.evaluate.tasks import evaluate_tasks, ratio, read_items, task_of
+from pardalis.evaluate.tasks import evaluate_tasks, paired_ratio, ratio, read_items, task_of
 from pardalis.evaluate.tasks.perplexity import windows
 
 TEXTS = """\
@@ -105,6 +105,15 @@ def test_what_does_not_apply(tmp_path):
     path = write_task(tmp_path, toml=TEXTS, items=[{"text": ""}])
     with pytest.raises(DataError, match="item '0': the document is empty, so it has no loss"):
         evaluate_tasks(tmp_path, [path], tmp_path / "out")
+
+
+def test_an_item_is_drawn_with_its_values_of_all_seeds():
+    tops, ids = [1.0, 5.0, 2.0, 9.0], list("abab")
+    together = ratio(tops, [1.0] * 4, ids)
+    assert together == ratio([3.0, 14.0], [2.0, 2.0]) and together.low == 1.5
+    bottoms = [1.0] * 4
+    change = paired_ratio((tops, [2.0] * 4), (bottoms, bottoms), ids)
+    assert change == paired_ratio(([3.0, 14.0], [4.0, 4.0]), ([2.0, 2.0], [2.0, 2.0]))
 
 
 def test_a_ratio_of_equal_weights_is_a_mean():

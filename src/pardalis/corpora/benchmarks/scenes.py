@@ -8,12 +8,11 @@ A scene is coloured shapes on white that do not touch. Its specification is part
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeVar
 
 import numpy as np
-import PIL.Image
-from PIL import ImageDraw
 
 from pardalis.corpora.benchmarks.materials import Materials, in_split
 from pardalis.corpora.benchmarks.questions import (
@@ -23,78 +22,23 @@ from pardalis.corpora.benchmarks.questions import (
     TaskImage,
     with_wrong_ones,
 )
+from pardalis.documents.scenes import (
+    PALETTE,
+    RELATIONS,
+    SHAPES,
+    Colour,
+    Group,
+    Scene,
+    Shape,
+    draw_scene,
+)
 
-Group: TypeAlias = dict[str, Any]
-Scene: TypeAlias = dict[str, Any]
+Name = TypeVar("Name", bound=str)
 
-COLOURS = {
-    "red": (214, 39, 40),
-    "orange": (245, 133, 20),
-    "yellow": (240, 213, 32),
-    "green": (44, 160, 70),
-    "blue": (40, 85, 205),
-    "purple": (145, 60, 185),
-    "black": (25, 25, 25),
-}
-SHAPES = ("square", "circle", "triangle")
-RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
-_FINE = 4  # pixels drawn for each pixel of a side
-_CELLS = 3  # a side, each with at most one object
-_LEAST_RADIUS, _LARGEST_RADIUS = 0.09, 0.13  # of an object, as shares of the side
-_GAP = 0.02  # between an object and the edge of its cell
 _MOST_OTHERS = 3  # objects that are not counted
 _PROMPTS_TESTED = 50  # percent of all prompts
-
-
-def draw_scene(scene: Scene, side: int, generator: np.random.Generator) -> PIL.Image.Image:
-    """Draw a scene of at most nine objects at random places, with random sizes.
-
-    Two objects with a relation stand in one line or column of a grid of 3 x 3, so the direction
-    from one to the other is at most 30 degrees away from the relation's.
-    """
-    objects = [group for group in scene["groups"] for _ in range(group["count"])]
-    if scene["relation"]:
-        cells = _related_cells(scene["relation"], generator)
-    else:
-        chosen = generator.choice(_CELLS**2, len(objects), replace=False).tolist()
-        cells = [divmod(cell, _CELLS) for cell in chosen]
-    image = PIL.Image.new("RGB", (side * _FINE, side * _FINE), "white")
-    canvas = ImageDraw.Draw(image)
-    for group, (row, column) in zip(objects, cells, strict=True):
-        radius = generator.uniform(_LEAST_RADIUS, _LARGEST_RADIUS)
-        free = 0.5 / _CELLS - radius - _GAP
-        x, y = (np.array([column, row]) + 0.5) / _CELLS + generator.uniform(-free, free, 2)
-        _draw_object(canvas, group, tuple(side * _FINE * each for each in (x, y, radius)))
-    return image.resize((side, side), PIL.Image.Resampling.BOX)
-
-
-def _draw_object(canvas: ImageDraw.ImageDraw, group: Group, place: tuple[float, ...]) -> None:
-    x, y, radius = place
-    left, top, right, bottom = map(round, (x - radius, y - radius, x + radius, y + radius))
-    colour = COLOURS[group["colour"]]
-    match group["shape"]:
-        case "square":
-            canvas.rectangle((left, top, right, bottom), fill=colour)
-        case "circle":
-            canvas.ellipse((left, top, right, bottom), fill=colour)
-        case _:
-            canvas.polygon([(left, bottom), (right, bottom), (round(x), top)], fill=colour)
-
-
-def _related_cells(relation: str, generator: np.random.Generator) -> list[tuple[int, int]]:
-    """Return the row and the column of two objects."""
-    along = sorted(generator.choice(_CELLS, 2, replace=False).tolist())
-    if relation in ("right of", "below"):
-        along.reverse()
-    across = int(generator.integers(_CELLS))
-    if relation in ("above", "below"):
-        return [(place, across) for place in along]
-    return [(across, place) for place in along]
-
-
-# ── questions ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _counts(
@@ -104,14 +48,15 @@ def _counts(
         shape, other = _some(SHAPES, 2, generator)
         count = int(generator.integers(len(NUMBERS))) + 1
         others = int(generator.integers(_MOST_OTHERS + 1))
-        colours = _some(tuple(COLOURS), 2, generator)
+        colours = _some(tuple(PALETTE), 2, generator)
         groups = [_group(colours[0], shape, count)]
         if others:
             groups.append(_group(colours[1], other, others))
+        scene = Scene(groups=tuple(groups))
         found = with_wrong_ones(NUMBERS[count - 1], NUMBERS, str.__ne__, generator)
         assert found is not None  # as there are so many numbers
         choices, answer = found
-        yield _shown("count", {"groups": groups, "relation": None}, materials, generator) | {
+        yield _shown("count", scene, materials, generator) | {
             "shapes": f"{shape}s",
             "choices": choices,
             "answer": answer,
@@ -122,16 +67,16 @@ def _colours(
     materials: Materials, split: Split, generator: np.random.Generator
 ) -> Iterator[Question]:
     while True:
-        *shown, another = _some(tuple(COLOURS), len(SHAPES) + 1, generator)
-        groups = [
+        *shown, another = _some(tuple(PALETTE), len(SHAPES) + 1, generator)
+        groups = tuple(
             _group(colour, shape)
             for colour, shape in zip(shown, _some(SHAPES, len(SHAPES), generator), strict=True)
-        ]
+        )
         found = with_wrong_ones(shown[0], [*shown[1:], another], str.__ne__, generator)
         assert found is not None  # as they are all different
         choices, answer = found
-        yield _shown("colour", {"groups": groups, "relation": None}, materials, generator) | {
-            "shape": groups[0]["shape"],
+        yield _shown("colour", Scene(groups=groups), materials, generator) | {
+            "shape": groups[0].shape,
             "choices": choices,
             "answer": answer,
         }
@@ -142,10 +87,11 @@ def _positions(
 ) -> Iterator[Question]:
     while True:
         scene = _pair(generator)
-        found = with_wrong_ones(scene["relation"], RELATIONS, str.__ne__, generator)
+        assert scene.relation is not None
+        found = with_wrong_ones(scene.relation, RELATIONS, str.__ne__, generator)
         assert found is not None  # as there are four
         choices, answer = found
-        first, second = (f"{group['colour']} {group['shape']}" for group in scene["groups"])
+        first, second = (f"{group.colour} {group.shape}" for group in scene.groups)
         yield _shown("position", scene, materials, generator) | {
             "first": first,
             "second": second,
@@ -164,33 +110,21 @@ def _prompts(
             scene = _pair(generator)
             if asks == "count":
                 count = int(generator.integers(2, len(NUMBERS) + 1))
-                scene = {"groups": [scene["groups"][0] | {"count": count}], "relation": None}
+                scene = Scene(groups=(replace(scene.groups[0], count=count),))
             elif asks == "colour":
-                scene["relation"] = None
-            prompt = text_of(scene)
+                scene = replace(scene, relation=None)
+            prompt = scene.text
             if prompt not in seen and in_split(prompt, _PROMPTS_TESTED)(split):
                 seen.add(prompt)
                 shown = _shown("prompt", scene, materials, generator)
                 yield shown | {"prompt": prompt, "asks": asks}
 
 
-def text_of(scene: Scene) -> str:
-    """Return a prompt for a scene: ``a red circle left of a blue square``."""
-    names = []
-    for group in scene["groups"]:
-        named = f"{group['colour']} {group['shape']}"
-        if group["count"] > 1:
-            names.append(f"{NUMBERS[group['count'] - 1]} {named}s")
-        else:
-            names.append(f"{'an' if named[0] in 'aeiou' else 'a'} {named}")
-    return f" {scene['relation'] or 'and'} ".join(names)
-
-
 def _pair(generator: np.random.Generator) -> Scene:
     """Return two objects of different colours and shapes, and a relation."""
-    colours, shapes = _some(tuple(COLOURS), 2, generator), _some(SHAPES, 2, generator)
+    colours, shapes = _some(tuple(PALETTE), 2, generator), _some(SHAPES, 2, generator)
     groups = [_group(colour, shape) for colour, shape in zip(colours, shapes, strict=True)]
-    return {"groups": groups, "relation": _some(RELATIONS, 1, generator)[0]}
+    return Scene(groups=tuple(groups), relation=_some(RELATIONS, 1, generator)[0])
 
 
 def _shown(
@@ -202,15 +136,15 @@ def _shown(
     return {
         "id": number,
         "image": TaskImage(Path("images", f"{kind}.{number}.png"), image),
-        "scene": scene,
+        "scene": asdict(scene),
     }
 
 
-def _group(colour: str, shape: str, count: int = 1) -> Group:
-    return {"count": count, "colour": colour, "shape": shape}
+def _group(colour: Colour, shape: Shape, count: int = 1) -> Group:
+    return Group(count=count, colour=colour, shape=shape)
 
 
-def _some(names: Sequence[str], n: int, generator: np.random.Generator) -> list[str]:
+def _some(names: Sequence[Name], n: int, generator: np.random.Generator) -> list[Name]:
     return [names[place] for place in generator.choice(len(names), n, replace=False).tolist()]
 
 

@@ -57,7 +57,7 @@ class ChoiceTask(TaskConfig):
     labels: tuple[str, ...] = ()  # of the choices, as ``answer`` names them; templates as above
     answer: str  # template: what names the right choice
     normalise: tuple[Normalisation, ...] = ("none", "bytes")  # of accuracy; the first counts most
-    unconditional: str = ""  # template of the prompt u
+    unconditional: str | None = None  # template of the prompt u; empty: bos alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,13 +65,15 @@ class ChoiceTask(TaskConfig):
             raise ConfigError(
                 f"{'choices' if not self.choices else 'normalise'} must have at least one entry."
             )
-        if "unconditional" in self.normalise and not self.unconditional:
+        if "unconditional" in self.normalise and self.unconditional is None:
             raise ConfigError(
-                "unconditional is empty, but normalise names it; give the prompt that says nothing "
-                "of the item, such as 'Answer:'."
+                "unconditional is missing, but normalise names it; give the prompt that says "
+                "nothing of the item, such as 'Answer:', or an empty text."
             )
-        for name in ("prompt", "answer", "unconditional"):
+        for name in ("prompt", "answer"):
             self._template(name)
+        if self.unconditional is not None:
+            self._template("unconditional")
         for name in ("choices", "labels"):
             self._listed(name)
 
@@ -112,7 +114,8 @@ class ChoiceTask(TaskConfig):
     def check(self, trial: Trial) -> None:
         super().check(trial)
         choices, _ = self.choices_of(trial.item)
-        self._template("unconditional").segments(trial.item.fields)
+        if self.unconditional is not None:
+            self._template("unconditional").segments(trial.item.fields)
         needs_text = {"characters", "bytes"} & set(self.normalise)
         if needs_text and any(choice.images for choice in choices):
             raise DataError(

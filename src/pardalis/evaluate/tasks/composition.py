@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pardalis import config as configs
+from pardalis.documents.scenes import Scene
 from pardalis.errors import ConfigError, DataError
-from pardalis.evaluate.metrics.composition import Scene, judge
+from pardalis.evaluate.metrics.composition import judge
 from pardalis.evaluate.tasks.items import Item
 from pardalis.evaluate.tasks.task import AnyRequest, Number, Outcome, Record, Trial, mean
 from pardalis.evaluate.tasks.text_to_image import TextToImageTask, generated_image

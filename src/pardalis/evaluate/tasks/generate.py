@@ -8,13 +8,13 @@ comes first counts; samples without an answer have no vote.
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least
 from pardalis.documents import Document, Segment, Text
-from pardalis.errors import ConfigError, DataError, RequestError
+from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate.answers import first_sentence
 from pardalis.evaluate.captions import token_f1
 from pardalis.evaluate.metrics.answers import (
@@ -28,15 +28,13 @@ from pardalis.evaluate.metrics.answers import (
     numeric_match,
 )
 from pardalis.evaluate.metrics.vqa import anls, vqa_accuracy, vqa_normalised
+from pardalis.evaluate.tasks.generating import GeneratingTask
 from pardalis.evaluate.tasks.items import Item
-from pardalis.evaluate.tasks.task import AnyRequest, Generation, Outcome, TaskConfig, Trial
-from pardalis.inference import GenerationConfig, to_request
+from pardalis.evaluate.tasks.task import AnyRequest, Generation, Outcome, Trial
 
 Part = Literal["all", "line", "sentence", "boxed"]
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_DEFAULTS = {"mode": "text", "max_new_tokens": 64}
-_GIVEN = ("seed", "chat", "adapter", "logprobs")  # options that the evaluation sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ PARTS: Mapping[Part, Callable[[str], str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateTask(TaskConfig):
+class GenerateTask(GeneratingTask):
     """A free answer.
 
     Raises:
@@ -118,7 +116,8 @@ class GenerateTask(TaskConfig):
     metrics: tuple[str, ...] = ("exact",)  # names of METRICS; the first counts most
     part: Part = "all"  # of the completion that is the answer
     samples: int = 1  # completions of each item
-    generation: dict[str, Any] = field(default_factory=dict)  # options of GenerationConfig
+
+    defaults: ClassVar[Mapping[str, Any]] = {"mode": "text", "max_new_tokens": 64}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,18 +131,7 @@ class GenerateTask(TaskConfig):
                 raise ConfigError(
                     f"metrics has {name!r}; each must be one of {', '.join(METRICS)}."
                 )
-        for name in _GIVEN:
-            if name in self.generation:
-                raise ConfigError(
-                    f"generation.{name} is set by the evaluation"
-                    f"{', from `chat` of the task' if name == 'chat' else ''}; leave it out."
-                )
-        try:
-            options = self.options(0)
-        except RequestError as error:
-            is_sentence = str(error)[:1].isupper()
-            raise ConfigError(f"generation{': ' if is_sentence else '.'}{error}") from error
-        if self.samples > 1 and not options.temperature:
+        if self.samples > 1 and not self.options(0).temperature:
             raise ConfigError(
                 f"samples is {self.samples}, but generation.temperature is 0, so all are the same; "
                 "set a temperature."
@@ -151,14 +139,6 @@ class GenerateTask(TaskConfig):
         self._template("prompt")
         self._template("example_answer")
         self._listed("answers")
-
-    def options(self, seed: int) -> GenerationConfig:
-        """Return the options of generation with a seed."""
-        return GenerationConfig().with_options(_DEFAULTS | self.generation | {"seed": seed})
-
-    @property
-    def uses_seed(self) -> bool:
-        return self.shots > 0 or self.options(0).temperature > 0
 
     def accepted(self, item: Item) -> list[str]:
         """Return the accepted answers of an item; raises DataError if there are none."""
@@ -184,12 +164,6 @@ class GenerateTask(TaskConfig):
     def check(self, trial: Trial) -> None:
         super().check(trial)
         self.accepted(trial.item)
-
-    def check_bundle(self, bundle: Bundle) -> None:
-        try:
-            to_request(bundle, [], self.options(0))
-        except RequestError as error:
-            raise RequestError(f"Task {self.name!r}: {error}") from error
 
     def requests(self, trial: Trial, bundle: Bundle) -> Sequence[AnyRequest]:
         prompt = self.prompt_of(trial)

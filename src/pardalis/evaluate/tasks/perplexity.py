@@ -118,15 +118,17 @@ class PerplexityTask(TaskConfig):
         )
 
     def summarise(self, records: Sequence[Record], folder: Path) -> dict[str, Number]:
-        return {name: ratio(*columns) for name, columns in self._columns(records).items()}
+        ids = [record["id"] for record in records]
+        return {name: ratio(*columns, ids) for name, columns in self._columns(records).items()}
 
     def differences(self, first: Sequence[Record], second: Sequence[Record]) -> dict[str, Number]:
         before, after = self._columns(first), self._columns(second)
-        return {
-            name: paired_ratio((before[name][0], after[name][0]), (before[name][1], after[name][1]))
-            for name in before
-            if name in after
-        }
+        ids = [record["id"] for record in first]
+        found = {}
+        for name in (each for each in before if each in after):
+            (top_a, bottom_a), (top_b, bottom_b) = before[name], after[name]
+            found[name] = paired_ratio((top_a, top_b), (bottom_a, bottom_b), ids)
+        return found
 
     def _columns(self, records: Sequence[Record]) -> dict[str, tuple[list[float], list[float]]]:
         """Return the numerators and denominators of each number, one of each item."""

@@ -45,11 +45,10 @@ from pardalis.evaluate.tasks.task import (
 from pardalis.files import exclusive, output_folder
 from pardalis.inference import (
     Completion,
-    Engine,
+    KeptEngine,
     Request,
     Score,
     ScoreRequest,
-    engine_config_for,
     to_request,
     to_score_requests,
 )
@@ -57,7 +56,7 @@ from pardalis.inference.adapters import open_adapters
 from pardalis.inference.events import Finished
 from pardalis.progress import bar
 
-_WINDOW = 256  # requests that share an engine, and the keys and values of their common beginnings
+_WINDOW = 256  # requests that are encoded before they run
 _SHOWN_REASONS = 3
 _ADAPTER = "adapter"  # its name in the engine
 
@@ -195,9 +194,8 @@ class TaskSet:
         model = bundle if isinstance(bundle, Bundle) else load(bundle, device, dtype)
         self.check_bundle(model)
         contaminations = {} if training is None else _contaminations(loaded, training)
-        evaluation = _Evaluation(model, adapter)
-        facts = {"path": path, "digest": evaluation.digest, "made_by": model.made_by}
-        with exclusive(output_folder(folder)):
+        with _Evaluation(model, adapter) as evaluation, exclusive(output_folder(folder)):
+            facts = {"path": path, "digest": evaluation.digest, "made_by": model.made_by}
             results = Results(folder, facts)
             written = results.write(_versions())
             for each in loaded:
@@ -254,9 +252,16 @@ class _Evaluation:
     def __init__(self, bundle: Bundle, adapter: Adapter | Path | str | None) -> None:
         self.bundle = bundle
         self.adapters = open_adapters(bundle, {} if adapter is None else {_ADAPTER: adapter})
+        self.engine = KeptEngine(bundle, self.adapters)
         self.digest = bundle_digest(bundle)
         if self.adapters:
             self.digest = configs.fingerprint(self.digest, self.adapters[_ADAPTER].digest)
+
+    def __enter__(self) -> "_Evaluation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.engine.close()
 
     def run(
         self,
@@ -357,32 +362,32 @@ class _Evaluation:
     def _finished(
         self, window: Sequence["_Open"]
     ) -> Iterator[tuple["Asked", Sequence[AnyRequest], list[Any] | PardalisError]]:
-        """Run the requests of several items in one engine; yield the items as they finish."""
+        """Run the requests of several items together; yield the items as they finish."""
         encoded = [request for open_ in window for request in open_.encoded]
         if not encoded:
             return
         of_key: dict[int, _Open] = {}
-        with Engine(self.bundle, engine_config_for(encoded), adapters=self.adapters) as engine:
-            most_open = 2 * engine.config.max_slots  # enough that no slot is ever idle
+        engine = self.engine.engine_for(encoded)
+        most_open = 2 * engine.config.max_slots  # enough that no slot is ever idle
 
-            def step(most: int) -> Iterator[_Open]:
-                while len(of_key) > most:
-                    for event in engine.step():
-                        if isinstance(event, Finished):
-                            open_ = of_key.pop(event.key)
-                            open_.n_finished += 1
-                            if open_.n_finished == len(open_.encoded):
-                                yield open_
+        def step(most: int) -> Iterator[_Open]:
+            while len(of_key) > most:
+                for event in engine.step():
+                    if isinstance(event, Finished):
+                        open_ = of_key.pop(event.key)
+                        open_.n_finished += 1
+                        if open_.n_finished == len(open_.encoded):
+                            yield open_
 
-            for open_ in window:
-                for request in open_.encoded:
-                    for done in step(most_open - 1):
-                        yield done.asked, done.requests, done.results()
-                    completion = engine.submit_request(request)
-                    open_.completions.append(completion)
-                    of_key[completion.key] = open_
-            for done in step(0):
-                yield done.asked, done.requests, done.results()
+        for open_ in window:
+            for request in open_.encoded:
+                for done in step(most_open - 1):
+                    yield done.asked, done.requests, done.results()
+                completion = engine.submit_request(request)
+                open_.completions.append(completion)
+                of_key[completion.key] = open_
+        for done in step(0):
+            yield done.asked, done.requests, done.results()
 
 
 @dataclass(frozen=True, slots=True)

@@ -351,22 +351,47 @@ def paired_mean(first: Sequence[Record], second: Sequence[Record], name: str) ->
     return Number(math.fsum(b - a for b, a, _ in pairs) / len(pairs), low, high)
 
 
-def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> Number:
-    """Return the sum of numerators over that of denominators, with its interval over items."""
+def ratio(
+    tops: Sequence[float], bottoms: Sequence[float], ids: Sequence[str] | None = None
+) -> Number:
+    """Return the sum of numerators over that of denominators, with its interval over items.
+
+    Args:
+        ids: the item of each value, which is drawn with its values of all seeds; default: each
+            value is an item.
+    """
+    tops, bottoms = _of_items([tops, bottoms], ids)
     above, below = _resampled(bottoms, tops, bottoms)
     return Number(math.fsum(tops) / math.fsum(bottoms), *_interval(above / below))
 
 
 def paired_ratio(
-    tops: tuple[Sequence[float], Sequence[float]], bottoms: tuple[Sequence[float], Sequence[float]]
+    tops: tuple[Sequence[float], Sequence[float]],
+    bottoms: tuple[Sequence[float], Sequence[float]],
+    ids: Sequence[str] | None = None,
 ) -> Number:
-    """Return the second ratio minus the first, of the same items, with its interval."""
-    first, second = (
-        math.fsum(top) / math.fsum(bottom) for top, bottom in zip(tops, bottoms, strict=True)
-    )
-    counts = [a * b for a, b in zip(*bottoms, strict=True)]
-    top_a, top_b, bottom_a, bottom_b = _resampled(counts, *tops, *bottoms)
-    return Number(second - first, *_interval(top_b / bottom_b - top_a / bottom_a))
+    """Return the second ratio minus the first, of the same items, with its interval.
+
+    Args:
+        ids: as :func:`ratio` takes them.
+    """
+    top_a, top_b, bottom_a, bottom_b = _of_items([*tops, *bottoms], ids)
+    difference = math.fsum(top_b) / math.fsum(bottom_b) - math.fsum(top_a) / math.fsum(bottom_a)
+    counts = [a * b for a, b in zip(bottom_a, bottom_b, strict=True)]
+    columns = _resampled(counts, top_a, top_b, bottom_a, bottom_b)
+    above_a, above_b, below_a, below_b = columns
+    return Number(difference, *_interval(above_b / below_b - above_a / below_a))
+
+
+def _of_items(
+    columns: Sequence[Sequence[float]], ids: Sequence[str] | None
+) -> Sequence[Sequence[float]]:
+    """Return the columns with the values of each item added up."""
+    if ids is None:
+        return columns
+    place = {name: number for number, name in enumerate(dict.fromkeys(ids))}
+    rows = [place[name] for name in ids]
+    return [np.bincount(rows, column, len(place)).tolist() for column in columns]
 
 
 def _resampled(

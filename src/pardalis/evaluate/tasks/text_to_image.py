@@ -206,7 +206,7 @@ class TextToImageTask(GeneratingTask):
                 found |= {n: mean(records, n) for n in names if n.startswith(_NETS)}
             elif any(words := [float(each["details"]["words"]) for each in records]):
                 read = [float(each["details"]["words_read"]) for each in records]
-                found[_WORDS] = ratio(read, words)
+                found[_WORDS] = ratio(read, words, [record["id"] for record in records])
             else:
                 logger.warning(
                     "Task %r: no prompt asks for words in quotation marks, so word_recall is left "

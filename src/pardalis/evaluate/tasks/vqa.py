@@ -7,19 +7,16 @@ share this rule.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pardalis.documents import Document, Segment, Text
 from pardalis.evaluate.tasks.generate import GenerateTask, Part
 from pardalis.evaluate.tasks.generating import by_group
 from pardalis.evaluate.tasks.items import Item
 from pardalis.evaluate.tasks.task import AnyRequest, Number, Outcome, Record, Trial
-from pardalis.inference import GenerationConfig
-
-_DEFAULTS = {"mode": "text", "max_new_tokens": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +31,11 @@ class VqaTask(GenerateTask):
     part: Part = "line"
     group: str = ""  # template; the first metric is told by what it gives too, such as answer types
 
+    defaults: ClassVar[Mapping[str, Any]] = {"mode": "text", "max_new_tokens": 10}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._template("group")
-
-    def options(self, seed: int) -> GenerationConfig:
-        return GenerationConfig().with_options(_DEFAULTS | self.generation | {"seed": seed})
 
     def answer_of(self, item: Item) -> Sequence[Segment]:
         if self.example_answer:
