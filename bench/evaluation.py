@@ -27,12 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from decoder import product_gflops
 from pardalis import bundle as bundles
-from pardalis.evaluate.lm_eval import PardalisLM
 from pardalis.evaluate.tasks import ChoiceTask, evaluate_tasks, read_items
 from pardalis.evaluate.tasks.find import load_tasks
 from pardalis.evaluate.tasks.items import load_items
@@ -55,7 +52,9 @@ def requests_of(task: ChoiceTask, folder: Path, limit: int) -> list[list[tuple[s
     return found
 
 
-def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
+def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
     return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
 
 
@@ -149,6 +148,11 @@ def main() -> None:
     parser.add_argument("--exported", type=Path, help="the folder that 'export --to hf' wrote")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+
+    from lm_eval.models.huggingface import HFLM
+
+    from pardalis.evaluate.lm_eval import PardalisLM
+
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         exported = options.exported or Path(scratch) / "exported"
