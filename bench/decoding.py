@@ -72,7 +72,8 @@ WARM_UPS = 3  # the peer compiles in its first two calls
 
 # The window stays 1: a model with random weights is no measure of how well codes are guessed.
 ENGINES = {
-    "eager": EngineConfig(speculation_window=1),
+    "native": EngineConfig(speculation_window=1),  # steps in C++; in torch where they cannot run
+    "eager": EngineConfig(speculation_window=1, native=False),
     "compiled": EngineConfig(speculation_window=1, compile=True),
 }
 PEERS = {
@@ -256,7 +257,7 @@ class Comparison:
     def check(self, case: Case) -> int:
         """Return how many greedy tokens are equal on both sides; exits if one is not."""
         case = replace(case, sampling=GREEDY)
-        [ours] = self.ours("eager", case).run(0)
+        [ours] = self.ours(self.forms[0], case).run(0)
         [peers] = Peer(self.peer, PEERS["static cache"], case).run(0)
         n = case.length if case.kind == "image" else case.length - 1  # a text ends with eos
         if ours[:n] != peers[:n]:
@@ -524,7 +525,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--codes", type=int, help="tokens per completion (256; on a GPU 1024)")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["eager"],
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["native"],
                         help="our forms to compare; each compilation takes minutes")  # fmt: skip
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path)

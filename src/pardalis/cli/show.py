@@ -125,6 +125,7 @@ def _bundle(options: argparse.Namespace) -> None:
         model_config,
         read_chat_template,
     )
+    from pardalis.inference.native.library import outlook
     from pardalis.model import model_costs
     from pardalis.tokens import Vocabulary
     from pardalis.vq import ImageTokenizer
@@ -151,6 +152,7 @@ def _bundle(options: argparse.Namespace) -> None:
         ("decoder", f"{description['counts']['parameters']:,} parameters, context {model.context}"),
         ("", model.summary),
         ("cache", f"{cached / 2**10:,.1f} KiB a token, {slot}, in 32 bits"),
+        ("on a CPU", outlook()),
         ("vocabulary", f"{model.vocab_size:,} ids: {ranges}"),
         *([("", "ids differ from those of the imported files")] if moved else []),
         ("images", f"{images.resolution} pixels, {images.grid} x {images.grid} codes{only}"),

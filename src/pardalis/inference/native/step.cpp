@@ -22,6 +22,9 @@
 #include <thread>
 #include <utility>
 #include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 // ── vectors ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -32,7 +35,8 @@ constexpr int LANES = 8, TOKENS = 2;
 #else
 constexpr int LANES = 4, TOKENS = 4;
 #endif
-constexpr int ROWS = 8;  // of a matrix that are multiplied together; TOKENS: vectors, likewise
+constexpr int ROWS = 8;      // of a matrix that are multiplied together; TOKENS: vectors, likewise
+constexpr int AHEAD = 4096;  // numbers from what is read to what is fetched from memory
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -42,9 +46,16 @@ static inline Floats load(const float * p) { Floats v; memcpy(&v, p, sizeof v); 
 static inline Ints load(const int32_t * p) { Ints v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float * p, Floats v) { memcpy(p, &v, sizeof v); }
 static inline void store(int32_t * p, Ints v) { memcpy(p, &v, sizeof v); }
-static inline Floats load(const int8_t * p) {
+static inline Floats load(const int8_t * p) {  // the one place where compilers need to be told how
+#if defined(__AVX512F__)
+  return __builtin_convertvector((Ints) _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)), Floats);
+#elif defined(__AVX2__)
+  return __builtin_convertvector((Ints) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)), Floats);
+#else
+  typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
   Bytes v; memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats);
+  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, Shorts), Ints), Floats);
+#endif
 }
 template <typename T> static inline Floats load_part(const T * p, int n) {
   T part[LANES] = {}; memcpy(part, p, n * sizeof(T)); return load(part);
@@ -164,6 +175,7 @@ static inline void tile(const T * const * w, const float * const * x, int width,
     Floats xs[B];
     for (int b = 0; b < B; b++) xs[b] = load(x[b] + i);
     for (int r = 0; r < R; r++) {
+      __builtin_prefetch(w[0] + AHEAD + i * R + r * LANES);  // what the next rows read, if they follow
       Floats row = load(w[r] + i);
       for (int b = 0; b < B; b++) acc[b * R + r] += row * xs[b];
     }

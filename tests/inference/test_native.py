@@ -1,0 +1,244 @@
+"""Steps in C++ give the tokens of torch; where they cannot run, torch runs and one line says why.
+
+The other tests of this folder run in C++, too, where there is a compiler.
+"""
+
+import copy
+import logging
+import shutil
+import stat
+import time
+
+import pytest
+import torch
+from shapes import changed
+from torch import nn
+
+from pardalis.inference import (
+    Contrastive,
+    EngineConfig,
+    Guidance,
+    Request,
+    SamplingConfig,
+    TokenLoop,
+    generate_ids,
+)
+from pardalis.inference.native import library as library_module
+from pardalis.inference.native import steps as steps_module
+from pardalis.inference.weights import Int8Linear
+from pardalis.model import Decoder, initialise
+from pardalis.tokens import Limits, Vocabulary
+
+IDS = Vocabulary.build(n_codes=12, n_text=20)
+A = IDS.text.start
+TORCH = EngineConfig(native=False, speculation_window=1)
+NATIVE = EngineConfig(speculation_window=1)
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler"
+)
+
+
+def requests(prompt=(IDS.bos_id, A, A + 1)) -> list[Request]:
+    samplings = [SamplingConfig(temperature=0.0), SamplingConfig(), SamplingConfig(top_p=0.8)]
+    guides = [None, Guidance(text=2.0, image=1.5), Contrastive(alpha=0.2, k=3)]
+    return [
+        Request(
+            prompt_ids=prompt, limits=Limits(max_new_tokens=22), text=sampling, image=sampling,
+            guidance=guide, seed=n,
+        )
+        for n, (sampling, guide) in enumerate(zip(samplings, guides, strict=True))
+    ]  # fmt: skip
+
+
+def make(config, seed: int = 0) -> Decoder:
+    model = initialise(Decoder(config), seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "norm" in name:  # also biases, and scales that would be 1
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+VARIANTS = {
+    "as Llama": {"qk_norm": "none"},
+    "odd widths": {"d_model": 36, "n_heads": 6, "n_kv_heads": 3, "d_ff": 50},
+    "reordered": {"residual": {"placement": "reordered", "skip": 0.9, "branch": 0.4}},
+    "post": {
+        "residual": {"placement": "post"},
+        "norm": {"kind": "layer_norm", "groups": 2},
+        "feed_forward": {"kind": "mlp", "width": 40, "activation": "gelu"},
+    },
+    "as OPT": {
+        "norm": {"kind": "layer_norm"},
+        "feed_forward": {"kind": "mlp", "width": 40, "activation": "relu"},
+        "attention": {"bias": "all"},
+        "position": {"kind": "learned"},
+        "tie_embeddings": True,
+    },
+    "as GPT-2": {
+        "feed_forward": {"kind": "mlp", "width": 40, "activation": "gelu_tanh"},
+        "attention": {"bias": "qkv", "qk_norm": {"kind": "rms_norm", "over": "heads", "groups": 2}},
+        "embedding": {"norm": True, "scale": 3.0},
+        "norm": {"kind": "rms_norm", "groups": 2},
+    },
+    "as Qwen3": {"attention": {"qk_norm": {"kind": "rms_norm"}}},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_every_option_of_a_decoder(options, tiny_config, grammar):
+    model = make(changed(tiny_config, **options))
+    loop = TokenLoop(model, grammar, NATIVE)
+    assert loop.runner.native is not None
+    expected = generate_ids(model, grammar, requests(), TORCH)
+    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+
+
+@needs_compiler
+def test_several_threads(tiny_config, grammar, monkeypatch):
+    model = make(tiny_config)
+    expected = generate_ids(model, grammar, requests(), TORCH)
+    monkeypatch.setattr(steps_module, "_BYTES_A_THREAD", 1)
+    monkeypatch.setattr(library_module, "_OPERATIONS_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+
+
+@needs_compiler
+def test_weights_in_8_bits_are_those_that_torch_rounds(tiny_config, grammar):
+    model = make(tiny_config)
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in rounded.modules():
+            if isinstance(module, nn.Linear):
+                narrow = Int8Linear(module.weight)
+                module.weight.copy_(narrow.weight.float() * narrow.scale.float()[:, None])
+    alone = requests((IDS.bos_id,))[:2]  # no prompt is read before, which torch does in 16 bits
+    alone = [Request(prompt_ids=r.prompt_ids, limits=r.limits, seed=r.seed) for r in alone]
+    expected = generate_ids(rounded, grammar, alone, TORCH)
+    assert generate_ids(model, grammar, alone, EngineConfig(weights="int8")) == expected
+
+
+@needs_compiler
+def test_weights_are_not_copied(tiny_config, grammar):
+    model = make(tiny_config)
+    runner = TokenLoop(model, grammar, NATIVE).runner
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    packed = runner.model.trunk.blocks[0]
+    for linear in (packed.attention.q_proj, packed.feed_forward.down_proj, runner.head.text):
+        assert linear.weight.untyped_storage().data_ptr() in own
+
+
+# ── where they cannot run ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def log(monkeypatch, tmp_path, caplog):
+    """What is logged; the cache is empty, and nothing has been logged before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library_module, "_found", {})
+    steps_module._log_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def assert_torch_runs(log, model, grammar, reason: str) -> None:
+    """A request is completed as by torch, and one line says why; a second engine says nothing."""
+    expected = generate_ids(model, grammar, requests(), TORCH)
+    for _ in range(2):
+        loop = TokenLoop(model, grammar, NATIVE)
+        assert loop.runner.native is None
+    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+    said = [r.message for r in log.records if r.message.startswith("Decoding ")]
+    assert len(said) == 1
+    assert reason in said[0]
+
+
+def compiler(tmp_path, script: str) -> str:
+    path = tmp_path / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(stat.S_IRWXU)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo no header >&2; exit 3", "failed with exit code 3 (no header); set CXX to one"),
+        ("exit 0", "failed with exit code 0 (no message)"),
+        ('for last; do :; done; echo garbage > "$last"', "cannot be loaded"),
+        ("sleep 60 & wait", "took more than 0.3 seconds; set CXX to one that works"),
+    ],
+    ids=["fails", "writes nothing", "writes garbage", "hangs"],
+)
+def test_a_bad_compiler(script, reason, log, tiny_model, grammar, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    monkeypatch.setattr(library_module, "TIME_LIMIT_S", 0.3 if "sleep" in script else 60)
+    start = time.monotonic()
+    assert_torch_runs(log, tiny_model, grammar, reason)
+    assert time.monotonic() - start < 50
+
+
+def test_no_compiler(log, tiny_model, grammar, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_torch_runs(log, tiny_model, grammar, "no C++ compiler was found; install one")
+    assert "but no C++ compiler" in library_module.outlook()
+
+
+def test_a_compiler_that_is_not_there(log, tiny_model, grammar, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    assert_torch_runs(log, tiny_model, grammar, "absent cannot be started (No such file")
+
+
+def test_a_cache_that_cannot_be_written(log, tiny_model, grammar, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file in its place")
+    monkeypatch.setenv("CXX", compiler(tmp_path, "exit 0"))
+    assert_torch_runs(log, tiny_model, grammar, "cannot keep the compiled library")
+
+
+def test_a_library_that_others_may_write(log, tiny_model, grammar, tmp_path, monkeypatch):
+    script = 'for last; do :; done; echo > "$last"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    assert_torch_runs(log, tiny_model, grammar, "cannot be loaded")
+    [path] = (tmp_path / "cache").rglob("*.so")
+    path.chmod(0o777)
+    library_module._found.clear()
+    log.clear()
+    assert_torch_runs(log, tiny_model, grammar, "is not of this user alone; delete it")
+
+
+def test_another_processor(log, tiny_model, grammar, monkeypatch):
+    monkeypatch.setattr(library_module, "processor", lambda: "NO AVX")
+    assert_torch_runs(log, tiny_model, grammar, "NO AVX) has neither AVX2 nor NEON")
+
+
+def test_another_dtype(log, tiny_model, grammar):
+    assert_torch_runs(log, tiny_model.bfloat16(), grammar, "cannot run embedding.weight in bfloat")
+
+
+def test_a_layer_of_another_kind(log, tiny_model, grammar):
+    class Own(type(tiny_model.trunk.blocks[0].feed_forward)):
+        pass
+
+    tiny_model.trunk.blocks[1].feed_forward.__class__ = Own
+    assert_torch_runs(log, tiny_model, grammar, "cannot run a Own")
+
+
+@needs_compiler
+def test_weights_that_are_not_finite(log, tiny_model, grammar, monkeypatch):
+    monkeypatch.undo()  # the library that the other tests use
+    steps_module._log_once.cache_clear()
+    with torch.no_grad():
+        tiny_model.trunk.norm.weight[3] = torch.inf
+    assert_torch_runs(log, tiny_model, grammar, "trunk.norm.weight, which has numbers that are")
+
+
+@needs_compiler
+def test_a_call_without_memory_is_left_to_torch(tiny_model, grammar, monkeypatch):
+    expected = generate_ids(tiny_model, grammar, requests(), TORCH)
+    monkeypatch.setattr(library_module.Library, "decode", lambda *_: False)
+    assert generate_ids(tiny_model, grammar, requests(), NATIVE) == expected
