@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pardalis.files import read_bytes
 from pardalis.inference.native.structs import Batch, Matrix, Model
 
 _logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _prebuilt() -> Path:
 def _loaded(command: list[str], folder: Path) -> Library:
     if not command:
         return _open(_prebuilt())
-    digest = hashlib.sha256(SOURCE.read_bytes() + "\0".join(command).encode()).hexdigest()
+    digest = hashlib.sha256(read_bytes(SOURCE) + "\0".join(command).encode()).hexdigest()
     path = folder / f"step-{digest[:16]}.so"
     try:
         if not path.is_file():
