@@ -221,8 +221,7 @@ COMMANDS = list(commands(build_parser()))
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data look",
-        "data prepare",
-        "data show", "data tasks", "evaluate", "evaluate compare", "evaluate tasks",
+        "data prepare", "data show", "data tasks", "evaluate", "evaluate compare", "evaluate tasks",
         "export", "generate", "import", "init", "merge", "plan",
         "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample",
         "score", "serve", "show", "show adapter",

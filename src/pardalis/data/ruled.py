@@ -6,7 +6,9 @@ removed and the rest is kept; so it is with any document but a conversation, or 
 images, which say something about their images and are removed as a whole.
 """
 
+import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -16,6 +18,9 @@ from pardalis.data.rules import DocumentRule, Removal, Rule, SourceRule
 from pardalis.documents import Document, Omission, Rejection, Text
 from pardalis.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 10.0
 PREFIX = "rule:"  # of the kinds of rejections
 
 Placed: TypeAlias = tuple[float, Document | Rejection]
@@ -79,9 +84,19 @@ def judged(
             found.removed[item, number] = removal
         return removal
 
-    yield from _applied(rules, items, is_page, ask, removed)
+    yield from _applied(rules, _told(items) if judges else items, is_page, ask, removed)
     if judges and key is not None:
         remember(key, found)
+
+
+def _told(items: Iterable[Placed]) -> Iterator[Placed]:
+    """Yield items, and say now and then how many were compared: nobody knows yet how many come."""
+    last = time.monotonic()
+    for number, item in enumerate(items):
+        if (now := time.monotonic()) - last > _REPORT_EVERY_S:
+            last = now
+            logger.info("Rules have compared %d documents with each other.", number)
+        yield item
 
 
 def replayed(
