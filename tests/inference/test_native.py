@@ -5,6 +5,7 @@ The other tests of this folder run in C++, too, where there is a compiler.
 
 import copy
 import logging
+import platform
 import shutil
 import stat
 import time
@@ -93,6 +94,20 @@ def test_every_option_of_a_decoder(options, tiny_config, grammar):
     model = make(changed(tiny_config, **options))
     loop = TokenLoop(model, grammar, NATIVE)
     assert loop.runner.native is not None
+    expected = generate_ids(model, grammar, requests(), TORCH)
+    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+
+
+@needs_compiler
+@pytest.mark.skipif(
+    library_module.processor() not in ("AVX2", "AVX512"), reason="the processor has no AVX2"
+)
+@pytest.mark.parametrize("options", [["-mavx2", "-mfma"], []], ids=["AVX2", "4 numbers"])
+def test_narrower_vectors(options, tiny_config, grammar, monkeypatch):
+    """Of processors that are not this one; 4 numbers are NEON's width."""
+    this = platform.machine(), library_module.processor()
+    monkeypatch.setattr(library_module, "_PROCESSORS", {this: options})
+    model = make(changed(tiny_config, d_model=36, n_heads=6, n_kv_heads=3, d_ff=50))
     expected = generate_ids(model, grammar, requests(), TORCH)
     assert generate_ids(model, grammar, requests(), NATIVE) == expected
 
