@@ -1,7 +1,7 @@
 import json
 
 from pardalis.data import PrepareReport, Turns, balance
-from pardalis.documents import Rejection
+from pardalis.documents import Omission, Rejection
 from pardalis.tokens import Encoded, Grammar
 
 
@@ -74,3 +74,13 @@ def test_one_modality_that_dominates_answers_is_warned_of():
     assert "whose answers have images" in warning(text=10, image=0)
     assert not warning(text=95, image=5) and not warning(text=5, image=95)
     assert not warning(text=10, image=0, images=0)  # a model of texts
+
+
+def test_what_rules_left_out_is_counted_apart():
+    report = PrepareReport("pages", 64)
+    report.add_rejection(Omission("a.html", "navigation", "Menus are left out.", 3))
+    report.add_rejection(Omission("b.html", "navigation", "Menus are left out.", 2))
+    assert report.n_rejected == 0
+    assert report.left_out["navigation"].count == 5
+    assert len(report.left_out["navigation"].examples) == 2
+    assert PrepareReport.from_dict(report.to_dict()) == report

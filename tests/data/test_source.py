@@ -1,15 +1,17 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
+from pardalis.config import from_dict, to_dict
 from pardalis.data import PairOrder, SourceConfig, read_source
 from pardalis.data.source import size_and_time, survey
-from pardalis.documents import READERS, Document, Image, Text
+from pardalis.documents import READERS, Document, Image, Omission, Text
 from pardalis.errors import ConfigError, DataError
 
 SOURCE = SourceConfig(name="notes", reader="jsonl", path=Path("notes.jsonl"))
@@ -143,3 +145,48 @@ def test_a_name_has_letters_of_any_alphabet(name: str):
 def test_a_name_that_is_too_long_for_a_folder_is_refused():
     with pytest.raises(ConfigError, match=r"^name must have at most 200 bytes"):
         SourceConfig(name="写" * 67, reader="jsonl", path=Path("a"))
+
+
+def pages(folder: Path, **options: object) -> SourceConfig:
+    (folder / "page.html").write_text("<nav>menu</nav><main>An owl.</main><p>Imprint</p>")
+    return SourceConfig(name="pages", reader="html", path=Path("page.html"), options=options)
+
+
+def test_a_source_has_the_options_of_its_reader(tmp_path: Path):
+    document, *omissions = read_source(pages(tmp_path, content="main"))
+    assert isinstance(document, Document) and document.text == "An owl."
+    assert [type(each) for each in omissions] == [Omission]
+
+
+def test_options_decide_only_by_what_they_change(tmp_path: Path):
+    before = survey(pages(tmp_path))
+    assert survey(pages(tmp_path, min_side=9)) == before
+    assert survey(pages(tmp_path, content="main")).digest != before.digest
+
+
+def test_what_is_left_out_of_a_document_is_no_item(tmp_path: Path):
+    found = survey(pages(tmp_path))
+    assert (found.n_items, found.n_images, found.n_rejections) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("reader", "options", "message"),
+    [
+        ("html", {"contents": "main"}, "Unknown key 'options.contents'; did you mean 'content'?"),
+        ("epub", {"content": 3}, "options.content must be of type str, got 3"),
+        ("html", {"repeated": 2.0}, "options.repeated must lie in"),
+        ("mhtml", {"content": "p["}, "options.content must be a CSS selector"),
+        ("jsonl", {"content": "p"}, "options must be empty for reader 'jsonl'"),
+    ],
+)
+def test_options_that_a_reader_does_not_have(reader, options, message: str):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SourceConfig(name="a", reader=reader, path=Path("a"), options=options)
+
+
+def test_options_of_a_recipe_are_checked_with_their_place():
+    values = {"name": "a", "reader": "html", "path": "a", "options": {"contents": "main"}}
+    with pytest.raises(ConfigError, match=r"options\.contents"):
+        from_dict(SourceConfig, values, "sources.0.")
+    values["options"] = {"content": "main"}
+    assert to_dict(from_dict(SourceConfig, values))["options"] == {"content": "main"}

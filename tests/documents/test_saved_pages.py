@@ -259,3 +259,21 @@ def test_a_file_that_is_no_archive(tmp_path):
         pass
     (tmp_path / "b.epub").write_bytes(buffer.getvalue())
     assert [item.kind for item in read_epub(tmp_path)] == ["unreadable-book"] * 2
+
+
+def test_what_books_repeat_is_left_out(book, tmp_path):
+    more = "".join(f'<itemref idref="i{n}"/>' for n in range(6))
+    items = "".join(
+        f'<item id="i{n}" href="{n}.xhtml" media-type="application/xhtml+xml"/>' for n in range(6)
+    )
+    package = PACKAGE.format(more=more).replace("</manifest>", f"{items}</manifest>")
+    chapters = {
+        f"OEBPS/{n}.xhtml": ONE.format(f"<p>Chapter {n}.</p><p>A book.</p>") for n in range(6)
+    }
+    book({"OEBPS/a.opf": package, **chapters})
+    documents = [
+        item
+        for item in read_epub(tmp_path, PageOptions(repeated=0.5))
+        if isinstance(item, Document)
+    ]
+    assert [document.text for document in documents[2:]] == [f"Chapter {n}." for n in range(6)]

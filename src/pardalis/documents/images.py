@@ -44,6 +44,7 @@ _KINDS = (
 )  # fmt: skip
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_CLEAR = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}  # bytes of tRNS, by kind of colour
 
 # What stands in place of images, in lower case, and what to do.
 _OTHERS = {
@@ -291,14 +292,16 @@ def _png_chunks(content: bytes) -> Iterator[bytes]:
     """Yield the parts of a PNG that pixels depend on, and the orientation."""
     yield _PNG
     at = len(_PNG)
+    colour = content[25] if len(content) > 25 else 0
+    lengths = {b"eXIf": range(2, 1 << 16), b"tRNS": _CLEAR.get(colour, range(0))}
     while len(head := content[at : at + 8]) == 8:
         length, kind = int.from_bytes(head[:4]), head[4:]
         chunk = content[at : at + 12 + length]
         at += 12 + length
         is_critical = not kind[0] & 0x20
         # Without its sum a part that is not needed is damaged.
-        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:]) and length < 1 << 16
-        if is_critical or (kind in (b"tRNS", b"eXIf") and length > 1 and is_sound):
+        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if is_critical or (length in lengths.get(kind, ()) and is_sound):
             yield chunk
         if kind == b"IEND":
             return

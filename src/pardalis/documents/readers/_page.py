@@ -184,6 +184,7 @@ class Walk:
         self._n_sections = 0  # open: a header inside belongs to the article
         self._n_headings = 0
         self._lists: list[_List | None] = []
+        self._drawn: dict[bytes, bytes] = {}  # drawings that were rendered
         self._recent: list[Path | bytes] = []  # images; a noscript may repeat one
         base = tree.css_first("base[href]")
         self._base = _get(base.attributes, "href") if base is not None else ""
@@ -312,7 +313,7 @@ class Walk:
         text = node.text() or ""
         if kind == "control" and tag != "button":
             text = _get(attributes, "name") or tag
-        if text.strip() or kind in ("control", "embedded"):
+        if text.strip() or kind in ("control", "embedded") or node.css_first("img") is not None:
             self.counts.add(kind, text if kind != "embedded" else f"<{tag}>")
         return True
 
@@ -482,7 +483,9 @@ class Walk:
         if not svg.can_render():
             reason = "SVG drawings are rendered with the extra svg (pip install pardalis[svg])."
             raise NoImageError("vector-image", reason)
-        return svg.render(content)
+        if content not in self._drawn:
+            self._drawn[content] = svg.render(content)
+        return self._drawn[content]
 
     def _svg(self, node: LexborNode, attributes: Attributes) -> None:
         """Render a drawing that stands in the page, if it is more than an icon."""

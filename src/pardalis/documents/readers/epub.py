@@ -25,7 +25,7 @@ from pardalis.files import found_at, require_file
 
 _MOST_FILES = 20_000  # of a book
 _MOST_BYTES = 64 << 20  # of one of them, unpacked
-_MOST_OF_BOOK = 1 << 30  # unpacked
+_MOST_OF_BOOK = 8 << 30  # unpacked, each time that a page shows it
 _PAGES = ("application/xhtml+xml", "text/html")
 _CONTAINER = "META-INF/container.xml"
 
@@ -48,24 +48,23 @@ def _pages(path: Path) -> Iterator[Page | Rejection]:
     for file in [path] if path.is_file() else found_files(path, (".epub",)):
         try:
             require_file(file)
-            with zipfile.ZipFile(file) as archive:
-                yield from _chapters(_Book(file, archive), file.relative_to(root).as_posix())
+            yield from _chapters(_Book(file), file.relative_to(root).as_posix())
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
             yield Rejection(str(file), "unreadable-book", f"The book cannot be read: {error}.")
 
 
 @dataclass(slots=True)
 class _Book:
-    """The files of a book; what is read of them is counted."""
+    """The files of a book, which is not kept open; what is read of them is counted."""
 
     file: Path
-    archive: zipfile.ZipFile
     licence: str = ""
     _names: dict[str, zipfile.ZipInfo] = field(default_factory=dict)
     _n_bytes: int = 0
 
     def __post_init__(self) -> None:
-        entries = self.archive.infolist()
+        with zipfile.ZipFile(self.file) as archive:
+            entries = archive.infolist()
         if len(entries) > _MOST_FILES:
             raise ValueError(f"it has more than {_MOST_FILES:,} files")
         for entry in entries:
@@ -82,7 +81,7 @@ class _Book:
         if entry.flag_bits & 1:
             raise ValueError("it is encrypted")
         try:
-            with self.archive.open(entry) as file:
+            with zipfile.ZipFile(self.file) as archive, archive.open(entry) as file:
                 content = file.read(_MOST_BYTES + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f"its file {name[:200]!r} is damaged ({error})") from error
