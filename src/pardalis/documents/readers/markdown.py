@@ -15,10 +15,10 @@ from pathlib import Path
 import yaml
 
 from pardalis.documents.document import Document, Rejection
-from pardalis.documents.readers._text import read_decoded
-from pardalis.documents.readers._walk import files_below
 from pardalis.documents.readers._page import PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
+from pardalis.documents.readers._text import read_decoded
+from pardalis.documents.readers._walk import files_below
 from pardalis.documents.readers.html import page_of
 from pardalis.documents.readers.recognise import expect
 from pardalis.files import with_line_feeds

@@ -17,7 +17,8 @@ Item = TypeVar("Item")
 
 # What a layout is called in a sentence, by its reader.
 _CALLED = {
-    "folder": "a folder of images", "html": "HTML pages", "jsonl": "documents in JSONL",
+    "folder": "a folder of images", "html": "HTML pages", "mhtml": "a saved page", "epub": "a book",
+    "jsonl": "documents in JSONL",
     "pairs": "pairs of completions", "chat": "messages of conversations",
     "sharegpt": "conversations of ShareGPT or LLaVA", "cauldron": "The Cauldron",
     "obelics": "OBELICS", "mmc4": "MMC4", "text": "plain text", "markdown": "Markdown",
@@ -26,7 +27,8 @@ _CALLED = {
 }  # fmt: skip
 
 _OF_SUFFIX = {
-    ".html": "html", ".htm": "html", ".xhtml": "html", ".txt": "text", ".md": "markdown",
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".mhtml": "mhtml", ".mht": "mhtml",
+    ".epub": "epub", ".txt": "text", ".md": "markdown",
     ".markdown": "markdown", ".csv": "csv", ".tsv": "csv", ".pdf": "pdf", ".tar": "webdataset",
     ".tgz": "webdataset", ".png": "folder", ".jpg": "folder", ".jpeg": "folder", ".webp": "folder",
 }  # fmt: skip

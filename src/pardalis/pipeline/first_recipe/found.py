@@ -37,7 +37,7 @@ _PEEKED_LISTS = 20  # JSON files that are looked into: a list of conversations i
 _LARGEST_LIST = 2**28  # bytes of a JSON file that is looked into, which is read whole
 _CONVERSATIONS = ("chat", "sharegpt", "cauldron")
 # Readers of folders that take all files of a suffix, whatever stands in them.
-_OF_SUFFIX = ("csv", "pdf", "markdown", "text", "webdataset")
+_OF_SUFFIX = ("mhtml", "epub", "csv", "pdf", "markdown", "text", "webdataset")
 _OF_RECORDS = (".jsonl", ".ndjson", ".jsonl.gz", ".parquet", ".arrow")
 _SPLIT = re.compile(
     r"(train|test|validation|valid|val|dev|eval)\b"
@@ -198,9 +198,7 @@ def reader_at(path: Path) -> str:
             f"{path} does not exist; a file or a folder of documents was expected there."
         )
     if path.is_file():
-        suffix = path.suffix.lower()
-        reader = "html" if suffix in PAGE_SUFFIXES else ""
-        readers = [reader or (_holds(path) if suffix in (".jsonl", ".json") else "")]
+        readers = [reader_of(path)]
     else:
         files = _Files.of(path)
         lists = [_holds(each) for each in (*files.lists, *files.json)[:_PEEKED_LISTS]]
