@@ -76,6 +76,13 @@ class Kinds(dict[str, type[Any]]):
         return member
 
 
+class OneOf:
+    """Says that a field holds a key of a table: ``reader: Annotated[str, OneOf(READERS)]``."""
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.table = table
+
+
 def load(
     cls: type[Config],
     path: Path,
@@ -429,6 +436,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         kinds = next((each for each in arguments[1:] if isinstance(each, Kinds)), None)
         if kinds is not None:
             return _of_kind(kinds, value, where)
+        names = next((each.table for each in arguments[1:] if isinstance(each, OneOf)), None)
+        if names is not None:
+            return _convert(Literal[tuple(names)], value, where)
         return _convert(arguments[0], value, where)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)

@@ -5,6 +5,7 @@ file (a pipe, a device), what is larger than a description can be, and values th
 deeply than any of ours.
 """
 
+import codecs
 import errno
 import fcntl
 import json
@@ -161,11 +162,35 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file; raises ValueError for another, or as read_bytes."""
+    """Return the content of a UTF-8 file, or of one whose byte order mark names another encoding.
+
+    Editors write that mark, which is no character of the text.
+
+    Raises:
+        ValueError: it is another encoding; OSError: as :func:`read_bytes`.
+    """
+    content = read_bytes(path)
+    encoding, mark = byte_order_mark(content) or ("utf-8", b"")
     try:
-        return read_bytes(path).decode("utf-8")
+        return content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:  # which holds the whole content
-        raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
+        name = encoding.upper()
+        raise ValueError(f"it is not {name}: {error.reason} at byte {error.start}") from None
+
+
+def byte_order_mark(content: bytes) -> tuple[str, bytes] | None:
+    """Return the encoding that the first bytes of a text name, and these bytes, if they do."""
+    return next(((name, mark) for mark, name in _MARKS.items() if content.startswith(mark)), None)
+
+
+_MARKS = {  # those of UTF-32 begin as those of UTF-16 do
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+    b"\x84\x31\x95\x33": "gb18030",
+}
 
 
 def with_line_feeds(text: str) -> str:

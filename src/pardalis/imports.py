@@ -3,6 +3,8 @@
 import importlib
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -41,3 +43,19 @@ def import_named(name: str) -> ModuleType:
             f"{loaded or 'Python itself'}; rename the file."
         )
     return module
+
+
+@contextmanager
+def optional_package(purpose: str, extra: str) -> Iterator[None]:
+    """Import packages of an extra inside this block.
+
+    Raises:
+        ConfigError: a package is missing; the message names it and the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{purpose} needs the package '{error.name}', which is not installed; "
+            f"install it with: pip install 'pardalis[{extra}]'"
+        ) from error

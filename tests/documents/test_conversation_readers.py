@@ -100,6 +100,15 @@ def test_the_cauldron(tmp_path, red_file):
     assert read("cauldron", tmp_path, record) == [Document((*images, *turns, *turns), "talk:1")]
 
 
+def test_what_public_records_have_besides(tmp_path):
+    messages = [{"role": "developer", "content": "Be brief."}, {**ASKED, "name": "Jo"}, ANSWERED]
+    [document] = read("chat", tmp_path, chat(*messages, parallel_tool_calls=False))
+    assert [segment.role for segment in document.segments] == [S, U, A]
+    turns = [{"role": "user", "content": "?"}, {"from": "chatgpt", "value": "An owl."}]
+    [document] = read("sharegpt", tmp_path, llava(*turns, model="", image=None))
+    assert document.segments == (Text("?", U), Text("An owl.", A))
+
+
 def test_a_json_list_and_a_folder(tmp_path, red_file):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "blue.png").write_bytes(red_file.read_bytes())
@@ -291,16 +300,18 @@ def test_images_stay_inside_the_folder_of_the_source(tmp_path, red_png):
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir(), outside.mkdir()
     (outside / "red.png").write_bytes(red_png)
-    os.symlink(outside / "red.png", inside / "link.png")
+    (inside / "a.png").write_bytes(red_png)
+    os.symlink(outside / "red.png", inside / "out.png")
     os.symlink(outside, inside / "linked")
+    os.symlink("a.png", inside / "link.png")
     os.symlink("loop.png", inside / "loop.png")
     os.mkfifo(inside / "pipe.png")
-    names = ["../out/red.png", str(outside / "red.png")]
+    names = ["../out/red.png", str(outside / "red.png"), "out.png", "linked/red.png"]
     found = read("chat", inside, *map(with_image, names))
-    assert [each.kind for each in found] == ["outside-image"] * 2
-    assert f"lies outside {inside}; copy or link it there" in found[0].reason
-    linked = read("chat", inside, *map(with_image, ["link.png", "linked/red.png"]))
-    assert all(len(each.images) == 1 for each in linked)  # by the owner of the folder
+    assert [each.kind for each in found] == ["outside-image"] * 4
+    assert f"lies outside {inside}; copy it there, or name its folder" in found[0].reason
+    [linked] = read("chat", inside, with_image("link.png"))
+    assert len(linked.images) == 1
     found = read("chat", inside, *map(with_image, ["loop.png", "pipe.png", "file:///etc/hosts"]))
     assert [each.kind for each in found] == ["missing-image"] * 3
     (reached := tmp_path / "reached").symlink_to(inside)  # a link to the source itself is good
@@ -325,7 +336,8 @@ def test_a_path_without_anything_is_refused(tmp_path, reader):
     for name in ("none.jsonl", "pipe.jsonl"):
         with pytest.raises(DataError, match="a file of conversations, or a folder of such files"):
             READERS[reader](tmp_path / name)
-    assert list(READERS[reader](tmp_path)) == []
+    [found] = READERS[reader](tmp_path)
+    assert found.kind == "unreadable-file" and "not a regular file" in found.reason
 
 
 RECORDS = {

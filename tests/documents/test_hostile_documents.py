@@ -40,7 +40,8 @@ def test_a_file_of_holes_is_rejected(tmp_path, reader, monkeypatch):
         file.truncate(HOLES)
     if reader == "folder":
         PIL.Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    item = only(reader, tmp_path if reader == "folder" else path)
+    item, *rest = READERS[reader](tmp_path if reader == "folder" else path)
+    assert [each.name for each in rest] == (["a.png"] if reader == "folder" else [])
     assert isinstance(item, Rejection)
     assert item.kind in ("long-line", "unreadable-page", "bad-caption")
 

@@ -215,6 +215,4 @@ def test_a_root_that_does_not_exist(tmp_path):
 
 
 def test_readers_have_names():
-    names = "folder jsonl html mhtml epub pairs chat sharegpt cauldron"
-    assert set(READERS) == set(names.split())
     assert READERS["html"] is read_html

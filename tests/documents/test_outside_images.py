@@ -48,9 +48,32 @@ def test_an_image_outside_is_not_read(reader, places):
 
 
 @pytest.mark.parametrize("reader", ["html", "folder"])
-def test_an_image_above_the_page_or_behind_a_link_is_read(reader, places):
-    root, theirs = places
-    os.symlink(root / "private.png", theirs / "linked.png")  # by the owner of the folder
+def test_an_image_above_the_page_is_read_and_so_is_a_link_to_it(reader, places):
+    _, theirs = places
+    os.symlink("owl.png", theirs / "linked.png")
     for name in ("../owl.png", "../linked.png", "../pages/../owl.png"):
         items = list(READERS[reader](write(reader, theirs, name)))
         assert any(item.images for item in items if isinstance(item, Document)), name
+
+
+@pytest.mark.parametrize("reader", ["html", "folder"])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_link_out_of_the_source_is_not_followed(reader, is_folder, places):
+    """Archives and repositories of others bring links."""
+    root, theirs = places
+    os.symlink(root if is_folder else root / "private.png", theirs / "pages" / "linked")
+    name = "linked/private.png" if is_folder else "linked"
+    items = list(READERS[reader](write(reader, theirs, name)))
+    assert "outside-image" in [item.kind for item in items if isinstance(item, Rejection)]
+    images = [image for item in items if isinstance(item, Document) for image in item.images]
+    assert all(image.source == theirs / "owl.png" for image in images)
+
+
+def test_the_links_of_a_cache_of_hugging_face_are_read(tmp_path):
+    """A snapshot is a folder of links to the blobs beside all snapshots."""
+    snapshot, blobs = tmp_path / "snapshots" / "abc" / "data", tmp_path / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    PIL.Image.new("RGB", (64, 64)).save(blobs / "1234", "PNG")
+    os.symlink("../../../blobs/1234", snapshot / "owl.png")
+    [document] = READERS["folder"](tmp_path / "snapshots" / "abc")
+    assert document.name == "data/owl.png"

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -327,6 +328,26 @@ CAULDRON = b"""\
 {"images": [{"path": "owl.png"}, {"bytes": "QUJD"}], "texts": [\
 {"user": "What?", "assistant": "An owl.", "source": "owls"}]}
 """
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+OBELICS = b'{"images": [null, "owl.png"], "texts": ["An owl.", null], "metadata": "[]"}\n'
+MMC4 = b"""\
+{"text_list": ["An owl.", "White."], "image_info": [\
+{"image_name": "owl.png", "raw_url": "https://a.b/c", "matched_text_index": 1}]}
+"""
+CSV = b'name,text,image\n1,"An ""owl"".\nWhite.",owl.png\n'
+MARKDOWN = b"---\ntitle: Owls\n---\n# An owl\n\n![x](owl.png)\n\n|a|b|\n|-|-|\n|1|2|\n\n<p>x</p>\n"
+TAR = tar_of({"a/1.txt": b"An owl.", "a/1.png": b"x", "a/1.json": b"{}"})
 FOLDER = b'{"file_name": "owl.png", "text": "An owl."}\n'
 
 
@@ -340,12 +361,17 @@ FOLDER = b'{"file_name": "owl.png", "text": "An owl."}\n'
         pytest.param("chat", "a.jsonl", CHAT, id="chat"),
         pytest.param("sharegpt", "a.jsonl", SHAREGPT, id="sharegpt"),
         pytest.param("cauldron", "a.jsonl", CAULDRON, id="cauldron"),
+        pytest.param("obelics", "a.jsonl", OBELICS, id="obelics"),
+        pytest.param("mmc4", "a.jsonl", MMC4, id="mmc4"),
+        pytest.param("csv", "a.csv", CSV, id="csv"),
+        pytest.param("markdown", "a.md", MARKDOWN, id="markdown"),
+        pytest.param("webdataset", "a.tar", TAR, id="webdataset"),
     ],
 )
 @examples(60)
 @given(data=st.data())
 def test_documents(tmp_path, reader, name, valid, data) -> None:
-    kind = fuzz.contents if reader == "html" else fuzz.jsonl_files
+    kind = fuzz.jsonl_files if name.endswith(".jsonl") else fuzz.contents
     folder = tmp_path / reader
     folder.mkdir(exist_ok=True)
     (folder / "owl.png").write_bytes(image("PNG"))

@@ -125,6 +125,35 @@ def test_what_is_no_file_is_left_out(tmp_path):
     assert look(tmp_path / "data").sources[0].n_pairs == 2
 
 
+@pytest.mark.parametrize(
+    "reader", ["csv", "parquet", "obelics", "mmc4", "webdataset", "markdown", "text", "pdf"]
+)
+def test_other_formats_are_sources(tmp_path, reader):
+    (tmp_path / "data").mkdir()
+    write_documents(reader, tmp_path / "data" / "more", range(4))
+    write_documents("folder", tmp_path / "data" / "photos", range(4))
+    if reader != "markdown":
+        (tmp_path / "data" / "more" / "README.md").write_text("About these.")
+    (tmp_path / "data" / "more" / ".DS_Store").write_bytes(b"x")
+    found = look(tmp_path / "data")
+    assert {source.reader: source.n_documents for source in found.sources} == {
+        reader: 4,
+        "folder": 4,
+    }
+
+
+def test_the_splits_of_a_dataset_are_sources_and_one_is_held_out(tmp_path, machine):
+    (tmp_path / "data").mkdir()
+    for split, numbers in (("train", range(20)), ("test", range(20, 24))):
+        path = write_documents("parquet", tmp_path / split, numbers)
+        path.rename(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    recipe = load_recipe(init(Path("data")).path)
+    [train], [test] = recipe.sources, recipe.heldout
+    assert (train.name, train.options) == ("data-train", {"split": "train"})
+    assert (test.name, test.options) == ("data-test", {"split": "test"})
+    assert dry_run(recipe, Path("run"))
+
+
 def test_files_that_are_named_after_a_test_are_held_out(tmp_path, machine):
     write_documents("jsonl", tmp_path / "data", range(8))
     for name in ("train", "test"):
@@ -141,12 +170,12 @@ def test_what_is_left_out_is_told(tmp_path, machine):
     write_documents("folder", data, range(N))
     write_documents("pairs", data / "more", range(2))
     (data / "more" / "other.jsonl").write_text('{"text": "of another shape"}\n')
-    (data / "notes.md").write_text("Notes.")
+    (data / "notes.odt").write_text("Notes.")
     (data / "3.txt").write_text("")
     notes = " ".join(look(data).notes)
     assert "more/pairs.jsonl holds pairs of completions" in notes
-    assert "more/other.jsonl is JSONL of another shape" in notes
-    assert "Left out, as files of kinds that are not read: 1 .md." in notes
+    assert "more/other.jsonl holds records of a layout that no reader reads" in notes
+    assert "Left out, as files of kinds that are not read: 1 .odt." in notes
     assert look(data).sources[0].rejected == {"bad-caption": 1}
     assert "left out: 1 bad-caption" in init(Path("data")).path.read_text()
 
@@ -154,12 +183,11 @@ def test_what_is_left_out_is_told(tmp_path, machine):
 def test_files_of_kinds_that_are_not_read_are_counted(tmp_path):
     """Captions in a table, photos of a phone; but nothing of what belongs to a page."""
     write_documents("folder", tmp_path / "data", range(4))
-    for name in ("metadata.csv", "IMG_1.HEIC", "IMG_2.HEIC", "0.json", "style.css"):
+    for name in ("IMG_1.HEIC", "IMG_2.HEIC", "0.json", "style.css"):
         (tmp_path / "data" / name).write_text("{}")
-    [note] = look(tmp_path / "data").notes
-    assert (
-        note == "Left out, as files of kinds that are not read: 2 .heic, 1 .json, 1 .csv, 1 .css."
-    )
+    note, first = look(tmp_path / "data").notes
+    assert note == "Left out, as files of kinds that are not read: 2 .heic, 1 .json, 1 .css."
+    assert "IMG_1.HEIC: It is an HEIC image, which is not read" in first
     (tmp_path / "data" / "page.html").write_text("<body><p>Owls.</p><img src='1.png'></body>")
     assert ".css" not in look(tmp_path / "data").notes[0]
 
@@ -219,12 +247,12 @@ def test_the_command_can_be_pasted(tmp_path, machine):
         ("none", r"^none does not exist; `folder` must be a folder that holds documents\.$"),
         ("file.txt", r"^file.txt is a file; `folder` must be a folder"),
         ("empty", r"^empty holds no file; what is read are images with captions"),
-        ("texts", r"^texts holds 2 .md, 1 .txt, and none .* \.txt files are read only as"),
+        ("texts", r"^The documents in texts hold no image, and a model of text and images"),
         ("pages", r"^The documents in pages hold no image, and a model of text and images"),
         ("broken", r"^None of 3 sampled images in broken can be decoded; the first: .*0\.png"),
         (
             "unusable",
-            r"^Nothing in unusable can be used: unusable has no usable .* 2 miss.* The first, ",
+            r"^Nothing in unusable can be used: unusable has no usable .* 1 empty-d.* The first, ",
         ),
         ("pairs", r"^pairs holds .* pairs\.jsonl holds pairs of completions"),
     ],
@@ -239,9 +267,7 @@ def test_a_folder_without_use_is_refused_in_a_sentence(tmp_path, name, message):
     for number in range(3):
         (tmp_path / "broken" / f"{number}.png").write_bytes(b"no image")
         (tmp_path / "broken" / f"{number}.txt").write_text("a caption")
-    lines = [{"file_name": f"{n}.png", "text": "a"} for n in range(2)]
-    (tmp_path / "unusable" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "unusable" / "x.png").write_bytes(b"")
+    (tmp_path / "unusable" / "x.txt").write_bytes(b"")
     (tmp_path / "pairs").mkdir()
     pair = {"prompt": "What is red?", "chosen": "A rose.", "rejected": "A tree."}
     (tmp_path / "pairs" / "pairs.jsonl").write_text(json.dumps(pair))

@@ -31,6 +31,7 @@ from torch.distributed.run import parse_args
 from pardalis.cli.main import build_parser, main
 from pardalis.config import from_dict
 from pardalis.documents import READERS, Document, open_image, read_jsonl, read_pairs
+from pardalis.documents.readers.recognise import layout_of
 from pardalis.errors import ConfigError
 from pardalis.evaluate.tasks import load_task
 from pardalis.inference.mask import is_mask
@@ -247,7 +248,7 @@ class Page:
             for document in documents:
                 for image in document.images:
                     open_image(image.source)
-        elif all({"messages", "conversations", "texts"} & line.keys() for line in lines):
+        elif all(layout_of(line) not in ("", "jsonl", "pairs") for line in lines):
             _converse(lines)
         elif all("chosen" in line for line in lines):
             Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -281,8 +282,7 @@ _BROUGHT = {
 
 def _converse(lines: Sequence[Mapping[str, Any]]) -> None:
     """Read conversations with the reader whose layout they have, among the images of a folder."""
-    readers = {"messages": "chat", "conversations": "sharegpt", "texts": "cauldron"}
-    [reader] = {readers[key] for line in lines for key in line if key in readers}
+    [reader] = {layout_of(line) for line in lines}
     path = Path("conversations", "shown.jsonl")
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     try:

@@ -1,10 +1,12 @@
 """Numbered documents, written for each of the readers."""
 
 import json
+import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import PIL.Image
+from pdf_files import pdf_file
 
 Write = Callable[[Path, Iterable[int]], Path]
 
@@ -102,6 +104,78 @@ def _cauldron(folder: Path, numbers: Iterable[int]) -> Path:
     return _lines(folder / "cauldron.jsonl", lines)
 
 
+def _obelics(folder: Path, numbers: Iterable[int]) -> Path:
+    lines = [
+        {"texts": [words(number), None], "images": [None, _image(folder, number)]}
+        for number in numbers
+    ]
+    return _lines(folder / "obelics.jsonl", lines)
+
+
+def _mmc4(folder: Path, numbers: Iterable[int]) -> Path:
+    lines = [
+        {
+            "text_list": [words(number)],
+            "image_info": [{"image_name": _image(folder, number), "matched_text_index": 0}],
+        }
+        for number in numbers
+    ]
+    return _lines(folder / "mmc4.jsonl", lines)
+
+
+def _csv(folder: Path, numbers: Iterable[int]) -> Path:
+    path = folder / "table.csv"
+    rows = [f'{_image(folder, number)},"{words(number)}"\n' for number in numbers]
+    path.write_text("".join(("image,caption\n", *rows)))
+    return path
+
+
+def _parquet(folder: Path, numbers: Iterable[int]) -> Path:
+    """Write rows as Hugging Face's datasets have them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = []
+    for number in numbers:
+        image = folder / _image(folder, number)
+        rows.append({"text": words(number), "image": {"bytes": image.read_bytes(), "path": None}})
+        image.unlink()
+    path = folder / "train-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def _webdataset(folder: Path, numbers: Iterable[int]) -> Path:
+    path = folder / "00000.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in numbers:
+            image = folder / _image(folder, number)
+            image.with_suffix(".txt").write_text(words(number))
+            for file in (image, image.with_suffix(".txt")):
+                archive.add(file, file.name)
+                file.unlink()
+    return path
+
+
+def _text(folder: Path, numbers: Iterable[int]) -> Path:
+    for number in numbers:
+        (folder / f"{number}.txt").write_text(words(number))
+    return folder
+
+
+def _markdown(folder: Path, numbers: Iterable[int]) -> Path:
+    for number in numbers:
+        name = words(number).replace("<", "\\<")
+        (folder / f"{number}.md").write_text(f"# {name}\n\n![]({_image(folder, number)})\n")
+    return folder
+
+
+def _pdf(folder: Path, numbers: Iterable[int]) -> Path:
+    path = folder / "pages.pdf"
+    path.write_bytes(pdf_file([[words(number)] for number in numbers]))
+    return path
+
+
 def _lines(path: Path, lines: Iterable[object]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -115,4 +189,12 @@ WRITERS: dict[str, Write] = {
     "chat": _chat,
     "sharegpt": _sharegpt,
     "cauldron": _cauldron,
+    "obelics": _obelics,
+    "mmc4": _mmc4,
+    "webdataset": _webdataset,
+    "parquet": _parquet,
+    "csv": _csv,
+    "text": _text,
+    "markdown": _markdown,
+    "pdf": _pdf,
 }

@@ -305,17 +305,14 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, meaning: str) -> N
     )
 
 
-_READER_OF_SUFFIX = {".jsonl": "jsonl", ".html": "html", ".htm": "html", ".xhtml": "html"}
-
-
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add an image tokenizer, images for it, and their reader: see :func:`reader_of`."""
     add_image_tokenizer(parser)
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of images, JSONL or HTML")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder or file of documents")
     parser.add_argument(
         "--reader",
-        choices=("folder", "jsonl", "html"),
-        help="format of DATA (default: by its suffix; a folder holds images)",
+        metavar="NAME",
+        help="format of DATA (default: as it looks; a folder holds images), see docs/readers.md",
     )
     parser.add_argument(
         "--image-fit",
@@ -335,8 +332,17 @@ def add_image_tokenizer(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def reader_of(options: argparse.Namespace) -> Any:
-    return options.reader or _READER_OF_SUFFIX.get(options.data.suffix.lower(), "folder")
+def reader_of(options: argparse.Namespace) -> str:
+    """Return the reader of DATA, given or recognised; raises ConfigError for an unknown name."""
+    from pardalis.documents import READERS
+    from pardalis.documents import reader_of as recognised
+    from pardalis.errors import ConfigError
+
+    if options.reader is None:
+        return (not options.data.is_dir() and recognised(options.data)) or "folder"
+    if options.reader not in READERS:
+        raise ConfigError(f"--reader must be one of {', '.join(READERS)}, got {options.reader!r}.")
+    return str(options.reader)
 
 
 def add_number(parser: argparse._ActionsContainer, flag: str, meaning: str) -> None:

@@ -62,8 +62,8 @@ def add(commands: Commands) -> None:
         "--codec", type=Path, metavar="BUNDLE", help="a bundle or run whose tokenizers encode DATA"
     )
     build.add_argument(
-        "--reader", choices=("folder", "jsonl", "html", "chat", "sharegpt", "cauldron"),
-        help="format of DATA (default: by its suffix; a folder holds images)",
+        "--reader", metavar="NAME",
+        help="format of DATA (default: as it looks; a folder holds images), see docs/readers.md",
     )  # fmt: skip
     _add_nets(build)
     add_number(build, "--document-tokens", "leave longer documents out (default: 1024)")

@@ -7,19 +7,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pardalis.config import not_deciding
+from pardalis.config import OneOf, not_deciding
 from pardalis.data.ruled import Placed, Removed, first_pass, judged, key_of, replayed
 from pardalis.data.rules import RULES, Rule
 from pardalis.data.split import WHOLE, Part, placed
 from pardalis.data.transforms import TRANSFORMS, Transform
 from pardalis.digests import file_digest
-from pardalis.documents import Document, Image, Omission, Rejection, Segment, reader_with
+from pardalis.documents import (
+    READERS,
+    Document,
+    Image,
+    Omission,
+    Rejection,
+    Segment,
+    hint_at,
+    reader_with,
+)
 from pardalis.errors import ConfigError, DataError
 
 _NAME = re.compile(r"[\w-][\w.-]*")  # letters of any alphabet
 _LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
 _MOST_LICENCES = 20  # that a survey lists
-_PAGES = ("html", "mhtml", "epub")  # readers
+_PAGES = ("html", "mhtml", "epub", "markdown", "obelics", "mmc4", "pdf")  # readers
 
 
 def check_name(name: str) -> None:
@@ -41,10 +50,7 @@ class SourceConfig:
     """One source of training documents."""
 
     name: str  # what reports, folders and the mixture call it
-    # The format of what is at path.
-    reader: Literal[
-        "jsonl", "folder", "html", "mhtml", "epub", "pairs", "chat", "sharegpt", "cauldron"
-    ]
+    reader: Annotated[str, OneOf(READERS)]  # the format of what is at path
     path: Path  # file or folder, relative to the recipe
     # How the reader reads; see pardalis.documents.OPTIONS for those that have options.
     options: dict[str, Any] = field(default_factory=dict)
@@ -284,12 +290,16 @@ def empty_part(source: SourceConfig) -> DataError:
             rejected.append(item)
     if not places:
         at = f"Source {source.name!r} at {source.path}"
+        hint = hint_at(source.path, source.reader)
         if not rejected:
-            return DataError(f"{at} is empty: its reader {source.reader!r} found no document.")
+            return DataError(
+                f"{at} is empty: its reader {source.reader!r} found no document.{hint}"
+            )
         return DataError(
             f"{at} has no usable document, {len(rejected)} rejected by its reader "
             f"{source.reader!r}{' or its rules' if source.rules else ''}; the first, "
             f"{rejected[0].where}: {rejected[0].reason}"
+            f"{'' if 'reader =' in rejected[0].reason else hint}"
         )
     first, end = source.part
     if min(places) == max(places):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pardalis.evaluate.metrics_file import Metrics
-from pardalis.feature_nets.files import optional_package
+from pardalis.imports import optional_package
 
 _INK = "#5d594f"
 _GRID = "#e6e1d6"

@@ -1,7 +1,8 @@
 """The images of an evaluation, opened one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -22,6 +23,7 @@ class ImageSet:
         image_fit: how images are made square.
         max_images: images to use, evenly spaced over the source; None: all.
         part: the part of the documents that is used.
+        options: of the reader, by name.
 
     Attributes:
         rejected: the images that :meth:`squares` could not use, by kind of error.
@@ -37,11 +39,12 @@ class ImageSet:
         image_fit: ImageFit = "crop",
         max_images: int | None = None,
         part: Part = WHOLE,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.image_fit = image_fit
         self.rejected: dict[str, Rejected] = {}
-        self._reader, self._part = reader, part
+        self._reader, self._part, self._options = reader, part, options
         self._n_found = sum(not isinstance(item, Rejection) for item in self._items())
         self._n_used = self._n_found if max_images is None else min(self._n_found, max_images)
 
@@ -76,4 +79,4 @@ class ImageSet:
         return number * self._n_used // self._n_found > before
 
     def _items(self) -> Iterator[tuple[str, Image] | Rejection]:
-        return named_images(read_part(self.path, self._reader, self._part))
+        return named_images(read_part(self.path, self._reader, self._part, self._options))

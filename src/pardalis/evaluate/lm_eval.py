@@ -26,8 +26,8 @@ import torch
 from pardalis.bundle import Bundle, load
 from pardalis.documents import Document, Text
 from pardalis.errors import ConfigError, PardalisError, RequestError
-from pardalis.feature_nets.files import optional_package
 from pardalis.files import parse_json
+from pardalis.imports import optional_package
 from pardalis.inference import (
     Completion,
     GenerationConfig,

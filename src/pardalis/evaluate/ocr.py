@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import PIL.Image
 
-from pardalis.feature_nets.files import optional_package
+from pardalis.imports import optional_package
 
 OCR: TypeAlias = Callable[[PIL.Image.Image], list[str]]
 """Returns the lines of text in an image."""

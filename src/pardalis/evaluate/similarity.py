@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pardalis.feature_nets.files import optional_package
+from pardalis.imports import optional_package
 
 
 def ssim(

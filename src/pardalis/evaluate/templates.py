@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import PIL.Image
 
 from pardalis.documents.images import to_data_uri, to_png
-from pardalis.feature_nets.files import optional_package
+from pardalis.imports import optional_package
 
 T = TypeVar("T")
 

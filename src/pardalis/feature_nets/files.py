@@ -1,8 +1,7 @@
 """Reading published weights from files and packages, by tensor name, without running their code."""
 
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pardalis.errors import BundleError, ConfigError
+from pardalis.errors import BundleError
 from pardalis.weights import check_archive, check_permission, check_shapes
 
 _ALLOWED_GLOBALS = {
@@ -98,19 +97,3 @@ def read_pickled_arrays(file: IO[bytes]) -> Any:
         pickle.UnpicklingError: the file holds anything else.
     """
     return _ArraysOnly(file).load()
-
-
-@contextmanager
-def optional_package(purpose: str, extra: str) -> Iterator[None]:
-    """Import packages of an extra inside this block.
-
-    Raises:
-        ConfigError: a package is missing; the message names it and the command that installs it.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{purpose} needs the package '{error.name}', which is not installed; "
-            f"install it with: pip install 'pardalis[{extra}]'"
-        ) from error

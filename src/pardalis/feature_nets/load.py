@@ -11,17 +11,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from pardalis.errors import BundleError
 from pardalis.feature_nets.config import FeatureNetConfig, FeatureNetName
 from pardalis.feature_nets.efficientnet import EfficientNetLite0
-from pardalis.feature_nets.files import (
-    fitted,
-    optional_package,
-    read_pickled_arrays,
-    read_tensors,
-)
+from pardalis.feature_nets.files import fitted, read_pickled_arrays, read_tensors
 from pardalis.feature_nets.inception import InceptionV3
 from pardalis.feature_nets.net import FeatureNet, Network
 from pardalis.feature_nets.resnet import ResNet50
 from pardalis.feature_nets.squeezenet import CAFFE, SqueezeNet, torchvision_names
 from pardalis.feature_nets.vgg import VGG16
+from pardalis.imports import optional_package
 
 _NETWORKS: dict[FeatureNetName, type[Network]] = {
     "efficientnet_lite0": EfficientNetLite0,

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Integer
 
-from pardalis.feature_nets.files import optional_package
+from pardalis.imports import optional_package
 
 SearchKind = Literal["auto", "exact", "faiss"]
 

@@ -117,4 +117,10 @@ def _evaluate(
 
 
 def _images(source: SourceConfig, max_images: int | None = None) -> ImageSet:
-    return ImageSet(source.path, source.reader, max_images=max_images, part=source.part)
+    return ImageSet(
+        source.path,
+        source.reader,
+        max_images=max_images,
+        part=source.part,
+        options=source.options,
+    )

@@ -8,7 +8,7 @@ from pardalis.config import check_at_least, check_fractions
 from pardalis.data.rules.rule import Removal
 from pardalis.documents import Document
 from pardalis.errors import ConfigError
-from pardalis.feature_nets.files import optional_package
+from pardalis.imports import optional_package
 
 _MOST_CHARACTERS = 10_000  # of a text that are looked at
 

@@ -10,15 +10,20 @@ from typing import Any, TypeVar
 
 from pardalis import files
 from pardalis.documents.document import Rejection
+from pardalis.documents.readers._text import text_lines
 
 Item = TypeVar("Item")
 
 
 class BadRecordError(Exception):
-    """A line that holds no document; ``kind`` is that of its :class:`Rejection`."""
+    """A record that holds no document; ``kind`` is that of its :class:`Rejection`.
+
+    The reason becomes one line of text, whatever it quotes.
+    """
 
     def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
+        line = " ".join(reason.split())
+        super().__init__(line.encode("utf-8", "backslashreplace").decode())
         self.kind = kind
 
 
@@ -27,8 +32,8 @@ def read_lines(
 ) -> Iterator[Item | Rejection]:
     """Yield what ``parse`` makes of the object and number of each line that is not blank."""
     try:
-        for number, line in enumerate(files.read_lines(path), start=1):
-            if not line.strip():
+        for number, line in enumerate(text_lines(path), start=1):
+            if isinstance(line, str) and not line.strip():
                 continue
             try:
                 yield parse(_object(line), number)
@@ -37,15 +42,29 @@ def read_lines(
     except ValueError as error:
         reason = f"The file cannot be read further: {error}."
         yield Rejection(str(path), "long-line", reason)
+    except OSError as error:
+        yield Rejection(str(path), "unreadable-file", f"The file cannot be read: {error}.")
 
 
 def is_inside(file: Path, root: Path) -> bool:
-    """Return whether a path, as it is written, lies in a folder.
+    """Return whether a file lies in a folder, as its path is written and behind any link.
 
-    Documents that somebody else made must not bring private files into training. Links are
-    followed: who owns the folder made them, and downloaded corpora often consist of them.
+    Documents that somebody else made must not bring private files into training, and archives and
+    repositories hold links. The folder may be a snapshot of Hugging Face's cache, whose files are
+    links to the folder "blobs" beside its snapshots.
     """
-    return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root))
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root)):
+        return False
+    real, folder = Path(os.path.realpath(file)), Path(os.path.realpath(root))
+    return real.is_relative_to(folder) or any(
+        place.name == "snapshots" and real.parent == place.parent / "blobs"
+        for place in (folder, *folder.parents)
+    )
+
+
+def outside(root: Path) -> str:
+    """Return the rest of a sentence about what lies outside a source: what to do."""
+    return f"which lies outside {root}; copy it there, or name its folder as a source"
 
 
 def find_image(name: str, folder: Path, where: str, root: Path | None = None) -> Path:
@@ -59,7 +78,7 @@ def find_image(name: str, folder: Path, where: str, root: Path | None = None) ->
     """
     file = folder / name
     if root is not None and not is_inside(file, root):
-        reason = f"{where} {name[:200]!r}, which lies outside {root}; copy or link it there."
+        reason = f"{where} {name[:200]!r}, {outside(root)}."
         raise BadRecordError("outside-image", reason)
     if not os.path.isfile(file):  # unlike Path.is_file, it accepts a name of any length
         reason = f"{where} {name[:200]!r}, which is not a file in {folder}."
@@ -67,8 +86,10 @@ def find_image(name: str, folder: Path, where: str, root: Path | None = None) ->
     return file
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: str | ValueError) -> dict[str, Any]:
     try:
+        if isinstance(line, ValueError):
+            raise line
         value = files.parse_json(line)
     except ValueError as error:
         raise BadRecordError("bad-json", f"The line is not JSON: {error}.") from error

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import Document, Image, Rejection, Role, Segment, Text
+from pardalis.documents.readers._columns import Place, find_image
 from pardalis.documents.readers._conversation import (
-    Place,
     conversation,
-    find_image,
     list_of,
     name_of,
-    read_records,
     text_of,
 )
 from pardalis.documents.readers._lines import BadRecordError
+from pardalis.documents.readers._records import read_records
 
 
 def read_cauldron(path: Path) -> Iterator[Document | Rejection]:
@@ -30,7 +29,7 @@ def read_cauldron(path: Path) -> Iterator[Document | Rejection]:
     Raises:
         DataError: there is nothing at the path.
     """
-    return read_records(path, _conversation)
+    return read_records(path, _conversation, "cauldron")
 
 
 def _conversation(record: dict[str, Any], place: Place) -> Document:

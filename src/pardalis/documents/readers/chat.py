@@ -17,17 +17,16 @@ from typing import Any, cast
 
 from pardalis.documents.chat import messages_to_document
 from pardalis.documents.document import ROLES, Document, Rejection, Role, Segment
+from pardalis.documents.readers._columns import Place, find_image
 from pardalis.documents.readers._conversation import (
-    Place,
     check_images,
     check_order,
     conversation,
-    find_image,
     list_of,
     name_of,
-    read_records,
 )
 from pardalis.documents.readers._lines import BadRecordError
+from pardalis.documents.readers._records import read_records
 from pardalis.documents.readers.jsonl import weight_of
 from pardalis.errors import RequestError
 
@@ -40,7 +39,7 @@ def read_chat(path: Path) -> Iterator[Document | Rejection]:
     Raises:
         DataError: there is nothing at the path.
     """
-    return read_records(path, _conversation)
+    return read_records(path, _conversation, "chat")
 
 
 def _conversation(record: dict[str, Any], place: Place) -> Document:
@@ -61,6 +60,8 @@ def _conversation(record: dict[str, Any], place: Place) -> Document:
         where, rest = f"messages[{number}]", dict(message)
         weight = weight_of(rest, where)
         rest.pop("weight", None)
+        rest.pop("name", None)  # of a participant
+        rest["role"] = role
         turns.append((role, []))
         if not rest.get("content"):
             continue  # an empty turn
@@ -83,6 +84,7 @@ def _role(message: Any, number: int) -> Role:
     if not isinstance(role, str):
         reason = f'messages[{number}] must be an object with "role" and "content".'
         raise BadRecordError("bad-record", reason)
+    role = "system" if role == "developer" else role  # as OpenAI's newer models call it
     if role not in ROLES:
         raise BadRecordError(
             "unknown-role",

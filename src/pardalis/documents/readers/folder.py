@@ -1,109 +1,331 @@
 """Documents from a folder of images, each a caption followed by its image.
 
-A caption stands in a text file beside its image (``owl.png`` and ``owl.txt``), or all captions
-stand in one ``captions.jsonl`` or ``metadata.jsonl`` (the "imagefolder" shape), whose lines read
+A caption stands beside its image in a file of the same name, ``owl.txt`` or ``owl.caption`` (or
+``owl.png.txt``), or, where there is none, in ``owl.json`` under ``"caption"`` or a similar key. It
+may also stand in a list, ``captions.jsonl``, ``metadata.jsonl`` or ``metadata.csv`` as Hugging
+Face's "imagefolder" has it, which describes its folder with all below:
 
     {"file_name": "owl.png", "text": "an owl"}
 
-Such a list describes its folder wholly, subfolders included.
+Lists come first. What they leave out is read from beside the images, so a list hides nothing; each
+different caption of an image makes a document, and none is read twice.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
-from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
-from pardalis.errors import DataError
-from pardalis.files import found_at, read_text, with_line_feeds
+from pardalis.documents.readers._columns import (
+    IMAGE_NAMES,
+    TEXT_NAMES,
+    Place,
+    filled,
+    find_named,
+    first_of,
+    licence_of,
+)
+from pardalis.documents.readers._lines import BadRecordError, read_lines
+from pardalis.documents.readers._tables import read_rows
+from pardalis.documents.readers._text import damaged_text, decode, is_utf8, read_decoded
+from pardalis.documents.readers._walk import Folder, Names, walk
+from pardalis.documents.readers.recognise import expect
+from pardalis.files import found_at, parse_json, read_bytes, with_line_feeds
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset((
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".gif", ".bmp",
+    ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+))  # fmt: skip
 
-CAPTION_LISTS = ("captions.jsonl", "metadata.jsonl")
+CAPTION_SUFFIXES = (".txt", ".caption")
+
+CAPTION_LISTS = (
+    "captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv", "captions.tsv",
+    "metadata.tsv",
+)  # fmt: skip
+
+# Formats of images and films that are not read, and what they are called.
+_UNREAD = {
+    ".heic": "an HEIC image", ".heif": "an HEIF image", ".svg": "an SVG drawing",
+    ".svgz": "an SVG drawing", ".psd": "a Photoshop document", ".psb": "a Photoshop document",
+    ".xcf": "a GIMP document", ".kra": "a Krita document", ".ai": "an Illustrator document",
+    ".eps": "a PostScript drawing", ".exr": "an OpenEXR image", ".hdr": "a Radiance image",
+    ".jxl": "a JPEG XL image", ".jxr": "a JPEG XR image", ".dds": "a texture", ".ico": "an icon",
+    ".wmf": "a metafile", ".emf": "a metafile", ".mp4": "a film", ".mov": "a film",
+    ".webm": "a film", ".avi": "a film", ".mkv": "a film",
+    **dict.fromkeys(
+        (".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw",
+         ".rw2", ".sr2", ".srw", ".x3f"),
+        "a raw photograph",
+    ),
+}  # fmt: skip
+
+_THUMBNAILS = ("thumbs", "thumbnails", "thumb", "thumbnail")
+_SAMPLED = 1 << 16  # bytes of the texts of a folder, by which their encoding is found
+_ALIKE = 50  # texts at most that are looked at for them
 
 
 def read_folder(path: Path) -> Iterator[Document | Rejection]:
-    """Yield a document for each image below the folder, sorted, named by its relative path.
+    """Yield a document for each caption of an image below the folder, named by its relative path.
 
     An image without any caption is a document of its own; it still serves to train an image
-    tokenizer.
+    tokenizer. What tools leave behind is not content: hidden files, ``Thumbs.db``, ``__MACOSX``,
+    thumbnails of the images beside them.
 
     Raises:
         DataError: there is no such folder.
     """
-    if not path.is_dir():
-        raise DataError(f"{path} {found_at(path)}; a folder of images was expected there.")
+    expect(path, "a folder of images", is_folder=True)
     return _read(path)
 
 
+def is_unread(name: str) -> bool:
+    """Whether a file of this name is an image or a film of a format that is not read."""
+    return os.path.splitext(name)[1].lower() in _UNREAD
+
+
 def _read(root: Path) -> Iterator[Document | Rejection]:
-    """Yield the items of a folder and of all below it, the first ones first.
+    listed = _Listed(root)
+    for found in walk(root, lambda name: name.lower() in CAPTION_LISTS):
+        if isinstance(found, Folder):
+            for name in found.names:
+                yield from listed.read(found.path / name)
+    for found in walk(root, _is_content):
+        if isinstance(found, Rejection):
+            yield found
+        else:
+            yield from _of_folder(found, root, listed)
 
-    Links are followed, but no folder is read twice: links may lead back to it.
-    """
-    seen: set[tuple[int, int]] = set()
-    rest: list[Path | Rejection] = [root]
-    while rest:
-        folder = rest.pop()
-        if isinstance(folder, Rejection):
-            yield folder
+
+def _is_content(name: str) -> bool:
+    suffix = os.path.splitext(name)[1].lower()
+    is_text = suffix in CAPTION_SUFFIXES or suffix == ".json"
+    return is_text or suffix in IMAGE_SUFFIXES or suffix in _UNREAD
+
+
+# ── lists ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Listed:
+    """Reads lists of captions, and remembers which captions of which images they had."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._captions: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def read(self, path: Path) -> Iterator[Document | Rejection]:
+        """Yield the documents of a list; lines that repeat others are left out."""
+        if path.suffix.lower() == ".jsonl":
+            parse = partial(self._documents, folder=path.parent)
+            lines = read_lines(path, lambda record, _: list(parse(record)))
+        else:
+            lines = self._of_table(path)
+        for item in lines:
+            if isinstance(item, Rejection):
+                yield item
+            else:
+                yield from item
+
+    def _of_table(self, path: Path) -> Iterator[list[Document] | Rejection]:
+        for row in read_rows(path):
+            if isinstance(row, Rejection):
+                yield row
+                continue
+            number, record = row
+            try:
+                yield list(self._documents(record, path.parent))
+            except BadRecordError as error:
+                yield Rejection(f"{path}:{number}", error.kind, str(error))
+
+    def _documents(self, record: Mapping[str, Any], folder: Path) -> Iterator[Document]:
+        names, caption = _file_names(record), filled(first_of(record, TEXT_NAMES))
+        if not names or not caption:
+            raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')
+        place = Place(folder, self._root, "")
+        images = [find_named(name, place, "The image of the line") for name in names]
+        if number := self.add(images[0], caption):
+            name = (folder.relative_to(self._root) / names[0]).as_posix()
+            shown = (Image(image, alt=caption) for image in images)
+            yield Document((Text(caption), *shown), _numbered(name, number), licence_of(record))
+        for image in images[1:]:
+            self.add(image, caption)
+
+    def add(self, image: Path, caption: str) -> int:
+        """Note a caption of an image; return how many it has now, 0 if it had this one."""
+        key = _key(image)
+        before = self._captions.get(key, ())
+        found = hash(" ".join(caption.split()))
+        if found in before:
+            return 0
+        self._captions[key] = (*before, found)
+        return len(before) + 1
+
+    def has(self, image: Path) -> bool:
+        """Whether an image is in a list that was read."""
+        return bool(self._captions) and _key(image) in self._captions
+
+
+def _key(image: Path) -> tuple[int, int]:
+    status = os.stat(image)
+    return status.st_dev, status.st_ino
+
+
+def _file_names(record: Mapping[str, Any]) -> list[str]:
+    """Return the images of a line of a list, as "imagefolder" names them and others do."""
+    value = first_of(record, IMAGE_NAMES)
+    if value is None:
+        ends = ("_file_name", "_file_names")
+        value = next((each for key, each in record.items() if key.lower().endswith(ends)), None)
+    values = value if isinstance(value, list) else [value]
+    names = [filled(each) for each in values]
+    return names if all(names) else []
+
+
+# ── folders ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_folder(found: Folder, root: Path, listed: _Listed) -> Iterator[Document | Rejection]:
+    folder, names = found.path, Names(found.names)
+    texts = _Texts(folder, found.names)
+    used: set[str] = set()
+    for name in found.names:
+        suffix = os.path.splitext(name)[1].lower()
+        path = folder / name
+        if suffix in _UNREAD:
+            captions = _captions_of(name, names)
+            used.update(captions)
+            yield _unread(path, suffix, captions)
+        elif suffix in IMAGE_SUFFIXES and not os.path.isfile(path):
+            yield Rejection(str(path), "missing-image", f"It {found_at(path)}; an image was meant.")
+        elif suffix in IMAGE_SUFFIXES and (original := _original(path)):
+            reason = f"It is a thumbnail of {original}, which is read in its place."
+            yield Rejection(str(path), "thumbnail", reason)
+        elif suffix in IMAGE_SUFFIXES:
+            captions = _captions_of(name, names)
+            used.update(captions)
+            read = [item for each in captions for item in texts.read(each)]
+            yield from _of_image(path, root, read, listed)
+    for name in found.names:
+        if name.lower().endswith(CAPTION_SUFFIXES) and name not in used:
+            reason = "The caption has no image beside it."
+            yield Rejection(str(folder / name), "missing-image", reason)
+
+
+def _captions_of(image: str, names: Names) -> list[str]:
+    """Return the files beside an image that may hold its captions."""
+    stem = os.path.splitext(image)[0]
+    for suffixes in (CAPTION_SUFFIXES, (".json",)):
+        given = [names.find(base + end) for end in suffixes for base in (stem, image)]
+        if found := [each for each in dict.fromkeys(given) if each]:
+            return found
+    return []
+
+
+def _of_image(
+    path: Path, root: Path, captions: Sequence[str | Rejection], listed: _Listed
+) -> Iterator[Document | Rejection]:
+    name = path.relative_to(root).as_posix()
+    in_list = listed.has(path)
+    is_read = in_list or _is_link_to_content(path, root)
+    n_before = 0
+    seen: set[str] = set()
+    for caption in captions:
+        if isinstance(caption, Rejection):
+            yield caption
             continue
+        words = " ".join(caption.split())
+        if words in seen:
+            continue
+        seen.add(words)
+        number = listed.add(path, caption) if in_list else (n_before := n_before + 1)
+        if number:
+            image = Image(path, alt=caption)
+            yield Document((Text(caption), image), _numbered(name, number))
+    if not seen and not is_read:
+        yield Document((Image(path),), name)
+
+
+def _is_link_to_content(path: Path, root: Path) -> bool:
+    """Whether an image is a link to one that is read where it lies."""
+    if not path.is_symlink():
+        return False
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if not real.is_relative_to(folder) or real.suffix.lower() not in IMAGE_SUFFIXES:
+        return False
+    return not any(part.startswith(".") for part in real.relative_to(folder).parts)
+
+
+def _original(path: Path) -> str:
+    """Return the name of the image that a thumbnail shows, which lies above it; "" for none."""
+    if path.parent.name.lower() not in _THUMBNAILS:
+        return ""
+    names = (path.stem + suffix for suffix in sorted(IMAGE_SUFFIXES))
+    return next((name for name in names if os.path.isfile(path.parent.parent / name)), "")
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}#{number}"
+
+
+def _unread(path: Path, suffix: str, captions: Sequence[str]) -> Rejection:
+    lost = f" Its caption {captions[0]} is left out with it." if captions else ""
+    reason = f"It is {_UNREAD[suffix]}, which is not read; save it as PNG or JPEG.{lost}"
+    if _UNREAD[suffix] == "a film":
+        reason = f"It is a film, which is not read.{lost}"
+    return Rejection(str(path), "unread-format", reason)
+
+
+class _Texts:
+    """Reads the captions of a folder, whose encoding is found by several of them together."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder, self._names = folder, names
+        self._alike: bytes | None = None
+
+    def read(self, name: str) -> Iterator[str | Rejection]:
+        """Yield the caption of a file, and what is wrong with it."""
+        path = self._folder / name
         try:
-            status = os.stat(folder)
-            entries = sorted(folder.iterdir())
-        except OSError as error:
-            reason = f"The folder cannot be read: {error.strerror}."
-            yield Rejection(str(folder), "unreadable-folder", reason)
-            continue
-        place = status.st_dev, status.st_ino
-        if place in seen:
-            continue
-        seen.add(place)
-        lists = [folder / name for name in CAPTION_LISTS if os.path.isfile(folder / name)]
-        if lists:
-            yield from read_lines(lists[0], partial(_listed, folder=folder, root=root))
-            continue
-        images = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(e)]
-        for image in images:
-            yield _captioned(image, root)
-        illustrated = {image.stem for image in images}
-        below: list[Path | Rejection] = []
-        for entry in entries:
-            if os.path.isdir(entry):  # unlike Path.is_dir, it takes a name of any length
-                below.append(entry)
-            elif entry.suffix == ".txt" and entry.stem not in illustrated:
-                reason = "The caption has no image beside it."
-                below.append(Rejection(str(entry), "missing-image", reason))
-        rest += reversed(below)
+            if name.lower().endswith(".json"):
+                caption, n_damaged = _of_json(path), 0
+            else:
+                content = read_bytes(path)
+                caption, n_damaged = decode(content, b"" if is_utf8(content) else self._sample())
+        except (OSError, ValueError) as error:
+            reason = f"The caption cannot be read: {error}."
+            yield Rejection(str(path), "bad-caption", reason)
+            return
+        if n_damaged:
+            yield damaged_text(path, n_damaged)
+        if caption := with_line_feeds(caption).strip():
+            yield caption
+        else:
+            yield Rejection(str(path), "bad-caption", "The caption file is empty.")
+
+    def _sample(self) -> bytes:
+        """Return what is not ASCII of the first texts of the folder."""
+        if self._alike is None:
+            sample = b""
+            names = [n for n in self._names if n.lower().endswith(CAPTION_SUFFIXES)]
+            for name in names[:_ALIKE]:
+                try:
+                    content = read_bytes(self._folder / name, _SAMPLED)
+                except OSError:
+                    continue
+                if not is_utf8(content) and b"\0" not in content:
+                    sample += content + b"\n"
+            self._alike = sample[:_SAMPLED]
+        return self._alike
 
 
-def _captioned(image: Path, root: Path) -> Document | Rejection:
-    name = image.relative_to(root).as_posix()
-    caption_file = image.with_suffix(".txt")
-    if not os.path.isfile(caption_file):
-        return Document((Image(image),), name)
-    try:
-        caption = with_line_feeds(read_text(caption_file)).strip()
-    except ValueError as error:
-        reason = f"The caption cannot be read: {error}; save it as UTF-8."
-        return Rejection(str(caption_file), "bad-caption", reason)
-    except OSError as error:
-        return Rejection(str(caption_file), "bad-caption", f"The caption cannot be read: {error}.")
-    if not caption:
-        return Rejection(str(caption_file), "bad-caption", "The caption file is empty.")
-    return Document((Text(caption), Image(image, alt=caption)), name)
-
-
-def _listed(record: dict[str, Any], _: int, folder: Path, root: Path) -> Document:
-    file_name, caption = _filled(record.get("file_name")), _filled(record.get("text"))
-    if not file_name or not caption:
-        raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')
-    image = find_image(file_name, folder, "The line names the image", root)
-    name = (folder.relative_to(root) / file_name).as_posix()
-    return Document((Text(caption), Image(image, alt=caption)), name)
-
-
-def _filled(value: object) -> str:
-    return value.strip() if isinstance(value, str) and is_unicode(value) else ""
+def _of_json(path: Path) -> str:
+    """Return the caption in a JSON file; raises ValueError if there is none."""
+    value = parse_json(read_decoded(path).text)
+    value = first_of(value, TEXT_NAMES) if isinstance(value, dict) else value
+    value = value[0] if isinstance(value, list) and value else value
+    if not isinstance(value, str) or not is_unicode(value):
+        shown = ", ".join(f'"{name}"' for name in TEXT_NAMES[:4])
+        raise ValueError(f"it has no text under {shown} or a similar key")
+    return value

@@ -40,9 +40,9 @@ from pardalis.documents.document import (
 )
 from pardalis.documents.images import from_base64
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
+from pardalis.documents.readers.recognise import expect, telling
 from pardalis.documents.tasks import task_document, task_of
 from pardalis.errors import DataError
-from pardalis.files import found_at
 
 _DOCUMENT_KEYS = {"name", "licence", "segments"}
 _TASK_KEYS = {"name", "licence", "task"}
@@ -63,7 +63,11 @@ def read_jsonl(path: Path) -> Iterator[Document | Rejection]:
         DataError: there is no such file.
     """
     _require_file(path, "documents")
-    return read_lines(path, lambda line, n: _document(line, path.parent, f"{path.stem}:{n}"))
+
+    def parse(line: dict[str, Any], number: int) -> Document:
+        return _document(line, path.parent, f"{path.stem}:{number}")
+
+    return read_lines(path, telling(parse, "jsonl"))
 
 
 def read_pairs(path: Path) -> Iterator[Document | Rejection]:
@@ -77,15 +81,18 @@ def read_pairs(path: Path) -> Iterator[Document | Rejection]:
         DataError: there is no such file.
     """
     _require_file(path, "pairs")
-    lines = read_lines(path, lambda line, n: _pair(line, path.parent, f"{path.stem}:{n}"))
+
+    def parse(line: dict[str, Any], number: int) -> tuple[Document, Document]:
+        return _pair(line, path.parent, f"{path.stem}:{number}")
+
+    lines = read_lines(path, telling(parse, "pairs"))
     return (
         document for item in lines for document in ([item] if isinstance(item, Rejection) else item)
     )
 
 
 def _require_file(path: Path, content: str) -> None:
-    if not path.is_file():
-        raise DataError(f"{path} {found_at(path)}; a JSONL file of {content} was expected there.")
+    expect(path, f"a JSONL file of {content}", is_folder=False)
 
 
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:

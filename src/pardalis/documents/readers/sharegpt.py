@@ -4,7 +4,8 @@
         {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "An owl."}]}
 
 ``<image>`` stands for the next image of ``"image"`` or ``"images"``, one or a list; a line feed
-beside it belongs to it. A text under ``"system"`` is the system's turn.
+beside it belongs to it. Turns may also have ``role`` and ``content``. A text under ``"system"`` is
+the system's turn.
 """
 
 import re
@@ -13,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import Document, Image, Rejection, Role, Segment, Text
+from pardalis.documents.readers._columns import Place, find_image
 from pardalis.documents.readers._conversation import (
-    Place,
     check_images,
     check_order,
     conversation,
-    find_image,
     list_of,
     name_of,
-    read_records,
     text_of,
 )
 from pardalis.documents.readers._lines import BadRecordError
+from pardalis.documents.readers._records import read_records
 
 _ROLES: dict[str, Role] = {
     "human": "user", "user": "user",
-    "gpt": "assistant", "assistant": "assistant",
+    "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "system": "system",
 }  # fmt: skip
 _IMAGE = re.compile(r"\n?<image>\n?")
@@ -40,7 +40,7 @@ def read_sharegpt(path: Path) -> Iterator[Document | Rejection]:
     Raises:
         DataError: there is nothing at the path.
     """
-    return read_records(path, _conversation)
+    return read_records(path, _conversation, "sharegpt")
 
 
 def _conversation(record: dict[str, Any], place: Place) -> Document:
@@ -61,7 +61,8 @@ def _conversation(record: dict[str, Any], place: Place) -> Document:
 
 
 def _turn(turn: Any, number: int) -> tuple[Role, str]:
-    speaker = turn.get("from") if isinstance(turn, dict) else None
+    keys = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
+    speaker = turn.get(keys[0]) if isinstance(turn, dict) else None
     if not isinstance(speaker, str):
         reason = f'conversations[{number}] must be an object with "from" and "value".'
         raise BadRecordError("bad-record", reason)
@@ -71,7 +72,7 @@ def _turn(turn: Any, number: int) -> tuple[Role, str]:
             f"conversations[{number}] is from {speaker[:60]!r}; it must be one of "
             f"{', '.join(_ROLES)}.",
         )
-    return _ROLES[speaker], text_of(turn.get("value"), f"conversations[{number}].value")
+    return _ROLES[speaker], text_of(turn.get(keys[1]), f"conversations[{number}].{keys[1]}")
 
 
 def _images(record: dict[str, Any]) -> list[Any]:

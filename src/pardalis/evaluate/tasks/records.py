@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pardalis.documents import Document, Image, from_data_uri
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate.tasks.items import Item
-from pardalis.feature_nets.files import optional_package
 from pardalis.files import parse_json, read_bytes, read_lines
+from pardalis.imports import optional_package
 
 _MOST_BYTES = 1 << 32  # of a file that is read whole
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")

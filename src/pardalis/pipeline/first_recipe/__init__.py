@@ -93,7 +93,7 @@ def init(
     It reads the documents, and measures some steps of training on the device for a few seconds.
 
     Args:
-        folder: what to train on: images with captions, HTML pages, JSONL files, in any mixture.
+        folder: what to train on: images with captions, pages, files and datasets, in any mixture.
         output: TOML file to write; default: one named after the folder, in the current folder.
         minutes: how long the whole run may take on this machine.
 

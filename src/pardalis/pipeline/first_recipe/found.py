@@ -6,6 +6,7 @@ each source, and a sample of their images is decoded.
 
 import logging
 import os
+import re
 import time
 import unicodedata
 from collections import Counter
@@ -14,18 +15,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any
 
 from pardalis.data import placed
-from pardalis.documents import READERS, Document, Image, Omission, Rejection, open_image
-from pardalis.documents.readers.folder import CAPTION_LISTS, IMAGE_SUFFIXES
+from pardalis.data.source import read_part
+from pardalis.documents import READERS, Document, Image, Omission, Rejection, open_image, reader_of
+from pardalis.documents.readers import is_clutter
+from pardalis.documents.readers.folder import CAPTION_LISTS, CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from pardalis.documents.readers.html import PAGE_SUFFIXES
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import found_at
 
 logger = logging.getLogger(__name__)
-
-FoundReader = Literal["folder", "html", "jsonl"]
 
 _MOST_READ = 20_000  # documents of a source; a larger one is known by these
 _MOST_SOURCES = 8  # above this many folders, one source reads all of a kind
@@ -35,6 +36,17 @@ _PEEKED_LINES = 20  # of a JSONL file, which tell what it holds
 _PEEKED_LISTS = 20  # JSON files that are looked into: a list of conversations is one large file
 _LARGEST_LIST = 2**28  # bytes of a JSON file that is looked into, which is read whole
 _CONVERSATIONS = ("chat", "sharegpt", "cauldron")
+# Readers of folders that take all files of a suffix, whatever stands in them.
+_OF_SUFFIX = ("mhtml", "epub", "csv", "pdf", "markdown", "text", "webdataset")
+_OF_RECORDS = (".jsonl", ".ndjson", ".jsonl.gz", ".parquet", ".arrow")
+_SPLIT = re.compile(
+    r"(train|test|validation|valid|val|dev|eval)\b"
+)  # of a dataset, in a file's name
+# Files about the others.
+_ABOUT = frozenset((
+    "readme", "license", "licence", "copying", "notice", "changelog", "contributing", "authors",
+    "requirements", "citation", "todo",
+))  # fmt: skip
 # What belongs to the pages beside it.
 _WEB_SUFFIXES = frozenset((".css", ".js", ".svg", ".svgz", ".ico", ".woff", ".woff2", ".map"))
 _SHOWN_SUFFIXES = 5
@@ -47,9 +59,10 @@ class FoundSource:
     """A source, and what its first ``_MOST_READ`` documents are."""
 
     name: str
-    reader: FoundReader
+    reader: str
     path: Path
     is_heldout: bool = False  # its name says that it is for evaluation
+    options: dict[str, Any] = field(default_factory=dict)  # of the reader
     n_documents: int = 0
     n_pairs: int = 0  # documents of one text and one image
     n_interleaved: int = 0  # documents of a text that images follow, and more
@@ -185,9 +198,7 @@ def reader_at(path: Path) -> str:
             f"{path} does not exist; a file or a folder of documents was expected there."
         )
     if path.is_file():
-        suffix = path.suffix.lower()
-        reader = "html" if suffix in PAGE_SUFFIXES else ""
-        readers = [reader or (_holds(path) if suffix in (".jsonl", ".json") else "")]
+        readers = [reader_of(path)]
     else:
         files = _Files.of(path)
         lists = [_holds(each) for each in (*files.lists, *files.json)[:_PEEKED_LISTS]]
@@ -212,7 +223,8 @@ class _Files:
     captioned: Counter[Path] = field(default_factory=Counter)  # images with captions, by folder
     bare: Counter[Path] = field(default_factory=Counter)  # images without, by folder
     pages: Counter[Path] = field(default_factory=Counter)
-    lists: list[Path] = field(default_factory=list)  # JSONL files other than lists of captions
+    others: dict[str, Counter[Path]] = field(default_factory=dict)  # of suffixes, by reader
+    lists: list[Path] = field(default_factory=list)  # files of records, but no lists of captions
     json: list[Path] = field(default_factory=list)
     suffixes: Counter[str] = field(default_factory=Counter)
 
@@ -226,15 +238,17 @@ class _Files:
 
         for where, subfolders, names in os.walk(folder, onerror=unreadable):
             here = Path(where)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            names = sorted(name for name in names if not name.startswith("."))
+            subfolders[:] = sorted(name for name in subfolders if not is_clutter(name))
+            names = sorted(name for name in names if not is_clutter(name))
             if listed.intersection((here, *here.parents)) or set(CAPTION_LISTS) & set(names):
                 listed.add(here)
             found._add(here, names, here in listed)
         return found
 
     def _add(self, here: Path, names: Sequence[str], is_listed: bool) -> None:
-        stems = {Path(name).stem for name in names if Path(name).suffix == ".txt"}
+        ends = (*CAPTION_SUFFIXES, ".json")
+        stems = {Path(name).stem for name in names if name.lower().endswith(ends)}
+        has_images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
         for name in names:
             path = here / name
             if not os.path.isfile(path):  # a pipe, say, or a link that leads nowhere
@@ -246,35 +260,78 @@ class _Files:
                 (self.captioned if has_caption else self.bare)[here] += 1
             elif suffix in PAGE_SUFFIXES:
                 self.pages[here] += 1
-            elif suffix == ".jsonl" and name not in CAPTION_LISTS:
+            elif name.lower() in CAPTION_LISTS or (suffix == ".txt" and has_images):
+                continue
+            elif name.lower().endswith(_OF_RECORDS):
                 self.lists.append(path)
             elif suffix == ".json":
                 self.json.append(path)
+            elif path.stem.lower() not in _ABOUT and (reader := reader_of(path)) in _OF_SUFFIX:
+                self.others.setdefault(reader, Counter())[here] += 1
 
     @property
-    def kinds(self) -> dict[FoundReader, set[Path]]:
+    def kinds(self) -> dict[str, set[Path]]:
         """The folders that the readers of folders would read, by reader."""
-        kinds: dict[FoundReader, set[Path]] = {"folder": {*self.captioned}, "html": {*self.pages}}
+        kinds: dict[str, set[Path]] = {"folder": {*self.captioned}, "html": {*self.pages}}
+        kinds |= {reader: {*folders} for reader, folders in self.others.items()}
         return {reader: folders for reader, folders in kinds.items() if folders}
 
 
 def _sources(files: _Files) -> Iterator[FoundSource]:
     taken: set[str] = set()
-    found: list[tuple[FoundReader, Path]] = list(_covering(files.folder, files.kinds))
+    found: list[tuple[str, Path]] = list(_covering(files.folder, files.kinds))
     if len(found) > _MOST_SOURCES:
         found = [(kind, _common(folders)) for kind, folders in files.kinds.items()]
-    found += [("jsonl", path) for path in files.lists if _holds(path) == "jsonl"]
-    if not found and files.bare:
+    of_records = list(_of_records(files))
+    if not found and not of_records and files.bare:
         found = [("folder", files.folder)]
-    for reader, path in found:
-        name = _name(path, files.folder, reader, taken)
+    for reader, path, split in (*((reader, path, "") for reader, path in found), *of_records):
+        name = _name(path, files.folder, reader, taken, split)
         words = name.lower().replace("_", ".").replace("-", ".").split(".")
-        yield FoundSource(name, reader, path, reader == "jsonl" and words[-1] in _HELD_OUT_WORDS)
+        is_heldout = (split or words[-1]) in _HELD_OUT_WORDS
+        options = {"split": split} if split else {}
+        may_be = bool(split) or path.is_file()
+        yield FoundSource(name, reader, path, may_be and is_heldout, options)
 
 
-def _covering(
-    folder: Path, kinds: dict[FoundReader, set[Path]]
-) -> Iterator[tuple[FoundReader, Path]]:
+def _of_records(files: _Files) -> Iterator[tuple[str, Path, str]]:
+    """Yield the reader, the path and the split of sources of records.
+
+    Files of Parquet and Arrow in a folder are one dataset, or one for each split that their names
+    begin with; of other formats each file is a source, unless there are many.
+    """
+    alone: list[tuple[str, Path]] = []
+    datasets: dict[tuple[str, Path], list[Path]] = {}
+    for path in files.lists:
+        reader = _holds(path)
+        if reader in ("", "pairs", *_CONVERSATIONS):
+            continue
+        if path.suffix.lower() in (".parquet", ".arrow"):
+            datasets.setdefault((reader, path.parent), []).append(path)
+        else:
+            alone.append((reader, path))
+    for (reader, folder), paths in datasets.items():
+        is_whole = all(each in paths for each in files.lists if each.parent == folder)
+        splits = {found[0] if (found := _SPLIT.match(path.name)) else "" for path in paths}
+        if not is_whole:
+            alone += [(reader, path) for path in paths]
+        elif reader == "parquet" and len(splits) > 1 and "" not in splits:
+            yield from ((reader, folder, split) for split in sorted(splits, key=_is_heldout))
+        else:
+            yield reader, folder, ""
+    if len(alone) > _MOST_SOURCES:
+        by_reader: dict[str, set[Path]] = {}
+        for reader, path in alone:
+            by_reader.setdefault(reader, set()).add(path.parent)
+        alone = [(reader, _common(folders)) for reader, folders in by_reader.items()]
+    yield from ((reader, path, "") for reader, path in alone)
+
+
+def _is_heldout(split: str) -> bool:
+    return split in _HELD_OUT_WORDS
+
+
+def _covering(folder: Path, kinds: dict[str, set[Path]]) -> Iterator[tuple[str, Path]]:
     """Yield for each kind the highest folders below which there is no other kind.
 
     Where two kinds are in one folder, it is read by both readers.
@@ -299,11 +356,11 @@ def _common(folders: set[Path]) -> Path:
     return Path(os.path.commonpath(folders))
 
 
-def _name(path: Path, root: Path, reader: str, taken: set[str]) -> str:
+def _name(path: Path, root: Path, reader: str, taken: set[str], split: str = "") -> str:
     """Return a name that a folder may have, from the place of a source; none occurs twice."""
     relative = path.relative_to(root).with_suffix("") if path.is_file() else path.relative_to(root)
     parts = relative.parts or (root.resolve().name,)
-    base = name = as_name("-".join(parts))
+    base = name = as_name("-".join((*parts, *([split] if split else []))))
     if name in taken:
         name = (
             f"{base}-{'images' if reader == 'folder' else 'pages' if reader == 'html' else reader}"
@@ -323,13 +380,12 @@ def as_name(text: str) -> str:
 
 
 def _holds(path: Path) -> str:
-    """Return the reader of a JSONL or JSON file; "" if none reads it."""
-    of_lines = ("jsonl", "pairs") if path.suffix.lower() == ".jsonl" else ()
-    for reader in (*of_lines, *_CONVERSATIONS):
-        first = islice(READERS[reader](path), _PEEKED_LINES)
-        if any(isinstance(item, Document) for item in first):
-            return reader
-    return ""
+    """Return the reader of a file of records; "" if none reads it."""
+    reader = reader_of(path)
+    if reader not in READERS or reader == "folder":
+        return ""
+    first = islice(READERS[reader](path), _PEEKED_LINES)
+    return reader if any(isinstance(item, Document) for item in first) else ""
 
 
 def _unread(files: _Files, sources: Sequence[FoundSource]) -> Iterator[str]:
@@ -350,16 +406,11 @@ def _unread(files: _Files, sources: Sequence[FoundSource]) -> Iterator[str]:
                 )
             case "":
                 yield (
-                    f"{_shown(path, files.folder)} is JSONL of another shape than documents "
-                    '({"name", "segments"}) and conversations; it is left out.'
+                    f"{_shown(path, files.folder)} holds records of a layout that no reader reads; "
+                    "it is left out."
                 )
     for reader, paths in conversations.items():
         yield _of_conversations(reader, paths, files.folder)
-    if files.suffixes[".txt"] > (sum(files.captioned.values()) if sources else 0):
-        yield (
-            ".txt files are read only as captions beside images (owl.png and owl.txt); others are "
-            "left out."
-        )
     unread = _unread_suffixes(files, [*conversations.values()])
     if unread and sources:
         yield f"Left out, as files of kinds that are not read: {_counted(unread)}."
@@ -382,7 +433,8 @@ def _unread_suffixes(files: _Files, used: Sequence[Sequence[Path]]) -> Counter[s
         *IMAGE_SUFFIXES,
         *PAGE_SUFFIXES,
         ".txt",
-        ".jsonl",
+        *(Path(end).suffix for end in (*_OF_RECORDS, *CAPTION_LISTS, *CAPTION_SUFFIXES)),
+        *(suffix for suffix in files.suffixes if reader_of(Path(f"a{suffix}")) in files.others),
         *(_WEB_SUFFIXES if files.pages else ()),
     }
     unread = Counter({s: n for s, n in files.suffixes.items() if s not in read})
@@ -393,7 +445,7 @@ def _unread_suffixes(files: _Files, used: Sequence[Sequence[Path]]) -> Counter[s
 def _bare(files: _Files, sources: Sequence[FoundSource], images: Sequence[Image]) -> Iterator[str]:
     """Yield a sentence about images that are in no document."""
     used = [source.path for source in sources if source.path.is_dir()]
-    if not sources or files.pages or any(source.is_cut for source in sources):
+    if not sources or files.pages or files.others or any(source.is_cut for source in sources):
         return
     in_documents = Counter(
         Path(os.path.abspath(image.source)).parent
@@ -414,7 +466,8 @@ def _nothing(files: _Files, notes: Sequence[str]) -> DataError:
     what = f"holds {found}, and none of these files can be read" if found else "holds no file"
     return DataError(
         f"{files.folder} {what}; what is read are images with captions beside them, HTML pages "
-        f"with figures, and JSONL of documents.{''.join(f' {note}' for note in notes)}"
+        "with figures, text, Markdown, tables, PDF, and the layouts of public datasets."
+        f"{''.join(f' {note}' for note in notes)}"
     )
 
 
@@ -453,7 +506,7 @@ def _read(sources: Sequence[FoundSource]) -> tuple[list[str], list[Image]]:
     n_characters = 0
     for source in sources:
         logger.info("Reading %s with the reader %r.", source.path, source.reader)
-        items = placed(READERS[source.reader](source.path))
+        items = placed(read_part(source.path, source.reader, options=source.options))
         for number, (place, item) in enumerate(items):
             if number == _MOST_READ:
                 source.is_cut = True

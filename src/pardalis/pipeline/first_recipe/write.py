@@ -163,6 +163,9 @@ def _source(source: FoundSource, choice: Choice, output: Path) -> Iterator[str]:
     yield "[[heldout]]" if source.is_heldout else "[[sources]]"
     yield _value("name", source.name)
     yield _value("reader", source.reader)
+    if source.options:
+        options = ", ".join(_value(name, value) for name, value in source.options.items())
+        yield f"options = {{{options}}}"
     yield _value("path", _relative(source.path, output))
     if len(choice.weights) > 1 and not source.is_heldout:
         yield _value("weight", choice.weights[source.name]) + "  # its share of the tokens"

@@ -1,0 +1,196 @@
+"""Text files as their authors saw them, whatever the editor and its encoding.
+
+A byte order mark decides, then UTF-8 if the bytes are that, then what the library chardet finds
+most likely among the encodings in use today.
+"""
+
+import codecs
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import Path
+from typing import NamedTuple
+
+import chardet
+
+from pardalis.documents.document import Rejection
+from pardalis.files import MOST_BYTES, byte_order_mark, read_bytes, require_file
+
+_SAMPLE = 1 << 17  # bytes by which the encoding of a file is found
+_OF_BYTES = ("windows", "iso-8859", "koi8", "cp125", "mac")  # a byte is a character
+_LATIN = "Windows-1252"
+# Fewer bytes than this that are not ASCII say little, so Windows-1252 needs less to be chosen.
+_FEW = 24
+_LEAST_SHARE = 0.8  # of the best confidence
+# Latin letters beside those of another alphabet, which no author writes in one word.
+_MIXED = re.compile(r"[A-Za-z][\u0370-\u06ff]|[\u0370-\u06ff][A-Za-z]")
+_VALID = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_OTHERS = re.compile(rb"\0|\x1b\$")  # UTF-16 without its mark; an escape of ISO-2022-JP
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # of no text; an escape may be a colour
+
+
+class Decoded(NamedTuple):
+    text: str
+    n_damaged: int = 0  # bytes that had no meaning, in whose place stands U+FFFD
+
+
+def decode(content: bytes, alike: bytes = b"") -> Decoded:
+    """Return the text of a file.
+
+    Args:
+        alike: other content of the same author, which helps where there is little to go by.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    mark = byte_order_mark(content)
+    encoding = mark[0] if mark else "utf-8" if is_utf8(content) else _guessed(content, alike)
+    text = content[len(mark[1]) if mark else 0 :].decode(encoding, "replace")
+    n_damaged = text.count("\ufffd") if "\ufffd".encode() not in content else 0
+    if _CONTROLS.search(text):
+        raise ValueError("it is no text: it has control characters")
+    return Decoded(text, n_damaged)
+
+
+def damaged_text(path: Path, n_damaged: int) -> Rejection:
+    """Return what tells of characters that are lost in a text that is kept."""
+    reason = (
+        f"{n_damaged} bytes of the text are no characters of its encoding; U+FFFD stands there."
+    )
+    return Rejection(str(path), "damaged-text", reason)
+
+
+def read_decoded(path: Path, alike: bytes = b"") -> Decoded:
+    """Return the text of a file; raises as :func:`decode`, or OSError."""
+    return decode(read_bytes(path), alike)
+
+
+def text_lines(path: Path) -> Iterator[str | ValueError]:
+    """Yield the lines of a file with their ends, one at a time; an error for one that is no text.
+
+    A name that ends in .gz is that of a compressed file.
+
+    Raises:
+        OSError: there is no such file, it is not a regular file, or it is truncated.
+        ValueError: a line is longer than 256 MiB.
+    """
+    require_file(path)
+    try:
+        with _opened(path) as file:
+            yield from _text_lines(file)
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"it is truncated or damaged: {error}") from error
+
+
+def _opened(path: Path) -> BufferedIOBase:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
+def _text_lines(file: BufferedIOBase) -> Iterator[str | ValueError]:
+    sample = file.read(_SAMPLE)
+    mark = byte_order_mark(sample)
+    file.seek(len(mark[1]) if mark else 0)
+    if mark and mark[0] not in ("utf-8", "gb18030"):
+        yield from _wide_lines(file, mark[0])
+        return
+    whole_lines = sample if len(sample) < _SAMPLE else sample[: sample.rfind(b"\n") + 1]
+    encoding = mark[0] if mark else "" if is_utf8(whole_lines) else _guessed_or_none(whole_lines)
+    while line := file.readline(MOST_BYTES + 1):
+        _check_length(len(line))
+        yield _line(line, encoding)
+
+
+def _line(line: bytes, encoding: str) -> str | ValueError:
+    """Return a line of a file in an encoding, "" for UTF-8; some lines may have another one."""
+    try:
+        if not encoding or _is_surely_utf8(line, encoding):
+            return line.decode("utf-8")
+        return line.decode(encoding)
+    except UnicodeDecodeError:
+        try:
+            return decode(line).text
+        except ValueError as error:
+            return error
+
+
+def _is_surely_utf8(line: bytes, otherwise: str) -> bool:
+    """Whether a line of a file that is not UTF-8 as a whole is, and hardly by chance."""
+    least = 1 if otherwise.lower().startswith(_OF_BYTES) else 4
+    if line.isascii() or len(_VALID.findall(line)) < least:
+        return False
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _wide_lines(file: BufferedIOBase, encoding: str) -> Iterator[str]:
+    """Yield the lines of a file in UTF-16 or UTF-32, in which a line feed is several bytes."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    rest: list[str] = []
+    length = 0
+    while content := file.read(_SAMPLE):
+        *lines, last = decoder.decode(content).split("\n")
+        for line in lines:
+            yield "".join((*rest, line, "\n"))
+            rest, length = [], 0
+        rest.append(last)
+        length += len(last)
+        _check_length(length)
+    if last := "".join((*rest, decoder.decode(b"", True))):
+        yield last
+
+
+def _check_length(length: int) -> None:
+    if length > MOST_BYTES:
+        raise ValueError(f"it has a line of more than {MOST_BYTES >> 20} MiB")
+
+
+def is_utf8(content: bytes) -> bool:
+    """Whether a text is UTF-8: all of it, or nearly all that is not ASCII."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        n_valid = len(_VALID.findall(content))
+        text = content.decode("utf-8", "replace")
+        return n_valid >= 3 * text.count("\ufffd")
+    return not _OTHERS.search(content)
+
+
+def _guessed_or_none(content: bytes) -> str:
+    try:
+        return _guessed(content, b"")
+    except ValueError:
+        return ""
+
+
+def _guessed(content: bytes, alike: bytes) -> str:
+    """Return the encoding of a text that is not UTF-8; raises ValueError if it is no text."""
+    sample = (content[:_SAMPLE] + b"\n" + alike)[: 2 * _SAMPLE]
+    found = [
+        (each["encoding"], each["confidence"])
+        for each in chardet.detect_all(
+            sample, encoding_era=chardet.EncodingEra.MODERN_WEB, max_bytes=2 * _SAMPLE
+        )
+    ]
+    encoding, best = found[0] if found else (None, 0.0)
+    if encoding is None:
+        raise ValueError("it is no text in an encoding that can be found out")
+    if _is_latin(sample, encoding, best, dict(found).get(_LATIN, 0.0)):
+        return _LATIN
+    # A superset, with which the same bytes are the same characters.
+    return {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949"}.get(
+        encoding.lower(), encoding
+    )
+
+
+def _is_latin(sample: bytes, encoding: str, best: float, latin: float) -> bool:
+    """Whether to take a short text for Windows-1252 although another encoding seems likelier."""
+    is_of_bytes = encoding.lower().startswith(_OF_BYTES)
+    n_others = sum(byte >= 0x80 for byte in sample)
+    if not is_of_bytes or n_others >= _FEW:
+        return False
+    return latin >= _LEAST_SHARE * best or bool(_MIXED.search(sample.decode(encoding, "replace")))

@@ -1,0 +1,46 @@
+"""Documents from tables in text, CSV and TSV: a row is its texts and then its images.
+
+    image,caption
+    owls/1.png,"A snowy owl, at dawn"
+
+The columns are named by options, or have names in use, such as ``caption`` and ``image``. An image
+is the path of a file in the source's folder, relative to the table, or a ``data:`` URI.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pardalis.documents.document import Document, Rejection
+from pardalis.documents.readers._columns import Place, TableOptions, row_document
+from pardalis.documents.readers._lines import BadRecordError
+from pardalis.documents.readers._tables import SUFFIXES, read_rows
+from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers.recognise import expect
+
+
+def read_csv(path: Path, options: TableOptions | None = None) -> Iterator[Document | Rejection]:
+    """Yield the document of each row of a table, or of all tables below a folder.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    expect(path, "a table in CSV or TSV, or a folder of such files,")
+    return _read(path, options or TableOptions())
+
+
+def _read(path: Path, options: TableOptions) -> Iterator[Document | Rejection]:
+    root = path if path.is_dir() else path.parent
+    for file in files_below(path, SUFFIXES):
+        if isinstance(file, Rejection):
+            yield file
+            continue
+        stem = file.relative_to(root).with_suffix("").as_posix()
+        for row in read_rows(file):
+            if isinstance(row, Rejection):
+                yield row
+                continue
+            number, record = row
+            try:
+                yield row_document(record, Place(file.parent, root, f"{stem}:{number}"), options)
+            except BadRecordError as error:
+                yield Rejection(f"{file}:{number}", error.kind, str(error))

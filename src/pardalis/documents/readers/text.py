@@ -1,0 +1,41 @@
+"""Documents from text files: each file is one, whatever the encoding of its author."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pardalis.documents.document import Document, Rejection, Text
+from pardalis.documents.readers._text import damaged_text, read_decoded
+from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers.recognise import expect
+from pardalis.files import with_line_feeds
+
+SUFFIXES = (".txt", ".text")
+
+
+def read_texts(path: Path) -> Iterator[Document | Rejection]:
+    """Yield a document for the file, or for each text file below a folder, named by its path.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    expect(path, "a text file, or a folder of such files,")
+    return _read(path)
+
+
+def _read(path: Path) -> Iterator[Document | Rejection]:
+    root = path if path.is_dir() else path.parent
+    for file in files_below(path, SUFFIXES):
+        if isinstance(file, Rejection):
+            yield file
+            continue
+        try:
+            text, n_damaged = read_decoded(file)
+        except (OSError, ValueError) as error:
+            yield Rejection(str(file), "unreadable-file", f"The file cannot be read: {error}.")
+            continue
+        if n_damaged:
+            yield damaged_text(file, n_damaged)
+        if text := with_line_feeds(text).strip():
+            yield Document((Text(text),), file.relative_to(root).as_posix())
+        else:
+            yield Rejection(str(file), "empty-document", "The file has no text.")
