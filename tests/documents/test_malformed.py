@@ -64,7 +64,11 @@ def check(reader: str, path: Path, kinds: set[str], reason: str, n_good: int = 1
     assert bad and {each.kind for each in bad} <= kinds, bad
     assert any(reason in each.reason for each in bad), bad
     for each in bad:
-        assert each.reason.rstrip(".") != each.reason and "\n" not in each.reason and len(each.reason) < 700
+        assert (
+            each.reason.rstrip(".") != each.reason
+            and "\n" not in each.reason
+            and len(each.reason) < 700
+        )
         assert each.where.startswith(str(path.parent))
     private = png("blue")
     for document in good:
