@@ -1,14 +1,13 @@
 """What a rule is: it decides about one document, or about a document and those before it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
+from pardalis.config import OneOf
 from pardalis.data.split import WHOLE, Part, placed
-from pardalis.documents import READERS, Document
-
-ReaderName = Literal["jsonl", "folder", "html", "chat", "sharegpt", "cauldron"]
+from pardalis.documents import READERS, Document, reader_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +15,7 @@ class Removal:
     """What a rule removes, and why, as a sentence."""
 
     reason: str
-    images: tuple[int, ...] | None = (
-        None  # numbers among the document's images; None: it as a whole
-    )
+    images: tuple[int, ...] | None = None  # numbers among the document's; None: it as a whole
 
 
 @runtime_checkable
@@ -66,13 +63,17 @@ class SourceRule(Protocol):
 class Others:
     """Documents that a source is compared with, such as held-out ones."""
 
-    reader: ReaderName
+    reader: Annotated[str, OneOf(READERS)]
     path: Path  # file or folder, relative to the recipe
+    options: dict[str, Any] = field(default_factory=dict)  # of the reader, as of a source
     part: Part = WHOLE  # as of a source
+
+    def __post_init__(self) -> None:
+        reader_with(self.reader, self.options)
 
     def documents(self) -> Iterator[Document]:
         """Yield the readable documents; raises DataError if there is nothing at the path."""
-        items = READERS[self.reader](self.path)
+        items = reader_with(self.reader, self.options)(self.path)
         if self.part == WHOLE:
             yield from (item for item in items if isinstance(item, Document))
             return
