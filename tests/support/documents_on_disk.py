@@ -2,7 +2,9 @@
 
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable
+from email.message import EmailMessage
 from pathlib import Path
 
 import PIL.Image
@@ -43,6 +45,49 @@ def _html(folder: Path, numbers: Iterable[int]) -> Path:
         page = f"<body><h1>{name}</h1><img src='{_image(folder, number)}'></body>"
         (folder / f"page-{number}.html").write_text(page)
     return folder
+
+
+def _mhtml(folder: Path, numbers: Iterable[int]) -> Path:
+    for number in numbers:
+        name = words(number).replace("<", "&lt;")
+        message = EmailMessage()
+        message.set_content(f"<h1>{name}</h1><img src='cid:a@owls'>", subtype="html")
+        image = folder / _image(folder, number)
+        message.add_related(image.read_bytes(), "image", "png", cid="<a@owls>")
+        image.unlink()
+        (folder / f"{number}.mhtml").write_bytes(message.as_bytes())
+    return folder
+
+
+def _epub(folder: Path, numbers: Iterable[int]) -> Path:
+    path = folder / "book.epub"
+    kept = list(numbers)
+    items = "".join(
+        f'<item id="c{n}" href="{n}.xhtml" media-type="application/xhtml+xml"/>' for n in kept
+    )
+    spine = "".join(f'<itemref idref="c{n}"/>' for n in kept)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml",
+            '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+            '<rootfile full-path="a.opf"/></rootfiles></container>',
+        )
+        archive.writestr(
+            "a.opf",
+            '<package xmlns="http://www.idpf.org/2007/opf">'
+            f"<manifest>{items}</manifest><spine>{spine}</spine></package>",
+        )
+        for number in kept:
+            name = words(number).replace("<", "&lt;")
+            image = folder / _image(folder, number)
+            archive.write(image, image.name)
+            image.unlink()
+            archive.writestr(
+                f"{number}.xhtml",
+                '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/></head><body>'
+                f'<h1>{name}</h1><img src="{image.name}"/></body></html>',
+            )
+    return path
 
 
 def _jsonl(folder: Path, numbers: Iterable[int]) -> Path:
@@ -184,6 +229,8 @@ def _lines(path: Path, lines: Iterable[object]) -> Path:
 WRITERS: dict[str, Write] = {
     "folder": _folder,
     "html": _html,
+    "mhtml": _mhtml,
+    "epub": _epub,
     "jsonl": _jsonl,
     "pairs": _pairs,
     "chat": _chat,

@@ -10,6 +10,8 @@ import re
 import chardet
 import webencodings
 
+from pardalis.documents.readers._text import unmarked_utf16
+
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 
 _SEARCHED = 4096  # bytes in which a declaration stands
@@ -37,7 +39,7 @@ def decode(content: bytes, stated: str = "") -> str:
     for mark, codec in _MARKS:
         if content.startswith(mark):
             return content[len(mark) :].decode(codec, "replace")
-    codec = _codec(stated) or _declared(content[:_SEARCHED]) or _wide(content[:_SEARCHED])
+    codec = _codec(stated) or _declared(content[:_SEARCHED]) or unmarked_utf16(content[:_SEARCHED])
     if not codec:
         try:
             return content.decode("utf-8")
@@ -72,14 +74,6 @@ def _declared(beginning: bytes) -> str:
             # Bytes in which a declaration can be read are not those of UTF-16.
             return "utf-8" if codec.startswith("utf-16") else codec
     return ""
-
-
-def _wide(beginning: bytes) -> str:
-    """Return the kind of UTF-16 if every second byte is zero, mostly."""
-    half = max(1, len(beginning) // 2)
-    if beginning[1::2].count(0) > 0.4 * half:
-        return "utf-16-le"
-    return "utf-16-be" if beginning[::2].count(0) > 0.4 * half else ""
 
 
 def _guessed(content: bytes, first_bad: int) -> str:

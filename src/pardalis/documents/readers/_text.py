@@ -20,7 +20,7 @@ from pardalis.files import MOST_BYTES, byte_order_mark, read_bytes, require_file
 
 _SAMPLE = 1 << 17  # bytes by which the encoding of a file is found
 _OF_BYTES = ("windows", "iso-8859", "koi8", "cp125", "mac")  # a byte is a character
-_LATIN = "Windows-1252"
+_LATIN = "windows-1252"
 # Fewer bytes than this that are not ASCII say little, so Windows-1252 needs less to be chosen.
 _FEW = 24
 _LEAST_SHARE = 0.8  # of the best confidence
@@ -97,6 +97,9 @@ def _text_lines(file: BufferedIOBase) -> Iterator[str | ValueError]:
         return
     whole_lines = sample if len(sample) < _SAMPLE else sample[: sample.rfind(b"\n") + 1]
     encoding = mark[0] if mark else "" if is_utf8(whole_lines) else _guessed_or_none(whole_lines)
+    if encoding.startswith("utf-16"):
+        yield from _wide_lines(file, encoding)
+        return
     while line := file.readline(MOST_BYTES + 1):
         _check_length(len(line))
         yield _line(line, encoding)
@@ -170,26 +173,35 @@ def _guessed_or_none(content: bytes) -> str:
 def _guessed(content: bytes, alike: bytes) -> str:
     """Return the encoding of a text that is not UTF-8; raises ValueError if it is no text."""
     sample = (content[:_SAMPLE] + b"\n" + alike)[: 2 * _SAMPLE]
-    found = [
-        (each["encoding"], each["confidence"])
-        for each in chardet.detect_all(
-            sample, encoding_era=chardet.EncodingEra.MODERN_WEB, max_bytes=2 * _SAMPLE
-        )
-    ]
-    encoding, best = found[0] if found else (None, 0.0)
-    if encoding is None:
+    if wide := unmarked_utf16(sample):
+        return wide
+    found: dict[str, float] = {}  # the likeliest first; a name stands there for each language
+    for each in chardet.detect_all(
+        sample, encoding_era=chardet.EncodingEra.MODERN_WEB, max_bytes=2 * _SAMPLE
+    ):
+        if each["encoding"] is not None:
+            found.setdefault(each["encoding"].lower(), each["confidence"])
+    if not found:
         raise ValueError("it is no text in an encoding that can be found out")
-    if _is_latin(sample, encoding, best, dict(found).get(_LATIN, 0.0)):
+    encoding, best = next(iter(found.items()))
+    if _is_latin(sample, encoding, best, found.get(_LATIN, 0.0)):
         return _LATIN
     # A superset, with which the same bytes are the same characters.
     return {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949"}.get(
-        encoding.lower(), encoding
+        encoding, encoding
     )
+
+
+def unmarked_utf16(beginning: bytes) -> str:
+    """Return the kind of UTF-16 if every second byte is zero, mostly; else ""."""
+    half = max(1, len(beginning) // 2)
+    is_zero = [beginning[start::2].count(0) > 0.4 * half for start in (0, 1)]
+    return {(True, False): "utf-16-be", (False, True): "utf-16-le"}.get(tuple(is_zero), "")
 
 
 def _is_latin(sample: bytes, encoding: str, best: float, latin: float) -> bool:
     """Whether to take a short text for Windows-1252 although another encoding seems likelier."""
-    is_of_bytes = encoding.lower().startswith(_OF_BYTES)
+    is_of_bytes = encoding.startswith(_OF_BYTES)
     n_others = sum(byte >= 0x80 for byte in sample)
     if not is_of_bytes or n_others >= _FEW:
         return False
