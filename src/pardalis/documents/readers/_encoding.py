@@ -90,5 +90,5 @@ def _guessed(content: bytes, first_bad: int) -> str:
     start = max(0, first_bad - _GUESSED // 2)
     text = _TAG.sub(b" ", content[start : start + _GUESSED])
     era = chardet.EncodingEra.MODERN_WEB
-    name = str(chardet.detect(text, encoding_era=era)["encoding"])
-    return _codec(name) or name
+    name = chardet.detect(text, encoding_era=era)["encoding"]
+    return "cp1252" if name is None else _codec(name) or name

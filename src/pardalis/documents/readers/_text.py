@@ -195,8 +195,10 @@ def _guessed(content: bytes, alike: bytes) -> str:
 def unmarked_utf16(beginning: bytes) -> str:
     """Return the kind of UTF-16 if every second byte is zero, mostly; else ""."""
     half = max(1, len(beginning) // 2)
-    is_zero = [beginning[start::2].count(0) > 0.4 * half for start in (0, 1)]
-    return {(True, False): "utf-16-be", (False, True): "utf-16-le"}.get(tuple(is_zero), "")
+    even, odd = (beginning[start::2].count(0) > 0.4 * half for start in (0, 1))
+    if even == odd:
+        return ""
+    return "utf-16-be" if even else "utf-16-le"
 
 
 def _is_latin(sample: bytes, encoding: str, best: float, latin: float) -> bool:
