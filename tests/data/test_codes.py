@@ -53,7 +53,7 @@ def photos(tmp_path: Path) -> Path:
     (folder / "2.png").write_bytes(b"no image")
     for i in range(4, 7):
         noise(i).save(folder / "sub" / f"{i}.png")
-    (folder / "z.txt").write_text("A caption without its image.")
+    (folder / "sub" / "z.txt").write_text("A caption without its image.")
     return folder
 
 

@@ -181,12 +181,12 @@ def test_a_folder_is_read_in_sorted_order_and_bad_pages_are_rejected(tmp_path):
     (tmp_path / "hollow.html").write_text("<body><nav>menu</nav></body>")
     (tmp_path / "gone.html").symlink_to(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("not a page")
-    first, *rejections, last = kept(read_html(tmp_path))
+    gone, first, *rejections, last = kept(read_html(tmp_path))
     assert (first.name, last.name) == ("a.XHTML", "b/z.html")
+    assert (gone.where.rpartition("/")[2], gone.kind) == ("gone.html", "missing-file")
     assert [(r.where.rpartition("/")[2], r.kind) for r in rejections] == [
         ("empty.html", "unreadable-page"),
         ("frames.html", "empty-document"),
-        ("gone.html", "unreadable-page"),
         ("hollow.html", "empty-document"),
     ]
 

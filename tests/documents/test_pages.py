@@ -384,11 +384,26 @@ def test_frames_of_a_saved_page_are_no_pages(tmp_path):
         "a.htm",
         "a-Dateien/x.html",
         "my_files/y.html",
+        "owl/more.html",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"<p>{name}</p>")
     names = [item.name for item in read_html(tmp_path)]
-    assert names == ["a.htm", "owl.html", "my_files/y.html"]
+    assert names == ["a.htm", "owl.html", "my_files/y.html", "owl/more.html"]
+
+
+def test_links_to_pages_outside_are_refused(tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "a.html").write_text("<p>secret</p>")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.html").write_text("<p>owl</p>")
+    (source / "b.html").symlink_to(tmp_path / "private" / "a.html")
+    (source / "c").symlink_to(tmp_path / "private")
+    (source / "d.html").symlink_to(source / "a.html")
+    items = list(read_html(source))
+    assert [item.text for item in items if isinstance(item, Document)] == ["owl", "owl"]
+    assert [item.kind for item in items if isinstance(item, Rejection)] == ["outside-link"] * 2
 
 
 # ── malformed pages ──────────────────────────────────────────────────────────────────────────────
@@ -507,4 +522,4 @@ def test_pages_that_are_no_files_are_rejected(tmp_path):
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "loop.html").symlink_to(tmp_path / "loop.html")
     items = list(read_html(tmp_path))
-    assert [item.kind for item in items] == ["unreadable-page"] * 2
+    assert [item.kind for item in items] == ["missing-file", "unreadable-page"]

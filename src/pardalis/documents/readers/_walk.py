@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -35,13 +35,18 @@ def is_clutter(name: str) -> bool:
     return starts or is_edited or lower in _CLUTTER or lower.endswith(_CLUTTER_ENDS)
 
 
-def walk(root: Path, wanted: Callable[[str], bool]) -> Iterator[Folder | Rejection]:
+def walk(
+    root: Path,
+    wanted: Callable[[str], bool],
+    entered: Callable[[str, Container[str]], bool] = lambda name, beside: True,
+) -> Iterator[Folder | Rejection]:
     """Yield a folder and all below it, the first ones first.
 
     Links are followed inside the root, but no folder comes twice: links may lead back to it.
 
     Args:
         wanted: whether a file of this name is of use to the reader.
+        entered: whether a folder of this name is, given all names beside it.
     """
     seen: set[tuple[int, int]] = set()
     rest: list[Path] = [root]
@@ -60,12 +65,13 @@ def walk(root: Path, wanted: Callable[[str], bool]) -> Iterator[Folder | Rejecti
             continue
         names: list[str] = []
         below: list[Path] = []
+        beside = {entry.name for entry in entries}
         for entry in entries:
             if is_clutter(entry.name):
                 continue
             path = folder / entry.name
             is_folder = os.path.isdir(path)
-            if not is_folder and not wanted(entry.name):
+            if not (entered(entry.name, beside) if is_folder else wanted(entry.name)):
                 continue
             if entry.is_symlink() and not (os.path.exists(path) and is_inside(path, root)):
                 yield _outside(path, root)
@@ -84,13 +90,17 @@ def _outside(path: Path, root: Path) -> Rejection:
     return Rejection(str(path), "outside-link", reason)
 
 
-def files_below(path: Path, suffixes: Iterable[str]) -> Iterator[Path | Rejection]:
+def files_below(
+    path: Path,
+    suffixes: Iterable[str],
+    entered: Callable[[str, Container[str]], bool] = lambda name, beside: True,
+) -> Iterator[Path | Rejection]:
     """Yield a file, or all files of a folder and below whose names end so, sorted by folder."""
     if not path.is_dir():
         yield path
         return
     ends = tuple(suffixes)
-    for found in walk(path, lambda name: name.lower().endswith(ends)):
+    for found in walk(path, lambda name: name.lower().endswith(ends), entered):
         if isinstance(found, Rejection):
             yield found
         else:

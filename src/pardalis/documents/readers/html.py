@@ -7,7 +7,7 @@ leaves out, such as navigation, is an omission of the page, one for each rule.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,6 +16,7 @@ from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._lines import is_inside
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
+from pardalis.documents.readers._walk import files_below
 from pardalis.errors import DataError
 from pardalis.files import found_at, read_bytes
 
@@ -45,21 +46,21 @@ def read_html(path: Path, options: PageOptions | None = None) -> Iterator[Docume
 
 
 def _pages(path: Path) -> Iterator[Page | Rejection]:
-    if path.is_file():
-        yield page_of(path, path.parent)
-        return
-    for file in found_files(path, PAGE_SUFFIXES):
-        yield page_of(file, path)
+    root = path if path.is_dir() else path.parent
+    for file in page_files(path, PAGE_SUFFIXES):
+        yield file if isinstance(file, Rejection) else page_of(file, root)
 
 
-def found_files(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files below a folder, sorted, without the frames that a browser saved of a page."""
-    for folder, below, names in os.walk(root):
-        stems = {Path(name).stem for name in names if name.lower().endswith(PAGE_SUFFIXES)}
-        below[:] = sorted(name for name in below if _OF_FILES.sub("", name) not in stems)
-        for name in sorted(names):
-            if name.lower().endswith(suffixes):
-                yield Path(folder, name)
+def page_files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path | Rejection]:
+    """Yield a file, or those below a folder, without the frames that a browser saved of a page."""
+    return files_below(path, suffixes, lambda name, beside: not _is_of_page(name, beside))
+
+
+def _is_of_page(folder: str, beside: Container[str]) -> bool:
+    """Whether a folder has the files of a page that a browser has saved beside it."""
+    ending = _OF_FILES.search(folder)
+    page = folder[: ending.start()] if ending else ""
+    return bool(page) and any(f"{page}{suffix}" in beside for suffix in PAGE_SUFFIXES)
 
 
 def page_of(file: Path, root: Path) -> Page:

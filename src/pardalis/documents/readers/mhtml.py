@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
-from pardalis.documents.readers.html import found_files
+from pardalis.documents.readers.html import page_files
 from pardalis.errors import DataError
 from pardalis.files import found_at, read_bytes
 
@@ -37,10 +37,13 @@ def read_mhtml(path: Path, options: PageOptions | None = None) -> Iterator[Docum
     return read_pages(partial(_pages, path), options or PageOptions())
 
 
-def _pages(path: Path) -> Iterator[Page]:
-    root = path.parent if path.is_file() else path
-    for file in [path] if path.is_file() else found_files(path, _SUFFIXES):
-        yield Page(file.relative_to(root).as_posix(), str(file), partial(_load, file))
+def _pages(path: Path) -> Iterator[Page | Rejection]:
+    root = path if path.is_dir() else path.parent
+    for file in page_files(path, _SUFFIXES):
+        if isinstance(file, Rejection):
+            yield file
+        else:
+            yield Page(file.relative_to(root).as_posix(), str(file), partial(_load, file))
 
 
 def _load(file: Path) -> Content:
