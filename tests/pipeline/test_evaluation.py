@@ -196,6 +196,7 @@ def test_an_evaluation_that_fails_does_not_end_the_training(project, caplog):
         (["evaluation.tasks=['arc_esy']"], "did you mean 'arc_easy'"),
         (["evaluation.training.tasks=['owls']"], "has 'owls', but the tasks of the evaluation are"),
         (["evaluation.training.every=0"], "evaluation.training.every must be at least 1, got 0"),
+        (["evaluation.data='{run}/corpus'"], "the recipe has no corpus that the run"),
         (["evaluation.seeds=0"], "evaluation.seeds must be at least 1, got 0"),
     ],
 )

@@ -426,7 +426,7 @@ def _answers() -> list[Mapping[str, Any]]:
 def _quickstart() -> dict[str, Any]:
     """Return the quickstart's recipe with images in a folder in place of its corpus."""
     values = tomllib.loads(QUICKSTART.read_text())
-    del values["corpus"], values["heldout"]
+    del values["corpus"], values["evaluation"], values["heldout"]
     return values | {"sources": [{"name": "photos", "reader": "folder", "path": "photos"}]}
 
 

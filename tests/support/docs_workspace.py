@@ -101,7 +101,7 @@ def _write_conversations(folder: Path) -> None:
 def _write_recipes(folder: Path) -> None:
     """Write a recipe for documents and one for images, short as they stand, for torchrun's sake."""
     values = tomllib.loads(QUICKSTART.read_text())
-    del values["corpus"]
+    del values["corpus"], values["evaluation"]
     photos = {"name": "photos", "reader": "folder", "path": "photos"}
     manual = {"name": "manual", "reader": "html", "path": "manual"}
     unseen = photos | {"name": "unseen", "path": "unseen"}

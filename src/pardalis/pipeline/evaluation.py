@@ -7,7 +7,7 @@ from pardalis.config import check_at_least
 from pardalis.errors import ConfigError
 from pardalis.evaluate.tasks import TaskSet, load_tasks
 from pardalis.evaluate.tasks.find import LoadedTask
-from pardalis.pipeline.paths import in_run, is_in_run
+from pardalis.pipeline.paths import RUN, in_run, is_in_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,11 @@ class EvaluationConfig:
     def is_built(self) -> bool:
         """Whether the data of tasks are made by the run itself."""
         return self.data is not None and is_in_run(self.data)
+
+    @property
+    def is_of_corpus(self) -> bool:
+        """Whether the data of tasks are in the corpus that the run builds."""
+        return self.data is not None and self.data.parts[:2] == (RUN, "corpus")
 
     def load(self, run: Path) -> list[LoadedTask]:
         """Return the tasks, without their items; raises ConfigError."""

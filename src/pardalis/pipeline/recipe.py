@@ -217,6 +217,11 @@ class Recipe:
             raise ConfigError(
                 f"model is missing; set it, or leave out {found[0]} to train tokenizers only."
             )
+        if self.evaluation is not None and self.evaluation.is_of_corpus and self.corpus is None:
+            raise ConfigError(
+                f"evaluation.data is {self.evaluation.data}, but the recipe has no corpus that the "
+                "run would build there; set data to another folder, or leave evaluation out."
+            )
 
     @property
     def has_model(self) -> bool:
