@@ -209,6 +209,7 @@ class Recipe:
         else:
             _ = self.image_tokenizer_run  # so that a mistake is found before anything runs
         self._check_adapter()
+        self._check_evaluation()
         if self.has_model:
             run = self.model_run
             if run.training.qk_clip is not None and not isinstance(run.model, GivenModel):
@@ -216,11 +217,6 @@ class Recipe:
         elif found := [name for name in _DECODER if getattr(self, name) is not None]:
             raise ConfigError(
                 f"model is missing; set it, or leave out {found[0]} to train tokenizers only."
-            )
-        if self.evaluation is not None and self.evaluation.is_of_corpus and self.corpus is None:
-            raise ConfigError(
-                f"evaluation.data is {self.evaluation.data}, but the recipe has no corpus that the "
-                "run would build there; set data to another folder, or leave evaluation out."
             )
 
     @property
@@ -375,6 +371,13 @@ class Recipe:
                 "leave it out."
             )
         Curriculum(self.curriculum, [source.name for source in self.sources], batch_rows=1)
+
+    def _check_evaluation(self) -> None:
+        if self.evaluation is not None and self.evaluation.is_of_corpus and self.corpus is None:
+            raise ConfigError(
+                f"evaluation.data is {self.evaluation.data}, but the recipe has no corpus that the "
+                "run would build there; set data to another folder, or leave evaluation out."
+            )
 
     def _check_adapter(self) -> None:
         if self.adapter is None:
