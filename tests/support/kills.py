@@ -27,7 +27,14 @@ from typing import Any
 _TIMES = {"time_s", "seconds", "peak_rss_gib", "finished", "saved"}
 _RATES = "_per_second"
 # The last is PyTorch's index of a checkpoint, which has an identifier of the save.
-_NOT_COMPARED = {".digests.json", ".lock", "report.html", "progress.html", ".metadata"}
+_NOT_COMPARED = {
+    ".digests.json",
+    ".lock",
+    "report.html",
+    "progress.html",
+    "index.html",
+    ".metadata",
+}
 
 
 # ── comparison ───────────────────────────────────────────────────────────────────────────────────
