@@ -67,6 +67,18 @@ def test_a_folder_of_one_kind_is_one_source(tmp_path, reader):
     assert found.notes == []
 
 
+def test_what_the_pages_of_a_site_repeat_is_left_out(tmp_path):
+    folder = write_documents("html", tmp_path / "data", range(N))
+    for page in folder.glob("*.html"):
+        page.write_text(page.read_text().replace("<body>", "<body><p>Prev Next Home</p>"))
+    [source] = look(folder).sources
+    assert source.options == {"repeated": 0.5}
+    assert source.n_characters < N * len("animal <10> Prev")
+    for page in sorted(folder.glob("*.html"))[15:]:
+        page.unlink()
+    assert look(folder).sources[0].options == {}
+
+
 def test_kinds_in_subfolders_are_sources_of_their_own(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -389,7 +401,7 @@ def test_long_pages_get_long_rows_and_pairs_both_orders(tmp_path, machine):
     for page in (tmp_path / "data" / "manual").glob("*.html"):
         page.write_text(
             page.read_text()
-            .replace("</h1>", "</h1>" + "An owl sits here. " * 200)
+            .replace("</h1>", "</h1>" + f"An owl sits on {page.stem}. " * 200)
             .replace("</body>", "<p>End.</p></body>")
         )
     recipe = load_recipe(init(Path("data")).path)

@@ -37,6 +37,9 @@ _PEEKED_LISTS = 20  # JSON files that are looked into: a list of conversations i
 _LARGEST_LIST = 2**28  # bytes of a JSON file that is looked into, which is read whole
 _CONVERSATIONS = ("chat", "sharegpt", "cauldron")
 # Readers of folders that take all files of a suffix, whatever stands in them.
+# What a site repeats, such as arrows and "Next", is no content; a few pages may repeat by chance.
+_SITE_PAGES = 20
+_REPEATED = 0.5  # share of the pages
 _OF_SUFFIX = ("mhtml", "epub", "csv", "pdf", "markdown", "text", "webdataset")
 _OF_RECORDS = (".jsonl", ".ndjson", ".jsonl.gz", ".parquet", ".arrow")
 _SPLIT = re.compile(
@@ -269,6 +272,10 @@ class _Files:
             elif path.stem.lower() not in _ABOUT and (reader := reader_of(path)) in _OF_SUFFIX:
                 self.others.setdefault(reader, Counter())[here] += 1
 
+    def n_pages(self, path: Path) -> int:
+        """Return the number of pages in a folder and below."""
+        return sum(n for folder, n in self.pages.items() if folder.is_relative_to(path))
+
     @property
     def kinds(self) -> dict[str, set[Path]]:
         """The folders that the readers of folders would read, by reader."""
@@ -289,7 +296,9 @@ def _sources(files: _Files) -> Iterator[FoundSource]:
         name = _name(path, files.folder, reader, taken, split)
         words = name.lower().replace("_", ".").replace("-", ".").split(".")
         is_heldout = (split or words[-1]) in _HELD_OUT_WORDS
-        options = {"split": split} if split else {}
+        options: dict[str, Any] = {"split": split} if split else {}
+        if reader == "html" and files.n_pages(path) >= _SITE_PAGES:
+            options["repeated"] = _REPEATED
         may_be = bool(split) or path.is_file()
         yield FoundSource(name, reader, path, may_be and is_heldout, options)
 

@@ -165,7 +165,8 @@ def _source(source: FoundSource, choice: Choice, output: Path) -> Iterator[str]:
     yield _value("reader", source.reader)
     if source.options:
         options = ", ".join(_value(name, value) for name, value in source.options.items())
-        yield f"options = {{{options}}}"
+        why = "  # without what most pages repeat" if "repeated" in source.options else ""
+        yield f"options = {{{options}}}{why}"
     yield _value("path", _relative(source.path, output))
     if len(choice.weights) > 1 and not source.is_heldout:
         yield _value("weight", choice.weights[source.name]) + "  # its share of the tokens"
