@@ -402,7 +402,7 @@ def test_long_pages_get_long_rows_and_pairs_both_orders(tmp_path, machine):
         page.write_text(
             page.read_text()
             .replace("</h1>", "</h1>" + f"An owl sits on {page.stem}. " * 200)
-            .replace("</body>", "<p>End.</p></body>")
+            .replace("</body>", f"<p>End of {page.stem}.</p></body>")
         )
     recipe = load_recipe(init(Path("data")).path)
     short = load_recipe(init(Path("data") / "photos").path)
