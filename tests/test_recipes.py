@@ -47,6 +47,16 @@ def test_resolves_and_builds(path):
         assert model_costs(config).parameters > 0
 
 
+JAM = [path for path in RECIPES if path.stem.startswith("jam_")]
+
+
+@pytest.mark.parametrize("path", JAM, ids=lambda path: path.stem)
+def test_rows_fit_the_context_of_the_models_before(path):
+    """Each recipe of JAM goes on from another one, whose rows are the context of its model."""
+    parent = load_recipe(FOLDER / "jam_text.toml")
+    assert load_recipe(path).prepare.row_tokens <= parent.prepare.row_tokens
+
+
 @pytest.mark.parametrize(
     ("path", "variant"),
     [(path, variant.name) for path in RECIPES for variant in variants_of(load_recipe(path))],
