@@ -36,7 +36,7 @@ from pardalis.documents import (
     Rejection,
     Segment,
     learning_only,
-    open_image,
+    why_damaged,
 )
 from pardalis.errors import ConfigError, DataError, GrammarError, TemplateError, TextError
 from pardalis.files import (
@@ -509,7 +509,7 @@ class _Encoder:
         for number, page in enumerate(pages):
             if not isinstance(encoded[number], DataError):
                 continue
-            errors = {id(image): _why_damaged(image) for image in page.images}
+            errors = {id(image): why_damaged(image.source) for image in page.images}
             kept = tuple(each for each in page.segments if not errors.get(id(each)))
             rest = replace(page, segments=kept)
             if rest.is_empty or len(kept) == len(page.segments):
@@ -570,15 +570,6 @@ class _Encoder:
             for number, part in enumerate(parts, start=1):
                 entries.append((name if len(parts) == 1 else f"{name}#{number}", part))
         return _Written(entries, is_long, raw.licence)
-
-
-def _why_damaged(image: Image) -> str:
-    """Return why an image cannot be decoded; "" if it can."""
-    try:
-        open_image(image.source)
-    except DataError as error:
-        return str(error)
-    return ""
 
 
 def _filled(document: Document) -> list[Segment]:

@@ -24,6 +24,7 @@ from pardalis.documents.images import (
     open_image,
     to_data_uri,
     to_png,
+    why_damaged,
 )
 from pardalis.documents.readers import (
     OPTIONS,

@@ -117,6 +117,15 @@ def _decoded(content: bytes, where: str, blend: Blend) -> PIL.Image.Image:
         return _to_rgb(image, where, blend)
 
 
+def why_damaged(source: ImageSource) -> str:
+    """Return why an image cannot be decoded; "" if it can."""
+    try:
+        open_image(source)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 def image_size(source: Path | bytes) -> tuple[int, int]:
     """Return the width and height that the header of an encoded image states, before any turn.
 

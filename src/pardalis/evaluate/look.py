@@ -15,7 +15,15 @@ from pardalis.config import to_dict
 from pardalis.data import Rejected, SourceConfig, read_first
 from pardalis.data.report import N_EXAMPLES, count_rejection
 from pardalis.data.ruled import PREFIX
-from pardalis.documents import Document, Image, Omission, Rejection, Segment, Text, open_image
+from pardalis.documents import (
+    Document,
+    Omission,
+    Rejection,
+    Segment,
+    Text,
+    open_image,
+    why_damaged,
+)
 from pardalis.errors import DataError
 from pardalis.evaluate.templates import image_uri, render
 from pardalis.progress import bar
@@ -93,7 +101,7 @@ class Look:
         damaged = [
             (image, Rejection(document.name, "unreadable-image", reason))
             for image in document.images
-            if (reason := _why_damaged(image))
+            if (reason := why_damaged(image.source))
         ]
         rest = document
         for image, rejection in damaged:
@@ -214,11 +222,3 @@ def _without_pixels(card: dict[str, Any]) -> dict[str, Any]:
         for part in card["parts"]
     ]
     return card | {"parts": parts}
-
-
-def _why_damaged(image: Image) -> str:
-    try:
-        open_image(image.source)
-    except DataError as error:
-        return str(error)
-    return ""
