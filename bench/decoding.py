@@ -1,47 +1,59 @@
-"""Decoding compared with transformers' Chameleon.
+"""Decoding compared with transformers' Chameleon and with llama.cpp.
 
-Both have the same weights, prompts, threads and sampling. The peer is ``generate`` in its fastest
-form: with a dynamic or a static cache, the static one compiled or not. Its forward overwrites the
-logits of the image tokens that its configuration names, so it is built without any, which also
-saves it that work, and a logits processor restricts it to the tokens of one modality. Before any
-time is taken, both must choose the same tokens greedily. Peak memory is measured in one process
-for each side. The last line is JSON.
+All have the same weights, prompts, threads and sampling, and each peer its fastest form.
 
-    python bench/decoding.py                              # two cores: both sizes
+transformers' is ``generate`` with a dynamic or a static cache, the static one compiled or not. Its
+forward overwrites the logits of the image tokens that its configuration names, so it is built
+without any, which also saves it that work, and a logits processor restricts it to the tokens of one
+modality. llama.cpp (see llama_cpp_peer.py) takes part where llama-cpp-python is installed; for
+images it has a vocabulary of image tokens alone, and it knows no guidance.
+
+Before any time is taken, all must choose the same tokens greedily; llama.cpp those of a text. Peak
+memory is measured in one process for each side. The last line is JSON.
+
+    python bench/decoding.py                              # two threads, float32: all sizes
+    python bench/decoding.py --weights int8 --threads 1 --peers llama.cpp
     python bench/decoding.py --sizes 15M --rounds 1 --codes 64
     python bench/decoding.py --device cuda                # one GPU: ours, Chameleon-7B's shape
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration, LogitsProcessor
 from transformers.generation import CompileConfig
 from transformers.generation.streamers import BaseStreamer
 
+import llama_cpp_peer
 from decoder import alternate, chameleon_like, peer_of, product_gflops
+from llama_cpp_peer import LlamaCpp
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.generation import Guidance, SamplingConfig
 from pardalis.inference.request import Request
 from pardalis.inference.token_loop import TokenLoop
+from pardalis.inference.weights import Weights
 from pardalis.model import (
     AttentionConfig,
     Decoder,
     ModelConfig,
+    NoQKNormConfig,
     SwiGLUConfig,
     chameleon_7b,
     initialise,
@@ -52,7 +64,7 @@ from pardalis.tokens import Grammar, Limits, Vocabulary
 from training import print_json, seconds_of, status_mib
 
 VOCABULARY = Vocabulary.build(n_codes=8192, n_text=65_536 - 8 - 8192)
-PROMPT, LONG_PROMPT, CODES = 32, 256, 256
+PROMPT, LONG_PROMPT, CODES = 32, 512, 256
 SIZES = {
     "15M": tiny().sized(VOCABULARY.size, context=1024),
     "120M": ModelConfig(
@@ -61,6 +73,14 @@ SIZES = {
         d_model=512,
         n_layers=16,
         attention=AttentionConfig(n_heads=8),
+        feed_forward=SwiGLUConfig(width=1536),
+    ),
+    "SmolLM2": ModelConfig(  # the blocks of SmolLM2-135M, with our vocabulary
+        vocab_size=VOCABULARY.size,
+        context=1024,
+        d_model=576,
+        n_layers=30,
+        attention=AttentionConfig(n_heads=9, n_kv_heads=3, qk_norm=NoQKNormConfig()),
         feed_forward=SwiGLUConfig(width=1536),
     ),
 }
@@ -82,6 +102,9 @@ PEERS = {
     "static cache, compiled": {"cache_implementation": "static", "compile_config": CompileConfig()},
 }
 PEERS["static cache, compiled"]["compile_config"]._compile_all_devices = True  # on a CPU too
+MATRICES: dict[Weights, llama_cpp_peer.Matrices] = {
+    "stored": "F32", "bfloat16": "BF16", "int8": "Q8_0"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +184,7 @@ class Ours:
         return seconds
 
 
-class Peer:
+class Transformers:
     """``generate`` of transformers, restricted to the tokens of one modality."""
 
     def __init__(
@@ -231,82 +254,159 @@ class _FirstToken(BaseStreamer):
         pass
 
 
-class Comparison:
-    """Both sides on the weights of one size."""
+class InLlamaCpp:
+    """llama.cpp on one case; for an image, with a vocabulary of image tokens alone."""
 
-    def __init__(self, config: ModelConfig, forms: Sequence[str]) -> None:
-        self.config, self.forms = config, forms
+    def __init__(self, peer: LlamaCpp, case: Case, samples: bool = True) -> None:
+        self.peer, self.case = peer, case
+        sampling = case.sampling
+        self.sampling = (sampling.temperature, sampling.top_p) if samples else None
+
+    def prompts(self, number: int) -> list[list[int]]:
+        size = self.peer.n_vocabulary
+        return [[i % size for i in ids] for ids in self.case.prompts(number).tolist()]
+
+    def run(self, number: int) -> list[list[int]]:
+        return self.peer.run(self.prompts(number), self.case.length, self.sampling, number)
+
+    def greedy(self, number: int) -> list[list[int]]:
+        prompts, allowed = self.prompts(number), self.case.allowed
+        return [self.peer.greedy(prompt, self.case.length, allowed) for prompt in prompts]
+
+    def seconds_to_first(self, number: int) -> float:
+        start = time.perf_counter()
+        self.peer.run(self.prompts(number), 1, self.sampling, number)
+        return time.perf_counter() - start
+
+
+Side = Ours | Transformers | InLlamaCpp
+
+
+class Comparison:
+    """All sides on the weights of one size."""
+
+    def __init__(self, config: ModelConfig, options: argparse.Namespace, folder: Path) -> None:
+        self.config, self.options, self.folder = config, options, folder
         self.model = initialise(Decoder(config), seed=0).eval()
-        self.peer = peer_of(self.model)
-        self.loops: dict[tuple[str, int], TokenLoop] = {}
+        self.peer = peer_of(self.model) if has_transformers(config, options) else None
+        self.loops: dict[tuple[str, int, int], TokenLoop] = {}
+        self.contexts: dict[tuple[str, str, int, int], LlamaCpp] = {}
 
     def ours(self, form: str, case: Case) -> Ours:
-        """Return our side; cases of as many sequences share its packed weights."""
-        key = form, case.sequences
+        """Return our side; cases of as many sequences and tokens share its weights."""
+        key = form, case.sequences, case.prompt + case.length
         if key not in self.loops:
-            self.loops[key] = loop_for(self.model, ENGINES[form], case)
+            config = replace(ENGINES[form], weights=self.options.weights)
+            self.loops[key] = loop_for(self.model, config, case)
         return Ours(self.loops[key], case)
 
-    def sides(self, case: Case) -> dict[str, dict[str, Ours | Peer]]:
-        """Return every form of both sides for one case."""
-        return {
-            "pardalis": {form: self.ours(form, case) for form in self.forms},
-            "transformers": {n: Peer(self.peer, options, case) for n, options in PEERS.items()},
+    def llama_cpp(self, form: str, case: Case, samples: bool = True) -> InLlamaCpp:
+        length = case.prompt + case.length
+        key = case.kind, form, case.batch, length
+        if key not in self.contexts:
+            file = gguf_of(self.folder, case.kind, self.model, MATRICES[self.options.weights])
+            threads = self.options.threads
+            self.contexts[key] = LlamaCpp(file, form, case.batch, length, threads)
+        return InLlamaCpp(self.contexts[key], case, samples)
+
+    def sides(self, case: Case) -> dict[str, dict[str, Side]]:
+        """Return every form of all sides for one case."""
+        sides: dict[str, dict[str, Side]] = {
+            "pardalis": {form: self.ours(form, case) for form in self.options.engines}
         }
+        if self.peer is not None:
+            sides["transformers"] = {
+                form: Transformers(self.peer, options, case) for form, options in PEERS.items()
+            }
+        if "llama.cpp" in self.options.peers and not case.guided:
+            sides["llama.cpp"] = {f: self.llama_cpp(f, case) for f in llama_cpp_peer.FORMS}
+            if case.kind == "text" and case.sampling == PLAIN:  # what it takes to sample itself
+                sides["llama.cpp, unsampled"] = {
+                    form: self.llama_cpp(form, case, samples=False) for form in llama_cpp_peer.FORMS
+                }
+        return sides
 
-    def check(self, case: Case) -> int:
-        """Return how many greedy tokens are equal on both sides; exits if one is not."""
+    def check(self, name: str, case: Case) -> dict[str, int]:
+        """Return how many greedy tokens each peer has in common with ours; exits if one differs.
+
+        A peer whose weights are rounded in another way may differ from some token on.
+        """
         case = replace(case, sampling=GREEDY)
-        [ours] = self.ours(self.forms[0], case).run(0)
-        [peers] = Peer(self.peer, PEERS["static cache"], case).run(0)
+        [ours] = self.ours(self.options.engines[0], case).run(0)
         n = case.length if case.kind == "image" else case.length - 1  # a text ends with eos
-        if ours[:n] != peers[:n]:
-            raise SystemExit(f"The sides chose different tokens for {case}: {ours} and {peers}")
-        return n
+        found = {}
+        if self.peer is not None:
+            [peers] = Transformers(self.peer, PEERS["static cache"], case).run(0)
+            found["transformers"] = equal_tokens(ours[:n], peers[:n])
+        if "llama.cpp" in self.options.peers and case.kind == "text":
+            [peers] = self.llama_cpp("f32 cache", case).greedy(0)
+            found["llama.cpp"] = equal_tokens(ours[:n], peers[:n])
+        for peer, equal in found.items():
+            if equal < n and self.options.weights == "stored":
+                raise SystemExit(f"{name}: {peer} chose another token after {equal} equal ones.")
+        return found
 
-    def compare(self, cases: dict[str, Case], rounds: int) -> dict[str, dict[str, object]]:
+    def compare(self, cases: dict[str, Case], rounds: int) -> dict[str, dict[str, Any]]:
         """Time the fastest form of each side on each case, all in alternating order."""
-        chosen, forms_of = {}, {}
-        for name, case in cases.items():
+        forms_of: dict[tuple[object, ...], str] = {}
+        result = {}
+        for number, (name, case) in enumerate(cases.items(), 1):
+            chosen: dict[str, tuple[str, Side]] = {}
             for side, forms in self.sides(case).items():
-                # The fastest form depends on the model's work, not on modality or sampling.
-                key = side, case.batch, case.guided
+                # The fastest form depends on the model's work, not on sampling.
+                key = side, case.kind, case.batch, case.guided
                 if key not in forms_of:
                     forms_of[key] = fastest(forms)
-                chosen[name, side] = forms_of[key], forms[forms_of[key]]
-        # Each case has its own prompts, so that none is found in a cache; both sides have the same.
-        first = {name: 1000 * (i + 1) for i, name in enumerate(cases)}
-        numbers = {key: count(first[key[0]]) for key in chosen}
-        seconds = alternate(
-            rounds,
-            **{
-                " | ".join(key): lambda key=key, side=side: side.run(next(numbers[key]))
-                for key, (_, side) in chosen.items()
-            },
-        )
-        result = {}
-        for name, case in cases.items():
-            forms = {side: chosen[name, side][0] for side in ("pardalis", "transformers")}
-            taken = {side: seconds[f"{name} | {side}"] for side in forms}
-            result[name] = summary(case, forms, taken)
+                chosen[side] = forms_of[key], forms[forms_of[key]]
+            # Each case has its own prompts, so none is found in a cache; all sides have the same.
+            numbers = {side: count(1000 * number) for side in chosen}
+            seconds = alternate(
+                rounds,
+                **{
+                    side: lambda run=run, numbers=numbers[side]: run.run(next(numbers))
+                    for side, (_, run) in chosen.items()
+                },
+            )
+            forms = {side: form for side, (form, _) in chosen.items()}
+            result[name] = summary(case, forms, seconds)
             print_json({name: result[name]})
         return result
 
     def first_tokens(self, forms: dict[str, str], rounds: int) -> dict[str, float]:
         """Return milliseconds until the first token after a longer prompt, on each side."""
         case = Case("text", 1, length=8, prompt=LONG_PROMPT)
-        sides = {
-            "pardalis": Ours(loop_for(self.model, ENGINES[forms["pardalis"]], case), case),
-            "transformers": Peer(self.peer, PEERS[forms["transformers"]], case),
-        }
         found = {}
-        for name, side in sides.items():
-            taken = [side.seconds_to_first(number) for number in range(WARM_UPS + rounds)]
-            found[name] = round(1e3 * statistics.median(taken[WARM_UPS:]), 1)
+        for name, side in self.sides(case).items():
+            if name in forms and name != "llama.cpp, unsampled":
+                run = side[forms[name]]
+                taken = [run.seconds_to_first(number) for number in range(WARM_UPS + rounds)]
+                found[name] = round(1e3 * statistics.median(taken[WARM_UPS:]), 1)
         return found
 
 
-def fastest(forms: dict[str, Ours] | dict[str, Peer]) -> str:
+def has_transformers(config: ModelConfig, options: argparse.Namespace) -> bool:
+    """Whether its Chameleon can be such a model: with QK-norm, and with weights as they are."""
+    is_chameleon = config.attention.qk_norm.kind == "layer_norm"
+    return "transformers" in options.peers and is_chameleon and options.weights == "stored"
+
+
+def gguf_of(folder: Path, kind: str, model: Decoder, matrices: llama_cpp_peer.Matrices) -> Path:
+    """Return a file of the model for one kind of cases; it is written the first time."""
+    path = folder / f"{kind}-{matrices}.gguf"
+    if not path.exists():
+        vocabulary = VOCABULARY.image if kind == "image" else None
+        llama_cpp_peer.write_gguf(model, path, matrices, vocabulary)
+    return path
+
+
+def equal_tokens(ours: list[int], peers: list[int]) -> int:
+    """Return how many tokens are equal before the first that differs."""
+    return next(
+        (i for i, pair in enumerate(zip(ours, peers, strict=True)) if len({*pair}) > 1), len(ours)
+    )
+
+
+def fastest(forms: dict[str, Side]) -> str:
     """Return the name of the form that takes least time, after warm-up of all."""
     seconds = {}
     for name, side in forms.items():
@@ -317,8 +417,8 @@ def fastest(forms: dict[str, Ours] | dict[str, Peer]) -> str:
     return min(seconds, key=lambda name: seconds[name])
 
 
-def summary(case: Case, forms: dict[str, str], taken: dict[str, list[float]]) -> dict[str, object]:
-    """Return medians and spread of both sides, and their ratio."""
+def summary(case: Case, forms: dict[str, str], taken: dict[str, list[float]]) -> dict[str, Any]:
+    """Return medians and spread of all sides, and the ratio of each peer's time to ours."""
     medians = {side: statistics.median(seconds) for side, seconds in taken.items()}
     tokens = case.batch * case.length
     return {
@@ -330,7 +430,11 @@ def summary(case: Case, forms: dict[str, str], taken: dict[str, list[float]]) ->
         },
         "ms_per_step": {side: round(1e3 * s / case.length, 3) for side, s in medians.items()},
         "seconds_of_batch": {side: round(s, 3) for side, s in medians.items()},
-        "ratio": round(medians["transformers"] / medians["pardalis"], 2),
+        "ratio": {
+            side: round(s / medians["pardalis"], 2)
+            for side, s in medians.items()
+            if side != "pardalis"
+        },
     }
 
 
@@ -342,7 +446,9 @@ class Work:
     flops: float
 
     @classmethod
-    def of(cls, config: ModelConfig, case: Case, head: range, width: int = 4) -> "Work":
+    def of(
+        cls, config: ModelConfig, case: Case, head: range, weight_bytes: int, cache_bytes: int = 4
+    ) -> "Work":
         """Count a step of a case; ``head`` is the range of token ids with a computed logit."""
         d, kv = config.d_model, config.attention.kv_heads * config.d_head
         multiplied = config.n_layers * (2 * d * d + 2 * d * kv + 3 * d * config.feed_forward.width)
@@ -353,7 +459,7 @@ class Work:
         keys_and_values = 2 * config.n_layers * kv * seen
         attention = 4 * config.n_layers * d * seen
         return cls(
-            bytes=width * (multiplied + keys_and_values),
+            bytes=weight_bytes * multiplied + cache_bytes * keys_and_values,
             flops=2 * multiplied * case.sequences + attention,
         )
 
@@ -376,13 +482,14 @@ class Machine:
 
 
 def shares(
-    machine: Machine, config: ModelConfig, cases: dict[str, Case], found: dict[str, dict]
-) -> dict[str, dict[str, object]]:
+    machine: Machine, config: ModelConfig, cases: dict[str, Case], found: dict[str, dict],
+    weight_bytes: int,
+) -> dict[str, dict[str, object]]:  # fmt: skip
     """Return the share of the machine's limit that each case reaches, on our side."""
     lines = {}
     for name, case in cases.items():
         head = VOCABULARY.image if case.kind == "image" else VOCABULARY.text
-        work = Work.of(config, case, head)
+        work = Work.of(config, case, head, weight_bytes)
         limits = machine.limits(work)
         bound = max(limits, key=lambda kind: limits[kind])
         seconds = found[name]["ms_per_step"]["pardalis"] / 1e3
@@ -396,30 +503,57 @@ def shares(
     return lines
 
 
-def peak_memory(side: str, size: str, form: str, case: Case) -> int:
-    """Run a case once in its own process; return the peak in MiB above the imports."""
+def peak_memory(
+    side: str, size: str, form: str, case: Case, options: argparse.Namespace
+) -> dict[str, int]:
+    """Run a case once in its own process; return MiB of its peak above the imports.
+
+    ``file_mib`` is the part of it that is pages of files, which the system may drop.
+    """
     what = [side, size, form, case.kind, str(case.batch), str(case.length)]
-    command = [sys.executable, __file__, "--memory-of", *what]
+    command = [sys.executable, __file__, "--weights", options.weights, "--memory-of", *what]
+    command += ["--threads", str(options.threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_peak_memory(
-    side: str, size: str, form: str, kind: Literal["image", "text"], batch: str, length: str
-) -> None:
-    before, case = status_mib("VmRSS"), Case(kind, int(batch), int(length))
-    runner: Ours | Peer
-    if side == "pardalis":
-        model = initialise(Decoder(SIZES[size]), seed=0).eval()
-        runner = Ours(loop_for(model, ENGINES[form], case), case)
-    else:
-        runner = Peer(chameleon_like(SIZES[size]).eval(), PEERS[form], case)
-    runner.run(0)
-    print(round(status_mib("VmHWM") - before))  # noqa: T201
+def print_peak_memory(options: argparse.Namespace) -> None:
+    side, size, form, kind, batch, length = options.memory_of
+    case = Case(kind, int(batch), int(length))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        file = made / "weights.safetensors"
+        if side == "pardalis":
+            save_file(initialise(Decoder(SIZES[size]), seed=0).state_dict(), file)
+        elif side == "llama.cpp":
+            model = initialise(Decoder(SIZES[size]), seed=0)
+            file = gguf_of(made, kind, model, MATRICES[options.weights])
+            del model
+        gc.collect()
+        reset_peak()
+        before = status_mib("VmRSS")
+        runner: Side
+        if side == "pardalis":
+            with torch.device("meta"):
+                model = Decoder(SIZES[size])
+            model.load_state_dict(load_file(file), assign=True)
+            config = replace(ENGINES[form], weights=options.weights)
+            loop = loop_for(model.eval(), config, case)
+            del model
+            runner = Ours(loop, case)
+        elif side == "transformers":
+            runner = Transformers(chameleon_like(SIZES[size]).eval(), PEERS[form], case)
+        else:
+            length_ = case.prompt + case.length
+            runner = InLlamaCpp(LlamaCpp(file, form, case.batch, length_, options.threads), case)
+        runner.run(0)
+        print_json(
+            {"mib": round(status_mib("VmHWM") - before), "file_mib": round(status_mib("RssFile"))}
+        )
 
 
-def cases_of(codes: int) -> dict[str, Case]:
-    return {
+def cases_of(codes: int, config: ModelConfig) -> dict[str, Case]:
+    cases = {
         "image, batch 1": Case("image", 1, codes),
         "image, batch 1, guided": Case("image", 1, codes, guided=True),
         "image, batch 1, release's sampling": Case("image", 1, codes, RELEASE),
@@ -428,46 +562,48 @@ def cases_of(codes: int) -> dict[str, Case]:
         "image, batch 16": Case("image", 16, codes),
         "text, batch 16": Case("text", 16, codes),
     }
+    draws = config.attention.qk_norm.kind != "none"
+    return {name: case for name, case in cases.items() if draws or case.kind == "text"}
 
 
-def measure(
-    size: str, machine: Machine, rounds: int, codes: int, engines: Sequence[str]
-) -> dict[str, object]:
-    """Compare both sides at one size."""
-    comparison, cases = Comparison(SIZES[size], engines), cases_of(codes)
-    equal = {
-        name: comparison.check(cases[name])
-        for name in ("image, batch 1", "image, batch 1, guided", "text, batch 1")
-    }
-    found = comparison.compare(cases, rounds)
-    forms = {name: found[name]["forms"] for name in found}
+def measure(size: str, machine: Machine, options: argparse.Namespace) -> dict[str, object]:
+    """Compare all sides at one size."""
+    with tempfile.TemporaryDirectory() as folder:
+        comparison = Comparison(SIZES[size], options, Path(folder))
+        cases = cases_of(options.codes or CODES, SIZES[size])
+        checked = ("image, batch 1", "image, batch 1, guided", "text, batch 1")
+        equal = {name: comparison.check(name, cases[name]) for name in checked if name in cases}
+        found = comparison.compare(cases, options.rounds)
+        forms = {name: found[name]["forms"] for name in found}
+        first_token_ms = comparison.first_tokens(forms["text, batch 1"], options.rounds)
     memory = {
-        name: {side: peak_memory(side, size, form, cases[name]) for side, form in sides.items()}
+        name: {
+            side: peak_memory(side, size, form, cases[name], options)
+            for side, form in sides.items()
+            if side != "llama.cpp, unsampled"
+        }
         for name, sides in forms.items()
-        if name in ("image, batch 1", "image, batch 16")
+        if name in ("image, batch 1", "text, batch 1", "image, batch 16")
     }
-    guided, unguided = (
-        found[name]["seconds_of_batch"] for name in ("image, batch 1, guided", "image, batch 1")
-    )
-    return {
+    weight_bytes = {"stored": 4, "bfloat16": 2, "int8": 1}[options.weights]
+    result: dict[str, object] = {
         "parameters": sum(p.numel() for p in comparison.model.parameters()),
         "equal_greedy_tokens": equal,
         "cases": found,
-        "guided_cost_b1": {side: round(guided[side] / unguided[side], 2) for side in guided},
-        "share_of_limit": shares(machine, SIZES[size], cases, found),
-        "first_token_ms": comparison.first_tokens(forms["text, batch 1"], rounds),
-        "peak_mib_above_imports": memory,
+        "share_of_limit": shares(machine, SIZES[size], cases, found, weight_bytes),
+        "first_token_ms": first_token_ms,
+        "peak_above_imports": memory,
     }
+    if "image, batch 1" in cases:
+        guided, unguided = (
+            found[name]["seconds_of_batch"] for name in ("image, batch 1, guided", "image, batch 1")
+        )
+        result["guided_cost_b1"] = {s: round(guided[s] / unguided[s], 2) for s in guided}
+    return result
 
 
 def headline(result: dict) -> dict[str, float]:
-    cases = result["cases"]
-    return {
-        "image_b1_ratio": cases["image, batch 1"]["ratio"],
-        "image_b16_ratio": cases["image, batch 16"]["ratio"],
-        "text_b1_ratio": cases["text, batch 1"]["ratio"],
-        "guided_cost_b1": result["guided_cost_b1"]["pardalis"],
-    }
+    return {name: case["ratio"] for name, case in result["cases"].items()}
 
 
 # ── on a GPU ─────────────────────────────────────────────────────────────────────────────────
@@ -495,7 +631,7 @@ def on_gpu(codes: int, rounds: int) -> dict[str, object]:
         seconds = statistics.median(
             alternate(rounds, run=lambda s=side, n=numbers: finished(lambda: s.run(next(n))))["run"]
         )
-        least = Work.of(config, case, case.allowed, width=2).bytes / copied
+        least = Work.of(config, case, case.allowed, 2, 2).bytes / copied
         result[name] = {
             "ms_per_step": round(1e3 * seconds / codes, 3),
             "seconds_of_batch": round(seconds, 3),
@@ -527,19 +663,30 @@ def main() -> None:
     parser.add_argument("--codes", type=int, help="tokens per completion (256; on a GPU 1024)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["native"],
                         help="our forms to compare; each compilation takes minutes")  # fmt: skip
+    parser.add_argument("--peers", nargs="*", choices=["transformers", "llama.cpp"],
+                        help="all that are installed")  # fmt: skip
+    parser.add_argument("--weights", choices=MATRICES, default="stored")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.memory_of:
-        print_peak_memory(*options.memory_of)
+        print_peak_memory(options)
         return
+    if options.peers is None:
+        options.peers = ["transformers"]
+        if llama_cpp_peer.is_installed():
+            options.peers.append("llama.cpp")
     result: dict = {
         "date": date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "machine": processor(),
+        "threads": options.threads,
+        "weights": options.weights,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "llama_cpp_python": llama_cpp_peer.version(),
     }
     if options.device == "cuda":
         result["chameleon_7b"] = on_gpu(options.codes or 1024, options.rounds)
@@ -552,16 +699,27 @@ def main() -> None:
             },
         }
         print_json(result)
-        sizes = {
-            size: measure(size, machine, options.rounds, options.codes or CODES, options.engines)
-            for size in options.sizes
-        }
-        result |= sizes
+        for size in options.sizes:
+            result[size] = measure(size, machine, options)
     print(json.dumps(result, indent=2))  # noqa: T201
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     if options.device == "cpu":
         print_json({size: headline(result[size]) for size in options.sizes})
+
+
+def processor() -> str:
+    """Return the processor's name, where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def reset_peak() -> None:
+    """Let the peak of this process's memory begin at what it has now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

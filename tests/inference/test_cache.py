@@ -34,7 +34,7 @@ def test_paged_sequences_equal_contiguous_ones(data):
     pages = [[order.pop() for _ in range(n)] for n in n_pages]
     if data.draw(st.booleans()):
         pages = [sorted(p) for p in pages]
-    cache = PagedCache(MODEL.cache_spec(), sum(n_pages) + 1, page_size, MODEL.embedding.weight)
+    cache = PagedCache(MODEL.cache_spec(), sum(n_pages) + 1, page_size, torch.float32, MODEL.device)
     read = [0] * len(texts)
     got: list[list[torch.Tensor]] = [[] for _ in texts]
     with torch.inference_mode():
@@ -63,7 +63,7 @@ def test_paged_sequences_equal_contiguous_ones(data):
 
 
 def test_consecutive_pages_are_not_copied():
-    cache = PagedCache(MODEL.cache_spec(), 6, 4, MODEL.embedding.weight)
+    cache = PagedCache(MODEL.cache_spec(), 6, 4, torch.float32, MODEL.device)
     layout = PassLayout(cache, [SequencePart([2, 3], 1, 7), SequencePart([3, 2], 1, 7)])
     view, copy = (layout.entries_of(cache.keys[0], number) for number in range(2))
     assert view.shape == copy.shape == (1, 2, 7, 8)
@@ -72,7 +72,7 @@ def test_consecutive_pages_are_not_copied():
 
 
 def test_positions_without_a_page_write_to_page_0():
-    cache = PagedCache(MODEL.cache_spec(), 3, 4, MODEL.embedding.weight)
+    cache = PagedCache(MODEL.cache_spec(), 3, 4, torch.float32, MODEL.device)
     layout = PassLayout(cache, [SequencePart([1], 2, 8)])
     with torch.inference_mode():
         MODEL.hidden(

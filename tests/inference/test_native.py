@@ -9,6 +9,7 @@ import platform
 import shutil
 import stat
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from pardalis.inference import (
 )
 from pardalis.inference.native import library as library_module
 from pardalis.inference.native import steps as steps_module
-from pardalis.inference.weights import Int8Linear
+from pardalis.inference.weights import rounded
 from pardalis.model import Decoder, initialise
 from pardalis.tokens import Limits, Vocabulary
 
@@ -123,18 +124,29 @@ def test_several_threads(tiny_config, grammar, monkeypatch):
 
 
 @needs_compiler
-def test_weights_in_8_bits_are_those_that_torch_rounds(tiny_config, grammar):
-    model = make(tiny_config)
-    rounded = copy.deepcopy(model)
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("is_tied", [False, True], ids=["head", "tied head"])
+def test_rounded_weights_are_computed_with_in_32_bits(weights, is_tied, tiny_config, grammar):
+    model = make(replace(tiny_config, tie_embeddings=is_tied))
+    exact = copy.deepcopy(model)
     with torch.no_grad():
-        for module in rounded.modules():
-            if isinstance(module, nn.Linear):
-                narrow = Int8Linear(module.weight)
-                module.weight.copy_(narrow.weight.float() * narrow.scale.float()[:, None])
-    alone = requests((IDS.bos_id,))[:2]  # no prompt is read before, which torch does in 16 bits
-    alone = [Request(prompt_ids=r.prompt_ids, limits=r.limits, seed=r.seed) for r in alone]
-    expected = generate_ids(rounded, grammar, alone, TORCH)
-    assert generate_ids(model, grammar, alone, EngineConfig(weights="int8")) == expected
+        for module in exact.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                values, scale = rounded(module.weight, weights)
+                module.weight.copy_(values.float() * (1 if scale is None else scale[:, None]))
+    expected = generate_ids(exact, grammar, requests(), TORCH)
+    assert generate_ids(model, grammar, requests(), EngineConfig(weights=weights)) == expected
+
+
+@needs_compiler
+def test_a_model_in_16_bits_is_computed_with_in_32(tiny_config, grammar):
+    model = make(tiny_config).bfloat16()
+    expected = generate_ids(copy.deepcopy(model).float(), grammar, requests(), TORCH)
+    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+    loop = TokenLoop(model, grammar, NATIVE)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert loop.runner.head.text.weight.untyped_storage().data_ptr() in own
+    assert loop.cache.dtype == torch.float32
 
 
 @needs_compiler
@@ -232,7 +244,7 @@ def test_another_processor(log, tiny_model, grammar, monkeypatch):
 
 
 def test_another_dtype(log, tiny_model, grammar):
-    assert_torch_runs(log, tiny_model.bfloat16(), grammar, "cannot run embedding.weight in bfloat")
+    assert_torch_runs(log, tiny_model.half(), grammar, "cannot run embedding.weight in float16")
 
 
 def test_a_layer_of_another_kind(log, tiny_model, grammar):

@@ -269,7 +269,7 @@ def test_step_by_step_with_caches(case, compare):
     """A prompt, single steps, and a step of several ids, each side with its own cache."""
     name, ours, theirs = pair(case)
     ids = random_ids(2, 24)
-    cache = PagedCache(ours.cache_spec(), 11, 5, ours.embedding.weight)
+    cache = PagedCache(ours.cache_spec(), 11, 5, torch.float32, ours.device)
     pages = [[1, 2, 3, 4, 5], [9, 7, 8, 6, 10]]
     their_cache = DynamicCache(config=theirs.config)
     ends = [9, *range(10, 20), 24]

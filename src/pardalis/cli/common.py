@@ -196,8 +196,8 @@ def add_placement(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     add_dtype(group)
     group.add_argument(
-        "--weights", choices=("stored", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or quantised to 8 bits",
+        "--weights", choices=("stored", "bfloat16", "int8"), default="stored",
+        help="weight matrices in the dtype they are loaded in (default), or rounded to 16 or 8 bits",
     )  # fmt: skip
 
 

@@ -5,8 +5,10 @@ buffer per layer. The host decides which sequence holds which pages
 (:mod:`pardalis.inference.pages`).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,12 +26,17 @@ class PagedCache:
     """
 
     def __init__(
-        self, spec: CacheSpec, n_pages: int, page_size: int, like: Float[Tensor, "..."]
+        self,
+        spec: CacheSpec,
+        n_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shapes = [(n_pages * page_size, layer.n_kv_heads, layer.d_head) for layer in spec]
-        self.page_size = page_size
-        self.keys = [like.new_zeros(shape) for shape in shapes]
-        self.values = [like.new_zeros(shape) for shape in shapes]
+        self.n_pages, self.page_size, self.dtype = n_pages, page_size, dtype
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
     def clear(self) -> None:
         """Set every key and value to 0, so that no NaN of an earlier model can reach a new one."""
@@ -55,7 +62,7 @@ class PassLayout:
     """
 
     def __init__(self, cache: PagedCache, parts: Sequence[SequencePart]) -> None:
-        self.cache, self.parts, device = cache, parts, cache.keys[0].device
+        self.cache, self.parts = cache, parts
         n_positions = max(part.extent for part in parts)
         table = np.zeros((len(parts), n_positions), dtype=np.int64)
         in_page = np.arange(cache.page_size)
@@ -63,27 +70,44 @@ class PassLayout:
             pages = np.array(part.pages)[:, None]
             entries = (pages * cache.page_size + in_page).ravel()[:n_positions]
             entries_of_part[: len(entries)] = entries
-        self.table = torch.from_numpy(table).to(device)  # entry of each position
-        widths = torch.tensor([part.n_tokens for part in parts])
-        self.part_of_token = torch.arange(len(parts)).repeat_interleave(widths).to(device)
+        self.table = torch.from_numpy(table).to(cache.keys[0].device)  # entry of each position
         self.adapters = [part.adapter for part in parts]
-        self.adapter_of_token: Int[Tensor, " T"] | None = None  # None: no part has one
-        if any(self.adapters):
-            self.adapter_of_token = torch.tensor(self.adapters, device=device)[self.part_of_token]
-        ends = widths.cumsum(0).tolist()
-        self.spans = [slice(end - p.n_tokens, end) for end, p in zip(ends, parts, strict=True)]
-        self.key_positions = torch.arange(n_positions, device=device)
-        self.layers = [
-            _SlicedLayer(self, keys, values)
-            for keys, values in zip(cache.keys, cache.values, strict=True)
-        ]
+
+    # What only torch needs is made when it is first used.
+
+    @cached_property
+    def part_of_token(self) -> Int[Tensor, " T"]:
+        widths = torch.tensor([part.n_tokens for part in self.parts])
+        return torch.arange(len(self.parts)).repeat_interleave(widths).to(self.table.device)
+
+    @cached_property
+    def adapter_of_token(self) -> Int[Tensor, " T"] | None:
+        """The adapter of each token; None: no part has one."""
+        if not any(self.adapters):
+            return None
+        return torch.tensor(self.adapters, device=self.table.device)[self.part_of_token]
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """The tokens of each part."""
+        ends = itertools.accumulate(part.n_tokens for part in self.parts)
+        return [slice(e - part.n_tokens, e) for e, part in zip(ends, self.parts, strict=True)]
+
+    @cached_property
+    def _layers(self) -> "list[_SlicedLayer]":
+        buffers = zip(self.cache.keys, self.cache.values, strict=True)
+        return [_SlicedLayer(self, keys, values) for keys, values in buffers]
+
+    @cached_property
+    def _key_positions(self) -> Int[Tensor, " S"]:
+        return torch.arange(self.table.shape[1], device=self.table.device)
 
     def place(self, positions: Int[Tensor, " T"]) -> "list[_SlicedLayer]":
         """Set the position of each token; return the layers to call the model with."""
         self.written = self.table[self.part_of_token, positions]
-        masked = self.key_positions > positions[:, None]
+        masked = self._key_positions > positions[:, None]
         self.bias = self.cache.keys[0].new_zeros(masked.shape).masked_fill_(masked, -torch.inf)
-        return self.layers
+        return self._layers
 
     def entries_of(
         self, buffer: Float[Tensor, "entries K H"], number: int

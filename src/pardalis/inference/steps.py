@@ -147,6 +147,12 @@ class BackEnd(Protocol):
         """Run steps of a batch without adapters; see ``NativeSteps.decode``."""
         ...
 
+    def read(
+        self, layout: PassLayout, number: int, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
+    ) -> Float[Tensor, "T D"] | None:
+        """Read a part of a prompt without an adapter; see ``NativeSteps.read``."""
+        ...
+
 
 class StepRunner:
     """Runs batches on one model."""
@@ -229,7 +235,12 @@ class StepRunner:
         device = layout.table.device
         prompt_ids, prompt_positions = torch.tensor([ids, positions], device=device)
         generated = None
-        if batch is None:
+        hidden: Tensor
+        if self.native is not None and (
+            read := self._read(batch, layout, prompt_ids, prompt_positions)
+        ):
+            generated, hidden = read
+        elif batch is None:
             hidden = self._hidden(layout, prompt_ids, prompt_positions)
         else:
             state = self.slots.load(batch.slots)
@@ -245,6 +256,29 @@ class StepRunner:
             return generated, None
         rows, targets = torch.tensor([scored, next_ids], device=device)
         return generated, log_probs_of(hidden[None, rows], self.head, targets[None], SCORED_TOP)
+
+    def _read(
+        self,
+        batch: DecodeBatch | None,
+        layout: PassLayout,
+        ids: Int[Tensor, " T"],
+        positions: Int[Tensor, " T"],
+    ) -> tuple[Generated | None, Float[Tensor, "T D"]] | None:
+        """Read parts of prompts as :meth:`prefill` does, but not in torch; None: it could not."""
+        assert self.native is not None
+        n_decoded = 0 if batch is None else len(batch.slots)
+        hidden: list[Tensor] = []
+        lengths = [part.n_tokens for part in layout.parts[n_decoded:]]
+        spans = zip(ids.split(lengths), positions.split(lengths), strict=True)
+        for number, span in enumerate(spans, n_decoded):
+            of_part = self.native.read(layout, number, *span)
+            if of_part is None:
+                return None
+            hidden.append(of_part)
+        if batch is None:
+            return None, torch.cat(hidden)
+        ran = self.native.decode(batch, layout, 1)
+        return None if ran is None else (self._reported(batch, *ran), torch.cat(hidden))
 
     def _hidden(
         self, layout: PassLayout, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]

@@ -16,6 +16,7 @@ from pardalis.inference.batches import BatchBuilder, head_slice_of, in_batch_ord
 from pardalis.inference.cache import PagedCache, PassLayout, SequencePart
 from pardalis.inference.config import EngineConfig
 from pardalis.inference.log_probs import TokenLogProb
+from pardalis.inference.native.library import Library
 from pardalis.inference.native.steps import NativeSteps, library_for
 from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
@@ -92,17 +93,6 @@ class TokenLoop:
         context, page_size = model.context, config.page_size
         n_tokens = config.cache_tokens or config.max_slots * (context + page_size)
         n_pages = 1 + n_tokens // page_size
-        weight, spec = model.head.weight, model.cache_spec()
-        try:
-            self.cache = PagedCache(spec, n_pages, page_size, weight)
-        except (MemoryError, RuntimeError) as error:  # torch raises the second
-            per_token = sum(2 * layer.n_kv_heads * layer.d_head for layer in spec)
-            numbers = per_token * n_pages * page_size
-            raise ConfigError(
-                f"The keys and values of {n_pages * page_size} tokens take "
-                f"{numbers * weight.element_size() / 2**30:,.1f} GiB, which {self.device} does not "
-                "have; lower `max_slots` or `cache_tokens`."
-            ) from error
         self._n_positions = min(context, n_pages * page_size)
         self.windows = WindowPolicy(
             config.speculation_window,
@@ -119,7 +109,9 @@ class TokenLoop:
         self.slots = SlotStates(config.max_slots, self.device)
         self.batches = BatchBuilder(grammar, self.slots)
         self.automaton = Automaton(grammar, self.device)
-        model_, head, native = self._prepared(model)
+        library = self._library(model)
+        self.cache = _cache(model, n_pages, page_size, library)
+        model_, head, native = self._prepared(model, library)
         self.runner = StepRunner(
             model_, head, self.automaton, self.slots, config.compile, self.adapters, native
         )
@@ -130,13 +122,20 @@ class TokenLoop:
         self._in_flight: _StepsInFlight | None = None
         self._last_sync = 0.0  # time of perf_counter
 
-    def _prepared(self, model: LanguageModel) -> tuple[LanguageModel, Head, NativeSteps | None]:
+    def _library(self, model: LanguageModel) -> Library | None:
+        """Return the library that decodes with a model, if one can."""
+        if not self.config.native or self.config.compile or self.device.type != "cpu":
+            return None
+        return library_for(model, adapters=bool(self.adapters))
+
+    def _prepared(
+        self, model: LanguageModel, library: Library | None
+    ) -> tuple[LanguageModel, Head, NativeSteps | None]:
         """Return the model and its head as they decode fastest, and the steps in C++, if any."""
-        config, library = self.config, None
-        if config.native and not config.compile and self.device.type == "cpu":
-            library = library_for(model, adapters=bool(self.adapters))
-        copy = packed(model, config.weights, self.adapters, self._n_positions, library)
-        head = Head(model, self.grammar, config.weights, self.adapters, library)
+        weights = self.config.weights
+        copy = packed(model, weights, self.adapters, self._n_positions, library)
+        embedding = getattr(copy, "embedding", None)
+        head = Head(model, self.grammar, weights, self.adapters, library, embedding)
         if library is None:
             return copy, head, None
         assert isinstance(copy, Decoder)
@@ -171,9 +170,13 @@ class TokenLoop:
                     f"{needed}; make a new loop for it."
                 )
         self._in_flight = None  # steps of requests that were aborted meanwhile
-        self.runner.reload(*self._prepared(model))
+        library = self._library(model)
+        self.runner.reload(*self._prepared(model, library))
         self.scheduler.pool.forget_prefixes()
-        self.cache.clear()
+        if self.cache.dtype == _cache_dtype(model, library):
+            self.cache.clear()
+        else:
+            self.cache = _cache(model, self.cache.n_pages, self.cache.page_size, library)
 
     def submit(self, request: Request | ScoreRequest, priority: int = 0) -> int:
         """Add a request and return its key; a higher priority goes first.
@@ -396,6 +399,28 @@ class _StepsInFlight:
     generated: Generated  # on the host, once it is copied
     copied: torch.cuda.Event | None  # None: copied already
     start: float  # time of perf_counter
+
+
+def _cache_dtype(model: LanguageModel, library: Library | None) -> torch.dtype:
+    """Return the dtype of keys and values: the model's, but the library computes in 32 bits."""
+    return model.head.weight.dtype if library is None else torch.float32
+
+
+def _cache(
+    model: LanguageModel, n_pages: int, page_size: int, library: Library | None
+) -> PagedCache:
+    """Make a cache; raises ConfigError if there is not enough memory for it."""
+    spec, device, dtype = model.cache_spec(), model.device, _cache_dtype(model, library)
+    try:
+        return PagedCache(spec, n_pages, page_size, dtype, device)
+    except (MemoryError, RuntimeError) as error:  # torch raises the second
+        per_token = sum(2 * layer.n_kv_heads * layer.d_head for layer in spec)
+        numbers = per_token * n_pages * page_size
+        raise ConfigError(
+            f"The keys and values of {n_pages * page_size} tokens take "
+            f"{numbers * dtype.itemsize / 2**30:,.1f} GiB, which {device} does not have; lower "
+            "`max_slots` or `cache_tokens`."
+        ) from error
 
 
 def _layout(model: LanguageModel) -> dict[str, object]:

@@ -1,33 +1,39 @@
-"""Weights in the layout that decoding reads fastest: packed for the processor, or 8-bit integers.
+"""Weights in the layout that decoding reads fastest: packed for the processor, or rounded.
 
 A step of few tokens is bound by reading the weights. Matrices that multiply the same vector are
 fused into one where they are copied anyway, which saves calls.
 """
 
 import copy
+import ctypes
 import itertools
+import mmap
+import sys
 from collections.abc import Sequence
 from typing import Literal, cast
 from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float, Int, Int8, Num
 from torch import Tensor, nn
 
 from pardalis.inference.adapters import LoadedAdapters
 from pardalis.inference.native.library import Library
 from pardalis.inference.native.linear import RowsLinear
-from pardalis.model import LanguageModel
+from pardalis.model import LanguageModel, TiedHead
 from pardalis.model.positions import RoPE, Rotation
 from pardalis.tokens import Grammar
 
-Weights = Literal["stored", "int8"]
+Weights = Literal["stored", "bfloat16", "int8"]
 
 # With more tokens, dequantising the weights is faster than the integer kernel.
 _INT8_KERNEL_TOKENS = 16
 # The kernel reads so many weights at once, and past the end of other rows.
 _INT8_KERNEL_WIDTH = 16
+# bfloat16 rounds by a 256th part at most, so 127 and a half is not reached.
+_LARGEST_INT8 = 126.5
+_PAGE_OUT = 21  # MADV_PAGEOUT
 # oneDNN sums the product with a single vector in another order when it is longer than this.
 _LONG_VECTOR = 1024
 
@@ -81,13 +87,10 @@ def keep_numbers(old: nn.Module, new: nn.Module) -> None:
 class Int8Linear(nn.Module):
     """A linear map whose weights are 8-bit integers, with a scale for each output."""
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
+    def __init__(self, weight: Int8[Tensor, "out in"], scale: Float[Tensor, " out"]) -> None:
         super().__init__()
-        weight = weight.detach().float()
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        self.weight: Int8[Tensor, "out in"] = (weight / scale).round().to(torch.int8)
-        # The kernel is fast only in bfloat16.
-        self.scale = scale[:, 0].bfloat16()
+        self.weight = weight
+        self.scale = scale.bfloat16()  # without loss; the kernel is fast only in bfloat16
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         tokens = x.flatten(0, -2).bfloat16()
@@ -96,6 +99,37 @@ class Int8Linear(nn.Module):
         else:
             product = F.linear(tokens, self.weight.bfloat16()) * self.scale
         return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class _BFloat16Linear(nn.Module):
+    """A linear map that is computed in bfloat16, between activations of another dtype."""
+
+    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
+        super().__init__()
+        self.linear = _linear(weight, "stored")
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        output: Tensor = self.linear(x.bfloat16())
+        return output.to(x.dtype)
+
+
+class RowsEmbedding(nn.Module):
+    """An embedding with a table of any dtype.
+
+    Args:
+        scale: factor of each row; None: 1.
+        dtype: of its output.
+    """
+
+    def __init__(
+        self, weight: Num[Tensor, "V D"], scale: Float[Tensor, " V"] | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.weight, self.scale, self.dtype = weight.detach(), scale, dtype
+
+    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
+        rows = self.weight[ids].to(self.dtype)
+        return rows if self.scale is None else rows * self.scale[ids][..., None].to(self.dtype)
 
 
 class _Biased(nn.Module):
@@ -142,6 +176,7 @@ class Head:
         weights: Weights,
         adapters: LoadedAdapters | None = None,
         library: Library | None = None,
+        embedding: nn.Module | None = None,
     ) -> None:
         table, writable = model.head.weight.detach(), grammar.writable_ids()
         order = [*writable, *sorted({*range(len(table))} - {*writable})]
@@ -151,8 +186,15 @@ class Head:
         ends = [self.n_codes, len(writable)]
         of_parts = self.ids.tensor_split(ends)
         parts: list[nn.Module]
-        if library is not None and weights == "stored":
-            parts = [RowsLinear(library, table, ids) for ids in of_parts]
+        if library is not None:
+            is_tied = isinstance(model.head, TiedHead) and isinstance(embedding, RowsEmbedding)
+            values, scale = (
+                (embedding.weight, embedding.scale) if is_tied else rounded(table, weights)
+            )
+            parts = [
+                RowsLinear(library, values, None if scale is None else scale[ids], ids)
+                for ids in of_parts
+            ]
         else:
             parts = [_linear(table[ids], weights) for ids in of_parts]
         if adapters:
@@ -183,19 +225,20 @@ def packed(
     first joins those of its maps that have the same input. The head is left out; see :class:`Head`.
 
     Args:
-        weights: ``stored`` keeps every value: on a CPU the matrices are copied into oneDNN's
-            layout, elsewhere all weights are shared. ``int8`` quantises the matrices.
+        weights: ``stored`` keeps every value: on a CPU without a library the matrices are copied
+            into oneDNN's layout, else all weights are shared. ``bfloat16`` and ``int8`` round the
+            matrices and the embedding.
         adapters: what a token may have beside the matrices, which it never quantises.
         n_positions: most that a sequence has, for which tables are made; None: the context, which
             a config may claim to be any number.
         library: multiplies by the rows of the matrices where they are, without a copy; then no maps
-            are joined.
+            are joined, and activations have 32 bits, whatever the matrices have.
     """
     if n_positions is None:
         n_positions = model.context
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
-    is_packed = weights == "int8" or library is not None or _has_layout(model.head.weight)
+    is_packed = weights != "stored" or library is not None or _has_layout(model.head.weight)
     names: dict[nn.Module, str] = {module: name for name, module in copied.named_modules()}
 
     def joined(linears: Sequence[nn.Module]) -> nn.Module:
@@ -219,9 +262,25 @@ def packed(
                     module.add_module(name, joined([child]))
             elif is_packed and isinstance(child, nn.Dropout):
                 module.add_module(name, nn.Identity())
-    if adapters and isinstance(embedding := getattr(copied, "embedding", None), nn.Embedding):
-        copied.add_module("embedding", adapters.around_embedding(embedding))
+    if isinstance(embedding := getattr(copied, "embedding", None), nn.Embedding):
+        if adapters:
+            copied.add_module("embedding", adapters.around_embedding(embedding))
+        elif weights != "stored" or library is not None:
+            dtype = torch.float32 if library is not None else embedding.weight.dtype
+            rows = RowsEmbedding(*rounded(embedding.weight, weights), dtype)
+            copied.add_module("embedding", rows)
+    if library is not None:
+        _widen(copied)
     return copied
+
+
+def _widen(model: LanguageModel) -> None:
+    """Give all parameters but the head's 32 bits."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if module is not model.head and parameter.dtype != torch.float32:
+                widened = nn.Parameter(parameter.detach().float(), requires_grad=False)
+                module.register_parameter(name, widened)
 
 
 def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
@@ -242,15 +301,53 @@ def _linear(
     weight: Float[Tensor, "out in"], weights: Weights, library: Library | None = None
 ) -> nn.Module:
     """Return the fastest module for a linear map."""
-    if weights == "int8":
-        return Int8Linear(weight)
     if library is not None:
-        return RowsLinear(library, weight)
+        return RowsLinear(library, *rounded(weight, weights))
+    if weights == "int8":
+        values, scale = rounded(weight, weights)
+        assert scale is not None
+        return Int8Linear(values, scale)
+    if weights == "bfloat16" and weight.dtype != torch.bfloat16:
+        return _BFloat16Linear(weight.detach().bfloat16())
     if _has_layout(weight):
         return PackedLinear(weight)
     linear = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
+
+
+def rounded(
+    weight: Float[Tensor, "out in"], weights: Weights
+) -> tuple[Num[Tensor, "out in"], Float[Tensor, " out"] | None]:
+    """Return a matrix as it is kept, and the scale of each row if there is one.
+
+    Scales of 8-bit integers are numbers of bfloat16, since kernels need such, and as small as lets
+    no value be cut. What the matrix was read from may be dropped from memory.
+    """
+    weight = weight.detach()
+    if weights == "stored" or (weights == "bfloat16" and weight.dtype == torch.bfloat16):
+        return weight, None
+    if weights == "bfloat16":
+        values, scale = weight.bfloat16(), None
+    else:
+        scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / _LARGEST_INT8
+        scale = scale.bfloat16().float()
+        values = (weight.float() / scale[:, None]).round_().to(torch.int8)
+    _drop_from_memory(weight)
+    return values, scale
+
+
+def _drop_from_memory(tensor: Tensor) -> None:
+    """Tell the system that a tensor in a file is not needed now; its pages are read again if so."""
+    if sys.platform != "linux" or tensor.device.type != "cpu":
+        return
+    if tensor.untyped_storage().filename is None:
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < stop:
+        madvise = ctypes.CDLL(None).madvise  # if it fails, the pages stay, which is no error
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(stop - first), _PAGE_OUT)
 
 
 def _has_layout(weight: Float[Tensor, "..."]) -> bool:

@@ -69,20 +69,20 @@ class Library:
         n = x.numel() // matrix.width
         worth = 2 * n * matrix.rows * matrix.width // _OPERATIONS_A_THREAD
         threads = max(1, min(torch.get_num_threads(), worth))
-        self.handle.pardalis_product(
+        failed = self.handle.pardalis_product(
             ctypes.byref(matrix),
             ctypes.c_void_p(x.data_ptr()),
             ctypes.c_int64(n),
             ctypes.c_void_p(output.data_ptr()),
             ctypes.c_int64(threads),
         )
+        if failed:
+            raise MemoryError("a thread could not be started")
         return output
 
-    def is_finite(self, x: Tensor) -> bool:
-        """Return whether no number of a contiguous float32 tensor is infinite or NaN."""
-        found: int = self.handle.pardalis_finite(
-            ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.numel())
-        )
+    def is_finite(self, matrix: Matrix) -> bool:
+        """Return whether no number of a matrix of floats is infinite or NaN."""
+        found: int = self.handle.pardalis_finite(ctypes.byref(matrix))
         return found == 1
 
 

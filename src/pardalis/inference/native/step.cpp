@@ -14,12 +14,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <thread>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 #if defined(__x86_64__)
@@ -36,7 +39,7 @@ constexpr int LANES = 8, TOKENS = 2;
 constexpr int LANES = 4, TOKENS = 4;
 #endif
 constexpr int ROWS = 8;      // of a matrix that are multiplied together; TOKENS: vectors, likewise
-constexpr int AHEAD = 4096;  // numbers from what is read to what is fetched from memory
+constexpr int AT_ONCE = 64;  // vectors that stay in the cache while all rows are read
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -56,6 +59,20 @@ static inline Floats load(const int8_t * p) {  // the one place where compilers 
   Bytes v; memcpy(&v, p, sizeof v);
   return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, Shorts), Ints), Floats);
 #endif
+}
+enum BFloat : uint16_t {};  // the upper half of a float
+static inline Floats load(const BFloat * p) {
+#if defined(__AVX512F__)
+  Ints v = (Ints) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p));
+#elif defined(__AVX2__)
+  Ints v = (Ints) _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p));
+#else
+  typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+  Halves h; memcpy(&h, p, sizeof h);
+  Ints v = __builtin_convertvector(h, Ints);
+#endif
+  v <<= 16;
+  return (Floats) v;
 }
 template <typename T> static inline Floats load_part(const T * p, int n) {
   T part[LANES] = {}; memcpy(part, p, n * sizeof(T)); return load(part);
@@ -124,10 +141,11 @@ static inline void store(float * p, Floats v, int lanes) {
 // ── what Python describes (pardalis/inference/native/structs.py) ─────────────────────────────────
 
 struct Matrix {
-  const void * values; const float * scale, * bias;  // scale: of 8-bit values; either may be null
+  const void * values; const float * scale, * bias;  // of each row; either may be null
   const int64_t * index;  // rows in another order; null: as they are
-  int64_t rows, width;
+  int64_t rows, width, kind;
 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };  // kinds
 struct Norm { int64_t kind, groups; const float * scale, * shift; double eps; };
 enum { NONE = 0, RMS = 1, LAYER = 2 };
 struct Layer {
@@ -140,7 +158,8 @@ struct Model {
   int64_t width, n_layers, heads, kv_heads, head_width, hidden, placement, activation;
   double skip, branch, embedding_scale;
   Norm embedding_norm, norm;
-  const float * embedding, * positions, * cosines, * sines;  // positions or cosines and sines
+  Matrix embedding;
+  const float * positions, * cosines, * sines;  // positions or cosines and sines
   int64_t n_positions;
   const Layer * layers;
   Matrix image, text;  // the head, in the order of the writable ids
@@ -160,6 +179,7 @@ struct Batch {
   const uint8_t * classifier_free, * contrastive;
   int64_t * codes, * guesses; int64_t codes_width, grid_width;  // null: no window
   int64_t * generated; float * hidden;  // hidden: null, or (steps, tokens, width)
+  const int64_t * ids, * positions;  // of a prompt, which is one window, and after which nothing is chosen; or null
 };
 enum { PHASE, CODES_LEFT, IMAGES, TURNS, BUDGET, LAST, POSITION, FIELDS };
 enum { START = 0, TEXT = 1, IMAGE = 2, DONE = 3 };
@@ -167,15 +187,18 @@ enum { R_BOS, R_TEXT, R_TEXT_OR_IMAGE, R_GAP, R_GAP_OR_IMAGE, R_BEGIN_IMAGE, R_C
 
 // ── products ─────────────────────────────────────────────────────────────────────────────────────
 
-template <typename T, int R, int B>
-static inline void tile(const T * const * w, const float * const * x, int width, float * out) {
+// Meanwhile, what follows some of the rows in memory is fetched: Ahead of them, from row `from` on.
+template <typename T, int R, int B, int Ahead = 0>
+static inline void tile(const T * const * w, const float * const * x, int width, float * out, int from = 0) {
+  const T * next[Ahead + 1];
+  for (int k = 0; k < Ahead; k++) next[k] = w[(from + k) % R] + width;
   Floats acc[R * B] = {};
   int i = 0;
   for (; i + LANES <= width; i += LANES) {
     Floats xs[B];
     for (int b = 0; b < B; b++) xs[b] = load(x[b] + i);
+    for (int k = 0; k < Ahead; k++) __builtin_prefetch(next[k] + i, 0, 2);
     for (int r = 0; r < R; r++) {
-      __builtin_prefetch(w[0] + AHEAD + i * R + r * LANES);  // what the next rows read, if they follow
       Floats row = load(w[r] + i);
       for (int b = 0; b < B; b++) acc[b * R + r] += row * xs[b];
     }
@@ -189,59 +212,84 @@ static inline void tile(const T * const * w, const float * const * x, int width,
   sums<R * B>(acc, out);
 }
 
-// Rows times vectors: emit(vector, values of up to ROWS rows).
-template <typename T, typename Emit>
-static inline void rows_times(const T * const * w, const float * const * x, int n, int width, Emit && emit) {
-  int b = 0;
-  float out[ROWS * TOKENS];
-  for (; n - b >= TOKENS; b += TOKENS) {
-    for (int r = 0; r < ROWS; r += 4) {
-      float part[4 * TOKENS];
-      tile<T, 4, TOKENS>(w + r, x + b, width, part);
-      for (int j = 0; j < TOKENS; j++) memcpy(out + j * ROWS + r, part + 4 * j, 16);
-    }
-    for (int j = 0; j < TOKENS; j++) emit(b + j, out + j * ROWS);
+// ROWS rows times B of the vectors: emit(vector, values of the rows).
+template <typename T, int B, int Ahead, typename Emit>
+static inline void rows_times(const T * const * w, const float * const * x, int b, int width, Emit && emit) {
+  float out[ROWS * B], part[4 * B];
+  for (int r = 0; r < ROWS; r += 4) {
+    tile<T, 4, B, Ahead>(w + r, x + b, width, part, b / B * Ahead);
+    for (int j = 0; j < B; j++) memcpy(out + j * ROWS + r, part + 4 * j, 16);
   }
-  for (; TOKENS > 2 && n - b >= 2; b += 2) {
-    for (int r = 0; r < ROWS; r += 4) {
-      float part[8];
-      tile<T, 4, 2>(w + r, x + b, width, part);
-      for (int j = 0; j < 2; j++) memcpy(out + j * ROWS + r, part + 4 * j, 16);
-    }
-    for (int j = 0; j < 2; j++) emit(b + j, out + j * ROWS);
-  }
-  for (; b < n; b++) {
-    tile<T, ROWS, 1>(w, x + b, width, out);
-    emit(b, out);
-  }
+  for (int j = 0; j < B; j++) emit(b + j, out + j * ROWS);
 }
 
-template <typename T, typename Emit>
-static void product_of(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, Emit && emit) {
+// Rows [first, stop) of a matrix that are multiplied together: ROWS of them, far apart, then those that
+// follow each. The processor fetches so many sequences of addresses by itself, and faster than a single one.
+struct Rows {
+  const int64_t first, stop, apart;
+  Rows(int64_t a, int64_t z) : first(a), stop(z), apart((z - a + ROWS - 1) / ROWS) {}
+  int64_t row(int64_t r, int j) const { return std::min(r + j * apart, stop - 1); }
+};
+
+// Rows [first, stop) times n vectors, into columns of y.
+template <typename T>
+static void product_of(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, float * y, int64_t stride) {
   const T * values = (const T *) m.values;
-  for (int64_t r = first; r < stop; r += ROWS) {
-    const T * w[ROWS];
-    int count = (int) std::min<int64_t>(ROWS, stop - r);
+  const Rows rows(first, stop);
+  const int width = (int) m.width;
+  const T * w[ROWS];
+  for (int64_t r = first; r < first + rows.apart; r++) {
     for (int j = 0; j < ROWS; j++) {
-      int64_t row = r + std::min(j, count - 1);
-      w[j] = values + (m.index ? m.index[row] : row) * m.width;
+      const int64_t row = rows.row(r, j);
+      if (m.index) w[j] = values + m.index[row] * m.width;
+      else if (r == first || r + 1 == first + rows.apart) w[j] = values + row * m.width;
+      else w[j] += m.width;
     }
-    rows_times<T>(w, x, n, (int) m.width, [&](int b, float * v) {
-      if (m.scale) for (int j = 0; j < count; j++) v[j] *= m.scale[r + j];
-      if (m.bias) for (int j = 0; j < count; j++) v[j] += m.bias[r + j];
-      emit(b, r, v, count);
-    });
+    const bool is_whole = r + (ROWS - 1) * rows.apart < stop;
+    const int count = is_whole ? ROWS : (int) ((stop - r + rows.apart - 1) / rows.apart);
+    auto emit = [&](int b, float * v) {
+      float * to = y + b * stride + r;
+      if (m.scale) for (int j = 0; j < count; j++) v[j] *= m.scale[r + j * rows.apart];
+      if (m.bias) for (int j = 0; j < count; j++) v[j] += m.bias[r + j * rows.apart];
+      if (is_whole) for (int j = 0; j < ROWS; j++) to[j * rows.apart] = v[j];
+      else for (int j = 0; j < count; j++) to[j * rows.apart] = v[j];
+    };
+    int b = 0;
+    // The more often rows are read again, the less of the next ones is fetched each time.
+    if (n >= 4 * TOKENS) for (; n - b >= TOKENS; b += TOKENS) rows_times<T, TOKENS, 1>(w, x, b, width, emit);
+    else if (n >= 2 * TOKENS) for (; n - b >= TOKENS; b += TOKENS) rows_times<T, TOKENS, 2>(w, x, b, width, emit);
+    else if (n >= TOKENS) { rows_times<T, TOKENS, 4>(w, x, b, width, emit); b += TOKENS; }
+    for (; TOKENS > 2 && n - b >= 2; b += 2) rows_times<T, 2, 0>(w, x, b, width, emit);
+    for (; b < n; b++) {
+      float out[ROWS];
+      tile<T, ROWS, 1>(w, x + b, width, out);
+      emit(b, out);
+    }
   }
 }
-template <typename Emit>  // emit(vector, first row, values, how many)
-static inline void product(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, Emit && emit) {
-  if (m.scale) product_of<int8_t>(m, first, stop, x, n, emit);
-  else product_of<float>(m, first, stop, x, n, emit);
+static void product_to(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, float * y, int64_t stride) {
+  for (int b = 0; b < n; b += AT_ONCE) {
+    const int count = std::min(AT_ONCE, n - b);
+    switch (m.kind) {
+      case FLOAT32: product_of<float>(m, first, stop, x + b, count, y + b * stride, stride); break;
+      case BFLOAT16: product_of<BFloat>(m, first, stop, x + b, count, y + b * stride, stride); break;
+      default: product_of<int8_t>(m, first, stop, x + b, count, y + b * stride, stride);
+    }
+  }
 }
-static inline void product_to(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, float * y, int64_t stride) {
-  product(m, first, stop, x, n, [&](int b, int64_t r, const float * v, int count) {
-    if (count == ROWS) memcpy(y + b * stride + r, v, 4 * ROWS); else memcpy(y + b * stride + r, v, 4 * count);
+template <typename T> static inline void row_of(const Matrix & m, int64_t row, float * y) {
+  const T * from = (const T *) m.values + row * m.width;
+  const float scale = m.scale ? m.scale[row] : 1;
+  each((int) m.width, [&](int i, int lanes) {
+    store(y + i, (lanes == LANES ? load(from + i) : load_part(from + i, lanes)) * scale, lanes);
   });
+}
+static inline void row_to(const Matrix & m, int64_t row, float * y) {
+  switch (m.kind) {
+    case FLOAT32: return row_of<float>(m, row, y);
+    case BFLOAT16: return row_of<BFloat>(m, row, y);
+    default: return row_of<int8_t>(m, row, y);
+  }
 }
 // The rows of one of several threads, in whole blocks.
 static inline void part_of(int64_t n, int thread, int threads, int64_t & first, int64_t & stop) {
@@ -310,47 +358,83 @@ static inline void rotate(const Model & m, int64_t position, const float * x, fl
     store(y + half + i, b * load(c + half + i, lanes) + a * load(s + half + i, lanes), lanes);
   });
 }
-// The attention of one query to entries [0, n) of a sequence; scores has room for them, rounded up.
-static void attend(const Model & m, const float * q, const float * keys, const float * values, const int64_t * entries, int64_t n, float * scores, float * out) {
-  const int width = (int) m.head_width;
+static inline float scaled_to(float * x, float scale, int n) {  // returns the largest
+  Floats most = all(-std::numeric_limits<float>::infinity());
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    Floats v = load(x + i) * scale;
+    store(x + i, v);
+    most = v > most ? v : most;
+  }
+  float top = largest(most);
+  for (; i < n; i++) { x[i] *= scale; top = std::max(top, x[i]); }
+  return top;
+}
+// Where ROWS entries from `p` of a sequence begin, and those after them; the last is repeated.
+struct Entries {
+  const float * at[ROWS], * next[ROWS];
+  int count;
+  Entries(const float * buffer, int64_t stride, const int64_t * entries, int64_t p, int64_t n) {
+    count = (int) std::min<int64_t>(ROWS, n - p);
+    for (int j = 0; j < ROWS; j++) {
+      at[j] = buffer + entries[std::min(p + j, n - 1)] * stride;
+      next[j] = buffer + entries[std::min(p + j + ROWS, n - 1)] * stride;
+    }
+  }
+  void fetch_next(int from, int width) const {
+    for (int j = 0; j < ROWS; j++) for (int i = 0; i < width; i += 16) __builtin_prefetch(next[j] + from + i);
+  }
+};
+// The attention of one token to entries [0, n) of its sequence, by the query heads of key heads
+// [first, stop). Each of them has a row of scores, with room for n rounded up. All heads of an entry are
+// read together, as they lie.
+static void attend(const Model & m, const float * q, const float * keys, const float * values, const int64_t * entries, int64_t n, int first, int stop, float * scores, int64_t row, float * out) {
+  const int width = (int) m.head_width, group = (int) (m.heads / m.kv_heads), heads = (stop - first) * group;
   const int64_t stride = m.kv_heads * width;
   const float scale = 1.f / std::sqrt((float) width);
-  float most = -std::numeric_limits<float>::infinity();
   for (int64_t p = 0; p < n; p += ROWS) {
-    const float * w[ROWS];
-    int count = (int) std::min<int64_t>(ROWS, n - p);
-    for (int j = 0; j < ROWS; j++) w[j] = keys + entries[p + std::min(j, count - 1)] * stride;
-    tile<float, ROWS, 1>(w, &q, width, scores + p);
-    for (int j = 0; j < count; j++) { scores[p + j] *= scale; most = std::max(most, scores[p + j]); }
-  }
-  Floats total = all(0.f);
-  each((int) n, [&](int i, int lanes) {
-    Floats e = exponential(load(scores + i, lanes) - most);
-    if (lanes < LANES) for (int j = lanes; j < LANES; j++) e[j] = 0;
-    store(scores + i, e, lanes);
-    total += e;
-  });
-  const float inverse = 1.f / sum(total);
-  constexpr int COLUMNS = 4;  // vectors of the output at once
-  int i = 0;
-  for (; i + COLUMNS * LANES <= width; i += COLUMNS * LANES) {
-    Floats acc[COLUMNS] = {};
-    for (int64_t p = 0; p < n; p++) {
-      const float * v = values + entries[p] * stride + i;
-      for (int c = 0; c < COLUMNS; c++) acc[c] += load(v + c * LANES) * scores[p];
+    const Entries of(keys, stride, entries, p, n);
+    for (int h = first; h < stop; h++) {
+      const float * w[ROWS];
+      for (int j = 0; j < ROWS; j++) w[j] = of.at[j] + h * width;
+      of.fetch_next(h * width, width);
+      for (int g = 0; g < group; g++) {
+        const int head = (h - first) * group + g;
+        const float * x = q + head * width;
+        tile<float, ROWS, 1>(w, &x, width, scores + head * row + p);
+      }
     }
-    for (int c = 0; c < COLUMNS; c++) store(out + i + c * LANES, acc[c] * inverse);
   }
-  each(width - i, [&](int j, int lanes) {
-    Floats even = all(0.f), odd = all(0.f);
-    int64_t p = 0;
-    for (; p + 2 <= n; p += 2) {
-      even += load(values + entries[p] * stride + i + j, lanes) * scores[p];
-      odd += load(values + entries[p + 1] * stride + i + j, lanes) * scores[p + 1];
+  for (int head = 0; head < heads; head++) {
+    float * of = scores + head * row;
+    const float most = scaled_to(of, scale, (int) n);
+    Floats total = all(0.f);
+    each((int) n, [&](int i, int lanes) {
+      Floats e = exponential(load(of + i, lanes) - most);
+      if (lanes < LANES) for (int j = lanes; j < LANES; j++) e[j] = 0;
+      store(of + i, e, lanes);
+      total += e;
+    });
+    const float inverse = 1.f / sum(total);
+    each((int) n, [&](int i, int lanes) { store(of + i, load(of + i, lanes) * inverse, lanes); });
+  }
+  memset(out, 0, sizeof(float) * heads * width);
+  for (int64_t p = 0; p < n; p += ROWS) {
+    const Entries of(values, stride, entries, p, n);
+    for (int h = first; h < stop; h++) {
+      of.fetch_next(h * width, width);
+      for (int g = 0; g < group; g++) {
+        const int head = (h - first) * group + g;
+        const float * weight = scores + head * row + p;
+        float * y = out + head * width;
+        each(width, [&](int i, int lanes) {
+          Floats total = load(y + i, lanes);
+          for (int j = 0; j < of.count; j++) total += load(of.at[j] + h * width + i, lanes) * weight[j];
+          store(y + i, total, lanes);
+        });
+      }
     }
-    if (p < n) even += load(values + entries[p] * stride + i + j, lanes) * scores[p];
-    store(out + i + j, (even + odd) * inverse, lanes);
-  });
+  }
 }
 static inline void activate(int64_t kind, float * x, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
@@ -364,6 +448,7 @@ static inline void activate(int64_t kind, float * x, int64_t n) {
 // ── the sampler ──────────────────────────────────────────────────────────────────────────────────
 
 constexpr float EXCLUDED = -1e30f, MAX_DISTANCE = 31.f;
+constexpr int TOGETHER = 128;  // candidates whose largest logit decides for which there is noise
 constexpr int32_t ONE = 0x3F800000;
 constexpr int FINE_BITS = 13, FINE = 1 << FINE_BITS, COARSE = ((0x42000000 - ONE) >> FINE_BITS) + 1;
 
@@ -401,7 +486,10 @@ struct Draw {
   }
   // Candidates [first, first + n) with their logits over the temperature, which may be excluded.
   // hashed has room for a vector beyond the last candidate. Noise is computed where it could win.
-  void scaled(const float * z, int64_t first, int n, const int32_t * hashed) {
+  void scaled(const float * z, int64_t first, int64_t n, const int32_t * hashed) {
+    for (int64_t i = 0; i < n; i += TOGETHER) some(z + i, first + i, (int) std::min<int64_t>(TOGETHER, n - i), hashed);
+  }
+  void some(const float * z, int64_t first, int n, const int32_t * hashed) {
     int from = (int) std::clamp<int64_t>(start - first, 0, n), to = (int) std::clamp<int64_t>(stop - first, 0, n);
     if (from >= to) return;
     Floats tops = all(-std::numeric_limits<float>::infinity());
@@ -431,7 +519,7 @@ struct Draw {
     }
   }
   void over_temperature(float * z, int n) const {
-    if (temperature > 0) each(n, [&](int i, int lanes) { store(z + i, load(z + i, lanes) / std::max(temperature, 1e-6f), lanes); });
+    if (temperature > 0 && temperature != 1) each(n, [&](int i, int lanes) { store(z + i, load(z + i, lanes) / std::max(temperature, 1e-6f), lanes); });
   }
   // The candidates from `first` at once: what top-k and top-p exclude becomes very small.
   void exclude(float * z, int64_t first, std::vector<float> & sorted, std::vector<int64_t> & weights, std::vector<int32_t> & bits) {
@@ -478,13 +566,87 @@ struct Draw {
 
 // ── a step ───────────────────────────────────────────────────────────────────────────────────────
 
-static inline void pause() {
+static inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
 }
+static inline bool spin(int & turns) {  // false: it has lasted some microseconds
+  relax();
+  return ++turns < 1000;
+}
+// Threads that sleep between calls, so that each keeps its processor. They are never ended: a process
+// that ends need not wait for them, and one that was forked has none and makes its own.
+class Workers {
+  struct Worker {
+    std::mutex lock;
+    std::condition_variable changed;
+    std::atomic<const std::function<void()> *> task{nullptr};
+    void run() {
+      for (;;) {
+        for (int turns = 0; !task.load(std::memory_order_acquire) && spin(turns);) {}
+        if (!task.load(std::memory_order_acquire)) {
+          std::unique_lock<std::mutex> held(lock);
+          changed.wait(held, [&] { return task.load(std::memory_order_acquire) != nullptr; });
+        }
+        (*task.load(std::memory_order_acquire))();
+        task.store(nullptr, std::memory_order_release);
+      }
+    }
+    void start(const std::function<void()> * what) {
+      { std::lock_guard<std::mutex> held(lock); task.store(what, std::memory_order_release); }
+      changed.notify_one();
+    }
+    void wait() { for (int turns = 0; task.load(std::memory_order_acquire);) if (!spin(turns)) std::this_thread::yield(); }
+  };
+  std::mutex lock;
+  std::vector<Worker *> idle;
+  size_t made = 0;
+  pid_t process = getpid();
+
+  static Workers & of_process() {
+    static std::mutex lock;
+    static Workers * workers = new Workers;
+    std::lock_guard<std::mutex> held(lock);
+    if (workers->process != getpid()) workers = new Workers;
+    return *workers;
+  }
+  Worker * take() {
+    {
+      std::lock_guard<std::mutex> held(lock);
+      if (!idle.empty()) { Worker * worker = idle.back(); idle.pop_back(); return worker; }
+      idle.reserve(++made);  // so that there is room when it comes back
+    }
+    Worker * worker = new Worker;
+    std::thread([worker] { worker->run(); }).detach();
+    return worker;
+  }
+
+ public:
+  // Calls f(0) to f(threads - 1) at the same time; throws, before any call, if there are not enough threads.
+  template <typename F> static void together(int threads, F && f) {
+    Workers & workers = of_process();
+    std::vector<Worker *> taken;
+    std::vector<std::function<void()>> tasks;
+    auto give_back = [&] {
+      std::lock_guard<std::mutex> held(workers.lock);
+      for (Worker * each : taken) workers.idle.push_back(each);
+    };
+    try {
+      taken.reserve(threads); tasks.reserve(threads);
+      for (int k = 1; k < threads; k++) { tasks.emplace_back([&f, k] { f(k); }); taken.push_back(workers.take()); }
+    } catch (...) {
+      give_back();
+      throw;
+    }
+    for (size_t k = 0; k < taken.size(); k++) taken[k]->start(&tasks[k]);
+    f(0);
+    for (Worker * each : taken) each->wait();
+    give_back();
+  }
+};
 class Barrier {  // waits shortly without giving the processor away, then gives it away
   std::atomic<int> arrived{0}, round{0};
   const int threads;
@@ -498,12 +660,12 @@ class Barrier {  // waits shortly without giving the processor away, then gives 
       round.store(now + 1, std::memory_order_release);
       return;
     }
-    for (int i = 0; round.load(std::memory_order_acquire) == now; i++)
-      if (i < 1000) pause(); else std::this_thread::yield();
+    for (int turns = 0; round.load(std::memory_order_acquire) == now;)
+      if (!spin(turns)) std::this_thread::yield();
   }
 };
 
-constexpr int PART = 128;  // logits at once
+constexpr int PART = 1024;  // rows of the head at once
 
 class Step {
   const Model & m; const Batch & b; const int threads;
@@ -560,6 +722,7 @@ class Step {
   void prepare() {
     const int c = (int) b.n_conditional;
     n_logits = 0;
+    if (b.ids) { ids.assign(b.ids, b.ids + tokens); positions.assign(b.positions, b.positions + tokens); return; }
     for (int i = 0; i < n; i++) {
       int owner = i < c ? i : (int) b.conditional[i - c];
       if (i < c) rule[i] = rule_of(i);
@@ -579,7 +742,7 @@ class Step {
   }
 
   struct Own {  // of one thread
-    std::vector<float> x, h, scores, q, part, sorted; std::vector<const float *> xs, list;
+    std::vector<float> x, h, scores, q, k, part, sorted; std::vector<const float *> xs, list;
     std::vector<int> which; std::vector<int64_t> weights; std::vector<int32_t> bits;
   };
   void add(Own & own, int t) {
@@ -619,28 +782,31 @@ class Step {
     share(threads - 1 - thread, y.k.rows, [&](int64_t a, int64_t z) { product_to(y.k, a, z, xs, tokens, qkv.data() + dq, stride); });
     share(thread, y.v.rows, [&](int64_t a, int64_t z) { product_to(y.v, a, z, xs, tokens, qkv.data() + dq + dkv, stride); });
     barrier.wait();
-    const int group = (int) (m.heads / m.kv_heads);
-    for (int task = thread; task < n * m.kv_heads; task += threads) {
-      const int s = task / (int) m.kv_heads, head = task % (int) m.kv_heads;
+    const int group = (int) (m.heads / m.kv_heads), kv_heads = (int) m.kv_heads;
+    const int parts = n % threads == 0 ? 1 : std::min(threads, kv_heads);  // of the heads of a sequence
+    for (int task = thread; task < n * parts; task += threads) {
+      const int s = task / parts, part = task % parts;
+      const int first = kv_heads * part / parts, stop = kv_heads * (part + 1) / parts;
       const int64_t * entries = b.table + (int64_t) s * b.table_width;
-      float * keys = b.keys[l] + (int64_t) head * hw, * values = b.values[l] + (int64_t) head * hw;
       for (int o = 0; o < window; o++) {
         const int t = s * window + o;
         const float * row = qkv.data() + t * stride;
         const int64_t at = entries[std::min(positions[t], b.table_width - 1)] * dkv;
-        norm_heads(y.k_norm, row + dq, (int) m.kv_heads, hw, head, 1, own.q.data());
-        rotate(m, positions[t], own.q.data(), keys + at);
-        memcpy(values + at, row + dq + dkv + (int64_t) head * hw, 4 * hw);
+        for (int h = first; h < stop; h++) {
+          norm_heads(y.k_norm, row + dq, kv_heads, hw, h, 1, own.k.data());
+          rotate(m, positions[t], own.k.data(), b.keys[l] + at + (int64_t) h * hw);
+        }
+        memcpy(b.values[l] + at + (int64_t) first * hw, row + dq + dkv + (int64_t) first * hw, 4 * (stop - first) * hw);
       }
       for (int o = 0; o < window; o++) {
         const int t = s * window + o;
         const int64_t seen = std::min(positions[t] + 1, b.table_width);
-        for (int g = 0; g < group; g++) {
-          float * q = own.q.data();
-          norm_heads(y.q_norm, qkv.data() + t * stride, (int) m.heads, hw, head * group + g, 1, q + hw);
-          rotate(m, positions[t], q + hw, q);
-          attend(m, q, keys, values, entries, seen, own.scores.data(), attended.data() + (int64_t) t * dq + (int64_t) (head * group + g) * hw);
+        for (int h = 0; h < (stop - first) * group; h++) {
+          norm_heads(y.q_norm, qkv.data() + t * stride, (int) m.heads, hw, first * group + h, 1, own.k.data());
+          rotate(m, positions[t], own.k.data(), own.q.data() + h * hw);
         }
+        attend(m, own.q.data(), b.keys[l], b.values[l], entries, seen, first, stop, own.scores.data(), b.table_width + LANES + ROWS,
+               attended.data() + (int64_t) t * dq + (int64_t) first * group * hw);
       }
     }
     barrier.wait();
@@ -727,7 +893,7 @@ class Step {
       const int size = (int) (d.stop - d.start);
       d.over_temperature(z + d.start, size);
       d.exclude(z, 0, own.sorted, own.weights, own.bits);
-      for (int64_t at = d.start; at < d.stop; at += PART) d.scaled(z + at, at, (int) std::min<int64_t>(PART, d.stop - at), m.hashed);
+      d.scaled(z + d.start, d.start, size, m.hashed);
     }
   }
   int64_t written(int t) {  // the id that all threads together chose
@@ -778,7 +944,7 @@ class Step {
       barrier.wait();
       for (int t = 0; t < tokens; t++) {
         float * x = own.x.data() + (int64_t) t * width;
-        memcpy(x, m.embedding + ids[t] * width, 4 * width);
+        row_to(m.embedding, ids[t], x);
         if (m.embedding_scale != 1) for (int i = 0; i < width; i++) x[i] *= (float) m.embedding_scale;
         norm(m.embedding_norm, x, x, width);
         if (m.positions) {
@@ -789,6 +955,7 @@ class Step {
       join(own, nullptr, m.placement == PRE ? &m.layers[0].attention_norm : nullptr);
       for (int l = 0; l < m.n_layers; l++) layer(m.layers[l], l, own, thread);
       if (b.hidden && thread == 0) memcpy(b.hidden + (int64_t) step * tokens * width, own.h.data(), 4 * (int64_t) tokens * width);
+      if (b.ids) return;
       head(m.image, 0, true, own, thread);
       head(m.text, n_codes, false, own, thread);
       barrier.wait();
@@ -803,41 +970,26 @@ class Step {
         tokens(n * window), width((int) model.width), n_codes(model.image.rows),
         n_writable(model.image.rows + model.text.rows), barrier(n_threads) {
     for (auto & field : state) field.resize(n);
-    for (int f = 0; f < FIELDS; f++) for (int i = 0; i < n; i++) state[f][i] = b.states[f * b.slots_stride + b.slots[i]];
+    for (int f = 0; f < FIELDS && !b.ids; f++) for (int i = 0; i < n; i++) state[f][i] = b.states[f * b.slots_stride + b.slots[i]];
     rule.resize(n); ids.resize(tokens); positions.resize(tokens); rows_of_logits.resize(tokens); found.resize(window);
     const int64_t dq = m.heads * m.head_width, dkv = m.kv_heads * m.head_width;
     qkv.resize(tokens * (dq + 2 * dkv)); attended.resize(tokens * dq);
     hidden.resize(tokens * m.hidden); up.resize(tokens * m.hidden); branch.resize((int64_t) tokens * width);
     draws.resize((int64_t) threads * b.n_conditional * window);
-    logits.reset(new float[tokens * (n_writable + LANES)]);  // not set, so not touched before it is needed
+    if (!b.ids) logits.reset(new float[tokens * (n_writable + LANES)]);  // not set, so not touched before it is needed
     owns.resize(threads);
     for (Own & own : owns) {  // all memory is taken here, since a thread cannot report that it has none
       own.x.resize((int64_t) tokens * width); own.h.resize((int64_t) tokens * width);
-      own.scores.resize(b.table_width + LANES + ROWS); own.q.resize(2 * m.head_width);
-      own.part.resize((int64_t) tokens * PART + LANES); own.list.resize(tokens); own.which.reserve(tokens);
+      own.scores.resize(m.heads * (b.table_width + LANES + ROWS)); own.q.resize(dq); own.k.resize(m.head_width);
+      if (!b.ids) own.part.resize((int64_t) tokens * PART + LANES);
+      own.list.resize(tokens); own.which.reserve(tokens);
       for (int t = 0; t < tokens; t++) own.xs.push_back(own.h.data() + (int64_t) t * width);
       own.sorted.reserve(n_writable + LANES); own.bits.reserve(n_writable + LANES); own.weights.reserve(FINE + 2);
     }
   }
   void run_all() {
-    std::atomic<int> go{0};  // 1: all threads have started; -1: one could not
-    std::vector<std::thread> others;
-    auto wait = [&, this](int k) {
-      while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
-      if (go.load() > 0) run(k);
-    };
-    try {
-      others.reserve(threads);
-      for (int k = 1; k < threads; k++) others.emplace_back(wait, k);
-    } catch (...) {
-      go.store(-1);
-      for (auto & each : others) each.join();
-      throw;
-    }
-    go.store(1, std::memory_order_release);
-    run(0);
-    for (auto & each : others) each.join();
-    for (int f = 0; f < FIELDS; f++) for (int i = 0; i < n; i++) b.states[f * b.slots_stride + b.slots[i]] = state[f][i];
+    Workers::together(threads, [this](int thread) { run(thread); });
+    for (int f = 0; f < FIELDS && !b.ids; f++) for (int i = 0; i < n; i++) b.states[f * b.slots_stride + b.slots[i]] = state[f][i];
   }
 };
 
@@ -849,27 +1001,32 @@ extern "C" int pardalis_decode(const Model * model, const Batch * batch, int64_t
     return 1;
   }
 }
-extern "C" void pardalis_product(const Matrix * m, const float * x, int64_t n, float * y, int64_t threads) {
-  auto some = [=](int thread) {
-    int64_t first, stop;
-    part_of(m->rows, thread, (int) threads, first, stop);
-    const float * xs[64];
-    for (int64_t t = 0; t < n; t += 64) {
-      const int count = (int) std::min<int64_t>(64, n - t);
-      for (int j = 0; j < count; j++) xs[j] = x + (t + j) * m->width;
-      product_to(*m, first, stop, xs, count, y + t * m->rows, m->rows);
-    }
-  };
-  std::vector<std::thread> others;
-  for (int k = 1; k < threads; k++) others.emplace_back(some, k);
-  some(0);
-  for (auto & each : others) each.join();
+extern "C" int pardalis_product(const Matrix * m, const float * x, int64_t n, float * y, int64_t threads) {
+  try {
+    Workers::together((int) threads, [=](int thread) {
+      int64_t first, stop;
+      part_of(m->rows, thread, (int) threads, first, stop);
+      const float * xs[AT_ONCE];
+      for (int64_t t = 0; t < n; t += AT_ONCE) {
+        const int count = (int) std::min<int64_t>(AT_ONCE, n - t);
+        for (int j = 0; j < count; j++) xs[j] = x + (t + j) * m->width;
+        product_to(*m, first, stop, xs, count, y + t * m->rows, m->rows);
+      }
+    });
+    return 0;
+  } catch (...) {
+    return 1;
+  }
 }
-extern "C" int pardalis_finite(const float * x, int64_t n) {
+template <typename T> static bool is_finite(const T * x, int64_t n) {
   Floats bad = all(0.f);
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) bad += load(x + i) * 0.f;
-  for (; i < n; i++) bad[0] += x[i] * 0.f;
+  if (i < n) bad += load_part(x + i, (int) (n - i)) * 0.f;
   return sum(bad) == 0;
+}
+extern "C" int pardalis_finite(const Matrix * m) {
+  const int64_t n = m->rows * m->width;
+  return m->kind == BFLOAT16 ? is_finite((const BFloat *) m->values, n) : is_finite((const float *) m->values, n);
 }
 extern "C" int64_t pardalis_lanes() { return LANES; }

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from pardalis.inference.automaton import Automaton
 from pardalis.inference.cache import PagedCache, PassLayout
 from pardalis.inference.native.library import Library, NoLibrary, library
-from pardalis.inference.native.linear import RowsLinear
+from pardalis.inference.native.linear import RowsLinear, matrix_of
 from pardalis.inference.native.structs import Batch, Layer, Matrix, Model, Norm, Sampling
 from pardalis.inference.sampling import SamplingTensors, prepare_ids
 from pardalis.inference.steps import DecodeBatch, SlotStates
-from pardalis.inference.weights import Head, Int8Linear, RotationTable, without_bias
+from pardalis.inference.weights import Head, RotationTable, RowsEmbedding, without_bias
 from pardalis.model import Decoder, LanguageModel
 from pardalis.model.attention import Attention
 from pardalis.model.decoder import Block
@@ -42,6 +42,7 @@ _RMS, _LAYER = 1, 2
 _PLACEMENTS = ("pre", "reordered", "post")
 _ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 _WIDEST_VECTOR = 16  # numbers that the library may read beyond the last hashed id
+_TOKENS_A_READ = 8  # that cost as much as reading the weights
 _BYTES_A_THREAD = 2**20  # of weights that a step reads: with fewer, another thread costs time
 
 
@@ -60,7 +61,7 @@ def refuse(model: LanguageModel) -> None:
     if type(model) is not Decoder:
         raise Unsupported(f"a {type(model).__name__}")
     for name, tensor in model.state_dict().items():
-        if tensor.dtype != torch.float32:
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
             raise Unsupported(f"{name} in {str(tensor.dtype).removeprefix('torch.')}")
         if not tensor.is_contiguous():
             raise Unsupported(f"{name}, whose numbers are not contiguous")
@@ -84,7 +85,7 @@ def library_for(model: LanguageModel, adapters: bool) -> Library | None:
         refuse(model)
         found = library()
         for name, tensor in model.state_dict().items():
-            if not found.is_finite(tensor):
+            if tensor.numel() and not found.is_finite(matrix_of(tensor.reshape(1, -1))):
                 raise Unsupported(f"{name}, which has numbers that are not finite")
     except Unsupported as error:
         _log_once(f"Decoding runs in torch: the steps in C++ cannot run {error}.")
@@ -135,7 +136,7 @@ class NativeSteps:
             embedding_scale=config.embedding.scale,
             embedding_norm=self._embedding_norm(model),
             norm=self._norm(model.trunk.norm, config.d_model),
-            embedding=self._pointer(model.embedding.weight),
+            embedding=self._embedding(model.embedding),
             layers=self._array(layers),
             image=self._matrix(head.image),
             text=self._matrix(head.text),
@@ -157,7 +158,7 @@ class NativeSteps:
             self._model.positions = self._pointer(learned.weight)
             self._model.n_positions = learned.num_embeddings
         self._bytes_read = sum(
-            matrix.rows * matrix.width * (1 if matrix.scale else 4)
+            matrix.rows * matrix.width * (4, 2, 1)[matrix.kind]
             for layer in layers
             for matrix in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
         )
@@ -184,6 +185,37 @@ class NativeSteps:
         threads = min(torch.get_num_threads(), 1 + self._bytes_read // _BYTES_A_THREAD)
         done = self.library.decode(self._model, struct, threads)
         return (generated, hidden) if done else None
+
+    def read(
+        self, layout: PassLayout, number: int, ids: Int[Tensor, " T"], positions: Int[Tensor, " T"]
+    ) -> Float[Tensor, "T D"] | None:
+        """Read a part of a prompt, of one sequence of a layout, and return its hidden states.
+
+        None: there was no memory, and nothing but entries of the cache has changed.
+        """
+        kept, cache = [], layout.cache
+
+        def addresses(buffers: list[Tensor]) -> int:
+            array = (ctypes.c_void_p * len(buffers))(*(each.data_ptr() for each in buffers))
+            kept.append(array)
+            return ctypes.addressof(array)
+
+        hidden = torch.empty(len(ids), self._model.width)
+        struct = Batch(
+            n=1,
+            n_steps=1,
+            window=len(ids),
+            table=layout.table[number].data_ptr(),
+            table_width=layout.table.shape[1],
+            keys=addresses(cache.keys),
+            values=addresses(cache.values),
+            hidden=hidden.data_ptr(),
+            ids=ids.contiguous().data_ptr(),
+            positions=positions.contiguous().data_ptr(),
+        )
+        work = self._bytes_read * min(len(ids), _TOKENS_A_READ)
+        threads = min(torch.get_num_threads(), 1 + work // _BYTES_A_THREAD)
+        return hidden if self.library.decode(self._model, struct, threads) else None
 
     def _described(self, batch: DecodeBatch, cache: PagedCache) -> tuple[Batch, list[object]]:
         """Return a batch as the library sees it, but for what changes, and what it points to."""
@@ -255,19 +287,14 @@ class NativeSteps:
 
     def _matrix(self, module: nn.Module) -> Matrix:
         module, bias = without_bias(module)
-        if isinstance(module, Int8Linear):
-            matrix = Matrix(
-                values=self._pointer(module.weight),
-                scale=self._pointer(module.scale.float()),
-                rows=module.weight.shape[0],
-                width=module.weight.shape[1],
-            )
-        else:
-            assert isinstance(module, RowsLinear)
-            matrix = module.matrix
+        assert isinstance(module, RowsLinear)
+        self._kept += [module, bias]
+        return module.matrix(bias)
+
+    def _embedding(self, module: nn.Module) -> Matrix:
+        assert isinstance(module, RowsEmbedding)
         self._kept.append(module)
-        matrix.bias = None if bias is None else self._pointer(bias)
-        return matrix
+        return matrix_of(module.weight, module.scale)
 
     def _norm(self, module: nn.Module, width: int) -> Norm:
         if isinstance(module, nn.Identity):

@@ -15,11 +15,11 @@ def _integers(*names: str) -> Fields:
 
 
 class Matrix(Structure):
-    """A matrix, row by row; see step.cpp."""
+    """A matrix, row by row, of 32-bit (kind 0) or 16-bit floats (1) or 8-bit integers (2)."""
 
     _fields_: ClassVar[Fields] = [
         *_pointers("values", "scale", "bias", "index"),
-        *_integers("rows", "width"),
+        *_integers("rows", "width", "kind"),
     ]
 
 
@@ -51,7 +51,8 @@ class Model(Structure):
         *((name, c_double) for name in ("skip", "branch", "embedding_scale")),
         ("embedding_norm", Norm),
         ("norm", Norm),
-        *_pointers("embedding", "positions", "cosines", "sines"),
+        ("embedding", Matrix),
+        *_pointers("positions", "cosines", "sines"),
         *_integers("n_positions"),
         ("layers", POINTER(Layer)),
         ("image", Matrix),
@@ -83,4 +84,5 @@ class Batch(Structure):
         *_pointers("codes", "guesses"),
         *_integers("codes_width", "grid_width"),
         *_pointers("generated", "hidden"),
+        *_pointers("ids", "positions"),
     ]
