@@ -197,7 +197,7 @@ def add_placement(group: argparse._ActionsContainer) -> None:
     add_dtype(group)
     group.add_argument(
         "--weights", choices=("stored", "bfloat16", "int8"), default="stored",
-        help="weight matrices in the dtype they are loaded in (default), or rounded to 16 or 8 bits",
+        help="weight matrices in the dtype they are loaded in (default), rounded to 16 or 8 bits",
     )  # fmt: skip
 
 

@@ -269,7 +269,7 @@ class StepRunner:
         n_decoded = 0 if batch is None else len(batch.slots)
         hidden: list[Tensor] = []
         lengths = [part.n_tokens for part in layout.parts[n_decoded:]]
-        spans = zip(ids.split(lengths), positions.split(lengths), strict=True)
+        spans = zip(torch.split(ids, lengths), torch.split(positions, lengths), strict=True)
         for number, span in enumerate(spans, n_decoded):
             of_part = self.native.read(layout, number, *span)
             if of_part is None:

@@ -187,10 +187,10 @@ class Head:
         of_parts = self.ids.tensor_split(ends)
         parts: list[nn.Module]
         if library is not None:
-            is_tied = isinstance(model.head, TiedHead) and isinstance(embedding, RowsEmbedding)
-            values, scale = (
-                (embedding.weight, embedding.scale) if is_tied else rounded(table, weights)
-            )
+            if isinstance(model.head, TiedHead) and isinstance(embedding, RowsEmbedding):
+                values, scale = embedding.weight, embedding.scale
+            else:
+                values, scale = rounded(table, weights)
             parts = [
                 RowsLinear(library, values, None if scale is None else scale[ids], ids)
                 for ids in of_parts
@@ -262,25 +262,35 @@ def packed(
                     module.add_module(name, joined([child]))
             elif is_packed and isinstance(child, nn.Dropout):
                 module.add_module(name, nn.Identity())
-    if isinstance(embedding := getattr(copied, "embedding", None), nn.Embedding):
-        if adapters:
-            copied.add_module("embedding", adapters.around_embedding(embedding))
-        elif weights != "stored" or library is not None:
-            dtype = torch.float32 if library is not None else embedding.weight.dtype
-            rows = RowsEmbedding(*rounded(embedding.weight, weights), dtype)
-            copied.add_module("embedding", rows)
-    if library is not None:
-        _widen(copied)
-    return copied
+    embedding = getattr(copied, "embedding", None)
+    if isinstance(embedding, nn.Embedding):
+        copied.add_module("embedding", _embedding(embedding, weights, adapters, library))
+    return copied if library is None else _widened(copied)
 
 
-def _widen(model: LanguageModel) -> None:
+def _embedding(
+    embedding: nn.Embedding,
+    weights: Weights,
+    adapters: LoadedAdapters | None,
+    library: Library | None,
+) -> nn.Module:
+    """Return the fastest module for an embedding; one with adapters is never rounded."""
+    if adapters:
+        return adapters.around_embedding(embedding)
+    if library is None and weights == "stored":
+        return embedding
+    dtype = embedding.weight.dtype if library is None else torch.float32
+    return RowsEmbedding(*rounded(embedding.weight, weights), dtype)
+
+
+def _widened(model: LanguageModel) -> LanguageModel:
     """Give all parameters but the head's 32 bits."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if module is not model.head and parameter.dtype != torch.float32:
                 widened = nn.Parameter(parameter.detach().float(), requires_grad=False)
                 module.register_parameter(name, widened)
+    return model
 
 
 def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
