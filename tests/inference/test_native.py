@@ -5,10 +5,13 @@ The other tests of this folder run in C++, too, where there is a compiler.
 
 import copy
 import logging
+import multiprocessing
+import os
 import platform
 import shutil
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -121,6 +124,29 @@ def test_several_threads(tiny_config, grammar, monkeypatch):
     monkeypatch.setattr(library_module, "_OPERATIONS_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert generate_ids(model, grammar, requests(), NATIVE) == expected
+
+
+@needs_compiler
+def test_engines_at_the_same_time_and_forked_processes_have_threads_of_their_own(
+    tiny_config, grammar, monkeypatch
+):
+    model = make(tiny_config)
+    expected = generate_ids(model, grammar, requests(), NATIVE)
+    monkeypatch.setattr(steps_module, "_BYTES_A_THREAD", 1)
+    monkeypatch.setattr(library_module, "_OPERATIONS_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def generate(*_) -> bool:
+        return generate_ids(model, grammar, requests(), NATIVE) == expected
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(generate, range(8)))
+    context = multiprocessing.get_context("fork")
+    forked = context.Process(target=lambda: os._exit(0 if generate() else 1))
+    forked.start()
+    forked.join(60)
+    forked.kill()
+    assert forked.exitcode == 0
 
 
 @needs_compiler

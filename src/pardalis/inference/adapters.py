@@ -9,6 +9,7 @@ that uses no adapter computes none of it.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ class LoadedAdapters:
         sizes = [len(weight) for _, weight in maps]
         return _AdaptedProduct(linear, self, parts, sizes)
 
-    def around_embedding(self, embedding: nn.Embedding) -> nn.Module:
+    def around_embedding(self, embedding: nn.Module) -> nn.Module:
         """Return an embedding in which the adapters have rows of their own."""
         if not any("embedding" in each.rows for each in self._adapters):
             return embedding
@@ -182,11 +183,12 @@ class _AdaptedEmbedding(nn.Module):
     """An embedding in which the adapters have rows of their own."""
 
     def __init__(
-        self, embedding: nn.Embedding, bank: LoadedAdapters, adapters: Sequence[Adapter]
+        self, embedding: nn.Module, bank: LoadedAdapters, adapters: Sequence[Adapter]
     ) -> None:
         super().__init__()
         self.embedding, self.adapters = embedding, bank
-        places = torch.full((1 + len(adapters), embedding.num_embeddings), -1, dtype=torch.int32)
+        n_tokens = len(cast(Tensor, embedding.weight))
+        places = torch.full((1 + len(adapters), n_tokens), -1, dtype=torch.int32)
         rows, before = [], 0
         for number, adapter in enumerate(adapters, 1):
             if (own := adapter.rows.get("embedding")) is not None:

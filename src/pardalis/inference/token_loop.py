@@ -93,6 +93,8 @@ class TokenLoop:
         context, page_size = model.context, config.page_size
         n_tokens = config.cache_tokens or config.max_slots * (context + page_size)
         n_pages = 1 + n_tokens // page_size
+        library = self._library(model, bool(adapters))
+        self.cache = _cache(model, n_pages, page_size, library)
         self._n_positions = min(context, n_pages * page_size)
         self.windows = WindowPolicy(
             config.speculation_window,
@@ -109,8 +111,6 @@ class TokenLoop:
         self.slots = SlotStates(config.max_slots, self.device)
         self.batches = BatchBuilder(grammar, self.slots)
         self.automaton = Automaton(grammar, self.device)
-        library = self._library(model)
-        self.cache = _cache(model, n_pages, page_size, library)
         model_, head, native = self._prepared(model, library)
         self.runner = StepRunner(
             model_, head, self.automaton, self.slots, config.compile, self.adapters, native
@@ -122,11 +122,11 @@ class TokenLoop:
         self._in_flight: _StepsInFlight | None = None
         self._last_sync = 0.0  # time of perf_counter
 
-    def _library(self, model: LanguageModel) -> Library | None:
+    def _library(self, model: LanguageModel, adapters: bool) -> Library | None:
         """Return the library that decodes with a model, if one can."""
         if not self.config.native or self.config.compile or self.device.type != "cpu":
             return None
-        return library_for(model, adapters=bool(self.adapters))
+        return library_for(model, adapters)
 
     def _prepared(
         self, model: LanguageModel, library: Library | None
@@ -170,7 +170,7 @@ class TokenLoop:
                     f"{needed}; make a new loop for it."
                 )
         self._in_flight = None  # steps of requests that were aborted meanwhile
-        library = self._library(model)
+        library = self._library(model, bool(self.adapters))
         self.runner.reload(*self._prepared(model, library))
         self.scheduler.pool.forget_prefixes()
         if self.cache.dtype == _cache_dtype(model, library):

@@ -274,13 +274,12 @@ def _embedding(
     adapters: LoadedAdapters | None,
     library: Library | None,
 ) -> nn.Module:
-    """Return the fastest module for an embedding; one with adapters is never rounded."""
-    if adapters:
-        return adapters.around_embedding(embedding)
-    if library is None and weights == "stored":
-        return embedding
-    dtype = embedding.weight.dtype if library is None else torch.float32
-    return RowsEmbedding(*rounded(embedding.weight, weights), dtype)
+    """Return the fastest module for an embedding."""
+    packed: nn.Module = embedding
+    if library is not None or weights != "stored":
+        dtype = embedding.weight.dtype if library is None else torch.float32
+        packed = RowsEmbedding(*rounded(embedding.weight, weights), dtype)
+    return adapters.around_embedding(packed) if adapters else packed
 
 
 def _widened(model: LanguageModel) -> LanguageModel:
