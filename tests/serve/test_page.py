@@ -14,12 +14,16 @@ import PIL.Image
 import pytest
 import torch
 from browser import AXE, Browser, chromium
+from indexed_documents import write_source
 from shapes import decoder_config
+from small_nets import write_clip
 
 from pardalis.bundle import Bundle
 from pardalis.codec import Codec
+from pardalis.documents import Document, Text
 from pardalis.inference import Engine, EngineConfig
 from pardalis.model import Decoder, initialise
+from pardalis.retrieval import ClipConfig, IndexConfig, Retriever, RuleConfig, build_index
 from pardalis.tokens import TextTokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
@@ -43,8 +47,10 @@ class SlowEngine(Engine):
 class Site:
     """A server with a tiny model, in a thread of this process."""
 
-    def __init__(self, bundle: Bundle, config: ServeConfig) -> None:
-        self.engine = SlowEngine(bundle, EngineConfig(max_slots=4))
+    def __init__(
+        self, bundle: Bundle, config: ServeConfig, retriever: Retriever | None = None
+    ) -> None:
+        self.engine = SlowEngine(bundle, EngineConfig(max_slots=4), retriever=retriever)
         self.service = Service(self.engine, config, "tiny")
         self.cut_after: int | None = None  # parts of a response, after which its connection breaks
         self.bodies: list[dict[str, Any]] = []  # of the requests for responses
@@ -115,8 +121,8 @@ def bundle(text_tokenizer: TextTokenizer) -> Bundle:
 def sites(bundle: Bundle) -> Iterator[Callable[..., Site]]:
     opened: list[Site] = []
 
-    def start(**config: Any) -> Site:
-        opened.append(Site(bundle, ServeConfig(partial_interval_s=0.0, **config)))
+    def start(retriever: Retriever | None = None, **config: Any) -> Site:
+        opened.append(Site(bundle, ServeConfig(partial_interval_s=0.0, **config), retriever))
         return opened[-1]
 
     yield start
@@ -128,6 +134,16 @@ def sites(bundle: Bundle) -> Iterator[Callable[..., Site]]:
 def site(sites: Callable[..., Site]) -> Site:
     """A server; its port is new, so that the browser has kept nothing of it."""
     return sites()
+
+
+@pytest.fixture(scope="module")
+def retriever(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+    """Of documents of a text and an image."""
+    folder = tmp_path_factory.mktemp("retrieval")
+    embedder = ClipConfig(folder=write_clip(folder / "clip"))
+    source = write_source(folder, "pairs", ["an owl", "a <b>fox</b>", "an oak"], range(3))
+    index = build_index(folder / "index", [source], bundle.codec, IndexConfig(embedder=embedder))
+    return Retriever(index, 2, embedder=embedder, rules=RuleConfig(max_score=1.0))
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +390,42 @@ def test_a_seed_repeats_a_response(page: Browser) -> None:
     assert page.texts(".assistant .facts") == ["seed 7"]
 
 
+def test_retrieved_documents_are_shown_below_the_response(
+    tab: Browser, sites: Callable[..., Site], retriever: Retriever, downloads: Path
+) -> None:
+    site = sites(retriever)
+    tab.open(site.url)
+    send(tab, "a fox")
+    expected = retriever.retrieved(retriever.find(Document((Text("a fox"),))))
+    assert tab.texts(".retrieved summary") == [f"Read before: {len(expected)} documents"]
+    assert tab.texts(".retrieved .facts") == [
+        f"{each.name} (pairs), found by its {each.by}, score {each.score:.2f}" for each in expected
+    ]
+    assert not tab.find(".retrieved ol").is_displayed()
+    tab.find(".retrieved summary").send_keys("\ue007")  # by the keyboard
+    assert tab.find(".retrieved ol").is_displayed()
+    read = [retriever.content(each, site.engine.bundle.codec).text for each in expected]
+    assert tab.texts(".retrieved .read") == read and tab.all(".retrieved b") == []
+    images = tab.all(".retrieved img")
+    assert [image.get_attribute("alt") for image in images] == [
+        f"Image of {each.name}" for each in expected
+    ]
+    assert all(image.get_property("naturalWidth") == 64 for image in images)
+    images[0].click()
+    assert tab.find("#viewer-facts").text == tab.texts(".retrieved .facts")[0]
+    tab.click("#viewer .close")
+    tab.driver.refresh()  # it is kept with the conversation
+    tab.until(lambda: len(tab.all(".retrieved img")) == len(expected))
+    tab.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+    tab.click("#manage")
+    tab.click("#export-html")
+    file = downloads / "a-fox.html"
+    tab.until(file.exists)
+    assert f"Read before: {expected[0].name} (pairs)" in tab.until(file.read_text)
+    tab.click("#manager .close")
+    assert tab.complaints() == []
+
+
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -576,7 +628,11 @@ def test_the_keyboard_reaches_everything_in_order(page: Browser) -> None:
 
 @pytest.mark.skipif(not AXE.is_file(), reason="needs PARDALIS_AXE, axe.min.js of npm's axe-core")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_barrier_that_axe_finds(page: Browser, scheme: str) -> None:
+def test_no_barrier_that_axe_finds(
+    tab: Browser, sites: Callable[..., Site], retriever: Retriever, scheme: str
+) -> None:
+    page = tab
+    page.open(sites(retriever).url)
     page.prefer(scheme)
     page.js(AXE.read_text())
 
@@ -590,6 +646,7 @@ def test_no_barrier_that_axe_finds(page: Browser, scheme: str) -> None:
     check()
     send(page, "hello")
     send(page, "an image", "image")
+    page.click(".retrieved summary")
     check()
     page.click("#open-settings")
     check()

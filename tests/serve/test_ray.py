@@ -11,12 +11,15 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from indexed_documents import write_source
 from shapes import decoder_config
+from small_nets import write_clip
 
 pytest.importorskip("fastapi", reason="the server needs FastAPI: pip install 'pardalis[serve]'")
 
@@ -26,6 +29,7 @@ from pardalis.config import from_dict
 from pardalis.errors import ConfigError
 from pardalis.inference import EngineConfig
 from pardalis.model import Decoder, initialise
+from pardalis.retrieval import ClipConfig, IndexConfig, RetrieverConfig, build_index
 from pardalis.serve import ServeConfig
 from pardalis.serve.ray import RayConfig, app, deployment
 
@@ -57,6 +61,19 @@ needs_ray = pytest.mark.skipif(
         ({"bundle": "/b", "serve": {"c2pa_certificate": "c", "c2pa_key": "/k"}}, "c must be an"),
         ({"bundle": "/b", "serve": {"request_filters": ["blocklist:w"]}}, "w must be an absolute"),
         ({"bundle": "/b", "serve": {"answer_filters": ["f.py:f"]}}, "f.py must be an absolute"),
+        ({"bundle": "/b", "retrieve": {"index": "i"}}, "i must be an absolute path"),
+        (
+            {
+                "bundle": "/b",
+                "retrieve": {"index": "/i", "embedder": {"kind": "clip", "folder": "c"}},
+            },
+            "c must be an absolute path",
+        ),
+        (
+            {"bundle": "/b", "retrieve": {"index": "/i", "documents": -1}},
+            "retrieve.documents must be 0 or more",
+        ),
+        ({"bundle": "/b", "retrieve": {}}, "retrieve.index is missing"),
         ({"bundle": "/b", "device": "cuda:1"}, "device cuda:1 is no GPU of a replica"),
         (
             {"bundle": "/b", "api_key_file": "/k", "serve": {"api_keys": ["a"]}},
@@ -75,11 +92,15 @@ def test_arguments_of_a_config_file_are_those_of_python():
     values = {
         "bundle": "/runs/owls/bundle", "adapters": {"lora": "/runs/lora"}, "dtype": "bfloat16",
         "engine": {"max_slots": 2}, "serve": {"image_hosts": ["a.b"]},
+        "retrieve": {"index": "/i", "embedder": {"kind": "clip", "folder": "/c"}, "documents": 3},
     }  # fmt: skip
     found = from_dict(RayConfig, values)
     assert found == RayConfig(
         bundle=Path("/runs/owls/bundle"), adapters={"lora": Path("/runs/lora")}, dtype="bfloat16",
         engine=EngineConfig(max_slots=2), serve=ServeConfig(image_hosts=("a.b",)),
+        retrieve=RetrieverConfig(
+            index=Path("/i"), embedder=ClipConfig(folder=Path("/c")), documents=3
+        ),
     )  # fmt: skip
     assert found.served_name == "owls"
     assert RayConfig(bundle=Path("/b"), name="mine").served_name == "mine"
@@ -88,6 +109,7 @@ def test_arguments_of_a_config_file_are_those_of_python():
 def test_every_path_is_made_absolute():
     config = RayConfig(
         bundle=Path("b"), adapters={"a": Path("c")}, api_key_file=Path("k"),
+        retrieve=RetrieverConfig(index=Path("i"), embedder=ClipConfig(folder=Path("n"))),
         serve=ServeConfig(
             c2pa_certificate=Path("p"), c2pa_key=Path("q"),
             request_filters=("blocklist:w", "nsfw:0.5", "m:f"), answer_filters=("d/f.py:f", "nsfw"),
@@ -96,6 +118,7 @@ def test_every_path_is_made_absolute():
     found = config.with_paths(lambda path: Path("/x") / path)
     assert found == RayConfig(
         bundle=Path("/x/b"), adapters={"a": Path("/x/c")}, api_key_file=Path("/x/k"),
+        retrieve=RetrieverConfig(index=Path("/x/i"), embedder=ClipConfig(folder=Path("/x/n"))),
         serve=ServeConfig(
             c2pa_certificate=Path("/x/p"), c2pa_key=Path("/x/q"),
             request_filters=("blocklist:/x/w", "nsfw:0.5", "m:f"),
@@ -323,19 +346,33 @@ def test_errors_pass_as_they_are(replicas):
 
 
 @needs_ray
-def test_the_config_file_and_a_stop_that_lets_answers_finish(cluster, replicas, long_bundle):
+def test_the_config_file_and_a_stop_that_lets_answers_finish(cluster, replicas, long_bundle, codec):
+    """Its replica has an index, and gives what ``generate`` gives with it."""
     cluster.run("delete default")
     values = yaml.safe_load(block("yaml", "import_path"))
     assert values["applications"][0]["args"]["bundle"] == "/models/quickstart"
     values["applications"][0]["args"] |= {"bundle": str(long_bundle), "replicas": 1}
     values["applications"][0]["args"]["serve"] = {"stop_timeout_s": LONG_S}
+    clip = write_clip(long_bundle.parent / "clip")
+    source = write_source(long_bundle.parent, "pairs", ["an owl", "a fox", "an oak"], range(3))
+    config = IndexConfig(embedder=ClipConfig(folder=clip))
+    index = build_index(long_bundle.parent / "index", [source], codec, config)
+    retrieve = {"index": str(index.folder), "embedder": {"kind": "clip", "folder": str(clip)}}
+    values["applications"][0]["args"]["retrieve"] = retrieve
     values["http_options"]["port"] = cluster.port
     file = long_bundle.parent / "serve.yaml"
     file.write_text(yaml.safe_dump(values))
     cluster.run(f"config {file}")
     cluster.until_ready()
-    status, headers, _ = cluster.send("POST", "/v1/completions", ask(0))
+    status, headers, content = cluster.send("POST", "/v1/completions", ask(0))
     assert status == 200
+    expected = pardalis.generate(
+        long_bundle, "an owl", mode="text", max_new_tokens=12, temperature=1.0, seed=0,
+        retriever=from_dict(RetrieverConfig, retrieve).build(),
+    )  # fmt: skip
+    assert expected.retrieved
+    assert json.loads(content)["choices"][0]["text"] == expected.text
+    assert json.loads(content)["retrieved"] == [asdict(each) for each in expected.retrieved]
     connection, response = begin(cluster)
     with closing(connection):
         assert response.headers["X-Replica"] == headers["x-replica"]

@@ -13,7 +13,8 @@ from small_nets import write_clip
 
 import pardalis
 from pardalis import Engine
-from pardalis.retrieval import ClipConfig, IndexConfig, Retriever, build_index
+from pardalis.documents import Text
+from pardalis.retrieval import ClipConfig, IndexConfig, Retrieved, Retriever, build_index
 from pardalis.serve.filters import Filters
 
 CAPTIONS = ["an owl", "a fox", "an oak", "two owls", "the cat"]
@@ -90,15 +91,43 @@ def test_streams_name_it_too(server):
         assert {each["source"] for each in told[0]} == {"pairs"}
 
 
-def test_filters_of_answers_leave_it(served_bundle, running, retriever):
+def test_a_response_shows_on_demand_what_the_documents_hold(server, served_bundle, retriever):
+    codec = served_bundle.codec
+    body = {"model": "tiny", "input": "a fox", "modalities": ["text"], "max_output_tokens": 3}
+    _, plain = server.post(RESPONSES, {**body, "seed": 3})
+    asked = {**body, "seed": 3, "include": ["retrieved.content"]}
+    status, found = server.post(RESPONSES, asked)
+    assert status == 200 and found["output"][0]["content"] == plain["output"][0]["content"]
+    shown = [each.pop("content") for each in found["retrieved"]]
+    assert found["retrieved"] == plain["retrieved"]
+    for content, each in zip(shown, plain["retrieved"], strict=True):
+        document = retriever.content(Retrieved(**each), codec)
+        for part, segment in zip(content, document.segments, strict=True):
+            if isinstance(segment, Text):
+                assert part == {"type": "input_text", "text": segment.text}
+            else:
+                encoded = part["image_url"].removeprefix("data:image/png;base64,")
+                pixels = PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
+                assert (np.asarray(pixels) == np.asarray(segment.source)).all()
+    head = {"Content-Type": "application/json"}
+    sent = server.send("POST", RESPONSES, json.dumps({**asked, "stream": True}).encode(), head)[2]
+    events = [json.loads(line[6:]) for line in sent.decode().splitlines() if "data: {" in line]
+    assert [each["content"] for each in events[-1]["response"]["retrieved"]] == shown
+
+
+def test_filters_of_answers_leave_its_names_alone(served_bundle, running, retriever):
     passing = Filters(answers=[lambda part: None])
     body = {"model": "tiny", "prompt": "a fox", "max_tokens": 3}
+    asked = {"model": "tiny", "input": "a fox", "modalities": ["text"], "max_output_tokens": 3,
+             "include": ["retrieved.content"]}  # fmt: skip
     with (
         Engine(served_bundle, retriever=retriever) as engine,
         running(engine, filters=passing) as server,
     ):
         status, found = server.post(COMPLETIONS, body)
+        shown = server.post(RESPONSES, asked)[1]
     assert (status, len(found["retrieved"])) == (200, 2)
+    assert shown["retrieved"] == found["retrieved"]  # what no filter has judged is not shown
 
 
 def test_the_last_turn_of_a_user_is_what_documents_are_retrieved_for(server, retriever):

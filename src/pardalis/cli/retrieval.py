@@ -155,17 +155,17 @@ def _embedder(options: argparse.Namespace) -> "EmbedderConfig | None":
 
 def _retriever(options: argparse.Namespace, index: Path) -> "Retriever":
     from pardalis import config as configs
-    from pardalis.retrieval import Retriever, RuleConfig
+    from pardalis.retrieval import RetrieverConfig, RuleConfig
 
     given = {} if options.max_score is None else {"max_score": options.max_score}
     documents = options.default_documents if options.documents is None else options.documents
-    return Retriever(
-        index,
-        documents,
+    return RetrieverConfig(
+        index=index,
+        documents=documents,
         embedder=_embedder(options),
         search=options.search or "auto",
         rules=configs.from_dict(RuleConfig, given),
-    )
+    ).build()
 
 
 # ── build ────────────────────────────────────────────────────────────────────────────────────────

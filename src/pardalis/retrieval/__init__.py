@@ -10,7 +10,7 @@ from pardalis.retrieval.embedders import (
 )
 from pardalis.retrieval.index import Index, IndexConfig, build_index
 from pardalis.retrieval.neighbours import Neighbours, write_neighbours
-from pardalis.retrieval.retriever import Retrieved, Retriever, laid_out
+from pardalis.retrieval.retriever import Retrieved, Retriever, RetrieverConfig, laid_out
 from pardalis.retrieval.rules import Candidate, RuleConfig, draw, drop_words, select
 from pardalis.retrieval.search import ExactSearch, FaissSearch, search_of
 from pardalis.retrieval.transform import Retrieval

@@ -5,9 +5,9 @@ separator behind it if the index has one, and then the query, as in CM3Leon (arX
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from pardalis.codec import Codec
 from pardalis.config import check_at_least
 from pardalis.documents import Document
 from pardalis.errors import RequestError
-from pardalis.retrieval.embedders import Embedder, EmbedderConfig, Queries, embed
+from pardalis.retrieval.embedders import EMBEDDERS, Embedder, EmbedderConfig, Queries, embed
 from pardalis.retrieval.index import Index, separator_id
 from pardalis.retrieval.rules import ROUTES, By, Candidate, Found, RuleConfig, select
 from pardalis.retrieval.search import Nearest, Search, SearchKind, resolved
@@ -33,6 +33,7 @@ class Retrieved:
 
     source: str  # of the index
     name: str
+    number: int  # in the index
     score: float  # inner product of its vector and that of the prompt's text or image
     by: By
 
@@ -193,10 +194,19 @@ class Retriever:
     def retrieved(self, candidates: Sequence[Candidate]) -> tuple[Retrieved, ...]:
         """Return the names of documents that were found."""
         return tuple(
-            Retrieved(source=source, name=name, score=each.score, by=each.by)
+            Retrieved(source=source, name=name, number=each.number, score=each.score, by=each.by)
             for each in candidates
             for source, name in [self.index.source_and_name(each.number)]
         )
+
+    def content(self, retrieved: Retrieved, codec: Codec) -> Document:
+        """Return a document that stands before a prompt as the model reads it.
+
+        Raises:
+            DataError: the index is of another codec, or damaged.
+        """
+        self.require_fits(codec)
+        return codec.decode(self.index.document(retrieved.number).ids)
 
     def before(
         self, query: Document, prompt_ids: Sequence[int], codec: Codec, room: int
@@ -245,3 +255,27 @@ class Retriever:
             "search": self._search_kind,
             "rules": configs.to_dict(self.rules),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrieverConfig:
+    """A :class:`Retriever` in plain values, with the same meanings and defaults."""
+
+    index: Path
+    documents: int = 2
+    embedder: Annotated[EmbedderConfig, EMBEDDERS] | None = None
+    search: SearchKind = "auto"
+    rules: RuleConfig = field(default_factory=RuleConfig)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, documents=0)
+
+    def build(self) -> Retriever:
+        """Open the index and load its nets; raises as :class:`Retriever`."""
+        return Retriever(
+            self.index,
+            self.documents,
+            embedder=self.embedder,
+            search=self.search,
+            rules=self.rules,
+        )

@@ -1,5 +1,6 @@
 """Answers as a server sends them: what they consist of, in which order, and after which filters."""
 
+import base64
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,13 @@ class WholeImage:
 
     index: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentsShown(DocumentsRetrieved):
+    """The documents with their texts and their images in PNG, for a client that asks for them."""
+
+    contents: tuple[tuple[str | bytes, ...], ...]
 
 
 Item: TypeAlias = (
@@ -93,7 +101,24 @@ class Answer:
 
 def told(retrieved: DocumentsRetrieved | None) -> dict[str, Any]:
     """Return the field of a body that names what was retrieved; none if nothing was."""
-    return {"retrieved": [asdict(each) for each in retrieved.documents]} if retrieved else {}
+    if retrieved is None:
+        return {}
+    documents = [asdict(each) for each in retrieved.documents]
+    if isinstance(retrieved, DocumentsShown):
+        for document, parts in zip(documents, retrieved.contents, strict=True):
+            document["content"] = [_read(part) for part in parts]
+    return {"retrieved": documents}
+
+
+def _read(part: str | bytes) -> dict[str, str]:
+    """Return a text or an image as clients write what a model reads."""
+    if isinstance(part, str):
+        return {"type": "input_text", "text": part}
+    return {"type": "input_image", "image_url": f"data:image/png;base64,{in_base64(part)}"}
+
+
+def in_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 async def in_order(events: AsyncIterable[Event], image_rows: int) -> AsyncGenerator[Event, None]:

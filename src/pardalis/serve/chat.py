@@ -13,9 +13,9 @@ from pydantic import Field
 
 from pardalis.documents import Document
 from pardalis.inference import DocumentsRetrieved, Finished, LogProbs, TextDelta, TokenLogProb
-from pardalis.serve.answer import Answer, Item, WholeImage
+from pardalis.serve.answer import Answer, Item, WholeImage, in_base64
 from pardalis.serve.chunks import ChunkWriter
-from pardalis.serve.endpoint import in_base64, respond
+from pardalis.serve.endpoint import respond
 from pardalis.serve.errors import APIError
 from pardalis.serve.filters import Refusal
 from pardalis.serve.schema import ChunkedBody, Count, Modality, mode_of

@@ -1,6 +1,5 @@
 """What all endpoints that generate do: an endpoint is the schema of its body and its writer."""
 
-import base64
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -34,10 +33,12 @@ class Writer(ABC, Generic[B]):
 
     Attributes:
         partial: whether images are also shown while they are written.
+        contents: whether retrieved documents are shown, and not only named.
         image_format: of the images.
     """
 
     partial: bool = False
+    contents: bool = False
     image_format: ImageFormat = "png"
 
     def __init__(self, service: Service, body: B, options: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ async def _begun(
     streams = await service.submit(document, options, body.model, body.choices, body.gap)
     return service.merged(
         streams, options, partial=writer.partial and bool(body.stream),
-        image_format=writer.image_format,
+        contents=writer.contents, image_format=writer.image_format,
     )  # fmt: skip
 
 
@@ -148,7 +149,3 @@ async def _events(
         return
     for event in writer.end():
         yield event
-
-
-def in_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

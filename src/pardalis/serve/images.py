@@ -11,8 +11,8 @@ from pydantic import Field
 from pardalis.documents import Document
 from pardalis.inference import DocumentsRetrieved, Finished, Usage
 from pardalis.origin import ImageFormat
-from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage, told
-from pardalis.serve.endpoint import Writer, in_base64, respond
+from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage, in_base64, told
+from pardalis.serve.endpoint import Writer, respond
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import event
 from pardalis.serve.filters import Refusal

@@ -19,9 +19,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pardalis.bundle import load
-from pardalis.config import check_above, check_at_least, check_types, from_dict
+from pardalis.config import check_above, check_at_least, check_types, from_dict, replaced_paths
 from pardalis.errors import ConfigError
 from pardalis.inference import Engine, EngineConfig
+from pardalis.retrieval import RetrieverConfig
 from pardalis.serve.app import create_app
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.keys import read_keys
@@ -45,6 +46,7 @@ class RayConfig:
     bundle: Path  # folder of a bundle, or of a run that has one
     name: str | None = None  # what clients call the model; None: the name of the folder
     adapters: dict[str, Path] = field(default_factory=dict)
+    retrieve: RetrieverConfig | None = None  # what puts documents before prompts; None: nothing
     replicas: int = 1
     cpus: float = 1.0  # reserved for a replica, and the threads that it computes with
     device: str = "cpu"  # cuda: a GPU for each replica, which sees no other
@@ -86,6 +88,7 @@ class RayConfig:
             self,
             bundle=change(self.bundle),
             adapters={name: change(path) for name, path in self.adapters.items()},
+            retrieve=replaced_paths(self.retrieve, change),
             api_key_file=self.api_key_file and change(self.api_key_file),
             serve=replace(
                 serve,
@@ -101,14 +104,15 @@ class Replica:
     """One process: a model, its engine and the application. Ray makes and ends it.
 
     Raises:
-        PardalisError: the bundle, an adapter or the keys cannot be read.
+        PardalisError: the bundle, an adapter, the index or the keys cannot be read.
     """
 
     def __init__(self, config: RayConfig) -> None:
         dtype = None if config.dtype == "stored" else getattr(torch, config.dtype)
         keys = read_keys(config.api_key_file) if config.api_key_file else config.serve.api_keys
+        retriever = config.retrieve.build() if config.retrieve else None
         bundle = load(config.bundle, config.device, dtype)
-        self._engine = Engine(bundle, config.engine, adapters=config.adapters)
+        self._engine = Engine(bundle, config.engine, adapters=config.adapters, retriever=retriever)
         self._service = Service(
             self._engine, replace(config.serve, api_keys=keys), config.served_name
         )

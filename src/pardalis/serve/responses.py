@@ -14,8 +14,8 @@ from pydantic import Field
 
 from pardalis.documents import Document
 from pardalis.inference import DocumentsRetrieved, Finished, ImageBegun, LogProbs, TextDelta, Usage
-from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage, told
-from pardalis.serve.endpoint import Writer, in_base64, respond
+from pardalis.serve.answer import Answer, Item, PartialImage, WholeImage, in_base64, told
+from pardalis.serve.endpoint import Writer, respond
 from pardalis.serve.errors import APIError
 from pardalis.serve.event_stream import event
 from pardalis.serve.filters import Refusal
@@ -49,7 +49,11 @@ class ResponseRequest(Body):
     tool_choice: Literal["auto"] | None = None
     max_output_tokens: Count | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: list[Literal["message.output_text.logprobs", "retrieved.content"]] | None = Field(
+        None,
+        description="log-probabilities of texts; the texts and images of retrieved documents, "
+        "unless a filter judges answers or the model has no decoder of images",
+    )
     partial_images: int | None = Field(
         None, ge=0, le=64, description="most views of an image while it is written; default: all"
     )
@@ -70,7 +74,7 @@ class ResponseRequest(Body):
         options = {**self.sampling(), "chat": True, "mode": mode_of(self.modalities)}
         if self.max_output_tokens:
             options["max_new_tokens"] = self.max_output_tokens
-        if self.include or self.top_logprobs:
+        if "message.output_text.logprobs" in (self.include or ()) or self.top_logprobs:
             options["logprobs"] = max(1, self.top_logprobs or 0)
         return options
 
@@ -94,6 +98,7 @@ class _Writer(Writer[ResponseRequest]):
     def __init__(self, service: Service, body: ResponseRequest, options: dict[str, Any]) -> None:
         super().__init__(service, body, options)
         self.partial = body.views > 0
+        self.contents = "retrieved.content" in (body.include or ())
         self._number = 0  # of the next event
         self._output: list[dict[str, Any]] = []
         self._text: _Text | None = None  # that is being written

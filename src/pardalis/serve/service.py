@@ -1,6 +1,7 @@
 """One engine behind all requests, and the events of its answers as a server sends them."""
 
 import asyncio
+import io
 import logging
 import time
 import uuid
@@ -10,9 +11,10 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from pardalis import __version__
-from pardalis.documents import Document
+from pardalis.documents import Document, Image, Text, open_image
 from pardalis.errors import PardalisError
 from pardalis.inference import (
+    DocumentsRetrieved,
     Engine,
     EngineDriver,
     Event,
@@ -30,7 +32,7 @@ from pardalis.inference import (
 from pardalis.inference.prompt import check_length
 from pardalis.origin import About, ImageFormat, OriginWriter
 from pardalis.origin.watermark import check_size
-from pardalis.serve.answer import Item, PartialImage, WholeImage, in_order, judged
+from pardalis.serve.answer import DocumentsShown, Item, PartialImage, WholeImage, in_order, judged
 from pardalis.serve.config import ServeConfig
 from pardalis.serve.errors import APIError
 from pardalis.serve.filters import Filters, Judge, Refusal
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ENCODED_AT_ONCE = 2  # prompts whose images become tokens at the same time
+_THUMBNAIL = (256, 256)  # most pixels of an image of a retrieved document
 
 
 class Service:
@@ -232,6 +235,7 @@ class Service:
         options: dict[str, Any],
         *,
         partial: bool = False,
+        contents: bool = False,
         image_format: ImageFormat = "png",
     ) -> AsyncGenerator[Item, None]:
         """Yield what an answer consists of, in its order; leaving ends the answer.
@@ -239,12 +243,15 @@ class Service:
         Args:
             partial: also images while they are written, where no filter judges answers. A view is
                 left out while an earlier one is made, and as long afterwards.
+            contents: also what retrieved documents hold, likewise, if images can be decoded.
         """
         about = About(options.get("adapter") or self.name, options["seed"], __version__)
         ordered = in_order(stream, self.image_rows)
         events: AsyncGenerator[Event | Refusal, None] = ordered
+        contents = contents and self.bundle.codec.image_tokenizer.config.has_decoder
         if self.judge.judges_answers:
-            events, partial = judged(ordered, self.judge.part, stream.abort), False
+            events = judged(ordered, self.judge.part, stream.abort)
+            partial = contents = False
         after, views = 0.0, 0
         first_row, refused = True, False
         started = time.monotonic()
@@ -252,6 +259,8 @@ class Service:
             async with aclosing(events):
                 async for event in events:
                     match event:
+                        case DocumentsRetrieved() if contents:
+                            yield await self.in_thread(self._shown, event)
                         case ImageBegun():
                             after, views = 0.0, 0
                             yield event
@@ -328,12 +337,32 @@ class Service:
         image = self.bundle.codec.image_tokenizer.partial_image(codes)
         return self.origin.encode(image, about, image_format, is_view=True)
 
+    def _shown(self, retrieved: DocumentsRetrieved) -> DocumentsShown:
+        """Return retrieved documents with what they hold."""
+        retriever = self.engine.retriever
+        assert retriever is not None  # as it has retrieved them
+        contents = tuple(
+            tuple(
+                segment.text if isinstance(segment, Text) else _thumbnail(segment)
+                for segment in retriever.content(document, self.bundle.codec).segments
+            )
+            for document in retrieved.documents
+        )
+        return DocumentsShown(retrieved.key, retrieved.documents, contents)
+
     def token_text(self, token_id: int) -> str:
         """Return a token of text as it reads, and any other by its name, such as <image 17>."""
         vocabulary = self.bundle.codec.vocabulary
         if token_id not in vocabulary.text:
             return vocabulary.name_of(token_id)
         return self.bundle.codec.text_tokenizer.decode([vocabulary.text_token(token_id)])
+
+
+def _thumbnail(image: Image) -> bytes:
+    shown, buffer = open_image(image.source), io.BytesIO()
+    shown.thumbnail(_THUMBNAIL)
+    shown.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def new_id(prefix: str) -> str:

@@ -196,7 +196,7 @@ async function respond(talk, asked) {
     ? [asked]
     : shown.slice(0, shown.findIndex((each) => each.id === asked.id) + 1);
   const body = { ...settings.responseOptions(children(talk, asked.id).length),
-    input: inputItems(read) };
+    input: inputItems(read), include: ["retrieved.content"] };
   const message = add(talk, { id: newId(), parent: asked.id, role: "assistant", parts: [],
     status: "running", model: settings.get("model") });
   const controller = new AbortController();
@@ -235,6 +235,7 @@ async function respond(talk, asked) {
 
 /** Change a message as an event says. */
 function apply(event, message) {
+  if (event.response?.retrieved) message.retrieved = event.response.retrieved;
   const part = message.parts[event.output_index];
   switch (event.type) {
     case "response.created":

@@ -1,8 +1,10 @@
 // A conversation is a tree of messages. An edited message or another response is one more child of
 // the same parent; `chosen` says which child is shown.
 //
-// A message: {id, parent, role, parts, status, note, model, seed}; the parent of a first message is
-// "". A part: {type: "text" or "refusal", text} or {type: "image", url, name, rows, of, done}.
+// A message: {id, parent, role, parts, status, note, model, seed, retrieved}; the parent of a first
+// message is "". A part: {type: "text" or "refusal", text} or {type: "image", url, name, rows, of,
+// done}. What was retrieved for a response is as the server writes it: {source, name, score, by,
+// content}.
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).join("-");
 

@@ -1,6 +1,7 @@
 // A conversation as a file that stands alone: its images are data URLs in it.
 
 import { path } from "./conversation.js";
+import { about } from "./retrieved.js";
 
 const STYLE = `
 :root { color-scheme: light dark }
@@ -13,6 +14,8 @@ img { display: block; margin: .5rem 0; min-width: 256px; max-width: 100%; border
 const speaker = (message) => message.role === "user" ? "You" : message.model || "Model";
 const seedOf = (message) => message.seed === undefined ? "" : ` (seed ${message.seed})`;
 const shown = (part) => part.type === "refusal" ? `Refused: ${part.text}` : part.text;
+const readBefore = ({ retrieved }) =>
+  retrieved?.length ? `Read before: ${retrieved.map(about).join("; ")}` : "";
 const altOf = (part) => part.name ? `attached image ${part.name}` : "generated image";
 
 /** Return the messages that are shown as a web page. */
@@ -37,6 +40,7 @@ export function asHtml(conversation) {
       if (part.type !== "image") add(page.body, "p", shown(part), { dir: "auto" });
       else if (part.url) add(page.body, "img", "", { src: part.url, alt: altOf(part) });
     }
+    if (readBefore(message)) add(page.body, "p", readBefore(message), { dir: "auto" });
   }
   const html = page.documentElement.outerHTML; // texts in it are escaped
   return `<!doctype html>\n${html.replace("</head>", `<style>${STYLE}</style></head>`)}\n`;
@@ -51,6 +55,7 @@ export function asMarkdown(conversation) {
       if (part.type !== "image") blocks.push(plain(shown(part)).replace(/\n/g, "  \n"));
       else if (part.url) blocks.push(`![${plain(altOf(part))}](${part.url})`);
     }
+    if (readBefore(message)) blocks.push(plain(readBefore(message)));
   }
   return `${blocks.join("\n\n")}\n`;
 }

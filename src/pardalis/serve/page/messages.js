@@ -3,6 +3,7 @@
 import { children, textOf } from "./conversation.js";
 import { el, iconButton } from "./dom.js";
 import { ImageView, view } from "./images.js";
+import { retrievedView } from "./retrieved.js";
 
 const NOTES = {
   stopped: "Stopped.",
@@ -25,7 +26,8 @@ export class MessageView {
     const speaker = message.role === "user" ? "You" : message.model || "Model";
     this.element = el("li", { class: `message ${message.role}` },
       el("h2", { class: message.role === "user" ? "unseen" : "speaker" }, speaker),
-      this.parts, this.note, this.under);
+      this.parts, this.note, message.retrieved?.length ? retrievedView(message.retrieved) : null,
+      this.under);
     this.element.dataset.id = message.id;
     this.update();
     this.addActions(conversation, actions);
