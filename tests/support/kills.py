@@ -205,7 +205,8 @@ def torture(folder: Path, n_kills: int, seed: int, say: Callable[[str], object])
 def _write_recipe(folder: Path) -> Path:
     """Write the quickstart's recipe, shortened, with checkpoints at every second step.
 
-    One source has retrieved documents, so that the stage which finds them runs too.
+    One source has retrieved documents, so that the stage which finds them runs too. It and another
+    one are trained with infilling, whose spans each epoch draws anew.
     """
     from short_runs import shortened
     from small_nets import write_clip
@@ -220,8 +221,12 @@ def _write_recipe(folder: Path) -> Path:
     recipe = folder / "recipe.toml"
     folder.mkdir(parents=True, exist_ok=True)
     retrieval = {"kind": "retrieval", "documents": 1, "document_tokens": 64}
-    pairs = values["sources"][0]
-    pairs["transforms"] = [*pairs["transforms"], retrieval]
+    infilling = {"kind": "cm3", "form": "metaseq", "place": "segment", "max_spans": 2}
+    pairs, other = values["sources"][:2]
+    pairs["transforms"] = [*pairs["transforms"], retrieval, infilling]
+    other["transforms"] = [*other["transforms"], infilling]
+    # The masks take the free id that Hugging Face's format needs; Meta's name stands for it.
+    values["vocabulary"]["special"] = ["reserved08707"]
     embedder = {"kind": "clip", "folder": str(write_clip(folder / "clip"))}
     values["retrieval"] = {"sources": [pairs["name"]], "embedder": embedder}
     recipe.write_text(configs.to_toml(configs.from_dict(Recipe, values)))
