@@ -60,6 +60,17 @@ def test_the_most_spans_and_a_fixed_number():
         CM3(spans=5, max_spans=4)
 
 
+@pytest.mark.parametrize(("form", "max_spans"), [("paper", 16), ("metaseq", 16), ("metaseq", 511)])
+def test_no_document_gets_more_spans_than_there_are_masks(form, max_spans):
+    class Most(np.random.Generator):
+        def poisson(self, lam: float) -> int:
+            return 1000
+
+    transform = CM3(form=form, max_spans=max_spans)
+    assert transform.draw_number(Most(np.random.PCG64(0))) == max_spans
+    assert CM3().max_spans == 16  # the paper's
+
+
 def test_one_span_holds_a_third_of_a_document():
     spans = [draw_spans([(0, 100)], 1, generator) for generator in generators(2000)]
     lengths = [stop - start for [(start, stop)] in filter(None, spans)]

@@ -141,6 +141,7 @@ def test_drawn_documents_stand_before_the_document(run, index, codec):
         assert (found.weights == 1).all()
         seen.add(tuple(drawn))
     assert len(seen) > 3  # others in other epochs
+    assert Retrieval().documents == 3  # as CM3Leon
     again = Transforms([transform], codec.grammar, "pairs", run)
     assert again.load(query, "pairs-1", 5, 11) == found
 
