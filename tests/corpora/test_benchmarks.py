@@ -7,7 +7,14 @@ from collections import Counter
 import numpy as np
 import PIL.Image
 import pytest
-from fake_benchmarks import capital_of, region_of, translated, write_fake_tasks
+from fake_benchmarks import (
+    capital_of,
+    region_of,
+    stamp_caption,
+    translated,
+    write_fake_stamps,
+    write_fake_tasks,
+)
 from fake_drawings import pinned_hash
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +29,7 @@ from pardalis.corpora.captions import with_article
 from pardalis.documents.scenes import Scene
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate.metrics.composition import judge
-from pardalis.evaluate.tasks import load_items, load_task, shipped_tasks
+from pardalis.evaluate.tasks import ChoiceTask, load_items, load_task, shipped_tasks
 from pardalis.evaluate.tasks.items import require_images
 from pardalis.evaluate.tasks.task import check_trial, trials
 
@@ -33,6 +40,7 @@ ITEMS, EXAMPLES, SIDE = 12, 4, 64
 def fakes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fakes") / "packages"
     write_fake_tasks(folder)
+    write_fake_stamps(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_sha256", pinned_hash)
         yield folder
@@ -73,10 +81,11 @@ def test_counts_are_those_of_the_files(built, questions):
 def test_choices_are_distinct(questions):
     for (name, _), some in questions.items():
         n = BENCHMARKS[name].choices
-        assert all(("choices" in each) == bool(n) for each in some)
+        assert all(("choices" in each or "captions" in each) == bool(n) for each in some)
         for each in some if n else ():
-            names = each["names"].values() if name == "emoji_name" else ()
-            for choices in (each["choices"], *names):
+            lists = [each.get("choices"), *each.get("captions", {}).values()]
+            lists += each["names"].values() if name == "emoji_name" else ()
+            for choices in filter(None, lists):
                 assert len({choice.casefold() for choice in choices}) == len(choices) == n
             assert 0 <= each["answer"] < n
 
@@ -106,7 +115,7 @@ def test_answers_about_drawings_are_those_of_the_packages(fakes, questions):
     emoji = {each.key: each for each in Materials(fakes, SIDE).emoji}
     for each in both(questions, "emoji_name"):
         of = emoji[each["id"].partition(".")[0]]
-        assert right(each) == with_article(each["name"]) == with_article(of.name)
+        assert right(each) == each["named"] == with_article(each["name"]) == with_article(of.name)
         for language in LANGUAGES:
             names = each["names"][language]
             assert names[each["answer"]] == translated(of.names["en"], language)
@@ -122,11 +131,44 @@ def test_answers_about_flags_are_those_of_the_table(questions):
     for each in both(questions, "flag_country"):
         assert right(each) == each["country"]
     for each in both(questions, "flag_capital"):
-        assert right(each) == capital_of(each["id"])
+        assert right(each) == each["capital"] == capital_of(each["id"])
         codes = [choice[:2].upper() for choice in each["choices"]]
         assert {region_of(code) for code in codes} == {region_of(each["id"])}
     for each in both(questions, "flag_region"):
         assert right(each) == region_of(each["id"])
+
+
+def test_captions_are_those_of_the_stamps_and_images_show_them_whole(built, fakes, questions):
+    stamps = {each.name: each for each in Materials(fakes, SIDE).stamps}
+    assert len(stamps) == 58  # of 60: one lacks a language, and one is no PNG
+    assert not {"food/twin", "food/alone", "food/empty"} & set(stamps)
+    asked = both(questions, "stamp_caption")
+    assert asked and {"animals/birds/thing-3", "food/thing-4"} < set(stamps)
+    for each in asked:
+        number = int(each["id"].rpartition("-")[2])
+        assert each["caption"] == stamp_caption(number, "en")
+        for language, captions in each["captions"].items():
+            assert captions[each["answer"]] == stamp_caption(number, language)
+        assert each["captions"].keys() == set(LANGUAGES)
+        with PIL.Image.open(built[0] / each["image"]) as image:
+            pixels = np.asarray(image)
+        border = pixels[[0, -1]]  # as it is twice as wide as it is high
+        assert (border == 255).all() and not (pixels[SIDE // 2] == 255).all()
+
+
+def test_stamps_that_were_not_fetched_are_left_out_of_all_tasks(fakes, tmp_path, capsys):
+    for path in fakes.iterdir():
+        if not path.name.endswith(".deb"):
+            (tmp_path / path.name).symlink_to(path)
+    command = ["data", "tasks", "-o", str(tmp_path / "t"), "--packages", str(tmp_path)]
+    sizes = ["--items", "1", "--examples", "1", "--image-side", str(SIDE)]
+    assert main([*command, *sizes]) == 0
+    shown = capsys.readouterr().out
+    file = "tuxpaint-stamps-default_2022.06.04-1_all.deb"
+    assert f"  stamp_caption is left out, because {file} is not in {tmp_path}; 'pardalis " in shown
+    assert not (tmp_path / "t" / "stamp_caption.test.jsonl").exists()
+    assert main([*command, "--tasks", "stamp_caption"]) == 3
+    assert "_all.deb does not exist" in capsys.readouterr().err
 
 
 def test_scenes_show_what_they_say_and_are_what_the_judge_reads(built, questions):
@@ -190,7 +232,7 @@ def test_shipped_tasks_read_the_questions(built):
         require_images([*items, *pool])
         for trial in trials(task, items, pool, 0):
             check_trial(task, trial)
-        if BENCHMARKS[name_of_data(task)].choices:
+        if BENCHMARKS[name_of_data(task)].choices and isinstance(task, ChoiceTask):
             assert len(task.choices_of(items[0])[0]) in (4, 5)
         names.add(name_of_data(task))
         assert name == path.stem

@@ -14,7 +14,14 @@ from pardalis.bundle import Bundle
 from pardalis.codec import Codec
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import BundleError, ConfigError, DataError, RequestError
-from pardalis.inference import EngineConfig, Response, engine_config_for, to_document, to_request
+from pardalis.inference import (
+    EngineConfig,
+    Response,
+    ScoreRequest,
+    engine_config_for,
+    to_document,
+    to_request,
+)
 from pardalis.vq import ImageTokenizer
 
 
@@ -169,6 +176,18 @@ def test_the_cache_is_as_large_as_requests_need(bundle):
     assert config(100).max_slots == EngineConfig().max_slots
     assert config(1).cache_tokens < bundle.model.config.context + 16
     assert config(100).cache_tokens == config(16).cache_tokens == 16 * config(1).cache_tokens
+
+
+def test_scores_have_more_slots_if_they_are_short():
+    def slots(length, n=200):
+        request = ScoreRequest(prompt_ids=(1,) * (length - 1), continuation_ids=(2,))
+        config = engine_config_for([request] * n)
+        assert config.cache_tokens == config.max_slots * (length + 1)
+        return config.max_slots
+
+    assert slots(20) == 64 and slots(20, n=7) == 7
+    assert slots(128) == 32
+    assert slots(256) == slots(2000) == EngineConfig().max_slots
 
 
 def test_more_prompts_than_may_wait(bundle):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -218,3 +221,29 @@ def test_data_of_the_run_itself_are_read_when_they_are_there(project, capsys):
     go(project, "evaluation.data='{run}/tasks'")
     entry = read_results(project / "run" / "evaluation")["tasks"]["animals"]
     assert entry["items"] == 5 and entry["data"]["folder"].endswith("run/tasks")
+
+
+def test_two_processes_have_the_numbers_of_one(project):
+    """The first of two processes evaluates, and the model is then the one that both trained.
+
+    Each holds half of every tensor, so that the whole model has to be gathered.
+    """
+    path = project / "recipe.toml"
+    path.write_text(path.read_text().replace("dropout = 0.1", "dropout = 0.0"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "pardalis", "run", str(path)]
+    done = subprocess.run(
+        [*command, "--out", str(project / "both"), "--set", "parallel.shard=2"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    both, one = project / "both", go(project)
+    steps = both / "training" / "tasks"
+    last, final = read_results(steps / "step-00000004"), read_results(both / "evaluation")
+    assert last["bundle"]["digest"] == final["bundle"]["digest"]  # gathered, to the last bit
+    found, expected = tasks_of(both), tasks_of(one)
+    assert list(found) == list(expected) == [2, 4]
+    for step, numbers in expected.items():
+        assert found[step] == pytest.approx(numbers, abs=1e-4)

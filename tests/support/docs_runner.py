@@ -162,7 +162,13 @@ class Page:
         if rest[0] == "serve" or rest[:2] == ["study", "serve"]:
             self._serve(rest)
             return
-        if rest[0] == "evaluate" and not {"--tasks", "--infill", "compare", "tasks"} & set(rest):
+        if rest[0] == "evaluate" and not {
+            "--tasks",
+            "--infill",
+            "compare",
+            "tasks",
+            "pair-net",
+        } & set(rest):
             rest = [*rest, *_FEW]
         code, self.printed, said = _called(rest)
         assert code == 0, f"exit code {code}: {said.strip() or self.printed}"

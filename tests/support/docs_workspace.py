@@ -12,6 +12,7 @@ from typing import Any
 import PIL.Image
 import torch
 from chat import CHATML
+from fake_benchmarks import write_fake_stamps, write_fake_tasks
 from fake_drawings import write_fake_packages
 from fake_prose import write_fake_prose
 from gguf_files import write_gguf_file
@@ -53,6 +54,8 @@ def build_workspace(folder: Path) -> None:
     _write_foreign_models(folder)
     write_fake_packages(folder / "packages")
     write_fake_prose(folder / "packages")
+    write_fake_tasks(folder / "task-packages")
+    write_fake_stamps(folder / "task-packages")
     assert main(["quickstart"]) == 0
     trained = folder / "runs" / "quickstart" / "image_tokenizer" / "final"
     shutil.copytree(trained, folder / "runs" / "drawings_tokenizer")

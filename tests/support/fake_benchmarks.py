@@ -4,10 +4,10 @@ import itertools
 import json
 from pathlib import Path
 
-from fake_drawings import HEXCODES, pack, write_fake_packages
+from fake_drawings import HEXCODES, pack, pack_deb, png, write_fake_packages
 
 from pardalis.corpora.benchmarks.materials import LANGUAGES
-from pardalis.corpora.benchmarks.packages import WORLD
+from pardalis.corpora.benchmarks.packages import STAMPS, WORLD
 from pardalis.corpora.drawings.packages import EMOJIBASE
 from pardalis.corpora.prose.packages import WORDNET
 
@@ -16,10 +16,15 @@ _FLAGS = len(GROUPS) - 1
 REGIONS = ("Africa", "Americas", "Asia", "Europe", "Oceania")
 CODES = [f"{a}{b}" for a, b in itertools.product("BDFG", "HJKLPQUWX")]  # of countries
 N_WORDS, N_SENSES = 60, 240
+N_STAMPS = 60
+STAMP_LOCALES = {"zh": "zh_CN"}
 
 
 def write_fake_tasks(folder: Path) -> None:
-    """Write all packages; the countries B... share their letters with no real exception."""
+    """Write all packages but that of stamps.
+
+    The countries B... share their letters with no real exception.
+    """
     flags = ["-".join(f"{0x1F1E6 + ord(each) - 65:X}" for each in code) for code in CODES]
     write_fake_packages(folder, flags)
     entries = [
@@ -61,6 +66,31 @@ def write_fake_tasks(folder: Path) -> None:
         WORDNET,
         {"dict/data.noun": "\n".join(nouns) + "\n", "dict/data.adj": adjective + "\n"},
     )
+
+
+def write_fake_stamps(folder: Path) -> None:
+    """Write stamps in two folders, some of which cannot be used."""
+    files: dict[str, bytes] = {}
+    for n in range(N_STAMPS):
+        lines = [stamp_caption(n, code) for code in LANGUAGES]
+        codes = ["", *(f"{STAMP_LOCALES.get(code, code)}.utf8=" for code in LANGUAGES[1:])]
+        texts = [f"{code}{line}" for code, line in zip(codes, lines, strict=True)]
+        name = f"usr/share/tuxpaint/stamps/{'animals/birds' if n % 2 else 'food'}/thing-{n}"
+        files[f"{name}.txt"] = "\n".join(texts[:-1] if n == 0 else texts).encode()
+        files[f"{name}.{'svg' if n == 1 else 'png'}"] = png(f"stamp {n}", (40, 20))
+    files["usr/share/tuxpaint/stamps/food/alone.txt"] = b"Alone."
+    files["usr/share/tuxpaint/stamps/food/empty.txt"] = b""
+    files["usr/share/tuxpaint/stamps/food/empty.png"] = png("empty", (40, 20))
+    files["usr/share/tuxpaint/stamps/food/twin.txt"] = files[
+        "usr/share/tuxpaint/stamps/food/thing-4.txt"
+    ]
+    files["usr/share/tuxpaint/stamps/food/twin.png"] = png("twin", (40, 20))
+    files["usr/share/other/thing-3.png"] = b"no stamp"
+    pack_deb(folder, STAMPS, files)
+
+
+def stamp_caption(n: int, language: str) -> str:
+    return f"A {word_of(n)}{translated('', language)}."
 
 
 def word_of(n: int) -> str:

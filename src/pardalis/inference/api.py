@@ -19,7 +19,9 @@ from pardalis.inference.request import Request, ScoreRequest
 from pardalis.inference.response import Response
 from pardalis.retrieval import Retriever
 
-_SCORE_PAGE = 4  # tokens of a cache page where nothing is generated
+# Where nothing is generated: tokens of a cache page, the most slots, and the tokens that they hold
+# beyond those of the default.
+_SCORE_PAGE, _SCORE_SLOTS, _SCORE_TOKENS = 1, 64, 4096
 
 
 @documents_options
@@ -304,16 +306,20 @@ def engine_config_for(requests: Sequence[Request | ScoreRequest]) -> EngineConfi
     """Return a config for one client's requests, with a cache no larger than they need."""
     default = EngineConfig()
     slots = [3 if isinstance(r, Request) and r.guidance else 1 for r in requests]
-    max_slots = max(max(slots), min(sum(slots), default.max_slots))
     lengths = [
         len(r.prompt_ids)
         + (r.limits.max_new_tokens if isinstance(r, Request) else len(r.continuation_ids))
         for r in requests
     ]
-    per_slot = (length for length, n in zip(lengths, slots, strict=True) for _ in range(n))
-    # Continuations of one prompt share its whole pages only, and compute the rest of it each.
+    # Continuations of one prompt share its whole pages only, and compute the rest of it each. They
+    # are short once it is computed, so many of them make a pass as large as the processor likes.
     only_scores = all(isinstance(request, ScoreRequest) for request in requests)
-    page_size = _SCORE_PAGE if only_scores else default.page_size
+    page_size, most_slots = default.page_size, default.max_slots
+    if only_scores:
+        page_size = _SCORE_PAGE
+        most_slots = max(most_slots, min(_SCORE_SLOTS, _SCORE_TOKENS // max(lengths)))
+    max_slots = max(max(slots), min(sum(slots), most_slots))
+    per_slot = (length for length, n in zip(lengths, slots, strict=True) for _ in range(n))
     pages = (-(-length // page_size) + 1 for length in nlargest(max_slots, per_slot))
     return EngineConfig(
         max_slots=max_slots,

@@ -46,11 +46,19 @@ def test_the_scores_of_a_clip_are_its_cosines(net):
         clip_score(net, IMAGES, TEXTS[:2])
 
 
-def test_the_aesthetic_score_is_a_linear_map(net, tmp_path):
+def test_the_aesthetic_score_is_one_linear_map_or_several(net, tmp_path):
     path = tmp_path / "head.safetensors"
     save_file({"weight": torch.full((1, net.width), 2.0), "bias": torch.tensor([0.5])}, path)
     found = load_aesthetic(net, path)(IMAGES)
     torch.testing.assert_close(found, 2 * net.images(IMAGES).sum(1) + 0.5)
+    maps = [torch.randn(5, net.width), torch.randn(2, 5), torch.randn(1, 2)]
+    tensors = {f"layers.{3 * n}.weight": each for n, each in enumerate(maps)}
+    tensors |= {f"layers.{3 * n}.bias": torch.ones(len(each)) for n, each in enumerate(maps)}
+    save_file(tensors, path)
+    x = net.images(IMAGES)
+    for each in maps:
+        x = x @ each.T + 1
+    torch.testing.assert_close(load_aesthetic(net, path)(IMAGES), x[:, 0])
     save_file({"weight": torch.ones(1, 7), "bias": torch.zeros(1)}, path)
     with pytest.raises(BundleError, match="weight"):
         load_aesthetic(net, path)

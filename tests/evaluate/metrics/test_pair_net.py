@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_nets import write_sentence_net
 
+from pardalis.cli.main import main
 from pardalis.errors import BundleError, ConfigError, DataError
 from pardalis.evaluate.metrics import pair_net
 from pardalis.evaluate.metrics.image_text import image_text_cosine
@@ -64,7 +65,7 @@ def test_equal_texts_are_no_negatives():
     assert float(loss) == pytest.approx(0)
 
 
-def test_a_net_is_trained_on_documents_and_read_again(tmp_path, features, monkeypatch):
+def test_a_net_is_trained_on_documents_and_read_again(tmp_path, features, monkeypatch, capsys):
     sentences = load_sentence_net(write_sentence_net(tmp_path / "sentences"))
     monkeypatch.setattr(pair_net.ImageFeatures, "load", classmethod(lambda cls: features))
     monkeypatch.setattr(pair_net, "load_sentence_net", lambda: sentences)
@@ -85,6 +86,16 @@ def test_a_net_is_trained_on_documents_and_read_again(tmp_path, features, monkey
     right = image_text_cosine(scorer, images, ["red field", "green field", "blue field"])
     wrong = image_text_cosine(scorer, images, ["green field", "blue field", "red field"])
     assert (right > wrong).all()
+    (tmp_path / "net" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match=r"also holds 'mine.txt', so it is not replaced"):
+        train_pair_net(source, "jsonl", tmp_path / "net", config)
+    (tmp_path / "net" / "mine.txt").unlink()
+    command = ["evaluate", "pair-net", str(source), "-o", str(tmp_path / "net"), "--steps", "2"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == 3
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("learnt 3 pairs\n")
+    train_pair_net(source, "jsonl", tmp_path / "net", config)
     with pytest.raises(DataError, match="no document of one readable image and a text"):
         source.write_text(json.dumps(lines[3]) + "\n")
         train_pair_net(source, "jsonl", tmp_path / "net", config)

@@ -54,6 +54,24 @@ def test_scores_are_those_of_the_choices(bundle, tmp_path):
     assert numbers["chance"] == {"value": pytest.approx(1 / 3)}
 
 
+def test_choices_of_different_lengths_are_told_where_no_score_is_normalised(
+    bundle, tmp_path, caplog
+):
+    evaluate_tasks(bundle, [write_task(tmp_path)], tmp_path / "out")
+    assert "different lengths" not in caplog.text
+    toml = CHOICE.replace('["none", "tokens", "characters", "bytes"]', '["none"]')
+    evaluate_tasks(bundle, [write_task(tmp_path, "plain", toml)], tmp_path / "out")
+    assert (
+        "Task 'plain': the choices of 5 of 5 items have different lengths in tokens, and the sum "
+        "of log-probabilities favours short ones; add 'tokens' or 'bytes' to normalise to see the "
+        "accuracy without that."
+    ) in caplog.messages
+    items = [{**ITEMS[0], "choices": ["an owl"] * 2, "answer": 0}]
+    caplog.clear()
+    evaluate_tasks(bundle, [write_task(tmp_path, "equal", toml, items)], tmp_path / "equal")
+    assert "different lengths" not in caplog.text
+
+
 def test_an_unconditional_prompt(bundle, tmp_path):
     toml = CHOICE.replace('"none", "tokens"', '"unconditional", "none"').replace(
         "[data]", 'unconditional = "Answer:"\n\n[data]'

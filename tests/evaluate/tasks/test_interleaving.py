@@ -2,11 +2,14 @@
 
 import PIL.Image
 import pytest
+from small_nets import write_clip
 from tiny_tasks import write_task
 
-from pardalis.documents import Document, Image, Text
+from pardalis.documents import Document, Image, Text, open_image
 from pardalis.errors import ConfigError, DataError
+from pardalis.evaluate.metrics.image_text import image_text_cosine
 from pardalis.evaluate.tasks import Item, Trial, evaluate_tasks, read_items, task_of
+from pardalis.feature_nets.clip import load_clip
 
 VALUES = {
     "name": "t", "kind": "interleaving", "data": {"kind": "documents", "path": "x.jsonl"},
@@ -42,6 +45,32 @@ def test_the_best_constant_answer_stands_beside_the_numbers(tmp_path):
     numbers = task.summarise([record], tmp_path)
     assert next(iter(numbers)) == "modality"
     assert numbers["constant"].value == pytest.approx(2 / 3)
+
+
+def test_the_image_that_is_shown_is_the_first_one_with_the_text_before_it():
+    task, item = task_of(VALUES), Item("a", {"document": PAGE})
+    first = score(task, item, [IMAGE], [], [], [])
+    assert first.details["text"] == "An owl." and first.answer.images
+    third = score(task, item, [Text("x")], [], [Text(" Red: "), IMAGE, Text("end")], [IMAGE])
+    assert third.details["text"] == "Red:" and len(third.answer.segments) == 3
+    fourth = score(task, item, [], [], [], [IMAGE])
+    assert fourth.details["text"] == "A fox."
+    assert score(task, item, [Text("x")], [], [], []).answer.segments == (Text("x"),)
+
+
+def test_a_net_says_how_an_image_fits_the_text_before_it(tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    IMAGE.source.save(tmp_path / "a.png")
+    head = {"seed": 0, "input": "x", "scores": {"modality": 1.0}, "details": {"text": "An owl."}}
+    with_image = head | {"id": "a", "answer": [{"text": "Look:"}, {"image": "a.png"}]}
+    without = head | {"id": "b", "answer": [{"text": "An owl."}]}
+    judged = task_of(VALUES | {"net": str(clip)}).judged([with_image, without], tmp_path)
+    scores = {each["id"]: each["scores"] for each in judged}
+    name = next(name for name in scores["a"] if name.startswith("clip_"))
+    expected = image_text_cosine(load_clip(clip), [open_image(tmp_path / "a.png")], ["An owl."])
+    assert scores["a"] == {"modality": 1, name: pytest.approx(float(expected), abs=1e-5)}
+    assert scores["b"] == {"modality": 1}
+    assert task_of(VALUES).judged([with_image], tmp_path) == [with_image]
 
 
 def test_an_item_says_what_must_follow():

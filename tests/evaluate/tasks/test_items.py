@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pardalis.documents import Document, Image, Text
 from pardalis.errors import ConfigError, DataError
 from pardalis.evaluate.tasks import (
+    ConversationsConfig,
     DocumentsConfig,
     Item,
     RecordsConfig,
@@ -22,7 +23,7 @@ from pardalis.evaluate.tasks import (
     task_of,
 )
 from pardalis.evaluate.tasks.items import require_images
-from pardalis.evaluate.tasks.task import trials
+from pardalis.evaluate.tasks.task import Trial, trials
 
 
 def png(colour: str) -> bytes:
@@ -140,6 +141,40 @@ def test_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"segments": [{"image": "none.png"}]}\n')
     with pytest.raises(DataError, match=r"a.jsonl:1: .*none.png"):
         load_items(DocumentsConfig(path=Path("a.jsonl")), tmp_path)
+
+
+def conversation(*turns: tuple[str, dict]) -> str:
+    segments = [{"role": role, **segment} for role, segment in turns]
+    return json.dumps({"name": "a", "segments": segments}) + "\n"
+
+
+def test_conversations_are_a_request_and_its_answer(tmp_path):
+    shown, asked = ("user", {"image": "a.png"}), ("user", {"text": "What is this?"})
+    answer = ("assistant", {"text": "An owl."})
+    path = tmp_path / "a.jsonl"
+    (tmp_path / "a.png").write_bytes(png("red"))
+    path.write_text(conversation(shown, asked, answer))
+    layout = ConversationsConfig(path=Path("a.jsonl"))
+    [item] = load_items(layout, tmp_path)
+    assert item.id == item.fields["name"] == "a"
+    assert item.fields["request"].segments == (Image(tmp_path / "a.png"), Text("What is this?"))
+    assert item.fields["answer"].segments == (Text("An owl."),)
+    task = task_of(
+        {"kind": "generate", "name": "t", "prompt": "{request}", "answers": ["{answer}"],
+         "chat": True, "data": {"kind": "conversations", "path": "a.jsonl"}}
+    )  # fmt: skip
+    assert task.accepted(item) == ["An owl."]
+    assert [each.role for each in task.prompt_of(Trial(item)).segments] == ["user", "user"]
+    path.write_text(conversation(asked, answer, asked, answer))
+    with pytest.raises(DataError) as caught:
+        load_items(layout, tmp_path)
+    assert str(caught.value) == (
+        f"{path}: the conversation 'a' has the turns user, assistant, user, assistant; one of the "
+        "user and one of the assistant are expected."
+    )
+    path.write_text(conversation(asked))
+    with pytest.raises(DataError, match="has the turns user; one of"):
+        load_items(layout, tmp_path)
 
 
 IMAGE = Image(b"x")

@@ -1,10 +1,13 @@
 """Images for prompts: the metrics from the kept images, and what is refused."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from small_nets import write_clip
 from tiny_tasks import write_task
 from torch.nn import functional as F
 
@@ -13,8 +16,19 @@ from pardalis.codec import Codec
 from pardalis.documents import Document, Image, open_image
 from pardalis.errors import BundleError, ConfigError, DataError, RequestError
 from pardalis.evaluate.features import ImageFeatures
+from pardalis.evaluate.metrics import image_scores
 from pardalis.evaluate.metrics.distribution import frechet, kernel_distance, neighbours
-from pardalis.evaluate.tasks import Item, Trial, evaluate_tasks, read_items, task_of, text_to_image
+from pardalis.evaluate.metrics.image_scores import IMAGE_SCORES, ImageScore, Judge, Nets
+from pardalis.evaluate.tasks import (
+    Item,
+    Trial,
+    evaluate_tasks,
+    judging,
+    read_items,
+    task_of,
+    text_to_image,
+)
+from pardalis.feature_nets.clip import load_clip
 from pardalis.vq import ImageTokenizer
 
 TOML = """\
@@ -109,7 +123,7 @@ def test_too_few_images_leave_metrics_out(bundle, tmp_path, caplog):
 
 def test_scores_of_each_image(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        text_to_image, "load_image_text_net", lambda folder: ("pair_net_12345678", ByBrightness())
+        image_scores, "load_image_text_net", lambda folder: ("pair_net_12345678", ByBrightness())
     )
     monkeypatch.setattr(text_to_image, "load_ocr", lambda: lambda image: ["OWL!"])
     toml = TOML.replace('"frechet", "kernel", "prdc", "retrieval"', '"image_text", "ocr"').replace(
@@ -127,6 +141,94 @@ def test_scores_of_each_image(bundle, tmp_path, monkeypatch):
     assert numbers["word_recall"]["value"] == 1  # of the words that are asked for
     assert "word_recall" not in records[3]["scores"]
     assert {"pair_net_12345678_owl", "pair_net_12345678_fox"} <= set(numbers)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """A score ``brightness`` of images, and with how many of them it was called."""
+    found: list[int] = []
+
+    def score(images, texts):
+        assert len(images) == len(texts) and all(text.startswith("The ") for text in texts)
+        found.append(len(images))
+        return torch.tensor([np.asarray(each).mean() / 255 for each in images])
+
+    def load(nets: Nets) -> Judge:
+        return Judge("brightness", score)
+
+    monkeypatch.setitem(IMAGE_SCORES, "brightness", ImageScore(load, higher_is_better=False))
+    return found
+
+
+BRIGHTNESS = TOML.replace('["frechet", "kernel", "prdc", "retrieval"]', '["brightness"]')
+
+
+def test_nets_are_given_many_images_at_once_and_only_those_without_a_score(
+    bundle, tmp_path, calls, monkeypatch
+):
+    path = write_task(tmp_path, toml=BRIGHTNESS, items=ITEMS)
+
+    def brightness(seeds: int, limit: int | None = None):
+        out = tmp_path / "out"
+        entry = evaluate_tasks(bundle, [path], out, seeds=seeds, limit=limit)["tasks"]["animals"]
+        return entry, read_items(out, "animals")
+
+    entry, records = brightness(1, limit=2)
+    assert calls == [2] and entry["higher_is_better"] is False and len(records) == 2
+    entry, records = brightness(2)  # what is finished keeps its score
+    assert calls == [2, 4] and len(records) == 6
+    for record in records:
+        image = open_image(tmp_path / "out" / "animals" / record["answer"][0]["image"])
+        assert record["scores"]["brightness"] == pytest.approx(np.asarray(image).mean() / 255)
+    mean = sum(record["scores"]["brightness"] for record in records) / 6
+    assert entry["numbers"]["brightness"]["value"] == pytest.approx(mean)
+    monkeypatch.setattr(judging, "_AT_ONCE", 2)
+    evaluate_tasks(bundle, [path], tmp_path / "again", seeds=1)
+    assert calls == [2, 4, 2, 1]
+    assert read_items(tmp_path / "again", "animals") == records[:3]
+
+
+def test_images_that_were_finished_before_an_interruption_are_judged_then(
+    bundle, tmp_path, calls, monkeypatch
+):
+    path = write_task(tmp_path, toml=BRIGHTNESS, items=ITEMS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(judging, "bar", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        evaluate_tasks(bundle, [path], tmp_path / "out")
+    kept = read_items(tmp_path / "out", "animals")
+    assert len(kept) == 3 and not calls and not any(record["scores"] for record in kept)
+    evaluate_tasks(bundle, [path], tmp_path / "out")
+    after = read_items(tmp_path / "out", "animals")
+    assert calls == [3] and [each["answer"] for each in after] == [each["answer"] for each in kept]
+    assert all(record["scores"].keys() == {"brightness"} for record in after)
+
+
+def test_a_score_that_is_no_number_is_an_item_that_failed(bundle, tmp_path, monkeypatch):
+    values = iter([0.5, float("nan"), 0.25])
+    judge = Judge("odd", lambda images, texts: torch.tensor([next(values) for _ in images]))
+    monkeypatch.setitem(IMAGE_SCORES, "odd", ImageScore(lambda nets: judge))
+    path = write_task(tmp_path, toml=BRIGHTNESS.replace("brightness", "odd"), items=ITEMS)
+    entry = evaluate_tasks(bundle, [path], tmp_path / "out")["tasks"]["animals"]
+    assert (entry["items"], entry["failed"]) == (2, 1)
+    assert list(entry["failures"]) == ["The score 'odd' of its image is nan, not a number."]
+    assert entry["numbers"]["odd"]["value"] == 0.375
+
+
+def test_an_aesthetic_head_scores_the_vectors_of_a_clip(bundle, tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    net = load_clip(clip)
+    tensors = {"weight": torch.full((1, net.width), 2.0), "bias": torch.tensor([5.0])}
+    save_file(tensors, tmp_path / "head.safetensors")
+    nets = f'net = "{clip}"\nhead = "{tmp_path / "head.safetensors"}"\n\n[data]'
+    toml = BRIGHTNESS.replace("brightness", "aesthetic").replace("\n[data]", nets)
+    path = write_task(tmp_path, toml=toml, items=ITEMS)
+    numbers = evaluate_tasks(bundle, [path], tmp_path / "out")["tasks"]["animals"]["numbers"]
+    [name] = numbers
+    assert re.fullmatch(r"aesthetic_[0-9a-f]{8}", name)
+    for record in read_items(tmp_path / "out", "animals"):
+        image = open_image(tmp_path / "out" / "animals" / record["answer"][0]["image"])
+        expected = 2 * float(net.images([image]).sum()) + 5
+        assert record["scores"][name] == pytest.approx(expected, abs=1e-4)
 
 
 def test_images_without_metrics_are_kept(bundle, tmp_path):
@@ -148,7 +250,8 @@ def test_examples_show_their_images():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": ["fid"]}, "metrics"),
+        ({"metrics": ["fid"]}, "metrics has 'fid'; each must be one of frechet, kernel, prdc, "),
+        ({"metrics": ["aesthetic"], "net": "n"}, "metrics has 'aesthetic', which needs a head; "),
         ({"metrics": ["frechet"]}, "metrics has 'frechet', which compares with real images"),
         ({"metrics": ["image_text"]}, "metrics has 'image_text', which needs a net; give the"),
         ({"shots": 1}, "shots is 1, but examples have no image; name its field in `reference`"),

@@ -20,9 +20,9 @@ from typing import Any
 
 from pardalis import progress
 from pardalis.config import check_at_least, check_at_most
-from pardalis.corpora.benchmarks import dictionary, drawings, encyclopedia, flags, scenes
+from pardalis.corpora.benchmarks import dictionary, drawings, encyclopedia, flags, scenes, stamps
 from pardalis.corpora.benchmarks.materials import Materials
-from pardalis.corpora.benchmarks.packages import PACKAGES
+from pardalis.corpora.benchmarks.packages import PACKAGES, STAMPS
 from pardalis.corpora.benchmarks.questions import SPLITS, Benchmark, Question, Split, TaskImage
 from pardalis.corpora.emojis import write_licences
 from pardalis.corpora.encyclopedia.packages import licences, require_packages
@@ -33,7 +33,7 @@ from pardalis.seeds import numpy_generator
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     benchmark.name: benchmark
-    for family in (drawings, flags, scenes, dictionary, encyclopedia)
+    for family in (drawings, flags, scenes, dictionary, encyclopedia, stamps)
     for benchmark in family.BENCHMARKS
 }
 
@@ -43,7 +43,7 @@ class BenchmarksConfig:
     """Which tasks are made, and how large."""
 
     packages: Path  # folder that fetch_packages filled
-    tasks: tuple[str, ...] = ()  # names of BENCHMARKS; empty: all
+    tasks: tuple[str, ...] = ()  # names of BENCHMARKS; empty: all whose packages are there
     items: int = 200  # the most questions of a task that are tested
     examples: int = 50  # the most questions that few-shot examples are drawn from
     image_side: int = 128  # pixels
@@ -68,7 +68,7 @@ def build_benchmarks(config: BenchmarksConfig, folder: Path) -> dict[str, dict[s
     """
     require_packages()
     materials = Materials(config.packages, config.image_side)
-    chosen = [BENCHMARKS[name] for name in dict.fromkeys(config.tasks or BENCHMARKS)]
+    chosen = [BENCHMARKS[name] for name in dict.fromkeys(config.tasks or _possible(config))]
     counts: dict[str, dict[str, int]] = {each.name: {} for each in chosen}
     with (
         atomic_folder(folder) as partial,
@@ -87,6 +87,15 @@ def build_benchmarks(config: BenchmarksConfig, folder: Path) -> dict[str, dict[s
         write_json(partial / "tasks.json", [_entry(each, counts[each.name]) for each in chosen])
         write_licences(_licences(chosen, counts), partial)
     return counts
+
+
+def _possible(config: BenchmarksConfig) -> list[str]:
+    """Return the names of all tasks but those whose optional package was not fetched."""
+    return [
+        name
+        for name, each in BENCHMARKS.items()
+        if each.optional is None or (config.packages / each.optional.file).exists()
+    ]
 
 
 class _Images:
@@ -157,7 +166,7 @@ def _licences(
     chosen: list[Benchmark], counts: Mapping[str, Mapping[str, int]]
 ) -> list[tuple[Any, ...]]:
     """Return the packages of the licence manifest; see :func:`write_licences`."""
-    facts = {p.name: (p.version, p.licence, p.attribution) for p in PACKAGES}
+    facts = {p.name: (p.version, p.licence, p.attribution) for p in (*PACKAGES, STAMPS)}
     articles = licences(0, 0)[1]
     facts[articles[0]] = articles[1:4]
     used: dict[str, int] = {}

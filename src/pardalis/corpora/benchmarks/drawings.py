@@ -7,13 +7,12 @@ heart". They are of the same split: a model that was trained on the corpus of dr
 know all wrong names and never the right one, which makes it worse than one that does not look.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pardalis.corpora.benchmarks.materials import LANGUAGES, Emoji, Materials
+from pardalis.corpora.benchmarks.materials import LANGUAGES, Emoji, Materials, words_of
 from pardalis.corpora.benchmarks.questions import (
     N_CHOICES,
     Benchmark,
@@ -65,6 +64,7 @@ def _names(
             "image": materials.task_image(emoji.key, style),
             "phrase": style.phrase,
             "name": emoji.name,
+            "named": with_article(emoji.name),
             "choices": [with_article(each.name) for each in choices],
             "names": {language: [e.names[language] for e in choices] for language in LANGUAGES},
             "answer": answer,
@@ -163,7 +163,7 @@ def _drawn_alike(task_image: TaskImage, materials: Materials, emoji: Emoji) -> b
 
 def _say_the_same(one: Emoji, other: Emoji) -> bool:
     """Whether a name could stand for another: it has the same words or fewer, or equal letters."""
-    words, others = (set(re.findall(r"\w+", each.name.casefold())) for each in (one, other))
+    words, others = (words_of(each.name) for each in (one, other))
     return (
         one.concept.family == other.concept.family
         or words <= others

@@ -63,6 +63,7 @@ def _capitals(
         if found := with_wrong_ones(country, of_region, differs, generator):
             choices, answer = found
             yield _head(materials, country, style) | {
+                "capital": country.capital,
                 "choices": [each.capital for each in choices],
                 "answer": answer,
             }

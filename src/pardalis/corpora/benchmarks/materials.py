@@ -3,6 +3,7 @@
 All is read once, when a task first needs it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float
 
-from pardalis.corpora.benchmarks.packages import WORLD
+from pardalis.corpora.benchmarks.packages import STAMPS, WORLD
 from pardalis.corpora.benchmarks.questions import Split, TaskImage
 from pardalis.corpora.benchmarks.wordnet import WordNet
 from pardalis.corpora.drawings.concepts import Concept, all_concepts
@@ -21,7 +22,7 @@ from pardalis.corpora.drawings.packages import EMOJIBASE
 from pardalis.corpora.drawings.styles import STYLES, Drawing, Style, draw
 from pardalis.corpora.emojis import bucket, key_of_hexcode
 from pardalis.corpora.encyclopedia.packages import Article, articles
-from pardalis.corpora.packages import checked, read_members
+from pardalis.corpora.packages import checked, read_deb_files, read_members
 from pardalis.corpora.prose.packages import WORDNET, senses
 from pardalis.files import parse_json
 
@@ -30,6 +31,8 @@ LANGUAGES = ("en", "de", "es", "fr", "ja", "zh")
 _LEAST_DIFFERENCE = 6.0  # mean of 0 to 255, between drawings that a person tells apart
 _THUMBNAIL = 16  # pixels a side
 _KEPT_IMAGES = 512
+_LOCALES = {"zh": "zh_CN"}  # of captions of stamps, where it is not called as the language
+_STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,20 @@ class Emoji:
     def split(self) -> Split:
         """Examples are what the corpus of drawings trains on; all that it holds out is tested."""
         return "train" if self.concept.split == "train" else "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A picture with its caption."""
+
+    name: str  # such as animals/birds/owl
+    png: bytes
+    captions: dict[str, str]  # by language, of LANGUAGES
+
+    @property
+    def split(self) -> Split:
+        """A tenth are examples; no corpus of ours trains on stamps."""
+        return "train" if bucket(self.captions["en"]) < 10 else "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +192,44 @@ class Materials:
         )
 
     @cached_property
+    def stamps(self) -> list[Stamp]:
+        """Stamps in PNG whose caption is there in each language, by their names; each caption once.
+
+        Their package has a text beside each: the English caption, then lines ``de.utf8=Eine Eule.``
+        """
+        path = checked(STAMPS, self.packages)
+        files = dict(read_deb_files(path, _STAMPS_FOLDER, (".png", ".txt")))
+        found: dict[str, Stamp] = {}
+        for name in sorted(files):
+            stem = name.removesuffix(".txt")
+            if stem == name or (png := files.get(f"{stem}.png")) is None:
+                continue
+            captions = _captions(files[name].decode(errors="replace"))
+            if captions is not None and captions["en"] not in found:
+                found[captions["en"]] = Stamp(stem, png, captions)
+        return list(found.values())
+
+    @cached_property
     def wordnet(self) -> WordNet:
         return WordNet.of(list(senses(checked(WORDNET, self.packages))))
 
     @cached_property
     def articles(self) -> list[Article]:
         return articles()
+
+
+def words_of(text: str) -> set[str]:
+    """Return the words of a text, in lower case."""
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _captions(text: str) -> dict[str, str] | None:
+    """Return the caption of a stamp in each language; None if one is missing."""
+    english, *lines = text.splitlines() or [""]
+    of_locale = dict(line.split(".utf8=", 1) for line in lines if ".utf8=" in line)
+    of_locale["en"] = english
+    found = {code: of_locale.get(_LOCALES.get(code, code), "").strip() for code in LANGUAGES}
+    return found if all(found.values()) else None
 
 
 def in_split(name: str, test_percent: int) -> Callable[[Split], bool]:

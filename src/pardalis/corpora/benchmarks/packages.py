@@ -14,4 +14,14 @@ WORLD = Package(
     "(https://opendatacommons.org/licenses/odbl/1-0/).",
 )
 
+STAMPS = Package(
+    "tuxpaint-stamps-default",
+    "2022.06.04-1",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    "GPL-2.0-or-later",
+    "Stamps of Tux Paint, copyright 2002-2022 by Bill Kendrick and contributors "
+    "(https://tuxpaint.org).",
+    "debian",
+)
+
 PACKAGES = (*DRAWINGS, WORDNET, WORLD)

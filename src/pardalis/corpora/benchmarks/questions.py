@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import numpy as np
 import PIL.Image
 
+from pardalis.corpora.packages import Package
+
 if TYPE_CHECKING:
     from pardalis.corpora.benchmarks.materials import Materials
 
@@ -44,6 +46,7 @@ class Benchmark:
         ask: yields the questions of a split in random order; so many are taken as are wanted.
         packages: names of those that its questions come from, for the licences.
         choices: how many each question has; 0: it has none.
+        optional: a package that is fetched apart, without which the task is left out of all tasks.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Benchmark:
     ask: "Callable[[Materials, Split, np.random.Generator], Iterator[Question]]"
     packages: tuple[str, ...]
     choices: int = N_CHOICES
+    optional: Package | None = None
 
 
 def shuffled(items: Sequence[T], generator: np.random.Generator) -> Iterator[T]:

@@ -5,6 +5,7 @@ defined for CLIP ViT-B/32, and is called so with no other net; for machines with
 :mod:`~pardalis.evaluate.metrics.pair_net` trains a small net of its own.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from pardalis.feature_nets.clip import ClipNet
 from pardalis.feature_nets.files import fitted, read_tensors
 
 _WEIGHT = 2.5
+_LAYER = re.compile(r"layers\.\d{1,3}\.weight")
 _PREFIX = "A photo depicts "
 
 
@@ -60,19 +62,33 @@ def clip_score(
 def load_aesthetic(
     net: ClipNet, path: Path
 ) -> Callable[[Sequence[PIL.Image.Image]], Float[Tensor, " N"]]:
-    """Return what scores images by a linear map of a CLIP's vectors, such as LAION's aesthetic one.
+    """Return what scores images by linear maps of a CLIP's vectors, such as LAION's aesthetic ones.
 
     Args:
         path: a file of the tensors ``weight`` (1, width) and ``bias`` (1), as LAION's
-            ``sa_0_4_vit_l_14_linear.pth``, which belongs to CLIP ViT-L/14.
+            ``sa_0_4_vit_l_14_linear.pth``; or of several maps that follow each other, with nothing
+            between them: ``layers.0.weight`` and so on, as ``sac+logos+ava1-l14-linearMSE.pth``.
+            Both belong to CLIP ViT-L/14.
 
     Raises:
         BundleError: the file cannot be read, or was fitted to vectors of another width.
     """
-    needed = {"weight": torch.Size((1, net.width)), "bias": torch.Size((1,))}
-    head = fitted(read_tensors(path), needed, path)
+    found = read_tensors(path)
+    names = sorted((n for n in found if _LAYER.fullmatch(n)), key=lambda n: int(n.split(".")[1]))
+    names = names or ["weight"]
+    needed: dict[str, torch.Size] = {}
+    width = net.width
+    for name in names:
+        n_outputs = 1 if name == names[-1] else len(found[name])
+        needed[name] = torch.Size((n_outputs, width))
+        needed[name.replace("weight", "bias")] = torch.Size((n_outputs,))
+        width = n_outputs
+    head = fitted(found, needed, path)
 
     def score(images: Sequence[PIL.Image.Image]) -> Float[Tensor, " N"]:
-        return (net.images(images) @ head["weight"].T + head["bias"])[:, 0]
+        x = net.images(images)
+        for name in names:
+            x = x @ head[name].T + head[name.replace("weight", "bias")]
+        return x[:, 0]
 
     return score

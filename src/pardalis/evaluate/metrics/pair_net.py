@@ -198,7 +198,7 @@ def train_pair_net(
 ) -> PairNetReport:
     """Train a net on the documents of one image and a text, and write it into a folder.
 
-    The folder gets ``config.json``, with the report, and ``model.safetensors``; a folder of that
+    The folder gets ``config.json``, with the report, and ``model.safetensors``; another net of that
     name is replaced. Documents of other forms and unreadable images are left out.
 
     Args:
@@ -207,9 +207,11 @@ def train_pair_net(
         part: the part of the documents that is used.
 
     Raises:
-        ConfigError: a package with the weights of a net is missing.
+        ConfigError: a package with the weights of a net is missing, or the folder holds something
+            else.
         DataError: there are fewer than two pairs to learn.
     """
+    files.require_replaceable(out, _CONFIG_FILE, (_WEIGHTS_FILE,))
     features, sentences = ImageFeatures.load(), load_sentence_net()
     vectors, texts = [], []
     for images, some_texts in _pairs(source, reader, part):

@@ -17,6 +17,7 @@ from pardalis.evaluate.tasks.choice import ChoiceTask
 from pardalis.evaluate.tasks.comparison import compare_results
 from pardalis.evaluate.tasks.composition import CompositionTask
 from pardalis.evaluate.tasks.context_choice import ContextChoiceTask
+from pardalis.evaluate.tasks.conversations import ConversationsConfig
 from pardalis.evaluate.tasks.documents import DocumentsConfig
 from pardalis.evaluate.tasks.find import load_task, load_tasks, shipped_tasks, task_of
 from pardalis.evaluate.tasks.generate import METRICS, AnswerMetric, GenerateTask

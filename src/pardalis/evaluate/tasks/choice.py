@@ -13,6 +13,7 @@ with a prompt u that says nothing of the item, such as "Answer:". The delimiter 
 belongs to its tokens, but not to its characters and bytes. Of equal scores the first counts.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from pardalis.evaluate.tasks.task import (
     Trial,
 )
 from pardalis.inference import Score
+
+logger = logging.getLogger(__name__)
 
 Normalisation = Literal["none", "tokens", "characters", "bytes", "unconditional"]
 _MOST_CHOICES = 1000
@@ -172,6 +175,16 @@ class ChoiceTask(TaskConfig):
         by_chance = [1 / len(record["details"]["choices"]) for record in records]
         if by_chance:
             numbers["chance"] = Number(math.fsum(by_chance) / len(by_chance))
+        differ = sum(len(set(record["details"]["tokens"])) > 1 for record in records)
+        if differ and self.normalise == ("none",):
+            logger.warning(
+                "Task %r: the choices of %d of %d items have different lengths in tokens, and the "
+                "sum of log-probabilities favours short ones; add 'tokens' or 'bytes' to normalise "
+                "to see the accuracy without that.",
+                self.name,
+                differ,
+                len(records),
+            )
         return numbers
 
 

@@ -8,21 +8,28 @@ from there. What begins next is compared with what follows in the document:
     image_unasked    places where text follows: the model begins with an image; lower is better
     constant         modality of the better of two answers that are always the same
 
+With ``net`` there is also the cosine of the first image that the model generates in an item and the
+text before it, in a CLIP or a pair net; the score bears the net's name.
+
 A model that ends its turn instead is wrong. With ``next`` an item is one place: the whole document
 is shown, and the template says what must follow, ``text`` or ``image``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least
-from pardalis.documents import Document, Image, Segment
+from pardalis.documents import Document, Image, Segment, Text
 from pardalis.errors import ConfigError, DataError
+from pardalis.evaluate.metrics.image_scores import IMAGE_SCORES, Judge, Nets
 from pardalis.evaluate.tasks.generating import GeneratingTask
 from pardalis.evaluate.tasks.items import Item
+from pardalis.evaluate.tasks.judging import judged_images
 from pardalis.evaluate.tasks.task import AnyRequest, Generation, Number, Outcome, Record, Trial
 from pardalis.evaluate.tasks.template import joined
 
@@ -44,6 +51,7 @@ class InterleavingTask(GeneratingTask):
     kind: Literal["interleaving"] = "interleaving"
     document: str = "{document}"  # template of the whole document
     next: str = ""  # template: what must follow the document; empty: what follows its segments
+    net: Path | None = None  # folder of a CLIP or of a pair net, from the current folder
     positions: int = 4  # segments of a document after which the model goes on, the first ones
 
     defaults: ClassVar[dict[str, Any]] = {"mode": "interleaved", "max_images": 1}
@@ -127,17 +135,33 @@ class InterleavingTask(GeneratingTask):
             if values
         }
         rest = () if self.next else tuple(self._segments(trial.item)[1:])
+        shown = drawn.index(True) if any(drawn) else 0
+        before = [each for each, _ in self.places_of(trial.item)][shown].segments
         return Outcome(
             scores,
-            answer=Document(results[0].segments),
+            answer=Document(results[shown].segments),
             expected=Document(rest) if rest else None,
             details={
                 "places": [
                     {"expected": wanted, "found": begins, "has_image": has}
                     for wanted, begins, has in zip(places, found, drawn, strict=True)
-                ]
+                ],
+                "text": _text_before(before, segments[shown]),
             },
         )
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        """Also load the net; raises BundleError and ConfigError."""
+        super().check_bundle(bundle)
+        _ = self._judges
+
+    def judged(self, records: Sequence[Record], folder: Path) -> Sequence[Record]:
+        return judged_images(self.name, self._judges, records, folder) if self.net else records
+
+    @cached_property
+    def _judges(self) -> list[Judge]:
+        nets = Nets(self.net)
+        return [IMAGE_SCORES["image_text"].load(nets)] if self.net is not None else []
 
     def summarise(self, records: Sequence[Record], folder: Path) -> dict[str, Number]:
         places = [
@@ -147,6 +171,13 @@ class InterleavingTask(GeneratingTask):
         share = sum(sum(each) / len(each) for each in places) / len(places)
         found = super().summarise(records, folder)
         return found | {"constant": Number(max(share, 1 - share))}
+
+
+def _text_before(prompt: Sequence[Segment], completion: Sequence[Segment]) -> str:
+    """Return the text that stands nearest before the first image of a completion."""
+    own = takewhile(lambda segment: not isinstance(segment, Image), completion)
+    texts = [each.text.strip() for each in (*prompt, *own) if isinstance(each, Text)]
+    return texts[-1] if texts else ""
 
 
 def _modality(segment: Segment) -> Modality:

@@ -143,10 +143,13 @@ class TaskResults:
         with open(self._path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def sort(self, order: Sequence[tuple[int, str]]) -> None:
-        """Write the items in an order, others after them."""
+    def finish(
+        self, found: Mapping[tuple[int, str], Record], order: Sequence[tuple[int, str]]
+    ) -> None:
+        """Write the items in an order, as they are found at last, and others after them."""
         place = {key: number for number, key in enumerate(order)}
-        self.records.sort(key=lambda r: place.get((r["seed"], r["id"]), len(place)))
+        last = [found.get((each["seed"], each["id"]), each) for each in self.records]
+        self.records = sorted(last, key=lambda r: place.get((r["seed"], r["id"]), len(place)))
         write_records(self.records, self._path)
 
     def write_contamination(self, found: Contamination) -> None:

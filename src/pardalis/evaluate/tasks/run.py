@@ -285,7 +285,10 @@ class _Evaluation:
                 found[record["seed"], record["id"]] = record
                 failed += "error" in record
                 advance(**({"failed": failed} if failed else {}))
-        results.sort([each.key for each in asked])
+        finished = [record for record in found.values() if "error" not in record]
+        for record in task.judged(finished, results.folder):
+            found[record["seed"], record["id"]] = record
+        results.finish(found, [each.key for each in asked])
         records = [found[each.key] for each in asked]
         entry = task_entry(task, records, results.folder)
         if contamination is not None:

@@ -211,6 +211,18 @@ class TaskConfig(ABC):
         """Whether another seed may give other scores."""
         return self.shots > 0
 
+    def judged(self, records: Sequence[Record], folder: Path) -> Sequence[Record]:
+        """Return the finished items with the scores that are given to many of them at once.
+
+        It is asked when all items are finished and on the disk, so that nets read their images in
+        batches. What it returns for an item may be ``{"error": ...}`` in the place of scores.
+
+        Args:
+            records: those without an error, of all seeds; may have these scores already.
+            folder: of the task's results, where the images of records begin.
+        """
+        return records
+
     def summarise(self, records: Sequence[Record], folder: Path) -> dict[str, Number]:
         """Return the numbers of the task, the most important first.
 

@@ -5,7 +5,11 @@
     prdc        precision, recall, density, coverage, k neighbours  arXiv 1904.06991, 2002.09797
     retrieval   how often the real image of the prompt is nearest among ``candidates`` real ones
     image_text  cosine of the image and the text in a net that the user supplies
+    aesthetic   a head that the user supplies, on the vectors of a CLIP
+    nsfw        how unsafe for work the image is, by Yahoo's Open-NSFW
     ocr         words in quotation marks of the prompt that are read in the image
+
+What judges one image by itself is in :mod:`pardalis.evaluate.metrics.image_scores`.
 
 The first four need real images, which ``reference`` names, and take the features of
 EfficientNet-lite0, whose name their results carry: none of them is the FID or the KID of Inception.
@@ -29,19 +33,18 @@ from torch import Tensor
 
 from pardalis.bundle import Bundle
 from pardalis.config import check_at_least
-from pardalis.digests import file_digest
 from pardalis.documents import Document, Image, Segment, Text, open_image
-from pardalis.errors import BundleError, ConfigError, DataError, RequestError
+from pardalis.errors import ConfigError, DataError, RequestError
 from pardalis.evaluate.features import ImageFeatures
 from pardalis.evaluate.metrics.distribution import frechet, kernel_distance, neighbours
-from pardalis.evaluate.metrics.image_text import ImageTextNet, image_text_cosine
+from pardalis.evaluate.metrics.image_scores import IMAGE_SCORES, Judge, Nets
 from pardalis.evaluate.metrics.intervals import bootstrap
-from pardalis.evaluate.metrics.pair_net import load_pair_net
 from pardalis.evaluate.metrics.text_in_image import word_recall
 from pardalis.evaluate.ocr import OCR, load_ocr
 from pardalis.evaluate.retrieval import retrieval_top1
 from pardalis.evaluate.tasks.generating import GeneratingTask, by_group
 from pardalis.evaluate.tasks.items import Item
+from pardalis.evaluate.tasks.judging import judged_images
 from pardalis.evaluate.tasks.task import (
     AnyRequest,
     Generation,
@@ -52,13 +55,10 @@ from pardalis.evaluate.tasks.task import (
     mean,
     ratio,
 )
-from pardalis.feature_nets.clip import load_clip
-from pardalis.files import read_json
 from pardalis.vq import open_square
 
 logger = logging.getLogger(__name__)
 
-ImageMetric = Literal["frechet", "kernel", "prdc", "retrieval", "image_text", "ocr"]
 _WITH_REFERENCES = ("frechet", "kernel", "prdc", "retrieval")
 _LOWER_IS_BETTER = ("frechet", "kernel")
 _FEATURES = "efficientnet_lite0"  # at the end of the names of what is computed from its features
@@ -75,9 +75,10 @@ class TextToImageTask(GeneratingTask):
     kind: Literal["text_to_image"] = "text_to_image"
     prompt: str  # template
     reference: str = ""  # template of the real image of the prompt; empty: there is none
-    metrics: tuple[ImageMetric, ...] = ()  # the first counts most; none: images for other tools
+    metrics: tuple[str, ...] = ()  # the first counts most; none: images for other tools
     text: str = ""  # template of what image_text and ocr compare; empty: the text of the prompt
     net: Path | None = None  # folder of a CLIP or of a pair net, from the current folder
+    head: Path | None = None  # file of an aesthetic head, likewise
     candidates: int = 100  # real images of a retrieval, of which one is right
     neighbours: int = 5  # k of prdc
     group: str = ""  # template; scores of items are told by what it gives too
@@ -104,15 +105,20 @@ class TextToImageTask(GeneratingTask):
                 f"metrics has {needing[0]!r}, which compares with real images; name their field in "
                 "`reference`."
             )
-        if "image_text" in self.metrics and self.net is None:
-            raise ConfigError(
-                "metrics has 'image_text', which needs a net; give the folder of a CLIP or of a "
-                "pair net as `net`."
-            )
+        for metric in self.metrics:
+            if metric not in (known := (*_WITH_REFERENCES, *IMAGE_SCORES, "ocr")):
+                raise ConfigError(
+                    f"metrics has {metric!r}; each must be one of {', '.join(known)}."
+                )
+            for name in IMAGE_SCORES[metric].needs if metric in IMAGE_SCORES else ():
+                if getattr(self, name) is None:
+                    raise ConfigError(f"metrics has {metric!r}, which needs {_NEEDED[name]}.")
 
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]
         """Whether a larger value of the first number is better."""
+        if self.metrics and self.metrics[0] in IMAGE_SCORES:
+            return IMAGE_SCORES[self.metrics[0]].higher_is_better
         return not self.metrics or self.metrics[0] not in _LOWER_IS_BETTER
 
     # ── the item ───────────────────────────────────────────────────────────────────────────────
@@ -152,8 +158,7 @@ class TextToImageTask(GeneratingTask):
         super().check_bundle(bundle)
         if set(self.metrics) & set(_WITH_REFERENCES):
             _ = self._features
-        if "image_text" in self.metrics:
-            _ = self._net
+        _ = self._judges
         if "ocr" in self.metrics:
             _ = self._ocr
 
@@ -174,15 +179,15 @@ class TextToImageTask(GeneratingTask):
             "text": text,
             "group": self._template("group").text(trial.item.fields),
         }
-        if "image_text" in self.metrics:
-            name, net = self._net
-            scores[name] = float(image_text_cosine(net, [pixels], [text]))
         if "ocr" in self.metrics:
             found = word_recall(text, lines := self._ocr(pixels))
             details |= {"words": found.words, "words_read": found.recalled, "lines": lines}
             if found.words:
                 scores[_WORDS] = found.recall
         return Outcome(scores, Document((image,)), expected, details)
+
+    def judged(self, records: Sequence[Record], folder: Path) -> Sequence[Record]:
+        return judged_images(self.name, self._judges, records, folder)
 
     # ── the numbers ────────────────────────────────────────────────────────────────────────────
 
@@ -201,9 +206,11 @@ class TextToImageTask(GeneratingTask):
                 for name in of_seeds[0].get(metric, {}):
                     if all(name in each.get(metric, {}) for each in of_seeds):
                         found[name] = _over_seeds([each[metric][name] for each in of_seeds])
-            elif metric == "image_text":
+            elif metric in IMAGE_SCORES:
                 names = dict.fromkeys(name for record in records for name in record["scores"])
-                found |= {n: mean(records, n) for n in names if n.startswith(_NETS)}
+                found |= {
+                    n: mean(records, n) for n in names if n.startswith(_NAMES.get(metric, metric))
+                }
             elif any(words := [float(each["details"]["words"]) for each in records]):
                 read = [float(each["details"]["words_read"]) for each in records]
                 found[_WORDS] = ratio(read, words, [record["id"] for record in records])
@@ -280,34 +287,18 @@ class TextToImageTask(GeneratingTask):
         return load_ocr()
 
     @cached_property
-    def _net(self) -> tuple[str, ImageTextNet]:
-        """The net of image_text, and the name of its score, which says which net it is."""
-        assert self.net is not None
-        return load_image_text_net(self.net)
+    def _judges(self) -> list[Judge]:
+        nets = Nets(self.net, self.head)
+        return [IMAGE_SCORES[name].load(nets) for name in self.metrics if name in IMAGE_SCORES]
 
 
 _WORDS = "word_recall"
-_NETS = ("clip_", "pair_net_")  # beginnings of the names of scores of image_text
-
-
-def load_image_text_net(folder: Path) -> tuple[str, ImageTextNet]:
-    """Return the name of the scores of a net, and the net: a CLIP or a pair net.
-
-    Raises:
-        BundleError: the folder holds neither, or a file is damaged.
-        ConfigError: a package with the weights of a net is missing.
-    """
-    try:
-        header = read_json(folder / "config.json")
-        weights = file_digest(folder / "model.safetensors").rpartition(":")[2][:8]
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{folder} holds no config.json and model.safetensors that can be read ({error}); give "
-            "the folder of a CLIP as the hub stores it, or of a pair net."
-        ) from error
-    if isinstance(header, dict) and header.get("format") == "pardalis-pair-net":
-        return f"pair_net_{weights}", load_pair_net(folder)
-    return f"clip_{weights}", load_clip(folder)
+# Beginnings of the names of scores that are not those of their metrics.
+_NAMES = {"image_text": ("clip_", "pair_net_")}
+_NEEDED = {
+    "net": "a net; give the folder of a CLIP or of a pair net as `net`",
+    "head": "a head; give the file of linear maps of the net's vectors as `head`",
+}
 
 
 def generated_image(response: Document) -> tuple[Image, PIL.Image.Image]:
