@@ -1,8 +1,8 @@
 """What weights in 16 and 8 bits cost in accuracy: the same tasks with each of them.
 
 The matrices and the embedding of a bundle are rounded as the engine rounds them for
-``EngineConfig(weights=...)``, and computed with in 32 bits, as the steps in C++ do. Prints JSON and,
-with ``--out``, writes it.
+``EngineConfig(weights=...)``, and computed with in 32 bits, as the steps in C++ do. Prints JSON,
+and with ``--out`` writes it.
 
     python bench/weights.py bundles/smollm2 dictionary_word country_capital --data tasks
 """
