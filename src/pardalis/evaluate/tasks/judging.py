@@ -29,8 +29,8 @@ def judged_images(
     found: list[Record] = []
     left: list[tuple[Record, str]] = []
     for record in records:
-        images = (each["image"] for each in record["answer"] if "image" in each)
-        image = None if names <= record["scores"].keys() else next(images, None)
+        drawn = (each["image"] for each in record["answer"] if "image" in each)
+        image = None if names <= record["scores"].keys() else next(drawn, None)
         if image is None:
             found.append(record)
         else:
