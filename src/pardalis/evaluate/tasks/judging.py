@@ -29,8 +29,8 @@ def judged_images(
     found: list[Record] = []
     left: list[tuple[Record, str]] = []
     for record in records:
-        drawn = (each["image"] for each in record["answer"] if "image" in each)
-        image = None if names <= record["scores"].keys() else next(drawn, None)
+        names_of = (each["image"] for each in record["answer"] if "image" in each)
+        image = None if names <= record["scores"].keys() else next(names_of, None)
         if image is None:
             found.append(record)
         else:
