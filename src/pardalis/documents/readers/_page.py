@@ -20,6 +20,7 @@ from pardalis.documents.document import Image, Omission, Rejection
 from pardalis.documents.images import from_data_uri, image_size, read_source
 from pardalis.documents.readers._assemble import Assembly, Block
 from pardalis.documents.readers._inline import formula, list_marker, lowered, raised
+from pardalis.documents.readers._styles import Sheets
 from pardalis.errors import ConfigError, DataError
 
 Attributes: TypeAlias = dict[str, str | None]
@@ -45,6 +46,7 @@ class PageOptions:
     # What stands on more than this share of a source's pages is left out: a text of a line or a
     # table cell, in elements of the same kind and class, or an image. 1: nothing is.
     repeated: float = 1.0
+    style_sheets: bool = True  # what they hide is left out
     declared_side: int = 48  # pixels: images that declare a smaller width or height are left out
     min_side: int = 8  # pixels: images that have fewer in width or height are left out
 
@@ -121,7 +123,8 @@ _LATE = (
 
 _SAYS = {
     "navigation": "Navigation, and the header and footer of the page, are left out",
-    "hidden": "What the page hides is left out",
+    "hidden": "What the page or its style sheets hide is left out",
+    "unread-style": "Style sheets that are elsewhere, damaged or too large are not read",
     "decoration": "What is marked as no content (aria-hidden) is left out",
     "control": "Controls of forms are left out",
     "permalink": "Links of a heading to itself are left out",
@@ -184,10 +187,27 @@ class Walk:
         self._n_sections = 0  # open: a header inside belongs to the article
         self._n_headings = 0
         self._lists: list[_List | None] = []
+        self._styled: dict[int, bool] = {}  # whether style sheets hide an element
         self._drawn: dict[bytes, bytes] = {}  # drawings that were rendered
         self._recent: list[Path | bytes] = []  # images; a noscript may repeat one
         base = tree.css_first("base[href]")
         self._base = _get(base.attributes, "href") if base is not None else ""
+
+    def hide(self, text: str, sheets: Sheets) -> None:
+        """Leave out what the style sheets of the page hide.
+
+        Args:
+            text: the markup of its tree.
+        """
+        self._styled, unread = sheets.hidden_in(self._tree, text, self._sheet, self._base)
+        for address in unread:
+            self.counts.add("unread-style", address)
+
+    def _sheet(self, address: str, base: str) -> Path | bytes | None:
+        try:
+            return self._find(address, base)
+        except NoImageError:
+            return None
 
     def run(self) -> list[Block]:
         """Return the blocks of the page; raises ValueError if nothing matches the selector."""
@@ -317,14 +337,26 @@ class Walk:
             self.counts.add(kind, text if kind != "embedded" else f"<{tag}>")
         return True
 
+    def _is_hidden(self, node: LexborNode, tag: str, attributes: Attributes) -> bool:
+        is_styled = self._styled.get(node.mem_id) if self._styled else None
+        if is_styled is None:
+            style = _get(attributes, "style")
+            is_closed = tag == "dialog" and "open" not in attributes
+            is_hidden = "hidden" in attributes or is_closed
+            is_hidden = is_hidden or bool(style and _HIDDEN.search(style))
+        else:
+            # A script shows an image that is loaded late.
+            is_hidden = is_styled and not (tag == "img" and _is_late(attributes))
+        # A formula may be hidden beside its image, which is no text.
+        return is_hidden and node.css_first("math[alttext]") is None
+
     def _kind_left_out(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
-        if not attributes and tag not in _CHECKED:
+        if not attributes and tag not in _CHECKED and not self._styled:
             return ""
-        style = _get(attributes, "style")
-        is_closed = tag == "dialog" and "open" not in attributes
-        if "hidden" in attributes or is_closed or (style and _HIDDEN.search(style)):
-            # A formula may be hidden beside its image, which is no text.
-            return "hidden" if node.css_first("math[alttext]") is None else ""
+        is_hidden = self._is_hidden(node, tag, attributes)
+        return self._kind_of_rule(node, tag, attributes) or ("hidden" if is_hidden else "")
+
+    def _kind_of_rule(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
         role, classes = _get(attributes, "role").lower(), _get(attributes, "class")
         if tag in ("nav", "search") or role in ("navigation", "search"):
             return "navigation"

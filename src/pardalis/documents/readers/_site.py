@@ -14,6 +14,7 @@ from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._assemble import Key, segments
 from pardalis.documents.readers._encoding import decode
 from pardalis.documents.readers._page import Find, PageOptions, Walk
+from pardalis.documents.readers._styles import Sheets
 from pardalis.documents.readers._tree import parse
 from pardalis.errors import DataError
 
@@ -46,20 +47,21 @@ Pages = Callable[[], Iterator[Page | Rejection]]
 
 def read_pages(pages: Pages, options: PageOptions) -> Iterator[Document | Rejection]:
     """Yield a document for each page, after what is rejected of it; then what rules left out."""
-    left_out = _repeated(pages, options) if options.repeated < 1 else frozenset()
+    sheets = Sheets()
+    left_out = _repeated(pages, options, sheets) if options.repeated < 1 else frozenset()
     for page in pages():
         if isinstance(page, Rejection):
             yield page
         else:
-            yield from _read(page, options, left_out)
+            yield from _read(page, options, sheets, left_out)
 
 
 def _read(
-    page: Page, options: PageOptions, left_out: frozenset[Key]
+    page: Page, options: PageOptions, sheets: Sheets, left_out: frozenset[Key]
 ) -> Iterator[Document | Rejection]:
     try:
         content = page.load()
-        walk = _walk(page, content, options)
+        walk = _walk(page, content, options, sheets)
         blocks = walk.run()
     except (OSError, ValueError, DataError) as error:
         yield Rejection(page.where, "unreadable-page", f"The page cannot be read: {error}.")
@@ -78,15 +80,17 @@ def _read(
     yield from walk.counts.omissions()
 
 
-def _walk(page: Page, content: Content, options: PageOptions) -> Walk:
+def _walk(page: Page, content: Content, options: PageOptions, sheets: Sheets) -> Walk:
     text = decode(content.markup, content.encoding)
     walk = Walk(parse(text, is_xml=content.is_xml), content.find, options, page.where)
+    if options.style_sheets:
+        walk.hide(text, sheets)
     if n_bad := text.count("\ufffd"):
         walk.counts.add("bad-bytes", "", n_bad)
     return walk
 
 
-def _repeated(pages: Pages, options: PageOptions) -> frozenset[Key]:
+def _repeated(pages: Pages, options: PageOptions, sheets: Sheets) -> frozenset[Key]:
     """Return what stands on more than a share of the pages, of a sample of them."""
     found = (page for page in pages() if isinstance(page, Page))
     sample = heapq.nsmallest(
@@ -98,7 +102,7 @@ def _repeated(pages: Pages, options: PageOptions) -> frozenset[Key]:
     n_read = 0
     for page in sample:
         try:
-            blocks = _walk(page, page.load(), options).run()
+            blocks = _walk(page, page.load(), options, sheets).run()
         except (OSError, ValueError, DataError):
             continue
         n_read += 1
