@@ -193,6 +193,40 @@ _MARKS = {  # those of UTF-32 begin as those of UTF-16 do
 }
 
 
+# How files begin that stand in place of others, in lower case; whose they are, and what to do.
+_POINTERS = {
+    b"version https://git-lfs.github.com": ("Git LFS", "git lfs pull"),
+    b"git/annex": ("git-annex", "git annex get"),
+    b"annex/objects": ("git-annex", "git annex get"),
+}
+_LONGEST_POINTER = 1024  # bytes
+
+
+def pointer_of(beginning: bytes, what: str) -> str:
+    """Return what a file is that stands in place of a large one, and what to do; "" if it is not.
+
+    Args:
+        beginning: of the file, in lower case.
+        what: the large one is called.
+    """
+    for start, (owner, command) in _POINTERS.items():
+        if beginning.startswith(start):
+            return f"a pointer of {owner} and not the {what} itself; get the file with `{command}`"
+    return ""
+
+
+def pointer_in(path: Path) -> str:
+    """Return the same of what is at a path, whatever it is."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_POINTER:
+            return ""
+        beginning = read_bytes(path, _LONGEST_POINTER).lstrip(b"/.\n").lower()
+    except OSError:
+        return ""
+    return pointer_of(beginning, "file")
+
+
 def with_line_feeds(text: str) -> str:
     """Return a text with line feeds for all ends of lines, as Python reads files in text mode."""
     return text.replace("\r\n", "\n").replace("\r", "\n")

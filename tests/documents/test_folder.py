@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pardalis.documents import Document, Image, Rejection, Text, read_folder
+from pardalis.documents import Document, Image, Omission, Rejection, Text, open_image, read_folder
 from pardalis.errors import DataError
 
 
@@ -176,6 +176,7 @@ def test_thumbnails_of_images_are_counted(tmp_path):
     owl, other, thumbnail = read_folder(tmp_path)
     assert (owl.name, other.name) == ("owl.png", "thumbs/other.jpg")
     assert (thumbnail.kind, Path(thumbnail.where).name) == ("thumbnail", "owl.jpg")
+    assert isinstance(thumbnail, Omission)  # the image itself is read
 
 
 @pytest.mark.parametrize(
@@ -183,11 +184,39 @@ def test_thumbnails_of_images_are_counted(tmp_path):
     [("a.CR2", "a raw photograph"), ("a.psd", "a Photoshop document"), ("a.heic", "an HEIC image"),
      ("a.svg", "an SVG drawing"), ("a.mp4", "a film")],
 )  # fmt: skip
-def test_formats_that_are_not_read_are_named_with_their_captions(tmp_path, name, called):
+def test_formats_that_are_not_read_are_named_with_their_captions(
+    tmp_path, monkeypatch, name, called
+):
+    monkeypatch.setattr("pardalis.documents.readers.folder.can_read_heic", lambda: False)
     put(tmp_path, {name: b"x", "a.txt": "an owl"})
     [item] = read_folder(tmp_path)
     assert item.kind == "unread-format" and called in item.reason
     assert item.reason.endswith("Its caption a.txt is left out with it.")
+
+
+def test_heic_is_read_with_its_extra(tmp_path, monkeypatch):
+    put(tmp_path, {"a.HEIC": b"x", "a.txt": "an owl"})
+    monkeypatch.setattr("pardalis.documents.readers.folder.can_read_heic", lambda: True)
+    [document] = read_folder(tmp_path)
+    assert (document.name, document.text) == ("a.HEIC", "an owl")
+    monkeypatch.setattr("pardalis.documents.readers.folder.can_read_heic", lambda: False)
+    [item] = read_folder(tmp_path)
+    assert "is read with the extra heic (pip install pardalis[heic])" in item.reason
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def test_pointers_of_git_lfs_are_called_so(tmp_path):
+    put(tmp_path, {"owl.png": POINTER, "owl.txt": "an owl", "fox.png": b"x", "fox.txt": POINTER})
+    put(tmp_path, {"captions.jsonl": POINTER})
+    of_list, of_caption, fox, owl = read_folder(tmp_path)
+    assert (fox.text, owl.text) == ("", "an owl")
+    assert (of_list.kind, of_caption.kind) == ("pointer", "bad-caption")
+    for each in (of_list, of_caption):
+        assert "a pointer of Git LFS and not the file itself" in each.reason
+    with pytest.raises(DataError, match="a pointer of Git LFS and not the image itself"):
+        open_image(owl.images[0].source)
 
 
 CAPTIONS = {
@@ -226,6 +255,7 @@ def test_short_captions_of_a_folder_are_understood_together(tmp_path):
 def test_a_damaged_byte_is_counted_and_the_caption_kept(tmp_path):
     put(tmp_path, {"a.png": b"x", "a.txt": "Ünïcödé — ein Uhu".encode() + b" \xff!"})
     damaged, document = read_folder(tmp_path)
+    assert isinstance(damaged, Omission) and damaged.count == 1
     assert damaged.kind == "damaged-text" and damaged.reason.startswith("1 bytes of the text")
     assert document.text == "Ünïcödé — ein Uhu \ufffd!"
 

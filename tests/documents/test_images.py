@@ -470,3 +470,33 @@ def test_lost_pixels_are_not_metadata(encode):
         open_image(content[: len(content) // 2])
     with pytest.raises(DataError, match="not an image of a kind"):
         open_image(content[:33] + _chunk(b"PLTE", b"\0")[:-4] + b"crc?" + content[33:])
+
+
+HEIC = base64.b64decode(  # 64 pixels, the left half blue and the right one red
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAA"
+    "AAAAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAACkAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAAB"
+    "AABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADw"
+    "NgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqSSmubgIaDAgA"
+    "AAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAABBwaX"
+    "hpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAADFtZGF0AAAAJSgBr1j5DpJf//mYHyP2O0/+RcIkt8/i"
+    "j/6iddf4v/RHEnHvbbg="
+)
+
+
+def test_heic_is_read_with_its_extra(monkeypatch):
+    pytest.importorskip("pi_heif", reason="HEIC needs the extra heic")
+    image = open_image(HEIC)
+    assert image.size == image_size(HEIC) == (64, 64)
+    for x, colour in ((8, (0, 0, 255)), (56, (255, 0, 0))):
+        assert np.abs(np.subtract(image.getpixel((x, 32)), colour)).max() < 40
+    for content in (HEIC[:-60], HEIC[:60], HEIC[:300] + b"\xff" * 200):
+        with pytest.raises(DataError, match=r"damaged|not an image of a kind"):
+            open_image(content)
+
+
+def test_heic_without_its_extra_is_told(monkeypatch):
+    monkeypatch.setattr("pardalis.documents.images.can_read_heic", lambda: False)
+    monkeypatch.setattr("PIL.Image.OPEN", {k: v for k, v in PIL.Image.OPEN.items() if k != "HEIF"})
+    for read in (open_image, image_size):
+        with pytest.raises(DataError, match=r"extra heic \(pip install pardalis\[heic\]\)"):
+            read(HEIC)

@@ -10,7 +10,15 @@ import hostile
 import PIL.Image
 import pytest
 
-from pardalis.documents import Document, Omission, PageOptions, Rejection, read_epub, read_mhtml
+from pardalis.documents import (
+    Document,
+    Omission,
+    PageOptions,
+    Rejection,
+    read_epub,
+    read_html,
+    read_mhtml,
+)
 from pardalis.documents.readers import epub
 
 
@@ -27,6 +35,20 @@ NESTED = b"".join(
 
 def kept(items):
     return [item for item in items if not isinstance(item, Omission)]
+
+
+def test_pages_of_other_readers_in_a_folder_are_left_out_by_name(tmp_path):
+    (tmp_path / "a.html").write_text("<p>An owl.")
+    (tmp_path / "b.mhtml").write_bytes(b"x")
+    (tmp_path / "c.epub").write_bytes(b"x")
+    document, *rest = read_html(tmp_path)
+    assert document.text == "An owl." and all(isinstance(each, Omission) for each in rest)
+    assert [each.kind for each in rest] == ["other-reader"] * 2
+    assert rest[0].reason.endswith("b.mhtml looks like a saved page; reader = 'mhtml' reads it.")
+    assert rest[1].reason.endswith("c.epub looks like a book; reader = 'epub' reads it.")
+    assert [each.kind for each in read_epub(tmp_path)] == [
+        "other-reader", "other-reader", "unreadable-book",
+    ]  # fmt: skip
 
 
 # ── MHTML ────────────────────────────────────────────────────────────────────────────────────────

@@ -1,13 +1,15 @@
 """Web documents as public datasets have them: OBELICS and MMC4."""
 
 import gzip
+import io
 import json
+import zipfile
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pardalis.documents import READERS, Document, Image, Rejection, Text
+from pardalis.documents import READERS, Document, Image, Rejection, Text, reader_of
 
 
 def read(reader, path, *records):
@@ -76,6 +78,67 @@ def test_mmc4(tmp_path, red_file, folder):
         Image(image),
         Image(image),
         Text("It is white. It flies."),
+    )
+
+
+def zipped(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return buffer.getvalue()
+
+
+MMC4_LINE = json.dumps({"text_list": ["An owl — sits.", "It is red."], "image_info": []}).encode()
+
+
+def test_shards_of_mmc4_as_they_are_published(tmp_path):
+    for number in range(2):
+        shard = zipped(**{f"shard_{number}_v2.jsonl": MMC4_LINE + b"\n" + MMC4_LINE + b"\n"})
+        (tmp_path / f"shard_{number}_v2.jsonl.zip").write_bytes(shard)
+    documents = list(READERS["mmc4"](tmp_path))
+    assert [each.text for each in documents] == ["An owl — sits. It is red."] * 4
+    assert len({each.name for each in documents}) == 4
+    assert reader_of(tmp_path) == "mmc4"
+
+
+WITH_MAC = zipped(**{"a.jsonl": MMC4_LINE, "__MACOSX__._a.jsonl": b"x"})
+DAMAGED = bytearray(zipped(**{"a.jsonl": MMC4_LINE * 99}))
+DAMAGED[60] ^= 255
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (zipped(**{"a.jsonl": MMC4_LINE, "b.jsonl": MMC4_LINE}), "holds 2 files"),
+        (zipped(), "holds 0 files"),
+        (zipped(**{"../../a.jsonl": (b" " * 4095 + b"\n") * 2000}), "more than 200 times its size"),
+        (WITH_MAC[:-30], "truncated or damaged"),
+        (bytes(DAMAGED), "truncated or damaged"),
+        (b"no zip", "truncated or damaged"),
+        (WITH_MAC.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "encrypted"),
+    ],
+)
+def test_a_zip_archive_that_cannot_be_read_is_told(tmp_path, monkeypatch, content, reason):
+    monkeypatch.setattr("pardalis.documents.readers._text._MOST_UNPACKED", 1 << 16)
+    (tmp_path / "a.jsonl.zip").write_bytes(content)
+    (tmp_path / "b.jsonl.zip").write_bytes(WITH_MAC)
+    (tmp_path / "c.jsonl.zip").symlink_to("/etc/passwd")
+    outside, rejection, document = READERS["mmc4"](tmp_path)
+    assert document.text == "An owl — sits. It is red."
+    assert rejection.kind == "unreadable-file" and reason in rejection.reason
+    assert outside.kind == "outside-link"
+
+
+@pytest.mark.parametrize("reader", ["obelics", "parquet", "webdataset", "text", "csv", "pdf"])
+def test_pointers_of_git_lfs_are_called_so(tmp_path, reader):
+    suffix = {"obelics": "jsonl", "webdataset": "tar", "text": "txt"}.get(reader, reader)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / f"a.{suffix}").write_text(pointer)
+    [item] = READERS[reader](tmp_path)
+    assert item.kind == "pointer"
+    assert item.reason == (
+        "It is a pointer of Git LFS and not the file itself; get the file with `git lfs pull`."
     )
 
 

@@ -9,10 +9,12 @@ paler than it is. JPEGs are decoded whole: decoding them at a fraction of their 
 
 import base64
 import binascii
+import importlib.util
 import io
 import re
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_to_bytes
@@ -24,7 +26,7 @@ from PIL.IcoImagePlugin import IcoFile
 
 from pardalis.documents.document import ImageSource
 from pardalis.errors import DataError
-from pardalis.files import read_bytes
+from pardalis.files import pointer_of, read_bytes
 
 # Above this many pixels an image is refused before it is decoded: its RGB form would take 240 MB,
 # and a file of a few kilobytes can claim any size. Pillow begins to warn at a slightly larger size.
@@ -40,20 +42,17 @@ _CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
 # Pillow reads more formats, mostly rare ones; for EPS it starts a program.
 _KINDS = (
     "PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO",
-    "TGA",
+    "TGA", "HEIF",
 )  # fmt: skip
+
+# How the main brand of HEIC images begins; that of AVIF, which Pillow reads itself, is another.
+_HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CLEAR = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}  # bytes of tRNS, by kind of colour
 
 # What stands in place of images, in lower case, and what to do.
 _OTHERS = {
-    b"version https://git-lfs.github.com": "a pointer of Git LFS and not the image itself; get the "
-    "file with `git lfs pull`",
-    b"git/annex": "a pointer of git-annex and not the image itself; get the file with "
-    "`git annex get`",
-    b"annex/objects": "a pointer of git-annex and not the image itself; get the file with "
-    "`git annex get`",
     b"<!doctype html": "an HTML page and not an image, as a server sends for a missing file",
     b"<html": "an HTML page and not an image, as a server sends for a missing file",
     b"<svg": "an SVG drawing, which is read as part of a page only; save it as PNG",
@@ -333,11 +332,32 @@ def _jpeg_segments(content: bytes) -> Iterator[bytes]:
     yield content[at:]
 
 
+def can_read_heic() -> bool:
+    """Whether the extra ``heic`` is installed."""
+    return importlib.util.find_spec("pi_heif") is not None
+
+
+@cache
+def _add_heic() -> None:
+    import pi_heif
+
+    pi_heif.register_heif_opener()
+
+
+def _is_heic(file: io.BufferedReader | io.BytesIO) -> bool:
+    file.seek(0)
+    beginning = file.read(12)
+    file.seek(0)
+    return _HEIC.match(beginning) is not None
+
+
 def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image:
     """Return the image of a file, of which no more than the header is read, mostly."""
     try:
         if _is_large_icon(file):
             raise _too_large(where)
+        if can_read_heic() and _is_heic(file):
+            _add_heic()
         image = PIL.Image.open(file)
     except DataError:
         raise
@@ -451,8 +471,15 @@ def _damaged(where: str, error: Exception) -> DataError:
 def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
     beginning = b""
     if not file.closed:
+        if _is_heic(file) and not can_read_heic():
+            return DataError(
+                f"{where} is an HEIC image, which is read with the extra heic "
+                "(pip install pardalis[heic]); or save it as PNG or JPEG."
+            )
         file.seek(0)
         beginning = file.read(256).strip().lower().lstrip(b"./")
+    if pointer := pointer_of(beginning, "image"):
+        return DataError(f"{where} is {pointer}.")
     for start, what in _OTHERS.items():
         if beginning.startswith(start):
             return DataError(f"{where} is {what}.")

@@ -6,6 +6,7 @@ time, but for those of a JSON file that is one list.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._columns import Place
 from pardalis.documents.readers._lines import BadRecordError, read_lines
 from pardalis.documents.readers._text import text_lines
-from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect, telling
 from pardalis.files import is_bare_name, parse_json, read_json, require_file
 from pardalis.imports import optional_package
 
-SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zip", ".json", ".parquet", ".arrow")
 _TABLES = (".parquet", ".arrow")
 
 _BATCH = 64  # rows that are in memory at a time
@@ -54,18 +55,7 @@ def read_records(
     """
     expect(path, what)
     files = _of_split(path, record_files(path, suffixes), split)
-    return _read(path, files, parse, reader)
-
-
-def _read(
-    path: Path, files: Iterable[Path | Rejection], parse: Parse, reader: str
-) -> Iterator[Document | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in files:
-        if isinstance(file, Rejection):
-            yield file
-        else:
-            yield from _of_file(file, root, parse, reader)
+    return of_files(path, files, partial(_of_file, parse=parse, reader=reader))
 
 
 def _of_split(

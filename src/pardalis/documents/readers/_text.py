@@ -7,18 +7,22 @@ most likely among the encodings in use today.
 import codecs
 import gzip
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import chardet
 
-from pardalis.documents.document import Rejection
+from pardalis.documents.document import Omission
 from pardalis.files import MOST_BYTES, byte_order_mark, read_bytes, require_file
 
 _SAMPLE = 1 << 17  # bytes by which the encoding of a file is found
+_MOST_RATIO = 200  # of the size of a text to that of its compressed file
+_MOST_UNPACKED = 64 << 20  # characters beside it
 _OF_BYTES = ("windows", "iso-8859", "koi8", "cp125", "mac")  # a byte is a character
 _LATIN = "windows-1252"
 # Fewer bytes than this that are not ASCII say little, so Windows-1252 needs less to be chosen.
@@ -54,12 +58,12 @@ def decode(content: bytes, alike: bytes = b"") -> Decoded:
     return Decoded(text, n_damaged)
 
 
-def damaged_text(path: Path, n_damaged: int) -> Rejection:
+def damaged_text(path: Path, n_damaged: int) -> Omission:
     """Return what tells of characters that are lost in a text that is kept."""
     reason = (
         f"{n_damaged} bytes of the text are no characters of its encoding; U+FFFD stands there."
     )
-    return Rejection(str(path), "damaged-text", reason)
+    return Omission(str(path), "damaged-text", reason, n_damaged)
 
 
 def read_decoded(path: Path, alike: bytes = b"") -> Decoded:
@@ -70,22 +74,46 @@ def read_decoded(path: Path, alike: bytes = b"") -> Decoded:
 def text_lines(path: Path) -> Iterator[str | ValueError]:
     """Yield the lines of a file with their ends, one at a time; an error for one that is no text.
 
-    A name that ends in .gz is that of a compressed file.
+    A name that ends in .gz or .zip is that of a compressed file.
 
     Raises:
-        OSError: there is no such file, it is not a regular file, or it is truncated.
+        OSError: there is no such file, it is not a regular file, it is truncated, or it unpacks to
+            far more than texts do.
         ValueError: a line is longer than 256 MiB.
     """
     require_file(path)
+    most = _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size
+    n_read = 0
     try:
         with _opened(path) as file:
-            yield from _text_lines(file)
-    except (EOFError, zlib.error) as error:
+            for line in _text_lines(file):
+                n_read += len(line) if isinstance(line, str) else 0
+                if n_read > most:
+                    raise OSError(f"it unpacks to more than {_MOST_RATIO} times its size")
+                yield line
+    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise OSError(f"it is truncated or damaged: {error}") from error
 
 
-def _opened(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedIOBase]:
+    if path.suffix.lower() != ".zip":
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        found = [each for each in archive.infolist() if _is_content(each.filename)]
+        if len(found) != 1:
+            raise OSError(f"it holds {len(found)} files, and one is expected in an archive")
+        if found[0].flag_bits & 1:
+            raise OSError("it is encrypted")
+        with archive.open(found[0]) as member:
+            yield cast(BufferedIOBase, member)
+
+
+def _is_content(name: str) -> bool:
+    parts = name.split("/")
+    return parts[-1] != "" and "__MACOSX" not in parts and not parts[-1].startswith(".")
 
 
 def _text_lines(file: BufferedIOBase) -> Iterator[str | ValueError]:

@@ -5,10 +5,11 @@ import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pardalis.documents.document import Rejection
 from pardalis.documents.readers._lines import is_inside, outside
+from pardalis.files import pointer_in
 
 # What tools leave in folders that they show, copy or edit. All hidden files are left out, too.
 _CLUTTER = frozenset((
@@ -18,6 +19,8 @@ _CLUTTER = frozenset((
 ))  # fmt: skip
 _CLUTTER_ENDS = ("~", ".tmp", ".part", ".partial", ".crdownload", ".download", ".swp", ".lock")
 _CACHED_FOLDERS = 64
+
+Item = TypeVar("Item")
 
 
 class Folder(NamedTuple):
@@ -105,6 +108,31 @@ def files_below(
             yield found
         else:
             yield from (found.path / name for name in found.names)
+
+
+def of_files(
+    path: Path, files: Iterable[Path | Rejection], read: Callable[[Path, Path], Iterator[Item]]
+) -> Iterator[Item | Rejection]:
+    """Yield what is read of each file of a source, and what was rejected among them, in order.
+
+    Args:
+        path: the source, a file or a folder.
+        files: such as those of :func:`files_below`.
+        read: yields the items of a file, given the folder of the source, too.
+    """
+    root = path if path.is_dir() else path.parent
+    for file in files:
+        if isinstance(file, Rejection):
+            yield file
+        elif pointer := pointer_in(file):
+            yield of_pointer(file, pointer)
+        else:
+            yield from read(file, root)
+
+
+def of_pointer(file: Path, pointer: str) -> Rejection:
+    """Return what tells of a file in whose place there is a pointer to it."""
+    return Rejection(str(file), "pointer", f"It is {pointer}.")
 
 
 class Names:

@@ -8,13 +8,14 @@ is the path of a file in the source's folder, relative to the table, or a ``data
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._columns import Place, TableOptions, row_document
 from pardalis.documents.readers._lines import BadRecordError
 from pardalis.documents.readers._tables import SUFFIXES, read_rows
-from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect
 
 
@@ -25,22 +26,18 @@ def read_csv(path: Path, options: TableOptions | None = None) -> Iterator[Docume
         DataError: there is nothing at the path.
     """
     expect(path, "a table in CSV or TSV, or a folder of such files,")
-    return _read(path, options or TableOptions())
+    read = partial(_read, options=options or TableOptions())
+    return of_files(path, files_below(path, SUFFIXES), read)
 
 
-def _read(path: Path, options: TableOptions) -> Iterator[Document | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in files_below(path, SUFFIXES):
-        if isinstance(file, Rejection):
-            yield file
+def _read(file: Path, root: Path, options: TableOptions) -> Iterator[Document | Rejection]:
+    stem = file.relative_to(root).with_suffix("").as_posix()
+    for row in read_rows(file):
+        if isinstance(row, Rejection):
+            yield row
             continue
-        stem = file.relative_to(root).with_suffix("").as_posix()
-        for row in read_rows(file):
-            if isinstance(row, Rejection):
-                yield row
-                continue
-            number, record = row
-            try:
-                yield row_document(record, Place(file.parent, root, f"{stem}:{number}"), options)
-            except BadRecordError as error:
-                yield Rejection(f"{file}:{number}", error.kind, str(error))
+        number, record = row
+        try:
+            yield row_document(record, Place(file.parent, root, f"{stem}:{number}"), options)
+        except BadRecordError as error:
+            yield Rejection(f"{file}:{number}", error.kind, str(error))

@@ -19,6 +19,7 @@ from lxml import etree
 from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
+from pardalis.documents.readers._walk import of_files
 from pardalis.documents.readers.html import page_files
 from pardalis.errors import DataError
 from pardalis.files import found_at, require_file
@@ -44,16 +45,15 @@ def read_epub(path: Path, options: PageOptions | None = None) -> Iterator[Docume
 
 
 def _pages(path: Path) -> Iterator[Page | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in page_files(path, (".epub",)):
-        if isinstance(file, Rejection):
-            yield file
-            continue
-        try:
-            require_file(file)
-            yield from _chapters(_Book(file), file.relative_to(root).as_posix())
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-            yield Rejection(str(file), "unreadable-book", f"The book cannot be read: {error}.")
+    return of_files(path, page_files(path, "epub"), _of_book)
+
+
+def _of_book(file: Path, root: Path) -> Iterator[Page | Rejection]:
+    try:
+        require_file(file)
+        yield from _chapters(_Book(file), file.relative_to(root).as_posix())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        yield Rejection(str(file), "unreadable-book", f"The book cannot be read: {error}.")
 
 
 @dataclass(slots=True)

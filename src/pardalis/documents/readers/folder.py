@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import Document, Image, Rejection, Text, is_unicode
+from pardalis.documents.document import Document, Image, Omission, Rejection, Text, is_unicode
+from pardalis.documents.images import can_read_heic
 from pardalis.documents.readers._columns import (
     IMAGE_NAMES,
     TEXT_NAMES,
@@ -30,9 +31,16 @@ from pardalis.documents.readers._columns import (
 from pardalis.documents.readers._lines import BadRecordError, read_lines
 from pardalis.documents.readers._tables import read_rows
 from pardalis.documents.readers._text import damaged_text, decode, is_utf8, read_decoded
-from pardalis.documents.readers._walk import Folder, Names, walk
+from pardalis.documents.readers._walk import Folder, Names, of_pointer, walk
 from pardalis.documents.readers.recognise import expect
-from pardalis.files import found_at, parse_json, read_bytes, with_line_feeds
+from pardalis.files import (
+    found_at,
+    parse_json,
+    pointer_in,
+    pointer_of,
+    read_bytes,
+    with_line_feeds,
+)
 
 IMAGE_SUFFIXES = frozenset((
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".gif", ".bmp",
@@ -48,7 +56,7 @@ CAPTION_LISTS = (
 
 # Formats of images and films that are not read, and what they are called.
 _UNREAD = {
-    ".heic": "an HEIC image", ".heif": "an HEIF image", ".svg": "an SVG drawing",
+    ".heic": "an HEIC image", ".heif": "an HEIC image", ".svg": "an SVG drawing",
     ".svgz": "an SVG drawing", ".psd": "a Photoshop document", ".psb": "a Photoshop document",
     ".xcf": "a GIMP document", ".kra": "a Krita document", ".ai": "an Illustrator document",
     ".eps": "a PostScript drawing", ".exr": "an OpenEXR image", ".hdr": "a Radiance image",
@@ -61,6 +69,8 @@ _UNREAD = {
         "a raw photograph",
     ),
 }  # fmt: skip
+
+_HEIC = (".heic", ".heif")  # read with an extra
 
 _THUMBNAILS = ("thumbs", "thumbnails", "thumb", "thumbnail")
 _SAMPLED = 1 << 16  # bytes of the texts of a folder, by which their encoding is found
@@ -83,7 +93,13 @@ def read_folder(path: Path) -> Iterator[Document | Rejection]:
 
 def is_unread(name: str) -> bool:
     """Whether a file of this name is an image or a film of a format that is not read."""
-    return os.path.splitext(name)[1].lower() in _UNREAD
+    return os.path.splitext(name)[1].lower() in _UNREAD and not is_image(name)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image that is read."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in IMAGE_SUFFIXES or (suffix in _HEIC and can_read_heic())
 
 
 def _read(root: Path) -> Iterator[Document | Rejection]:
@@ -117,7 +133,9 @@ class _Listed:
 
     def read(self, path: Path) -> Iterator[Document | Rejection]:
         """Yield the documents of a list; lines that repeat others are left out."""
-        if path.suffix.lower() == ".jsonl":
+        if pointer := pointer_in(path):
+            lines: Iterator[list[Document] | Rejection] = iter((of_pointer(path, pointer),))
+        elif path.suffix.lower() == ".jsonl":
             parse = partial(self._documents, folder=path.parent)
             lines = read_lines(path, lambda record, _: list(parse(record)))
         else:
@@ -193,16 +211,16 @@ def _of_folder(found: Folder, root: Path, listed: _Listed) -> Iterator[Document 
     for name in found.names:
         suffix = os.path.splitext(name)[1].lower()
         path = folder / name
-        if suffix in _UNREAD:
+        if suffix in _UNREAD and not is_image(name):
             captions = _captions_of(name, names)
             used.update(captions)
             yield _unread(path, suffix, captions)
-        elif suffix in IMAGE_SUFFIXES and not os.path.isfile(path):
+        elif is_image(name) and not os.path.isfile(path):
             yield Rejection(str(path), "missing-image", f"It {found_at(path)}; an image was meant.")
-        elif suffix in IMAGE_SUFFIXES and (original := _original(path)):
+        elif is_image(name) and (original := _original(path)):
             reason = f"It is a thumbnail of {original}, which is read in its place."
-            yield Rejection(str(path), "thumbnail", reason)
-        elif suffix in IMAGE_SUFFIXES:
+            yield Omission(str(path), "thumbnail", reason)
+        elif is_image(name):
             captions = _captions_of(name, names)
             used.update(captions)
             read = [item for each in captions for item in texts.read(each)]
@@ -252,7 +270,7 @@ def _is_link_to_content(path: Path, root: Path) -> bool:
     if not path.is_symlink():
         return False
     real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(root))
-    if not real.is_relative_to(folder) or real.suffix.lower() not in IMAGE_SUFFIXES:
+    if not real.is_relative_to(folder) or not is_image(real.name):
         return False
     return not any(part.startswith(".") for part in real.relative_to(folder).parts)
 
@@ -271,7 +289,11 @@ def _numbered(name: str, number: int) -> str:
 
 def _unread(path: Path, suffix: str, captions: Sequence[str]) -> Rejection:
     lost = f" Its caption {captions[0]} is left out with it." if captions else ""
-    reason = f"It is {_UNREAD[suffix]}, which is not read; save it as PNG or JPEG.{lost}"
+    what = f"It is {_UNREAD[suffix]}, which"
+    reason = f"{what} is not read; save it as PNG or JPEG.{lost}"
+    if suffix in _HEIC:
+        extra = "pip install pardalis[heic]"
+        reason = f"{what} is read with the extra heic ({extra}), or saved as PNG or JPEG.{lost}"
     if _UNREAD[suffix] == "a film":
         reason = f"It is a film, which is not read.{lost}"
     return Rejection(str(path), "unread-format", reason)
@@ -292,6 +314,8 @@ class _Texts:
                 caption, n_damaged = _of_json(path), 0
             else:
                 content = read_bytes(path)
+                if pointer := pointer_of(content[:1024].lower(), "file"):
+                    raise ValueError(f"it is {pointer}")
                 caption, n_damaged = decode(content, b"" if is_utf8(content) else self._sample())
         except (OSError, ValueError) as error:
             reason = f"The caption cannot be read: {error}."

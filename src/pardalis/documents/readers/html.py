@@ -12,15 +12,18 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pardalis.documents.document import Document, Rejection
+from pardalis.documents.document import Document, Omission, Rejection
 from pardalis.documents.readers._lines import is_inside
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
-from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers._walk import files_below, of_files
+from pardalis.documents.readers.recognise import hint_at
 from pardalis.errors import DataError
 from pardalis.files import found_at, read_bytes
 
 PAGE_SUFFIXES = (".html", ".htm", ".xhtml", ".xht")
+
+_SUFFIXES = {"html": PAGE_SUFFIXES, "mhtml": (".mhtml", ".mht"), "epub": (".epub",)}
 
 # What browsers add to the name of a page for the folder of its files, in several languages.
 _OF_FILES = re.compile(
@@ -46,14 +49,21 @@ def read_html(path: Path, options: PageOptions | None = None) -> Iterator[Docume
 
 
 def _pages(path: Path) -> Iterator[Page | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in page_files(path, PAGE_SUFFIXES):
-        yield file if isinstance(file, Rejection) else page_of(file, root)
+    return of_files(path, page_files(path, "html"), lambda file, root: iter((page_of(file, root),)))
 
 
-def page_files(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path | Rejection]:
-    """Yield a file, or those below a folder, without the frames that a browser saved of a page."""
-    return files_below(path, suffixes, lambda name, beside: not _is_of_page(name, beside))
+def page_files(path: Path, reader: str) -> Iterator[Path | Rejection]:
+    """Yield a file, or those below a folder, without the frames that a browser saved of a page.
+
+    Pages of another format are left out, each with the name of its reader.
+    """
+    suffixes = [suffix for each in _SUFFIXES.values() for suffix in each]
+    for file in files_below(path, suffixes, lambda name, beside: not _is_of_page(name, beside)):
+        is_page = isinstance(file, Rejection) or file.name.lower().endswith(_SUFFIXES[reader])
+        if isinstance(file, Path) and file != path and not is_page:
+            yield Omission(str(file), "other-reader", hint_at(file, reader).strip())
+        else:
+            yield file
 
 
 def _is_of_page(folder: str, beside: Container[str]) -> bool:

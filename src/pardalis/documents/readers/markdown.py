@@ -18,7 +18,7 @@ from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._page import PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
 from pardalis.documents.readers._text import read_decoded
-from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.html import page_of
 from pardalis.documents.readers.recognise import expect
 from pardalis.files import with_line_feeds
@@ -41,19 +41,17 @@ def read_markdown(path: Path, options: PageOptions | None = None) -> Iterator[Do
 
 
 def _pages(path: Path) -> Iterator[Page | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in files_below(path, SUFFIXES):
-        yield file if isinstance(file, Rejection) else _of_file(file, root)
+    return of_files(path, files_below(path, SUFFIXES), _of_file)
 
 
-def _of_file(file: Path, root: Path) -> Page:
+def _of_file(file: Path, root: Path) -> Iterator[Page]:
     page = page_of(file, root)
 
     def load() -> Content:
         markup = _page(with_line_feeds(read_decoded(file).text)).encode()
         return replace(page.load(), markup=markup, encoding="utf-8")
 
-    return replace(page, load=load)
+    yield replace(page, load=load)
 
 
 def _page(text: str) -> str:

@@ -15,11 +15,11 @@ from urllib.parse import urljoin
 from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
+from pardalis.documents.readers._walk import of_files
 from pardalis.documents.readers.html import page_files
 from pardalis.errors import DataError
 from pardalis.files import found_at, read_bytes
 
-_SUFFIXES = (".mhtml", ".mht")
 _PAGES = ("text/html", "application/xhtml+xml")
 _MOST_DEPTH = 50  # of parts within parts
 
@@ -38,12 +38,11 @@ def read_mhtml(path: Path, options: PageOptions | None = None) -> Iterator[Docum
 
 
 def _pages(path: Path) -> Iterator[Page | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in page_files(path, _SUFFIXES):
-        if isinstance(file, Rejection):
-            yield file
-        else:
-            yield Page(file.relative_to(root).as_posix(), str(file), partial(_load, file))
+    return of_files(path, page_files(path, "mhtml"), _page)
+
+
+def _page(file: Path, root: Path) -> Iterator[Page]:
+    yield Page(file.relative_to(root).as_posix(), str(file), partial(_load, file))
 
 
 def _load(file: Path) -> Content:

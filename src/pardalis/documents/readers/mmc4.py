@@ -6,7 +6,7 @@
 An image stands before its sentence, as OpenFlamingo's data have it; several of one sentence stand
 in their order. An image is the file ``image_name`` beside the records or in their folder
 ``images``; where it was not downloaded it is counted, and the text stays. Sentences are joined by
-spaces.
+spaces. The shards of the release, ``*.jsonl.zip``, are read as they are.
 """
 
 from collections.abc import Iterator

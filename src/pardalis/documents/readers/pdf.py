@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ import PIL.Image
 from pardalis.config import check_at_least
 from pardalis.documents.document import Document, Image, Rejection, Segment, Text, is_unicode
 from pardalis.documents.images import MAX_PIXELS
-from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect
 from pardalis.errors import DataError, PardalisError
 from pardalis.files import MOST_BYTES, read_bytes
@@ -74,25 +75,20 @@ def read_pdf(path: Path, options: PdfOptions | None = None) -> Iterator[Document
     options = options or PdfOptions()
     with optional_package("Reading PDF", "pdf"):
         importlib.import_module(options.library)
-    return _read(path, options)
+    return of_files(path, files_below(path, SUFFIXES), partial(_read, options=options))
 
 
-def _read(path: Path, options: PdfOptions) -> Iterator[Document | Rejection]:
+def _read(file: Path, root: Path, options: PdfOptions) -> Iterator[Document | Rejection]:
     opened = _Pdfium if options.library == "pypdfium2" else _Mupdf
-    root = path if path.is_dir() else path.parent
-    for file in files_below(path, SUFFIXES):
-        if isinstance(file, Rejection):
-            yield file
-            continue
-        name = file.relative_to(root).as_posix()
-        try:
-            with closing(opened(read_bytes(file, MOST_BYTES))) as pages:
-                for number in range(pages.n_pages):
-                    place = f"{name}:{number + 1}", f"{file}, page {number + 1}"
-                    yield from _page(pages, number, *place, options)
-        except (OSError, DataError) as error:
-            reason = f"The file cannot be read: {str(error).rstrip('.')}."
-            yield Rejection(str(file), "unreadable-file", reason)
+    name = file.relative_to(root).as_posix()
+    try:
+        with closing(opened(read_bytes(file, MOST_BYTES))) as pages:
+            for number in range(pages.n_pages):
+                place = f"{name}:{number + 1}", f"{file}, page {number + 1}"
+                yield from _page(pages, number, *place, options)
+    except (OSError, DataError) as error:
+        reason = f"The file cannot be read: {str(error).rstrip('.')}."
+        yield Rejection(str(file), "unreadable-file", reason)
 
 
 def _page(

@@ -32,7 +32,7 @@ _OF_SUFFIX = {
     ".markdown": "markdown", ".csv": "csv", ".tsv": "csv", ".pdf": "pdf", ".tar": "webdataset",
     ".tgz": "webdataset", ".png": "folder", ".jpg": "folder", ".jpeg": "folder", ".webp": "folder",
 }  # fmt: skip
-_OF_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".jsonl.gz")
+_OF_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".jsonl.gz", ".jsonl.zip")
 _MOST_FILES = 200  # of a folder, by which it is known
 
 

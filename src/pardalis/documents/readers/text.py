@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pardalis.documents.document import Document, Rejection, Text
 from pardalis.documents.readers._text import damaged_text, read_decoded
-from pardalis.documents.readers._walk import files_below
+from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect
 from pardalis.files import with_line_feeds
 
@@ -19,23 +19,18 @@ def read_texts(path: Path) -> Iterator[Document | Rejection]:
         DataError: there is nothing at the path.
     """
     expect(path, "a text file, or a folder of such files,")
-    return _read(path)
+    return of_files(path, files_below(path, SUFFIXES), _read)
 
 
-def _read(path: Path) -> Iterator[Document | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in files_below(path, SUFFIXES):
-        if isinstance(file, Rejection):
-            yield file
-            continue
-        try:
-            text, n_damaged = read_decoded(file)
-        except (OSError, ValueError) as error:
-            yield Rejection(str(file), "unreadable-file", f"The file cannot be read: {error}.")
-            continue
-        if n_damaged:
-            yield damaged_text(file, n_damaged)
-        if text := with_line_feeds(text).strip():
-            yield Document((Text(text),), file.relative_to(root).as_posix())
-        else:
-            yield Rejection(str(file), "empty-document", "The file has no text.")
+def _read(file: Path, root: Path) -> Iterator[Document | Rejection]:
+    try:
+        text, n_damaged = read_decoded(file)
+    except (OSError, ValueError) as error:
+        yield Rejection(str(file), "unreadable-file", f"The file cannot be read: {error}.")
+        return
+    if n_damaged:
+        yield damaged_text(file, n_damaged)
+    if text := with_line_feeds(text).strip():
+        yield Document((Text(text),), file.relative_to(root).as_posix())
+    else:
+        yield Rejection(str(file), "empty-document", "The file has no text.")

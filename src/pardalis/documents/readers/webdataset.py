@@ -23,8 +23,8 @@ from typing import IO, Any, cast
 from pardalis.documents.document import Document, Image, Rejection, Segment, Text
 from pardalis.documents.readers._columns import TEXT_NAMES, filled, first_of, licence_of
 from pardalis.documents.readers._text import damaged_text, decode
-from pardalis.documents.readers._walk import files_below, is_clutter
-from pardalis.documents.readers.folder import IMAGE_SUFFIXES, is_unread
+from pardalis.documents.readers._walk import files_below, is_clutter, of_files
+from pardalis.documents.readers.folder import is_image, is_unread
 from pardalis.documents.readers.recognise import expect
 from pardalis.files import MOST_BYTES, parse_json, require_file, with_line_feeds
 
@@ -44,23 +44,11 @@ def read_webdataset(path: Path) -> Iterator[Document | Rejection]:
         DataError: there is nothing at the path.
     """
     expect(path, "a WebDataset archive, or a folder of such files,")
-    return _read(path)
+    return of_files(path, files_below(path, SUFFIXES), _archive)
 
 
-def _read(path: Path) -> Iterator[Document | Rejection]:
-    root = path if path.is_dir() else path.parent
-    for file in files_below(path, SUFFIXES):
-        if isinstance(file, Rejection):
-            yield file
-        else:
-            yield from _archive(file, re.sub(r"\.(tar|tgz|tar\.gz)$", "", _below(file, root)))
-
-
-def _below(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix()
-
-
-def _archive(path: Path, name: str) -> Iterator[Document | Rejection]:
+def _archive(path: Path, root: Path) -> Iterator[Document | Rejection]:
+    name = re.sub(r"\.(tar|tgz|tar\.gz)$", "", path.relative_to(root).as_posix())
     sample: _Sample | None = None
     try:
         require_file(path)
@@ -108,7 +96,7 @@ class _Sample:
             return
         self.endings.add(ending)
         try:
-            if suffix in IMAGE_SUFFIXES:
+            if is_image(f"x.{ending}"):
                 if content:
                     self.images.append(content)
                 else:
@@ -177,7 +165,7 @@ def _base(name: str) -> str:
 
 def _is_content(ending: str) -> bool:
     suffix = os.path.splitext(f"x.{ending}")[1]
-    return suffix in IMAGE_SUFFIXES or suffix in _TEXTS or suffix == ".json"
+    return is_image(f"x.{ending}") or suffix in _TEXTS or suffix == ".json"
 
 
 def _refused(member: tarfile.TarInfo) -> tuple[str, str] | None:

@@ -41,7 +41,7 @@ _CONVERSATIONS = ("chat", "sharegpt", "cauldron")
 _SITE_PAGES = 20
 _REPEATED = 0.5  # share of the pages
 _OF_SUFFIX = ("mhtml", "epub", "csv", "pdf", "markdown", "text", "webdataset")
-_OF_RECORDS = (".jsonl", ".ndjson", ".jsonl.gz", ".parquet", ".arrow")
+_OF_RECORDS = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zip", ".parquet", ".arrow")
 _SPLIT = re.compile(
     r"(train|test|validation|valid|val|dev|eval)\b"
 )  # of a dataset, in a file's name
