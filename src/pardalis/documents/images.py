@@ -356,7 +356,9 @@ def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image
     try:
         if _is_large_icon(file):
             raise _too_large(where)
-        if can_read_heic() and _is_heic(file):
+        if _is_heic(file):
+            if not can_read_heic():
+                raise _unknown(where, file)
             _add_heic()
         image = PIL.Image.open(file)
     except DataError:
