@@ -385,52 +385,59 @@ struct Entries {
     for (int j = 0; j < ROWS; j++) for (int i = 0; i < width; i += 16) __builtin_prefetch(next[j] + from + i);
   }
 };
-// The attention of one token to entries [0, n) of its sequence, by the query heads of key heads
-// [first, stop). Each of them has a row of scores, with room for n rounded up. All heads of an entry are
-// read together, as they lie.
-static void attend(const Model & m, const float * q, const float * keys, const float * values, const int64_t * entries, int64_t n, int first, int stop, float * scores, int64_t row, float * out) {
+// The attention of B tokens of a sequence, one after the other, by the query heads of key heads [first, stop).
+// Token t attends to entries [0, n + t), at most [0, most). Each of its heads has a row of scores, with room
+// for most rounded up. All heads of an entry are read together, as they lie, for all tokens.
+template <int B>
+static void attend(const Model & m, const float * q, const float * keys, const float * values, const int64_t * entries, int64_t n, int64_t most, int first, int stop, float * scores, int64_t row, float * out, int64_t out_stride) {
   const int width = (int) m.head_width, group = (int) (m.heads / m.kv_heads), heads = (stop - first) * group;
-  const int64_t stride = m.kv_heads * width;
+  const int64_t stride = m.kv_heads * width, last = std::min(n + B - 1, most);
   const float scale = 1.f / std::sqrt((float) width);
-  for (int64_t p = 0; p < n; p += ROWS) {
-    const Entries of(keys, stride, entries, p, n);
+  for (int64_t p = 0; p < last; p += ROWS) {
+    const Entries of(keys, stride, entries, p, last);
     for (int h = first; h < stop; h++) {
-      const float * w[ROWS];
+      const float * w[ROWS], * x[B];
       for (int j = 0; j < ROWS; j++) w[j] = of.at[j] + h * width;
       of.fetch_next(h * width, width);
-      for (int g = 0; g < group; g++) {
-        const int head = (h - first) * group + g;
-        const float * x = q + head * width;
-        tile<float, ROWS, 1>(w, &x, width, scores + head * row + p);
+      for (int head = (h - first) * group; head < (h - first + 1) * group; head++) {
+        for (int t = 0; t < B; t++) x[t] = q + (t * heads + head) * width;
+        auto emit = [&](int t, float * v) { memcpy(scores + (t * heads + head) * row + p, v, 4 * ROWS); };
+        if constexpr (B == 1) tile<float, ROWS, 1>(w, x, width, scores + head * row + p);
+        else rows_times<float, B, 0>(w, x, 0, width, emit);
       }
     }
   }
-  for (int head = 0; head < heads; head++) {
-    float * of = scores + head * row;
-    const float most = scaled_to(of, scale, (int) n);
+  for (int k = 0; k < B * heads; k++) {
+    const int seen = (int) std::min(n + k / heads, most);
+    float * of = scores + k * row;
+    const float top = scaled_to(of, scale, seen);
     Floats total = all(0.f);
-    each((int) n, [&](int i, int lanes) {
-      Floats e = exponential(load(of + i, lanes) - most);
+    each(seen, [&](int i, int lanes) {
+      Floats e = exponential(load(of + i, lanes) - top);
       if (lanes < LANES) for (int j = lanes; j < LANES; j++) e[j] = 0;
       store(of + i, e, lanes);
       total += e;
     });
     const float inverse = 1.f / sum(total);
-    each((int) n, [&](int i, int lanes) { store(of + i, load(of + i, lanes) * inverse, lanes); });
+    each(seen, [&](int i, int lanes) { store(of + i, load(of + i, lanes) * inverse, lanes); });
+    for (int64_t i = seen; i < last; i++) of[i] = 0;  // of later tokens
   }
-  memset(out, 0, sizeof(float) * heads * width);
-  for (int64_t p = 0; p < n; p += ROWS) {
-    const Entries of(values, stride, entries, p, n);
+  for (int t = 0; t < B; t++) memset(out + t * out_stride, 0, sizeof(float) * heads * width);
+  for (int64_t p = 0; p < last; p += ROWS) {
+    const Entries of(values, stride, entries, p, last);
     for (int h = first; h < stop; h++) {
       of.fetch_next(h * width, width);
-      for (int g = 0; g < group; g++) {
-        const int head = (h - first) * group + g;
+      for (int head = (h - first) * group; head < (h - first + 1) * group; head++) {
         const float * weight = scores + head * row + p;
         float * y = out + head * width;
         each(width, [&](int i, int lanes) {
-          Floats total = load(y + i, lanes);
-          for (int j = 0; j < of.count; j++) total += load(of.at[j] + h * width + i, lanes) * weight[j];
-          store(y + i, total, lanes);
+          Floats total[B];
+          for (int t = 0; t < B; t++) total[t] = load(y + t * out_stride + i, lanes);
+          for (int j = 0; j < of.count; j++) {
+            const Floats v = load(of.at[j] + h * width + i, lanes);
+            for (int t = 0; t < B; t++) total[t] += v * weight[t * heads * row + j];
+          }
+          for (int t = 0; t < B; t++) store(y + t * out_stride + i, total[t], lanes);
         });
       }
     }
@@ -798,15 +805,19 @@ class Step {
         }
         memcpy(b.values[l] + at + (int64_t) first * hw, row + dq + dkv + (int64_t) first * hw, 4 * (stop - first) * hw);
       }
-      for (int o = 0; o < window; o++) {
-        const int t = s * window + o;
-        const int64_t seen = std::min(positions[t] + 1, b.table_width);
-        for (int h = 0; h < (stop - first) * group; h++) {
-          norm_heads(y.q_norm, qkv.data() + t * stride, (int) m.heads, hw, first * group + h, 1, own.k.data());
-          rotate(m, positions[t], own.k.data(), own.q.data() + h * hw);
+      const int heads = (stop - first) * group;
+      for (int o = 0; o < window;) {
+        const int t = s * window + o, together = window - o >= TOKENS ? TOKENS : 1;
+        for (int u = 0; u < together; u++) {
+          for (int h = 0; h < heads; h++) {
+            norm_heads(y.q_norm, qkv.data() + (t + u) * stride, (int) m.heads, hw, first * group + h, 1, own.k.data());
+            rotate(m, positions[t + u], own.k.data(), own.q.data() + (u * heads + h) * hw);
+          }
         }
-        attend(m, own.q.data(), b.keys[l], b.values[l], entries, seen, first, stop, own.scores.data(), b.table_width + LANES + ROWS,
-               attended.data() + (int64_t) t * dq + (int64_t) first * group * hw);
+        auto of = together == 1 ? attend<1> : attend<TOKENS>;
+        of(m, own.q.data(), b.keys[l], b.values[l], entries, std::min(positions[t] + 1, b.table_width), b.table_width, first, stop,
+           own.scores.data(), b.table_width + LANES + ROWS, attended.data() + (int64_t) t * dq + (int64_t) first * group * hw, dq);
+        o += together;
       }
     }
     barrier.wait();
@@ -980,7 +991,7 @@ class Step {
     owns.resize(threads);
     for (Own & own : owns) {  // all memory is taken here, since a thread cannot report that it has none
       own.x.resize((int64_t) tokens * width); own.h.resize((int64_t) tokens * width);
-      own.scores.resize(m.heads * (b.table_width + LANES + ROWS)); own.q.resize(dq); own.k.resize(m.head_width);
+      own.scores.resize((window < TOKENS ? 1 : TOKENS) * m.heads * (b.table_width + LANES + ROWS)); own.q.resize(TOKENS * dq); own.k.resize(m.head_width);
       if (!b.ids) own.part.resize((int64_t) tokens * PART + LANES);
       own.list.resize(tokens); own.which.reserve(tokens);
       for (int t = 0; t < tokens; t++) own.xs.push_back(own.h.data() + (int64_t) t * width);
