@@ -339,7 +339,7 @@ FILES: list[tuple[str, str, bytes | Write, set[str], str]] = [
     ("webdataset", "a.tar", tar(("a.json", b"{")), {"bad-caption"}, "cannot be read"),
     ("webdataset", "a.tar", tar(("a.json", b"[" * 9999)), {"bad-caption"}, "nested"),
     ("webdataset", "a.tar", tar(("a.json", b"{}")), {"empty-document"}, "neither text nor images"),
-    ("webdataset", "a.tar", tar(("a.heic", b"x")), {"unread-format"}, "not read"),
+    ("webdataset", "a.tar", tar(("a.psd", b"x")), {"unread-format"}, "not read"),
     ("webdataset", "a.tar.gz", gzip.compress(TAR)[:-30], DAMAGED, "truncated or damaged"),
     ("webdataset", "a.tar", os.mkfifo, DAMAGED, "not a regular file"),
     # PDF

@@ -192,8 +192,9 @@ def test_what_is_left_out_is_told(tmp_path, machine):
     assert "left out: 1 bad-caption" in init(Path("data")).path.read_text()
 
 
-def test_files_of_kinds_that_are_not_read_are_counted(tmp_path):
+def test_files_of_kinds_that_are_not_read_are_counted(tmp_path, monkeypatch):
     """Captions in a table, photos of a phone; but nothing of what belongs to a page."""
+    monkeypatch.setattr("pardalis.documents.readers.folder.can_read_heic", lambda: False)
     write_documents("folder", tmp_path / "data", range(4))
     for name in ("IMG_1.HEIC", "IMG_2.HEIC", "0.json", "style.css"):
         (tmp_path / "data" / name).write_text("{}")

@@ -373,13 +373,13 @@ def _segments(line: str) -> "list[Segment]":
 
 def _images(line: str) -> Iterator[tuple[int, int, Path]]:
     """Yield where the words that name image files stand in a line; marks may follow a name."""
-    from pardalis.documents.readers.folder import IMAGE_SUFFIXES
+    from pardalis.documents.readers.folder import image_suffixes
 
     for word in _WORD.finditer(line):
         named = word[0].rstrip("?!.,;:)")
         path = _path(named)
         try:
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            if path.suffix.lower() in image_suffixes() and path.is_file():
                 yield word.start(), word.start() + len(named), path
         except (OSError, ValueError):  # no name of a file
             continue

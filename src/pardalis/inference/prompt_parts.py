@@ -14,7 +14,7 @@ from pardalis.documents import Document, Image, Role, Segment, Text, messages_to
 from pardalis.documents.chat import part_to_segment
 from pardalis.documents.document import ROLES, is_unicode
 from pardalis.documents.images import from_array
-from pardalis.documents.readers.folder import IMAGE_SUFFIXES
+from pardalis.documents.readers.folder import image_suffixes
 from pardalis.errors import RequestError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _segment(part: Any, where: str) -> Segment:
 
 
 def _require_no_image_path(text: str, where: str) -> None:
-    if text.lower().endswith(tuple(IMAGE_SUFFIXES)) and os.path.isfile(text):
+    if text.lower().endswith(tuple(image_suffixes())) and os.path.isfile(text):
         raise RequestError(
             f"{where} is a text that names the image file {text!r}; give Path({text!r}) for the "
             f"image, or Text({text!r}) if the text is meant."

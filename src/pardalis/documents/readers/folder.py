@@ -70,7 +70,7 @@ _UNREAD = {
     ),
 }  # fmt: skip
 
-_HEIC = (".heic", ".heif")  # read with an extra
+_HEIC = frozenset((".heic", ".heif"))  # read with an extra
 
 _THUMBNAILS = ("thumbs", "thumbnails", "thumb", "thumbnail")
 _SAMPLED = 1 << 16  # bytes of the texts of a folder, by which their encoding is found
@@ -96,10 +96,14 @@ def is_unread(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _UNREAD and not is_image(name)
 
 
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of images that are read, in lower case."""
+    return IMAGE_SUFFIXES | _HEIC if can_read_heic() else IMAGE_SUFFIXES
+
+
 def is_image(name: str) -> bool:
     """Whether a file of this name is an image that is read."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix in IMAGE_SUFFIXES or (suffix in _HEIC and can_read_heic())
+    return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def _read(root: Path) -> Iterator[Document | Rejection]:
@@ -279,7 +283,7 @@ def _original(path: Path) -> str:
     """Return the name of the image that a thumbnail shows, which lies above it; "" for none."""
     if path.parent.name.lower() not in _THUMBNAILS:
         return ""
-    names = (path.stem + suffix for suffix in sorted(IMAGE_SUFFIXES))
+    names = (path.stem + suffix for suffix in sorted(image_suffixes()))
     return next((name for name in names if os.path.isfile(path.parent.parent / name)), "")
 
 

@@ -21,7 +21,7 @@ from pardalis.data import placed
 from pardalis.data.source import read_part
 from pardalis.documents import READERS, Document, Image, Omission, Rejection, open_image, reader_of
 from pardalis.documents.readers import is_clutter
-from pardalis.documents.readers.folder import CAPTION_LISTS, CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from pardalis.documents.readers.folder import CAPTION_LISTS, CAPTION_SUFFIXES, image_suffixes
 from pardalis.documents.readers.html import PAGE_SUFFIXES
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import found_at
@@ -251,14 +251,14 @@ class _Files:
     def _add(self, here: Path, names: Sequence[str], is_listed: bool) -> None:
         ends = (*CAPTION_SUFFIXES, ".json")
         stems = {Path(name).stem for name in names if name.lower().endswith(ends)}
-        has_images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
+        has_images = any(Path(name).suffix.lower() in image_suffixes() for name in names)
         for name in names:
             path = here / name
             if not os.path.isfile(path):  # a pipe, say, or a link that leads nowhere
                 continue
             suffix = path.suffix.lower()
             self.suffixes[suffix] += 1
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in image_suffixes():
                 has_caption = is_listed or path.stem in stems
                 (self.captioned if has_caption else self.bare)[here] += 1
             elif suffix in PAGE_SUFFIXES:
@@ -439,7 +439,7 @@ def _of_conversations(reader: str, paths: Sequence[Path], folder: Path) -> str:
 def _unread_suffixes(files: _Files, used: Sequence[Sequence[Path]]) -> Counter[str]:
     """Count the files that nothing reads, by suffix."""
     read = {
-        *IMAGE_SUFFIXES,
+        *image_suffixes(),
         *PAGE_SUFFIXES,
         ".txt",
         *(Path(end).suffix for end in (*_OF_RECORDS, *CAPTION_LISTS, *CAPTION_SUFFIXES)),
