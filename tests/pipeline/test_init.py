@@ -200,7 +200,7 @@ def test_files_of_kinds_that_are_not_read_are_counted(tmp_path, monkeypatch):
         (tmp_path / "data" / name).write_text("{}")
     note, first = look(tmp_path / "data").notes
     assert note == "Left out, as files of kinds that are not read: 2 .heic, 1 .json, 1 .css."
-    assert "IMG_1.HEIC: It is an HEIC image, which is not read" in first
+    assert "IMG_1.HEIC: It is an HEIC image, which is read with the extra heic" in first
     (tmp_path / "data" / "page.html").write_text("<body><p>Owls.</p><img src='1.png'></body>")
     assert ".css" not in look(tmp_path / "data").notes[0]
 
