@@ -49,3 +49,16 @@ def test_groups_share_an_engine_and_the_keys_of_prompts(bundle):
         assert kept.complete([request])[0].wait().text == complete(bundle, [request])[0].wait().text
         second.submit_request(replace(request))  # not completed: it is given up
         assert kept.engine_for([request]) is not second
+
+
+def test_pages_of_another_group_leave_room_for_scores(bundle):
+    """Scores have pages of one token; those of generation may end in the middle of a page."""
+    request = to_request(bundle, "owl", GenerationConfig(mode="text", max_new_tokens=2))
+    text = bundle.codec.vocabulary.text
+    for n_tokens in range(10, 40):
+        long = replace(scored(bundle, "owl", 1)[0], continuation_ids=(text[7],) * n_tokens)
+        with KeptEngine(bundle) as kept:
+            kept.complete([request])
+            [completion] = kept.complete([long])
+            assert len(completion.log_probs) == n_tokens
+            assert kept.engine_for([long]) is kept.engine_for([request])

@@ -294,10 +294,15 @@ class KeptEngine:
 
 def _larger(config: EngineConfig, needed: EngineConfig) -> EngineConfig:
     """Return a config that suits the requests of two others."""
+    page_size = max(config.page_size, needed.page_size)
+
+    def tokens(each: EngineConfig) -> int:  # with what larger pages leave empty
+        return (each.cache_tokens or 0) + 2 * each.max_slots * (page_size - each.page_size)
+
     return EngineConfig(
         max_slots=max(config.max_slots, needed.max_slots),
-        cache_tokens=max(config.cache_tokens or 0, needed.cache_tokens or 0),
-        page_size=max(config.page_size, needed.page_size),
+        cache_tokens=max(tokens(config), tokens(needed)),
+        page_size=page_size,
         quantum_steps=max(config.quantum_steps, needed.quantum_steps),
     )
 
