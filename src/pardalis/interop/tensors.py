@@ -29,6 +29,7 @@ from torch.serialization import skip_data
 
 from pardalis.config import shown
 from pardalis.errors import BundleError
+from pardalis.files import reserve
 from pardalis.progress import bar
 from pardalis.weights import check_finite, check_permission
 
@@ -307,8 +308,11 @@ def write_shards(folder: Path, files: Mapping[str, Tensors], description: str) -
     """Write several ``.safetensors`` files under one progress bar."""
     with bar(description, sum(map(len, files.values())), "tensors") as advance:
         for name, tensors in files.items():
+            header = _safetensors_header(tensors)
             with open(folder / name, "wb") as file:
-                file.write(_safetensors_header(tensors))
+                n_bytes = len(header) + sum(tensor.n_bytes for tensor in tensors.values())
+                reserve(file.fileno(), n_bytes)
+                file.write(header)
                 for values in _ahead(tensors):
                     file.write(values)
                     advance()
