@@ -60,7 +60,7 @@ class Emoji:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A picture with its caption."""
+    """A drawing with its captions."""
 
     name: str  # such as animals/birds/owl
     png: bytes

@@ -10,8 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from pardalis.documents import Document, Rejection, read_jsonl
+from pardalis.documents import Document
 from pardalis.errors import DataError
+from pardalis.evaluate.tasks.documents import documents_in
 from pardalis.evaluate.tasks.items import Item
 
 _TURNS = ["user", "assistant"]
@@ -29,9 +30,7 @@ class ConversationsConfig:
         return (self.path,)
 
     def items(self, folder: Path) -> Iterator[Item]:
-        for found in read_jsonl(folder / self.path):
-            if isinstance(found, Rejection):
-                raise DataError(f"{found.where}: {found.reason}")
+        for found in documents_in(folder / self.path):
             turns = [
                 (role, Document(tuple(replace(each, role=None) for each in segments)))
                 for role, segments in groupby(found.segments, lambda segment: segment.role)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pardalis.documents import Rejection, read_jsonl
+from pardalis.documents import Document, Rejection, read_jsonl
 from pardalis.errors import DataError
 from pardalis.evaluate.tasks.items import Item
 
@@ -25,7 +25,13 @@ class DocumentsConfig:
         return (self.path,)
 
     def items(self, folder: Path) -> Iterator[Item]:
-        for found in read_jsonl(folder / self.path):
-            if isinstance(found, Rejection):
-                raise DataError(f"{found.where}: {found.reason}")
+        for found in documents_in(folder / self.path):
             yield Item(found.name, {"document": found, "name": found.name})
+
+
+def documents_in(path: Path) -> Iterator[Document]:
+    """Read all documents of a file; raises DataError at the first that cannot be read."""
+    for found in read_jsonl(path):
+        if isinstance(found, Rejection):
+            raise DataError(f"{found.where}: {found.reason}")
+        yield found

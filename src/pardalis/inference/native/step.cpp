@@ -1,12 +1,14 @@
 // Decoding steps on a CPU: from the token that was read to the token that is drawn, in one call.
 //
 // It does what pardalis.inference.steps does in float32 for the same model, cache and slots, and in
-// the same words. Matrices stay where they are, row by row, so nothing is packed or copied. Vectors
-// are those of GCC and Clang, as wide as the processor for which this file is compiled.
+// the same words; a prompt is a step of many tokens after which nothing is drawn. Matrices of 32, 16
+// or 8 bits stay where they are, row by row, so nothing is packed or copied. Vectors are those of GCC
+// and Clang, as wide as the processor for which this file is compiled.
 //
 //   product      rows of a matrix times some vectors
 //   norm, rotate, attend, activate   the parts of a layer
 //   Draw         the sampler, with the counted noise of pardalis.inference.sampling
+//   Workers      threads that sleep between calls; Barrier: where they wait for each other
 //   Step         a whole step, which several threads run together
 //
 // Sums of a product have one order, whatever stands beside it in the batch.
