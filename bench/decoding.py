@@ -44,7 +44,7 @@ from transformers.generation.streamers import BaseStreamer
 import llama_cpp_peer
 from decoder import alternate, chameleon_like, peer_of, product_gflops
 from llama_cpp_peer import LlamaCpp
-from pardalis.inference.config import EngineConfig
+from pardalis.inference.config import STEPS_PER_SYNC, EngineConfig
 from pardalis.inference.generation import Guidance, SamplingConfig
 from pardalis.inference.request import Request
 from pardalis.inference.token_loop import TokenLoop
@@ -152,7 +152,7 @@ class Case:
 
 def loop_for(model: Decoder, config: EngineConfig, case: Case) -> TokenLoop:
     """Build a token loop with slots and cache for one case, and for others of its size."""
-    length = case.prompt + case.length + 2 + config.steps_per_sync + 2 * config.page_size
+    length = case.prompt + case.length + 2 + STEPS_PER_SYNC + 2 * config.page_size
     config = replace(config, max_slots=case.sequences, cache_tokens=case.sequences * length)
     return TokenLoop(model, Grammar(VOCABULARY, case.length), config)
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import rule as step
 from page_pool import check_pool
 
 from pardalis.errors import GrammarError, QueueFullError, RequestError
-from pardalis.inference.config import EngineConfig
+from pardalis.inference.config import STEPS_PER_SYNC, EngineConfig
 from pardalis.inference.generation import Contrastive, Guidance
 from pardalis.inference.request import Request
 from pardalis.inference.scheduler import PassPlan, ScheduledRequest, Scheduler, TokenSequence
@@ -111,7 +111,7 @@ class Machine:
     def check(self, plan: PassPlan) -> None:
         assert plan.prefill or plan.decode, "a scheduler that is not idle makes progress"
         assert sum(n for _, n in plan.prefill) <= self.config.prefill_tokens
-        assert 1 <= plan.steps <= self.config.steps_per_sync
+        assert 1 <= plan.steps <= (self.config.steps_per_sync or STEPS_PER_SYNC)
         assert all(n > 0 for _, n in plan.prefill)
         slots = [sequence.slot for scheduled in plan.decode for sequence in scheduled.sequences]
         assert len(slots) == len(set(slots))

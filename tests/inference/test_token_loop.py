@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ from pardalis.inference import (
     TokenLoop,
     generate_ids,
     generate_reference,
+    speculation,
 )
 from pardalis.inference.batches import BatchBuilder
+from pardalis.inference.config import STEPS_PER_SYNC
 from pardalis.inference.scheduler import Scheduler
 from pardalis.inference.steps import SlotStates
 from pardalis.model import Decoder, initialise
-from pardalis.tokens import Limits, Vocabulary
+from pardalis.tokens import Grammar, Limits, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
 A = IDS.text.start
@@ -143,6 +146,38 @@ def test_speculation_saves_passes(guide, model, grammar):
     assert single.guessed == single.accepted == 0
     assert 0 < speculative.accepted < speculative.guessed
     assert speculative.passes == single.passes - speculative.accepted
+
+
+@pytest.mark.parametrize(("native", "window"), [(True, 1), (True, 3), (False, 1)])
+def test_large_images_have_more_steps_per_sync(native, window, tiny_config, monkeypatch):
+    """As many as take SYNC_SECONDS, to the end of the image; the tokens are the same."""
+    monkeypatch.setattr(speculation, "SYNC_SECONDS", 1e9)
+    model = initialise(Decoder(replace(tiny_config, context=160)), seed=0).eval()
+    grammar, passes = Grammar(IDS, codes_per_image=49), []
+    requests = [
+        Request(
+            prompt_ids=(IDS.bos_id, A + n),
+            limits=Limits(max_new_tokens=55, text=False, max_images=1),
+            guidance=guide,
+            seed=n,
+        )
+        for n, guide in enumerate(GUIDES)
+    ]
+    config = EngineConfig(native=native, speculation_window=window, page_size=4, max_slots=9)
+    launch = TokenLoop._launch
+
+    def counted(self, requests, batch, steps, lengths):
+        passes.append(steps)
+        return launch(self, requests, batch, steps, lengths)
+
+    monkeypatch.setattr(TokenLoop, "_launch", counted)
+    expected = [generate_reference(model, grammar, request) for request in requests]
+    assert generate_ids(model, grammar, requests, config) == expected
+    assert max(passes) > STEPS_PER_SYNC
+    passes.clear()
+    config = replace(config, steps_per_sync=2)
+    assert generate_ids(model, grammar, requests, config) == expected
+    assert max(passes) == 2
 
 
 def test_the_small_cache_preempts(requests, model, grammar):

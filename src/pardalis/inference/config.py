@@ -6,6 +6,8 @@ from typing import Literal
 from pardalis.config import check_at_least, check_types
 from pardalis.errors import ConfigError
 
+STEPS_PER_SYNC = 8  # unless the config says otherwise
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -18,7 +20,9 @@ class EngineConfig:
     max_slots: int = 16  # sequences decoded in one pass; a guided image takes two or three
     cache_tokens: int | None = None  # capacity of the KV cache; None: max_slots full contexts
     page_size: int = 16  # tokens per page of the cache
-    steps_per_sync: int = 8  # decoding steps between two host synchronisations
+    # Decoding steps between two host synchronisations; None: 8, and more inside images that
+    # are generated so fast that this takes less than 10 ms.
+    steps_per_sync: int | None = None
     prefill_tokens: int = 512  # prompt tokens read in one pass, beside a decoding step
     quantum_steps: int = 256  # steps a request may hold its slots while others wait for them
     max_waiting: int = 1024  # requests that may wait; more raise QueueFullError

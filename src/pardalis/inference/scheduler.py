@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 from pardalis.errors import QueueFullError, RequestError
-from pardalis.inference.config import EngineConfig
+from pardalis.inference.config import STEPS_PER_SYNC, EngineConfig
 from pardalis.inference.generation import Guidance
 from pardalis.inference.pages import PagePool
 from pardalis.inference.request import Request, ScoreRequest
@@ -132,6 +132,7 @@ class Scheduler:
         self._adapters = {name: number for number, name in enumerate(adapters, 1)}
         self.config, self.grammar, self.context = config, grammar, context
         self.speculation_window, self.plans_in_flight = speculation_window, plans_in_flight
+        self._steps_per_sync = config.steps_per_sync or STEPS_PER_SYNC
         self.pool = PagePool(n_pages, config.page_size)
         self._n_pages = n_pages - 1  # pages that sequences can hold
         self._free_slots = list(range(config.max_slots, 0, -1))  # slot 0 is padding
@@ -254,7 +255,7 @@ class Scheduler:
         ]
         if not plan.prefill:
             useful = max(map(self._useful_steps, plan.decode), default=1)
-            plan.steps = max(min(self.config.steps_per_sync, useful), 1)
+            plan.steps = max(min(self._steps_per_sync, useful), 1)
         return plan
 
     def _extend_running(self) -> None:
@@ -382,7 +383,7 @@ class Scheduler:
     def _missing_pages(self, scheduled: ScheduledRequest, sequence: TokenSequence) -> int:
         """Return the pages that a sequence lacks for the next plans and for its open image."""
         if sequence is scheduled.conditional:
-            n_new = self.config.steps_per_sync * self.plans_in_flight
+            n_new = self._steps_per_sync * self.plans_in_flight
             if self._max_new_images(scheduled) or scheduled.state.phase is Phase.IMAGE:
                 n_new *= self.speculation_window
             n_new += self._open_image_tokens(scheduled)

@@ -1,8 +1,7 @@
-"""Choice of the speculation window from measured throughput.
+"""Choice of the speculation window, and of the passes between two host synchronisations.
 
-Speculation changes the number of passes and never the tokens, so the choice may depend on the
-clock. The window with the highest throughput in codes per second is used, and the others are tried
-at intervals.
+Both change the number of passes and never the tokens, so they may depend on the clock. The window
+with the highest throughput in codes per second is used, and the others are tried at intervals.
 """
 
 from collections import defaultdict
@@ -10,7 +9,8 @@ from collections.abc import Sequence
 
 WINDOWS = (1, 4, 8, 16, 32)
 TRIAL_INTERVAL = 32  # choices between two trials of another window
-DECAY = 0.8  # weight of the earlier rate in the moving average
+DECAY = 0.8  # weight of what was measured earlier in the moving averages
+SYNC_SECONDS = 0.01  # that passes between two host synchronisations may take
 
 
 class WindowPolicy:
@@ -28,6 +28,7 @@ class WindowPolicy:
         self.max_tokens = max_tokens
         self._sizes = [window for window in WINDOWS if window <= largest]
         self._rates: dict[int, dict[int, float]] = defaultdict(dict)  # by sequences and window
+        self._seconds: dict[int, dict[int, float]] = defaultdict(dict)  # of a pass, likewise
         self._choices: dict[int, int] = defaultdict(int)
 
     @property
@@ -49,11 +50,21 @@ class WindowPolicy:
             return windows[trial % len(windows)]
         return max(windows, key=lambda window: rates[window])
 
-    def observe(self, n_sequences: int, window: int, n_codes: int, seconds: float) -> None:
+    def passes(self, n_sequences: int, window: int) -> int:
+        """Return how many passes take about SYNC_SECONDS; 1 before any was observed."""
+        seconds = self._seconds[n_sequences].get(window, SYNC_SECONDS)
+        return max(int(SYNC_SECONDS / seconds), 1)
+
+    def observe(
+        self, n_sequences: int, window: int, n_passes: int, n_codes: int, seconds: float
+    ) -> None:
         """Record that passes with a window generated n codes in so many seconds."""
-        rate = n_codes / max(seconds, 1e-9)
-        rates = self._rates[n_sequences]
-        rates[window] = rate + DECAY * (rates.get(window, rate) - rate)
+        seconds = max(seconds, 1e-9)
+        for measured, averages in (
+            (n_codes / seconds, self._rates[n_sequences]),
+            (seconds / n_passes, self._seconds[n_sequences]),
+        ):
+            averages[window] = measured + DECAY * (averages.get(window, measured) - measured)
 
     def _windows(self, n_sequences: int) -> Sequence[int]:
         return [w for w in self._sizes if w == 1 or w * n_sequences <= self.max_tokens]

@@ -295,7 +295,7 @@ class TokenLoop:
         now = time.perf_counter()
         seconds = now - max(flight.start, self._last_sync)
         self._last_sync = now
-        self.windows.observe(len(flight.batch.slots), window, n_codes, seconds)
+        self.windows.observe(len(flight.batch.slots), window, flight.steps, n_codes, seconds)
         n_passes = flight.steps * len(flight.requests)
         self.statistics.guessed += n_passes * (window - 1)
         self.statistics.accepted += max(n_codes - n_passes, 0) if window > 1 else 0
@@ -306,9 +306,14 @@ class TokenLoop:
             return 1, 1  # the first token is returned at once
         codes_left = min(r.state.codes_left for r in plan.decode)
         n_sequences = sum(len(r.sequences) for r in plan.decode)
-        if codes_left == 0 or (window := self.windows.choose(n_sequences)) == 1:
+        if codes_left == 0:
             return 1, plan.steps
-        return window, min(plan.steps, -(-codes_left // window))
+        window = self.windows.choose(n_sequences)
+        inside = -(-codes_left // window)  # an open image has the pages of all its codes
+        steps = plan.steps if window == 1 else min(plan.steps, inside)
+        if self.config.steps_per_sync is None:
+            steps = max(steps, min(self.windows.passes(n_sequences, window), inside))
+        return window, steps
 
     def _prefill(self, plan: PassPlan) -> list[Progress]:
         """Read parts of prompts beside one decoding step."""

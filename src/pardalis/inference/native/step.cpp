@@ -36,7 +36,7 @@
 #if defined(__AVX512F__)
 constexpr int LANES = 16, TOKENS = 4;
 #elif defined(__AVX2__)
-constexpr int LANES = 8, TOKENS = 2;
+constexpr int LANES = 8, TOKENS = 3;
 #else
 constexpr int LANES = 4, TOKENS = 4;
 #endif
@@ -96,7 +96,7 @@ template <int G, size_t... I> static inline Floats fold(Floats a, Floats b, std:
          __builtin_shuffle(a, b, Ints{(half_of(I, G) + G / 2)...});
 #endif
 }
-template <int N, int G = LANES> static inline void sums(Floats * v, float * out) {  // of N vectors
+template <int N, int G = LANES> __attribute__((always_inline)) static inline void sums(Floats * v, float * out) {  // of N vectors
   if constexpr (G == 1) {
     for (int i = 0; i < (N + LANES - 1) / LANES; i++)
       memcpy(out + i * LANES, &v[i], 4 * std::min(LANES, N - i * LANES));
@@ -205,13 +205,15 @@ static inline void tile(const T * const * w, const float * const * x, int width,
       for (int b = 0; b < B; b++) acc[b * R + r] += row * xs[b];
     }
   }
+  Floats total[R * B];  // compilers keep an array in registers only if its address goes nowhere
+  for (int k = 0; k < R * B; k++) total[k] = acc[k];
   if (i < width) {
     for (int r = 0; r < R; r++) {
       Floats row = load_part(w[r] + i, width - i);
-      for (int b = 0; b < B; b++) acc[b * R + r] += row * load_part(x[b] + i, width - i);
+      for (int b = 0; b < B; b++) total[b * R + r] += row * load_part(x[b] + i, width - i);
     }
   }
-  sums<R * B>(acc, out);
+  sums<R * B>(total, out);
 }
 
 // ROWS rows times B of the vectors: emit(vector, values of the rows).
@@ -261,7 +263,8 @@ static void product_of(const Matrix & m, int64_t first, int64_t stop, const floa
     if (n >= 4 * TOKENS) for (; n - b >= TOKENS; b += TOKENS) rows_times<T, TOKENS, 1>(w, x, b, width, emit);
     else if (n >= 2 * TOKENS) for (; n - b >= TOKENS; b += TOKENS) rows_times<T, TOKENS, 2>(w, x, b, width, emit);
     else if (n >= TOKENS) { rows_times<T, TOKENS, 4>(w, x, b, width, emit); b += TOKENS; }
-    for (; TOKENS > 2 && n - b >= 2; b += 2) rows_times<T, 2, 0>(w, x, b, width, emit);
+    else if (n >= 2) { rows_times<T, 2, 4>(w, x, b, width, emit); b += 2; }
+    for (; n - b >= 2; b += 2) rows_times<T, 2, 0>(w, x, b, width, emit);
     for (; b < n; b++) {
       float out[ROWS];
       tile<T, ROWS, 1>(w, x + b, width, out);
