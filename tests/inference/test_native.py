@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ from pardalis.inference.native import library as library_module
 from pardalis.inference.native import steps as steps_module
 from pardalis.inference.weights import rounded
 from pardalis.model import Decoder, initialise
+from pardalis.model.cross import CrossAttentionConfig, CrossConfig, CrossModel
 from pardalis.tokens import Limits, Vocabulary
 
 IDS = Vocabulary.build(n_codes=12, n_text=20)
@@ -56,8 +57,9 @@ def requests(prompt=(IDS.bos_id, A, A + 1)) -> list[Request]:
     ]  # fmt: skip
 
 
-def make(config, seed: int = 0) -> Decoder:
-    model = initialise(Decoder(config), seed=seed).eval()
+def make(config, seed: int = 0) -> Decoder | CrossModel:
+    kind = CrossModel if isinstance(config, CrossConfig) else Decoder
+    model = initialise(kind(config), seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -102,6 +104,31 @@ def test_every_option_of_a_decoder(options, tiny_config, grammar):
     assert generate_ids(model, grammar, requests(), NATIVE) == expected
 
 
+TWO_TRUNKS = {
+    "after each layer": ({}, 1, True),
+    "after every second": ({"d_model": 36, "n_heads": 6, "n_kv_heads": 3, "d_ff": 50}, 2, True),
+    "without feed-forward": ({"norm": {"kind": "layer_norm"}, "tie_embeddings": True}, 1, False),
+    "apart": ({"position": {"kind": "learned"}}, 9, True),
+    "reordered": (VARIANTS["reordered"], 1, True),
+    "as OPT": (VARIANTS["as OPT"], 2, False),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize(("options", "interval", "forward"), TWO_TRUNKS.values(), ids=TWO_TRUNKS)
+def test_two_trunks(options, interval, forward, tiny_config, grammar, monkeypatch):
+    config = changed(tiny_config, **options)
+    values = {each.name: getattr(config, each.name) for each in fields(config)} | {"kind": "cross"}
+    cross = CrossAttentionConfig(interval=interval, feed_forward=forward)
+    model = make(CrossConfig(**values, cross=cross))
+    expected = generate_ids(model, grammar, requests(), TORCH)
+    assert TokenLoop(model, grammar, NATIVE).runner.native is not None
+    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+    monkeypatch.setattr(steps_module, "_BYTES_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert generate_ids(model, grammar, requests(), EngineConfig(speculation_window=3)) == expected
+
+
 @needs_compiler
 @pytest.mark.skipif(
     library_module.processor() not in ("AVX2", "AVX512"), reason="the processor has no AVX2"
@@ -117,13 +144,16 @@ def test_narrower_vectors(options, tiny_config, grammar, monkeypatch):
 
 
 @needs_compiler
-def test_several_threads(tiny_config, grammar, monkeypatch):
+@pytest.mark.parametrize("threads", [2, 3])
+def test_several_threads(threads, tiny_config, grammar, monkeypatch):
+    """Again and again: texts whose logits are not kept between guided images, whose are."""
     model = make(tiny_config)
     expected = generate_ids(model, grammar, requests(), TORCH)
     monkeypatch.setattr(steps_module, "_BYTES_A_THREAD", 1)
     monkeypatch.setattr(library_module, "_OPERATIONS_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert generate_ids(model, grammar, requests(), NATIVE) == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for _ in range(10):
+        assert generate_ids(model, grammar, requests(), NATIVE) == expected
 
 
 @needs_compiler

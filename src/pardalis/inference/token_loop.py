@@ -29,7 +29,7 @@ from pardalis.inference.steps import (
     StepRunner,
 )
 from pardalis.inference.weights import Head, packed
-from pardalis.model import Decoder, LanguageModel
+from pardalis.model import LanguageModel
 from pardalis.tokens import Grammar, Phase, Rule
 
 # Tokens up to which a pass is bound by reading the weights, so that more cost little.
@@ -138,7 +138,6 @@ class TokenLoop:
         head = Head(model, self.grammar, weights, self.adapters, library, embedding)
         if library is None:
             return copy, head, None
-        assert isinstance(copy, Decoder)
         return copy, head, NativeSteps(library, copy, head, self.automaton, self.slots)
 
     def reload(self, model: LanguageModel) -> None:

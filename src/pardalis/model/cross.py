@@ -12,6 +12,7 @@ Embedding and head are shared. Where the paper is silent, or only known from wha
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import repeat
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,7 @@ from pardalis.batch import Soft
 from pardalis.config import check_at_least
 from pardalis.model.attention import Attention, LayerKVCache
 from pardalis.model.config import ModelConfig, ModelShape
-from pardalis.model.decoder import Trunk, embed
+from pardalis.model.decoder import Block, Trunk, embed
 from pardalis.model.language_model import CacheSpec, LanguageModel, LayerCacheSpec, TiedHead
 from pardalis.model.masks import Mask
 from pardalis.model.positions import LearnedPositions, RoPEConfig, Rotation
@@ -128,6 +129,15 @@ class CrossTrunk(nn.Module):
             nn.ModuleList(CrossBlock(config) for _ in range(n_crossings)) for _ in range(2)
         )
         self.combine = nn.Linear(2 * config.d_model, config.d_model, bias=False)
+
+    def blocks(self) -> Iterator[tuple[int, Block | CrossBlock]]:
+        """Yield all blocks in the order in which they run, each with its trunk: 0 text, 1 image."""
+        for i, pair in enumerate(zip(self.text.blocks, self.image.blocks, strict=True), 1):
+            yield from enumerate(cast(tuple[Block, Block], pair))
+            number, rest = divmod(i, self.interval)
+            if rest == 0:
+                crossing = self.text_cross_blocks, self.image_cross_blocks
+                yield from enumerate(cast(CrossBlock, each[number - 1]) for each in crossing)
 
     def forward(
         self,

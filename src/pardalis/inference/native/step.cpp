@@ -152,16 +152,19 @@ struct Norm { int64_t kind, groups; const float * scale, * shift; double eps; };
 enum { NONE = 0, RMS = 1, LAYER = 2 };
 struct Layer {
   Norm attention_norm, feed_forward_norm, q_norm, k_norm;  // groups of the last two: of heads, or 0
-  Matrix q, k, v, o, gate, up, down;  // gate without rows: an MLP
+  Norm memory_norm;  // of what the other trunk is, if keys and values are made from it
+  Matrix q, k, v, o, gate, up, down;  // gate without rows: an MLP; up without rows: none
+  int64_t trunk, crosses, placement;
+  double skip, branch;
 };
 enum { GELU = 0, GELU_TANH = 1, RELU = 2 };
 enum { PRE = 0, REORDERED = 1, POST = 2 };
 struct Model {
-  int64_t width, n_layers, heads, kv_heads, head_width, hidden, placement, activation;
-  double skip, branch, embedding_scale;
-  Norm embedding_norm, norm;
-  Matrix embedding;
-  const float * positions, * cosines, * sines;  // positions or cosines and sines
+  int64_t width, n_layers, heads, kv_heads, head_width, hidden, activation, n_trunks;
+  double embedding_scale;
+  Norm embedding_norm, norms[2];  // the latter at the end of each trunk
+  Matrix embedding, combine;  // combine makes one vector of those of two trunks
+  const float * positions[2], * cosines, * sines;  // positions of each trunk, or cosines and sines
   int64_t n_positions;
   const Layer * layers;
   Matrix image, text;  // the head, in the order of the writable ids
@@ -754,30 +757,38 @@ class Step {
   }
 
   struct Own {  // of one thread
-    std::vector<float> x, h, scores, q, k, part, sorted; std::vector<const float *> xs, list;
+    std::vector<float> x, h, other, before, scores, q, k, part, sorted; std::vector<const float *> xs, list;
     std::vector<int> which; std::vector<int64_t> weights; std::vector<int32_t> bits;
   };
-  void add(Own & own, int t) {
-    float * x = own.x.data() + (int64_t) t * width; const float * y = branch.data() + (int64_t) t * width;
-    const float skip = (float) m.skip, scale = (float) m.branch;
-    if (skip == 1 && scale == 1) each(width, [&](int i, int lanes) { store(x + i, load(x + i, lanes) + load(y + i, lanes), lanes); });
-    else each(width, [&](int i, int lanes) { store(x + i, load(x + i, lanes) * skip + load(y + i, lanes) * scale, lanes); });
-  }
-  // Adds the branch that was computed last, and makes the input of the next.
-  void join(Own & own, const Norm * done, const Norm * next) {
+  float * stream(Own & own, int64_t trunk, int t) { return own.x.data() + (trunk * tokens + t) * width; }
+  float * input(Own & own, int t) { return own.h.data() + (int64_t) t * width; }
+
+  void begin_branch(const Layer & y, const Norm & before, Own & own) {
     for (int t = 0; t < tokens; t++) {
-      float * x = own.x.data() + (int64_t) t * width, * h = own.h.data() + (int64_t) t * width;
-      if (done) {
-        if (m.placement == REORDERED) {  // in h, since all threads read the branch
-          norm(*done, branch.data() + (int64_t) t * width, h, width);
-          const float skip = (float) m.skip, scale = (float) m.branch;
-          each(width, [&](int i, int lanes) { store(x + i, load(x + i, lanes) * skip + load(h + i, lanes) * scale, lanes); });
-        } else {
-          add(own, t);
-          if (m.placement == POST) norm(*done, x, x, width);
-        }
+      if (y.placement == PRE) norm(before, stream(own, y.trunk, t), input(own, t), width);
+      else memcpy(input(own, t), stream(own, y.trunk, t), 4 * width);
+    }
+  }
+  void end_branch(const Layer & y, const Norm & after, Own & own) {
+    const float skip = (float) y.skip, scale = (float) y.branch;
+    for (int t = 0; t < tokens; t++) {
+      float * x = stream(own, y.trunk, t);
+      const float * add = branch.data() + (int64_t) t * width;
+      if (y.placement == REORDERED) {  // elsewhere, since all threads read the branch
+        norm(after, add, input(own, t), width);
+        add = input(own, t);
       }
-      if (next) norm(*next, x, h, width); else memcpy(h, x, 4 * width);
+      each(width, [&](int i, int lanes) { store(x + i, load(x + i, lanes) * skip + load(add + i, lanes) * scale, lanes); });
+      if (y.placement == POST) norm(after, x, x, width);
+    }
+  }
+  // What the other trunk is, or was before it attended to this one, in own.list; trunk 0 goes first.
+  void other_trunk(const Layer & y, Own & own) {
+    if (y.trunk == 0) own.before.assign(own.x.begin(), own.x.begin() + (int64_t) tokens * width);
+    for (int t = 0; t < tokens; t++) {
+      float * to = own.other.data() + (int64_t) t * width;
+      norm(y.memory_norm, y.trunk == 0 ? stream(own, 1, t) : own.before.data() + (int64_t) t * width, to, width);
+      own.list[t] = to;
     }
   }
   template <typename F> void share(int thread, int64_t rows, F && f) {
@@ -788,11 +799,12 @@ class Step {
   void layer(const Layer & y, int l, Own & own, int thread) {
     const int dq = (int) (m.heads * m.head_width), dkv = (int) (m.kv_heads * m.head_width), hw = (int) m.head_width;
     const int64_t stride = dq + 2 * dkv;
-    const float * const * xs = own.xs.data();
-    const bool pre = m.placement == PRE;
+    const float * const * xs = own.xs.data(), * const * from = xs;
+    begin_branch(y, y.attention_norm, own);
+    if (y.crosses) { other_trunk(y, own); from = own.list.data(); }
     share(thread, y.q.rows, [&](int64_t a, int64_t z) { product_to(y.q, a, z, xs, tokens, qkv.data(), stride); });
-    share(threads - 1 - thread, y.k.rows, [&](int64_t a, int64_t z) { product_to(y.k, a, z, xs, tokens, qkv.data() + dq, stride); });
-    share(thread, y.v.rows, [&](int64_t a, int64_t z) { product_to(y.v, a, z, xs, tokens, qkv.data() + dq + dkv, stride); });
+    share(threads - 1 - thread, y.k.rows, [&](int64_t a, int64_t z) { product_to(y.k, a, z, from, tokens, qkv.data() + dq, stride); });
+    share(thread, y.v.rows, [&](int64_t a, int64_t z) { product_to(y.v, a, z, from, tokens, qkv.data() + dq + dkv, stride); });
     barrier.wait();
     const int group = (int) (m.heads / m.kv_heads), kv_heads = (int) m.kv_heads;
     const int parts = n % threads == 0 ? 1 : std::min(threads, kv_heads);  // of the heads of a sequence
@@ -829,7 +841,9 @@ class Step {
     for (int t = 0; t < tokens; t++) own.list[t] = attended.data() + (int64_t) t * dq;
     share(thread, width, [&](int64_t a, int64_t z) { product_to(y.o, a, z, own.list.data(), tokens, branch.data(), width); });
     barrier.wait();
-    join(own, &y.attention_norm, pre ? &y.feed_forward_norm : nullptr);
+    end_branch(y, y.attention_norm, own);
+    if (!y.up.rows) return;
+    begin_branch(y, y.feed_forward_norm, own);
     share(thread, m.hidden, [&](int64_t a, int64_t z) {
       if (y.gate.rows) product_to(y.gate, a, z, xs, tokens, hidden.data(), m.hidden);
       product_to(y.up, a, z, xs, tokens, y.gate.rows ? up.data() : hidden.data(), m.hidden);
@@ -846,8 +860,38 @@ class Step {
     for (int t = 0; t < tokens; t++) own.list[t] = hidden.data() + t * m.hidden;
     share(thread, width, [&](int64_t a, int64_t z) { product_to(y.down, a, z, own.list.data(), tokens, branch.data(), width); });
     barrier.wait();
-    const Norm * next = l + 1 < m.n_layers ? &m.layers[l + 1].attention_norm : &m.norm;
-    join(own, &y.feed_forward_norm, pre || l + 1 == m.n_layers ? next : nullptr);
+    end_branch(y, y.feed_forward_norm, own);
+  }
+  void embed(Own & own) {
+    for (int t = 0; t < tokens; t++) {
+      float * x = stream(own, 0, t);
+      row_to(m.embedding, ids[t], x);
+      if (m.embedding_scale != 1) for (int i = 0; i < width; i++) x[i] *= (float) m.embedding_scale;
+      norm(m.embedding_norm, x, x, width);
+      for (int64_t trunk = m.n_trunks - 1; trunk >= 0; trunk--) {
+        float * y = stream(own, trunk, t);
+        if (trunk) memcpy(y, x, 4 * width);
+        if (!m.positions[trunk]) continue;
+        const float * p = m.positions[trunk] + std::min(positions[t], m.n_positions - 1) * width;
+        for (int i = 0; i < width; i++) y[i] += p[i];
+      }
+    }
+  }
+  // The hidden states, from what the trunks are after their last layer.
+  void end(Own & own, int thread) {
+    if (m.n_trunks == 1) {
+      for (int t = 0; t < tokens; t++) norm(m.norms[0], stream(own, 0, t), input(own, t), width);
+      return;
+    }
+    for (int t = 0; t < tokens; t++) {
+      float * both = own.other.data() + (int64_t) t * 2 * width;
+      for (int k = 0; k < 2; k++) norm(m.norms[k], stream(own, k, t), both + k * width, width);
+      own.list[t] = both;
+    }
+    barrier.wait();  // until all have read the last branch
+    share(thread, width, [&](int64_t a, int64_t z) { product_to(m.combine, a, z, own.list.data(), tokens, branch.data(), width); });
+    barrier.wait();
+    memcpy(own.h.data(), branch.data(), 4 * (int64_t) tokens * width);
   }
   // The head's product over a part of the vocabulary, for all tokens that may write ids of it.
   void head(const Matrix & matrix, int64_t offset, bool codes, Own & own, int thread) {
@@ -958,24 +1002,16 @@ class Step {
     for (int step = 0; step < b.n_steps; step++) {
       if (thread == 0) prepare();
       barrier.wait();
-      for (int t = 0; t < tokens; t++) {
-        float * x = own.x.data() + (int64_t) t * width;
-        row_to(m.embedding, ids[t], x);
-        if (m.embedding_scale != 1) for (int i = 0; i < width; i++) x[i] *= (float) m.embedding_scale;
-        norm(m.embedding_norm, x, x, width);
-        if (m.positions) {
-          const float * p = m.positions + std::min(positions[t], m.n_positions - 1) * width;
-          for (int i = 0; i < width; i++) x[i] += p[i];
-        }
-      }
-      join(own, nullptr, m.placement == PRE ? &m.layers[0].attention_norm : nullptr);
+      const bool keeps_logits = n_logits > 0;  // thread 0 may be at the next step before others have looked
+      embed(own);
       for (int l = 0; l < m.n_layers; l++) layer(m.layers[l], l, own, thread);
+      end(own, thread);
       if (b.hidden && thread == 0) memcpy(b.hidden + (int64_t) step * tokens * width, own.h.data(), 4 * (int64_t) tokens * width);
       if (b.ids) return;
       head(m.image, 0, true, own, thread);
       head(m.text, n_codes, false, own, thread);
       barrier.wait();
-      if (n_logits) { choose(own, thread); barrier.wait(); }
+      if (keeps_logits) { choose(own, thread); barrier.wait(); }
       if (thread == 0) finish(step);
     }
   }
@@ -995,7 +1031,8 @@ class Step {
     if (!b.ids) logits.reset(new float[tokens * (n_writable + LANES)]);  // not set, so not touched before it is needed
     owns.resize(threads);
     for (Own & own : owns) {  // all memory is taken here, since a thread cannot report that it has none
-      own.x.resize((int64_t) tokens * width); own.h.resize((int64_t) tokens * width);
+      own.x.resize(m.n_trunks * tokens * width); own.h.resize((int64_t) tokens * width);
+      if (m.n_trunks > 1) { own.other.resize((int64_t) tokens * 2 * width); own.before.resize((int64_t) tokens * width); }
       own.scores.resize((window < TOKENS ? 1 : TOKENS) * m.heads * (b.table_width + LANES + ROWS)); own.q.resize(TOKENS * dq); own.k.resize(m.head_width);
       if (!b.ids) own.part.resize((int64_t) tokens * PART + LANES);
       own.list.resize(tokens); own.which.reserve(tokens);

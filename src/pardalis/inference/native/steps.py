@@ -8,6 +8,7 @@ slots, so that either may run any batch. What it does not do is refused by name 
 import ctypes
 import functools
 import logging
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,9 @@ from pardalis.inference.native.structs import Batch, Layer, Matrix, Model, Norm,
 from pardalis.inference.sampling import SamplingTensors, prepare_ids
 from pardalis.inference.steps import DecodeBatch, SlotStates
 from pardalis.inference.weights import Head, RotationTable, RowsEmbedding, without_bias
-from pardalis.model import Decoder, LanguageModel
+from pardalis.model import Decoder, LanguageModel, ModelConfig
 from pardalis.model.attention import Attention
+from pardalis.model.cross import CrossBlock, CrossModel
 from pardalis.model.decoder import Block
 from pardalis.model.feed_forward import MLP, SwiGLU
 from pardalis.model.norms import (
@@ -47,7 +49,7 @@ _BYTES_A_THREAD = 2**20  # of weights that a step reads: with fewer, another thr
 
 
 _PARTS = {  # of a block
-    Block, Attention, SwiGLU, MLP, nn.Dropout, nn.Identity,
+    Block, CrossBlock, Attention, SwiGLU, MLP, nn.Dropout, nn.Identity,
     nn.RMSNorm, nn.LayerNorm, GroupedRMSNorm, GroupedLayerNorm,
 }  # fmt: skip
 
@@ -58,18 +60,24 @@ class Unsupported(Exception):
 
 def refuse(model: LanguageModel) -> None:
     """Raise Unsupported if the steps in C++ cannot run a model."""
-    if type(model) is not Decoder:
+    if type(model) not in (Decoder, CrossModel):
         raise Unsupported(f"a {type(model).__name__}")
     for name, tensor in model.state_dict().items():
         if tensor.dtype not in (torch.float32, torch.bfloat16):
             raise Unsupported(f"{name} in {str(tensor.dtype).removeprefix('torch.')}")
         if not tensor.is_contiguous():
             raise Unsupported(f"{name}, whose numbers are not contiguous")
-    for block in model.trunk.blocks:
-        parts = [block, *block.children()] if type(block) is Block else [block]
-        for module in parts:
+    for _, block in _blocks(cast(Decoder | CrossModel, model)):
+        for module in [block, *block.children()] if type(block) in _PARTS else [block]:
             if type(module) not in _PARTS:
                 raise Unsupported(f"a {type(module).__name__}")
+
+
+def _blocks(model: Decoder | CrossModel) -> Iterator[tuple[int, Block | CrossBlock]]:
+    """Yield the blocks in the order of the cache, each with the number of its trunk."""
+    if isinstance(model, CrossModel):
+        return model.trunk.blocks()
+    return ((0, cast(Block, block)) for block in model.trunk.blocks)
 
 
 def library_for(model: LanguageModel, adapters: bool) -> Library | None:
@@ -102,40 +110,44 @@ def _log_once(message: str) -> None:
 
 
 class NativeSteps:
-    """The steps of one packed model, whose linear maps are not joined."""
+    """The steps of one packed model that was not refused, whose linear maps are not joined."""
 
     def __init__(
         self,
         library: Library,
-        model: Decoder,
+        model: LanguageModel,
         head: Head,
         automaton: Automaton,
         slots: SlotStates,
     ) -> None:
+        assert isinstance(model, Decoder | CrossModel)
         self.library, self._slots = library, slots
         self._kept: list[object] = []  # what the structs point to
         self._last: tuple[DecodeBatch, PagedCache, Batch, list[object]] | None = None
         config = model.config
-        layers = [self._layer(cast(Block, block), config.d_model) for block in model.trunk.blocks]
-        hidden = layers[0].up.rows
-        rotation, learned = model.trunk.rotation, model.position_embedding
+        layers = [self._layer(config, block, trunk) for trunk, block in _blocks(model)]
+        if isinstance(model, Decoder):
+            trunks, learned = [model.trunk], [model.position_embedding]
+        else:
+            trunks = [model.trunk.text, model.trunk.image]
+            learned = [model.text_position_embedding, model.image_position_embedding]
+        norms = [self._norm(trunk.norm, config.d_model) for trunk in trunks]
+        rotation = trunks[0].rotation
         writable = automaton.writable_ids
         hashed = prepare_ids(writable)
         hashed = torch.cat([hashed, hashed.new_zeros(_WIDEST_VECTOR)])
         self._model = Model(
             width=config.d_model,
-            n_layers=config.n_layers,
+            n_layers=len(layers),
             heads=config.attention.n_heads,
             kv_heads=config.attention.kv_heads,
             head_width=config.d_head,
-            hidden=hidden,
-            placement=_PLACEMENTS.index(config.residual.placement),
+            hidden=layers[0].up.rows,
             activation=_ACTIVATIONS.index(getattr(config.feed_forward, "activation", "gelu")),
-            skip=config.residual.skip,
-            branch=config.residual.branch,
+            n_trunks=len(trunks),
             embedding_scale=config.embedding.scale,
             embedding_norm=self._embedding_norm(model),
-            norm=self._norm(model.trunk.norm, config.d_model),
+            norms=(Norm * 2)(*norms),
             embedding=self._embedding(model.embedding),
             layers=self._array(layers),
             image=self._matrix(head.image),
@@ -154,9 +166,12 @@ class NativeSteps:
             tables = [table.reshape(len(table), -1) for table in (rotation.cos, rotation.sin)]
             self._model.cosines, self._model.sines = map(self._pointer, tables)
             self._model.n_positions = len(rotation.cos)
-        if isinstance(learned, LearnedPositions):
-            self._model.positions = self._pointer(learned.weight)
-            self._model.n_positions = learned.num_embeddings
+        for trunk, table in enumerate(learned):
+            if isinstance(table, LearnedPositions):
+                self._model.positions[trunk] = self._pointer(table.weight)
+                self._model.n_positions = table.num_embeddings
+        if isinstance(model, CrossModel):
+            self._model.combine = self._matrix(model.trunk.combine)
         self._bytes_read = sum(
             matrix.rows * matrix.width * (4, 2, 1)[matrix.kind]
             for layer in layers
@@ -310,7 +325,7 @@ class NativeSteps:
             eps=cast(float, module.eps),
         )
 
-    def _embedding_norm(self, model: Decoder) -> Norm:
+    def _embedding_norm(self, model: Decoder | CrossModel) -> Norm:
         norm = model.config.norm
         if not model.config.embedding.norm:
             return Norm()
@@ -334,20 +349,30 @@ class NativeSteps:
             eps=module.eps,
         )
 
-    def _layer(self, block: Block, width: int) -> Layer:
-        attention, forward = block.attention, cast(Any, block.feed_forward)
+    def _layer(self, config: ModelConfig, block: Block | CrossBlock, trunk: int) -> Layer:
+        width, attention, forward = config.d_model, block.attention, cast(Any, block.feed_forward)
         layer = Layer(
             attention_norm=self._norm(block.attention_norm, width),
-            feed_forward_norm=self._norm(block.feed_forward_norm, width),
             q_norm=self._head_norm(attention.q_norm, attention.n_heads),
             k_norm=self._head_norm(attention.k_norm, attention.n_kv_heads),
             q=self._matrix(attention.q_proj),
             k=self._matrix(attention.k_proj),
             v=self._matrix(attention.v_proj),
             o=self._matrix(attention.o_proj),
-            up=self._matrix(forward.up_proj),
-            down=self._matrix(forward.down_proj),
+            trunk=trunk,
+            crosses=isinstance(block, CrossBlock),
+            skip=1.0,
+            branch=1.0,
         )
+        if isinstance(block, CrossBlock):
+            layer.memory_norm = self._norm(block.memory_norm, width)
+        else:
+            layer.placement = _PLACEMENTS.index(config.residual.placement)
+            layer.skip, layer.branch = config.residual.skip, config.residual.branch
+        if block.feed_forward_norm is not None:
+            layer.feed_forward_norm = self._norm(block.feed_forward_norm, width)
+            layer.up = self._matrix(forward.up_proj)
+            layer.down = self._matrix(forward.down_proj)
         if isinstance(forward, SwiGLU):
             layer.gate = self._matrix(forward.gate_proj)
         return layer

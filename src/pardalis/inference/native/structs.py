@@ -34,25 +34,30 @@ class Norm(Structure):
 
 
 class Layer(Structure):
-    """A block of the decoder."""
+    """A block of a trunk, or one of trunk 0 or 1 that attends to the other."""
 
     _fields_: ClassVar[Fields] = [
         *((name, Norm) for name in ("attention_norm", "feed_forward_norm", "q_norm", "k_norm")),
+        ("memory_norm", Norm),
         *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *_integers("trunk", "crosses", "placement"),
+        *((name, c_double) for name in ("skip", "branch")),
     ]
 
 
 class Model(Structure):
-    """A decoder, its head and its grammar."""
+    """A decoder or a model of two trunks, its head and its grammar."""
 
     _fields_: ClassVar[Fields] = [
         *_integers("width", "n_layers", "heads", "kv_heads", "head_width", "hidden"),
-        *_integers("placement", "activation"),
-        *((name, c_double) for name in ("skip", "branch", "embedding_scale")),
+        *_integers("activation", "n_trunks"),
+        ("embedding_scale", c_double),
         ("embedding_norm", Norm),
-        ("norm", Norm),
+        ("norms", Norm * 2),
         ("embedding", Matrix),
-        *_pointers("positions", "cosines", "sines"),
+        ("combine", Matrix),
+        ("positions", c_void_p * 2),
+        *_pointers("cosines", "sines"),
         *_integers("n_positions"),
         ("layers", POINTER(Layer)),
         ("image", Matrix),
