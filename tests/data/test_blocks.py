@@ -235,7 +235,7 @@ def test_a_worker_that_dies_costs_its_block_only(dying, codec, tmp_path, caplog)
     [death] = [record.getMessage() for record in caplog.records if "SIGKILL" in record.getMessage()]
     assert re.fullmatch(
         r"Worker [12] \(process \d+\) was killed by SIGKILL while it encoded documents 10 to 12 of "
-        r"source 'notes'; another encodes them again\.", death
+        r"source 'notes'; another does that again\.", death
     )  # fmt: skip
     assert contents(tmp_path / "shards") == expected
     assert not multiprocessing.active_children()

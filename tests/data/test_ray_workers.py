@@ -82,7 +82,7 @@ def test_an_actor_that_dies_costs_its_block(folder: Path, messages, tmp_path: Pa
     [message] = messages
     assert re.fullmatch(
         r"Ray worker [12] died \(process \d+ on [\d.]+\) while it encoded documents 4 to 6 of "
-        r"source 'notes'; another encodes them again\.", message
+        r"source 'notes'; another does that again\.", message
     )  # fmt: skip
     prepare(folder, tmp_path / "here", Workers(jobs=1), str(folder / "marks"))
     assert contents(folder / "deadly") == contents(tmp_path / "here")

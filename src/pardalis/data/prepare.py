@@ -28,7 +28,7 @@ from pardalis.data.report import PrepareReport, Turns
 from pardalis.data.shards import INDEX, Shards, ShardWriter, ids_dtype, read_index
 from pardalis.data.source import SourceConfig, Survey, read_source, survey
 from pardalis.data.transforms import Transforms, rooms, shard_inputs
-from pardalis.data.workers import ONE_WORKER, Encoder, Made, Work, Workers, encode_all
+from pardalis.data.workers import ONE_WORKER, Workers, do_all
 from pardalis.documents import (
     Document,
     Image,
@@ -115,6 +115,28 @@ def prepare_source(
         logger.info("Reading through source %r.", source.name)
         content = survey(source)
     return Preparation(source, codec, folder, config, content, learnt_roles).run(workers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Some documents in succession, which one worker encodes."""
+
+    number: int
+    groups: list[Group | Rejection]
+    omissions: tuple[Omission, ...]  # what is left out of them, or of what precedes them
+    made_from: str  # fingerprint of everything that decides its block
+    named: str  # which documents they are, for messages
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The file of a block, and what to show of it."""
+
+    number: int
+    content: bytes
+    groups: int
+    images: int
+    rejected: int
 
 
 class Preparation:
@@ -253,14 +275,14 @@ class Preparation:
         title = f"Preparing {name}" if share == WHOLE_SHARE else f"Preparing {name}, part {share}"
         unit = "pairs" if self._source.has_pairs else "documents"
         images = rejected = 0
-        made_in = encode_all(self._encoder, self._work(missing), len(missing), workers)
+        made_in = do_all(self._encoder, self._work(missing), len(missing), workers)
         with bar(title, total, unit, n_done * of_block) as advance, closing(made_in) as all_made:
             for made in all_made:
                 self._blocks.write(share, made.number, made.content)
                 images, rejected = images + made.images, rejected + made.rejected
                 advance(made.groups, images=images, rejected=rejected)
 
-    def _work(self, numbers: Sequence[int]) -> Iterator[Work]:
+    def _work(self, numbers: Sequence[int]) -> Iterator[_Work]:
         """Read the source up to the last of some blocks, and yield these."""
         wanted, of_block = set(numbers), self._config.block_documents
         omissions: list[Omission] = []  # since the last block
@@ -279,7 +301,7 @@ class Preparation:
                 raise self._changed()
             if some:
                 named = f"documents {first + 1} to {first + n_read} of source {self._source.name!r}"
-                yield Work(number, some, tuple(omissions), self._blocks.made_from, named)
+                yield _Work(number, some, tuple(omissions), self._blocks.made_from, named)
             omissions.clear()
 
     def _changed(self) -> DataError:
@@ -413,6 +435,12 @@ class _Encoder:
         rooms: the tokens that a document of each length takes in its row.
     """
 
+    did = "encoded"
+    advice = (
+        "What is encoded is kept. If memory is short, use fewer jobs or a smaller "
+        "prepare.block_documents, and prepare again."
+    )
+
     def __init__(
         self,
         source: SourceConfig,
@@ -430,14 +458,14 @@ class _Encoder:
     def device(self) -> torch.device:
         return self._codec.image_tokenizer.device
 
-    def to(self, device: torch.device | str) -> Encoder:
+    def to(self, device: torch.device | str) -> "_Encoder":
         self._codec.image_tokenizer.to(device)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Encoder, (self._source, PortableCodec(self._codec), self._config, self.learnt_roles)
 
-    def encode(self, work: Work) -> Made:
+    def do(self, work: _Work) -> _Made:
         """Encode the documents of a block, images of ``batch_documents`` together."""
         codec, config = self._codec, self._config
         report = PrepareReport(self._source.name, config.row_tokens)
@@ -459,7 +487,7 @@ class _Encoder:
                     report.add_written(encoded, codec.grammar, result.licence)
             report.read += sum(1 if isinstance(each, Rejection) else len(each) for each in chunk)
         dtype = ids_dtype(codec.vocabulary.size)
-        return Made(
+        return _Made(
             number=work.number,
             content=block.to_bytes(dtype, work.made_from, work.number),
             groups=len(work.groups),

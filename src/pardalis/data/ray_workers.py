@@ -10,9 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from pardalis.data.workers import Encoder, Made, Pool, Work, Worker, WorkerDiedError, one_thread
+from pardalis.data.workers import Pool, Task, Work, Worker, WorkerDiedError, one_thread
 from pardalis.errors import ConfigError
 
 _LONGEST = 200  # characters of what Ray says of a death
@@ -25,7 +23,7 @@ class Actors(Pool):
         ConfigError: Ray is not installed, or the cluster has nothing to compute on.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, task: Task[Any, Any]) -> None:
         try:
             import ray
         except ImportError as error:
@@ -37,23 +35,23 @@ class Actors(Pool):
         self._had_ray = ray.is_initialized()
         if not self._had_ray:
             ray.init(include_dashboard=False, log_to_driver=False)
-        self._kind = "CPU" if encoder.device.type == "cpu" else "GPU"
-        self._encoder = ray.put(encoder)
+        self._kind = "CPU" if task.device.type == "cpu" else "GPU"
+        self._task = ray.put(task)
         self._workers: list[_Actor] = []
 
-    def jobs(self, wanted: int | None, n_blocks: int) -> int:
+    def jobs(self, wanted: int | None, n: int) -> int:
         if wanted is None:
             wanted = int(self._ray.cluster_resources().get(self._kind, 0))
             if not wanted:
                 raise ConfigError(
                     f"The Ray cluster has no {self._kind} for the workers; choose another `device`."
                 )
-        return max(1, min(wanted, n_blocks))
+        return max(1, min(wanted, n))
 
     def start(self, number: int) -> "_Actor":
         gpus = int(self._kind == "GPU")
-        actor = self._ray.remote(_Encoding).options(num_cpus=1, num_gpus=gpus)
-        worker = _Actor(self._ray, number, actor.remote(self._encoder, "cuda" if gpus else "cpu"))
+        actor = self._ray.remote(_Working).options(num_cpus=1, num_gpus=gpus)
+        worker = _Actor(self._ray, number, actor.remote(self._task, "cuda" if gpus else "cpu"))
         self._workers.append(worker)
         return worker
 
@@ -77,9 +75,9 @@ class _Actor(Worker):
         self.answer: Any = None
 
     def send(self, work: Work) -> None:
-        self.answer = self.actor.encode.remote(work)
+        self.answer = self.actor.do.remote(work)
 
-    def result(self) -> Made:
+    def result(self) -> Any:
         try:
             return self._ray.get(self.answer)
         except self._ray.exceptions.RayActorError as error:
@@ -94,12 +92,12 @@ def _where(message: str) -> str:
     return " ".join(message.split())[:_LONGEST]
 
 
-class _Encoding:
+class _Working:
     """The actor's class."""
 
-    def __init__(self, encoder: Encoder, device: str) -> None:
-        self._encoder = encoder.to(device)
+    def __init__(self, task: Task[Any, Any], device: str) -> None:
+        self._task = task.to(device)
 
-    def encode(self, work: Work) -> Made:
-        with one_thread(torch.device(self._encoder.device)):
-            return self._encoder.encode(work)
+    def do(self, work: Work) -> Any:
+        with one_thread(self._task.device):
+            return self._task.do(work)

@@ -1,14 +1,15 @@
-"""Who encodes: this process, others on this machine, or actors of a Ray cluster.
+"""Who works: this process, others on this machine, or actors of a Ray cluster.
 
-Blocks are read in order by one process and encoded by workers, each by one of them. A worker that
-is killed costs its block, which another encodes. On a CPU a worker computes with one thread, since
-the last bits of a convolution depend on the number of threads; so many workers, and not many
-threads, use a machine.
+What is to be done (:class:`Task`) is divided into pieces of work, such as the blocks of a source,
+and a worker does one at a time. One that is killed costs its piece, which another does. On a CPU a
+worker computes with one thread, since the last bits of a convolution depend on the number of
+threads; so many workers, and not many threads, use a machine.
 """
 
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import traceback
 from abc import ABC, abstractmethod
@@ -17,22 +18,22 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from pardalis.config import check_at_least
-from pardalis.errors import ConfigError, DataError
+from pardalis.errors import ConfigError, DataError, PardalisError
 
 logger = logging.getLogger(__name__)
 
 _BLOCKS_PER_WORKER = 2  # below that a worker is not worth its start
-_MOST_DEATHS = 2  # of workers with the same block
+_MOST_DEATHS = 2  # of workers with the same piece of work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """How many workers encode, and where. It decides the time that this takes, and no result.
+    """How many workers prepare, and where. It decides the time that this takes, and no result.
 
     Attributes:
         jobs: workers; None: one for each CPU or GPU, as far as there is work for them.
@@ -53,38 +54,41 @@ class Workers:
             raise ConfigError(f"engine must be {known}, got {self.engine!r}.")
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Some documents in succession, which one worker encodes."""
+@runtime_checkable
+class Work(Protocol):
+    """A piece of work, which one worker does; it can be pickled."""
 
-    number: int
-    groups: list[Any]
-    omissions: tuple[Any, ...]  # what is left out of them, or of what precedes them
-    made_from: str  # fingerprint of everything that decides its block
-    named: str  # which documents they are, for messages
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def named(self) -> str:
+        """What it is about, for messages."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """The file of a block, and what to show of it."""
-
-    number: int
-    content: bytes
-    groups: int
-    images: int
-    rejected: int
+Piece = TypeVar("Piece", bound=Work)
+Given = TypeVar("Given", bound=Work, contravariant=True)
+Done = TypeVar("Done", covariant=True)
 
 
 @runtime_checkable
-class Encoder(Protocol):
-    """What a worker has; it can be pickled."""
+class Task(Protocol[Given, Done]):
+    """What a worker has; it can be pickled.
+
+    Attributes:
+        did: what workers did with a piece of work that is not done, as a verb.
+        advice: what to do if that ends worker after worker, as a sentence.
+    """
+
+    did: str
+    advice: str
 
     @property
     def device(self) -> torch.device: ...
 
-    def encode(self, work: Work) -> Made: ...
+    def do(self, work: Given, /) -> Done: ...
 
-    def to(self, device: torch.device | str) -> "Encoder":
+    def to(self, device: torch.device | str) -> "Task[Given, Done]":
         """Move to a device, and return this."""
 
 
@@ -93,25 +97,30 @@ class WorkerDiedError(Exception):
 
 
 class Worker(ABC):
-    """One who encodes a block at a time."""
+    """One who does a piece of work at a time."""
 
     name: str
 
     @abstractmethod
     def send(self, work: Work) -> None:
-        """Begin to encode, and do not wait."""
+        """Begin with a piece of work, and do not wait."""
 
     @abstractmethod
-    def result(self) -> Made:
-        """Return what it has encoded; raises WorkerDiedError."""
+    def result(self) -> Any:
+        """Return what it has done.
+
+        Raises:
+            WorkerDiedError: it has ended.
+            PardalisError: what doing it raised.
+        """
 
 
 class Pool(ABC):
     """Where workers are."""
 
     @abstractmethod
-    def jobs(self, wanted: int | None, n_blocks: int) -> int:
-        """Return how many workers to start."""
+    def jobs(self, wanted: int | None, n: int) -> int:
+        """Return how many workers to start for ``n`` pieces of work."""
 
     @abstractmethod
     def start(self, number: int) -> Worker:
@@ -126,40 +135,41 @@ class Pool(ABC):
         """End all workers."""
 
 
-def encode_all(
-    encoder: Encoder, work: Iterator[Work], n_blocks: int, workers: Workers
-) -> Generator[Made, None, None]:
-    """Encode blocks and yield them as they are made, not in order.
+def do_all(
+    task: Task[Piece, Done], work: Iterator[Piece], n: int, workers: Workers
+) -> Generator[Done, None, None]:
+    """Do pieces of work and yield what comes of them as they are done, not in order.
 
     Args:
-        n_blocks: how many ``work`` has.
+        n: how many ``work`` has.
 
     Raises:
-        DataError: two workers died with the same block.
+        PardalisError: what doing one raised.
+        DataError: two workers died with the same piece.
         ConfigError: the engine is not installed.
     """
-    pool = ENGINES[workers.engine](encoder)
-    jobs = pool.jobs(workers.jobs, n_blocks)
+    pool = ENGINES[workers.engine](task)
+    jobs = pool.jobs(workers.jobs, n)
     if workers.engine == "processes" and jobs == 1:
         with suppress(StopIteration):
             for each in work:
-                with one_thread(encoder.device):
-                    made = encoder.encode(each)
-                yield made
+                with one_thread(task.device):
+                    done = task.do(each)
+                yield done
         return
     try:
-        yield from _encode_in(pool, jobs, work)
+        yield from _do_in(pool, task, jobs, work)
     finally:
         pool.close()
 
 
-def _encode_in(pool: Pool, jobs: int, work: Iterator[Work]) -> Iterator[Made]:
+def _do_in(pool: Pool, task: Task[Any, Done], jobs: int, work: Iterator[Work]) -> Iterator[Done]:
     started = jobs
     idle = [pool.start(number) for number in range(1, jobs + 1)]
     busy: dict[int, tuple[Worker, Work]] = {}
     deaths: Counter[int] = Counter()
     again: deque[Work] = deque()
-    ahead = next(work, None)  # read while the workers are busy
+    ahead = next(work, None)  # made while the workers are busy
     while ahead is not None or busy:
         while idle and ahead is not None:
             worker = idle.pop()
@@ -169,10 +179,13 @@ def _encode_in(pool: Pool, jobs: int, work: Iterator[Work]) -> Iterator[Made]:
         for worker in pool.wait([each for each, _ in busy.values()]):
             _, its = busy.pop(id(worker))
             try:
-                made = worker.result()
+                done = worker.result()
             except WorkerDiedError as died:
                 deaths[its.number] += 1
-                _tell(worker, its, died, deaths[its.number])
+                what = f"{worker.name} {died} while it {task.did} {its.named}"
+                if deaths[its.number] == _MOST_DEATHS:
+                    raise DataError(f"{what}, as another did before. {task.advice}") from died
+                logger.warning("%s; another does that again.", what)
                 started += 1
                 idle.append(pool.start(started))
                 again.append(its)
@@ -180,18 +193,7 @@ def _encode_in(pool: Pool, jobs: int, work: Iterator[Work]) -> Iterator[Made]:
                     ahead = again.popleft()
                 continue
             idle.append(worker)
-            yield made
-
-
-def _tell(worker: Worker, work: Work, died: WorkerDiedError, deaths: int) -> None:
-    """Say that a worker has died; raises DataError if another is not to try its block again."""
-    what = f"{worker.name} {died} while it encoded {work.named}"
-    if deaths == _MOST_DEATHS:
-        raise DataError(
-            f"{what}, as another did before. What is encoded is kept. If memory is short, use "
-            "fewer jobs or a smaller prepare.block_documents, and prepare again."
-        ) from died
-    logger.warning("%s; another encodes them again.", what)
+            yield done
 
 
 @contextmanager
@@ -212,10 +214,10 @@ def one_thread(device: torch.device) -> Iterator[None]:
 class _Process(Worker):
     """A process of this machine."""
 
-    def __init__(self, context: Any, number: int, encoder: Encoder, device: str) -> None:
+    def __init__(self, context: Any, number: int, task: Task[Any, Any], device: str) -> None:
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, encoder, device), name=f"prepare-{number}", daemon=True
+            target=_serve, args=(theirs, task, device), name=f"prepare-{number}", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -225,20 +227,37 @@ class _Process(Worker):
         with suppress(OSError):  # it has died, as its result will say
             self.pipe.send(work)
 
-    def result(self) -> Made:
+    def result(self) -> Any:
         try:
             found = self.pipe.recv()
         except (EOFError, OSError):
             self._process.join()
             raise WorkerDiedError(_ending(self._process.exitcode)) from None
-        if isinstance(found, str):
-            raise RuntimeError(f"{self.name} failed:\n{found}")
+        if isinstance(found, _Failed):
+            raise found.error or RuntimeError(f"{self.name} failed:\n{found.text}")
         return found
 
     def end(self) -> None:
         self.pipe.close()
         self._process.terminate()
         self._process.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """What a worker sends in the place of what it would have done."""
+
+    text: str  # with the places in the code
+    error: PardalisError | None  # which says all by itself
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failed":
+        text = traceback.format_exc()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return cls(text, None)
+        return cls(text, error if isinstance(error, PardalisError) else None)
 
 
 def _ending(code: int | None) -> str:
@@ -250,24 +269,24 @@ def _ending(code: int | None) -> str:
 class Processes(Pool):
     """Workers of this machine, started by a fork server that has imported what they need."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, task: Task[Any, Any]) -> None:
+        self._task = task
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__, "pardalis.data.prepare"])
         self._workers: list[_Process] = []
 
-    def jobs(self, wanted: int | None, n_blocks: int) -> int:
+    def jobs(self, wanted: int | None, n: int) -> int:
         if wanted is None:
-            is_cpu = self._encoder.device.type == "cpu"
+            is_cpu = self._task.device.type == "cpu"
             wanted = len(os.sched_getaffinity(0)) if is_cpu else max(1, torch.cuda.device_count())
-            n_blocks //= _BLOCKS_PER_WORKER
-        return max(1, min(wanted, n_blocks))
+            n //= _BLOCKS_PER_WORKER
+        return max(1, min(wanted, n))
 
     def start(self, number: int) -> _Process:
-        device = self._encoder.device
+        device = self._task.device
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", (number - 1) % torch.cuda.device_count())
-        worker = _Process(self._context, number, self._encoder, str(device))
+        worker = _Process(self._context, number, self._task, str(device))
         self._workers.append(worker)
         return worker
 
@@ -280,27 +299,27 @@ class Processes(Pool):
             worker.end()
 
 
-def _serve(pipe: connection.Connection, encoder: Encoder, device: str) -> None:
-    """Encode what comes until the other end of the pipe is closed, or its process has ended."""
+def _serve(pipe: connection.Connection, task: Task[Any, Any], device: str) -> None:
+    """Do what comes until the other end of the pipe is closed, or its process has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    encoder = encoder.to(device)
-    with suppress(EOFError, OSError), one_thread(encoder.device):
+    task = task.to(device)
+    with suppress(EOFError, OSError), one_thread(task.device):
         while True:
             work = pipe.recv()
             try:
-                answer: Made | str = encoder.encode(work)
-            except Exception:
-                answer = traceback.format_exc()
+                answer = task.do(work)
+            except Exception as error:
+                answer = _Failed.of(error)
             pipe.send(answer)
 
 
-def _ray(encoder: Encoder) -> Pool:
+def _ray(task: Task[Any, Any]) -> Pool:
     from pardalis.data.ray_workers import Actors
 
-    return Actors(encoder)
+    return Actors(task)
 
 
-ENGINES: dict[str, Callable[[Encoder], Pool]] = {"processes": Processes, "ray": _ray}
+ENGINES: dict[str, Callable[[Task[Any, Any]], Pool]] = {"processes": Processes, "ray": _ray}
 
 ONE_WORKER = Workers(jobs=1)
