@@ -56,8 +56,22 @@ class Digests:
         self._memory = memory
         self._known: dict[str, list[Any]] = _read(memory) if memory is not None else {}
         self._used: dict[str, list[Any]] = {}
-        self._changed = False
+        self._news: dict[str, list[Any]] = {}
         self._n_read, self._bytes_read, self._reported = 0, 0, time.monotonic()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as the memory, which is read there."""
+        return Digests, (self._memory and self._memory.absolute(),)
+
+    def news(self) -> dict[str, list[Any]]:
+        """Return what was read since the memory was, or since the last call, to add elsewhere."""
+        found, self._news = self._news, {}
+        return found
+
+    def add(self, news: dict[str, list[Any]]) -> None:
+        """Take what another process has read."""
+        self._used |= news
+        self._news |= news
 
     def of(self, path: Path) -> str:
         """Return the SHA-256 of a file's content; raises OSError as :func:`file_digest` does."""
@@ -72,8 +86,7 @@ class Digests:
         digest = file_digest(path)
         self._report(status.st_size)
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
-            self._used[name] = [*facts, digest]
-            self._changed = True
+            self._used[name] = self._news[name] = [*facts, digest]
         return digest
 
     def _report(self, size: int) -> None:
@@ -88,14 +101,14 @@ class Digests:
 
     def save(self) -> None:
         """Write the hashes to the memory, if there are new ones; without it nothing is lost."""
-        if self._memory is None or not self._changed:
+        if self._memory is None or not self._news:
             return
-        self._known |= self._used
+        self._known |= _read(self._memory) | self._used  # other processes may have added theirs
+        self._news = {}
         try:
             write_json(self._memory, self._known)
         except OSError as error:
             logger.warning("%s is not written (%s), so files are read again.", self._memory, error)
-        self._changed = False
 
 
 def _read(memory: Path) -> dict[str, list[Any]]:

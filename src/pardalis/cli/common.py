@@ -271,7 +271,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add ``--jobs`` and ``--engine``, which :func:`chosen_workers` returns."""
     add_number(
         parser, "--jobs",
-        "workers that encode documents (default: one for each CPU or GPU, if there is work)",
+        "workers that prepare documents (default: one for each CPU or GPU, if there is work)",
     )  # fmt: skip
     parser.add_argument(
         "--engine",
@@ -377,12 +377,12 @@ def run_stages(options: argparse.Namespace, *stages: str) -> Path:
 
     recipe, folder = chosen_run(options)
     how = (recipe, folder, stages, options.device)
+    chosen = {"with_parents": options.with_parents, "workers": chosen_workers(options)}
     try:
         if options.dry_run:
-            _print_decisions(options, folder, dry_run(*how, with_parents=options.with_parents))
+            _print_decisions(options, folder, dry_run(*how, **chosen))
             return folder
-        workers = chosen_workers(options)
-        records = run(*how, with_parents=options.with_parents, workers=workers)
+        records = run(*how, **chosen)
     except StageMissingError as error:
         # main() replaces the name of the stage by that of its command.
         raise ConfigError(f"{error} That is `{error.stage}`, or 'pardalis run'.") from error

@@ -32,6 +32,7 @@ from pardalis.data.source import (
     survey_parts,
 )
 from pardalis.data.split import WHOLE, Part, place_of, placed
+from pardalis.data.through import Reading, read_through
 from pardalis.data.transforms import (
     TRANSFORMS,
     LoadTransform,

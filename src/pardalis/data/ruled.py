@@ -50,6 +50,11 @@ def remember(key: str, found: FirstPass) -> None:
     _known[key] = found
 
 
+def taken(key: str) -> FirstPass | None:
+    """Return a first pass and forget it, in a process that reads for another one."""
+    return _known.pop(key, None)
+
+
 def first_pass(
     key: str, rules: tuple[Rule, ...], items: Callable[[], Iterator[Placed]], is_page: bool
 ) -> FirstPass:

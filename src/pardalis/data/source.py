@@ -229,15 +229,22 @@ def survey(source: SourceConfig, of_file: Callable[[Path], object] = file_digest
 
 
 def survey_parts(
-    source: SourceConfig, parts: Sequence[Part], of_file: Callable[[Path], object] = file_digest
+    source: SourceConfig,
+    parts: Sequence[Part],
+    of_file: Callable[[Path], object] = file_digest,
+    read: Callable[[], None] = lambda: None,
 ) -> list[Survey]:
     """Survey several parts of a source in one reading; see :func:`survey`.
 
     The rules of the source decide, so they are part of what the hash says. Those that compare
     documents do so now, over all parts.
+
+    Args:
+        read: told of each item that is read.
     """
     counts = [_Count() for _ in parts]
     for place, item in _ruled(source, anew=True):
+        read()
         for (first, end), count in zip(parts, counts, strict=True):
             if first <= place < end:
                 count.add(item, source.path, of_file)

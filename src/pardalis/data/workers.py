@@ -217,7 +217,10 @@ class _Process(Worker):
     def __init__(self, context: Any, number: int, task: Task[Any, Any], device: str) -> None:
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, task, device), name=f"prepare-{number}", daemon=True
+            target=_serve,
+            args=(theirs, task, device, os.getcwd()),
+            name=f"prepare-{number}",
+            daemon=True,
         )
         self._process.start()
         theirs.close()
@@ -299,8 +302,13 @@ class Processes(Pool):
             worker.end()
 
 
-def _serve(pipe: connection.Connection, task: Task[Any, Any], device: str) -> None:
-    """Do what comes until the other end of the pipe is closed, or its process has ended."""
+def _serve(pipe: connection.Connection, task: Task[Any, Any], device: str, folder: str) -> None:
+    """Do what comes until the other end of the pipe is closed, or its process has ended.
+
+    Args:
+        folder: what paths are relative to; the one that a process begins in was fixed earlier.
+    """
+    os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     task = task.to(device)

@@ -51,7 +51,7 @@ def check_image_tokenizer(context: RunContext) -> None:
         )
     if any(is_built(source) for source in recipe.sources):
         return
-    surveys = [context.survey(source) for source in recipe.sources]
+    surveys = context.surveys(recipe.sources)
     if not any(found.n_images - found.n_rejections for found in surveys):
         raise DataError(
             "The sources hold no image, so no image tokenizer can be trained; check the path and "

@@ -5,36 +5,25 @@ reads only the sources that its blocks are of, up to its last one. The part that
 joins it, and the last one finishes the stage ``prepare`` of the run.
 """
 
-import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pardalis.config import to_dict
-from pardalis.data import (
-    ONE_WORKER,
-    Preparation,
-    Share,
-    SourceConfig,
-    Survey,
-    Workers,
-)
+from pardalis.data import ONE_WORKER, Preparation, Share, Workers
 from pardalis.devices import find_device
 from pardalis.errors import BusyError, PardalisError
-from pardalis.files import exclusive, output_folder, read_json, write_once
+from pardalis.files import exclusive, output_folder, remove
 from pardalis.parallel import World
-from pardalis.pipeline.builders import located
 from pardalis.pipeline.chain import with_bundle
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.runner import decide, run
+from pardalis.pipeline.runner import StageMissingError, decide, run
 from pardalis.pipeline.stages import RunContext
-from pardalis.pipeline.stages.prepare import CONTENTS, STAGE, preparations
+from pardalis.pipeline.stages.prepare import STAGE, preparations
+from pardalis.pipeline.stages.stage import CONTENTS
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +48,9 @@ def prepare_part(
 ) -> PartReport:
     """Make one part of what the stage ``prepare`` encodes; the last one joins all.
 
-    The tokenizers of the run must be finished. The first part to begin reads through all sources;
-    the others take what it has found, and a change of the documents is noticed when all are joined.
+    The tokenizers of the run must be finished. Parts that begin at the same time divide the reading
+    through of the sources, and later ones take what they have found; a change of the documents is
+    noticed when all are joined.
 
     Raises:
         StageMissingError: a tokenizer or a corpus is missing.
@@ -69,18 +59,22 @@ def prepare_part(
         DataError: a source is missing or changes meanwhile, or writing failed.
     """
     recipe = with_bundle(recipe, folder)
-    context = RunContext(recipe, folder, World(device=find_device(device)), workers=workers)
-    for source, content in _found_before(context):
-        context.remember_survey(source, content)
-    [decision] = decide(context, [STAGE.name])
+    world = World(device=find_device(device))
+    context = RunContext(recipe, folder, world, workers=workers, part=part)
+    try:
+        [decision] = decide(context, [STAGE.name])
+    except PardalisError as error:
+        if isinstance(error, StageMissingError) or context.has_read:
+            _forget(folder)  # else the next attempt would refuse it too, whatever is there by then
+        raise
     if not decision.is_run:
+        _forget(folder)
         logger.info("%s: %s, nothing is left to do.", STAGE.name, decision.reason)
         return PartReport(str(part), 0, True)
     with exclusive(output_folder(folder), shared=True):  # a run waits until no part is made
         context.digests.save()
-        _remember(context)
         n_blocks, is_complete = _make(context, part)
-    return PartReport(str(part), n_blocks, is_complete and _join(recipe, folder, device))
+    return PartReport(str(part), n_blocks, is_complete and _join(recipe, folder, device, workers))
 
 
 def _make(context: RunContext, part: Share) -> tuple[int, bool]:
@@ -104,52 +98,29 @@ def _make(context: RunContext, part: Share) -> tuple[int, bool]:
     return n_mine, is_complete
 
 
+def _forget(folder: Path) -> None:
+    """Delete what was found in the sources, which another part may be doing, too."""
+    with suppress(OSError):
+        remove(folder / CONTENTS)
+
+
 def _join_source(each: Preparation) -> None:
     """Join the blocks of a source, unless a part of it is still made; sources join in parallel."""
     with suppress(BusyError):
         each.run(Workers(joins_only=True))
 
 
-def _remember(context: RunContext) -> None:
-    """Write what was found in all sources, unless another part has."""
-    found = {
-        source.name: {
-            "source": _place(source, context),
-            "content": context.survey(source)._asdict(),
-        }
-        for source in context.recipe.all_sources
-    }
-    write_once(context.folder / CONTENTS, json.dumps(found, indent=2) + "\n")
-
-
-def _found_before(context: RunContext) -> Iterator[tuple[SourceConfig, Survey]]:
-    """Yield what another part has found in the sources, if it read the same ones."""
-    try:
-        found = read_json(context.folder / CONTENTS)
-        for source in context.recipe.all_sources:
-            if found[source.name]["source"] == _place(source, context):
-                yield source, Survey.from_dict(found[source.name]["content"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-
-
-def _place(source: SourceConfig, context: RunContext) -> list[Any]:
-    """Return what is read of a source, without its content."""
-    there = located(source, context.folder)
-    rules = [to_dict(rule) for rule in there.rules]
-    return [there.reader, there.options, str(there.path), list(there.part), rules]
-
-
-def _join(recipe: Recipe, folder: Path, device: torch.device | str) -> bool:
+def _join(recipe: Recipe, folder: Path, device: torch.device | str, workers: Workers) -> bool:
     """Join the parts; returns False if another process does it."""
+    joining = replace(workers, joins_only=True)
     for _ in range(_ATTEMPTS):
         try:
-            run(recipe, folder, [STAGE.name], device, workers=Workers(joins_only=True))
+            run(recipe, folder, [STAGE.name], device, workers=joining)
             return True
         except BusyError:
             time.sleep(_WAIT_S)
         except PardalisError:
-            (folder / CONTENTS).unlink(missing_ok=True)  # documents have changed, maybe
+            _forget(folder)  # documents have changed, maybe
             raise
     logger.info("All parts are made; another process works in %s and joins them.", folder)
     return False

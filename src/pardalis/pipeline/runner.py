@@ -114,7 +114,7 @@ def run(
             be finished.
         with_parents: first run the recipes that this one starts from, as far as their models.
             Without it they must be finished.
-        workers: what encodes documents, which decides no result.
+        workers: what reads through sources and encodes documents, which decides no result.
 
     Returns:
         The records of all stages that have run in the folder, in order.
@@ -129,7 +129,7 @@ def run(
                 _require_model(parent)
         elif parents:
             if world.is_first:  # a mistake here is found before a parent runs for days
-                _foresee_chain(recipe, folder, parents, world, only, saves=True)
+                _foresee_chain(recipe, folder, parents, world, only, workers, saves=True)
             for parent in parents:
                 run_in_world(
                     parent.recipe, parent.folder, world, _until_model(parent), workers=workers
@@ -144,6 +144,7 @@ def dry_run(
     device: torch.device | str = "cpu",
     *,
     with_parents: bool = False,
+    workers: Workers = ONE_WORKER,
 ) -> list[Decision]:
     """Return what :func:`run` would do with each stage, and write nothing.
 
@@ -157,7 +158,7 @@ def dry_run(
         for parent in parents:
             _require_model(parent)
         parents = []
-    return _foresee_chain(recipe, folder, parents, world, only, saves=False)
+    return _foresee_chain(recipe, folder, parents, world, only, workers, saves=False)
 
 
 def _foresee_chain(
@@ -166,6 +167,7 @@ def _foresee_chain(
     parents: Sequence[Parent],
     world: World,
     only: Sequence[str],
+    workers: Workers,
     saves: bool,
 ) -> list[Decision]:
     """Decide upon the stages of a run, after those of the parents that are run before it."""
@@ -173,17 +175,23 @@ def _foresee_chain(
     awaits = False
     for parent in parents:
         until = _until_model(parent)
-        decisions += _foresee(parent.recipe, parent.folder, world, until, awaits, saves)
+        decisions += _foresee(parent.recipe, parent.folder, world, until, workers, awaits, saves)
         awaits = decisions[-1].is_run  # its last stage trains the model
-    return decisions + _foresee(recipe, folder, world, only, awaits, saves)
+    return decisions + _foresee(recipe, folder, world, only, workers, awaits, saves)
 
 
 def _foresee(
-    recipe: Recipe, folder: Path, world: World, only: Sequence[str], awaits: bool, saves: bool
+    recipe: Recipe,
+    folder: Path,
+    world: World,
+    only: Sequence[str],
+    workers: Workers,
+    awaits: bool,
+    saves: bool,
 ) -> list[Decision]:
     recipe = with_bundle(recipe, folder)
     stages = _checked_stages(recipe, folder, only, awaits)
-    context = RunContext(recipe, folder, world, awaits_model=awaits)
+    context = RunContext(recipe, folder, world, awaits_model=awaits, workers=workers)
     try:
         return _Run(context, stages, only).foresee()
     finally:
@@ -488,9 +496,7 @@ class _Run:
             reason = f"its sources are built by the stage {builders[0]!r} first"
         else:
             return ""
-        for source in sources:
-            if not is_built(source):
-                self.context.survey(source)  # raises if it is missing
+        self.context.surveys([each for each in sources if not is_built(each)])  # raises if missing
         return reason
 
     def _identity(self, stage: Stage) -> str:

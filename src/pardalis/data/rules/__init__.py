@@ -18,7 +18,7 @@ Either is a config with a field ``kind``. ``RULES.add`` makes one known to recip
 
 from pardalis.config import Kinds
 from pardalis.data.rules.c4 import C4
-from pardalis.data.rules.classifier import Classifier, allow_classifier
+from pardalis.data.rules.classifier import Classifier, allow_classifier, allowed_classifiers
 from pardalis.data.rules.duplicate_images import DuplicateImages
 from pardalis.data.rules.duplicate_texts import DuplicateTexts
 from pardalis.data.rules.gopher_quality import GopherQuality

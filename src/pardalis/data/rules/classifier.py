@@ -26,6 +26,12 @@ def allow_classifier(function: str) -> None:
     _allowed.add(function)
 
 
+def allowed_classifiers() -> set[str]:
+    """Return the names of the functions that this process may call."""
+    environment = (name.strip() for name in os.environ.get(ALLOWED, "").split(","))
+    return _allowed.union(environment)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Classifier:
     """Removes the documents for which a function returns False or a reason.
@@ -48,8 +54,7 @@ class Classifier:
             )
 
     def begin(self) -> "_Asked":
-        environment = (name.strip() for name in os.environ.get(ALLOWED, "").split(","))
-        if self.function not in _allowed.union(environment):
+        if self.function not in allowed_classifiers():
             raise ConfigError(
                 f"The rule 'classifier' calls {shown(self.function)}, and a recipe alone runs no "
                 f"code. If you trust that function, set the environment variable {ALLOWED} to "

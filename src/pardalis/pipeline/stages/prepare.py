@@ -16,17 +16,16 @@ from pardalis.data import (
 from pardalis.data.blocks import SETTINGS
 from pardalis.data.shards import INDEX
 from pardalis.errors import DataError
+from pardalis.files import remove
 from pardalis.objectives import learnt_roles
 from pardalis.pipeline.builders import codec_of, located
 from pardalis.pipeline.checks import check_prepare
 from pardalis.pipeline.licences import refresh_licences, write_licences
 from pardalis.pipeline.recipe import Recipe
-from pardalis.pipeline.stages.stage import Inputs, RunContext, Stage
+from pardalis.pipeline.stages.stage import CONTENTS, Inputs, RunContext, Stage
 from pardalis.pipeline.start import given_content
 
 logger = logging.getLogger(__name__)
-
-CONTENTS = ".contents.json"  # what was found in the sources, while parts of them are prepared
 
 
 def inputs(context: RunContext) -> Inputs:
@@ -56,7 +55,7 @@ def run(context: RunContext) -> None:
     recipe, shards = context.recipe, context.folder / "shards"
     _remove_others(shards, {source.name for source in recipe.all_sources})
     reports = {name: each.run(context.workers) for name, each in preparations(context).items()}
-    (context.folder / CONTENTS).unlink(missing_ok=True)
+    remove(context.folder / CONTENTS)
     _report_turns(recipe, reports)
     write_licences(context)
 

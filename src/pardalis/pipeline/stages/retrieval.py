@@ -57,7 +57,7 @@ def run(context: RunContext) -> None:
             document_tokens=recipe.model_run.prepare.row_tokens,
             separator=config.separator,
         )
-        contents = [context.survey(source) for source in indexed]
+        contents = context.surveys(indexed)
         index = build_index(
             place,
             [located(source, folder) for source in indexed],

@@ -1,6 +1,7 @@
 """What a stage is: when it applies, what its result depends on, and what it does."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +9,13 @@ from typing import Any, NamedTuple
 from pardalis.data import (
     ONE_WORKER,
     WHOLE,
+    Reading,
+    Share,
     SourceConfig,
     Survey,
     Workers,
     empty_part,
-    survey_parts,
+    read_through,
 )
 from pardalis.digests import Digests
 from pardalis.parallel import World
@@ -23,6 +26,7 @@ from pardalis.pipeline.recipe import Recipe
 Inputs = dict[str, Any]
 
 SOURCES = "sources"  # the input that holds the contents of a stage's sources
+CONTENTS = ".contents"  # what was found in the sources, while parts of them are prepared
 _MEMORY = ".digests.json"
 
 
@@ -34,7 +38,8 @@ class RunContext:
     folder: Path
     world: World = field(default_factory=World)
     awaits_model: bool = False  # the model that the run starts from is trained first
-    workers: Workers = ONE_WORKER  # that encode documents
+    workers: Workers = ONE_WORKER  # that read through sources and encode documents
+    part: Share | None = None  # of the preparation, while other processes make the others
     _surveys: dict[str, Survey] = field(default_factory=dict)
     _digests: Digests | None = None
 
@@ -46,34 +51,52 @@ class RunContext:
         return self._digests
 
     def survey(self, source: SourceConfig) -> Survey:
-        """Return the number of items and the hash of a source, which is read once for it.
+        """Return the number of items and the hash of a source; see :meth:`surveys`."""
+        return self.surveys([source])[0]
+
+    def surveys(self, sources: Sequence[SourceConfig]) -> list[Survey]:
+        """Return the number of items and the hash of each source, which is read once for it.
 
         Raises:
-            DataError: there is nothing at the path of the source, or no document in its part, or
+            DataError: there is nothing at the path of a source, or no document in its part, or
                 in another part of the same documents.
         """
-        if source.name not in self._surveys:
-            self._survey_parts(source)
-        return self._surveys[source.name]
+        if unread := [source for source in sources if source.name not in self._surveys]:
+            self._read_through(unread)
+        return [self._surveys[source.name] for source in sources]
 
-    def remember_survey(self, source: SourceConfig, content: Survey) -> None:
-        """Take what another process has found in a source, which is then not read here."""
-        self._surveys[source.name] = content
-
-    def _survey_parts(self, source: SourceConfig) -> None:
-        """Survey all sources that are parts of the same documents, in one reading."""
-        others = (each for each in self.recipe.all_sources if each.name != source.name)
-        where = (source.reader, source.path, source.options, source.rules)
-        parts = [
-            source,
-            *(o for o in others if (o.reader, o.path, o.options, o.rules) == where),
+    def _read_through(self, sources: Sequence[SourceConfig]) -> None:
+        """Survey sources, and others that are parts of the same documents, in one reading each."""
+        groups: list[list[SourceConfig]] = []
+        for source in sources:
+            if any(source in group for group in groups):
+                continue
+            others = (each for each in self.recipe.all_sources if each.name != source.name)
+            groups.append([source, *(o for o in others if _documents(o) == _documents(source))])
+        if self.part is not None:  # each part begins elsewhere
+            first = self.part.among(len(groups)).start
+            groups = groups[first:] + groups[:first]
+        readings = [
+            Reading(
+                number,
+                located(group[0], self.folder),
+                tuple(source.part for source in group),
+                None if self.part is None else self.folder / CONTENTS / group[0].name,
+            )
+            for number, group in enumerate(groups)
         ]
-        there = located(source, self.folder)
-        found = survey_parts(there, [each.part for each in parts], self.digests.of)
-        for part, of_part in zip(parts, found, strict=True):
-            if part.part != WHOLE and of_part.n_items == of_part.n_rejections:
-                raise empty_part(located(part, self.folder))
-            self._surveys[part.name] = of_part
+        with closing(read_through(readings, self.digests, self.workers)) as found:
+            for reading, surveys in found:
+                for part, content in zip(groups[reading.number], surveys, strict=True):
+                    if part.part != WHOLE and content.n_items == content.n_rejections:
+                        reading.forget()
+                        raise empty_part(located(part, self.folder))
+                    self._surveys[part.name] = content
+
+    @property
+    def has_read(self) -> bool:
+        """Whether all sources of the recipe were read through."""
+        return all(source.name in self._surveys for source in self.recipe.all_sources)
 
     def forget_built(self) -> None:
         """Read the sources in the run folder once more, which a stage has built."""
@@ -83,7 +106,16 @@ class RunContext:
 
     def contents(self, sources: Iterable[SourceConfig]) -> Inputs:
         """Return what the documents of sources depend on: neither their paths nor their weights."""
-        return {source.name: [source.reader, self.survey(source).digest] for source in sources}
+        sources = list(sources)
+        return {
+            source.name: [source.reader, content.digest]
+            for source, content in zip(sources, self.surveys(sources), strict=True)
+        }
+
+
+def _documents(source: SourceConfig) -> tuple[Any, ...]:
+    """Return what documents a source is a part of."""
+    return source.reader, source.path, source.options, source.rules
 
 
 def is_built(source: SourceConfig) -> bool:

@@ -24,7 +24,7 @@ def run(context: RunContext) -> None:
 
 def _texts(context: RunContext) -> Iterator[str]:
     sources = context.recipe.sources
-    surveys = [context.survey(source) for source in sources]
+    surveys = context.surveys(sources)
     total = sum(each.n_items - each.n_rejections for each in surveys)
     with bar("Reading texts", total, "documents") as advance:
         for document in documents_of(sources, context.folder):
