@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from shapes import decoder_config
 
 from pardalis.bundle import Bundle
 from pardalis.cli.main import main
 from pardalis.data import Shards, Share, Workers
-from pardalis.errors import BusyError, ConfigError, DataError
+from pardalis.errors import BusyError, ConfigError, DataError, PardalisError
 from pardalis.files import exclusive
 from pardalis.model import Decoder, initialise
 from pardalis.pipeline import StageMissingError, load_recipe, prepare_part, read_records, run
@@ -189,6 +190,56 @@ def test_documents_that_change_between_parts_are_noticed(project, tmp_path, code
     (tmp_path / "recipe.toml").write_text(text.replace("row_tokens = 48", "row_tokens = 40"))
     with pytest.raises(ConfigError, match="row_tokens = 48, and now it is 40"):
         part(tmp_path, tmp_path / "run", 1, 2)
+
+
+def test_the_sources_are_read_through_by_workers(project, tmp_path, expected, monkeypatch):
+    from pardalis.data import through
+
+    monkeypatch.setattr(through, "_ALONE_S", 0.0)
+    recipe = load_recipe(project / "recipe.toml")
+    run(recipe, tmp_path / "run", ["prepare"], workers=Workers(jobs=2))
+    assert shards(tmp_path / "run") == expected
+    for number in (1, 2):
+        prepare_part(recipe, tmp_path / "parts", Share(number, 2), workers=Workers(jobs=2))
+    assert shards(tmp_path / "parts") == expected
+    assert not (tmp_path / "parts" / ".contents").exists()
+
+
+def test_parts_read_sources_that_others_do_not(project, tmp_path, monkeypatch):
+    from pardalis.data import through
+
+    read, own = [], through.survey_parts
+    monkeypatch.setattr(
+        through, "survey_parts", lambda source, *a: read.append(source.name) or own(source, *a)
+    )
+    found = tmp_path / ".contents"
+    part(project, tmp_path, 2, 2)
+    assert read == ["more", "notes"]  # it begins with those that the first part reads last
+    (found / "notes" / "found.json").unlink()  # as if it had been killed
+    part(project, tmp_path, 1, 3)
+    assert read == ["more", "notes", "notes"]
+
+
+def test_what_was_found_is_forgotten_when_it_is_refused(project, tmp_path):
+    for name in ("recipe.toml", "more.jsonl", "notes.jsonl"):
+        (tmp_path / name).write_bytes((project / name).read_bytes())
+    (tmp_path / "bundle").symlink_to(project / "bundle")
+    text = (tmp_path / "recipe.toml").read_text()
+    for notes, heldout in ((7, False), (1, True)):
+        lines = (project / "notes.jsonl").read_text().splitlines()[:notes]
+        (tmp_path / "notes.jsonl").write_text("\n".join(lines))
+        fraction = 'heldout_fraction = 0.5\ntokenizers_from = "bundle"'
+        changed = text.replace('tokenizers_from = "bundle"', fraction) if heldout else text
+        if not heldout:
+            changed = changed.replace("row_tokens = 48", "row_tokens = 3")
+            Image.new("RGB", (16, 16)).save(tmp_path / "owl.png")
+            with (tmp_path / "notes.jsonl").open("a") as file:
+                file.write('\n{"segments": [{"image": "owl.png"}]}\n')
+        (tmp_path / "recipe.toml").write_text(changed)
+        run_folder = tmp_path / f"run-{notes}"
+        with pytest.raises(PardalisError, match=r"lies at|row_tokens"):
+            part(tmp_path, run_folder, 1, 2)
+        assert not list(run_folder.glob(".contents/notes/found.json"))
 
 
 def test_a_run_waits_for_no_part(project, tmp_path):
