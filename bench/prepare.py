@@ -5,9 +5,10 @@ each is prepared in every way, each time by a process of its own, in alternating
 compute with one thread. The seconds are those of ``prepare_source`` without the survey, so they
 contain the start of workers and the joining. All shards must be equal to the byte.
 
-``--memory`` prepares 1,000 and 20,000 documents by one process and compares the peaks above the
-imports. ``--stages`` measures what a preparation is made of, on one thread. Prints JSON and, with
-``--out``, writes it.
+``--through`` reads through four sources of text and four of photographs (512 pixels), by one
+process and by two workers, with the start of these. ``--memory`` prepares 1,000 and 20,000
+documents by one process and compares the peaks above the imports. ``--stages`` measures what a
+preparation is made of, on one thread. Prints JSON and, with ``--out``, writes it.
 """
 
 import argparse
@@ -34,15 +35,19 @@ import torch
 
 from pardalis.codec import Codec
 from pardalis.data import (
+    WHOLE,
     Preparation,
     PrepareConfig,
+    Reading,
     Share,
     SourceConfig,
     Workers,
     best_fit,
     prepare_source,
+    read_through,
     survey,
 )
+from pardalis.digests import Digests
 from pardalis.tokens import TextTokenizer, train_text_tokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 from pardalis.vq.config import PRESETS
@@ -99,6 +104,9 @@ def rss_mib() -> float:
 def child(way: str, folder: Path, shards: Path, preset: str) -> None:
     """Prepare in one way, in a process of its own; print seconds and memory."""
     torch.set_num_threads(1)
+    if way.startswith("through"):
+        print_json(through_in(folder, int(way[-1])))
+        return
     source, codec = source_of(folder), codec_of(folder, preset)
     content, before = survey(source), rss_mib()
     start = time.perf_counter()
@@ -122,7 +130,7 @@ def start(way: str, folder: Path, shards: Path, preset: str) -> subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, float]:
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     text = process.communicate()[0]
     assert process.returncode == 0
     return json.loads(text[text.index("{\n") :])
@@ -168,6 +176,52 @@ def ways(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         if "one" in took:
             result[way]["times_one"] = round(statistics.median(took["one"]) / middle, 2)
     return result
+
+
+def write_sources(root: Path) -> None:
+    """Write four sources of text, 42 million tokens, and four of 8,000 photographs."""
+    write_corpus(root / "text", 2_000, 64, 800, has_images=False)
+    lines = (root / "text" / "documents.jsonl").read_text()
+    write_corpus(root / "photos", 64, 512, 1)
+    photos = sorted((root / "photos").glob("*.jpg"))
+    for number in range(4):
+        (root / f"text-{number}.jsonl").write_text(lines * 4)
+        (root / f"photos-{number}").mkdir()
+        for n in range(8_000):
+            os.link(photos[n % len(photos)], root / f"photos-{number}" / f"{n}.jpg")
+
+
+def through_in(root: Path, jobs: int) -> dict[str, Any]:
+    """Read through all sources with a number of workers."""
+    found = [("jsonl", root / f"text-{number}.jsonl") for number in range(4)]
+    found += [("folder", root / f"photos-{number}") for number in range(4)]
+    sources = [SourceConfig(name=path.stem, reader=reader, path=path) for reader, path in found]
+    readings = [Reading(number, source, (WHOLE,)) for number, source in enumerate(sources)]
+    begun = time.perf_counter()
+    surveys = {
+        reading.source.name: each[0].digest
+        for reading, each in read_through(readings, Digests(), Workers(jobs=jobs))
+    }
+    return {"seconds": time.perf_counter() - begun, "mib": rss_mib(), "digests": surveys}
+
+
+def through(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Compare one process and two workers that read through sources, in alternating rounds."""
+    write_sources(root)
+    took: dict[int, list[float]] = {1: [], 2: []}
+    digests = set()
+    for _ in range(options.rounds):
+        for jobs, each in took.items():
+            found = finish(start(f"through{jobs}", root, root, options.preset))
+            each.append(found["seconds"])
+            digests.add(json.dumps(found["digests"], sort_keys=True))
+    one, two = (statistics.median(each) for each in took.values())
+    return {
+        "equal": len(digests) == 1,
+        "seconds_of_one": [round(each, 1) for each in sorted(took[1])],
+        "seconds_of_two": [round(each, 1) for each in sorted(took[2])],
+        "times_one": round(one / two, 2),
+    }
 
 
 def memory(root: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -276,6 +330,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="of the image tokenizer")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS[:3])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--through", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--stages", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -287,8 +342,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         result = machine()
-        if options.ways and not (options.memory or options.stages):
+        if options.ways and not (options.through or options.memory or options.stages):
             result["ways"] = ways(root, options)
+        if options.through:
+            result["through"] = through(root, options)
         if options.memory:
             result["memory"] = memory(root, options)
         if options.stages:

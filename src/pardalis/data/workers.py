@@ -169,13 +169,17 @@ def _do_in(pool: Pool, task: Task[Any, Done], jobs: int, work: Iterator[Work]) -
     busy: dict[int, tuple[Worker, Work]] = {}
     deaths: Counter[int] = Counter()
     again: deque[Work] = deque()
-    ahead = next(work, None)  # made while the workers are busy
+
+    def following() -> Work | None:
+        return again.popleft() if again else next(work, None)
+
+    ahead = following()  # made while the workers are busy
     while ahead is not None or busy:
         while idle and ahead is not None:
             worker = idle.pop()
             worker.send(ahead)
             busy[id(worker)] = worker, ahead
-            ahead = again.popleft() if again else next(work, None)
+            ahead = following()
         for worker in pool.wait([each for each, _ in busy.values()]):
             _, its = busy.pop(id(worker))
             try:
@@ -189,11 +193,16 @@ def _do_in(pool: Pool, task: Task[Any, Done], jobs: int, work: Iterator[Work]) -
                 started += 1
                 idle.append(pool.start(started))
                 again.append(its)
+            else:
                 if ahead is None:
-                    ahead = again.popleft()
-                continue
-            idle.append(worker)
-            yield done
+                    idle.append(worker)
+                else:  # before what is done is written, so that it does not wait
+                    worker.send(ahead)
+                    busy[id(worker)] = worker, ahead
+                    ahead = None
+                yield done
+            if ahead is None:
+                ahead = following()
 
 
 @contextmanager
