@@ -179,15 +179,15 @@ def ways(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_sources(root: Path) -> None:
-    """Write four sources of text, 42 million tokens, and four of 8,000 photographs."""
+    """Write four sources of 43 million tokens of text each, and four of 20,000 photographs each."""
     write_corpus(root / "text", 2_000, 64, 800, has_images=False)
     lines = (root / "text" / "documents.jsonl").read_text()
     write_corpus(root / "photos", 64, 512, 1)
     photos = sorted((root / "photos").glob("*.jpg"))
     for number in range(4):
-        (root / f"text-{number}.jsonl").write_text(lines * 4)
+        (root / f"text-{number}.jsonl").write_text(lines * 16)
         (root / f"photos-{number}").mkdir()
-        for n in range(8_000):
+        for n in range(20_000):
             os.link(photos[n % len(photos)], root / f"photos-{number}" / f"{n}.jpg")
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pardalis.documents import Document, Image, Omission, Rejection, Text, open_image, read_folder
+from pardalis.documents.images import can_read_heic
 from pardalis.errors import DataError
 
 
@@ -192,6 +194,16 @@ def test_formats_that_are_not_read_are_named_with_their_captions(
     [item] = read_folder(tmp_path)
     assert item.kind == "unread-format" and called in item.reason
     assert item.reason.endswith("Its caption a.txt is left out with it.")
+
+
+def test_what_is_installed_is_looked_for_once(tmp_path, monkeypatch):
+    looked: list[str] = []
+    monkeypatch.setattr(importlib.util, "find_spec", looked.append)
+    can_read_heic.cache_clear()
+    put(tmp_path, {f"{number}.png": b"x" for number in range(9)})
+    assert len(list(read_folder(tmp_path))) == 9
+    can_read_heic.cache_clear()
+    assert looked == ["pi_heif"]
 
 
 def test_heic_is_read_with_its_extra(tmp_path, monkeypatch):

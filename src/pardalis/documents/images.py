@@ -332,6 +332,7 @@ def _jpeg_segments(content: bytes) -> Iterator[bytes]:
     yield content[at:]
 
 
+@cache  # looking for what is not installed takes longer than reading an image
 def can_read_heic() -> bool:
     """Whether the extra ``heic`` is installed."""
     return importlib.util.find_spec("pi_heif") is not None

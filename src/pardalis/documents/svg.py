@@ -11,6 +11,7 @@ import io
 import re
 import zlib
 from collections import Counter
+from functools import cache
 
 from lxml import etree
 
@@ -27,6 +28,7 @@ _UNITS = {"pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "em
 _REFERENCE = re.compile(r"url\(\s*['\"]?([^'\")]*)")
 
 
+@cache
 def can_render() -> bool:
     """Whether the extra ``svg`` is installed."""
     return importlib.util.find_spec("resvg_py") is not None
