@@ -238,15 +238,17 @@ def test_a_worker_that_dies_costs_its_reading_only(tmp_path, caplog):
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_source_that_kills_every_worker_ends_all_and_nothing_else_is_lost(tmp_path):
+def test_a_source_that_kills_every_worker_ends_all_and_loses_nothing_else(tmp_path):
     some = [mortal(tmp_path, name) for name in "abc"]
     alone = expected(some)
     (tmp_path / "c.left").write_text("2")
     with pytest.raises(DataError, match=r"killed by SIGKILL while it read through source 'c', as"):
         found_by(readings(some, tmp_path / "found"))
     assert not multiprocessing.active_children()
-    kept = [each.found() for each in readings(some, tmp_path / "found")]
-    assert kept[:2] == [alone["a"], alone["b"]]
+    kept = {each.source.name: each.found() for each in readings(some, tmp_path / "found")}
+    found = {name: surveys for name, surveys in kept.items() if surveys is not None}
+    assert found  # of one of the others at least; the other one was being read
+    assert found.items() <= alone.items()
     assert found_by(readings(some, tmp_path / "found")) == alone
 
 
