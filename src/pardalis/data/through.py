@@ -171,10 +171,7 @@ class _Reader:
     """Reads through sources; can be sent to another process, which then knows the same readers."""
 
     did = "read through"
-    advice = (
-        "Nothing is lost but that reading. If memory is short, use fewer jobs or divide that "
-        "source, and run it again."
-    )
+    advice = "If memory is short, use fewer jobs, and divide that source; then run it again."
     device = torch.device("cpu")
 
     def __init__(self, digests: Digests) -> None:
