@@ -1,4 +1,6 @@
-"""Devices by name."""
+"""Devices by name, and how many processors there are."""
+
+import os
 
 import torch
 
@@ -20,3 +22,10 @@ def find_device(name: str | torch.device) -> torch.device:
             f"No device {str(name)!r} can be used here (available: {available}); choose another."
         ) from error
     return device
+
+
+def n_processors() -> int:
+    """Return how many processors this process may use; where the system cannot say, all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

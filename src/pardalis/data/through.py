@@ -8,7 +8,6 @@ divide the sources among themselves, too: each takes those that nobody has read 
 import json
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -25,6 +24,7 @@ from pardalis.data.rules import allow_classifier, allowed_classifiers
 from pardalis.data.source import SourceConfig, Survey, survey_parts
 from pardalis.data.split import Part
 from pardalis.data.workers import ONE_WORKER, Workers, do_all
+from pardalis.devices import n_processors
 from pardalis.digests import Digests
 from pardalis.documents import READERS
 from pardalis.errors import BusyError
@@ -131,7 +131,7 @@ def _read_some(
     readings: Sequence[Reading], digests: Digests, workers: Workers, alone_until: float
 ) -> Iterator["_Found"]:
     jobs = workers.jobs if workers.engine == "processes" else None
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(readings))
+    jobs = min(jobs or n_processors(), len(readings))
     reader, rest = _Reader(digests), deque(readings)
     while rest:
         is_last = len(rest) == 1 or jobs == 1

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 
 from pardalis.config import check_at_least
+from pardalis.devices import n_processors
 from pardalis.errors import ConfigError, DataError, PardalisError
 
 logger = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ class Processes(Pool):
     def jobs(self, wanted: int | None, n: int) -> int:
         if wanted is None:
             is_cpu = self._task.device.type == "cpu"
-            wanted = len(os.sched_getaffinity(0)) if is_cpu else max(1, torch.cuda.device_count())
+            wanted = n_processors() if is_cpu else max(1, torch.cuda.device_count())
             n //= _BLOCKS_PER_WORKER
         return max(1, min(wanted, n))
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from pardalis.codec import Codec
+from pardalis.devices import n_processors
 from pardalis.errors import ConfigError, PardalisError, TrainingError
 from pardalis.evaluate.metrics_file import Metrics
 from pardalis.files import exclusive, read_json, write_json
@@ -113,7 +114,7 @@ def study_stability(
             f"{path} needs the tables [stability] and [model], and no start_from: a study trains "
             "models from their initial weights."
         )
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    jobs = n_processors() if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"`jobs` must be at least 1, got {jobs}.")
     stages = [stage.name for stage in stages_of(recipe)]
