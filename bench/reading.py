@@ -22,7 +22,7 @@ import tempfile
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -31,11 +31,11 @@ from urllib.parse import unquote, urlsplit
 
 from selenium import webdriver
 
-from pardalis.documents import Document, Image, PageOptions, Rejection, read_mhtml
+from pardalis.documents import Document, Image, PageOptions, Rejection, read_mhtml, svg
 from pardalis.documents.readers._site import read_pages
 from pardalis.documents.readers.html import page_of
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_RENDERED: set[bytes] = set()  # drawings
 _MARKED = re.compile(r"\ue000(\d+)\ue001|\w+")
 
 # Hides what the rules leave out, and marks the place of each visible image.
@@ -108,6 +108,8 @@ SITES = (
          "gi-docgen"),
     Site("libcairo2-doc", "usr/share/gtk-doc/html/cairo/*.html",
          "body > div:not(.footer)", "gtk-doc"),
+    Site("cppreference-doc-en-html", "usr/share/cppreference/doc/html/en/**/*.html", "#content",
+         "MediaWiki"),
 )  # fmt: skip
 
 
@@ -170,8 +172,15 @@ def of_document(document: Document | None) -> list[str]:
 def digest_of(source: object) -> str:
     """Return what identifies an image; all drawings, which are rendered, are one."""
     content = source.read_bytes() if isinstance(source, Path) else bytes(source)  # type: ignore
-    is_drawing = content.startswith(_PNG) and b"\0\0\x02\0" in content[16:24]
-    return "drawing" if is_drawing else hashlib.sha256(content).hexdigest()[:16]
+    digest = hashlib.sha256(content).digest()
+    return "drawing" if digest in _RENDERED else digest.hex()[:16]
+
+
+def rendered(content: bytes, render: Callable[[bytes], bytes] = svg.render) -> bytes:
+    """Render a drawing, and note what comes of it."""
+    found = render(content)
+    _RENDERED.add(hashlib.sha256(found).digest())
+    return found
 
 
 def shown_image(address: str) -> str:
@@ -289,6 +298,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
+    svg.render = rendered
     browser = Browser()
     results, to_save = [], []
     try:

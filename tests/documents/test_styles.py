@@ -57,6 +57,8 @@ def page(tmp_path):
         (":where(#c){display:none} i{display:inline}", "A B C"),
         ("@layer x{#c{display:none}} i{display:inline}", "A B C"),
         ("@layer x{i{display:none!important}} #c{display:inline!important}", ""),
+        ("@layer y, x;@layer x{i{display:none}} @layer y{#c{display:block}}", ""),
+        ("@layer x{i{display:none} @layer y{#c{display:block}}}", ""),
         ("i{display:none} i{display:inherit}", "A B C"),
         (".a{visibility:hidden} .a{visibility:inherit}", "A B C"),
         # What holds.
@@ -88,6 +90,33 @@ def test_rules(page, rules, shown):
     assert counts.get("hidden", 0) == 3 - len(shown.split())
 
 
+@pytest.mark.parametrize(
+    ("rules", "markup", "shown"),
+    [
+        # Where lines end.
+        ("span{display:block}", "<p><span>A</span><span>B</span>C", "A\nB\nC"),
+        ("p>span{display:flex}", "<p><span>A</span><span>B</span>C", "A\nB\nC"),
+        ("p{display:grid}", "<p><span>A</span><b>B <i>b</i><i>c</i></b>C", "A\nB bc\nC"),
+        ("p{display:inline-flex}", "<p><b>A</b><b>B</b>", "A\nB"),
+        ("li{display:inline}", "<ol><li>A</li> <li>B</li></ol>", "A B"),
+        ("span{display:table-cell}", "<p><span>A</span><span>B</span>", "A\tB"),
+        ("div{display:table-row}span{display:table-cell}",
+         "<div><span>A</span><span>B</span></div><div><span>C</span></div>", "A\tB\nC"),
+        ("td{display:block}", "<table><tr><td>A<td>B</table>", "A\nB"),
+        ("span{display:nonsense}", "<p><span>A</span><span>B</span>", "AB"),
+        ("span{display:block}", "<p><span style='display:inline'>A</span><i>B</i>", "AB"),
+        ("br{display:none}", "<p>A<br>B", "AB"),
+        # Which spaces are part of the text.
+        (".c{white-space:pre}", "<div class=c>A\n  B</div><p>C\nD", "A\n  B\nC D"),
+        (".c{white-space:pre-wrap}", "<div class=c><p>A\n  B</p></div>", "A\n  B"),
+        ("pre{white-space:normal}", "<pre>A\n  B</pre>C", "A B\nC"),
+        ("b{white-space:normal}", "<pre>A\n  <b>B\n C</b>\n D</pre>", "A\n  B C\n D"),
+    ],
+)  # fmt: skip
+def test_lines_and_spaces(page, rules, markup, shown):
+    assert page(f"<style>{rules}</style><body>{markup}")[0] == shown
+
+
 def test_the_elements_own_style_takes_part(page):
     rules = ".a{display:none} .b{display:none!important} .c{display:inline!important}"
     text, _ = page(
@@ -104,8 +133,9 @@ def test_a_rule_shows_what_an_attribute_hides_as_in_browsers(page):
 
 def test_what_is_visible_in_the_invisible_is_read(page):
     rules = ".a{visibility:hidden} .b{visibility:visible}"
-    text, _ = page(f"<style>{rules}</style><div class=a>A<p class=b>B</p></div><p class=a>C</p>")
-    assert "B" in text and "C" not in text
+    markup = "<ol><li class=a>A<p class=b>B</p>C<li>D</ol><p class=a>E<sup>2</sup><q>F</q></p>G"
+    text, counts = page(f"<style>{rules}</style>{markup}")
+    assert text == "B\n2. D\nG" and counts["hidden"] == 2
 
 
 def test_sheets_beside_the_page_and_what_they_import(page):

@@ -39,7 +39,7 @@ class Assembly:
     """Collects the blocks of a page in order."""
 
     blocks: list[Block] = field(default_factory=list)
-    n_open_verbatim: int = 0
+    is_verbatim: bool = False  # whether spaces and ends of lines are part of the text
     marker: str = ""  # of a list item, before its first text
     _gap: str = ""  # between the last block and the next
     _is_open: bool = False  # whether text goes on in the last block
@@ -47,7 +47,7 @@ class Assembly:
 
     def write(self, text: str, place: str) -> None:
         """Add text; outside verbatim parts its whitespace collapses."""
-        if self.n_open_verbatim:
+        if self.is_verbatim:
             if text:
                 self._add(text, place)
             return
@@ -103,7 +103,7 @@ class Assembly:
     def _add(self, text: str, place: str) -> None:
         if self._gap not in ("", " ") or not self._is_open:
             self._close()
-            self.blocks.append(Block(self._gap, place, "", bool(self.n_open_verbatim)))
+            self.blocks.append(Block(self._gap, place, "", self.is_verbatim))
             self._is_open = True
         elif self._gap:
             self._parts.append(" ")

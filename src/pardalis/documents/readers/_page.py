@@ -19,8 +19,10 @@ from pardalis.documents import svg
 from pardalis.documents.document import Image, Omission, Rejection
 from pardalis.documents.images import from_data_uri, image_size, read_source
 from pardalis.documents.readers._assemble import Assembly, Block
+from pardalis.documents.readers._cascade import Style, TooMuchError
 from pardalis.documents.readers._inline import formula, list_marker, lowered, raised
 from pardalis.documents.readers._styles import Sheets
+from pardalis.documents.readers._values import Values
 from pardalis.errors import ConfigError, DataError
 
 Attributes: TypeAlias = dict[str, str | None]
@@ -87,6 +89,11 @@ _SECTIONS = frozenset(("article", "aside", "blockquote", "figure", "main", "sect
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "legend", "caption"))
 _INLINE = frozenset(("a", "b", "em", "i", "span", "strong", "svg", "small", "sup"))
 _CELLS = frozenset(("td", "th"))
+_LAYOUTS = {
+    **dict.fromkeys(_BLOCKS, "block"),
+    "tr": "row",
+    **dict.fromkeys(_CELLS, "cell"),
+}
 _LANDMARKS = frozenset(("banner", "contentinfo"))
 
 _OPEN = float("inf")  # a side that the page does not state
@@ -105,8 +112,6 @@ _SPACES = {
     "xmlns:xlink": "http://www.w3.org/1999/xlink",
 }
 
-_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)", re.IGNORECASE)
-_PRE_STYLE = re.compile(r"white-space\s*:\s*(?:pre\b|pre-wrap|break-spaces)", re.IGNORECASE)
 _RENDERED = re.compile(
     r"(?<!\S)(?:MathJax(?:_Preview|_Display|_SVG|_SVG_Display|_CHTML)?|mwe-math-fallback-image\S*)(?!\S)"
 )
@@ -187,19 +192,21 @@ class Walk:
         self._n_sections = 0  # open: a header inside belongs to the article
         self._n_headings = 0
         self._lists: list[_List | None] = []
-        self._styled: dict[int, bool] = {}  # whether style sheets hide an element
+        self._style = Style(tree, 0)
+        self._is_visible = True  # what is invisible takes part in the lines all the same
+        self._is_flex = False  # the element around: its parts stand apart
         self._drawn: dict[bytes, bytes] = {}  # drawings that were rendered
         self._recent: list[Path | bytes] = []  # images; a noscript may repeat one
         base = tree.css_first("base[href]")
         self._base = _get(base.attributes, "href") if base is not None else ""
 
-    def hide(self, text: str, sheets: Sheets) -> None:
-        """Leave out what the style sheets of the page hide.
+    def read_sheets(self, sheets: Sheets, n_tags: int) -> None:
+        """Read the style sheets of the page.
 
         Args:
-            text: the markup of its tree.
+            n_tags: at least as many as it has elements.
         """
-        self._styled, unread = sheets.hidden_in(self._tree, text, self._sheet, self._base)
+        self._style, unread = sheets.style_of(self._tree, n_tags, self._sheet, self._base)
         for address in unread:
             self.counts.add("unread-style", address)
 
@@ -241,7 +248,8 @@ class Walk:
         while True:
             undo = None
             if node.is_text_node:
-                self._assembly.write(node.text_content or "", place)
+                if self._is_visible:
+                    self._assembly.write(node.text_content or "", place)
             elif node.is_element_node:
                 tag, attributes = node.tag or "", node.attributes
                 is_root = node.mem_id == end
@@ -272,21 +280,24 @@ class Walk:
         self, node: LexborNode, tag: str, attributes: Attributes, is_root: bool
     ) -> str | None:
         """Begin an element; return what :meth:`_leave` undoes, or None if it is not gone into."""
-        if tag in _UNSEEN or self._is_left_out(node, tag, attributes, is_root):
+        if tag in _UNSEEN:
             return None
+        style = self._style_of(node, tag, attributes)
+        if not is_root and self._is_left_out(node, tag, attributes, style):
+            return None
+        undo = self._begin(node, tag, style, is_root)
         if (special := _SPECIAL.get(tag)) is not None:
-            return special(self, node, attributes)
-        if tag in ("span", "i") and node.child is None:
-            if _SEPARATOR.search(_get(attributes, "class")):
-                self._assembly.write(" ", "span")  # the style sheet draws a sign there
-            return None
-        undo = ""
-        if tag in _BLOCKS:
-            self._assembly.line()
-            undo += "b"
-        if tag in _VERBATIM or _PRE_STYLE.search(_get(attributes, "style")):
-            self._assembly.n_open_verbatim += 1
-            undo += "v"
+            within = special(self, node, attributes) if self._is_visible else None
+            if within is None:
+                self._leave(node, "", undo)
+                return None
+            return undo + within
+        if (
+            tag in ("span", "i")
+            and node.child is None
+            and _SEPARATOR.search(_get(attributes, "class"))
+        ):
+            self._assembly.write(" ", "span")  # the style sheet draws a sign there
         if tag in _SECTIONS or _get(attributes, "role") in ("main", "article"):
             self._n_sections += 1
             undo += "s"
@@ -297,7 +308,38 @@ class Walk:
             self._lists.append(_list_of(node, attributes) if tag == "ol" else None)
             undo += "l"
         elif tag == "li":
-            self._assembly.marker += self._marker(attributes)
+            marker = self._marker(attributes)
+            if self._is_visible and "b" in undo:
+                self._assembly.marker += marker
+        return undo
+
+    def _begin(self, node: LexborNode, tag: str, style: Values, is_root: bool) -> str:
+        """Begin the line or the cell of an element, and what it hands down to those in it."""
+        layout = style.get("display") or _LAYOUTS.get(tag, "inline")
+        if self._is_flex and layout.startswith("inline"):
+            layout = "block"
+        undo = ""
+        if layout in ("block", "flex"):
+            self._assembly.line()
+            undo += "b"
+        elif layout == "row":
+            self._assembly.row()
+            undo += "r"
+        elif layout == "cell" and _follows_another(node):
+            self._assembly.cell()
+        if layout.endswith("flex") != self._is_flex:
+            self._is_flex = not self._is_flex
+            undo += "f"
+        spaces = style.get("white-space") or ("pre" if tag in _VERBATIM else "")
+        if spaces and (spaces == "pre") != self._assembly.is_verbatim:
+            self._assembly.is_verbatim = not self._assembly.is_verbatim
+            undo += "v"
+        visibility = style.get("visibility") if not is_root else ""
+        if visibility and (visibility == "visible") != self._is_visible:
+            self._is_visible = not self._is_visible
+            undo += "i"
+            if not self._is_visible:
+                self.counts.add("hidden", node.text() or "")
         return undo
 
     def _leave(self, node: LexborNode, place: str, undo: str) -> str:
@@ -305,29 +347,51 @@ class Walk:
         for each in undo:
             if each == "b":
                 self._assembly.line()
+            elif each == "r":
+                self._assembly.row()
+            elif each == "f":
+                self._is_flex = not self._is_flex
             elif each == "v":
-                self._assembly.n_open_verbatim -= 1
+                self._assembly.is_verbatim = not self._assembly.is_verbatim
+            elif each == "i":
+                self._is_visible = not self._is_visible
             elif each == "s":
                 self._n_sections -= 1
             elif each == "h":
                 self._n_headings -= 1
             elif each == "l":
                 self._lists.pop()
-            elif each == "r":
-                self._assembly.row()
             else:
                 self._assembly.join(each)
         if node.tag == "li":
             self._assembly.marker = ""
         return place
 
+    def _style_of(self, node: LexborNode, tag: str, attributes: Attributes) -> Values:
+        """Return what is said of an element, but of what is shown beside the sheets nothing."""
+        try:
+            style = self._style.of(node, tag, attributes)
+        except TooMuchError as error:
+            self.counts.add("unread-style", str(error))
+            return {}
+        if style.get("display") != "none" and style.get("visibility") != "hidden":
+            return style
+        # A script shows an image that is loaded late; a formula may be hidden beside its image.
+        is_shown = (tag == "img" and _is_late(attributes)) or _has_formula(node)
+        return {} if is_shown else style
+
     def _is_left_out(
-        self, node: LexborNode, tag: str, attributes: Attributes, is_root: bool
+        self, node: LexborNode, tag: str, attributes: Attributes, style: Values
     ) -> bool:
         """Whether a rule leaves an element out; counts it then."""
-        if is_root:
+        if not attributes and not style and tag not in _CHECKED:
             return False
-        kind = self._kind_left_out(node, tag, attributes)
+        kind = self._kind_of_rule(node, tag, attributes)
+        if not kind:
+            display = style.get("display")
+            is_closed = "hidden" in attributes or (tag == "dialog" and "open" not in attributes)
+            if display == "none" or (not display and is_closed and not _has_formula(node)):
+                kind = "hidden"
         if not kind:
             return False
         text = node.text() or ""
@@ -336,25 +400,6 @@ class Walk:
         if text.strip() or kind in ("control", "embedded") or node.css_first("img") is not None:
             self.counts.add(kind, text if kind != "embedded" else f"<{tag}>")
         return True
-
-    def _is_hidden(self, node: LexborNode, tag: str, attributes: Attributes) -> bool:
-        is_styled = self._styled.get(node.mem_id) if self._styled else None
-        if is_styled is None:
-            style = _get(attributes, "style")
-            is_closed = tag == "dialog" and "open" not in attributes
-            is_hidden = "hidden" in attributes or is_closed
-            is_hidden = is_hidden or bool(style and _HIDDEN.search(style))
-        else:
-            # A script shows an image that is loaded late.
-            is_hidden = is_styled and not (tag == "img" and _is_late(attributes))
-        # A formula may be hidden beside its image, which is no text.
-        return is_hidden and node.css_first("math[alttext]") is None
-
-    def _kind_left_out(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
-        if not attributes and tag not in _CHECKED and not self._styled:
-            return ""
-        is_hidden = self._is_hidden(node, tag, attributes)
-        return self._kind_of_rule(node, tag, attributes) or ("hidden" if is_hidden else "")
 
     def _kind_of_rule(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
         role, classes = _get(attributes, "role").lower(), _get(attributes, "class")
@@ -378,22 +423,10 @@ class Walk:
     # ── elements with rules of their own ─────────────────────────────────────────────────────────
 
     def _br(self, node: LexborNode, attributes: Attributes) -> None:
-        if self._assembly.n_open_verbatim:
+        if self._assembly.is_verbatim:
             self._assembly.write("\n", "pre")
         else:
             self._assembly.line()
-
-    def _tr(self, node: LexborNode, attributes: Attributes) -> str:
-        self._assembly.row()
-        return "r"
-
-    def _td(self, node: LexborNode, attributes: Attributes) -> str:
-        before = node.prev
-        while before is not None and before.tag not in _CELLS:
-            before = before.prev
-        if before is not None:
-            self._assembly.cell()
-        return ""
 
     def _q(self, node: LexborNode, attributes: Attributes) -> str:
         self._assembly.write("“", "q")
@@ -563,9 +596,6 @@ _SPECIAL: dict[str, Callable[[Walk, LexborNode, Attributes], str | None]] = {
     "sub": Walk._sub,
     "sup": Walk._sup,
     "svg": Walk._svg,
-    "td": Walk._td,
-    "th": Walk._td,
-    "tr": Walk._tr,
     "video": Walk._video,
 }
 
@@ -582,6 +612,18 @@ def _is_below(node: LexborNode, ids: frozenset[int]) -> bool:
             return True
         above = above.parent
     return False
+
+
+def _follows_another(node: LexborNode) -> bool:
+    """Whether an element stands before it below the same one."""
+    before = node.prev
+    while before is not None and not before.is_element_node:
+        before = before.prev
+    return before is not None
+
+
+def _has_formula(node: LexborNode) -> bool:
+    return node.css_first("math[alttext]") is not None
 
 
 def _n_words(root: LexborNode) -> int:

@@ -84,7 +84,7 @@ def _walk(page: Page, content: Content, options: PageOptions, sheets: Sheets) ->
     text = decode(content.markup, content.encoding)
     walk = Walk(parse(text, is_xml=content.is_xml), content.find, options, page.where)
     if options.style_sheets:
-        walk.hide(text, sheets)
+        walk.read_sheets(sheets, text.count("<"))
     if n_bad := text.count("\ufffd"):
         walk.counts.add("bad-bytes", "", n_bad)
     return walk
