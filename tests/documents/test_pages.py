@@ -82,6 +82,7 @@ def rejected(items) -> list[str]:
         ("<ul><li>a<ol><li>b</ol><li>c</ul>", "a\n1. b\nc"),
         ("<table><tr><td>1<td>2<tr><td>3<td>4</table>", "1\t2\n3\t4"),
         ("<table><tr><td><p>1</p><td><td><div>3</div></table>", "1\t\t3"),
+        ("<table><tr><td>1<tr><td><td>2<tr><td>&nbsp;<td><td>3</table>", "1\n\t2\n\t\t3"),
         ("<table><caption>C</caption><tr><th>a<th>b</table>after", "C\na\tb\nafter"),
         ("<q>Hoo</q>, it said", "“Hoo”, it said"),
         ("&frac12; &notin; &#8364; &#x1F989; &#150; &amp;lt;", "½ ∉ € 🦉 – &lt;"),

@@ -106,6 +106,8 @@ def test_rules(page, rules, shown):
         ("span{display:nonsense}", "<p><span>A</span><span>B</span>", "AB"),
         ("span{display:block}", "<p><span style='display:inline'>A</span><i>B</i>", "AB"),
         ("br{display:none}", "<p>A<br>B", "AB"),
+        ("b{float:right} i{position:absolute}", "<p>A<b>B</b>C<i>D</i>", "A\nB\nC\nD"),
+        ("b{float:right} i{position:relative}", "<p>A<b style='float:none'>B</b><i>C</i>", "ABC"),
         # Which spaces are part of the text.
         (".c{white-space:pre}", "<div class=c>A\n  B</div><p>C\nD", "A\n  B\nC D"),
         (".c{white-space:pre-wrap}", "<div class=c><p>A\n  B</p></div>", "A\n  B"),

@@ -18,7 +18,7 @@ Key: TypeAlias = tuple[str, str]
 class Block:
     """A line or a table cell of text, or an image, with what stands between it and that before."""
 
-    before: str  # "", " ", "\n" or tabs
+    before: str  # "", " ", "\n", tabs, or "\n" and tabs where the first cells of a row are empty
     place: str  # the element that it is the text of, with its class
     content: str | Image = ""
     is_verbatim: bool = False  # code, say, in which line breaks are part of the text
@@ -42,6 +42,7 @@ class Assembly:
     is_verbatim: bool = False  # whether spaces and ends of lines are part of the text
     marker: str = ""  # of a list item, before its first text
     _gap: str = ""  # between the last block and the next
+    _is_new_row: bool = False  # nothing stands in the row yet
     _is_open: bool = False  # whether text goes on in the last block
     _parts: list[str] = field(default_factory=list)  # of the last block
 
@@ -67,16 +68,18 @@ class Assembly:
 
     def line(self) -> None:
         """End a line."""
-        if not self._gap.startswith("\t"):
+        if "\t" not in self._gap:
             self._gap = "\n"
 
     def row(self) -> None:
         """End a line, also that of a table whose last cells are empty."""
         self._gap = "\n"
+        self._is_new_row = True
 
     def cell(self) -> None:
         """End a table cell that is followed by another in its row."""
-        self._gap = self._gap + "\t" if self._gap.startswith("\t") else "\t"
+        is_kept = "\t" in self._gap or self._is_new_row
+        self._gap = self._gap + "\t" if is_kept else "\t"
 
     def image(self, image: Image, place: str) -> None:
         """Add an image."""
@@ -85,7 +88,7 @@ class Assembly:
             self._space()
         self._close()
         self.blocks.append(Block(self._gap, place, image))
-        self._gap = ""
+        self._gap, self._is_new_row = "", False
 
     def ends_with_word(self) -> bool:
         """Whether the last character is part of a word, a number or a bracket that ends one."""
@@ -107,7 +110,7 @@ class Assembly:
             self._is_open = True
         elif self._gap:
             self._parts.append(" ")
-        self._gap = ""
+        self._gap, self._is_new_row = "", False
         if self.marker:
             self._parts.append(self.marker + " " if text else self.marker)
             self.marker = ""

@@ -316,8 +316,9 @@ class Walk:
     def _begin(self, node: LexborNode, tag: str, style: Values, is_root: bool) -> str:
         """Begin the line or the cell of an element, and what it hands down to those in it."""
         layout = style.get("display") or _LAYOUTS.get(tag, "inline")
-        if self._is_flex and layout.startswith("inline"):
-            layout = "block"
+        is_apart = self._is_flex or style.get("float") or style.get("position")
+        if is_apart and layout.startswith("inline") and node.child is not None:
+            layout = "flex" if layout == "inline-flex" else "block"
         undo = ""
         if layout in ("block", "flex"):
             self._assembly.line()

@@ -10,7 +10,9 @@ Values: TypeAlias = dict[str, str]
 """What is said of properties, by their names."""
 
 # The beginning of a declaration.
-TELLING = re.compile(r"(?<![\w-])(?:display|visibility|white-space)\s*:", re.IGNORECASE)
+TELLING = re.compile(
+    r"(?<![\w-])(?:display|float|position|visibility|white-space)\s*:", re.IGNORECASE
+)
 
 # Words that mean the same to a reader of text; a declaration of any other does not count.
 _WORDS: dict[str, dict[str, str]] = {
@@ -25,6 +27,14 @@ _WORDS: dict[str, dict[str, str]] = {
         "table-row": "row", "table-cell": "cell",
         **dict.fromkeys(("contents", "inherit", "revert", "revert-layer", "ruby-text",
                          "ruby-base"), ""),
+    },
+    "float": {
+        **dict.fromkeys(("left", "right", "inline-start", "inline-end"), "block"),
+        **dict.fromkeys(("none", "initial", "unset", "revert", "inherit"), ""),
+    },
+    "position": {
+        **dict.fromkeys(("absolute", "fixed"), "block"),
+        **dict.fromkeys(("static", "relative", "sticky", "initial", "unset", "inherit"), ""),
     },
     "visibility": {
         "hidden": "hidden", "collapse": "hidden", "visible": "visible", "initial": "visible",
