@@ -110,6 +110,12 @@ SITES = (
          "body > div:not(.footer)", "gtk-doc"),
     Site("cppreference-doc-en-html", "usr/share/cppreference/doc/html/en/**/*.html", "#content",
          "MediaWiki"),
+    Site("openjdk-17-doc", "usr/share/doc/openjdk-17-jre-headless/api/**/*.html", "main",
+         "javadoc"),
+    Site("rust-doc", "usr/share/doc/rust-doc/html/**/*.html", "main", "rustdoc"),
+    Site("gnuplot-doc", "usr/share/doc/gnuplot/htmldocs/*.html", "body", "LaTeX2HTML"),
+    Site("octave-doc", "usr/share/doc/octave/**/*.html", "body", "Texinfo"),
+    Site("mkdocs-doc", "usr/share/doc/mkdocs/html/*/*.html", "div[role=main]", "MkDocs"),
 )  # fmt: skip
 
 
@@ -126,7 +132,7 @@ def unpacked(package: str, cache: Path) -> Path:
 
 def chosen(files: Sequence[Path], n: int) -> list[Path]:
     """Return pages at equal distances in a sorted list, without the smallest."""
-    large = [file for file in sorted(files) if file.stat().st_size > 4000]
+    large = [file for file in sorted(files) if file.is_file() and file.stat().st_size > 4000]
     step = max(1, len(large) // n)
     return large[::step][:n]
 

@@ -109,7 +109,7 @@ class Cascade:
         for place, (_, rule) in enumerate(normal):
             self._add(place, rule.selector, rule.values)
         self._ids = {name for name in self._needed if name.startswith("#")}
-        self._attributes = sorted(name[1:] for name in self._needed if name.startswith("["))
+        self._attributes = {name[1:] for name in self._needed if name.startswith("[")}
 
     @property
     def is_empty(self) -> bool:
@@ -132,10 +132,11 @@ class Cascade:
         if not attributes:
             key: tuple[str, ...] = (tag,)
         else:
-            identity = f"#{attributes.get('id')}"
-            identity = identity if identity in self._ids else ""
-            present = (f"[{name}" for name in self._attributes if name in attributes)
-            key = (tag, attributes.get("class") or "", identity, *present)
+            key = (tag, attributes.get("class") or "")
+            for name in self._attributes & attributes.keys():
+                key += (f"[{name}",)
+            if (identity := attributes.get("id")) and f"#{identity}" in self._ids:
+                key += (f"#{identity}",)
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kind(*key)

@@ -5,6 +5,7 @@ And what all readers ask of the names of images in documents that somebody else 
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,13 +54,23 @@ def is_inside(file: Path, root: Path) -> bool:
     repositories hold links. The folder may be a snapshot of Hugging Face's cache, whose files are
     links to the folder "blobs" beside its snapshots.
     """
-    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root)):
+    if not _is_below(os.path.abspath(file), os.path.abspath(root)):
         return False
-    real, folder = Path(os.path.realpath(file)), Path(os.path.realpath(root))
-    return real.is_relative_to(folder) or any(
-        place.name == "snapshots" and real.parent == place.parent / "blobs"
-        for place in (folder, *folder.parents)
+    real, folder = os.path.realpath(file), _real(root)
+    return _is_below(real, folder) or any(
+        place.name == "snapshots" and Path(real).parent == place.parent / "blobs"
+        for place in (Path(folder), *Path(folder).parents)
     )
+
+
+@lru_cache(maxsize=64)
+def _real(folder: Path) -> str:
+    """Return the path of a folder that many files are looked for in."""
+    return os.path.realpath(folder)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def outside(root: Path) -> str:

@@ -375,7 +375,7 @@ class Walk:
         except TooMuchError as error:
             self.counts.add("unread-style", str(error))
             return {}
-        if style.get("display") != "none" and style.get("visibility") != "hidden":
+        if not style or (style.get("display") != "none" and style.get("visibility") != "hidden"):
             return style
         # A script shows an image that is loaded late; a formula may be hidden beside its image.
         is_shown = (tag == "img" and _is_late(attributes)) or _has_formula(node)
