@@ -227,6 +227,29 @@ def pointer_in(path: Path) -> str:
     return pointer_of(beginning, "file")
 
 
+# How files of other kinds begin that are taken for text, or for images, by their names.
+_KINDS = {
+    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
+    b"%PDF": "a PDF document", b"PK\3\4": "a zip archive, as office documents are",
+    b"\xd0\xcf\x11\xe0": "an office document of the old kind", b"8BPS": "a Photoshop document",
+    b"\xff\x0a": "a JPEG XL image", b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"\x1f\x8b": "a gzip file", b"BZh": "a bzip2 file", b"\xfd7zXZ\0": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file", b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive", b"PAR1": "a Parquet file", b"SQLite format 3": "a database",
+    b"\x1a\x45\xdf\xa3": "a film", b"ID3": "sound", b"OggS": "sound or a film",
+}  # fmt: skip
+
+
+def kind_of(beginning: bytes) -> str:
+    """Return what a file is by its first bytes, if it is none of the texts and images that we read.
+
+    It is "" for what is not known. An image that is read as such has a name here, too.
+    """
+    if beginning[4:8] == b"ftyp":
+        return "a film, or an image of the same container"
+    return next((what for start, what in _KINDS.items() if beginning.startswith(start)), "")
+
+
 def with_line_feeds(text: str) -> str:
     """Return a text with line feeds for all ends of lines, as Python reads files in text mode."""
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -455,6 +455,14 @@ def test_metadata_do_not_spoil_a_jpeg(encode, extra):
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
         (b"%PDF-1.7", "a PDF document"),
         (b"nothing", "not an image of a kind"),
+        (b'{"error": "no such key"}', r"it is a text that begins '{\"error\": "),
+        (b"outs:\n- md5: 1f\n  path: a.png\n", "it is a text that begins 'outs:"),
+        (b"<?xml version='1.0'?><Error>", "an XML document"),
+        (b"\x1f\x8b\x08rest", "it is a gzip file"),
+        (b"PK\3\4rest", "it is a zip archive"),
+        (b"8BPS\0\1", "it is a Photoshop document"),
+        (b"\0\0\0 ftypisom", "it is a film"),
+        (bytes(5000), "it is zeros alone"),
     ],
 )
 def test_what_is_no_image_is_called_by_its_name(tmp_path, content, what):

@@ -1,7 +1,10 @@
 """Pages as people publish them: what a browser shows of them is what is read."""
 
 import base64
+import gzip
 import os
+import unicodedata
+from urllib.parse import quote
 
 import hostile
 import PIL.Image
@@ -96,6 +99,21 @@ def rejected(items) -> list[str]:
         ("<p>a<p>b<li>c", "a\nb\nc"),
         ("<dl><dt>term<dd>what it is</dl>", "term\nwhat it is"),
         ("<h2><button>Fold</button></h2>x", "Fold\nx"),
+        ("<header><h1>T</h1><p>by me</p></header><p>x", "T\nby me\nx"),
+        ("<p>x<table><tr><th><th>a<tr><th>0<td>1<tr><td><td>4</table>", "x\n\ta\n0\t1\n\t4"),
+        ("<table><tfoot><tr><td>sum</tfoot><tbody><tr><td>1</table>", "1\nsum"),
+        ("<div><span style='display:block'>a</span><b style='DISPLAY: flex'>b</b>c", "a\nb\nc"),
+        (
+            "<x-card><template shadowrootmode=open><style>.z{display:none}</style><i class=z>q</i>"
+            "<h1><slot name=t></slot></h1><slot></slot><slot name=no>alone</slot></template>"
+            "text <b slot=t>title</b></x-card>",
+            "title\ntext alone",
+        ),
+        (
+            "<a-b><template shadowroot=open>1 <c-d><template shadowrootmode=open>2<slot></slot>"
+            "</template><slot></slot></c-d> 4</template> 3</a-b>",
+            "1 2 3 4",
+        ),
         ("<article><header><h1>T</h1></header>x<footer>by me</footer></article>", "T\nx\nby me"),
     ],
 )
@@ -114,6 +132,10 @@ def test_what_a_line_means_survives(page, body, expected):
         ('<p style="color: red; DISPLAY : none">secret</p>', "hidden"),
         ('<p style="visibility:hidden">secret</p>', "hidden"),
         ("<dialog>cookies?</dialog>", "hidden"),
+        ("<div popover>cookies?</div>", "hidden"),
+        ("<a-b><template shadowrootmode=open><b></b></template>secret</a-b>", "hidden"),
+        ('<p style="background: #fff url(a.png)"></p>', "background"),
+        ('<svg width="99" height="99"><g/></svg>', "small-image"),
         ("<noscript>Switch scripts on</noscript>", "hidden"),
         ('<i class="icon" aria-hidden="true">home</i>', "decoration"),
         ("<button>Copy</button>", "control"),
@@ -237,14 +259,36 @@ def dot(tmp_path, encode):
         '<img src="media\\..\\a.png">',
         '<a href="#x"><img src="a.png"></a>',
         '<img src="a.png" src="b.png">',
+        '<img src="A.PNG">',
+        '<img src="DOT" data-ezsrc="a.png" data-thumb-src="b.png">',
+        '<img src="dot.gif" lazy-src="a.png">',
+        '<img data-actualsrc="a.png">',
+        '<img data-cfsrc="a.png" src="">',
+        '<img src="DOT" data-ezsrcset="a.png 2x, b.png 1x">',
+        '<amp-img src="a.png" width="60" height="60"><noscript><img src="a.png"></noscript></amp-img>',
+        '<svg viewBox="0 0 60 60" width="100%"><image xlink:href="a.png"/></svg>',
+        # As SingleFile keeps an image that a page has several times.
+        "<style>:root{--sf-img-1: url('a.png')}</style><img style='background-blend-mode:normal;"
+        "background-image:var(--sf-img-1)!important' src='EMPTY'>",
     ],
 )
 def test_the_image_that_a_browser_loads_is_taken(page, tmp_path, dot, image):
-    items = page(f"<p>before</p>{image.replace('DOT', dot)}<p>after</p>")
+    empty = f"data:image/svg+xml,<svg {NAMES} width='60' height='60'><g/></svg>".replace(
+        "'", "&#39;"
+    )
+    image = image.replace("DOT", dot).replace("EMPTY", empty)
+    items = page(f"<p>before</p>{image}<p>after</p>")
     before, image, after = document_of(items).segments
     assert (before, after) == (Text("before\n"), Text("\nafter"))
     assert image.source.resolve() == (tmp_path / "a.png").resolve()
     assert not rejected(items)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_images_match_as_they_look(page, tmp_path, red_png, forms):
+    name, address = (unicodedata.normalize(form, "é.png") for form in forms)
+    (tmp_path / name).write_bytes(red_png)
+    assert len(document_of(page(f'<img src="{address}"><img src="{quote(address)}">')).images) == 2
 
 
 def test_an_address_is_relative_to_the_base(page, tmp_path, dot):
@@ -516,6 +560,12 @@ def test_a_malformed_page_is_read_with_what_it_shows(page, name):
 def test_a_page_of_nothing_is_rejected(page, content, reason):
     first = page(content)[0]
     assert isinstance(first, Rejection) and reason in first.reason
+
+
+def test_what_is_no_page_is_called_by_its_name(page, red_png):
+    for content, kind in ((red_png, "PNG"), (gzip.compress(b"<p>x"), "gzip"), (b"%PDF-1.7", "PDF")):
+        [rejection] = page(content)
+        assert rejection.kind == "unreadable-page" and kind in rejection.reason
 
 
 def test_pages_that_are_no_files_are_rejected(tmp_path):

@@ -119,6 +119,29 @@ def test_lines_and_spaces(page, rules, markup, shown):
     assert page(f"<style>{rules}</style><body>{markup}")[0] == shown
 
 
+@pytest.mark.parametrize(
+    ("rules", "shown"),
+    [
+        # Text for screen readers.
+        (".a{position:absolute;clip:rect(1px, 1px, 1px, 1px)}", "B C"),
+        (".a{clip:rect(0 0 0 0)} .b{clip-path:inset(50%)}", "C"),
+        (".a{clip:rect(0,0,0,0)} .a{clip:auto}", "A B C"),
+        (".a{clip:rect(0,9px,9px,0)} .b{clip-path:inset(5%)}", "A B C"),
+    ],
+)
+def test_clips(page, rules, shown):
+    markup = "<p><i class=a>A</i> <i class=b>B</i> <i id=c>C</i></p>"
+    assert page(f"<style>{rules}</style>{markup}")[0] == shown
+
+
+def test_formulas_for_screen_readers_are_read(page):
+    rules = ".katex-mathml{clip:rect(1px,1px,1px,1px)}"
+    assert (
+        page(f"<style>{rules}</style><p><span class=katex-mathml><math><mi>x</mi></math></span>")[0]
+        == "x"
+    )
+
+
 def test_the_elements_own_style_takes_part(page):
     rules = ".a{display:none} .b{display:none!important} .c{display:inline!important}"
     text, _ = page(

@@ -7,7 +7,7 @@ import hostile
 import PIL.Image
 import pytest
 
-from pardalis.documents.svg import render
+from pardalis.documents.svg import _fonts, render
 from pardalis.errors import DataError
 
 NAMES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -39,6 +39,28 @@ def drawn(attributes: str, body: str = RED) -> PIL.Image.Image:
 def test_sizes(attributes, size):
     image = drawn(attributes)
     assert image.size == size and image.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("font", ["", 'font-family="No Such"', 'font-family="monospace"'])
+def test_text_is_drawn_in_a_font_that_there_is(font):
+    if not _fonts():
+        pytest.skip("the machine has no fonts")
+    image = drawn('width="600" height="300"', f'<text x="9" y="200" {font}>words</text>')
+    assert image.getchannel("A").getextrema() == (0, 255)
+
+
+def test_text_without_any_font_is_told(monkeypatch):
+    monkeypatch.setattr("pardalis.documents.svg._fonts", dict)
+    assert drawn('width="600" height="300"').size == (600, 300)
+    with pytest.raises(DataError, match="has no font for it; install one"):
+        drawn('width="600" height="300"', "<text>words</text>")
+
+
+def test_html_within_a_drawing_needs_another_form():
+    html = '<foreignObject width="9" height="9"><p>x</p></foreignObject>'
+    with pytest.raises(DataError, match="holds HTML"):
+        drawn('width="600" height="300"', html)
+    assert drawn('width="600" height="300"', f"<switch>{html}{RED}</switch>").getpixel((9, 9))[0]
 
 
 def test_parts_may_be_repeated_and_gzipped():

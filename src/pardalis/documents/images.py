@@ -26,7 +26,7 @@ from PIL.IcoImagePlugin import IcoFile
 
 from pardalis.documents.document import ImageSource
 from pardalis.errors import DataError
-from pardalis.files import pointer_of, read_bytes
+from pardalis.files import kind_of, pointer_of, read_bytes
 
 # Above this many pixels an image is refused before it is decoded: its RGB form would take 240 MB,
 # and a file of a few kilobytes can claim any size. Pillow begins to warn at a slightly larger size.
@@ -57,6 +57,7 @@ _OTHERS = {
     b"<html": "an HTML page and not an image, as a server sends for a missing file",
     b"<svg": "an SVG drawing, which is read as part of a page only; save it as PNG",
     b"%pdf": "a PDF document and not an image; save its pages as PNG",
+    b"<?xml": "an XML document and not an image, such as a drawing or the error of a server",
 }
 
 _MOST_SCANS = 200  # of a JPEG; a progressive one has ten or so
@@ -155,6 +156,13 @@ def _size(file: io.BufferedReader | io.BytesIO, where: str) -> tuple[int, int]:
     with _opened(file, where) as image:
         _check_size(image, where)
         return image.size
+
+
+def is_clear(content: bytes) -> bool:
+    """Whether nothing of an image is seen, on any ground; raises DataError as :func:`image_size`."""
+    with _opened(io.BytesIO(content), "the image in memory") as image:
+        _check_size(image, "the image in memory")
+        return image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
@@ -472,7 +480,7 @@ def _damaged(where: str, error: Exception) -> DataError:
 
 
 def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
-    beginning = b""
+    beginning = raw = b""
     if not file.closed:
         if _is_heic(file) and not can_read_heic():
             return DataError(
@@ -480,13 +488,23 @@ def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
                 "(pip install pardalis[heic]); or save it as PNG or JPEG."
             )
         file.seek(0)
-        beginning = file.read(256).strip().lower().lstrip(b"./")
+        raw = file.read(256)
+        beginning = raw.strip().lower().lstrip(b"./")
     if pointer := pointer_of(beginning, "image"):
         return DataError(f"{where} is {pointer}.")
     for start, what in _OTHERS.items():
         if beginning.startswith(start):
             return DataError(f"{where} is {what}.")
-    return DataError(f"{where} is not an image of a kind that can be read; save it as PNG or JPEG.")
+    what = kind_of(raw)
+    text = " ".join(raw.decode().split()) if raw.isascii() else ""
+    if not what and raw and not any(raw):
+        what = "zeros alone, as a download that was cut off may be"
+    elif not what and len(text) > 3 and text.isprintable():
+        what = f"a text that begins {text[:60]!r}"
+    found = f" (it is {what})" if what else ""
+    return DataError(
+        f"{where} is not an image of a kind that can be read; save it as PNG or JPEG{found}."
+    )
 
 
 def _too_large(where: str) -> DataError:

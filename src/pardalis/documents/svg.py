@@ -2,7 +2,8 @@
 
 A drawing may name other files, repeat parts of itself without end, or ask for any size. The first
 is refused, so that no drawing brings a private file into training; the others are counted before
-anything is rendered. Text in a drawing has the fonts of the machine.
+anything is rendered. Text in a drawing has the fonts of the machine, as in a browser; without any it
+would be left out, so such a drawing is refused.
 """
 
 import gzip
@@ -15,7 +16,7 @@ from functools import cache
 
 from lxml import etree
 
-from pardalis.documents.images import from_data_uri, image_size
+from pardalis.documents.images import from_data_uri, image_size, is_clear
 from pardalis.errors import DataError
 
 SIDE = 1024  # pixels of the longer side of a drawing that is larger, or states no size
@@ -26,6 +27,14 @@ _MOST_ELEMENTS = 50_000  # with each repetition
 _MOST_FILTERS = 200
 _UNITS = {"pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "em": 16, "rem": 16}
 _REFERENCE = re.compile(r"url\(\s*['\"]?([^'\")]*)")
+
+
+# Where a drawing names fonts that the machine has not, one of these is taken, the first that it has.
+_FONTS = {
+    "serif_family": ("Times New Roman", "Liberation Serif", "DejaVu Serif", "Noto Serif"),
+    "sans_serif_family": ("Arial", "Helvetica", "Liberation Sans", "DejaVu Sans", "Noto Sans"),
+    "monospace_family": ("Courier New", "Liberation Mono", "DejaVu Sans Mono", "Noto Sans Mono"),
+}
 
 
 @cache
@@ -50,10 +59,42 @@ def render(content: bytes) -> bytes:
         root.set("viewBox", f"0 0 {width:g} {height:g}")
     root.set("width", str(max(1, round(width * scale))))
     root.set("height", str(max(1, round(height * scale))))
+    fonts = _fonts() if any(map(_is_text, root.iter(etree.Element))) else None
+    if fonts == {}:
+        raise DataError(
+            "The SVG drawing has text, and this machine has no font for it; install one, such as "
+            "DejaVu."
+        )
+    markup = etree.tostring(root, encoding="unicode")
     try:
-        return bytes(resvg_py.svg_to_bytes(svg_string=etree.tostring(root, encoding="unicode")))
+        return bytes(resvg_py.svg_to_bytes(svg_string=markup, **(fonts or {})))
     except ValueError as error:
         raise DataError(f"The SVG drawing cannot be rendered: {error}.") from error
+
+
+def _is_text(element: etree._Element) -> bool:
+    is_text = etree.QName(element).localname == "text"
+    return is_text and bool("".join(element.itertext()).strip())
+
+
+@cache
+def _fonts() -> dict[str, str]:
+    """Return a font of each kind that the machine has; none if it has none of those known."""
+    found: dict[str, str] = {}
+    for kind, names in _FONTS.items():
+        if name := next(filter(_has_font, names), ""):
+            found[kind] = name
+    some = next(iter(found.values()), "")
+    return {kind: found.get(kind, some) for kind in _FONTS} if some else {}
+
+
+def _has_font(name: str) -> bool:
+    import resvg_py
+
+    space = "http://www.w3.org/2000/svg"
+    text = f'<text y="9" font-family="{name}">I</text>'
+    markup = f'<svg xmlns="{space}" width="9" height="9">{text}</svg>'
+    return not is_clear(bytes(resvg_py.svg_to_bytes(svg_string=markup)))
 
 
 def drawing_size(content: bytes) -> tuple[float, float]:
@@ -124,6 +165,8 @@ def _check(root: etree._Element) -> None:
         for name, value in element.attrib.items():
             if etree.QName(name).localname == "href" and etree.QName(element).localname != "a":
                 _check_reference(value)
+        if etree.QName(element).localname == "foreignObject" and not _has_other(element):
+            raise DataError("The SVG drawing holds HTML (foreignObject), which is not rendered.")
         style = element.text or "" if etree.QName(element).localname == "style" else ""
         if "@import" in style:
             raise DataError("The SVG drawing imports a style sheet; only its own are read.")
@@ -135,6 +178,12 @@ def _check(root: etree._Element) -> None:
     sizes = _expanded(root, named)
     if sizes["elements"] > _MOST_ELEMENTS or sizes["filters"] > _MOST_FILTERS:
         raise DataError("The SVG drawing has too many parts, with their repetitions.")
+
+
+def _has_other(element: etree._Element) -> bool:
+    """Whether a drawing brings something that is shown in place of an element."""
+    above = element.getparent()
+    return above is not None and etree.QName(above).localname == "switch" and len(above) > 1
 
 
 def _check_reference(value: str) -> None:

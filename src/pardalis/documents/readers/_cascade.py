@@ -16,6 +16,7 @@ from pardalis.documents.readers._selectors import Compound, Names, Selector
 from pardalis.documents.readers._values import Values, of_attribute
 
 Attributes: TypeAlias = Mapping[str, str | None]
+Tree: TypeAlias = LexborHTMLParser | LexborNode  # the latter: of what a page keeps beside its own
 
 _MOST_STEPS = 5_000_000  # of the comparison of a page's elements, some seconds
 _OF_CHAIN = 2  # steps for an element above or before
@@ -171,7 +172,7 @@ def _path(layer: str, order_of: dict[str, int]) -> tuple[int, ...]:
 class Style:
     """What rules say of each element of one page, in bounded time."""
 
-    def __init__(self, tree: LexborHTMLParser, n_tags: int, cascade: Cascade | None = None) -> None:
+    def __init__(self, tree: Tree, n_tags: int, cascade: Cascade | None = None) -> None:
         """Begin a page.
 
         Args:

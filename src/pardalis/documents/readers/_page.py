@@ -6,7 +6,7 @@ it, so that nothing is dropped in silence.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -17,9 +17,9 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
 from pardalis.config import check_at_least, check_fractions
 from pardalis.documents import svg
 from pardalis.documents.document import Image, Omission, Rejection
-from pardalis.documents.images import from_data_uri, image_size, read_source
+from pardalis.documents.images import from_data_uri, image_size, is_clear, read_source
 from pardalis.documents.readers._assemble import Assembly, Block
-from pardalis.documents.readers._cascade import Style, TooMuchError
+from pardalis.documents.readers._cascade import Style, TooMuchError, Tree
 from pardalis.documents.readers._inline import formula, list_marker, lowered, raised
 from pardalis.documents.readers._styles import Sheets
 from pardalis.documents.readers._values import Values
@@ -98,6 +98,7 @@ _LANDMARKS = frozenset(("banner", "contentinfo"))
 
 _OPEN = float("inf")  # a side that the page does not state
 _LEAST_DRAWING = 2000  # characters; a shorter one that states no size is an icon, mostly
+_DRAWN = "path, rect, circle, ellipse, line, polygon, polyline, text, use, foreignObject"
 # Of several reasons why an element has no image, the one that is told.
 _GRAVITY = (
     "unreadable-image", "bad-base64", "vector-image", "outside-image", "missing-image",
@@ -112,6 +113,7 @@ _SPACES = {
     "xmlns:xlink": "http://www.w3.org/1999/xlink",
 }
 
+_HIDING = {("display", "none"), ("visibility", "hidden"), ("clip", "all")}
 _RENDERED = re.compile(
     r"(?<!\S)(?:MathJax(?:_Preview|_Display|_SVG|_SVG_Display|_CHTML)?|mwe-math-fallback-image\S*)(?!\S)"
 )
@@ -119,12 +121,18 @@ _LINE_NUMBERS = re.compile(r"(?<!\S)(?:linenos|lineno|line-numbers?|blob-num|gut
 _SEPARATOR = re.compile(r"(?<![\w-])(?:sep|separator|divider)(?![\w-])")
 _PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link"))
 
-# Attributes in which pages that load images late keep the address of the file.
-_LATE_SETS = ("data-srcset", "data-lazy-srcset", "data-original-set")
-_LATE = (
-    "data-src", "data-original", "data-lazy-src", "data-lazy", "data-original-src",
-    "data-hi-res-src", "data-full-src", "data-image", "data-url", "data-delayed-url",
-)  # fmt: skip
+# Attributes in which pages that load images late keep the address of the file. Each library has
+# others, such as data-ezsrc and lazy-src; those of a coarse image in its place are no such ones.
+_LATE_SET = re.compile(r"(?:data-|lazy).*src-?set|data-original-set|data-bgset")
+_LATE = re.compile(
+    r"(?:data-|lazy).*src|data-(?:original|lazy|lazyload|image|url|delayed-url|echo|hires)"
+)
+_COARSE = re.compile(r"low|thumb|tiny|small|blur|place|error|fallback|default|media|type|cache")
+_URL = r"""url\(\s*(?:"([^"]*+)"|'([^']*+)'|([^)"']*+))"""
+_BACKGROUND = re.compile(
+    rf"background(?:-image)?\s*+:[^;:(]*?(?:var\(\s*+(--[\w-]++)|{_URL})", re.IGNORECASE
+)
+_VARIABLE = re.compile(rf"(--[\w-]++)\s*+:\s*+{_URL}", re.IGNORECASE)
 
 _SAYS = {
     "navigation": "Navigation, and the header and footer of the page, are left out",
@@ -135,7 +143,8 @@ _SAYS = {
     "permalink": "Links of a heading to itself are left out",
     "line-numbers": "Line numbers beside code are left out",
     "embedded": "Embedded frames, sound, film and programs are not read",
-    "small-image": "Images that are declared or are too small are left out",
+    "small-image": "Images that are declared or are too small, or show nothing, are left out",
+    "background": "Images that a style lays behind an element are not read",
     "left-out": "What the selector leave_out matches is left out",
     "outside-content": "What no element of the selector content holds is left out",
     "repeated": "What stands on most pages of the source is left out",
@@ -193,10 +202,13 @@ class Walk:
         self._n_headings = 0
         self._lists: list[_List | None] = []
         self._style = Style(tree, 0)
+        self._sheets: Sheets | None = None
         self._is_visible = True  # what is invisible takes part in the lines all the same
         self._is_flex = False  # the element around: its parts stand apart
+        self._slotted: dict[int, tuple[list[LexborNode], Style]] = {}  # what a slot shows
         self._drawn: dict[bytes, bytes] = {}  # drawings that were rendered
         self._recent: list[Path | bytes] = []  # images; a noscript may repeat one
+        self._variables: dict[str, str] | None = None  # addresses that style sheets have names for
         base = tree.css_first("base[href]")
         self._base = _get(base.attributes, "href") if base is not None else ""
 
@@ -206,9 +218,16 @@ class Walk:
         Args:
             n_tags: at least as many as it has elements.
         """
-        self._style, unread = sheets.style_of(self._tree, n_tags, self._sheet, self._base)
+        self._sheets = sheets
+        self._style = self._style_of_tree(self._tree, n_tags)
+
+    def _style_of_tree(self, tree: Tree, n_tags: int) -> Style:
+        if self._sheets is None:
+            return Style(tree, n_tags)
+        style, unread = self._sheets.style_of(tree, n_tags, self._sheet, self._base)
         for address in unread:
             self.counts.add("unread-style", address)
+        return style
 
     def _sheet(self, address: str, base: str) -> Path | bytes | None:
         try:
@@ -243,38 +262,64 @@ class Walk:
 
     def _pass(self, root: LexborNode, left_out: frozenset[int]) -> None:
         """Visit a subtree in order, on a stack of its own."""
-        node, end, place = root, root.mem_id, ""
-        open_: list[tuple[str, str]] = []  # of each element: the place around it, and what to undo
-        while True:
-            undo = None
-            if node.is_text_node:
+        place = ""
+        rest: list[Iterator[LexborNode]] = [iter((root,))]  # of each element that is open
+        # It, the place and the style around it, and what to undo.
+        open_: list[tuple[LexborNode, str, Style, str]] = []
+        while rest:
+            node = next(rest[-1], None)
+            if node is None:
+                rest.pop()
+                if open_:
+                    element, place, self._style, undone = open_.pop()
+                    self._leave(element, undone)
+            elif node.is_text_node:
                 if self._is_visible:
                     self._assembly.write(node.text_content or "", place)
             elif node.is_element_node:
                 tag, attributes = node.tag or "", node.attributes
-                is_root = node.mem_id == end
-                if node.mem_id in left_out and not is_root:
+                if node.mem_id in left_out and open_:
                     self.counts.add("left-out", node.text() or "")
-                else:
-                    undo = self._enter(node, tag, attributes, is_root)
-                if undo is not None:
-                    open_.append((place, undo))
+                elif (undo := self._enter(node, tag, attributes, not open_)) is not None:
+                    open_.append((node, place, self._style, undo))
+                    rest.append(self._children(node, tag))
                     if tag in _BLOCKS or tag in _CELLS:
                         place = f"{tag}.{_get(attributes, 'class')}"
-                    if (child := node.child) is not None:
-                        node = child
-                        continue
-                    place = self._leave(node, *open_.pop())
-            while node.mem_id != end and node.next is None:
-                parent = node.parent
-                assert parent is not None  # the root's own has not been reached
-                node = parent
-                place = self._leave(node, *open_.pop())
-            if node.mem_id == end:
-                return
-            following = node.next
-            assert following is not None
-            node = following
+
+    def _children(self, node: LexborNode, tag: str) -> Iterator[LexborNode]:
+        """Return what stands in an element in the order in which it is shown, and use its style."""
+        if tag == "table":
+            feet = [each for each in _siblings(node.child) if each.tag == "tfoot"]
+            if feet:
+                return iter([*(e for e in _siblings(node.child) if e.tag != "tfoot"), *feet])
+        if tag == "slot" and node.mem_id in self._slotted:
+            nodes, self._style = self._slotted[node.mem_id]
+            return iter(nodes)
+        return self._shadow(node) or _siblings(node.child)
+
+    def _shadow(self, host: LexborNode) -> Iterator[LexborNode] | None:
+        """Return the shadow tree that an element shows in place of its children; None: it has none.
+
+        What stands in the element itself is shown in the slots of that tree.
+        """
+        template = next(filter(_is_shadow, _siblings(host.child)), None)
+        tree = next(iter(template.template_fragments()), None) if template is not None else None
+        if tree is None:
+            return None
+        inside: dict[str, list[LexborNode]] = {}
+        for each in _siblings(host.child):
+            if each.is_text_node or (each.is_element_node and not _is_shadow(each)):
+                inside.setdefault(_get(each.attributes, "slot") if each.tag else "", []).append(
+                    each
+                )
+        for slot in tree.css("slot"):
+            if found := inside.pop(_get(slot.attributes, "name"), None):
+                self._slotted[slot.mem_id] = found, self._style
+        for each in (each for others in inside.values() for each in others):
+            if (text := each.text() or "").strip():
+                self.counts.add("hidden", text)
+        self._style = self._style_of_tree(tree, len(tree.css("*")))
+        return _siblings(tree.child)
 
     def _enter(
         self, node: LexborNode, tag: str, attributes: Attributes, is_root: bool
@@ -289,7 +334,7 @@ class Walk:
         if (special := _SPECIAL.get(tag)) is not None:
             within = special(self, node, attributes) if self._is_visible else None
             if within is None:
-                self._leave(node, "", undo)
+                self._leave(node, undo)
                 return None
             return undo + within
         if (
@@ -298,6 +343,8 @@ class Walk:
             and _SEPARATOR.search(_get(attributes, "class"))
         ):
             self._assembly.write(" ", "span")  # the style sheet draws a sign there
+        if behind := self._behind(attributes):
+            self.counts.add("background", behind[0])
         if tag in _SECTIONS or _get(attributes, "role") in ("main", "article"):
             self._n_sections += 1
             undo += "s"
@@ -343,8 +390,8 @@ class Walk:
                 self.counts.add("hidden", node.text() or "")
         return undo
 
-    def _leave(self, node: LexborNode, place: str, undo: str) -> str:
-        """End an element; return the place around it."""
+    def _leave(self, node: LexborNode, undo: str) -> None:
+        """End an element."""
         for each in undo:
             if each == "b":
                 self._assembly.line()
@@ -366,7 +413,6 @@ class Walk:
                 self._assembly.join(each)
         if node.tag == "li":
             self._assembly.marker = ""
-        return place
 
     def _style_of(self, node: LexborNode, tag: str, attributes: Attributes) -> Values:
         """Return what is said of an element, but of what is shown beside the sheets nothing."""
@@ -375,7 +421,7 @@ class Walk:
         except TooMuchError as error:
             self.counts.add("unread-style", str(error))
             return {}
-        if not style or (style.get("display") != "none" and style.get("visibility") != "hidden"):
+        if not style or not (_HIDING & style.items()):
             return style
         # A script shows an image that is loaded late; a formula may be hidden beside its image.
         is_shown = (tag == "img" and _is_late(attributes)) or _has_formula(node)
@@ -390,8 +436,9 @@ class Walk:
         kind = self._kind_of_rule(node, tag, attributes)
         if not kind:
             display = style.get("display")
-            is_closed = "hidden" in attributes or (tag == "dialog" and "open" not in attributes)
-            if display == "none" or (not display and is_closed and not _has_formula(node)):
+            is_closed = "hidden" in attributes or "popover" in attributes
+            is_closed = is_closed or (tag == "dialog" and "open" not in attributes)
+            if display == "none" or style.get("clip") == "all" or (not display and is_closed and not _has_formula(node)):
                 kind = "hidden"
         if not kind:
             return False
@@ -407,7 +454,8 @@ class Walk:
         if tag in ("nav", "search") or role in ("navigation", "search"):
             return "navigation"
         if not self._n_sections and (tag in ("header", "footer") or role in _LANDMARKS):
-            return "navigation"
+            is_title = node.css_first("h1") is not None and node.css_first("a, nav, form") is None
+            return "navigation" if not is_title else ""
         if tag in _INLINE and _get(attributes, "aria-hidden").lower() == "true":
             return "" if node.css_first("img, svg") is not None and tag != "svg" else "decoration"
         if classes and _RENDERED.search(classes) and tag in ("span", "div", "img"):
@@ -498,7 +546,8 @@ class Walk:
             return
         failures: list[tuple[str, NoImageError]] = []
         is_small = False
-        for address in _addresses(node, attributes):
+        behind = [] if is_repeated else self._behind(attributes)
+        for address in [*behind, *_addresses(node, attributes)]:
             try:
                 source = self._source(address)
                 if is_repeated and any(source == each for each in self._recent):
@@ -519,6 +568,26 @@ class Walk:
             address, error = min(failures, key=lambda each: _GRAVITY.index(each[1].kind))
             shown = address[:40] if address[:5].lower() == "data:" else address
             self.counts.reject(shown, error.kind, str(error))
+
+    def _behind(self, attributes: Attributes) -> list[str]:
+        """Return the address of the image that an element's own style lays behind it, if any.
+
+        SingleFile keeps an image that a page has several times in a variable of its style sheet,
+        and puts an empty drawing before it.
+        """
+        found = _BACKGROUND.search(_get(attributes, "style"))
+        if found is None:
+            return []
+        if not found[1]:
+            return [(found[2] or found[3] or found[4] or "").strip()]
+        if self._variables is None:
+            sheets = (each.text() or "" for each in self._tree.css("style"))
+            self._variables = {
+                each[1]: (each[2] or each[3] or each[4] or "").strip()
+                for sheet in sheets
+                for each in _VARIABLE.finditer(sheet)
+            }
+        return [self._variables[found[1]]] if found[1] in self._variables else []
 
     def _source(self, address: str) -> Path | bytes | None:
         """Return the image at an address; None for one that is too small to be content."""
@@ -551,10 +620,15 @@ class Walk:
             raise NoImageError("vector-image", reason)
         if content not in self._drawn:
             self._drawn[content] = svg.render(content)
-        return self._drawn[content]
+        return self._drawn[content] if not is_clear(self._drawn[content]) else None
 
     def _svg(self, node: LexborNode, attributes: Attributes) -> None:
         """Render a drawing that stands in the page, if it is more than an icon."""
+        images = node.css("image")
+        if images and node.css_first(_DRAWN) is None:  # as the covers of books are
+            for each in images:
+                self._img(each, each.attributes)
+            return
         text = node.html or ""
         sides = [_declared(attributes, side) for side in ("width", "height")]
         is_icon = min(sides) < self._options.declared_side or (
@@ -584,6 +658,8 @@ class Walk:
 
 
 _SPECIAL: dict[str, Callable[[Walk, LexborNode, Attributes], str | None]] = {
+    "amp-anim": Walk._img,
+    "amp-img": Walk._img,
     "br": Walk._br,
     "img": Walk._img,
     "image": Walk._img,
@@ -599,6 +675,21 @@ _SPECIAL: dict[str, Callable[[Walk, LexborNode, Attributes], str | None]] = {
     "svg": Walk._svg,
     "video": Walk._video,
 }
+
+
+def _siblings(node: LexborNode | None) -> Iterator[LexborNode]:
+    """Yield a node and all that follow it in the same element."""
+    while node is not None:
+        yield node
+        node = node.next
+
+
+def _is_shadow(node: LexborNode) -> bool:
+    """Whether it is the shadow tree of the element around it, as pages are saved with it."""
+    if node.tag != "template":
+        return False
+    attributes = node.attributes
+    return "shadowrootmode" in attributes or "shadowroot" in attributes
 
 
 def _get(attributes: Attributes, name: str) -> str:
@@ -624,7 +715,11 @@ def _follows_another(node: LexborNode) -> bool:
 
 
 def _has_formula(node: LexborNode) -> bool:
-    return node.css_first("math[alttext]") is not None
+    """Whether an element holds a formula with its text, or a formula and nothing else."""
+    if node.css_first("math[alttext]") is not None:
+        return True
+    inside = [e for e in _siblings(node.child) if e.is_element_node or (e.text() or "").strip()]
+    return len(inside) == 1 and inside[0].tag == "math"
 
 
 def _n_words(root: LexborNode) -> int:
@@ -659,22 +754,32 @@ def _declared(attributes: Attributes, side: str) -> float:
 
 
 def _is_late(attributes: Attributes) -> bool:
-    return any(attributes.get(name) for name in (*_LATE, *_LATE_SETS))
+    return bool(_late(attributes, _LATE) or _late(attributes, _LATE_SET))
+
+
+def _late(attributes: Attributes, names: re.Pattern[str]) -> list[str]:
+    """Return the values of attributes of late loading, data-src first."""
+    found = [
+        name
+        for name, value in attributes.items()
+        if value and names.fullmatch(name) and not _COARSE.search(name)
+    ]
+    return [_get(attributes, name) for name in sorted(found, key=lambda name: (len(name), name))]
+
+
+def _late_set(attributes: Attributes) -> list[str]:
+    return [each for value in _late(attributes, _LATE_SET) for each in _of_set(value)]
 
 
 def _addresses(node: LexborNode, attributes: Attributes) -> list[str]:
     """Return the addresses of an image, the one that a browser would load last of all first."""
-    found = []
-    for name in _LATE_SETS:
-        found += _of_set(_get(attributes, name))
-    found += [_get(attributes, name) for name in _LATE]
+    found = _late_set(attributes) + _late(attributes, _LATE)
     parent = node.parent
     if parent is not None and parent.tag == "picture":
         for each in parent.css("source"):
             values = each.attributes
             if not _OTHER_MEDIA.search(_get(values, "media")):
-                for name in (*_LATE_SETS, "srcset"):
-                    found += _of_set(_get(values, name))
+                found += _late_set(values) + _of_set(_get(values, "srcset"))
     found += _of_set(_get(attributes, "srcset"))
     source = _get(attributes, "src") or _get(attributes, "href") or _get(attributes, "xlink:href")
     return [each for each in dict.fromkeys(map(str.strip, found)) if each] + [source.strip()]

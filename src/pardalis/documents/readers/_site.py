@@ -17,6 +17,7 @@ from pardalis.documents.readers._page import Find, PageOptions, Walk
 from pardalis.documents.readers._styles import Sheets
 from pardalis.documents.readers._tree import parse
 from pardalis.errors import DataError
+from pardalis.files import kind_of
 
 _SAMPLED = 1000  # pages in which what all repeat is looked for
 _FEWEST = 4  # pages: what fewer share may be chance
@@ -81,6 +82,8 @@ def _read(
 
 
 def _walk(page: Page, content: Content, options: PageOptions, sheets: Sheets) -> Walk:
+    if kind := kind_of(content.markup[:32]):
+        raise ValueError(f"it is {kind} and no page")
     text = decode(content.markup, content.encoding)
     walk = Walk(parse(text, is_xml=content.is_xml), content.find, options, page.where)
     if options.style_sheets:

@@ -158,7 +158,7 @@ class Sheets:
         self._cascades: OrderedDict[tuple[tuple[bytes, str], ...], Cascade] = OrderedDict()
 
     def style_of(
-        self, tree: LexborHTMLParser, n_tags: int, find: FindSheet, base: str
+        self, tree: Tree, n_tags: int, find: FindSheet, base: str
     ) -> tuple[Style, list[str]]:
         """Return what the sheets of a page say, and the addresses of those that were not read.
 

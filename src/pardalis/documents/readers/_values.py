@@ -11,7 +11,12 @@ Values: TypeAlias = dict[str, str]
 
 # The beginning of a declaration.
 TELLING = re.compile(
-    r"(?<![\w-])(?:display|float|position|visibility|white-space)\s*:", re.IGNORECASE
+    r"(?<![\w-])(?:clip(?:-path)?|display|float|position|visibility|white-space)\s*:",
+    re.IGNORECASE,
+)
+# A rectangle without an inside, as text for screen readers has: nothing is seen.
+_CLIPS_ALL = re.compile(
+    r"rect\(\W*([01])(?:px)?(?:\W+\1(?:px)?){3}\W*\)|inset\(\s*(?:50|100)%\s*\)"
 )
 
 # Words that mean the same to a reader of text; a declaration of any other does not count.
@@ -52,7 +57,10 @@ def declared(content: Any) -> tuple[Values, Values]:
     """Return what a block says in the end, and what of it is important."""
     found: tuple[Values, Values] = {}, {}
     for each in tinycss2.parse_blocks_contents(content, skip_comments=True, skip_whitespace=True):
-        if each.type == "declaration" and each.lower_name in _WORDS:
+        if each.type == "declaration" and each.lower_name in ("clip", "clip-path"):
+            is_all = _CLIPS_ALL.search(tinycss2.serialize(each.value).lower()) is not None
+            found[each.important]["clip"] = "all" if is_all else ""
+        elif each.type == "declaration" and each.lower_name in _WORDS:
             words = (token.lower_value for token in each.value if token.type == "ident")
             meaning = _WORDS[each.lower_name].get(next(words, "?"))
             if meaning is not None:

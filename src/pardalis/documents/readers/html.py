@@ -5,7 +5,6 @@ image that is found damaged when its page is encoded (:mod:`pardalis.data.prepar
 leaves out, such as navigation, is an omission of the page, one for each rule.
 """
 
-import os
 import re
 from collections.abc import Container, Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from pardalis.documents.document import Document, Omission, Rejection
 from pardalis.documents.readers._lines import is_inside
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
-from pardalis.documents.readers._walk import files_below, of_files
+from pardalis.documents.readers._walk import files_below, find_below, of_files
 from pardalis.documents.readers.recognise import hint_at
 from pardalis.errors import DataError
 from pardalis.files import found_at, read_bytes
@@ -97,9 +96,10 @@ def _image_file(page: Path, root: Path, source: str, base: str) -> Path:
     start = root if base_path.startswith("/") else page.parent
     start = start / unquote(base_path.rpartition("/")[0]).lstrip("/")
     # A saved page's files may have "%" or "?" in their names, so the source is tried as it is.
-    for name in (source, unquote(address), unquote(address).replace("\\", "/")):
-        file = (root if name.startswith("/") else start) / name.lstrip("/")
-        if name and "\0" not in name and os.path.isfile(file):
+    for name in (source, unquote(address)):
+        folder = root if name.startswith("/") else start
+        file = find_below(folder, name.lstrip("/")) if name and "\0" not in name else None
+        if file is not None:
             if is_inside(file, root):
                 return file
             raise NoImageError("outside-image", f"The image lies outside {root}.")
