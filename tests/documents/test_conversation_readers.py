@@ -313,10 +313,40 @@ def test_images_stay_inside_the_folder_of_the_source(tmp_path, red_png):
     [linked] = read("chat", inside, with_image("link.png"))
     assert len(linked.images) == 1
     found = read("chat", inside, *map(with_image, ["loop.png", "pipe.png", "file:///etc/hosts"]))
-    assert [each.kind for each in found] == ["missing-image"] * 3
+    assert [each.kind for each in found] == ["missing-image"] * 2 + ["outside-image"]
     (reached := tmp_path / "reached").symlink_to(inside)  # a link to the source itself is good
     (inside / "red.png").write_bytes(red_png)
     assert isinstance(read("chat", reached, with_image("red.png"))[0], Document)
+
+
+def test_places_of_images_in_texts(tmp_path, red_file):
+    messages = [
+        {"role": "user", "content": "<image>What is it?\n<image>"},
+        {"role": "assistant", "content": "No <tag>."},
+    ]
+    record = {"messages": messages, "images": ["red.png", f"file://{tmp_path}/red.png"]}
+    [document] = read("chat", tmp_path, record)
+    image, text, other, answer = document.segments
+    assert text.text == "What is it?" and answer.text == "No <tag>."
+    assert image.source == other.source and image.role == "user"
+    [document] = read("chat", tmp_path, {"messages": messages})
+    assert document.segments[0].text == "<image>What is it?\n<image>"
+
+
+@pytest.mark.parametrize("reader", ["chat", "sharegpt"])
+def test_films_and_sound_are_not_lost_in_silence(tmp_path, reader):
+    turns = {
+        "chat": {
+            "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}]
+        },
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]
+        },
+    }[reader]
+    document, rejection = read(reader, tmp_path, turns, {**turns, "videos": ["a.mp4"]})
+    assert isinstance(document, Document) and rejection.kind == "unread-format"
+    [document] = read(reader, tmp_path, {**turns, "image" if reader == "sharegpt" else "x": ""})
+    assert isinstance(document, Document)
 
 
 @pytest.mark.parametrize("reader", ["chat", "sharegpt", "cauldron"])

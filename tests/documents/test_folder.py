@@ -9,7 +9,9 @@ import os
 import unicodedata
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from pardalis.documents import Document, Image, Omission, Rejection, Text, open_image, read_folder
 from pardalis.documents.images import can_read_heic
@@ -68,6 +70,30 @@ LINES = [
 
 def jsonl(*records) -> str:
     return "\n".join(each if isinstance(each, str) else json.dumps(each) for each in records)
+
+
+def test_all_captions_of_a_list_are_read(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    (tmp_path / "a.json").write_text('{"captions": ["one", "two", "one"]}')
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": ["three", "four"]}')
+    rows = pyarrow.table({"file_name": ["c.png"], "text": ["five"]})
+    parquet.write_table(rows, tmp_path / "metadata.parquet")
+    found = {item.name: item.text for item in read_folder(tmp_path)}
+    assert found == {
+        "a.png": "one", "a.png#2": "two", "b.png": "three", "b.png#2": "four", "c.png": "five"
+    }  # fmt: skip
+
+
+def test_lists_of_other_names_are_told(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "a.txt").write_text("one")
+    for name in ("a.json", "coco.json", "rows.csv", "more.jsonl", "x.parquet"):
+        (tmp_path / name).write_text("{}")
+    omissions = [item for item in read_folder(tmp_path) if isinstance(item, Omission)]
+    names = {Path(item.where).name for item in omissions}
+    assert {item.kind for item in omissions} == {"unread-list"}
+    assert names == {"coco.json", "rows.csv", "more.jsonl", "x.parquet"}
 
 
 @pytest.mark.parametrize("list_name", ["captions.jsonl", "metadata.jsonl"])

@@ -1,11 +1,15 @@
 """JSONL: what a line means, and what is said of a line that means nothing."""
 
 import base64
+import bz2
+import gzip
 import json
+import lzma
 import os
 import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from pardalis.documents import Document, Image, Region, Rejection, Text, read_jsonl, read_pairs
@@ -17,6 +21,55 @@ def read(tmp_path, *lines):
     content = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     path.write_bytes(b"\n".join(content) + b"\n")
     return list(read_jsonl(path))
+
+
+A, B = ({"segments": [{"text": each}]} for each in "ab")
+LAYOUTS = {
+    "one list": json.dumps([A, B]),
+    "one list in lines": f"[{json.dumps(A)},\n{json.dumps(B)}\n]",
+    "a list, an object a line": f"[\n{json.dumps(A)},\n{json.dumps(B)}\n]\n",
+    "objects in several lines": json.dumps(A, indent=1) + "\n" + json.dumps(B, indent=1),
+    "commas": f"{json.dumps(A)},\n\n{json.dumps(B)},\n",
+    "joined files with marks": f"\ufeff{json.dumps(A)}\n\ufeff{json.dumps(B)}\n",
+    "old Macs": f"{json.dumps(A)}\r{json.dumps(B)}\r",
+    "rows": '{"text": "a", "meta": {"x": 1}}\n{"caption": "b"}',
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_other_programs(tmp_path, layout, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(LAYOUTS[layout], newline="")
+    assert [item.text for item in read_jsonl(path)] == ["a", "b"]
+
+
+PACKERS = {
+    "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
+    "zst": lambda content: bytes(pyarrow.compress(content, "zstd")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.{}", "a.jsonl"])
+@pytest.mark.parametrize("kind", PACKERS)
+def test_compressed_lines_whatever_the_name(tmp_path, kind, name):
+    path = tmp_path / name.format(kind)
+    content = PACKERS[kind]("".join(f"{json.dumps(each)}\n" for each in (A, B)).encode())
+    path.write_bytes(content)
+    assert [item.text for item in read_jsonl(path)] == ["a", "b"]
+    path.write_bytes(content[: len(content) // 2])
+    assert [item.kind for item in read_jsonl(path)] == ["unreadable-file"]
+
+
+@pytest.mark.parametrize("block", [b"\n", b" ", b"{}\n", b"[" * 99 + b"\n"])
+def test_what_unpacks_to_far_more_is_told_soon(tmp_path, block, monkeypatch):
+    monkeypatch.setattr("pardalis.documents.readers._packed._MOST_UNPACKED", 1 << 16)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        for _ in range(100):
+            file.write(block * ((1 << 20) // len(block)))
+    *others, last = read_jsonl(tmp_path / "a.jsonl.gz")
+    assert last.kind == "unreadable-file" and "it unpacks to more than" in last.reason
+    assert len(others) < 10_000_000 // len(block)
 
 
 def test_a_full_line(tmp_path, red_file, red_png):

@@ -63,6 +63,7 @@ def rejected(items) -> list[str]:
         ("H<sub>2</sub>O and a<sub>ij</sub>", "H₂O and a_ij"),
         ("the 1<sup>st</sup>", "the 1st"),
         ('as said<sup><a href="#n1">[1]</a></sup>', "as said[1]"),
+        ('as said<sup><a href="#n1">1</a></sup>', "as said[1]"),
         ("<sup>24</sup> Mg", "24 Mg"),
         ("<math><mfrac><mn>1</mn><mn>2</mn></mfrac></math>", "1/2"),
         (
@@ -265,7 +266,7 @@ def dot(tmp_path, encode):
         '<img data-actualsrc="a.png">',
         '<img data-cfsrc="a.png" src="">',
         '<img src="DOT" data-ezsrcset="a.png 2x, b.png 1x">',
-        '<amp-img src="a.png" width="60" height="60"><noscript><img src="a.png"></noscript></amp-img>',
+        '<amp-img src="a.png" width="60"><noscript><img src="a.png"></noscript></amp-img>',
         '<svg viewBox="0 0 60 60" width="100%"><image xlink:href="a.png"/></svg>',
         # As SingleFile keeps an image that a page has several times.
         "<style>:root{--sf-img-1: url('a.png')}</style><img style='background-blend-mode:normal;"

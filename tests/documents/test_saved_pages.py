@@ -108,6 +108,13 @@ def test_a_folder_of_saved_pages_has_options(saved, tmp_path):
     assert [document.text for document in documents] == ["An owl.", "A newt."]
 
 
+def test_a_page_that_is_its_only_part(tmp_path):
+    head = b"MIME-Version: 1.0\nContent-Type: text/html; charset=windows-1251\n\n"
+    (tmp_path / "a.mht").write_bytes(head + "<p>Сова".encode("cp1251"))
+    [document] = read_mhtml(tmp_path)
+    assert document.text == "Сова"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -144,6 +151,8 @@ PACKAGE = """<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl
 <item id="one" href="text/one.xhtml" media-type="application/xhtml+xml"/>
 <item id="cover" href="owl.png" media-type="image/png"/></manifest>
 <spine><itemref idref="nav"/><itemref idref="one"/><itemref idref="two"/>{more}</spine></package>"""
+ENCRYPTION = """<encryption xmlns:enc="http://www.w3.org/2001/04/xmlenc#"><enc:CipherData>
+<enc:CipherReference URI="OEBPS/text/one.xhtml"/></enc:CipherData></encryption>"""
 ONE = '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/></head><body>{}</body></html>'
 
 
@@ -179,6 +188,13 @@ def test_the_chapters_of_a_book_come_in_order(book):
     )
     assert (one.text, two.text) == ("One.\n", "Two.")
     assert len(one.images) == 1 and one.licence == "CC BY 4.0"
+
+
+def test_a_chapter_is_read_once_and_found_as_its_name_looks(book, tmp_path):
+    package = PACKAGE.replace("text/one.xhtml", "Text/One.XHTML#start")
+    again = '<itemref idref="one"/><itemref idref="two"/>'
+    assert len(book({"OEBPS/a.opf": package.format(more=again)})) == 2
+    assert "navigation" in {getattr(item, "kind", "") for item in read_epub(tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +237,17 @@ def test_images_outside_a_book_are_not_read(book, address, kind):
             "does not hold",
         ),
         ({"OEBPS/text/one.xhtml": b""}, "unreadable-page", "it is empty"),
+        ({"OEBPS/a.opf": "<package><manifest/></package>"}, "unreadable-book", "no chapters"),
+        (
+            {"OEBPS/a.opf": PACKAGE.format(more='<itemref idref="cover"/>')},
+            "unread-chapter",
+            "of the type 'image/png'",
+        ),
+        (
+            {"META-INF/encryption.xml": ENCRYPTION, "OEBPS/text/one.xhtml": bytes(range(256))},
+            "unreadable-page",
+            "it is encrypted",
+        ),
         ({"OEBPS/text/one.xhtml": ONE.format("<div>" * 50_000)}, "unreadable-page", "nested"),
     ],
 )

@@ -1,7 +1,10 @@
 """Tables: CSV and TSV, Parquet as Hugging Face's datasets have it, and folders of datasets."""
 
+import base64
+import gzip
 import json
 import os
+import struct
 from pathlib import Path
 
 import pyarrow
@@ -99,8 +102,8 @@ def test_columns_of_lists_and_of_bytes(tmp_path, red_png, kind):
 
 
 def test_a_folder_as_on_the_hub_and_one_split_of_it(tmp_path):
-    for split, number in (("train", 0), ("train", 1), ("test", 0)):
-        name = f"data/{split}-{number:05d}-of-00002.parquet"
+    for split, number, n_files in (("train", 0, 2), ("train", 1, 2), ("test", 0, 1)):
+        name = f"data/{split}-{number:05d}-of-{n_files:05d}.parquet"
         write(tmp_path / name, [{"text": f"{split} {number}"}])
     write(tmp_path / "validation" / "0000.parquet", [{"text": "valid"}])
     (tmp_path / "README.md").write_text("# Owls")
@@ -134,6 +137,83 @@ def test_a_dataset_that_was_saved_to_disk(tmp_path, red_png):
     assert texts(items) == ["0", "2", "1", "3"]
     assert items[0].name == "train/data-00000-of-00002:1" and items[0].images[0].source == red_png
     assert len(read("parquet", tmp_path)) == 8
+
+
+def test_files_that_a_dataset_lacks_are_told(tmp_path):
+    for number in (0, 3):
+        write(tmp_path / f"train-{number:05d}-of-00005.parquet", [{"text": f"{number}"}])
+    save_to_disk(tmp_path, [{"text": "a"}, {"text": "b"}], split="saved")
+    (tmp_path / "saved" / "data-00001-of-00002.arrow").unlink()
+    zero, three, missing, one, parts = read("parquet", tmp_path)
+    assert texts([zero, three, one]) == ["0", "3", "a"]
+    assert missing.kind == "missing-file" and parts.kind == "missing-part"
+    assert "2 of the 5 files" in parts.reason and parts.count == 3
+
+
+def test_a_cell_without_a_value_loses_no_row(tmp_path):
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        2,
+        [None, pyarrow.py_buffer(struct.pack("<3i", 0, 3, 5)), pyarrow.py_buffer(b"a\xffbok")],
+    )
+    columns = {
+        "text": bad,
+        "dur": pyarrow.array([1, 2], pyarrow.duration("ns")),
+        "when": pyarrow.array([2**62, 0], pyarrow.timestamp("us")),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert texts(read("parquet", tmp_path)) == ["a\ufffdb", "ok"]
+
+
+@pytest.mark.parametrize("reader", ["csv", "parquet"])
+def test_texts_in_columns_of_other_names_are_told(tmp_path, red_file, reader):
+    row = {"image": "red.png", "question": "What?", "answer": "Red.", "id": "7"}
+    if reader == "csv":
+        lines = (",".join(row), ",".join(row.values()), ",".join(row.values()))
+        (tmp_path / "a.csv").write_text("\n".join(lines))
+    else:
+        write(tmp_path / "a.parquet", [row, row])
+    one, omission, two = read(reader, tmp_path)
+    assert one.name == two.name == "7" and len(one.images) == 1
+    assert omission.kind == "unread-column" and omission.count == 2
+    assert "The columns question, answer are not read" in omission.reason
+
+
+def test_an_encrypted_table_is_called_so(tmp_path):
+    write(tmp_path / "a.parquet", [{"text": "a"}])
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:-4] + b"PARE")
+    [rejection] = read("parquet", tmp_path)
+    assert rejection.reason.startswith("The file is encrypted")
+
+
+TABLES = {
+    "a line of Excel": "sep=;\r\ntext;image\r\nAn owl;red.png\r\n",
+    "blank lines first": "\n \n\ntext,image\nAn owl,red.png\n\n",
+    "old Macs": "text,image\rAn owl,red.png\r",
+    "spaces": 'text , image\n "An owl", red.png \n',
+    "a long name": '"text","ima\nge",image\nAn owl,,red.png\n',
+    "equal names": "text,image,text\nAn owl,red.png,another\n",
+    "in base64": "text\timage\nAn owl\t{base64}\n",
+    "a file's URI": "text,image\nAn owl,file://{folder}/red.png\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_programs_write_them(tmp_path, red_file, red_png, name):
+    encoded = base64.b64encode(red_png).decode()
+    table = TABLES[name].format(base64=encoded, folder=tmp_path)
+    (tmp_path / "a.csv").write_bytes(table.encode())
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(table.encode()))
+    for document in read("csv", tmp_path):
+        assert document.text == "An owl" and len(document.images) == 1
+    assert len(read("csv", tmp_path)) == 2
+
+
+def test_a_quote_that_is_not_closed_is_asked_about(tmp_path):
+    (tmp_path / "a.csv").write_text('text,image\n"an owl,a.png\na cat,b.png\n')
+    [rejection] = read("csv", tmp_path)
+    assert rejection.reason.endswith("It goes from line 2 to 3; is a quote not closed?")
 
 
 def test_an_arrow_file_with_a_footer(tmp_path):

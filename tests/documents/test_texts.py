@@ -1,6 +1,7 @@
 """Plain text and Markdown."""
 
 import codecs
+import gzip
 
 import pytest
 
@@ -23,6 +24,30 @@ def test_text_files_of_all_encodings(tmp_path):
     found = {name: each.text for name, each in items.items() if isinstance(each, Document)}
     assert found.pop("mixed.txt") == f"{words} \ufffd"
     assert len(found) == 5 and set(found.values()) == {f"{words}\n\nÜber."}
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "n_lost"),
+    [
+        (b"one \x07 bell in a long enough line of an ordinary text file", "one  bell", 1),
+        (b"a NUL \0 in a long enough line of an ordinary text file of us", "a NUL  in", 1),
+        (b"W\bWO\bOR\bRD_\b_S", "WORD_S", 0),  # as manuals print bold letters
+        (b"the last line of DOS\r\n\x1a", "the last line of DOS", 0),
+        (b"old\rMacs", "old\nMacs", 0),
+    ],
+)
+def test_control_characters_do_not_lose_a_text(tmp_path, content, text, n_lost):
+    for name, written in (("a.txt", content), ("b.txt.gz", gzip.compress(content))):
+        (tmp_path / name).write_bytes(written)
+        *omissions, document = READERS["text"](tmp_path / name)
+        assert document.text.startswith(text) and "\0" not in document.text
+        assert [item.count for item in omissions] == [n_lost] * bool(n_lost)
+
+
+def test_what_is_no_text_is_called_by_its_name(tmp_path, red_png):
+    (tmp_path / "a.txt").write_bytes(red_png)
+    [rejection] = READERS["text"](tmp_path)
+    assert "it is a PNG image" in rejection.reason
 
 
 MARKDOWN = """\
@@ -76,6 +101,34 @@ def test_markdown_is_read_in_order(tmp_path, red_file):
     ):
         assert words.index(before) < words.index(after)
     assert "# not a heading" in words
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("Owls[^1] sleep.\n\n[^1]: By day.", "Owls[1] sleep.\n1. By day."),
+        ("Let $x*y*z = \\{a\\}$ hold", "Let $x*y*z = \\{a\\}$ hold"),
+        ("$$a \\\\ b_1 < c_1$$", "$$a \\\\ b_1 < c_1$$"),
+        ("It costs $5, or *two* for $9.", "It costs $5, or two for $9."),
+        ("`$a*b*` and\n\n    x[[1]] <- $a_b$\n", "$a*b* and\nx[[1]] <- $a_b$"),
+        ('+++\ntitle = "Owls"\n+++\nwords', "Owls\nwords"),
+    ],
+)
+def test_what_markdown_means(tmp_path, page, text):
+    (tmp_path / "a.md").write_text(page)
+    [document] = [item for item in READERS["markdown"](tmp_path) if isinstance(item, Document)]
+    assert document.text == text
+
+
+def test_images_of_a_wiki_are_found_by_name(tmp_path, red_png):
+    (tmp_path / "attachments").mkdir()
+    (tmp_path / "attachments" / "Pasted image 1.png").write_bytes(red_png)
+    (tmp_path / "notes").mkdir()
+    names = ("Pasted image 1.png|300", "pasted image 1.PNG|an owl", "gone.png", "a note")
+    (tmp_path / "notes" / "a.md").write_text("\n\n".join(f"![[{name}]]" for name in names))
+    rejection, document = READERS["markdown"](tmp_path)
+    assert [image.alt for image in document.images] == ["", "an owl"]
+    assert rejection.kind == "missing-image" and document.text.strip() == "![[a note]]"
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ DAMAGED[60] ^= 255
     ],
 )
 def test_a_zip_archive_that_cannot_be_read_is_told(tmp_path, monkeypatch, content, reason):
-    monkeypatch.setattr("pardalis.documents.readers._text._MOST_UNPACKED", 1 << 16)
+    monkeypatch.setattr("pardalis.documents.readers._packed._MOST_UNPACKED", 1 << 16)
     (tmp_path / "a.jsonl.zip").write_bytes(content)
     (tmp_path / "b.jsonl.zip").write_bytes(WITH_MAC)
     (tmp_path / "c.jsonl.zip").symlink_to("/etc/passwd")

@@ -29,12 +29,15 @@ def members(red_png):
         ("owls/001.json", about), ("owls/001.cls", b"7"),
         ("owls/v1.2.left.png", red_png), ("owls/v1.2.right.png", red_png),
         ("owls/003.JPG", red_png), ("owls/003.json", about),
-        ("__key__/meta.json", b"{}"), ("004.txt", b"text alone"), ("._004.txt", b"\0\1"),
+        ("__key__/meta.json", b"{}"), ("__MACOSX/x/004.png", red_png),
+        ("./004.txt", b"text alone"), ("._004.txt", b"\0\1"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")]
+    ("name", "mode"),
+    [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar.xz", "w:xz")]
+    + [("a.tar.bz2", "w:bz2"), ("a.TAR", "w")],
 )
 def test_members_of_a_key_are_a_document(tmp_path, red_png, name, mode):
     archive(tmp_path / name, members(red_png), mode)
@@ -44,6 +47,14 @@ def test_members_of_a_key_are_a_document(tmp_path, red_png, name, mode):
         Document((Text("from json"), Image(red_png, "from json")), "a/owls/003", "CC0"),
         Document((Text("text alone"),), "a/004"),
     ]
+
+
+def test_what_is_not_read_is_called_by_its_name(tmp_path):
+    archive(tmp_path / "a.tar", [("a.mp4", b"x"), ("a.psd", b"x")])
+    (tmp_path / "b.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    film, drawing, packed = read(tmp_path)
+    assert "It is a film" in film.reason and "a Photoshop document" in drawing.reason
+    assert packed.kind == "unread-format" and "compressed as .zst" in packed.reason
 
 
 def test_hostile_members_are_counted_and_the_others_read(tmp_path, red_png):

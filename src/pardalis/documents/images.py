@@ -159,7 +159,7 @@ def _size(file: io.BufferedReader | io.BytesIO, where: str) -> tuple[int, int]:
 
 
 def is_clear(content: bytes) -> bool:
-    """Whether nothing of an image is seen, on any ground; raises DataError as :func:`image_size`."""
+    """Whether nothing of an image is seen on any ground; raises as :func:`image_size`."""
     with _opened(io.BytesIO(content), "the image in memory") as image:
         _check_size(image, "the image in memory")
         return image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)

@@ -2,8 +2,8 @@
 
 A drawing may name other files, repeat parts of itself without end, or ask for any size. The first
 is refused, so that no drawing brings a private file into training; the others are counted before
-anything is rendered. Text in a drawing has the fonts of the machine, as in a browser; without any it
-would be left out, so such a drawing is refused.
+anything is rendered. Text in a drawing has the fonts of the machine, as in a browser; without any
+it would be left out, so such a drawing is refused.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import Counter
 from functools import cache
+from typing import Any
 
 from lxml import etree
 
@@ -29,7 +30,7 @@ _UNITS = {"pt": 4 / 3, "pc": 16, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96, "em
 _REFERENCE = re.compile(r"url\(\s*['\"]?([^'\")]*)")
 
 
-# Where a drawing names fonts that the machine has not, one of these is taken, the first that it has.
+# Where a drawing names fonts that the machine has not, the first of these is taken that it has.
 _FONTS = {
     "serif_family": ("Times New Roman", "Liberation Serif", "DejaVu Serif", "Noto Serif"),
     "sans_serif_family": ("Arial", "Helvetica", "Liberation Sans", "DejaVu Sans", "Noto Sans"),
@@ -78,7 +79,7 @@ def _is_text(element: etree._Element) -> bool:
 
 
 @cache
-def _fonts() -> dict[str, str]:
+def _fonts() -> dict[str, Any]:
     """Return a font of each kind that the machine has; none if it has none of those known."""
     found: dict[str, str] = {}
     for kind, names in _FONTS.items():

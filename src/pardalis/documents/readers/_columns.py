@@ -1,12 +1,13 @@
 """Which columns of a table hold texts and images: by an option, or by the names in use."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from pardalis.documents.document import Document, Image, Segment, Text, is_unicode
+from pardalis.documents.document import Document, Image, Omission, Segment, Text, is_unicode
 from pardalis.documents.images import from_base64, from_data_uri
 from pardalis.documents.readers._lines import BadRecordError, is_inside, outside
 from pardalis.documents.readers._walk import find_below
@@ -15,15 +16,17 @@ from pardalis.errors import DataError
 # The first that a table has is taken. Names are compared without regard to case.
 TEXT_NAMES = (
     "text", "caption", "captions", "description", "alt_text", "alt", "title", "prompt", "sentence",
-    "label_text", "utterance",
+    "label_text", "utterance", "sentences", "content", "txt",
 )  # fmt: skip
 IMAGE_NAMES = (
     "image", "images", "file_name", "file_names", "filename", "image_path", "image_file",
-    "filepath", "file_path", "path", "file", "img", "photo", "picture", "jpg", "png", "image_url",
-    "url",
+    "filepath", "file_path", "path", "file", "img", "photo", "picture", "jpg", "jpeg", "png",
+    "webp", "img_path", "image_bytes", "image_url", "url",
 )  # fmt: skip
 _NAMES = ("name", "id", "key", "__key__")
 _REMOTE = ("http", "https", "ftp", "s3", "gs", "hf")
+_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # how PNG, JPEG, GIF and WebP begin
+_LEAST_BASE64 = 64
 _LICENCES = ("licence", "license")
 
 
@@ -102,6 +105,21 @@ def row_document(record: Mapping[str, Any], place: Place, options: TableOptions)
     return Document(tuple(segments), str(name) if is_name else place.name, licence_of(record))
 
 
+def unread_columns(
+    record: Mapping[str, Any], options: TableOptions, where: str
+) -> Iterator[Omission]:
+    """Yield what tells of texts that are not read, since no column of a known name has any."""
+    known = (*TEXT_NAMES, *IMAGE_NAMES, *_NAMES, *_LICENCES)
+    columns = {name: name.casefold() for name in record if isinstance(name, str)}
+    if options.text or any(name in TEXT_NAMES for name in columns.values()):
+        return
+    names = [name for name, low in columns.items() if low not in known and filled(record[name])]
+    if names:
+        shown = ", ".join(names)[:200]
+        reason = f"The columns {shown} are not read; name those that hold texts by options.text."
+        yield Omission(where, "unread-column", reason, len(names))
+
+
 def _cells(
     record: Mapping[str, Any], chosen: tuple[str, ...], known: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -140,14 +158,18 @@ def find_image(value: Any, place: Place, where: str) -> Path | bytes:
         )
     if value[:5].lower() == "data:":
         return _decoded(lambda: from_data_uri(value), where)
+    if value.startswith(_IN_BASE64) and len(value) > _LEAST_BASE64:
+        return _decoded(lambda: from_base64(value), where)
     if value.partition("://")[0].lower() in _REMOTE:
         raise BadRecordError("remote-image", f"{where} is not on this machine: {value[:200]!r}.")
+    if value[:7].lower() == "file://":
+        value = unquote(urlsplit(value).path) or value
     return find_named(value, place, where)
 
 
 def find_named(name: str, place: Place, where: str) -> Path:
     """Return the file that a record names by a path; raises BadRecordError if there is none."""
-    file = find_below(place.folder, name)
+    file = find_below(place.folder, name) or find_below(place.folder, name.strip())
     if file is None:
         written = Path(os.path.abspath(place.folder / name))
         if written.is_relative_to(os.path.abspath(place.root)):

@@ -75,6 +75,13 @@ def list_of(record: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
+def check_media(record: dict[str, Any]) -> None:
+    """Raise BadRecordError for films and sound, without which a conversation has no sense."""
+    for key in ("video", "videos", "audio", "audios"):
+        if record.get(key):
+            raise BadRecordError("unread-format", f'The record has "{key}", which is not read.')
+
+
 def check_images(n_places: int, n_images: int, places: str) -> None:
     """Raise BadRecordError unless a record has as many images as places for them."""
     if n_places != n_images:

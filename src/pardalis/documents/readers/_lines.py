@@ -3,7 +3,9 @@
 And what all readers ask of the names of images in documents that somebody else may have written.
 """
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,10 @@ from pardalis.documents.document import Rejection
 from pardalis.documents.readers._text import text_lines
 
 Item = TypeVar("Item")
+
+_MOST_OF_LIST = 1 << 26  # characters of a list in a file of lines
+_DECODER = json.JSONDecoder()
+_NOT_BLANK = re.compile(r"[^\s\ufeff]")
 
 
 class BadRecordError(Exception):
@@ -31,13 +37,16 @@ class BadRecordError(Exception):
 def read_lines(
     path: Path, parse: Callable[[dict[str, Any], int], Item]
 ) -> Iterator[Item | Rejection]:
-    """Yield what ``parse`` makes of the object and number of each line that is not blank."""
+    """Yield what ``parse`` makes of the object and number of each line that is not blank.
+
+    A file that is one list in JSON, or objects of several lines each, is read as these objects.
+    """
     try:
-        for number, line in enumerate(text_lines(path), start=1):
-            if isinstance(line, str) and not line.strip():
-                continue
+        for number, value in objects_of(path):
             try:
-                yield parse(_object(line), number)
+                if isinstance(value, BadRecordError):
+                    raise value
+                yield parse(value, number)
             except BadRecordError as error:
                 yield Rejection(f"{path}:{number}", error.kind, str(error))
     except ValueError as error:
@@ -45,6 +54,54 @@ def read_lines(
         yield Rejection(str(path), "long-line", reason)
     except OSError as error:
         yield Rejection(str(path), "unreadable-file", f"The file cannot be read: {error}.")
+
+
+def objects_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecordError]]:
+    """Yield the number and the object of each line, or what is wrong with it.
+
+    Raises:
+        OSError, ValueError: as :func:`text_lines`.
+    """
+    is_first = True
+    for number, line in enumerate(text_lines(path), start=1):
+        if isinstance(line, str):
+            line = line.strip("\ufeff \t\r\n")  # marks stand where files were joined
+            if line in ("", "[", "]") and not (is_first and line):
+                continue
+        try:
+            value: dict[str, Any] | BadRecordError = _object(line)
+        except BadRecordError as error:
+            if is_first and isinstance(line, str) and (whole := _whole(path)):
+                yield from enumerate(whole, start=1)
+                return
+            value = error
+        is_first = False
+        if line != "[":
+            yield number, value
+
+
+def _whole(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file that is one list, or one object after the other; [] if not."""
+    texts: list[str] = []
+    length = 0
+    for line in text_lines(path):
+        length += len(line) if isinstance(line, str) else _MOST_OF_LIST
+        if length > _MOST_OF_LIST:
+            return []
+        texts.append(str(line))
+    text = "".join(texts)
+    values: list[Any] = []
+    at = 0
+    while rest := _NOT_BLANK.search(text, at):
+        try:
+            value, at = _DECODER.raw_decode(text, rest.start())
+            files.check_depth(value)
+        except (ValueError, RecursionError):
+            return []
+        values.append(value)
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    return values if all(isinstance(each, dict) for each in values) else []
 
 
 def is_inside(file: Path, root: Path) -> bool:
@@ -101,7 +158,7 @@ def _object(line: str | ValueError) -> dict[str, Any]:
     try:
         if isinstance(line, ValueError):
             raise line
-        value = files.parse_json(line)
+        value = files.parse_json(line.removesuffix(","))  # as within a list
     except ValueError as error:
         raise BadRecordError("bad-json", f"The line is not JSON: {error}.") from error
     if not isinstance(value, dict):

@@ -119,7 +119,7 @@ _RENDERED = re.compile(
 )
 _LINE_NUMBERS = re.compile(r"(?<!\S)(?:linenos|lineno|line-numbers?|blob-num|gutter)(?!\S)")
 _SEPARATOR = re.compile(r"(?<![\w-])(?:sep|separator|divider)(?![\w-])")
-_PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link"))
+_PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link", "↩", "↩︎"))
 
 # Attributes in which pages that load images late keep the address of the file. Each library has
 # others, such as data-ezsrc and lazy-src; those of a coarse image in its place are no such ones.
@@ -140,7 +140,7 @@ _SAYS = {
     "unread-style": "Style sheets that are elsewhere, damaged or too large are not read",
     "decoration": "What is marked as no content (aria-hidden) is left out",
     "control": "Controls of forms are left out",
-    "permalink": "Links of a heading to itself are left out",
+    "permalink": "Links of a heading to itself, and of a note to its place, are left out",
     "line-numbers": "Line numbers beside code are left out",
     "embedded": "Embedded frames, sound, film and programs are not read",
     "small-image": "Images that are declared or are too small, or show nothing, are left out",
@@ -493,6 +493,9 @@ class Walk:
 
     def _shifted(self, node: LexborNode, written: Callable[[str], str]) -> str | None:
         text = " ".join((node.text() or "").split())
+        if written is raised and self._assembly.ends_with_word() and _is_note(node, text):
+            self._assembly.join(f"[{text}]")
+            return None
         if not self._assembly.ends_with_word() or node.css_first("img, a, svg, math") is not None:
             return ""
         self._assembly.join(written(text))
@@ -690,6 +693,13 @@ def _is_shadow(node: LexborNode) -> bool:
         return False
     attributes = node.attributes
     return "shadowrootmode" in attributes or "shadowroot" in attributes
+
+
+def _is_note(node: LexborNode, text: str) -> bool:
+    """Whether a raised text is the sign of a note, which leads to it: a number or a letter."""
+    links = node.css("a[href]")
+    address = _get(links[0].attributes, "href") if len(links) == 1 else ""
+    return "#" in address and text.isalnum() and len(text) <= 3 and node.css_first("img") is None
 
 
 def _get(attributes: Attributes, name: str) -> str:

@@ -4,6 +4,7 @@ A source is a file of records, or a folder that is searched for such files. Few 
 time, but for those of a JSON file that is one list.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,16 +12,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pardalis.documents.document import Document, Rejection
+from pardalis.documents.document import Document, Omission, Rejection
 from pardalis.documents.readers._columns import Place
-from pardalis.documents.readers._lines import BadRecordError, read_lines
-from pardalis.documents.readers._text import text_lines
+from pardalis.documents.readers._lines import BadRecordError, objects_of, read_lines
+from pardalis.documents.readers._packed import PACKED
+from pardalis.documents.readers._tables import distinct
 from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect, telling
-from pardalis.files import is_bare_name, parse_json, read_json, require_file
+from pardalis.files import is_bare_name, read_json, require_file
 from pardalis.imports import optional_package
 
-SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zip", ".json", ".parquet", ".arrow")
+SUFFIXES = (
+    ".jsonl", ".ndjson", *(".jsonl" + end for end in PACKED), ".json", ".json.gz", ".parquet",
+    ".arrow",
+)  # fmt: skip
 _TABLES = (".parquet", ".arrow")
 
 _BATCH = 64  # rows that are in memory at a time
@@ -29,6 +34,7 @@ _STATE = "state.json"  # lists the files of a dataset beside it
 
 # What Hugging Face's library writes beside a dataset.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_PART = re.compile(r"(.*)-\d{5,6}-of-(\d{5,6})(?:-[0-9a-f]{16})?\.parquet")
 _LEFT = re.compile(r"(cache-|tmp|indices).*\.arrow")  # of Dataset.map and Dataset.filter
 
 Parsed = Document | Iterable[Document | Rejection]
@@ -72,16 +78,29 @@ def _of_split(
 def record_files(path: Path, suffixes: Iterable[str] = SUFFIXES) -> Iterator[Path | Rejection]:
     """Yield the files of records; of a dataset that was saved to disk, those that it lists."""
     listed: tuple[Path, frozenset[str]] | None = None
+    parts: dict[tuple[Path, str, str], int] = {}
     for file in files_below(path, suffixes):
         if isinstance(file, Path) and file != path:
+            if part := _PART.fullmatch(file.name):
+                key = file.parent, part[1], part[2]
+                parts[key] = parts.get(key, 0) + 1
             if file.name in _ABOUT or _LEFT.fullmatch(file.name):
                 continue
             if file.suffix == ".arrow":
                 if listed is None or listed[0] != file.parent:
                     listed = file.parent, _listed(file.parent)
+                    for name in sorted(listed[1]):
+                        if not os.path.exists(file.parent / name):
+                            reason = f"The dataset's {_STATE} lists the file, which is not there."
+                            yield Rejection(str(file.parent / name), "missing-file", reason)
                 if listed[1] and file.name not in listed[1]:
                     continue
         yield file
+    for (folder, start, n_parts), found in parts.items():
+        if found < int(n_parts):
+            where = f"{folder / start}-*-of-{n_parts}"
+            reason = f"{found} of the {int(n_parts)} files of this dataset are there."
+            yield Omission(where, "missing-part", reason, int(n_parts) - found)
 
 
 def _listed(folder: Path) -> frozenset[str]:
@@ -159,7 +178,8 @@ def _of_rows(
                 yield Rejection(f"{path}:{number}", error.kind, str(error))
     except (OSError, ValueError) as error:
         after = f" after row {number:,}" if number else ""
-        reason = f"The file is truncated or damaged, and cannot be read{after}: {_line(error)}."
+        what = "encrypted" if "encrypt" in str(error) else "truncated or damaged"
+        reason = f"The file is {what}, and cannot be read{after}: {_line(error)}."
         yield Rejection(str(path), "unreadable-file", reason)
 
 
@@ -180,9 +200,32 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     try:
         batches = _of_parquet if path.suffix.lower() == ".parquet" else _of_arrow
         for batch in batches(path):
-            yield from batch.to_pylist()
+            yield from _plain_rows(batch)
     except (pyarrow.ArrowException, NotImplementedError, OverflowError) as error:
         raise ValueError(str(error)) from error
+
+
+def _plain_rows(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a batch. A cell that has no value in Python is None, and no row is lost.
+
+    Bytes that are no UTF-8 in a column of texts become U+FFFD.
+    """
+    names = distinct(batch.schema.names)
+    try:
+        return batch.rename_columns(names).to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError):
+        columns = [list(map(_plain, column)) for column in batch.columns]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _plain(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        content = cell.as_buffer() if hasattr(cell, "as_buffer") else None
+        return content.to_pybytes().decode("utf-8", "replace") if content is not None else None
+    except (ValueError, OverflowError):  # a time beyond those of Python, say
+        return None
 
 
 def _of_parquet(path: Path) -> Iterator[Any]:
@@ -225,8 +268,7 @@ def first_records(path: Path) -> list[Mapping[str, Any]]:
             values = read_json(path)
             values = values if isinstance(values, list) else []
         else:
-            lines = (line for line in text_lines(path) if isinstance(line, str) and line.strip())
-            values = [parse_json(line) for line in islice(lines, _PEEKED)]
+            values = [value for _, value in islice(objects_of(path), _PEEKED)]
     except (OSError, ValueError):
         return []
     return [each for each in values[:_PEEKED] if isinstance(each, dict)]

@@ -27,6 +27,7 @@ from pardalis.documents.readers._cascade import (
     Rule,
     Style,
     TooMuchError,
+    Tree,
     below,
 )
 from pardalis.documents.readers._media import holds, text_holds

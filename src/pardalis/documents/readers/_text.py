@@ -5,24 +5,19 @@ most likely among the encodings in use today.
 """
 
 import codecs
-import gzip
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedIOBase
+from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import chardet
 
 from pardalis.documents.document import Omission
-from pardalis.files import MOST_BYTES, byte_order_mark, read_bytes, require_file
+from pardalis.documents.readers._packed import opened, read_packed
+from pardalis.files import MOST_BYTES, byte_order_mark, kind_of
 
 _SAMPLE = 1 << 17  # bytes by which the encoding of a file is found
-_MOST_RATIO = 200  # of the size of a text to that of its compressed file
-_MOST_UNPACKED = 64 << 20  # characters beside it
 _OF_BYTES = ("windows", "iso-8859", "koi8", "cp125", "mac")  # a byte is a character
 _LATIN = "windows-1252"
 # Fewer bytes than this that are not ASCII say little, so Windows-1252 needs less to be chosen.
@@ -31,13 +26,16 @@ _LEAST_SHARE = 0.8  # of the best confidence
 # Latin letters beside those of another alphabet, which no author writes in one word.
 _MIXED = re.compile(r"[A-Za-z][\u0370-\u06ff]|[\u0370-\u06ff][A-Za-z]")
 _VALID = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-_OTHERS = re.compile(rb"\0|\x1b\$")  # UTF-16 without its mark; an escape of ISO-2022-JP
+_OTHERS = re.compile(rb"\x1b\$")  # an escape of ISO-2022-JP
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # of no text; an escape may be a colour
+_OVERSTRUCK = re.compile("[^\n\b]\b")  # a letter and the one that is printed on it
+_LEAST_LETTERS = 50  # for each control character; what has fewer is no text
+_HAS_CONTROLS = ": it has control characters"
 
 
 class Decoded(NamedTuple):
     text: str
-    n_damaged: int = 0  # bytes that had no meaning, in whose place stands U+FFFD
+    n_damaged: int = 0  # bytes without a meaning, for which U+FFFD stands, and controls left out
 
 
 def decode(content: bytes, alike: bytes = b"") -> Decoded:
@@ -54,83 +52,77 @@ def decode(content: bytes, alike: bytes = b"") -> Decoded:
     text = content[len(mark[1]) if mark else 0 :].decode(encoding, "replace")
     n_damaged = text.count("\ufffd") if "\ufffd".encode() not in content else 0
     if _CONTROLS.search(text):
-        raise ValueError("it is no text: it has control characters")
+        text = _OVERSTRUCK.sub("", text).rstrip("\x1a")  # as manuals for terminals, and DOS, end
+        text, n_controls = _CONTROLS.subn("", text)
+        if n_controls * _LEAST_LETTERS > len(text):
+            kind = kind_of(content[:32])
+            raise ValueError(f"it is no text{f': it is {kind}' if kind else _HAS_CONTROLS}")
+        n_damaged += n_controls
     return Decoded(text, n_damaged)
 
 
 def damaged_text(path: Path, n_damaged: int) -> Omission:
     """Return what tells of characters that are lost in a text that is kept."""
     reason = (
-        f"{n_damaged} bytes of the text are no characters of its encoding; U+FFFD stands there."
+        f"{n_damaged} bytes of the text are no characters of its encoding, for which U+FFFD "
+        "stands, or control characters, which are left out."
     )
     return Omission(str(path), "damaged-text", reason, n_damaged)
 
 
 def read_decoded(path: Path, alike: bytes = b"") -> Decoded:
-    """Return the text of a file; raises as :func:`decode`, or OSError."""
-    return decode(read_bytes(path), alike)
+    """Return the text of a file, which may be compressed; raises as :func:`decode`, or OSError."""
+    return decode(read_packed(path), alike)
 
 
 def text_lines(path: Path) -> Iterator[str | ValueError]:
     """Yield the lines of a file with their ends, one at a time; an error for one that is no text.
 
-    A name that ends in .gz or .zip is that of a compressed file.
+    The file may be compressed.
 
     Raises:
         OSError: there is no such file, it is not a regular file, it is truncated, or it unpacks to
             far more than texts do.
         ValueError: a line is longer than 256 MiB.
     """
-    require_file(path)
-    most = _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size
-    n_read = 0
-    try:
-        with _opened(path) as file:
-            for line in _text_lines(file):
-                n_read += len(line) if isinstance(line, str) else 0
-                if n_read > most:
-                    raise OSError(f"it unpacks to more than {_MOST_RATIO} times its size")
-                yield line
-    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise OSError(f"it is truncated or damaged: {error}") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedIOBase]:
-    if path.suffix.lower() != ".zip":
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            yield file
-        return
-    with zipfile.ZipFile(path) as archive:
-        found = [each for each in archive.infolist() if _is_content(each.filename)]
-        if len(found) != 1:
-            raise OSError(f"it holds {len(found)} files, and one is expected in an archive")
-        if found[0].flag_bits & 1:
-            raise OSError("it is encrypted")
-        with archive.open(found[0]) as member:
-            yield cast(BufferedIOBase, member)
-
-
-def _is_content(name: str) -> bool:
-    parts = name.split("/")
-    return parts[-1] != "" and "__MACOSX" not in parts and not parts[-1].startswith(".")
-
-
-def _text_lines(file: BufferedIOBase) -> Iterator[str | ValueError]:
-    sample = file.read(_SAMPLE)
+    with opened(path) as file:
+        sample = file.read(_SAMPLE)
     mark = byte_order_mark(sample)
-    file.seek(len(mark[1]) if mark else 0)
-    if mark and mark[0] not in ("utf-8", "gb18030"):
-        yield from _wide_lines(file, mark[0])
+    with opened(path) as file:
+        file.read(len(mark[1]) if mark else 0)
+        if mark and mark[0] not in ("utf-8", "gb18030"):
+            yield from _wide_lines(file, mark[0])
+            return
+        end = b"\n" if b"\n" in sample or b"\r" not in sample else b"\r"  # of old Macs, and Excel
+        whole_lines = sample if len(sample) < _SAMPLE else sample[: sample.rfind(end) + 1]
+        encoding = (
+            mark[0] if mark else "" if is_utf8(whole_lines) else _guessed_or_none(whole_lines)
+        )
+        if encoding.startswith("utf-16"):
+            yield from _wide_lines(file, encoding)
+            return
+        for line in _byte_lines(file, end):
+            yield _line(line, encoding)
+
+
+def _byte_lines(file: BufferedReader, end: bytes) -> Iterator[bytes]:
+    if end == b"\n":
+        while line := file.readline(MOST_BYTES + 1):
+            _check_length(len(line))
+            yield line
         return
-    whole_lines = sample if len(sample) < _SAMPLE else sample[: sample.rfind(b"\n") + 1]
-    encoding = mark[0] if mark else "" if is_utf8(whole_lines) else _guessed_or_none(whole_lines)
-    if encoding.startswith("utf-16"):
-        yield from _wide_lines(file, encoding)
-        return
-    while line := file.readline(MOST_BYTES + 1):
-        _check_length(len(line))
-        yield _line(line, encoding)
+    rest: list[bytes] = []
+    length = 0
+    while content := file.read(_SAMPLE):
+        *lines, last = content.split(end)
+        for line in lines:
+            yield b"".join((*rest, line, b"\n"))
+            rest, length = [], 0
+        rest.append(last)
+        length += len(last)
+        _check_length(length)
+    if last := b"".join(rest):
+        yield last
 
 
 def _line(line: bytes, encoding: str) -> str | ValueError:
@@ -158,7 +150,7 @@ def _is_surely_utf8(line: bytes, otherwise: str) -> bool:
     return True
 
 
-def _wide_lines(file: BufferedIOBase, encoding: str) -> Iterator[str]:
+def _wide_lines(file: BufferedReader, encoding: str) -> Iterator[str]:
     """Yield the lines of a file in UTF-16 or UTF-32, in which a line feed is several bytes."""
     decoder = codecs.getincrementaldecoder(encoding)("replace")
     rest: list[str] = []
@@ -188,7 +180,8 @@ def is_utf8(content: bytes) -> bool:
         n_valid = len(_VALID.findall(content))
         text = content.decode("utf-8", "replace")
         return n_valid >= 3 * text.count("\ufffd")
-    return not _OTHERS.search(content)
+    # Of UTF-16 without its mark every second byte is zero, mostly.
+    return not _OTHERS.search(content) and content.count(0) * _LEAST_LETTERS <= len(content)
 
 
 def _guessed_or_none(content: bytes) -> str:
@@ -210,7 +203,9 @@ def _guessed(content: bytes, alike: bytes) -> str:
         if each["encoding"] is not None:
             found.setdefault(each["encoding"].lower(), each["confidence"])
     if not found:
-        raise ValueError("it is no text in an encoding that can be found out")
+        kind = kind_of(content[:32])
+        what = f": it is {kind}" if kind else " in an encoding that can be found out"
+        raise ValueError(f"it is no text{what}")
     encoding, best = next(iter(found.items()))
     if _is_latin(sample, encoding, best, found.get(_LATIN, 0.0)):
         return _LATIN

@@ -6,10 +6,12 @@
 A content is a text or a list of parts, as :mod:`pardalis.documents.chat` describes. Here an image
 may also be named by its path: ``{"type": "image_url", "image_url": {"url": "owl.png"}}`` or
 ``{"type": "image", "image": "owl.png"}``. A part ``{"type": "image"}`` stands for the next one of
-the list ``"images"`` of the record, as TRL has it. A message may have a ``"weight"``, as in
+the list ``"images"`` of the record, as TRL has it; so does ``<image>`` in a text if the record has
+images and no such parts, as in LLaMA-Factory. A message may have a ``"weight"``, as in
 OpenAI's fine-tuning, which is 0 for an answer that is not to be learnt.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from pardalis.documents.document import ROLES, Document, Rejection, Role, Segmen
 from pardalis.documents.readers._columns import Place, find_image
 from pardalis.documents.readers._conversation import (
     check_images,
+    check_media,
     check_order,
     conversation,
     list_of,
@@ -30,6 +33,7 @@ from pardalis.documents.readers._records import read_records
 from pardalis.documents.readers.jsonl import weight_of
 from pardalis.errors import RequestError
 
+_PLACE = "<image>"  # in texts of records with images
 _TOOLS = ("tools", "functions")
 
 
@@ -47,12 +51,15 @@ def _conversation(record: dict[str, Any], place: Place) -> Document:
         if record.get(key):
             reason = f'The record has "{key}", whose calls are not read.'
             raise BadRecordError("unknown-key", reason)
+    check_media(record)
     messages = list_of(record, "messages")
     if not messages:
         raise BadRecordError("bad-record", 'The record needs a list of messages under "messages".')
     roles = [_role(message, number) for number, message in enumerate(messages)]
     check_order(roles)
     given = iter(images := list_of(record, "images"))
+    if images:
+        messages = _with_places(messages)
     places = [part for message in messages for part in _parts(message) if _is_place(part)]
     check_images(len(places), len(images), 'parts {"type": "image"}')
     turns: list[tuple[Role, list[Segment]]] = []
@@ -96,6 +103,26 @@ def _role(message: Any, number: int) -> Role:
 def _parts(message: dict[str, Any]) -> list[Any]:
     content = message.get("content")
     return content if isinstance(content, list) else []
+
+
+def _with_places(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages in which each ``<image>`` of a text is a part, as LLaMA-Factory has them."""
+    if any(_is_place(part) for message in messages for part in _parts(message)):
+        return messages
+    return [
+        {**message, "content": _split(message["content"])}
+        if isinstance(message.get("content"), str) and _PLACE in message["content"]
+        else message
+        for message in messages
+    ]
+
+
+def _split(text: str) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    for number, each in enumerate(re.split(rf"\n?{_PLACE}\n?", text)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": each}] if each else []
+    return parts
 
 
 def _is_place(part: Any) -> bool:

@@ -12,7 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from pardalis.documents.document import Document, Rejection
-from pardalis.documents.readers._columns import Place, TableOptions, row_document
+from pardalis.documents.readers._columns import (
+    Place,
+    TableOptions,
+    row_document,
+    unread_columns,
+)
 from pardalis.documents.readers._lines import BadRecordError
 from pardalis.documents.readers._tables import SUFFIXES, read_rows
 from pardalis.documents.readers._walk import files_below, of_files
@@ -32,6 +37,7 @@ def read_csv(path: Path, options: TableOptions | None = None) -> Iterator[Docume
 
 def _read(file: Path, root: Path, options: TableOptions) -> Iterator[Document | Rejection]:
     stem = file.relative_to(root).with_suffix("").as_posix()
+    is_first = True
     for row in read_rows(file):
         if isinstance(row, Rejection):
             yield row
@@ -41,3 +47,7 @@ def _read(file: Path, root: Path, options: TableOptions) -> Iterator[Document | 
             yield row_document(record, Place(file.parent, root, f"{stem}:{number}"), options)
         except BadRecordError as error:
             yield Rejection(f"{file}:{number}", error.kind, str(error))
+        else:
+            if is_first:
+                yield from unread_columns(record, options, str(file))
+            is_first = False

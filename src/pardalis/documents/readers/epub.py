@@ -16,10 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 from lxml import etree
 
-from pardalis.documents.document import Document, Rejection
+from pardalis.documents.document import Document, Omission, Rejection
 from pardalis.documents.readers._page import NoImageError, PageOptions
 from pardalis.documents.readers._site import Content, Page, read_pages
-from pardalis.documents.readers._walk import of_files
+from pardalis.documents.readers._walk import Names, of_files
 from pardalis.documents.readers.html import page_files
 from pardalis.errors import DataError
 from pardalis.files import found_at, require_file
@@ -28,6 +28,7 @@ _MOST_FILES = 20_000  # of a book
 _MOST_BYTES = 64 << 20  # of one of them, unpacked
 _MOST_OF_BOOK = 8 << 30  # unpacked, each time that a page shows it
 _PAGES = ("application/xhtml+xml", "text/html")
+_ENCRYPTION = "META-INF/encryption.xml"
 _CONTAINER = "META-INF/container.xml"
 
 
@@ -63,6 +64,8 @@ class _Book:
     file: Path
     licence: str = ""
     _names: dict[str, zipfile.ZipInfo] = field(default_factory=dict)
+    _found: Names = field(default_factory=lambda: Names(()))
+    _encrypted: frozenset[str] = frozenset()  # by a shop, as a rule, or to protect fonts
     _n_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -73,15 +76,24 @@ class _Book:
         for entry in entries:
             self._names.setdefault(entry.filename, entry)
 
+        self._found = Names(self._names)
+        if _ENCRYPTION in self:
+            listed = _named(_xml(self.read(_ENCRYPTION)), "CipherReference")
+            self._encrypted = frozenset(_inside("", each.get("URI", "")) for each in listed)
+
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return self._found.find(name) is not None
+
+    def named(self, name: str) -> str:
+        """Return the name that the archive has for a file that is in it."""
+        return self._found.find(name) or name
 
     def read(self, name: str) -> bytes:
         """Return the content of a file; raises ValueError."""
-        entry = self._names.get(name)
+        entry = self._names.get(self.named(name))
         if entry is None:
             raise ValueError(f"it has no file {name[:200]!r}")
-        if entry.flag_bits & 1:
+        if entry.flag_bits & 1 or entry.filename in self._encrypted:
             raise ValueError("it is encrypted")
         try:
             with zipfile.ZipFile(self.file) as archive, archive.open(entry) as file:
@@ -101,17 +113,27 @@ def _chapters(book: _Book, name: str) -> Iterator[Page | Rejection]:
     rights = next(iter(_named(root, "rights")), None)
     book.licence = " ".join("".join(rights.itertext()).split()) if rights is not None else ""
     items = {item.get("id", ""): item for item in _named(root, "item")}
-    for reference in _named(root, "itemref"):
+    references = _named(root, "itemref")
+    if not references:
+        raise ValueError("its package lists no chapters")
+    seen: set[str] = set()
+    for reference in references:
         item = items.get(reference.get("idref", ""))
-        place = _inside(folder, item.get("href", "")) if item is not None else ""
+        place = _inside(folder, item.get("href", "").partition("#")[0]) if item is not None else ""
         where = f"{book.file}: {place or reference.get('idref', '')}"
         if item is None or place not in book:
             reason = "The book lists a chapter that it does not hold."
             yield Rejection(where, "missing-chapter", reason)
-        elif (
-            item.get("media-type", "") in _PAGES and "nav" not in item.get("properties", "").split()
-        ):
+        elif (place := book.named(place)) in seen:
+            continue
+        elif (kind := item.get("media-type", "")) not in _PAGES:
+            reason = f"The chapter is of the type {kind[:60]!r}; pages are read."
+            yield Rejection(where, "unread-chapter", reason)
+        elif "nav" in item.get("properties", "").split():
+            yield Omission(where, "navigation", "The table of contents is left out.")
+        else:
             yield Page(f"{name}/{place}", where, partial(_load, book, place))
+        seen.add(place)
 
 
 def _load(book: _Book, place: str) -> Content:

@@ -28,7 +28,8 @@ from pardalis.documents.readers._columns import (
     first_of,
     licence_of,
 )
-from pardalis.documents.readers._lines import BadRecordError, read_lines
+from pardalis.documents.readers._lines import BadRecordError
+from pardalis.documents.readers._records import items_of
 from pardalis.documents.readers._tables import read_rows
 from pardalis.documents.readers._text import damaged_text, decode, is_utf8, read_decoded
 from pardalis.documents.readers._walk import Folder, Names, of_pointer, walk
@@ -51,8 +52,10 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 
 CAPTION_LISTS = (
     "captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv", "captions.tsv",
-    "metadata.tsv",
+    "metadata.tsv", "metadata.parquet",
 )  # fmt: skip
+
+_LISTS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # of any name
 
 # Formats of images and films that are not read, and what they are called.
 _UNREAD = {
@@ -91,9 +94,9 @@ def read_folder(path: Path) -> Iterator[Document | Rejection]:
     return _read(path)
 
 
-def is_unread(name: str) -> bool:
-    """Whether a file of this name is an image or a film of a format that is not read."""
-    return os.path.splitext(name)[1].lower() in _UNREAD and not is_image(name)
+def unread_as(name: str) -> str:
+    """Return what a file of this name is if it is of a format that is not read; else ""."""
+    return "" if is_image(name) else _UNREAD.get(os.path.splitext(name)[1].lower(), "")
 
 
 def image_suffixes() -> frozenset[str]:
@@ -121,7 +124,7 @@ def _read(root: Path) -> Iterator[Document | Rejection]:
 
 def _is_content(name: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
-    is_text = suffix in CAPTION_SUFFIXES or suffix == ".json"
+    is_text = suffix in CAPTION_SUFFIXES or suffix in _LISTS
     return is_text or suffix in IMAGE_SUFFIXES or suffix in _UNREAD
 
 
@@ -139,9 +142,9 @@ class _Listed:
         """Yield the documents of a list; lines that repeat others are left out."""
         if pointer := pointer_in(path):
             lines: Iterator[list[Document] | Rejection] = iter((of_pointer(path, pointer),))
-        elif path.suffix.lower() == ".jsonl":
+        elif path.suffix.lower() in (".jsonl", ".parquet"):
             parse = partial(self._documents, folder=path.parent)
-            lines = read_lines(path, lambda record, _: list(parse(record)))
+            lines = items_of(path, lambda record, _: list(parse(record)))
         else:
             lines = self._of_table(path)
         for item in lines:
@@ -162,17 +165,19 @@ class _Listed:
                 yield Rejection(f"{path}:{number}", error.kind, str(error))
 
     def _documents(self, record: Mapping[str, Any], folder: Path) -> Iterator[Document]:
-        names, caption = _file_names(record), filled(first_of(record, TEXT_NAMES))
-        if not names or not caption:
+        names, value = _file_names(record), first_of(record, TEXT_NAMES)
+        captions = [filled(each) for each in (value if isinstance(value, list) else [value])]
+        if not names or not any(captions):
             raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')
         place = Place(folder, self._root, "")
         images = [find_named(name, place, "The image of the line") for name in names]
-        if number := self.add(images[0], caption):
-            name = (folder.relative_to(self._root) / names[0]).as_posix()
-            shown = (Image(image, alt=caption) for image in images)
-            yield Document((Text(caption), *shown), _numbered(name, number), licence_of(record))
-        for image in images[1:]:
-            self.add(image, caption)
+        for caption in filter(None, captions):
+            if number := self.add(images[0], caption):
+                name = (folder.relative_to(self._root) / names[0]).as_posix()
+                shown = (Image(image, alt=caption) for image in images)
+                yield Document((Text(caption), *shown), _numbered(name, number), licence_of(record))
+            for image in images[1:]:
+                self.add(image, caption)
 
     def add(self, image: Path, caption: str) -> int:
         """Note a caption of an image; return how many it has now, 0 if it had this one."""
@@ -233,6 +238,16 @@ def _of_folder(found: Folder, root: Path, listed: _Listed) -> Iterator[Document 
         if name.lower().endswith(CAPTION_SUFFIXES) and name not in used:
             reason = "The caption has no image beside it."
             yield Rejection(str(folder / name), "missing-image", reason)
+        elif name.lower().endswith(_LISTS) and name not in used:
+            if name.lower() not in CAPTION_LISTS and not _is_beside(name, names):
+                reason = f"It may list captions, and is none of {', '.join(CAPTION_LISTS)}."
+                yield Omission(str(folder / name), "unread-list", reason)
+
+
+def _is_beside(name: str, names: Names) -> bool:
+    """Whether a file stands beside an image of its name."""
+    stem = os.path.splitext(name)[0]
+    return any(names.find(base) for base in (stem, *(stem + end for end in image_suffixes())))
 
 
 def _captions_of(image: str, names: Names) -> list[str]:
@@ -315,21 +330,22 @@ class _Texts:
         path = self._folder / name
         try:
             if name.lower().endswith(".json"):
-                caption, n_damaged = _of_json(path), 0
+                captions, n_damaged = _of_json(path), 0
             else:
                 content = read_bytes(path)
                 if pointer := pointer_of(content[:1024].lower(), "file"):
                     raise ValueError(f"it is {pointer}")
-                caption, n_damaged = decode(content, b"" if is_utf8(content) else self._sample())
+                text, n_damaged = decode(content, b"" if is_utf8(content) else self._sample())
+                captions = [text]
         except (OSError, ValueError) as error:
             reason = f"The caption cannot be read: {error}."
             yield Rejection(str(path), "bad-caption", reason)
             return
         if n_damaged:
             yield damaged_text(path, n_damaged)
-        if caption := with_line_feeds(caption).strip():
-            yield caption
-        else:
+        found = [with_line_feeds(caption).strip() for caption in captions]
+        yield from filter(None, found)
+        if not any(found):
             yield Rejection(str(path), "bad-caption", "The caption file is empty.")
 
     def _sample(self) -> bytes:
@@ -348,12 +364,13 @@ class _Texts:
         return self._alike
 
 
-def _of_json(path: Path) -> str:
-    """Return the caption in a JSON file; raises ValueError if there is none."""
+def _of_json(path: Path) -> list[str]:
+    """Return the captions in a JSON file; raises ValueError if there is none."""
     value = parse_json(read_decoded(path).text)
     value = first_of(value, TEXT_NAMES) if isinstance(value, dict) else value
-    value = value[0] if isinstance(value, list) and value else value
-    if not isinstance(value, str) or not is_unicode(value):
+    values = value if isinstance(value, list) else [value]
+    captions = [each for each in values if isinstance(each, str) and is_unicode(each)]
+    if not captions:
         shown = ", ".join(f'"{name}"' for name in TEXT_NAMES[:4])
         raise ValueError(f"it has no text under {shown} or a similar key")
-    return value
+    return captions

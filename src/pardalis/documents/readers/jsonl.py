@@ -18,6 +18,9 @@ In place of segments a line may have a task of :data:`pardalis.documents.tasks.T
 fields, of which an image is a path:
 
     {"task": "edit", "image": "day.png", "instruction": "make it night", "edited": "night.png"}
+
+A line without any of these is a row of a table, ``{"text": "An owl.", "image": "owl.png"}``, whose
+keys have names in use (:mod:`._columns`); keys of other names are not read.
 """
 
 import math
@@ -39,8 +42,15 @@ from pardalis.documents.document import (
     is_unicode,
 )
 from pardalis.documents.images import from_base64
+from pardalis.documents.readers._columns import (
+    TEXT_NAMES,
+    Place,
+    TableOptions,
+    first_of,
+    row_document,
+)
 from pardalis.documents.readers._lines import BadRecordError, find_image, read_lines
-from pardalis.documents.readers.recognise import expect, telling
+from pardalis.documents.readers.recognise import expect, layout_of, telling
 from pardalis.documents.tasks import task_document, task_of
 from pardalis.errors import DataError
 
@@ -53,6 +63,7 @@ _SEGMENT_KEYS = {
     "image_base64": {"image_base64", "alt", "role", "regions", "weight"},
 }
 _OLD_KEYS = {"picture": "image", "picture_base64": "image_base64"}
+_ROW = TableOptions()
 _REGION_KEYS = {"box", "kind", "weight"}
 
 
@@ -98,6 +109,8 @@ def _require_file(path: Path, content: str) -> None:
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:
     if "task" in record:
         return _task(record, folder, default_name)
+    if not layout_of(record) and first_of(record, TEXT_NAMES):
+        return row_document(record, Place(folder, Path(folder.anchor), default_name), _ROW)
     _refuse_unknown_keys(record, _DOCUMENT_KEYS, "document")
     document = Document(
         segments=_segments(

@@ -55,7 +55,7 @@ def _load(file: Path) -> Content:
     except RecursionError:
         raise ValueError("its parts are nested too deeply") from None
     pages = [part for part in parts if part.get_content_type() in _PAGES]
-    if not pages or not message.is_multipart():
+    if not pages or not (message.is_multipart() or "MIME-Version" in message):
         raise ValueError("it is not MHTML, or holds no HTML page")
     address = str(message.get("Snapshot-Content-Location", ""))
     start = str(message.get_param("start", "") or "")

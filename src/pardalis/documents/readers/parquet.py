@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pardalis.documents.document import Document, Rejection
-from pardalis.documents.readers._columns import Place, TableOptions, row_document
+from pardalis.documents.readers._columns import (
+    Place,
+    TableOptions,
+    row_document,
+    unread_columns,
+)
 from pardalis.documents.readers._lines import BadRecordError
 from pardalis.documents.readers._records import read_records
 from pardalis.documents.readers.recognise import layout_of
@@ -43,9 +48,13 @@ def read_parquet(
     return read_records(path, parse, "parquet", what, suffixes=_SUFFIXES, split=options.split)
 
 
-def _row(record: dict[str, Any], place: Place, options: TableOptions) -> Document:
+def _row(
+    record: dict[str, Any], place: Place, options: TableOptions
+) -> Iterator[Document | Rejection]:
     is_chosen = options.text or options.image
     if not is_chosen and layout_of(record) not in ("", "folder"):
         shown = ", ".join(map(str, record))
         raise BadRecordError("bad-record", f"The columns {shown[:200]} are of another layout.")
-    return row_document(record, place, options)
+    yield row_document(record, place, options)
+    if place.name.endswith(":1"):
+        yield from unread_columns(record, options, place.where.removesuffix(":1"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from pardalis.documents.readers._lines import BadRecordError
+from pardalis.documents.readers._packed import PACKED
 from pardalis.documents.readers._walk import Folder, walk
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import found_at
@@ -32,7 +33,9 @@ _OF_SUFFIX = {
     ".markdown": "markdown", ".csv": "csv", ".tsv": "csv", ".pdf": "pdf", ".tar": "webdataset",
     ".tgz": "webdataset", ".png": "folder", ".jpg": "folder", ".jpeg": "folder", ".webp": "folder",
 }  # fmt: skip
-_OF_RECORDS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".jsonl.gz", ".jsonl.zip")
+_OF_RECORDS = (
+    ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".json.gz", *(".jsonl" + e for e in PACKED),
+)  # fmt: skip
 _MOST_FILES = 200  # of a folder, by which it is known
 
 
@@ -61,6 +64,7 @@ def _named(what: str, reader: str) -> str:
 
 def reader_of(path: Path) -> str:
     """Return the reader that a file or a folder is for; "" if none is known."""
+    from pardalis.documents.readers._columns import TEXT_NAMES, first_of
     from pardalis.documents.readers._records import first_records
 
     if path.is_dir():
@@ -72,7 +76,11 @@ def reader_of(path: Path) -> str:
         return _OF_SUFFIX.get(path.suffix.lower(), "")
     layouts = [layout_of(record) for record in first_records(path)]
     known = next(filter(None, layouts), "")
-    return known or ("parquet" if name.endswith((".parquet", ".arrow")) and layouts else "")
+    if known or not layouts:
+        return known
+    if name.endswith((".parquet", ".arrow")):
+        return "parquet"
+    return "jsonl" if any(first_of(record, TEXT_NAMES) for record in first_records(path)) else ""
 
 
 def _of_folder(path: Path) -> str:

@@ -17,6 +17,7 @@ from pardalis.documents.document import Document, Image, Rejection, Role, Segmen
 from pardalis.documents.readers._columns import Place, find_image
 from pardalis.documents.readers._conversation import (
     check_images,
+    check_media,
     check_order,
     conversation,
     list_of,
@@ -44,6 +45,7 @@ def read_sharegpt(path: Path) -> Iterator[Document | Rejection]:
 
 
 def _conversation(record: dict[str, Any], place: Place) -> Document:
+    check_media(record)
     turns = [_turn(turn, number) for number, turn in enumerate(list_of(record, "conversations"))]
     if not turns:
         reason = 'The record needs a list of turns under "conversations".'
@@ -79,7 +81,7 @@ def _images(record: dict[str, Any]) -> list[Any]:
     """Return what the record has under ``image`` and ``images``."""
     one = record.get("image")
     first = one if isinstance(one, list) else [] if one is None else [one]
-    return [*first, *list_of(record, "images")]
+    return [each for each in (*first, *list_of(record, "images")) if each not in ("", None)]
 
 
 def _segments(texts: list[str], role: Role, images: Iterator[Path | bytes]) -> list[Segment]:

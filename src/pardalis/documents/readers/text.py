@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pardalis.documents.document import Document, Rejection, Text
+from pardalis.documents.readers._packed import PACKED
 from pardalis.documents.readers._text import damaged_text, read_decoded
 from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect
 from pardalis.files import with_line_feeds
 
-SUFFIXES = (".txt", ".text")
+SUFFIXES = (".txt", ".text", *(".txt" + end for end in PACKED))
 
 
 def read_texts(path: Path) -> Iterator[Document | Rejection]:

@@ -5,11 +5,14 @@
 The key is the name up to the first dot after the last slash, and members of one key follow each
 other. Texts are ``.txt``, ``.text`` and ``.caption``, or, where there is none, the caption in
 ``.json``; images are all members that end as image files do (``.left.png`` too), in their order.
-Other members, such as ``.cls`` and ``.npy``, are no content. Archives are ``.tar``, and ``.tar.gz``
-or ``.tgz``. Nothing is unpacked to a disk, and links in an archive are not followed.
+Other members, such as ``.cls`` and ``.npy``, are no content. Archives are ``.tar``, alone or
+compressed by gzip, bzip2 or xz. Nothing is unpacked to a disk, and links in an archive are not
+followed.
 """
 
+import bz2
 import gzip
+import lzma
 import os
 import re
 import tarfile
@@ -22,19 +25,21 @@ from typing import IO, Any, cast
 
 from pardalis.documents.document import Document, Image, Rejection, Segment, Text
 from pardalis.documents.readers._columns import TEXT_NAMES, filled, first_of, licence_of
+from pardalis.documents.readers._packed import PACKED, packed_as
 from pardalis.documents.readers._text import damaged_text, decode
 from pardalis.documents.readers._walk import files_below, is_clutter, of_files
-from pardalis.documents.readers.folder import is_image, is_unread
+from pardalis.documents.readers.folder import is_image, unread_as
 from pardalis.documents.readers.recognise import expect
-from pardalis.files import MOST_BYTES, parse_json, require_file, with_line_feeds
+from pardalis.files import MOST_BYTES, parse_json, with_line_feeds
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".tar", ".tgz", *(".tar" + end for end in PACKED))
 
 _TEXTS = (".txt", ".text", ".caption")
 _KEY = re.compile(r"((?:.*/|)[^./][^/.]*)\.([^/]*)")
 _META = re.compile(r"__[^/]*__(?:$|/)")  # of the format itself
 _MOST_HEADER = 1 << 20  # bytes of a long name, or of other facts about a member
 _BLOCK = 1 << 16
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def read_webdataset(path: Path) -> Iterator[Document | Rejection]:
@@ -48,10 +53,15 @@ def read_webdataset(path: Path) -> Iterator[Document | Rejection]:
 
 
 def _archive(path: Path, root: Path) -> Iterator[Document | Rejection]:
-    name = re.sub(r"\.(tar|tgz|tar\.gz)$", "", path.relative_to(root).as_posix())
+    name = re.sub(
+        r"\.(tgz|tar(\.\w+)?)$", "", path.relative_to(root).as_posix(), flags=re.IGNORECASE
+    )
     sample: _Sample | None = None
     try:
-        require_file(path)
+        if (kind := packed_as(path)) not in ("", *_OPENERS):
+            reason = f"It is compressed as {kind} files are; unpack it, or compress it as .tar.gz."
+            yield Rejection(str(path), "unread-format", reason)
+            return
         with _opened(path) as file:
             for found in _members(file, path):
                 if isinstance(found, Rejection):
@@ -63,7 +73,7 @@ def _archive(path: Path, root: Path) -> Iterator[Document | Rejection]:
                     sample = None
                 sample = sample or _Sample(path, key)
                 sample.add(ending, content)
-    except (OSError, ValueError, tarfile.TarError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         # The members of the last key may not all be there.
         last = f" in or after {sample.key!r}, which is left out" if sample else ""
         reason = f"The archive is truncated or damaged{last}: {str(error).rstrip('.')}."
@@ -141,26 +151,23 @@ def _members(file: BufferedIOBase, path: Path) -> Iterator[tuple[str, str, bytes
             if archive.offset <= end:
                 raise ValueError("a member ends before it begins")
             end = archive.offset
-            found = _KEY.fullmatch(member.name)
+            name = member.name.removeprefix("./")
+            found = _KEY.fullmatch(name)
             where = f"{path}: {member.name[:200]}"
-            if member.isdir() or _META.search(member.name) or is_clutter(_base(member.name)):
+            is_left = any(part != ".." and is_clutter(part) for part in name.split("/"))
+            if member.isdir() or _META.search(name) or is_left:
                 continue
             if reason := _refused(member):
                 yield Rejection(where, *reason)
             elif found is None or not _is_content(found[2].lower()):
-                if is_unread(member.name):
-                    reason_ = "The image is of a format that is not read; save it as PNG or JPEG."
-                    yield Rejection(where, "unread-format", reason_)
+                if what := unread_as(name):
+                    yield Rejection(where, "unread-format", f"It is {what}, which is not read.")
             else:
                 content = cast(IO[bytes], archive.extractfile(member)).read()
                 if len(content) != member.size:
                     raise ValueError("a member is shorter than its header says")
                 yield found[1], found[2].lower(), content
         yield from _rest(file, archive.offset, path)
-
-
-def _base(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
 
 
 def _is_content(ending: str) -> bool:
@@ -213,6 +220,5 @@ class _Member(tarfile.TarInfo):
 
 
 def _opened(path: Path) -> BufferedIOBase:
-    with open(path, "rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if is_gzip else open(path, "rb")
+    opener: Any = _OPENERS.get(packed_as(path), open)
+    return cast(BufferedIOBase, opener(path, "rb"))
