@@ -212,7 +212,7 @@ def _plain_rows(batch: Any) -> list[dict[str, Any]]:
     """
     names = distinct(batch.schema.names)
     try:
-        return batch.rename_columns(names).to_pylist()  # type: ignore[no-any-return]
+        return batch.rename_columns(names).to_pylist()
     except (ValueError, OverflowError):
         columns = [list(map(_plain, column)) for column in batch.columns]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -141,7 +141,7 @@ class _Listed:
     def read(self, path: Path) -> Iterator[Document | Rejection]:
         """Yield the documents of a list; lines that repeat others are left out."""
         if pointer := pointer_in(path):
-            lines: Iterator[list[Document] | Rejection] = iter((of_pointer(path, pointer),))
+            lines: Iterator[Any] = iter((of_pointer(path, pointer),))
         elif path.suffix.lower() in (".jsonl", ".parquet"):
             parse = partial(self._documents, folder=path.parent)
             lines = items_of(path, lambda record, _: list(parse(record)))

@@ -29,6 +29,7 @@ SUFFIXES = (".md", ".markdown", ".mdown", ".mkd")
 
 _TOML = re.compile(r"\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
 _ABOUT = re.compile(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_MOST_BRACKETS = 2000
 _OF_WIKI = "wiki"  # in place of the scheme of an address
 _MOST_ABOUT = 1 << 16  # characters
 _EXTENSIONS = ["table", "strikethrough"]
@@ -114,8 +115,10 @@ def _page(text: str) -> str:
     # Parsers in Python take a minute for a megabyte of brackets.
     from cmarkgfm import cmark
 
-    # The first keeps HTML and data: URIs.
-    options = cmark.Options.CMARK_OPT_UNSAFE | cmark.Options.CMARK_OPT_FOOTNOTES
+    options = cmark.Options.CMARK_OPT_UNSAFE  # which keeps HTML and data: URIs
+    # With notes the time for brackets grows with their square, or faster.
+    if "[^" in text and text.count("[") <= _MOST_BRACKETS:
+        options |= cmark.Options.CMARK_OPT_FOOTNOTES
     page = cmark.markdown_to_html_with_extensions(text, options, extensions=_EXTENSIONS)
     return f"<body>{head}{page.translate(_SIGNS_BACK)}</body>"
 
