@@ -36,8 +36,14 @@ def members(red_png):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar.xz", "w:xz")]
-    + [("a.tar.bz2", "w:bz2"), ("a.TAR", "w")],
+    [
+        ("a.tar", "w"),
+        ("a.tar.gz", "w:gz"),
+        ("a.tgz", "w:gz"),
+        ("a.tar.xz", "w:xz"),
+        ("a.tar.bz2", "w:bz2"),
+        ("a.TAR", "w"),
+    ],
 )
 def test_members_of_a_key_are_a_document(tmp_path, red_png, name, mode):
     archive(tmp_path / name, members(red_png), mode)

@@ -438,7 +438,11 @@ class Walk:
             display = style.get("display")
             is_closed = "hidden" in attributes or "popover" in attributes
             is_closed = is_closed or (tag == "dialog" and "open" not in attributes)
-            if display == "none" or style.get("clip") == "all" or (not display and is_closed and not _has_formula(node)):
+            if (
+                display == "none"
+                or style.get("clip") == "all"
+                or (not display and is_closed and not _has_formula(node))
+            ):
                 kind = "hidden"
         if not kind:
             return False

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urljoin
 
 import tinycss2
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from selectolax.lexbor import LexborNode
 
 from pardalis.documents.readers._cascade import (
     Cascade,

@@ -238,10 +238,14 @@ def _of_folder(found: Folder, root: Path, listed: _Listed) -> Iterator[Document 
         if name.lower().endswith(CAPTION_SUFFIXES) and name not in used:
             reason = "The caption has no image beside it."
             yield Rejection(str(folder / name), "missing-image", reason)
-        elif name.lower().endswith(_LISTS) and name not in used:
-            if name.lower() not in CAPTION_LISTS and not _is_beside(name, names):
-                reason = f"It may list captions, and is none of {', '.join(CAPTION_LISTS)}."
-                yield Omission(str(folder / name), "unread-list", reason)
+        elif (
+            name.lower().endswith(_LISTS)
+            and name not in used
+            and name.lower() not in CAPTION_LISTS
+            and not _is_beside(name, names)
+        ):
+            reason = f"It may list captions, and is none of {', '.join(CAPTION_LISTS)}."
+            yield Omission(str(folder / name), "unread-list", reason)
 
 
 def _is_beside(name: str, names: Names) -> bool:
