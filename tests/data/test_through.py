@@ -93,6 +93,11 @@ def left_of(sources: list[SourceConfig]) -> list[str]:
     return [repr(item) for source in sources for item in read_source(source)]
 
 
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(READERS, "mortal", mortal_reader.read_mortal)
+
+
 def mortal(folder: Path, name: str, text: str = "an owl\na fox that sleeps\n") -> SourceConfig:
     (folder / f"{name}.txt").write_text(text)
     return SourceConfig(name=name, reader="mortal", path=folder / f"{name}.txt")

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from pardalis.documents import READERS, Document, Rejection, Text
+from pardalis.documents import Document, Rejection, Text
 
 
 def read_mortal(path: Path) -> Iterator[Document | Rejection]:
@@ -18,9 +18,6 @@ def read_mortal(path: Path) -> Iterator[Document | Rejection]:
         if line == "fail":
             raise RuntimeError("the reader fails")
         yield Document((Text(line),), str(number))
-
-
-READERS["mortal"] = read_mortal
 
 
 def short_only(document: Document) -> bool:
