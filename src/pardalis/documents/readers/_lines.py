@@ -113,7 +113,7 @@ def is_inside(file: Path, root: Path) -> bool:
     """
     if not _is_below(os.path.abspath(file), os.path.abspath(root)):
         return False
-    real, folder = os.path.realpath(file), _real(root)
+    real, folder = os.path.realpath(file), _real(os.path.abspath(root))
     return _is_below(real, folder) or any(
         place.name == "snapshots" and Path(real).parent == place.parent / "blobs"
         for place in (Path(folder), *Path(folder).parents)
@@ -121,7 +121,7 @@ def is_inside(file: Path, root: Path) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _real(folder: Path) -> str:
+def _real(folder: str) -> str:
     """Return the path of a folder that many files are looked for in."""
     return os.path.realpath(folder)
 
