@@ -181,7 +181,7 @@ def test_what_is_left_out_is_told(tmp_path, machine):
     data = tmp_path / "data"
     write_documents("folder", data, range(N))
     write_documents("pairs", data / "more", range(2))
-    (data / "more" / "other.jsonl").write_text('{"text": "of another shape"}\n')
+    (data / "more" / "other.jsonl").write_text('{"words": "of another shape"}\n')
     (data / "notes.odt").write_text("Notes.")
     (data / "3.txt").write_text("")
     notes = " ".join(look(data).notes)

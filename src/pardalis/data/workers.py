@@ -9,7 +9,6 @@ threads; so many workers, and not many threads, use a machine.
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import traceback
 from abc import ABC, abstractmethod
@@ -17,7 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerContext
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -265,12 +265,11 @@ class _Failed:
 
     @classmethod
     def of(cls, error: Exception) -> "_Failed":
-        text = traceback.format_exc()
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            return cls(text, None)
-        return cls(text, error if isinstance(error, PardalisError) else None)
+        """Describe an error; one of ours becomes that of its classes which any process can make."""
+        ours = PardalisError.__module__
+        kinds = [each for each in type(error).__mro__ if each.__module__ == ours]
+        kind = next((each for each in kinds if each.__init__ is Exception.__init__), None)
+        return cls(traceback.format_exc(), None if kind is None else kind(str(error)))
 
 
 def _ending(code: int | None) -> str:
@@ -279,13 +278,28 @@ def _ending(code: int | None) -> str:
     return f"ended with exit code {code}"
 
 
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "pardalis.data.prepare"])
+    return context
+
+
+def expect(workers: Workers) -> None:
+    """Let the process that workers are forked from import what they need, in the background.
+
+    Nothing happens unless several processes are asked for.
+    """
+    if workers.engine == "processes" and (workers.jobs or 1) > 1:
+        _context()
+        forkserver.ensure_running()
+
+
 class Processes(Pool):
     """Workers of this machine, started by a fork server that has imported what they need."""
 
     def __init__(self, task: Task[Any, Any]) -> None:
         self._task = task
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__, "pardalis.data.prepare"])
+        self._context = _context()
         self._workers: list[_Process] = []
 
     def jobs(self, wanted: int | None, n: int) -> int:
