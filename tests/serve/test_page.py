@@ -50,7 +50,8 @@ class Site:
     def __init__(
         self, bundle: Bundle, config: ServeConfig, retriever: Retriever | None = None
     ) -> None:
-        self.engine = SlowEngine(bundle, EngineConfig(max_slots=4), retriever=retriever)
+        steps = EngineConfig(max_slots=4, steps_per_sync=8)  # so that images grow by rows
+        self.engine = SlowEngine(bundle, steps, retriever=retriever)
         self.service = Service(self.engine, config, "tiny")
         self.cut_after: int | None = None  # parts of a response, after which its connection breaks
         self.bodies: list[dict[str, Any]] = []  # of the requests for responses
