@@ -15,8 +15,8 @@ from pardalis.errors import DataError
 
 # The first that a table has is taken. Names are compared without regard to case.
 TEXT_NAMES = (
-    "text", "caption", "captions", "description", "alt_text", "alt", "title", "prompt", "sentence",
-    "label_text", "utterance", "sentences", "content", "txt",
+    "text", "caption", "captions", "description", "alt_text", "alt", "sentence", "label_text",
+    "utterance", "sentences", "content", "txt", "title", "prompt",
 )  # fmt: skip
 IMAGE_NAMES = (
     "image", "images", "file_name", "file_names", "filename", "image_path", "image_file",

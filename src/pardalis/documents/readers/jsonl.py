@@ -64,6 +64,8 @@ _SEGMENT_KEYS = {
 }
 _OLD_KEYS = {"picture": "image", "picture_base64": "image_base64"}
 _ROW = TableOptions()
+# What tells that a line is a row of a table; a prompt is a part of other things, too.
+_OF_ROW = tuple(name for name in TEXT_NAMES if name != "prompt")
 _REGION_KEYS = {"box", "kind", "weight"}
 
 
@@ -109,7 +111,7 @@ def _require_file(path: Path, content: str) -> None:
 def _document(record: dict[str, Any], folder: Path, default_name: str) -> Document:
     if "task" in record:
         return _task(record, folder, default_name)
-    if not layout_of(record) and first_of(record, TEXT_NAMES):
+    if not layout_of(record) and first_of(record, _OF_ROW):
         return row_document(record, Place(folder, Path(folder.anchor), default_name), _ROW)
     _refuse_unknown_keys(record, _DOCUMENT_KEYS, "document")
     document = Document(
