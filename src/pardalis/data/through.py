@@ -23,7 +23,7 @@ from pardalis.data.ruled import FirstPass, key_of, remember, taken
 from pardalis.data.rules import allow_classifier, allowed_classifiers
 from pardalis.data.source import SourceConfig, Survey, survey_parts
 from pardalis.data.split import Part
-from pardalis.data.workers import ONE_WORKER, Workers, do_all, expect
+from pardalis.data.workers import ONE_WORKER, Workers, do_all
 from pardalis.devices import n_processors
 from pardalis.digests import Digests
 from pardalis.documents import READERS
@@ -113,7 +113,6 @@ def read_through(
     Raises:
         PardalisError: as :func:`pardalis.data.survey`; or two workers died with the same source.
     """
-    expect(workers)
     rest = {reading.number: reading for reading in readings}
     alone_until, awaited = time.monotonic() + _ALONE_S, 0
     while rest:

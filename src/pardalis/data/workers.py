@@ -16,8 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing import connection
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -278,28 +277,13 @@ def _ending(code: int | None) -> str:
     return f"ended with exit code {code}"
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "pardalis.data.prepare"])
-    return context
-
-
-def expect(workers: Workers) -> None:
-    """Let the process that workers are forked from import what they need, in the background.
-
-    Nothing happens unless several processes are asked for.
-    """
-    if workers.engine == "processes" and (workers.jobs or 1) > 1:
-        _context()
-        forkserver.ensure_running()
-
-
 class Processes(Pool):
     """Workers of this machine, started by a fork server that has imported what they need."""
 
     def __init__(self, task: Task[Any, Any]) -> None:
         self._task = task
-        self._context = _context()
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, "pardalis.data.prepare"])
         self._workers: list[_Process] = []
 
     def jobs(self, wanted: int | None, n: int) -> int:
