@@ -30,6 +30,7 @@ from pardalis.inference import (
 )
 from pardalis.inference.native import library as library_module
 from pardalis.inference.native import steps as steps_module
+from pardalis.inference.native.linear import RowsLinear
 from pardalis.inference.weights import rounded
 from pardalis.model import Decoder, initialise
 from pardalis.model.cross import CrossAttentionConfig, CrossConfig, CrossModel
@@ -177,6 +178,41 @@ def test_engines_at_the_same_time_and_forked_processes_have_threads_of_their_own
     forked.join(60)
     forked.kill()
     assert forked.exitcode == 0
+
+
+@pytest.fixture(params=[None, ["-msse2"], ["-mavx2", "-mfma"]], ids=["own", "4", "8"])
+def compiled(request, monkeypatch):
+    """The library for this processor, and as it is where vectors have so many numbers."""
+    if request.param:
+        if platform.machine() != "x86_64":
+            pytest.skip("the options are those of x86-64")
+        this = platform.machine(), library_module.processor()
+        monkeypatch.setattr(library_module, "_PROCESSORS", {this: request.param})
+    return library_module.library()
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [1, 15, 32, 47, 288, 28_672])
+def test_products_with_8_bits_round_the_vectors_and_sum_exactly(width, compiled):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (21, width), generator=generator, dtype=torch.int8)
+    weight[1], weight[2] = 127, -127
+    scale = torch.rand(21, generator=generator) + 0.1
+    x = torch.randn(70, width, generator=generator) * torch.logspace(-6, 6, 70)[:, None]
+    x[3], x[4], x[5] = 7.5, -7.5, 0  # the largest sums there are
+    x[6, -1], x[7, 0] = float("inf"), float("nan")
+    linear = RowsLinear(compiled, weight, scale)
+    product = linear(x)
+    assert product[6:8].isnan().all()
+    finite = [i for i in range(70) if i not in (6, 7)]
+    exact = x[finite].double() @ (weight.double() * scale[:, None]).T
+    # Each number of a vector is rounded by half a step at most; 12 bits are the fewest there are.
+    step = x[finite].abs().amax(1).double() / (32767 if width < 8_192 else 2_340)
+    bound = step[:, None] / 2 * (weight.double().abs().sum(1) * scale)
+    assert ((product[finite] - exact).abs() <= bound + 2e-7 * exact.abs()).all()
+    assert (product[5] == 0).all()
+    for rows in (slice(0, 1), slice(2, 4), slice(5, 6), slice(8, 24)):
+        assert torch.equal(linear(x[rows]), product[rows])
 
 
 @needs_compiler

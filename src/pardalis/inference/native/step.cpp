@@ -46,20 +46,20 @@ constexpr int AT_ONCE = 64;  // vectors that stay in the cache while all rows ar
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef int16_t Shorts __attribute__((vector_size(4 * LANES))), HalfShorts __attribute__((vector_size(2 * LANES)));
 
 static inline Floats load(const float * p) { Floats v; memcpy(&v, p, sizeof v); return v; }
 static inline Ints load(const int32_t * p) { Ints v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float * p, Floats v) { memcpy(p, &v, sizeof v); }
 static inline void store(int32_t * p, Ints v) { memcpy(p, &v, sizeof v); }
-static inline Floats load(const int8_t * p) {  // the one place where compilers need to be told how
+static inline Floats load(const int8_t * p) {  // compilers need to be told how, here and below
 #if defined(__AVX512F__)
   return __builtin_convertvector((Ints) _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)), Floats);
 #elif defined(__AVX2__)
   return __builtin_convertvector((Ints) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)), Floats);
 #else
-  typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
   Bytes v; memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, Shorts), Ints), Floats);
+  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, HalfShorts), Ints), Floats);
 #endif
 }
 enum BFloat : uint16_t {};  // the upper half of a float
@@ -78,6 +78,29 @@ static inline Floats load(const BFloat * p) {
 }
 template <typename T> static inline Floats load_part(const T * p, int n) {
   T part[LANES] = {}; memcpy(part, p, n * sizeof(T)); return load(part);
+}
+// For products of integers: 8 bits widened to 16, and the sums of pairs of products, whichever two are a pair.
+static inline Shorts widened(const int8_t * p) {
+#if defined(__AVX512BW__)
+  return (Shorts) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *) p));
+#elif defined(__AVX2__)
+  return (Shorts) _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) p));
+#else
+  typedef int8_t TwiceBytes __attribute__((vector_size(2 * LANES)));
+  TwiceBytes v; memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Shorts);
+#endif
+}
+static inline Ints sums_of_pairs(Shorts a, Shorts b) {
+#if defined(__AVX512BW__)
+  return (Ints) _mm512_madd_epi16((__m512i) a, (__m512i) b);
+#elif defined(__AVX2__)
+  return (Ints) _mm256_madd_epi16((__m256i) a, (__m256i) b);
+#else
+  HalfShorts x[2], y[2]; memcpy(x, &a, sizeof a); memcpy(y, &b, sizeof b);
+  auto of = [&](int i) { return __builtin_convertvector(x[i], Ints) * __builtin_convertvector(y[i], Ints); };
+  return of(0) + of(1);
+#endif
 }
 static inline Floats all(float x) { Floats v; for (int i = 0; i < LANES; i++) v[i] = x; return v; }
 static inline Ints all(int32_t x) { Ints v; for (int i = 0; i < LANES; i++) v[i] = x; return v; }
@@ -192,28 +215,100 @@ enum { R_BOS, R_TEXT, R_TEXT_OR_IMAGE, R_GAP, R_GAP_OR_IMAGE, R_BEGIN_IMAGE, R_C
 
 // ── products ─────────────────────────────────────────────────────────────────────────────────────
 
+// How a row of T is multiplied by a vector of Other: STEP numbers at once, added to a Sum.
+template <typename T> struct Terms {
+  typedef float Other; typedef Floats Sum;
+  static constexpr int STEP = LANES;
+  static Floats row(const T * p) { return load(p); }
+  static Floats other(const float * p) { return load(p); }
+  static void add(Sum & sum, Floats a, Floats b) { sum += a * b; }
+  static Floats whole(Sum sum) { return sum; }
+};
+template <> struct Terms<int8_t> {
+  typedef int16_t Other; typedef Ints Sum;
+  static constexpr int STEP = 2 * LANES;
+  static Shorts row(const int8_t * p) { return widened(p); }
+  static Shorts other(const int16_t * p) { Shorts v; memcpy(&v, p, sizeof v); return v; }
+  static void add(Sum & sum, Shorts a, Shorts b) { sum += sums_of_pairs(a, b); }
+  static Floats whole(Sum sum) { return __builtin_convertvector(sum, Floats); }
+};
+template <typename F, typename T> static inline auto last_of(F && of, const T * p, int n) {
+  T part[2 * LANES] = {}; memcpy(part, p, n * sizeof(T)); return of(part);
+}
+
+// Vectors that a matrix is multiplied by. For 8-bit integers each is rounded to 16-bit integers and a scale, the
+// largest with which no sum of a lane overflows (32,767; at a width of 28,672 about 4,700 on AVX2).
+class Vectors {
+  std::vector<int16_t> values; std::vector<const int16_t *> starts;
+  bool are_rounded = false;
+
+  static float round(const float * x, int width, int64_t limit, int16_t * to) {  // returns the scale
+    Floats most = all(0.f), bad = all(0.f);
+    each(width, [&](int i, int lanes) {
+      const Floats v = load(x + i, lanes), size = v < 0.f ? -v : v;
+      most = size > most ? size : most;
+      bad += v * 0.f;  // of what is not finite: NaN
+    });
+    const float top = largest(most), scale = top > 0 ? limit / top : 0;
+    if (sum(bad) != 0) { memset(to, 0, 2 * width); return std::numeric_limits<float>::quiet_NaN(); }
+    each(width, [&](int i, int lanes) {
+      const Floats shifted = load(x + i, lanes) * scale + 12582912.f;  // whose low bits are the integer
+      Ints bits; memcpy(&bits, &shifted, sizeof bits);
+      const auto v = __builtin_convertvector(bits, HalfShorts);
+      memcpy(to + i, &v, 2 * lanes);
+    });
+    return top / limit;
+  }
+
+ public:
+  const float * const * x; int n, width;
+  std::vector<float> scales;
+
+  void reserve(int64_t count, int64_t widest) { values.resize(count * widest); starts.resize(count); scales.resize(count); }
+  Vectors & set(const float * const * from, int count, int wide) {
+    x = from; n = count; width = wide; are_rounded = false;
+    return *this;
+  }
+  const int16_t * const * rounded() {
+    const int64_t products = (width + Terms<int8_t>::STEP - 1) / Terms<int8_t>::STEP * 2;  // that a lane adds
+    const int64_t limit = std::min<int64_t>(32767, INT32_MAX / (127 * products));
+    for (int t = 0; t < n && !are_rounded; t++) {
+      starts[t] = values.data() + (int64_t) t * width;
+      scales[t] = round(x[t], width, limit, values.data() + (int64_t) t * width);
+    }
+    are_rounded = true;
+    return starts.data();
+  }
+};
+
 // Meanwhile, what follows some of the rows in memory is fetched: Ahead of them, from row `from` on.
 template <typename T, int R, int B, int Ahead = 0>
-static inline void tile(const T * const * w, const float * const * x, int width, float * out, int from = 0) {
+static inline void tile(const T * const * w, const typename Terms<T>::Other * const * x, int width, float * out, int from = 0) {
+  typedef Terms<T> Of;
   const T * next[Ahead + 1];
   for (int k = 0; k < Ahead; k++) next[k] = w[(from + k) % R] + width;
-  Floats acc[R * B] = {};
+  typename Of::Sum acc[R * B] = {};
   int i = 0;
-  for (; i + LANES <= width; i += LANES) {
-    Floats xs[B];
-    for (int b = 0; b < B; b++) xs[b] = load(x[b] + i);
+  for (; i + Of::STEP <= width; i += Of::STEP) {
+    decltype(Of::other(x[0])) xs[B];
+    for (int b = 0; b < B; b++) xs[b] = Of::other(x[b] + i);
     for (int k = 0; k < Ahead; k++) __builtin_prefetch(next[k] + i, 0, 2);
     for (int r = 0; r < R; r++) {
-      Floats row = load(w[r] + i);
-      for (int b = 0; b < B; b++) acc[b * R + r] += row * xs[b];
+      const auto row = Of::row(w[r] + i);
+      for (int b = 0; b < B; b++) Of::add(acc[b * R + r], row, xs[b]);
     }
   }
   Floats total[R * B];  // compilers keep an array in registers only if its address goes nowhere
-  for (int k = 0; k < R * B; k++) total[k] = acc[k];
-  if (i < width) {
+  if (i == width) {
+    for (int k = 0; k < R * B; k++) total[k] = Of::whole(acc[k]);
+  } else {
     for (int r = 0; r < R; r++) {
-      Floats row = load_part(w[r] + i, width - i);
-      for (int b = 0; b < B; b++) total[b * R + r] += row * load_part(x[b] + i, width - i);
+      const auto row = last_of(Of::row, w[r] + i, width - i);
+      for (int b = 0; b < B; b++) {
+        auto sum = acc[b * R + r];
+        Of::add(sum, row, last_of(Of::other, x[b] + i, width - i));
+        total[b * R + r] = Of::whole(sum);
+      }
     }
   }
   sums<R * B>(total, out);
@@ -221,7 +316,7 @@ static inline void tile(const T * const * w, const float * const * x, int width,
 
 // ROWS rows times B of the vectors: emit(vector, values of the rows).
 template <typename T, int B, int Ahead, typename Emit>
-static inline void rows_times(const T * const * w, const float * const * x, int b, int width, Emit && emit) {
+static inline void rows_times(const T * const * w, const typename Terms<T>::Other * const * x, int b, int width, Emit && emit) {
   float out[ROWS * B], part[4 * B];
   for (int r = 0; r < ROWS; r += 4) {
     tile<T, 4, B, Ahead>(w + r, x + b, width, part, b / B * Ahead);
@@ -240,7 +335,7 @@ struct Rows {
 
 // Rows [first, stop) times n vectors, into columns of y.
 template <typename T>
-static void product_of(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, float * y, int64_t stride) {
+static void product_of(const Matrix & m, int64_t first, int64_t stop, const typename Terms<T>::Other * const * x, const float * scales, int n, float * y, int64_t stride) {
   const T * values = (const T *) m.values;
   const Rows rows(first, stop);
   const int width = (int) m.width;
@@ -254,10 +349,13 @@ static void product_of(const Matrix & m, int64_t first, int64_t stop, const floa
     }
     const bool is_whole = r + (ROWS - 1) * rows.apart < stop;
     const int count = is_whole ? ROWS : (int) ((stop - r + rows.apart - 1) / rows.apart);
+    float factor[ROWS], bias[ROWS];
+    if (m.scale) for (int j = 0; j < ROWS; j++) factor[j] = m.scale[rows.row(r, j)];
+    if (m.bias) for (int j = 0; j < ROWS; j++) bias[j] = m.bias[rows.row(r, j)];
     auto emit = [&](int b, float * v) {
       float * to = y + b * stride + r;
-      if (m.scale) for (int j = 0; j < count; j++) v[j] *= m.scale[r + j * rows.apart];
-      if (m.bias) for (int j = 0; j < count; j++) v[j] += m.bias[r + j * rows.apart];
+      if (m.scale) for (int j = 0; j < ROWS; j++) v[j] *= factor[j] * (scales ? scales[b] : 1);
+      if (m.bias) for (int j = 0; j < ROWS; j++) v[j] += bias[j];
       if (is_whole) for (int j = 0; j < ROWS; j++) to[j * rows.apart] = v[j];
       else for (int j = 0; j < count; j++) to[j * rows.apart] = v[j];
     };
@@ -275,13 +373,14 @@ static void product_of(const Matrix & m, int64_t first, int64_t stop, const floa
     }
   }
 }
-static void product_to(const Matrix & m, int64_t first, int64_t stop, const float * const * x, int n, float * y, int64_t stride) {
-  for (int b = 0; b < n; b += AT_ONCE) {
-    const int count = std::min(AT_ONCE, n - b);
+static void product_to(const Matrix & m, int64_t first, int64_t stop, Vectors & of, float * y, int64_t stride) {
+  const int16_t * const * rounded = m.kind == INT8 ? of.rounded() : nullptr;
+  for (int b = 0; b < of.n; b += AT_ONCE, y += AT_ONCE * stride) {
+    const int count = std::min(AT_ONCE, of.n - b);
     switch (m.kind) {
-      case FLOAT32: product_of<float>(m, first, stop, x + b, count, y + b * stride, stride); break;
-      case BFLOAT16: product_of<BFloat>(m, first, stop, x + b, count, y + b * stride, stride); break;
-      default: product_of<int8_t>(m, first, stop, x + b, count, y + b * stride, stride);
+      case FLOAT32: product_of<float>(m, first, stop, of.x + b, nullptr, count, y, stride); break;
+      case BFLOAT16: product_of<BFloat>(m, first, stop, of.x + b, nullptr, count, y, stride); break;
+      default: product_of<int8_t>(m, first, stop, rounded + b, of.scales.data() + b, count, y, stride);
     }
   }
 }
@@ -759,6 +858,7 @@ class Step {
   struct Own {  // of one thread
     std::vector<float> x, h, other, before, scores, q, k, part, sorted; std::vector<const float *> xs, list;
     std::vector<int> which; std::vector<int64_t> weights; std::vector<int32_t> bits;
+    Vectors in, listed;  // of xs and of list
   };
   float * stream(Own & own, int64_t trunk, int t) { return own.x.data() + (trunk * tokens + t) * width; }
   float * input(Own & own, int t) { return own.h.data() + (int64_t) t * width; }
@@ -799,12 +899,13 @@ class Step {
   void layer(const Layer & y, int l, Own & own, int thread) {
     const int dq = (int) (m.heads * m.head_width), dkv = (int) (m.kv_heads * m.head_width), hw = (int) m.head_width;
     const int64_t stride = dq + 2 * dkv;
-    const float * const * xs = own.xs.data(), * const * from = xs;
+    Vectors & in = own.in.set(own.xs.data(), tokens, width), & list = own.listed;
     begin_branch(y, y.attention_norm, own);
-    if (y.crosses) { other_trunk(y, own); from = own.list.data(); }
-    share(thread, y.q.rows, [&](int64_t a, int64_t z) { product_to(y.q, a, z, xs, tokens, qkv.data(), stride); });
-    share(threads - 1 - thread, y.k.rows, [&](int64_t a, int64_t z) { product_to(y.k, a, z, from, tokens, qkv.data() + dq, stride); });
-    share(thread, y.v.rows, [&](int64_t a, int64_t z) { product_to(y.v, a, z, from, tokens, qkv.data() + dq + dkv, stride); });
+    if (y.crosses) other_trunk(y, own);
+    Vectors & from = y.crosses ? list.set(own.list.data(), tokens, width) : in;
+    share(thread, y.q.rows, [&](int64_t a, int64_t z) { product_to(y.q, a, z, in, qkv.data(), stride); });
+    share(threads - 1 - thread, y.k.rows, [&](int64_t a, int64_t z) { product_to(y.k, a, z, from, qkv.data() + dq, stride); });
+    share(thread, y.v.rows, [&](int64_t a, int64_t z) { product_to(y.v, a, z, from, qkv.data() + dq + dkv, stride); });
     barrier.wait();
     const int group = (int) (m.heads / m.kv_heads), kv_heads = (int) m.kv_heads;
     const int parts = n % threads == 0 ? 1 : std::min(threads, kv_heads);  // of the heads of a sequence
@@ -839,14 +940,16 @@ class Step {
     }
     barrier.wait();
     for (int t = 0; t < tokens; t++) own.list[t] = attended.data() + (int64_t) t * dq;
-    share(thread, width, [&](int64_t a, int64_t z) { product_to(y.o, a, z, own.list.data(), tokens, branch.data(), width); });
+    list.set(own.list.data(), tokens, dq);
+    share(thread, width, [&](int64_t a, int64_t z) { product_to(y.o, a, z, list, branch.data(), width); });
     barrier.wait();
     end_branch(y, y.attention_norm, own);
     if (!y.up.rows) return;
     begin_branch(y, y.feed_forward_norm, own);
+    in.set(own.xs.data(), tokens, width);
     share(thread, m.hidden, [&](int64_t a, int64_t z) {
-      if (y.gate.rows) product_to(y.gate, a, z, xs, tokens, hidden.data(), m.hidden);
-      product_to(y.up, a, z, xs, tokens, y.gate.rows ? up.data() : hidden.data(), m.hidden);
+      if (y.gate.rows) product_to(y.gate, a, z, in, hidden.data(), m.hidden);
+      product_to(y.up, a, z, in, y.gate.rows ? up.data() : hidden.data(), m.hidden);
       for (int t = 0; t < tokens; t++) {
         float * h = hidden.data() + t * m.hidden, * u = up.data() + t * m.hidden;
         if (!y.gate.rows) { activate(m.activation, h + a, z - a); continue; }
@@ -858,7 +961,8 @@ class Step {
     });
     barrier.wait();
     for (int t = 0; t < tokens; t++) own.list[t] = hidden.data() + t * m.hidden;
-    share(thread, width, [&](int64_t a, int64_t z) { product_to(y.down, a, z, own.list.data(), tokens, branch.data(), width); });
+    list.set(own.list.data(), tokens, (int) m.hidden);
+    share(thread, width, [&](int64_t a, int64_t z) { product_to(y.down, a, z, list, branch.data(), width); });
     barrier.wait();
     end_branch(y, y.feed_forward_norm, own);
   }
@@ -889,7 +993,8 @@ class Step {
       own.list[t] = both;
     }
     barrier.wait();  // until all have read the last branch
-    share(thread, width, [&](int64_t a, int64_t z) { product_to(m.combine, a, z, own.list.data(), tokens, branch.data(), width); });
+    own.listed.set(own.list.data(), tokens, 2 * width);
+    share(thread, width, [&](int64_t a, int64_t z) { product_to(m.combine, a, z, own.listed, branch.data(), width); });
     barrier.wait();
     memcpy(own.h.data(), branch.data(), 4 * (int64_t) tokens * width);
   }
@@ -909,10 +1014,11 @@ class Step {
     if (own.which.empty()) return;
     Draw * draw = draws.data() + (int64_t) thread * c * window;
     const int count = (int) own.which.size();
+    own.listed.set(own.list.data(), count, width);
     share(thread, stop - first, [&](int64_t a, int64_t z) {
       for (int64_t at = first + a; at < first + z; at += PART) {
         const int size = (int) std::min<int64_t>(PART, first + z - at);
-        product_to(matrix, at - offset, at - offset + size, own.list.data(), count, own.part.data() - (at - offset), PART);
+        product_to(matrix, at - offset, at - offset + size, own.listed, own.part.data() - (at - offset), PART);
         for (int j = 0; j < count; j++) {
           const int t = own.which[j];
           float * z_ = own.part.data() + j * PART;
@@ -1037,6 +1143,10 @@ class Step {
       if (!b.ids) own.part.resize((int64_t) tokens * PART + LANES);
       own.list.resize(tokens); own.which.reserve(tokens);
       for (int t = 0; t < tokens; t++) own.xs.push_back(own.h.data() + (int64_t) t * width);
+      if (m.embedding.kind == INT8) {
+        own.in.reserve(tokens, width);
+        own.listed.reserve(tokens, std::max({m.n_trunks * width, dq, m.hidden}));
+      }
       own.sorted.reserve(n_writable + LANES); own.bits.reserve(n_writable + LANES); own.weights.reserve(FINE + 2);
     }
   }
@@ -1056,15 +1166,16 @@ extern "C" int pardalis_decode(const Model * model, const Batch * batch, int64_t
 }
 extern "C" int pardalis_product(const Matrix * m, const float * x, int64_t n, float * y, int64_t threads) {
   try {
-    Workers::together((int) threads, [=](int thread) {
+    std::vector<const float *> xs(n);
+    for (int64_t t = 0; t < n; t++) xs[t] = x + t * m->width;
+    Vectors of;
+    if (m->kind == INT8) of.reserve(n, m->width);
+    of.set(xs.data(), (int) n, (int) m->width);
+    if (m->kind == INT8) of.rounded();
+    Workers::together((int) threads, [&](int thread) {
       int64_t first, stop;
       part_of(m->rows, thread, (int) threads, first, stop);
-      const float * xs[AT_ONCE];
-      for (int64_t t = 0; t < n; t += AT_ONCE) {
-        const int count = (int) std::min<int64_t>(AT_ONCE, n - t);
-        for (int j = 0; j < count; j++) xs[j] = x + (t + j) * m->width;
-        product_to(*m, first, stop, xs, count, y + t * m->rows, m->rows);
-      }
+      product_to(*m, first, stop, of, y, m->rows);
     });
     return 0;
   } catch (...) {
