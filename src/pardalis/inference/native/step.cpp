@@ -299,15 +299,14 @@ static inline void tile(const T * const * w, const typename Terms<T>::Other * co
     }
   }
   Floats total[R * B];  // compilers keep an array in registers only if its address goes nowhere
-  if (i == width) {
-    for (int k = 0; k < R * B; k++) total[k] = Of::whole(acc[k]);
-  } else {
+  for (int k = 0; k < R * B; k++) total[k] = Of::whole(acc[k]);
+  if (i < width) {
     for (int r = 0; r < R; r++) {
       const auto row = last_of(Of::row, w[r] + i, width - i);
       for (int b = 0; b < B; b++) {
-        auto sum = acc[b * R + r];
-        Of::add(sum, row, last_of(Of::other, x[b] + i, width - i));
-        total[b * R + r] = Of::whole(sum);
+        typename Of::Sum rest = {};
+        Of::add(rest, row, last_of(Of::other, x[b] + i, width - i));
+        total[b * R + r] += Of::whole(rest);
       }
     }
   }
