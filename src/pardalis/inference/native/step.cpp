@@ -339,24 +339,18 @@ static void product_of(const Matrix & m, int64_t first, int64_t stop, const type
   const Rows rows(first, stop);
   const int width = (int) m.width;
   const T * w[ROWS];
+  int64_t at[ROWS];
+  float factor[ROWS], bias[ROWS];
   for (int64_t r = first; r < first + rows.apart; r++) {
-    for (int j = 0; j < ROWS; j++) {
-      const int64_t row = rows.row(r, j);
-      if (m.index) w[j] = values + m.index[row] * m.width;
-      else if (r == first || r + 1 == first + rows.apart) w[j] = values + row * m.width;
-      else w[j] += m.width;
-    }
-    const bool is_whole = r + (ROWS - 1) * rows.apart < stop;
-    const int count = is_whole ? ROWS : (int) ((stop - r + rows.apart - 1) / rows.apart);
-    float factor[ROWS], bias[ROWS];
-    if (m.scale) for (int j = 0; j < ROWS; j++) factor[j] = m.scale[rows.row(r, j)];
-    if (m.bias) for (int j = 0; j < ROWS; j++) bias[j] = m.bias[rows.row(r, j)];
-    auto emit = [&](int b, float * v) {
-      float * to = y + b * stride + r;
+    for (int j = 0; j < ROWS; j++) at[j] = rows.row(r, j);
+    for (int j = 0; j < ROWS; j++) w[j] = values + (m.index ? m.index[at[j]] : at[j]) * width;
+    if (m.scale) for (int j = 0; j < ROWS; j++) factor[j] = m.scale[at[j]];
+    if (m.bias) for (int j = 0; j < ROWS; j++) bias[j] = m.bias[at[j]];
+    auto emit = [&](int b, float * v) {  // a row that is repeated has the same value
       if (m.scale) for (int j = 0; j < ROWS; j++) v[j] *= factor[j] * (scales ? scales[b] : 1);
       if (m.bias) for (int j = 0; j < ROWS; j++) v[j] += bias[j];
-      if (is_whole) for (int j = 0; j < ROWS; j++) to[j * rows.apart] = v[j];
-      else for (int j = 0; j < count; j++) to[j * rows.apart] = v[j];
+      float * to = y + b * stride;
+      for (int j = 0; j < ROWS; j++) to[at[j]] = v[j];
     };
     int b = 0;
     // The more often rows are read again, the less of the next ones is fetched each time.
