@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -476,8 +477,115 @@ def test_lost_pixels_are_not_metadata(encode):
     content = encode(PIL.Image.effect_noise((64, 64), 90))
     with pytest.raises(DataError, match="truncated or damaged"):
         open_image(content[: len(content) // 2])
-    with pytest.raises(DataError, match="not an image of a kind"):
+    with pytest.raises(DataError, match="of the kind image/png, and is truncated, damaged or"):
         open_image(content[:33] + _chunk(b"PLTE", b"\0")[:-4] + b"crc?" + content[33:])
+
+
+# ── the ends of files ────────────────────────────────────────────────────────────────────────────
+
+
+FORMS_OF_JPEG = [
+    {},
+    {"progressive": True},
+    {"optimize": True, "quality": 20},
+    {"restart_marker_blocks": 3},
+    {"subsampling": 0},
+]
+
+
+@pytest.fixture(scope="module")
+def slopes():
+    y, x = np.mgrid[:70, :90]
+    noise = np.random.default_rng(0).integers(0, 30, (70, 90, 3))
+    return PIL.Image.fromarray((np.stack([y * 2, x * 2, y + x], axis=2) + noise).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", FORMS_OF_JPEG)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_is_whole_without_its_end_marker(encode, slopes, options, mode):
+    content = encode(slopes.convert(mode), "JPEG", **options)
+    expected = pixels(open_image(content))
+    body = content[:-2]
+    for end in (b"", b"\xff", b"junk\xff\xd9", b"\xff" * 9 + b"\xd9", bytes(9000), b"\xff\xd9tail"):
+        assert np.array_equal(pixels(open_image(body + end)), expected)
+
+
+@pytest.mark.parametrize("options", FORMS_OF_JPEG)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_is_cut_is_refused_or_shows_all(encode, slopes, options, mode):
+    """The last bits may change no pixel; grey in place of what is lost is no image."""
+    content = encode(slopes.convert(mode), "JPEG", **options)
+    expected = pixels(open_image(content))
+    for lost in (*range(3, 40), 200, len(content) // 2):
+        for end in (b"", bytes(9000)):
+            try:
+                image = open_image(content[:-lost] + end)
+            except DataError as error:
+                assert "truncated" in str(error)
+                continue
+            assert np.array_equal(pixels(image), expected)
+
+
+@pytest.mark.parametrize("options", [each for each in FORMS_OF_JPEG if "progressive" not in each])
+def test_an_end_marker_makes_a_cut_jpeg_no_whole_one(encode, slopes, options):
+    content = encode(slopes, "JPEG", **options)
+    for lost in (40, 200, len(content) // 2):
+        with pytest.raises(DataError, match="is truncated or damaged"):
+            open_image(content[:-lost] + b"\xff\xd9")
+
+
+def test_scans_that_are_missing_are_told(encode, slopes):
+    content = encode(slopes, "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    with pytest.raises(DataError, match=r"could not be decoded: it ends before its last scan\."):
+        open_image(content[:last])
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_needs_its_pixels_alone(encode, slopes, lossless):
+    """Neither the size of the whole file, nor what stands behind the pixels."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    content = encode(slopes, "WEBP", lossless=lossless, exif=exif)
+    expected = pixels(open_image(content))
+    assert expected.shape == (90, 70, 3)
+    for size in (0, 10, len(content) + 1000, 0xFFFFFFFF):
+        changed = content[:4] + struct.pack("<I", size) + content[8:]
+        assert np.array_equal(pixels(open_image(changed)), expected)
+        assert image_size(changed) == (90, 70)
+    upright = pixels(open_image(encode(slopes, "WEBP", lossless=lossless)))
+    assert np.array_equal(pixels(open_image(content[:-5])), upright)
+    layer = slopes.copy()
+    layer.putalpha(PIL.Image.linear_gradient("L").resize(layer.size))
+    content = encode(layer, "WEBP", lossless=lossless)
+    changed = content[:4] + bytes(4) + content[8:]
+    assert np.array_equal(pixels(open_image(changed)), pixels(open_image(content)))
+    with pytest.raises(DataError, match="truncated or damaged"):
+        open_image(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF"])
+def test_of_a_cut_animation_the_first_frame(encode, slopes, kind):
+    content = encode(slopes, kind, save_all=True, append_images=[slopes.rotate(90)])
+    expected = pixels(open_image(content))
+    assert np.array_equal(pixels(open_image(content[:-200])), expected)
+
+
+def test_the_end_of_a_png_says_nothing_of_its_pixels(encode, slopes):
+    content = encode(slopes)
+    for changed in (content[:-12], content[:-4], content[:-1] + b"?", content[:-14]):
+        assert np.array_equal(pixels(open_image(changed)), pixels(slopes))
+    with pytest.raises(DataError, match="truncated or damaged"):
+        open_image(content[:-60])
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "GIF", "WEBP"])
+def test_a_damaged_header_is_not_called_a_strange_kind(encode, slopes, kind):
+    content = encode(slopes, kind)[:12] + b"?"
+    for read in (open_image, image_size):
+        with pytest.raises(DataError, match="truncated"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(content)
 
 
 HEIC = base64.b64decode(  # 64 pixels, the left half blue and the right one red

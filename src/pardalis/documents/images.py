@@ -12,8 +12,6 @@ import binascii
 import importlib.util
 import io
 import re
-import zlib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -21,10 +19,11 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import PIL.Image
-from PIL import ExifTags, UnidentifiedImageError
+from PIL import ExifTags, ImageChops, UnidentifiedImageError
 from PIL.IcoImagePlugin import IcoFile
 
 from pardalis.documents.document import ImageSource
+from pardalis.documents.encoded import JPEG, damaged, jpeg_forms, without_metadata
 from pardalis.errors import DataError
 from pardalis.files import kind_of, pointer_of, read_bytes
 
@@ -48,9 +47,6 @@ _KINDS = (
 # How the main brand of HEIC images begins; that of AVIF, which Pillow reads itself, is another.
 _HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_CLEAR = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}  # bytes of tRNS, by kind of colour
-
 # What stands in place of images, in lower case, and what to do.
 _OTHERS = {
     b"<!doctype html": "an HTML page and not an image, as a server sends for a missing file",
@@ -59,10 +55,6 @@ _OTHERS = {
     b"%pdf": "a PDF document and not an image; save its pages as PNG",
     b"<?xml": "an XML document and not an image, such as a drawing or the error of a server",
 }
-
-_MOST_SCANS = 200  # of a JPEG; a progressive one has ten or so
-# A marker with a length behind it, or that of the end; neither a stuffed byte nor a restart.
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 # How to stand an image upright, by the EXIF orientation.
 _TURNS = {
@@ -102,18 +94,22 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
     try:
         return _decoded(content, where, blend)
     except DataError:
-        if (bare := _without_metadata(content)) is None:
+        if (bare := without_metadata(content)) is None:
             raise
         return _decoded(bare, where, blend)
 
 
 def _decoded(content: bytes, where: str, blend: Blend) -> PIL.Image.Image:
+    forms = jpeg_forms(content, where) if content.startswith(JPEG) else (content,)
+    image = _of_form(forms[0], where, blend)
+    for form in forms[1:]:
+        if ImageChops.difference(image, _of_form(form, where, blend)).getbbox():
+            raise damaged(where, "its last scan is cut off")
+    return image
+
+
+def _of_form(content: bytes, where: str, blend: Blend) -> PIL.Image.Image:
     with _opened(io.BytesIO(content), where) as image:
-        if image.format in ("JPEG", "MPO") and _n_scans(content) > _MOST_SCANS:
-            raise DataError(
-                f"{where} has more than {_MOST_SCANS} scans, each of which is decoded as a whole "
-                "image; save it again."
-            )
         return _to_rgb(image, where, blend)
 
 
@@ -147,7 +143,7 @@ def image_size(source: Path | bytes) -> tuple[int, int]:
             return _size(file, where)
         except DataError:
             file.seek(0)
-            if (bare := _without_metadata(file.read(_MOST_BYTES))) is None:
+            if (bare := without_metadata(file.read(_MOST_BYTES))) is None:
                 raise
         return _size(io.BytesIO(bare), where)
 
@@ -273,73 +269,6 @@ def from_base64(text: str | bytes) -> bytes:
         raise DataError(f"The image's base64 text is broken: {error}.") from error
 
 
-def _n_scans(content: bytes) -> int:
-    """Return the number of scans of the first image of a JPEG, or one more than are allowed.
-
-    A scan of a few bytes may stand for a whole image, so that a small file takes hours.
-    """
-    n_scans, at = 0, 2
-    while n_scans <= _MOST_SCANS and (found := _MARKER.search(content, at)) is not None:
-        marker = found[0][1]
-        if marker == 0xD9:  # the end
-            break
-        n_scans += marker == 0xDA
-        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
-    return n_scans
-
-
-def _without_metadata(content: bytes) -> bytes | None:
-    """Return a PNG or a JPEG without its metadata; None for other files, or if it has none.
-
-    Pillow refuses images for texts, profiles and times that are large or damaged, although the
-    pixels are whole. Those that say how to show the pixels are kept if they are sound.
-    """
-    if content.startswith(_PNG):
-        kept = _png_chunks(content)
-    elif content.startswith(b"\xff\xd8\xff"):
-        kept = _jpeg_segments(content)
-    else:
-        return None
-    bare = b"".join(kept)
-    return bare if len(bare) < len(content) else None
-
-
-def _png_chunks(content: bytes) -> Iterator[bytes]:
-    """Yield the parts of a PNG that pixels depend on, and the orientation."""
-    yield _PNG
-    at = len(_PNG)
-    colour = content[25] if len(content) > 25 else 0
-    lengths = {b"eXIf": range(2, 1 << 16), b"tRNS": _CLEAR.get(colour, range(0))}
-    while len(head := content[at : at + 8]) == 8:
-        length, kind = int.from_bytes(head[:4]), head[4:]
-        chunk = content[at : at + 12 + length]
-        at += 12 + length
-        is_critical = not kind[0] & 0x20
-        # Without its sum a part that is not needed is damaged.
-        is_sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-        if is_critical or (length in lengths.get(kind, ()) and is_sound):
-            yield chunk
-        if kind == b"IEND":
-            return
-
-
-def _jpeg_segments(content: bytes) -> Iterator[bytes]:
-    """Yield the parts of a JPEG that pixels depend on, and the orientation."""
-    yield content[:2]
-    at = 2
-    while len(head := content[at : at + 4]) == 4 and head[0] == 0xFF:
-        marker, end = head[1], at + 2 + int.from_bytes(head[2:])
-        body = content[at + 4 : end]
-        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
-        is_needed = body.startswith(b"Exif\0\0") or (body.startswith(b"Adobe") and len(body) >= 12)
-        if marker == 0xDA:  # the pixels
-            break
-        if not is_metadata or is_needed:
-            yield content[at:end]
-        at = end
-    yield content[at:]
-
-
 @cache  # looking for what is not installed takes longer than reading an image
 def can_read_heic() -> bool:
     """Whether the extra ``heic`` is installed."""
@@ -379,7 +308,7 @@ def _opened(file: io.BufferedReader | io.BytesIO, where: str) -> PIL.Image.Image
     except MemoryError:
         raise
     except Exception as error:  # see _to_rgb; WebP is unpacked at once
-        raise _damaged(where, error) from error
+        raise damaged(where, error) from error
     if image.format not in _KINDS:
         image.close()
         raise _unknown(where, file)
@@ -403,7 +332,7 @@ def _to_rgb(image: PIL.Image.Image, where: str, blend: Blend) -> PIL.Image.Image
     except Exception as error:  # Pillow's decoders raise many classes when bytes are damaged
         if _is_closed(image, error):
             raise DataError(f"{where} is closed; open it again, or give its path.") from error
-        raise _damaged(where, error) from error
+        raise damaged(where, error) from error
 
 
 def _is_large_icon(file: io.BufferedReader | io.BytesIO) -> bool:
@@ -475,10 +404,6 @@ def _empty(where: str) -> DataError:
     return DataError(f"{where} holds zero bytes; an image was expected.")
 
 
-def _damaged(where: str, error: Exception) -> DataError:
-    return DataError(f"{where} is truncated or damaged, and could not be decoded: {error}.")
-
-
 def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
     beginning = raw = b""
     if not file.closed:
@@ -495,6 +420,12 @@ def _unknown(where: str, file: io.BufferedReader | io.BytesIO) -> DataError:
     for start, what in _OTHERS.items():
         if beginning.startswith(start):
             return DataError(f"{where} is {what}.")
+    is_tiff = raw.startswith((b"II*\0", b"MM\0*"))
+    if found := "image/tiff" if is_tiff else media_type(raw):
+        return DataError(
+            f"{where} is of the kind {found}, and is truncated, damaged or of a rare form that is "
+            "not read; save it again as PNG or JPEG."
+        )
     what = kind_of(raw)
     text = " ".join(raw.decode().split()) if raw.isascii() else ""
     if not what and raw and not any(raw):
