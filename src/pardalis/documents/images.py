@@ -12,6 +12,7 @@ import binascii
 import importlib.util
 import io
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -94,9 +95,10 @@ def open_image(source: ImageSource, blend: Blend = "chameleon") -> PIL.Image.Ima
     try:
         return _decoded(content, where, blend)
     except DataError:
-        if (bare := without_metadata(content)) is None:
-            raise
-        return _decoded(bare, where, blend)
+        if (bare := without_metadata(content)) is not None:
+            with suppress(DataError):
+                return _decoded(bare, where, blend)
+        raise
 
 
 def _decoded(content: bytes, where: str, blend: Blend) -> PIL.Image.Image:
@@ -143,9 +145,10 @@ def image_size(source: Path | bytes) -> tuple[int, int]:
             return _size(file, where)
         except DataError:
             file.seek(0)
-            if (bare := without_metadata(file.read(_MOST_BYTES))) is None:
-                raise
-        return _size(io.BytesIO(bare), where)
+            if (bare := without_metadata(file.read(_MOST_BYTES))) is not None:
+                with suppress(DataError):
+                    return _size(io.BytesIO(bare), where)
+            raise
 
 
 def _size(file: io.BufferedReader | io.BytesIO, where: str) -> tuple[int, int]:
