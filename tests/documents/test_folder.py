@@ -96,6 +96,97 @@ def test_lists_of_other_names_are_told(tmp_path):
     assert names == {"coco.json", "rows.csv", "more.jsonl", "x.parquet"}
 
 
+def coco(annotations_first=False):
+    images = [{"id": 7, "file_name": "000007.jpg", "license": 3}, {"id": 9, "file_name": "9.jpg"}]
+    annotations = [
+        {"image_id": 7, "id": 1, "caption": "an owl\n"},
+        {"image_id": 7, "id": 2, "caption": "a white bird"},
+        {"image_id": 7, "id": 3, "caption": "an owl"},
+        {"image_id": 9, "id": 4, "caption": "a lost one"},
+        {"image_id": 8, "id": 5, "caption": "of no image"},
+        "nonsense",
+    ]
+    lists = [("images", images), ("licenses", [{"id": 3}]), ("annotations", annotations)]
+    return json.dumps({"info": {"year": 2017}, **dict(lists[::-1] if annotations_first else lists)})
+
+
+@pytest.mark.parametrize("folder", ["annotations", "train2017", "."])
+@pytest.mark.parametrize("annotations_first", [False, True])
+def test_captions_of_coco(tmp_path, folder, annotations_first):
+    """Its list lies beside the folder of the images, or among them."""
+    path = tmp_path / folder / "captions_train2017.json"
+    put(tmp_path, {
+        "train2017/000007.jpg": b"7", "train2017/bare.jpg": b"b", "val2017/000007.jpg": b"v",
+        f"{folder}/captions_train2017.json": coco(annotations_first),
+    })  # fmt: skip
+    items = list(read_folder(tmp_path))
+    texts = {item.name: item.text for item in items if isinstance(item, Document)}
+    assert texts == {
+        "train2017/000007.jpg": "an owl", "train2017/000007.jpg#2": "a white bird",
+        "train2017/bare.jpg": "", "val2017/000007.jpg": "",
+    }  # fmt: skip
+    assert [(r.where, r.kind) for r in items if isinstance(r, Rejection)] == [
+        (f"{path}:4", "missing-image"), (f"{path}:5", "bad-record"), (f"{path}:6", "bad-record"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [
+    '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "capt',
+    '{"images": [], "annotations": 3}', '{"images": [' + "[" * 5000 + "]" * 5000 + "]}",
+    '{"info": {}} x', '{"images" []}',
+])  # fmt: skip
+def test_a_damaged_list_of_coco_is_rejected(tmp_path, text):
+    put(tmp_path, {"a.png": b"a", "captions_val.json": text})
+    items = list(read_folder(tmp_path))
+    assert [item.name for item in items if isinstance(item, Document)] == ["a.png"]
+    (other,) = (item for item in items if not isinstance(item, Document))
+    assert other.kind in ("bad-json", "unread-list") and "captions_val.json" in other.where
+
+
+def test_a_caption_of_a_name_like_cocos_is_that_of_its_image(tmp_path):
+    put(tmp_path, {"captions_1.png": b"a", "captions_1.json": '{"caption": "one"}'})
+    assert [(item.name, item.text) for item in read_folder(tmp_path)] == [("captions_1.png", "one")]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("captions.txt", 'image,caption\nowl.jpg,"An owl, white"\nowl.jpg,a bird\n,\nno.jpg,none\n'),
+    ("text/Flickr8k.token.txt",
+     "owl.jpg#0\tAn owl, white\nowl.jpg#1\ta bird\nno tab\nno.jpg#0\tnone\n"),
+    ("results_20130124.token",
+     "owl.jpg#0\tAn owl, white\r\nowl.jpg#1\ta bird\r\n?\r\nno.jpg#0\tnone"),
+])  # fmt: skip
+@pytest.mark.parametrize("folder", ["Images", "."])
+def test_captions_of_flickr(tmp_path, name, text, folder):
+    put(tmp_path, {f"{folder}/owl.jpg": b"x", f"{folder}/bare.jpg": b"y", name: text})
+    items = list(read_folder(tmp_path))
+    start = "" if folder == "." else f"{folder}/"
+    texts = {os.path.normpath(d.name): d.text for d in items if isinstance(d, Document)}
+    assert texts == {
+        f"{start}owl.jpg": "An owl, white", f"{start}owl.jpg#2": "a bird", f"{start}bare.jpg": "",
+    }  # fmt: skip
+    kinds = [r.kind for r in items if isinstance(r, Rejection)]
+    assert kinds == ["bad-record", "missing-image"]
+
+
+def test_a_text_of_a_lists_name_is_a_list_by_its_first_line(tmp_path):
+    put(tmp_path, {"captions.png": b"a", "captions.txt": "An owl, white\nas snow"})
+    assert [item.text for item in read_folder(tmp_path)] == ["An owl, white\nas snow"]
+
+
+def test_a_list_names_no_image_outside(tmp_path):
+    put(
+        tmp_path,
+        {
+            "in/a.png": b"a",
+            "secret.png": b"s",
+            "in/captions.txt": "image,caption\n../secret.png,x\n",
+        },
+    )
+    items = list(read_folder(tmp_path / "in"))
+    assert [item.kind for item in items if isinstance(item, Rejection)] == ["outside-image"]
+    assert [item.name for item in items if isinstance(item, Document)] == ["a.png"]
+
+
 @pytest.mark.parametrize("list_name", ["captions.jsonl", "metadata.jsonl"])
 def test_a_list_adds_to_what_stands_beside_the_images(tmp_path, list_name):
     files = {

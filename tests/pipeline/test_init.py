@@ -128,6 +128,22 @@ def test_a_list_of_captions_describes_its_folder(tmp_path):
     assert look(tmp_path / "data").sources[0].n_pairs == 2
 
 
+def test_a_list_beside_the_folder_of_images_describes_it(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_documents("folder", tmp_path / "data" / "train2017", range(2))
+    names = [f"{n}.png" for n in range(2)]
+    for n in range(2):
+        (tmp_path / "data" / "train2017" / f"{n}.txt").unlink()
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    annotations = [{"image_id": n, "caption": words(n)} for n in range(2)]
+    (tmp_path / "data" / "annotations").mkdir()
+    (tmp_path / "data" / "annotations" / "captions_train2017.json").write_text(
+        json.dumps({"images": images, "annotations": annotations})
+    )
+    assert sources_of(tmp_path / "data") == {"data": ("folder", ".")}
+    assert look(tmp_path / "data").sources[0].n_pairs == 2
+
+
 def test_what_is_no_file_is_left_out(tmp_path):
     write_documents("folder", tmp_path / "data", range(2))
     for name in ("a.jsonl", "a.html", "a.png", "a.txt"):

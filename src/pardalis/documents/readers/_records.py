@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pardalis.documents.document import Document, Omission, Rejection
 from pardalis.documents.readers._columns import Place
@@ -37,6 +37,7 @@ _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state
 _PART = re.compile(r"(.*)-\d{5,6}-of-(\d{5,6})(?:-[0-9a-f]{16})?\.parquet")
 _LEFT = re.compile(r"(cache-|tmp|indices).*\.arrow")  # of Dataset.map and Dataset.filter
 
+Item = TypeVar("Item")
 Parsed = Document | Iterable[Document | Rejection]
 Parse = Callable[[dict[str, Any], Place], Parsed]
 
@@ -130,8 +131,8 @@ def _of_file(path: Path, root: Path, parse: Parse, reader: str) -> Iterator[Docu
 
 
 def items_of(
-    path: Path, parse: Callable[[dict[str, Any], int], list[Document | Rejection]]
-) -> Iterator[list[Document | Rejection] | Rejection]:
+    path: Path, parse: Callable[[dict[str, Any], int], Item]
+) -> Iterator[Item | Rejection]:
     """Yield what ``parse`` makes of each record of a file, whatever its format."""
     name = path.name.lower()
     if name.endswith(_TABLES):
@@ -143,8 +144,8 @@ def items_of(
 
 
 def _of_list(
-    path: Path, parse: Callable[[dict[str, Any], int], list[Document | Rejection]]
-) -> Iterator[list[Document | Rejection] | Rejection]:
+    path: Path, parse: Callable[[dict[str, Any], int], Item]
+) -> Iterator[Item | Rejection]:
     try:
         records = read_json(path)
     except (OSError, ValueError) as error:
@@ -166,8 +167,8 @@ def _of_list(
 
 
 def _of_rows(
-    path: Path, parse: Callable[[dict[str, Any], int], list[Document | Rejection]]
-) -> Iterator[list[Document | Rejection] | Rejection]:
+    path: Path, parse: Callable[[dict[str, Any], int], Item]
+) -> Iterator[Item | Rejection]:
     number = 0
     try:
         for record in rows_of(path):

@@ -7,13 +7,13 @@ Face's "imagefolder" has it, which describes its folder with all below:
 
     {"file_name": "owl.png", "text": "an owl"}
 
-Lists come first. What they leave out is read from beside the images, so a list hides nothing; each
-different caption of an image makes a document, and none is read twice.
+or be one of COCO or Flickr (:mod:`._lists`). Lists come first. What they leave out is read from
+beside the images, so a list hides nothing; each different caption of an image makes a document, and
+none is read twice.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,14 @@ from pardalis.documents.readers._columns import (
     licence_of,
 )
 from pardalis.documents.readers._lines import BadRecordError
-from pardalis.documents.readers._records import items_of
-from pardalis.documents.readers._tables import read_rows
+from pardalis.documents.readers._lists import (
+    CAPTION_LISTS,
+    entries,
+    image_folders,
+    is_list,
+    may_be_list,
+    place_of,
+)
 from pardalis.documents.readers._text import damaged_text, decode, is_utf8, read_decoded
 from pardalis.documents.readers._walk import Folder, Names, of_pointer, walk
 from pardalis.documents.readers.recognise import expect
@@ -49,11 +55,6 @@ IMAGE_SUFFIXES = frozenset((
 ))  # fmt: skip
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-
-CAPTION_LISTS = (
-    "captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv", "captions.tsv",
-    "metadata.tsv", "metadata.parquet",
-)  # fmt: skip
 
 _LISTS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # of any name
 
@@ -111,10 +112,11 @@ def is_image(name: str) -> bool:
 
 def _read(root: Path) -> Iterator[Document | Rejection]:
     listed = _Listed(root)
-    for found in walk(root, lambda name: name.lower() in CAPTION_LISTS):
+    for found in walk(root, may_be_list):
         if isinstance(found, Folder):
-            for name in found.names:
-                yield from listed.read(found.path / name)
+            for path in (found.path / name for name in found.names):
+                if is_list(path):
+                    yield from listed.read(path)
     for found in walk(root, _is_content):
         if isinstance(found, Rejection):
             yield found
@@ -137,38 +139,31 @@ class _Listed:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._captions: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._lists: set[Path] = set()
 
     def read(self, path: Path) -> Iterator[Document | Rejection]:
         """Yield the documents of a list; lines that repeat others are left out."""
+        self._lists.add(path)
         if pointer := pointer_in(path):
-            lines: Iterator[Any] = iter((of_pointer(path, pointer),))
-        elif path.suffix.lower() in (".jsonl", ".parquet"):
-            parse = partial(self._documents, folder=path.parent)
-            lines = items_of(path, lambda record, _: list(parse(record)))
-        else:
-            lines = self._of_table(path)
-        for item in lines:
-            if isinstance(item, Rejection):
-                yield item
-            else:
-                yield from item
-
-    def _of_table(self, path: Path) -> Iterator[list[Document] | Rejection]:
-        for row in read_rows(path):
-            if isinstance(row, Rejection):
-                yield row
+            yield of_pointer(path, pointer)
+            return
+        folders = image_folders(path, self._root)
+        for entry in entries(path):
+            if isinstance(entry, Rejection):
+                yield entry
                 continue
-            number, record = row
+            where, record = entry
             try:
-                yield list(self._documents(record, path.parent))
+                yield from list(self._documents(record, folders))
             except BadRecordError as error:
-                yield Rejection(f"{path}:{number}", error.kind, str(error))
+                yield Rejection(where, error.kind, str(error))
 
-    def _documents(self, record: Mapping[str, Any], folder: Path) -> Iterator[Document]:
+    def _documents(self, record: Mapping[str, Any], folders: list[Path]) -> Iterator[Document]:
         names, value = _file_names(record), first_of(record, TEXT_NAMES)
         captions = [filled(each) for each in (value if isinstance(value, list) else [value])]
         if not names or not any(captions):
             raise BadRecordError("bad-record", 'The line needs text under "file_name" and "text".')
+        folder = place_of(names[0], folders) or folders[0]
         place = Place(folder, self._root, "")
         images = [find_named(name, place, "The image of the line") for name in names]
         for caption in filter(None, captions):
@@ -178,6 +173,10 @@ class _Listed:
                 yield Document((Text(caption), *shown), _numbered(name, number), licence_of(record))
             for image in images[1:]:
                 self.add(image, caption)
+
+    def is_read(self, path: Path) -> bool:
+        """Whether a file is a list that was read."""
+        return path in self._lists
 
     def add(self, image: Path, caption: str) -> int:
         """Note a caption of an image; return how many it has now, 0 if it had this one."""
@@ -235,16 +234,13 @@ def _of_folder(found: Folder, root: Path, listed: _Listed) -> Iterator[Document 
             read = [item for each in captions for item in texts.read(each)]
             yield from _of_image(path, root, read, listed)
     for name in found.names:
+        if listed.is_read(folder / name):
+            continue
         if name.lower().endswith(CAPTION_SUFFIXES) and name not in used:
             reason = "The caption has no image beside it."
             yield Rejection(str(folder / name), "missing-image", reason)
-        elif (
-            name.lower().endswith(_LISTS)
-            and name not in used
-            and name.lower() not in CAPTION_LISTS
-            and not _is_beside(name, names)
-        ):
-            reason = f"It may list captions, and is none of {', '.join(CAPTION_LISTS)}."
+        elif name.lower().endswith(_LISTS) and name not in used and not _is_beside(name, names):
+            reason = f"It may list captions, and has none of the names {', '.join(CAPTION_LISTS)}."
             yield Omission(str(folder / name), "unread-list", reason)
 
 

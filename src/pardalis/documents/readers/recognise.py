@@ -48,6 +48,7 @@ def layout_of(record: Mapping[str, Any]) -> str:
         ("chat", {"messages"}),
         ("sharegpt", {"conversations"}),
         ("mmc4", {"text_list", "image_info"}),
+        ("folder", {"images", "annotations"}),  # of COCO
     ):
         if keys <= record.keys():
             return reader

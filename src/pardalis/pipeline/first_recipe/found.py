@@ -21,7 +21,8 @@ from pardalis.data import placed
 from pardalis.data.source import read_part
 from pardalis.documents import READERS, Document, Image, Omission, Rejection, open_image, reader_of
 from pardalis.documents.readers import is_clutter
-from pardalis.documents.readers.folder import CAPTION_LISTS, CAPTION_SUFFIXES, image_suffixes
+from pardalis.documents.readers._lists import CAPTION_LISTS, image_folders, is_list, may_be_list
+from pardalis.documents.readers.folder import CAPTION_SUFFIXES, image_suffixes
 from pardalis.documents.readers.html import PAGE_SUFFIXES
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import found_at
@@ -225,6 +226,7 @@ class _Files:
     folder: Path
     captioned: Counter[Path] = field(default_factory=Counter)  # images with captions, by folder
     bare: Counter[Path] = field(default_factory=Counter)  # images without, by folder
+    listing: set[Path] = field(default_factory=set)  # folders of lists of captions
     pages: Counter[Path] = field(default_factory=Counter)
     others: dict[str, Counter[Path]] = field(default_factory=dict)  # of suffixes, by reader
     lists: list[Path] = field(default_factory=list)  # files of records, but no lists of captions
@@ -239,13 +241,16 @@ class _Files:
         def unreadable(error: OSError) -> None:
             raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
+        folders: list[tuple[Path, list[str]]] = []
         for where, subfolders, names in os.walk(folder, onerror=unreadable):
             here = Path(where)
             subfolders[:] = sorted(name for name in subfolders if not is_clutter(name))
-            names = sorted(name for name in names if not is_clutter(name))
-            if listed.intersection((here, *here.parents)) or set(CAPTION_LISTS) & set(names):
-                listed.add(here)
-            found._add(here, names, here in listed)
+            folders.append((here, sorted(name for name in names if not is_clutter(name))))
+            for name in folders[-1][1]:
+                if may_be_list(name) and is_list(here / name):
+                    listed.update(image_folders(here / name, folder))
+        for here, names in folders:
+            found._add(here, names, bool(listed.intersection((here, *here.parents))))
         return found
 
     def _add(self, here: Path, names: Sequence[str], is_listed: bool) -> None:
@@ -263,7 +268,9 @@ class _Files:
                 (self.captioned if has_caption else self.bare)[here] += 1
             elif suffix in PAGE_SUFFIXES:
                 self.pages[here] += 1
-            elif name.lower() in CAPTION_LISTS or (suffix == ".txt" and has_images):
+            elif is_list(path):
+                self.listing.add(here)
+            elif suffix == ".txt" and has_images:
                 continue
             elif name.lower().endswith(_OF_RECORDS):
                 self.lists.append(path)
@@ -279,7 +286,8 @@ class _Files:
     @property
     def kinds(self) -> dict[str, set[Path]]:
         """The folders that the readers of folders would read, by reader."""
-        kinds: dict[str, set[Path]] = {"folder": {*self.captioned}, "html": {*self.pages}}
+        listing = self.listing if self.captioned else set()
+        kinds = {"folder": {*self.captioned, *listing}, "html": {*self.pages}}
         kinds |= {reader: {*folders} for reader, folders in self.others.items()}
         return {reader: folders for reader, folders in kinds.items() if folders}
 
