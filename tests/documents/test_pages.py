@@ -4,6 +4,7 @@ import base64
 import gzip
 import os
 import unicodedata
+from pathlib import Path
 from urllib.parse import quote
 
 import hostile
@@ -436,6 +437,43 @@ def test_frames_of_a_saved_page_are_no_pages(tmp_path):
         (tmp_path / name).write_text(f"<p>{name}</p>")
     names = [item.name for item in read_html(tmp_path)]
     assert names == ["a.htm", "owl.html", "my_files/y.html", "owl/more.html"]
+
+
+@pytest.mark.parametrize("name", [
+    "index.php", "page.html?id=3", "index.html@id=3", "view.php?x=1", "view.php?x=1.html",
+    "wiki/Owl", "wiki/St._Louis", "a.ASPX", "node?page=2",
+])  # fmt: skip
+@pytest.mark.parametrize("start", [
+    "<!DOCTYPE html>", "\ufeff\n<html>", "<!-- saved --><head></head>", "<p>",
+    '<?xml version="1.0"?>\n<!DOCTYPE html>',
+])  # fmt: skip
+def test_a_page_of_a_mirror_is_one_by_its_content(tmp_path, name, start):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(f"{start}<p>An owl.</p>", "utf-8")
+    assert [(item.name, item.text) for item in read_html(tmp_path)] == [(name, "An owl.")]
+
+
+def test_what_is_no_page_of_a_mirror_is_counted(tmp_path):
+    files = {
+        "a.php": "<?php echo 1;", "b.html?x=1": '{"a": 1}', "empty.php": "",
+        "feed.aspx": "<?xml version='1.0'?><rss>", "comments.php": "<!---->" * 500,
+        "LICENSE": "Copy it.", "a.png?v=1": "<p>", "style.css?v=1": "<p>", "x.js": "<p>",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    items = list(read_html(tmp_path))
+    assert {item.kind for item in items} == {"no-page"}
+    names = ["a.php", "b.html?x=1", "comments.php", "empty.php", "feed.aspx"]
+    assert [Path(item.where).name for item in items] == names
+
+
+@pytest.mark.parametrize(("address", "name"), [
+    ("a.png?v=2", "a.png?v=2"), ("a.png%3Fv=2", "a.png?v=2"), ("my%20a.png?v=2", "my a.png?v=2"),
+    ("a.png?v=2", "a.png@v=2"), ("a.png?v=2", "a.png"), ("a.php?f=a%2Fb", "a.php?f=a%2Fb"),
+])  # fmt: skip
+def test_images_of_a_mirror(page, tmp_path, red_png, address, name):
+    (tmp_path / name).write_bytes(red_png)
+    assert document_of(page(f'<img src="{address}">')).images[0].source.name == name
 
 
 def test_links_to_pages_outside_are_refused(tmp_path):

@@ -99,11 +99,20 @@ def files_below(
     entered: Callable[[str, Container[str]], bool] = lambda name, beside: True,
 ) -> Iterator[Path | Rejection]:
     """Yield a file, or all files of a folder and below whose names end so, sorted by folder."""
+    ends = tuple(suffixes)
+    return files_where(path, lambda name: name.lower().endswith(ends), entered)
+
+
+def files_where(
+    path: Path,
+    wanted: Callable[[str], bool],
+    entered: Callable[[str, Container[str]], bool] = lambda name, beside: True,
+) -> Iterator[Path | Rejection]:
+    """Yield a file, or all files of a folder and below of whose names this holds."""
     if not path.is_dir():
         yield path
         return
-    ends = tuple(suffixes)
-    for found in walk(path, lambda name: name.lower().endswith(ends), entered):
+    for found in walk(path, wanted, entered):
         if isinstance(found, Rejection):
             yield found
         else:

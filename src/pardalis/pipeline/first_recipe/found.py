@@ -23,7 +23,7 @@ from pardalis.documents import READERS, Document, Image, Omission, Rejection, op
 from pardalis.documents.readers import is_clutter
 from pardalis.documents.readers._lists import CAPTION_LISTS, image_folders, is_list, may_be_list
 from pardalis.documents.readers.folder import CAPTION_SUFFIXES, image_suffixes
-from pardalis.documents.readers.html import PAGE_SUFFIXES
+from pardalis.documents.readers.html import PAGE_SUFFIXES, is_page
 from pardalis.errors import ConfigError, DataError
 from pardalis.files import found_at
 
@@ -266,7 +266,7 @@ class _Files:
             if suffix in image_suffixes():
                 has_caption = is_listed or path.stem in stems
                 (self.captioned if has_caption else self.bare)[here] += 1
-            elif suffix in PAGE_SUFFIXES:
+            elif is_page(path):
                 self.pages[here] += 1
             elif is_list(path):
                 self.listing.add(here)
