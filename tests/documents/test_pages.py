@@ -87,6 +87,21 @@ def rejected(items) -> list[str]:
         ("<ul><li>a<ol><li>b</ol><li>c</ul>", "a\n1. b\nc"),
         ("<table><tr><td>1<td>2<tr><td>3<td>4</table>", "1\t2\n3\t4"),
         ("<table><tr><td><p>1</p><td><td><div>3</div></table>", "1\t\t3"),
+        ("a&nbsp;&nbsp;b&nbsp; c", "a b c"),
+        (
+            "<p>if x:<br>&nbsp;&nbsp;&nbsp; y = 1<br>\n &nbsp; <b>z</b><br>w",
+            "if x:\n    y = 1\n  z\nw",
+        ),
+        ("<div>&nbsp;&nbsp;a</div><div><i>&nbsp;</i><i>&nbsp;</i>b</div>", "  a\n  b"),
+        (
+            "<p>x<p>&nbsp;one<p>&nbsp;&nbsp;<p>\u3000\u3000two<ul><li>&nbsp;&nbsp;three",
+            "x\none\n  two\nthree",
+        ),
+        ("<table><tr><td>&nbsp;&nbsp;1<td>&nbsp;&nbsp;2</table>", "  1\t2"),
+        (
+            "<table><tr><td rowspan=2>A<td>1<tr><td>2<tr><td colspan=2>B<td>3</table>",
+            "A\t1\n2\nB\t3",
+        ),
         ("<table><tr><td>1<tr><td><td>2<tr><td>&nbsp;<td><td>3</table>", "1\n\t2\n\t\t3"),
         ("<table><caption>C</caption><tr><th>a<th>b</table>after", "C\na\tb\nafter"),
         ("<q>Hoo</q>, it said", "“Hoo”, it said"),

@@ -10,6 +10,9 @@ from typing import TypeAlias
 from pardalis.documents.document import Image, Segment, Text
 
 _SPACE = re.compile(r"\s+")
+_INDENT = re.compile(r"[ \t\n\f\r\xa0]*")
+_COLLAPSING = re.compile(r"[ \t\n\f\r]+")
+_LEAST_INDENT = 2  # spaces: one is padding, mostly
 
 Key: TypeAlias = tuple[str, str]
 
@@ -43,15 +46,23 @@ class Assembly:
     marker: str = ""  # of a list item, before its first text
     _gap: str = ""  # between the last block and the next
     _is_new_row: bool = False  # nothing stands in the row yet
+    _indent: int = 0  # spaces that break no line at the beginning of one, and those between
     _is_open: bool = False  # whether text goes on in the last block
     _parts: list[str] = field(default_factory=list)  # of the last block
 
     def write(self, text: str, place: str) -> None:
-        """Add text; outside verbatim parts its whitespace collapses."""
+        """Add text; outside verbatim parts its whitespace collapses, but for an indentation.
+
+        That of code is written with spaces that break no line (``&nbsp;``), where there is no
+        ``pre``. Within a line they are spaces as others.
+        """
         if self.is_verbatim:
             if text:
                 self._add(text, place)
             return
+        if self._gap == "\n" or not self.blocks:
+            run = _COLLAPSING.sub(" ", _INDENT.match(text)[0])  # type: ignore[index]
+            self._indent += len(run if self._indent else run.lstrip(" "))
         text = _SPACE.sub(" ", text)
         if text.startswith(" "):
             self._space()
@@ -70,16 +81,18 @@ class Assembly:
         """End a line."""
         if "\t" not in self._gap:
             self._gap = "\n"
+        self._indent = 0
 
     def row(self) -> None:
         """End a line, also that of a table whose last cells are empty."""
         self._gap = "\n"
-        self._is_new_row = True
+        self._is_new_row, self._indent = True, 0
 
     def cell(self) -> None:
         """End a table cell that is followed by another in its row."""
         is_kept = "\t" in self._gap or self._is_new_row
         self._gap = self._gap + "\t" if is_kept else "\t"
+        self._indent = 0
 
     def image(self, image: Image, place: str) -> None:
         """Add an image."""
@@ -88,7 +101,7 @@ class Assembly:
             self._space()
         self._close()
         self.blocks.append(Block(self._gap, place, image))
-        self._gap, self._is_new_row = "", False
+        self._gap, self._is_new_row, self._indent = "", False, 0
 
     def ends_with_word(self) -> bool:
         """Whether the last character is part of a word, a number or a bracket that ends one."""
@@ -108,9 +121,11 @@ class Assembly:
             self._close()
             self.blocks.append(Block(self._gap, place, "", self.is_verbatim))
             self._is_open = True
+            if self._indent >= _LEAST_INDENT and not self.marker:
+                self._parts.append(" " * self._indent)
         elif self._gap:
             self._parts.append(" ")
-        self._gap, self._is_new_row = "", False
+        self._gap, self._is_new_row, self._indent = "", False, 0
         if self.marker:
             self._parts.append(self.marker + " " if text else self.marker)
             self.marker = ""
