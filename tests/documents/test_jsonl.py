@@ -300,3 +300,12 @@ def test_a_file_larger_than_memory_streams_through(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_empty_objects_are_told_one_by_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{}\n{"text": "An owl."}\n{}\n')
+    first, document, last = read_jsonl(tmp_path / "a.jsonl")
+    assert document.text == "An owl."
+    assert [Path(each.where).name for each in (first, last)] == ["a.jsonl:1", "a.jsonl:3"]
+    assert first.kind == last.kind == "bad-record"
+    assert first.reason == last.reason == 'The document needs a list under "segments".'

@@ -94,8 +94,8 @@ def rejected(items) -> list[str]:
         ),
         ("<div>&nbsp;&nbsp;a</div><div><i>&nbsp;</i><i>&nbsp;</i>b</div>", "  a\n  b"),
         (
-            "<p>x<p>&nbsp;one<p>&nbsp;&nbsp;<p>\u3000\u3000two<ul><li>&nbsp;&nbsp;three",
-            "x\none\n  two\nthree",
+            "<p>x<p>&nbsp;one<p>&nbsp;&nbsp;<p>\u3000\u3000two<ol><li>&nbsp;&nbsp;y",
+            "x\none\ntwo\n1. y",
         ),
         ("<table><tr><td>&nbsp;&nbsp;1<td>&nbsp;&nbsp;2</table>", "  1\t2"),
         (

@@ -41,13 +41,19 @@ def read_lines(
 
     A file that is one list in JSON, or objects of several lines each, is read as these objects.
     """
+    of_empty: tuple[str, str] | None = None  # a small compressed file may have millions of {}
     try:
         for number, value in objects_of(path):
+            if not value and of_empty:
+                yield Rejection(f"{path}:{number}", *of_empty)
+                continue
             try:
                 if isinstance(value, BadRecordError):
                     raise value
                 yield parse(value, number)
             except BadRecordError as error:
+                if not value:
+                    of_empty = error.kind, str(error)
                 yield Rejection(f"{path}:{number}", error.kind, str(error))
     except ValueError as error:
         reason = f"The file cannot be read further: {error}."

@@ -23,6 +23,8 @@ from pardalis.documents.readers._tables import SUFFIXES, read_rows
 from pardalis.documents.readers._walk import files_below, of_files
 from pardalis.documents.readers.recognise import expect
 
+_EMPTY = "The row has neither text nor images."
+
 
 def read_csv(path: Path, options: TableOptions | None = None) -> Iterator[Document | Rejection]:
     """Yield the document of each row of a table, or of all tables below a folder.
@@ -43,6 +45,9 @@ def _read(file: Path, root: Path, options: TableOptions) -> Iterator[Document | 
             yield row
             continue
         number, record = row
+        if not any(record.values()):  # told at once: a small compressed file may hold millions
+            yield Rejection(f"{file}:{number}", "empty-document", _EMPTY)
+            continue
         try:
             yield row_document(record, Place(file.parent, root, f"{stem}:{number}"), options)
         except BadRecordError as error:

@@ -76,9 +76,10 @@ def read_jsonl(path: Path) -> Iterator[Document | Rejection]:
         DataError: there is no such file.
     """
     _require_file(path, "documents")
+    folder, stem = path.parent, path.stem
 
     def parse(line: dict[str, Any], number: int) -> Document:
-        return _document(line, path.parent, f"{path.stem}:{number}")
+        return _document(line, folder, f"{stem}:{number}")
 
     return read_lines(path, telling(parse, "jsonl"))
 

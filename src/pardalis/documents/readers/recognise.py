@@ -36,20 +36,21 @@ _OF_SUFFIX = {
 _OF_RECORDS = (
     ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".json.gz", *(".jsonl" + e for e in PACKED),
 )  # fmt: skip
+_OF_KEYS = (
+    ("jsonl", frozenset({"segments"})),
+    ("jsonl", frozenset({"task"})),
+    ("pairs", frozenset({"chosen", "rejected"})),
+    ("chat", frozenset({"messages"})),
+    ("sharegpt", frozenset({"conversations"})),
+    ("mmc4", frozenset({"text_list", "image_info"})),
+    ("folder", frozenset({"images", "annotations"})),  # of COCO
+)
 _MOST_FILES = 200  # of a folder, by which it is known
 
 
 def layout_of(record: Mapping[str, Any]) -> str:
     """Return the reader of a record by its keys; "" if none is known."""
-    for reader, keys in (
-        ("jsonl", {"segments"}),
-        ("jsonl", {"task"}),
-        ("pairs", {"chosen", "rejected"}),
-        ("chat", {"messages"}),
-        ("sharegpt", {"conversations"}),
-        ("mmc4", {"text_list", "image_info"}),
-        ("folder", {"images", "annotations"}),  # of COCO
-    ):
+    for reader, keys in _OF_KEYS:
         if keys <= record.keys():
             return reader
     if {"images", "texts"} <= record.keys():
