@@ -459,13 +459,19 @@ def test_frames_of_a_saved_page_are_no_pages(tmp_path):
     "wiki/Owl", "wiki/St._Louis", "a.ASPX", "node?page=2",
 ])  # fmt: skip
 @pytest.mark.parametrize("start", [
-    "<!DOCTYPE html>", "\ufeff\n<html>", "<!-- saved --><head></head>", "<p>",
-    '<?xml version="1.0"?>\n<!DOCTYPE html>',
+    "<!DOCTYPE html>", "\ufeff\n<html>", '<?xml version="1.0"?>\n<!DOCTYPE html>',
+    "<!-- x --><html>",
 ])  # fmt: skip
 def test_a_page_of_a_mirror_is_one_by_its_content(tmp_path, name, start):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(f"{start}<p>An owl.</p>", "utf-8")
     assert [(item.name, item.text) for item in read_html(tmp_path)] == [(name, "An owl.")]
+
+
+def test_a_part_of_a_page_is_one_by_its_name_too(tmp_path):
+    for name in ("a.php", "b.html?x=1", "README.md", "c.vue", "d", "e.jinja"):
+        (tmp_path / name).write_text("<div>An owl.</div>")
+    assert [item.name for item in read_html(tmp_path)] == ["a.php", "b.html?x=1"]
 
 
 def test_what_is_no_page_of_a_mirror_is_counted(tmp_path):

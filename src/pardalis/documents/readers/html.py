@@ -35,10 +35,11 @@ _SERVED = (
 )  # fmt: skip
 _OF_OTHERS = frozenset(mimetypes.MimeTypes().types_map[True])  # endings that are no pages'
 _BEGINNING = 4096  # bytes
-# What a page begins with, as browsers find it out; a prologue and comments may stand before.
+# What a page begins with, as browsers find it out; a prologue and comments may stand before. The
+# first two are those of whole pages: Markdown and templates begin with others.
 _BEGINS = re.compile(
     rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)?(?:\s|<!--(?>.*?-->)|<\?xml[^>]*+>)*+"
-    rb"<(?:!doctype\s+html|html|head|body|title|meta|link|script|style|table|div|p|h[1-6]|a|b|br|"
+    rb"<(?:(!doctype\s+html|html)|head|body|title|meta|link|script|style|table|div|p|h[1-6]|a|b|br|"
     rb"font|iframe|center)(?:[\s/>])",
     re.DOTALL | re.IGNORECASE,
 )
@@ -102,7 +103,10 @@ def _is_of(file: Path, reader: str) -> bool:
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file is a page, by its name, or by its first bytes if the name leaves it open."""
+    """Whether a file is a page, by its name, or by its first bytes if the name leaves it open.
+
+    A file whose name is not that of a page begins as a whole one.
+    """
     if file.name.lower().endswith(PAGE_SUFFIXES):
         return True
     if not _may_be_page(file.name) or not file.is_file():
@@ -112,7 +116,8 @@ def is_page(file: Path) -> bool:
             beginning = content.read(_BEGINNING)
     except OSError:
         return False
-    return _BEGINS.match(beginning.replace(b"\0", b"")) is not None
+    found = _BEGINS.match(beginning.replace(b"\0", b""))
+    return found is not None and (_is_served(file.name) or found[1] is not None)
 
 
 def _ending(name: str) -> str:

@@ -226,6 +226,7 @@ class _Files:
     folder: Path
     captioned: Counter[Path] = field(default_factory=Counter)  # images with captions, by folder
     bare: Counter[Path] = field(default_factory=Counter)  # images without, by folder
+    listed: Counter[str] = field(default_factory=Counter)  # lists of captions, by suffix
     listing: set[Path] = field(default_factory=set)  # folders of lists of captions
     pages: Counter[Path] = field(default_factory=Counter)
     others: dict[str, Counter[Path]] = field(default_factory=dict)  # of suffixes, by reader
@@ -270,6 +271,7 @@ class _Files:
                 self.pages[here] += 1
             elif is_list(path):
                 self.listing.add(here)
+                self.listed[suffix] += 1
             elif suffix == ".txt" and has_images:
                 continue
             elif name.lower().endswith(_OF_RECORDS):
@@ -456,7 +458,7 @@ def _unread_suffixes(files: _Files, used: Sequence[Sequence[Path]]) -> Counter[s
     }
     unread = Counter({s: n for s, n in files.suffixes.items() if s not in read})
     unread[".json"] -= sum(path.suffix.lower() == ".json" for paths in used for path in paths)
-    return +unread
+    return unread - files.listed
 
 
 def _bare(files: _Files, sources: Sequence[FoundSource], images: Sequence[Image]) -> Iterator[str]:
