@@ -7,36 +7,33 @@ it, so that nothing is dropped in silence.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
-from urllib.parse import unquote
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
 
 from pardalis.config import check_at_least, check_fractions
-from pardalis.documents import svg
-from pardalis.documents.document import Image, Omission, Rejection
-from pardalis.documents.images import from_data_uri, image_size, is_clear, read_source
+from pardalis.documents.document import Image
 from pardalis.documents.readers._assemble import Assembly, Block
 from pardalis.documents.readers._cascade import Style, TooMuchError, Tree
+from pardalis.documents.readers._counts import Counts
 from pardalis.documents.readers._inline import formula, list_marker, lowered, raised
+from pardalis.documents.readers._page_images import (
+    OPEN,
+    Attributes,
+    Find,
+    NoImageError,
+    PageImages,
+    addresses,
+    declared_side,
+    get,
+    is_image_name,
+    is_late,
+    standalone,
+)
 from pardalis.documents.readers._styles import Sheets
 from pardalis.documents.readers._values import Values
 from pardalis.errors import ConfigError, DataError
-
-Attributes: TypeAlias = dict[str, str | None]
-
-Find: TypeAlias = Callable[[str, str], Path | bytes]
-"""The file of an address and of the page's base address; raises :class:`NoImageError`."""
-
-
-class NoImageError(Exception):
-    """An address at which there is no image; ``kind`` is that of its :class:`Rejection`."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +93,6 @@ _LAYOUTS = {
 }
 _LANDMARKS = frozenset(("banner", "contentinfo"))
 
-_OPEN = float("inf")  # a side that the page does not state
 _LEAST_DRAWING = 2000  # characters; a shorter one that states no size is an icon, mostly
 _DRAWN = "path, rect, circle, ellipse, line, polygon, polyline, text, use, foreignObject"
 # Of several reasons why an element has no image, the one that is told.
@@ -106,13 +102,6 @@ _GRAVITY = (
 )  # fmt: skip
 
 _LETTERS = re.compile(r"[^\W\d_]")
-_OTHER_MEDIA = re.compile(r"\bprint\b|prefers-color-scheme\s*:\s*dark", re.IGNORECASE)
-_CANDIDATE = re.compile(r"[\s,]*([^\s,][^\s]*)([^,]*),?")
-_SPACES = {
-    "xmlns": "http://www.w3.org/2000/svg",
-    "xmlns:xlink": "http://www.w3.org/1999/xlink",
-}
-
 _HIDING = {("display", "none"), ("visibility", "hidden"), ("clip", "all")}
 _RENDERED = re.compile(
     r"(?<!\S)(?:MathJax(?:_Preview|_Display|_SVG|_SVG_Display|_CHTML)?|mwe-math-fallback-image\S*)(?!\S)"
@@ -120,66 +109,6 @@ _RENDERED = re.compile(
 _LINE_NUMBERS = re.compile(r"(?<!\S)(?:linenos|lineno|line-numbers?|blob-num|gutter)(?!\S)")
 _SEPARATOR = re.compile(r"(?<![\w-])(?:sep|separator|divider)(?![\w-])")
 _PERMALINKS = frozenset(("", "#", "¶", "§", "🔗", "permalink", "link", "↩", "↩︎"))
-
-# Attributes in which pages that load images late keep the address of the file. Each library has
-# others, such as data-ezsrc and lazy-src; those of a coarse image in its place are no such ones.
-_LATE_SET = re.compile(r"(?:data-|lazy).*src-?set|data-original-set|data-bgset")
-_LATE = re.compile(
-    r"(?:data-|lazy).*src|data-(?:original|lazy|lazyload|image|url|delayed-url|echo|hires)"
-)
-_COARSE = re.compile(r"low|thumb|tiny|small|blur|place|error|fallback|default|media|type|cache")
-_URL = r"""url\(\s*(?:"([^"]*+)"|'([^']*+)'|([^)"']*+))"""
-_BACKGROUND = re.compile(
-    rf"background(?:-image)?\s*+:[^;:(]*?(?:var\(\s*+(--[\w-]++)|{_URL})", re.IGNORECASE
-)
-_VARIABLE = re.compile(rf"(--[\w-]++)\s*+:\s*+{_URL}", re.IGNORECASE)
-
-_SAYS = {
-    "navigation": "Navigation, and the header and footer of the page, are left out",
-    "hidden": "What the page or its style sheets hide is left out",
-    "unread-style": "Style sheets that are elsewhere, damaged or too large are not read",
-    "decoration": "What is marked as no content (aria-hidden) is left out",
-    "control": "Controls of forms are left out",
-    "permalink": "Links of a heading to itself, and of a note to its place, are left out",
-    "line-numbers": "Line numbers beside code are left out",
-    "embedded": "Embedded frames, sound, film and programs are not read",
-    "small-image": "Images that are declared or are too small, or show nothing, are left out",
-    "background": "Images that a style lays behind an element are not read",
-    "left-out": "What the selector leave_out matches is left out",
-    "outside-content": "What no element of the selector content holds is left out",
-    "repeated": "What stands on most pages of the source is left out",
-    "bad-bytes": "Bytes that are not of the page's encoding are replaced by U+FFFD",
-}
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the rules left out of one page."""
-
-    page: str
-    rejections: list[Rejection] = field(default_factory=list)
-    _counts: dict[str, int] = field(default_factory=dict)
-    _firsts: dict[str, str] = field(default_factory=dict)
-
-    def add(self, kind: str, example: str, count: int = 1) -> None:
-        self._counts[kind] = self._counts.get(kind, 0) + count
-        self._firsts.setdefault(kind, " ".join(example.split())[:80])
-
-    def reject(self, source: str, kind: str, reason: str) -> None:
-        self.rejections.append(Rejection(f"{self.page}: {source}", kind, reason))
-
-    def omissions(self) -> list[Omission]:
-        """Return one item for each rule."""
-        return [
-            Omission(
-                self.page,
-                kind,
-                f"{_SAYS[kind]}: {count} on the page"
-                + (f", the first {first!r}." if (first := self._firsts[kind]) else "."),
-                count,
-            )
-            for kind, count in self._counts.items()
-        ]
 
 
 @dataclass(slots=True)
@@ -206,11 +135,10 @@ class Walk:
         self._is_visible = True  # what is invisible takes part in the lines all the same
         self._is_flex = False  # the element around: its parts stand apart
         self._slotted: dict[int, tuple[list[LexborNode], Style]] = {}  # what a slot shows
-        self._drawn: dict[bytes, bytes] = {}  # drawings that were rendered
         self._recent: list[Path | bytes] = []  # images; a noscript may repeat one
-        self._variables: dict[str, str] | None = None  # addresses that style sheets have names for
         base = tree.css_first("base[href]")
-        self._base = _get(base.attributes, "href") if base is not None else ""
+        self._base = get(base.attributes, "href") if base is not None else ""
+        self._images = PageImages(tree, find, self._base, options.min_side)
 
     def read_sheets(self, sheets: Sheets, n_tags: int) -> None:
         """Read the style sheets of the page.
@@ -284,7 +212,7 @@ class Walk:
                     open_.append((node, place, self._style, undo))
                     rest.append(self._children(node, tag))
                     if tag in _BLOCKS or tag in _CELLS:
-                        place = f"{tag}.{_get(attributes, 'class')}"
+                        place = f"{tag}.{get(attributes, 'class')}"
 
     def _children(self, node: LexborNode, tag: str) -> Iterator[LexborNode]:
         """Return what stands in an element in the order in which it is shown, and use its style."""
@@ -309,11 +237,9 @@ class Walk:
         inside: dict[str, list[LexborNode]] = {}
         for each in _siblings(host.child):
             if each.is_text_node or (each.is_element_node and not _is_shadow(each)):
-                inside.setdefault(_get(each.attributes, "slot") if each.tag else "", []).append(
-                    each
-                )
+                inside.setdefault(get(each.attributes, "slot") if each.tag else "", []).append(each)
         for slot in tree.css("slot"):
-            if found := inside.pop(_get(slot.attributes, "name"), None):
+            if found := inside.pop(get(slot.attributes, "name"), None):
                 self._slotted[slot.mem_id] = found, self._style
         for each in (each for others in inside.values() for each in others):
             if (text := each.text() or "").strip():
@@ -340,12 +266,12 @@ class Walk:
         if (
             tag in ("span", "i")
             and node.child is None
-            and _SEPARATOR.search(_get(attributes, "class"))
+            and _SEPARATOR.search(get(attributes, "class"))
         ):
             self._assembly.write(" ", "span")  # the style sheet draws a sign there
-        if behind := self._behind(attributes):
+        if behind := self._images.behind(attributes):
             self.counts.add("background", behind[0])
-        if tag in _SECTIONS or _get(attributes, "role") in ("main", "article"):
+        if tag in _SECTIONS or get(attributes, "role") in ("main", "article"):
             self._n_sections += 1
             undo += "s"
         if tag in _HEADINGS:
@@ -424,7 +350,7 @@ class Walk:
         if not style or not (_HIDING & style.items()):
             return style
         # A script shows an image that is loaded late; a formula may be hidden beside its image.
-        is_shown = (tag == "img" and _is_late(attributes)) or _has_formula(node)
+        is_shown = (tag == "img" and is_late(attributes)) or _has_formula(node)
         return {} if is_shown else style
 
     def _is_left_out(
@@ -448,27 +374,27 @@ class Walk:
             return False
         text = node.text() or ""
         if kind == "control" and tag != "button":
-            text = _get(attributes, "name") or tag
+            text = get(attributes, "name") or tag
         if text.strip() or kind in ("control", "embedded") or node.css_first("img") is not None:
             self.counts.add(kind, text if kind != "embedded" else f"<{tag}>")
         return True
 
     def _kind_of_rule(self, node: LexborNode, tag: str, attributes: Attributes) -> str:
-        role, classes = _get(attributes, "role").lower(), _get(attributes, "class")
+        role, classes = get(attributes, "role").lower(), get(attributes, "class")
         if tag in ("nav", "search") or role in ("navigation", "search"):
             return "navigation"
         if not self._n_sections and (tag in ("header", "footer") or role in _LANDMARKS):
             is_title = node.css_first("h1") is not None and node.css_first("a, nav, form") is None
             return "navigation" if not is_title else ""
-        if tag in _INLINE and _get(attributes, "aria-hidden").lower() == "true":
+        if tag in _INLINE and get(attributes, "aria-hidden").lower() == "true":
             return "" if node.css_first("img, svg") is not None and tag != "svg" else "decoration"
         if classes and _RENDERED.search(classes) and tag in ("span", "div", "img"):
             return "decoration"  # the formula itself stands beside it
         if tag in ("td", "span", "div") and classes and _LINE_NUMBERS.search(classes):
             return "line-numbers" if not _LETTERS.search(node.text() or "") else ""
         if tag in _CONTROLS and not (tag == "button" and self._n_headings):
-            return "control" if _get(attributes, "type").lower() != "image" else ""
-        if tag == "a" and _get(attributes, "href").startswith("#"):
+            return "control" if get(attributes, "type").lower() != "image" else ""
+        if tag == "a" and get(attributes, "href").startswith("#"):
             is_link = (node.text() or "").strip().lower() in _PERMALINKS
             return "permalink" if is_link and node.css_first("img") is None else ""
         return "embedded" if tag in _MEDIA else ""
@@ -516,7 +442,7 @@ class Walk:
 
     def _script(self, node: LexborNode, attributes: Attributes) -> None:
         """Take a formula that the page's script shows, and nothing of other scripts."""
-        if _get(attributes, "type").lower().startswith("math/tex"):
+        if get(attributes, "type").lower().startswith("math/tex"):
             self._assembly.write(node.text() or "", "math")
 
     def _noscript(self, node: LexborNode, attributes: Attributes) -> None:
@@ -530,8 +456,8 @@ class Walk:
         self._img(node, attributes)  # of the type image
 
     def _object(self, node: LexborNode, attributes: Attributes) -> str | None:
-        address = _get(attributes, "data")
-        if _get(attributes, "type").lower().startswith("image/") or _is_image_name(address):
+        address = get(attributes, "data")
+        if get(attributes, "type").lower().startswith("image/") or is_image_name(address):
             self._img(node, {**attributes, "src": address})
             return None
         if node.css_first("img, p, embed") is None:
@@ -540,23 +466,23 @@ class Walk:
 
     def _video(self, node: LexborNode, attributes: Attributes) -> None:
         self.counts.add("embedded", "<video>")
-        if poster := _get(attributes, "poster"):
+        if poster := get(attributes, "poster"):
             self._img(node, {"src": poster})
 
     # ── images ───────────────────────────────────────────────────────────────────────────────────
 
     def _img(self, node: LexborNode, attributes: Attributes, is_repeated: bool = False) -> None:
         """Add the image of an element: the first of its addresses at which there is one."""
-        sides = [_declared(attributes, side) for side in ("width", "height")]
-        if min(sides) < self._options.declared_side and not _is_late(attributes):
-            self.counts.add("small-image", _get(attributes, "src")[:80])
+        sides = [declared_side(attributes, side) for side in ("width", "height")]
+        if min(sides) < self._options.declared_side and not is_late(attributes):
+            self.counts.add("small-image", get(attributes, "src")[:80])
             return
         failures: list[tuple[str, NoImageError]] = []
         is_small = False
-        behind = [] if is_repeated else self._behind(attributes)
-        for address in [*behind, *_addresses(node, attributes)]:
+        behind = [] if is_repeated else self._images.behind(attributes)
+        for address in [*behind, *addresses(node, attributes)]:
             try:
-                source = self._source(address)
+                source = self._images.source(address)
                 if is_repeated and any(source == each for each in self._recent):
                     return
                 if source is None:
@@ -566,68 +492,15 @@ class Walk:
                 failures.append((address, error))
                 continue
             self._recent = [*self._recent[-3:], source]
-            alt = " ".join(_get(attributes, "alt").split())
+            alt = " ".join(get(attributes, "alt").split())
             self._assembly.image(Image(source, alt), "img")
             return
         if is_small:
-            self.counts.add("small-image", _get(attributes, "src")[:80])
+            self.counts.add("small-image", get(attributes, "src")[:80])
         else:
             address, error = min(failures, key=lambda each: _GRAVITY.index(each[1].kind))
             shown = address[:40] if address[:5].lower() == "data:" else address
             self.counts.reject(shown, error.kind, str(error))
-
-    def _behind(self, attributes: Attributes) -> list[str]:
-        """Return the address of the image that an element's own style lays behind it, if any.
-
-        SingleFile keeps an image that a page has several times in a variable of its style sheet,
-        and puts an empty drawing before it.
-        """
-        found = _BACKGROUND.search(_get(attributes, "style"))
-        if found is None:
-            return []
-        if not found[1]:
-            return [(found[2] or found[3] or found[4] or "").strip()]
-        if self._variables is None:
-            sheets = (each.text() or "" for each in self._tree.css("style"))
-            self._variables = {
-                each[1]: (each[2] or each[3] or each[4] or "").strip()
-                for sheet in sheets
-                for each in _VARIABLE.finditer(sheet)
-            }
-        return [self._variables[found[1]]] if found[1] in self._variables else []
-
-    def _source(self, address: str) -> Path | bytes | None:
-        """Return the image at an address; None for one that is too small to be content."""
-        if address[:5].lower() == "data:":
-            try:
-                content: Path | bytes = from_data_uri(_padded(address))
-            except DataError as error:
-                raise NoImageError("bad-base64", str(error)) from error
-            is_drawing = address[:14].lower() == "data:image/svg"
-        else:
-            content = self._find(address, self._base)
-            name = content.name if isinstance(content, Path) else address
-            is_drawing = _is_drawing_name(name) or (
-                isinstance(content, bytes) and svg.is_svg(content)
-            )
-        try:
-            if is_drawing:
-                return self._drawing(read_source(content))
-            sides = image_size(content)
-        except DataError as error:
-            kind = "vector-image" if is_drawing else "unreadable-image"
-            raise NoImageError(kind, str(error)) from error
-        return content if min(sides) >= self._options.min_side else None
-
-    def _drawing(self, content: bytes) -> bytes | None:
-        if min(svg.drawing_size(content)) < self._options.min_side:
-            return None
-        if not svg.can_render():
-            reason = "SVG drawings are rendered with the extra svg (pip install pardalis[svg])."
-            raise NoImageError("vector-image", reason)
-        if content not in self._drawn:
-            self._drawn[content] = svg.render(content)
-        return self._drawn[content] if not is_clear(self._drawn[content]) else None
 
     def _svg(self, node: LexborNode, attributes: Attributes) -> None:
         """Render a drawing that stands in the page, if it is more than an icon."""
@@ -637,15 +510,15 @@ class Walk:
                 self._img(each, each.attributes)
             return
         text = node.html or ""
-        sides = [_declared(attributes, side) for side in ("width", "height")]
+        sides = [declared_side(attributes, side) for side in ("width", "height")]
         is_icon = min(sides) < self._options.declared_side or (
-            max(sides) == _OPEN and len(text) < _LEAST_DRAWING
+            max(sides) == OPEN and len(text) < _LEAST_DRAWING
         )
         if is_icon:
             self.counts.add("small-image", "<svg>")
             return
         try:
-            source = self._drawing(_standalone(text).encode())
+            source = self._images.drawing(standalone(text).encode())
         except (DataError, NoImageError) as error:
             self.counts.reject("<svg>", "vector-image", str(error))
             return
@@ -658,7 +531,7 @@ class Walk:
         """Return the number of the next item, which the page may state."""
         if not self._lists or (ordered := self._lists[-1]) is None:
             return ""
-        ordered.number = _integer(_get(attributes, "value"), ordered.number)
+        ordered.number = _integer(get(attributes, "value"), ordered.number)
         marker = list_marker(ordered.kind, ordered.number)
         ordered.number += ordered.step
         return marker
@@ -702,12 +575,8 @@ def _is_shadow(node: LexborNode) -> bool:
 def _is_note(node: LexborNode, text: str) -> bool:
     """Whether a raised text is the sign of a note, which leads to it: a number or a letter."""
     links = node.css("a[href]")
-    address = _get(links[0].attributes, "href") if len(links) == 1 else ""
+    address = get(links[0].attributes, "href") if len(links) == 1 else ""
     return "#" in address and text.isalnum() and len(text) <= 3 and node.css_first("img") is None
-
-
-def _get(attributes: Attributes, name: str) -> str:
-    return attributes.get(name) or ""
 
 
 def _is_below(node: LexborNode, ids: frozenset[int]) -> bool:
@@ -752,91 +621,10 @@ def _list_of(node: LexborNode, attributes: Attributes) -> _List:
         while child is not None:
             n_items += child.tag == "li"
             child = child.next
-    first = _integer(_get(attributes, "start"), n_items if is_reversed else 1)
-    return _List(_get(attributes, "type"), first, -1 if is_reversed else 1)
+    first = _integer(get(attributes, "start"), n_items if is_reversed else 1)
+    return _List(get(attributes, "type"), first, -1 if is_reversed else 1)
 
 
 def _integer(text: str, default: int) -> int:
     match = re.match(r"\s*([-+]?\d{1,9})", text)
     return int(match[1]) if match else default
-
-
-def _declared(attributes: Attributes, side: str) -> float:
-    """Return the declared side in pixels, and infinity when the page leaves it open."""
-    match = re.fullmatch(r"(\d+)(?:\.\d+)?(?:\s*px)?", _get(attributes, side).strip())
-    return float(match[1][:9]) if match else _OPEN
-
-
-def _is_late(attributes: Attributes) -> bool:
-    return bool(_late(attributes, _LATE) or _late(attributes, _LATE_SET))
-
-
-def _late(attributes: Attributes, names: re.Pattern[str]) -> list[str]:
-    """Return the values of attributes of late loading, data-src first."""
-    found = [
-        name
-        for name, value in attributes.items()
-        if value and names.fullmatch(name) and not _COARSE.search(name)
-    ]
-    return [_get(attributes, name) for name in sorted(found, key=lambda name: (len(name), name))]
-
-
-def _late_set(attributes: Attributes) -> list[str]:
-    return [each for value in _late(attributes, _LATE_SET) for each in _of_set(value)]
-
-
-def _addresses(node: LexborNode, attributes: Attributes) -> list[str]:
-    """Return the addresses of an image, the one that a browser would load last of all first."""
-    found = _late_set(attributes) + _late(attributes, _LATE)
-    parent = node.parent
-    if parent is not None and parent.tag == "picture":
-        for each in parent.css("source"):
-            values = each.attributes
-            if not _OTHER_MEDIA.search(_get(values, "media")):
-                found += _late_set(values) + _of_set(_get(values, "srcset"))
-    found += _of_set(_get(attributes, "srcset"))
-    source = _get(attributes, "src") or _get(attributes, "href") or _get(attributes, "xlink:href")
-    return [each for each in dict.fromkeys(map(str.strip, found)) if each] + [source.strip()]
-
-
-def _of_set(text: str) -> list[str]:
-    """Return the addresses of a ``srcset``, the largest first."""
-    found = []
-    at = 0
-    while (match := _CANDIDATE.match(text, at)) is not None and match.end() > at:
-        at = match.end()
-        address, size = match[1], match[2] or ""
-        if address.endswith(","):
-            address, size = address.rstrip(","), ""
-        number = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)[wx]\s*", size)
-        found.append((float(number[1]) if number else 1.0, address))
-    return [address for _, address in sorted(found, key=lambda each: -each[0])]
-
-
-def _padded(uri: str) -> str:
-    """Return a data URI with the end of its base64, which browsers do not need."""
-    head, comma, body = uri.partition(",")
-    if not head.lower().endswith(";base64"):
-        return uri
-    body = "".join(unquote(body).split()).rstrip("=")
-    return f"{head}{comma}{body}{'=' * (-len(body) % 4)}"
-
-
-def _is_image_name(address: str) -> bool:
-    return (
-        address.partition("?")[0]
-        .lower()
-        .endswith((".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".avif"))
-    )
-
-
-def _is_drawing_name(name: str) -> bool:
-    return name.partition("?")[0].lower().endswith((".svg", ".svgz"))
-
-
-def _standalone(text: str) -> str:
-    """Return a drawing of a page as a file of its own."""
-    for name, space in _SPACES.items():
-        if f"{name}=" not in text.partition(">")[0]:
-            text = text.replace("<svg", f'<svg {name}="{space}"', 1)
-    return text

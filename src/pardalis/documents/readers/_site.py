@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pardalis.documents.document import Document, Rejection
 from pardalis.documents.readers._assemble import Key, segments
 from pardalis.documents.readers._encoding import decode
-from pardalis.documents.readers._page import Find, PageOptions, Walk
+from pardalis.documents.readers._page import PageOptions, Walk
+from pardalis.documents.readers._page_images import Find
 from pardalis.documents.readers._styles import Sheets
 from pardalis.documents.readers._tree import parse
 from pardalis.errors import DataError

@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 from lxml import etree
 
 from pardalis.documents.document import Document, Omission, Rejection
-from pardalis.documents.readers._page import NoImageError, PageOptions
+from pardalis.documents.readers._page import PageOptions
+from pardalis.documents.readers._page_images import NoImageError
 from pardalis.documents.readers._site import Content, Page, read_pages
 from pardalis.documents.readers._walk import Names, of_files
 from pardalis.documents.readers.html import page_files

@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from pardalis.documents.document import Document, Omission, Rejection
 from pardalis.documents.readers._lines import is_inside
-from pardalis.documents.readers._page import NoImageError, PageOptions
+from pardalis.documents.readers._page import PageOptions
+from pardalis.documents.readers._page_images import NoImageError
 from pardalis.documents.readers._site import Content, Page, read_pages
 from pardalis.documents.readers._walk import files_where, find_below, of_files
 from pardalis.documents.readers.recognise import hint_at

@@ -16,7 +16,8 @@ from urllib.parse import quote, unquote
 import yaml
 
 from pardalis.documents.document import Document, Rejection
-from pardalis.documents.readers._page import Find, NoImageError, PageOptions
+from pardalis.documents.readers._page import PageOptions
+from pardalis.documents.readers._page_images import Find, NoImageError
 from pardalis.documents.readers._site import Content, Page, read_pages
 from pardalis.documents.readers._text import read_decoded
 from pardalis.documents.readers._walk import Folder, Names, files_below, of_files, walk

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from pardalis.documents.document import Document, Rejection
-from pardalis.documents.readers._page import NoImageError, PageOptions
+from pardalis.documents.readers._page import PageOptions
+from pardalis.documents.readers._page_images import NoImageError
 from pardalis.documents.readers._site import Content, Page, read_pages
 from pardalis.documents.readers._walk import of_files
 from pardalis.documents.readers.html import page_files
