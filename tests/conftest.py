@@ -1,9 +1,9 @@
 """What the whole suite shares: shapes checked at run time, and a tiny model built in a second."""
 
-from jaxtyping import install_import_hook
+import checks
 
 # Every annotated function of the package checks its dtypes and shapes while tests run.
-install_import_hook("pardalis", "beartype.beartype")
+checks.install()
 
 import pytest
 import torch
