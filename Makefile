@@ -33,7 +33,7 @@ test: $(VENV)/.dev          ## set up, then lint, check types and layers, and ru
 	$(BIN)/lint-imports
 	@# Its many processes compile the package once, even where Python is told to keep no bytecode.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(VENV)/.dev        ## format the code
 	$(BIN)/ruff format .
