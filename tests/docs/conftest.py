@@ -15,7 +15,7 @@ from small_nets import write_minilm_package
 from pardalis.corpora import packages
 from pardalis.feature_nets.efficientnet import EfficientNetLite0
 
-_SIDE = 64  # pixels that the net sees of an image, for a twelfth of the time
+_SIDE = 32  # pixels that the net sees of an image, for a fiftieth of the time
 
 
 @pytest.fixture(scope="session")

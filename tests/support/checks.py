@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
+_typechecker = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 _jaxtyped = jaxtyping.jaxtyped  # before it is replaced
 
 
@@ -30,7 +31,8 @@ def _decorator(*, typechecker: object) -> Callable[[Any], Any]:
 def checked(target: Any) -> Any:
     """Return a function that checks its arguments and result; of a dataclass, check its fields.
 
-    A letter of a shape has one value in all arguments and the result of a call.
+    A letter of a shape has one value in all arguments and the result of a call. What is wrong
+    raises jaxtyping's TypeCheckError, which is a TypeError.
     """
     if inspect.isclass(target):
         if dataclasses.is_dataclass(target) and "__init__" in vars(target):
@@ -40,13 +42,13 @@ def checked(target: Any) -> Any:
     if not hints:
         return target
     written, target.__annotations__ = target.__annotations__, hints
-    inner = beartype(target)
+    inner = _typechecker(target)
     target.__annotations__ = inner.__annotations__ = written
     named = " ".join(repr(hint) for hint in hints.values())
     if "jaxtyping." not in named:
         return inner
     if "{" in named:  # a dimension that is the value of an argument
-        return _jaxtyped(target, typechecker=beartype)
+        return _jaxtyped(target, typechecker=_typechecker)
 
     @functools.wraps(target)
     def in_one_context(*args: Any, **kwargs: Any) -> Any:
