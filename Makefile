@@ -31,7 +31,9 @@ test: $(VENV)/.dev          ## set up, then lint, check types and layers, and ru
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@# Its many processes compile the package once, even where Python is told to keep no bytecode.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= \
+	  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(VENV)/.dev        ## format the code
 	$(BIN)/ruff format .

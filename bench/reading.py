@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from selenium import webdriver
-
 from pardalis.documents import Document, Image, PageOptions, Rejection, read_mhtml, svg
 from pardalis.documents.readers._site import read_pages
 from pardalis.documents.readers.html import page_of
@@ -208,6 +206,8 @@ class Browser:
     """Headless Chromium without scripts of pages."""
 
     def __init__(self) -> None:
+        from selenium import webdriver
+
         options = webdriver.ChromeOptions()
         for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000"):
             options.add_argument(flag)

@@ -1,9 +1,11 @@
 """What the whole suite shares: shapes checked at run time, and a tiny model built in a second."""
 
-from jaxtyping import install_import_hook
+import checks
 
 # Every annotated function of the package checks its dtypes and shapes while tests run.
-install_import_hook("pardalis", "beartype.beartype")
+checks.install()
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,16 @@ from pardalis.model import Decoder, ModelConfig, initialise
 from pardalis.tokens import Grammar, TextTokenizer, Vocabulary, train_text_tokenizer
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
+# Files that take longest. They begin first, so that no process waits for another's at the end.
+LONGEST = ("docs/test_pages_run.py", "flow/test_kill.py", "flow/test_forms.py")
+
 TEXTS = ["An owl sat on the old oak.", "The owl, the cat and the fox.", "A fox ran. naïve 🦉\tok\n"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    order = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")

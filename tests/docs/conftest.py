@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from docs_runner import Done
 from docs_workspace import build_workspace
 from fake_drawings import pinned_hash
 from short_runs import short_runs
@@ -14,7 +15,7 @@ from small_nets import write_minilm_package
 from pardalis.corpora import packages
 from pardalis.feature_nets.efficientnet import EfficientNetLite0
 
-_SIDE = 64  # pixels that the net sees of an image, for a twelfth of the time
+_SIDE = 32  # pixels that the net sees of an image, for a fiftieth of the time
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,12 @@ def built_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(built_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, which is the current folder; its large files are links."""
-    folder = tmp_path / "workspace"
+    """A copy, which is the current folder; its large files are links.
+
+    It has the same path for all pages, so that a run of one page is a run of the next.
+    """
+    folder = built_workspace.parent / "page"
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(built_workspace, folder, symlinks=True, copy_function=_copy)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(packages, "_sha256", pinned_hash)
@@ -50,6 +55,6 @@ def _copy(source: str, target: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def studied() -> set[str]:
-    """The long commands that a page has run and others need not run again."""
-    return set()
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The long work of pages that others need not do again."""
+    return Done(tmp_path_factory.mktemp("runs"))

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from docs_runner import Page
+from docs_runner import Done, Page
 from docs_workspace import ROOT
 from documented import Shown, shown
 
@@ -49,8 +49,8 @@ def exception(item: Shown) -> str | None:
 @pytest.mark.parametrize(
     "path", [path for path in ITEMS if ITEMS[path]], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_page(path: Path, workspace: Path, studied: set[str]):
-    page, failures = Page(studied), []
+def test_page(path: Path, workspace: Path, done: Done):
+    page, failures = Page(done), []
     with closing(page):
         for item in ITEMS[path]:
             if exception(item) is None:

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -47,19 +48,59 @@ if not torch.cuda.is_available():
 _FEW = ("--images", "2", "--captions", "2", "--answers", "2")
 _DOES_NOT_TRAIN = ("plan", "show")  # these commands show recipes as they are
 # Long commands that leave nothing that a later one reads: each runs once, whichever pages show it.
-_STUDIES = ("pardalis stability", "pardalis tokenizer compare")
+_STUDIES = (
+    "pardalis stability",
+    "pardalis tokenizer compare",
+    "pardalis evaluate runs/assistant",
+    "pardalis evaluate runs/drawings",
+)
 _TORCHRUN_S = 300
 _URL = "http://127.0.0.1:8000"  # of a server, as pages write it
 
 
-class Page:
-    """What one page has done so far: the names of its Python, and what its last command printed.
+class Done:
+    """The long work of pages that later ones need not do again.
 
-    ``studied`` has the studies that pages before it ran.
+    Attributes:
+        studies: commands that ran.
+        runs: folder with the finished runs of the repository's recipes.
     """
 
-    def __init__(self, studied: set[str]) -> None:
-        self.studied = studied
+    def __init__(self, runs: Path) -> None:
+        self.studies: set[str] = set()
+        self.runs = runs
+
+    def bring(self, recipe: Path) -> None:
+        """Copy the run of a recipe and those of its parents into the current folder's ``runs``.
+
+        The command that makes a run goes through all of its stages, and finds them finished.
+        """
+        for name in _line_of(recipe):
+            if (self.runs / name).exists() and not Path("runs", name).exists():
+                shutil.copytree(self.runs / name, Path("runs", name), symlinks=True)
+
+    def keep(self, recipe: Path) -> None:
+        """Copy them from there; a run may have more stages than when it was a parent."""
+        for name in _line_of(recipe):
+            shutil.rmtree(self.runs / name, ignore_errors=True)
+            shutil.copytree(Path("runs", name), self.runs / name, symlinks=True)
+
+
+def _line_of(recipe: Path) -> list[str]:
+    """Return the names of a recipe and of those that it starts from."""
+    names = []
+    while recipe.suffix == ".toml":
+        values = tomllib.loads(recipe.read_text())
+        names.append(values["name"])
+        recipe = recipe.parent / values.get("start_from", "")
+    return names
+
+
+class Page:
+    """What one page has done so far: the names of its Python, and what its last command printed."""
+
+    def __init__(self, done: Done) -> None:
+        self.done = done
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = ""
         self.server: subprocess.Popen[str] | None = None
@@ -114,9 +155,9 @@ class Page:
             text = text.replace(written, instead)
         program, *rest = arguments(text)
         if text.startswith(_STUDIES):
-            if shlex.join(rest) in self.studied:
+            if shlex.join(rest) in self.done.studies:
                 return
-            self.studied.add(shlex.join(rest))
+            self.done.studies.add(shlex.join(rest))
         _make_way(rest)
         match Path(program).name:
             case "pardalis":
@@ -170,8 +211,14 @@ class Page:
             "pair-net",
         } & set(rest):
             rest = [*rest, *_FEW]
+        is_shared = rest[0] == "run" and not set(rest[2:]) - {"--with-parents"}
+        is_shared = is_shared and Path(rest[1]).parent == Path("recipes")
+        if is_shared:
+            self.done.bring(Path(rest[1]))
         code, self.printed, said = _called(rest)
         assert code == 0, f"exit code {code}: {said.strip() or self.printed}"
+        if is_shared:
+            self.done.keep(Path(rest[1]))
 
     def _torchrun(self, rest: Sequence[str]) -> None:
         """Run whole runs in processes; of other commands, and on more machines, check the words."""

@@ -1,16 +1,18 @@
-"""Training of a decoder on the ranks of a layout, run by torchrun or in the test's process.
+"""Training of a decoder on the ranks of a layout, or in the test's process.
 
-torchrun --nproc-per-node 2 tests/support/sharded.py FOLDER
+python tests/support/sharded.py FOLDER
 """
 
 import json
 import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import forked
 import torch
 from own_objectives import PreferenceConfig
 
@@ -316,7 +318,7 @@ def summed(world: World) -> dict[str, Any]:
     return {}
 
 
-def main(folder: Path) -> None:
+def as_one_rank(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.compile = partial(torch.compile, backend="eager")
     with join() as world:
@@ -330,5 +332,12 @@ def main(folder: Path) -> None:
         (folder / f"rank-{world.rank}-of-{world.size}.json").write_text(json.dumps(found))
 
 
+def main(folder: Path) -> int:
+    """Train with each number of ranks; return 0, or the exit code of one that failed."""
+    part = partial(as_one_rank, folder)
+    codes = [forked.together(part, size, folder / f"stderr-of-{size}") for size in CASES]
+    return max(map(abs, chain(*codes)))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))
