@@ -16,7 +16,7 @@ from pardalis.errors import ConfigError, DataError
 from pardalis.pipeline import dry_run, first_recipe, init, load_recipe, run
 from pardalis.pipeline.first_recipe import measure
 from pardalis.pipeline.first_recipe.choose import choose
-from pardalis.pipeline.first_recipe.found import look
+from pardalis.pipeline.first_recipe.found import look, reader_at
 
 N = 30
 
@@ -74,6 +74,7 @@ def test_what_the_pages_of_a_site_repeat_is_left_out(tmp_path):
     [source] = look(folder).sources
     assert source.options == {"repeated": 0.5}
     assert source.n_characters < N * len("animal <10> Prev")
+    assert reader_at(folder) == ("html", {"repeated": 0.5})  # as `pardalis data look` reads it
     for page in sorted(folder.glob("*.html"))[15:]:
         page.unlink()
     assert look(folder).sources[0].options == {}

@@ -227,8 +227,9 @@ def _look(options: argparse.Namespace) -> None:
     if limit < 1:
         raise ConfigError(f"--limit must be at least 1, got {limit}.")
     look = look_at(_source_at(options), limit)
+    read_with = [look.source.reader, *(f"{k} = {v}" for k, v in look.source.options.items())]
     lines = [
-        f"{look.source.name}, reader {look.source.reader}: "
+        f"{look.source.name}, reader {', '.join(read_with)}: "
         f"{'all' if look.is_whole else 'the first'} {look.read:,} items",
         f"  kept      {look.kept:,} documents, {look.images:,} images, {look.characters:,} "
         "characters of text",
@@ -261,9 +262,10 @@ def _source_at(options: argparse.Namespace) -> "SourceConfig":
     if path.exists() and not is_recipe:
         if options.source is not None:
             raise ConfigError(f"--source belongs to a recipe, and {path} is none; leave it out.")
-        reader = options.reader or reader_at(path)
+        reader, its = (options.reader, {}) if options.reader else reader_at(path)
         called = as_name(path.resolve().name)
-        return from_dict(SourceConfig, {"name": called, "reader": reader, "path": path})
+        about = {"name": called, "reader": reader, "path": path, "options": its}
+        return from_dict(SourceConfig, about)
     if options.reader is not None:
         raise ConfigError("--reader belongs to a path; a source of a recipe has its own reader.")
     found = find_recipe(options.where)

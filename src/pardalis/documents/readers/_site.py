@@ -89,7 +89,8 @@ def _walk(page: Page, content: Content, options: PageOptions, sheets: Sheets) ->
     walk = Walk(parse(text, is_xml=content.is_xml), content.find, options, page.where)
     if options.style_sheets:
         walk.read_sheets(sheets, text.count("<"))
-    if n_bad := text.count("\ufffd"):
+    # Unless its author wrote that sign; then it is not known which bytes were bad.
+    if (n_bad := text.count("\ufffd")) and "\ufffd".encode() not in content.markup:
         walk.counts.add("bad-bytes", "", n_bad)
     return walk
 

@@ -190,8 +190,10 @@ def look(folder: Path) -> Found:
     )
 
 
-def reader_at(path: Path) -> str:
+def reader_at(path: Path) -> tuple[str, dict[str, Any]]:
     """Return the reader of what is at a path, by the names and the first lines of files.
+
+    With it come the options that a first recipe gives it there.
 
     Raises:
         ConfigError: files of several kinds are there, or of none that is read.
@@ -201,15 +203,17 @@ def reader_at(path: Path) -> str:
         raise DataError(
             f"{path} does not exist; a file or a folder of documents was expected there."
         )
+    options: dict[str, Any] = {}
     if path.is_file():
         readers = [reader_of(path)]
     else:
         files = _Files.of(path)
+        options = files.options_of("html", path)
         lists = [_holds(each) for each in (*files.lists, *files.json)[:_PEEKED_LISTS]]
         found = [*files.kinds, *(["folder"] if files.bare and not files.kinds else ()), *lists]
         readers = [*dict.fromkeys(filter(None, found))]
     if len(readers) == 1 and readers[0]:
-        return readers[0]
+        return readers[0], options if readers[0] == "html" else {}
     what = " and ".join(map(repr, readers)) if readers and readers[0] else "no known reader"
     raise ConfigError(
         f"reader is missing: what is at {path} is for {what}; name one of {', '.join(READERS)}."
@@ -281,9 +285,11 @@ class _Files:
             elif path.stem.lower() not in _ABOUT and (reader := reader_of(path)) in _OF_SUFFIX:
                 self.others.setdefault(reader, Counter())[here] += 1
 
-    def n_pages(self, path: Path) -> int:
-        """Return the number of pages in a folder and below."""
-        return sum(n for folder, n in self.pages.items() if folder.is_relative_to(path))
+    def options_of(self, reader: str, path: Path) -> dict[str, Any]:
+        """Return the options of the reader of a folder: what most pages of a site repeat goes."""
+        n_pages = sum(n for folder, n in self.pages.items() if folder.is_relative_to(path))
+        is_site = reader == "html" and n_pages >= _SITE_PAGES
+        return {"repeated": _REPEATED} if is_site else {}
 
     @property
     def kinds(self) -> dict[str, set[Path]]:
@@ -307,8 +313,7 @@ def _sources(files: _Files) -> Iterator[FoundSource]:
         words = name.lower().replace("_", ".").replace("-", ".").split(".")
         is_heldout = (split or words[-1]) in _HELD_OUT_WORDS
         options: dict[str, Any] = {"split": split} if split else {}
-        if reader == "html" and files.n_pages(path) >= _SITE_PAGES:
-            options["repeated"] = _REPEATED
+        options |= files.options_of(reader, path)
         may_be = bool(split) or path.is_file()
         yield FoundSource(name, reader, path, may_be and is_heldout, options)
 
