@@ -17,7 +17,7 @@ from pardalis.tokens import Grammar, TextTokenizer, Vocabulary, train_text_token
 from pardalis.vq import ImageTokenizer, ImageTokenizerConfig
 
 # Files that take longest. They begin first, so that no process waits for another's at the end.
-LONGEST = ("docs/test_pages_run.py", "flow/test_kill.py", "flow/test_forms.py")
+LONGEST = ("docs/test_pages_run.py", "parallel/test_sharding.py", "flow/test_forms.py")
 
 TEXTS = ["An owl sat on the old oak.", "The owl, the cat and the fox.", "A fox ran. naïve 🦉\tok\n"]
 
