@@ -89,3 +89,18 @@ def test_the_frechet_distance_of_shifted_and_scaled_sets():
 
 def test_one_image_has_no_frechet_distance():
     assert math.isnan(frechet_distance(moments(noise(1, 4)), moments(noise(9, 4))))
+
+
+def test_a_covariance_at_which_lapack_fails_has_a_distance_all_the_same(monkeypatch):
+    a, b = Moments(40), Moments(40)
+    a.add(torch.randn(8, 40, generator=torch.Generator().manual_seed(0)))
+    b.add(torch.randn(8, 40, generator=torch.Generator().manual_seed(1)) + 1)
+    expected, eigh = frechet_distance(a, b), torch.linalg.eigh
+
+    def fails_at_a_low_rank(matrix):
+        if (torch.linalg.eigvalsh(matrix) < 1e-15).any():
+            raise torch.linalg.LinAlgError("it failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails_at_a_low_rank)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)

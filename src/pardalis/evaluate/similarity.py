@@ -1,10 +1,14 @@
 """SSIM and the Fréchet distance; pixels are in [-1, 1]."""
 
+from contextlib import suppress
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pardalis.imports import optional_package
+
+_RIDGES = (0.0, 1e-14, 1e-12, 1e-10)  # of the mean variance
 
 
 def ssim(
@@ -63,9 +67,22 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if min(a.n, b.n) < 2:
         return float("nan")
-    values, vectors = torch.linalg.eigh(a.covariance)
+    values, vectors = _eigen(a.covariance)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
+    shared = _eigen(root @ b.covariance @ root)[0].clamp_min(0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace()
     distance = (a.mean - b.mean).square().sum() + traces - 2 * shared
     return max(0.0, float(distance))  # rounding can make it slightly negative
+
+
+def _eigen(matrix: Float[Tensor, "D D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
+    """Return eigenvalues and eigenvectors of a covariance.
+
+    LAPACK's divide and conquer fails at some matrices of a low rank, as those of few images are. A
+    ridge that is lost in rounding makes it succeed.
+    """
+    diagonal = torch.eye(len(matrix), dtype=matrix.dtype) * matrix.diagonal().mean()
+    for ridge in _RIDGES:
+        with suppress(torch.linalg.LinAlgError):
+            return torch.linalg.eigh(matrix + ridge * diagonal)
+    return torch.linalg.eigh(matrix)
