@@ -7,7 +7,7 @@ import hostile
 import PIL.Image
 import pytest
 
-from pardalis.documents.svg import _fonts, render
+from pardalis.documents.svg import _fonts, _has_font, render
 from pardalis.errors import DataError
 
 NAMES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -47,6 +47,10 @@ def test_text_is_drawn_in_a_font_that_there_is(font):
         pytest.skip("the machine has no fonts")
     image = drawn('width="600" height="300"', f'<text x="9" y="200" {font}>words</text>')
     assert image.getchannel("A").getextrema() == (0, 255)
+
+
+def test_a_font_is_found_by_its_own_name_alone():
+    assert not _has_font("No Such")
 
 
 def test_text_without_any_font_is_told(monkeypatch):

@@ -95,7 +95,9 @@ def _has_font(name: str) -> bool:
     space = "http://www.w3.org/2000/svg"
     text = f'<text y="9" font-family="{name}">I</text>'
     markup = f'<svg xmlns="{space}" width="9" height="9">{text}</svg>'
-    return not is_clear(bytes(resvg_py.svg_to_bytes(svg_string=markup)))
+    # Else the system's font of a kind would be drawn in its place.
+    no_other = dict.fromkeys(_FONTS, "-")
+    return not is_clear(bytes(resvg_py.svg_to_bytes(svg_string=markup, **no_other)))
 
 
 def drawing_size(content: bytes) -> tuple[float, float]:
