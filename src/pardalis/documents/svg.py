@@ -96,7 +96,7 @@ def _has_font(name: str) -> bool:
     text = f'<text y="9" font-family="{name}">I</text>'
     markup = f'<svg xmlns="{space}" width="9" height="9">{text}</svg>'
     # Else the system's font of a kind would be drawn in its place.
-    no_other = dict.fromkeys(_FONTS, "-")
+    no_other: dict[str, Any] = dict.fromkeys(_FONTS, "-")
     return not is_clear(bytes(resvg_py.svg_to_bytes(svg_string=markup, **no_other)))
 
 
