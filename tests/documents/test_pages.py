@@ -423,6 +423,8 @@ def test_bytes_are_decoded_as_browsers_do(page, content, expected):
 
 def test_bytes_that_are_lost_are_counted(page):
     assert counts_of(page(b'<meta charset="utf-8">Gr\xf6\xdfe')) == {"bad-bytes": 2}
+    mixed = '<meta charset="utf-8">\ufffd'.encode() + b"Gr\xf6"
+    assert counts_of(page(mixed)) == {"bad-bytes": 1}
     assert counts_of(page('<meta charset="utf-8">mv travail/\ufffdl\ufffdments'.encode())) == {}
 
 

@@ -89,8 +89,8 @@ def _walk(page: Page, content: Content, options: PageOptions, sheets: Sheets) ->
     walk = Walk(parse(text, is_xml=content.is_xml), content.find, options, page.where)
     if options.style_sheets:
         walk.read_sheets(sheets, text.count("<"))
-    # Unless its author wrote that sign; then it is not known which bytes were bad.
-    if (n_bad := text.count("\ufffd")) and "\ufffd".encode() not in content.markup:
+    # Those that the page's author wrote are none.
+    if (n_bad := text.count("\ufffd") - content.markup.count("\ufffd".encode())) > 0:
         walk.counts.add("bad-bytes", "", n_bad)
     return walk
 

@@ -99,10 +99,6 @@ def page_files(path: Path, reader: str) -> Iterator[Path | Rejection]:
             yield Omission(str(file), "no-page", reason)
 
 
-def _is_of(file: Path, reader: str) -> bool:
-    return file.name.lower().endswith(_SUFFIXES[reader])
-
-
 def is_page(file: Path) -> bool:
     """Whether a file is a page, by its name, or by its first bytes if the name leaves it open.
 

@@ -270,9 +270,10 @@ class Vectors {
     return *this;
   }
   const int16_t * const * rounded() {
+    if (are_rounded) return starts.data();  // without a write, since several threads may ask
     const int64_t products = (width + Terms<int8_t>::STEP - 1) / Terms<int8_t>::STEP * 2;  // that a lane adds
     const int64_t limit = std::min<int64_t>(32767, INT32_MAX / (127 * products));
-    for (int t = 0; t < n && !are_rounded; t++) {
+    for (int t = 0; t < n; t++) {
       starts[t] = values.data() + (int64_t) t * width;
       scales[t] = round(x[t], width, limit, values.data() + (int64_t) t * width);
     }
@@ -1136,7 +1137,7 @@ class Step {
       if (!b.ids) own.part.resize((int64_t) tokens * PART + LANES);
       own.list.resize(tokens); own.which.reserve(tokens);
       for (int t = 0; t < tokens; t++) own.xs.push_back(own.h.data() + (int64_t) t * width);
-      if (m.embedding.kind == INT8) {
+      if (m.embedding.kind == INT8) {  // as all matrices then are
         own.in.reserve(tokens, width);
         own.listed.reserve(tokens, std::max({m.n_trunks * width, dq, m.hidden}));
       }
